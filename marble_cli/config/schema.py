@@ -1,0 +1,211 @@
+"""The types of every configuration key; defaults and their reasons stand in conf/*.yaml."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class BalanceMode(Enum):
+    full = "full"
+    amortized = "amortized"
+    output_space = "output_space"
+
+
+class Amortize(Enum):
+    direction = "direction"
+    advantage = "advantage"
+
+
+class SharedTerm(Enum):
+    inside = "inside"
+    outside = "outside"
+
+
+class AdvantageStd(Enum):
+    global_ = "global"
+    group = "group"
+
+
+class OdeSolver(Enum):
+    euler = "euler"
+    dpm2 = "dpm2"
+
+
+class BehaviourSchedule(Enum):
+    ramp = "ramp"
+    flat = "flat"
+    hold = "hold"
+
+
+class WandbMode(Enum):
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass
+class Run:
+    name: str = MISSING
+    dir: str = MISSING
+
+
+@dataclass
+class Lora:
+    rank: int = MISSING
+    alpha: int = MISSING
+    target_modules: list[str] = MISSING
+
+
+@dataclass
+class Model:
+    family: str = MISSING
+    path: str = MISSING
+    revision: str | None = MISSING
+    precision: Precision = MISSING
+    resolution: int = MISSING
+    max_sequence_length: int = MISSING
+    device: str = MISSING
+    lora: Lora = field(default_factory=Lora)
+
+
+@dataclass
+class Source:
+    train: str = MISSING
+    test: str = MISSING
+    weight: float = 1.0
+
+
+@dataclass
+class Data:
+    root: str = MISSING
+    sources: dict[str, Source] = MISSING
+
+
+@dataclass
+class Reward:
+    """Host keys of one reward; every other key under `rewards.<name>` is an option of its plugin."""
+
+    plugin: str = MISSING
+    weight: float = 1.0
+    sources: list[str] | None = None
+    timeout: float = 60.0
+    retries: int = 2
+    max_failed: float = 0.5
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Advantage:
+    std: AdvantageStd = MISSING
+    clip: float = MISSING
+
+
+@dataclass
+class Behaviour:
+    schedule: BehaviourSchedule = MISSING
+    rate: float = MISSING
+    maximum: float = MISSING
+
+
+@dataclass
+class Algorithm:
+    beta: float = MISSING
+    kl_coef: float = MISSING
+    advantage: Advantage = field(default_factory=Advantage)
+    behaviour: Behaviour = field(default_factory=Behaviour)
+
+
+@dataclass
+class Balance:
+    name: str = MISSING
+    mode: BalanceMode = MISSING
+    solver: str = MISSING
+    refresh_every: int = MISSING
+    warmup: int = MISSING
+    ema: float = MISSING
+    floor: float = MISSING
+    amortize: Amortize = MISSING
+    shared_term: SharedTerm = MISSING
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Optimizer:
+    lr: float = MISSING
+    betas: list[float] = MISSING
+    weight_decay: float = MISSING
+    epsilon: float = MISSING
+    clip_norm: float = MISSING
+
+
+@dataclass
+class Rollout:
+    groups: int = MISSING
+    group_size: int = MISSING
+    steps: int = MISSING
+    solver: OdeSolver = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class Ema:
+    decay: float = MISSING
+    warmup: int = MISSING
+
+
+@dataclass
+class Trainer:
+    steps: int = MISSING
+    seed: int = MISSING
+    micro_batch_size: int = MISSING
+    timestep_fraction: float = MISSING
+    times_per_image: int | None = MISSING
+    ema: Ema = field(default_factory=Ema)
+    checkpoint_every: int = MISSING
+    keep_last: int = MISSING
+    eval_every: int = MISSING
+    eval_prompts: int = MISSING
+    pending_batches: int = MISSING
+
+
+@dataclass
+class Wandb:
+    mode: WandbMode = MISSING
+    project: str = MISSING
+    entity: str | None = MISSING
+
+
+@dataclass
+class Logging:
+    wandb: Wandb = field(default_factory=Wandb)
+    images_every: int = MISSING
+
+
+@dataclass
+class Launcher:
+    nproc: int = MISSING
+
+
+@dataclass
+class RunConfig:
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    rewards: dict[str, Reward] = field(default_factory=dict)
+    eval_rewards: dict[str, Reward] = field(default_factory=dict)
+    algorithm: Algorithm = field(default_factory=Algorithm)
+    balance: Balance = field(default_factory=Balance)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    rollout: Rollout = field(default_factory=Rollout)
+    trainer: Trainer = field(default_factory=Trainer)
+    logging: Logging = field(default_factory=Logging)
+    launcher: Launcher = field(default_factory=Launcher)

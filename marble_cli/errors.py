@@ -1,0 +1,33 @@
+"""Errors a user can act on: each says what was wrong, where, what was expected and what to do."""
+
+
+class MarbleError(Exception):
+    """A failure with a readable message; `exit_code` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class RequestError(MarbleError):
+    """The request itself was wrong: an unknown override, reward, file or checkpoint."""
+
+    exit_code = 2
+
+
+class ConfigError(RequestError):
+    """A configuration key, value or combination is wrong."""
+
+
+class DataError(RequestError):
+    """A prompt file is missing, empty or has a bad line."""
+
+
+class CheckpointError(RequestError):
+    """A checkpoint is missing, damaged, of another format or of another run."""
+
+
+class RewardError(MarbleError):
+    """A reward plugin broke its contract or failed too often; the run cannot go on."""
+
+
+class BalanceError(MarbleError):
+    """A balance could not be solved or was asked for something infeasible."""
