@@ -1,0 +1,1 @@
+"""Losses: pure functions from velocities and optimality to differentiable numbers."""
