@@ -1,0 +1,1 @@
+"""Policies: image models seen as prompt -> velocity -> picture, with their LoRA adapters."""

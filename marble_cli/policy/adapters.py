@@ -1,0 +1,114 @@
+"""Two LoRA adapters in one transformer (peft): the trained policy and the behaviour policy."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from marble_cli.config.schema import Lora
+from marble_cli.errors import CheckpointError
+from marble_cli.policy.base import Adapter
+
+ADAPTERS = ("trained", "behaviour")
+PREFIX = "transformer."
+
+
+class LoraPair:
+    """The trained and the behaviour adapter of `transformer`; equal at the start, B zero, A gaussian from `seed`."""
+
+    def __init__(self, transformer: nn.Module, lora: Lora, seed: int):
+        self.transformer = transformer
+        transformer.requires_grad_(False)
+        self.config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            init_lora_weights="gaussian",
+            target_modules=list(lora.target_modules),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name in ADAPTERS:
+                transformer.add_adapter(self.config, adapter_name=name)  # type: ignore[operator]
+        self._parameters = {name: self._find(name) for name in ADAPTERS}
+        for parameter in (*self._parameters["trained"].values(), *self._parameters["behaviour"].values()):
+            parameter.data = parameter.data.float()
+        self.copy("trained", "behaviour")
+        self._active: Adapter = "behaviour"
+        self.activate("trained")
+
+    def _find(self, adapter: str) -> dict[str, nn.Parameter]:
+        marker = f".{adapter}."
+        return {
+            name.replace(marker, "."): parameter
+            for name, parameter in self.transformer.named_parameters()
+            if "lora_" in name and marker in name
+        }
+
+    def parameters(self, adapter: str) -> dict[str, nn.Parameter]:
+        return self._parameters[adapter]
+
+    def activate(self, adapter: Adapter) -> None:
+        """Make `adapter` the one that acts; None switches both off."""
+        if adapter == self._active:
+            return
+        if adapter is None:
+            self.transformer.disable_adapters()  # type: ignore[operator]
+        else:
+            if self._active is None:
+                self.transformer.enable_adapters()  # type: ignore[operator]
+            self.transformer.set_adapter(adapter)  # type: ignore[operator]
+        self._active = adapter
+        for name in ADAPTERS:
+            for parameter in self._parameters[name].values():
+                parameter.requires_grad_(name == "trained")
+
+    @torch.no_grad()
+    def copy(self, source: str, target: str) -> None:
+        for name, parameter in self._parameters[target].items():
+            parameter.copy_(self._parameters[source][name])
+
+    def state(self) -> dict[str, Tensor]:
+        state = get_peft_model_state_dict(self.transformer, adapter_name="trained")
+        return {PREFIX + key: value.detach().clone().contiguous() for key, value in state.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        own = {
+            PREFIX + key: value
+            for key, value in get_peft_model_state_dict(self.transformer, adapter_name="trained").items()
+        }
+        wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+        if wrong:
+            raise CheckpointError(
+                f"the LoRA does not fit this model: {wrong[0]} differs ({len(wrong)} tensors in all). "
+                "Expected a checkpoint of the same model with the same model.lora.* settings."
+            )
+        values = {key.removeprefix(PREFIX): value.float() for key, value in state.items()}
+        set_peft_model_state_dict(self.transformer, values, adapter_name="trained")
+        self.copy("trained", "behaviour")
+
+    @contextmanager
+    def swapped(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        parameters = self._parameters["trained"]
+        kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(kept[name])
+
+    def metadata(self) -> dict[str, str]:
+        """What diffusers reads beside the weights to rebuild rank and alpha."""
+        settings = {f"{PREFIX}{key}": value for key, value in self.config.to_dict().items()}
+        plain = {
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in settings.items()
+            if value is None or isinstance(value, str | int | float | bool | list | dict | set)
+        }
+        return {"format": "pt", "lora_adapter_metadata": json.dumps(plain, sort_keys=True, default=str)}

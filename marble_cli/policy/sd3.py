@@ -1,0 +1,120 @@
+"""Stable Diffusion 3 family: SD3, SD3.5-Medium and Large, and the embedded `tiny` model, by one loading path."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor
+
+from marble_cli.config.schema import Model, Precision
+from marble_cli.errors import RequestError
+from marble_cli.policy.adapters import LoraPair
+from marble_cli.policy.base import Adapter, PromptEmbeddings
+
+DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+
+
+def model_source(path: str) -> str:
+    """The folder or hub id that `model.path` names; `tiny` is the embedded model."""
+    if path == "tiny":
+        return str(files("marble_cli") / "assets" / "tiny" / "pipeline")
+    return path
+
+
+def load_pipeline(model: Model, device: torch.device) -> StableDiffusion3Pipeline:
+    """The frozen pipeline in `model.precision` on `device`.
+
+    Raises:
+        RequestError: the folder or hub id holds no Stable Diffusion 3 pipeline or cannot be reached.
+    """
+    source = model_source(model.path)
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    looks_local = source.startswith((".", "/", "~")) or Path(source).expanduser().exists()
+    if looks_local and not (Path(source).expanduser() / "model_index.json").is_file():
+        raise RequestError(
+            f"model.path={model.path}: no model_index.json there. Expected a folder written by save_pretrained "
+            "of a StableDiffusion3Pipeline, a hub id such as stabilityai/stable-diffusion-3.5-medium, or tiny."
+        )
+    try:
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            str(Path(source).expanduser()) if looks_local else source,
+            revision=model.revision,
+            torch_dtype=DTYPES[model.precision],
+            use_safetensors=True,
+            **({"text_encoder_3": None, "tokenizer_3": None} if model.max_sequence_length == 0 else {}),
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise RequestError(
+            f"model.path={model.path} could not be loaded: {str(error).splitlines()[0]}. "
+            "Expected a StableDiffusion3Pipeline folder, a reachable hub id, or tiny."
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+class SD3Policy:
+    """An SD3 pipeline with its LoRA pair; implements `policy.base.Policy`."""
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline, model: Model, device: torch.device, seed: int):
+        self.pipeline, self.model, self.device = pipeline, model, device
+        self.transformer = pipeline.transformer.eval()
+        pipeline.vae.requires_grad_(False).eval()
+        for encoder in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
+            if encoder is not None:
+                encoder.requires_grad_(False).eval()
+        self.lora = LoraPair(self.transformer, model.lora, seed)
+        side = model.resolution // pipeline.vae_scale_factor
+        self.latent_shape = (self.transformer.config.in_channels, side, side)
+        self.dtype = DTYPES[model.precision]
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        tokens, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt=list(prompts),
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.model.max_sequence_length,
+        )
+        return PromptEmbeddings(tokens, pooled)
+
+    def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
+        self.lora.activate(adapter)
+        half = self.dtype is not torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+            velocity = self.transformer(
+                hidden_states=xt.to(self.dtype),
+                timestep=t * 1000,
+                encoder_hidden_states=embeddings.tokens,
+                pooled_projections=embeddings.pooled,
+                return_dict=False,
+            )[0]
+        return velocity.float()
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        latents = x0.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        image = vae.decode(latents, return_dict=False)[0].float()
+        return ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+    def scheduler_config(self) -> dict[str, Any]:
+        return dict(self.pipeline.scheduler.config)
+
+    def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, torch.nn.Parameter]:
+        return self.lora.parameters(adapter)
+
+    def lora_state(self) -> dict[str, Tensor]:
+        return self.lora.state()
+
+    def load_lora(self, state: dict[str, Tensor]) -> None:
+        self.lora.load(state)
+
+    def swapped(self, weights: dict[str, Tensor]) -> AbstractContextManager[None]:
+        return self.lora.swapped(weights)

@@ -1,0 +1,1 @@
+"""From prompts to latents: ODE samplers over a velocity and the batches that they fill."""

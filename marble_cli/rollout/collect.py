@@ -1,0 +1,111 @@
+"""One step's rollout: prompts to latents with the behaviour policy, scored while the next batch is made."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marble_cli.config.schema import OdeSolver
+from marble_cli.data.prompts import Prompt
+from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings
+from marble_cli.randomness import noise
+from marble_cli.rewards.scorer import Scorer, Scores
+from marble_cli.rollout.sampler import make_scheduler, sample, sampling_times
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images of one step on this rank: latents `x0` [n, C, H, W], `images` uint8 [n, 3, H, W] and their prompts."""
+
+    x0: Tensor
+    images: Tensor
+    embeddings: PromptEmbeddings
+    prompts: list[Prompt]
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How samples are made: the policy, the solver and its `steps`, images a batch and the run's seed."""
+
+    policy: Policy
+    solver: OdeSolver
+    steps: int
+    batch_size: int
+    seed: int
+
+    def _scheduler(self) -> Any:
+        _, height, width = self.policy.latent_shape
+        return make_scheduler(self.policy.scheduler_config(), self.solver, self.steps, height * width // 4)
+
+    def times(self) -> Tensor:
+        """The solver's times [steps] float32 in (0, 1], falling."""
+        return sampling_times(self._scheduler())
+
+    @torch.no_grad()
+    def collect(
+        self,
+        prompts: Sequence[Prompt],
+        indices: Sequence[int],
+        *,
+        scorer: Scorer,
+        adapter: Adapter,
+        purpose: str,
+        step: int,
+        advance: Callable[[int], None],
+    ) -> Samples:
+        """Make and score one image for each of `prompts`.
+
+        Args:
+            prompts: the prompt of each image; equal neighbours form a group.
+            indices: the image's place in the whole step over all ranks: it alone picks its noise.
+            scorer: scores each batch in the background.
+            adapter: the policy that draws.
+            purpose: what the noise is for, part of its seed.
+            step: part of the noise's seed.
+            advance: told how many images each batch made.
+        """
+        distinct = list(dict.fromkeys(prompt.text for prompt in prompts))
+        row = {text: place for place, text in enumerate(distinct)}
+        encoded = self.policy.encode(distinct)
+        embeddings = encoded[torch.tensor([row[prompt.text] for prompt in prompts], device=encoded.tokens.device)]
+        latents, pictures, futures = [], [], list[Future[Scores]]()
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            begin = noise(self.seed, purpose, step, list(indices[part]), self.policy.latent_shape)
+            batch = embeddings[part]
+            x0 = sample(
+                lambda xt, t, batch=batch: self.policy.velocity(xt, t, batch, adapter),  # type: ignore[misc]
+                begin.to(self.policy.device),
+                self._scheduler(),
+            )
+            images = self.policy.decode(x0)
+            chosen = prompts[part]
+            futures.append(
+                scorer.submit(
+                    images, [p.text for p in chosen], [p.metadata for p in chosen], [p.source for p in chosen]
+                )
+            )
+            latents.append(x0)
+            pictures.append(images)
+            advance(len(images))
+        return Samples(
+            torch.cat(latents),
+            torch.cat(pictures),
+            embeddings,
+            list(prompts),
+            merge([future.result() for future in futures]),
+        )
+
+
+def merge(parts: Sequence[Scores]) -> Scores:
+    """The scores of consecutive batches as one."""
+    return Scores(
+        parts[0].names,
+        torch.cat([part.values for part in parts], dim=1),
+        torch.cat([part.applicable for part in parts], dim=1),
+        torch.cat([part.failed for part in parts], dim=1),
+    )

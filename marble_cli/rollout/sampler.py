@@ -1,0 +1,56 @@
+"""Deterministic ODE solvers over a velocity field: diffusers' schedulers as plain functions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from marble_cli.config.schema import OdeSolver
+
+Velocity = Callable[[Tensor, Tensor], Tensor]  # (xt [B, C, H, W], t [B]) -> velocity [B, C, H, W]
+
+
+def make_scheduler(config: dict[str, Any], solver: OdeSolver, steps: int, sequence: int) -> Any:
+    """A flow scheduler with `steps` times set, from the model's own scheduler config.
+
+    `sequence` is the number of image tokens, for models whose time shift depends on the resolution.
+    """
+    euler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    if solver is OdeSolver.dpm2:
+        scheduler = DPMSolverMultistepScheduler(
+            solver_order=2,
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=euler.config.shift,
+            final_sigmas_type="zero",
+        )
+        scheduler.set_timesteps(steps)
+        return scheduler
+    if euler.config.use_dynamic_shifting:
+        low, high = euler.config.base_image_seq_len, euler.config.max_image_seq_len
+        slope = (euler.config.max_shift - euler.config.base_shift) / (high - low)
+        euler.set_timesteps(steps, mu=euler.config.base_shift + slope * (sequence - low))
+    else:
+        euler.set_timesteps(steps)
+    return euler
+
+
+def sampling_times(scheduler: Any) -> Tensor:
+    """The times [steps] float32 in (0, 1], falling, at which the solver asks for a velocity."""
+    return scheduler.sigmas[:-1].float()
+
+
+def sample(velocity: Velocity, noise: Tensor, scheduler: Any) -> Tensor:
+    """Integrate from `noise` [B, C, H, W] at t = 1 to x0 at t = 0."""
+    scheduler.set_begin_index(0)
+    scheduler._step_index = None
+    if hasattr(scheduler, "model_outputs"):  # a multistep solver remembers the last trajectory
+        scheduler.model_outputs = [None] * scheduler.config.solver_order
+        scheduler.lower_order_nums = 0
+    x = noise
+    for timestep, t in zip(scheduler.timesteps, sampling_times(scheduler), strict=True):
+        v = velocity(x, torch.full((len(x),), float(t), device=x.device))
+        x = scheduler.step(v, timestep, x, return_dict=False)[0]
+    return x

@@ -1,0 +1,1 @@
+"""The training loop: DESIGN section 1, once per optimizer step."""
