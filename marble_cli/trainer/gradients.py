@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from marble_cli.losses.nft import NftTerms, kl_term, mixed_loss, nft_terms
+from marble_cli.balance.output_space import output_gram
+from marble_cli.losses.nft import NftTerms, kl_term, mixed_loss, nft_terms, velocity_products
 from marble_cli.policy.base import Policy, PromptEmbeddings
 from marble_cli.randomness import generator, noise
 
@@ -68,23 +69,55 @@ def training_times(times: Tensor, fraction: float, per_image: int | None, indice
     return torch.stack(rows)
 
 
-def micro_batches(policy: Policy, data: TrainingSet, objective: Objective, step: int) -> Iterator[MicroBatch]:
-    """Forward passes of the step: behaviour and base velocities without a graph, the trained one with."""
+@dataclass(frozen=True)
+class NoisedBatch:
+    """Noised latents [B, C, H, W] of the images at `indices` [B], each at its own time `t` [B]."""
+
+    x0: Tensor
+    xt: Tensor
+    t: Tensor
+    embeddings: PromptEmbeddings
+    indices: Tensor
+
+
+def noised_batches(data: TrainingSet, objective: Objective, step: int) -> Iterator[NoisedBatch]:
+    """Every image at every one of its training times, with noise that depends on seed, step, image and time alone."""
     shape = tuple(data.x0.shape[1:])
     for column in range(data.times.shape[1]):
         for rows in torch.arange(len(data.x0)).split(objective.micro_batch_size):
-            indices = data.indices[rows]
             x0, t = data.x0[rows], data.times[rows, column].to(data.x0.device)
-            eps = noise(objective.seed, f"train{column}", step, indices.tolist(), shape).to(x0.device)
+            eps = noise(objective.seed, f"train{column}", step, data.indices[rows].tolist(), shape).to(x0.device)
             xt = torch.lerp(x0, eps, t[:, None, None, None])
-            embeddings = data.embeddings[rows.to(x0.device)]
-            with torch.no_grad():
-                v_ref = policy.velocity(xt, t, embeddings, None)
-                v_old = policy.velocity(xt, t, embeddings, "behaviour")
-            v_theta = policy.velocity(xt, t, embeddings, "trained")
-            yield MicroBatch(
-                nft_terms(x0, xt, t, v_theta, v_old, beta=objective.beta), kl_term(v_theta, v_ref), indices
-            )
+            yield NoisedBatch(x0, xt, t, data.embeddings[rows.to(x0.device)], data.indices[rows])
+
+
+def micro_batches(policy: Policy, data: TrainingSet, objective: Objective, step: int) -> Iterator[MicroBatch]:
+    """Forward passes of the step: behaviour and base velocities without a graph, the trained one with."""
+    for batch in noised_batches(data, objective, step):
+        x0, xt, t = batch.x0, batch.xt, batch.t
+        with torch.no_grad():
+            v_ref = policy.velocity(xt, t, batch.embeddings, None)
+            v_old = policy.velocity(xt, t, batch.embeddings, "behaviour")
+        v_theta = policy.velocity(xt, t, batch.embeddings, "trained")
+        terms = nft_terms(x0, xt, t, v_theta, v_old, beta=objective.beta)
+        yield MicroBatch(terms, kl_term(v_theta, v_ref), batch.indices)
+
+
+@torch.no_grad()
+def velocity_gram(
+    policy: Policy, data: TrainingSet, objective: Objective, p: Tensor, q: Tensor, step: int
+) -> Tensor:
+    """Gram matrix [K, K] float64 of the rewards' gradients with respect to this rank's velocities, by forward passes."""
+    total = torch.zeros(len(p), len(p), dtype=torch.float64)
+    for batch in noised_batches(data, objective, step):
+        v_old = policy.velocity(batch.xt, batch.t, batch.embeddings, "behaviour")
+        v_theta = policy.velocity(batch.xt, batch.t, batch.embeddings, "trained")
+        products = velocity_products(batch.x0, batch.xt, batch.t, v_theta, v_old, beta=objective.beta)
+        total += output_gram(
+            products.positive, products.cross, products.negative, p[:, batch.indices], q[:, batch.indices],
+            clip=objective.clip, beta=objective.beta, count=data.samples,
+        )  # fmt: skip
+    return total
 
 
 def flat_gradient(loss: Tensor, parameters: list[torch.nn.Parameter], *, retain_graph: bool) -> Tensor:

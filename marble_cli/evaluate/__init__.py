@@ -1,0 +1,1 @@
+"""Judging policies: held-out prompts, fixed noise, every reward, paired intervals."""

@@ -1,0 +1,146 @@
+"""`marble eval`: score one policy, or two on the same prompts and the same initial noise."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from marble_cli.config.compose import compose
+from marble_cli.config.schema import RunConfig
+from marble_cli.data.prompts import held_out, load_prompts
+from marble_cli.evaluate.score import Evaluation, paired_interval, score_policy
+from marble_cli.evaluate.target import Target, resolve_target
+from marble_cli.metrics.figures import image_grid
+from marble_cli.policy.base import Policy
+from marble_cli.policy.load import load_policy
+from marble_cli.rewards.scorer import Scorer, open_scorer
+from marble_cli.rollout.collect import Rollout
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """One reward on `n` images that it applied to; `difference` and its 95 % interval only against another policy."""
+
+    name: str
+    n: int
+    mean: float
+    reference: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """What `marble eval` found, for a reader (`table`) or a program (`to_json`)."""
+
+    target: str
+    against: str | None
+    rewards: list[RewardResult]
+    prompts: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.target,
+            "against": self.against,
+            "prompts": self.prompts,
+            "rewards": {
+                r.name: {"n": r.n, "mean": r.mean}
+                | (
+                    {}
+                    if r.difference is None
+                    else {"reference": r.reference, "difference": r.difference, "interval": [r.low, r.high]}
+                )
+                for r in self.rewards
+            },
+        }
+
+    def table(self) -> Table:
+        title = self.target if self.against is None else f"{self.target} against {self.against}"
+        table = Table(title=f"{title}: {self.prompts} held-out prompts")
+        table.add_column("reward")
+        for heading in ("n", "mean"):
+            table.add_column(heading, justify="right")
+        if self.against is not None:
+            for heading in ("against", "difference", "95 % interval"):
+                table.add_column(heading, justify="right")
+        for r in self.rewards:
+            row = [r.name, str(r.n), f"{r.mean:.4f}"]
+            if r.difference is not None:
+                assert r.low is not None and r.high is not None
+                color = "green" if r.low > 0 else "red" if r.high < 0 else "yellow"
+                row += [
+                    f"{r.reference:.4f}",
+                    f"[{color}]{r.difference:+.4f}[/]",
+                    f"{r.low:+.4f} … {r.high:+.4f}",
+                ]
+            table.add_row(*row)
+        return table
+
+
+def compare(one: Evaluation, other: Evaluation | None) -> list[RewardResult]:
+    """Results by reward; differences over the images that the reward scored for both policies."""
+    results = []
+    for k, name in enumerate(one.scores.names):
+        both = one.scores.applicable[k]
+        if other is not None:
+            both = both & other.scores.applicable[k]
+        if not both.any():
+            continue
+        values = one.scores.values[k][both].numpy()
+        if other is None:
+            results.append(RewardResult(name, len(values), float(values.mean())))
+            continue
+        reference = other.scores.values[k][both].numpy()
+        difference = np.asarray(values - reference)
+        low, high = paired_interval(difference)
+        results.append(
+            RewardResult(
+                name, len(values), float(values.mean()), float(reference.mean()), float(difference.mean()), low, high
+            )
+        )
+    return results
+
+
+def run_config(target: Target, against: Target | None, overrides: list[str]) -> RunConfig:
+    """The configuration to judge with: that of the run behind the targets, or the default, plus `overrides`."""
+    path = target.config or (against.config if against else None)
+    return compose(overrides, str(path) if path else None)
+
+
+def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> Evaluation:
+    """Images and scores of one target."""
+    if target.lora is not None:
+        policy.load_lora(target.lora)
+    prompts = held_out(load_prompts(config.data, "test"), config.trainer.eval_prompts)
+    rollout = Rollout(
+        policy, config.rollout.solver, config.rollout.steps, config.rollout.batch_size, config.trainer.seed
+    )
+    return score_policy(rollout, None if target.lora is None else "trained", prompts, scorer, lambda n: None)
+
+
+def evaluate(target: str, against: str | None, overrides: list[str], output: Path | None) -> EvalReport:
+    """Judge `target`, optionally against another policy, and write images to `output` if given.
+
+    Raises:
+        RequestError: a target, override or reward is wrong.
+        RewardError: a reward failed on too many images.
+    """
+    first = resolve_target(target)
+    second = resolve_target(against) if against is not None else None
+    config = run_config(first, second, overrides)
+    policy = load_policy(config.model, config.trainer.seed)
+    rewards = {**config.rewards, **config.eval_rewards}
+    with open_scorer(rewards, str(policy.device)) as scorer:
+        one = draw(first, policy, config, scorer)
+        other = draw(second, policy, config, scorer) if second is not None else None
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        rows = [(second.label, other.images)] if second is not None and other is not None else []
+        shown = slice(0, None, max(1, len(one.images) // 12))
+        pairs = [(label, images[shown]) for label, images in [*rows, (first.label, one.images)]]
+        captions = [prompt.text for prompt in one.prompts[shown]]
+        image_grid(pairs, captions, output / "images.png")
+    return EvalReport(first.label, second.label if second else None, compare(one, other), len(one.prompts))

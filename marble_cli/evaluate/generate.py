@@ -1,0 +1,40 @@
+"""`marble generate`: pictures of given prompts from a checkpoint, a run or the base model."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from marble_cli.evaluate.evaluate import run_config
+from marble_cli.evaluate.target import resolve_target
+from marble_cli.policy.load import load_policy
+from marble_cli.randomness import noise
+from marble_cli.rollout.sampler import make_scheduler, sample
+
+
+@torch.no_grad()
+def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[Path]:
+    """Draw one image a prompt and write `000.png`, `001.png`, ... into `output`; returns the files."""
+    chosen = resolve_target(target)
+    config = run_config(chosen, None, [])
+    policy = load_policy(config.model, config.trainer.seed)
+    if chosen.lora is not None:
+        policy.load_lora(chosen.lora)
+    adapter = None if chosen.lora is None else "trained"
+    output.mkdir(parents=True, exist_ok=True)
+    _, height, width = policy.latent_shape
+    files = []
+    for index, prompt in enumerate(prompts):
+        embeddings = policy.encode([prompt])
+        scheduler = make_scheduler(
+            policy.scheduler_config(), config.rollout.solver, config.rollout.steps, height * width // 4
+        )
+        x0 = sample(
+            lambda xt, t, e=embeddings: policy.velocity(xt, t, e, adapter),  # type: ignore[misc]
+            noise(seed, "generate", 0, [index], policy.latent_shape).to(policy.device),
+            scheduler,
+        )
+        file = output / f"{index:03d}.png"
+        Image.fromarray(policy.decode(x0)[0].permute(1, 2, 0).numpy()).save(file)
+        files.append(file)
+    return files

@@ -1,0 +1,206 @@
+"""The training loop; each method is a line of DESIGN section 1."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from marble_cli.checkpoint import store
+from marble_cli.config.schema import RunConfig
+from marble_cli.data.prompts import Prompt
+from marble_cli.data.sampler import PromptSampler
+from marble_cli.distributed.ranks import Ranks
+from marble_cli.evaluate.score import Evaluation, score_policy
+from marble_cli.policy.base import Policy
+from marble_cli.policy.ema import behaviour_eta, blend, ema_decay
+from marble_cli.rewards.scorer import Scorer, Scores
+from marble_cli.rollout.collect import Rollout, Samples
+from marble_cli.trainer.gradients import TrainingSet, training_times
+from marble_cli.trainer.interrupt import Interrupt
+from marble_cli.trainer.signal import Signal, describe, read_signal
+from marble_cli.trainer.state import Progress, pack
+from marble_cli.trainer.step import Director
+
+log = logging.getLogger("marble")
+
+
+class Recorder(Protocol):
+    """Where figures, pictures and progress go; every rank has one, only the main rank's writes."""
+
+    def stage(self, name: str, total: int) -> None: ...
+    def advance(self, count: int) -> None: ...
+    def message(self, text: str) -> None: ...
+    def record(self, metrics: dict[str, Any]) -> None: ...
+    def pictures(self, step: int, evaluation: Evaluation) -> None: ...
+
+
+@dataclass
+class Trainer:
+    """Everything a run is made of; `run` goes from `progress.step` to `config.trainer.steps`."""
+
+    config: RunConfig
+    folder: Path
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    scorer: Scorer
+    names: list[str]
+    sampler: PromptSampler
+    held_out: list[Prompt]
+    rollout: Rollout
+    director: Director
+    ranks: Ranks
+    recorder: Recorder
+    progress: Progress
+
+    def run(self, interrupt: Interrupt) -> int:
+        """Train to the last step; returns the exit code, with a checkpoint written whatever it is.
+
+        Raises:
+            RewardError: a reward failed too often; a checkpoint of the last finished step is written first.
+        """
+        settings = self.config.trainer
+        saved = self.progress.step or None
+        try:
+            if self.progress.step == 0 and settings.eval_every:
+                self.evaluate(0)
+            while self.progress.step < settings.steps:
+                step = self.progress.step + 1
+                self.recorder.record(self.step(step))
+                self.progress.step = step
+                improved = settings.eval_every and (step % settings.eval_every == 0 or step == settings.steps)
+                best = self.evaluate(step) if improved else False
+                stop = self.ranks.any(interrupt.exit_code is not None, self.policy.device)
+                if stop or best or step == settings.steps or step % settings.checkpoint_every == 0:
+                    self.save(best)
+                    saved = step
+                if stop:
+                    self.recorder.message(f"stopped by a signal after step {step}; a checkpoint is written")
+                    return interrupt.exit_code or 143
+        finally:
+            if saved != self.progress.step:
+                self.save(False)
+        return 0
+
+    def step(self, step: int) -> dict[str, Any]:
+        """One optimizer step: rollout, rewards, advantages, gradients, balance, update."""
+        began = time.perf_counter()
+        samples, groups = self.roll_out(step)
+        rolled = time.perf_counter()
+        scores = self.gather(samples.scores)
+        self.scorer.check(scores)
+        signal = read_signal(scores.values.nan_to_num(), scores.applicable, groups, self.config.algorithm)
+        scored = time.perf_counter()
+        metrics: dict[str, Any] = {"step": step, "phase": "train", **describe(self.names, signal)}
+        for k, name in enumerate(self.names):
+            metrics[f"reward/{name}/failed"] = int(scores.failed[k].sum())
+        metrics |= self.update(step, samples, signal)
+        done = time.perf_counter()
+        images = scores.values.shape[1]
+        return metrics | {
+            "time/rollout": rolled - began,
+            "time/reward": scored - rolled,
+            "time/train": done - scored,
+            "time/step": done - began,
+            "throughput/images_per_second": images / (done - began),
+        }
+
+    def roll_out(self, step: int) -> tuple[Samples, torch.Tensor]:
+        """This rank's samples, and the prompt group [n] of every image of the step."""
+        size = self.config.rollout.group_size
+        prompts = [prompt for prompt in self.sampler.step(step) for _ in range(size)]
+        own = self.ranks.share(len(prompts))
+        self.recorder.stage("rollout", len(own))
+        samples = self.rollout.collect(
+            [prompts[i] for i in own],
+            own,
+            scorer=self.scorer,
+            adapter="behaviour",
+            purpose="rollout",
+            step=step,
+            advance=self.recorder.advance,
+        )
+        return samples, torch.arange(len(prompts)) // size
+
+    def gather(self, scores: Scores) -> Scores:
+        """The scores of the whole step, over all ranks, in the step's order."""
+        device = self.policy.device
+        parts = [
+            self.ranks.gather(part.double(), device) for part in (scores.values, scores.applicable, scores.failed)
+        ]
+        return Scores(scores.names, parts[0], parts[1].bool(), parts[2].bool())
+
+    def update(self, step: int, samples: Samples, signal: Signal) -> dict[str, Any]:
+        """Gradients, balance, AdamW, moving average, behaviour policy."""
+        settings, algorithm = self.config.trainer, self.config.algorithm
+        own = list(self.ranks.share(signal.rewards.shape[1]))
+        times = training_times(
+            self.rollout.times(), settings.timestep_fraction, settings.times_per_image, own, settings.seed, step
+        )
+        data = TrainingSet(
+            samples.x0, samples.embeddings, torch.tensor(own), times, signal.rewards.shape[1] * times.shape[1]
+        )
+        self.recorder.stage("train", times.numel())
+        direction = self.director.direct(step, signal, data, self.progress.cache, self.recorder.advance)
+        for warning in direction.warnings:
+            log.warning("step %d: %s", step, warning)
+        metrics: dict[str, Any] = dict(direction.metrics)
+        if not bool(torch.isfinite(direction.gradient).all()):
+            log.warning("step %d: the gradient is not finite; the weights stay as they are", step)
+            return metrics | {"skipped": 1}
+        metrics["grad_norm"] = self.apply(direction.gradient)
+        self.progress.cache = direction.cache
+        trained = dict(self.policy.parameters("trained"))
+        blend(self.progress.ema, trained, ema_decay(settings.ema, step))  # type: ignore[arg-type]
+        eta = behaviour_eta(algorithm.behaviour, step)
+        blend(dict(self.policy.parameters("behaviour")), trained, eta)  # type: ignore[arg-type]
+        return metrics | {"behaviour/eta": eta}
+
+    def apply(self, gradient: torch.Tensor) -> float:
+        """Clip the gradient [P], take the optimizer's step; returns the norm before clipping."""
+        parameters = list(self.policy.parameters("trained").values())
+        parts = gradient.split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+    def evaluate(self, step: int) -> bool:
+        """Score the moving average on held-out prompts; true if it is the best so far."""
+        self.recorder.stage("evaluate", len(self.held_out))
+        with self.policy.swapped(self.progress.ema):
+            evaluation = score_policy(
+                self.rollout, "trained", self.held_out, self.scorer, self.recorder.advance
+            )
+        summary = evaluation.summary()
+        metrics: dict[str, Any] = {"step": step, "phase": "eval"}
+        for name, (mean, std, count) in summary.items():
+            metrics |= {
+                f"reward/{name}/mean": mean, f"reward/{name}/std": std, f"reward/{name}/applicable": count,
+            }  # fmt: skip
+        if step == 0:
+            self.progress.base_scores = {name: (mean, std) for name, (mean, std, _) in summary.items()}
+        gains = [
+            (summary[name][0] - mean) / (std + 1e-8)
+            for name, (mean, std) in self.progress.base_scores.items()
+            if name in summary
+        ]
+        metrics["eval/composite"] = composite = sum(gains) / max(1, len(gains))
+        self.recorder.record(metrics)
+        self.recorder.pictures(step, evaluation)
+        if self.progress.best is not None and composite <= self.progress.best:
+            return False
+        self.progress.best = composite
+        return step > 0
+
+    def save(self, best: bool) -> None:
+        """Write a checkpoint of the last finished step, on the main rank."""
+        if self.ranks.is_main:
+            state, lora, ema = pack(self.policy, self.optimizer, self.progress)
+            store.save(self.folder, state, lora, ema, keep_last=self.config.trainer.keep_last, best=best)
+
+

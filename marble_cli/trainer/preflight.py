@@ -1,0 +1,61 @@
+"""What is checked within seconds of a run's start, before anything long begins."""
+
+import tempfile
+from pathlib import Path
+
+from marble_cli.config.schema import RunConfig
+from marble_cli.data.prompts import Prompt
+from marble_cli.errors import ConfigError, RequestError, RewardError
+from marble_cli.policy.base import Policy
+from marble_cli.randomness import noise
+from marble_cli.rewards.scorer import Scorer
+from marble_cli.rollout.collect import Rollout
+
+
+def check_folder(folder: Path) -> None:
+    """The run's folder exists or can be made, and can be written.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"run.dir={folder} cannot be written: {error.strerror}. Choose another folder with run.dir=..."
+        ) from error
+
+
+def check_geometry(config: RunConfig, world: int) -> None:
+    """Every rank gets the same number of whole groups.
+
+    Raises:
+        ConfigError: rollout.groups is not a multiple of the number of processes.
+    """
+    if config.rollout.groups % world:
+        raise ConfigError(
+            f"rollout.groups={config.rollout.groups} is not a multiple of the {world} processes. "
+            f"Expected a multiple, e.g. rollout.groups={world * max(1, config.rollout.groups // world)}."
+        )
+
+
+def check_rewards(rollout: Rollout, scorer: Scorer, sources: dict[str, list[Prompt]], policy: Policy) -> None:
+    """One image of every prompt source through every reward.
+
+    Raises:
+        RewardError: a reward failed on all images it was asked about.
+    """
+    prompts = [prompts[0] for prompts in sources.values()]
+    latents = noise(rollout.seed, "preflight", 0, list(range(len(prompts))), policy.latent_shape)
+    images = policy.decode(latents.to(policy.device))
+    scores = scorer.submit(
+        images, [p.text for p in prompts], [p.metadata for p in prompts], [p.source for p in prompts]
+    ).result()
+    for k, name in enumerate(scores.names):
+        if scores.failed[k].any() and not scores.applicable[k].any():
+            raise RewardError(
+                f"reward {name} failed on the first image it was shown, before training began. "
+                f"Run `marble rewards check {name}` to see why."
+            )

@@ -1,0 +1,136 @@
+"""`marble train`: from a configuration to a finished run folder."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from marble_cli.balance.registry import build as build_balance
+from marble_cli.checkpoint import store
+from marble_cli.config.compose import dump, load_resolved
+from marble_cli.config.schema import RunConfig
+from marble_cli.data.prompts import held_out, load_prompts
+from marble_cli.data.sampler import PromptSampler
+from marble_cli.distributed.ranks import Ranks
+from marble_cli.errors import RequestError
+from marble_cli.policy.base import Policy
+from marble_cli.policy.load import load_policy
+from marble_cli.rewards.scorer import open_scorer
+from marble_cli.rollout.collect import Rollout
+from marble_cli.trainer.interrupt import Interrupt
+from marble_cli.trainer.loop import Trainer
+from marble_cli.trainer.preflight import check_folder, check_geometry, check_rewards
+from marble_cli.trainer.record import RunRecorder
+from marble_cli.trainer.state import Progress, fresh, unpack
+from marble_cli.trainer.step import Director
+
+log = logging.getLogger("marble")
+
+# What may differ when a run goes on: how long, how often it looks, and where it reports.
+CONTINUABLE = {
+    "run": ("name", "dir"),
+    "trainer": ("steps", "checkpoint_every", "keep_last", "eval_every", "eval_prompts", "pending_batches"),
+    "logging": None,
+    "launcher": None,
+}
+
+
+def fingerprint(config: RunConfig) -> str:
+    """SHA-256 of every key that changes what is learned."""
+    tree = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(tree, dict)
+    for group, keys in CONTINUABLE.items():
+        if keys is None:
+            tree.pop(group)
+        else:
+            tree[group] = {key: value for key, value in tree[group].items() if key not in keys}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def find_checkpoint(folder: Path, config: RunConfig, resume: str) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start.
+
+    Raises:
+        RequestError: the folder belongs to another configuration, or is not to be resumed but holds a run.
+        CheckpointError: the named checkpoint does not exist.
+    """
+    if resume not in ("auto", "never"):
+        return store.resolve(resume)
+    written = folder / "config.yaml"
+    if not written.is_file():
+        return None
+    if resume == "never":
+        raise RequestError(
+            f"{folder} holds a run already and --resume never asks for a fresh one. "
+            "Choose another folder with run.dir=..., or continue it with --resume auto."
+        )
+    if fingerprint(load_resolved(written)) != fingerprint(config):
+        raise RequestError(
+            f"{folder} belongs to a run with another configuration ({written}). Nothing was changed. "
+            f"Choose another folder with run.dir=..., or continue that run: marble train --config-name {written}"
+        )
+    found, skipped = store.newest_valid(folder)
+    for path, reason in skipped:
+        log.warning("checkpoint %s is not usable and was passed over: %s", path.name, reason)
+    return found
+
+
+def build_optimizer(config: RunConfig, policy: Policy) -> torch.optim.Optimizer:
+    settings = config.optimizer
+    return torch.optim.AdamW(
+        list(policy.parameters("trained").values()),
+        lr=settings.lr,
+        betas=(settings.betas[0], settings.betas[1]),
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def train(config: RunConfig, *, resume: str) -> int:
+    """Run or continue a training; returns the exit code of the contract (0, 130 or 143).
+
+    Raises:
+        RequestError: something that was asked for cannot be.
+        RewardError: a reward broke its contract or failed too often; a checkpoint is written first.
+    """
+    folder = Path(config.run.dir)
+    with Ranks() as ranks, Interrupt() as interrupt:
+        check_geometry(config, ranks.world)
+        check_folder(folder)
+        checkpoint = find_checkpoint(folder, config, resume)
+        sources = load_prompts(config.data, "train")
+        prompts = held_out(load_prompts(config.data, "test"), config.trainer.eval_prompts)
+        names = list(config.rewards)
+        balance = build_balance(config.balance, names, [reward.weight for reward in config.rewards.values()])
+        policy = load_policy(config.model, config.trainer.seed)
+        with open_scorer(config.rewards, str(policy.device), config.trainer.pending_batches) as scorer:
+            rollout = Rollout(
+                policy, config.rollout.solver, config.rollout.steps, config.rollout.batch_size, config.trainer.seed
+            )
+            check_rewards(rollout, scorer, sources, policy)
+            optimizer = build_optimizer(config, policy)
+            progress = restore(checkpoint, policy, optimizer)
+            if ranks.is_main and checkpoint is None:
+                (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+            weights = {name: config.data.sources[name].weight for name in sources}
+            sampler = PromptSampler(sources, weights, config.rollout.groups, config.trainer.seed)
+            with RunRecorder(config, folder, progress, main=ranks.is_main) as recorder:
+                trainer = Trainer(
+                    config, folder, policy, optimizer, scorer, names, sampler, prompts, rollout,
+                    Director(config, names, policy, balance, ranks), ranks, recorder, progress,
+                )  # fmt: skip
+                return trainer.run(interrupt)
+
+
+def restore(checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Optimizer) -> Progress:
+    """The progress that `checkpoint` holds, put into the policy and the optimizer; a fresh one without."""
+    if checkpoint is None:
+        return fresh(policy)
+    progress = unpack(policy, optimizer, *store.load(checkpoint))
+    log.info("continuing after step %d from %s", progress.step, checkpoint)
+    return progress
+
+

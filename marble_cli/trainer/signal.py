@@ -1,0 +1,61 @@
+"""What the rewards say of a step: scores turned into advantages and optimalities, and any mixture of them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from marble_cli.advantages import advantage_sum, advantages, optimality, weighted_sum
+from marble_cli.config.schema import Algorithm
+from marble_cli.losses.nft import coefficients
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Of K rewards over the step's n images: `rewards`, `advantage`, `optimality` [K, n] float64, `applicable` bool."""
+
+    rewards: Tensor
+    applicable: Tensor
+    groups: Tensor
+    advantage: Tensor
+    optimality: Tensor
+
+
+def read_signal(rewards: Tensor, applicable: Tensor, groups: Tensor, algorithm: Algorithm) -> Signal:
+    """Advantages (DESIGN 1.3) of `rewards` [K, n] where `applicable` [K, n], by prompt group `groups` [n]."""
+    advantage = advantages(rewards, applicable, groups, std=algorithm.advantage.std.value)
+    return Signal(rewards, applicable, groups, advantage, optimality(advantage, algorithm.advantage.clip))
+
+
+def single_mixture(signal: Signal, name: str, weights: Tensor, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
+    """Coefficients p and q [1, n] of a balance that mixes rewards before there is a gradient.
+
+    `weighted_sum` mixes raw rewards and then normalises; `advantage_sum` normalises each and then mixes.
+    """
+    if name == "weighted_sum":
+        mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups)
+        advantage = advantages(mixed, scored, signal.groups, std=algorithm.advantage.std.value)
+    else:
+        advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
+    return coefficients(optimality(advantage, algorithm.advantage.clip), scored)
+
+
+def describe(names: list[str], signal: Signal) -> dict[str, float]:
+    """Metrics of the signal; a reward that applied nowhere has no mean."""
+    metrics: dict[str, float] = {}
+    for k, name in enumerate(names):
+        mask = signal.applicable[k]
+        metrics[f"reward/{name}/applicable"] = int(mask.sum())
+        if mask.any():
+            values = signal.rewards[k][mask]
+            metrics[f"reward/{name}/mean"] = values.mean().item()
+            metrics[f"reward/{name}/std"] = values.std(correction=0).item()
+            metrics[f"advantage/{name}/std"] = signal.advantage[k][mask].std(correction=0).item()
+    return metrics
+
+
+def cosine(direction: Tensor, gradient: Tensor) -> float:
+    """Cosine of two vectors in float64, zero if either vanishes."""
+    a, b = direction.double(), gradient.double()
+    scale = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
+    return float(a @ b / scale) if scale > 0 else 0.0

@@ -1,0 +1,87 @@
+"""A run's state between two steps, to and from tensors and JSON: what a checkpoint must hold to continue exactly."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marble_cli.balance.amortise import DirectionCache
+from marble_cli.checkpoint.store import TrainerState
+from marble_cli.policy.base import Policy
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Progress:
+    """The last finished `step`, the balance's `cache`, the `ema` weights and the best evaluation so far."""
+
+    step: int
+    cache: DirectionCache
+    ema: dict[str, Tensor]
+    base_scores: dict[str, tuple[float, float]]
+    best: float | None = None
+    wandb_id: str | None = None
+
+
+def fresh(policy: Policy) -> Progress:
+    ema = {name: p.detach().clone() for name, p in policy.parameters("trained").items()}
+    return Progress(0, DirectionCache(), ema, {})
+
+
+def pack(
+    policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress
+) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]:
+    """The trainer's state, the trained LoRA and its moving average, the latter two in diffusers' key format."""
+    trained = policy.parameters("trained")
+    moments = {
+        f"{name}|{moment}": optimizer.state[parameter][moment].detach().clone()
+        for name, parameter in trained.items()
+        for moment in MOMENTS
+        if parameter in optimizer.state
+    }
+    behaviour = {name: p.detach().clone() for name, p in policy.parameters("behaviour").items()}
+    info: dict[str, Any] = {
+        "cache": progress.cache.state_dict(),
+        "base_scores": {name: list(pair) for name, pair in progress.base_scores.items()},
+        "best": progress.best,
+        "wandb_id": progress.wandb_id,
+    }
+    with policy.swapped(progress.ema):
+        ema = policy.lora_state()
+    tensors = {"behaviour": behaviour, "optimizer": moments}
+    return TrainerState(progress.step, tensors, info), policy.lora_state(), ema
+
+
+@torch.no_grad()
+def unpack(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    state: TrainerState,
+    lora: dict[str, Tensor],
+    ema: dict[str, Tensor],
+) -> Progress:
+    """Put a checkpoint back into the policy and the optimizer; the inverse of `pack`."""
+    trained = policy.parameters("trained")
+    policy.load_lora(ema)
+    average = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    policy.load_lora(lora)
+    for name, parameter in policy.parameters("behaviour").items():
+        parameter.copy_(state.tensors["behaviour"][name])
+    moments = state.tensors["optimizer"]
+    for name, parameter in trained.items():
+        if f"{name}|exp_avg" in moments:
+            optimizer.state[parameter] = {
+                moment: moments[f"{name}|{moment}"].to("cpu" if moment == "step" else parameter.device)
+                for moment in MOMENTS
+            }
+    info = state.info
+    return Progress(
+        state.step,
+        DirectionCache.from_state(info["cache"]),
+        average,
+        {name: (pair[0], pair[1]) for name, pair in info["base_scores"].items()},
+        info["best"],
+        info["wandb_id"],
+    )

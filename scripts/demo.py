@@ -1,0 +1,45 @@
+"""Fine-tune the embedded `tiny` model on five rewards at once, then show what changed.
+
+    python scripts/demo.py [--directory runs/demo] [--seed 0] [OVERRIDE ...]
+
+Ends with the table of base against trained on held-out prompts and names the two pictures that it drew. Running it
+again continues an unfinished run.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from marble_cli.evaluate.evaluate import evaluate
+from marble_cli.metrics.figures import curves
+
+JUDGED_PROMPTS = 120  # held-out prompts a source
+
+
+def main(directory: Path, seed: int, overrides: list[str]) -> int:
+    command = [
+        sys.executable, "-m", "marble_cli", "train", "preset=tiny", "run.name=demo",
+        f"run.dir={directory}", f"trainer.seed={seed}", *overrides,
+    ]  # fmt: skip
+    finished = subprocess.run(command, check=False)
+    if finished.returncode:
+        return finished.returncode
+    report = evaluate(str(directory), "base", [f"trainer.eval_prompts={JUDGED_PROMPTS}"], directory)
+    curves(directory / "metrics.jsonl", directory / "curves.png")
+    console = Console()
+    console.print(report.table())
+    console.print(f"before and after: {directory / 'images.png'}", soft_wrap=True)
+    console.print(f"curves:           {directory / 'curves.png'}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", help="any override of marble train")
+    options = parser.parse_args()
+    sys.exit(main(options.directory, options.seed, options.overrides))
