@@ -15,7 +15,8 @@ def advantages(
         rewards: [K, n] scores of the whole step; the value is ignored where not applicable.
         applicable: [K, n] bool, true where reward k scored image i.
         groups: [n] int64, the prompt that image i was made for.
-        std: "global" divides by the deviation over all applicable images of the step, "group" by the group's own.
+        std: "global" divides by the deviation over all applicable images of the step, "group" by the group's
+            own.
         epsilon: added to the deviation.
 
     Returns:
@@ -28,7 +29,9 @@ def advantages(
     """
     rewards = torch.where(applicable, rewards.double(), 0.0)
     group = torch.unique(groups, return_inverse=True)[1].to(rewards.device).expand_as(applicable)
-    centred = torch.where(applicable & ~_equal(rewards, applicable, group), rewards - _mean(rewards, applicable, group), 0.0)
+    centred = torch.where(
+        applicable & ~_equal(rewards, applicable, group), rewards - _mean(rewards, applicable, group), 0.0
+    )
     match std:
         case "global":
             everyone = torch.zeros_like(group)
@@ -51,7 +54,7 @@ def optimality(advantage: Tensor, clip: float) -> Tensor:
     Returns:
         The same shape and dtype, in [0, 1].
 
-    Source: arXiv 2509.16117, section 3.3.
+    Source: arXiv 2509.16117.
     """
     return (advantage / (2.0 * clip) + 0.5).clamp(0.0, 1.0)
 
@@ -119,7 +122,7 @@ def _mean(values: Tensor, applicable: Tensor, group: Tensor) -> Tensor:
 
 
 def _equal(values: Tensor, applicable: Tensor, group: Tensor) -> Tensor:
-    """[K, n] bool: the scores of the image's group are all the same, where a rounded mean would leave noise."""
+    """[K, n] bool: the scores of the image's group are all the same; a rounded mean would leave noise."""
     slots = values.new_zeros(len(values), int(group.max()) + 1 if group.numel() else 1)
     low = torch.where(applicable, values, torch.inf)
     high = torch.where(applicable, values, -torch.inf)

@@ -1,7 +1,8 @@
-"""The DiffusionNFT loss (arXiv 2509.16117), split into the parts that every reward shares and those it does not.
+"""The DiffusionNFT loss (arXiv 2509.16117), split into what every reward shares and what it does not.
 
-The loss of image i is affine in its optimality r: l_i(r) = (A_max / beta) (r P_i + (1 - r) N_i). P_i and N_i know
-nothing of rewards, so one forward pass serves them all: a reward, or any mixture, is a pair of coefficients (p_i, q_i).
+The loss of image i is affine in its optimality r: l_i(r) = (A_max / beta) (r P_i + (1 - r) N_i). P_i and N_i
+know nothing of rewards, so one forward pass serves them all: a reward, or any mixture, is a pair of
+coefficients (p_i, q_i).
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ MINIMUM_WEIGHT = 1e-5
 
 @dataclass(frozen=True)
 class NftTerms:
-    """The reward-free halves of the loss of B samples: `positive` P_i and `negative` N_i, both [B], differentiable."""
+    """The reward-free halves of the loss: `positive` P_i and `negative` N_i, both [B], differentiable."""
 
     positive: Tensor
     negative: Tensor
@@ -46,7 +47,7 @@ def nft_terms(x0: Tensor, xt: Tensor, t: Tensor, v_theta: Tensor, v_old: Tensor,
     Returns:
         Terms in float32, whatever lower precision came in, or in float64 if `v_theta` is.
 
-    Source: arXiv 2509.16117, eq. 5, and the self-normalised weighting of section 3.3.
+    Source: arXiv 2509.16117.
     """
     positive, negative = _residuals(x0, xt, t, v_theta, v_old, beta)
     return NftTerms(_weighted_square(positive), _weighted_square(negative))
@@ -70,7 +71,9 @@ def mixed_loss(terms: NftTerms, p: Tensor, q: Tensor, *, clip: float, beta: floa
     return (p * terms.positive + q * terms.negative).sum() * (clip / beta / count)
 
 
-def coefficients(optimality: Tensor, applicable: Tensor, *, shared_term: str = "inside") -> tuple[Tensor, Tensor]:
+def coefficients(
+    optimality: Tensor, applicable: Tensor, *, shared_term: str = "inside"
+) -> tuple[Tensor, Tensor]:
     """Coefficients with which `mixed_loss` over the step is L_k = (1/n_k) sum_i m_ki l_i(r_ki).
 
     Args:

@@ -1,0 +1,98 @@
+"""What a balance is: a function from the Gram matrix of K reward gradients to an update direction."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from marble_cli.balance.gram import normalise
+
+# Below this share of its terms' magnitude, the square of a direction's norm is rounding and the direction
+# zero.
+ROUNDING = 1e-14
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A balance's answer for one Gram matrix; the direction is sum_k weights_k g_k.
+
+    Attributes:
+        alpha: [K] float64 share of each reward; zero for one that is not active.
+        weights: [K] float64 factors of the raw gradients; zero for one that is not active.
+        active: [K] bool; false where the gradient is zero or not finite, so the reward has no say.
+        gap: optimality gap of the quadratic programme on gradients scaled to at most unit length; NaN where
+            no programme is solved.
+        solver: who found the accepted solution; "none" where there was nothing to solve.
+        fallbacks: how many solvers were refused before it.
+        seconds: wall time of the solution.
+        cosines: [K] float64 cosine of the direction with each gradient; NaN for one that is not active.
+        unit: alpha weighs unit gradients (weights = alpha s / norm) rather than the gradients themselves.
+    """
+
+    alpha: Tensor
+    weights: Tensor
+    active: Tensor
+    gap: float
+    solver: str
+    fallbacks: int
+    seconds: float
+    cosines: Tensor
+    unit: bool = False
+
+
+@runtime_checkable
+class Balance(Protocol):
+    """Anything that turns a raw Gram matrix [K, K] float64 into a `Solution`.
+
+    `level` is "gradient" for a balance of K gradients. At level "advantage" the K rewards are mixed into one
+    column before the loss, and the balance is asked about that single gradient only.
+    """
+
+    @property
+    def level(self) -> str: ...
+
+    def __call__(self, gram: Tensor) -> Solution: ...
+
+
+def active_rewards(gram: Tensor) -> Tensor:
+    """[K] bool: the gradient is finite and not zero, so the reward takes part.
+
+    Args:
+        gram: [K, K] float64.
+    """
+    square = gram.diagonal()
+    return torch.isfinite(square) & (square > torch.finfo(torch.float64).tiny)
+
+
+def cosines(gram: Tensor, weights: Tensor) -> Tensor:
+    """Cosine of the direction sum_k weights_k g_k with every gradient.
+
+    Pass the Gram matrix of [g_1 .. g_K, d] and weights [0 .. 0, 1] to compare K gradients with any other
+    direction.
+
+    Args:
+        gram: [K, K] float64.
+        weights: [K] float64, ignored where the gradient is zero or not finite.
+
+    Returns:
+        [K] float64 in [-1, 1]; NaN for a gradient that is zero or not finite; zero all over where the
+        direction vanishes as far as rounding can tell.
+    """
+    active = active_rewards(gram)
+    result = torch.full_like(weights, torch.nan, dtype=torch.float64)
+    if not active.any():
+        return result
+    unit, norms = normalise(gram[active][:, active])
+    terms = weights.double()[active] * norms
+    terms = terms / terms.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    along = unit @ terms
+    square = terms @ along
+    vanishes = bool(square <= ROUNDING * terms.abs().sum().square())
+    result[active] = torch.zeros_like(along) if vanishes else (along / square.sqrt()).clamp(-1.0, 1.0)
+    return result
+
+
+def spread(values: Tensor, active: Tensor) -> Tensor:
+    """[K] float64: `values` of the active rewards in their places, zero elsewhere."""
+    return torch.zeros(len(active), dtype=torch.float64).masked_scatter(active, values.double())

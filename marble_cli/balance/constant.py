@@ -1,0 +1,46 @@
+"""Balances that do not look at the gradients: equal and fixed shares, and rewards mixed before the loss."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from marble_cli.balance.base import Solution, active_rewards, cosines, spread
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Constant shares: the direction is sum_k a_k g_k, a_k proportional to `shares` over the active k."""
+
+    shares: tuple[float, ...]
+    level: ClassVar[str] = "gradient"
+
+    def __call__(self, gram: Tensor) -> Solution:
+        """Share out the step among the rewards whose gradient is neither zero nor non-finite."""
+        gram = gram.double().cpu()
+        active = active_rewards(gram)
+        shares = torch.tensor(self.shares, dtype=torch.float64)[active]
+        alpha = spread(shares / shares.sum() if shares.any() else shares, active)
+        return Solution(alpha, alpha, active, float("nan"), "none", 0, 0.0, cosines(gram, alpha))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Rewards mixed into one before the loss; there is one gradient, and nothing left to balance.
+
+    `kind` names what is mixed: "weighted_sum" the raw rewards, "advantage_sum" the normalised advantages, as
+    the functions of these names in `marble_cli.advantages` do; `weights` are their weights.
+    """
+
+    kind: str
+    weights: tuple[float, ...]
+    level: ClassVar[str] = "advantage"
+
+    def __call__(self, gram: Tensor) -> Solution:
+        """Return the mixture's own gradient.
+
+        Args:
+            gram: [1, 1] of the mixed column's gradient.
+        """
+        return Fixed((1.0,) * len(gram))(gram)

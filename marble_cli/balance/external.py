@@ -1,0 +1,83 @@
+"""Balances of the torchjd package, by name: `torchjd:UPGrad`."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from marble_cli.balance.base import Solution, active_rewards, cosines, spread
+from marble_cli.balance.names import nearest
+from marble_cli.errors import BalanceError, ConfigError
+
+PREFIX = "torchjd:"
+
+
+@dataclass(frozen=True)
+class Torchjd:
+    """A Gram-matrix aggregator of torchjd; its weights of the raw gradients are its shares."""
+
+    name: str
+    weighting: Callable[[Tensor], Tensor]
+    level: ClassVar[str] = "gradient"
+
+    def __call__(self, gram: Tensor) -> Solution:
+        """Ask the aggregator about the rewards whose gradient is neither zero nor non-finite.
+
+        Args:
+            gram: [K, K] of the raw gradients.
+
+        Raises:
+            BalanceError: the aggregator answered with non-finite weights.
+        """
+        gram = gram.double().cpu()
+        active = active_rewards(gram)
+        began = time.perf_counter()
+        weights = (
+            spread(self.weighting(gram[active][:, active]), active)
+            if active.any()
+            else gram.new_zeros(len(gram))
+        )
+        if not torch.isfinite(weights).all():
+            raise BalanceError(
+                f"balance {PREFIX}{self.name} returned weights that are not finite: {weights.tolist()}"
+            )
+        seconds = time.perf_counter() - began
+        name = PREFIX + self.name if active.any() else "none"
+        return Solution(weights, weights, active, float("nan"), name, 0, seconds, cosines(gram, weights))
+
+
+def torchjd_balance(name: str) -> Torchjd:
+    """Build the balance `torchjd:<name>`.
+
+    Args:
+        name: an aggregator of `torchjd.aggregation` that needs no arguments, such as "UPGrad" or "DualProj".
+
+    Raises:
+        ConfigError: torchjd is not installed, has no such aggregator, or it needs more than the Gram matrix.
+    """
+    try:
+        from torchjd import aggregation
+    except ImportError as error:
+        raise ConfigError(
+            f"balance.name={PREFIX}{name} needs torchjd, which is not installed: pip install torchjd"
+        ) from error
+    family = aggregation.GramianWeightedAggregator
+    known = [
+        k
+        for k, v in vars(aggregation).items()
+        if isinstance(v, type) and issubclass(v, family) and v is not family
+    ]
+    if name not in known:
+        raise ConfigError(
+            f"balance.name: torchjd has no Gram-matrix aggregator {name!r}{nearest(name, known)}"
+        )
+    try:
+        aggregator = getattr(aggregation, name)()
+    except TypeError as error:
+        raise ConfigError(
+            f"balance.name: {PREFIX}{name} cannot be built without arguments ({error})"
+        ) from error
+    return Torchjd(name, aggregator.gramian_weighting)

@@ -1,0 +1,41 @@
+"""Gram matrices: the inner products of K gradients, all that a balance needs to know of them."""
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 20
+
+
+def gram(gradients: Tensor) -> Tensor:
+    """Inner products of K gradients, accumulated in float64 without a float64 copy of the whole.
+
+    The sum runs over parameters, so the matrices of disjoint shards of the parameters add up to the whole
+    one's.
+
+    Args:
+        gradients: [K, P] of any floating dtype, on any device; a row may be non-finite.
+
+    Returns:
+        [K, K] float64 on the CPU, exactly symmetric; non-finite where a non-finite gradient takes part.
+    """
+    total = gradients.new_zeros(len(gradients), len(gradients), dtype=torch.float64)
+    for chunk in torch.split(gradients.detach(), CHUNK, dim=1):
+        exact = chunk.double()
+        total += exact @ exact.T
+    return ((total + total.T) / 2).cpu()
+
+
+def normalise(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Gram matrix of the unit gradients, and the norms that were divided out.
+
+    Args:
+        gram: [K, K] float64 with a positive, finite diagonal.
+
+    Returns:
+        [K, K] float64 with a diagonal of exactly one, and [K] float64 norms.
+    """
+    norms = gram.diagonal().sqrt()
+    unit = gram / norms[:, None] / norms
+    unit = unit.clone()
+    unit.fill_diagonal_(1.0)
+    return unit, norms

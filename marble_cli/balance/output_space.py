@@ -1,0 +1,42 @@
+"""The Gram matrix in velocity space: a balance at every step without a backward pass a reward.
+
+With J the Jacobian of the velocities, g_k = J^T dL_k/dv, so balancing the dL_k/dv bounds the norm of the
+combined gradient from above by |J| times its own (MGDA-UB, arXiv 1810.04650, section 3.3).
+"""
+
+from torch import Tensor
+
+
+def output_gram(
+    positive: Tensor,
+    cross: Tensor,
+    negative: Tensor,
+    p: Tensor,
+    q: Tensor,
+    *,
+    clip: float,
+    beta: float,
+    count: int,
+) -> Tensor:
+    """Inner products of dL_k/dv over B samples; micro-batches of a step add up to the step's matrix.
+
+    As L_k = (A_max / beta) sum_i (p_ki P_i + q_ki N_i) / count and a sample's velocity enters its own terms
+    only, <dL_k/dv, dL_l/dv> needs three numbers a sample.
+
+    Args:
+        positive: [B] |dP_i/dv|^2.
+        cross: [B] dP_i/dv . dN_i/dv.
+        negative: [B] |dN_i/dv|^2.
+        p: [K, B] coefficients of the P_i.
+        q: [K, B] coefficients of the N_i.
+        clip: A_max.
+        beta: guidance strength of the implicit policies.
+        count: samples in the whole step.
+
+    Returns:
+        [K, K] float64 on the CPU, exactly symmetric.
+    """
+    positive, cross, negative, p, q = (z.detach().double().cpu() for z in (positive, cross, negative, p, q))
+    mixed = (p * cross) @ q.T
+    total = (p * positive) @ p.T + mixed + mixed.T + (q * negative) @ q.T
+    return (total + total.T) / 2 * (clip / beta / count) ** 2

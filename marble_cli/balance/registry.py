@@ -1,0 +1,124 @@
+"""From the `balance` group of the configuration to a `Balance`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+from marble_cli.balance.base import Balance
+from marble_cli.balance.constant import Fixed, Mixture
+from marble_cli.balance.external import PREFIX, torchjd_balance
+from marble_cli.balance.marble import LeastNorm
+from marble_cli.balance.names import nearest
+from marble_cli.balance.solver import solvers
+from marble_cli.config import schema
+from marble_cli.errors import ConfigError
+
+GROUP = "marble.balances"
+
+Builder = Callable[[schema.Balance, Sequence[str], Mapping[str, float]], Balance]
+
+
+def names() -> list[str]:
+    """Every balance that `balance.name` takes, those of installed plugins among them; `torchjd:<Name>` comes
+    on top."""
+    return sorted({*_BUILT_IN, *_plugins()})
+
+
+def build(config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]) -> Balance:
+    """Build the balance that a configuration asks for.
+
+    Args:
+        config: the `balance` group.
+        names: the K rewards' names, in the order of the Gram matrix.
+        reward_weights: the rewards' own weights; `balance.weights` overrides them one by one.
+
+    Returns:
+        A balance; its `level` says whether it takes gradients or stands for rewards mixed beforehand.
+
+    Raises:
+        ConfigError: unknown name, unknown solver, infeasible floor, or weights that are unknown, negative or
+            all zero.
+    """
+    if config.name.startswith(PREFIX):
+        return torchjd_balance(config.name.removeprefix(PREFIX))
+    if config.name in _BUILT_IN:
+        return _BUILT_IN[config.name](config, names, reward_weights)
+    plugins = _plugins()
+    if config.name not in plugins:
+        known = {*_BUILT_IN, *plugins}
+        raise ConfigError(
+            f"balance.name: there is no balance {config.name!r}{nearest(config.name, known)}, {PREFIX}<Name>"
+        )
+    builder: Builder = plugins[config.name].load()
+    return builder(config, names, reward_weights)
+
+
+def _least_norm(unit: bool) -> Builder:
+    def builder(config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]) -> Balance:
+        _check_floor(config.floor, len(names))
+        if config.solver not in (known := solvers()):
+            raise ConfigError(
+                f"balance.solver: {config.solver!r} is not installed{nearest(config.solver, known)}"
+            )
+        return LeastNorm(unit, config.floor, config.solver)
+
+    return builder
+
+
+def _equal(config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]) -> Balance:
+    return Fixed((1.0,) * len(names))
+
+
+def _fixed(config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]) -> Balance:
+    return Fixed(_weights(config, names, reward_weights))
+
+
+def _mixture(config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]) -> Balance:
+    return Mixture(config.name, _weights(config, names, reward_weights))
+
+
+def _weights(
+    config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]
+) -> tuple[float, ...]:
+    """The K weights, checked."""
+    for name in config.weights:
+        if name not in names:
+            raise ConfigError(
+                f"balance.weights: there is no reward {name!r} in this run{nearest(name, names)}"
+            )
+    weights = tuple(float(config.weights.get(name, reward_weights.get(name, 1.0))) for name in names)
+    wrong = [
+        f"{name}={weight}"
+        for name, weight in zip(names, weights, strict=True)
+        if not 0.0 <= weight < float("inf")
+    ]
+    if wrong:
+        raise ConfigError(f"reward weights: expected finite numbers of at least 0, got {', '.join(wrong)}")
+    if not any(weights):
+        raise ConfigError(
+            f"reward weights: all {len(names)} are zero, so nothing would be learnt; set one above 0"
+        )
+    return weights
+
+
+def _check_floor(floor: float, rewards: int) -> None:
+    if not floor >= 0.0 or rewards * floor > 1.0:
+        raise ConfigError(
+            f"balance.floor={floor}: {rewards} rewards cannot each have a share of at least that much;"
+            f" expected a number in [0, {1.0 / max(rewards, 1):g}]"
+        )
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+_BUILT_IN: dict[str, Builder] = {
+    "marble": _least_norm(unit=True),
+    # The same programme as `marble`; the trainer hands it the Gram matrix of `output_gram`.
+    "output_space": _least_norm(unit=True),
+    "mgda": _least_norm(unit=False),
+    "equal": _equal,
+    "fixed": _fixed,
+    "weighted_sum": _mixture,
+    "advantage_sum": _mixture,
+}
