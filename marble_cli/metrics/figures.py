@@ -1,0 +1,98 @@
+"""Pictures of a run: reward curves and image grids."""
+
+import textwrap
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from torch import Tensor
+
+from marble_cli.metrics.jsonl import read
+
+# Okabe and Ito's palette, told apart with any colour vision.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "figure.dpi": 130,
+}
+
+
+def _series(rows: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+    pairs = [(row["step"], row[key]) for row in rows if key in row]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def curves(metrics: Path, output: Path) -> Path:
+    """Draw each reward's mean over steps (training batches and held-out prompts) and the balance's shares."""
+    rows = read(metrics)
+    train = [row for row in rows if row["phase"] == "train"]
+    judged = [row for row in rows if row["phase"] == "eval"]
+    names = list(dict.fromkeys(k.split("/")[1] for row in train for k in row if k.startswith("reward/")))
+    columns = 3
+    height = (len(names) + columns) // columns
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(height, columns, figsize=(10, 2.7 * height), squeeze=False)
+        panels = list(axes.flat)
+        for index, (name, panel) in enumerate(zip(names, panels, strict=False)):
+            color = COLORS[index % len(COLORS)]
+            panel.plot(*_series(train, f"reward/{name}/mean"), color=color, alpha=0.35, lw=1, label="training batch")
+            panel.plot(*_series(judged, f"reward/{name}/mean"), color=color, lw=2, marker="o", ms=4, label="held out")
+            panel.set_title(name)
+            panel.set_xlabel("step")
+        shares = panels[len(names)]
+        for index, name in enumerate(names):
+            steps, values = _series(train, f"balance/alpha/{name}")
+            shares.plot(steps, values, color=COLORS[index % len(COLORS)], lw=1.5, marker=".", label=name)
+        shares.set_title("balance: share (alpha)")
+        shares.set_xlabel("step")
+        if shares.lines and len(shares.lines[0].get_xdata()):
+            shares.legend(frameon=False, fontsize=7)
+        panels[0].legend(frameon=False, fontsize=7)
+        for panel in panels[len(names) + 1 :]:
+            panel.axis("off")
+        figure.tight_layout()
+        figure.savefig(output)
+        plt.close(figure)
+    return output
+
+
+def image_grid(rows: list[tuple[str, Tensor]], captions: list[str], output: Path, columns: int = 6) -> Path:
+    """Draw labelled rows of images above one another, prompt by prompt.
+
+    Args:
+        rows: (label, images uint8 [N, 3, H, W]); the same N prompts in every row.
+        captions: the N prompts.
+        output: PNG file.
+        columns: prompts side by side before the block starts anew below.
+    """
+    count = len(captions)
+    blocks = -(-count // columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            blocks * len(rows), columns, figsize=(1.55 * columns + 0.5, blocks * (1.5 * len(rows) + 0.45)), squeeze=False
+        )
+        for panel in axes.flat:
+            panel.axis("off")
+        for index, caption in enumerate(captions):
+            block, column = divmod(index, columns)
+            for line, (label, images) in enumerate(rows):
+                panel = axes[block * len(rows) + line, column]
+                panel.imshow(np.asarray(images[index].permute(1, 2, 0)), interpolation="nearest")
+                if line == 0:
+                    panel.set_title("\n".join(textwrap.wrap(caption, 24)), fontsize=6.5, loc="center", weight="normal")
+                if column == 0:
+                    panel.text(
+                        -0.06, 0.5, label, transform=panel.transAxes, rotation=90, va="center", ha="right", fontsize=7
+                    )
+        figure.subplots_adjust(left=0.04, right=0.99, top=0.95, bottom=0.01, wspace=0.04, hspace=0.06 if blocks == 1 else 0.3)
+        figure.savefig(output)
+        plt.close(figure)
+    return output

@@ -1,0 +1,85 @@
+"""One recorder for a run: the metrics file, W&B, the terminal, sample pictures and log.txt."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.logging import RichHandler
+
+from marble_cli.config.schema import RunConfig
+from marble_cli.evaluate.score import Evaluation
+from marble_cli.metrics.figures import image_grid
+from marble_cli.metrics.jsonl import MetricsLog, truncate_after
+from marble_cli.metrics.terminal import TerminalView
+from marble_cli.metrics.weights_and_biases import WandbRun
+from marble_cli.trainer.state import Progress
+
+SHOWN = 12  # pictures of an evaluation that are kept
+
+
+class RunRecorder:
+    """Implements `trainer.loop.Recorder`; on other ranks than the main one it stays silent."""
+
+    def __init__(self, config: RunConfig, folder: Path, progress: Progress, *, main: bool) -> None:
+        self.config, self.folder, self.progress, self.main = config, folder, progress, main
+
+    def __enter__(self) -> "RunRecorder":
+        if self.main:
+            metrics = self.folder / "metrics.jsonl"
+            truncate_after(metrics, self.progress.step)
+            self.metrics = MetricsLog(metrics)
+            self.view = TerminalView(self.config.trainer.steps, self.progress.step)
+            self.handlers: list[logging.Handler] = [
+                logging.FileHandler(self.folder / "log.txt", encoding="utf-8"),
+                RichHandler(console=self.view.console, show_path=False, show_time=False),
+            ]
+            self.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logger = logging.getLogger("marble")
+            logger.setLevel(logging.INFO)
+            for handler in self.handlers:
+                logger.addHandler(handler)
+            tree = OmegaConf.to_container(OmegaConf.structured(self.config), enum_to_str=True)
+            assert isinstance(tree, dict)
+            self.wandb = WandbRun(
+                self.config.logging.wandb, self.folder, self.config.run.name, dict(tree), self.progress.wandb_id  # type: ignore[arg-type]
+            )
+            self.progress.wandb_id = self.wandb.id
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.main:
+            self.view.close()
+            self.wandb.close()
+            self.metrics.close()
+            for handler in self.handlers:
+                logging.getLogger("marble").removeHandler(handler)
+                handler.close()
+
+    def stage(self, name: str, total: int) -> None:
+        if self.main:
+            self.view.stage(name, total)
+
+    def advance(self, count: int) -> None:
+        if self.main:
+            self.view.advance(count)
+
+    def message(self, text: str) -> None:
+        if self.main:
+            self.view.message(text)
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        if self.main:
+            for sink in (self.metrics, self.wandb, self.view):
+                sink.write(metrics)
+
+    def pictures(self, step: int, evaluation: Evaluation) -> None:
+        """Keep a grid of the evaluation's images under samples/ and in W&B."""
+        if not self.main or not self.config.logging.images_every or step % self.config.logging.images_every:
+            return
+        chosen = slice(0, None, max(1, len(evaluation.prompts) // SHOWN))
+        images, captions = evaluation.images[chosen][:SHOWN], [p.text for p in evaluation.prompts[chosen]][:SHOWN]
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        image_grid([(f"step {step}", images)], captions, folder / f"step-{step:08d}.png")
+        self.wandb.images(step, images, captions)
