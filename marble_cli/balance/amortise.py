@@ -30,12 +30,12 @@ def amortised_coefficients(
     Source: arXiv 2605.06507; the exact form for directions is this project's.
     """
     images = applicable.shape[1]
-    share = applicable.double() * (images / applicable.sum(1).clamp(min=1))[:, None]
+    share = applicable.double() * (images / applicable.double().sum(1).clamp(min=1))[:, None]
     share = share * direction_weights.to(share)[:, None]
     r = torch.where(applicable, optimality.double(), 0.5)
     if shared_term == "outside":
         scored = applicable.any(0)
-        half = 0.5 * scored.double() * (images / scored.sum().clamp(min=1))
+        half = 0.5 * scored.double() * (images / scored.double().sum().clamp(min=1))
         tilt = (share * (r - 0.5)).sum(0)
         return half + tilt, half - tilt
     return (share * r).sum(0), (share * (1.0 - r)).sum(0)

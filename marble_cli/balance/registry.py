@@ -1,6 +1,6 @@
 """From the `balance` group of the configuration to a `Balance`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
 from marble_cli.balance.base import Balance
@@ -14,22 +14,21 @@ from marble_cli.errors import ConfigError
 
 GROUP = "marble.balances"
 
-Builder = Callable[[schema.Balance, Sequence[str], Mapping[str, float]], Balance]
+Builder = Callable[[schema.Balance, Sequence[str], Sequence[float]], Balance]
 
 
 def names() -> list[str]:
-    """Every balance that `balance.name` takes, those of installed plugins among them; `torchjd:<Name>` comes
-    on top."""
+    """Every balance that `balance.name` takes, those of plugins too; `torchjd:<Name>` comes on top."""
     return sorted({*_BUILT_IN, *_plugins()})
 
 
-def build(config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]) -> Balance:
+def build(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
     """Build the balance that a configuration asks for.
 
     Args:
         config: the `balance` group.
         names: the K rewards' names, in the order of the Gram matrix.
-        reward_weights: the rewards' own weights; `balance.weights` overrides them one by one.
+        reward_weights: [K] the rewards' own weights; `balance.weights` overrides them by name.
 
     Returns:
         A balance; its `level` says whether it takes gradients or stands for rewards mixed beforehand.
@@ -53,7 +52,7 @@ def build(config: schema.Balance, names: Sequence[str], reward_weights: Mapping[
 
 
 def _least_norm(unit: bool) -> Builder:
-    def builder(config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]) -> Balance:
+    def builder(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
         _check_floor(config.floor, len(names))
         if config.solver not in (known := solvers()):
             raise ConfigError(
@@ -64,20 +63,20 @@ def _least_norm(unit: bool) -> Builder:
     return builder
 
 
-def _equal(config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]) -> Balance:
+def _equal(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
     return Fixed((1.0,) * len(names))
 
 
-def _fixed(config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]) -> Balance:
+def _fixed(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
     return Fixed(_weights(config, names, reward_weights))
 
 
-def _mixture(config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]) -> Balance:
+def _mixture(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
     return Mixture(config.name, _weights(config, names, reward_weights))
 
 
 def _weights(
-    config: schema.Balance, names: Sequence[str], reward_weights: Mapping[str, float]
+    config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]
 ) -> tuple[float, ...]:
     """The K weights, checked."""
     for name in config.weights:
@@ -85,7 +84,8 @@ def _weights(
             raise ConfigError(
                 f"balance.weights: there is no reward {name!r} in this run{nearest(name, names)}"
             )
-    weights = tuple(float(config.weights.get(name, reward_weights.get(name, 1.0))) for name in names)
+    own = zip(names, reward_weights, strict=True)
+    weights = tuple(float(config.weights.get(name, weight)) for name, weight in own)
     wrong = [
         f"{name}={weight}"
         for name, weight in zip(names, weights, strict=True)

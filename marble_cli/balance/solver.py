@@ -100,19 +100,23 @@ def _osqp(unit: Array, inverse: Array) -> Array:
 
     size = len(unit)
     workspace = osqp.OSQP()
-    workspace.setup(
-        P=sparse.csc_matrix(np.triu(unit)),
-        q=np.zeros(size),
-        A=sparse.csc_matrix(np.vstack([inverse, np.eye(size)])),
-        l=np.append(1.0, np.zeros(size)),
-        u=np.append(1.0, np.full(size, np.inf)),
-        eps_abs=1e-9,
-        eps_rel=1e-9,
-        max_iter=4000,
-        polishing=True,
-        verbose=False,
-    )
-    result = workspace.solve(raise_error=False)
+    try:
+        workspace.setup(
+            P=sparse.csc_matrix(np.triu(unit)),
+            q=np.zeros(size),
+            A=sparse.csc_matrix(np.vstack([inverse, np.eye(size)])),
+            l=np.append(1.0, np.zeros(size)),
+            u=np.append(1.0, np.full(size, np.inf)),
+            eps_abs=1e-9,
+            eps_rel=1e-9,
+            max_iter=4000,
+            polishing=True,
+            verbose=False,
+        )
+        result = workspace.solve(raise_error=False)
+    except osqp.OSQPException:
+        # Raised where rounding has left the matrix too far from convex.
+        return np.full(size, np.nan)
     solved = result.info.status_val == osqp.SolverStatus.OSQP_SOLVED
     return np.asarray(result.x, dtype=np.float64) if solved else np.full(size, np.nan)
 

@@ -85,7 +85,9 @@ def coefficients(
     Returns:
         p and q, both [K, n] float64; rows of rewards that apply nowhere are zero.
     """
-    share = applicable.double() * (applicable.shape[1] / applicable.sum(1, keepdim=True).clamp(min=1))
+    share = applicable.double() * (
+        applicable.shape[1] / applicable.double().sum(1, keepdim=True).clamp(min=1)
+    )
     r = torch.where(applicable, optimality.double(), 0.5)
     if shared_term == "outside":
         return share * (r - 0.5), share * (0.5 - r)
@@ -104,7 +106,7 @@ def shared_coefficients(applicable: Tensor) -> tuple[Tensor, Tensor]:
         p and q, both [n] float64 and equal.
     """
     scored = applicable.any(0)
-    half = 0.5 * scored.double() * (len(scored) / scored.sum().clamp(min=1))
+    half = 0.5 * scored.double() * (len(scored) / scored.double().sum().clamp(min=1))
     return half, half
 
 

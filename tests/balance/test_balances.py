@@ -1,0 +1,159 @@
+"""Names to balances: every built-in, the torchjd door, plugins, and what is refused."""
+
+import builtins
+import sys
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+import torch
+
+from marble_cli.balance import Balance, build, gram, names, registry
+from marble_cli.balance.constant import Mixture
+from marble_cli.balance.marble import LeastNorm
+from marble_cli.config import schema
+from marble_cli.errors import BalanceError, ConfigError
+
+REWARDS = ("ocr", "clipscore", "objects")
+GRADIENTS = torch.randn(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def config(name: str = "marble", **changes: Any) -> schema.Balance:
+    values: dict[str, Any] = {"solver": "osqp", "floor": 0.0, "ema": 0.7, "refresh_every": 10, "warmup": 1}
+    return schema.Balance(name=name, **{**values, **changes})
+
+
+def test_the_built_in_balances_are_these() -> None:
+    assert set(names()) >= {
+        "marble",
+        "mgda",
+        "equal",
+        "fixed",
+        "output_space",
+        "weighted_sum",
+        "advantage_sum",
+    }
+
+
+@pytest.mark.parametrize("name", ["marble", "mgda", "equal", "fixed", "output_space"])
+def test_gradient_balances_answer_for_all_rewards(name: str) -> None:
+    balance = build(config(name), REWARDS, (1.0,) * 3)
+    assert isinstance(balance, Balance)
+    assert balance.level == "gradient"
+    spoilt = GRADIENTS.clone()
+    spoilt[1] = torch.nan
+    for gradients, active in ((GRADIENTS, [True] * 3), (spoilt, [True, False, True])):
+        solution = balance(gram(gradients))
+        assert solution.active.tolist() == active
+        assert solution.alpha.sum().item() == pytest.approx(1.0, abs=1e-12)
+        combined = solution.weights @ torch.where(solution.active[:, None], gradients, 0.0)
+        expected = torch.cosine_similarity(combined[None], gradients)
+        torch.testing.assert_close(solution.cosines, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["weighted_sum", "advantage_sum"])
+def test_mixtures_stand_for_one_gradient(name: str) -> None:
+    balance = build(config(name), REWARDS, (2.0, 1.0, 1.0))
+    assert isinstance(balance, Mixture)
+    assert balance.level == "advantage"
+    assert balance.weights == (2.0, 1.0, 1.0)
+    solution = balance(gram(GRADIENTS[:1]))
+    assert solution.weights.tolist() == [1.0]
+    assert balance(gram(torch.zeros(1, 4))).weights.tolist() == [0.0]
+
+
+def test_equal_and_fixed_shares_are_constant() -> None:
+    assert build(config("equal"), REWARDS, (9.0, 1.0, 1.0))(gram(GRADIENTS)).weights.tolist() == [1 / 3] * 3
+    balance = build(config("fixed", weights={"objects": 5.0}), REWARDS, (3.0, 2.0, 1.0))
+    assert balance(gram(GRADIENTS)).weights.tolist() == [0.3, 0.2, 0.5]
+
+
+def test_options_reach_the_programme() -> None:
+    assert build(config(floor=0.2, solver="active_set"), REWARDS, (1.0,) * 3) == LeastNorm(
+        True, 0.2, "active_set"
+    )
+    assert build(config("mgda"), REWARDS, (1.0,) * 3) == LeastNorm(False, 0.0, "osqp")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "marbel"}, r"did you mean 'marble'.*weighted_sum.*torchjd:"),
+        ({"solver": "ospq"}, r"balance\.solver.*did you mean 'osqp'"),
+        ({"floor": 0.34}, r"balance\.floor=0\.34: 3 rewards.*0\.333"),
+        ({"floor": -0.1}, r"balance\.floor"),
+        ({"floor": float("nan")}, r"balance\.floor"),
+        ({"name": "fixed", "weights": {"orc": 1.0}}, r"balance\.weights.*'orc'.*did you mean 'ocr'"),
+        ({"name": "fixed", "weights": {"ocr": -1.0}}, r"ocr=-1\.0"),
+        ({"name": "weighted_sum", "weights": dict.fromkeys(REWARDS, 0.0)}, "all 3 are zero"),
+        ({"name": "torchjd:UPGraf"}, r"did you mean 'UPGrad'"),
+    ],
+)
+def test_wrong_requests_say_what_was_expected(changes: dict[str, Any], message: str) -> None:
+    if str(changes.get("name", "")).startswith("torchjd"):
+        pytest.importorskip("torchjd")
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        build(config(**changes), REWARDS, (1.0,) * 3)
+
+
+def test_a_floor_that_leaves_no_choice_is_allowed() -> None:
+    for rewards in (1, 2, 3, 5, 7, 10):
+        assert (
+            build(config(floor=1 / rewards), [f"r{k}" for k in range(rewards)], [1.0] * rewards).level
+            == "gradient"
+        )
+
+
+@pytest.mark.parametrize("name", ["UPGrad", "DualProj", "MGDA", "AlignedMTL", "IMTLG"])
+def test_torchjd_balances_act_on_the_active_rewards(name: str) -> None:
+    pytest.importorskip("torchjd")
+    balance = build(config(f"torchjd:{name}"), REWARDS, (1.0,) * 3)
+    assert balance.level == "gradient"
+    spoilt = torch.cat([GRADIENTS, torch.zeros(1, 20, dtype=torch.float64)])
+    solution = balance(gram(spoilt))
+    assert solution.weights[3] == 0.0
+    torch.testing.assert_close(solution.weights[:3], balance(gram(GRADIENTS)).weights)
+    assert solution.solver == f"torchjd:{name}"
+    assert balance(gram(torch.zeros(3, 4))).weights.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_torchjds_upgrad_is_in_no_rewards_way() -> None:
+    pytest.importorskip("torchjd")
+    balance = build(config("torchjd:UPGrad"), REWARDS, (1.0,) * 3)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        solution = balance(gram(torch.randn(3, 20, dtype=torch.float64, generator=generator)))
+        assert solution.cosines.min() > -1e-3
+
+
+def test_a_missing_torchjd_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, *rest: Any) -> Any:
+        if name.startswith("torchjd"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    real = builtins.__import__
+    for module in [m for m in sys.modules if m.split(".")[0] == "torchjd"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ConfigError, match="pip install torchjd"):
+        build(config("torchjd:UPGrad"), REWARDS, (1.0,) * 3)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    from marble_cli.balance.external import Torchjd
+
+    with pytest.raises(BalanceError, match="not finite"):
+        Torchjd("X", lambda matrix: matrix.diagonal() / 0.0)(torch.eye(2))
+
+
+def second_only(options: schema.Balance, rewards: Any, weights: Any) -> LeastNorm:
+    return LeastNorm(floor=options.floor)
+
+
+def test_a_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("theirs", f"{__name__}:second_only", "marble.balances")
+    monkeypatch.setattr(registry, "_plugins", lambda: {"theirs": entry})
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    assert "theirs" in names()
+    assert build(config("theirs", floor=0.1), REWARDS, (1.0,) * 3) == LeastNorm(floor=0.1)
