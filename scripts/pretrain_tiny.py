@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tiny_world as world
 import torch
 import torch.nn.functional as F
@@ -144,10 +143,10 @@ def train_clip(
 ) -> CLIPModel:
     """A small CLIP trained contrastively on rightly captioned images."""
     text = text_config(tokenizer, 64, 2, 64).to_dict()
-    vision = dict(
-        hidden_size=96, intermediate_size=288, num_hidden_layers=3, num_attention_heads=4,
-        image_size=world.RESOLUTION, patch_size=8, projection_dim=64, hidden_act="gelu",
-    )  # fmt: skip
+    vision = {
+        "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "image_size": world.RESOLUTION, "patch_size": 8, "projection_dim": 64, "hidden_act": "gelu",
+    }  # fmt: skip
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.05)
     rate = schedule(optimizer, plan.clip_steps)
@@ -183,9 +182,7 @@ def train_vae(plan: Plan, images: Tensor, draw: torch.Generator) -> AutoencoderK
             crop = crop[:, :, top : top + 32, left : left + 32]
         target = normalised(crop).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(target).latent_dist
-        sample = (
-            posterior.mean + torch.randn(posterior.mean.shape, generator=draw) * posterior.std
-        )
+        sample = posterior.mean + torch.randn(posterior.mean.shape, generator=draw) * posterior.std
         decoded = vae.decode(sample).sample
         error = decoded - target
         loss = error.abs().mean() + error.square().mean() + 2e-4 * posterior.kl().mean() / 512
@@ -322,7 +319,9 @@ def main(output: Path, seed: int, scale: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=ASSETS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full plan, for a quick trial")

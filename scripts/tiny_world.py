@@ -178,9 +178,7 @@ def _paint_ground(draw: ImageDraw.ImageDraw, scene: Scene) -> None:
     color = _ground(scene)
     draw.rectangle((0, 0, SIDE, SIDE), fill=color)
     tone = (
-        tuple(int(channel * 0.88) for channel in color)
-        if sum(color) > 300
-        else tuple(c + 26 for c in color)
+        tuple(int(channel * 0.88) for channel in color) if sum(color) > 300 else tuple(c + 26 for c in color)
     )
     period = SIDE // 8
     if scene.style.pattern == "stripes":

@@ -17,7 +17,9 @@ def export(target: str, directory: Path) -> Path:
         RequestError: `directory` already holds a LoRA, or `target` is the base model.
     """
     if target == "base":
-        raise RequestError("export base: the base model has no LoRA to export. Expected a checkpoint or a run.")
+        raise RequestError(
+            "export base: the base model has no LoRA to export. Expected a checkpoint or a run."
+        )
     checkpoint = store.resolve(target)
     store.load(checkpoint)
     file = directory / WEIGHTS

@@ -33,7 +33,13 @@ class TrainerState:
 
 
 def save(
-    run: Path, state: TrainerState, lora: dict[str, Tensor], ema: dict[str, Tensor], *, keep_last: int, best: bool
+    run: Path,
+    state: TrainerState,
+    lora: dict[str, Tensor],
+    ema: dict[str, Tensor],
+    *,
+    keep_last: int,
+    best: bool,
 ) -> Path:
     """Write a step folder, point `latest` (and `best`) at it and delete what retention no longer keeps.
 
@@ -59,7 +65,11 @@ def save(
         for name, tensors in groups.items():
             file = temporary / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file, {"format": "pt"})
+            save_file(
+                {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+                file,
+                {"format": "pt"},
+            )
             _flush(file)
         _write_manifest(temporary, state, sorted(groups))
         if final.exists():
@@ -80,7 +90,9 @@ def save(
 
 
 def _write_manifest(folder: Path, state: TrainerState, names: list[str]) -> None:
-    listing = {name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names}
+    listing = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names
+    }
     manifest = {"format_version": FORMAT_VERSION, "step": state.step, "info": state.info, "files": listing}
     path = folder / "state.json"
     path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -153,7 +165,9 @@ _REMEDY = "Use another step folder of the run, or --resume auto, which takes the
 def _verified(folder: Path, name: str, entry: dict[str, Any]) -> dict[str, Tensor]:
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()) or file.suffix != ".safetensors":
-        raise CheckpointError(f"{folder}/state.json names {name}, which is no tensor file of this folder. {_REMEDY}")
+        raise CheckpointError(
+            f"{folder}/state.json names {name}, which is no tensor file of this folder. {_REMEDY}"
+        )
     if not file.is_file():
         raise CheckpointError(f"{file} is missing from the checkpoint. {_REMEDY}")
     if file.stat().st_size != entry["bytes"]:

@@ -27,7 +27,11 @@ def load_prompts(data: Data, split: str) -> dict[str, list[Prompt]]:
     Raises:
         DataError: a file is missing, empty or has a bad line, which is named.
     """
-    root = Path(str(files("marble_cli") / "assets" / "tiny" / "prompts")) if data.root == "tiny" else Path(data.root)
+    root = (
+        Path(str(files("marble_cli") / "assets" / "tiny" / "prompts"))
+        if data.root == "tiny"
+        else Path(data.root)
+    )
     root = root.expanduser()
     return {
         name: read_prompts(root / (source.train if split == "train" else source.test), name)

@@ -98,7 +98,13 @@ def compare(one: Evaluation, other: Evaluation | None) -> list[RewardResult]:
         low, high = paired_interval(difference)
         results.append(
             RewardResult(
-                name, len(values), float(values.mean()), float(reference.mean()), float(difference.mean()), low, high
+                name,
+                len(values),
+                float(values.mean()),
+                float(reference.mean()),
+                float(difference.mean()),
+                low,
+                high,
             )
         )
     return results

@@ -43,8 +43,12 @@ def curves(metrics: Path, output: Path) -> Path:
         panels = list(axes.flat)
         for index, (name, panel) in enumerate(zip(names, panels, strict=False)):
             color = COLORS[index % len(COLORS)]
-            panel.plot(*_series(train, f"reward/{name}/mean"), color=color, alpha=0.35, lw=1, label="training batch")
-            panel.plot(*_series(judged, f"reward/{name}/mean"), color=color, lw=2, marker="o", ms=4, label="held out")
+            panel.plot(
+                *_series(train, f"reward/{name}/mean"), color=color, alpha=0.35, lw=1, label="training batch"
+            )
+            panel.plot(
+                *_series(judged, f"reward/{name}/mean"), color=color, lw=2, marker="o", ms=4, label="held out"
+            )
             panel.set_title(name)
             panel.set_xlabel("step")
         shares = panels[len(names)]
@@ -77,7 +81,10 @@ def image_grid(rows: list[tuple[str, Tensor]], captions: list[str], output: Path
     blocks = -(-count // columns)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            blocks * len(rows), columns, figsize=(1.55 * columns + 0.5, blocks * (1.5 * len(rows) + 0.45)), squeeze=False
+            blocks * len(rows),
+            columns,
+            figsize=(1.55 * columns + 0.5, blocks * (1.5 * len(rows) + 0.45)),
+            squeeze=False,
         )
         for panel in axes.flat:
             panel.axis("off")
@@ -87,12 +94,23 @@ def image_grid(rows: list[tuple[str, Tensor]], captions: list[str], output: Path
                 panel = axes[block * len(rows) + line, column]
                 panel.imshow(np.asarray(images[index].permute(1, 2, 0)), interpolation="nearest")
                 if line == 0:
-                    panel.set_title("\n".join(textwrap.wrap(caption, 24)), fontsize=6.5, loc="center", weight="normal")
+                    panel.set_title(
+                        "\n".join(textwrap.wrap(caption, 24)), fontsize=6.5, loc="center", weight="normal"
+                    )
                 if column == 0:
                     panel.text(
-                        -0.06, 0.5, label, transform=panel.transAxes, rotation=90, va="center", ha="right", fontsize=7
+                        -0.06,
+                        0.5,
+                        label,
+                        transform=panel.transAxes,
+                        rotation=90,
+                        va="center",
+                        ha="right",
+                        fontsize=7,
                     )
-        figure.subplots_adjust(left=0.04, right=0.99, top=0.95, bottom=0.01, wspace=0.04, hspace=0.06 if blocks == 1 else 0.3)
+        figure.subplots_adjust(
+            left=0.04, right=0.99, top=0.95, bottom=0.01, wspace=0.04, hspace=0.06 if blocks == 1 else 0.3
+        )
         figure.savefig(output)
         plt.close(figure)
     return output

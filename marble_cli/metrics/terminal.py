@@ -29,7 +29,9 @@ class TerminalView:
         )  # fmt: skip
         self.steps = self.bars.add_task("step", total=total, completed=first)
         self.inner = self.bars.add_task("start", total=1)
-        self.live = Live(self.bars, console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self.live = (
+            Live(self.bars, console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        )
         if self.live:
             self.live.start()
 

@@ -27,7 +27,9 @@ def key_configured() -> bool:
 class WandbRun:
     """One W&B run under <folder>/wandb; without a key it is kept offline, for `wandb sync` later."""
 
-    def __init__(self, settings: Wandb, folder: Path, name: str, config: dict[str, Any], run_id: str | None) -> None:
+    def __init__(
+        self, settings: Wandb, folder: Path, name: str, config: dict[str, Any], run_id: str | None
+    ) -> None:
         self.run: Any = None
         if settings.mode is WandbMode.disabled:
             return
@@ -51,7 +53,10 @@ class WandbRun:
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         prefix = "" if metrics["phase"] == "train" else "eval/"
-        self._send({prefix + key: value for key, value in metrics.items() if key not in ("phase", "step")}, metrics["step"])
+        self._send(
+            {prefix + key: value for key, value in metrics.items() if key not in ("phase", "step")},
+            metrics["step"],
+        )
 
     def images(self, step: int, images: Tensor, captions: list[str]) -> None:
         """Log pictures uint8 [N, 3, H, W] with their prompts."""
@@ -59,7 +64,9 @@ class WandbRun:
             import wandb
 
             arrays = images.permute(0, 2, 3, 1).numpy()
-            pictures = [wandb.Image(array, caption=text) for array, text in zip(arrays, captions, strict=True)]
+            pictures = [
+                wandb.Image(array, caption=text) for array, text in zip(arrays, captions, strict=True)
+            ]
             self._send({"samples": pictures}, step)
 
     def _send(self, values: dict[str, Any], step: int) -> None:

@@ -11,7 +11,11 @@ def pick_device(name: str) -> torch.device:
     """`auto` is the GPU of this process where there is one, else the CPU."""
     if name != "auto":
         return torch.device(name)
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def load_policy(model: Model, seed: int) -> Policy:

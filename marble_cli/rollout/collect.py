@@ -71,7 +71,9 @@ class Rollout:
         distinct = list(dict.fromkeys(prompt.text for prompt in prompts))
         row = {text: place for place, text in enumerate(distinct)}
         encoded = self.policy.encode(distinct)
-        embeddings = encoded[torch.tensor([row[prompt.text] for prompt in prompts], device=encoded.tokens.device)]
+        embeddings = encoded[
+            torch.tensor([row[prompt.text] for prompt in prompts], device=encoded.tokens.device)
+        ]
         latents, pictures, futures = [], [], list[Future[Scores]]()
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)

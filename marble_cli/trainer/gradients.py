@@ -47,7 +47,9 @@ class Objective:
     micro_batch_size: int
 
 
-def training_times(times: Tensor, fraction: float, per_image: int | None, indices: list[int], seed: int, step: int) -> Tensor:
+def training_times(
+    times: Tensor, fraction: float, per_image: int | None, indices: list[int], seed: int, step: int
+) -> Tensor:
     """Choose each image's training times among the solver's, leaving out the last share of the trajectory.
 
     Args:
@@ -64,7 +66,8 @@ def training_times(times: Tensor, fraction: float, per_image: int | None, indice
     usable = times[: max(1, int(len(times) * fraction))]
     count = len(usable) if per_image is None else min(per_image, len(usable))
     rows = [
-        usable[torch.randperm(len(usable), generator=generator(seed, "times", step, i))[:count]] for i in indices
+        usable[torch.randperm(len(usable), generator=generator(seed, "times", step, i))[:count]]
+        for i in indices
     ]
     return torch.stack(rows)
 
@@ -86,7 +89,9 @@ def noised_batches(data: TrainingSet, objective: Objective, step: int) -> Iterat
     for column in range(data.times.shape[1]):
         for rows in torch.arange(len(data.x0)).split(objective.micro_batch_size):
             x0, t = data.x0[rows], data.times[rows, column].to(data.x0.device)
-            eps = noise(objective.seed, f"train{column}", step, data.indices[rows].tolist(), shape).to(x0.device)
+            eps = noise(objective.seed, f"train{column}", step, data.indices[rows].tolist(), shape).to(
+                x0.device
+            )
             xt = torch.lerp(x0, eps, t[:, None, None, None])
             yield NoisedBatch(x0, xt, t, data.embeddings[rows.to(x0.device)], data.indices[rows])
 
@@ -141,7 +146,13 @@ class Gradients:
 
 
 def gradients(
-    policy: Policy, data: TrainingSet, objective: Objective, p: Tensor, q: Tensor, step: int, advance: Callable[[int], None]
+    policy: Policy,
+    data: TrainingSet,
+    objective: Objective,
+    p: Tensor,
+    q: Tensor,
+    step: int,
+    advance: Callable[[int], None],
 ) -> Gradients:
     """Gradients of R mixtures and of the KL term.
 

@@ -128,7 +128,8 @@ class Trainer:
         """The scores of the whole step, over all ranks, in the step's order."""
         device = self.policy.device
         parts = [
-            self.ranks.gather(part.double(), device) for part in (scores.values, scores.applicable, scores.failed)
+            self.ranks.gather(part.double(), device)
+            for part in (scores.values, scores.applicable, scores.failed)
         ]
         return Scores(scores.names, parts[0], parts[1].bool(), parts[2].bool())
 
@@ -137,7 +138,12 @@ class Trainer:
         settings, algorithm = self.config.trainer, self.config.algorithm
         own = list(self.ranks.share(signal.rewards.shape[1]))
         times = training_times(
-            self.rollout.times(), settings.timestep_fraction, settings.times_per_image, own, settings.seed, step
+            self.rollout.times(),
+            settings.timestep_fraction,
+            settings.times_per_image,
+            own,
+            settings.seed,
+            step,
         )
         data = TrainingSet(
             samples.x0, samples.embeddings, torch.tensor(own), times, signal.rewards.shape[1] * times.shape[1]
@@ -202,5 +208,3 @@ class Trainer:
         if self.ranks.is_main:
             state, lora, ema = pack(self.policy, self.optimizer, self.progress)
             store.save(self.folder, state, lora, ema, keep_last=self.config.trainer.keep_last, best=best)
-
-

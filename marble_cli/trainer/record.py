@@ -42,7 +42,11 @@ class RunRecorder:
             tree = OmegaConf.to_container(OmegaConf.structured(self.config), enum_to_str=True)
             assert isinstance(tree, dict)
             self.wandb = WandbRun(
-                self.config.logging.wandb, self.folder, self.config.run.name, dict(tree), self.progress.wandb_id  # type: ignore[arg-type]
+                self.config.logging.wandb,
+                self.folder,
+                self.config.run.name,
+                dict(tree),
+                self.progress.wandb_id,  # type: ignore[arg-type]
             )
             self.progress.wandb_id = self.wandb.id
         return self
@@ -78,7 +82,10 @@ class RunRecorder:
         if not self.main or not self.config.logging.images_every or step % self.config.logging.images_every:
             return
         chosen = slice(0, None, max(1, len(evaluation.prompts) // SHOWN))
-        images, captions = evaluation.images[chosen][:SHOWN], [p.text for p in evaluation.prompts[chosen]][:SHOWN]
+        images, captions = (
+            evaluation.images[chosen][:SHOWN],
+            [p.text for p in evaluation.prompts[chosen]][:SHOWN],
+        )
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
         image_grid([(f"step {step}", images)], captions, folder / f"step-{step:08d}.png")

@@ -108,7 +108,11 @@ def train(config: RunConfig, *, resume: str) -> int:
         policy = load_policy(config.model, config.trainer.seed)
         with open_scorer(config.rewards, str(policy.device), config.trainer.pending_batches) as scorer:
             rollout = Rollout(
-                policy, config.rollout.solver, config.rollout.steps, config.rollout.batch_size, config.trainer.seed
+                policy,
+                config.rollout.solver,
+                config.rollout.steps,
+                config.rollout.batch_size,
+                config.trainer.seed,
             )
             check_rewards(rollout, scorer, sources, policy)
             optimizer = build_optimizer(config, policy)
@@ -132,5 +136,3 @@ def restore(checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Opti
     progress = unpack(policy, optimizer, *store.load(checkpoint))
     log.info("continuing after step %d from %s", progress.step, checkpoint)
     return progress
-
-

@@ -34,7 +34,9 @@ class Director:
 
     def __init__(self, config: RunConfig, names: list[str], policy: Policy, balance: Balance, ranks: Ranks):
         self.config, self.names, self.policy, self.balance, self.ranks = config, names, policy, balance, ranks
-        self.reward_weights = torch.tensor([config.rewards[name].weight for name in names], dtype=torch.float64)
+        self.reward_weights = torch.tensor(
+            [config.rewards[name].weight for name in names], dtype=torch.float64
+        )
         self.mixes = config.balance.name in MIXTURES
         self.objective = Objective(
             config.algorithm.beta,
@@ -47,12 +49,21 @@ class Director:
     def refreshes(self, step: int, cache: DirectionCache) -> bool:
         """Whether `step` (1-based) takes every reward's gradient apart."""
         balance = self.config.balance
-        if balance.mode is BalanceMode.full or step <= balance.warmup or (step - 1) % balance.refresh_every == 0:
+        if (
+            balance.mode is BalanceMode.full
+            or step <= balance.warmup
+            or (step - 1) % balance.refresh_every == 0
+        ):
             return True
         return not self.mixes and cache.alpha is None
 
     def direct(
-        self, step: int, signal: Signal, data: TrainingSet, cache: DirectionCache, advance: Callable[[int], None]
+        self,
+        step: int,
+        signal: Signal,
+        data: TrainingSet,
+        cache: DirectionCache,
+        advance: Callable[[int], None],
     ) -> Direction:
         """The direction of one step, summed over ranks."""
         if self.config.balance.mode is BalanceMode.output_space:
@@ -65,7 +76,11 @@ class Director:
         return Direction(result.rows[0] + result.kl, cache, {"balance/refresh": 0, **_losses(result)})
 
     def _reduced(self, result: Gradients) -> Gradients:
-        losses = self.ranks.sum(result.losses.to(self.policy.device).float()) if self.ranks.world > 1 else result.losses
+        losses = (
+            self.ranks.sum(result.losses.to(self.policy.device).float())
+            if self.ranks.world > 1
+            else result.losses
+        )
         return Gradients(self.ranks.sum(result.rows), self.ranks.sum(result.kl), losses.double().cpu())
 
     def _mixture(self, signal: Signal, cache: DirectionCache) -> tuple[Tensor, Tensor]:
@@ -110,16 +125,27 @@ class Director:
             metrics |= self._cosines(rewards, direction)
             return Direction(direction + result.kl, cache, metrics)
         solution = self.balance(gram(rewards))
-        direction = solution.weights.to(rewards) @ torch.nan_to_num(rewards) if solution.active.any() else rewards.new_zeros(rewards.shape[1])
+        direction = (
+            solution.weights.to(rewards) @ torch.nan_to_num(rewards)
+            if solution.active.any()
+            else rewards.new_zeros(rewards.shape[1])
+        )
         metrics |= self._cosines(rewards, direction) | self._explained(solution)
         norms = torch.linalg.vector_norm(rewards.double(), dim=1)
         cache = cache.update(solution, norms, balance.ema)
-        left_out = [name for name, active in zip(self.names, solution.active.tolist(), strict=True) if not active]
+        left_out = [
+            name for name, active in zip(self.names, solution.active.tolist(), strict=True) if not active
+        ]
         warnings = (f"left out of the balance this step: {', '.join(left_out)}",) if left_out else ()
         return Direction(direction + others.sum(0) + result.kl, cache, metrics, warnings)
 
     def _output_space(
-        self, step: int, signal: Signal, data: TrainingSet, cache: DirectionCache, advance: Callable[[int], None]
+        self,
+        step: int,
+        signal: Signal,
+        data: TrainingSet,
+        cache: DirectionCache,
+        advance: Callable[[int], None],
     ) -> Direction:
         """A QP at every step on the gradients with respect to the velocities, then one backward pass."""
         outside = self.config.balance.shared_term is SharedTerm.outside

@@ -1,0 +1,77 @@
+"""Metric files and pictures."""
+
+import io
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+
+from marble_cli.config.schema import Wandb, WandbMode
+from marble_cli.metrics.figures import curves, image_grid
+from marble_cli.metrics.jsonl import MetricsLog, read, truncate_after
+from marble_cli.metrics.terminal import TerminalView
+from marble_cli.metrics.weights_and_biases import WandbRun
+
+
+def row(step: int, phase: str = "train") -> dict[str, object]:
+    return {
+        "step": step, "phase": phase, "reward/ocr/mean": 0.1 * step, "reward/ocr/applicable": 4,
+        "balance/alpha/ocr": 0.5, "time/step": 1.0,
+    }  # fmt: skip
+
+
+def test_a_figure_that_is_not_finite_is_a_missing_key(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "m.jsonl")
+    log.write({"step": 1, "a": float("nan"), "b": float("inf"), "c": 0.5})
+    log.close()
+    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "c": 0.5}
+
+
+def test_a_continued_run_rewrites_later_steps_and_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row(step)) + "\n" for step in range(1, 5)) + '{"step": 5, "pha')
+    truncate_after(path, 3)
+    assert [line["step"] for line in read(path)] == [1, 2, 3]
+    truncate_after(path, 0)
+    assert read(path) == []
+
+
+def test_plain_lines_when_the_output_is_no_terminal() -> None:
+    out = io.StringIO()
+    view = TerminalView(9, 0, Console(file=out, width=200))
+    view.stage("rollout", 4)
+    view.advance(4)
+    view.write(row(3))
+    view.close()
+    assert out.getvalue().startswith("step     3/9  ocr 0.300")
+    assert "\x1b" not in out.getvalue()
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    rows = [row(step) for step in range(1, 6)] + [row(5, "eval")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in rows))
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    curves(path, tmp_path / "curves.png")
+    image_grid([("base", images), ("trained", images)], ["a cup", "a kite", "a boat"], tmp_path / "grid.png")
+    for name in ("curves.png", "grid.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert min(picture.size) > 200
+
+
+def test_disabled_weights_and_biases_does_nothing(tmp_path: Path) -> None:
+    run = WandbRun(Wandb(WandbMode.disabled, "p", None), tmp_path, "n", {}, None)
+    run.write({"step": 1, "phase": "train", "x": 1.0})
+    run.close()
+    assert run.id is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_offline_weights_and_biases_keeps_its_id(tmp_path: Path) -> None:
+    run = WandbRun(Wandb(WandbMode.offline, "p", None), tmp_path, "n", {"a": 1}, "abc12345")
+    assert run.id == "abc12345"
+    run.write({"step": 1, "phase": "train", "x": 1.0})
+    run.close()
+    assert any((tmp_path / "wandb").glob("offline-run-*abc12345"))
