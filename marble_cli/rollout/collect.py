@@ -1,7 +1,6 @@
 """One step's rollout: prompts to latents with the behaviour policy, scored while the next batch is made."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from marble_cli.config.schema import OdeSolver
 from marble_cli.data.prompts import Prompt
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings
 from marble_cli.randomness import noise
-from marble_cli.rewards.scorer import Scorer, Scores
+from marble_cli.rewards.scorer import PendingScores, Scorer, Scores
 from marble_cli.rollout.sampler import make_scheduler, sample, sampling_times
 
 
@@ -74,7 +73,7 @@ class Rollout:
         embeddings = encoded[
             torch.tensor([row[prompt.text] for prompt in prompts], device=encoded.tokens.device)
         ]
-        latents, pictures, futures = [], [], list[Future[Scores]]()
+        latents, pictures, pending = [], [], list[PendingScores]()
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
             begin = noise(self.seed, purpose, step, list(indices[part]), self.policy.latent_shape)
@@ -86,7 +85,7 @@ class Rollout:
             )
             images = self.policy.decode(x0)
             chosen = prompts[part]
-            futures.append(
+            pending.append(
                 scorer.submit(
                     images, [p.text for p in chosen], [p.metadata for p in chosen], [p.source for p in chosen]
                 )
@@ -99,7 +98,7 @@ class Rollout:
             torch.cat(pictures),
             embeddings,
             list(prompts),
-            merge([future.result() for future in futures]),
+            merge([part.result() for part in pending]),
         )
 
 

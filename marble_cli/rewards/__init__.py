@@ -1,0 +1,1 @@
+"""Rewards: the plugin API, the registry of installed plugins, and the scorer that runs them."""

@@ -1,0 +1,66 @@
+"""What a reward plugin is. This module imports nothing heavy, and a plugin need not import even this.
+
+A reward is a class, built once with keyword arguments (`device`, `dtype` and the options under
+`rewards.<name>`; those that its constructor does not take are not passed, save that an unknown option is an
+error), whose instances are called with a batch; or it is a bare function of a batch. A batch is
+
+    images    uint8 [B, 3, H, W], on the CPU
+    prompts   B strings
+    metadata  B mappings: what the prompt file says of each prompt beside its text
+
+and the answer is B floats (tensor, array or list), higher is better, NaN where the reward does not apply.
+Parameters called `images`, `prompts` and `metadata` are passed by these names, in any choice and order; a
+callable with one parameter of another name is given the whole `Batch`.
+
+A reward may declare, as attributes of the class or function:
+
+    requires    metadata keys without which it does not apply; the host never passes it such samples
+    range       (low, high): the scores' bounds, None where there is none
+    license     of the plugin and of the weights that it loads
+    citation    what to cite
+    groupwise   true if it must see all images of a prompt in one call
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ENTRY_POINTS = "marble.rewards"
+
+
+class Batch(NamedTuple):
+    """B images with their prompts: `images` uint8 [B, 3, H, W] on the CPU."""
+
+    images: "Tensor"
+    prompts: list[str]
+    metadata: list[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a plugin says of itself; see this module's docstring."""
+
+    summary: str = ""
+    requires: tuple[str, ...] = ()
+    range: tuple[float | None, float | None] = (None, None)
+    license: str = ""
+    citation: str = ""
+    groupwise: bool = False
+
+    @classmethod
+    def of(cls, plugin: Any) -> "Declaration":
+        """Read the attributes of a plugin's class or function."""
+        requires = getattr(plugin, "requires", ())
+        low, high = getattr(plugin, "range", None) or (None, None)
+        lines = (plugin.__doc__ or "").strip().splitlines()
+        return cls(
+            lines[0] if lines else "",
+            (requires,) if isinstance(requires, str) else tuple(requires),
+            (low, high),
+            getattr(plugin, "license", ""),
+            getattr(plugin, "citation", ""),
+            bool(getattr(plugin, "groupwise", False)),
+        )

@@ -1,0 +1,31 @@
+"""How small an image gets as a JPEG, one of the rewards of DDPO."""
+
+import io
+
+from PIL import Image
+from torch import Tensor
+
+
+class Compressibility:
+    """Minus the size of the image as a JPEG, in kB: smoother images score higher."""
+
+    range = (None, 0.0)
+    license = "Apache-2.0"
+    citation = "arXiv 2305.13301"
+
+    def __init__(self, quality: int = 95) -> None:
+        """Keep `quality`, the JPEG quality from 1 to 95."""
+        if not 1 <= quality <= 95:
+            raise ValueError(f"quality={quality}: expected 1 to 95")
+        self.quality = quality
+
+    def __call__(self, images: Tensor) -> list[float]:
+        """Scores of images uint8 [B, 3, H, W], in kB of 1,000 bytes."""
+        return [-self._bytes(image) / 1000 for image in images]
+
+    def _bytes(self, image: Tensor) -> int:
+        stream = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(
+            stream, "JPEG", quality=self.quality
+        )
+        return stream.tell()

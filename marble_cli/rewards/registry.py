@@ -1,0 +1,123 @@
+"""From the name of an entry point to a reward that can be called."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from marble_cli.errors import ConfigError, RewardError
+from marble_cli.rewards.api import ENTRY_POINTS, Batch, Declaration
+from marble_cli.suggest import nearest
+
+
+def installed() -> dict[str, EntryPoint]:
+    """The reward plugins of this environment, by name; none is imported."""
+    return {entry.name: entry for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: e.name)}
+
+
+def load_plugin(plugin: str) -> Any:
+    """The class or function behind the entry point `plugin`.
+
+    Raises:
+        ConfigError: there is no such plugin.
+        RewardError: it cannot be imported.
+    """
+    known = installed()
+    if plugin not in known:
+        raise ConfigError(f"there is no reward {plugin!r} in this environment{nearest(plugin, known)}")
+    try:
+        return known[plugin].load()
+    except Exception as error:  # a plugin may fail to import in any way it likes
+        raise RewardError(
+            f"reward {plugin} ({known[plugin].value}) cannot be imported: {error!r}. Reinstall its distribution."
+        ) from error
+
+
+def parameters(plugin: Any) -> dict[str, inspect.Parameter]:
+    """What the plugin's constructor takes; a bare function has none."""
+    if not inspect.isclass(plugin) or plugin.__init__ is object.__init__:
+        return {}
+    return dict(inspect.signature(plugin).parameters)
+
+
+def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
+    """Compare the options under `rewards.<name>` with the constructor, without building anything.
+
+    Raises:
+        ConfigError: an option is unknown, or one without a default is missing.
+    """
+    taken = parameters(plugin)
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
+    named = {
+        key: p
+        for key, p in taken.items()
+        if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    }
+    for option in options:
+        if option not in named and not open_ended:
+            host = ("plugin", "weight", "sources", "timeout", "retries", "max_failed", "optional")
+            hint = nearest(option, {*named, *host} - {"device", "dtype"})
+            raise ConfigError(f"rewards.{name}.{option}: no such option{hint}")
+    for key, parameter in named.items():
+        if parameter.default is inspect.Parameter.empty and key not in {*options, "device", "dtype"}:
+            raise ConfigError(f"rewards.{name}.{key} is missing: the reward cannot be built without it.")
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward ready to be called; `name` is its key in the configuration."""
+
+    name: str
+    declaration: Declaration
+    call: Callable[[Batch], Any]
+
+
+def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype: str = "float32") -> Reward:
+    """Load and construct the reward `name`.
+
+    Args:
+        name: its key under `rewards`.
+        plugin: its entry point.
+        options: keyword arguments of its constructor.
+        device: where it should compute, e.g. "cpu" or "cuda:0".
+        dtype: name of the floating type that it should compute in.
+
+    Raises:
+        ConfigError: there is no such plugin, or an option is wrong.
+        RewardError: it cannot be imported or constructed.
+    """
+    loaded = load_plugin(plugin)
+    check_options(name, loaded, options)
+    if not inspect.isclass(loaded):
+        return Reward(name, Declaration.of(loaded), bind(loaded))
+    taken = parameters(loaded)
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
+    place = {"device": device, "dtype": _dtype(dtype)}
+    try:
+        instance = loaded(**{k: v for k, v in place.items() if open_ended or k in taken}, **options)
+    except Exception as error:
+        raise RewardError(f"reward {name} could not be built: {error!r}") from error
+    return Reward(name, Declaration.of(instance), bind(instance))
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
+
+
+def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
+    """Let `reward` be called with a `Batch`, whichever form of the plugin API its parameters follow."""
+    taken = [
+        p for p in inspect.signature(reward).parameters.values() if p.kind is not inspect.Parameter.VAR_POSITIONAL
+    ]
+    names = {p.name for p in taken}
+    needed = [p for p in taken if p.default is inspect.Parameter.empty and p.kind is not inspect.Parameter.VAR_KEYWORD]
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken)
+    if all(p.name in Batch._fields for p in needed) and (open_ended or names & set(Batch._fields)):
+        wanted = Batch._fields if open_ended else tuple(f for f in Batch._fields if f in names)
+        return lambda batch: reward(**{field: getattr(batch, field) for field in wanted})
+    if len(needed) <= 1:
+        return reward
+    return lambda batch: reward(*batch)

@@ -1,0 +1,273 @@
+"""Score batches of images with every reward, in the background, and keep three outcomes apart.
+
+Per reward and image there is a score, or the reward does not apply, or it failed. A failure is retried, then
+counted and masked for these images only; nobody makes up a score. A plugin that breaks its contract, or fails on
+too large a share of a step's images, stops the run.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import tenacity
+import torch
+from torch import Tensor
+
+from marble_cli.config import schema
+from marble_cli.errors import RewardError
+from marble_cli.rewards.api import Batch
+from marble_cli.rewards.registry import Reward, build
+
+log = logging.getLogger("marble")
+
+BACK_OFF = tenacity.wait_exponential(multiplier=0.1, max=10.0)  # seconds
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of n images by K rewards, in the order of `names`.
+
+    `values` [K, n] float64 is NaN where there is no score; `applicable` [K, n] bool tells where there is one, `failed`
+    [K, n] bool where there should have been. Where neither is true the reward does not apply.
+    """
+
+    names: list[str]
+    values: Tensor
+    applicable: Tensor
+    failed: Tensor
+
+
+class Lane:
+    """One reward's own thread: batches are scored one at a time, in the order in which they came."""
+
+    def __init__(self, name: str, settings: schema.Reward, make: Callable[[], Reward]):
+        self.name, self.settings, self.make = name, settings, make
+        self.reward = make()
+        self.error: str | None = None
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"reward-{name}")
+        self._start_caller()
+
+    def _start_caller(self) -> None:
+        """A daemon thread makes the calls, so that one that hangs can be left behind."""
+        self.calls: queue.SimpleQueue[tuple[Batch, Future[Any]] | None] = queue.SimpleQueue()
+        arguments = (self.reward.call, self.calls)
+        threading.Thread(target=_serve, args=arguments, name=f"call-{self.name}", daemon=True).start()
+
+    def close(self) -> None:
+        self.executor.shutdown(wait=True, cancel_futures=True)
+        self.calls.put(None)
+
+    def score(self, batch: Batch, sources: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Scores [B] float64, NaN where there is none, and [B] bool: failed.
+
+        Raises:
+            RewardError: the plugin broke its contract.
+        """
+        values = torch.full((len(batch.images),), torch.nan, dtype=torch.float64)
+        failed = torch.zeros(len(batch.images), dtype=torch.bool)
+        asked = torch.tensor(
+            [
+                i
+                for i, (metadata, source) in enumerate(zip(batch.metadata, sources, strict=True))
+                if self._concerns(metadata, source)
+            ],
+            dtype=torch.int64,
+        )
+        if not len(asked):
+            return values, failed
+        part = Batch(
+            batch.images[asked], [batch.prompts[i] for i in asked], [batch.metadata[i] for i in asked]
+        )
+        try:
+            answer = self._retrying()(self._attempt, part)
+        except RewardError:
+            raise
+        except Exception as error:  # whatever a plugin may raise
+            self.error = f"{type(error).__name__}: {error}"
+            log.warning("reward %s failed on %d images: %s", self.name, len(asked), self.error)
+            failed[asked] = True
+            return values, failed
+        infinite = torch.isinf(answer)
+        if infinite.any():
+            self.error = f"returned {answer[infinite][0].item()}"
+            log.warning("reward %s returned infinity for %d images", self.name, int(infinite.sum()))
+        values[asked] = torch.where(infinite, torch.nan, answer)
+        failed[asked] = infinite
+        return values, failed
+
+    def _concerns(self, metadata: Mapping[str, Any], source: str) -> bool:
+        if self.settings.sources is not None and source not in self.settings.sources:
+            return False
+        return all(key in metadata for key in self.reward.declaration.requires)
+
+    def _retrying(self) -> tenacity.Retrying:
+        return tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(1 + self.settings.retries),
+            wait=BACK_OFF,
+            retry=tenacity.retry_if_not_exception_type(RewardError),
+            reraise=True,
+        )
+
+    def _attempt(self, batch: Batch) -> Tensor:
+        """One call of the plugin, its answer checked: [B] float64 on the CPU."""
+        future: Future[Any] = Future()
+        self.calls.put((batch, future))
+        try:
+            answer = future.result(self.settings.timeout)
+        except TimeoutError:
+            if future.done():  # the plugin's own TimeoutError
+                raise
+            log.warning("reward %s did not answer; building it anew", self.name)
+            self.reward = self.make()
+            self._start_caller()
+            raise TimeoutError(f"no answer within {self.settings.timeout:g} s") from None
+        return checked(self.name, answer, len(batch.images))
+
+
+def _serve(call: Callable[[Batch], Any], calls: "queue.SimpleQueue[tuple[Batch, Future[Any]] | None]") -> None:
+    while (item := calls.get()) is not None:
+        batch, future = item
+        try:
+            with torch.inference_mode():
+                future.set_result(call(batch))
+        except Exception as error:  # handed to the lane, which decides
+            future.set_exception(error)
+        except BaseException as error:  # a plugin that calls sys.exit() must not end the run so
+            future.set_exception(RuntimeError(repr(error)))
+
+
+def checked(name: str, answer: Any, count: int) -> Tensor:
+    """A plugin's answer as [count] float64 on the CPU.
+
+    Raises:
+        RewardError: it is not `count` numbers.
+    """
+    try:
+        values = torch.as_tensor(answer).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(
+            f"reward {name} returned {type(answer).__name__} instead of {count} numbers: {error}"
+        ) from error
+    if tuple(values.shape) != (count,):
+        raise RewardError(
+            f"reward {name} returned scores of shape {list(values.shape)} for {count} images. "
+            f"Expected [{count}], one score an image."
+        )
+    return values.clone()
+
+
+@dataclass(frozen=True)
+class PendingScores:
+    """The scores of a batch, while they are being made."""
+
+    names: list[str]
+    futures: list[Future[tuple[Tensor, Tensor]]]
+
+    def result(self) -> Scores:
+        """Wait for them.
+
+        Raises:
+            RewardError: a plugin broke its contract.
+        """
+        parts = [future.result() for future in self.futures]
+        values, failed = (torch.stack(rows) for rows in zip(*parts, strict=True))
+        return Scores(self.names, values, ~torch.isnan(values), failed)
+
+
+@dataclass
+class Scorer:
+    """Scores batches with all lanes at once; at most `pending` batches wait at a time."""
+
+    lanes: list[Lane]
+    pending: int
+    warned: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.names = [lane.name for lane in self.lanes]
+        self.places = threading.BoundedSemaphore(self.pending)
+
+    def submit(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+        sources: Sequence[str],
+    ) -> PendingScores:
+        """Begin to score a batch; waits only while `pending` batches are unfinished.
+
+        Args:
+            images: uint8 [B, 3, H, W] on the CPU.
+            prompts: B prompts.
+            metadata: of each prompt.
+            sources: the prompts' sources.
+        """
+        self.places.acquire()
+        batch = Batch(images, list(prompts), list(metadata))
+        futures = [lane.executor.submit(lane.score, batch, sources) for lane in self.lanes]
+        self._release_after(futures)
+        return PendingScores(self.names, futures)
+
+    def _release_after(self, futures: "list[Future[tuple[Tensor, Tensor]]]") -> None:
+        left, lock = [len(futures)], threading.Lock()
+
+        def finished(future: "Future[tuple[Tensor, Tensor]]") -> None:
+            with lock:
+                left[0] -= 1
+                if left[0] == 0:
+                    self.places.release()
+
+        for future in futures:
+            future.add_done_callback(finished)
+
+    def check(self, scores: Scores) -> None:
+        """Judge the outcomes of a whole step, over all ranks.
+
+        Raises:
+            RewardError: a reward failed on a larger share of its images than `max_failed`.
+        """
+        for k, lane in enumerate(self.lanes):
+            failed, scored = int(scores.failed[k].sum()), int(scores.applicable[k].sum())
+            if failed > lane.settings.max_failed * (failed + scored):
+                raise RewardError(
+                    f"reward {lane.name} failed on {failed} of {failed + scored} images, more than "
+                    f"rewards.{lane.name}.max_failed={lane.settings.max_failed:g} allows. Last error: "
+                    f"{lane.error or 'on another rank'}. Mend the plugin (marble rewards check {lane.name}) and "
+                    "continue with --resume auto."
+                )
+            if not failed and not scored and lane.name not in self.warned:
+                self.warned.add(lane.name)
+                log.warning(
+                    "reward %s applied to none of the %d images of this step; it is left out until it does",
+                    lane.name, scores.values.shape[1],
+                )  # fmt: skip
+
+
+@contextmanager
+def open_scorer(rewards: Mapping[str, schema.Reward], device: str, pending: int = 4) -> Iterator[Scorer]:
+    """Build every reward and keep it open.
+
+    Args:
+        rewards: settings by name.
+        device: where rewards compute.
+        pending: batches that may wait to be scored.
+
+    Raises:
+        ConfigError, RewardError: a reward is unknown or cannot be built.
+    """
+    lanes: list[Lane] = []
+    try:
+        for name, settings in rewards.items():
+            lanes.append(Lane(name, settings, _maker(name, settings, device)))
+        yield Scorer(lanes, pending)
+    finally:
+        for lane in lanes:
+            lane.close()
+
+
+def _maker(name: str, settings: schema.Reward, device: str) -> Callable[[], Reward]:
+    return lambda: build(name, settings.plugin, settings.options, device)
