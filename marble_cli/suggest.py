@@ -14,4 +14,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     meant = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{meant} Known: {', '.join(known)}"
+    return f"{meant} Known: {', '.join(known) or 'none'}"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.base import Solution, active_rewards, cosines, spread
-from marble_cli.suggest import nearest
 from marble_cli.errors import BalanceError, ConfigError
+from marble_cli.suggest import nearest
 
 PREFIX = "torchjd:"
 

@@ -7,10 +7,10 @@ from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import Fixed, Mixture
 from marble_cli.balance.external import PREFIX, torchjd_balance
 from marble_cli.balance.marble import LeastNorm
-from marble_cli.suggest import nearest
 from marble_cli.balance.solver import solvers
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError
+from marble_cli.suggest import nearest
 
 GROUP = "marble.balances"
 

@@ -29,9 +29,7 @@ class SharedTerm(Enum):
     outside = "outside"
 
 
-class AdvantageStd(Enum):
-    global_ = "global"
-    group = "group"
+AdvantageStd = Enum("AdvantageStd", {"global": "global", "group": "group"})  # `global` is a keyword
 
 
 class OdeSolver(Enum):
@@ -70,6 +68,7 @@ class Model:
     family: str = MISSING
     path: str = MISSING
     revision: str | None = MISSING
+    clip: str = MISSING
     precision: Precision = MISSING
     resolution: int = MISSING
     max_sequence_length: int = MISSING
@@ -95,11 +94,12 @@ class Reward:
     """Host keys of one reward; every other key under `rewards.<name>` is an option of its plugin."""
 
     plugin: str = MISSING
-    weight: float = 1.0
-    sources: list[str] | None = None
-    timeout: float = 60.0
-    retries: int = 2
-    max_failed: float = 0.5
+    weight: float = 1.0  # in balances that mix rewards by weight
+    sources: list[str] | None = None  # prompt sources that it is asked about; all if None
+    timeout: float = 60.0  # seconds for one call
+    retries: int = 2  # further attempts after a failed call
+    max_failed: float = 0.5  # share of a step's images that may fail before the run stops
+    optional: bool = False  # where its plugin is not installed, go on without it and say so
     options: dict[str, Any] = field(default_factory=dict)
 
 

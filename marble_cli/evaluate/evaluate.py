@@ -1,5 +1,6 @@
 """`marble eval`: score one policy, or two on the same prompts and the same initial noise."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Scorer, open_scorer
 from marble_cli.rollout.collect import Rollout
+
+SHOWN = 12  # pictures in the grid
 
 
 @dataclass(frozen=True)
@@ -142,11 +145,13 @@ def evaluate(target: str, against: str | None, overrides: list[str], output: Pat
     with open_scorer(rewards, str(policy.device)) as scorer:
         one = draw(first, policy, config, scorer)
         other = draw(second, policy, config, scorer) if second is not None else None
+    report = EvalReport(first.label, second.label if second else None, compare(one, other), len(one.prompts))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         rows = [(second.label, other.images)] if second is not None and other is not None else []
-        shown = slice(0, None, max(1, len(one.images) // 12))
-        pairs = [(label, images[shown]) for label, images in [*rows, (first.label, one.images)]]
-        captions = [prompt.text for prompt in one.prompts[shown]]
+        shown = slice(0, None, max(1, len(one.images) // SHOWN))
+        pairs = [(label, images[shown][:SHOWN]) for label, images in [*rows, (first.label, one.images)]]
+        captions = [prompt.text for prompt in one.prompts[shown]][:SHOWN]
         image_grid(pairs, captions, output / "images.png")
-    return EvalReport(first.label, second.label if second else None, compare(one, other), len(one.prompts))
+        (output / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    return report

@@ -22,6 +22,16 @@ class PromptEmbeddings:
         return PromptEmbeddings(self.tokens[index], self.pooled[index])
 
 
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of the transformer and of one adapter, image tokens, and bytes of all frozen weights."""
+
+    transformer: int
+    lora: int
+    tokens: int
+    frozen_bytes: int
+
+
 class Policy(Protocol):
     """A flow model over latents with a trained and a behaviour adapter in one set of frozen weights."""
 

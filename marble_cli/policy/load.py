@@ -4,7 +4,7 @@ import torch
 
 from marble_cli.config.schema import Model
 from marble_cli.errors import ConfigError
-from marble_cli.policy.base import Policy
+from marble_cli.policy.base import ModelSize, Policy
 
 
 def pick_device(name: str) -> torch.device:
@@ -25,9 +25,25 @@ def load_policy(model: Model, seed: int) -> Policy:
         ConfigError: `model.family` is unknown.
         RequestError: the weights cannot be found or do not fit.
     """
-    if model.family != "sd3":
-        raise ConfigError(f"model.family={model.family} is unknown. Expected: sd3.")
+    _check_family(model)
     from marble_cli.policy.sd3 import SD3Policy, load_pipeline
 
     device = pick_device(model.device)
     return SD3Policy(load_pipeline(model, device), model, device, seed)
+
+
+def model_size(model: Model) -> ModelSize | None:
+    """Sizes read off a local model's configuration files; None if it is not on this machine.
+
+    Raises:
+        ConfigError: `model.family` is unknown.
+    """
+    _check_family(model)
+    from marble_cli.policy.sd3 import model_size as measure
+
+    return measure(model)
+
+
+def _check_family(model: Model) -> None:
+    if model.family != "sd3":
+        raise ConfigError(f"model.family={model.family} is unknown. Expected: sd3.")

@@ -1,5 +1,6 @@
 """Stable Diffusion 3 family: SD3, SD3.5-Medium and Large, and the embedded `tiny` model, by one loading path."""
 
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -8,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from peft import LoraConfig
 from torch import Tensor
 
 from marble_cli.config.schema import Model, Precision
 from marble_cli.errors import RequestError
 from marble_cli.policy.adapters import LoraPair
-from marble_cli.policy.base import Adapter, PromptEmbeddings
+from marble_cli.policy.base import Adapter, ModelSize, PromptEmbeddings
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
@@ -55,6 +57,28 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusion3Pipelin
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def model_size(model: Model) -> ModelSize | None:
+    """Sizes read off a local model's configuration files; None if it is not on this machine."""
+    folder = Path(model_source(model.path)).expanduser()
+    if not (folder / "transformer" / "config.json").is_file():
+        return None
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel.from_config(_json(folder / "transformer" / "config.json"))
+        parameters = sum(p.numel() for p in transformer.parameters())
+        transformer.add_adapter(LoraConfig(r=model.lora.rank, target_modules=list(model.lora.target_modules)))
+    adapter = sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
+    shrink = 2 ** (len(_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+    side = model.resolution // shrink // transformer.config.patch_size
+    stored_in_half = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    frozen = stored_in_half * DTYPES[model.precision].itemsize // 2
+    return ModelSize(parameters, adapter, side**2, frozen)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 class SD3Policy:

@@ -110,10 +110,16 @@ def _dtype(name: str) -> Any:
 def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
     """Let `reward` be called with a `Batch`, whichever form of the plugin API its parameters follow."""
     taken = [
-        p for p in inspect.signature(reward).parameters.values() if p.kind is not inspect.Parameter.VAR_POSITIONAL
+        p
+        for p in inspect.signature(reward).parameters.values()
+        if p.kind is not inspect.Parameter.VAR_POSITIONAL
     ]
     names = {p.name for p in taken}
-    needed = [p for p in taken if p.default is inspect.Parameter.empty and p.kind is not inspect.Parameter.VAR_KEYWORD]
+    needed = [
+        p
+        for p in taken
+        if p.default is inspect.Parameter.empty and p.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken)
     if all(p.name in Batch._fields for p in needed) and (open_ended or names & set(Batch._fields)):
         wanted = Batch._fields if open_ended else tuple(f for f in Batch._fields if f in names)

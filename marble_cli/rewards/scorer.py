@@ -129,7 +129,9 @@ class Lane:
         return checked(self.name, answer, len(batch.images))
 
 
-def _serve(call: Callable[[Batch], Any], calls: "queue.SimpleQueue[tuple[Batch, Future[Any]] | None]") -> None:
+def _serve(
+    call: Callable[[Batch], Any], calls: "queue.SimpleQueue[tuple[Batch, Future[Any]] | None]"
+) -> None:
     while (item := calls.get()) is not None:
         batch, future = item
         try:
@@ -190,6 +192,10 @@ class Scorer:
     def __post_init__(self) -> None:
         self.names = [lane.name for lane in self.lanes]
         self.places = threading.BoundedSemaphore(self.pending)
+
+    def only(self, names: Sequence[str]) -> "Scorer":
+        """A scorer of some of these rewards; it shares their threads."""
+        return Scorer([lane for lane in self.lanes if lane.name in names], self.pending)
 
     def submit(
         self,

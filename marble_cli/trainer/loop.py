@@ -20,6 +20,8 @@ from marble_cli.rewards.scorer import Scorer, Scores
 from marble_cli.rollout.collect import Rollout, Samples
 from marble_cli.trainer.gradients import TrainingSet, training_times
 from marble_cli.trainer.interrupt import Interrupt
+from marble_cli.trainer.judge import base_scores, judge
+from marble_cli.trainer.preflight import check_rewards
 from marble_cli.trainer.signal import Signal, describe, read_signal
 from marble_cli.trainer.state import Progress, pack
 from marble_cli.trainer.step import Director
@@ -45,8 +47,8 @@ class Trainer:
     folder: Path
     policy: Policy
     optimizer: torch.optim.Optimizer
-    scorer: Scorer
-    names: list[str]
+    scorer: Scorer  # of the trained rewards
+    judges: Scorer  # of those and the watched ones
     sampler: PromptSampler
     held_out: list[Prompt]
     rollout: Rollout
@@ -64,6 +66,7 @@ class Trainer:
         settings = self.config.trainer
         saved = self.progress.step or None
         try:
+            check_rewards(self.rollout, self.judges, self.sampler.sources, self.policy)
             if self.progress.step == 0 and settings.eval_every:
                 self.evaluate(0)
             while self.progress.step < settings.steps:
@@ -93,8 +96,8 @@ class Trainer:
         self.scorer.check(scores)
         signal = read_signal(scores.values.nan_to_num(), scores.applicable, groups, self.config.algorithm)
         scored = time.perf_counter()
-        metrics: dict[str, Any] = {"step": step, "phase": "train", **describe(self.names, signal)}
-        for k, name in enumerate(self.names):
+        metrics: dict[str, Any] = {"step": step, "phase": "train", **describe(self.scorer.names, signal)}
+        for k, name in enumerate(self.scorer.names):
             metrics[f"reward/{name}/failed"] = int(scores.failed[k].sum())
         metrics |= self.update(step, samples, signal)
         done = time.perf_counter()
@@ -180,27 +183,20 @@ class Trainer:
         self.recorder.stage("evaluate", len(self.held_out))
         with self.policy.swapped(self.progress.ema):
             evaluation = score_policy(
-                self.rollout, "trained", self.held_out, self.scorer, self.recorder.advance
+                self.rollout, "trained", self.held_out, self.judges, self.recorder.advance
             )
-        summary = evaluation.summary()
-        metrics: dict[str, Any] = {"step": step, "phase": "eval"}
-        for name, (mean, std, count) in summary.items():
-            metrics |= {
-                f"reward/{name}/mean": mean, f"reward/{name}/std": std, f"reward/{name}/applicable": count,
-            }  # fmt: skip
         if step == 0:
-            self.progress.base_scores = {name: (mean, std) for name, (mean, std, _) in summary.items()}
-        gains = [
-            (summary[name][0] - mean) / (std + 1e-8)
-            for name, (mean, std) in self.progress.base_scores.items()
-            if name in summary
-        ]
-        metrics["eval/composite"] = composite = sum(gains) / max(1, len(gains))
-        self.recorder.record(metrics)
+            self.progress.base_scores = base_scores(evaluation)
+        verdict = judge(
+            evaluation, self.progress.base_scores, self.scorer.names, list(self.config.eval_rewards)
+        )
+        self.recorder.record({"step": step, "phase": "eval", **verdict.metrics})
         self.recorder.pictures(step, evaluation)
-        if self.progress.best is not None and composite <= self.progress.best:
+        for warning in verdict.warnings:
+            log.warning("step %d: %s", step, warning)
+        if self.progress.best is not None and verdict.composite <= self.progress.best:
             return False
-        self.progress.best = composite
+        self.progress.best = verdict.composite
         return step > 0
 
     def save(self, best: bool) -> None:

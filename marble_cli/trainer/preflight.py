@@ -1,8 +1,10 @@
 """What is checked within seconds of a run's start, before anything long begins."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+from marble_cli.config.schema import Rollout as RolloutConfig
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError, RewardError
@@ -41,11 +43,13 @@ def check_geometry(config: RunConfig, world: int) -> None:
         )
 
 
-def check_rewards(rollout: Rollout, scorer: Scorer, sources: dict[str, list[Prompt]], policy: Policy) -> None:
+def check_rewards(
+    rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[Prompt]], policy: Policy
+) -> None:
     """One image of every prompt source through every reward.
 
     Raises:
-        RewardError: a reward failed on all images it was asked about.
+        RewardError: a reward failed on all images that it was asked about.
     """
     prompts = [prompts[0] for prompts in sources.values()]
     latents = noise(rollout.seed, "preflight", 0, list(range(len(prompts))), policy.latent_shape)
@@ -53,9 +57,23 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: dict[str, list[Prom
     scores = scorer.submit(
         images, [p.text for p in prompts], [p.metadata for p in prompts], [p.source for p in prompts]
     ).result()
-    for k, name in enumerate(scores.names):
+    for k, lane in enumerate(scorer.lanes):
         if scores.failed[k].any() and not scores.applicable[k].any():
             raise RewardError(
-                f"reward {name} failed on the first image it was shown, before training began. "
-                f"Run `marble rewards check {name}` to see why."
+                f"reward {lane.name} failed on the first image it was shown, before training began: {lane.error}. "
+                f"Run `marble rewards check {lane.name}` to see why."
+            )
+
+
+def check_groups(rollout: RolloutConfig, scorer: Scorer) -> None:
+    """Rewards that must see whole prompt groups do.
+
+    Raises:
+        ConfigError: a batch of the rollout would cut a group in two.
+    """
+    for lane in scorer.lanes:
+        if lane.reward.declaration.groupwise and rollout.batch_size % rollout.group_size:
+            raise ConfigError(
+                f"reward {lane.name} judges whole groups, and rollout.batch_size={rollout.batch_size} cuts them. "
+                f"Expected a multiple of rollout.group_size={rollout.group_size}."
             )

@@ -23,6 +23,7 @@ class RunRecorder:
 
     def __init__(self, config: RunConfig, folder: Path, progress: Progress, *, main: bool) -> None:
         self.config, self.folder, self.progress, self.main = config, folder, progress, main
+        self.logger = logging.getLogger("marble")
 
     def __enter__(self) -> "RunRecorder":
         if self.main:
@@ -30,15 +31,13 @@ class RunRecorder:
             truncate_after(metrics, self.progress.step)
             self.metrics = MetricsLog(metrics)
             self.view = TerminalView(self.config.trainer.steps, self.progress.step)
-            self.handlers: list[logging.Handler] = [
+            self.handlers = [
                 logging.FileHandler(self.folder / "log.txt", encoding="utf-8"),
                 RichHandler(console=self.view.console, show_path=False, show_time=False),
             ]
             self.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            logger = logging.getLogger("marble")
-            logger.setLevel(logging.INFO)
-            for handler in self.handlers:
-                logger.addHandler(handler)
+            self.logger.setLevel(logging.INFO)
+            self.outer, self.logger.handlers = self.logger.handlers, self.handlers
             tree = OmegaConf.to_container(OmegaConf.structured(self.config), enum_to_str=True)
             assert isinstance(tree, dict)
             self.wandb = WandbRun(
@@ -56,8 +55,8 @@ class RunRecorder:
             self.view.close()
             self.wandb.close()
             self.metrics.close()
+            self.logger.handlers = self.outer
             for handler in self.handlers:
-                logging.getLogger("marble").removeHandler(handler)
                 handler.close()
 
     def stage(self, name: str, total: int) -> None:

@@ -17,12 +17,13 @@ from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import RequestError
 from marble_cli.policy.base import Policy
-from marble_cli.policy.load import load_policy
+from marble_cli.policy.load import load_policy, pick_device
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import Rollout
 from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.loop import Trainer
-from marble_cli.trainer.preflight import check_folder, check_geometry, check_rewards
+from marble_cli.trainer.plan import check_memory
+from marble_cli.trainer.preflight import check_folder, check_geometry, check_groups
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.state import Progress, fresh, unpack
 from marble_cli.trainer.step import Director
@@ -105,8 +106,11 @@ def train(config: RunConfig, *, resume: str) -> int:
         prompts = held_out(load_prompts(config.data, "test"), config.trainer.eval_prompts)
         names = list(config.rewards)
         balance = build_balance(config.balance, names, [reward.weight for reward in config.rewards.values()])
+        check_memory(config, pick_device(config.model.device))
         policy = load_policy(config.model, config.trainer.seed)
-        with open_scorer(config.rewards, str(policy.device), config.trainer.pending_batches) as scorer:
+        rewards = {**config.rewards, **config.eval_rewards}
+        with open_scorer(rewards, str(policy.device), config.trainer.pending_batches) as judges:
+            check_groups(config.rollout, judges)
             rollout = Rollout(
                 policy,
                 config.rollout.solver,
@@ -114,7 +118,6 @@ def train(config: RunConfig, *, resume: str) -> int:
                 config.rollout.batch_size,
                 config.trainer.seed,
             )
-            check_rewards(rollout, scorer, sources, policy)
             optimizer = build_optimizer(config, policy)
             progress = restore(checkpoint, policy, optimizer)
             if ranks.is_main and checkpoint is None:
@@ -123,7 +126,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             sampler = PromptSampler(sources, weights, config.rollout.groups, config.trainer.seed)
             with RunRecorder(config, folder, progress, main=ranks.is_main) as recorder:
                 trainer = Trainer(
-                    config, folder, policy, optimizer, scorer, names, sampler, prompts, rollout,
+                    config, folder, policy, optimizer, judges.only(names), judges, sampler, prompts, rollout,
                     Director(config, names, policy, balance, ranks), ranks, recorder, progress,
                 )  # fmt: skip
                 return trainer.run(interrupt)

@@ -20,7 +20,7 @@ class Progress:
     step: int
     cache: DirectionCache
     ema: dict[str, Tensor]
-    base_scores: dict[str, tuple[float, float]]
+    base_scores: dict[str, list[float | None]]
     best: float | None = None
     wandb_id: str | None = None
 
@@ -44,7 +44,7 @@ def pack(
     behaviour = {name: p.detach().clone() for name, p in policy.parameters("behaviour").items()}
     info: dict[str, Any] = {
         "cache": progress.cache.state_dict(),
-        "base_scores": {name: list(pair) for name, pair in progress.base_scores.items()},
+        "base_scores": progress.base_scores,
         "best": progress.best,
         "wandb_id": progress.wandb_id,
     }
@@ -81,7 +81,7 @@ def unpack(
         state.step,
         DirectionCache.from_state(info["cache"]),
         average,
-        {name: (pair[0], pair[1]) for name, pair in info["base_scores"].items()},
+        info["base_scores"],
         info["best"],
         info["wandb_id"],
     )

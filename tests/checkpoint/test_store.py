@@ -13,7 +13,9 @@ LORA = {"transformer.a.lora_A.weight": torch.randn(2, 3), "transformer.a.lora_B.
 
 
 def write(run: Path, step: int, *, keep_last: int = 9, best: bool = False) -> Path:
-    state = store.TrainerState(step, {"behaviour": {"a": torch.ones(3)}, "optimizer": {}}, {"best": 0.1 + 0.2})
+    state = store.TrainerState(
+        step, {"behaviour": {"a": torch.ones(3)}, "optimizer": {}}, {"best": 0.1 + 0.2}
+    )
     return store.save(run, state, LORA, {k: v + 1 for k, v in LORA.items()}, keep_last=keep_last, best=best)
 
 

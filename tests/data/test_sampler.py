@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.sampler import PromptSampler
 
-SOURCES = {name: [Prompt(f"{name}{i}", {}, name) for i in range(7)] for name in ("general", "text", "objects")}
+SOURCES = {
+    name: [Prompt(f"{name}{i}", {}, name) for i in range(7)] for name in ("general", "text", "objects")
+}
 
 
 def sampler(groups: int = 4, seed: int = 0, weights: dict[str, float] | None = None) -> PromptSampler:

@@ -1,0 +1,1 @@
+"""Configuration files, packed into the wheel as `marble_cli.conf`."""

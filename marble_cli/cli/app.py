@@ -1,0 +1,70 @@
+"""The `marble` command and how its errors become messages and exit codes."""
+
+import logging
+import os
+import sys
+
+import typer
+
+from marble_cli import __version__
+from marble_cli.cli import doctor, evaluate, export, generate, rewards, train
+from marble_cli.errors import MarbleError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="marble",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune image models on several rewards at once, without pushing any of them down.",
+    epilog="Example:  marble train preset=tiny trainer.steps=20 run.dir=runs/first",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"marble {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+app.command("train", epilog=train.EPILOG)(train.train)
+app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command("generate", epilog=generate.EPILOG)(generate.generate)
+app.add_typer(rewards.app, name="rewards")
+app.command("export", epilog=export.EPILOG)(export.export)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line; errors that a user can act on become one message and the contract's exit code."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("marble: %(message)s"))
+    logging.getLogger("marble").addHandler(handler)
+    if os.environ.get("MARBLE_DEBUG") == "1":
+        app()
+    try:
+        app()
+    except MarbleError as error:
+        print(f"marble: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("marble: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:  # anything unforeseen: still no traceback, and how to get one
+        print(
+            f"marble: {type(error).__name__}: {error}. This is not one of the errors that marble expects; "
+            "set MARBLE_DEBUG=1 to see where it arose.",
+            file=sys.stderr,
+        )
+        sys.exit(1)

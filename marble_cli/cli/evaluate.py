@@ -1,0 +1,38 @@
+"""`marble eval`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from marble_cli.cli.options import Overrides, Target
+
+EPILOG = "Example:  marble eval runs/demo --against base --output runs/demo"
+
+
+def evaluate(
+    target: Target,
+    overrides: Overrides = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT|RUN|base", help="Score this too, on the same prompts and noise."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write report and pictures there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Score a checkpoint on held-out prompts, alone or against another."""
+    from rich.console import Console
+
+    from marble_cli.evaluate.evaluate import evaluate as run
+
+    report = run(target, against, overrides or [], output)
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=1))
+        return
+    console = Console()
+    console.print(report.table())
+    if output is not None:
+        console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False)

@@ -1,0 +1,20 @@
+"""`marble export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = "Example:  marble export runs/demo lora/   then   pipeline.load_lora_weights('lora/')"
+
+
+def export(
+    target: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT|RUN", help="A checkpoint folder, or a run's latest.")
+    ],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the LoRA goes.")],
+) -> None:
+    """Write a LoRA that plain diffusers loads."""
+    from marble_cli.checkpoint.export import export as run
+
+    typer.echo(run(target, directory))

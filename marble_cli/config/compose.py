@@ -1,0 +1,264 @@
+"""From overrides to a typed configuration, by Hydra's compose API, and back to a file that repeats the run."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from marble_cli.config.keys import unknown_key
+from marble_cli.config.schema import Reward, RunConfig
+from marble_cli.config.validate import validate
+from marble_cli.errors import ConfigError
+from marble_cli.rewards.registry import installed
+from marble_cli.suggest import nearest
+
+log = logging.getLogger("marble")
+
+MODULE = "marble_cli.conf"
+ROOT = "config"
+GROUPS = (
+    "preset", "model", "data", "rewards", "algorithm", "balance", "optimizer", "rollout", "trainer", "logging",
+    "launcher",
+)  # fmt: skip
+REPLAY = "replay"  # the name under which a resolved file is composed
+
+
+def compose(overrides: Sequence[str] = (), config_name: str | None = None) -> RunConfig:
+    """Compose a run's configuration.
+
+    Args:
+        overrides: in Hydra's grammar: `trainer.steps=10`, `balance=mgda`, `+rewards.mine={plugin: mine}`, `~rewards.ocr`.
+        config_name: a config of the package, or the path of a resolved file, such as a run's config.yaml. None is
+            the package's root config.
+
+    Raises:
+        ConfigError: a key, choice, type or combination is wrong; the message names it and the nearest right one.
+    """
+    parsed = _parse(overrides)
+    with initialize_config_module(MODULE, version_base=None):
+        _register_plugins(parsed)
+        if config_name is not None and (config_name.endswith((".yaml", ".yml")) or "/" in config_name):
+            tree = _replay(Path(config_name).expanduser(), parsed)
+        else:
+            tree = _compose(_root(config_name), parsed)
+    return typed(tree)
+
+
+def load_resolved(path: Path) -> RunConfig:
+    """The configuration that `dump` wrote to `path`.
+
+    Raises:
+        ConfigError: it cannot be read or holds something else.
+    """
+    return typed(_read(path))
+
+
+def dump(config: RunConfig) -> str:
+    """YAML that `compose([], path)` turns into the same configuration."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ConfigError(
+                f"override {text!r} cannot be read: {reason}. Expected e.g. trainer.steps=10, balance=mgda, "
+                "+rewards.mine={plugin: mine} or ~rewards.ocr."
+            ) from error
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"override {text!r} asks for several values. Expected one: start a run for each."
+            )
+        parsed.append(override)
+    return parsed
+
+
+def _root(config_name: str | None) -> str:
+    known = [name for name in _options("") if not name.startswith("__")]
+    if config_name is not None and config_name not in known:
+        raise ConfigError(
+            f"--config-name: there is no config {config_name!r}{nearest(config_name, known)}, or the path of a "
+            "resolved file such as runs/demo/config.yaml"
+        )
+    return config_name or ROOT
+
+
+def _options(group: str) -> list[str]:
+    from hydra.core.object_type import ObjectType
+
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    return hydra.config_loader.get_group_options(group, ObjectType.CONFIG)
+
+
+def _register_plugins(overrides: list[Override]) -> None:
+    """Make installed plugins, and torchjd's balances if one is asked for, choices of their groups."""
+    store = ConfigStore.instance()
+    written = set(_options("rewards"))
+    for name in installed().keys() - written:
+        store.store(name, {name: {"plugin": name}}, group="rewards")
+    balances = [entry.name for entry in entry_points(group="marble.balances")]
+    for override in overrides:
+        if override.key_or_group == "balance" and str(override.value()).startswith("torchjd:"):
+            balances.append(str(override.value()))
+    for name in balances:
+        store.store(name, {"defaults": ["marble", "_self_"], "name": name}, group="balance")
+
+
+def _check(overrides: list[Override]) -> None:
+    """Choices exist and keys are in the schema; Hydra's own messages name neither what is near nor what there is."""
+    for override in overrides:
+        key = override.key_or_group
+        if key in GROUPS:
+            if override.is_delete() and override.value() is None:
+                continue
+            value = override.value()
+            if isinstance(value, dict):
+                continue
+            known = _options(key)
+            for choice in value if isinstance(value, list) else [value]:
+                if str(choice) not in known:
+                    raise ConfigError(f"{key}={choice}: there is no such choice{nearest(str(choice), known)}")
+        elif reason := unknown_key(key):
+            raise ConfigError(f"override {override.input_line!r}: {reason}")
+
+
+def _compose(name: str, overrides: list[Override]) -> DictConfig:
+    _check(overrides)
+    gone = [o for o in overrides if o.is_delete() and o.key_or_group not in GROUPS]
+    try:
+        tree = hydra_compose(name, [_line(o) for o in overrides if o not in gone])
+        for override in gone:
+            _check_present(tree, override)
+        return hydra_compose(name, [_line(o) for o in overrides]) if gone else tree
+    except HydraException as error:
+        raise ConfigError(_reason(error)) from error
+
+
+def _line(override: Override) -> str:
+    """The override as Hydra takes it: every key of a reward may be set, though its file need not name it."""
+    line = str(override.input_line)
+    parts = override.key_or_group.split(".")
+    if override.type is OverrideType.CHANGE and parts[0] in ("rewards", "eval_rewards") and len(parts) > 2:
+        return f"++{line}"
+    return line
+
+
+def _check_present(tree: DictConfig, override: Override) -> None:
+    path, _, last = override.key_or_group.rpartition(".")
+    node = OmegaConf.select(tree, path) if path else tree
+    if not isinstance(node, DictConfig) or last not in node:
+        known = [str(key) for key in node] if isinstance(node, DictConfig) else []
+        raise ConfigError(
+            f"override {override.input_line!r}: there is no {last!r} to leave out{nearest(last, known)}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The lines of a Hydra error that tell what was wrong, the cause first."""
+    text = str(error).strip()
+    if error.__cause__ is not None and str(error.__cause__) not in text:
+        text = f"{str(error.__cause__).splitlines()[0]} ({text})"
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        tree = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist. Expected a run's config.yaml.") from None
+    except Exception as error:  # YAML's errors have many types
+        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, DictConfig):
+        raise ConfigError(f"{path} holds no mapping. Expected a run's config.yaml.")
+    return tree
+
+
+def _replay(path: Path, overrides: list[Override]) -> DictConfig:
+    """A resolved file with overrides: a chosen group replaces the file's whole, a value replaces a value."""
+    tree = _read(path)
+    typed(tree)
+    chosen = [
+        o
+        for o in overrides
+        if o.key_or_group in GROUPS and not isinstance(o.value(), dict) and not o.is_delete()
+    ]
+    for override in chosen:
+        if override.key_or_group == "preset":
+            raise ConfigError(f"{override.input_line}: {path} is resolved, and a preset would undo it.")
+    if chosen:
+        fresh = _compose(ROOT, chosen)
+        for override in chosen:
+            tree[override.key_or_group] = fresh[override.key_or_group]
+    ConfigStore.instance().store(REPLAY, tree)
+    return _compose(REPLAY, [override for override in overrides if override not in chosen])
+
+
+def typed(tree: DictConfig) -> RunConfig:
+    """Give an untyped tree the schema's types and check what types cannot say.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of range, or one that is missing.
+    """
+    tree = tree.copy()
+    OmegaConf.set_struct(tree, False)
+    try:
+        OmegaConf.resolve(tree)
+        for group in ("rewards", "eval_rewards"):
+            rows = tree.get(group) or {}
+            tree[group] = {name: _reward(f"{group}.{name}", row, rows) for name, row in rows.items()}
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), tree)
+        if missing := OmegaConf.missing_keys(merged):
+            raise ConfigError(f"{sorted(missing)[0]} has no value. Set it: {sorted(missing)[0]}=...")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        reason = unknown_key(key) if key else None
+        raise ConfigError(reason or f"{key}: {str(error).splitlines()[0]}".removeprefix(": ")) from error
+    assert isinstance(config, RunConfig)
+    _drop_optional(config)
+    validate(config)
+    return config
+
+
+def _reward(path: str, row: Any, rows: DictConfig) -> dict[str, Any]:
+    """Part a reward's keys into the host's and its plugin's options."""
+    if not OmegaConf.is_dict(row):
+        raise ConfigError(f"{path}={row}: expected keys, e.g. '+{path}={{plugin: NAME, weight: 1.0}}'.")
+    if "plugin" not in row:
+        others = [str(name) for name, other in rows.items() if OmegaConf.is_dict(other) and "plugin" in other]
+        raise ConfigError(
+            f"{path}: this run has no such reward{nearest(path.split('.')[1], others)}. To add one: "
+            f"'+{path}={{plugin: NAME}}'"
+        )
+    plain = {str(key): value for key, value in OmegaConf.to_container(row).items()}  # type: ignore[union-attr]
+    host = {field.name for field in dataclasses.fields(Reward)} - {"options"}
+    options = {**plain.pop("options", {}), **{key: plain[key] for key in plain if key not in host}}
+    return {key: value for key, value in plain.items() if key in host} | {"options": options}
+
+
+def _drop_optional(config: RunConfig) -> None:
+    """Leave out, and say so, optional rewards whose plugin is not installed."""
+    known = installed()
+    for rewards in (config.rewards, config.eval_rewards):
+        for name, reward in list(rewards.items()):
+            if reward.optional and reward.plugin not in known:
+                log.warning("reward %s is not installed; the run goes on without it", name)
+                del rewards[name]

@@ -1,0 +1,35 @@
+"""The tree of configuration keys, read off the schema: which keys there are and which one was meant."""
+
+import dataclasses
+import typing
+
+from marble_cli.config.schema import Reward, RunConfig
+from marble_cli.suggest import nearest
+
+
+def fields(node: typing.Any) -> dict[str, typing.Any]:
+    """The types of the keys below a dataclass."""
+    hints = typing.get_type_hints(node)
+    return {field.name: hints[field.name] for field in dataclasses.fields(node)}
+
+
+def unknown_key(key: str) -> str | None:
+    """Why the dotted `key` is none of the configuration's, with the nearest one that is; None if it is one."""
+    node: typing.Any = RunConfig
+    path: list[str] = []
+    for part in key.split("."):
+        arguments = typing.get_args(node)
+        if typing.get_origin(node) is dict:
+            node = arguments[1]
+        elif node is Reward:
+            return None  # an option of the plugin, compared with its constructor when that is at hand
+        elif dataclasses.is_dataclass(node):
+            known = fields(node)
+            if part not in known:
+                candidates = [".".join([*path, name]) for name in (*known, *(() if path else ("preset",)))]
+                return f"there is no key {key!r}{nearest('.'.join([*path, part]), candidates)}"
+            node = known[part]
+        elif node is not typing.Any:
+            return f"there is no key {key!r}: {'.'.join(path)} holds a value, not further keys."
+        path.append(part)
+    return None

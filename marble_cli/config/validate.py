@@ -1,0 +1,114 @@
+"""What types cannot say of a configuration: ranges, names and combinations."""
+
+from collections.abc import Iterator
+
+from marble_cli.config.schema import BalanceMode, RunConfig
+from marble_cli.errors import ConfigError
+from marble_cli.rewards.registry import installed
+from marble_cli.suggest import nearest
+
+MIXTURES = ("weighted_sum", "advantage_sum")
+
+
+def validate(config: RunConfig) -> None:
+    """Refuse what could only fail later.
+
+    Raises:
+        ConfigError: naming the first key that is wrong, its value and what was expected.
+    """
+    for key, value, good, expected in _ranges(config):
+        if not good:
+            raise ConfigError(f"{key}={value}: expected {expected}.")
+    if not config.rewards:
+        raise ConfigError(f"rewards is empty. Choose some, e.g. rewards=[{','.join(list(installed())[:2])}].")
+    for group, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards)):
+        for name, reward in rewards.items():
+            if reward.plugin not in (known := installed()):
+                raise ConfigError(
+                    f"{group}.{name}.plugin={reward.plugin}: no such reward is installed{nearest(reward.plugin, known)}"
+                )
+            for source in reward.sources or ():
+                if source not in config.data.sources:
+                    raise ConfigError(
+                        f"{group}.{name}.sources: there is no source {source!r}{nearest(source, config.data.sources)}"
+                    )
+    if twice := config.rewards.keys() & config.eval_rewards.keys():
+        raise ConfigError(
+            f"{sorted(twice)[0]} stands under rewards and eval_rewards. Keep it under one of them."
+        )
+    if config.balance.name in MIXTURES and config.balance.mode is BalanceMode.output_space:
+        raise ConfigError(
+            f"balance.mode=output_space: balance={config.balance.name} mixes the rewards before there is a gradient. "
+            "Expected mode full or amortized, or balance=output_space."
+        )
+
+
+def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
+    """(key, value, whether it is in range, what was expected)."""
+
+    def at_least(key: str, value: float, low: float) -> tuple[str, object, bool, str]:
+        return key, value, value >= low, f"at least {low:g}"
+
+    def share(key: str, value: float, *, one: bool) -> tuple[str, object, bool, str]:
+        return (
+            key,
+            value,
+            value >= 0.0 and (value <= 1.0 if one else value < 1.0),
+            ("a number in [0, 1]" if one else "a number in [0, 1)"),
+        )
+
+    def positive(key: str, value: float) -> tuple[str, object, bool, str]:
+        return key, value, value > 0.0, "a number above 0"
+
+    rollout, trainer, balance, algorithm = config.rollout, config.trainer, config.balance, config.algorithm
+    for name in ("groups", "steps", "batch_size"):
+        yield at_least(f"rollout.{name}", getattr(rollout, name), 1)
+    yield (
+        "rollout.group_size",
+        rollout.group_size,
+        rollout.group_size >= 2,
+        ("at least 2: an advantage compares images of the same prompt"),
+    )
+    for name in ("micro_batch_size", "checkpoint_every", "keep_last", "eval_prompts", "pending_batches"):
+        yield at_least(f"trainer.{name}", getattr(trainer, name), 1)
+    for name in ("steps", "eval_every"):
+        yield at_least(f"trainer.{name}", getattr(trainer, name), 0)
+    yield share("trainer.timestep_fraction", trainer.timestep_fraction, one=True)
+    yield share("trainer.ema.decay", trainer.ema.decay, one=False)
+    yield at_least("trainer.ema.warmup", trainer.ema.warmup, 0)
+    if trainer.times_per_image is not None:
+        yield at_least("trainer.times_per_image", trainer.times_per_image, 1)
+    yield at_least("balance.refresh_every", balance.refresh_every, 1)
+    yield at_least("balance.warmup", balance.warmup, 0)
+    yield share("balance.ema", balance.ema, one=False)
+    yield share("balance.floor", balance.floor, one=True)
+    yield positive("algorithm.beta", algorithm.beta)
+    yield positive("algorithm.advantage.clip", algorithm.advantage.clip)
+    yield at_least("algorithm.kl_coef", algorithm.kl_coef, 0)
+    yield share("algorithm.behaviour.maximum", algorithm.behaviour.maximum, one=True)
+    yield at_least("algorithm.behaviour.rate", algorithm.behaviour.rate, 0)
+    yield positive("optimizer.lr", config.optimizer.lr)
+    yield positive("optimizer.epsilon", config.optimizer.epsilon)
+    yield positive("optimizer.clip_norm", config.optimizer.clip_norm)
+    yield at_least("optimizer.weight_decay", config.optimizer.weight_decay, 0)
+    betas = config.optimizer.betas
+    yield (
+        "optimizer.betas",
+        betas,
+        len(betas) == 2 and all(0 <= b < 1 for b in betas),
+        "two numbers in [0, 1)",
+    )
+    yield at_least("model.resolution", config.model.resolution, 8)
+    yield at_least("model.max_sequence_length", config.model.max_sequence_length, 0)
+    yield at_least("model.lora.rank", config.model.lora.rank, 1)
+    yield positive("model.lora.alpha", config.model.lora.alpha)
+    yield at_least("launcher.nproc", config.launcher.nproc, 1)
+    for name, source in config.data.sources.items():
+        yield at_least(f"data.sources.{name}.weight", source.weight, 0)
+    weights = [source.weight for source in config.data.sources.values()]
+    yield "data.sources", weights, sum(weights) > 0, "at least one source with a weight above 0"
+    for name, reward in {**config.rewards, **config.eval_rewards}.items():
+        yield at_least(f"rewards.{name}.weight", reward.weight, 0)
+        yield positive(f"rewards.{name}.timeout", reward.timeout)
+        yield at_least(f"rewards.{name}.retries", reward.retries, 0)
+        yield share(f"rewards.{name}.max_failed", reward.max_failed, one=True)

@@ -1,0 +1,91 @@
+"""What a machine and its environment offer a run: versions, devices, solvers, rewards, the embedded model."""
+
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "hydra-core", "qpsolvers", "osqp", "wandb")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: whether it is as a run needs it, and what was found."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Look at everything; a look that fails is a finding, not an error."""
+    looks: list[tuple[str, Callable[[], str]]] = [
+        ("python", platform.python_version),
+        *((package, lambda package=package: version(package)) for package in PACKAGES),  # type: ignore[misc]
+        ("device", _device),
+        ("balance solver", _solver),
+        ("rewards", _rewards),
+        ("embedded model", _embedded),
+        ("this folder", _folder),
+        ("W&B", _wandb),
+    ]
+    return [_look(name, look) for name, look in looks]
+
+
+def _look(name: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, look())
+    except PackageNotFoundError:
+        return Finding(name, False, f"not installed: pip install {name}")
+    except Exception as error:  # the point is to report whatever is wrong
+        return Finding(name, False, f"{type(error).__name__}: {error}")
+
+
+def _device() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"no GPU; CPU with {torch.get_num_threads()} threads"
+    sizes = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{p.name} {p.total_memory / 2**30:.0f} GiB" for p in sizes)
+
+
+def _solver() -> str:
+    import numpy as np
+
+    from marble_cli.balance.solver import least_norm, solvers
+
+    gram = np.array([[1.0, -0.5, 0.2], [-0.5, 1.0, 0.1], [0.2, 0.1, 1.0]])
+    optimum = least_norm(gram)
+    return f"{optimum.solver}, gap {optimum.gap:.0e}; also {', '.join(n for n in solvers() if n != optimum.solver)}"
+
+
+def _rewards() -> str:
+    from marble_cli.rewards.registry import installed, load_plugin
+
+    for name in installed():
+        load_plugin(name)
+    return ", ".join(installed())
+
+
+def _embedded() -> str:
+    from marble_cli.policy.sd3 import model_source
+
+    files = list(Path(model_source("tiny")).rglob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError("the package holds no weights; reinstall it")
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
+
+
+def _folder() -> str:
+    with tempfile.TemporaryFile(dir="."):
+        return f"can be written; {shutil.disk_usage('.').free / 2**30:.0f} GiB free"
+
+
+def _wandb() -> str:
+    from marble_cli.metrics.weights_and_biases import key_configured
+
+    return "key configured" if key_configured() else "no key: runs are kept offline, for `wandb sync` later"

@@ -1,0 +1,79 @@
+"""Held-out evaluation inside a run: gains over the start, the best checkpoint, and signs of reward hacking."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from marble_cli.evaluate.score import Evaluation, paired_interval
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Metrics of an evaluation, its composite gain, and what deserves a warning."""
+
+    metrics: dict[str, Any]
+    composite: float
+    warnings: tuple[str, ...]
+
+
+def base_scores(evaluation: Evaluation) -> dict[str, list[float | None]]:
+    """Every held-out image's scores at the start, None where a reward does not apply; plain, for JSON."""
+    return {
+        name: [value if applies else None for value, applies in zip(row, mask, strict=True)]
+        for name, row, mask in zip(
+            evaluation.scores.names,
+            evaluation.scores.values.tolist(),
+            evaluation.scores.applicable.tolist(),
+            strict=True,
+        )
+    }
+
+
+def judge(
+    evaluation: Evaluation, start: dict[str, list[float | None]], trained: list[str], watched: list[str]
+) -> Verdict:
+    """Compare an evaluation with the start of the run, image by image.
+
+    Args:
+        evaluation: on the run's held-out prompts.
+        start: `base_scores` of the evaluation before the first step.
+        trained: rewards that are trained on; the composite is the mean of their gains, each in units of the standard
+            deviation that it had at the start.
+        watched: rewards that are not; one that falls beyond its 95 % interval while a trained one rises beyond its own
+            is a sign of reward hacking.
+    """
+    metrics: dict[str, Any] = {}
+    for name, (mean, std, count) in evaluation.summary().items():
+        metrics |= {
+            f"reward/{name}/mean": mean, f"reward/{name}/std": std, f"reward/{name}/applicable": count,
+        }  # fmt: skip
+    scores = dict(zip(evaluation.scores.names, evaluation.scores.values, strict=True))
+    gains, rose, fell = [], [], []
+    for name, before in start.items():
+        pairs = _paired(scores.get(name), before)
+        if not len(pairs):
+            continue
+        difference = pairs[:, 0] - pairs[:, 1]
+        low, high = paired_interval(difference, resamples=1000)
+        if name in trained:
+            gains.append(float(difference.mean() / (pairs[:, 1].std() + 1e-8)))
+            rose += [name] if low > 0 else []
+        elif name in watched and high < 0:
+            fell.append(name)
+    warnings = (
+        f"{', '.join(fell)} fell since the start while {', '.join(rose)} rose, each beyond its 95 % interval: "
+        "a sign of reward hacking",
+    )
+    composite = sum(gains) / max(1, len(gains))
+    metrics["eval/composite"] = composite
+    return Verdict(metrics, composite, warnings if fell and rose else ())
+
+
+def _paired(now: Tensor | None, before: list[float | None]) -> np.ndarray:
+    """[m, 2] float64: scores now and at the start of the images that have both."""
+    if now is None or len(now) != len(before):
+        return np.empty((0, 2))
+    rows = np.stack([now.numpy(), np.array([np.nan if v is None else v for v in before])], axis=1)
+    return rows[np.isfinite(rows).all(axis=1)]
