@@ -24,7 +24,7 @@ def examine() -> list[Finding]:
     """Look at everything; a look that fails is a finding, not an error."""
     looks: list[tuple[str, Callable[[], str]]] = [
         ("python", platform.python_version),
-        *((package, lambda package=package: version(package)) for package in PACKAGES),  # type: ignore[misc]
+        *((package, lambda package=package: version(package)) for package in PACKAGES),
         ("device", _device),
         ("balance solver", _solver),
         ("rewards", _rewards),

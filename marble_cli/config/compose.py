@@ -238,7 +238,7 @@ def typed(tree: DictConfig) -> RunConfig:
     return config
 
 
-def _reward(path: str, row: Any, rows: DictConfig) -> dict[str, Any]:
+def _reward(path: str, row: Any, rows: Any) -> dict[str, Any]:
     """Part a reward's keys into the host's and its plugin's options."""
     if not OmegaConf.is_dict(row):
         raise ConfigError(f"{path}={row}: expected keys, e.g. '+{path}={{plugin: NAME, weight: 1.0}}'.")

@@ -72,7 +72,8 @@ class EvalReport:
         for r in self.rewards:
             row = [r.name, str(r.n), f"{r.mean:.4f}"]
             if r.difference is not None:
-                assert r.low is not None and r.high is not None
+                assert r.low is not None
+                assert r.high is not None
                 color = "green" if r.low > 0 else "red" if r.high < 0 else "yellow"
                 row += [
                     f"{r.reference:.4f}",

@@ -7,6 +7,7 @@ from PIL import Image
 
 from marble_cli.evaluate.evaluate import run_config
 from marble_cli.evaluate.target import resolve_target
+from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
 from marble_cli.randomness import noise
 from marble_cli.rollout.sampler import make_scheduler, sample
@@ -20,7 +21,7 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
     policy = load_policy(config.model, config.trainer.seed)
     if chosen.lora is not None:
         policy.load_lora(chosen.lora)
-    adapter = None if chosen.lora is None else "trained"
+    adapter: Adapter = None if chosen.lora is None else "trained"
     output.mkdir(parents=True, exist_ok=True)
     _, height, width = policy.latent_shape
     files = []

@@ -112,7 +112,7 @@ class SD3Policy:
         self.lora.activate(adapter)
         half = self.dtype is not torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
-            velocity = self.transformer(
+            velocity: Tensor = self.transformer(
                 hidden_states=xt.to(self.dtype),
                 timestep=t * 1000,
                 encoder_hidden_states=embeddings.tokens,
@@ -125,7 +125,7 @@ class SD3Policy:
     def decode(self, x0: Tensor) -> Tensor:
         vae = self.pipeline.vae
         latents = x0.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        image = vae.decode(latents, return_dict=False)[0].float()
+        image: Tensor = vae.decode(latents, return_dict=False)[0].float()
         return ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
     def scheduler_config(self) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
     place = {"device": device, "dtype": _dtype(dtype)}
     try:
-        instance = loaded(**{k: v for k, v in place.items() if open_ended or k in taken}, **options)
+        instance: Any = loaded(**{k: v for k, v in place.items() if open_ended or k in taken}, **options)
     except Exception as error:
         raise RewardError(f"reward {name} could not be built: {error!r}") from error
     return Reward(name, Declaration.of(instance), bind(instance))

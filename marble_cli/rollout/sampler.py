@@ -39,7 +39,8 @@ def make_scheduler(config: dict[str, Any], solver: OdeSolver, steps: int, sequen
 
 def sampling_times(scheduler: Any) -> Tensor:
     """The times [steps] float32 in (0, 1], falling, at which the solver asks for a velocity."""
-    return scheduler.sigmas[:-1].float()
+    sigmas: Tensor = scheduler.sigmas
+    return sigmas[:-1].float()
 
 
 def sample(velocity: Velocity, noise: Tensor, scheduler: Any) -> Tensor:

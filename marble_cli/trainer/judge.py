@@ -76,4 +76,5 @@ def _paired(now: Tensor | None, before: list[float | None]) -> np.ndarray:
     if now is None or len(now) != len(before):
         return np.empty((0, 2))
     rows = np.stack([now.numpy(), np.array([np.nan if v is None else v for v in before])], axis=1)
-    return rows[np.isfinite(rows).all(axis=1)]
+    both: np.ndarray = rows[np.isfinite(rows).all(axis=1)]
+    return both

@@ -38,14 +38,9 @@ class RunRecorder:
             self.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             self.logger.setLevel(logging.INFO)
             self.outer, self.logger.handlers = self.logger.handlers, self.handlers
-            tree = OmegaConf.to_container(OmegaConf.structured(self.config), enum_to_str=True)
-            assert isinstance(tree, dict)
+            tree: Any = OmegaConf.to_container(OmegaConf.structured(self.config), enum_to_str=True)
             self.wandb = WandbRun(
-                self.config.logging.wandb,
-                self.folder,
-                self.config.run.name,
-                dict(tree),
-                self.progress.wandb_id,  # type: ignore[arg-type]
+                self.config.logging.wandb, self.folder, self.config.run.name, tree, self.progress.wandb_id
             )
             self.progress.wandb_id = self.wandb.id
         return self

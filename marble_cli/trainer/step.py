@@ -68,12 +68,16 @@ class Director:
         """The direction of one step, summed over ranks."""
         if self.config.balance.mode is BalanceMode.output_space:
             return self._output_space(step, signal, data, cache, advance)
-        take = lambda p, q: self._reduced(gradients(self.policy, data, self.objective, p, q, step, advance))  # noqa: E731
+
+        def take(p: Tensor, q: Tensor) -> Gradients:
+            return self._reduced(gradients(self.policy, data, self.objective, p, q, step, advance))
+
         if self.refreshes(step, cache):
             return self._refresh(signal, cache, take)
         p, q = self._mixture(signal, cache)
         result = take(p, q)
-        return Direction(result.rows[0] + result.kl, cache, {"balance/refresh": 0, **_losses(result)})
+        metrics = {"balance/refresh": 0, **_losses(result, result.losses[0]), **self._cached(cache)}
+        return Direction(result.rows[0] + result.kl, cache, metrics)
 
     def _reduced(self, result: Gradients) -> Gradients:
         losses = (
@@ -89,13 +93,15 @@ class Director:
         if self.mixes:
             return single_mixture(signal, balance.name, self.reward_weights, algorithm)
         if balance.amortize is Amortize.advantage:
-            assert cache.alpha is not None
+            assert cache.alpha is not None  # `refreshes` saw to it
             p, q = advantage_coefficients(
                 cache.alpha, signal.advantage, signal.applicable, algorithm.advantage.clip
             )
         else:
+            weights = cache.direction_weights()
+            assert weights is not None
             p, q = amortised_coefficients(
-                cache.direction_weights(),
+                weights,
                 signal.optimality,
                 signal.applicable,
                 shared_term=balance.shared_term.value,
@@ -119,10 +125,14 @@ class Director:
         )
         result = take(torch.cat([p, extra[0]]), torch.cat([q, extra[1]]))
         rewards, others = result.rows[:count], result.rows[count:]
-        metrics = {"balance/refresh": 1, **_losses(result)}
+        loss, extra_loss = result.losses[:count], result.losses[count:-1].sum()
         if self.mixes:
             direction = others[0]
-            metrics |= self._cosines(rewards, direction)
+            metrics = {
+                "balance/refresh": 1,
+                **_losses(result, extra_loss),
+                **self._cosines(rewards, direction),
+            }
             return Direction(direction + result.kl, cache, metrics)
         solution = self.balance(gram(rewards))
         direction = (
@@ -130,6 +140,7 @@ class Director:
             if solution.active.any()
             else rewards.new_zeros(rewards.shape[1])
         )
+        metrics = {"balance/refresh": 1, **_losses(result, solution.weights @ loss + extra_loss)}
         metrics |= self._cosines(rewards, direction) | self._explained(solution)
         norms = torch.linalg.vector_norm(rewards.double(), dim=1)
         cache = cache.update(solution, norms, balance.ema)
@@ -161,16 +172,26 @@ class Director:
         result = self._reduced(
             gradients(self.policy, data, self.objective, mixed_p[None], mixed_q[None], step, advance)
         )
-        metrics = {"balance/refresh": 1, **_losses(result), **self._explained(solution)}
+        metrics = {"balance/refresh": 1, **_losses(result, result.losses[0]), **self._explained(solution)}
         return Direction(result.rows[0] + result.kl, cache, metrics)
 
     def _cosines(self, rewards: Tensor, direction: Tensor) -> dict[str, float]:
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, row in zip(self.names, rewards, strict=True):
             norm = torch.linalg.vector_norm(row.double()).item()
             metrics[f"balance/grad_norm/{name}"] = norm
             if norm > 0:
                 metrics[f"balance/cosine/{name}"] = cosine(direction, row)
+        return metrics
+
+    def _cached(self, cache: DirectionCache) -> dict[str, float]:
+        """Shares and weights that an amortised step works with."""
+        weights = cache.direction_weights()
+        if cache.alpha is None or weights is None:
+            return {}
+        metrics: dict[str, float] = {}
+        for name, alpha, weight in zip(self.names, cache.alpha.tolist(), weights.tolist(), strict=True):
+            metrics |= {f"balance/alpha/{name}": alpha, f"balance/weight/{name}": weight}
         return metrics
 
     def _explained(self, solution: Solution) -> dict[str, float]:
@@ -183,5 +204,5 @@ class Director:
         return metrics
 
 
-def _losses(result: Gradients) -> dict[str, float]:
-    return {"loss/policy": result.losses[:-1].mean().item(), "loss/kl": result.losses[-1].item()}
+def _losses(result: Gradients, policy: Tensor) -> dict[str, float]:
+    return {"loss/policy": policy.item(), "loss/kl": result.losses[-1].item()}
