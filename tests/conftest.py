@@ -1,0 +1,145 @@
+"""Small real models for the whole suite: a random Stable Diffusion 3 pipeline, prompts, and runs configured on them."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test reaches for the network
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from marble_cli.config.compose import compose
+from marble_cli.config.schema import Model, RunConfig
+
+torch.set_num_threads(1)  # the tensors are tiny, and sums do not depend on the machine
+
+SOURCES = {
+    "general": [{"prompt": f"a {color} cup"} for color in ("red", "blue", "green", "pink")],
+    "text": [{"prompt": f'a sign that says "{n}"', "text": str(n)} for n in (3, 14, 15, 92)],
+    "compositional": [
+        {"prompt": f"{n} boats", "include": [{"class": "boat", "count": n}]} for n in (1, 2, 3, 4)
+    ],
+}
+
+RunConfigMaker = Callable[..., RunConfig]
+
+
+def make_transformer(qk_norm: str | None = "rms_norm") -> Any:
+    """A transformer of two joint blocks over 4 x 4 latents; without `qk_norm` it is float64 throughout."""
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        sample_size=4, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16,
+        pos_embed_max_size=4, qk_norm=qk_norm,
+    )  # fmt: skip
+
+
+def make_pipeline() -> Any:
+    """A pipeline of every class that the real one has, T5 apart, with random weights that make coloured pictures."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    tokenizer = CLIPTokenizer(
+        vocab={token: place for place, token in enumerate(tokens)}, merges=[], model_max_length=24,
+        bos_token=tokens[0], eos_token=tokens[1], pad_token=tokens[1],
+    )  # fmt: skip
+    text = CLIPTextConfig(
+        vocab_size=len(tokens), hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=24, projection_dim=8, hidden_act="gelu", bos_token_id=0, eos_token_id=1,
+        pad_token_id=1,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16,
+        use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.3, shift_factor=0.1,
+    )  # fmt: skip
+    with torch.no_grad():
+        vae.decoder.conv_out.weight.mul_(2.0)
+    return StableDiffusion3Pipeline(
+        transformer=make_transformer(), scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0), vae=vae,
+        text_encoder=CLIPTextModelWithProjection(text), tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(text), tokenizer_2=tokenizer,
+        text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `StableDiffusion3Pipeline` folder: 16 px pictures from 4 x 4 latents of 4 channels."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three prompt sources of four prompts, of which the first two are held out."""
+    root = tmp_path_factory.mktemp("prompts")
+    for source, rows in SOURCES.items():
+        (root / source).mkdir()
+        for split, part in (("train", rows), ("test", rows[:2])):
+            (root / source / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return root
+
+
+@pytest.fixture(scope="session")
+def overrides(pipeline_folder: Path, prompts_folder: Path) -> list[str]:
+    """Overrides of a run that takes a second: the random pipeline, six images a step, two built-in rewards."""
+    return [
+        "model=tiny", f"model.path={pipeline_folder}", "model.resolution=16", "model.device=cpu",
+        "model.lora.rank=2", "model.lora.alpha=6", "model.lora.target_modules=[to_q,to_v,add_k_proj,to_out.0]",
+        "data=tiny", f"data.root={prompts_folder}", "rewards=[colorfulness,compressibility]",
+        "rollout.groups=2", "rollout.group_size=3", "rollout.steps=3", "rollout.batch_size=4",
+        "trainer.steps=2", "trainer.micro_batch_size=4", "trainer.times_per_image=1", "trainer.eval_every=0",
+        "trainer.eval_prompts=2", "logging.wandb.mode=disabled", "logging.images_every=0",
+        "run.name=test", "run.dir=unused",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def run_config(overrides: list[str]) -> RunConfigMaker:
+    """A function of further overrides that composes such a run."""
+
+    def make(*more: str) -> RunConfig:
+        return compose([*overrides, *more])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(run_config: RunConfigMaker) -> Model:
+    """The `model` group that points at the random pipeline."""
+    return run_config().model
+
+
+@pytest.fixture
+def policy(model: Model) -> Any:
+    """A fresh policy over the random pipeline, its adapters as at the start of a run."""
+    from marble_cli.policy.load import load_policy
+
+    return load_policy(model, seed=0)
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., None]:
+    """A function that fills a policy's adapters with different random weights, so that all three velocities differ."""
+
+    def fill(policy: Any, scale: float = 0.3, seed: int = 0) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        for adapter in ("trained", "behaviour"):
+            for parameter in policy.parameters(adapter).values():
+                values: Tensor = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
+                parameter.data.copy_(scale * values)
+
+    return fill
