@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def save(
     *,
     keep_last: int,
     best: bool,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a step folder, point `latest` (and `best`) at it and delete what retention no longer keeps.
 
@@ -50,6 +52,7 @@ def save(
         ema: its moving average, alike.
         keep_last: newest step folders to keep; the best is kept besides.
         best: whether this is the best so far.
+        metadata: strings to keep in the LoRA files' headers: their rank and alpha, as diffusers names them.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; earlier checkpoints stay valid.
@@ -68,7 +71,7 @@ def save(
             save_file(
                 {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
                 file,
-                {"format": "pt"},
+                {"format": "pt", **((metadata or {}) if name.endswith(WEIGHTS) else {})},
             )
             _flush(file)
         _write_manifest(temporary, state, sorted(groups))

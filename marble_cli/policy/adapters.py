@@ -1,6 +1,7 @@
 """Two LoRA adapters in one transformer (peft): the trained policy and the behaviour policy."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,7 +29,9 @@ class LoraPair:
             init_lora_weights="gaussian",
             target_modules=list(lora.target_modules),
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft doubts that two adapters in one model are meant.
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
             torch.manual_seed(seed)
             for name in ADAPTERS:
                 transformer.add_adapter(self.config, adapter_name=name)  # type: ignore[operator]

@@ -62,6 +62,10 @@ class Policy(Protocol):
         """The trained adapter in diffusers' LoRA key format."""
         ...
 
+    def lora_metadata(self) -> dict[str, str]:
+        """What a file of `lora_state` must say beside the tensors for diffusers to scale them rightly."""
+        ...
+
     def load_lora(self, state: dict[str, Tensor]) -> None:
         """Put a LoRA in diffusers' key format into both adapters."""
         ...

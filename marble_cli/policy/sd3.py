@@ -1,14 +1,15 @@
 """Stable Diffusion 3 family: SD3, SD3.5-Medium and Large, and the embedded `tiny` model, by one loading path."""
 
 import json
-import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import diffusers
 import torch
+import transformers
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig
 from torch import Tensor
@@ -35,7 +36,7 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusion3Pipelin
         RequestError: the folder or hub id holds no Stable Diffusion 3 pipeline or cannot be reached.
     """
     source = model_source(model.path)
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    _quiet()
     looks_local = source.startswith((".", "/", "~")) or Path(source).expanduser().exists()
     if looks_local and not (Path(source).expanduser() / "model_index.json").is_file():
         raise RequestError(
@@ -46,7 +47,7 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusion3Pipelin
         pipeline = StableDiffusion3Pipeline.from_pretrained(
             str(Path(source).expanduser()) if looks_local else source,
             revision=model.revision,
-            torch_dtype=DTYPES[model.precision],
+            dtype=DTYPES[model.precision],
             use_safetensors=True,
             **({"text_encoder_3": None, "tokenizer_3": None} if model.max_sequence_length == 0 else {}),
         )
@@ -57,6 +58,13 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusion3Pipelin
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _quiet() -> None:
+    """The libraries' own bars and advice would tear the run's view apart."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 def model_size(model: Model) -> ModelSize | None:
@@ -136,6 +144,9 @@ class SD3Policy:
 
     def lora_state(self) -> dict[str, Tensor]:
         return self.lora.state()
+
+    def lora_metadata(self) -> dict[str, str]:
+        return self.lora.metadata()
 
     def load_lora(self, state: dict[str, Tensor]) -> None:
         self.lora.load(state)

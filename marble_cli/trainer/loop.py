@@ -203,4 +203,7 @@ class Trainer:
         """Write a checkpoint of the last finished step, on the main rank."""
         if self.ranks.is_main:
             state, lora, ema = pack(self.policy, self.optimizer, self.progress)
-            store.save(self.folder, state, lora, ema, keep_last=self.config.trainer.keep_last, best=best)
+            store.save(
+                self.folder, state, lora, ema, keep_last=self.config.trainer.keep_last, best=best,
+                metadata=self.policy.lora_metadata(),
+            )  # fmt: skip
