@@ -88,10 +88,9 @@ def noised_batches(data: TrainingSet, objective: Objective, step: int) -> Iterat
     shape = tuple(data.x0.shape[1:])
     for column in range(data.times.shape[1]):
         for rows in torch.arange(len(data.x0)).split(objective.micro_batch_size):
-            x0, t = data.x0[rows], data.times[rows, column].to(data.x0.device)
-            eps = noise(objective.seed, f"train{column}", step, data.indices[rows].tolist(), shape).to(
-                x0.device
-            )
+            x0 = data.x0[rows]
+            t = data.times[rows, column].to(x0)
+            eps = noise(objective.seed, f"train{column}", step, data.indices[rows].tolist(), shape).to(x0)
             xt = torch.lerp(x0, eps, t[:, None, None, None])
             yield NoisedBatch(x0, xt, t, data.embeddings[rows.to(x0.device)], data.indices[rows])
 
@@ -138,7 +137,10 @@ def flat_gradient(loss: Tensor, parameters: list[torch.nn.Parameter], *, retain_
 
 @dataclass(frozen=True)
 class Gradients:
-    """Summed over this rank's micro-batches: `rows` [R, P], `kl` [P], `losses` [R + 1] (the last is the KL term)."""
+    """Summed over this rank's micro-batches, in the parameters' dtype: `rows` [R, P] and `kl` [P].
+
+    `losses` [R + 1] float64 are the loss terms themselves, the last of them the KL term.
+    """
 
     rows: Tensor
     kl: Tensor
@@ -170,8 +172,8 @@ def gradients(
     """
     parameters = list(policy.parameters("trained").values())
     total = sum(parameter.numel() for parameter in parameters)
-    rows = torch.zeros(len(p), total, device=policy.device)
-    kl_gradient = torch.zeros(total, device=policy.device)
+    rows = torch.zeros(len(p), total, device=policy.device, dtype=parameters[0].dtype)
+    kl_gradient = torch.zeros_like(rows[0])
     losses = torch.zeros(len(p) + 1, dtype=torch.float64)
     for micro in micro_batches(policy, data, objective, step):
         kl = objective.kl_coef * micro.kl.sum() / data.samples
