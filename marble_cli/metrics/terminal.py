@@ -42,7 +42,7 @@ class TerminalView:
         self.bars.advance(self.inner, count)
 
     def message(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         if metrics["phase"] == "train":

@@ -79,9 +79,22 @@ def model_size(model: Model) -> ModelSize | None:
     adapter = sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
     shrink = 2 ** (len(_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
     side = model.resolution // shrink // transformer.config.patch_size
-    stored_in_half = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-    frozen = stored_in_half * DTYPES[model.precision].itemsize // 2
+    used = (file for file in folder.rglob("*.safetensors") if _is_used(file, model))
+    frozen = sum(_numbers(file) for file in used) * DTYPES[model.precision].itemsize
     return ModelSize(parameters, adapter, side**2, frozen)
+
+
+def _is_used(file: Path, model: Model) -> bool:
+    """Whether the pipeline loads `file`: no variant such as model.fp16.safetensors, and T5 only where it is asked for."""
+    variant = file.name.split("-")[0].count(".") > 1
+    return not variant and not (model.max_sequence_length == 0 and file.parent.name == "text_encoder_3")
+
+
+def _numbers(file: Path) -> int:
+    """How many numbers a safetensors file holds, whatever their type, read off its header."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def _json(path: Path) -> dict[str, Any]:

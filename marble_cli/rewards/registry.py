@@ -93,22 +93,32 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
         return Reward(name, Declaration.of(loaded), bind(loaded))
     taken = parameters(loaded)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
-    place = {"device": device, "dtype": _dtype(dtype)}
+    place = {"device": options.get("device", device), "dtype": _dtype(name, options.get("dtype", dtype))}
+    place = {key: value for key, value in place.items() if open_ended or key in taken}
     try:
-        instance: Any = loaded(**{k: v for k, v in place.items() if open_ended or k in taken}, **options)
+        instance: Any = loaded(**{**options, **place})
     except Exception as error:
-        raise RewardError(f"reward {name} could not be built: {error!r}") from error
+        raise RewardError(f"reward {name} could not be built: {type(error).__name__}: {error}") from error
     return Reward(name, Declaration.of(instance), bind(instance))
 
 
-def _dtype(name: str) -> Any:
+def _dtype(reward: str, name: str) -> Any:
     import torch
 
+    known = ("float32", "float16", "bfloat16", "float64")
+    if name not in known:
+        raise ConfigError(f"rewards.{reward}.dtype={name}: no such type{nearest(name, known)}")
     return getattr(torch, name)
 
 
 def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
-    """Let `reward` be called with a `Batch`, whichever form of the plugin API its parameters follow."""
+    """Let `reward` be called with a `Batch`, whichever form of the plugin API its parameters follow.
+
+    Raises:
+        RewardError: they follow none.
+    """
+    if not callable(reward):
+        raise RewardError(f"a reward is a class or a function, not {reward!r}")
     taken = [
         p
         for p in inspect.signature(reward).parameters.values()
@@ -124,6 +134,10 @@ def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
     if all(p.name in Batch._fields for p in needed) and (open_ended or names & set(Batch._fields)):
         wanted = Batch._fields if open_ended else tuple(f for f in Batch._fields if f in names)
         return lambda batch: reward(**{field: getattr(batch, field) for field in wanted})
-    if len(needed) <= 1:
+    positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    if len(needed) <= 1 and all(p.kind in positional for p in needed):
         return reward
-    return lambda batch: reward(*batch)
+    raise RewardError(
+        f"a reward cannot be called with the parameters ({', '.join(p.name for p in needed)}). Expected some of "
+        f"{', '.join(Batch._fields)}, or one parameter that takes the whole batch."
+    )

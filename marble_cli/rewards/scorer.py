@@ -9,8 +9,8 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,8 @@ class Lane:
         self.name, self.settings, self.make = name, settings, make
         self.reward = make()
         self.error: str | None = None
+        self.awaited: Future[Any] | None = None
+        self.closing = threading.Event()
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"reward-{name}")
         self._start_caller()
 
@@ -59,6 +61,10 @@ class Lane:
         threading.Thread(target=_serve, args=arguments, name=f"call-{self.name}", daemon=True).start()
 
     def close(self) -> None:
+        """End the threads; a call that is still running is left behind, not waited for."""
+        self.closing.set()
+        if self.awaited is not None:
+            _settle(self.awaited, error=self._closed())
         self.executor.shutdown(wait=True, cancel_futures=True)
         self.calls.put(None)
 
@@ -109,13 +115,20 @@ class Lane:
         return tenacity.Retrying(
             stop=tenacity.stop_after_attempt(1 + self.settings.retries),
             wait=BACK_OFF,
+            sleep=tenacity.sleep_using_event(self.closing),
             retry=tenacity.retry_if_not_exception_type(RewardError),
             reraise=True,
         )
 
+    def _closed(self) -> RewardError:
+        return RewardError(f"reward {self.name} was closed before it answered")
+
     def _attempt(self, batch: Batch) -> Tensor:
         """One call of the plugin, its answer checked: [B] float64 on the CPU."""
         future: Future[Any] = Future()
+        self.awaited = future
+        if self.closing.is_set():
+            raise self._closed()
         self.calls.put((batch, future))
         try:
             answer = future.result(self.settings.timeout)
@@ -123,6 +136,7 @@ class Lane:
             if future.done():  # the plugin's own TimeoutError
                 raise
             log.warning("reward %s did not answer; building it anew", self.name)
+            self.calls.put(None)  # should the call return after all, its thread ends
             self.reward = self.make()
             self._start_caller()
             raise TimeoutError(f"no answer within {self.settings.timeout:g} s") from None
@@ -136,11 +150,22 @@ def _serve(
         batch, future = item
         try:
             with torch.inference_mode():
-                future.set_result(call(batch))
+                answer = call(batch)
         except Exception as error:  # handed to the lane, which decides
-            future.set_exception(error)
+            _settle(future, error=error)
         except BaseException as error:  # a plugin that calls sys.exit() must not end the run so
-            future.set_exception(RuntimeError(repr(error)))
+            _settle(future, error=RuntimeError(repr(error)))
+        else:
+            _settle(future, answer)
+
+
+def _settle(future: Future[Any], answer: Any = None, error: Exception | None = None) -> None:
+    """Answer `future` unless it has been answered: the lane may be closed while its plugin still computes."""
+    with suppress(InvalidStateError):
+        if error is None:
+            future.set_result(answer)
+        else:
+            future.set_exception(error)
 
 
 def checked(name: str, answer: Any, count: int) -> Tensor:

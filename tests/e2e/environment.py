@@ -1,0 +1,152 @@
+"""A real environment outside the source tree: marble from its wheel, a third party's plugin, and nothing editable."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKED = ("marble_cli", "conf", "pyproject.toml", "README.md", "LICENSE")
+SMALL = (
+    "preset=tiny", "rollout.groups=3", "rollout.group_size=4", "rollout.steps=4", "rollout.batch_size=12",
+    "trainer.micro_batch_size=12", "trainer.times_per_image=1", "trainer.eval_every=0", "logging.wandb.mode=disabled",
+)  # fmt: skip
+
+PLUGIN = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "thirdparty-rewards"
+version = "1.0"
+
+[project.entry-points."marble.rewards"]
+brightness = "thirdparty_rewards:brightness"
+flaky = "thirdparty_rewards:Flaky"
+broken = "thirdparty_rewards:Broken"
+short = "thirdparty_rewards:Short"
+silent = "thirdparty_rewards:Silent"
+""",
+    "thirdparty_rewards.py": '''
+"""Rewards as others write them, well and badly; none imports marble."""
+
+
+def brightness(images, prompts, metadata):
+    """How bright a picture is, 0 to 1."""
+    return images.float().mean(dim=(1, 2, 3)) / 255
+
+
+class Flaky:
+    """Raises twice in a row now and then, and thrice in a row once."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, images):
+        self.calls += 1
+        if self.calls % 5 in (2, 3) or self.calls in (9, 10, 11):
+            raise RuntimeError(f"flaky on call {self.calls}")
+        return images.float().mean(dim=(1, 2, 3)).tolist()
+
+
+class Broken:
+    """Works for the preflight and then always raises."""
+
+    def __init__(self, good_calls=1):
+        self.left = good_calls
+
+    def __call__(self, images):
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("the judge is out of order")
+        return images.float().mean(dim=(1, 2, 3))
+
+
+class Short:
+    """Forgets the last image."""
+
+    def __call__(self, batch):
+        return [0.0] * (len(batch.images) - 1)
+
+
+class Silent:
+    """Has nothing to say of any image."""
+
+    def __call__(self, images):
+        return [float("nan")] * len(images)
+''',
+}
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment; commands run in `folder`, far from the source tree."""
+
+    python: Path
+    folder: Path
+
+    def command(self, *arguments: object) -> list[str]:
+        return [str(self.python), "-m", "marble_cli", *map(str, arguments)]
+
+    def variables(self) -> dict[str, str]:
+        own = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MARBLE"))}
+        return own | {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+
+    def marble(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.variables(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+def make_environment(folder: Path) -> Environment:
+    """Build the wheel, make a virtual environment that sees the other installed packages, install wheel and plugin."""
+    source, site = folder / "source", folder / "site"
+    source.mkdir()
+    for name in PACKED:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    _python(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", source)
+    site.mkdir()
+    for package in Path(sysconfig.get_path("purelib")).iterdir():
+        if "marble" not in package.name and package.suffix != ".pth":
+            (site / package.name).symlink_to(package)
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    python = folder / "venv" / "bin" / "python"
+    library = next((folder / "venv" / "lib").glob("python*")) / "site-packages"
+    (library / "others.pth").write_text(f"{site}\n")
+    plugin = folder / "plugin"
+    plugin.mkdir()
+    for name, text in PLUGIN.items():
+        (plugin / name).write_text(text)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    _python(python, *install, wheel)
+    _python(python, *install, plugin)
+    work = folder / "work"
+    work.mkdir()
+    return Environment(python, work)
+
+
+def _python(*command: object) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics, without what a clock measured."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    timed = ("time/", "throughput/", "balance/solve_seconds")
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(timed)} for line in lines]

@@ -1,0 +1,94 @@
+"""A run that is stopped goes on as if it had not been."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.environment import SMALL, Environment, rows
+
+STEPS = ("trainer.steps=6", "trainer.checkpoint_every=2", "balance.refresh_every=3", "trainer.eval_every=3", "trainer.eval_prompts=2")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(environment: Environment) -> Path:
+    folder = environment.folder / "undisturbed"
+    done = environment.marble("train", *SMALL, *STEPS, f"run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def interrupt(environment: Environment, run: Path, after_step: int, number: signal.Signals) -> int:
+    """Start a run, send it a signal once `after_step` is recorded, and return its exit code."""
+    command = environment.command("train", *SMALL, *STEPS, f"run.dir={run}")
+    process = subprocess.Popen(
+        command, cwd=environment.folder, env=environment.variables(), stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or max((r["step"] for r in rows(run)), default=0) < after_step:
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline, "the run did not get to the step"
+        time.sleep(0.01)
+    process.send_signal(number)
+    return process.wait(60)
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    return {
+        str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.safetensors"))
+    }
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    assert rows(run) == rows(undisturbed)
+    assert weights(run) == weights(undisturbed)
+    assert len(weights(run)) == 4  # LoRA, moving average, behaviour policy, optimizer
+
+
+@pytest.mark.parametrize("after_step", [1, 3, 5])
+def test_killed_and_continued(
+    environment: Environment, run: Path, undisturbed: Path, after_step: int
+) -> None:
+    assert interrupt(environment, run, after_step, signal.SIGKILL) == -signal.SIGKILL
+    continued = environment.marble("train", *SMALL, *STEPS, f"run.dir={run}")
+    assert continued.returncode == 0, continued.stderr
+    assert_same(run, undisturbed)
+
+
+def test_sigterm_saves_and_exits_with_143(environment: Environment, run: Path, undisturbed: Path) -> None:
+    assert interrupt(environment, run, 1, signal.SIGTERM) == 143
+    latest = (run / "checkpoints" / "latest").read_text().strip()
+    assert int(latest.removeprefix("step-")) == max(row["step"] for row in rows(run))
+    continued = environment.marble("train", *SMALL, *STEPS, f"run.dir={run}", "--resume", "auto")
+    assert continued.returncode == 0, continued.stderr
+    assert_same(run, undisturbed)
+
+
+def test_a_run_of_another_config_is_refused(environment: Environment, undisturbed: Path) -> None:
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    refused = environment.marble("train", *SMALL, *STEPS, f"run.dir={undisturbed}", "optimizer.lr=1e-5")
+    assert refused.returncode == 2
+    assert "another configuration" in refused.stderr
+    never = environment.marble("train", *SMALL, *STEPS, f"run.dir={undisturbed}", "--resume", "never")
+    assert never.returncode == 2
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_flipped_byte_is_named_and_passed_over(environment: Environment, run: Path) -> None:
+    short = ("trainer.steps=2", "trainer.checkpoint_every=1", "trainer.keep_last=5")
+    assert environment.marble("train", *SMALL, *short, f"run.dir={run}").returncode == 0
+    damaged = run / "checkpoints" / "step-00000002"
+    file = damaged / "ema" / "pytorch_lora_weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    judged = environment.marble("eval", damaged, "trainer.eval_prompts=1")
+    assert judged.returncode == 2
+    assert "pytorch_lora_weights.safetensors was altered" in judged.stderr
+    continued = environment.marble("train", *SMALL, *short, f"run.dir={run}", "trainer.steps=3")
+    assert continued.returncode == 0, continued.stderr
+    assert "step-00000002 is not usable" in " ".join((continued.stdout + continued.stderr).split())
+    assert [row["step"] for row in rows(run)] == [1, 2, 3]
