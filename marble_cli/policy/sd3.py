@@ -1,6 +1,7 @@
 """Stable Diffusion 3 family: SD3, SD3.5-Medium and Large, and the embedded `tiny` model, by one loading path."""
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.resources import files

@@ -1,0 +1,248 @@
+"""The SD3 policy against plain diffusers: what it loads, its three velocities, and the LoRA files it writes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from safetensors import safe_open
+from torch import Tensor
+
+from marble_cli.checkpoint import store
+from marble_cli.checkpoint.export import export
+from marble_cli.config.schema import Model, Precision
+from marble_cli.errors import CheckpointError, ConfigError, RequestError
+from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.load import load_policy, model_size
+
+PROMPTS = ["a red cup", 'a sign that says "47"']
+
+Inputs = tuple[Tensor, Tensor, PromptEmbeddings]
+
+
+@pytest.fixture
+def inputs(policy: Any) -> Inputs:
+    """Two noisy latents, their times and their prompts' embeddings."""
+    xt = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    return xt, torch.tensor([0.3, 0.9]), policy.encode(PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def plain(pipeline_folder: Path) -> StableDiffusion3Pipeline:
+    """The pipeline as diffusers itself loads it."""
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        pipeline_folder, text_encoder_3=None, tokenizer_3=None, local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()
+def plain_velocity(pipeline: StableDiffusion3Pipeline, inputs: Inputs) -> Tensor:
+    xt, t, embeddings = inputs
+    return pipeline.transformer(
+        hidden_states=xt, timestep=t * 1000, encoder_hidden_states=embeddings.tokens,
+        pooled_projections=embeddings.pooled, return_dict=False,
+    )[0]  # fmt: skip
+
+
+def weights(policy: Any, adapter: str) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in policy.parameters(adapter).items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_embeddings_are_the_pipelines_own(policy: Any, plain: StableDiffusion3Pipeline) -> None:
+    tokens, _, pooled, _ = plain.encode_prompt(
+        PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=0
+    )
+    embeddings = policy.encode(PROMPTS)
+    assert torch.equal(embeddings.tokens, tokens)
+    assert torch.equal(embeddings.pooled, pooled)
+    assert torch.equal(embeddings[torch.tensor([1])].tokens, tokens[1:])
+
+
+def test_the_base_velocity_is_the_plain_transformers(
+    policy: Any, inputs: Inputs, plain: StableDiffusion3Pipeline, randomise: Callable[..., None]
+) -> None:
+    randomise(policy)
+    assert torch.equal(policy.velocity(*inputs, None), plain_velocity(plain, inputs))
+
+
+def test_at_the_start_all_three_velocities_agree(policy: Any, inputs: Inputs) -> None:
+    trained, behaviour, base = (policy.velocity(*inputs, a) for a in ("trained", "behaviour", None))
+    assert same(weights(policy, "trained"), weights(policy, "behaviour"))
+    assert all((p == 0).all() for name, p in policy.parameters("trained").items() if "lora_B" in name)
+    assert all(p.std() > 0 for name, p in policy.parameters("trained").items() if "lora_A" in name)
+    assert torch.equal(trained, behaviour)
+    torch.testing.assert_close(trained, base, rtol=0, atol=1e-6)
+
+
+def test_the_seed_alone_draws_the_adapters(model: Model) -> None:
+    before = torch.random.get_rng_state()
+    one, again, other = (weights(load_policy(model, seed), "trained") for seed in (3, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert same(one, again)
+    assert not same(one, other)
+
+
+def test_adapters_switch_in_any_order(policy: Any, inputs: Inputs, randomise: Callable[..., None]) -> None:
+    randomise(policy)
+    first = {adapter: policy.velocity(*inputs, adapter) for adapter in ("trained", None, "behaviour")}
+    assert not torch.allclose(first["trained"], first["behaviour"])
+    assert not torch.allclose(first["trained"], first[None])
+    for adapter in ("behaviour", "trained", None, "trained", "behaviour", None, None, "behaviour"):
+        assert torch.equal(policy.velocity(*inputs, adapter), first[adapter])
+
+
+@pytest.mark.parametrize("before", ["trained", "behaviour", None])
+def test_gradients_reach_the_trained_adapter_alone(
+    policy: Any, inputs: Inputs, randomise: Callable[..., None], before: Any
+) -> None:
+    randomise(policy)
+    policy.velocity(*inputs, before)
+    policy.velocity(*inputs, "trained").square().mean().backward()
+    trained = policy.parameters("trained")
+    assert all(p.grad is not None and p.grad.any() for p in trained.values())
+    own = {id(p) for p in trained.values()}
+    assert all(p.grad is None for p in policy.transformer.parameters() if id(p) not in own)
+    assert not any(p.requires_grad for p in policy.transformer.parameters() if id(p) not in own)
+
+
+def test_swapped_weights_act_and_go_without_a_trace(
+    policy: Any, inputs: Inputs, randomise: Callable[..., None]
+) -> None:
+    randomise(policy)
+    kept, velocity = weights(policy, "trained"), policy.velocity(*inputs, "trained")
+    with pytest.raises(ZeroDivisionError), policy.swapped(weights(policy, "behaviour")):
+        torch.testing.assert_close(policy.velocity(*inputs, "trained"), policy.velocity(*inputs, "behaviour"))
+        raise ZeroDivisionError
+    assert same(weights(policy, "trained"), kept)
+    assert torch.equal(policy.velocity(*inputs, "trained"), velocity)
+
+
+def test_a_lora_is_loaded_into_both_adapters_bit_for_bit(
+    policy: Any, model: Model, randomise: Callable[..., None]
+) -> None:
+    randomise(policy)
+    state = policy.lora_state()
+    other = load_policy(model, seed=9)
+    other.load_lora(state)
+    assert same(other.lora_state(), state)
+    assert same(weights(other, "trained"), weights(policy, "trained"))
+    assert same(weights(other, "behaviour"), weights(policy, "trained"))
+
+
+def test_the_state_does_not_change_with_the_policy(policy: Any, randomise: Callable[..., None]) -> None:
+    state = policy.lora_state()
+    kept = {key: value.clone() for key, value in state.items()}
+    randomise(policy)
+    assert same(state, kept)
+
+
+def test_a_lora_of_another_shape_is_refused(policy: Any, model: Model) -> None:
+    wider = load_policy(replace(model, lora=replace(model.lora, rank=3)), seed=0)
+    fewer = load_policy(replace(model, lora=replace(model.lora, target_modules=["to_q"])), seed=0)
+    kept = policy.lora_state()
+    for other in (wider, fewer):
+        with pytest.raises(CheckpointError, match=r"does not fit this model: transformer\."):
+            policy.load_lora(other.lora_state())
+    assert same(policy.lora_state(), kept)
+
+
+def test_an_exported_lora_means_the_same_to_plain_diffusers(
+    policy: Any, inputs: Inputs, pipeline_folder: Path, tmp_path: Path, randomise: Callable[..., None]
+) -> None:
+    randomise(policy)
+    assert policy.model.lora.alpha != policy.model.lora.rank
+    state = store.TrainerState(1, {}, {})
+    lora = policy.lora_state()
+    with policy.swapped(weights(policy, "behaviour")):
+        ema = policy.lora_state()
+    checkpoint = store.save(
+        tmp_path, state, lora, ema, keep_last=1, best=False, metadata=policy.lora_metadata()
+    )
+    file = export(str(tmp_path), tmp_path / "exported")
+    with safe_open(file, "pt") as content:
+        assert content.metadata()["format"] == "pt"
+    for folder, adapter in ((checkpoint / "lora", "trained"), (tmp_path / "exported", "behaviour")):
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            pipeline_folder, text_encoder_3=None, tokenizer_3=None
+        )
+        pipeline.load_lora_weights(folder)
+        torch.testing.assert_close(
+            plain_velocity(pipeline, inputs), policy.velocity(*inputs, adapter).detach(), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_pictures_are_the_pipelines_own(policy: Any, plain: StableDiffusion3Pipeline) -> None:
+    latents = torch.randn(3, *policy.latent_shape, generator=torch.Generator().manual_seed(1))
+    scaled = latents / plain.vae.config.scaling_factor + plain.vae.config.shift_factor
+    with torch.no_grad():
+        images = plain.image_processor.postprocess(plain.vae.decode(scaled).sample, output_type="pt")
+    got = policy.decode(latents)
+    assert got.dtype == torch.uint8
+    assert got.float().std() > 1
+    assert torch.equal(got, (images * 255).round().to(torch.uint8))
+
+
+def test_half_precision_keeps_adapters_and_velocities_in_float32(
+    model: Model, inputs: Inputs, policy: Any, randomise: Callable[..., None]
+) -> None:
+    half = load_policy(replace(model, precision=Precision.bf16), seed=0)
+    randomise(half)
+    randomise(policy)
+    xt, t, _ = inputs
+    velocity = half.velocity(xt, t, half.encode(PROMPTS), "trained")
+    assert velocity.dtype == torch.float32
+    assert {p.dtype for p in half.parameters("trained").values()} == {torch.float32}
+    torch.testing.assert_close(velocity, policy.velocity(*inputs, "trained"), rtol=0.1, atol=0.1)
+    velocity.square().mean().backward()
+    assert all(p.grad.dtype == torch.float32 for p in half.parameters("trained").values())
+
+
+def test_a_folder_without_a_pipeline_is_named(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no model_index.json") as error:
+        load_policy(replace(model, path=str(tmp_path)), 0)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_said(model: Model) -> None:
+    with pytest.raises(RequestError, match="model.path=nobody/nothing could not be loaded"):
+        load_policy(replace(model, path="nobody/nothing"), 0)
+
+
+def test_an_unknown_family_is_refused(model: Model) -> None:
+    for look in (lambda m: load_policy(m, 0), model_size):
+        with pytest.raises(ConfigError, match=r"model\.family=flux .* Expected: sd3"):
+            look(replace(model, family="flux"))
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_sizes_are_the_real_ones(model: Model, precision: Precision) -> None:
+    chosen = replace(model, precision=precision)
+    policy: Any = load_policy(chosen, 0)
+    size = model_size(chosen)
+    assert size is not None
+    adapter = sum(p.numel() for p in policy.parameters("trained").values())
+    assert size.lora == adapter
+    assert size.transformer == sum(p.numel() for p in policy.transformer.parameters()) - 2 * adapter
+    assert size.tokens == 4
+    parts = [
+        policy.pipeline.vae,
+        policy.transformer,
+        policy.pipeline.text_encoder,
+        policy.pipeline.text_encoder_2,
+    ]
+    own = {id(p) for a in ("trained", "behaviour") for p in policy.parameters(a).values()}
+    held = sum(p.numel() * p.element_size() for m in parts for p in m.parameters() if id(p) not in own)
+    assert size.frozen_bytes == pytest.approx(held, rel=0.01)
+
+
+def test_a_model_elsewhere_has_no_sizes(model: Model) -> None:
+    assert model_size(replace(model, path="nobody/nothing")) is None
