@@ -1,0 +1,239 @@
+"""Whether a picture shows the objects that were asked for: how many, of what shape, in what colour."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from skimage.color import rgb2lab
+from skimage.measure import label, regionprops
+from torch import Tensor
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+WORKING_SIDE = 128  # larger pictures are shrunk to it: shapes need no more
+SPECK = 0.006  # of the picture's area: what is smaller is no object
+CONTRAST = 12.0  # CIE Lab units by which an object stands out from the ground at least
+PATTERN = 25.0  # CIE Lab units between the two tones of a patterned ground at most
+
+PALETTE: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "red": ((214, 48, 49), (255, 0, 0)),
+    "orange": ((238, 125, 30), (255, 150, 0)),
+    "yellow": ((240, 196, 25), (255, 240, 0)),
+    "green": ((46, 160, 67), (0, 128, 0), (0, 230, 0)),
+    "blue": ((45, 96, 214), (0, 0, 255), (0, 130, 240)),
+    "purple": ((140, 70, 190), (128, 0, 128)),
+    "pink": ((255, 150, 190), (255, 105, 180)),
+    "brown": ((120, 72, 36), (139, 69, 19)),
+    "black": ((15, 15, 15), (45, 45, 45)),
+    "grey": ((110, 110, 110), (160, 160, 160)),
+    "white": ((250, 250, 250),),
+}
+SATURATIONS = (1.0, 0.75, 0.5)
+LIGHTNESS_WEIGHT = 0.5  # shading changes lightness more than hue
+
+SHAPES = ("circle", "square", "triangle", "diamond")
+TRIANGULAR = 0.33  # threefold symmetry from which on a shape is a triangle: an equilateral one has 0.66, a flat one 0.55
+UNEVEN = 0.2  # threefold symmetry up to which it may be another shape
+ROUND = (
+    0.13  # fourfold symmetry up to which a shape is a circle; a square has 3/7, one with rounded corners less
+)
+ELONGATED = 0.35  # more is neither circle nor square; an ellipse half as long again as wide has 5/13
+SOLID = 0.85  # share of its convex hull that a shape fills at least
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: its colour's and its shape's name; an unknown shape is "other"."""
+
+    color: str
+    shape: str
+
+
+class Objects:
+    """Do the objects of the prompt stand in the picture: their count, colours and shapes? 1 is yes, 0 is no."""
+
+    requires = ("include",)
+    range = (0.0, 1.0)
+    license = "Apache-2.0"
+    citation = "in the manner of GenEval, arXiv 2310.11513"
+
+    def __call__(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Scores in [0, 1] of images uint8 [B, 3, H, W].
+
+        Args:
+            images: uint8 [B, 3, H, W].
+            metadata: each with `include`, a list of {"class": shape, "color": name, "count": n}.
+
+        Raises:
+            ValueError: an `include` is malformed or asks for what cannot be judged.
+        """
+        wanted = [_wanted(row["include"]) for row in metadata]
+        return [agreement(find(image), things) for image, things in zip(images, wanted, strict=True)]
+
+
+def _wanted(include: Any) -> list[Thing]:
+    """The objects that one prompt's `include` asks for."""
+    if not isinstance(include, Sequence) or isinstance(include, str) or not include:
+        raise ValueError(f"metadata include={include!r}: expected a list of objects")
+    things = []
+    for entry in include:
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"metadata include has {entry!r}: expected a mapping")
+        for key in ("class", "color", "count"):
+            if key not in entry:
+                raise ValueError(f"metadata include has {dict(entry)}: its key {key!r} is missing")
+        shape, color, count = entry["class"], entry["color"], entry["count"]
+        if shape not in SHAPES:
+            raise ValueError(f"metadata include class={shape!r}: this reward knows {', '.join(SHAPES)}")
+        if color not in PALETTE:
+            raise ValueError(f"metadata include color={color!r}: this reward knows {', '.join(PALETTE)}")
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"metadata include count={count!r}: expected a whole number from 1 on")
+        things += [Thing(color, shape)] * count
+    return things
+
+
+def agreement(found: Sequence[Thing], wanted: Sequence[Thing]) -> float:
+    """How well what was found matches what was wanted, in [0, 1].
+
+    Objects are paired one to one so that the sum of credits is largest; a pair earns 1/2 for the colour and 1/2 for
+    the shape. The sum is divided by the larger of the two counts: missing and needless objects cost alike.
+    """
+    if not found or not wanted:
+        return 0.0
+    credits = np.array(
+        [[((a.color == b.color) + (a.shape == b.shape)) / 2 for b in wanted] for a in found], np.float64
+    )
+    rows, columns = linear_sum_assignment(credits, maximize=True)
+    return float(credits[rows, columns].sum()) / max(len(found), len(wanted))
+
+
+def find(image: Tensor) -> list[Thing]:
+    """The objects in an image uint8 [3, H, W], in reading order of their first pixels."""
+    rgb = _working_copy(image)
+    lab = rgb2lab(rgb)
+    distance = _distance_from_ground(lab)
+    return [_describe(mask, distance, lab) for mask in _objects(distance)]
+
+
+def _working_copy(image: Tensor) -> Array:
+    """The image as [h, w, 3] float64 in [0, 1], its longer side at most `WORKING_SIDE`."""
+    picture = image.double()[None] / 255
+    longest = max(image.shape[1:])
+    if longest > WORKING_SIDE:
+        size = [max(1, round(side * WORKING_SIDE / longest)) for side in image.shape[1:]]
+        picture = torch.nn.functional.interpolate(picture, size, mode="area")
+    return np.asarray(picture[0].permute(1, 2, 0))
+
+
+def _distance_from_ground(lab: Array) -> Array:
+    """How far each pixel [h, w] is from the ground in CIE Lab.
+
+    The ground may have two tones (stripes, dots): the line between them, whose inner points are antialiased pixels,
+    is ground. The tones are those of the picture's frame, 1/16 of its side wide.
+    """
+    height, width = lab.shape[:2]
+    frame = np.ones((height, width), bool)
+    rim = max(1, round(min(height, width) / 16))
+    frame[rim:-rim, rim:-rim] = False
+    first, second = _two_tones(lab[frame])
+    along = second - first
+    length = float(along @ along)
+    place = np.clip((lab - first) @ along / length, -0.15, 1.15) if length else np.zeros((height, width))
+    return np.asarray(np.linalg.norm(lab - first - place[..., None] * along, axis=-1))
+
+
+def _two_tones(pixels: Array) -> tuple[Array, Array]:
+    """The ground's two tones [3] among the frame's pixels [n, 3]; they are equal on a plain ground."""
+    first = np.median(pixels, axis=0)
+    away = np.linalg.norm(pixels - first, axis=1)
+    second = pixels[np.argsort(away, kind="stable")[int(0.9 * len(pixels))]]
+    for _ in range(4):
+        nearer_second = np.linalg.norm(pixels - second, axis=1) < np.linalg.norm(pixels - first, axis=1)
+        if nearer_second.all() or not nearer_second.any():
+            return first, first
+        first, second = np.median(pixels[~nearer_second], axis=0), np.median(pixels[nearer_second], axis=0)
+    if np.linalg.norm(first - second) > PATTERN:  # an object or some scenery reaches the frame
+        larger = second if nearer_second.mean() > 0.5 else first
+        return larger, larger
+    return first, second
+
+
+def _objects(distance: Array) -> list[Mask]:
+    """Masks [h, w] of the objects, from the distance [h, w] to the ground.
+
+    A patch that stands out is cut once more at half of its own contrast: that is where an antialiased edge runs, and
+    it parts objects that a faint bridge joins.
+    """
+    return [
+        part
+        for patch in _patches(distance > CONTRAST)
+        for part in _patches(patch & (distance > np.quantile(distance[patch], 0.8) / 2))
+    ]
+
+
+def _patches(mask: Mask) -> list[Mask]:
+    """The connected parts of a mask, in reading order of their first pixels, without specks."""
+    labels = label(mask, connectivity=1)  # type: ignore[no-untyped-call]
+    areas = np.bincount(labels.ravel())
+    smallest = max(9, SPECK * mask.size)
+    return [labels == number for number in range(1, len(areas)) if areas[number] >= smallest]
+
+
+def _describe(mask: Mask, distance: Array, lab: Array) -> Thing:
+    inner = mask & (distance >= np.median(distance[mask]))
+    return Thing(_color(np.median(lab[inner], axis=0)), _shape(mask))
+
+
+def _anchors() -> tuple[list[str], Array]:
+    """Names and CIE Lab colours [n, 3] of every palette colour at every saturation."""
+    names, colors = [], []
+    for name, shades in PALETTE.items():
+        for shade in shades:
+            value = max(shade)
+            for saturation in SATURATIONS:
+                names.append(name)
+                colors.append([(value - (value - channel) * saturation) / 255 for channel in shade])
+    return names, np.asarray(rgb2lab(np.array(colors)[None])[0])
+
+
+NAMES, ANCHORS = _anchors()
+
+
+def _color(lab: Array) -> str:
+    """The name nearest to a CIE Lab colour [3]."""
+    difference = (ANCHORS - lab) * (LIGHTNESS_WEIGHT, 1.0, 1.0)
+    return NAMES[int(np.linalg.norm(difference, axis=1).argmin())]
+
+
+def _shape(mask: Mask) -> str:
+    """The name of a mask's shape, "other" if it is none of ours."""
+    elongation, threefold, fourfold = _symmetry(mask)
+    region = regionprops(mask.astype(np.uint8))[0]  # type: ignore[no-untyped-call]
+    if region.solidity < SOLID:
+        return "other"
+    if threefold > TRIANGULAR:
+        return "triangle"
+    if threefold > UNEVEN or elongation > ELONGATED:
+        return "other"
+    if abs(fourfold) < ROUND:
+        return "circle"
+    return "diamond" if fourfold > 0 else "square"
+
+
+def _symmetry(mask: Mask) -> tuple[float, float, float]:
+    """Complex moments of a mask about its centroid: elongation, threefold and fourfold symmetry.
+
+    With z = x + iy from the centroid they are |sum z^2| / sum |z|^2, |sum z^3| / sum |z|^3 and
+    Re(sum z^4) / sum |z|^4. The last is -3/7 for a square on its side and 3/7 for one on its corner; all are 0 for a
+    disc, and none depends on the shape's size.
+    """
+    rows, columns = np.nonzero(mask)
+    z = (columns - columns.mean()) + 1j * (rows - rows.mean())
+    moment = [(z**order).sum() / (np.abs(z) ** order).sum() for order in (2, 3, 4)]
+    return float(abs(moment[0])), float(abs(moment[1])), float(moment[2].real)
