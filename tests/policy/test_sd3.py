@@ -1,6 +1,7 @@
 """The SD3 policy against plain diffusers: what it loads, its three velocities, and the LoRA files it writes."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def test_swapped_weights_act_and_go_without_a_trace(
 ) -> None:
     randomise(policy)
     kept, velocity = weights(policy, "trained"), policy.velocity(*inputs, "trained")
-    with pytest.raises(ZeroDivisionError), policy.swapped(weights(policy, "behaviour")):
+    with suppress(ZeroDivisionError), policy.swapped(weights(policy, "behaviour")):
         torch.testing.assert_close(policy.velocity(*inputs, "trained"), policy.velocity(*inputs, "behaviour"))
         raise ZeroDivisionError
     assert same(weights(policy, "trained"), kept)

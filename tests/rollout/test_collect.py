@@ -1,0 +1,119 @@
+"""A step's rollout: the same images whatever the batches and ranks, scored in their order."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from marble_cli.config.schema import OdeSolver, Reward
+from marble_cli.data.prompts import Prompt
+from marble_cli.randomness import noise
+from marble_cli.rewards.builtin.colorfulness import colorfulness
+from marble_cli.rewards.builtin.compressibility import Compressibility
+from marble_cli.rewards.scorer import Scorer, open_scorer
+from marble_cli.rollout.collect import Rollout, Samples
+
+PROMPTS = [
+    *[Prompt("a red cup", {}, "general")] * 3,
+    *[Prompt('a sign that says "47"', {"text": "47"}, "text")] * 3,
+    Prompt("two boats", {}, "compositional"),
+]
+
+
+@pytest.fixture
+def scorer() -> Iterator[Scorer]:
+    rewards = {
+        "compressibility": Reward("compressibility"),
+        "colorfulness": Reward("colorfulness", sources=["text"]),
+    }
+    with open_scorer(rewards, "cpu") as opened:
+        yield opened
+
+
+@pytest.fixture
+def rollout(policy: Any, randomise: Callable[..., None]) -> Rollout:
+    randomise(policy)
+    return Rollout(policy, OdeSolver.dpm2, steps=4, batch_size=3, seed=5)
+
+
+def collect(rollout: Rollout, scorer: Scorer, rows: list[int] | None = None, **changes: Any) -> Samples:
+    rows = list(range(len(PROMPTS))) if rows is None else rows
+    settings = {"adapter": "behaviour", "purpose": "rollout", "step": 1, "advance": lambda count: None}
+    return rollout.collect([PROMPTS[i] for i in rows], rows, scorer=scorer, **(settings | changes))
+
+
+def test_scores_images_and_prompts_keep_their_order(rollout: Rollout, scorer: Scorer) -> None:
+    counts: list[int] = []
+    samples = collect(rollout, scorer, advance=counts.append)
+    assert counts == [3, 3, 1]
+    assert samples.prompts == PROMPTS
+    assert samples.scores.names == ["compressibility", "colorfulness"]
+    assert torch.equal(samples.images, rollout.policy.decode(samples.x0))
+    values, applicable = samples.scores.values, samples.scores.applicable
+    assert values[0].tolist() == pytest.approx(Compressibility()(samples.images))
+    assert applicable.tolist() == [[True] * 7, [False] * 3 + [True] * 3 + [False]]
+    assert torch.equal(values[1, 3:6], colorfulness(samples.images)[3:6].double())
+    assert values[1, ~applicable[1]].isnan().all()
+    assert not samples.scores.failed.any()
+    apart = rollout.policy.encode([prompt.text for prompt in PROMPTS])
+    torch.testing.assert_close(samples.embeddings.tokens, apart.tokens)
+    torch.testing.assert_close(samples.embeddings.pooled, apart.pooled)
+
+
+def test_images_of_a_prompt_differ(rollout: Rollout, scorer: Scorer) -> None:
+    samples = collect(rollout, scorer)
+    distances = torch.cdist(samples.x0.flatten(1), samples.x0.flatten(1))
+    assert distances[~torch.eye(7, dtype=torch.bool)].min() > 0.1
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 50])
+def test_the_batch_size_changes_nothing(rollout: Rollout, scorer: Scorer, size: int) -> None:
+    one, other = collect(rollout, scorer), collect(replace(rollout, batch_size=size), scorer)
+    torch.testing.assert_close(other.x0, one.x0, rtol=0, atol=1e-4)
+    assert (other.images.int() - one.images.int()).abs().max() <= 1
+
+
+def test_ranks_make_the_same_images_between_them(rollout: Rollout, scorer: Scorer) -> None:
+    whole = collect(rollout, scorer)
+    parts = [collect(rollout, scorer, rows) for rows in ([0, 1, 2, 3], [4, 5, 6])]
+    torch.testing.assert_close(torch.cat([part.x0 for part in parts]), whole.x0, rtol=0, atol=1e-4)
+
+
+def test_noise_depends_on_seed_purpose_step_and_place_alone() -> None:
+    base = noise(0, "rollout", 1, [3, 4, 5], (2, 3))
+    assert torch.equal(noise(0, "rollout", 1, [5, 3], (2, 3)), base[[2, 0]])
+    others = [noise(1, "rollout", 1, [3], (2, 3)), noise(0, "evaluate", 1, [3], (2, 3))]
+    others += [noise(0, "rollout", 2, [3], (2, 3)), noise(0, "rollout", 1, [4], (2, 3))]
+    assert not any(torch.equal(other[0], base[0]) for other in others)
+    assert abs(noise(0, "rollout", 1, list(range(500)), (20,)).std() - 1) < 0.02
+
+
+def test_policies_are_compared_on_the_same_noise(rollout: Rollout, scorer: Scorer) -> None:
+    behaviour, again, base = (collect(rollout, scorer, adapter=a) for a in ("behaviour", "behaviour", None))
+    assert torch.equal(behaviour.x0, again.x0)
+    assert not torch.allclose(behaviour.x0, base.x0, atol=0.01)
+    for parameter in rollout.policy.parameters("behaviour").values():
+        parameter.data.zero_()
+    torch.testing.assert_close(collect(rollout, scorer).x0, base.x0, rtol=0, atol=1e-5)
+
+
+def test_the_base_models_images_are_the_plain_pipelines(
+    rollout: Rollout, scorer: Scorer, pipeline_folder: Path
+) -> None:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        pipeline_folder, text_encoder_3=None, tokenizer_3=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    begin = noise(5, "evaluate", 0, list(range(7)), rollout.policy.latent_shape)
+    theirs = pipeline(
+        [prompt.text for prompt in PROMPTS], latents=begin, num_inference_steps=4, guidance_scale=1.0,
+        max_sequence_length=0, height=16, width=16, output_type="pt",
+    ).images  # fmt: skip
+    euler = replace(rollout, solver=OdeSolver.euler)
+    ours = collect(euler, scorer, adapter=None, purpose="evaluate", step=0).images
+    assert ours.float().std() > 1
+    assert (ours.int() - (theirs * 255).round().int()).abs().max() <= 1
