@@ -73,6 +73,12 @@ def make_pipeline() -> Any:
 
 
 @pytest.fixture(scope="session")
+def transformer_maker() -> Callable[..., Any]:
+    """`make_transformer`, for tests in other folders."""
+    return make_transformer
+
+
+@pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `StableDiffusion3Pipeline` folder: 16 px pictures from 4 x 4 latents of 4 channels."""
     folder = tmp_path_factory.mktemp("pipeline")

@@ -1,0 +1,162 @@
+"""A policy in float64 and a step with everything that makes gradients hard: masks, clipping, uneven groups."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from marble_cli.balance.registry import build
+from marble_cli.config.schema import Model, RunConfig
+from marble_cli.distributed.ranks import Ranks
+from marble_cli.policy.base import Adapter, PromptEmbeddings
+from marble_cli.policy.sd3 import SD3Policy, load_pipeline
+from marble_cli.randomness import noise
+from marble_cli.trainer.gradients import Objective, TrainingSet
+from marble_cli.trainer.signal import Signal, read_signal
+from marble_cli.trainer.step import Director
+
+STEP, SEED = 7, 0
+CLIP, BETA = 0.8, 0.3
+NAMES = ["colorfulness", "compressibility", "third", "fourth", "nowhere"]
+
+
+class DoublePolicy(SD3Policy):
+    """The same policy in float64; only the cast of the velocity to float32 is left out."""
+
+    def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
+        self.lora.activate(adapter)
+        velocity: Tensor = self.transformer(
+            hidden_states=xt, timestep=t * 1000, encoder_hidden_states=embeddings.tokens,
+            pooled_projections=embeddings.pooled, return_dict=False,
+        )[0]  # fmt: skip
+        return velocity
+
+
+@pytest.fixture(scope="session")
+def double_policy(
+    model: Model, transformer_maker: Callable[..., Any], randomise: Callable[..., None]
+) -> DoublePolicy:
+    """Trained and behaviour adapters differ, and both from the base."""
+    pipeline = load_pipeline(model, torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        pipeline.transformer = transformer_maker(qk_norm=None)
+    policy = DoublePolicy(pipeline, model, torch.device("cpu"), seed=0)
+    policy.transformer.double()
+    randomise(policy)
+    return policy
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step of 12 images with two training times each, and what the five rewards say of it."""
+
+    data: TrainingSet
+    signal: Signal
+    objective: Objective
+
+    def definition(self, policy: DoublePolicy) -> tuple[Tensor, Tensor, Tensor]:
+        """P_i and N_i averaged over the times, [n], and the KL term: DESIGN 1.4 image by image, differentiable."""
+        data, positive, negative, distance = self.data, [], [], []
+        for i in range(len(data.x0)):
+            terms = []
+            for column in range(data.times.shape[1]):
+                x0, t = data.x0[i : i + 1], data.times[i, column].double()
+                eps = noise(SEED, f"train{column}", STEP, [i], tuple(x0.shape[1:])).double()
+                xt = (1 - t) * x0 + t * eps
+                prompt = data.embeddings[i : i + 1]
+                with torch.no_grad():
+                    v_ref = policy.velocity(xt, t[None], prompt, None)
+                    v_old = policy.velocity(xt, t[None], prompt, "behaviour")
+                v = policy.velocity(xt, t[None], prompt, "trained")
+                plus = xt - t * ((1 - BETA) * v_old + BETA * v) - x0
+                minus = xt - t * ((1 + BETA) * v_old - BETA * v) - x0
+                terms.append(
+                    [
+                        plus.square().mean() / max(plus.detach().abs().mean().item(), 1e-5),
+                        minus.square().mean() / max(minus.detach().abs().mean().item(), 1e-5),
+                        (v - v_ref).square().mean(),
+                    ]
+                )
+            means = [sum(part) / len(terms) for part in zip(*terms, strict=True)]
+            for total, mean in zip((positive, negative, distance), means, strict=True):
+                total.append(mean)
+        return torch.stack(positive), torch.stack(negative), torch.stack(distance).mean()
+
+
+def flat(loss: Tensor, policy: DoublePolicy) -> Tensor:
+    """Gradient of `loss` in the trained adapter, [P]; the graph is kept."""
+    parameters = list(policy.parameters("trained").values())
+    parts = torch.autograd.grad(loss, parameters, retain_graph=True)
+    return torch.cat([part.flatten() for part in parts])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Gradients of the definition, by plain autograd over the whole step at once."""
+
+    positive: Tensor
+    negative: Tensor
+    kl: Tensor
+    policy: DoublePolicy
+
+    def loss(self, optimality: Tensor, mask: Tensor) -> Tensor:
+        """L of one reward: the mean over its applicable images of (r P + (1 - r) N) A_max / beta."""
+        terms = optimality * self.positive + (1 - optimality) * self.negative
+        return terms[mask].sum() / max(int(mask.sum()), 1) * CLIP / BETA
+
+    def gradient(self, optimality: Tensor, mask: Tensor) -> Tensor:
+        return flat(self.loss(optimality, mask), self.policy)
+
+    def shared(self, mask: Tensor) -> Tensor:
+        """c: the gradient of the mean of (P + N) / 2 over the images of `mask`."""
+        return flat((self.positive + self.negative)[mask].mean() / 2 * CLIP / BETA, self.policy)
+
+
+@pytest.fixture(scope="session")
+def case(double_policy: DoublePolicy, run_config: Callable[..., RunConfig]) -> Case:
+    draw = torch.Generator().manual_seed(3)
+    groups = torch.tensor([0] * 3 + [1] * 5 + [2] * 4)
+    rewards = torch.randn(5, 12, generator=draw, dtype=torch.float64) * torch.tensor([[1.0, 9, 0.1, 1, 1]]).T
+    applicable = torch.rand(5, 12, generator=draw) < torch.tensor([[1.0, 0.7, 0.8, 0.5, 0.0]]).T
+    applicable[2, groups == 0] = False
+    config = run_config(f"algorithm.advantage.clip={CLIP}")
+    signal = read_signal(torch.where(applicable, rewards, 0.0), applicable, groups, config.algorithm)
+    x0 = torch.randn(12, *double_policy.latent_shape, generator=draw, dtype=torch.float64)
+    encoded = double_policy.encode(["a red cup", "two boats", 'a sign that says "3"'])[groups]
+    embeddings = PromptEmbeddings(encoded.tokens.double(), encoded.pooled.double())
+    times = torch.rand(12, 2, generator=draw) * 0.8 + 0.1
+    data = TrainingSet(x0, embeddings, torch.arange(12), times, samples=24)
+    return Case(data, signal, Objective(BETA, CLIP, kl_coef=0.7, seed=SEED, micro_batch_size=5))
+
+
+@pytest.fixture(scope="session")
+def reference(case: Case, double_policy: DoublePolicy) -> Reference:
+    positive, negative, distance = case.definition(double_policy)
+    return Reference(
+        positive, negative, flat(case.objective.kl_coef * distance, double_policy), double_policy
+    )
+
+
+DirectorMaker = Callable[..., Director]
+
+
+@pytest.fixture(scope="session")
+def director(double_policy: DoublePolicy, case: Case, run_config: Callable[..., RunConfig]) -> DirectorMaker:
+    """A function of further overrides that makes a director of the five rewards, on one rank."""
+
+    def make(*overrides: str) -> Director:
+        config = run_config(
+            *(f"+rewards.{name}={{plugin: colorfulness}}" for name in NAMES[2:]),
+            f"algorithm.advantage.clip={CLIP}", f"algorithm.beta={BETA}", "algorithm.kl_coef=0.7",
+            f"trainer.seed={SEED}", "trainer.micro_batch_size=5", *overrides,
+        )  # fmt: skip
+        balance = build(config.balance, NAMES, [reward.weight for reward in config.rewards.values()])
+        made = Director(config, NAMES, double_policy, balance, Ranks())
+        assert replace(made.objective) == case.objective
+        return made
+
+    return make

@@ -1,0 +1,241 @@
+"""The director: refreshes, amortised steps and mixtures against the definition's own gradients, in float64."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from marble_cli.advantages import advantage_sum, advantages, optimality, weighted_sum
+from marble_cli.balance.amortise import DirectionCache
+from marble_cli.balance.gram import gram
+from marble_cli.balance.marble import LeastNorm
+from marble_cli.losses.nft import coefficients
+from marble_cli.trainer.gradients import velocity_gram
+from marble_cli.trainer.signal import Signal, cosine
+from marble_cli.trainer.step import Direction, Director
+
+STEP = 7
+CACHE = DirectionCache(
+    torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0], dtype=torch.float64),
+    torch.tensor([2.0, 0.5, 0.1, 0.3, 0.0], dtype=torch.float64),
+)
+
+DirectorMaker = Callable[..., Director]
+
+
+def direct(
+    director: Director, case: Any, cache: DirectionCache = CACHE, signal: Signal | None = None
+) -> Direction:
+    return director.direct(STEP, signal or case.signal, case.data, cache, lambda count: None)
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
+    assert got.dtype == torch.float64
+    return float((got - expected).norm() / expected.norm())
+
+
+def rewards_gradients(case: Any, reference: Any, *, outside: bool) -> Tensor:
+    """[5, P]: the g_k, or h_k = g_k - c_k; the last reward applies nowhere."""
+    signal, rows = case.signal, []
+    for k in range(4):
+        row = reference.gradient(signal.optimality[k], signal.applicable[k])
+        rows.append(row - reference.shared(signal.applicable[k]) if outside else row)
+    return torch.stack([*rows, torch.zeros_like(rows[0])])
+
+
+@pytest.mark.parametrize("shared_term", ["inside", "outside"])
+def test_a_refresh_pushes_no_reward_down(
+    director: DirectorMaker, case: Any, reference: Any, shared_term: str
+) -> None:
+    outside = shared_term == "outside"
+    direction = direct(director("balance.mode=full", f"balance.shared_term={shared_term}"), case)
+    rows = rewards_gradients(case, reference, outside=outside)
+    balanced = direction.gradient - reference.kl
+    if outside:
+        balanced = balanced - reference.shared(case.signal.applicable.any(0))
+    units = rows[:4] / rows[:4].norm(dim=1, keepdim=True)
+    cosines = [cosine(balanced, row) for row in rows[:4]]
+    assert min(cosines) >= -1e-9
+    metrics = direction.metrics
+    assert metrics["balance/refresh"] == 1
+    assert 0 <= metrics["balance/gap"] <= 1e-10
+    alpha = torch.tensor(
+        [metrics[f"balance/alpha/{name}"] for name in director().names[:4]], dtype=torch.float64
+    )
+    assert alpha.sum().item() == pytest.approx(1.0)
+    assert distance(balanced, rows.norm(dim=1)[:4].mean() * alpha @ units) < 1e-9
+    shortest = LeastNorm()(gram(units)).alpha
+    torch.testing.assert_close(alpha, shortest, rtol=0, atol=1e-7)
+    for k, name in enumerate(director().names[:4]):
+        assert metrics[f"balance/cosine/{name}"] == pytest.approx(cosines[k], abs=1e-9)
+        assert metrics[f"balance/grad_norm/{name}"] == pytest.approx(rows[k].norm().item())
+    assert metrics["loss/kl"] > 0
+
+
+def test_a_weighted_sum_would_push_one_down(case: Any, reference: Any) -> None:
+    """The case is not one where any direction would do."""
+    rows = rewards_gradients(case, reference, outside=True)[:4]
+    assert min(cosine(rows.sum(0), row) for row in rows) < 0
+
+
+@pytest.mark.parametrize("shared_term", ["inside", "outside"])
+def test_a_reward_without_images_is_left_out_and_named(
+    director: DirectorMaker, case: Any, shared_term: str
+) -> None:
+    direction = direct(director("balance.mode=full", f"balance.shared_term={shared_term}"), case)
+    assert direction.warnings == ("left out of the balance this step: nowhere",)
+    assert not [
+        key for key in direction.metrics if key.startswith(("balance/alpha/now", "balance/cosine/now"))
+    ]
+    assert direction.metrics["balance/grad_norm/nowhere"] == 0.0
+
+
+@pytest.mark.parametrize("shared_term", ["inside", "outside"])
+def test_an_amortised_step_takes_the_cached_weights(
+    director: DirectorMaker, case: Any, reference: Any, shared_term: str
+) -> None:
+    direction = direct(director(f"balance.shared_term={shared_term}"), case)
+    weights = CACHE.direction_weights()
+    assert weights is not None
+    rows = rewards_gradients(case, reference, outside=shared_term == "outside")
+    expected = weights @ rows + reference.kl
+    if shared_term == "outside":
+        expected = expected + reference.shared(case.signal.applicable.any(0))
+    assert distance(direction.gradient, expected) < 1e-10
+    assert direction.cache is CACHE
+    assert direction.metrics["balance/refresh"] == 0
+    assert direction.metrics["balance/alpha/third"] == pytest.approx(0.2)
+    assert direction.metrics["balance/weight/third"] == pytest.approx(weights[2].item())
+
+
+@pytest.mark.parametrize("shared_term", ["inside", "outside"])
+def test_after_a_refresh_the_amortised_step_goes_the_same_way(
+    director: DirectorMaker, case: Any, shared_term: str
+) -> None:
+    full = direct(director("balance.mode=full", f"balance.shared_term={shared_term}"), case, DirectionCache())
+    amortised = direct(director(f"balance.shared_term={shared_term}"), case, full.cache)
+    assert distance(amortised.gradient, full.gradient) < 1e-9
+    assert amortised.metrics["loss/policy"] == pytest.approx(full.metrics["loss/policy"], rel=1e-9)
+
+
+def test_the_published_amortisation_goes_elsewhere(
+    director: DirectorMaker, case: Any, reference: Any
+) -> None:
+    exact, published = (
+        direct(director(f"balance.amortize={how}"), case) for how in ("direction", "advantage")
+    )
+    mixed = (CACHE.alpha[:, None] * case.signal.advantage * case.signal.applicable).sum(0)  # type: ignore[index]
+    expected = reference.gradient(optimality(mixed, case.objective.clip), case.signal.applicable.any(0))
+    assert distance(published.gradient, expected + reference.kl) < 1e-10
+    assert cosine(exact.gradient - reference.kl, published.gradient - reference.kl) < 0.99
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+@pytest.mark.parametrize("name", ["weighted_sum", "advantage_sum"])
+def test_mixtures_are_the_gradient_of_one_loss(
+    director: DirectorMaker, case: Any, reference: Any, name: str, refresh: bool
+) -> None:
+    weights = torch.tensor([1.0, 3.0, 0.5, 1.0, 1.0])
+    overrides = [f"rewards.{n}.weight={w}" for n, w in zip(director().names, weights.tolist(), strict=True)]
+    mode = "full" if refresh else "amortized"
+    direction = direct(director(f"balance={name}", f"balance.mode={mode}", *overrides), case)
+    signal = case.signal
+    if name == "weighted_sum":
+        mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups)
+        advantage = advantages(mixed, scored, signal.groups)
+    else:
+        advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
+    r = optimality(advantage[0], case.objective.clip)
+    expected = reference.gradient(r, scored[0])
+    assert distance(direction.gradient, expected + reference.kl) < 1e-10
+    assert direction.metrics["loss/policy"] == pytest.approx(reference.loss(r, scored[0]).item(), rel=1e-9)
+    rows = rewards_gradients(case, reference, outside=False)
+    if refresh:
+        for k, reward in enumerate(director().names[:4]):
+            assert direction.metrics[f"balance/cosine/{reward}"] == pytest.approx(cosine(expected, rows[k]))
+
+
+@pytest.mark.parametrize(("name", "shares"), [("equal", None), ("fixed", [0.5, 0.2, 0.2, 0.1])])
+def test_constant_shares_add_the_gradients_up(
+    director: DirectorMaker, case: Any, reference: Any, name: str, shares: list[float] | None
+) -> None:
+    overrides = ["balance.weights={colorfulness: 5, compressibility: 2, third: 2, fourth: 1, nowhere: 7}"]
+    overrides = overrides if shares else []
+    direction = direct(director(f"balance={name}", "balance.mode=full", *overrides), case)
+    rows = rewards_gradients(case, reference, outside=False)[:4]
+    expected = torch.tensor(shares or [0.25] * 4, dtype=torch.float64) @ rows
+    assert distance(direction.gradient, expected + reference.kl) < 1e-10
+
+
+@pytest.mark.parametrize("shared_term", ["inside", "outside"])
+def test_output_space_balances_velocities_at_every_step(
+    director: DirectorMaker, double_policy: Any, case: Any, reference: Any, shared_term: str
+) -> None:
+    direction = direct(director("balance=output_space", f"balance.shared_term={shared_term}"), case)
+    signal = case.signal
+    p, q = coefficients(signal.optimality, signal.applicable, shared_term=shared_term)
+    weights = LeastNorm()(velocity_gram(double_policy, case.data, case.objective, p, q, STEP)).weights
+    expected = weights @ rewards_gradients(case, reference, outside=shared_term == "outside") + reference.kl
+    if shared_term == "outside":
+        expected = expected + reference.shared(signal.applicable.any(0))
+    assert distance(direction.gradient, expected) < 1e-10
+    assert direction.metrics["balance/refresh"] == 1
+    assert direction.metrics["balance/gap"] <= 1e-10
+    assert direction.cache is CACHE
+
+
+@pytest.mark.parametrize("mode", ["balance.mode=full", "balance.mode=amortized", "balance=output_space"])
+@pytest.mark.parametrize("shared_term", ["inside", "outside"])
+def test_without_any_score_only_the_kl_term_moves_the_weights(
+    director: DirectorMaker, case: Any, reference: Any, mode: str, shared_term: str
+) -> None:
+    silent = replace(
+        case.signal,
+        applicable=torch.zeros_like(case.signal.applicable),
+        advantage=torch.zeros_like(case.signal.advantage),
+        optimality=torch.full_like(case.signal.optimality, 0.5),
+    )
+    direction = direct(director(mode, f"balance.shared_term={shared_term}"), case, CACHE, silent)
+    assert distance(direction.gradient, reference.kl) < 1e-10
+    assert direction.cache is CACHE
+    assert direction.metrics["loss/policy"] == 0.0
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_balance(
+    director: DirectorMaker, case: Any, reference: Any
+) -> None:
+    """An infinite optimality stands for a loss that overflowed."""
+    spoilt = case.signal.optimality.clone()
+    spoilt[1] = torch.inf
+    direction = direct(
+        director("balance.mode=full"), case, DirectionCache(), replace(case.signal, optimality=spoilt)
+    )
+    rows = rewards_gradients(case, reference, outside=False)[[0, 2, 3]]
+    expected = LeastNorm()(gram(rows)).weights @ rows
+    assert distance(direction.gradient, expected + reference.kl) < 1e-9
+    assert direction.warnings == ("left out of the balance this step: compressibility, nowhere",)
+    assert "balance/alpha/compressibility" not in direction.metrics
+
+
+def schedule(director: Director, cache: DirectionCache = CACHE, steps: int = 9) -> list[int]:
+    return [step for step in range(1, steps + 1) if director.refreshes(step, cache)]
+
+
+def test_refreshes_come_after_a_warm_up_and_then_in_turn(director: DirectorMaker) -> None:
+    def chosen(*overrides: str) -> list[int]:
+        return schedule(director(*overrides))
+
+    assert chosen("balance.refresh_every=4", "balance.warmup=0") == [1, 5, 9]
+    assert chosen("balance.refresh_every=4", "balance.warmup=3") == [1, 2, 3, 5, 9]
+    assert chosen("balance.refresh_every=1") == list(range(1, 10))
+    assert chosen("balance.mode=full") == list(range(1, 10))
+    assert chosen("balance.refresh_every=100") == [1]
+    assert schedule(director("balance.refresh_every=4"), DirectionCache()) == list(range(1, 10))
+    assert schedule(director("balance=weighted_sum", "balance.refresh_every=4"), DirectionCache()) == [
+        1,
+        5,
+        9,
+    ]
