@@ -153,10 +153,11 @@ def _compose(name: str, overrides: list[Override]) -> DictConfig:
 
 
 def _line(override: Override) -> str:
-    """The override as Hydra takes it: every key of a reward may be set, though its file need not name it."""
+    """The override as Hydra takes it: a reward's options and `balance.weights` may hold keys that no file names."""
     line = str(override.input_line)
     parts = override.key_or_group.split(".")
-    if override.type is OverrideType.CHANGE and parts[0] in ("rewards", "eval_rewards") and len(parts) > 2:
+    of_reward = parts[0] in ("rewards", "eval_rewards") and len(parts) > 2
+    if override.type is OverrideType.CHANGE and (of_reward or parts[:2] == ["balance", "weights"]):
         return f"++{line}"
     return line
 
