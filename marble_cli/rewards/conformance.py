@@ -91,8 +91,8 @@ def follows_the_order(reward: Reward, batch: Batch) -> str:
 
 def leaves_its_inputs_alone(reward: Reward, batch: Batch) -> str:
     """Images, prompts and metadata are the same after the call."""
-    given = Batch(batch.images.clone(), list(batch.prompts), copy.deepcopy(batch.metadata))
-    _scores(reward, given)
+    given = _copy(batch)
+    _call(reward, given)
     if not torch.equal(given.images, batch.images):
         raise ContractError("it changed the images")
     if given.prompts != batch.prompts:
@@ -157,14 +157,24 @@ def _said(error: Exception) -> str:
 
 
 def _scores(reward: Reward, batch: Batch) -> Tensor:
+    """Scores [B] float64 of a copy of the batch, so that a reward that writes on it spoils no other check."""
+    return _call(reward, _copy(batch))
+
+
+def _call(reward: Reward, batch: Batch) -> Tensor:
     """Scores [B] float64 of a batch, called as the host does.
 
     Raises:
         RewardError: the answer is not B numbers.
     """
+    count = len(batch.images)
     with torch.inference_mode():
         answer = reward.call(batch)
-    return checked(reward.name, answer, len(batch.prompts))
+    return checked(reward.name, answer, count)
+
+
+def _copy(batch: Batch) -> Batch:
+    return Batch(batch.images.clone(), list(batch.prompts), copy.deepcopy(batch.metadata))
 
 
 def _rows(batch: Batch, rows: Sequence[int]) -> Batch:

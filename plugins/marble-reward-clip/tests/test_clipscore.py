@@ -1,7 +1,9 @@
 """The `clipscore` reward against CLIP computed step by step."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -144,4 +146,4 @@ def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
 
 class TestClipScoreConformance(RewardConformance):
     plugin = "clipscore"
-    options = {"model": "tiny"}
+    options: ClassVar[Mapping[str, Any]] = {"model": "tiny"}

@@ -44,12 +44,13 @@ def grid(side: int) -> tuple[np.ndarray, np.ndarray]:
 def shape(name: str, side: int) -> np.ndarray:
     """A mask [side, side]."""
     x, y = grid(side)
-    return {
+    masks: dict[str, np.ndarray] = {
         "circle": x**2 + y**2 < 0.8,
         "square": (abs(x) < 0.8) & (abs(y) < 0.8),
         "diamond": abs(x) + abs(y) < 0.95,
         "triangle": (abs(x) < (y + 0.8) / 1.8) & (y < 0.8),
-    }[name]
+    }
+    return masks[name]
 
 
 def picture(things: list[tuple[str, str]], side: int = 96) -> Tensor:

@@ -1,0 +1,222 @@
+"""Reward plugins for tests: good ones of every form, and one for each way to be wrong."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def brightness(images: Tensor) -> Tensor:
+    """Mean grey level of an image.
+
+    The rest of this docstring is not shown.
+    """
+    return images.float().mean((1, 2, 3))
+
+
+brightness.range = (0, 255)  # type: ignore[attr-defined]
+brightness.license = "Apache-2.0"  # type: ignore[attr-defined]
+
+
+def whole_batch(batch: Any) -> list[int]:
+    """Length of the prompt plus the number of metadata keys, from the batch as one object."""
+    assert batch._fields == ("images", "prompts", "metadata")
+    return [
+        len(prompt) + len(metadata) for prompt, metadata in zip(batch.prompts, batch.metadata, strict=True)
+    ]
+
+
+def by_keyword(*, metadata: Sequence[Mapping[str, Any]], prompts: Sequence[str]) -> list[int]:
+    """As `whole_batch`, its parameters by name and out of order."""
+    return [len(prompt) + len(row) for prompt, row in zip(prompts, metadata, strict=True)]
+
+
+def everything(**batch: Any) -> list[int]:
+    """Number of fields that were passed."""
+    return [len(batch)] * len(batch["prompts"])
+
+
+def two_unknown(pictures: Tensor, texts: list[str]) -> Tensor:
+    """Of no form that the host knows."""
+    raise NotImplementedError
+
+
+not_callable = 3
+
+
+class Scaled:
+    """Mean grey level times `scale`, where the metadata has `text`."""
+
+    requires = "text"
+
+    def __init__(self, scale: float, offset: float = 0.0, device: str = "", dtype: Any = None) -> None:
+        self.scale, self.offset, self.device, self.dtype = scale, offset, device, dtype
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.scale * brightness(images) + self.offset
+
+
+class AnyOption:
+    """Takes whatever it is given; its score is the number of options."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def __call__(self, prompts: Sequence[str]) -> list[int]:
+        return [len(self.options)] * len(prompts)
+
+
+class Unbuildable:
+    """Cannot be constructed."""
+
+    def __init__(self) -> None:
+        raise OSError("its weights are missing")
+
+
+class Raises:
+    """Raises an exception in its first `times` calls, then scores 1."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def __call__(self, prompts: Sequence[str]) -> list[float]:
+        if self.left > 0:
+            self.left -= 1
+            raise RuntimeError("out of memory")
+        return [1.0] * len(prompts)
+
+
+def exits(prompts: Sequence[str]) -> list[float]:
+    """Calls sys.exit()."""
+    raise SystemExit(3)
+
+
+class Answers:
+    """Answers with the prompts read as numbers, whatever they are."""
+
+    def __call__(self, prompts: Sequence[str]) -> list[float]:
+        return [float(prompt) for prompt in prompts]
+
+
+class Returns:
+    """Returns something that is not one number an image."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __call__(self, images: Tensor) -> Any:
+        return {
+            "short": [1.0] * (len(images) - 1),
+            "column": torch.ones(len(images), 1),
+            "words": ["good"] * len(images),
+            "nothing": None,
+        }[self.kind]
+
+
+class Hangs:
+    """Never answers until `marker` exists; the first call makes it when `once`."""
+
+    def __init__(self, marker: str, once: bool = True) -> None:
+        self.marker, self.once = Path(marker), once
+
+    def __call__(self, prompts: Sequence[str]) -> list[float]:
+        if not self.marker.exists():
+            if self.once:
+                self.marker.touch()
+            time.sleep(3600)
+        return [1.0] * len(prompts)
+
+
+class Waits:
+    """Answers as soon as `marker` exists."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = Path(marker)
+
+    def __call__(self, prompts: Sequence[str]) -> list[float]:
+        while not self.marker.exists():
+            time.sleep(0.005)
+        return [1.0] * len(prompts)
+
+
+class Drifts:
+    """Scores grow from call to call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, prompts: Sequence[str]) -> list[float]:
+        self.calls += 1
+        return [float(self.calls)] * len(prompts)
+
+
+def standardised(images: Tensor) -> Tensor:
+    """Brightness less the batch's mean: it depends on the images beside it."""
+    values = brightness(images)
+    return values - values.mean()
+
+
+class WholeGroups:
+    """As `standardised`, and says so."""
+
+    groupwise = True
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return standardised(images)
+
+
+def ascending(images: Tensor) -> Tensor:
+    """Scores in ascending order, whatever the order of the images."""
+    return brightness(images).sort().values
+
+
+class OutOfRange:
+    """Brightness, said to lie between 0 and 1."""
+
+    range = (0.0, 1.0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return brightness(images)
+
+
+def infinite(images: Tensor) -> Tensor:
+    """One score is infinite."""
+    values = brightness(images)
+    values[1] = torch.inf
+    return values
+
+
+def never_applies(images: Tensor) -> Tensor:
+    """NaN for every image."""
+    return torch.full((len(images),), torch.nan)
+
+
+def blackens(images: Tensor) -> Tensor:
+    """Writes on the images."""
+    values = brightness(images)
+    images.zero_()
+    return values
+
+
+def pops(metadata: Sequence[dict[str, Any]]) -> list[float]:
+    """Takes a key out of the metadata."""
+    return [float(len(str(row.pop("text", "")))) for row in metadata]
+
+
+def drops(prompts: list[str]) -> list[float]:
+    """Clears the list of prompts."""
+    values = [1.0] * len(prompts)
+    prompts.clear()
+    return values
+
+
+def only_square(images: Tensor) -> Tensor:
+    """Refuses what is not 64 x 64."""
+    return brightness(images.reshape(-1, 3, 64, 64))
+
+
+def undocumented(images: Tensor) -> Tensor:
+    return brightness(images)

@@ -1,0 +1,162 @@
+"""The conformance suite finds what is wrong with a reward, and nothing wrong with a good one."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from marble_cli.errors import ConfigError
+from marble_cli.rewards.api import Batch
+from marble_cli.rewards.conformance import Check, RewardConformance, run_checks, sample_batch
+from marble_cli.rewards.registry import build
+
+Install = Callable[..., None]
+
+
+def outcomes(plugin: str, **options: Any) -> dict[str, Check]:
+    reward = build("mine", plugin, options, "cpu")
+    return {check.name: check for check in run_checks(reward, sample_batch(reward.declaration.requires))}
+
+
+@pytest.mark.parametrize(
+    ("plugin", "options"),
+    [
+        ("brightness", {}),
+        ("whole_batch", {}),
+        ("by_keyword", {}),
+        ("Scaled", {"scale": 2.0}),
+        ("AnyOption", {}),
+    ],
+)
+def test_a_good_reward_passes(install: Install, plugin: str, options: dict[str, Any]) -> None:
+    install(mine=plugin)
+    checks = outcomes("mine", **options)
+    assert len(checks) == 8
+    assert all(check.passed for check in checks.values()), checks
+
+
+@pytest.mark.parametrize(
+    ("plugin", "options", "check", "detail"),
+    [
+        ("Returns", {"kind": "short"}, "one score an image", "shape [5] for 6 images"),
+        ("Returns", {"kind": "words"}, "one score an image", "returned list instead of 6 numbers"),
+        ("infinite", {}, "one score an image", "image 1 got inf"),
+        ("never_applies", {}, "one score an image", "applies to none of the 6 samples"),
+        ("Raises", {"times": 99}, "one score an image", "RuntimeError: out of memory"),
+        ("OutOfRange", {}, "within declared range", "declared range (0.0, 1.0)"),
+        ("Drifts", {}, "deterministic", "twice the same batch: image 0 got"),
+        ("standardised", {}, "independent of batching", "together and one by one: image 0 got"),
+        ("ascending", {}, "follows the order", "in reverse order: image 0 got"),
+        ("blackens", {}, "leaves its inputs alone", "it changed the images"),
+        ("drops", {}, "leaves its inputs alone", "it changed the prompts"),
+        ("pops", {}, "leaves its inputs alone", "it changed the metadata"),
+        ("only_square", {}, "takes any picture size", "pictures of 96 x 96 pixels"),
+    ],
+)
+def test_what_is_wrong_is_found(
+    install: Install, plugin: str, options: dict[str, Any], check: str, detail: str
+) -> None:
+    install(mine=plugin)
+    found = outcomes("mine", **options)[check]
+    assert not found.passed
+    assert detail in found.detail
+
+
+@pytest.mark.parametrize(
+    ("plugin", "only"),
+    [
+        ("standardised", {"independent of batching"}),
+        ("OutOfRange", {"within declared range"}),
+        ("only_square", {"takes any picture size"}),
+        ("Drifts", {"deterministic", "independent of batching", "follows the order"}),
+    ],
+)
+def test_nothing_else_is_found(install: Install, plugin: str, only: set[str]) -> None:
+    install(mine=plugin)
+    assert {name for name, check in outcomes("mine").items() if not check.passed} == only
+
+
+def test_a_reward_of_whole_groups_may_depend_on_its_batch(install: Install) -> None:
+    install(mine="WholeGroups")
+    checks = outcomes("mine")
+    assert "independent of batching" not in checks
+    assert all(check.passed for check in checks.values())
+
+
+def test_the_batch_given_is_left_alone(install: Install) -> None:
+    install(mine="blackens")
+    reward = build("mine", "mine", {}, "cpu")
+    batch = sample_batch(())
+    run_checks(reward, batch)
+    assert torch.equal(batch.images, sample_batch(()).images)
+
+
+@pytest.mark.parametrize("requires", [(), ("text",), ("include",)])
+def test_samples_have_what_a_reward_requires(requires: tuple[str, ...]) -> None:
+    batch = sample_batch(requires)
+    assert batch.images.shape == (6, 3, 64, 64)
+    assert batch.images.dtype == torch.uint8
+    assert len({image.numpy().tobytes() for image in batch.images}) == 6
+    assert len(set(batch.prompts)) == 6
+    assert all(key in metadata for metadata in batch.metadata for key in requires)
+    assert all("prompt" not in metadata for metadata in batch.metadata)
+    again = sample_batch(requires)
+    assert torch.equal(batch.images, again.images)
+    assert batch[1:] == again[1:]
+
+
+def test_samples_of_every_source_where_nothing_is_required() -> None:
+    assert {frozenset(metadata) for metadata in sample_batch(()).metadata} == {
+        frozenset(), frozenset({"text"}), frozenset({"include"}),
+    }  # fmt: skip
+
+
+def test_metadata_that_no_prompt_has_must_be_passed() -> None:
+    with pytest.raises(
+        ConfigError, match=r"""no embedded prompt has metadata 'depth'.*--metadata '{"depth": "..."}'"""
+    ):
+        sample_batch(("depth",))
+
+
+def test_a_suite_inherits_the_checks(install: Install) -> None:
+    install(scaled="Scaled", drifts="Drifts")
+
+    class Good(RewardConformance):
+        plugin = "scaled"
+        options = {"scale": 2.0}  # noqa: RUF012
+
+        def test_declares_a_license_and_a_summary(self) -> None:
+            with pytest.raises(AssertionError, match="license"):
+                super().test_declares_a_license_and_a_summary()
+
+    class Bad(RewardConformance):
+        plugin = "drifts"
+
+    tests = [name for name in dir(RewardConformance) if name.startswith("test_")]
+    assert len(tests) == 8
+    for name in tests:
+        getattr(Good(), name)()
+    with pytest.raises(AssertionError, match="deterministic: twice the same batch"):
+        Bad().test_deterministic()
+    assert Good().reward() is Good().reward()
+
+
+def test_a_suite_may_bring_its_own_batch(install: Install) -> None:
+    install(scaled="Scaled")
+
+    class Own(RewardConformance):
+        plugin = "scaled"
+        options = {"scale": 2.0}  # noqa: RUF012
+
+        def batch(self) -> Batch:
+            return sample_batch(())._replace(metadata=[{"text": "x"}] * 6)
+
+    Own().test_one_score_an_image()
+
+
+def test_can_be_imported_without_pytest() -> None:
+    code = "import sys; sys.modules['pytest'] = None; import marble_cli.rewards.conformance"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

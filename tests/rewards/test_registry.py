@@ -1,0 +1,137 @@
+"""From entry points to rewards that can be called."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from marble_cli.errors import ConfigError, RewardError
+from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.registry import build, check_options, installed, load_plugin
+
+Install = Callable[..., None]
+
+
+def batch() -> Batch:
+    images = torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 3, 4, 4)
+    return Batch(images, ["a", "ab", "abc"], [{}, {"text": "x"}, {"text": "x", "n": 1}])
+
+
+def test_the_builtin_rewards_enter_like_any_other() -> None:
+    assert {"colorfulness", "compressibility"} <= set(installed())
+
+
+def test_naming_plugins_imports_none_of_them() -> None:
+    code = (
+        "import sys; from marble_cli.rewards.registry import installed; names = installed(); "
+        "assert 'colorfulness' in names; assert 'torch' not in sys.modules; "
+        "assert not any(name.startswith('marble_reward_') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "scores"),
+    [
+        ("brightness", [0, 1, 2]),
+        ("whole_batch", [1, 3, 5]),
+        ("by_keyword", [1, 3, 5]),
+        ("everything", [3, 3, 3]),
+        ("AnyOption", [2, 2, 2]),
+    ],
+)
+def test_every_form_of_a_plugin_is_called_as_it_asks(
+    install: Install, plugin: str, scores: list[int]
+) -> None:
+    install(mine=plugin)
+    reward = build("name", "mine", {}, "cpu")
+    assert reward.name == "name"
+    assert list(reward.call(batch())) == scores
+
+
+def test_a_class_is_built_with_its_options_and_its_place(install: Install) -> None:
+    install(scaled="Scaled")
+    reward = build("mine", "scaled", {"scale": 2.0, "offset": 1.0}, "cuda:7", "bfloat16")
+    assert reward.call(batch()).tolist() == [1, 3, 5]
+    assert reward.declaration.requires == ("text",)
+    cell = reward.call.__closure__ or ()
+    (instance,) = (c.cell_contents for c in cell if type(c.cell_contents).__name__ == "Scaled")
+    assert (instance.device, instance.dtype) == ("cuda:7", torch.bfloat16)
+
+
+def test_the_place_may_be_an_option(install: Install) -> None:
+    install(scaled="Scaled")
+    reward = build("mine", "scaled", {"scale": 1.0, "device": "cpu", "dtype": "float16"}, "cuda:7")
+    cell = reward.call.__closure__ or ()
+    (instance,) = (c.cell_contents for c in cell if type(c.cell_contents).__name__ == "Scaled")
+    assert (instance.device, instance.dtype) == ("cpu", torch.float16)
+    with pytest.raises(ConfigError, match=r"rewards.mine.dtype=float15: .*did you mean 'float16'"):
+        build("mine", "scaled", {"scale": 1.0, "dtype": "float15"}, "cpu")
+
+
+def test_a_declaration_is_read_from_a_function_and_from_a_class(install: Install) -> None:
+    install(brightness="brightness", scaled="Scaled", groups="WholeGroups", bare="undocumented")
+    assert Declaration.of(load_plugin("brightness")) == Declaration(
+        "Mean grey level of an image.", (), (0, 255), "Apache-2.0"
+    )
+    assert Declaration.of(load_plugin("scaled")).requires == ("text",)
+    assert Declaration.of(load_plugin("groups")).groupwise
+    assert Declaration.of(load_plugin("bare")) == Declaration()
+
+
+def test_an_unknown_reward_is_named_with_the_nearest_one(install: Install) -> None:
+    install(brightness="brightness", scaled="Scaled")
+    with pytest.raises(ConfigError, match=r"no reward 'britness'.*did you mean 'brightness'.*scaled"):
+        load_plugin("britness")
+
+
+@pytest.mark.parametrize("value", ["absent_module:Reward", "sample_plugins:Absent"])
+def test_a_plugin_that_cannot_be_imported_is_named(install: Install, value: str) -> None:
+    install(broken=value)
+    with pytest.raises(RewardError, match=rf"reward broken \({value}\) cannot be imported: .* Reinstall"):
+        load_plugin("broken")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 1, "ofset": 2}, r"rewards.mine.ofset: no such option; did you mean 'offset'"),
+        ({"scale": 1, "tmeout": 2}, r"rewards.mine.tmeout: no such option; did you mean 'timeout'"),
+        ({"offset": 1}, r"rewards.mine.scale is missing"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_is_built(
+    install: Install, options: dict[str, Any], message: str
+) -> None:
+    install(scaled="Scaled")
+    with pytest.raises(ConfigError, match=message):
+        build("mine", "scaled", options, "cpu")
+
+
+def test_a_function_takes_no_options(install: Install) -> None:
+    install(brightness="brightness")
+    with pytest.raises(ConfigError, match=r"rewards.mine.scale: no such option"):
+        build("mine", "brightness", {"scale": 1}, "cpu")
+
+
+def test_a_constructor_may_take_any_option(install: Install) -> None:
+    install(any="AnyOption")
+    check_options("mine", load_plugin("any"), {"whatever": 1})
+    assert build("mine", "any", {"whatever": 1}, "cpu").call(batch()) == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        ("Unbuildable", r"reward mine could not be built: OSError: its weights are missing"),
+        ("two_unknown", r"cannot be called with the parameters \(pictures, texts\)"),
+        ("not_callable", r"a reward is a class or a function, not 3"),
+    ],
+)
+def test_what_cannot_be_a_reward_is_refused(install: Install, plugin: str, message: str) -> None:
+    install(mine=plugin)
+    with pytest.raises(RewardError, match=message):
+        build("mine", "mine", {}, "cpu")
