@@ -100,7 +100,7 @@ def prompts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def overrides(pipeline_folder: Path, prompts_folder: Path) -> list[str]:
+def base_overrides(pipeline_folder: Path, prompts_folder: Path) -> list[str]:
     """Overrides of a run that takes a second: the random pipeline, six images a step, two built-in rewards."""
     return [
         "model=tiny", f"model.path={pipeline_folder}", "model.resolution=16", "model.device=cpu",
@@ -114,11 +114,11 @@ def overrides(pipeline_folder: Path, prompts_folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def run_config(overrides: list[str]) -> RunConfigMaker:
+def run_config(base_overrides: list[str]) -> RunConfigMaker:
     """A function of further overrides that composes such a run."""
 
     def make(*more: str) -> RunConfig:
-        return compose([*overrides, *more])
+        return compose([*base_overrides, *more])
 
     return make
 

@@ -1,0 +1,147 @@
+"""The plan of a run: counts, memory and time from the configuration alone, and what it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import ConfigError, DataError, RequestError
+from marble_cli.policy.base import ModelSize
+from marble_cli.trainer import plan as planning
+from marble_cli.trainer.gradients import training_times
+from marble_cli.trainer.plan import check_memory, free_memory, geometry, memory, plan, seconds
+from marble_cli.trainer.step import Director
+
+SIZE = ModelSize(transformer=1_000_000, lora=10_000, tokens=16, frozen_bytes=5_000_000)
+
+RunConfigMaker = Callable[..., RunConfig]
+
+
+def test_counts_are_those_of_the_step(run_config: RunConfigMaker) -> None:
+    counts = geometry(run_config("rollout.groups=5", "rollout.group_size=4", "trainer.times_per_image=2"))
+    assert (counts.images, counts.times, counts.samples) == (20, 2, 40)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 25])
+@pytest.mark.parametrize("fraction", [0.3, 0.99, 1.0])
+@pytest.mark.parametrize("wanted", ["1", "4", "null"])
+def test_times_are_as_many_as_training_draws(
+    run_config: RunConfigMaker, steps: int, fraction: float, wanted: str
+) -> None:
+    config = run_config(
+        f"rollout.steps={steps}",
+        f"trainer.timestep_fraction={fraction}",
+        f"trainer.times_per_image={wanted}",
+    )
+    times = torch.linspace(1, 0.1, steps)
+    drawn = training_times(times, fraction, config.trainer.times_per_image, [0], 0, 1)
+    assert geometry(config).times == drawn.shape[1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["balance.refresh_every=4", "balance.warmup=0"],
+        ["balance.refresh_every=4", "balance.warmup=3"],
+        ["balance.mode=full"],
+        ["balance=weighted_sum", "balance.refresh_every=3"],
+    ],
+)
+def test_refreshes_are_as_many_as_the_director_makes(
+    run_config: RunConfigMaker, overrides: list[str], director: Callable[..., Director]
+) -> None:
+    from marble_cli.balance.amortise import DirectionCache
+
+    known = DirectionCache(torch.ones(5), torch.ones(5))
+    made = director(*overrides)
+    expected = sum(made.refreshes(step, known) for step in range(1, 21))
+    assert geometry(run_config("trainer.steps=20", *overrides)).refresh_steps == expected
+
+
+def test_memory_counts_adapters_moments_average_and_gradients(run_config: RunConfigMaker) -> None:
+    assert memory(run_config(), SIZE) == 5_000_000 + 4 * 10_000 * (2 + 2 + 1 + 4)
+    assert memory(run_config("+rewards.third={plugin: colorfulness}"), SIZE) == 5_000_000 + 4 * 10_000 * 10
+
+
+def test_time_is_that_of_the_passes(run_config: RunConfigMaker) -> None:
+    """A step draws 6 images in 3 passes and trains on 6 samples: 3 forward, 1 backward as dear as 2, 3 at a refresh."""
+    forward = 2 * 1_000_000 * 16
+    step, refresh = 6 * 3 + 6 * (3 + 2), 6 * 2 * (3 - 1)
+
+    def estimate(*overrides: str) -> float:
+        return seconds(run_config("trainer.steps=20", *overrides), SIZE, 1e9)
+
+    assert estimate() == pytest.approx((20 * step + 2 * refresh) * forward / 1e9)
+    assert estimate("balance.mode=full") == pytest.approx(20 * (step + refresh) * forward / 1e9)
+    assert estimate("launcher.nproc=2") == pytest.approx(estimate() / 2)
+    assert seconds(run_config("trainer.steps=20"), SIZE, 2e9) == pytest.approx(estimate() / 2)
+
+
+@pytest.mark.parametrize(
+    ("spent", "said"),
+    [
+        (3, "1 min"),
+        (89, "1 min"),
+        (91, "2 min"),
+        (3599, "1 h 0 min"),
+        (3600, "1 h 0 min"),
+        (7380, "2 h 3 min"),
+    ],
+)
+def test_durations_are_read_at_a_glance(spent: float, said: str) -> None:
+    assert planning._duration(spent) == said
+
+
+def test_free_memory_is_known() -> None:
+    free = free_memory(torch.device("cpu"))
+    assert free is None or free > 2**20
+
+
+def test_a_model_too_large_is_refused_before_it_is_loaded(
+    run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config()
+    check_memory(config, torch.device("cpu"))
+    monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
+    with pytest.raises(RequestError, match=r"needs about 0\.0 GiB on cpu .* Lower model\.lora\.rank"):
+        check_memory(config, torch.device("cpu"))
+    check_memory(run_config("model.path=nobody/nothing"), torch.device("cpu"))
+
+
+def test_the_plan_is_printed(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(run_config(f"run.dir={tmp_path}", "trainer.steps=12"))
+    said = capsys.readouterr().out
+    for part in ("general 4, text 4, compositional 4", "6 prompts", "colorfulness, compressibility",
+                 "2 prompts x 3 = 6", "6 images x 1 training times = 6", "12, of which 2 refresh the balance"):  # fmt: skip
+        assert part in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_elsewhere_is_planned_for_without_sizes(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(run_config(f"run.dir={tmp_path}", "model.path=nobody/nothing"))
+    assert "not on this machine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "said"),
+    [
+        (["launcher.nproc=2", "rollout.groups=3"], ConfigError, r"rollout\.groups=3 .* rollout\.groups=2"),
+        (["data.sources.text.train=text/trian.jsonl"], DataError, r"Did you mean .*train\.jsonl"),
+        (["rewards.compressibility.qualty=3"], ConfigError, r"rewards\.compressibility\.qualty.*'quality'"),
+        (["balance.floor=0.6"], ConfigError, r"balance\.floor=0\.6"),
+        (["balance.solver=ospq"], ConfigError, r"'osqp'"),
+        (["balance=fixed", "balance.weights.colorfulnes=1"], ConfigError, r"'colorfulness'"),
+        (["run.dir=/proc/marble"], RequestError, r"run\.dir=/proc/marble cannot be written"),
+    ],
+)
+def test_the_plan_refuses_what_could_only_fail_later(
+    run_config: RunConfigMaker, tmp_path: Path, overrides: list[str], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        plan(run_config(f"run.dir={tmp_path / 'run'}", *overrides))
