@@ -170,7 +170,9 @@ def test_an_exported_lora_means_the_same_to_plain_diffusers(
     )
     file = export(str(tmp_path), tmp_path / "exported")
     with safe_open(file, "pt") as content:
-        assert content.metadata()["format"] == "pt"
+        assert list(content.metadata()) == [
+            "lora_adapter_metadata"
+        ]  # several would be written in random order
     for folder, adapter in ((checkpoint / "lora", "trained"), (tmp_path / "exported", "behaviour")):
         pipeline = StableDiffusion3Pipeline.from_pretrained(
             pipeline_folder, text_encoder_3=None, tokenizer_3=None

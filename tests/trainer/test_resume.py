@@ -1,0 +1,284 @@
+"""A run that was stopped and continued is the run that was not, bit for bit; and what may be continued."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from marble_cli.checkpoint import store
+from marble_cli.config.compose import compose, dump
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import CheckpointError, RequestError
+from marble_cli.metrics.jsonl import read
+from marble_cli.policy.load import load_policy
+from marble_cli.trainer.loop import Trainer
+from marble_cli.trainer.run import build_optimizer, find_checkpoint, fingerprint, restore, train
+from marble_cli.trainer.state import fresh, pack
+
+RunConfigMaker = Callable[..., RunConfig]
+
+# Step 1 refreshes, 2 and 3 take the cached direction, 4 refreshes again and smooths.
+SETTINGS = [
+    "balance.refresh_every=3", "balance.shared_term=outside", "algorithm.behaviour.rate=0.3",
+    "trainer.checkpoint_every=2", "trainer.eval_every=2", "trainer.keep_last=9", "optimizer.lr=0.01",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of four steps."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(run_config("trainer.steps=4", f"run.dir={folder}", *SETTINGS), resume="auto") == 0
+    return folder
+
+
+def copied(finished: Path, folder: Path) -> Path:
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    return folder
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    clocks = ("time/", "throughput/", "balance/solve_seconds")
+    return [{key: value for key, value in row.items() if not key.startswith(clocks)} for row in rows]
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    ours, theirs = (path / "checkpoints" / "step-00000004" for path in (folder, other))
+    names = sorted(str(file.relative_to(ours)) for file in ours.rglob("*.safetensors"))
+    assert names == [
+        "behaviour.safetensors",
+        "ema/pytorch_lora_weights.safetensors",
+        "lora/pytorch_lora_weights.safetensors",
+        "optimizer.safetensors",
+    ]
+    for name in names:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    infos = [json.loads((path / "state.json").read_text())["info"] for path in (ours, theirs)]
+    assert infos[0] == infos[1]
+    assert timeless(read(folder / "metrics.jsonl")) == timeless(read(other / "metrics.jsonl"))
+
+
+def test_the_run_is_worth_comparing(finished: Path) -> None:
+    """Weights, average and behaviour all moved and differ, the cache is filled, and every kind of step was made."""
+    rows = read(finished / "metrics.jsonl")
+    assert [(row["step"], row["phase"]) for row in rows] == [
+        (0, "eval"), (1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train"), (4, "eval"),
+    ]  # fmt: skip
+    assert [row["balance/refresh"] for row in rows if row["phase"] == "train"] == [1, 0, 0, 1]
+    assert [row["behaviour/eta"] for row in rows if row["phase"] == "train"] == pytest.approx(
+        [0.3, 0.6, 0.9, 0.95]
+    )
+    folder = finished / "checkpoints" / "step-00000004"
+    lora, ema = (load_file(folder / name / store.WEIGHTS) for name in ("lora", "ema"))
+    behaviour = load_file(folder / "behaviour.safetensors")
+    up = [key for key in lora if "lora_B" in key]
+    assert all(lora[key].abs().max() > 1e-3 for key in up)
+    assert not any(torch.equal(lora[key], ema[key]) for key in up)
+    assert len(behaviour) == len(lora)
+    assert not any(
+        torch.equal(value, other) for value in behaviour.values() for other in (*lora.values(), *ema.values())
+    )
+    cache = json.loads((folder / "state.json").read_text())["info"]["cache"]
+    assert sum(cache["alpha"]) == pytest.approx(1.0)
+    assert rows[-1]["eval/composite"] != rows[3]["eval/composite"]
+
+
+def test_stopping_after_two_steps_changes_nothing(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path
+) -> None:
+    for steps in (2, 4):
+        config = run_config(f"trainer.steps={steps}", f"run.dir={tmp_path}", *SETTINGS)
+        assert train(config, resume="auto") == 0
+    assert_same_run(tmp_path, finished)
+
+
+def test_a_kill_between_checkpoints_changes_nothing(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path
+) -> None:
+    """As after a SIGKILL in step 4: metrics beyond the last checkpoint, one torn line, a half-written folder."""
+    folder = copied(finished, tmp_path / "killed")
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    (folder / "checkpoints" / "latest").write_text("step-00000002\n")
+    (folder / "checkpoints" / ".step-00000004.tmp" / "lora").mkdir(parents=True)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:5]) + "\n" + lines[5][:30])
+    config = run_config("trainer.steps=4", f"run.dir={folder}", *SETTINGS)
+    assert train(config, resume="auto") == 0
+    assert_same_run(folder, finished)
+
+
+def test_a_signal_writes_a_checkpoint_of_the_step_it_came_in(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Trainer.step
+
+    def signalled(self: Trainer, step: int) -> dict[str, Any]:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(self, step)
+
+    config = run_config("trainer.steps=4", f"run.dir={tmp_path}", *SETTINGS)
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", signalled)
+        assert train(config, resume="auto") == 143
+    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000003"
+    assert train(config, resume="auto") == 0
+    assert_same_run(tmp_path, finished)
+
+
+def test_what_is_packed_is_unpacked_bit_for_bit(
+    run_config: RunConfigMaker, randomise: Callable[..., None], tmp_path: Path
+) -> None:
+    config = run_config()
+    policy = load_policy(config.model, 0)
+    optimizer, progress = build_optimizer(config, policy), fresh(policy)
+    randomise(policy)
+    for parameter in policy.parameters("trained").values():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    progress.step, progress.best, progress.wandb_id = 12, 0.1 + 0.2, "abc"
+    progress.ema = {name: torch.randn_like(value) for name, value in progress.ema.items()}
+    progress.base_scores = {"a": [1 / 3, None]}
+    state, lora, ema = pack(policy, optimizer, progress)
+    folder = store.save(tmp_path, state, lora, ema, keep_last=1, best=False)
+
+    other = load_policy(config.model, 1)
+    other_optimizer = build_optimizer(config, other)
+    back = restore(folder, other, other_optimizer)
+    for adapter in ("trained", "behaviour"):
+        for name, parameter in other.parameters(adapter).items():  # type: ignore[arg-type]
+            assert torch.equal(parameter, policy.parameters(adapter)[name])  # type: ignore[arg-type]
+    assert all(torch.equal(back.ema[name], progress.ema[name]) for name in progress.ema)
+    assert (back.step, back.best, back.wandb_id, back.base_scores) == (
+        12,
+        0.1 + 0.2,
+        "abc",
+        {"a": [1 / 3, None]},
+    )
+    ours, theirs = optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]
+    assert ours.keys() == theirs.keys()
+    for place, moments in ours.items():
+        assert moments.keys() == theirs[place].keys()
+        assert all(torch.equal(value, theirs[place][name]) for name, value in moments.items())
+
+
+def test_a_finished_run_is_left_alone(run_config: RunConfigMaker, finished: Path, tmp_path: Path) -> None:
+    folder = copied(finished, tmp_path / "again")
+    before = {
+        file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "log.txt"
+    }
+    assert train(run_config("trainer.steps=4", f"run.dir={folder}", *SETTINGS), resume="auto") == 0
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_its_config_repeats_the_run(finished: Path, run_config: RunConfigMaker) -> None:
+    config = run_config("trainer.steps=4", f"run.dir={finished}", *SETTINGS)
+    assert compose([], str(finished / "config.yaml")) == config
+
+
+FREE = [
+    "trainer.steps=99", "trainer.checkpoint_every=7", "trainer.keep_last=1", "trainer.eval_every=0",
+    "trainer.eval_prompts=1", "trainer.pending_batches=1", "run.name=other", "run.dir=elsewhere",
+    "logging.images_every=9", "logging.wandb.project=p", "launcher.nproc=2",
+]  # fmt: skip
+BOUND = [
+    "trainer.seed=1", "trainer.micro_batch_size=3", "trainer.times_per_image=2", "trainer.ema.decay=0.5",
+    "optimizer.lr=0.5", "model.lora.rank=3", "model.path=elsewhere", "data.sources.text.weight=2", "data.root=other",
+    "rewards.colorfulness.weight=2", "rewards.compressibility.quality=50", "~rewards.compressibility",
+    "rewards=[compressibility,colorfulness]", "+rewards.third={plugin: colorfulness}",
+    "balance=mgda", "balance.ema=0.1", "algorithm.beta=0.5", "rollout.groups=4", "rollout.batch_size=3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain(run_config: RunConfigMaker) -> RunConfig:
+    return run_config()
+
+
+@pytest.mark.parametrize("override", FREE)
+def test_a_run_may_go_on_with_another(run_config: RunConfigMaker, plain: RunConfig, override: str) -> None:
+    assert fingerprint(run_config(override)) == fingerprint(plain)
+
+
+@pytest.mark.parametrize("override", BOUND)
+def test_a_run_may_not_go_on_with_another(
+    run_config: RunConfigMaker, plain: RunConfig, tmp_path: Path, override: str
+) -> None:
+    other = run_config(override)
+    assert fingerprint(other) != fingerprint(plain)
+    (tmp_path / "config.yaml").write_text(dump(plain))
+    with pytest.raises(RequestError, match="another configuration .* Nothing was changed"):
+        find_checkpoint(tmp_path, other, "auto")
+
+
+def test_the_order_in_which_options_are_given_does_not_matter(run_config: RunConfigMaker) -> None:
+    one = run_config("rewards.compressibility.quality=50", "rewards.compressibility.timeout=9")
+    other = run_config("rewards.compressibility.timeout=9", "rewards.compressibility.quality=50")
+    assert fingerprint(one) == fingerprint(other)
+
+
+def test_a_fresh_folder_starts_a_fresh_run(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    for resume in ("auto", "never"):
+        assert find_checkpoint(tmp_path, run_config(), resume) is None
+
+
+def test_never_means_never(run_config: RunConfigMaker, finished: Path) -> None:
+    with pytest.raises(RequestError, match="--resume never"):
+        find_checkpoint(finished, run_config("trainer.steps=4", *SETTINGS), "never")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copied(finished, tmp_path / "damaged")
+    file = folder / "checkpoints" / "step-00000004" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    config = run_config("trainer.steps=4", f"run.dir={folder}", *SETTINGS)
+    found = find_checkpoint(folder, config, "auto")
+    assert found is not None
+    assert found.name == "step-00000002"
+    assert "step-00000004 is not usable and was passed over" in caplog.text
+    assert train(config, resume="auto") == 0
+    assert_same_run(folder, finished)
+
+
+def test_a_named_checkpoint_is_taken(run_config: RunConfigMaker, finished: Path, tmp_path: Path) -> None:
+    named = finished / "checkpoints" / "step-00000002"
+    config = run_config("trainer.steps=4", f"run.dir={tmp_path}", *SETTINGS)
+    assert find_checkpoint(tmp_path, config, str(named)) == named
+    assert find_checkpoint(finished, config, str(named)) == named
+    assert train(config, resume=str(named)) == 0
+    assert compose([], str(tmp_path / "config.yaml")) == config
+    ours, theirs = (
+        path / "checkpoints" / "step-00000004" / "ema" / store.WEIGHTS for path in (tmp_path, finished)
+    )
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert find_checkpoint(tmp_path, config, "auto") == tmp_path / "checkpoints" / "step-00000004"
+
+
+def test_a_named_checkpoint_does_not_overwrite_another_run(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(dump(run_config("trainer.seed=1")))
+    with pytest.raises(RequestError, match="another configuration"):
+        find_checkpoint(tmp_path, run_config(*SETTINGS), str(finished))
+
+
+def test_a_named_checkpoint_of_other_rewards_is_refused(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path
+) -> None:
+    other = run_config("rewards=[compressibility,colorfulness]")
+    with pytest.raises(RequestError, match=r"rewards=\[colorfulness,compressibility\]"):
+        find_checkpoint(tmp_path, other, str(finished))
+
+
+def test_a_named_checkpoint_must_exist(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="neither a checkpoint"):
+        find_checkpoint(tmp_path, run_config(), str(tmp_path / "nowhere"))
