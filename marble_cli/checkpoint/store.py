@@ -71,7 +71,7 @@ def save(
             save_file(
                 {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
                 file,
-                {"format": "pt", **((metadata or {}) if name.endswith(WEIGHTS) else {})},
+                dict(metadata) if metadata and name.endswith(WEIGHTS) else {"format": "pt"},
             )
             _flush(file)
         _write_manifest(temporary, state, sorted(groups))

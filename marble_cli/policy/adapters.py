@@ -107,11 +107,14 @@ class LoraPair:
                     parameter.copy_(kept[name])
 
     def metadata(self) -> dict[str, str]:
-        """What diffusers reads beside the weights to rebuild rank and alpha."""
+        """What diffusers reads beside the weights to rebuild rank and alpha.
+
+        One key only: safetensors writes several in random order, and equal weights shall be equal files.
+        """
         settings = {f"{PREFIX}{key}": value for key, value in self.config.to_dict().items()}
         plain = {
             key: sorted(value) if isinstance(value, set) else value
             for key, value in settings.items()
             if value is None or isinstance(value, str | int | float | bool | list | dict | set)
         }
-        return {"format": "pt", "lora_adapter_metadata": json.dumps(plain, sort_keys=True, default=str)}
+        return {"lora_adapter_metadata": json.dumps(plain, sort_keys=True, default=str)}
