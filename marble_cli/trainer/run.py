@@ -48,6 +48,10 @@ def fingerprint(config: RunConfig) -> str:
             tree.pop(group)
         else:
             tree[group] = {key: value for key, value in tree[group].items() if key not in keys}
+    tree["order"] = [
+        list(config.rewards),
+        list(config.data.sources),
+    ]  # it places rewards in the balance's cache
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
@@ -58,25 +62,37 @@ def find_checkpoint(folder: Path, config: RunConfig, resume: str) -> Path | None
         RequestError: the folder belongs to another configuration, or is not to be resumed but holds a run.
         CheckpointError: the named checkpoint does not exist.
     """
-    if resume not in ("auto", "never"):
-        return store.resolve(resume)
     written = folder / "config.yaml"
-    if not written.is_file():
-        return None
-    if resume == "never":
+    if written.is_file() and resume == "never":
         raise RequestError(
             f"{folder} holds a run already and --resume never asks for a fresh one. "
             "Choose another folder with run.dir=..., or continue it with --resume auto."
         )
-    if fingerprint(load_resolved(written)) != fingerprint(config):
+    if written.is_file() and fingerprint(load_resolved(written)) != fingerprint(config):
         raise RequestError(
             f"{folder} belongs to a run with another configuration ({written}). Nothing was changed. "
             f"Choose another folder with run.dir=..., or continue that run: marble train --config-name {written}"
         )
+    if resume not in ("auto", "never"):
+        return _named(resume, config)
+    if not written.is_file():
+        return None
     found, skipped = store.newest_valid(folder)
     for path, reason in skipped:
         log.warning("checkpoint %s is not usable and was passed over: %s", path.name, reason)
     return found
+
+
+def _named(spec: str, config: RunConfig) -> Path:
+    """The checkpoint that `spec` names; the state of its balance is that of its run's rewards, in their order."""
+    checkpoint = store.resolve(spec)
+    origin = checkpoint.parent.parent / "config.yaml"
+    if origin.is_file() and (before := list(load_resolved(origin).rewards)) != list(config.rewards):
+        raise RequestError(
+            f"--resume {spec}: that run trains on {', '.join(before)}, this one on {', '.join(config.rewards)}. "
+            f"Expected the same rewards in the same order: rewards=[{','.join(before)}]."
+        )
+    return checkpoint
 
 
 def build_optimizer(config: RunConfig, policy: Policy) -> torch.optim.Optimizer:
@@ -102,6 +118,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         check_geometry(config, ranks.world)
         check_folder(folder)
         checkpoint = find_checkpoint(folder, config, resume)
+        ranks.any(False, pick_device(config.model.device))  # all have looked before one writes
         sources = load_prompts(config.data, "train")
         prompts = held_out(load_prompts(config.data, "test"), config.trainer.eval_prompts)
         names = list(config.rewards)
@@ -120,7 +137,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             )
             optimizer = build_optimizer(config, policy)
             progress = restore(checkpoint, policy, optimizer)
-            if ranks.is_main and checkpoint is None:
+            if ranks.is_main and (checkpoint is None or not (folder / "config.yaml").is_file()):
                 (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
             weights = {name: config.data.sources[name].weight for name in sources}
             sampler = PromptSampler(sources, weights, config.rollout.groups, config.trainer.seed)
