@@ -1,0 +1,188 @@
+"""Judging policies: intervals, comparisons, and what an evaluation is pointed at."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from marble_cli.checkpoint import store
+from marble_cli.config.compose import dump
+from marble_cli.config.schema import RunConfig
+from marble_cli.data.prompts import Prompt
+from marble_cli.errors import CheckpointError, ConfigError
+from marble_cli.evaluate.evaluate import compare, evaluate
+from marble_cli.evaluate.evaluate import run_config as judging_config
+from marble_cli.evaluate.generate import generate
+from marble_cli.evaluate.score import Evaluation, paired_interval
+from marble_cli.evaluate.target import Target, resolve_target
+from marble_cli.policy.load import load_policy
+from marble_cli.rewards.scorer import Scores
+from marble_cli.trainer.run import build_optimizer
+from marble_cli.trainer.state import fresh, pack
+
+RunConfigMaker = Callable[..., RunConfig]
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_the_interval_is_the_percentile_bootstrap(confidence: float) -> None:
+    values = np.random.default_rng(1).exponential(size=40)
+    expected = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=10_000, confidence_level=confidence, method="percentile",
+        rng=np.random.default_rng(2),
+    ).confidence_interval  # fmt: skip
+    got = paired_interval(values, confidence=confidence)
+    assert got == pytest.approx((expected.low, expected.high), abs=0.03 * values.std())
+    assert paired_interval(values, confidence=confidence) == got
+
+
+def test_many_differences_give_the_normal_interval() -> None:
+    values = np.random.default_rng(3).normal(0.2, 1.0, size=4000)
+    half = 1.96 * values.std() / 4000**0.5
+    assert paired_interval(values) == pytest.approx(
+        (values.mean() - half, values.mean() + half), abs=half / 10
+    )
+
+
+def test_equal_differences_leave_no_doubt() -> None:
+    assert paired_interval(np.full(9, 0.25)) == (0.25, 0.25)
+    assert paired_interval(np.array([0.7])) == (0.7, 0.7)
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(4)
+    hits = 0
+    for _ in range(200):
+        low, high = paired_interval(draw.normal(size=50), resamples=1000)
+        hits += low <= 0 <= high
+    assert 0.88 < hits / 200 < 0.99
+
+
+def evaluation(values: Tensor) -> Evaluation:
+    applicable = ~values.isnan()
+    names = [f"r{k}" for k in range(len(values))]
+    prompts = [Prompt(str(i)) for i in range(values.shape[1])]
+    images = torch.zeros(values.shape[1], 3, 2, 2, dtype=torch.uint8)
+    return Evaluation(prompts, images, Scores(names, values, applicable, torch.zeros_like(applicable)))
+
+
+NAN = torch.nan
+ONE = evaluation(torch.tensor([[1.0, 2.0, 3.0, 6.0], [5.0, NAN, 7.0, NAN], [NAN] * 4]).double())
+OTHER = evaluation(torch.tensor([[0.0, 2.0, 2.0, 4.0], [4.0, 4.0, NAN, NAN], [1.0] * 4]).double())
+
+
+def test_one_policy_is_summed_up_alone() -> None:
+    results = compare(ONE, None)
+    assert [(r.name, r.n, r.mean, r.difference, r.low) for r in results] == [
+        ("r0", 4, 3.0, None, None),
+        ("r1", 2, 6.0, None, None),
+    ]
+    assert ONE.summary() == {"r0": (3.0, pytest.approx(3.5**0.5), 4), "r1": (6.0, 1.0, 2)}
+
+
+def test_two_policies_are_compared_on_the_images_that_both_have() -> None:
+    first, second = compare(ONE, OTHER)
+    assert (first.n, first.mean, first.reference, first.difference) == (4, 3.0, 2.0, 1.0)
+    assert (first.low, first.high) == paired_interval(np.array([1.0, 0.0, 1.0, 2.0]))
+    assert (second.name, second.n, second.mean, second.reference, second.difference) == (
+        "r1",
+        1,
+        5.0,
+        4.0,
+        1.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(
+    run_config: RunConfigMaker, randomise: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run's folder with two checkpoints of random weights."""
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    config = run_config(f"run.dir={folder}")
+    policy: Any = load_policy(config.model, 0)
+    for step in (1, 2):
+        randomise(policy, seed=step)
+        progress = fresh(policy)
+        progress.step = step
+        progress.ema = {name: 0.5 * value for name, value in progress.ema.items()}
+        store.save(
+            folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=9, best=step == 1
+        )
+    (folder / "config.yaml").write_text(dump(config))
+    return folder
+
+
+def test_a_target_is_a_checkpoint_a_run_or_the_base_model(run: Path) -> None:
+    assert resolve_target("base") == Target("base", None, None)
+    latest, first = resolve_target(str(run)), resolve_target(str(run / "checkpoints" / "step-00000001"))
+    assert (latest.label, first.label) == ("demo/step-00000002", "demo/step-00000001")
+    assert latest.config == first.config == run / "config.yaml"
+    assert first.lora is not None
+    _, _, ema = store.load(run / "checkpoints" / "step-00000001")
+    assert all(torch.equal(first.lora[key], value) for key, value in ema.items())
+    with pytest.raises(CheckpointError, match="neither a checkpoint"):
+        resolve_target(str(run / "nowhere"))
+
+
+def test_the_judging_config_is_the_runs(run: Path, tmp_path: Path, run_config: RunConfigMaker) -> None:
+    base, target = resolve_target("base"), resolve_target(str(run))
+    config = judging_config(target, None, ["trainer.eval_prompts=1"])
+    assert config == run_config(f"run.dir={run}", "trainer.eval_prompts=1")
+    assert judging_config(base, target, []) == run_config(f"run.dir={run}")
+    assert judging_config(base, None, []).model.path == "tiny"
+    moved = Target("moved", target.lora, tmp_path / "run" / "checkpoints" / "step-00000001")
+    assert moved.config is None
+    with pytest.raises(ConfigError, match=r"trainer\.eval_prompts"):
+        judging_config(target, None, ["trainer.eval_promts=1"])
+
+
+def test_a_policy_against_itself_differs_in_nothing(run: Path) -> None:
+    report = evaluate(str(run), str(run), [], None)
+    assert {r.name for r in report.rewards} == {"colorfulness", "compressibility"}
+    assert all((r.difference, r.low, r.high) == (0.0, 0.0, 0.0) for r in report.rewards)
+    assert all(r.n == 6 for r in report.rewards)
+
+
+def test_two_policies_are_judged_on_the_same_noise(run: Path, tmp_path: Path) -> None:
+    report = evaluate(str(run), "base", ["rewards.colorfulness.sources=[text]"], tmp_path)
+    alone = {r.name: r for r in evaluate(str(run), None, [], None).rewards}
+    results = {r.name: r for r in report.rewards}
+    assert results["compressibility"].mean == pytest.approx(alone["compressibility"].mean)
+    assert results["colorfulness"].n == 2
+    assert results["colorfulness"].difference != 0.0
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written == report.to_json()
+    assert written["target"] == "demo/step-00000002"
+    assert written["against"] == "base"
+    assert written["prompts"] == 6
+    assert written["rewards"]["colorfulness"]["interval"] == [
+        results["colorfulness"].low,
+        results["colorfulness"].high,
+    ]
+    assert (tmp_path / "images.png").stat().st_size > 1000
+
+
+def test_judging_leaves_the_order_of_targets_without_effect(run: Path) -> None:
+    first, second = (str(run / "checkpoints" / f"step-0000000{step}") for step in (1, 2))
+    there, back = evaluate(first, second, [], None), evaluate(second, first, [], None)
+    for one, other in zip(there.rewards, back.rewards, strict=True):
+        assert one.difference == pytest.approx(-other.difference)
+        assert one.mean == pytest.approx(other.reference)
+
+
+def test_generated_pictures_are_seeded(run: Path, tmp_path: Path) -> None:
+    def files(target: str, folder: str, seed: int) -> list[bytes]:
+        written = generate(target, ["a red cup", "two boats"], tmp_path / folder, seed)
+        assert [file.name for file in written] == ["000.png", "001.png"]
+        return [file.read_bytes() for file in written]
+
+    one = files(str(run), "a", 0)
+    assert files(str(run), "b", 0) == one
+    assert files(str(run), "c", 1) != one
+    assert files(str(run / "checkpoints" / "step-00000001"), "d", 0) != one
