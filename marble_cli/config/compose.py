@@ -91,7 +91,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
 
 
 def _root(config_name: str | None) -> str:
-    known = [name for name in _options("") if not name.startswith("__")]
+    known = [name for name in _options("") if not name.startswith("_") and name != REPLAY]
     if config_name is not None and config_name not in known:
         raise ConfigError(
             f"--config-name: there is no config {config_name!r}{nearest(config_name, known)}, or the path of a "

@@ -1,5 +1,6 @@
 """What types cannot say of a configuration: ranges, names and combinations."""
 
+import math
 from collections.abc import Iterator
 
 from marble_cli.config.schema import BalanceMode, RunConfig
@@ -47,7 +48,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     """(key, value, whether it is in range, what was expected)."""
 
     def at_least(key: str, value: float, low: float) -> tuple[str, object, bool, str]:
-        return key, value, value >= low, f"at least {low:g}"
+        return key, value, low <= value < math.inf, f"at least {low:g}"
 
     def share(key: str, value: float, *, one: bool) -> tuple[str, object, bool, str]:
         return (
@@ -58,7 +59,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         )
 
     def positive(key: str, value: float) -> tuple[str, object, bool, str]:
-        return key, value, value > 0.0, "a number above 0"
+        return key, value, 0.0 < value < math.inf, "a number above 0"
 
     rollout, trainer, balance, algorithm = config.rollout, config.trainer, config.balance, config.algorithm
     for name in ("groups", "steps", "batch_size"):
@@ -107,8 +108,9 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         yield at_least(f"data.sources.{name}.weight", source.weight, 0)
     weights = [source.weight for source in config.data.sources.values()]
     yield "data.sources", weights, sum(weights) > 0, "at least one source with a weight above 0"
-    for name, reward in {**config.rewards, **config.eval_rewards}.items():
-        yield at_least(f"rewards.{name}.weight", reward.weight, 0)
-        yield positive(f"rewards.{name}.timeout", reward.timeout)
-        yield at_least(f"rewards.{name}.retries", reward.retries, 0)
-        yield share(f"rewards.{name}.max_failed", reward.max_failed, one=True)
+    for group, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards)):
+        for name, reward in rewards.items():
+            yield at_least(f"{group}.{name}.weight", reward.weight, 0)
+            yield positive(f"{group}.{name}.timeout", reward.timeout)
+            yield at_least(f"{group}.{name}.retries", reward.retries, 0)
+            yield share(f"{group}.{name}.max_failed", reward.max_failed, one=True)
