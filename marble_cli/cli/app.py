@@ -48,6 +48,8 @@ app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 
 def main() -> None:
     """Run the command line; errors that a user can act on become one message and the contract's exit code."""
+    for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(library, "error")  # their advice is not for users of this program
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("marble: %(message)s"))
     logging.getLogger("marble").addHandler(handler)

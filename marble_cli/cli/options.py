@@ -7,7 +7,7 @@ import typer
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[OVERRIDE]...",
+        metavar="OVERRIDE",
         help="Configuration in Hydra's grammar: group=choice, key.path=value, +new=value, ~gone.",
     ),
 ]

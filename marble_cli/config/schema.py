@@ -32,6 +32,11 @@ class SharedTerm(Enum):
 AdvantageStd = Enum("AdvantageStd", {"global": "global", "group": "group"})  # `global` is a keyword
 
 
+class TrainingNoise(Enum):
+    group = "group"
+    image = "image"
+
+
 class OdeSolver(Enum):
     euler = "euler"
     dpm2 = "dpm2"
@@ -120,6 +125,7 @@ class Behaviour:
 class Algorithm:
     beta: float = MISSING
     kl_coef: float = MISSING
+    training_noise: TrainingNoise = MISSING
     advantage: Advantage = field(default_factory=Advantage)
     behaviour: Behaviour = field(default_factory=Behaviour)
 

@@ -77,40 +77,36 @@ def image_grid(rows: list[tuple[str, Tensor]], captions: list[str], output: Path
         output: PNG file.
         columns: prompts side by side before the block starts anew below.
     """
-    count = len(captions)
-    blocks = -(-count // columns)
+    blocks = -(-len(captions) // columns)
+    tile, title, left = 1.5, 0.5, 0.3  # inches
+    width, height = left + tile * columns, blocks * (tile * len(rows) + title)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            blocks * len(rows),
-            columns,
-            figsize=(1.55 * columns + 0.5, blocks * (1.5 * len(rows) + 0.45)),
-            squeeze=False,
-        )
-        for panel in axes.flat:
-            panel.axis("off")
+        figure = plt.figure(figsize=(width, height))
         for index, caption in enumerate(captions):
             block, column = divmod(index, columns)
             for line, (label, images) in enumerate(rows):
-                panel = axes[block * len(rows) + line, column]
+                below = (blocks - block) * (tile * len(rows) + title) - title - (line + 1) * tile
+                place = (
+                    (left + column * tile) / width,
+                    below / height,
+                    0.97 * tile / width,
+                    0.97 * tile / height,
+                )
+                panel = figure.add_axes(place)
+                panel.axis("off")
                 panel.imshow(np.asarray(images[index].permute(1, 2, 0)), interpolation="nearest")
                 if line == 0:
                     panel.set_title(
-                        "\n".join(textwrap.wrap(caption, 24)), fontsize=6.5, loc="center", weight="normal"
+                        "\n".join(textwrap.wrap(caption, 26)),
+                        fontsize=6.5,
+                        loc="center",
+                        weight="normal",
+                        pad=3,
                     )
                 if column == 0:
                     panel.text(
-                        -0.06,
-                        0.5,
-                        label,
-                        transform=panel.transAxes,
-                        rotation=90,
-                        va="center",
-                        ha="right",
-                        fontsize=7,
-                    )
-        figure.subplots_adjust(
-            left=0.04, right=0.99, top=0.95, bottom=0.01, wspace=0.04, hspace=0.06 if blocks == 1 else 0.3
-        )
+                        -0.06, 0.5, label, transform=panel.transAxes, rotation=90, va="center", ha="right", fontsize=7
+                    )  # fmt: skip
         figure.savefig(output)
         plt.close(figure)
     return output

@@ -62,10 +62,9 @@ def load_pipeline(model: Model, device: torch.device) -> StableDiffusion3Pipelin
 
 
 def _quiet() -> None:
-    """The libraries' own bars and advice would tear the run's view apart."""
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()
-        library.disable_progress_bar()
+    """The libraries' own progress bars would tear the run's view apart."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def model_size(model: Model) -> ModelSize | None:

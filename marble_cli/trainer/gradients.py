@@ -17,12 +17,14 @@ class TrainingSet:
     """What this rank trains on in one step.
 
     `x0` [m, C, H, W] and `embeddings` are this rank's images, `indices` [m] int64 their places among the step's n,
+    `draws` [m] int64 which draw of noise each gets (equal numbers, equal noise),
     `times` [m, T] float32 the training times of each; `samples` is n T, over all ranks.
     """
 
     x0: Tensor
     embeddings: PromptEmbeddings
     indices: Tensor
+    draws: Tensor
     times: Tensor
     samples: int
 
@@ -48,7 +50,7 @@ class Objective:
 
 
 def training_times(
-    times: Tensor, fraction: float, per_image: int | None, indices: list[int], seed: int, step: int
+    times: Tensor, fraction: float, per_image: int | None, draws: list[int], seed: int, step: int
 ) -> Tensor:
     """Choose each image's training times among the solver's, leaving out the last share of the trajectory.
 
@@ -56,18 +58,18 @@ def training_times(
         times: [S] float32, the solver's times, falling.
         fraction: share of them that is trained on (0.99 leaves out the last of up to 100).
         per_image: how many each image gets, drawn without replacement; None takes all.
-        indices: the images' places in the step: their seeds.
+        draws: of each image; images with equal numbers get the same times.
         seed: the run's seed.
         step: the optimizer step.
 
     Returns:
-        [len(indices), T] float32.
+        [len(draws), T] float32.
     """
     usable = times[: max(1, int(len(times) * fraction))]
     count = len(usable) if per_image is None else min(per_image, len(usable))
     rows = [
         usable[torch.randperm(len(usable), generator=generator(seed, "times", step, i))[:count]]
-        for i in indices
+        for i in draws
     ]
     return torch.stack(rows)
 
@@ -84,13 +86,13 @@ class NoisedBatch:
 
 
 def noised_batches(data: TrainingSet, objective: Objective, step: int) -> Iterator[NoisedBatch]:
-    """Every image at every one of its training times, with noise that depends on seed, step, image and time alone."""
+    """Every image at every one of its training times, with noise that depends on seed, step, draw and time alone."""
     shape = tuple(data.x0.shape[1:])
     for column in range(data.times.shape[1]):
         for rows in torch.arange(len(data.x0)).split(objective.micro_batch_size):
             x0 = data.x0[rows]
             t = data.times[rows, column].to(x0)
-            eps = noise(objective.seed, f"train{column}", step, data.indices[rows].tolist(), shape).to(x0)
+            eps = noise(objective.seed, f"train{column}", step, data.draws[rows].tolist(), shape).to(x0)
             xt = torch.lerp(x0, eps, t[:, None, None, None])
             yield NoisedBatch(x0, xt, t, data.embeddings[rows.to(x0.device)], data.indices[rows])
 

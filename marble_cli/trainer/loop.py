@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from marble_cli.checkpoint import store
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import RunConfig, TrainingNoise
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.ranks import Ranks
@@ -139,18 +139,14 @@ class Trainer:
     def update(self, step: int, samples: Samples, signal: Signal) -> dict[str, Any]:
         """Gradients, balance, AdamW, moving average, behaviour policy."""
         settings, algorithm = self.config.trainer, self.config.algorithm
-        own = list(self.ranks.share(signal.rewards.shape[1]))
+        own = torch.tensor(self.ranks.share(signal.rewards.shape[1]))
+        draws = signal.groups[own] if algorithm.training_noise is TrainingNoise.group else own
         times = training_times(
-            self.rollout.times(),
-            settings.timestep_fraction,
-            settings.times_per_image,
-            own,
-            settings.seed,
-            step,
-        )
-        data = TrainingSet(
-            samples.x0, samples.embeddings, torch.tensor(own), times, signal.rewards.shape[1] * times.shape[1]
-        )
+            self.rollout.times(), settings.timestep_fraction, settings.times_per_image, draws.tolist(),
+            settings.seed, step,
+        )  # fmt: skip
+        count = signal.rewards.shape[1] * times.shape[1]
+        data = TrainingSet(samples.x0, samples.embeddings, own, draws, times, count)
         self.recorder.stage("train", times.numel())
         direction = self.director.direct(step, signal, data, self.progress.cache, self.recorder.advance)
         for warning in direction.warnings:

@@ -65,7 +65,7 @@ class Case:
             terms = []
             for column in range(data.times.shape[1]):
                 x0, t = data.x0[i : i + 1], data.times[i, column].double()
-                eps = noise(SEED, f"train{column}", STEP, [i], tuple(x0.shape[1:])).double()
+                eps = noise(SEED, f"train{column}", STEP, [40 + i // 2], tuple(x0.shape[1:])).double()
                 xt = (1 - t) * x0 + t * eps
                 prompt = data.embeddings[i : i + 1]
                 with torch.no_grad():
@@ -129,7 +129,10 @@ def case(double_policy: DoublePolicy, run_config: Callable[..., RunConfig]) -> C
     encoded = double_policy.encode(["a red cup", "two boats", 'a sign that says "3"'])[groups]
     embeddings = PromptEmbeddings(encoded.tokens.double(), encoded.pooled.double())
     times = torch.rand(12, 2, generator=draw) * 0.8 + 0.1
-    data = TrainingSet(x0, embeddings, torch.arange(12), times, samples=24)
+    draws = torch.tensor(
+        [40 + i // 2 for i in range(12)]
+    )  # neighbours share noise, whatever their micro-batch
+    data = TrainingSet(x0, embeddings, torch.arange(12), draws, times, samples=24)
     return Case(data, signal, Objective(BETA, CLIP, kl_coef=0.7, seed=SEED, micro_batch_size=5))
 
 

@@ -12,6 +12,7 @@ from marble_cli.losses.nft import coefficients
 from marble_cli.randomness import generator
 from marble_cli.trainer.gradients import (
     Gradients,
+    NoisedBatch,
     gradients,
     noised_batches,
     training_times,
@@ -126,7 +127,7 @@ def test_the_ranks_parts_add_up(case: Any, double_policy: Any) -> None:
         replace(
             case,
             data=replace(
-                data, x0=data.x0[own], embeddings=data.embeddings[own], indices=data.indices[own],
+                data, x0=data.x0[own], embeddings=data.embeddings[own], indices=data.indices[own], draws=data.draws[own], draws=data.draws[own],
                 times=data.times[own],
             ),
         )
@@ -175,22 +176,27 @@ def test_the_velocity_gram_matrix_is_autograds(case: Any, double_policy: Any, sh
     assert not got[4].any()
 
 
-def test_noise_depends_on_image_and_time_alone(case: Any) -> None:
+def epsilon(batch: NoisedBatch) -> Tensor:
+    """The noise that went into a batch, [B, C, H, W]."""
+    t = batch.t[:, None, None, None]
+    return (batch.xt - (1 - t) * batch.x0) / t
+
+
+def test_noise_depends_on_draw_and_time_alone(case: Any) -> None:
+    whole = replace(case.objective, micro_batch_size=12)
     batches = list(noised_batches(case.data, case.objective, STEP))
-    other = list(noised_batches(case.data, replace(case.objective, micro_batch_size=12), STEP))
-    assert torch.equal(torch.cat([batch.xt for batch in batches]), torch.cat([batch.xt for batch in other]))
-    assert not torch.equal(other[0].xt, next(noised_batches(case.data, other_seed(case), STEP)).xt)
-    t = other[0].t[:, None, None, None]
-    eps = (other[0].xt - (1 - t) * other[0].x0) / t
-    assert abs(eps.std() - 1) < 0.1
-    again = (other[1].xt - (1 - other[1].t[:, None, None, None]) * other[1].x0) / other[1].t[
-        :, None, None, None
-    ]
-    assert (eps - again).abs().mean() > 0.5
-
-
-def other_seed(case: Any) -> Any:
-    return replace(case.objective, seed=1, micro_batch_size=12)
+    first, second = noised_batches(case.data, whole, STEP)
+    assert torch.equal(torch.cat([batch.xt for batch in batches]), torch.cat([first.xt, second.xt]))
+    eps = epsilon(first)
+    torch.testing.assert_close(eps[::2], eps[1::2])
+    assert torch.pdist(eps[::2].flatten(1)).min() > 5
+    assert (eps - epsilon(second)).flatten(1).norm(dim=1).min() > 5
+    assert abs(eps[::2].std() - 1) < 0.1
+    for other in (
+        next(noised_batches(case.data, replace(whole, seed=1), STEP)),
+        next(noised_batches(case.data, whole, STEP + 1)),
+    ):
+        assert (eps - epsilon(other)).flatten(1).norm(dim=1).min() > 5
 
 
 TIMES = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.1])
@@ -203,7 +209,7 @@ def test_training_leaves_out_the_last_time() -> None:
     assert training_times(TIMES[:1], 0.99, 3, [0, 1], 0, 1).tolist() == [[1.0], [1.0]]
 
 
-def test_training_times_are_distinct_and_seeded_by_image() -> None:
+def test_training_times_are_distinct_and_seeded_by_draw() -> None:
     images = list(range(200))
     drawn = training_times(TIMES, 0.99, 2, images, 0, 1)
     assert drawn.shape == (200, 2)
