@@ -40,6 +40,7 @@ def _settings(name: str, overrides: list[str]) -> "Settings":
 def list_() -> None:
     """List the installed rewards."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from marble_cli.errors import MarbleError
@@ -52,7 +53,7 @@ def list_() -> None:
             declared = Declaration.of(load_plugin(name))
             row = (declared.summary, ", ".join(declared.requires))
         except MarbleError as error:
-            row = (f"[red]{error}[/]", "")
+            row = (f"[red]{escape(str(error))}[/]", "")
         table.add_row(name, *row, entry.dist.name if entry.dist else "")
     Console().print(table)
 
@@ -106,6 +107,7 @@ def check(
 ) -> None:
     """Test a reward against the plugin contract."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from marble_cli.rewards.conformance import run_checks, sample_batch
@@ -119,7 +121,7 @@ def check(
     checks = run_checks(reward, batch)
     table = Table("check", "", "detail", box=None, pad_edge=False)
     for result in checks:
-        table.add_row(result.name, "[green]pass[/]" if result.passed else "[red]FAIL[/]", result.detail)
+        table.add_row(result.name, "[green]pass[/]" if result.passed else "[red]FAIL[/]", escape(result.detail))
     Console().print(table)
     if not all(result.passed for result in checks):
         raise typer.Exit(1)
