@@ -127,7 +127,7 @@ def test_the_ranks_parts_add_up(case: Any, double_policy: Any) -> None:
         replace(
             case,
             data=replace(
-                data, x0=data.x0[own], embeddings=data.embeddings[own], indices=data.indices[own], draws=data.draws[own], draws=data.draws[own],
+                data, x0=data.x0[own], embeddings=data.embeddings[own], indices=data.indices[own], draws=data.draws[own],
                 times=data.times[own],
             ),
         )

@@ -1,0 +1,463 @@
+"""Overrides to a typed configuration and back: every rule, and what each mistake is told."""
+
+import dataclasses
+import logging
+import subprocess
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marble_cli.balance.registry import names as balances
+from marble_cli.config.compose import GROUPS, compose, dump, load_resolved
+from marble_cli.config.keys import fields, unknown_key
+from marble_cli.config.schema import BalanceMode, OdeSolver, Precision, Reward, RunConfig, SharedTerm
+from marble_cli.errors import ConfigError
+
+RunConfigMaker = Callable[..., RunConfig]
+
+BUILT_IN = "rewards=[colorfulness,compressibility]"
+
+# A key more or less is a decision: files of older runs hold them, and so do people's scripts.
+REWARD = "plugin weight sources timeout retries max_failed optional options.*"
+GROUP_KEYS = {
+    "run": "name dir",
+    "model": "family path revision clip precision resolution max_sequence_length device",
+    "model.lora": "rank alpha target_modules",
+    "data": "root",
+    "data.sources.*": "train test weight",
+    "rewards.*": REWARD,
+    "eval_rewards.*": REWARD,
+    "algorithm": "beta kl_coef training_noise",
+    "algorithm.advantage": "std clip",
+    "algorithm.behaviour": "schedule rate maximum",
+    "balance": "name mode solver refresh_every warmup ema floor amortize shared_term weights.*",
+    "optimizer": "lr betas weight_decay epsilon clip_norm",
+    "rollout": "groups group_size steps solver batch_size",
+    "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last eval_every "
+    "eval_prompts pending_batches",
+    "trainer.ema": "decay warmup",
+    "logging": "images_every",
+    "logging.wandb": "mode project entity",
+    "launcher": "nproc",
+}
+KEYS = {f"{group}.{key}" for group, names in GROUP_KEYS.items() for key in names.split()}
+
+
+def keys(node: Any, prefix: str = "") -> Iterator[str]:
+    for name, kind in fields(node).items():
+        if dataclasses.is_dataclass(kind):
+            yield from keys(kind, f"{prefix}{name}.")
+        elif typing.get_origin(kind) is dict:
+            value = typing.get_args(kind)[1]
+            below = (
+                keys(value, f"{prefix}{name}.*.")
+                if dataclasses.is_dataclass(value)
+                else [f"{prefix}{name}.*"]
+            )
+            yield from below
+        else:
+            yield prefix + name
+
+
+def test_the_keys_are_these() -> None:
+    assert sorted(keys(RunConfig)) == sorted(KEYS)
+    assert {key.split(".")[0] for key in KEYS} - {"run", "eval_rewards"} == set(GROUPS) - {"preset"}
+
+
+def test_every_key_is_known_and_its_misspelling_is_not() -> None:
+    for key in KEYS:
+        assert unknown_key(key.replace("*", "x")) is None
+    assert unknown_key("trainer.stepz") == (
+        "there is no key 'trainer.stepz'; did you mean 'trainer.steps'? Known: "
+        + ", ".join(sorted({".".join(key.split(".")[:2]) for key in KEYS if key.startswith("trainer.")}))
+    )
+    assert "holds a value, not further keys" in str(unknown_key("launcher.nproc.x"))
+    assert "did you mean 'model.lora.alpha'" in str(unknown_key("model.lora.alph"))
+
+
+def choices() -> list[str]:
+    """Every file of conf/ as an override."""
+    root = files("marble_cli") / ".." / "conf"
+    return sorted(
+        f"{group.name}={file.name.removesuffix('.yaml')}"
+        for group in root.iterdir() if group.is_dir() and not group.name.startswith("_")
+        for file in group.iterdir() if file.name.endswith(".yaml")
+    )  # fmt: skip
+
+
+def test_there_are_files_for_every_group() -> None:
+    assert {choice.split("=")[0] for choice in choices()} == set(GROUPS)
+
+
+@pytest.mark.parametrize("choice", choices())
+def test_every_file_is_a_valid_choice(choice: str) -> None:
+    more = ["data.root=somewhere"] if choice == "data=files" else []
+    overrides = [choice, *more] if choice.startswith("rewards=") else [BUILT_IN, choice, *more]
+    if choice.startswith("rewards="):
+        name = choice.removeprefix("rewards=")
+        overrides = [f"rewards=[compressibility,{name}]", *more]
+    compose(overrides)
+
+
+@pytest.mark.parametrize("name", balances())
+def test_every_balance_is_a_choice(name: str) -> None:
+    config = compose([BUILT_IN, f"balance={name}", "balance.floor=0.1"])
+    assert config.balance.name == name
+    assert config.balance.floor == 0.1
+    assert (config.balance.mode is BalanceMode.output_space) == (name == "output_space")
+
+
+def test_any_balance_of_torchjd_is_a_choice() -> None:
+    config = compose([BUILT_IN, "balance=torchjd:UPGrad", "balance.refresh_every=3"])
+    assert (config.balance.name, config.balance.refresh_every) == ("torchjd:UPGrad", 3)
+    assert load_again(config) == config
+
+
+def load_again(config: RunConfig) -> RunConfig:
+    from omegaconf import OmegaConf
+
+    from marble_cli.config.compose import typed
+
+    return typed(OmegaConf.create(dump(config)))
+
+
+def test_every_installed_reward_is_a_choice() -> None:
+    for entry in entry_points(group="marble.rewards"):
+        config = compose([f"rewards=[{entry.name}]"])
+        assert config.rewards[entry.name].plugin == entry.name
+
+
+def test_values_come_typed() -> None:
+    config = compose(
+        [
+            BUILT_IN, "trainer.steps=7", "optimizer.lr=1", "model.precision=bf16", "rollout.solver=euler",
+            "trainer.times_per_image=null", "balance.shared_term=outside", "optimizer.betas=[0.5,0.6]",
+            "run.dir='a folder/${run.name}'", "run.name=x", "algorithm.advantage.std=group",
+        ]
+    )  # fmt: skip
+    assert (config.trainer.steps, config.trainer.times_per_image) == (7, None)
+    assert isinstance(config.optimizer.lr, float)
+    assert config.model.precision is Precision.bf16
+    assert config.rollout.solver is OdeSolver.euler
+    assert config.balance.shared_term is SharedTerm.outside
+    assert config.optimizer.betas == [0.5, 0.6]
+    assert config.run.dir == "a folder/x"
+    assert config.algorithm.advantage.std.value == "group"
+
+
+def test_a_command_line_beats_the_preset() -> None:
+    config = compose(["preset=tiny", BUILT_IN, "rollout.groups=3"])
+    assert list(config.rewards) == ["colorfulness", "compressibility"]
+    assert config.rollout.groups == 3
+
+
+# Rewards
+
+
+def test_a_rewards_keys_are_parted_into_the_hosts_and_its_own() -> None:
+    config = compose(
+        [
+            BUILT_IN, "+rewards.mine={plugin: compressibility, weight: 2, quality: 40, sources: [text]}",
+            "rewards.compressibility.quality=50", "rewards.compressibility.timeout=5",
+            "+rewards.colorfulness.nested={a: [1, 2]}",
+        ]
+    )  # fmt: skip
+    assert config.rewards == {
+        "colorfulness": Reward("colorfulness", options={"nested": {"a": [1, 2]}}),
+        "compressibility": Reward("compressibility", timeout=5.0, options={"quality": 50}),
+        "mine": Reward("compressibility", weight=2.0, sources=["text"], options={"quality": 40}),
+    }
+
+
+def test_rewards_are_left_out_added_and_weighted() -> None:
+    assert list(compose([BUILT_IN, "~rewards.colorfulness"]).rewards) == ["compressibility"]
+    assert list(compose([BUILT_IN, "+rewards.b={plugin: colorfulness}"]).rewards) == [
+        "colorfulness", "compressibility", "b",
+    ]  # fmt: skip
+    assert (
+        compose([BUILT_IN, "rewards.compressibility.weight=0.25"]).rewards["compressibility"].weight == 0.25
+    )
+    assert list(compose(["rewards=compressibility"]).rewards) == ["compressibility"]
+    assert list(compose(["rewards=[compressibility,colorfulness]"]).rewards) == [
+        "compressibility",
+        "colorfulness",
+    ]
+
+
+def test_a_watched_reward_is_added() -> None:
+    config = compose(["rewards=colorfulness", "+eval_rewards.small={plugin: compressibility, quality: 30}"])
+    assert config.eval_rewards == {"small": Reward("compressibility", options={"quality": 30})}
+
+
+def test_an_optional_reward_that_is_not_installed_is_left_out_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "marble"):
+        config = compose([BUILT_IN, "+rewards.more={plugin: nowhere, optional: true}"])
+    assert list(config.rewards) == ["colorfulness", "compressibility"]
+    assert "reward more is not installed; the run goes on without it" in caplog.text
+
+
+def test_balance_weights_take_names() -> None:
+    assert compose([BUILT_IN, "balance=fixed", "balance.weights.colorfulness=2"]).balance.weights == {
+        "colorfulness": 2.0
+    }
+    assert compose([BUILT_IN, "balance.weights={colorfulness: 2, compressibility: 1}"]).balance.weights == {
+        "colorfulness": 2.0, "compressibility": 1.0,
+    }  # fmt: skip
+
+
+# Replays
+
+MANY = [
+    "rewards=[compressibility,colorfulness]", "+rewards.mine={plugin: compressibility, quality: 40, sources: [text]}",
+    "+eval_rewards.watch={plugin: colorfulness}", "balance=fixed", "balance.weights.mine=3", "model.lora.rank=5",
+    "trainer.times_per_image=null", "optimizer.lr=1e-5", "run.dir='with space/${run.name}'", "model.revision='123'",
+]  # fmt: skip
+
+
+def written(folder: Path, *overrides: str) -> tuple[RunConfig, str]:
+    config = compose(overrides)
+    file = folder / "config.yaml"
+    file.write_text(dump(config))
+    return config, str(file)
+
+
+def test_what_is_dumped_repeats_the_run(tmp_path: Path) -> None:
+    config, file = written(tmp_path, *MANY)
+    assert compose([], file) == config
+    assert load_resolved(Path(file)) == config
+    assert list(compose([], file).rewards) == ["compressibility", "colorfulness", "mine"]
+    assert dump(compose([], file)) == dump(config)
+
+
+def test_a_repeated_run_takes_overrides(tmp_path: Path) -> None:
+    config, file = written(tmp_path, *MANY)
+    again = compose(
+        [
+            "trainer.steps=3",
+            "rewards.mine.quality=20",
+            "~rewards.colorfulness",
+            "+rewards.b={plugin: colorfulness}",
+        ],
+        file,
+    )
+    assert again.trainer.steps == 3
+    assert list(again.rewards) == ["compressibility", "mine", "b"]
+    assert again.rewards["mine"].options == {"quality": 20}
+    assert again.rewards["mine"].sources == ["text"]
+    assert dataclasses.replace(again, trainer=config.trainer, rewards=config.rewards) == config
+
+
+def test_a_chosen_group_replaces_the_files_whole(tmp_path: Path) -> None:
+    config, file = written(tmp_path, *MANY)
+    again = compose(["balance=mgda", "balance.floor=0.1", "rewards=[colorfulness]"], file)
+    assert again.balance == compose(["balance=mgda", "balance.floor=0.1", BUILT_IN]).balance
+    assert again.rewards == {"colorfulness": Reward("colorfulness")}
+    assert again.model == config.model
+
+
+def test_a_preset_would_undo_a_resolved_file(tmp_path: Path) -> None:
+    _, file = written(tmp_path, *MANY)
+    with pytest.raises(ConfigError, match="preset=tiny: .* is resolved"):
+        compose(["preset=tiny"], file)
+
+
+def test_mistakes_in_a_repeated_run_are_told(tmp_path: Path) -> None:
+    _, file = written(tmp_path, *MANY)
+    for override, said in (
+        ("trainer.step=3", "did you mean 'trainer.steps'"),
+        ("balance=mdga", "did you mean 'mgda'"),
+        ("~rewards.min", "did you mean 'mine'"),
+        ("trainer.steps=x", "trainer.steps"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            compose([override], file)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("- 1\n", "holds no mapping"),
+        ("a: [\n", "cannot be read"),
+        ("foo: 1\n", "there is no key 'foo'"),
+        ("trainer:\n  stepz: 1\n", "did you mean 'trainer.steps'"),
+        ("trainer:\n  steps: 1\n", "has no value"),
+        ("rewards:\n  a: 1\n", "rewards.a=1: expected keys"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        compose([], str(file))
+    assert said in str(error.value)
+
+
+def test_configs_are_chosen_by_name() -> None:
+    assert compose([BUILT_IN, "run.name=x"], "config") == compose([BUILT_IN, "run.name=x"])
+    with pytest.raises(
+        ConfigError, match=r"no config 'confg'; did you mean 'config'\? Known: config, or the path"
+    ):
+        compose([], "confg")
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml does not exist"):
+        compose([], "nowhere.yaml")
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("foo=1", "there is no key 'foo'"),
+        ("trainer.stepz=1", "did you mean 'trainer.steps'"),
+        ("+trainer.stepz=1", "did you mean 'trainer.steps'"),
+        ("++trainer.ema.decy=1", "did you mean 'trainer.ema.decay'"),
+        ("modle.path=x", "did you mean 'model'"),
+        ("hydra.run.dir=x", "there is no key 'hydra.run.dir'"),
+        ("launcher.nproc.x=1", "launcher.nproc holds a value"),
+        ("balance=mrble", "did you mean 'marble'"),
+        ("trainer=foo", "there is no such choice. Known: default"),
+        ("preset=tinny", "did you mean 'tiny'"),
+        ("rewards=[colorfulnes]", "did you mean 'colorfulness'"),
+        ("~rewards.colorfulnes", "did you mean 'colorfulness'"),
+        ("~trainer.stepz", "there is no key 'trainer.stepz'; did you mean 'trainer.steps'"),
+        ("rewards.colorfulnes.weight=2", "did you mean 'colorfulness'"),
+        ("+rewards.x={weight: 1}", "'+rewards.x={plugin: NAME}'"),
+        ("+rewards.x=3", "rewards.x=3: expected keys"),
+        ("+rewards.x={plugin: colorfulnes}", "rewards.x.plugin=colorfulnes: no such reward is installed; did you mean"),
+        ("+eval_rewards.x={plugin: colorfulnes}", "eval_rewards.x.plugin=colorfulnes"),
+        ("+eval_rewards.colorfulness={plugin: colorfulness}", "stands under rewards and eval_rewards"),
+        ("rewards.colorfulness.sources=[txt]", "there is no source 'txt'; did you mean 'text'"),
+        ("rewards=[]", "rewards is empty"),
+        ("trainer.steps=many", "trainer.steps: Value 'many'"),
+        ("trainer.steps=1.5", "trainer.steps: Value '1.5'"),
+        ("trainer.steps=null", "trainer.steps"),
+        ("trainer.steps=", "trainer.steps: Value ''"),
+        ("model.lora.rank=true", "model.lora.rank"),
+        ("rewards.colorfulness.weight=heavy", "rewards.colorfulness.weight: Value 'heavy'"),
+        ("model.precision=fp12", "expected one of [fp32, bf16, fp16]"),
+        ("algorithm.advantage.std=globl", "expected one of [global, group]"),
+        ("model.lora.target_modules=to_q", "model.lora.target_modules"),
+        ("trainer.steps=1,2", "asks for several values"),
+        ("trainer.steps=range(1,3)", "asks for several values"),
+        ("trainer.steps", "cannot be read"),
+        ("a b", "cannot be read"),
+        ("run.dir=${nowhere}", "nowhere"),
+        ("data=files", "data.root has no value. Set it: data.root=..."),
+        ("~trainer.steps", "trainer.steps has no value"),
+        ("model.path=???", "model.path has no value"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None:
+    rewards = [] if override.startswith("rewards=") else [BUILT_IN]
+    with pytest.raises(ConfigError) as error:
+        compose([*rewards, override])
+    assert said in str(error.value)
+    assert error.value.exit_code == 2
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        *((f"{key}=0", "at least 1") for key in (
+            "rollout.groups", "rollout.steps", "rollout.batch_size", "trainer.micro_batch_size",
+            "trainer.checkpoint_every", "trainer.keep_last", "trainer.eval_prompts", "trainer.pending_batches",
+            "trainer.times_per_image", "balance.refresh_every", "model.lora.rank", "launcher.nproc")),
+        *((f"{key}=-1", "at least 0") for key in (
+            "trainer.steps", "trainer.eval_every", "trainer.ema.warmup", "balance.warmup", "algorithm.kl_coef",
+            "algorithm.behaviour.rate", "optimizer.weight_decay", "model.max_sequence_length",
+            "data.sources.text.weight", "rewards.colorfulness.weight", "rewards.colorfulness.retries")),
+        *((f"{key}=0", "above 0") for key in (
+            "algorithm.beta", "algorithm.advantage.clip", "optimizer.lr", "optimizer.epsilon", "optimizer.clip_norm",
+            "model.lora.alpha", "rewards.colorfulness.timeout")),
+        *((f"{key}={value}", "[0, 1") for key in (
+            "trainer.timestep_fraction", "trainer.ema.decay", "balance.ema", "balance.floor",
+            "algorithm.behaviour.maximum", "rewards.colorfulness.max_failed") for value in (-0.1, 1.1, "nan")),
+        *((f"{key}=1.0", "[0, 1)") for key in ("trainer.ema.decay", "balance.ema")),
+        *((f"{key}={value}", "above 0") for key in ("optimizer.lr", "algorithm.beta") for value in ("nan", "inf")),
+        ("rollout.group_size=1", "at least 2"), ("model.resolution=7", "at least 8"), ("optimizer.betas=[0.9]", "two numbers"),
+        ("optimizer.betas=[0.9,1.0]", "two numbers"),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_named_with_its_range(
+    run_config: RunConfigMaker, override: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        run_config(override)
+    assert str(error.value).startswith(override.split("=")[0] + "=")
+    assert expected in str(error.value)
+
+
+def test_some_source_must_have_a_weight() -> None:
+    zero = [f"data.sources.{name}.weight=0" for name in ("general", "text", "compositional")]
+    compose([BUILT_IN, *zero[:2]])
+    with pytest.raises(ConfigError, match="at least one source"):
+        compose([BUILT_IN, *zero])
+
+
+@pytest.mark.parametrize("name", ["weighted_sum", "advantage_sum"])
+def test_mixtures_have_no_output_space(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"balance={name} mixes the rewards before"):
+        compose([BUILT_IN, f"balance={name}", "balance.mode=output_space"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.text(max_size=12),
+    st.sampled_from(["{}", "+{}", "~{}", "{}=1", "trainer.{}=1", "rewards.{}.weight=1", "balance={}"]),
+)
+def test_whatever_is_asked_is_composed_or_refused(text: str, form: str) -> None:
+    """No other error than one with a message, whatever the override."""
+    with suppress(ConfigError):
+        assert compose([BUILT_IN, form.format(text)]).rewards
+
+
+def test_one_composition_leaves_nothing_for_the_next(tmp_path: Path) -> None:
+    before = compose([BUILT_IN, "run.name=x"])
+    _, file = written(tmp_path, *MANY)
+    compose(["trainer.steps=3"], file)
+    with pytest.raises(ConfigError):
+        compose(["trainer.stepz=3"])
+    assert compose([BUILT_IN, "run.name=x"]) == before
+
+
+# Imports
+
+
+def imported(module: str) -> set[str]:
+    """The top-level packages that a fresh interpreter holds after importing `module`."""
+    code = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.split()
+    )
+
+
+def test_composing_needs_no_model_library() -> None:
+    assert not imported("marble_cli.config.compose") & {
+        "torch",
+        "diffusers",
+        "transformers",
+        "peft",
+        "scipy",
+        "wandb",
+    }
+
+
+def test_balances_need_no_model_library() -> None:
+    packages = imported("marble_cli.balance")
+    assert "torch" in packages
+    assert not packages & {"diffusers", "transformers", "peft", "wandb"}
