@@ -1,0 +1,120 @@
+"""Two real processes: the verbs of `Ranks`, and a run that does not depend on how many there are."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from marble_cli.checkpoint import store
+from marble_cli.config.compose import dump
+from marble_cli.config.schema import RunConfig
+from marble_cli.distributed.ranks import Ranks
+from marble_cli.errors import ConfigError
+from marble_cli.metrics.jsonl import read
+from marble_cli.trainer.preflight import check_geometry
+from marble_cli.trainer.run import train
+
+CPU = torch.device("cpu")
+
+VERBS = """
+import torch
+from marble_cli.distributed.ranks import Ranks
+
+cpu = torch.device("cpu")
+with Ranks() as ranks:
+    me = ranks.rank
+    assert ranks.world == 2 and ranks.is_main == (me == 0)
+    assert list(ranks.share(6)) == ([0, 1, 2], [3, 4, 5])[me]
+    own = torch.tensor([1.0 + me, 10.0], dtype=torch.float64)
+    assert ranks.sum(own) is own and own.tolist() == [3.0, 20.0]
+    rows = torch.arange(6).reshape(2, 3).double()[:, :2] + 100 * me
+    assert ranks.gather(rows, cpu).tolist() == [[0, 1, 100, 101], [3, 4, 103, 104]]
+    row = torch.tensor([me, 7])
+    assert ranks.gather(row, cpu).tolist() == [0, 7, 1, 7]
+    assert ranks.gather(rows.T, cpu).tolist() == [[0, 3, 100, 103], [1, 4, 101, 104]]
+    assert ranks.any(me == 1, cpu) and ranks.any(True, cpu) and not ranks.any(False, cpu)
+print("done", me)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_the_verbs_mean_the_same_on_two_ranks() -> None:
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", VERBS], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for rank, process in enumerate(processes):
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (0, f"done {rank}\n"), err
+
+
+def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with Ranks() as ranks:
+        assert (ranks.rank, ranks.world, ranks.is_main) == (0, 1, True)
+        assert list(ranks.share(3)) == [0, 1, 2]
+        tensor = torch.tensor([1.0])
+        assert ranks.sum(tensor) is tensor
+        assert ranks.gather(tensor, CPU) is tensor
+        assert (ranks.any(True, CPU), ranks.any(False, CPU)) == (True, False)
+        assert not torch.distributed.is_initialized()
+
+
+def test_groups_are_not_cut_between_ranks(run_config: Callable[..., RunConfig]) -> None:
+    config = run_config("rollout.groups=5")
+    check_geometry(config, 5)
+    with pytest.raises(
+        ConfigError, match=r"rollout\.groups=5 is not a multiple of the 2 .* rollout\.groups=4"
+    ):
+        check_geometry(config, 2)
+    with pytest.raises(ConfigError, match=r"e\.g\. rollout\.groups=8"):
+        check_geometry(config, 8)
+
+
+def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Refreshes, an amortised step and evaluations, through `marble train --nproc 2`."""
+    settings = [
+        "trainer.steps=3", "balance.refresh_every=2", "balance.shared_term=outside", "trainer.eval_every=3",
+        "algorithm.behaviour.rate=0.3", "rollout.batch_size=3", "trainer.micro_batch_size=3",
+    ]  # fmt: skip
+    one, two = (run_config(*settings, f"run.dir={tmp_path / name}") for name in ("one", "two"))
+    assert train(one, resume="auto") == 0
+    file = tmp_path / "two.yaml"
+    file.write_text(dump(two))
+    command = [sys.executable, "-m", "marble_cli", "train", "--config-name", str(file), "--nproc", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows, others = (read(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [(row["step"], row["phase"]) for row in others] == [(row["step"], row["phase"]) for row in rows]
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() == other.keys()
+        for key in row.keys() - {"step", "phase", "balance/gap", "balance/solve_seconds"}:
+            if not key.startswith(("time/", "throughput/")):
+                assert other[key] == pytest.approx(row[key], rel=1e-3, abs=1e-5), (row["step"], key)
+    losses = [key for key in rows[1] if key.startswith("loss/")]
+    assert losses
+    for row, other in zip(rows[1:3], others[1:3], strict=True):
+        assert [other[key] for key in losses] == pytest.approx([row[key] for key in losses], abs=1e-5)
+    names = [path / "checkpoints" / "step-00000003" for path in (tmp_path / "one", tmp_path / "two")]
+    for part in (f"lora/{store.WEIGHTS}", f"ema/{store.WEIGHTS}", "behaviour.safetensors"):
+        ours, theirs = (load_file(folder / part) for folder in names)
+        for key, value in ours.items():
+            torch.testing.assert_close(theirs[key], value, rtol=0, atol=2e-4)
+    assert (tmp_path / "two" / "config.yaml").read_text() == dump(two).replace("nproc: 1", "nproc: 2")
