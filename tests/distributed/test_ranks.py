@@ -17,6 +17,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError
 from marble_cli.metrics.jsonl import read
+from marble_cli.policy.load import load_policy
 from marble_cli.trainer.preflight import check_geometry
 from marble_cli.trainer.run import train
 
@@ -59,8 +60,12 @@ def test_the_verbs_mean_the_same_on_two_ranks() -> None:
         )
         for rank in range(2)
     ]  # fmt: skip
-    for rank, process in enumerate(processes):
-        out, err = process.communicate(timeout=120)
+    try:
+        answers = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for rank, (process, (out, err)) in enumerate(zip(processes, answers, strict=True)):
         assert (process.returncode, out) == (0, f"done {rank}\n"), err
 
 
@@ -89,10 +94,14 @@ def test_groups_are_not_cut_between_ranks(run_config: Callable[..., RunConfig]) 
 
 
 def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
-    """Refreshes, an amortised step and evaluations, through `marble train --nproc 2`."""
+    """Refreshes, an amortised step and evaluations, through `marble train --nproc 2`.
+
+    The rewards are smooth: one that counts bytes would turn a pixel's rounding into another advantage.
+    """
     settings = [
+        "rewards=[colorfulness]", "+rewards.some={plugin: colorfulness, sources: [text, general]}",
         "trainer.steps=3", "balance.refresh_every=2", "balance.shared_term=outside", "trainer.eval_every=3",
-        "algorithm.behaviour.rate=0.3", "rollout.batch_size=3", "trainer.micro_batch_size=3",
+        "algorithm.behaviour.rate=0.3", "rollout.groups=4", "rollout.batch_size=3", "trainer.micro_batch_size=3",
     ]  # fmt: skip
     one, two = (run_config(*settings, f"run.dir={tmp_path / name}") for name in ("one", "two"))
     assert train(one, resume="auto") == 0
@@ -103,18 +112,20 @@ def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_p
     assert done.returncode == 0, done.stderr
     rows, others = (read(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [(row["step"], row["phase"]) for row in others] == [(row["step"], row["phase"]) for row in rows]
+    assert [row["balance/refresh"] for row in rows if row["phase"] == "train"] == [1, 0, 1]
+    clocks = ("time/", "throughput/", "balance/solve_seconds", "balance/gap")
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
-        for key in row.keys() - {"step", "phase", "balance/gap", "balance/solve_seconds"}:
-            if not key.startswith(("time/", "throughput/")):
-                assert other[key] == pytest.approx(row[key], rel=1e-3, abs=1e-5), (row["step"], key)
-    losses = [key for key in rows[1] if key.startswith("loss/")]
-    assert losses
-    for row, other in zip(rows[1:3], others[1:3], strict=True):
-        assert [other[key] for key in losses] == pytest.approx([row[key] for key in losses], abs=1e-5)
-    names = [path / "checkpoints" / "step-00000003" for path in (tmp_path / "one", tmp_path / "two")]
-    for part in (f"lora/{store.WEIGHTS}", f"ema/{store.WEIGHTS}", "behaviour.safetensors"):
-        ours, theirs = (load_file(folder / part) for folder in names)
-        for key, value in ours.items():
-            torch.testing.assert_close(theirs[key], value, rtol=0, atol=2e-4)
+        near = 1e-5 if row["step"] <= 1 else 1e-3
+        for key in row.keys() - {"step", "phase"}:
+            if not key.startswith(clocks):
+                assert other[key] == pytest.approx(row[key], rel=near, abs=near), (row["step"], key)
+    start = load_policy(one.model, one.trainer.seed).lora_state()
+    ours, theirs = (tmp_path / name / "checkpoints" / "step-00000003" for name in ("one", "two"))
+    for part in ("lora", "ema"):
+        states = [load_file(folder / part / store.WEIGHTS) for folder in (ours, theirs)]
+        moved = sum((states[0][key] - value).square().sum() for key, value in start.items())
+        apart = sum((states[0][key] - states[1][key]).square().sum() for key in start)
+        assert moved > 0
+        assert apart < 1e-4 * moved
     assert (tmp_path / "two" / "config.yaml").read_text() == dump(two).replace("nproc: 1", "nproc: 2")

@@ -106,7 +106,7 @@ def test_gradients_reach_the_trained_adapter_alone(
     policy: Any, inputs: Inputs, randomise: Callable[..., None], before: Any
 ) -> None:
     randomise(policy)
-    policy.velocity(*inputs, before)
+    assert policy.velocity(*inputs, before).requires_grad == (before == "trained")
     policy.velocity(*inputs, "trained").square().mean().backward()
     trained = policy.parameters("trained")
     assert all(p.grad is not None and p.grad.any() for p in trained.values())

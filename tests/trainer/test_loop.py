@@ -1,0 +1,184 @@
+"""What one step does to the weights, their average and the behaviour policy, and on what it trains."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from marble_cli.checkpoint import store
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import RewardError
+from marble_cli.metrics.jsonl import read
+from marble_cli.policy.load import load_policy
+from marble_cli.rewards.scorer import Lane
+from marble_cli.trainer.gradients import TrainingSet
+from marble_cli.trainer.run import train
+from marble_cli.trainer.step import Direction, Director
+
+RunConfigMaker = Callable[..., RunConfig]
+
+
+def weights(folder: Path, part: str, step: int = 1) -> dict[str, Tensor]:
+    file = folder / "checkpoints" / f"step-{step:08d}" / part
+    return load_file(file / store.WEIGHTS if file.is_dir() else file)
+
+
+def plain(state: dict[str, Tensor]) -> list[Tensor]:
+    """The tensors in the order of their names, which differ by prefixes only between files."""
+    return [state[key] for key in sorted(state)]
+
+
+@pytest.fixture
+def directions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingSet, Direction]]:
+    """What every step trained on and the direction that it found, as they pass by."""
+    seen: list[tuple[TrainingSet, Direction]] = []
+    original = Director.direct
+
+    def direct(self: Director, step: int, signal: Any, data: TrainingSet, *rest: Any) -> Direction:
+        direction = original(self, step, signal, data, *rest)
+        seen.append((data, direction))
+        return direction
+
+    monkeypatch.setattr(Director, "direct", direct)
+    return seen
+
+
+def test_an_update_is_clipped_adamw_average_and_behaviour(
+    run_config: RunConfigMaker, tmp_path: Path, directions: list[tuple[TrainingSet, Direction]]
+) -> None:
+    config = run_config(
+        f"run.dir={tmp_path}", "trainer.steps=1", "optimizer.lr=0.01", "optimizer.clip_norm=0.05", "optimizer.epsilon=0.1",
+        "trainer.ema.decay=0.7", "algorithm.behaviour.rate=0.25", "optimizer.weight_decay=0.5",
+    )  # fmt: skip
+    assert train(config, resume="auto") == 0
+    start = load_policy(config.model, config.trainer.seed)
+    parameters = start.parameters("trained")
+    gradient = directions[0][1].gradient
+    norm = gradient.norm().item()
+    assert norm > 0.05
+    clipped = (gradient * (0.05 / norm)).split([p.numel() for p in parameters.values()])
+    expected = [
+        # One step of AdamW from zero moments: the corrected moments are g and g^2.
+        (p * (1 - 0.01 * 0.5) - 0.01 * g.view_as(p) / (g.view_as(p).abs() + 0.1)).detach()
+        for p, g in zip(parameters.values(), clipped, strict=True)
+    ]
+    names = sorted(parameters)
+    by_name = dict(zip(parameters, expected, strict=True))
+    trained = [by_name[name] for name in names]
+    begin = [parameters[name].detach() for name in names]
+    for part, keep in (("lora", 0.0), ("ema", 0.7), ("behaviour.safetensors", 0.25)):
+        for got, after, before in zip(plain(weights(tmp_path, part)), trained, begin, strict=True):
+            torch.testing.assert_close(got, keep * before + (1 - keep) * after, rtol=1e-4, atol=1e-7)
+    (row,) = read(tmp_path / "metrics.jsonl")
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert row["behaviour/eta"] == 0.25
+
+
+@pytest.mark.parametrize("kind", ["group", "image"])
+def test_images_of_a_prompt_share_noise_if_asked(
+    run_config: RunConfigMaker, tmp_path: Path, directions: list[tuple[TrainingSet, Direction]], kind: str
+) -> None:
+    config = run_config(
+        f"run.dir={tmp_path}", "trainer.steps=1", "rollout.steps=9", f"algorithm.training_noise={kind}",
+        "trainer.times_per_image=4",
+    )  # fmt: skip
+    train(config, resume="auto")
+    data = directions[0][0]
+    assert data.draws.tolist() == ([0, 0, 0, 1, 1, 1] if kind == "group" else list(range(6)))
+    assert data.indices.tolist() == list(range(6))
+    assert data.samples == 24
+    same = [torch.equal(data.times[0], data.times[i]) for i in range(6)]
+    assert same == ([True] * 3 + [False] * 3 if kind == "group" else [True] + [False] * 5)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(
+    run_config: RunConfigMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    original = Director.direct
+
+    def spoilt(self: Director, step: int, *rest: Any) -> Direction:
+        direction = original(self, step, *rest)
+        return replace(direction, gradient=direction.gradient * (torch.nan if step == 2 else 1.0))
+
+    monkeypatch.setattr(Director, "direct", spoilt)
+    config = run_config(
+        f"run.dir={tmp_path}", "trainer.steps=3", "trainer.checkpoint_every=1", "trainer.keep_last=3"
+    )
+    with caplog.at_level(logging.WARNING, "marble"):
+        assert train(config, resume="auto") == 0
+    rows = read(tmp_path / "metrics.jsonl")
+    assert [row.get("skipped") for row in rows] == [None, 1, None]
+    assert "grad_norm" not in rows[1]
+    assert "step 2: the gradient is not finite" in (tmp_path / "log.txt").read_text()
+    for part in ("lora", "ema", "behaviour.safetensors", "optimizer.safetensors"):
+        first, second, third = (weights(tmp_path, part, step) for step in (1, 2, 3))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert not all(torch.equal(third[key], second[key]) for key in first)
+    infos = [
+        json.loads((tmp_path / "checkpoints" / f"step-0000000{n}" / "state.json").read_text()) for n in (1, 2)
+    ]
+    assert infos[0]["info"] == infos[1]["info"]
+
+
+def test_a_broken_reward_stops_the_run_with_its_last_step_kept(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"n": 0}
+    original = Lane.score
+
+    def failing(self: Lane, batch: Any, sources: Any) -> Any:
+        if self.name == "colorfulness":
+            calls["n"] += 1
+            if calls["n"] > 5:  # preflight and two steps of two batches
+                raise RewardError("reward colorfulness returned text")
+        return original(self, batch, sources)
+
+    monkeypatch.setattr(Lane, "score", failing)
+    config = run_config(f"run.dir={tmp_path}", "trainer.steps=9", "trainer.checkpoint_every=9")
+    with pytest.raises(RewardError, match="returned text"):
+        train(config, resume="auto")
+    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000002"
+    monkeypatch.setattr(Lane, "score", original)
+    assert train(run_config(f"run.dir={tmp_path}", "trainer.steps=3"), resume="auto") == 0
+    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    """What outside programs read; a key less or renamed is a decision."""
+    config = run_config(
+        f"run.dir={tmp_path}", "trainer.steps=2", "trainer.eval_every=2", "balance.refresh_every=2"
+    )
+    train(config, resume="auto")
+    rows = read(tmp_path / "metrics.jsonl")
+    each = {f"reward/{name}/{figure}" for name in config.rewards for figure in ("mean", "std", "applicable")}
+    always = each | {
+        "step",
+        "phase",
+        "loss/policy",
+        "loss/kl",
+        "grad_norm",
+        "balance/refresh",
+        "behaviour/eta",
+    }
+    always |= {f"time/{part}" for part in ("rollout", "reward", "train", "step")} | {
+        "throughput/images_per_second"
+    }
+    of_rewards = {"reward/{}/failed", "advantage/{}/std", "balance/alpha/{}", "balance/weight/{}"}
+    always |= {key.format(name) for key in of_rewards for name in config.rewards}
+    refresh = {f"balance/{figure}/{name}" for figure in ("grad_norm", "cosine") for name in config.rewards}
+    refresh |= {"balance/gap", "balance/solve_seconds", "balance/fallbacks"}
+    judged = each | {"step", "phase", "eval/composite"}
+    assert [set(row) for row in rows] == [judged, always | refresh, always, judged]
+    assert (
+        rows[1]["time/step"] >= sum(rows[1][f"time/{part}"] for part in ("rollout", "reward", "train")) - 1e-6
+    )
