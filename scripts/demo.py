@@ -1,6 +1,6 @@
 """Fine-tune the embedded `tiny` model on five rewards at once, then show what changed.
 
-    python scripts/demo.py [--directory runs/demo] [--seed 0] [OVERRIDE ...]
+    python scripts/demo.py [--seed 0] [--directory runs/demo-0] [OVERRIDE ...]
 
 Ends with the table of base against trained on held-out prompts and names the two pictures that it drew. Running it
 again continues an unfinished run.
@@ -16,7 +16,7 @@ from rich.console import Console
 from marble_cli.evaluate.evaluate import evaluate
 from marble_cli.metrics.figures import curves
 
-JUDGED_PROMPTS = 120  # held-out prompts a source
+JUDGED_PROMPTS = 400  # held-out prompts a source
 
 
 def main(directory: Path, seed: int, overrides: list[str]) -> int:
@@ -27,6 +27,7 @@ def main(directory: Path, seed: int, overrides: list[str]) -> int:
     finished = subprocess.run(command, check=False)
     if finished.returncode:
         return finished.returncode
+    print(f"judging base and trained on {JUDGED_PROMPTS} held-out prompts a source", flush=True)
     report = evaluate(str(directory), "base", [f"trainer.eval_prompts={JUDGED_PROMPTS}"], directory)
     curves(directory / "metrics.jsonl", directory / "curves.png")
     console = Console()
@@ -40,8 +41,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--directory", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--directory", type=Path, help="the run's folder; runs/demo-SEED if not given")
     parser.add_argument("overrides", nargs="*", help="any override of marble train")
     options = parser.parse_args()
-    sys.exit(main(options.directory, options.seed, options.overrides))
+        directory = options.directory or Path(f"runs/demo-{options.seed}")
+    sys.exit(main(directory, options.seed, options.overrides))

@@ -8,7 +8,7 @@ import typer
 
 from marble_cli.cli.options import Overrides, Target
 
-EPILOG = "Example:  marble eval runs/demo --against base --output runs/demo"
+EPILOG = "Example:  marble eval runs/demo-0 --against base --output judged"
 
 
 def evaluate(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-EPILOG = "Example:  marble export runs/demo lora/   then   pipeline.load_lora_weights('lora/')"
+EPILOG = "Example:  marble export runs/demo-0 lora/   then   pipeline.load_lora_weights('lora/')"
 
 
 def export(

@@ -7,7 +7,7 @@ import typer
 
 from marble_cli.cli.options import Target
 
-EPILOG = "Example:  marble generate runs/demo --prompt 'a red sign that says \"47\"'"
+EPILOG = "Example:  marble generate runs/demo-0 --prompt 'a red sign that says \"47\"'"
 
 
 def generate(
