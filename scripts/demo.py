@@ -45,5 +45,5 @@ if __name__ == "__main__":
     parser.add_argument("--directory", type=Path, help="the run's folder; runs/demo-SEED if not given")
     parser.add_argument("overrides", nargs="*", help="any override of marble train")
     options = parser.parse_args()
-        directory = options.directory or Path(f"runs/demo-{options.seed}")
+    directory = options.directory or Path(f"runs/demo-{options.seed}")
     sys.exit(main(directory, options.seed, options.overrides))

@@ -121,7 +121,9 @@ def check(
     checks = run_checks(reward, batch)
     table = Table("check", "", "detail", box=None, pad_edge=False)
     for result in checks:
-        table.add_row(result.name, "[green]pass[/]" if result.passed else "[red]FAIL[/]", escape(result.detail))
+        table.add_row(
+            result.name, "[green]pass[/]" if result.passed else "[red]FAIL[/]", escape(result.detail)
+        )
     Console().print(table)
     if not all(result.passed for result in checks):
         raise typer.Exit(1)

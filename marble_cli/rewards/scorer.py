@@ -175,7 +175,8 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
         RewardError: it is not `count` numbers.
     """
     try:
-        values = torch.as_tensor(answer).detach().to("cpu", torch.float64)
+        on_cpu = answer.detach().cpu() if isinstance(answer, Tensor) else answer
+        values = torch.as_tensor(on_cpu, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RewardError(
             f"reward {name} returned {type(answer).__name__} instead of {count} numbers: {error}"

@@ -16,8 +16,7 @@ from marble_cli.data.prompts import load_prompts
 from marble_cli.errors import RequestError
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import model_size, pick_device
-from marble_cli.rewards.registry import check_options, load_plugin
-from marble_cli.trainer.preflight import check_folder, check_geometry
+from marble_cli.trainer.preflight import check_folder, check_geometry, check_plugins
 
 UTILISATION = 0.4  # share of a large matrix product's speed that a transformer reaches; measured on `tiny`
 
@@ -41,7 +40,7 @@ def geometry(config: RunConfig) -> Geometry:
     wanted = config.trainer.times_per_image
     times = usable if wanted is None else min(wanted, usable)
     balance, steps = config.balance, config.trainer.steps
-    every = 1 if balance.mode is BalanceMode.full else balance.refresh_every
+    every = balance.refresh_every if balance.mode is BalanceMode.amortized else 1
     refresh = sum(step <= balance.warmup or (step - 1) % every == 0 for step in range(1, steps + 1))
     return Geometry(config.rollout.groups * config.rollout.group_size, times, refresh)
 
@@ -63,7 +62,8 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     forward = 2 * size.transformer * size.tokens
     backward = 2 * forward
     plain = counts.samples * (3 * forward + backward)
-    refresh = counts.samples * (3 * forward + (rewards + 1) * backward)
+    passes = 2 if config.balance.mode is BalanceMode.output_space else rewards + 1
+    refresh = counts.samples * (3 * forward + passes * backward)
     rollouts = counts.images * config.rollout.steps * forward
     steps = config.trainer.steps
     total = steps * (rollouts + plain) + counts.refresh_steps * (refresh - plain)
@@ -87,14 +87,15 @@ def plan(config: RunConfig) -> None:
         RequestError: prompts, rewards, balance, geometry or the run's folder are wrong.
     """
     check_geometry(config, config.launcher.nproc)
-    check_folder(Path(config.run.dir))
     prompts = {split: load_prompts(config.data, split) for split in ("train", "test")}
-    for name, reward in {**config.rewards, **config.eval_rewards}.items():
-        check_options(name, load_plugin(reward.plugin), reward.options)
+    check_plugins(config)
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
     counts, trainer = geometry(config), config.trainer
     rows: list[tuple[str, str]] = [
-        ("run", f"{config.run.dir} ({shutil.disk_usage(config.run.dir).free / 2**30:.0f} GiB free)"),
+        (
+            "run",
+            f"{config.run.dir} ({shutil.disk_usage(check_folder(Path(config.run.dir))).free / 2**30:.0f} GiB free)",
+        ),
         ("prompts", ", ".join(f"{name} {len(rows)}" for name, rows in prompts["train"].items())),
         (
             "held out",

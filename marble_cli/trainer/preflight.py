@@ -10,24 +10,39 @@ from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError, RewardError
 from marble_cli.policy.base import Policy
 from marble_cli.randomness import noise
+from marble_cli.rewards.registry import check_options, load_plugin
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout
 
 
-def check_folder(folder: Path) -> None:
-    """The run's folder exists or can be made, and can be written.
+def check_folder(folder: Path) -> Path:
+    """The run's folder can be written, or made; it is not made here.
+
+    Returns:
+        The nearest folder that exists already.
 
     Raises:
         RequestError: it cannot.
     """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=existing):
+            return existing
     except OSError as error:
         raise RequestError(
             f"run.dir={folder} cannot be written: {error.strerror}. Choose another folder with run.dir=..."
         ) from error
+
+
+def check_plugins(config: RunConfig) -> None:
+    """Every reward's plugin can be imported and takes the options that it is given.
+
+    Raises:
+        ConfigError: an option is unknown or missing.
+        RewardError: a plugin cannot be imported.
+    """
+    for name, reward in {**config.rewards, **config.eval_rewards}.items():
+        check_options(name, load_plugin(reward.plugin), reward.options)
 
 
 def check_geometry(config: RunConfig, world: int) -> None:

@@ -23,7 +23,7 @@ from marble_cli.rollout.collect import Rollout
 from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.plan import check_memory
-from marble_cli.trainer.preflight import check_folder, check_geometry, check_groups
+from marble_cli.trainer.preflight import check_folder, check_geometry, check_groups, check_plugins
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.state import Progress, fresh, unpack
 from marble_cli.trainer.step import Director
@@ -117,6 +117,7 @@ def train(config: RunConfig, *, resume: str) -> int:
     with Ranks() as ranks, Interrupt() as interrupt:
         check_geometry(config, ranks.world)
         check_folder(folder)
+        check_plugins(config)
         checkpoint = find_checkpoint(folder, config, resume)
         ranks.any(False, pick_device(config.model.device))  # all have looked before one writes
         sources = load_prompts(config.data, "train")
@@ -124,6 +125,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         names = list(config.rewards)
         balance = build_balance(config.balance, names, [reward.weight for reward in config.rewards.values()])
         check_memory(config, pick_device(config.model.device))
+        folder.mkdir(parents=True, exist_ok=True)
         policy = load_policy(config.model, config.trainer.seed)
         rewards = {**config.rewards, **config.eval_rewards}
         with open_scorer(rewards, str(policy.device), config.trainer.pending_batches) as judges:

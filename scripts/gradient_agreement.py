@@ -1,0 +1,98 @@
+"""How much of a step's gradient is signal: cosines between the gradients of independent steps, reward by reward.
+
+    python scripts/gradient_agreement.py [--steps 5] [OVERRIDE ...]
+
+Rolls out several steps from the base model without training and takes every reward's own gradient (the shared term left
+out) on each. Two steps share nothing but the model, so the mean cosine c between them says that a share c of a gradient's
+squared length is signal and the rest is noise. Printed for all training times of the configuration together and for each
+of the solver's times alone.
+"""
+
+import argparse
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from marble_cli.config.compose import compose
+from marble_cli.config.schema import RunConfig, TrainingNoise
+from marble_cli.data.prompts import load_prompts
+from marble_cli.data.sampler import PromptSampler
+from marble_cli.losses.nft import coefficients
+from marble_cli.policy.load import load_policy
+from marble_cli.rewards.scorer import open_scorer
+from marble_cli.rollout.collect import Rollout
+from marble_cli.trainer.gradients import Objective, TrainingSet, gradients, training_times
+from marble_cli.trainer.signal import read_signal
+
+
+def agreement(steps: Tensor) -> Tensor:
+    """Mean cosine [K] between the gradients [S, K, P] of different steps."""
+    unit = steps / torch.linalg.vector_norm(steps, dim=2, keepdim=True)
+    cosine = torch.einsum("skp,tkp->kst", unit, unit)
+    count = len(steps)
+    return (cosine.sum((1, 2)) - count) / (count * (count - 1))
+
+
+def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tuple[float, Tensor]]]:
+    """Rewards' names, their agreement [K] over the configured times, and (t, agreement [K]) for each time alone."""
+    policy = load_policy(config.model, config.trainer.seed)
+    sources = load_prompts(config.data, "train")
+    weights = {name: source.weight for name, source in config.data.sources.items()}
+    sampler = PromptSampler(sources, weights, config.rollout.groups, config.trainer.seed)
+    trainer, algorithm, size = config.trainer, config.algorithm, config.rollout.group_size
+    objective = Objective(
+        algorithm.beta, algorithm.advantage.clip, 0.0, trainer.seed, trainer.micro_batch_size
+    )
+    together, alone = [], []
+    with open_scorer(config.rewards, str(policy.device)) as scorer:
+        rollout = Rollout(
+            policy, config.rollout.solver, config.rollout.steps, config.rollout.batch_size, trainer.seed
+        )
+        times = rollout.times()[: max(1, int(config.rollout.steps * 0.99))]
+        for step in range(1, steps + 1):
+            prompts = [prompt for prompt in sampler.step(step) for _ in range(size)]
+            own = torch.arange(len(prompts))
+            samples = rollout.collect(
+                prompts, own.tolist(), scorer=scorer, adapter="behaviour", purpose="rollout", step=step,
+                advance=lambda count: None,
+            )  # fmt: skip
+            signal = read_signal(
+                samples.scores.values.nan_to_num(), samples.scores.applicable, own // size, algorithm
+            )
+            p, q = coefficients(signal.optimality, signal.applicable, shared_term="outside")
+            draws = own // size if algorithm.training_noise is TrainingNoise.group else own
+            chosen = training_times(
+                rollout.times(), trainer.timestep_fraction, trainer.times_per_image, draws.tolist(),
+                trainer.seed, step,
+            )  # fmt: skip
+
+            def take(at: Tensor, samples=samples, own=own, draws=draws, p=p, q=q, step=step) -> Tensor:  # type: ignore[no-untyped-def]
+                data = TrainingSet(samples.x0, samples.embeddings, own, draws, at, at.numel())
+                return gradients(policy, data, objective, p, q, step, lambda count: None).rows.double()
+
+            together.append(take(chosen))
+            alone.append(torch.stack([take(t.repeat(len(own), 1)) for t in times]))
+    each = torch.stack(alone)
+    singles = [(float(t), agreement(each[:, place])) for place, t in enumerate(times)]
+    return list(config.rewards), agreement(torch.stack(together)), singles
+
+
+def main(steps: int, overrides: list[str]) -> None:
+    names, together, singles = measure(compose(["preset=tiny", *overrides]), steps)
+    table = Table("training times", *names, box=None)
+    table.add_row("as configured", *(f"{value:.3f}" for value in together.tolist()))
+    for t, values in singles:
+        table.add_row(f"t = {t:.3f} alone", *(f"{value:.3f}" for value in values.tolist()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("overrides", nargs="*", help="any override of marble train")
+    options = parser.parse_args()
+    main(options.steps, options.overrides)
