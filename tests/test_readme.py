@@ -1,0 +1,63 @@
+"""What README and docs tell a reader to type is accepted."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from marble_cli.cli.app import app
+from marble_cli.config.compose import compose
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = sorted(
+    {
+        line.split("  ")[0].strip()
+        for page in DOCS
+        for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("marble ")
+    }
+)
+FOREIGN = {"brightness": "colorfulness"}  # the reward that the reader has just written
+
+
+def words(command: str) -> list[str]:
+    for theirs, ours in FOREIGN.items():
+        command = command.replace(theirs, ours)
+    return [word.replace(", gamma: 2.2", "") for word in shlex.split(command)[1:]]
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) > 8
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("marble train")])
+def test_train_commands_compose(command: str) -> None:
+    overrides = [word for word in words(command)[1:] if not word.startswith("--")]
+    assert compose(overrides).rewards
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("marble train")])
+def test_other_commands_exist(command: str) -> None:
+    path = [
+        word
+        for word in words(command)
+        if word in ("eval", "generate", "export", "doctor", "rewards", "list", "check")
+    ]
+    assert CliRunner().invoke(app, [*path, "--help"]).exit_code == 0
+
+
+def test_the_files_and_folders_named_exist() -> None:
+    for page in DOCS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+def test_the_configuration_table_names_every_group() -> None:
+    from marble_cli.config.compose import GROUPS
+
+    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert table == list(GROUPS)
