@@ -146,7 +146,7 @@ def _python(*command: object) -> None:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics, without what a clock measured."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    """The whole rows of a run's metrics, without what a clock measured."""
+    lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]
     timed = ("time/", "throughput/", "balance/solve_seconds")
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(timed)} for line in lines]

@@ -26,13 +26,21 @@ def interrupt(environment: Environment, run: Path, after_step: int, number: sign
     process = subprocess.Popen(
         command, cwd=environment.folder, env=environment.variables(), stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or max((r["step"] for r in rows(run)), default=0) < after_step:
-        assert process.poll() is None, "the run ended before it could be interrupted"
-        assert time.monotonic() < deadline, "the run did not get to the step"
-        time.sleep(0.01)
-    process.send_signal(number)
-    return process.wait(60)
+    deadline = time.monotonic() + 300
+    try:
+        while not _reached(run, after_step):
+            assert process.poll() is None, "the run ended before it could be interrupted"
+            assert time.monotonic() < deadline, "the run did not get to the step"
+            time.sleep(0.01)
+        process.send_signal(number)
+        return process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _reached(run: Path, step: int) -> bool:
+    return (run / "metrics.jsonl").exists() and max((row["step"] for row in rows(run)), default=0) >= step
 
 
 def weights(run: Path) -> dict[str, bytes]:
