@@ -25,6 +25,10 @@ class CheckpointError(RequestError):
     """A checkpoint is missing, damaged, of another format or of another run."""
 
 
+class StorageError(MarbleError):
+    """A checkpoint could not be written; earlier ones are untouched."""
+
+
 class RewardError(MarbleError):
     """A reward plugin broke its contract or failed too often; the run cannot go on."""
 

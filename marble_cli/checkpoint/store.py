@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from marble_cli.errors import CheckpointError
+from marble_cli.errors import CheckpointError, StorageError
 
 FORMAT_VERSION = 1
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -55,7 +55,7 @@ def save(
         metadata: strings to keep in the LoRA files' headers: their rank and alpha, as diffusers names them.
 
     Raises:
-        CheckpointError: the disk is full or the folder cannot be written; earlier checkpoints stay valid.
+        StorageError: the disk is full or the folder cannot be written; earlier checkpoints stay valid.
     """
     parent = run / "checkpoints"
     final = parent / f"step-{state.step:08d}"
@@ -84,7 +84,7 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         size = sum(t.numel() * t.element_size() for tensors in groups.values() for t in tensors.values())
-        raise CheckpointError(
+        raise StorageError(
             f"checkpoint {final} could not be written ({error}). It needs about {size:,} bytes; "
             "free some space and continue with --resume auto. Earlier checkpoints are untouched."
         ) from error

@@ -12,7 +12,7 @@ def ema_decay(ema: Ema, step: int) -> float:
 
 
 def behaviour_eta(behaviour: Behaviour, step: int) -> float:
-    """Share of the old behaviour policy kept after `step` updates (DESIGN 1.7; arXiv 2509.16117).
+    """Share of the old behaviour policy kept after `step` updates (arXiv 2509.16117).
 
     `ramp`: min(rate * step, maximum); `flat`: maximum; `hold`: the behaviour policy never moves.
     """

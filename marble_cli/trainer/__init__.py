@@ -1,1 +1,1 @@
-"""The training loop: DESIGN section 1, once per optimizer step."""
+"""The training loop: docs/algorithm.md, once per optimizer step."""

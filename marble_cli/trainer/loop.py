@@ -1,4 +1,4 @@
-"""The training loop; each method is a line of DESIGN section 1."""
+"""The training loop; its methods follow docs/algorithm.md line by line."""
 
 import logging
 import time

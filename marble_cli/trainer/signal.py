@@ -22,7 +22,7 @@ class Signal:
 
 
 def read_signal(rewards: Tensor, applicable: Tensor, groups: Tensor, algorithm: Algorithm) -> Signal:
-    """Advantages (DESIGN 1.3) of `rewards` [K, n] where `applicable` [K, n], by prompt group `groups` [n]."""
+    """Advantages and optimalities of `rewards` [K, n] where `applicable` [K, n], by prompt group `groups` [n]."""
     advantage = advantages(rewards, applicable, groups, std=algorithm.advantage.std.value)
     return Signal(rewards, applicable, groups, advantage, optimality(advantage, algorithm.advantage.clip))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from marble_cli.checkpoint import store
-from marble_cli.errors import CheckpointError
+from marble_cli.errors import CheckpointError, StorageError
 
 LORA = {"transformer.a.lora_A.weight": torch.randn(2, 3), "transformer.a.lora_B.weight": torch.zeros(3, 2)}
 
@@ -101,7 +101,7 @@ def test_a_pointer_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_older_checkpoint(tmp_path: Path) -> None:
     older = write(tmp_path, 1)
     (tmp_path / "checkpoints" / ".step-00000002.tmp").write_text("a file in the way")
-    with pytest.raises(CheckpointError, match=r"needs about .* bytes"):
+    with pytest.raises(StorageError, match=r"needs about .* bytes"):
         write(tmp_path, 2)
     assert store.resolve(str(tmp_path)) == older
     store.load(older)

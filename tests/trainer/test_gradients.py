@@ -1,4 +1,4 @@
-"""The step's gradients in float64 against DESIGN 1.4 to 1.6 written out image by image."""
+"""The step's gradients in float64 against docs/algorithm.md written out image by image."""
 
 from dataclasses import replace
 from typing import Any
