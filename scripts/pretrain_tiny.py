@@ -38,6 +38,7 @@ from transformers import (
 )
 
 TOKENS = 16  # prompt length; the longest prompt of the world has 15 tokens
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ASSETS = Path(__file__).resolve().parent.parent / "marble_cli" / "assets" / "tiny"
 
 
@@ -147,13 +148,19 @@ def train_clip(
         "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 3, "num_attention_heads": 4,
         "image_size": world.RESOLUTION, "patch_size": 8, "projection_dim": 64, "hidden_act": "gelu",
     }  # fmt: skip
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).train()
+    model = (
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).to(DEVICE).train()
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.05)
     rate = schedule(optimizer, plan.clip_steps)
     track = Track("clip", plan.clip_steps)
     for step in track:
         index = torch.randint(len(images), (plan.clip_batch,), generator=draw)
-        output = model(input_ids=ids[index], pixel_values=normalised(images[index]), return_loss=True)
+        output = model(
+            input_ids=ids[index].to(DEVICE),
+            pixel_values=normalised(images[index].to(DEVICE)),
+            return_loss=True,
+        )
         optimizer.zero_grad()
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -169,7 +176,7 @@ def train_vae(plan: Plan, images: Tensor, draw: torch.Generator) -> AutoencoderK
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 48, 64), layers_per_block=1, latent_channels=8, norm_num_groups=8,
         sample_size=world.RESOLUTION, use_quant_conv=False, use_post_quant_conv=False,
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+    ).to(DEVICE, memory_format=torch.channels_last)  # fmt: skip
     optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=1e-4)
     steps = plan.vae_crop_steps + plan.vae_steps
     rate = schedule(optimizer, steps)
@@ -180,9 +187,10 @@ def train_vae(plan: Plan, images: Tensor, draw: torch.Generator) -> AutoencoderK
         if step < plan.vae_crop_steps:
             top, left = (8 * int(torch.randint(5, (), generator=draw)) for _ in range(2))
             crop = crop[:, :, top : top + 32, left : left + 32]
-        target = normalised(crop).contiguous(memory_format=torch.channels_last)
+        target = normalised(crop.to(DEVICE)).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(target).latent_dist
-        sample = posterior.mean + torch.randn(posterior.mean.shape, generator=draw) * posterior.std
+        noise = torch.randn(posterior.mean.shape, generator=draw).to(DEVICE)
+        sample = posterior.mean + noise * posterior.std
         decoded = vae.decode(sample).sample
         error = decoded - target
         loss = error.abs().mean() + error.square().mean() + 2e-4 * posterior.kl().mean() / 512
@@ -200,7 +208,9 @@ def encode_all(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Latents of every image [N, 8, 8, 8], normalised by factors written into the VAE's config."""
     latents = torch.cat(
         [
-            vae.encode(normalised(chunk).contiguous(memory_format=torch.channels_last)).latent_dist.mean
+            vae.encode(
+                normalised(chunk.to(DEVICE)).contiguous(memory_format=torch.channels_last)
+            ).latent_dist.mean.cpu()
             for chunk in images.split(256)
         ]
     )
@@ -233,7 +243,7 @@ def train_flow(
     plan: Plan, tokenizer: CLIPTokenizer, latents: Tensor, ids: Tensor, draw: torch.Generator
 ) -> tuple[SD3Transformer2DModel, torch.nn.ModuleList]:
     """Rectified flow on latents, text encoders trained along; returns the moving average of the weights."""
-    model = torch.nn.ModuleList(make_flow(tokenizer))
+    model = torch.nn.ModuleList(make_flow(tokenizer)).to(DEVICE)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01)
     rate = schedule(optimizer, plan.flow_steps)
@@ -246,8 +256,9 @@ def train_flow(
         x0 = latents[index]
         noise = torch.randn(x0.shape, generator=draw)
         t = torch.sigmoid(torch.randn(batch, generator=draw) * 1.1)
+        x0, noise, t = x0.to(DEVICE), noise.to(DEVICE), t.to(DEVICE)
         xt = torch.lerp(x0, noise, t[:, None, None, None])
-        tokens, pooled = encode_prompt(model[1], ids[index], empty)
+        tokens, pooled = encode_prompt(model[1], ids[index].to(DEVICE), empty)
         velocity = model[0](
             hidden_states=xt, timestep=t * 1000, encoder_hidden_states=tokens, pooled_projections=pooled,
             return_dict=False,
@@ -261,6 +272,7 @@ def train_flow(
         decay = min(0.997, (step + 1) / (step + 20))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         track.loss(step, loss.detach())
+    average.cpu()
     return average[0].eval(), average[1].eval()
 
 
@@ -297,10 +309,10 @@ def main(output: Path, seed: int, scale: float) -> None:
     vae = train_vae(plan, images, draw)
     latents = encode_all(vae, images)
     half = torch.float16
-    vae.to(memory_format=torch.contiguous_format)
+    vae.to("cpu", memory_format=torch.contiguous_format)
     vae.save_pretrained(output / "pipeline" / "vae")
     clip = train_clip(plan, tokenizer, clean, token_ids(tokenizer, clean_captions), draw)
-    clip.to(half).save_pretrained(output / "clip")
+    clip.to("cpu", half).save_pretrained(output / "clip")
     tokenizer.save_pretrained(output / "clip")
     CLIPImageProcessor(
         size={"shortest_edge": world.RESOLUTION}, crop_size=world.RESOLUTION,

@@ -13,7 +13,11 @@ from marble_cli.errors import RequestError
 if TYPE_CHECKING:
     from marble_cli.config.schema import Reward as Settings
 
-app = typer.Typer(no_args_is_help=True, help="Look at, check and try the installed rewards.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Look at, check and try the installed rewards.",
+    epilog="Example:  marble rewards show colorfulness",
+)
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A reward of the configuration, or an installed one.")

@@ -18,8 +18,7 @@ def test_help_fits_80_columns_and_has_an_example(marble: Callable, page: tuple[s
     shown = marble(*page, "--help")
     assert shown.code == 0
     assert max(len(line) for line in shown.out.splitlines()) <= 80
-    if page != ("rewards",):
-        assert "Example:" in shown.out
+    assert "Example:" in shown.out
 
 
 def test_the_commands_are_these(marble: Callable) -> None:
