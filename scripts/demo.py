@@ -11,29 +11,34 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from marble_cli.evaluate.evaluate import evaluate
 from marble_cli.metrics.figures import curves
 
 JUDGED_PROMPTS = 400  # held-out prompts a source
 
 
+def marble(*arguments: object) -> int:
+    return subprocess.run([sys.executable, "-m", "marble_cli", *map(str, arguments)], check=False).returncode
+
+
 def main(directory: Path, seed: int, overrides: list[str]) -> int:
-    command = [
-        sys.executable, "-m", "marble_cli", "train", "preset=tiny", "run.name=demo",
-        f"run.dir={directory}", f"trainer.seed={seed}", *overrides,
-    ]  # fmt: skip
-    finished = subprocess.run(command, check=False)
-    if finished.returncode:
-        return finished.returncode
+    trained = marble(
+        "train", "preset=tiny", "run.name=demo", f"run.dir={directory}", f"trainer.seed={seed}", *overrides
+    )
+    if trained:
+        return trained
     print(f"judging base and trained on {JUDGED_PROMPTS} held-out prompts a source", flush=True)
-    report = evaluate(str(directory), "base", [f"trainer.eval_prompts={JUDGED_PROMPTS}"], directory)
-    curves(directory / "metrics.jsonl", directory / "curves.png")
-    console = Console()
-    console.print(report.table())
-    console.print(f"before and after: {directory / 'images.png'}", soft_wrap=True)
-    console.print(f"curves:           {directory / 'curves.png'}", soft_wrap=True)
+    judged = marble(
+        "eval",
+        directory,
+        "--against",
+        "base",
+        "--output",
+        directory,
+        f"trainer.eval_prompts={JUDGED_PROMPTS}",
+    )
+    if judged:
+        return judged
+    print(f"curves:   {curves(directory / 'metrics.jsonl', directory / 'curves.png')}")
     return 0
 
 
