@@ -49,16 +49,14 @@ def curves(metrics: Path, output: Path) -> Path:
             panel.plot(
                 *_series(judged, f"reward/{name}/mean"), color=color, lw=2, marker="o", ms=4, label="held out"
             )
-            panel.set_title(name)
+            panel.set_title(name, color=color)
             panel.set_xlabel("step")
         shares = panels[len(names)]
         for index, name in enumerate(names):
             steps, values = _series(train, f"balance/alpha/{name}")
-            shares.plot(steps, values, color=COLORS[index % len(COLORS)], lw=1.5, marker=".", label=name)
-        shares.set_title("balance: share (alpha)")
+            shares.plot(steps, values, color=COLORS[index % len(COLORS)], lw=1.5)
+        shares.set_title("share in the balance, alpha")
         shares.set_xlabel("step")
-        if shares.lines and len(shares.lines[0].get_xdata()):
-            shares.legend(frameon=False, fontsize=7)
         panels[0].legend(frameon=False, fontsize=7)
         for panel in panels[len(names) + 1 :]:
             panel.axis("off")
