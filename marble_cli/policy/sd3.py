@@ -21,6 +21,10 @@ from marble_cli.policy.adapters import LoraPair
 from marble_cli.policy.base import Adapter, ModelSize, PromptEmbeddings
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+DECODED_PIXELS = {
+    "cpu": 2**17,
+    "cuda": 2**21,
+}  # at once: a GPU's memory bounds them; on a CPU larger buffers are slower
 
 
 def model_source(path: str) -> str:
@@ -146,8 +150,9 @@ class SD3Policy:
     def decode(self, x0: Tensor) -> Tensor:
         vae = self.pipeline.vae
         latents = x0.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        image: Tensor = vae.decode(latents, return_dict=False)[0].float()
-        return ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        at_once = max(1, DECODED_PIXELS.get(self.device.type, 2**21) // self.model.resolution**2)
+        parts = [vae.decode(part, return_dict=False)[0].float() for part in latents.split(at_once)]
+        return ((torch.cat(parts) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
     def scheduler_config(self) -> dict[str, Any]:
         return dict(self.pipeline.scheduler.config)
