@@ -105,10 +105,11 @@ def base_overrides(pipeline_folder: Path, prompts_folder: Path) -> list[str]:
     return [
         "model=tiny", f"model.path={pipeline_folder}", "model.resolution=16", "model.device=cpu",
         "model.lora.rank=2", "model.lora.alpha=6", "model.lora.target_modules=[to_q,to_v,add_k_proj,to_out.0]",
-        "data=tiny", f"data.root={prompts_folder}", "rewards=[colorfulness,compressibility]",
+        "data=tiny", f"data.root={prompts_folder}", "data.sources.text.weight=1", "rewards=[colorfulness,compressibility]",
         "rollout.groups=2", "rollout.group_size=3", "rollout.steps=3", "rollout.batch_size=4",
         "trainer.steps=2", "trainer.micro_batch_size=4", "trainer.times_per_image=1", "trainer.eval_every=0",
-        "trainer.eval_prompts=2", "logging.wandb.mode=disabled", "logging.images_every=0",
+        "trainer.eval_prompts=2", "trainer.timestep_fraction=0.99", "trainer.ema.decay=0.9", "algorithm.kl_coef=1e-4",
+        "balance.floor=0", "balance.refresh_every=10", "optimizer.lr=3e-4", "logging.wandb.mode=disabled", "logging.images_every=0",
         "run.name=test", "run.dir=unused",
     ]  # fmt: skip
 

@@ -11,8 +11,10 @@ from marble_cli.randomness import generator
 class PromptSampler:
     """Draws `groups` prompts a step from several sources, in shares of their `weights`.
 
-    Over the steps each source's share is exact to less than one prompt. Within a source every prompt is
-    used once before any is used again.
+    After any number of steps each source has served its share to less than one prompt. Within a source every
+    prompt is used once before any is used again.
+
+    Source: Tijdeman, The chairman assignment problem, Discrete Mathematics 32 (1980).
     """
 
     def __init__(
@@ -20,26 +22,32 @@ class PromptSampler:
     ) -> None:
         self.sources, self.groups, self.seed = sources, groups, seed
         total = sum(weights[name] for name in sources)
-        self.shares = {name: weights[name] / total for name in sources}
+        self.shares = {name: weights[name] / total for name in sources if weights[name] > 0}
+        self._history = [dict.fromkeys(self.shares, 0)]  # prompts served by source, after each step
 
     def step(self, step: int) -> list[Prompt]:
         """The prompts of the 1-based `step`, one a group, in a seeded order."""
         before, after = self._served(step - 1), self._served(step)
         chosen = [
-            self._prompt(name, place) for name in self.sources for place in range(before[name], after[name])
+            self._prompt(name, place) for name in self.shares for place in range(before[name], after[name])
         ]
         order = torch.randperm(len(chosen), generator=generator(self.seed, "order", step))
         return [chosen[i] for i in order]
 
     def _served(self, steps: int) -> dict[str, int]:
-        """Prompts each source has served after `steps`: cumulative shares rounded down at their running sum."""
-        total = steps * self.groups
-        served, running, placed = {}, 0.0, 0
-        for name, share in self.shares.items():
-            running += share
-            bound = round(total * running)
-            served[name], placed = bound - placed, bound
-        return served
+        """Prompts that each source has served after `steps`; what was counted before is kept."""
+        slack = 1.0 / max(1, 2 * len(self.shares) - 2)
+        while len(self._history) <= steps:
+            served = dict(self._history[-1])
+            for place in range(
+                (len(self._history) - 1) * self.groups + 1, len(self._history) * self.groups + 1
+            ):
+                # Of the sources that may serve now without running ahead, the one whose deadline is nearest.
+                behind = {name: share * place - served[name] for name, share in self.shares.items()}
+                ready = [name for name in behind if behind[name] >= slack - 1e-9]
+                served[min(ready, key=lambda name: (1.0 - slack - behind[name]) / self.shares[name])] += 1
+            self._history.append(served)
+        return self._history[steps]
 
     def _prompt(self, source: str, place: int) -> Prompt:
         prompts = self.sources[source]
