@@ -55,9 +55,10 @@ class TerminalView:
         if self.live and metrics["phase"] == "train":
             self.live.update(Group(self.bars, self._table(metrics)))
         else:
-            self.message(self._line(metrics))
+            self.message(self.line(metrics))
 
-    def _line(self, metrics: Mapping[str, Any]) -> str:
+    def line(self, metrics: Mapping[str, Any]) -> str:
+        """The figures of one step or evaluation in a line."""
         means = "  ".join(f"{name} {metrics[f'reward/{name}/mean']:.3f}" for name in reward_names(metrics))
         if metrics["phase"] == "eval":
             return f"eval {metrics['step']:>5}        {means}"

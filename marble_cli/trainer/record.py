@@ -2,11 +2,13 @@
 
 import logging
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from omegaconf import OmegaConf
 from rich.logging import RichHandler
 
+from marble_cli import __version__
 from marble_cli.config.schema import RunConfig
 from marble_cli.evaluate.score import Evaluation
 from marble_cli.metrics.figures import image_grid
@@ -24,6 +26,7 @@ class RunRecorder:
     def __init__(self, config: RunConfig, folder: Path, progress: Progress, *, main: bool) -> None:
         self.config, self.folder, self.progress, self.main = config, folder, progress, main
         self.logger = logging.getLogger("marble")
+        self.journal = logging.getLogger("marble.journal")  # what the terminal shows in another form
 
     def __enter__(self) -> "RunRecorder":
         if self.main:
@@ -38,6 +41,8 @@ class RunRecorder:
             self.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             self.logger.setLevel(logging.INFO)
             self.outer, self.logger.handlers = self.logger.handlers, self.handlers
+            self.journal.handlers, self.journal.propagate = self.handlers[:1], False
+            self.journal.info("marble %s, after step %d", __version__, self.progress.step)
             tree: Any = OmegaConf.to_container(OmegaConf.structured(self.config), enum_to_str=True)
             self.wandb = WandbRun(
                 self.config.logging.wandb, self.folder, self.config.run.name, tree, self.progress.wandb_id
@@ -45,12 +50,16 @@ class RunRecorder:
             self.progress.wandb_id = self.wandb.id
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.main:
+            if error is not None:
+                self.journal.error("%s: %s", type(error).__name__, error)
             self.view.close()
             self.wandb.close()
             self.metrics.close()
-            self.logger.handlers = self.outer
+            self.logger.handlers, self.journal.handlers = self.outer, []
             for handler in self.handlers:
                 handler.close()
 
@@ -64,12 +73,14 @@ class RunRecorder:
 
     def message(self, text: str) -> None:
         if self.main:
+            self.journal.info(text)
             self.view.message(text)
 
     def record(self, metrics: dict[str, Any]) -> None:
         if self.main:
             for sink in (self.metrics, self.wandb, self.view):
                 sink.write(metrics)
+            self.journal.info(self.view.line(metrics))
 
     def pictures(self, step: int, evaluation: Evaluation) -> None:
         """Keep a grid of the evaluation's images under samples/ and in W&B."""

@@ -54,3 +54,10 @@ def test_one_that_has_nothing_to_say_is_left_out(environment: Environment, run: 
         assert row["reward/silent/applicable"] == 0
         assert "reward/silent/mean" not in row
     assert rows(run)[0]["balance/alpha/compressibility"] == 1.0
+
+
+def test_the_log_tells_what_happened(environment: Environment, run: Path) -> None:
+    train(environment, run, "broken", "trainer.steps=4", "rewards.broken.good_calls=2")
+    log = (run / "log.txt").read_text()
+    assert "step     1/4" in log
+    assert "RewardError: reward broken failed on 12 of 12 images" in log
