@@ -58,9 +58,8 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
                 prompts, own.tolist(), scorer=scorer, adapter="behaviour", purpose="rollout", step=step,
                 advance=lambda count: None,
             )  # fmt: skip
-            signal = read_signal(
-                samples.scores.values.nan_to_num(), samples.scores.applicable, own // size, algorithm
-            )
+            scores = samples.scores()
+            signal = read_signal(scores.values.nan_to_num(), scores.applicable, own // size, algorithm)
             p, q = coefficients(signal.optimality, signal.applicable, shared_term="outside")
             draws = own // size if algorithm.training_noise is TrainingNoise.group else own
             chosen = training_times(

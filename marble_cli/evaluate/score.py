@@ -43,8 +43,9 @@ def score_policy(
         step=0,
         advance=advance,
     )
-    scorer.check(samples.scores)
-    return Evaluation(samples.prompts, samples.images, samples.scores)
+    scores = samples.scores()
+    scorer.check(scores)
+    return Evaluation(samples.prompts, samples.images, scores)
 
 
 def paired_interval(

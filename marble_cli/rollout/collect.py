@@ -23,7 +23,21 @@ class Samples:
     images: Tensor
     embeddings: PromptEmbeddings
     prompts: list[Prompt]
-    scores: Scores
+    pending: list[PendingScores]
+
+    def scores(self) -> Scores:
+        """Wait for the rewards that are still at work.
+
+        Raises:
+            RewardError: a plugin broke its contract.
+        """
+        parts = [part.result() for part in self.pending]
+        return Scores(
+            parts[0].names,
+            torch.cat([part.values for part in parts], dim=1),
+            torch.cat([part.applicable for part in parts], dim=1),
+            torch.cat([part.failed for part in parts], dim=1),
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Rollout:
         step: int,
         advance: Callable[[int], None],
     ) -> Samples:
-        """Make and score one image for each of `prompts`.
+        """Make one image for each of `prompts`, and have each batch scored while the next is made.
 
         Args:
             prompts: the prompt of each image; equal neighbours form a group.
@@ -93,20 +107,4 @@ class Rollout:
             latents.append(x0)
             pictures.append(images)
             advance(len(images))
-        return Samples(
-            torch.cat(latents),
-            torch.cat(pictures),
-            embeddings,
-            list(prompts),
-            merge([part.result() for part in pending]),
-        )
-
-
-def merge(parts: Sequence[Scores]) -> Scores:
-    """The scores of consecutive batches as one."""
-    return Scores(
-        parts[0].names,
-        torch.cat([part.values for part in parts], dim=1),
-        torch.cat([part.applicable for part in parts], dim=1),
-        torch.cat([part.failed for part in parts], dim=1),
-    )
+        return Samples(torch.cat(latents), torch.cat(pictures), embeddings, list(prompts), pending)

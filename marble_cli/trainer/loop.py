@@ -92,7 +92,7 @@ class Trainer:
         began = time.perf_counter()
         samples, groups = self.roll_out(step)
         rolled = time.perf_counter()
-        scores = self.gather(samples.scores)
+        scores = self.gather(samples.scores())
         self.scorer.check(scores)
         signal = read_signal(scores.values.nan_to_num(), scores.applicable, groups, self.config.algorithm)
         scored = time.perf_counter()

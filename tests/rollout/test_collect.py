@@ -51,14 +51,14 @@ def test_scores_images_and_prompts_keep_their_order(rollout: Rollout, scorer: Sc
     samples = collect(rollout, scorer, advance=counts.append)
     assert counts == [3, 3, 1]
     assert samples.prompts == PROMPTS
-    assert samples.scores.names == ["compressibility", "colorfulness"]
+    assert samples.scores().names == ["compressibility", "colorfulness"]
     assert torch.equal(samples.images, rollout.policy.decode(samples.x0))
-    values, applicable = samples.scores.values, samples.scores.applicable
+    values, applicable = samples.scores().values, samples.scores().applicable
     assert values[0].tolist() == pytest.approx(Compressibility()(samples.images))
     assert applicable.tolist() == [[True] * 7, [False] * 3 + [True] * 3 + [False]]
     assert torch.equal(values[1, 3:6], colorfulness(samples.images)[3:6].double())
     assert values[1, ~applicable[1]].isnan().all()
-    assert not samples.scores.failed.any()
+    assert not samples.scores().failed.any()
     apart = rollout.policy.encode([prompt.text for prompt in PROMPTS])
     torch.testing.assert_close(samples.embeddings.tokens, apart.tokens)
     torch.testing.assert_close(samples.embeddings.pooled, apart.pooled)
