@@ -5,6 +5,7 @@ from pathlib import Path
 
 from marble_cli.checkpoint import store
 from marble_cli.errors import RequestError
+from marble_cli.folder import check_writable
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
@@ -25,5 +26,6 @@ def export(target: str, directory: Path) -> Path:
     file = directory / WEIGHTS
     if file.exists():
         raise RequestError(f"{file} exists and is not overwritten. Choose another folder.")
+    check_writable(directory, "")
     directory.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copyfile(checkpoint / "ema" / WEIGHTS, file))

@@ -80,7 +80,7 @@ def save(
         temporary.rename(final)
         _flush(parent)
         for pointer in ("latest", "best") if best else ("latest",):
-            _point(parent / pointer, final.name)
+            write_whole(parent / pointer, final.name + "\n")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         size = sum(t.numel() * t.element_size() for tensors in groups.values() for t in tensors.values())
@@ -98,7 +98,7 @@ def _write_manifest(folder: Path, state: TrainerState, names: list[str]) -> None
     }
     manifest = {"format_version": FORMAT_VERSION, "step": state.step, "info": state.info, "files": listing}
     path = folder / "state.json"
-    path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(manifest | {"sha256": _own_digest(manifest)}, indent=1), encoding="utf-8")
     _flush(path)
 
 
@@ -110,27 +110,48 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _own_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content, which its own entry `sha256` is not part of."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _point(pointer: Path, name: str) -> None:
-    temporary = pointer.with_name(f".{pointer.name}.tmp")
-    temporary.write_text(name + "\n", encoding="utf-8")
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that is there whole or, if the process dies meanwhile, as it was before."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
     _flush(temporary)
-    temporary.replace(pointer)
+    temporary.replace(path)
 
 
-def _steps(parent: Path) -> list[Path]:
-    """Step folders, newest first."""
-    return sorted((p for p in parent.glob("step-*") if STEP_FOLDER.fullmatch(p.name)), reverse=True)
+def steps(run: Path) -> list[Path]:
+    """A run's step folders, newest first."""
+    return sorted(
+        (p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name)), reverse=True
+    )
+
+
+def set_aside(run: Path, step: int) -> list[Path]:
+    """Rename the checkpoints after `step`, which a run that goes back to it leaves behind; returns their new paths."""
+    moved = []
+    for folder in steps(run):
+        if int(folder.name.removeprefix("step-")) > step:
+            moved.append(folder.rename(folder.with_name(f"abandoned-{folder.name}")))
+            best = run / "checkpoints" / "best"
+            if best.is_file() and best.read_text(encoding="utf-8").strip() == folder.name:
+                best.unlink()
+    return moved
 
 
 def _retain(parent: Path, keep_last: int) -> None:
     best = parent / "best"
     kept = {best.read_text(encoding="utf-8").strip()} if best.is_file() else set()
-    for folder in _steps(parent)[max(1, keep_last) :]:
+    for folder in steps(parent.parent)[max(1, keep_last) :]:
         if folder.name not in kept:
             shutil.rmtree(folder)
 
@@ -153,6 +174,8 @@ def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tenso
         raise CheckpointError(
             f"{folder} has checkpoint format {version}; this version reads {FORMAT_VERSION}. Update marble to read it."
         )
+    if manifest.get("sha256") != _own_digest(manifest):
+        raise CheckpointError(f"{path} was altered: its SHA-256 differs from the one it states. {_REMEDY}")
     groups = {name: _verified(folder, name, entry) for name, entry in listing.items()}
     missing = {f"lora/{WEIGHTS}", f"ema/{WEIGHTS}"} - groups.keys()
     if missing:
@@ -201,7 +224,7 @@ def resolve(spec: str) -> Path:
     name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
     if STEP_FOLDER.fullmatch(name) and (parent / name).is_dir():
         return parent / name
-    found = _steps(parent)
+    found = steps(path)
     if not found:
         raise CheckpointError(f"{parent} holds no checkpoint yet. Train on, or name another run.")
     return found[0]
@@ -210,7 +233,7 @@ def resolve(spec: str) -> Path:
 def newest_valid(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest step folder that verifies, and those passed over with the reason."""
     skipped = []
-    for folder in _steps(run / "checkpoints"):
+    for folder in steps(run):
         try:
             load(folder)
         except CheckpointError as error:

@@ -47,7 +47,6 @@ def list_() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from marble_cli.errors import MarbleError
     from marble_cli.rewards.api import Declaration
     from marble_cli.rewards.registry import installed, load_plugin
 
@@ -56,7 +55,7 @@ def list_() -> None:
         try:
             declared = Declaration.of(load_plugin(name))
             row = (declared.summary, ", ".join(declared.requires))
-        except MarbleError as error:
+        except Exception as error:  # one broken plugin must not hide the others
             row = (f"[red]{escape(str(error))}[/]", "")
         table.add_row(name, *row, entry.dist.name if entry.dist else "")
     Console().print(table)

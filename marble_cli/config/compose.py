@@ -62,7 +62,10 @@ def load_resolved(path: Path) -> RunConfig:
     Raises:
         ConfigError: it cannot be read or holds something else.
     """
-    return typed(_read(path))
+    try:
+        return typed(_read(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def dump(config: RunConfig) -> str:

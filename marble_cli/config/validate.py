@@ -9,6 +9,8 @@ from marble_cli.rewards.registry import installed
 from marble_cli.suggest import nearest
 
 MIXTURES = ("weighted_sum", "advantage_sum")
+TAKE_WEIGHTS = (*MIXTURES, "fixed")
+OWN_WEIGHTS = ("marble", "mgda", "output_space", "equal")
 
 
 def validate(config: RunConfig) -> None:
@@ -37,6 +39,11 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(
             f"{sorted(twice)[0]} stands under rewards and eval_rewards. Keep it under one of them."
         )
+    if config.balance.weights and config.balance.name in OWN_WEIGHTS:
+        raise ConfigError(
+            f"balance.weights: balance={config.balance.name} finds its own. Expected none, or one of "
+            f"balance={', '.join(TAKE_WEIGHTS)}."
+        )
     if config.balance.name in MIXTURES and config.balance.mode is BalanceMode.output_space:
         raise ConfigError(
             f"balance.mode=output_space: balance={config.balance.name} mixes the rewards before there is a gradient. "
@@ -62,6 +69,8 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         return key, value, 0.0 < value < math.inf, "a number above 0"
 
     rollout, trainer, balance, algorithm = config.rollout, config.trainer, config.balance, config.algorithm
+    yield "trainer.seed", trainer.seed, 0 <= trainer.seed < 2**63, "a number from 0 to 2^63 - 1"
+    yield "run.dir", repr(config.run.dir), bool(config.run.dir.strip()), "a folder"
     for name in ("groups", "steps", "batch_size"):
         yield at_least(f"rollout.{name}", getattr(rollout, name), 1)
     yield (

@@ -46,12 +46,12 @@ def read_prompts(path: Path, source: str) -> list[Prompt]:
         DataError: the file is missing, holds no prompt, or has a bad line, which is named.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise DataError(_missing(path, source)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"prompt file {path} of data.sources.{source} cannot be read: {error}") from error
-    parse = _parse_json if path.suffix == ".jsonl" else _parse_text
+    parse = _parse_json if path.suffix.lower() in (".jsonl", ".ndjson", ".json") else _parse_text
     prompts = [parse(line, path, number, source) for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise DataError(f"prompt file {path} of data.sources.{source} is empty. Expected one prompt a line.")

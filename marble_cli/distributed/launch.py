@@ -1,6 +1,7 @@
 """Start several processes of a run on this machine, by torch's own elastic launcher."""
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 
-TERMINATED = 143
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 def launched() -> bool:
@@ -39,6 +40,6 @@ def launch(config: RunConfig, resume: str) -> int:
             elastic_launch(settings, sys.executable)(*command)
         except ChildFailedError as error:
             return abs(min(error.failures.values(), key=lambda failure: failure.timestamp).exitcode)
-        except SignalException:
-            return TERMINATED
+        except SignalException as stopped:
+            return EXIT_CODES.get(stopped.sigval, 1)
     return 0

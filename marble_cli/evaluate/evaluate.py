@@ -13,6 +13,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.evaluate.score import Evaluation, paired_interval, score_policy
 from marble_cli.evaluate.target import Target, resolve_target
+from marble_cli.folder import check_writable
 from marble_cli.metrics.figures import image_grid
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
@@ -24,11 +25,12 @@ SHOWN = 12  # pictures in the grid
 
 @dataclass(frozen=True)
 class RewardResult:
-    """One reward on `n` images that it applied to; `difference` and its 95 % interval only against another policy."""
+    """One reward on the `n` images that it scored, beside `failed` that it should have; `difference` and its 95 % interval only against another policy."""
 
     name: str
     n: int
-    mean: float
+    failed: int
+    mean: float | None = None
     reference: float | None = None
     difference: float | None = None
     low: float | None = None
@@ -50,7 +52,7 @@ class EvalReport:
             "against": self.against,
             "prompts": self.prompts,
             "rewards": {
-                r.name: {"n": r.n, "mean": r.mean}
+                r.name: {"n": r.n, "failed": r.failed, "mean": r.mean}
                 | (
                     {}
                     if r.difference is None
@@ -70,7 +72,8 @@ class EvalReport:
             for heading in ("against", "difference", "95 % interval"):
                 table.add_column(heading, justify="right")
         for r in self.rewards:
-            row = [r.name, str(r.n), f"{r.mean:.4f}"]
+            row = [r.name, str(r.n) + (f" ({r.failed} failed)" if r.failed else "")]
+            row.append("" if r.mean is None else f"{r.mean:.4f}")
             if r.difference is not None:
                 assert r.low is not None
                 assert r.high is not None
@@ -88,29 +91,19 @@ def compare(one: Evaluation, other: Evaluation | None) -> list[RewardResult]:
     """Results by reward; differences over the images that the reward scored for both policies."""
     results = []
     for k, name in enumerate(one.scores.names):
-        both = one.scores.applicable[k]
+        both, failed = one.scores.applicable[k], int(one.scores.failed[k].sum())
         if other is not None:
-            both = both & other.scores.applicable[k]
-        if not both.any():
-            continue
+            both, failed = both & other.scores.applicable[k], failed + int(other.scores.failed[k].sum())
         values = one.scores.values[k][both].numpy()
-        if other is None:
-            results.append(RewardResult(name, len(values), float(values.mean())))
-            continue
-        reference = other.scores.values[k][both].numpy()
-        difference = np.asarray(values - reference)
-        low, high = paired_interval(difference)
-        results.append(
-            RewardResult(
-                name,
-                len(values),
-                float(values.mean()),
-                float(reference.mean()),
-                float(difference.mean()),
-                low,
-                high,
-            )
-        )
+        if not len(values):
+            results.append(RewardResult(name, 0, failed))
+        elif other is None:
+            results.append(RewardResult(name, len(values), failed, float(values.mean())))
+        else:
+            reference = other.scores.values[k][both].numpy()
+            difference = np.asarray(values - reference)
+            means = (float(values.mean()), float(reference.mean()), float(difference.mean()))
+            results.append(RewardResult(name, len(values), failed, *means, *paired_interval(difference)))
     return results
 
 
@@ -141,6 +134,8 @@ def evaluate(target: str, against: str | None, overrides: list[str], output: Pat
     first = resolve_target(target)
     second = resolve_target(against) if against is not None else None
     config = run_config(first, second, overrides)
+    if output is not None:
+        check_writable(output, "--output ")
     policy = load_policy(config.model, config.trainer.seed)
     rewards = {**config.rewards, **config.eval_rewards}
     with open_scorer(rewards, str(policy.device)) as scorer:

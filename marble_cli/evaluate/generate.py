@@ -7,6 +7,7 @@ from PIL import Image
 
 from marble_cli.evaluate.evaluate import run_config
 from marble_cli.evaluate.target import resolve_target
+from marble_cli.folder import check_writable
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
 from marble_cli.randomness import noise
@@ -18,6 +19,7 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
     """Draw one image a prompt and write `000.png`, `001.png`, ... into `output`; returns the files."""
     chosen = resolve_target(target)
     config = run_config(chosen, None, [])
+    check_writable(output, "--output ")
     policy = load_policy(config.model, config.trainer.seed)
     if chosen.lora is not None:
         policy.load_lora(chosen.lora)

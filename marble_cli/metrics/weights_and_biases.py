@@ -3,7 +3,8 @@
 import logging
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,24 +61,30 @@ class WandbRun:
 
     def images(self, step: int, images: Tensor, captions: list[str]) -> None:
         """Log pictures uint8 [N, 3, H, W] with their prompts."""
-        if self.run is not None:
-            import wandb
+        with self._guarded():
+            if self.run is not None:
+                import wandb
 
-            arrays = images.permute(0, 2, 3, 1).numpy()
-            pictures = [
-                wandb.Image(array, caption=text) for array, text in zip(arrays, captions, strict=True)
-            ]
-            self._send({"samples": pictures}, step)
+                arrays = images.permute(0, 2, 3, 1).numpy()
+                pairs = zip(arrays, captions, strict=True)
+                self.run.log(
+                    {"samples": [wandb.Image(array, caption=text) for array, text in pairs]}, step=step
+                )
 
     def _send(self, values: dict[str, Any], step: int) -> None:
-        if self.run is None:
-            return
+        with self._guarded():
+            if self.run is not None:
+                self.run.log(values, step=step)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
         try:
-            self.run.log(values, step=step)
+            yield
         except Exception as error:  # as above: reported once, then left alone
             log.warning("W&B stopped taking figures (%s); the run goes on without it", error)
             self.run = None
 
     def close(self) -> None:
-        if self.run is not None:
-            self.run.finish()
+        with self._guarded():
+            if self.run is not None:
+                self.run.finish()

@@ -10,11 +10,24 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from torch import Tensor, nn
 
 from marble_cli.config.schema import Lora
-from marble_cli.errors import CheckpointError
+from marble_cli.errors import CheckpointError, ConfigError
 from marble_cli.policy.base import Adapter
 
 ADAPTERS = ("trained", "behaviour")
 PREFIX = "transformer."
+
+
+def add_adapter(transformer: nn.Module, config: LoraConfig, name: str) -> None:
+    """Give `transformer` a LoRA.
+
+    Raises:
+        ConfigError: it has no such modules.
+    """
+    try:
+        transformer.add_adapter(config, adapter_name=name)  # type: ignore[operator]
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"model.lora.target_modules={sorted(config.target_modules)}: {reason}") from error
 
 
 class LoraPair:
@@ -34,7 +47,7 @@ class LoraPair:
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
             torch.manual_seed(seed)
             for name in ADAPTERS:
-                transformer.add_adapter(self.config, adapter_name=name)  # type: ignore[operator]
+                add_adapter(transformer, self.config, name)
         self._parameters = {name: self._find(name) for name in ADAPTERS}
         for parameter in (*self._parameters["trained"].values(), *self._parameters["behaviour"].values()):
             parameter.data = parameter.data.float()

@@ -3,13 +3,24 @@
 import torch
 
 from marble_cli.config.schema import Model
-from marble_cli.errors import ConfigError
+from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import ModelSize, Policy
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU of this process where there is one, else the CPU."""
+    """`auto` is the GPU of this process where there is one, else the CPU.
+
+    Raises:
+        RequestError: there is no such device.
+    """
     if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise RequestError(
+                f"model.device={name}: {reason}. Expected auto, cpu, cuda or cuda:N."
+            ) from error
         return torch.device(name)
     return (
         torch.device("cuda", torch.cuda.current_device())

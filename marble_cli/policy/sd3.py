@@ -17,7 +17,7 @@ from torch import Tensor
 
 from marble_cli.config.schema import Model, Precision
 from marble_cli.errors import RequestError
-from marble_cli.policy.adapters import LoraPair
+from marble_cli.policy.adapters import LoraPair, add_adapter
 from marble_cli.policy.base import Adapter, ModelSize, PromptEmbeddings
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
@@ -34,23 +34,35 @@ def model_source(path: str) -> str:
     return path
 
 
+def local_folder(path: str) -> Path | None:
+    """The pipeline's folder on this machine; None if `path` is a hub id.
+
+    Raises:
+        RequestError: `path` is a folder's, and no pipeline is in it.
+    """
+    source = model_source(path)
+    folder = Path(source).expanduser()
+    if not source.startswith((".", "/", "~")) and not folder.exists():
+        return None
+    if not (folder / "model_index.json").is_file():
+        raise RequestError(
+            f"model.path={path}: no model_index.json there. Expected a folder written by save_pretrained "
+            "of a StableDiffusion3Pipeline, a hub id such as stabilityai/stable-diffusion-3.5-medium, or tiny."
+        )
+    return folder
+
+
 def load_pipeline(model: Model, device: torch.device) -> StableDiffusion3Pipeline:
     """The frozen pipeline in `model.precision` on `device`.
 
     Raises:
         RequestError: the folder or hub id holds no Stable Diffusion 3 pipeline or cannot be reached.
     """
-    source = model_source(model.path)
     _quiet()
-    looks_local = source.startswith((".", "/", "~")) or Path(source).expanduser().exists()
-    if looks_local and not (Path(source).expanduser() / "model_index.json").is_file():
-        raise RequestError(
-            f"model.path={model.path}: no model_index.json there. Expected a folder written by save_pretrained "
-            "of a StableDiffusion3Pipeline, a hub id such as stabilityai/stable-diffusion-3.5-medium, or tiny."
-        )
+    folder = local_folder(model.path)
     try:
         pipeline = StableDiffusion3Pipeline.from_pretrained(
-            str(Path(source).expanduser()) if looks_local else source,
+            str(folder or model.path),
             revision=model.revision,
             dtype=DTYPES[model.precision],
             use_safetensors=True,
@@ -72,17 +84,27 @@ def _quiet() -> None:
 
 
 def model_size(model: Model) -> ModelSize | None:
-    """Sizes read off a local model's configuration files; None if it is not on this machine."""
-    folder = Path(model_source(model.path)).expanduser()
-    if not (folder / "transformer" / "config.json").is_file():
+    """Sizes read off a local model's configuration files; None if it is not on this machine.
+
+    Raises:
+        RequestError: the folder holds no pipeline, or the resolution does not fit it.
+    """
+    folder = local_folder(model.path)
+    if folder is None:
         return None
     with torch.device("meta"):
         transformer = SD3Transformer2DModel.from_config(_json(folder / "transformer" / "config.json"))
         parameters = sum(p.numel() for p in transformer.parameters())
-        transformer.add_adapter(LoraConfig(r=model.lora.rank, target_modules=list(model.lora.target_modules)))
+        lora = LoraConfig(r=model.lora.rank, target_modules=list(model.lora.target_modules))
+        add_adapter(transformer, lora, "default")
     adapter = sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
     shrink = 2 ** (len(_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
-    side = model.resolution // shrink // transformer.config.patch_size
+    token = shrink * transformer.config.patch_size
+    if model.resolution % token:
+        raise RequestError(
+            f"model.resolution={model.resolution}: expected a multiple of {token} for this model."
+        )
+    side = model.resolution // token
     used = (file for file in folder.rglob("*.safetensors") if _is_used(file, model))
     frozen = sum(_numbers(file) for file in used) * DTYPES[model.precision].itemsize
     return ModelSize(parameters, adapter, side**2, frozen)

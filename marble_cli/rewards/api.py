@@ -18,7 +18,7 @@ A reward may declare, as attributes of the class or function:
     range       (low, high): the scores' bounds, None where there is none
     license     of the plugin and of the weights that it loads
     citation    what to cite
-    groupwise   true if it must see all images of a prompt in one call
+    groupwise   true if it must see all images of a prompt in one call; in evaluations that is a single image
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class Declaration:
     @classmethod
     def of(cls, plugin: Any) -> "Declaration":
         """Read the attributes of a plugin's class or function."""
-        requires = getattr(plugin, "requires", ())
+        requires = getattr(plugin, "requires", None) or ()
         low, high = getattr(plugin, "range", None) or (None, None)
         lines = (plugin.__doc__ or "").strip().splitlines()
         return cls(

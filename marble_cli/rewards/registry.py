@@ -92,7 +92,9 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
     if not inspect.isclass(loaded):
         return Reward(name, Declaration.of(loaded), bind(loaded))
     taken = parameters(loaded)
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
+    kinds = {p.kind for p in taken.values()}
+    # A constructor of (*args, **kwargs) and nothing else, such as torch.nn.Module's, says nothing of what it takes.
+    open_ended = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
     place = {"device": options.get("device", device), "dtype": _dtype(name, options.get("dtype", dtype))}
     place = {key: value for key, value in place.items() if open_ended or key in taken}
     try:
@@ -119,11 +121,10 @@ def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
     """
     if not callable(reward):
         raise RewardError(f"a reward is a class or a function, not {reward!r}")
-    taken = [
-        p
-        for p in inspect.signature(reward).parameters.values()
-        if p.kind is not inspect.Parameter.VAR_POSITIONAL
-    ]
+    shape = inspect.signature(
+        getattr(reward, "forward", reward)
+    )  # a torch.nn.Module is called through forward
+    taken = [p for p in shape.parameters.values() if p.kind is not inspect.Parameter.VAR_POSITIONAL]
     names = {p.name for p in taken}
     needed = [
         p
@@ -135,9 +136,12 @@ def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
         wanted = Batch._fields if open_ended else tuple(f for f in Batch._fields if f in names)
         return lambda batch: reward(**{field: getattr(batch, field) for field in wanted})
     positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    if len(needed) <= 1 and all(p.kind in positional for p in needed):
-        return reward
+    if all(p.kind in positional for p in needed):
+        if len(needed) <= 1:
+            return reward
+        if len(needed) == len(Batch._fields):
+            return lambda batch: reward(*batch)
     raise RewardError(
         f"a reward cannot be called with the parameters ({', '.join(p.name for p in needed)}). Expected some of "
-        f"{', '.join(Batch._fields)}, or one parameter that takes the whole batch."
+        f"{', '.join(Batch._fields)}, all three under names of its own, or one that takes the whole batch."
     )

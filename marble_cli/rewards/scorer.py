@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import tenacity
 import torch
 from torch import Tensor
@@ -175,8 +176,8 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
         RewardError: it is not `count` numbers.
     """
     try:
-        on_cpu = answer.detach().cpu() if isinstance(answer, Tensor) else answer
-        values = torch.as_tensor(on_cpu, dtype=torch.float64)
+        plain = answer.detach().cpu() if isinstance(answer, Tensor) else np.array(answer)
+        values = torch.as_tensor(plain, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RewardError(
             f"reward {name} returned {type(answer).__name__} instead of {count} numbers: {error}"
@@ -268,8 +269,8 @@ class Scorer:
                 raise RewardError(
                     f"reward {lane.name} failed on {failed} of {failed + scored} images, more than "
                     f"rewards.{lane.name}.max_failed={lane.settings.max_failed:g} allows. Last error: "
-                    f"{lane.error or 'on another rank'}. Mend the plugin (marble rewards check {lane.name}) and "
-                    "continue with --resume auto."
+                    f"{lane.error or 'on another rank'}. Mend the plugin (marble rewards check {lane.name}); "
+                    "a run then goes on with --resume auto."
                 )
             if not failed and not scored and lane.name not in self.warned:
                 self.warned.add(lane.name)

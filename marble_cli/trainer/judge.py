@@ -49,6 +49,8 @@ def judge(
         metrics |= {
             f"reward/{name}/mean": mean, f"reward/{name}/std": std, f"reward/{name}/applicable": count,
         }  # fmt: skip
+    for name, failed in zip(evaluation.scores.names, evaluation.scores.failed, strict=True):
+        metrics[f"reward/{name}/failed"] = int(failed.sum())
     scores = dict(zip(evaluation.scores.names, evaluation.scores.values, strict=True))
     gains, rose, fell = [], [], []
     for name, before in start.items():

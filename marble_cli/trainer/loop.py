@@ -13,6 +13,7 @@ from marble_cli.config.schema import RunConfig, TrainingNoise
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.ranks import Ranks
+from marble_cli.errors import RewardError
 from marble_cli.evaluate.score import Evaluation, score_policy
 from marble_cli.policy.base import Policy
 from marble_cli.policy.ema import behaviour_eta, blend, ema_decay
@@ -56,6 +57,7 @@ class Trainer:
     ranks: Ranks
     recorder: Recorder
     progress: Progress
+    torn: bool = False  # the weights are on their way from one step to the next
 
     def run(self, interrupt: Interrupt) -> int:
         """Train to the last step; returns the exit code, with a checkpoint written whatever it is.
@@ -67,14 +69,13 @@ class Trainer:
         saved = self.progress.step or None
         try:
             check_rewards(self.rollout, self.judges, self.sampler.sources, self.policy)
-            if self.progress.step == 0 and settings.eval_every:
-                self.evaluate(0)
+            if self.judgement_due():
+                self.evaluate()
             while self.progress.step < settings.steps:
                 step = self.progress.step + 1
                 self.recorder.record(self.step(step))
-                self.progress.step = step
-                improved = settings.eval_every and (step % settings.eval_every == 0 or step == settings.steps)
-                best = self.evaluate(step) if improved else False
+                self.progress.step, self.torn = step, False
+                best = self.evaluate() if self.judgement_due() else False
                 stop = self.ranks.any(interrupt.exit_code is not None, self.policy.device)
                 if stop or best or step == settings.steps or step % settings.checkpoint_every == 0:
                     self.save(best)
@@ -83,16 +84,22 @@ class Trainer:
                     self.recorder.message(f"stopped by a signal after step {step}; a checkpoint is written")
                     return interrupt.exit_code or 143
         finally:
-            if saved != self.progress.step:
+            if not self.torn and saved != self.progress.step:
                 self.save(False)
         return 0
+
+    def judgement_due(self) -> bool:
+        """Whether the last finished step is one to evaluate and has not been."""
+        step, every = self.progress.step, self.config.trainer.eval_every
+        due = every and (step % every == 0 or step == self.config.trainer.steps)
+        return bool(due) and self.progress.evaluated < step
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimizer step: rollout, rewards, advantages, gradients, balance, update."""
         began = time.perf_counter()
         samples, groups = self.roll_out(step)
         rolled = time.perf_counter()
-        scores = self.gather(samples.scores())
+        scores = self.gather(samples)
         self.scorer.check(scores)
         signal = read_signal(scores.values.nan_to_num(), scores.applicable, groups, self.config.algorithm)
         scored = time.perf_counter()
@@ -127,9 +134,19 @@ class Trainer:
         )
         return samples, torch.arange(len(prompts)) // size
 
-    def gather(self, scores: Scores) -> Scores:
-        """The scores of the whole step, over all ranks, in the step's order."""
-        device = self.policy.device
+    def gather(self, samples: Samples) -> Scores:
+        """The scores of the whole step, over all ranks, in the step's order.
+
+        Raises:
+            RewardError: a plugin broke its contract, on this rank or on another; all ranks leave together.
+        """
+        device, error = self.policy.device, None
+        try:
+            scores = samples.scores()
+        except RewardError as broken:
+            error = broken
+        if self.ranks.any(error is not None, device):
+            raise error or RewardError("a reward broke its contract on another process, whose log names it")
         parts = [
             self.ranks.gather(part.double(), device)
             for part in (scores.values, scores.applicable, scores.failed)
@@ -155,6 +172,7 @@ class Trainer:
         if not bool(torch.isfinite(direction.gradient).all()):
             log.warning("step %d: the gradient is not finite; the weights stay as they are", step)
             return metrics | {"skipped": 1}
+        self.torn = True
         metrics["grad_norm"] = self.apply(direction.gradient)
         self.progress.cache = direction.cache
         trained = dict(self.policy.parameters("trained"))
@@ -174,8 +192,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
 
-    def evaluate(self, step: int) -> bool:
+    def evaluate(self) -> bool:
         """Score the moving average on held-out prompts; true if it is the best so far."""
+        step = self.progress.step
         self.recorder.stage("evaluate", len(self.held_out))
         with self.policy.swapped(self.progress.ema):
             evaluation = score_policy(
@@ -188,6 +207,7 @@ class Trainer:
         )
         self.recorder.record({"step": step, "phase": "eval", **verdict.metrics})
         self.recorder.pictures(step, evaluation)
+        self.progress.evaluated = step
         for warning in verdict.warnings:
             log.warning("step %d: %s", step, warning)
         if self.progress.best is not None and verdict.composite <= self.progress.best:

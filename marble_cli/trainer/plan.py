@@ -14,9 +14,10 @@ from marble_cli.balance.registry import build
 from marble_cli.config.schema import BalanceMode, RunConfig
 from marble_cli.data.prompts import load_prompts
 from marble_cli.errors import RequestError
+from marble_cli.folder import check_writable
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import model_size, pick_device
-from marble_cli.trainer.preflight import check_folder, check_geometry, check_plugins
+from marble_cli.trainer.preflight import check_geometry, check_groups, check_plugins
 
 UTILISATION = 0.4  # share of a large matrix product's speed that a transformer reaches; measured on `tiny`
 
@@ -88,13 +89,15 @@ def plan(config: RunConfig) -> None:
     """
     check_geometry(config, config.launcher.nproc)
     prompts = {split: load_prompts(config.data, split) for split in ("train", "test")}
+    existing = check_writable(Path(config.run.dir), "run.dir=")
     check_plugins(config)
+    check_groups(config)
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
     counts, trainer = geometry(config), config.trainer
     rows: list[tuple[str, str]] = [
         (
             "run",
-            f"{config.run.dir} ({shutil.disk_usage(check_folder(Path(config.run.dir))).free / 2**30:.0f} GiB free)",
+            f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)",
         ),
         ("prompts", ", ".join(f"{name} {len(rows)}" for name, rows in prompts["train"].items())),
         (

@@ -1,37 +1,16 @@
 """What is checked within seconds of a run's start, before anything long begins."""
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
-from marble_cli.config.schema import Rollout as RolloutConfig
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
-from marble_cli.errors import ConfigError, RequestError, RewardError
+from marble_cli.errors import ConfigError, RewardError
 from marble_cli.policy.base import Policy
 from marble_cli.randomness import noise
+from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.registry import check_options, load_plugin
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout
-
-
-def check_folder(folder: Path) -> Path:
-    """The run's folder can be written, or made; it is not made here.
-
-    Returns:
-        The nearest folder that exists already.
-
-    Raises:
-        RequestError: it cannot.
-    """
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            return existing
-    except OSError as error:
-        raise RequestError(
-            f"run.dir={folder} cannot be written: {error.strerror}. Choose another folder with run.dir=..."
-        ) from error
 
 
 def check_plugins(config: RunConfig) -> None:
@@ -61,12 +40,12 @@ def check_geometry(config: RunConfig, world: int) -> None:
 def check_rewards(
     rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[Prompt]], policy: Policy
 ) -> None:
-    """One image of every prompt source through every reward.
+    """Two images of a prompt of every source through every reward.
 
     Raises:
         RewardError: a reward failed on all images that it was asked about.
     """
-    prompts = [prompts[0] for prompts in sources.values()]
+    prompts = [prompts[0] for prompts in sources.values() for _ in range(2)]
     latents = noise(rollout.seed, "preflight", 0, list(range(len(prompts))), policy.latent_shape)
     images = policy.decode(latents.to(policy.device))
     scores = scorer.submit(
@@ -80,15 +59,16 @@ def check_rewards(
             )
 
 
-def check_groups(rollout: RolloutConfig, scorer: Scorer) -> None:
+def check_groups(config: RunConfig) -> None:
     """Rewards that must see whole prompt groups do.
 
     Raises:
         ConfigError: a batch of the rollout would cut a group in two.
     """
-    for lane in scorer.lanes:
-        if lane.reward.declaration.groupwise and rollout.batch_size % rollout.group_size:
+    rollout = config.rollout
+    for name, reward in {**config.rewards, **config.eval_rewards}.items():
+        if Declaration.of(load_plugin(reward.plugin)).groupwise and rollout.batch_size % rollout.group_size:
             raise ConfigError(
-                f"reward {lane.name} judges whole groups, and rollout.batch_size={rollout.batch_size} cuts them. "
+                f"reward {name} judges whole groups, and rollout.batch_size={rollout.batch_size} cuts them. "
                 f"Expected a multiple of rollout.group_size={rollout.group_size}."
             )

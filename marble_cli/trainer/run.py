@@ -16,6 +16,7 @@ from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import RequestError
+from marble_cli.folder import check_writable
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy, pick_device
 from marble_cli.rewards.scorer import open_scorer
@@ -23,7 +24,7 @@ from marble_cli.rollout.collect import Rollout
 from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.plan import check_memory
-from marble_cli.trainer.preflight import check_folder, check_geometry, check_groups, check_plugins
+from marble_cli.trainer.preflight import check_geometry, check_groups, check_plugins
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.state import Progress, fresh, unpack
 from marble_cli.trainer.step import Director
@@ -31,6 +32,7 @@ from marble_cli.trainer.step import Director
 log = logging.getLogger("marble")
 
 # What may differ when a run goes on: how long, how often it looks, and where it reports.
+REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional")
 CONTINUABLE = {
     "run": ("name", "dir"),
     "trainer": ("steps", "checkpoint_every", "keep_last", "eval_every", "eval_prompts", "pending_batches"),
@@ -48,6 +50,9 @@ def fingerprint(config: RunConfig) -> str:
             tree.pop(group)
         else:
             tree[group] = {key: value for key, value in tree[group].items() if key not in keys}
+    for reward in (*tree["rewards"].values(), *tree["eval_rewards"].values()):
+        for key in REWARDS_MAY_CHANGE:
+            reward.pop(key)
     tree["order"] = [
         list(config.rewards),
         list(config.data.sources),
@@ -67,6 +72,11 @@ def find_checkpoint(folder: Path, config: RunConfig, resume: str) -> Path | None
         raise RequestError(
             f"{folder} holds a run already and --resume never asks for a fresh one. "
             "Choose another folder with run.dir=..., or continue it with --resume auto."
+        )
+    if not written.is_file() and (folder / "checkpoints").is_dir() and resume in ("auto", "never"):
+        raise RequestError(
+            f"{folder} holds checkpoints and no config.yaml that says which run they are of. Choose another folder with "
+            f"run.dir=..., or name the checkpoint to start from: --resume {folder}/checkpoints/step-..."
         )
     if written.is_file() and fingerprint(load_resolved(written)) != fingerprint(config):
         raise RequestError(
@@ -116,8 +126,9 @@ def train(config: RunConfig, *, resume: str) -> int:
     folder = Path(config.run.dir)
     with Ranks() as ranks, Interrupt() as interrupt:
         check_geometry(config, ranks.world)
-        check_folder(folder)
+        check_writable(folder, "run.dir=")
         check_plugins(config)
+        check_groups(config)
         checkpoint = find_checkpoint(folder, config, resume)
         ranks.any(False, pick_device(config.model.device))  # all have looked before one writes
         sources = load_prompts(config.data, "train")
@@ -129,7 +140,6 @@ def train(config: RunConfig, *, resume: str) -> int:
         policy = load_policy(config.model, config.trainer.seed)
         rewards = {**config.rewards, **config.eval_rewards}
         with open_scorer(rewards, str(policy.device), config.trainer.pending_batches) as judges:
-            check_groups(config.rollout, judges)
             rollout = Rollout(
                 policy,
                 config.rollout.solver,
@@ -139,8 +149,14 @@ def train(config: RunConfig, *, resume: str) -> int:
             )
             optimizer = build_optimizer(config, policy)
             progress = restore(checkpoint, policy, optimizer)
+            if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
+                progress.wandb_id = None  # a run of its own
+            for path in store.set_aside(folder, progress.step) if ranks.is_main and checkpoint else ():
+                log.warning(
+                    "going back before %s, which is kept as %s", path.name.split("-", 1)[1], path.name
+                )
             if ranks.is_main and (checkpoint is None or not (folder / "config.yaml").is_file()):
-                (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+                store.write_whole(folder / "config.yaml", dump(config))
             weights = {name: config.data.sources[name].weight for name in sources}
             sampler = PromptSampler(sources, weights, config.rollout.groups, config.trainer.seed)
             with RunRecorder(config, folder, progress, main=ranks.is_main) as recorder:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.advantages import advantage_sum, advantages, optimality, weighted_sum
+from marble_cli.balance.constant import Mixture
 from marble_cli.config.schema import Algorithm
 from marble_cli.losses.nft import coefficients
 
@@ -27,12 +28,13 @@ def read_signal(rewards: Tensor, applicable: Tensor, groups: Tensor, algorithm: 
     return Signal(rewards, applicable, groups, advantage, optimality(advantage, algorithm.advantage.clip))
 
 
-def single_mixture(signal: Signal, name: str, weights: Tensor, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
+def single_mixture(signal: Signal, mixture: Mixture, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
     """Coefficients p and q [1, n] of a balance that mixes rewards before there is a gradient.
 
     `weighted_sum` mixes raw rewards and then normalises; `advantage_sum` normalises each and then mixes.
     """
-    if name == "weighted_sum":
+    weights = torch.tensor(mixture.weights, dtype=torch.float64)
+    if mixture.kind == "weighted_sum":
         mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups)
         advantage = advantages(mixed, scored, signal.groups, std=algorithm.advantage.std.value)
     else:

@@ -22,6 +22,7 @@ class Progress:
     ema: dict[str, Tensor]
     base_scores: dict[str, list[float | None]]
     best: float | None = None
+    evaluated: int = -1  # the last step that was evaluated
     wandb_id: str | None = None
 
 
@@ -46,6 +47,7 @@ def pack(
         "cache": progress.cache.state_dict(),
         "base_scores": progress.base_scores,
         "best": progress.best,
+        "evaluated": progress.evaluated,
         "wandb_id": progress.wandb_id,
     }
     with policy.swapped(progress.ema):
@@ -83,5 +85,6 @@ def unpack(
         average,
         info["base_scores"],
         info["best"],
+        info["evaluated"],
         info["wandb_id"],
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from marble_cli.balance.amortise import DirectionCache, advantage_coefficients, amortised_coefficients
 from marble_cli.balance.base import Balance, Solution
+from marble_cli.balance.constant import Mixture
 from marble_cli.balance.gram import gram
 from marble_cli.config.schema import Amortize, BalanceMode, RunConfig, SharedTerm
 from marble_cli.distributed.ranks import Ranks
@@ -15,8 +16,6 @@ from marble_cli.losses.nft import coefficients, shared_coefficients
 from marble_cli.policy.base import Policy
 from marble_cli.trainer.gradients import Gradients, Objective, TrainingSet, gradients, velocity_gram
 from marble_cli.trainer.signal import Signal, cosine, single_mixture
-
-MIXTURES = ("weighted_sum", "advantage_sum")
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,7 @@ class Director:
 
     def __init__(self, config: RunConfig, names: list[str], policy: Policy, balance: Balance, ranks: Ranks):
         self.config, self.names, self.policy, self.balance, self.ranks = config, names, policy, balance, ranks
-        self.reward_weights = torch.tensor(
-            [config.rewards[name].weight for name in names], dtype=torch.float64
-        )
-        self.mixes = config.balance.name in MIXTURES
+        self.mixture = balance if isinstance(balance, Mixture) else None
         self.objective = Objective(
             config.algorithm.beta,
             config.algorithm.advantage.clip,
@@ -55,7 +51,7 @@ class Director:
             or (step - 1) % balance.refresh_every == 0
         ):
             return True
-        return not self.mixes and cache.alpha is None
+        return self.mixture is None and cache.alpha is None
 
     def direct(
         self,
@@ -90,8 +86,8 @@ class Director:
     def _mixture(self, signal: Signal, cache: DirectionCache) -> tuple[Tensor, Tensor]:
         """Coefficients [1, n] of a step with a single backward pass."""
         algorithm, balance = self.config.algorithm, self.config.balance
-        if self.mixes:
-            return single_mixture(signal, balance.name, self.reward_weights, algorithm)
+        if self.mixture is not None:
+            return single_mixture(signal, self.mixture, algorithm)
         if balance.amortize is Amortize.advantage:
             assert cache.alpha is not None  # `refreshes` saw to it
             p, q = advantage_coefficients(
@@ -112,13 +108,13 @@ class Director:
         self, signal: Signal, cache: DirectionCache, take: Callable[[Tensor, Tensor], Gradients]
     ) -> Direction:
         balance, count = self.config.balance, len(self.names)
-        outside = balance.shared_term is SharedTerm.outside and not self.mixes
+        outside = balance.shared_term is SharedTerm.outside and self.mixture is None
         p, q = coefficients(
             signal.optimality, signal.applicable, shared_term="outside" if outside else "inside"
         )
         extra = (
-            single_mixture(signal, balance.name, self.reward_weights, self.config.algorithm)
-            if self.mixes
+            single_mixture(signal, self.mixture, self.config.algorithm)
+            if self.mixture is not None
             else tuple(row[None] for row in shared_coefficients(signal.applicable))
             if outside
             else (p[:0], q[:0])
@@ -126,7 +122,7 @@ class Director:
         result = take(torch.cat([p, extra[0]]), torch.cat([q, extra[1]]))
         rewards, others = result.rows[:count], result.rows[count:]
         loss, extra_loss = result.losses[:count], result.losses[count:-1].sum()
-        if self.mixes:
+        if self.mixture is not None:
             direction = others[0]
             metrics = {
                 "balance/refresh": 1,
@@ -144,11 +140,7 @@ class Director:
         metrics |= self._cosines(rewards, direction) | self._explained(solution)
         norms = torch.linalg.vector_norm(rewards.double(), dim=1)
         cache = cache.update(solution, norms, balance.ema)
-        left_out = [
-            name for name, active in zip(self.names, solution.active.tolist(), strict=True) if not active
-        ]
-        warnings = (f"left out of the balance this step: {', '.join(left_out)}",) if left_out else ()
-        return Direction(direction + others.sum(0) + result.kl, cache, metrics, warnings)
+        return Direction(direction + others.sum(0) + result.kl, cache, metrics, self._left_out(solution))
 
     def _output_space(
         self,
@@ -173,7 +165,7 @@ class Director:
             gradients(self.policy, data, self.objective, mixed_p[None], mixed_q[None], step, advance)
         )
         metrics = {"balance/refresh": 1, **_losses(result, result.losses[0]), **self._explained(solution)}
-        return Direction(result.rows[0] + result.kl, cache, metrics)
+        return Direction(result.rows[0] + result.kl, cache, metrics, self._left_out(solution))
 
     def _cosines(self, rewards: Tensor, direction: Tensor) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -183,6 +175,10 @@ class Director:
             if norm > 0:
                 metrics[f"balance/cosine/{name}"] = cosine(direction, row)
         return metrics
+
+    def _left_out(self, solution: Solution) -> tuple[str, ...]:
+        names = [n for n, active in zip(self.names, solution.active.tolist(), strict=True) if not active]
+        return (f"left out of the balance this step: {', '.join(names)}",) if names else ()
 
     def _cached(self, cache: DirectionCache) -> dict[str, float]:
         """Shares and weights that an amortised step works with."""

@@ -54,7 +54,12 @@ def escape(folder: Path) -> None:
     path = folder / "state.json"
     manifest = json.loads(path.read_text())
     manifest["files"]["../../x.safetensors"] = manifest["files"]["behaviour.safetensors"]
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest | {"sha256": store._own_digest(manifest)}))
+
+
+def rewrite(folder: Path) -> None:
+    path = folder / "state.json"
+    path.write_text(path.read_text().replace('"step": 2', '"step": 7'))
 
 
 def garble(folder: Path) -> None:
@@ -65,7 +70,7 @@ def garble(folder: Path) -> None:
     ("harm", "said"),
     [
         (flip, "was altered"), (cut, "was cut short"), (lose, "is missing"),
-        (age, "format 99"), (escape, "no tensor file"), (garble, "is damaged"),
+        (age, "format 99"), (escape, "no tensor file"), (garble, "is damaged"), (rewrite, "was altered"),
     ],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_refused_and_passed_over(tmp_path: Path, harm, said: str) -> None:
@@ -105,3 +110,12 @@ def test_a_write_that_fails_leaves_the_older_checkpoint(tmp_path: Path) -> None:
         write(tmp_path, 2)
     assert store.resolve(str(tmp_path)) == older
     store.load(older)
+
+
+def test_checkpoints_after_the_one_gone_back_to_are_set_aside(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    moved = store.set_aside(tmp_path, 1)
+    assert [path.name for path in moved] == ["abandoned-step-00000003", "abandoned-step-00000002"]
+    assert all((path / "state.json").is_file() for path in moved)
+    assert [path.name for path in store.steps(tmp_path)] == ["step-00000001"]

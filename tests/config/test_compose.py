@@ -211,9 +211,11 @@ def test_balance_weights_take_names() -> None:
     assert compose([BUILT_IN, "balance=fixed", "balance.weights.colorfulness=2"]).balance.weights == {
         "colorfulness": 2.0
     }
-    assert compose([BUILT_IN, "balance.weights={colorfulness: 2, compressibility: 1}"]).balance.weights == {
+    assert compose([BUILT_IN, "balance=weighted_sum", "balance.weights={colorfulness: 2, compressibility: 1}"]).balance.weights == {
         "colorfulness": 2.0, "compressibility": 1.0,
     }  # fmt: skip
+    with pytest.raises(ConfigError, match="finds its own"):
+        compose([BUILT_IN, "balance=mgda", "balance.weights.colorfulness=2"])
 
 
 # Replays

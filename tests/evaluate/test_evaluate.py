@@ -81,12 +81,14 @@ def test_one_policy_is_summed_up_alone() -> None:
     assert [(r.name, r.n, r.mean, r.difference, r.low) for r in results] == [
         ("r0", 4, 3.0, None, None),
         ("r1", 2, 6.0, None, None),
+        ("r2", 0, None, None, None),
     ]
     assert ONE.summary() == {"r0": (3.0, pytest.approx(3.5**0.5), 4), "r1": (6.0, 1.0, 2)}
 
 
 def test_two_policies_are_compared_on_the_images_that_both_have() -> None:
-    first, second = compare(ONE, OTHER)
+    first, second, third = compare(ONE, OTHER)
+    assert (third.n, third.mean, third.difference) == (0, None, None)
     assert (first.n, first.mean, first.reference, first.difference) == (4, 3.0, 2.0, 1.0)
     assert (first.low, first.high) == paired_interval(np.array([1.0, 0.0, 1.0, 2.0]))
     assert (second.name, second.n, second.mean, second.reference, second.difference) == (

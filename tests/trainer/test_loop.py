@@ -177,7 +177,7 @@ def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> No
     always |= {key.format(name) for key in of_rewards for name in config.rewards}
     refresh = {f"balance/{figure}/{name}" for figure in ("grad_norm", "cosine") for name in config.rewards}
     refresh |= {"balance/gap", "balance/solve_seconds", "balance/fallbacks"}
-    judged = each | {"step", "phase", "eval/composite"}
+    judged = each | {f"reward/{name}/failed" for name in config.rewards} | {"step", "phase", "eval/composite"}
     assert [set(row) for row in rows] == [judged, always | refresh, always, judged]
     assert (
         rows[1]["time/step"] >= sum(rows[1][f"time/{part}"] for part in ("rollout", "reward", "train")) - 1e-6
