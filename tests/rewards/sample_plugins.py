@@ -39,6 +39,18 @@ def everything(**batch: Any) -> list[int]:
     return [len(batch)] * len(batch["prompts"])
 
 
+def own_names(pictures: Tensor, texts: list[str], facts: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The whole batch, under names of its own."""
+    return [len(pictures) + len(texts) + len(facts)] * len(texts)
+
+
+class Network(torch.nn.Module):
+    """A module without a constructor of its own, called through forward."""
+
+    def forward(self, images: Tensor) -> Any:
+        return images.float().mean(dim=(1, 2, 3)).numpy()[::-1][::-1]
+
+
 def two_unknown(pictures: Tensor, texts: list[str]) -> Tensor:
     """Of no form that the host knows."""
     raise NotImplementedError

@@ -41,6 +41,8 @@ def test_naming_plugins_imports_none_of_them() -> None:
         ("by_keyword", [1, 3, 5]),
         ("everything", [3, 3, 3]),
         ("AnyOption", [2, 2, 2]),
+        ("own_names", [9, 9, 9]),
+        ("Network", [0, 1, 2]),
     ],
 )
 def test_every_form_of_a_plugin_is_called_as_it_asks(

@@ -19,6 +19,7 @@ from marble_cli.metrics.jsonl import read
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Lane
 from marble_cli.trainer.gradients import TrainingSet
+from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.run import train
 from marble_cli.trainer.step import Direction, Director
 
@@ -182,3 +183,23 @@ def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> No
     assert (
         rows[1]["time/step"] >= sum(rows[1][f"time/{part}"] for part in ("rollout", "reward", "train")) - 1e-6
     )
+
+
+def test_a_step_that_was_not_recorded_is_not_saved(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("trainer.steps=3", "trainer.checkpoint_every=1", f"run.dir={tmp_path}")
+    record = RunRecorder.record
+
+    def full_disk(self: RunRecorder, metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 2:
+            raise OSError("No space left on device")
+        record(self, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "record", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            train(run_config(*settings), resume="auto")
+    assert [path.name for path in store.steps(tmp_path)] == ["step-00000001"]
+    assert train(run_config(*settings), resume="auto") == 0
+    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
