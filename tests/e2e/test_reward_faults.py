@@ -43,7 +43,7 @@ def test_one_that_is_broken_from_the_start_fails_in_the_preflight(
 def test_one_that_returns_the_wrong_length_stops_the_run(environment: Environment, run: Path) -> None:
     code, said = train(environment, run, "short", "trainer.steps=1")
     assert code == 1
-    assert "reward short returned scores of shape [2] for 3 images" in said
+    assert "reward short returned scores of shape [5] for 6 images" in said
 
 
 def test_one_that_has_nothing_to_say_is_left_out(environment: Environment, run: Path) -> None:
