@@ -46,8 +46,7 @@ def advantage_coefficients(
 ) -> tuple[Tensor, Tensor]:
     """Mix the advantages by the balance's shares, as published; for comparison.
 
-    r_i = clip(sum_k a_k A_ki / (2 A_max) + 1/2, 0, 1), p_i = r_i, q_i = 1 - r_i. Its gradient is not the
-    balanced
+    r_i = clip(sum_k a_k A_ki / (2 A_max) + 1/2, 0, 1), p_i = r_i, q_i = 1 - r_i. Its gradient is not the balanced
     direction: shares found for unit gradients act on raw ones, and the n / n_k of the masks are lost.
 
     Args:

@@ -7,8 +7,6 @@ from marble_cli.checkpoint import store
 from marble_cli.errors import RequestError
 from marble_cli.folder import check_writable
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
-
 
 def export(target: str, directory: Path) -> Path:
     """Copy the verified moving-average LoRA of `target` to `directory`; returns the written file.
@@ -23,9 +21,9 @@ def export(target: str, directory: Path) -> Path:
         )
     checkpoint = store.resolve(target)
     store.load(checkpoint)
-    file = directory / WEIGHTS
+    file = directory / store.WEIGHTS
     if file.exists():
         raise RequestError(f"{file} exists and is not overwritten. Choose another folder.")
     check_writable(directory, "")
     directory.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.copyfile(checkpoint / "ema" / WEIGHTS, file))
+    return Path(shutil.copyfile(checkpoint / "ema" / store.WEIGHTS, file))

@@ -9,7 +9,6 @@ from marble_cli.rewards.registry import installed
 from marble_cli.suggest import nearest
 
 MIXTURES = ("weighted_sum", "advantage_sum")
-TAKE_WEIGHTS = (*MIXTURES, "fixed")
 OWN_WEIGHTS = ("marble", "mgda", "output_space", "equal")
 
 
@@ -42,7 +41,7 @@ def validate(config: RunConfig) -> None:
     if config.balance.weights and config.balance.name in OWN_WEIGHTS:
         raise ConfigError(
             f"balance.weights: balance={config.balance.name} finds its own. Expected none, or one of "
-            f"balance={', '.join(TAKE_WEIGHTS)}."
+            f"balance={', '.join((*MIXTURES, 'fixed'))}."
         )
     if config.balance.name in MIXTURES and config.balance.mode is BalanceMode.output_space:
         raise ConfigError(

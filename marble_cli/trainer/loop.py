@@ -68,7 +68,7 @@ class Trainer:
         settings = self.config.trainer
         saved = self.progress.step or None
         try:
-            check_rewards(self.rollout, self.judges, self.sampler.sources, self.policy)
+            check_rewards(self.rollout, self.judges, self.sampler.sources)
             if self.judgement_due():
                 self.evaluate()
             while self.progress.step < settings.steps:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
-from marble_cli.policy.base import Policy
 from marble_cli.randomness import noise
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.registry import check_options, load_plugin
@@ -37,14 +36,13 @@ def check_geometry(config: RunConfig, world: int) -> None:
         )
 
 
-def check_rewards(
-    rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[Prompt]], policy: Policy
-) -> None:
+def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[Prompt]]) -> None:
     """Two images of a prompt of every source through every reward.
 
     Raises:
         RewardError: a reward failed on all images that it was asked about.
     """
+    policy = rollout.policy
     prompts = [prompts[0] for prompts in sources.values() for _ in range(2)]
     latents = noise(rollout.seed, "preflight", 0, list(range(len(prompts))), policy.latent_shape)
     images = policy.decode(latents.to(policy.device))
