@@ -107,6 +107,18 @@ def advantage_sum(
     return total / (deviation + epsilon), scored
 
 
+def effective_samples(advantage: Tensor) -> float:
+    """How many images a reward's advantages speak for: (sum |A|)^2 / sum A^2, n where all are equal, 0 where all vanish.
+
+    Args:
+        advantage: [n] of the images that the reward applies to.
+
+    Source: Kish, Survey Sampling (1965), section 11.7.
+    """
+    square = advantage.square().sum()
+    return float(advantage.abs().sum().square() / square) if square > 0 else 0.0
+
+
 def _weighted(values: Tensor, applicable: Tensor, weights: Tensor) -> Tensor:
     """[1, n] float64: sum over the applicable k of weights_k values_ki."""
     terms = torch.where(applicable, values.double(), 0.0) * weights.to(values.device).double()[:, None]

@@ -136,6 +136,7 @@ class Balance:
     mode: BalanceMode = MISSING
     solver: str = MISSING
     refresh_every: int = MISSING
+    refresh_fraction: float = MISSING
     warmup: int = MISSING
     ema: float = MISSING
     floor: float = MISSING

@@ -90,6 +90,8 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield at_least("balance.refresh_every", balance.refresh_every, 1)
     yield at_least("balance.warmup", balance.warmup, 0)
     yield share("balance.ema", balance.ema, one=False)
+    fraction = balance.refresh_fraction
+    yield "balance.refresh_fraction", fraction, 0.0 < fraction <= 1.0, "a number in (0, 1]"
     yield share("balance.floor", balance.floor, one=True)
     yield positive("algorithm.beta", algorithm.beta)
     yield positive("algorithm.advantage.clip", algorithm.advantage.clip)

@@ -49,6 +49,7 @@ class LoraPair:
             for name in ADAPTERS:
                 add_adapter(transformer, self.config, name)
         self._parameters = {name: self._find(name) for name in ADAPTERS}
+        self.layers = self._layers()
         for parameter in (*self._parameters["trained"].values(), *self._parameters["behaviour"].values()):
             parameter.data = parameter.data.float()
         self.copy("trained", "behaviour")
@@ -62,6 +63,22 @@ class LoraPair:
             for name, parameter in self.transformer.named_parameters()
             if "lora_" in name and marker in name
         }
+
+    def _layers(self) -> list[nn.Linear]:
+        """The layers whose weights are the trained adapter, in its order.
+
+        Raises:
+            ConfigError: some part of it is not a linear layer's weight.
+        """
+        linear = [module for module in self.transformer.modules() if isinstance(module, nn.Linear)]
+        owners = {id(layer.weight): layer for layer in linear if layer.bias is None}
+        trained = self._parameters["trained"]
+        if strange := [name for name, parameter in trained.items() if id(parameter) not in owners]:
+            raise ConfigError(
+                f"model.lora.target_modules={sorted(self.config.target_modules)}: {strange[0]} is no linear layer's "
+                "weight. Expected linear layers only, such as the attention projections."
+            )
+        return [owners[id(parameter)] for parameter in trained.values()]
 
     def parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         return self._parameters[adapter]

@@ -58,6 +58,10 @@ class Policy(Protocol):
         """The adapter's float32 parameters by a name that both adapters share."""
         ...
 
+    def layers(self) -> list[torch.nn.Linear]:
+        """The linear layers, without bias, whose weights are `parameters("trained")`, in their order."""
+        ...
+
     def lora_state(self) -> dict[str, Tensor]:
         """The trained adapter in diffusers' LoRA key format."""
         ...

@@ -182,6 +182,9 @@ class SD3Policy:
     def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, torch.nn.Parameter]:
         return self.lora.parameters(adapter)
 
+    def layers(self) -> list[torch.nn.Linear]:
+        return self.lora.layers
+
     def lora_state(self) -> dict[str, Tensor]:
         return self.lora.state()
 

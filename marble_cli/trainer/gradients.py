@@ -1,4 +1,4 @@
-"""Policy gradients of one step: any number of reward mixtures over the same forward passes."""
+"""Policy gradients of one step: of one mixture of the rewards, or of every reward apart."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,34 +8,9 @@ from torch import Tensor
 
 from marble_cli.balance.output_space import output_gram
 from marble_cli.losses.nft import NftTerms, kl_term, mixed_loss, nft_terms, velocity_products
-from marble_cli.policy.base import Policy, PromptEmbeddings
-from marble_cli.randomness import generator, noise
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What this rank trains on in one step.
-
-    `x0` [m, C, H, W] and `embeddings` are this rank's images, `indices` [m] int64 their places among the step's n,
-    `draws` [m] int64 which draw of noise each gets (equal numbers, equal noise),
-    `times` [m, T] float32 the training times of each; `samples` is n T, over all ranks.
-    """
-
-    x0: Tensor
-    embeddings: PromptEmbeddings
-    indices: Tensor
-    draws: Tensor
-    times: Tensor
-    samples: int
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Differentiable loss terms [B] of some images at one training time each, and the images' `indices` [B]."""
-
-    terms: NftTerms
-    kl: Tensor
-    indices: Tensor
+from marble_cli.policy.base import Policy
+from marble_cli.trainer.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
+from marble_cli.trainer.mixer import Mixer
 
 
 @dataclass(frozen=True)
@@ -49,149 +24,157 @@ class Objective:
     micro_batch_size: int
 
 
-def training_times(
-    times: Tensor, fraction: float, per_image: int | None, draws: list[int], seed: int, step: int
-) -> Tensor:
-    """Choose each image's training times among the solver's, leaving out the last share of the trajectory.
+@dataclass(frozen=True)
+class Coefficients:
+    """Coefficients `p` of the P_i and `q` of the N_i, float64: [n] of one loss, [R, n] of R losses."""
 
-    Args:
-        times: [S] float32, the solver's times, falling.
-        fraction: share of them that is trained on (0.99 leaves out the last of up to 100).
-        per_image: how many each image gets, drawn without replacement; None takes all.
-        draws: of each image; images with equal numbers get the same times.
-        seed: the run's seed.
-        step: the optimizer step.
+    p: Tensor
+    q: Tensor
 
-    Returns:
-        [len(draws), T] float32.
-    """
-    usable = times[: max(1, int(len(times) * fraction))]
-    count = len(usable) if per_image is None else min(per_image, len(usable))
-    rows = [
-        usable[torch.randperm(len(usable), generator=generator(seed, "times", step, i))[:count]]
-        for i in draws
-    ]
-    return torch.stack(rows)
+    def of(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients of the images with these indices."""
+        return self.p[..., images], self.q[..., images]
 
 
 @dataclass(frozen=True)
-class NoisedBatch:
-    """Noised latents [B, C, H, W] of the images at `indices` [B], each at its own time `t` [B]."""
+class Gradients:
+    """Of R losses, summed over this rank's micro-batches: `rows` [R, P] in the parameters' dtype.
 
-    x0: Tensor
-    xt: Tensor
-    t: Tensor
-    embeddings: PromptEmbeddings
-    indices: Tensor
+    `losses` [R + 1] float64 are the policy losses and, last, the KL term.
+    """
 
-
-def noised_batches(data: TrainingSet, objective: Objective, step: int) -> Iterator[NoisedBatch]:
-    """Every image at every one of its training times, with noise that depends on seed, step, draw and time alone."""
-    shape = tuple(data.x0.shape[1:])
-    for column in range(data.times.shape[1]):
-        for rows in torch.arange(len(data.x0)).split(objective.micro_batch_size):
-            x0 = data.x0[rows]
-            t = data.times[rows, column].to(x0)
-            eps = noise(objective.seed, f"train{column}", step, data.draws[rows].tolist(), shape).to(x0)
-            xt = torch.lerp(x0, eps, t[:, None, None, None])
-            yield NoisedBatch(x0, xt, t, data.embeddings[rows.to(x0.device)], data.indices[rows])
+    rows: Tensor
+    losses: Tensor
 
 
-def micro_batches(policy: Policy, data: TrainingSet, objective: Objective, step: int) -> Iterator[MicroBatch]:
-    """Forward passes of the step: behaviour and base velocities without a graph, the trained one with."""
-    for batch in noised_batches(data, objective, step):
-        x0, xt, t = batch.x0, batch.xt, batch.t
-        with torch.no_grad():
-            v_ref = policy.velocity(xt, t, batch.embeddings, None)
-            v_old = policy.velocity(xt, t, batch.embeddings, "behaviour")
-        v_theta = policy.velocity(xt, t, batch.embeddings, "trained")
-        terms = nft_terms(x0, xt, t, v_theta, v_old, beta=objective.beta)
-        yield MicroBatch(terms, kl_term(v_theta, v_ref), batch.indices)
+@dataclass(frozen=True)
+class Pass:
+    """A micro-batch and its velocities [B, C, H, W]: `v_theta` with a graph behind it, the others without."""
+
+    batch: NoisedBatch
+    v_theta: Tensor
+    v_old: Tensor
+    v_ref: Tensor
+
+    def terms(self, v: Tensor, beta: float) -> NftTerms:
+        """The halves of the loss at trained velocities `v`."""
+        return nft_terms(self.batch.x0, self.batch.xt, self.batch.t, v, self.v_old, beta=beta)
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that one step's gradients are taken of, on this rank."""
+
+    policy: Policy
+    data: TrainingSet
+    objective: Objective
+    number: int
+    advance: Callable[[int], None]  # told how many samples each micro-batch held
+
+    def passes(self, parts: list[Chunk]) -> Iterator[Pass]:
+        """Forward passes over `parts`; the frozen model's is spared where no KL term asks for it."""
+        policy = self.policy
+        for batch in noised_batches(self.data, parts, self.objective.seed, self.number):
+            at = (batch.xt, batch.t, batch.embeddings)
+            with torch.no_grad():
+                v_old = policy.velocity(*at, "behaviour")
+                v_ref = policy.velocity(*at, None) if self.objective.kl_coef else v_old
+            yield Pass(batch, policy.velocity(*at, "trained"), v_old, v_ref)
+            self.advance(len(batch.indices))
+
+    def loss(self, one: Pass, v: Tensor, terms: NftTerms, mixture: Coefficients) -> tuple[Tensor, Tensor]:
+        """Policy loss of one mixture and KL term at velocities `v`, as parts of the step's."""
+        objective, count = self.objective, self.data.samples
+        p, q = mixture.of(one.batch.indices)
+        policy = mixed_loss(terms, p, q, clip=objective.clip, beta=objective.beta, count=count)
+        return policy, objective.kl_coef * kl_term(v, one.v_ref).sum() / count
+
+
+def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> Gradients:
+    """Gradient of one mixture and the KL term together, R = 1: one backward pass a micro-batch."""
+    parameters = list(step.policy.parameters("trained").values())
+    rows, losses = _empty(step.policy, 1)
+    for one in step.passes(parts):
+        policy, kl = step.loss(one, one.v_theta, one.terms(one.v_theta, step.objective.beta), mixture)
+        rows[0] += _flat(torch.autograd.grad(policy + kl, parameters, allow_unused=True), parameters)
+        losses += torch.stack([policy, kl]).detach().double().cpu()
+    return Gradients(rows, losses)
+
+
+def reward_gradients(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coefficients) -> Gradients:
+    """Gradients of K losses and, in a last row, of the mixture `rest` and the KL term; R = K + 1.
+
+    A loss splits into (p + q) (P + N) / 2 + (p - q) (P - N) / 2. Each half takes one backward pass whatever K is
+    (`Mixer`), and the even half none where its coefficients vanish, as they do with the shared term outside. The
+    last row takes one more.
+
+    Args:
+        step: policy, data and constants.
+        parts: the micro-batches to go through.
+        rewards: of K losses.
+        rest: of one.
+    """
+    parameters = list(step.policy.parameters("trained").values())
+    rows, losses = _empty(step.policy, len(rewards.p) + 1)
+    scale = step.objective.clip / step.objective.beta / step.data.samples
+    even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
+    with_rest = bool(rest.p.any() or rest.q.any() or step.objective.kl_coef)
+    mixer = Mixer(step.policy.layers(), rows[:-1])
+    with mixer.watching():
+        for one in step.passes(parts):
+            images = one.batch.indices
+            v = one.v_theta.detach().requires_grad_()
+            terms = one.terms(v, step.objective.beta)
+            policy, kl = step.loss(one, v, terms, rest)
+            sides = [
+                (((terms.positive + sign * terms.negative) / 2).sum(), c[:, images])
+                for sign, c in ((1, even), (-1, odd))
+                if c.any()
+            ]
+            for left, (side, c) in zip(range(len(sides) - 1, -1, -1), sides, strict=True):
+                (cotangent,) = torch.autograd.grad(side, v, retain_graph=True)
+                mixer.mix(one.v_theta, cotangent, c, retain_graph=with_rest or left > 0)
+            if with_rest:
+                (cotangent,) = torch.autograd.grad(policy + kl, v)
+                rows[-1] += _flat(
+                    torch.autograd.grad(one.v_theta, parameters, cotangent, allow_unused=True), parameters
+                )
+            p, q = rewards.of(images)
+            each = scale * (
+                p @ terms.positive.detach().double().cpu() + q @ terms.negative.detach().double().cpu()
+            )
+            losses += torch.cat([each, torch.stack([policy, kl]).detach().double().cpu()])
+    return Gradients(rows, losses)
 
 
 @torch.no_grad()
-def velocity_gram(
-    policy: Policy, data: TrainingSet, objective: Objective, p: Tensor, q: Tensor, step: int
-) -> Tensor:
+def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tensor:
     """Gram matrix [K, K] float64 of the rewards' gradients with respect to this rank's velocities, by forward passes."""
-    total = torch.zeros(len(p), len(p), dtype=torch.float64)
-    for batch in noised_batches(data, objective, step):
-        v_old = policy.velocity(batch.xt, batch.t, batch.embeddings, "behaviour")
-        v_theta = policy.velocity(batch.xt, batch.t, batch.embeddings, "trained")
+    total = torch.zeros(len(rewards.p), len(rewards.p), dtype=torch.float64)
+    objective = step.objective
+    for batch in noised_batches(step.data, parts, objective.seed, step.number):
+        at = (batch.xt, batch.t, batch.embeddings)
+        v_old, v_theta = (step.policy.velocity(*at, adapter) for adapter in ("behaviour", "trained"))
         products = velocity_products(batch.x0, batch.xt, batch.t, v_theta, v_old, beta=objective.beta)
+        p, q = rewards.of(batch.indices)
         total += output_gram(
-            products.positive, products.cross, products.negative, p[:, batch.indices], q[:, batch.indices],
-            clip=objective.clip, beta=objective.beta, count=data.samples,
+            products.positive, products.cross, products.negative, p, q,
+            clip=objective.clip, beta=objective.beta, count=step.data.samples,
         )  # fmt: skip
     return total
 
 
-def flat_gradient(loss: Tensor, parameters: list[torch.nn.Parameter], *, retain_graph: bool) -> Tensor:
-    """Gradient of `loss` as one vector [P]; zero where a parameter takes no part."""
-    parts = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
+def _empty(policy: Policy, count: int) -> tuple[Tensor, Tensor]:
+    parameters = list(policy.parameters("trained").values())
+    size = sum(parameter.numel() for parameter in parameters)
+    return parameters[0].new_zeros(count, size), torch.zeros(count + 1, dtype=torch.float64)
+
+
+def _flat(parts: tuple[Tensor | None, ...], parameters: list[torch.nn.Parameter]) -> Tensor:
+    """One vector [P]; zero where a parameter takes no part."""
     return torch.cat(
         [
             (torch.zeros_like(parameter) if part is None else part).flatten()
             for part, parameter in zip(parts, parameters, strict=True)
         ]
     )
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Summed over this rank's micro-batches, in the parameters' dtype: `rows` [R, P] and `kl` [P].
-
-    `losses` [R + 1] float64 are the loss terms themselves, the last of them the KL term.
-    """
-
-    rows: Tensor
-    kl: Tensor
-    losses: Tensor
-
-
-def gradients(
-    policy: Policy,
-    data: TrainingSet,
-    objective: Objective,
-    p: Tensor,
-    q: Tensor,
-    step: int,
-    advance: Callable[[int], None],
-) -> Gradients:
-    """Gradients of R mixtures and of the KL term.
-
-    With one mixture the KL term shares its backward pass (`kl` is zero then); with several, each is one
-    vector-Jacobian product over the same graph.
-
-    Args:
-        policy: the model.
-        data: images and times.
-        objective: constants of the loss.
-        p: [R, n] float64 coefficients of P_i.
-        q: [R, n] float64 coefficients of N_i.
-        step: the optimizer step, part of the noise's seed.
-        advance: told how many samples each micro-batch held.
-    """
-    parameters = list(policy.parameters("trained").values())
-    total = sum(parameter.numel() for parameter in parameters)
-    rows = torch.zeros(len(p), total, device=policy.device, dtype=parameters[0].dtype)
-    kl_gradient = torch.zeros_like(rows[0])
-    losses = torch.zeros(len(p) + 1, dtype=torch.float64)
-    for micro in micro_batches(policy, data, objective, step):
-        kl = objective.kl_coef * micro.kl.sum() / data.samples
-        mixed = [
-            mixed_loss(
-                micro.terms, p_row[micro.indices], q_row[micro.indices],
-                clip=objective.clip, beta=objective.beta, count=data.samples,
-            )
-            for p_row, q_row in zip(p, q, strict=True)
-        ]  # fmt: skip
-        if len(mixed) == 1:
-            rows[0] += flat_gradient(mixed[0] + kl, parameters, retain_graph=False)
-        else:
-            for row, loss in zip(rows, mixed, strict=True):
-                row += flat_gradient(loss, parameters, retain_graph=True)
-            kl_gradient += flat_gradient(kl, parameters, retain_graph=False)
-        losses += torch.stack([*mixed, kl]).detach().double().cpu()
-        advance(len(micro.indices))
-    return Gradients(rows, kl_gradient, losses)

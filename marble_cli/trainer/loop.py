@@ -19,7 +19,7 @@ from marble_cli.policy.base import Policy
 from marble_cli.policy.ema import behaviour_eta, blend, ema_decay
 from marble_cli.rewards.scorer import Scorer, Scores
 from marble_cli.rollout.collect import Rollout, Samples
-from marble_cli.trainer.gradients import TrainingSet, training_times
+from marble_cli.trainer.batches import TrainingSet, training_times
 from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.judge import base_scores, judge
 from marble_cli.trainer.preflight import check_rewards

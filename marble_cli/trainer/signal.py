@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from marble_cli.advantages import advantage_sum, advantages, optimality, weighted_sum
+from marble_cli.advantages import advantage_sum, advantages, effective_samples, optimality, weighted_sum
 from marble_cli.balance.constant import Mixture
 from marble_cli.config.schema import Algorithm
 from marble_cli.losses.nft import coefficients
@@ -52,12 +52,7 @@ def describe(names: list[str], signal: Signal) -> dict[str, float]:
             values = signal.rewards[k][mask]
             metrics[f"reward/{name}/mean"] = values.mean().item()
             metrics[f"reward/{name}/std"] = values.std(correction=0).item()
-            metrics[f"advantage/{name}/std"] = signal.advantage[k][mask].std(correction=0).item()
+            advantage = signal.advantage[k][mask]
+            metrics[f"advantage/{name}/std"] = advantage.std(correction=0).item()
+            metrics[f"advantage/{name}/effective_samples"] = effective_samples(advantage)
     return metrics
-
-
-def cosine(direction: Tensor, gradient: Tensor) -> float:
-    """Cosine of two vectors in float64, zero if either vanishes."""
-    a, b = direction.double(), gradient.double()
-    scale = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
-    return float(a @ b / scale) if scale > 0 else 0.0

@@ -1,4 +1,4 @@
-"""One optimizer step's direction: refresh (a QP over the rewards' gradients) or amortised (one backward pass)."""
+"""One optimizer step's direction: refresh (every reward's own gradient) or amortised (one backward pass)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,18 @@ from marble_cli.config.schema import Amortize, BalanceMode, RunConfig, SharedTer
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.losses.nft import coefficients, shared_coefficients
 from marble_cli.policy.base import Policy
-from marble_cli.trainer.gradients import Gradients, Objective, TrainingSet, gradients, velocity_gram
-from marble_cli.trainer.signal import Signal, cosine, single_mixture
+from marble_cli.trainer.batches import Chunk, TrainingSet, chunks, split
+from marble_cli.trainer.explain import describe_cache, describe_gradients, describe_solution
+from marble_cli.trainer.gradients import (
+    Coefficients,
+    Gradients,
+    Objective,
+    Step,
+    mixture_gradient,
+    reward_gradients,
+    velocity_gram,
+)
+from marble_cli.trainer.signal import Signal, single_mixture
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class Director:
     def __init__(self, config: RunConfig, names: list[str], policy: Policy, balance: Balance, ranks: Ranks):
         self.config, self.names, self.policy, self.balance, self.ranks = config, names, policy, balance, ranks
         self.mixture = balance if isinstance(balance, Mixture) else None
+        self.outside = config.balance.shared_term is SharedTerm.outside and self.mixture is None
+        self.output_space = config.balance.mode is BalanceMode.output_space
         self.objective = Objective(
             config.algorithm.beta,
             config.algorithm.advantage.clip,
@@ -51,154 +63,149 @@ class Director:
             or (step - 1) % balance.refresh_every == 0
         ):
             return True
-        return self.mixture is None and cache.alpha is None
+        return self.mixture is None and not self.output_space and cache.alpha is None
 
     def direct(
         self,
-        step: int,
+        number: int,
         signal: Signal,
         data: TrainingSet,
         cache: DirectionCache,
         advance: Callable[[int], None],
     ) -> Direction:
-        """The direction of one step, summed over ranks."""
-        if self.config.balance.mode is BalanceMode.output_space:
-            return self._output_space(step, signal, data, cache, advance)
-
-        def take(p: Tensor, q: Tensor) -> Gradients:
-            return self._reduced(gradients(self.policy, data, self.objective, p, q, step, advance))
-
-        if self.refreshes(step, cache):
-            return self._refresh(signal, cache, take)
-        p, q = self._mixture(signal, cache)
-        result = take(p, q)
-        metrics = {"balance/refresh": 0, **_losses(result, result.losses[0]), **self._cached(cache)}
-        return Direction(result.rows[0] + result.kl, cache, metrics)
-
-    def _reduced(self, result: Gradients) -> Gradients:
-        losses = (
-            self.ranks.sum(result.losses.to(self.policy.device).float())
-            if self.ranks.world > 1
-            else result.losses
+        """The direction of step `number`, summed over ranks."""
+        step = Step(self.policy, data, self.objective, number, advance)
+        parts = chunks(data, self.objective.micro_batch_size)
+        if self.output_space:
+            return self._output_space(step, parts, signal, cache)
+        if self.refreshes(number, cache):
+            return self._refresh(step, parts, signal, cache)
+        result = self._reduced(
+            mixture_gradient(step, parts, self._mixed(signal, cache, cache.direction_weights()))
         )
-        return Gradients(self.ranks.sum(result.rows), self.ranks.sum(result.kl), losses.double().cpu())
+        metrics = {"balance/refresh": 0, **_losses(result), **describe_cache(self.names, cache)}
+        return Direction(result.rows[0], cache, metrics)
 
-    def _mixture(self, signal: Signal, cache: DirectionCache) -> tuple[Tensor, Tensor]:
-        """Coefficients [1, n] of a step with a single backward pass."""
-        algorithm, balance = self.config.algorithm, self.config.balance
+    def _refresh(self, step: Step, parts: list[Chunk], signal: Signal, cache: DirectionCache) -> Direction:
+        """Balance the gradients of a share of the micro-batches, then take the others along that direction."""
+        chosen, others = split(parts, self.config.balance.refresh_fraction)
+        found, matrix = self._apart(step, chosen, signal, len(parts))
+        count = len(self.names)
         if self.mixture is not None:
-            return single_mixture(signal, self.mixture, algorithm)
-        if balance.amortize is Amortize.advantage:
-            assert cache.alpha is not None  # `refreshes` saw to it
-            p, q = advantage_coefficients(
-                cache.alpha, signal.advantage, signal.applicable, algorithm.advantage.clip
-            )
+            weights, solution = _last(len(matrix)), None
         else:
-            weights = cache.direction_weights()
-            assert weights is not None
-            p, q = amortised_coefficients(
-                weights,
-                signal.optimality,
-                signal.applicable,
-                shared_term=balance.shared_term.value,
-            )
-        return p[None], q[None]
-
-    def _refresh(
-        self, signal: Signal, cache: DirectionCache, take: Callable[[Tensor, Tensor], Gradients]
-    ) -> Direction:
-        balance, count = self.config.balance, len(self.names)
-        outside = balance.shared_term is SharedTerm.outside and self.mixture is None
-        p, q = coefficients(
-            signal.optimality, signal.applicable, shared_term="outside" if outside else "inside"
-        )
-        extra = (
-            single_mixture(signal, self.mixture, self.config.algorithm)
-            if self.mixture is not None
-            else tuple(row[None] for row in shared_coefficients(signal.applicable))
-            if outside
-            else (p[:0], q[:0])
-        )
-        result = take(torch.cat([p, extra[0]]), torch.cat([q, extra[1]]))
-        rewards, others = result.rows[:count], result.rows[count:]
-        loss, extra_loss = result.losses[:count], result.losses[count:-1].sum()
-        if self.mixture is not None:
-            direction = others[0]
-            metrics = {
-                "balance/refresh": 1,
-                **_losses(result, extra_loss),
-                **self._cosines(rewards, direction),
-            }
-            return Direction(direction + result.kl, cache, metrics)
-        solution = self.balance(gram(rewards))
-        direction = (
-            solution.weights.to(rewards) @ torch.nan_to_num(rewards)
-            if solution.active.any()
-            else rewards.new_zeros(rewards.shape[1])
-        )
-        metrics = {"balance/refresh": 1, **_losses(result, solution.weights @ loss + extra_loss)}
-        metrics |= self._cosines(rewards, direction) | self._explained(solution)
-        norms = torch.linalg.vector_norm(rewards.double(), dim=1)
-        cache = cache.update(solution, norms, balance.ema)
-        return Direction(direction + others.sum(0) + result.kl, cache, metrics, self._left_out(solution))
+            solution = self.balance(matrix)
+            weights = solution.weights
+        metrics: dict[str, float] = {"balance/refresh": 1}
+        metrics |= describe_gradients(self.names, matrix, weights, cache.direction_weights())
+        if solution is not None:
+            cache = cache.update(solution, matrix.diagonal().sqrt(), self.config.balance.ema)
+            metrics |= describe_solution(self.names, solution, cache)
+        result = _along(found, weights)
+        if others:
+            rest = mixture_gradient(step, others, self._mixed(signal, cache, weights[:count]))
+            result = _add(result, self._reduced(rest))
+        metrics |= _losses(result)
+        return Direction(result.rows[0], cache, metrics, self._left_out(solution))
 
     def _output_space(
-        self,
-        step: int,
-        signal: Signal,
-        data: TrainingSet,
-        cache: DirectionCache,
-        advance: Callable[[int], None],
+        self, step: Step, parts: list[Chunk], signal: Signal, cache: DirectionCache
     ) -> Direction:
-        """A QP at every step on the gradients with respect to the velocities, then one backward pass."""
-        outside = self.config.balance.shared_term is SharedTerm.outside
-        p, q = coefficients(
-            signal.optimality, signal.applicable, shared_term="outside" if outside else "inside"
-        )
-        inner = velocity_gram(self.policy, data, self.objective, p, q, step)
+        """A QP at every step on the gradients with respect to the velocities, then one backward pass.
+
+        At refresh steps the rewards' own gradients are taken as well, only to be looked at.
+        """
+        rewards, _ = self._losses_apart(signal)
+        inner = velocity_gram(step, parts, rewards)
         solution = self.balance(self.ranks.sum(inner.to(self.policy.device)).cpu())
-        mixed_p, mixed_q = solution.weights @ p, solution.weights @ q
-        if outside:
-            shared = shared_coefficients(signal.applicable)
-            mixed_p, mixed_q = mixed_p + shared[0], mixed_q + shared[1]
-        result = self._reduced(
-            gradients(self.policy, data, self.objective, mixed_p[None], mixed_q[None], step, advance)
+        metrics: dict[str, float] = {"balance/refresh": 1}
+        if self.refreshes(step.number, cache):
+            found, matrix = self._apart(step, parts, signal, len(parts))
+            metrics |= describe_gradients(self.names, matrix, solution.weights, None)
+            result = _along(found, solution.weights)
+        else:
+            result = self._reduced(mixture_gradient(step, parts, self._exact(signal, solution.weights)))
+        metrics |= _losses(result) | describe_solution(self.names, solution, cache)
+        return Direction(result.rows[0], cache, metrics, self._left_out(solution))
+
+    def _apart(self, step: Step, chosen: list[Chunk], signal: Signal, parts: int) -> tuple[Gradients, Tensor]:
+        """Rows of `_losses_apart` over the `chosen` of `parts` micro-batches, and the Gram matrix without the last.
+
+        The matrix is of the whole step's gradients as far as a share of it can tell: a reward's row is scaled up by its
+        applicable samples over those that were looked at.
+        """
+        found = self._reduced(reward_gradients(step, chosen, *self._losses_apart(signal)))
+        matrix = gram(found.rows[:-1])
+        if len(chosen) < parts:
+            images = torch.cat([step.data.indices[part.rows] for part in chosen])
+            seen = self.ranks.sum(signal.applicable[:, images].sum(1).double().to(self.policy.device)).cpu()
+            times = step.data.times.shape[1]
+            scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
+            scale = torch.cat([scale, torch.ones(len(matrix) - len(scale))])
+            matrix = matrix * scale[:, None] * scale
+        return found, matrix
+
+    def _losses_apart(self, signal: Signal) -> tuple[Coefficients, Coefficients]:
+        """Every reward's own loss (and that of a mixture of them, last), and what stands outside the balance."""
+        p, q = coefficients(
+            signal.optimality, signal.applicable, shared_term="outside" if self.outside else "inside"
         )
-        metrics = {"balance/refresh": 1, **_losses(result, result.losses[0]), **self._explained(solution)}
-        return Direction(result.rows[0] + result.kl, cache, metrics, self._left_out(solution))
+        nothing = torch.zeros_like(p[0])
+        rest = shared_coefficients(signal.applicable) if self.outside else (nothing, nothing)
+        if self.mixture is not None:
+            mixed = single_mixture(signal, self.mixture, self.config.algorithm)
+            p, q = torch.cat([p, mixed[0]]), torch.cat([q, mixed[1]])
+        return Coefficients(p, q), Coefficients(*rest)
 
-    def _cosines(self, rewards: Tensor, direction: Tensor) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        for name, row in zip(self.names, rewards, strict=True):
-            norm = torch.linalg.vector_norm(row.double()).item()
-            metrics[f"balance/grad_norm/{name}"] = norm
-            if norm > 0:
-                metrics[f"balance/cosine/{name}"] = cosine(direction, row)
-        return metrics
+    def _mixed(self, signal: Signal, cache: DirectionCache, weights: Tensor | None) -> Coefficients:
+        """The loss of an amortised step."""
+        if self.mixture is not None:
+            p, q = single_mixture(signal, self.mixture, self.config.algorithm)
+            return Coefficients(p[0], q[0])
+        if self.config.balance.amortize is Amortize.advantage:
+            assert cache.alpha is not None  # `refreshes` saw to it
+            clip = self.config.algorithm.advantage.clip
+            return Coefficients(
+                *advantage_coefficients(cache.alpha, signal.advantage, signal.applicable, clip)
+            )
+        assert weights is not None
+        return self._exact(signal, weights)
 
-    def _left_out(self, solution: Solution) -> tuple[str, ...]:
-        names = [n for n, active in zip(self.names, solution.active.tolist(), strict=True) if not active]
+    def _exact(self, signal: Signal, weights: Tensor) -> Coefficients:
+        shared_term = self.config.balance.shared_term.value
+        return Coefficients(
+            *amortised_coefficients(weights, signal.optimality, signal.applicable, shared_term=shared_term)
+        )
+
+    def _reduced(self, result: Gradients) -> Gradients:
+        if self.ranks.world == 1:
+            return result
+        losses = self.ranks.sum(result.losses.to(self.policy.device).float())
+        return Gradients(self.ranks.sum(result.rows), losses.double().cpu())
+
+    def _left_out(self, solution: Solution | None) -> tuple[str, ...]:
+        active = [] if solution is None else solution.active.tolist()
+        names = [name for name, is_active in zip(self.names, active, strict=False) if not is_active]
         return (f"left out of the balance this step: {', '.join(names)}",) if names else ()
 
-    def _cached(self, cache: DirectionCache) -> dict[str, float]:
-        """Shares and weights that an amortised step works with."""
-        weights = cache.direction_weights()
-        if cache.alpha is None or weights is None:
-            return {}
-        metrics: dict[str, float] = {}
-        for name, alpha, weight in zip(self.names, cache.alpha.tolist(), weights.tolist(), strict=True):
-            metrics |= {f"balance/alpha/{name}": alpha, f"balance/weight/{name}": weight}
-        return metrics
 
-    def _explained(self, solution: Solution) -> dict[str, float]:
-        metrics = {"balance/gap": solution.gap, "balance/solve_seconds": solution.seconds}
-        metrics["balance/fallbacks"] = solution.fallbacks
-        for k, name in enumerate(self.names):
-            if solution.active[k]:
-                metrics[f"balance/alpha/{name}"] = solution.alpha[k].item()
-                metrics[f"balance/weight/{name}"] = solution.weights[k].item()
-        return metrics
+def _last(count: int) -> Tensor:
+    """[count] float64: the last of `count` rows and nothing else."""
+    return torch.eye(count, dtype=torch.float64)[-1]
 
 
-def _losses(result: Gradients, policy: Tensor) -> dict[str, float]:
-    return {"loss/policy": policy.item(), "loss/kl": result.losses[-1].item()}
+def _along(found: Gradients, weights: Tensor) -> Gradients:
+    """The weighted sum of all rows but the last, and the last, as one."""
+    rows, rest = found.rows[:-1], found.rows[-1]
+    taken = weights != 0
+    direction = weights[taken].to(rows) @ rows[taken.to(rows.device)] + rest
+    policy = weights @ found.losses[:-2] + found.losses[-2]
+    return Gradients(direction[None], torch.stack([policy, found.losses[-1]]))
+
+
+def _add(one: Gradients, other: Gradients) -> Gradients:
+    return Gradients(one.rows + other.rows, one.losses + other.losses)
+
+
+def _losses(result: Gradients) -> dict[str, float]:
+    return {"loss/policy": result.losses[0].item(), "loss/kl": result.losses[-1].item()}

@@ -14,7 +14,8 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, PromptEmbeddings
 from marble_cli.policy.sd3 import SD3Policy, load_pipeline
 from marble_cli.randomness import noise
-from marble_cli.trainer.gradients import Objective, TrainingSet
+from marble_cli.trainer.batches import TrainingSet
+from marble_cli.trainer.gradients import Objective, Step
 from marble_cli.trainer.signal import Signal, read_signal
 from marble_cli.trainer.step import Director
 
@@ -57,6 +58,9 @@ class Case:
     data: TrainingSet
     signal: Signal
     objective: Objective
+
+    def step(self, policy: DoublePolicy) -> Step:
+        return Step(policy, self.data, self.objective, STEP, lambda count: None)
 
     def definition(self, policy: DoublePolicy) -> tuple[Tensor, Tensor, Tensor]:
         """P_i and N_i averaged over the times, [n], and the KL term: docs/algorithm.md image by image, differentiable."""

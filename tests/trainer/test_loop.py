@@ -18,7 +18,7 @@ from marble_cli.errors import RewardError
 from marble_cli.metrics.jsonl import read
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Lane
-from marble_cli.trainer.gradients import TrainingSet
+from marble_cli.trainer.batches import TrainingSet
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.run import train
 from marble_cli.trainer.step import Direction, Director
@@ -174,10 +174,13 @@ def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> No
     always |= {f"time/{part}" for part in ("rollout", "reward", "train", "step")} | {
         "throughput/images_per_second"
     }
-    of_rewards = {"reward/{}/failed", "advantage/{}/std", "balance/alpha/{}", "balance/weight/{}"}
+    of_rewards = {"reward/{}/failed", "advantage/{}/std", "advantage/{}/effective_samples"}
+    of_rewards |= {"balance/alpha/{}", "balance/weight/{}"}
     always |= {key.format(name) for key in of_rewards for name in config.rewards}
-    refresh = {f"balance/{figure}/{name}" for figure in ("grad_norm", "cosine") for name in config.rewards}
-    refresh |= {"balance/gap", "balance/solve_seconds", "balance/fallbacks"}
+    figures = ("grad_norm", "cosine", "alpha_cached")
+    refresh = {f"balance/{figure}/{name}" for figure in figures for name in config.rewards}
+    refresh |= {"balance/gap", "balance/solve_seconds", "balance/fallbacks", "balance/conflict_share"}
+    refresh |= {"balance/pairwise_cosine/colorfulness/compressibility"}
     judged = each | {f"reward/{name}/failed" for name in config.rewards} | {"step", "phase", "eval/composite"}
     assert [set(row) for row in rows] == [judged, always | refresh, always, judged]
     assert (

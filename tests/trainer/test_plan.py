@@ -10,7 +10,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError, DataError, RequestError
 from marble_cli.policy.base import ModelSize
 from marble_cli.trainer import plan as planning
-from marble_cli.trainer.gradients import training_times
+from marble_cli.trainer.batches import training_times
 from marble_cli.trainer.plan import check_memory, free_memory, geometry, memory, plan, seconds
 from marble_cli.trainer.step import Director
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from marble_cli.config.schema import RunConfig
-from marble_cli.trainer.signal import cosine, describe, read_signal
+from marble_cli.trainer.signal import describe, read_signal
 
 
 def test_metrics_count_only_what_applies(run_config: Any) -> None:
@@ -19,18 +19,14 @@ def test_metrics_count_only_what_applies(run_config: Any) -> None:
         "reward/a/mean": 3.0,
         "reward/a/std": pytest.approx((8 / 3) ** 0.5),
         "advantage/a/std": pytest.approx((2 / 3) ** 0.5 / ((8 / 3) ** 0.5 + 1e-4)),
+        "advantage/a/effective_samples": pytest.approx(2.0),
         "reward/b/applicable": 2,
         "reward/b/mean": 2.0,
         "reward/b/std": 0.0,
         "advantage/b/std": 0.0,
+        "advantage/b/effective_samples": 0.0,
         "reward/nowhere/applicable": 0,
     }
     r = signal.optimality[0]
     assert r[1] > 0.5 > r[0]
     assert r[2] == 0.5
-
-
-def test_cosines_are_in_float64_and_zero_for_a_vanishing_vector() -> None:
-    a, b = torch.tensor([1.0, 0.0]), torch.tensor([1e-20, 1e-20])
-    assert cosine(a, b) == pytest.approx(0.5**0.5)
-    assert cosine(a, torch.zeros(2)) == 0.0

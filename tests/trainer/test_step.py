@@ -13,8 +13,9 @@ from marble_cli.balance.amortise import DirectionCache
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.losses.nft import coefficients
-from marble_cli.trainer.gradients import velocity_gram
-from marble_cli.trainer.signal import Signal, cosine
+from marble_cli.trainer.batches import chunks
+from marble_cli.trainer.gradients import Coefficients, velocity_gram
+from marble_cli.trainer.signal import Signal
 from marble_cli.trainer.step import Direction, Director
 
 STEP = 7
@@ -30,6 +31,10 @@ def direct(
     director: Director, case: Any, cache: DirectionCache = CACHE, signal: Signal | None = None
 ) -> Direction:
     return director.direct(STEP, signal or case.signal, case.data, cache, lambda count: None)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(a @ b / a.norm() / b.norm())
 
 
 def distance(got: Tensor, expected: Tensor) -> float:
@@ -176,8 +181,8 @@ def test_output_space_balances_velocities_at_every_step(
 ) -> None:
     direction = direct(director("balance=output_space", f"balance.shared_term={shared_term}"), case)
     signal = case.signal
-    p, q = coefficients(signal.optimality, signal.applicable, shared_term=shared_term)
-    weights = LeastNorm()(velocity_gram(double_policy, case.data, case.objective, p, q, STEP)).weights
+    rewards = Coefficients(*coefficients(signal.optimality, signal.applicable, shared_term=shared_term))
+    weights = LeastNorm()(velocity_gram(case.step(double_policy), chunks(case.data, 5), rewards)).weights
     expected = weights @ rewards_gradients(case, reference, outside=shared_term == "outside") + reference.kl
     if shared_term == "outside":
         expected = expected + reference.shared(signal.applicable.any(0))

@@ -1,0 +1,91 @@
+"""Gradients of many mixtures of per-sample losses from one backward pass.
+
+The samples of a batch do not act on one another, so scaling sample i's cotangent by c_i scales all that flows back
+from sample i by c_i. One backward pass with every sample's own cotangent therefore holds the gradients of all mixtures
+sum_i c_ri phi_i: a linear layer with inputs x_i and output cotangents delta_i has the gradients
+sum_i c_ri delta_i^T x_i. What a further mixture costs is that last product, over the adapter's small matrices.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Mixer:
+    """Adds the gradients of R mixtures to `rows` [R, P] while backward passes run.
+
+    Args:
+        layers: linear layers without bias, whose inputs and outputs have the samples as their first dimension.
+        rows: [R, P] to add to; P are the layers' weights one after another.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], rows: Tensor) -> None:
+        self.layers = layers
+        self.rows = rows.split([layer.weight.numel() for layer in layers], dim=1)
+        self.coefficients: Tensor | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Forward and backward passes of what is to be mixed belong inside."""
+        for layer, row in zip(self.layers, self.rows, strict=True):
+            layer.forward = partial(self._forward, layer, row)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                del layer.forward
+
+    def mix(self, output: Tensor, cotangent: Tensor, coefficients: Tensor, *, retain_graph: bool) -> None:
+        """One backward pass; adds the gradients of sum_i coefficients_ri cotangent_i . output_i to `rows`.
+
+        Args:
+            output: [B, ...] of a forward pass that was watched.
+            cotangent: like `output`.
+            coefficients: [R, B].
+            retain_graph: another pass over the same graph is to come.
+        """
+        weights = [layer.weight for layer in self.layers]
+        self.coefficients = coefficients.to(self.rows[0])
+        try:
+            torch.autograd.grad(output, weights, cotangent, retain_graph=retain_graph, allow_unused=True)
+        finally:
+            self.coefficients = None
+
+    def _forward(self, layer: nn.Linear, row: Tensor, x: Tensor) -> Tensor:
+        weight = layer.weight
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+        output: Tensor = _Linear.apply(x, weight, self, row)  # type: ignore[no-untyped-call]
+        return output
+
+    def add(self, row: Tensor, x: Tensor, delta: Tensor) -> None:
+        """Add one layer's gradients to its `row` [R, in x out], from inputs `x` and output cotangents `delta`."""
+        assert self.coefficients is not None
+        samples = self.coefficients.shape[1]
+        x, delta = x.reshape(samples, -1, x.shape[-1]), delta.reshape(samples, -1, delta.shape[-1])
+        row += self.coefficients @ torch.bmm(delta.mT, x).flatten(1).to(row)
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T; its backward pass feeds the mixer, or gives the weight's gradient where nothing is being mixed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, mixer: Mixer, row: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.mixer, ctx.row = mixer, row
+        return functional.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        back = delta @ weight
+        if ctx.mixer.coefficients is None:
+            return back, delta.flatten(0, -2).mT @ x.flatten(0, -2), None, None
+        ctx.mixer.add(ctx.row, x, delta)
+        return back, None, None, None
