@@ -1,8 +1,8 @@
 """What a step writes into metrics.jsonl of its balance; `marble explain` reads it back."""
 
+import math
 from itertools import combinations
 
-import torch
 from torch import Tensor
 
 from marble_cli.balance.amortise import DirectionCache
@@ -66,4 +66,4 @@ def describe_cache(names: list[str], cache: DirectionCache) -> dict[str, float]:
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
     """Without the figures that do not exist: a missing figure is a missing key."""
-    return {key: value for key, value in metrics.items() if torch.isfinite(torch.tensor(value))}
+    return {key: value for key, value in metrics.items() if math.isfinite(value)}

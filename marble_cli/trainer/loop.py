@@ -91,7 +91,8 @@ class Trainer:
     def judgement_due(self) -> bool:
         """Whether the last finished step is one to evaluate and has not been."""
         step, every = self.progress.step, self.config.trainer.eval_every
-        due = every and (step % every == 0 or step == self.config.trainer.steps)
+        first = not self.progress.base_scores
+        due = every and (first or step % every == 0 or step == self.config.trainer.steps)
         return bool(due) and self.progress.evaluated < step
 
     def step(self, step: int) -> dict[str, Any]:
@@ -200,7 +201,8 @@ class Trainer:
             evaluation = score_policy(
                 self.rollout, "trained", self.held_out, self.judges, self.recorder.advance
             )
-        if step == 0:
+        first = not self.progress.base_scores
+        if first:
             self.progress.base_scores = base_scores(evaluation)
         verdict = judge(
             evaluation, self.progress.base_scores, self.scorer.names, list(self.config.eval_rewards)
@@ -213,7 +215,7 @@ class Trainer:
         if self.progress.best is not None and verdict.composite <= self.progress.best:
             return False
         self.progress.best = verdict.composite
-        return step > 0
+        return not first
 
     def save(self, best: bool) -> None:
         """Write a checkpoint of the last finished step, on the main rank."""

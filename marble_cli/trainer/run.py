@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
+from marble_cli.balance.amortise import DirectionCache
 from marble_cli.balance.registry import build as build_balance
 from marble_cli.checkpoint import store
 from marble_cli.config.compose import dump, load_resolved
@@ -84,25 +85,13 @@ def find_checkpoint(folder: Path, config: RunConfig, resume: str) -> Path | None
             f"Choose another folder with run.dir=..., or continue that run: marble train --config-name {written}"
         )
     if resume not in ("auto", "never"):
-        return _named(resume, config)
+        return store.resolve(resume)
     if not written.is_file():
         return None
     found, skipped = store.newest_valid(folder)
     for path, reason in skipped:
         log.warning("checkpoint %s is not usable and was passed over: %s", path.name, reason)
     return found
-
-
-def _named(spec: str, config: RunConfig) -> Path:
-    """The checkpoint that `spec` names; the state of its balance is that of its run's rewards, in their order."""
-    checkpoint = store.resolve(spec)
-    origin = checkpoint.parent.parent / "config.yaml"
-    if origin.is_file() and (before := list(load_resolved(origin).rewards)) != list(config.rewards):
-        raise RequestError(
-            f"--resume {spec}: that run trains on {', '.join(before)}, this one on {', '.join(config.rewards)}. "
-            f"Expected the same rewards in the same order: rewards=[{','.join(before)}]."
-        )
-    return checkpoint
 
 
 def build_optimizer(config: RunConfig, policy: Policy) -> torch.optim.Optimizer:
@@ -148,7 +137,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                 config.trainer.seed,
             )
             optimizer = build_optimizer(config, policy)
-            progress = restore(checkpoint, policy, optimizer)
+            progress = restore(checkpoint, policy, optimizer, config)
             if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
                 progress.wandb_id = None  # a run of its own
             for path in store.set_aside(folder, progress.step) if ranks.is_main and checkpoint else ():
@@ -167,10 +156,19 @@ def train(config: RunConfig, *, resume: str) -> int:
                 return trainer.run(interrupt)
 
 
-def restore(checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Optimizer) -> Progress:
-    """The progress that `checkpoint` holds, put into the policy and the optimizer; a fresh one without."""
+def restore(
+    checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Optimizer, config: RunConfig
+) -> Progress:
+    """The progress that `checkpoint` holds, put into the policy and the optimizer; a fresh one without.
+
+    From a run on other rewards come the weights alone: what its balance and its evaluations knew is of no use here.
+    """
     if checkpoint is None:
         return fresh(policy)
     progress = unpack(policy, optimizer, *store.load(checkpoint))
     log.info("continuing after step %d from %s", progress.step, checkpoint)
+    origin = checkpoint.parent.parent / "config.yaml"
+    if origin.is_file() and (before := list(load_resolved(origin).rewards)) != list(config.rewards):
+        log.warning("%s was trained on %s; the balance starts afresh", checkpoint, ", ".join(before))
+        return Progress(progress.step, DirectionCache(), progress.ema, {})
     return progress

@@ -151,7 +151,7 @@ def test_what_is_packed_is_unpacked_bit_for_bit(
 
     other = load_policy(config.model, 1)
     other_optimizer = build_optimizer(config, other)
-    back = restore(folder, other, other_optimizer)
+    back = restore(folder, other, other_optimizer, config)
     for adapter in ("trained", "behaviour"):
         for name, parameter in other.parameters(adapter).items():  # type: ignore[arg-type]
             assert torch.equal(parameter, policy.parameters(adapter)[name])  # type: ignore[arg-type]
@@ -271,12 +271,18 @@ def test_a_named_checkpoint_does_not_overwrite_another_run(
         find_checkpoint(tmp_path, run_config(*SETTINGS), str(finished))
 
 
-def test_a_named_checkpoint_of_other_rewards_is_refused(
-    run_config: RunConfigMaker, finished: Path, tmp_path: Path
+def test_a_checkpoint_of_other_rewards_gives_its_weights_and_no_balance(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = run_config("rewards=[compressibility,colorfulness]")
-    with pytest.raises(RequestError, match=r"rewards=\[colorfulness,compressibility\]"):
-        find_checkpoint(tmp_path, other, str(finished))
+    """Sequential training: one reward after another, from where the last run ended."""
+    settings = ("rewards=[compressibility]", "trainer.steps=5", "trainer.eval_every=2", f"run.dir={tmp_path}")
+    assert train(run_config(*settings), resume=str(finished)) == 0
+    rows = read(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["phase"]) for row in rows] == [(4, "eval"), (5, "train"), (5, "eval")]
+    assert rows[0]["eval/composite"] == 0.0
+    assert rows[1]["balance/refresh"] == 1
+    assert rows[1]["balance/alpha/compressibility"] == 1.0
+    assert "was trained on colorfulness, compressibility" in caplog.text
 
 
 def test_a_named_checkpoint_must_exist(run_config: RunConfigMaker, tmp_path: Path) -> None:

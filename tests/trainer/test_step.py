@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor
 
 from marble_cli.advantages import advantage_sum, advantages, optimality, weighted_sum
-from marble_cli.balance.amortise import DirectionCache
+from marble_cli.balance.amortise import DirectionCache, advantage_coefficients
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.losses.nft import coefficients
-from marble_cli.trainer.batches import chunks
-from marble_cli.trainer.gradients import Coefficients, velocity_gram
+from marble_cli.trainer.batches import chunks, split
+from marble_cli.trainer.gradients import Coefficients, mixture_gradient, reward_gradients, velocity_gram
 from marble_cli.trainer.signal import Signal
 from marble_cli.trainer.step import Direction, Director
 
@@ -190,6 +191,88 @@ def test_output_space_balances_velocities_at_every_step(
     assert direction.metrics["balance/refresh"] == 1
     assert direction.metrics["balance/gap"] <= 1e-10
     assert direction.cache is CACHE
+
+
+@pytest.mark.parametrize("shared_term", ["inside", "outside"])
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.8])
+def test_a_share_of_the_micro_batches_chooses_the_weights_of_all(
+    director: DirectorMaker, case: Any, reference: Any, fraction: float, shared_term: str
+) -> None:
+    overrides = (f"balance.refresh_fraction={fraction}", f"balance.shared_term={shared_term}")
+    direction = direct(director("balance.mode=full", *overrides), case)
+    weights = [direction.metrics.get(f"balance/weight/{name}", 0.0) for name in director().names]
+    outside = shared_term == "outside"
+    expected = torch.tensor(weights, dtype=torch.float64) @ rewards_gradients(
+        case, reference, outside=outside
+    )
+    if outside:
+        expected = expected + reference.shared(case.signal.applicable.any(0))
+    assert distance(direction.gradient, expected + reference.kl) < 1e-9
+    whole = direct(director("balance.mode=full", f"balance.shared_term={shared_term}"), case)
+    assert distance(direction.gradient, whole.gradient) > 1e-3
+
+
+def test_a_share_of_the_micro_batches_stands_for_the_whole_step(
+    director: DirectorMaker, double_policy: Any, case: Any
+) -> None:
+    """Half of the samples are as good an estimate of the norms, not half of them; rewards alike however often they applied."""
+    made = director("balance.mode=full", "balance.refresh_fraction=0.5", "trainer.micro_batch_size=12")
+    direction = direct(made, case)
+    (chosen,), _ = split(chunks(case.data, 12), 0.5)
+    half = replace(case, data=replace(case.data, samples=12))
+    rewards = Coefficients(*coefficients(case.signal.optimality, case.signal.applicable))
+    found = reward_gradients(
+        half.step(double_policy), [chosen], rewards, Coefficients(rewards.p[4], rewards.q[4])
+    )
+    for k, name in enumerate(made.names):
+        assert direction.metrics[f"balance/grad_norm/{name}"] == pytest.approx(found.rows[k].norm().item())
+
+
+def test_the_published_refresh_takes_the_rest_by_mixed_advantages(
+    director: DirectorMaker, double_policy: Any, case: Any
+) -> None:
+    made = director("balance.amortize=advantage", "balance.mode=full", "balance.refresh_fraction=0.01")
+    direction = direct(made, case)
+    chosen, others = split(chunks(case.data, 5), 0.01)
+    signal, step = case.signal, case.step(double_policy)
+    rewards = Coefficients(*coefficients(signal.optimality, signal.applicable))
+    nothing = Coefficients(0 * rewards.p[4], 0 * rewards.q[4])
+    found = reward_gradients(step, chosen, rewards, nothing).rows
+    weights = [direction.metrics.get(f"balance/weight/{name}", 0.0) for name in made.names]
+    mixed = advantage_coefficients(
+        direction.cache.alpha, signal.advantage, signal.applicable, case.objective.clip
+    )  # type: ignore[arg-type]
+    expected = torch.tensor(weights, dtype=torch.float64) @ found[:5] + found[5]
+    expected = expected + mixture_gradient(step, others, Coefficients(*mixed)).rows[0]
+    assert distance(direction.gradient, expected) < 1e-10
+
+
+def test_a_refresh_tells_how_stale_the_cache_was(director: DirectorMaker, case: Any, reference: Any) -> None:
+    metrics = direct(director("balance.mode=full"), case).metrics
+    rows = rewards_gradients(case, reference, outside=False)
+    cached = CACHE.direction_weights()
+    assert cached is not None
+    fresh = torch.tensor([metrics.get(f"balance/weight/{name}", 0.0) for name in director().names])
+    assert metrics["balance/staleness_cosine"] == pytest.approx(cosine(cached @ rows, fresh.double() @ rows))
+    assert (
+        "balance/staleness_cosine"
+        not in direct(director("balance.mode=full"), case, DirectionCache()).metrics
+    )
+    for (a, one), (b, other) in combinations(enumerate(director().names[:4]), 2):
+        assert metrics[f"balance/pairwise_cosine/{one}/{other}"] == pytest.approx(cosine(rows[a], rows[b]))
+    pairs = [cosine(rows[a], rows[b]) for a, b in combinations(range(4), 2)]
+    assert metrics["balance/conflict_share"] == pytest.approx(sum(c < 0 for c in pairs) / 6)
+
+
+def test_output_space_looks_at_the_gradients_at_refresh_steps_only(
+    director: DirectorMaker, case: Any
+) -> None:
+    blind = direct(director("balance=output_space"), case)
+    seeing = direct(director("balance=output_space", "balance.refresh_every=3"), case)
+    assert distance(seeing.gradient, blind.gradient) < 1e-10
+    assert not [key for key in blind.metrics if "cosine" in key]
+    assert [key for key in seeing.metrics if key.startswith("balance/cosine/")]
+    assert seeing.metrics["loss/policy"] == pytest.approx(blind.metrics["loss/policy"])
 
 
 @pytest.mark.parametrize("mode", ["balance.mode=full", "balance.mode=amortized", "balance=output_space"])
