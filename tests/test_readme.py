@@ -45,7 +45,7 @@ def test_other_commands_exist(command: str) -> None:
     path = [
         word
         for word in words(command)
-        if word in ("eval", "generate", "export", "doctor", "rewards", "list", "check")
+        if word in ("eval", "explain", "generate", "export", "doctor", "rewards", "list", "check")
     ]
     assert CliRunner().invoke(app, [*path, "--help"]).exit_code == 0
 

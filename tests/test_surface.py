@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_commands() -> None:
-    assert set(get_command(app).commands) == {"train", "eval", "generate", "rewards", "export", "doctor"}  # type: ignore[attr-defined]
+    assert set(get_command(app).commands) == {  # type: ignore[attr-defined]
+        "train", "eval", "explain", "generate", "rewards", "export", "doctor",
+    }  # fmt: skip
 
 
 def test_the_core_s_own_rewards_enter_like_any_other() -> None:

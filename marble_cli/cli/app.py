@@ -7,7 +7,7 @@ import sys
 import typer
 
 from marble_cli import __version__
-from marble_cli.cli import doctor, evaluate, export, generate, rewards, train
+from marble_cli.cli import doctor, evaluate, explain, export, generate, rewards, train
 from marble_cli.errors import MarbleError
 
 INTERRUPTED = 130
@@ -40,6 +40,7 @@ def root(
 
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("generate", epilog=generate.EPILOG)(generate.generate)
 app.add_typer(rewards.app, name="rewards")
 app.command("export", epilog=export.EPILOG)(export.export)

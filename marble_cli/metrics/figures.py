@@ -2,6 +2,7 @@
 
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -9,9 +10,12 @@ matplotlib.use("Agg")
 
 import numpy as np
 from matplotlib import pyplot as plt
-from torch import Tensor
 
+from marble_cli.metrics.history import series
 from marble_cli.metrics.jsonl import read
+
+if TYPE_CHECKING:  # curves need no torch, and importing it takes seconds
+    from torch import Tensor
 
 # Okabe and Ito's palette, told apart with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -23,11 +27,6 @@ STYLE = {
     "axes.titlelocation": "left",
     "figure.dpi": 130,
 }
-
-
-def _series(rows: list[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
-    pairs = [(row["step"], row[key]) for row in rows if key in row]
-    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def curves(metrics: Path, output: Path) -> Path:
@@ -44,16 +43,16 @@ def curves(metrics: Path, output: Path) -> Path:
         for index, (name, panel) in enumerate(zip(names, panels, strict=False)):
             color = COLORS[index % len(COLORS)]
             panel.plot(
-                *_series(train, f"reward/{name}/mean"), color=color, alpha=0.35, lw=1, label="training batch"
+                *series(train, f"reward/{name}/mean"), color=color, alpha=0.35, lw=1, label="training batch"
             )
             panel.plot(
-                *_series(judged, f"reward/{name}/mean"), color=color, lw=2, marker="o", ms=4, label="held out"
+                *series(judged, f"reward/{name}/mean"), color=color, lw=2, marker="o", ms=4, label="held out"
             )
             panel.set_title(name, color=color)
             panel.set_xlabel("step")
         shares = panels[len(names)]
         for index, name in enumerate(names):
-            steps, values = _series(train, f"balance/alpha/{name}")
+            steps, values = series(train, f"balance/alpha/{name}")
             shares.plot(steps, values, color=COLORS[index % len(COLORS)], lw=1.5)
         shares.set_title("share in the balance, alpha")
         shares.set_xlabel("step")
@@ -66,7 +65,7 @@ def curves(metrics: Path, output: Path) -> Path:
     return output
 
 
-def image_grid(rows: list[tuple[str, Tensor]], captions: list[str], output: Path, columns: int = 6) -> Path:
+def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Path, columns: int = 6) -> Path:
     """Draw labelled rows of images above one another, prompt by prompt.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 PAGES = [
-    (), ("train",), ("eval",), ("generate",), ("rewards",), ("rewards", "list"), ("rewards", "show"),
+    (), ("train",), ("eval",), ("explain",), ("generate",), ("rewards",), ("rewards", "list"), ("rewards", "show"),
     ("rewards", "check"), ("rewards", "score"), ("export",), ("doctor",),
 ]  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "hydra", "matplotlib", "wandb", "numpy")
@@ -23,7 +23,10 @@ def test_help_fits_80_columns_and_has_an_example(marble: Callable, page: tuple[s
 
 def test_the_commands_are_these(marble: Callable) -> None:
     shown = marble("--help").out
-    assert all(f"│ {name} " in shown for name in ("train", "eval", "generate", "rewards", "export", "doctor"))
+    assert all(
+        f"│ {name} " in shown
+        for name in ("train", "eval", "explain", "generate", "rewards", "export", "doctor")
+    )
 
 
 def test_help_and_completion_import_nothing_heavy() -> None:

@@ -1,0 +1,65 @@
+"""`marble explain`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from marble_cli.config.schema import Balance
+
+EPILOG = "Example:  marble explain runs/first"
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the pictures go; RUN/explain if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show what the balance of a run did, and draw it."""
+    from rich.console import Console
+
+    from marble_cli.folder import check_writable
+    from marble_cli.metrics import explain as numbers
+    from marble_cli.metrics.explain_diagnosis import diagnose
+    from marble_cli.metrics.explain_figures import draw
+    from marble_cli.metrics.explain_tables import page
+    from marble_cli.metrics.history import open_history
+
+    history = open_history(run)
+    folder = output or run / "explain"
+    check_writable(folder, "--output ")
+    balance, notes = _balance(run / "config.yaml")
+    found = numbers.explain(history)
+    said = diagnose(found)
+    drawn, left_out = draw(history, found, folder)
+    notes += ["the last line of metrics.jsonl is cut short and left out"] if history.torn else []
+    notes += [f"not drawn: {reason}" for reason in left_out]
+    if as_json:
+        tree = {"run": str(run), "balance": balance and asdict(balance), **found.to_json(), "diagnosis": said}
+        tree |= {"notes": notes, "pictures": [str(path) for path in drawn]}
+        typer.echo(json.dumps(tree, indent=1, allow_nan=False, default=lambda choice: choice.value))
+        return
+    console = Console(highlight=False, markup=False)
+    for part in page(found, str(run), balance, said):
+        console.print(part)
+        console.print()
+    for note in notes:
+        console.print(f"note: {note}")
+    for path in drawn:
+        console.print(str(path), soft_wrap=True)
+
+
+def _balance(path: Path) -> tuple["Balance | None", list[str]]:
+    """A run's settings of the balance; a run from elsewhere may name plugins that this environment lacks."""
+    from marble_cli.config.compose import load_resolved
+    from marble_cli.errors import ConfigError
+
+    try:
+        return load_resolved(path).balance, []
+    except ConfigError as error:
+        return None, [f"the settings are unknown: {error}"]

@@ -1,0 +1,201 @@
+"""What the balance of a run did, in numbers: a pure function of its metrics."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations, pairwise
+from statistics import fmean, median, stdev
+from typing import Any
+
+from marble_cli.metrics.history import History, Row, series
+
+SETTLED = 8  # refreshes below which drift and scatter of the shares cannot be told apart
+SAME = 1e-6  # between two shares; the programmes are solved far better than that
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """Cosines over `count` steps; `negative` is the share of those below zero.
+
+    `error` is the standard error of the mean, taking the steps as independent; None of a single one.
+    """
+
+    count: int
+    mean: float
+    lowest: float
+    negative: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class RewardSummary:
+    """One reward over the run; None where the run recorded no such figure.
+
+    Attributes:
+        alpha: mean share over the steps; `alpha_cached` the last one after smoothing.
+        alpha_lowest: the lowest share that a refresh solved for; `at_lowest` is how often one did, as a share of the
+            refreshes.
+        weight: median factor of the raw gradient.
+        grad_norm: median norm of the raw gradient.
+        cosine: of the applied direction with the gradient, where measured.
+        effective_samples: median of (sum |A|)^2 / sum A^2 over a step's advantages; at most `applicable`, the
+            median number of images that the reward applies to.
+        start, end: means on held-out prompts at the first and last evaluation; `end` needs two.
+    """
+
+    name: str
+    alpha: float | None
+    alpha_cached: float | None
+    alpha_lowest: float | None
+    at_lowest: float | None
+    weight: float | None
+    grad_norm: float | None
+    cosine: Cosines | None
+    effective_samples: float | None
+    applicable: float | None
+    start: float | None
+    end: float | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Cosine between the gradients of two rewards over the refreshes that had both."""
+
+    first: str
+    second: str
+    cosine: Cosines
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the balance did; None where the run recorded no such figure.
+
+    Attributes:
+        steps: optimizer steps; `refreshes` of them took the gradients apart or solved the balance anew.
+        fallbacks: how many solvers were refused over the run.
+        largest_gap: of any solution; `solve_seconds` is the median of a solution's time.
+        pairs: of rewards, in their order; empty without pairwise cosines.
+        conflict_share: share of the pairs of active rewards with a negative cosine, mean over the refreshes.
+        pushed_down: the lowest cosine of each measured step, so that `negative` is the share of steps in which
+            some reward was pushed down.
+        staleness: cosine of the direction that the cached weights would have given with the fresh one.
+        scatter: see `scatter`.
+    """
+
+    steps: int
+    refreshes: int
+    fallbacks: int | None
+    largest_gap: float | None
+    solve_seconds: float | None
+    rewards: tuple[RewardSummary, ...]
+    pairs: tuple[Pair, ...]
+    conflict_share: float | None
+    pushed_down: Cosines | None
+    staleness: Cosines | None
+    scatter: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by reward name, for JSON; what is missing is null."""
+        tree = asdict(self)
+        tree["rewards"] = {reward.pop("name"): reward for reward in tree["rewards"]}
+        return tree
+
+
+def explain(history: History) -> Explanation:
+    """Summarise a run's metrics."""
+    train, refreshes = history.train, history.refreshes
+    fallbacks, gaps = _values(train, "balance/fallbacks"), _values(train, "balance/gap")
+    pairs = _pairs(history)
+    return Explanation(
+        steps=len(train),
+        refreshes=len(refreshes),
+        fallbacks=int(sum(fallbacks)) if fallbacks else None,
+        largest_gap=max(gaps, default=None),
+        solve_seconds=_median(_values(train, "balance/solve_seconds")),
+        rewards=tuple(_reward(history, name) for name in history.rewards),
+        pairs=pairs,
+        conflict_share=_mean(_values(refreshes, "balance/conflict_share")),
+        pushed_down=cosines([value for _, value in lowest_cosines(history)]),
+        staleness=cosines(_values(refreshes, "balance/staleness_cosine")),
+        scatter=scatter([history.fresh_shares(name)[1] for name in history.rewards]),
+    )
+
+
+def cosines(values: Sequence[float]) -> Cosines | None:
+    """Summarise cosines; None of an empty list."""
+    if not values:
+        return None
+    count = len(values)
+    error = stdev(values) / math.sqrt(count) if count > 1 else None
+    return Cosines(count, fmean(values), min(values), sum(value < 0 for value in values) / count, error)
+
+
+def lowest_cosines(history: History) -> list[tuple[int, float]]:
+    """(step, lowest cosine of the applied direction with any reward's gradient) of every step that measured it."""
+    keys = [f"balance/cosine/{name}" for name in history.rewards]
+    measured = [(row["step"], [row[key] for key in keys if key in row]) for row in history.train]
+    return [(step, min(values)) for step, values in measured if values]
+
+
+def pairwise_key(rows: Sequence[Row], first: str, second: str) -> str:
+    """The figure that holds the cosine between two rewards' gradients, whichever of them it names first."""
+    key, turned = (f"balance/pairwise_cosine/{a}/{b}" for a, b in ((first, second), (second, first)))
+    return turned if any(turned in row for row in rows) else key
+
+
+def scatter(shares: Sequence[Sequence[float]]) -> float | None:
+    """Mean squared change between successive shares over twice their variance, all rewards together.
+
+    Near 1 where the shares scatter about a constant, near 0 where they drift; None where they hardly vary or
+    are too few to tell. Source: von Neumann 1941, the mean square successive difference.
+
+    Args:
+        shares: [K] lists of a reward's unsmoothed shares, in the order of the refreshes.
+    """
+    known = [values for values in shares if len(values) >= SETTLED]
+    variance = sum(stdev(values) ** 2 for values in known)
+    change = sum(fmean((b - a) ** 2 for a, b in pairwise(v)) for v in known)
+    return change / (2 * variance) if variance > 1e-12 else None
+
+
+def _reward(history: History, name: str) -> RewardSummary:
+    def figures(key: str) -> list[float]:
+        return _values(history.train, f"{key}/{name}")
+
+    fresh, cached = history.fresh_shares(name)[1], history.cached_shares(name)[1]
+    held_out = _values(history.held_out, f"reward/{name}/mean")
+    return RewardSummary(
+        name=name,
+        alpha=_mean(figures("balance/alpha")),
+        alpha_cached=cached[-1] if cached else None,
+        alpha_lowest=min(fresh, default=None),
+        at_lowest=_mean([share <= min(fresh) + SAME for share in fresh]),
+        weight=_median(figures("balance/weight")),
+        grad_norm=_median(figures("balance/grad_norm")),
+        cosine=cosines(figures("balance/cosine")),
+        effective_samples=_median(_values(history.train, f"advantage/{name}/effective_samples")),
+        applicable=_median(_values(history.train, f"reward/{name}/applicable")),
+        start=held_out[0] if held_out else None,
+        end=held_out[-1] if len(held_out) > 1 else None,
+    )
+
+
+def _pairs(history: History) -> tuple[Pair, ...]:
+    pairs = []
+    for first, second in combinations(history.rewards, 2):
+        found = cosines(_values(history.train, pairwise_key(history.train, first, second)))
+        if found is not None:
+            pairs.append(Pair(first, second, found))
+    return tuple(pairs)
+
+
+def _values(rows: Sequence[Row], key: str) -> list[float]:
+    return series(rows, key)[1]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return median(values) if values else None
