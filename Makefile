@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*)
 SEED ?= 0
 
-.PHONY: install demo test lint format pretrain clean
+.PHONY: install demo test lint format study pretrain clean
 
 install: $(VENV)/installed
 
@@ -30,6 +30,11 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every balance against every other, then docs/study/results.md: about two hours on two cores; goes on where it was stopped.
+study: install
+	$(BIN)/python scripts/study.py
+	$(BIN)/python scripts/study_report.py
 
 # Make the embedded model anew: about half an hour on two cores.
 pretrain: install

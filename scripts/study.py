@@ -37,7 +37,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         "balance.amortize=advantage",
         "balance.refresh_fraction=0.001",
         "balance.shared_term=inside",
-    ),  # fmt: skip
+    ),
     "output_space": ("balance=output_space",),
     "marble_advantage": ("balance.amortize=advantage",),
     "upgrad": ("balance=torchjd:UPGrad",),

@@ -56,7 +56,8 @@ def torchjd_balance(name: str) -> Torchjd:
         name: an aggregator of `torchjd.aggregation` that needs no arguments, such as "UPGrad" or "DualProj".
 
     Raises:
-        ConfigError: torchjd is not installed, has no such aggregator, or it needs more than the Gram matrix.
+        ConfigError: torchjd, or a package that the aggregator needs, is not installed, it has no such aggregator, or
+            that takes more than the Gram matrix.
     """
     try:
         from torchjd import aggregation
@@ -75,9 +76,12 @@ def torchjd_balance(name: str) -> Torchjd:
             f"balance.name: torchjd has no Gram-matrix aggregator {name!r}{nearest(name, known)}"
         )
     try:
-        aggregator = getattr(aggregation, name)()
+        weighting = getattr(aggregation, name)().gramian_weighting
+        weighting(torch.eye(2, dtype=torch.float64))
     except TypeError as error:
         raise ConfigError(
             f"balance.name: {PREFIX}{name} cannot be built without arguments ({error})"
         ) from error
-    return Torchjd(name, aggregator.gramian_weighting)
+    except ImportError as error:
+        raise ConfigError(f"balance.name: {PREFIX}{name} needs another package: {error}") from error
+    return Torchjd(name, weighting)
