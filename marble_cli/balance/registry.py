@@ -38,7 +38,7 @@ def build(config: schema.Balance, names: Sequence[str], reward_weights: Sequence
             all zero.
     """
     if config.name.startswith(PREFIX):
-        return torchjd_balance(config.name.removeprefix(PREFIX))
+        return torchjd_balance(config.name.removeprefix(PREFIX), config.options, len(names))
     if config.name in _BUILT_IN:
         return _BUILT_IN[config.name](config, names, reward_weights)
     plugins = _plugins()

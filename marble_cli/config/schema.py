@@ -143,6 +143,7 @@ class Balance:
     amortize: Amortize = MISSING
     shared_term: SharedTerm = MISSING
     weights: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -87,6 +87,8 @@ def test_options_reach_the_programme() -> None:
         ({"name": "fixed", "weights": {"ocr": -1.0}}, r"ocr=-1\.0"),
         ({"name": "weighted_sum", "weights": dict.fromkeys(REWARDS, 0.0)}, "all 3 are zero"),
         ({"name": "torchjd:UPGraf"}, r"did you mean 'UPGrad'"),
+        ({"name": "torchjd:Krum"}, r"balance\.options.*n_byzantine"),
+        ({"name": "torchjd:UPGrad", "options": {"d": 1}}, r"balance\.options.*'d'"),
     ],
 )
 def test_wrong_requests_say_what_was_expected(changes: dict[str, Any], message: str) -> None:
@@ -115,6 +117,23 @@ def test_torchjd_balances_act_on_the_active_rewards(name: str) -> None:
     torch.testing.assert_close(solution.weights[:3], balance(gram(GRADIENTS)).weights)
     assert solution.solver == f"torchjd:{name}"
     assert balance(gram(torch.zeros(3, 4))).weights.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("FairGrad", {"alpha": 1.0}),
+        ("PCGrad", {}),
+        ("Krum", {"n_byzantine": 0, "n_selected": 1}),
+    ],
+)
+def test_torchjd_balances_take_options_and_draw_alike(name: str, options: dict[str, Any]) -> None:
+    pytest.importorskip("torchjd")
+    balance = build(config(f"torchjd:{name}", options=options), REWARDS, (1.0,) * 3)
+    first, state = balance(gram(GRADIENTS)).weights, torch.get_rng_state()
+    torch.rand(7)
+    assert torch.equal(balance(gram(GRADIENTS)).weights, first)
+    torch.set_rng_state(state)
 
 
 def test_torchjds_upgrad_is_in_no_rewards_way() -> None:

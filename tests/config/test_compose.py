@@ -39,7 +39,7 @@ GROUP_KEYS = {
     "algorithm": "beta kl_coef training_noise",
     "algorithm.advantage": "std clip",
     "algorithm.behaviour": "schedule rate maximum",
-    "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.*",
+    "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.* options.*",
     "optimizer": "lr betas weight_decay epsilon clip_norm",
     "rollout": "groups group_size steps solver batch_size",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last eval_every "
