@@ -42,7 +42,7 @@ def entries(config: schema.Balance, names: Sequence[str]) -> tuple[Entry, ...]:
         if name in group_of:
             raise ConfigError(
                 f"balance.priorities.{name}: {name} enters the balance with its group. Expected "
-                f"balance.priorities.{group_of[name]}"
+                f"balance.priorities.{group_of[name]}."
             )
         if name not in known:
             raise ConfigError(
@@ -59,9 +59,11 @@ def _group_of(config: schema.Balance, names: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for group, rewards in config.groups.items():
         if group in names:
-            raise ConfigError(f"balance.groups.{group}: a reward has this name. Expected another for the group")
+            raise ConfigError(
+                f"balance.groups.{group}: a reward has this name. Expected another for the group."
+            )
         if not rewards:
-            raise ConfigError(f"balance.groups.{group} is empty. Expected some of {', '.join(names)}")
+            raise ConfigError(f"balance.groups.{group} is empty. Expected some of {', '.join(names)}.")
         for name in rewards:
             if name not in names:
                 raise ConfigError(
@@ -69,14 +71,14 @@ def _group_of(config: schema.Balance, names: Sequence[str]) -> dict[str, str]:
                 )
             if name in found:
                 raise ConfigError(
-                    f"balance.groups.{group}: {name} stands in {found[name]} already. Expected it once"
+                    f"balance.groups.{group}: {name} stands in {found[name]} already. Expected it once."
                 )
             found[name] = group
     return found
 
 
-def join(gram: Array, members: NDArray[np.bool_], unit: bool) -> tuple[Array, NDArray[np.bool_]]:
-    """Combinations of the gradients that make one of every entry: their mean, scaled to unit length if `unit`.
+def join(gram: Array, members: NDArray[np.bool_], unit: bool) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Make one vector of every entry: the mean of its members' gradients, scaled to unit length if `unit`.
 
     Args:
         gram: [K, K] of the gradients, of unit length if `unit`; all of them active.
@@ -84,11 +86,30 @@ def join(gram: Array, members: NDArray[np.bool_], unit: bool) -> tuple[Array, ND
         unit: the means too are to have unit length.
 
     Returns:
-        [E', K] one row for every entry that has members and whose mean does not vanish, and [E] which those are.
+        The Gram matrix [E', E'] of those entries that have members and whose mean does not vanish, their
+        combinations [E', K] of the gradients, and [E] which entries they are.
     """
-    count = members.sum(axis=1, keepdims=True)
-    mean = members / np.maximum(count, 1)
-    square = ((mean @ gram) * mean).sum(axis=1)
-    stays: NDArray[np.bool_] = square > ROUNDING * (mean @ np.sqrt(gram.diagonal())) ** 2
-    mean = mean[stays]
-    return mean / np.sqrt(square[stays])[:, None] if unit else mean, stays
+    count = members.sum(axis=1)
+    mean = members / np.maximum(count, 1)[:, None]
+    if (count <= 1).all():
+        mean = mean[count == 1]
+        return mean @ gram @ mean.T, mean, count == 1
+    vectors = mean @ _coordinates(gram)
+    length = np.linalg.norm(vectors, axis=1)
+    stays: NDArray[np.bool_] = length > np.sqrt(ROUNDING) * (mean @ np.sqrt(gram.diagonal()))
+    vectors, mean, length = vectors[stays], mean[stays], length[stays, None]
+    if unit:
+        vectors, mean = vectors / length, mean / length
+    return vectors @ vectors.T, mean, stays
+
+
+def _coordinates(gram: Array) -> Array:
+    """[K, K] rows with these inner products.
+
+    Means of rows have a Gram matrix that is one to the last digit even where they nearly cancel; sums of its
+    entries would not.
+    """
+    length = np.sqrt(gram.diagonal())
+    square, axes = np.linalg.eigh(gram / length[:, None] / length)
+    rows: Array = axes * np.sqrt(np.maximum(square, 0.0)) * length[:, None]
+    return rows

@@ -55,13 +55,14 @@ class LeastNorm:
         raw = gram.numpy()[np.ix_(active, active)]
         norms = np.sqrt(raw.diagonal())
         vectors = raw / norms[:, None] / norms if self.unit else raw
-        combinations, stays = join(vectors, self._members(len(gram))[:, active], self.unit)
+        points, combinations, stays = join(vectors, self._members(len(gram))[:, active], self.unit)
         heard = combinations.any(axis=0)
         active[active] = heard
         if not heard.any():
-            return self._solution(gram, active, np.zeros(0), np.zeros(0), Optimum(np.zeros(0), 0.0, "none", 0, 0.0))
+            return self._solution(
+                gram, active, np.zeros(0), np.zeros(0), Optimum(np.zeros(0), 0.0, "none", 0, 0.0)
+            )
         priorities = np.array([entry.priority for entry in self.entries])[stays] if self.entries else None
-        points = combinations @ vectors @ combinations.T
         optimum = least_norm(points, self.floor, self.solver, priorities, self._workspace)
         shares = (optimum.alpha @ combinations)[heard]
         shares /= shares.sum()

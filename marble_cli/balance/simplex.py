@@ -49,7 +49,7 @@ def gap(gram: Array, z: Array) -> float:
     """
     along = gram @ z
     square = z @ along
-    return float(np.max((square - along.min(), -square, 0.0)))
+    return float(np.max(np.array([square - along.min(), -square, 0.0])))
 
 
 def standard_form(gram: Array) -> tuple[Array, Array]:

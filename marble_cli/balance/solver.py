@@ -67,8 +67,8 @@ def least_norm(
     combinations = mapping(size, floor, priorities)
     points = combinations @ gram @ combinations.T
     points = (points + points.T) / 2
-    rounding = size * np.finfo(float).eps * (combinations @ np.abs(gram) @ combinations.T).diagonal()
-    at_origin = points.diagonal() <= rounding if floor > 0.0 else points.diagonal() <= 0.0
+    magnitude = ((combinations @ np.abs(gram)) * combinations).sum(axis=1)
+    at_origin = points.diagonal() <= size * np.finfo(float).eps * magnitude
     refused: list[str] = []
     for name in dict.fromkeys((solver, "active_set")):
         nearest = _nearest_point(points, at_origin, name, workspace)
@@ -89,9 +89,7 @@ def _feasible(alpha: Array, floor: float) -> bool:
     return bool(abs(alpha.sum() - 1.0) <= INFEASIBLE and alpha.min() >= floor - INFEASIBLE)
 
 
-def _nearest_point(
-    points: Array, at_origin: NDArray[np.bool_], solver: str, workspace: Workspace
-) -> Array:
+def _nearest_point(points: Array, at_origin: NDArray[np.bool_], solver: str, workspace: Workspace) -> Array:
     """Coefficients [K] on the plain simplex, NaN where the solver failed."""
     if at_origin.any():
         # A point at the origin is the nearest; several share, so that none is preferred.

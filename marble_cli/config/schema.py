@@ -142,6 +142,8 @@ class Balance:
     amortize: Amortize = MISSING
     shared_term: SharedTerm = MISSING
     weights: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    priorities: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
