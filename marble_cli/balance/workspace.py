@@ -62,6 +62,7 @@ def _setup(size: int) -> Any:
         l=np.append(1.0, np.zeros(size)),
         u=np.append(1.0, np.full(size, np.inf)),
         rho=RHO,
+        adaptive_rho_tolerance=2.0,  # the default of 5 waits too long with many points
         scaling=0,
         warm_starting=False,
         eps_abs=1e-9,
