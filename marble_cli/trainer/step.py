@@ -199,7 +199,7 @@ def _along(found: Gradients, weights: Tensor) -> Gradients:
     rows, rest = found.rows[:-1], found.rows[-1]
     taken = weights != 0
     direction = weights[taken].to(rows) @ rows[taken.to(rows.device)] + rest
-    policy = weights @ found.losses[:-2] + found.losses[-2]
+    policy = weights[taken] @ found.losses[:-2][taken] + found.losses[-2]
     return Gradients(direction[None], torch.stack([policy, found.losses[-1]]))
 
 
