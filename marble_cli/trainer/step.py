@@ -117,7 +117,8 @@ class Director:
         """
         rewards, _ = self._losses_apart(signal)
         inner = velocity_gram(step, parts, rewards)
-        solution = self.balance(self.ranks.sum(inner.to(self.policy.device)).cpu())
+        inner = self.ranks.sum(inner.to(self.policy.device)).cpu()
+        solution = self.balance(self.ranks.first(inner, self.policy.device))
         metrics: dict[str, float] = {"balance/refresh": 1}
         if self.refreshes(step.number, cache):
             found, matrix = self._apart(step, parts, signal, len(parts))
@@ -143,7 +144,7 @@ class Director:
             scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
             scale = torch.cat([scale, torch.ones(len(matrix) - len(scale))])
             matrix = matrix * scale[:, None] * scale
-        return found, matrix
+        return found, self.ranks.first(matrix, self.policy.device)
 
     def _losses_apart(self, signal: Signal) -> tuple[Coefficients, Coefficients]:
         """Every reward's own loss (and that of a mixture of them, last), and what stands outside the balance."""
