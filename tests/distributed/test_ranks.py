@@ -39,7 +39,7 @@ with Ranks() as ranks:
     row = torch.tensor([me, 7])
     assert ranks.gather(row, cpu).tolist() == [0, 7, 1, 7]
     assert ranks.gather(rows.T, cpu).tolist() == [[0, 3, 100, 103], [1, 4, 101, 104]]
-    assert ranks.first(torch.tensor([me + 0.1]).double(), cpu).tolist() == [0.1]
+    assert ranks.first(torch.tensor([me + 0.1], dtype=torch.float64), cpu).tolist() == [0.1]
     assert ranks.any(me == 1, cpu) and ranks.any(True, cpu) and not ranks.any(False, cpu)
 print("done", me)
 """
