@@ -44,10 +44,13 @@ class Scene:
 class RandomPolicy(SD3Policy):
     """A Stable Diffusion 3 transformer with random weights and its LoRA pair, without text encoders and VAE."""
 
-    def __init__(self, transformer: SD3Transformer2DModel, lora: Lora, device: torch.device):
-        self.device = device
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.transformer = transformer.to(device, self.dtype).eval()
+    def __init__(
+        self, transformer: SD3Transformer2DModel, lora: Lora, device: torch.device, dtype: torch.dtype
+    ):
+        self.device, self.dtype = device, dtype
+        self.transformer = transformer.to(device).eval()
+        if dtype is torch.bfloat16:
+            transformer.bfloat16()
         self.lora = LoraPair(self.transformer, lora, seed=0)
         side = transformer.config.sample_size
         self.latent_shape = (transformer.config.in_channels, side, side)
@@ -64,9 +67,15 @@ def tiny_scene(images: int) -> Scene:
     return make_scene(name, config, policy, embeddings)
 
 
-def random_scene(layers: int, heads: int, side: int, images: int, text_tokens: int = 32) -> Scene:
-    """A random model of `layers` blocks of width 64 `heads` over latents of `side`, with the paper's LoRA of rank 32."""
+def random_scene(
+    layers: int, heads: int, side: int, images: int, text_tokens: int = 32, dtype: torch.dtype | None = None
+) -> Scene:
+    """A random model of `layers` blocks of width 64 `heads` over latents of `side`, with the paper's LoRA of rank 32.
+
+    Its `dtype` is float32 on a CPU and bfloat16 under autocast on a GPU if not given.
+    """
     width, device = 64 * heads, pick_device("auto")
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     config = compose(["preset=tiny", "model.lora.rank=32", "model.lora.alpha=64", "algorithm.kl_coef=1e-4"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -77,7 +86,7 @@ def random_scene(layers: int, heads: int, side: int, images: int, text_tokens: i
         )  # fmt: skip
         tokens, pooled = torch.randn(images, text_tokens, width), torch.randn(images, width)
     size = sum(parameter.numel() for parameter in transformer.parameters())
-    policy = RandomPolicy(transformer, config.model.lora, device)
+    policy = RandomPolicy(transformer, config.model.lora, device, dtype)
     embeddings = PromptEmbeddings(tokens.to(device, policy.dtype), pooled.to(device, policy.dtype))
     name = (
         f"random SD3: {size / 1e6:.0f} M parameters, LoRA rank 32, {images} images of {side**2 // 4} tokens"
