@@ -6,7 +6,7 @@ PLUGINS := $(wildcard plugins/*)
 SEED ?= 0
 THREADS ?= 1
 
-.PHONY: install demo bench test lint format pretrain clean
+.PHONY: install demo bench test lint format study pretrain clean
 
 install: $(VENV)/installed
 
@@ -35,6 +35,11 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every balance against every other, then docs/study/results.md: about two hours on two cores; goes on where it was stopped.
+study: install
+	$(BIN)/python scripts/study.py
+	$(BIN)/python scripts/study_report.py
 
 # Make the embedded model anew: about half an hour on two cores.
 pretrain: install

@@ -50,9 +50,10 @@ def slsqp(gram: Array) -> Array:
     return _feasible(result.x)
 
 
-def marble(gram: Array) -> Array:
-    """The balance as the trainer calls it, certificate included."""
-    return LeastNorm()(torch.from_numpy(gram)).alpha.numpy()
+def marble() -> Solver:
+    """The balance as the trainer calls it, certificate included: one object for all steps."""
+    balance = LeastNorm()
+    return lambda gram: balance(torch.from_numpy(gram)).alpha.numpy()
 
 
 def through_qpsolvers(name: str, **settings: float | bool) -> Solver:
@@ -81,7 +82,7 @@ def torchjd_weighting(name: str) -> Solver:
 def all_solvers() -> dict[str, Solver]:
     """Every solver that is installed, by the name it is listed under."""
     solvers: dict[str, Solver] = {
-        "marble: LeastNorm": marble,
+        "marble: LeastNorm": marble(),
         "scipy: SLSQP, as published": slsqp,
         "OSQP at 1e-9, polished": through_qpsolvers("osqp", **PRECISE),
         "OSQP, default tolerance": through_qpsolvers("osqp"),

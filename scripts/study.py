@@ -27,19 +27,20 @@ BASE, SEQUENTIAL, WEIGHTED = "base", "sequential", "weighted_sum"
 METHODS: dict[str, tuple[str, ...]] = {
     BASE: (),
     "marble": (),
+    "marble_floor_0": ("balance.floor=0",),
+    WEIGHTED: ("balance=weighted_sum",),
+    "advantage_sum": ("balance=advantage_sum",),
+    "equal": ("balance=equal",),
     "marble_full": ("balance.mode=full",),
-    "marble_advantage": ("balance.amortize=advantage",),
     "published": (
+        "balance.floor=0",
         "balance.amortize=advantage",
         "balance.refresh_fraction=0.001",
         "balance.shared_term=inside",
     ),
     "output_space": ("balance=output_space",),
-    WEIGHTED: ("balance=weighted_sum",),
-    "advantage_sum": ("balance=advantage_sum",),
-    "equal": ("balance=equal",),
+    "marble_advantage": ("balance.amortize=advantage",),
     "upgrad": ("balance=torchjd:UPGrad",),
-    "mgda": ("balance=mgda",),
     SEQUENTIAL: (),
     **{f"only_{name}": (f"rewards=[{name}]",) for name in REWARDS},
 }
@@ -50,6 +51,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "rho_0.9": ("balance.ema=0.9",),
     "refresh_10": ("balance.refresh_every=10",),
     "refresh_50": ("balance.refresh_every=50",),
+    "floor_0.2": ("balance.floor=0.2",),
     "fraction_0.25": ("balance.refresh_fraction=0.25",),
 }
 CELLS = METHODS | ABLATIONS

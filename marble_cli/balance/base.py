@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
-
-from marble_cli.balance.gram import normalise
 
 # Below this share of its terms' magnitude, the square of a direction's norm is rounding and the direction
 # zero.
@@ -79,18 +78,19 @@ def cosines(gram: Tensor, weights: Tensor) -> Tensor:
         [K] float64 in [-1, 1]; NaN for a gradient that is zero or not finite; zero all over where the
         direction vanishes as far as rounding can tell.
     """
-    active = active_rewards(gram)
-    result = torch.full_like(weights, torch.nan, dtype=torch.float64)
-    if not active.any():
-        return result
-    unit, norms = normalise(gram[active][:, active])
-    terms = weights.double()[active] * norms
-    terms = terms / terms.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-    along = unit @ terms
-    square = terms @ along
-    vanishes = bool(square <= ROUNDING * terms.abs().sum().square())
-    result[active] = torch.zeros_like(along) if vanishes else (along / square.sqrt()).clamp(-1.0, 1.0)
-    return result
+    matrix, factors = gram.detach().double().cpu().numpy(), weights.detach().double().cpu().numpy()
+    active = active_rewards(gram).cpu().numpy()
+    result = np.full(len(factors), np.nan)
+    if active.any():
+        raw = matrix[np.ix_(active, active)]
+        norms = np.sqrt(raw.diagonal())
+        terms = factors[active] * norms
+        terms = terms / max(np.abs(terms).max(), np.finfo(np.float64).tiny)
+        along = (raw / norms[:, None] / norms) @ terms
+        square = terms @ along
+        vanishes = square <= ROUNDING * np.abs(terms).sum() ** 2
+        result[active] = 0.0 if vanishes else np.clip(along / np.sqrt(square), -1.0, 1.0)
+    return torch.from_numpy(result)
 
 
 def spread(values: Tensor, active: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Balances of the torchjd package, by name: `torchjd:UPGrad`."""
 
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,11 +36,12 @@ class Torchjd:
         gram = gram.double().cpu()
         active = active_rewards(gram)
         began = time.perf_counter()
-        weights = (
-            spread(self.weighting(gram[active][:, active]), active)
-            if active.any()
-            else gram.new_zeros(len(gram))
-        )
+        weights = gram.new_zeros(len(gram))
+        if active.any():
+            with torch.random.fork_rng(devices=[]):
+                # Some draw an order of the rewards; the matrix itself is the seed, so that a resumed run draws the same.
+                torch.manual_seed(zlib.crc32(gram.numpy().tobytes()))
+                weights = spread(self.weighting(gram[active][:, active]), active)
         if not torch.isfinite(weights).all():
             raise BalanceError(
                 f"balance {PREFIX}{self.name} returned weights that are not finite: {weights.tolist()}"
@@ -49,14 +51,17 @@ class Torchjd:
         return Solution(weights, weights, active, float("nan"), name, 0, seconds, cosines(gram, weights))
 
 
-def torchjd_balance(name: str) -> Torchjd:
+def torchjd_balance(name: str, options: Mapping[str, Any], rewards: int) -> Torchjd:
     """Build the balance `torchjd:<name>`.
 
     Args:
-        name: an aggregator of `torchjd.aggregation` that needs no arguments, such as "UPGrad" or "DualProj".
+        name: an aggregator of `torchjd.aggregation`, such as "UPGrad" or "CAGrad".
+        options: its arguments by name, such as {"c": 0.5}.
+        rewards: K, for a first call that shows whether it takes them.
 
     Raises:
-        ConfigError: torchjd is not installed, has no such aggregator, or it needs more than the Gram matrix.
+        ConfigError: torchjd, or a package that the aggregator needs, is not installed, it has no such aggregator, or
+            that takes more than the Gram matrix.
     """
     try:
         from torchjd import aggregation
@@ -75,9 +80,13 @@ def torchjd_balance(name: str) -> Torchjd:
             f"balance.name: torchjd has no Gram-matrix aggregator {name!r}{nearest(name, known)}"
         )
     try:
-        aggregator = getattr(aggregation, name)()
-    except TypeError as error:
+        weighting = getattr(aggregation, name)(**options).gramian_weighting
+        weighting(torch.eye(rewards, dtype=torch.float64))
+    except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"balance.name: {PREFIX}{name} cannot be built without arguments ({error})"
+            f"balance.options={dict(options)}: {PREFIX}{name} refuses them: {error}. "
+            "Expected its arguments, e.g. 'balance.options={n_byzantine: 1}' for Krum"
         ) from error
-    return Torchjd(name, aggregator.gramian_weighting)
+    except ImportError as error:
+        raise ConfigError(f"balance.name: {PREFIX}{name} needs another package: {error}") from error
+    return Torchjd(name, weighting)

@@ -1,14 +1,18 @@
 """The balance of MARBLE, and its relative without normalisation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from marble_cli.balance.base import Solution, active_rewards, cosines, spread
-from marble_cli.balance.gram import normalise
-from marble_cli.balance.solver import least_norm
+from marble_cli.balance.base import Solution, active_rewards, cosines
+from marble_cli.balance.entries import Entry, join
+from marble_cli.balance.simplex import Array
+from marble_cli.balance.solver import Optimum, least_norm
+from marble_cli.balance.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -19,19 +23,26 @@ class LeastNorm:
     direction is s sum_k a_k g_k/|g_k| with s the mean norm, so no reward gains a say by the scale of its
     gradient. Without: MGDA.
 
+    With `entries`, which part the rewards, the mean of an entry's gradients (scaled to unit length if `unit`)
+    takes the place of a reward's, the floor holds for entries, and the direction d favours them by priority:
+    d . e_k / pi_k is least, and the same, for all that have a share (floor 0).
+
     Source: arXiv 2605.06507; MGDA: Desideri 2012, and arXiv 1810.04650.
     """
 
     unit: bool = True
     floor: float = 0.0
     solver: str = "osqp"
+    entries: tuple[Entry, ...] = ()
     level: ClassVar[str] = "gradient"
+    _workspace: Workspace = field(default_factory=Workspace, init=False, repr=False, compare=False)
 
     def __call__(self, gram: Tensor) -> Solution:
         """Solve the balance.
 
         Args:
-            gram: [K, K] of the raw gradients; rewards whose gradient is zero or not finite are left out.
+            gram: [K, K] of the raw gradients; rewards whose gradient is zero or not finite are left out, and so
+                are those of an entry whose mean vanishes.
 
         Returns:
             A solution whose gap is at most 1e-10; all zero if no reward is active.
@@ -39,24 +50,50 @@ class LeastNorm:
         Raises:
             BalanceError: no solver reached that gap.
         """
-        gram = gram.double().cpu()
-        active = active_rewards(gram)
-        if not active.any():
-            zero = torch.zeros(len(gram), dtype=torch.float64)
-            return Solution(zero, zero, active, 0.0, "none", 0, 0.0, cosines(gram, zero), self.unit)
-        raw = gram[active][:, active]
-        unit, norms = normalise(raw)
-        optimum = least_norm((unit if self.unit else raw).numpy(), self.floor, self.solver)
-        alpha = torch.from_numpy(optimum.alpha)
-        weights = spread(alpha * norms.mean() / norms if self.unit else alpha, active)
+        gram = gram.detach().double().cpu()
+        active = active_rewards(gram).numpy()
+        raw = gram.numpy()[np.ix_(active, active)]
+        norms = np.sqrt(raw.diagonal())
+        vectors = raw / norms[:, None] / norms if self.unit else raw
+        points, combinations, stays = join(vectors, self._members(len(gram))[:, active], self.unit)
+        heard = combinations.any(axis=0)
+        active[active] = heard
+        if not heard.any():
+            return self._solution(
+                gram, active, np.zeros(0), np.zeros(0), Optimum(np.zeros(0), 0.0, "none", 0, 0.0)
+            )
+        priorities = np.array([entry.priority for entry in self.entries])[stays] if self.entries else None
+        optimum = least_norm(points, self.floor, self.solver, priorities, self._workspace)
+        shares = (optimum.alpha @ combinations)[heard]
+        shares /= shares.sum()
+        weights = shares * norms[heard].mean() / norms[heard] if self.unit else shares
+        return self._solution(gram, active, shares, weights, optimum)
+
+    def _solution(
+        self, gram: Tensor, active: NDArray[np.bool_], shares: Array, weights: Array, optimum: Optimum
+    ) -> Solution:
+        """The optimum told in all K rewards, of which the active ones have `shares` and `weights`."""
+        alpha, factors, part = np.zeros(len(gram)), np.zeros(len(gram)), torch.from_numpy(active)
+        alpha[active], factors[active] = shares, weights
+        direction = torch.from_numpy(factors)
+        along = torch.where(part, cosines(gram, direction), torch.nan)
         return Solution(
-            spread(alpha, active),
-            weights,
-            active,
+            torch.from_numpy(alpha),
+            direction,
+            part,
             optimum.gap,
             optimum.solver,
             optimum.fallbacks,
             optimum.seconds,
-            cosines(gram, weights),
+            along,
             self.unit,
         )
+
+    def _members(self, rewards: int) -> NDArray[np.bool_]:
+        """[E, K] which rewards make up which entry."""
+        if not self.entries:
+            return np.eye(rewards, dtype=np.bool_)
+        members = np.zeros((len(self.entries), rewards), dtype=np.bool_)
+        for row, entry in zip(members, self.entries, strict=True):
+            row[list(entry.members)] = True
+        return members

@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import Fixed, Mixture
+from marble_cli.balance.entries import entries
 from marble_cli.balance.external import PREFIX, torchjd_balance
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.balance.solver import solvers
@@ -34,11 +35,11 @@ def build(config: schema.Balance, names: Sequence[str], reward_weights: Sequence
         A balance; its `level` says whether it takes gradients or stands for rewards mixed beforehand.
 
     Raises:
-        ConfigError: unknown name, unknown solver, infeasible floor, or weights that are unknown, negative or
-            all zero.
+        ConfigError: unknown name, unknown solver, infeasible floor, groups or priorities that do not fit the
+            rewards, or weights that are unknown, negative or all zero.
     """
     if config.name.startswith(PREFIX):
-        return torchjd_balance(config.name.removeprefix(PREFIX))
+        return torchjd_balance(config.name.removeprefix(PREFIX), config.options, len(names))
     if config.name in _BUILT_IN:
         return _BUILT_IN[config.name](config, names, reward_weights)
     plugins = _plugins()
@@ -53,12 +54,17 @@ def build(config: schema.Balance, names: Sequence[str], reward_weights: Sequence
 
 def _least_norm(unit: bool) -> Builder:
     def builder(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
-        _check_floor(config.floor, len(names))
+        parts = entries(config, names)
+        _check_floor(
+            config.floor,
+            len(parts) or len(names),
+            "entries (groups and lone rewards)" if parts else "rewards",
+        )
         if config.solver not in (known := solvers()):
             raise ConfigError(
                 f"balance.solver: {config.solver!r} is not installed{nearest(config.solver, known)}"
             )
-        return LeastNorm(unit, config.floor, config.solver)
+        return LeastNorm(unit, config.floor, config.solver, parts)
 
     return builder
 
@@ -100,11 +106,11 @@ def _weights(
     return weights
 
 
-def _check_floor(floor: float, rewards: int) -> None:
-    if not floor >= 0.0 or rewards * floor > 1.0:
+def _check_floor(floor: float, count: int, what: str) -> None:
+    if not floor >= 0.0 or count * floor > 1.0:
         raise ConfigError(
-            f"balance.floor={floor}: {rewards} rewards cannot each have a share of at least that much;"
-            f" expected a number in [0, {1.0 / max(rewards, 1):g}]"
+            f"balance.floor={floor}: {count} {what} cannot each have a share of at least that much;"
+            f" expected a number in [0, {1.0 / max(count, 1):g}]"
         )
 
 

@@ -1,9 +1,9 @@
 """The nearest point to the origin in the hull of K points, from their inner products alone.
 
 Every quadratic programme of the balances has this shape: minimise z^T G z over z >= 0, sum z = 1. A floor
-under the coefficients only moves the points (`shift`). `refine` is Wolfe's active-set method (1976, "Finding
-the nearest point in a polytope"): finite, and exact to rounding from any starting point. `gap` certifies a
-solution whoever found it.
+under the coefficients and priorities only move the points (`mapping`). `refine` is Wolfe's active-set method
+(1976, "Finding the nearest point in a polytope"): finite, and exact to rounding from any starting point. `gap`
+certifies a solution whoever found it.
 """
 
 import numpy as np
@@ -12,35 +12,44 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 SUPPORT = 1e-8
-SLACK = 1e-13
+SLACK = 1e-14
 
 
-def shift(size: int, floor: float) -> Array:
-    """Map from the plain simplex onto the one with a_k >= floor: a = F z, and G becomes F G F.
+def mapping(size: int, floor: float, priorities: Array) -> Array:
+    """The points of the programme as combinations of the gradients: p_k = sum_j M_kj g_j.
+
+    The floor pulls every point towards the others, the priority pi_k divides it: at the optimum d of the
+    programme, d . p_k >= |d|^2 for every k.
 
     Args:
         size: K.
-        floor: least coefficient, with K floor <= 1.
+        floor: least share, with K floor <= 1.
+        priorities: [K] positive.
 
     Returns:
-        F, [K, K] symmetric: floor + (1 - K floor) I.
+        M = (floor + (1 - K floor) I) / pi, [K, K]. Coefficients z of the points are the shares M^T z / sum M^T z
+        of the gradients, each at least the floor.
     """
-    return floor + max(0.0, 1.0 - size * floor) * np.eye(size)
+    moved: Array = floor + max(0.0, 1.0 - size * floor) * np.eye(size)
+    return moved / priorities[:, None]
 
 
-def gap(gram: Array, alpha: Array, floor: float) -> float:
-    """Certificate: a^T G a - min_b b^T G a over the feasible b, zero exactly at the optimum.
+def gap(gram: Array, z: Array) -> float:
+    """Certificate: z^T G z - min_k (G z)_k, zero exactly at the optimum.
 
-    It bounds how far a^T G a / 2 lies above the least value, as the programme is convex.
+    It bounds how far z^T G z / 2 lies above the least value, as the programme is convex. A square z^T G z below
+    zero, which no inner products have, counts as a gap of its size.
 
     Args:
-        gram: [K, K].
-        alpha: [K] feasible.
-        floor: least coefficient.
+        gram: [K, K] of the points.
+        z: [K] on the simplex.
+
+    Returns:
+        The gap, at least 0; NaN where an entry that z weighs is NaN.
     """
-    along = gram @ alpha
-    least = floor * along.sum() + max(0.0, 1.0 - len(alpha) * floor) * along.min()
-    return max(0.0, float(alpha @ along - least))
+    along = gram @ z
+    square = z @ along
+    return float(np.max(np.array([square - along.min(), -square, 0.0])))
 
 
 def standard_form(gram: Array) -> tuple[Array, Array]:
@@ -58,8 +67,23 @@ def standard_form(gram: Array) -> tuple[Array, Array]:
     return gram / length[:, None] / length, length.min() / length
 
 
+def violation(unit: Array, inverse: Array, y: Array) -> tuple[float, Array]:
+    """By how much y falls short of the optimum of `standard_form`, and the slack of each coefficient.
+
+    The slack (U y)_k - (y^T U y) u_k is at least zero for every k exactly at the optimum.
+
+    Args:
+        unit: U, [K, K].
+        inverse: u, [K].
+        y: [K] >= 0 with u . y = 1.
+    """
+    along = unit @ y
+    slack: Array = along - (y @ along) * inverse
+    return max(0.0, -float(slack.min())) / float(y.sum()), slack
+
+
 def refine(unit: Array, inverse: Array, start: Array) -> Array:
-    """Solve `standard_form` exactly, from a feasible start.
+    """Solve `standard_form` exactly, from a feasible start, which is returned if it does already.
 
     Args:
         unit: U, [K, K].
@@ -69,20 +93,17 @@ def refine(unit: Array, inverse: Array, start: Array) -> Array:
     Returns:
         y [K] >= 0 with u . y = 1, the best point met.
     """
-    y = start / (inverse @ start)
-    support = y > SUPPORT * y.max()
-    best, least = y, np.inf
+    y = np.where(start > SUPPORT * start.max(), start, 0.0)
+    y = best = y / (inverse @ y)
+    support = y > 0.0
     seen: set[bytes] = set()
-    while support.tobytes() not in seen:
+    least, slack = violation(unit, inverse, y)
+    while least > SLACK and support.tobytes() not in seen:
         seen.add(support.tobytes())
         y, support = _descend(unit, inverse, np.where(support, y, 0.0), support)
-        along = unit @ y
-        slack = along - (y @ along) * inverse
-        violation = max(0.0, -slack.min()) / y.sum()
-        if violation < least:
-            best, least = y, violation
-        if violation <= SLACK:
-            break
+        found, slack = violation(unit, inverse, y)
+        if found < least:
+            best, least = y, found
         support = support.copy()
         support[slack.argmin()] = True
     return best
@@ -92,25 +113,37 @@ def _descend(
     unit: Array, inverse: Array, y: Array, support: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
     """Walk to the minimum over the support's affine hull, giving up a coefficient at each wall met."""
+    left = np.inf
     while True:
-        target = np.zeros_like(y)
-        target[support] = _affine_minimum(unit[np.ix_(support, support)], inverse[support])
+        move, slope = _newton(unit[np.ix_(support, support)], inverse[support], y[support])
+        if slope >= 0.5 * left:
+            return y, support
+        target = y.copy()
+        target[support] += move
         outside = support & (target <= 0.0)
         if not outside.any():
-            return target, support
+            y, left = target / (inverse @ target), slope
+            continue
         step = np.full_like(y, np.inf)
         step[outside] = y[outside] / (y[outside] - target[outside] + np.finfo(float).tiny)
         y = y + min(1.0, step.min()) * (target - y)
-        support = support & ~(outside & (step <= step.min()))
+        left, support = np.inf, support & ~(outside & (step <= step.min()))
         y = np.where(support, np.maximum(y, 0.0), 0.0)
 
 
-def _affine_minimum(unit: Array, inverse: Array) -> Array:
-    """Minimise y^T U y subject to u . y = 1, of least norm where points coincide and there are many minima.
+def _newton(unit: Array, inverse: Array, y: Array) -> tuple[Array, float]:
+    """The move from y to the minimum of y^T U y / 2 with u . y held, and the steepest slope that it would level.
 
-    (U + u u^T) y = u has the minimum's direction, even where U is singular because the minimum is zero.
+    A direction whose curvature is lost in rounding is given the rounding's: the move stays finite, leads downhill
+    and, where the slope is more than rounding too, far enough to meet a wall.
     """
-    scaled = inverse / inverse.max()
-    cutoff = len(inverse) * np.finfo(float).eps
-    y: Array = np.linalg.lstsq(unit + np.outer(scaled, scaled), scaled, rcond=cutoff)[0]
-    return y / (inverse @ y)
+    normal = inverse / np.linalg.norm(inverse)
+    along = unit @ y
+    slope = along - normal * (normal @ along)
+    across = unit @ normal
+    held = unit - np.outer(normal, across) - np.outer(across, normal)
+    held += np.outer(normal, normal) * (normal @ across + 1.0)
+    curvature, axes = np.linalg.eigh(held)
+    rounding = len(y) * np.finfo(float).eps
+    move: Array = -axes @ ((axes.T @ slope) / np.maximum(curvature, rounding))
+    return move - normal * (normal @ move), float(np.abs(slope).max())

@@ -5,13 +5,14 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sparse
 from numpy.typing import NDArray
 
-from marble_cli.balance.simplex import Array, gap, refine, shift, standard_form
+from marble_cli.balance.simplex import Array, gap, mapping, refine, standard_form
+from marble_cli.balance.workspace import Workspace
 from marble_cli.errors import BalanceError
 
 MAXIMUM_GAP = 1e-10
+INFEASIBLE = 1e-12
 OWN = ("osqp", "active_set")
 
 
@@ -33,50 +34,69 @@ def solvers() -> list[str]:
     return [*OWN, *(name for name in qpsolvers.available_solvers if name not in OWN)]
 
 
-def least_norm(gram: Array, floor: float = 0.0, solver: str = "osqp") -> Optimum:
-    """Minimise a^T G a / 2 subject to sum a = 1, a >= floor.
+def least_norm(
+    gram: Array,
+    floor: float = 0.0,
+    solver: str = "osqp",
+    priorities: Array | None = None,
+    workspace: Workspace | None = None,
+) -> Optimum:
+    """Minimise |sum_k z_k p_k|^2 / 2 over z >= 0, sum z = 1, for points p_k = sum_j M_kj g_j of `mapping`.
 
-    No state is kept between calls: a warm start would make a resumed run differ in its last digits from one
-    that was never interrupted, and a fresh OSQP workspace costs less than a millisecond.
+    Without priorities this is: minimise a^T G a / 2 subject to sum a = 1, a >= floor. With them, the direction d
+    has d . p_k >= pi_k |d|^2 for every k, with equality where z_k > 0.
 
     Args:
-        gram: [K, K] float64, positive diagonal; the gap is measured after scaling its largest entry to one.
-        floor: least coefficient, K floor <= 1.
+        gram: [K, K] float64, positive diagonal; the gap is measured after scaling the points to at most unit length.
+        floor: least share, K floor <= 1.
         solver: "osqp", "active_set" or a name known to qpsolvers; "active_set" stands in when it fails.
+        priorities: [K] positive; all equal if None.
+        workspace: memory to reuse; the answer does not depend on it.
 
     Returns:
-        A solution whose gap is at most 1e-10.
+        A solution whose shares sum to one and reach the floor to 1e-12, and whose gap is at most 1e-10.
 
     Raises:
-        BalanceError: no solver reached that gap.
+        BalanceError: no solver reached that.
     """
     began = time.perf_counter()
+    workspace = workspace or Workspace()
+    size = len(gram)
     gram = gram / gram.diagonal().max()
-    mapping = shift(len(gram), floor)
-    points = mapping @ gram @ mapping
-    rounding = len(gram) * np.finfo(float).eps * (mapping @ np.abs(gram) @ mapping).diagonal()
-    at_origin = points.diagonal() <= rounding
+    priorities = np.ones(size) if priorities is None else priorities / priorities.min()
+    combinations = mapping(size, floor, priorities)
+    points = combinations @ gram @ combinations.T
+    points = (points + points.T) / 2
+    magnitude = ((combinations @ np.abs(gram)) * combinations).sum(axis=1)
+    at_origin = points.diagonal() <= size * np.finfo(float).eps * magnitude
     refused: list[str] = []
     for name in dict.fromkeys((solver, "active_set")):
-        alpha = mapping @ _nearest_point((points + points.T) / 2, at_origin, name)
-        found = gap(gram, alpha, floor) if np.isfinite(alpha).all() else np.inf
+        nearest = _nearest_point(points, at_origin, name, workspace)
+        alpha = nearest @ combinations
+        alpha /= alpha.sum()
+        found = gap(points, nearest) if _feasible(alpha, floor) else np.inf
         if found <= MAXIMUM_GAP:
             return Optimum(alpha, found, name, len(refused), time.perf_counter() - began)
         refused.append(f"{name} (gap {found:.1e})")
     raise BalanceError(
-        f"balance.solver: {', '.join(refused)} missed the gap of {MAXIMUM_GAP:g} with {len(gram)} rewards;"
+        f"balance.solver: {', '.join(refused)} missed the gap of {MAXIMUM_GAP:g} with {size} rewards;"
         " the matrix may not be one of inner products. Try another solver, or report it with its entries"
     )
 
 
-def _nearest_point(points: Array, at_origin: NDArray[np.bool_], solver: str) -> Array:
+def _feasible(alpha: Array, floor: float) -> bool:
+    """To 1e-12; false where a coefficient is NaN."""
+    return bool(abs(alpha.sum() - 1.0) <= INFEASIBLE and alpha.min() >= floor - INFEASIBLE)
+
+
+def _nearest_point(points: Array, at_origin: NDArray[np.bool_], solver: str, workspace: Workspace) -> Array:
     """Coefficients [K] on the plain simplex, NaN where the solver failed."""
     if at_origin.any():
         # A point at the origin is the nearest; several share, so that none is preferred.
         shared: Array = at_origin / at_origin.sum()
         return shared
     unit, inverse = standard_form(points)
-    start = np.maximum(_propose(unit, inverse, solver), 0.0)
+    start = np.maximum(_propose(unit, inverse, solver, workspace), 0.0)
     if not np.isfinite(start).all() or not start.any():
         return np.full(len(points), np.nan)
     simplex = inverse * refine(unit, inverse, start)
@@ -84,41 +104,15 @@ def _nearest_point(points: Array, at_origin: NDArray[np.bool_], solver: str) -> 
     return nearest
 
 
-def _propose(unit: Array, inverse: Array, solver: str) -> Array:
+def _propose(unit: Array, inverse: Array, solver: str, workspace: Workspace) -> Array:
     """A solver's own answer to minimise y^T U y / 2, u . y = 1, y >= 0; NaN where it gives none."""
     match solver:
         case "active_set":
             return np.eye(len(unit))[:, inverse.argmax()]
         case "osqp":
-            return _osqp(unit, inverse)
+            return workspace(unit, inverse)
         case _:
             return _qpsolvers(unit, inverse, solver)
-
-
-def _osqp(unit: Array, inverse: Array) -> Array:
-    import osqp
-
-    size = len(unit)
-    workspace = osqp.OSQP()
-    try:
-        workspace.setup(
-            P=sparse.csc_matrix(np.triu(unit)),
-            q=np.zeros(size),
-            A=sparse.csc_matrix(np.vstack([inverse, np.eye(size)])),
-            l=np.append(1.0, np.zeros(size)),
-            u=np.append(1.0, np.full(size, np.inf)),
-            eps_abs=1e-9,
-            eps_rel=1e-9,
-            max_iter=4000,
-            polishing=True,
-            verbose=False,
-        )
-        result = workspace.solve(raise_error=False)
-    except osqp.OSQPException:
-        # Raised where rounding has left the matrix too far from convex.
-        return np.full(size, np.nan)
-    solved = result.info.status_val == osqp.SolverStatus.OSQP_SOLVED
-    return np.asarray(result.x, dtype=np.float64) if solved else np.full(size, np.nan)
 
 
 def _qpsolvers(unit: Array, inverse: Array, solver: str) -> Array:

@@ -28,6 +28,12 @@ log = logging.getLogger("marble")
 
 MODULE = "marble_cli.conf"
 ROOT = "config"
+BY_NAME = (
+    "weights",
+    "options",
+    "groups",
+    "priorities",
+)  # keys of `balance` whose keys are names of the run's own
 GROUPS = (
     "preset", "model", "data", "rewards", "algorithm", "balance", "optimizer", "rollout", "trainer", "logging",
     "launcher",
@@ -156,11 +162,12 @@ def _compose(name: str, overrides: list[Override]) -> DictConfig:
 
 
 def _line(override: Override) -> str:
-    """The override as Hydra takes it: a reward's options and `balance.weights` may hold keys that no file names."""
+    """The override as Hydra takes it: a reward's options and `BY_NAME` may hold keys that no file names."""
     line = str(override.input_line)
     parts = override.key_or_group.split(".")
     of_reward = parts[0] in ("rewards", "eval_rewards") and len(parts) > 2
-    if override.type is OverrideType.CHANGE and (of_reward or parts[:2] == ["balance", "weights"]):
+    of_balance = parts[0] == "balance" and len(parts) > 1 and parts[1] in BY_NAME
+    if override.type is OverrideType.CHANGE and (of_reward or of_balance):
         return f"++{line}"
     return line
 

@@ -143,6 +143,9 @@ class Balance:
     amortize: Amortize = MISSING
     shared_term: SharedTerm = MISSING
     weights: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    priorities: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -9,7 +9,8 @@ from marble_cli.rewards.registry import installed
 from marble_cli.suggest import nearest
 
 MIXTURES = ("weighted_sum", "advantage_sum")
-OWN_WEIGHTS = ("marble", "mgda", "output_space", "equal")
+PROGRAMMES = ("marble", "mgda", "output_space")
+OWN_WEIGHTS = (*PROGRAMMES, "equal")
 
 
 def validate(config: RunConfig) -> None:
@@ -43,6 +44,12 @@ def validate(config: RunConfig) -> None:
             f"balance.weights: balance={config.balance.name} finds its own. Expected none, or one of "
             f"balance={', '.join((*MIXTURES, 'fixed'))}."
         )
+    for key in ("groups", "priorities"):
+        if getattr(config.balance, key) and config.balance.name not in PROGRAMMES:
+            raise ConfigError(
+                f"balance.{key}: balance={config.balance.name} solves no programme that they could enter. Expected "
+                f"none, or one of balance={', '.join(PROGRAMMES)}."
+            )
     if config.balance.name in MIXTURES and config.balance.mode is BalanceMode.output_space:
         raise ConfigError(
             f"balance.mode=output_space: balance={config.balance.name} mixes the rewards before there is a gradient. "
@@ -93,6 +100,8 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     fraction = balance.refresh_fraction
     yield "balance.refresh_fraction", fraction, 0.0 < fraction <= 1.0, "a number in (0, 1]"
     yield share("balance.floor", balance.floor, one=True)
+    for name, priority in balance.priorities.items():
+        yield positive(f"balance.priorities.{name}", priority)
     yield positive("algorithm.beta", algorithm.beta)
     yield positive("algorithm.advantage.clip", algorithm.advantage.clip)
     yield at_least("algorithm.kl_coef", algorithm.kl_coef, 0)

@@ -53,6 +53,14 @@ class Ranks:
         dist.all_gather(parts, local)
         return torch.cat(parts, dim=-1).cpu()
 
+    def first(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """The main rank's `tensor`, on the CPU, on every rank to the same bits."""
+        if self.world == 1:
+            return tensor
+        shared = tensor.to(device)
+        dist.broadcast(shared, 0)
+        return shared.cpu()
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """True on every rank if `flag` is true on some rank."""
         return bool(self.sum(torch.tensor(float(flag), device=device)))

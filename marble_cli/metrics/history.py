@@ -37,7 +37,7 @@ class History:
 
     def fresh_shares(self, name: str) -> Series:
         """A reward's unsmoothed shares at the refreshes."""
-        return series(self.refreshes, f"balance/alpha_fresh/{name}", f"balance/alpha/{name}")
+        return series(self.refreshes, f"balance/alpha/{name}")
 
     def cached_shares(self, name: str) -> Series:
         """A reward's smoothed shares: those that refreshes cached and those that other steps worked with."""
@@ -57,10 +57,9 @@ def _reward(key: str) -> str | None:
     return None
 
 
-def series(rows: Iterable[Row], *keys: str) -> Series:
-    """The finite values of the first of `keys` that a row has, with the steps; rows without one are left out."""
-    found = [(row["step"], next((row[key] for key in keys if key in row), math.nan)) for row in rows]
-    found = [(step, value) for step, value in found if math.isfinite(value)]
+def series(rows: Iterable[Row], key: str) -> Series:
+    """The finite values of `key`, with the steps; rows without one are left out."""
+    found = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
     return [step for step, _ in found], [value for _, value in found]
 
 

@@ -118,7 +118,8 @@ class Director:
         """
         rewards, _ = self._losses_apart(signal)
         inner = velocity_gram(step, parts, rewards)
-        solution = self.balance(self.ranks.sum(inner.to(self.policy.device)).cpu())
+        inner = self.ranks.sum(inner.to(self.policy.device)).cpu()
+        solution = self.balance(self.ranks.first(inner, self.policy.device))
         metrics: dict[str, float] = {"balance/refresh": 1}
         if self.refreshes(step.number, cache):
             found, matrix = self._apart(step, parts, signal, len(parts))
@@ -144,7 +145,7 @@ class Director:
             scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
             scale = torch.cat([scale, torch.ones(len(matrix) - len(scale))])
             matrix = matrix * scale[:, None] * scale
-        return found, matrix
+        return found, self.ranks.first(matrix, self.policy.device)
 
     def _losses_apart(self, signal: Signal) -> tuple[Coefficients, Coefficients]:
         """Every reward's own loss (and that of a mixture of them, last), and what stands outside the balance."""
@@ -197,11 +198,11 @@ def _last(count: int) -> Tensor:
 
 def _along(found: Gradients, weights: Tensor) -> Gradients:
     """The weighted sum of all rows but the last, and the last, as one."""
+    taken = weights != 0  # a reward that is left out may have a gradient and a loss that are not finite
     direction = found.rows[-1].clone()
-    for row, weight in zip(found.rows, weights.tolist(), strict=False):
-        if weight:  # a reward that is left out may have a gradient that is not finite
-            direction.add_(row, alpha=weight)
-    policy = weights @ found.losses[:-2] + found.losses[-2]
+    for k in taken.nonzero().flatten().tolist():
+        direction.add_(found.rows[k], alpha=weights[k].item())
+    policy = weights[taken] @ found.losses[:-2][taken] + found.losses[-2]
     return Gradients(direction[None], torch.stack([policy, found.losses[-1]]))
 
 

@@ -10,6 +10,7 @@ import torch
 
 from marble_cli.balance import Balance, build, gram, names, registry
 from marble_cli.balance.constant import Mixture
+from marble_cli.balance.entries import Entry
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.config import schema
 from marble_cli.errors import BalanceError, ConfigError
@@ -73,6 +74,11 @@ def test_options_reach_the_programme() -> None:
         True, 0.2, "active_set"
     )
     assert build(config("mgda"), REWARDS, (1.0,) * 3) == LeastNorm(False, 0.0, "osqp")
+    grouped = config(groups={"general": ["objects", "ocr"]}, priorities={"general": 2.0, "clipscore": 0.5})
+    assert build(grouped, REWARDS, (1.0,) * 3) == LeastNorm(entries=(Entry((0, 2), 2.0), Entry((1,), 0.5)))
+    assert build(config(priorities={"objects": 3.0}), REWARDS, (1.0,) * 3) == LeastNorm(
+        entries=(Entry((0,)), Entry((1,)), Entry((2,), 3.0))
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +92,24 @@ def test_options_reach_the_programme() -> None:
         ({"name": "fixed", "weights": {"orc": 1.0}}, r"balance\.weights.*'orc'.*did you mean 'ocr'"),
         ({"name": "fixed", "weights": {"ocr": -1.0}}, r"ocr=-1\.0"),
         ({"name": "weighted_sum", "weights": dict.fromkeys(REWARDS, 0.0)}, "all 3 are zero"),
+        ({"groups": {"a": ["orc"]}}, r"balance\.groups\.a.*'orc'.*did you mean 'ocr'"),
+        ({"groups": {"a": ["ocr"], "b": ["objects", "ocr"]}}, r"balance\.groups\.b: ocr stands in a"),
+        ({"groups": {"a": ["ocr", "ocr"]}}, r"balance\.groups\.a: ocr stands in a"),
+        ({"groups": {"a": []}}, r"balance\.groups\.a is empty.*objects"),
+        ({"groups": {"ocr": ["ocr"]}}, r"balance\.groups\.ocr: a reward has this name"),
+        ({"groups": {"a": ["ocr", "objects"]}, "floor": 0.6}, r"balance\.floor=0\.6: 2 entries.*0\.5"),
+        ({"priorities": {"orc": 2.0}}, r"balance\.priorities.*'orc'.*did you mean 'ocr'"),
+        (
+            {"groups": {"general": ["ocr"]}, "priorities": {"genral": 2.0}},
+            r"did you mean 'general'.*clipscore, general, objects",
+        ),
+        (
+            {"groups": {"a": ["ocr"]}, "priorities": {"ocr": 2.0}},
+            r"priorities\.ocr: ocr enters.*balance\.priorities\.a",
+        ),
         ({"name": "torchjd:UPGraf"}, r"did you mean 'UPGrad'"),
+        ({"name": "torchjd:Krum"}, r"balance\.options.*n_byzantine"),
+        ({"name": "torchjd:UPGrad", "options": {"d": 1}}, r"balance\.options.*'d'"),
     ],
 )
 def test_wrong_requests_say_what_was_expected(changes: dict[str, Any], message: str) -> None:
@@ -94,6 +117,10 @@ def test_wrong_requests_say_what_was_expected(changes: dict[str, Any], message: 
         pytest.importorskip("torchjd")
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         build(config(**changes), REWARDS, (1.0,) * 3)
+
+
+def test_the_floor_counts_groups_once() -> None:
+    assert build(config(floor=0.5, groups={"a": ["ocr", "objects"]}), REWARDS, (1.0,) * 3).level == "gradient"
 
 
 def test_a_floor_that_leaves_no_choice_is_allowed() -> None:
@@ -115,6 +142,23 @@ def test_torchjd_balances_act_on_the_active_rewards(name: str) -> None:
     torch.testing.assert_close(solution.weights[:3], balance(gram(GRADIENTS)).weights)
     assert solution.solver == f"torchjd:{name}"
     assert balance(gram(torch.zeros(3, 4))).weights.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("FairGrad", {"alpha": 1.0}),
+        ("PCGrad", {}),
+        ("Krum", {"n_byzantine": 0, "n_selected": 1}),
+    ],
+)
+def test_torchjd_balances_take_options_and_draw_alike(name: str, options: dict[str, Any]) -> None:
+    pytest.importorskip("torchjd")
+    balance = build(config(f"torchjd:{name}", options=options), REWARDS, (1.0,) * 3)
+    first, state = balance(gram(GRADIENTS)).weights, torch.get_rng_state()
+    torch.rand(7)
+    assert torch.equal(balance(gram(GRADIENTS)).weights, first)
+    torch.set_rng_state(state)
 
 
 def test_torchjds_upgrad_is_in_no_rewards_way() -> None:

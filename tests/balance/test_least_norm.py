@@ -267,6 +267,6 @@ def test_a_solution_depends_on_its_matrix_alone() -> None:
 
 def test_the_gap_is_the_distance_to_the_best_vertex() -> None:
     matrix = np.array([[1.0, 0.5], [0.5, 4.0]])
-    assert gap(matrix, np.array([1.0, 0.0]), 0.0) == pytest.approx(0.5)
-    assert gap(matrix, np.array([0.0, 1.0]), 0.0) == pytest.approx(3.5)
-    assert gap(matrix, np.array([0.5, 0.5]), 0.5) == pytest.approx(0.0)
+    assert gap(matrix, np.array([1.0, 0.0])) == pytest.approx(0.5)
+    assert gap(matrix, np.array([0.0, 1.0])) == pytest.approx(3.5)
+    assert gap(matrix, np.array([0.875, 0.125])) == pytest.approx(0.0)

@@ -39,7 +39,7 @@ GROUP_KEYS = {
     "algorithm": "beta kl_coef training_noise",
     "algorithm.advantage": "std clip",
     "algorithm.behaviour": "schedule rate maximum",
-    "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.*",
+    "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.* options.* groups.* priorities.*",
     "optimizer": "lr betas weight_decay epsilon clip_norm",
     "rollout": "groups group_size steps solver batch_size",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last eval_every "
@@ -218,6 +218,27 @@ def test_balance_weights_take_names() -> None:
         compose([BUILT_IN, "balance=mgda", "balance.weights.colorfulness=2"])
 
 
+def test_groups_and_priorities_take_names(tmp_path: Path) -> None:
+    config, file = written(
+        tmp_path, BUILT_IN, "balance.groups.both=[colorfulness,compressibility]", "balance.priorities.both=2"
+    )
+    assert config.balance.groups == {"both": ["colorfulness", "compressibility"]}
+    assert config.balance.priorities == {"both": 2.0}
+    assert compose([], file) == config
+    assert compose(["~balance.groups.both", "~balance.priorities.both"], file).balance.groups == {}
+    whole = compose([BUILT_IN, "balance=mgda", "balance.groups={a: [colorfulness], b: [compressibility]}"])
+    assert whole.balance.groups == {"a": ["colorfulness"], "b": ["compressibility"]}
+
+
+@pytest.mark.parametrize("name", ["equal", "fixed", "weighted_sum", "advantage_sum", "torchjd:UPGrad"])
+@pytest.mark.parametrize("key", ["groups.a=[colorfulness]", "priorities.colorfulness=2"])
+def test_only_a_programme_has_groups_and_priorities(name: str, key: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^balance\.{key.split('.')[0]}: balance={name} .*balance=marble, mgda"
+    ):
+        compose([BUILT_IN, f"balance={name}", f"balance.{key}"])
+
+
 # Replays
 
 MANY = [
@@ -384,12 +405,13 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
         ("balance.refresh_fraction=0", "(0, 1]"), ("balance.refresh_fraction=1.1", "(0, 1]"),
         *((f"{key}=0", "above 0") for key in (
             "algorithm.beta", "algorithm.advantage.clip", "optimizer.lr", "optimizer.epsilon", "optimizer.clip_norm",
-            "model.lora.alpha", "rewards.colorfulness.timeout")),
+            "model.lora.alpha", "rewards.colorfulness.timeout", "balance.priorities.colorfulness")),
         *((f"{key}={value}", "[0, 1") for key in (
             "trainer.timestep_fraction", "trainer.ema.decay", "balance.ema", "balance.floor",
             "algorithm.behaviour.maximum", "rewards.colorfulness.max_failed") for value in (-0.1, 1.1, "nan")),
         *((f"{key}=1.0", "[0, 1)") for key in ("trainer.ema.decay", "balance.ema")),
-        *((f"{key}={value}", "above 0") for key in ("optimizer.lr", "algorithm.beta") for value in ("nan", "inf")),
+        *((f"{key}={value}", "above 0") for key in ("optimizer.lr", "algorithm.beta", "balance.priorities.colorfulness")
+          for value in ("nan", "inf")),
         ("rollout.group_size=1", "at least 2"), ("model.resolution=7", "at least 8"), ("optimizer.betas=[0.9]", "two numbers"),
         ("optimizer.betas=[0.9,1.0]", "two numbers"),
     ],

@@ -39,6 +39,7 @@ with Ranks() as ranks:
     row = torch.tensor([me, 7])
     assert ranks.gather(row, cpu).tolist() == [0, 7, 1, 7]
     assert ranks.gather(rows.T, cpu).tolist() == [[0, 3, 100, 103], [1, 4, 101, 104]]
+    assert ranks.first(torch.tensor([me + 0.1]).double(), cpu).tolist() == [0.1]
     assert ranks.any(me == 1, cpu) and ranks.any(True, cpu) and not ranks.any(False, cpu)
 print("done", me)
 """
@@ -78,6 +79,7 @@ def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> No
         tensor = torch.tensor([1.0])
         assert ranks.sum(tensor) is tensor
         assert ranks.gather(tensor, CPU) is tensor
+        assert ranks.first(tensor, CPU) is tensor
         assert (ranks.any(True, CPU), ranks.any(False, CPU)) == (True, False)
         assert not torch.distributed.is_initialized()
 

@@ -123,7 +123,7 @@ def test_solvers_are_judged_by_the_gap(size: int) -> None:
     assert (gram.diagonal() == 1).all()
     corner = np.eye(size)[0]
     assert solvers.gap(gram, corner) == pytest.approx(1 - gram[0].min())
-    best = solvers.marble(gram)
+    best = solvers.marble()(gram)
     assert solvers.gap(gram, best) < 1e-10
     assert 0 <= solvers.gap(gram, solvers.slsqp(gram)) < 1e-2
     assert 0.5 * best @ gram @ best <= 0.5 * corner @ gram @ corner

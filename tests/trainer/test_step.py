@@ -1,5 +1,6 @@
 """The director: refreshes, amortised steps and mixtures against the definition's own gradients, in float64."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -20,6 +21,7 @@ from marble_cli.trainer.signal import Signal
 from marble_cli.trainer.step import Direction, Director
 
 STEP = 7
+INSIDE = "balance.shared_term=inside"
 CACHE = DirectionCache(
     torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0], dtype=torch.float64),
     torch.tensor([2.0, 0.5, 0.1, 0.3, 0.0], dtype=torch.float64),
@@ -169,7 +171,7 @@ def test_constant_shares_add_the_gradients_up(
     director: DirectorMaker, case: Any, reference: Any, name: str, shares: list[float] | None
 ) -> None:
     overrides = ["balance.weights={colorfulness: 5, compressibility: 2, third: 2, fourth: 1, nowhere: 7}"]
-    overrides = overrides if shares else []
+    overrides = [*(overrides if shares else []), INSIDE]
     direction = direct(director(f"balance={name}", "balance.mode=full", *overrides), case)
     rows = rewards_gradients(case, reference, outside=False)[:4]
     expected = torch.tensor(shares or [0.25] * 4, dtype=torch.float64) @ rows
@@ -216,7 +218,9 @@ def test_a_share_of_the_micro_batches_stands_for_the_whole_step(
     director: DirectorMaker, double_policy: Any, case: Any
 ) -> None:
     """Half of the samples are as good an estimate of the norms, not half of them; rewards alike however often they applied."""
-    made = director("balance.mode=full", "balance.refresh_fraction=0.5", "trainer.micro_batch_size=12")
+    made = director(
+        "balance.mode=full", "balance.refresh_fraction=0.5", "trainer.micro_batch_size=12", INSIDE
+    )
     direction = direct(made, case)
     (chosen,), _ = split(chunks(case.data, 12), 0.5)
     half = replace(case, data=replace(case.data, samples=12))
@@ -231,7 +235,9 @@ def test_a_share_of_the_micro_batches_stands_for_the_whole_step(
 def test_the_published_refresh_takes_the_rest_by_mixed_advantages(
     director: DirectorMaker, double_policy: Any, case: Any
 ) -> None:
-    made = director("balance.amortize=advantage", "balance.mode=full", "balance.refresh_fraction=0.01")
+    made = director(
+        "balance.amortize=advantage", "balance.mode=full", "balance.refresh_fraction=0.01", INSIDE
+    )
     direction = direct(made, case)
     chosen, others = split(chunks(case.data, 5), 0.01)
     signal, step = case.signal, case.step(double_policy)
@@ -248,7 +254,7 @@ def test_the_published_refresh_takes_the_rest_by_mixed_advantages(
 
 
 def test_a_refresh_tells_how_stale_the_cache_was(director: DirectorMaker, case: Any, reference: Any) -> None:
-    metrics = direct(director("balance.mode=full"), case).metrics
+    metrics = direct(director("balance.mode=full", INSIDE), case).metrics
     rows = rewards_gradients(case, reference, outside=False)
     cached = CACHE.direction_weights()
     assert cached is not None
@@ -299,13 +305,14 @@ def test_a_gradient_that_is_not_finite_leaves_the_balance(
     spoilt = case.signal.optimality.clone()
     spoilt[1] = torch.inf
     direction = direct(
-        director("balance.mode=full"), case, DirectionCache(), replace(case.signal, optimality=spoilt)
+        director("balance.mode=full", INSIDE), case, DirectionCache(), replace(case.signal, optimality=spoilt)
     )
     rows = rewards_gradients(case, reference, outside=False)[[0, 2, 3]]
     expected = LeastNorm()(gram(rows)).weights @ rows
     assert distance(direction.gradient, expected + reference.kl) < 1e-9
     assert direction.warnings == ("left out of the balance this step: compressibility, nowhere",)
     assert "balance/alpha/compressibility" not in direction.metrics
+    assert math.isfinite(direction.metrics["loss/policy"])
 
 
 def schedule(director: Director, cache: DirectionCache = CACHE, steps: int = 9) -> list[int]:
