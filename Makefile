@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*)
 SEED ?= 0
+THREADS ?= 1
 
-.PHONY: install demo test lint format study pretrain clean
+.PHONY: install demo bench test lint format study pretrain clean
 
 install: $(VENV)/installed
 
@@ -17,6 +18,10 @@ $(VENV)/installed: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject
 
 demo: install
 	$(BIN)/python scripts/demo.py --seed $(SEED)
+
+# What MARBLE costs beside its alternatives: about ten minutes. BENCH="--quick" or BENCH="--output FILE.md --json FILE".
+bench: install
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/bench.py $(BENCH)
 
 test: install
 	$(BIN)/python -m pytest

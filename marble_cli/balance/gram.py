@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 
 
 def gram(gradients: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class Mixer:
         assert self.coefficients is not None
         samples = self.coefficients.shape[1]
         x, delta = x.reshape(samples, -1, x.shape[-1]), delta.reshape(samples, -1, delta.shape[-1])
-        row += self.coefficients @ torch.bmm(delta.mT, x).flatten(1).to(row)
+        row.addmm_(self.coefficients, torch.bmm(delta.mT, x).flatten(1).to(row))
 
 
 class _Linear(torch.autograd.Function):
@@ -82,9 +82,9 @@ class _Linear(torch.autograd.Function):
         return functional.linear(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        back = delta @ weight
+        back = delta @ weight if ctx.needs_input_grad[0] else None
         if ctx.mixer.coefficients is None:
             return back, delta.flatten(0, -2).mT @ x.flatten(0, -2), None, None
         ctx.mixer.add(ctx.row, x, delta)

@@ -102,6 +102,7 @@ class Director:
             cache = cache.update(solution, matrix.diagonal().sqrt(), self.config.balance.ema)
             metrics |= describe_solution(self.names, solution, cache)
         result = _along(found, weights)
+        del found  # K + 1 gradients; the other micro-batches need their room
         if others:
             rest = mixture_gradient(step, others, self._mixed(signal, cache, weights[:count]))
             result = _add(result, self._reduced(rest))
@@ -197,9 +198,10 @@ def _last(count: int) -> Tensor:
 
 def _along(found: Gradients, weights: Tensor) -> Gradients:
     """The weighted sum of all rows but the last, and the last, as one."""
-    rows, rest = found.rows[:-1], found.rows[-1]
-    taken = weights != 0
-    direction = weights[taken].to(rows) @ rows[taken.to(rows.device)] + rest
+    taken = weights != 0  # a reward that is left out may have a gradient and a loss that are not finite
+    direction = found.rows[-1].clone()
+    for k in taken.nonzero().flatten().tolist():
+        direction.add_(found.rows[k], alpha=weights[k].item())
     policy = weights[taken] @ found.losses[:-2][taken] + found.losses[-2]
     return Gradients(direction[None], torch.stack([policy, found.losses[-1]]))
 

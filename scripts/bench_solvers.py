@@ -1,0 +1,145 @@
+"""Solvers of the balance's quadratic programme on random Gram matrices: how long, and how far from the optimum.
+
+The programme is: minimise a^T G a / 2 over the simplex. The gap a^T G a - min_k (G a)_k of a feasible a is zero at the
+optimum only, so no solver is measured against another.
+"""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+import qpsolvers
+import scipy.optimize
+import scipy.sparse
+import torch
+from bench_tools import Cell, Sheet
+from numpy.typing import NDArray
+
+from marble_cli.balance.marble import LeastNorm
+
+Array = NDArray[np.float64]
+Solver = Callable[[Array], Array]
+PRECISE = {"eps_abs": 1e-9, "eps_rel": 1e-9, "polishing": True}
+
+
+def random_gram(rewards: int, seed: int) -> Array:
+    """Inner products [K, K] of K unit vectors that share a direction, each to a degree of its own."""
+    draw = np.random.default_rng((rewards, seed))
+    vectors = draw.normal(size=(rewards, 2 * rewards))
+    vectors += draw.uniform(0.0, 2.0, size=(rewards, 1)) * draw.normal(size=2 * rewards)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    product: Array = vectors @ vectors.T
+    np.fill_diagonal(product, 1.0)
+    return product
+
+
+def slsqp(gram: Array) -> Array:
+    """Shares [K] by scipy's SLSQP from equal shares, with default tolerance, as the published MARBLE code asks for them."""
+    size = len(gram)
+    result = scipy.optimize.minimize(
+        lambda a: 0.5 * a @ gram @ a,
+        np.full(size, 1.0 / size),
+        method="SLSQP",
+        jac=lambda a: gram @ a,
+        bounds=[(0.0, 1.0)] * size,
+        constraints={"type": "eq", "fun": lambda a: a.sum() - 1.0, "jac": np.ones_like},
+    )
+    return _feasible(result.x)
+
+
+def marble() -> Solver:
+    """The balance as the trainer calls it, certificate included: one object for all steps."""
+    balance = LeastNorm()
+    return lambda gram: balance(torch.from_numpy(gram)).alpha.numpy()
+
+
+def through_qpsolvers(name: str, **settings: float | bool) -> Solver:
+    """A solver that qpsolvers knows, set up anew for every problem."""
+
+    def solve(gram: Array) -> Array:
+        size = len(gram)
+        form = np.asarray if name in qpsolvers.dense_solvers else scipy.sparse.csc_matrix
+        problem = qpsolvers.Problem(
+            form(gram), np.zeros(size), A=form(np.ones((1, size))), b=np.ones(1),
+            lb=np.zeros(size), ub=np.ones(size),
+        )  # fmt: skip
+        return _feasible(qpsolvers.solve_problem(problem, solver=name, **settings).x)
+
+    return solve
+
+
+def torchjd_weighting(name: str) -> Solver:
+    """A weighting of torchjd, on the same float64 Gram matrix."""
+    from torchjd import aggregation
+
+    weighting = getattr(aggregation, f"{name}Weighting")()
+    return lambda gram: weighting(torch.from_numpy(gram)).numpy()
+
+
+def all_solvers() -> dict[str, Solver]:
+    """Every solver that is installed, by the name it is listed under."""
+    solvers: dict[str, Solver] = {
+        "marble: LeastNorm": marble(),
+        "scipy: SLSQP, as published": slsqp,
+        "OSQP at 1e-9, polished": through_qpsolvers("osqp", **PRECISE),
+        "OSQP, default tolerance": through_qpsolvers("osqp"),
+    }
+    others = [name for name in qpsolvers.available_solvers if name != "osqp"]
+    solvers |= {f"qpsolvers: {name}": through_qpsolvers(name) for name in others}
+    for name in ("MGDA", "UPGrad"):
+        with suppress(ImportError):
+            solvers[f"torchjd: {name}"] = torchjd_weighting(name)
+    return solvers
+
+
+def gap(gram: Array, alpha: Array) -> float:
+    """How far the objective of feasible shares can still fall, at most."""
+    along = gram @ alpha
+    return float(alpha @ along - along.min())
+
+
+def compare_solvers(sizes: tuple[int, ...], problems: int) -> Sheet:
+    """Median seconds and worst gap of every solver on the same random problems, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows: list[tuple[Cell, ...]] = []
+    for size in sizes:
+        matrices = [random_gram(size, seed) for seed in range(problems)]
+        for name, solver in all_solvers().items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                milliseconds, gaps = _measure(solver, matrices)
+            # UPGrad solves another programme, to which this gap says nothing.
+            worst = None if name.endswith("UPGrad") else max(gaps)
+            rows.append((name, float(size), milliseconds, worst))
+    torch.set_num_threads(threads)
+    absent = [name for name in ("torchjd: MGDA", "torchjd: UPGrad") if name not in all_solvers()]
+    passed_over = f" Not installed and passed over: {', '.join(absent)}." if absent else ""
+    return Sheet(
+        "Solvers of the balance's quadratic programme",
+        f"{problems} random problems a size. Shares below zero are cut off and the rest rescaled before the gap is "
+        f"taken, a^T G a - min_k (G a)_k. UPGrad solves another programme.{passed_over}",
+        {"solver": "", "K": ".0f", "median ms": ".3f", "worst gap": ".1e"},
+        rows,
+    )
+
+
+def _measure(solver: Solver, matrices: list[Array]) -> tuple[float, list[float]]:
+    """Median milliseconds and all gaps, after one solution that does not count."""
+    solver(matrices[0])
+    seconds, gaps = [], []
+    for matrix in matrices:
+        began = time.perf_counter()
+        alpha = solver(matrix)
+        seconds.append(time.perf_counter() - began)
+        gaps.append(gap(matrix, alpha))
+    return 1e3 * statistics.median(seconds), gaps
+
+
+def _feasible(x: Array) -> Array:
+    positive = np.maximum(x, 0.0)
+    shares: Array = positive / positive.sum()
+    return shares

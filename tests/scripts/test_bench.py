@@ -1,0 +1,154 @@
+"""The benchmarks on the smallest settings: they compare equal things, and their figures are what they say they are."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import bench
+import bench_run as whole
+import bench_scenes as scenes
+import bench_solvers as solvers
+import bench_steps as steps
+import bench_tools as tools
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def scene() -> scenes.Scene:
+    """Two blocks of width 64 over four tokens."""
+    return scenes.random_scene(layers=2, heads=1, side=4, images=8, text_tokens=3)
+
+
+def test_rewards_leave_out_some_images_and_keep_the_others(scene: scenes.Scene) -> None:
+    shares = scene.signal.applicable.double().mean(1)
+    assert shares.min() >= 0.375
+    assert shares.max() <= 0.75
+    assert scene.rewards(3).optimality.equal(scene.signal.optimality[:3])
+
+
+@pytest.mark.parametrize("rewards", [2, 5])
+def test_the_published_refresh_and_ours_have_one_direction(scene: scenes.Scene, rewards: int) -> None:
+    assert steps.check_agreement(scene, rewards) > 0.999999
+    own = steps.published_refresh(scene, rewards)
+    assert own.rows.shape == (rewards, scene.parameters())
+    assert own.direction.isfinite().all()
+
+
+def test_a_disagreement_is_not_timed(scene: scenes.Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = steps.published_refresh
+
+    def wrong(*arguments: object) -> steps.PublishedRefresh:
+        found = real(*arguments)  # type: ignore[arg-type]
+        return steps.PublishedRefresh(found.rows, found.direction + found.rows.abs().mean())
+
+    monkeypatch.setattr(steps, "published_refresh", wrong)
+    with pytest.raises(AssertionError, match="cosine"):
+        steps.time_steps(scene, 1)
+
+
+def test_every_kind_of_step_is_timed(scene: scenes.Scene) -> None:
+    sheet = steps.time_steps(scene, 1)
+    assert [row[:2] for row in sheet.rows[:2]] == [("plain", 1.0), ("amortised", 5.0)]
+    assert len(sheet.rows) == 2 + 3 * len(steps.REFRESHED_REWARDS)
+    assert sheet.rows[0][3] == 1.0
+    assert all(row[2] > 0 and row[3] > 0 for row in sheet.rows)  # type: ignore[operator]
+
+
+def test_a_refresh_holds_one_vector_a_reward(scene: scenes.Scene) -> None:
+    rows = {row[:2]: row for row in steps.measure_memory(scene).rows}
+    vector = 4 * scene.parameters() / 1e6
+    one, other = (rows["refresh, shared term inside", k][2] for k in (5.0, 8.0))
+    # Three more of float32, and of float64 in the Gram matrix: next to nothing else is alive in so small a model.
+    assert 3 * vector < other - one < 10 * vector  # type: ignore[operator]
+
+
+def test_the_peak_is_that_of_tensors_alive_at_once() -> None:
+    size = 1 << 20
+
+    def one_after_the_other() -> None:
+        for _ in range(5):
+            torch.ones(size)
+
+    def together() -> list[torch.Tensor]:
+        return [torch.ones(size) for _ in range(5)]
+
+    one_after_the_other()
+    assert tools.peak_bytes(together, CPU) == pytest.approx(5 * 4 * size, rel=0.01)
+    assert tools.peak_bytes(one_after_the_other, CPU) < 3 * 4 * size
+
+
+def test_jobs_take_turns_and_the_first_round_does_not_count() -> None:
+    turns: list[str] = []
+    seconds = tools.alternate({name: lambda name=name: turns.append(name) for name in "ab"}, 3)  # type: ignore[misc]
+    assert "".join(turns) == "abababab"
+    assert [len(times) for times in seconds.values()] == [3, 3]
+    assert tools.ratio([2.0, 30.0, 4.0], [1.0, 10.0, 2.0]) == 2.0
+
+
+def test_a_run_is_put_together_from_its_steps() -> None:
+    trained = dict(zip([*whole.STEPS, whole.ALONE], [1.0, 1.0, 2.0, 1.1, 1.5, 1.0], strict=True))
+    times = {
+        name: [{"time/rollout": 0.75, "time/reward": 0.25, "time/train": seconds}] * 2
+        for name, seconds in trained.items()
+    }
+    times[whole.ALONE] = [step | {"time/reward": 0.05} for step in times[whole.ALONE]]
+    speeds = {row[0]: row[4:] for row in whole.run_sheet(times, "a few").rows}
+    assert speeds["plain"] == speeds["amortised"] == (None, None)
+    assert speeds["refresh"] == pytest.approx((20 / 21, 18 / 21))
+    assert speeds["refresh on a quarter"] == pytest.approx((20 / 20.1, 18 / 20.1))
+
+
+def test_the_real_trainer_is_timed() -> None:
+    small = (
+        "rollout.groups=2", "rollout.group_size=2", "rollout.steps=2", "trainer.micro_batch_size=2",
+        "rewards=[colorfulness,compressibility]", "balance.floor=0",
+    )  # fmt: skip
+    rows = whole.time_run(1, small).rows
+    assert [row[0] for row in rows] == [*whole.STEPS, whole.ALONE]
+    assert all(number > 0 for row in rows for number in row[1:4])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("size", [2, 5, 16])
+def test_solvers_are_judged_by_the_gap(size: int) -> None:
+    gram = solvers.random_gram(size, 0)
+    assert np.linalg.eigvalsh(gram).min() > -1e-12
+    assert (gram.diagonal() == 1).all()
+    corner = np.eye(size)[0]
+    assert solvers.gap(gram, corner) == pytest.approx(1 - gram[0].min())
+    best = solvers.marble()(gram)
+    assert solvers.gap(gram, best) < 1e-10
+    assert 0 <= solvers.gap(gram, solvers.slsqp(gram)) < 1e-2
+    assert 0.5 * best @ gram @ best <= 0.5 * corner @ gram @ corner
+
+
+def test_every_installed_solver_is_compared() -> None:
+    rows = solvers.compare_solvers((4,), 2).rows
+    assert [row[0] for row in rows] == list(solvers.all_solvers())
+    assert all(worst is None or worst < 0.1 for *_, worst in rows)  # type: ignore[operator]
+    assert {row[0]: row[3] for row in rows}["OSQP at 1e-9, polished"] < 1e-8  # type: ignore[operator]
+
+
+def test_tables_are_written_for_people_and_for_machines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = bench.Plan(1, (), (), sizes=(3,), problems=1)
+    page, data = tmp_path / "bench.md", tmp_path / "bench.json"
+    bench.main(plan, ["solvers"], page, data)
+    shown = capsys.readouterr().out
+    assert "marble: LeastNorm" in shown
+    assert max(map(len, shown.splitlines())) <= bench.WIDTH
+    written = page.read_text()
+    assert bench.machine()["torch"] in written
+    assert written.count("\n| marble: LeastNorm | 3 | ") == 1
+    widths = {line.count("|") for line in itertools.islice(written.splitlines(), 3, None) if "|" in line}
+    assert widths == {5}
+    (table,) = json.loads(data.read_text())["tables"]
+    assert table["rows"][0]["worst gap"] < 1e-10
