@@ -23,7 +23,8 @@ from marble_cli.losses.nft import coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import Rollout
-from marble_cli.trainer.gradients import Objective, TrainingSet, gradients, training_times
+from marble_cli.trainer.batches import TrainingSet, chunks, training_times
+from marble_cli.trainer.gradients import Coefficients, Objective, Step, reward_gradients
 from marble_cli.trainer.signal import read_signal
 
 
@@ -60,16 +61,21 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
             )  # fmt: skip
             scores = samples.scores()
             signal = read_signal(scores.values.nan_to_num(), scores.applicable, own // size, algorithm)
-            p, q = coefficients(signal.optimality, signal.applicable, shared_term="outside")
+            rewards = Coefficients(*coefficients(signal.optimality, signal.applicable, shared_term="outside"))
+            nothing = Coefficients(torch.zeros_like(rewards.p[0]), torch.zeros_like(rewards.q[0]))
             draws = own // size if algorithm.training_noise is TrainingNoise.group else own
             chosen = training_times(
                 rollout.times(), trainer.timestep_fraction, trainer.times_per_image, draws.tolist(),
                 trainer.seed, step,
             )  # fmt: skip
 
-            def take(at: Tensor, samples=samples, own=own, draws=draws, p=p, q=q, step=step) -> Tensor:  # type: ignore[no-untyped-def]
+            def take(
+                at: Tensor, samples=samples, own=own, draws=draws, rewards=rewards, nothing=nothing, step=step
+            ) -> Tensor:  # type: ignore[no-untyped-def]
                 data = TrainingSet(samples.x0, samples.embeddings, own, draws, at, at.numel())
-                return gradients(policy, data, objective, p, q, step, lambda count: None).rows.double()
+                taken = Step(policy, data, objective, step, lambda count: None)
+                parts = chunks(data, objective.micro_batch_size)
+                return reward_gradients(taken, parts, rewards, nothing).rows[:-1].double()
 
             together.append(take(chosen))
             alone.append(torch.stack([take(t.repeat(len(own), 1)) for t in times]))

@@ -25,7 +25,6 @@ class Solution:
         solver: who found the accepted solution; "none" where there was nothing to solve.
         fallbacks: how many solvers were refused before it.
         seconds: wall time of the solution.
-        cosines: [K] float64 cosine of the direction with each gradient; NaN for one that is not active.
         unit: alpha weighs unit gradients (weights = alpha s / norm) rather than the gradients themselves.
     """
 
@@ -36,20 +35,12 @@ class Solution:
     solver: str
     fallbacks: int
     seconds: float
-    cosines: Tensor
     unit: bool = False
 
 
 @runtime_checkable
 class Balance(Protocol):
-    """Anything that turns a raw Gram matrix [K, K] float64 into a `Solution`.
-
-    `level` is "gradient" for a balance of K gradients. At level "advantage" the K rewards are mixed into one
-    column before the loss, and the balance is asked about that single gradient only.
-    """
-
-    @property
-    def level(self) -> str: ...
+    """Anything that turns the Gram matrix [K, K] float64 of the raw gradients into a `Solution`."""
 
     def __call__(self, gram: Tensor) -> Solution: ...
 

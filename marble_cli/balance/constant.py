@@ -1,12 +1,11 @@
 """Balances that do not look at the gradients: equal and fixed shares, and rewards mixed before the loss."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from marble_cli.balance.base import Solution, active_rewards, cosines, spread
+from marble_cli.balance.base import Solution, active_rewards, spread
 
 
 @dataclass(frozen=True)
@@ -14,7 +13,6 @@ class Fixed:
     """Constant shares: the direction is sum_k a_k g_k, a_k proportional to `shares` over the active k."""
 
     shares: tuple[float, ...]
-    level: ClassVar[str] = "gradient"
 
     def __call__(self, gram: Tensor) -> Solution:
         """Share out the step among the rewards whose gradient is neither zero nor non-finite."""
@@ -22,7 +20,7 @@ class Fixed:
         active = active_rewards(gram)
         shares = torch.tensor(self.shares, dtype=torch.float64)[active]
         alpha = spread(shares / shares.sum() if shares.any() else shares, active)
-        return Solution(alpha, alpha, active, float("nan"), "none", 0, 0.0, cosines(gram, alpha))
+        return Solution(alpha, alpha, active, float("nan"), "none", 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,3 @@ class Mixture:
 
     kind: str
     weights: tuple[float, ...]
-    level: ClassVar[str] = "advantage"
-
-    def __call__(self, gram: Tensor) -> Solution:
-        """Return the mixture's own gradient.
-
-        Args:
-            gram: [1, 1] of the mixed column's gradient.
-        """
-        return Fixed((1.0,) * len(gram))(gram)

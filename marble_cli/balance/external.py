@@ -4,12 +4,12 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from marble_cli.balance.base import Solution, active_rewards, cosines, spread
+from marble_cli.balance.base import Solution, active_rewards, spread
 from marble_cli.errors import BalanceError, ConfigError
 from marble_cli.suggest import nearest
 
@@ -22,7 +22,6 @@ class Torchjd:
 
     name: str
     weighting: Callable[[Tensor], Tensor]
-    level: ClassVar[str] = "gradient"
 
     def __call__(self, gram: Tensor) -> Solution:
         """Ask the aggregator about the rewards whose gradient is neither zero nor non-finite.
@@ -48,7 +47,7 @@ class Torchjd:
             )
         seconds = time.perf_counter() - began
         name = PREFIX + self.name if active.any() else "none"
-        return Solution(weights, weights, active, float("nan"), name, 0, seconds, cosines(gram, weights))
+        return Solution(weights, weights, active, float("nan"), name, 0, seconds)
 
 
 def torchjd_balance(name: str, options: Mapping[str, Any], rewards: int) -> Torchjd:

@@ -1,14 +1,13 @@
 """The balance of MARBLE, and its relative without normalisation."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from marble_cli.balance.base import Solution, active_rewards, cosines
+from marble_cli.balance.base import Solution, active_rewards
 from marble_cli.balance.entries import Entry, join
 from marble_cli.balance.simplex import Array
 from marble_cli.balance.solver import Optimum, least_norm
@@ -34,7 +33,6 @@ class LeastNorm:
     floor: float = 0.0
     solver: str = "osqp"
     entries: tuple[Entry, ...] = ()
-    level: ClassVar[str] = "gradient"
     _workspace: Workspace = field(default_factory=Workspace, init=False, repr=False, compare=False)
 
     def __call__(self, gram: Tensor) -> Solution:
@@ -59,33 +57,28 @@ class LeastNorm:
         heard = combinations.any(axis=0)
         active[active] = heard
         if not heard.any():
-            return self._solution(
-                gram, active, np.zeros(0), np.zeros(0), Optimum(np.zeros(0), 0.0, "none", 0, 0.0)
-            )
+            return self._solution(active, np.zeros(0), np.zeros(0), Optimum(np.zeros(0), 0.0, "none", 0, 0.0))
         priorities = np.array([entry.priority for entry in self.entries])[stays] if self.entries else None
         optimum = least_norm(points, self.floor, self.solver, priorities, self._workspace)
         shares = (optimum.alpha @ combinations)[heard]
         shares /= shares.sum()
         weights = shares * norms[heard].mean() / norms[heard] if self.unit else shares
-        return self._solution(gram, active, shares, weights, optimum)
+        return self._solution(active, shares, weights, optimum)
 
     def _solution(
-        self, gram: Tensor, active: NDArray[np.bool_], shares: Array, weights: Array, optimum: Optimum
+        self, active: NDArray[np.bool_], shares: Array, weights: Array, optimum: Optimum
     ) -> Solution:
         """The optimum told in all K rewards, of which the active ones have `shares` and `weights`."""
-        alpha, factors, part = np.zeros(len(gram)), np.zeros(len(gram)), torch.from_numpy(active)
+        alpha, factors = np.zeros(len(active)), np.zeros(len(active))
         alpha[active], factors[active] = shares, weights
-        direction = torch.from_numpy(factors)
-        along = torch.where(part, cosines(gram, direction), torch.nan)
         return Solution(
             torch.from_numpy(alpha),
-            direction,
-            part,
+            torch.from_numpy(factors),
+            torch.from_numpy(active),
             optimum.gap,
             optimum.solver,
             optimum.fallbacks,
             optimum.seconds,
-            along,
             self.unit,
         )
 

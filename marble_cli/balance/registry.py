@@ -15,7 +15,7 @@ from marble_cli.suggest import nearest
 
 GROUP = "marble.balances"
 
-Builder = Callable[[schema.Balance, Sequence[str], Sequence[float]], Balance]
+Builder = Callable[[schema.Balance, Sequence[str], Sequence[float]], Balance | Mixture]
 
 
 def names() -> list[str]:
@@ -23,7 +23,7 @@ def names() -> list[str]:
     return sorted({*_BUILT_IN, *_plugins()})
 
 
-def build(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
+def build(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance | Mixture:
     """Build the balance that a configuration asks for.
 
     Args:
@@ -32,7 +32,7 @@ def build(config: schema.Balance, names: Sequence[str], reward_weights: Sequence
         reward_weights: [K] the rewards' own weights; `balance.weights` overrides them by name.
 
     Returns:
-        A balance; its `level` says whether it takes gradients or stands for rewards mixed beforehand.
+        A balance of gradients, or the mixture of rewards that takes its place before there is a gradient.
 
     Raises:
         ConfigError: unknown name, unknown solver, infeasible floor, groups or priorities that do not fit the
@@ -77,7 +77,7 @@ def _fixed(config: schema.Balance, names: Sequence[str], reward_weights: Sequenc
     return Fixed(_weights(config, names, reward_weights))
 
 
-def _mixture(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
+def _mixture(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Mixture:
     return Mixture(config.name, _weights(config, names, reward_weights))
 
 

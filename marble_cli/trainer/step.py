@@ -41,9 +41,12 @@ class Direction:
 class Director:
     """Turns a step's signal into a direction with the configured balance."""
 
-    def __init__(self, config: RunConfig, names: list[str], policy: Policy, balance: Balance, ranks: Ranks):
-        self.config, self.names, self.policy, self.balance, self.ranks = config, names, policy, balance, ranks
-        self.mixture = balance if isinstance(balance, Mixture) else None
+    def __init__(
+        self, config: RunConfig, names: list[str], policy: Policy, balance: Balance | Mixture, ranks: Ranks
+    ):
+        self.config, self.names, self.policy, self.ranks = config, names, policy, ranks
+        self.mixture: Mixture | None = balance if isinstance(balance, Mixture) else None
+        self.balance: Balance | None = None if isinstance(balance, Mixture) else balance
         self.outside = config.balance.shared_term is SharedTerm.outside and self.mixture is None
         self.output_space = config.balance.mode is BalanceMode.output_space
         self.objective = Objective(
@@ -91,7 +94,7 @@ class Director:
         chosen, others = split(parts, self.config.balance.refresh_fraction)
         found, matrix = self._apart(step, chosen, signal, len(parts))
         count = len(self.names)
-        if self.mixture is not None:
+        if self.balance is None:
             weights, solution = _last(len(matrix)), None
         else:
             solution = self.balance(matrix)
@@ -116,6 +119,7 @@ class Director:
 
         At refresh steps the rewards' own gradients are taken as well, only to be looked at.
         """
+        assert self.balance is not None  # a mixture in this mode is refused with the configuration
         rewards, _ = self._losses_apart(signal)
         inner = velocity_gram(step, parts, rewards)
         inner = self.ranks.sum(inner.to(self.policy.device)).cpu()

@@ -17,7 +17,6 @@ NONE = Solution(
     "none",
     0,
     0.0,
-    torch.full((3,), torch.nan, dtype=torch.float64),
     True,
 )
 
