@@ -12,6 +12,7 @@ from marble_cli.balance.constant import Mixture
 from marble_cli.balance.gram import gram
 from marble_cli.config.schema import Amortize, BalanceMode, RunConfig, SharedTerm
 from marble_cli.distributed.ranks import Ranks
+from marble_cli.errors import BalanceError
 from marble_cli.losses.nft import coefficients, shared_coefficients
 from marble_cli.policy.base import Policy
 from marble_cli.trainer.batches import Chunk, TrainingSet, chunks, split
@@ -94,12 +95,10 @@ class Director:
         chosen, others = split(parts, self.config.balance.refresh_fraction)
         found, matrix = self._apart(step, chosen, signal, len(parts))
         count = len(self.names)
-        if self.balance is None:
-            weights, solution = _last(len(matrix)), None
-        else:
-            solution = self.balance(matrix)
-            weights = solution.weights
+        weights, solution, warnings = self._weigh(matrix, cache)
         metrics: dict[str, float] = {"balance/refresh": 1}
+        if self.balance is not None:
+            metrics["balance/failed"] = int(solution is None)
         metrics |= describe_gradients(self.names, matrix, weights, cache.direction_weights())
         if solution is not None:
             cache = cache.update(solution, matrix.diagonal().sqrt(), self.config.balance.ema)
@@ -110,7 +109,28 @@ class Director:
             rest = mixture_gradient(step, others, self._mixed(signal, cache, weights[:count]))
             result = _add(result, self._reduced(rest))
         metrics |= _losses(result)
-        return Direction(result.rows[0], cache, metrics, self._left_out(solution))
+        return Direction(result.rows[0], cache, metrics, warnings)
+
+    def _weigh(
+        self, matrix: Tensor, cache: DirectionCache
+    ) -> tuple[Tensor, Solution | None, tuple[str, ...]]:
+        """Weights of the rows behind the Gram matrix, the solution they come from, and warnings.
+
+        Where the balance fails, the cached weights serve once more, and stay as they are.
+
+        Raises:
+            BalanceError: it fails and nothing is cached.
+        """
+        if self.balance is None:
+            return _last(len(matrix)), None, ()
+        try:
+            solution = self.balance(matrix)
+        except BalanceError as error:
+            cached = cache.direction_weights()
+            if cached is None:
+                raise
+            return cached, None, (f"{error}. The step takes the cached weights, which stay as they are",)
+        return solution.weights, solution, self._left_out(solution)
 
     def _output_space(
         self, step: Step, parts: list[Chunk], signal: Signal, cache: DirectionCache
@@ -189,9 +209,8 @@ class Director:
         losses = self.ranks.sum(result.losses.to(self.policy.device).float())
         return Gradients(self.ranks.sum(result.rows), losses.double().cpu())
 
-    def _left_out(self, solution: Solution | None) -> tuple[str, ...]:
-        active = [] if solution is None else solution.active.tolist()
-        names = [name for name, is_active in zip(self.names, active, strict=False) if not is_active]
+    def _left_out(self, solution: Solution) -> tuple[str, ...]:
+        names = [n for n, active in zip(self.names, solution.active.tolist(), strict=True) if not active]
         return (f"left out of the balance this step: {', '.join(names)}",) if names else ()
 
 

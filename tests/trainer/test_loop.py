@@ -179,7 +179,13 @@ def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> No
     always |= {key.format(name) for key in of_rewards for name in config.rewards}
     figures = ("grad_norm", "cosine", "alpha_cached")
     refresh = {f"balance/{figure}/{name}" for figure in figures for name in config.rewards}
-    refresh |= {"balance/gap", "balance/solve_seconds", "balance/fallbacks", "balance/conflict_share"}
+    refresh |= {
+        "balance/gap",
+        "balance/solve_seconds",
+        "balance/fallbacks",
+        "balance/conflict_share",
+        "balance/failed",
+    }
     refresh |= {"balance/pairwise_cosine/colorfulness/compressibility"}
     judged = each | {f"reward/{name}/failed" for name in config.rewards} | {"step", "phase", "eval/composite"}
     assert [set(row) for row in rows] == [judged, always | refresh, always, judged]

@@ -14,6 +14,7 @@ from marble_cli.advantages import advantage_sum, advantages, optimality, weighte
 from marble_cli.balance.amortise import DirectionCache, advantage_coefficients
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
+from marble_cli.errors import BalanceError
 from marble_cli.losses.nft import coefficients
 from marble_cli.trainer.batches import chunks, split
 from marble_cli.trainer.gradients import Coefficients, mixture_gradient, reward_gradients, velocity_gram
@@ -313,6 +314,27 @@ def test_a_gradient_that_is_not_finite_leaves_the_balance(
     assert direction.warnings == ("left out of the balance this step: compressibility, nowhere",)
     assert "balance/alpha/compressibility" not in direction.metrics
     assert math.isfinite(direction.metrics["loss/policy"])
+
+
+def test_a_balance_that_fails_leaves_the_cache_and_takes_it(
+    director: DirectorMaker, case: Any, reference: Any
+) -> None:
+    def fail(matrix: Tensor) -> Any:
+        raise BalanceError("no solver reached the gap")
+
+    made = director("balance.mode=full", INSIDE)
+    made.balance = fail
+    direction = direct(made, case)
+    weights = CACHE.direction_weights()
+    assert weights is not None
+    expected = weights @ rewards_gradients(case, reference, outside=False)
+    assert distance(direction.gradient, expected + reference.kl) < 1e-10
+    assert direction.cache is CACHE
+    assert direction.metrics["balance/failed"] == 1
+    assert "balance/gap" not in direction.metrics
+    assert "no solver reached the gap" in direction.warnings[0]
+    with pytest.raises(BalanceError, match="no solver"):
+        direct(made, case, DirectionCache())
 
 
 def schedule(director: Director, cache: DirectionCache = CACHE, steps: int = 9) -> list[int]:
