@@ -27,18 +27,21 @@ BASE, SEQUENTIAL, WEIGHTED = "base", "sequential", "weighted_sum"
 METHODS: dict[str, tuple[str, ...]] = {
     BASE: (),
     "marble": (),
-    "marble_floor_0": ("balance.floor=0",),
+    "marble_full": ("balance.mode=full",),
+    "paper": ("balance.norm_priority=0", "balance.floor=0"),
+    "paper_floor": ("balance.norm_priority=0", "balance.floor=0.12"),
+    "paper_floor_full": ("balance.norm_priority=0", "balance.floor=0.12", "balance.mode=full"),
     WEIGHTED: ("balance=weighted_sum",),
     "advantage_sum": ("balance=advantage_sum",),
     "equal": ("balance=equal",),
-    "marble_full": ("balance.mode=full",),
     "published": (
+        "balance.norm_priority=0",
         "balance.floor=0",
         "balance.amortize=advantage",
         "balance.refresh_fraction=0.001",
         "balance.shared_term=inside",
     ),
-    "output_space": ("balance=output_space",),
+    "output_space": ("balance=output_space", "balance.norm_priority=0", "balance.floor=0.12"),
     "marble_advantage": ("balance.amortize=advantage",),
     "upgrad": ("balance=torchjd:UPGrad",),
     SEQUENTIAL: (),
@@ -51,7 +54,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "rho_0.9": ("balance.ema=0.9",),
     "refresh_10": ("balance.refresh_every=10",),
     "refresh_50": ("balance.refresh_every=50",),
-    "floor_0.2": ("balance.floor=0.2",),
+    "norm_priority_0.5": ("balance.norm_priority=0.5",),
     "fraction_0.25": ("balance.refresh_fraction=0.25",),
 }
 CELLS = METHODS | ABLATIONS

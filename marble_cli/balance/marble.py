@@ -26,6 +26,11 @@ class LeastNorm:
     takes the place of a reward's, the floor holds for entries, and the direction d favours them by priority:
     d . e_k / pi_k is least, and the same, for all that have a share (floor 0).
 
+    `norm_priority` x multiplies an entry's priority by its members' mean |g_k| to the power x. Advantages have unit
+    variance, so a gradient is long because it is noisy: few images speak for the reward. Unit gradients then hold
+    less of the signal of such a reward; with x = 1 rewards that do not conflict add up as they are, as in a sum of
+    advantages, and the programme bends that sum only as far as they conflict.
+
     Source: arXiv 2605.06507; MGDA: Desideri 2012, and arXiv 1810.04650.
     """
 
@@ -33,6 +38,7 @@ class LeastNorm:
     floor: float = 0.0
     solver: str = "osqp"
     entries: tuple[Entry, ...] = ()
+    norm_priority: float = 0.0
     _workspace: Workspace = field(default_factory=Workspace, init=False, repr=False, compare=False)
 
     def __call__(self, gram: Tensor) -> Solution:
@@ -53,12 +59,13 @@ class LeastNorm:
         raw = gram.numpy()[np.ix_(active, active)]
         norms = np.sqrt(raw.diagonal())
         vectors = raw / norms[:, None] / norms if self.unit else raw
-        points, combinations, stays = join(vectors, self._members(len(gram))[:, active], self.unit)
+        members = self._members(len(gram))[:, active]
+        points, combinations, stays = join(vectors, members, self.unit)
         heard = combinations.any(axis=0)
         active[active] = heard
         if not heard.any():
             return self._solution(active, np.zeros(0), np.zeros(0), Optimum(np.zeros(0), 0.0, "none", 0, 0.0))
-        priorities = np.array([entry.priority for entry in self.entries])[stays] if self.entries else None
+        priorities = self._priorities(norms, members)[stays]
         optimum = least_norm(points, self.floor, self.solver, priorities, self._workspace)
         shares = (optimum.alpha @ combinations)[heard]
         shares /= shares.sum()
@@ -81,6 +88,13 @@ class LeastNorm:
             optimum.seconds,
             self.unit,
         )
+
+    def _priorities(self, norms: Array, members: NDArray[np.bool_]) -> Array:
+        """[E] of the entries, whose `members` [E, K] have gradients of these `norms` [K]."""
+        own = np.array([entry.priority for entry in self.entries]) if self.entries else np.ones(len(members))
+        mean = (members @ norms) / np.maximum(members.sum(axis=1), 1)
+        tilted: Array = own * (np.where(mean > 0.0, mean, 1.0) / norms.max()) ** self.norm_priority
+        return tilted
 
     def _members(self, rewards: int) -> NDArray[np.bool_]:
         """[E, K] which rewards make up which entry."""

@@ -64,7 +64,7 @@ def _least_norm(unit: bool) -> Builder:
             raise ConfigError(
                 f"balance.solver: {config.solver!r} is not installed{nearest(config.solver, known)}"
             )
-        return LeastNorm(unit, config.floor, config.solver, parts)
+        return LeastNorm(unit, config.floor, config.solver, parts, config.norm_priority)
 
     return builder
 

@@ -146,6 +146,7 @@ class Balance:
     options: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, list[str]] = field(default_factory=dict)
     priorities: dict[str, float] = field(default_factory=dict)
+    norm_priority: float = MISSING
 
 
 @dataclass

@@ -100,6 +100,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     fraction = balance.refresh_fraction
     yield "balance.refresh_fraction", fraction, 0.0 < fraction <= 1.0, "a number in (0, 1]"
     yield share("balance.floor", balance.floor, one=True)
+    yield at_least("balance.norm_priority", balance.norm_priority, 0)
     for name, priority in balance.priorities.items():
         yield positive(f"balance.priorities.{name}", priority)
     yield positive("algorithm.beta", algorithm.beta)

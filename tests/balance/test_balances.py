@@ -20,7 +20,14 @@ GRADIENTS = torch.randn(3, 20, dtype=torch.float64, generator=torch.Generator().
 
 
 def config(name: str = "marble", **changes: Any) -> schema.Balance:
-    values: dict[str, Any] = {"solver": "osqp", "floor": 0.0, "ema": 0.7, "refresh_every": 10, "warmup": 1}
+    values: dict[str, Any] = {
+        "solver": "osqp",
+        "floor": 0.0,
+        "norm_priority": 0.0,
+        "ema": 0.7,
+        "refresh_every": 10,
+        "warmup": 1,
+    }
     return schema.Balance(name=name, **{**values, **changes})
 
 

@@ -185,3 +185,23 @@ def test_the_cache_repeats_a_refresh_with_groups() -> None:
     weights = DirectionCache().update(solution, rows.norm(dim=1), 0.7).direction_weights()
     assert weights is not None
     torch.testing.assert_close(weights, solution.weights)
+
+
+def test_norm_priority_leaves_orthogonal_gradients_a_plain_sum() -> None:
+    rows = torch.diag(torch.tensor([3.0, 1e-3, 50.0], dtype=torch.float64))
+    weights = LeastNorm(norm_priority=1.0)(gram(rows)).weights
+    torch.testing.assert_close(weights / weights[0], torch.ones(3, dtype=torch.float64))
+    half = LeastNorm(norm_priority=0.5)(gram(rows)).alpha
+    torch.testing.assert_close(half / half[0], (rows.diagonal() / 3.0).sqrt())
+
+
+@given(seed=SEEDS, power=st.floats(0.0, 2.0), unit=st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_norm_priority_is_a_priority(seed: int, power: float, unit: bool) -> None:
+    rows = gradients(seed, 5)
+    norms = rows.norm(dim=1)
+    given_ones = tuple(Entry((k,), float(norm**power)) for k, norm in enumerate(norms))
+    one = LeastNorm(unit, entries=given_ones)(gram(rows))
+    other = LeastNorm(unit, norm_priority=power)(gram(rows))
+    torch.testing.assert_close(one.alpha, other.alpha, rtol=1e-6, atol=1e-9)
+    assert cosines(gram(rows), other.weights).min() > -1e-6

@@ -39,7 +39,7 @@ GROUP_KEYS = {
     "algorithm": "beta kl_coef training_noise",
     "algorithm.advantage": "std clip",
     "algorithm.behaviour": "schedule rate maximum",
-    "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.* options.* groups.* priorities.*",
+    "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.* options.* groups.* priorities.* norm_priority",
     "optimizer": "lr betas weight_decay epsilon clip_norm",
     "rollout": "groups group_size steps solver batch_size",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last eval_every "
@@ -400,7 +400,7 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
             "trainer.times_per_image", "balance.refresh_every", "model.lora.rank", "launcher.nproc")),
         *((f"{key}=-1", "at least 0") for key in (
             "trainer.steps", "trainer.eval_every", "trainer.ema.warmup", "balance.warmup", "algorithm.kl_coef",
-            "algorithm.behaviour.rate", "optimizer.weight_decay", "model.max_sequence_length",
+            "algorithm.behaviour.rate", "balance.norm_priority", "optimizer.weight_decay", "model.max_sequence_length",
             "data.sources.text.weight", "rewards.colorfulness.weight", "rewards.colorfulness.retries")),
         ("balance.refresh_fraction=0", "(0, 1]"), ("balance.refresh_fraction=1.1", "(0, 1]"),
         *((f"{key}=0", "above 0") for key in (
