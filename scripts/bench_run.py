@@ -34,7 +34,7 @@ STEPS = {
     "amortised": (),
     "refresh": ("balance.mode=full",),
     "refresh on a quarter": ("balance.mode=full", "balance.refresh_fraction=0.25"),
-    "refresh, shared term outside": ("balance.mode=full", "balance.shared_term=outside"),
+    "refresh, shared term inside": ("balance.mode=full", "balance.shared_term=inside"),
 }
 ALONE = "plain, one reward scored"
 # A step of every kind refreshes first, which fills the cache, and never again unless its mode says so.
