@@ -48,6 +48,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     **{f"only_{name}": (f"rewards=[{name}]",) for name in REWARDS},
 }
 ABLATIONS: dict[str, tuple[str, ...]] = {
+    "warmup_5": ("balance.warmup=5",),
+    "full_fraction_0.25": ("balance.mode=full", "balance.refresh_fraction=0.25"),
     "shared_inside": ("balance.shared_term=inside",),
     "rho_0": ("balance.ema=0",),
     "rho_0.5": ("balance.ema=0.5",),
