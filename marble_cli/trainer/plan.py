@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from marble_cli.balance.registry import build
-from marble_cli.config.schema import BalanceMode, RunConfig
+from marble_cli.config.schema import BalanceMode, RunConfig, SharedTerm
 from marble_cli.data.prompts import load_prompts
 from marble_cli.errors import RequestError
 from marble_cli.folder import check_writable
@@ -59,15 +59,19 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     A forward pass takes 2 FLOP a parameter and token; a backward pass through frozen weights as much again, and as much
     more for what stands above an adapter.
     """
-    counts, rewards = geometry(config), len(config.rewards)
+    counts, balance = geometry(config), config.balance
     forward = 2 * size.transformer * size.tokens
     backward = 2 * forward
     plain = counts.samples * (3 * forward + backward)
-    passes = 2 if config.balance.mode is BalanceMode.output_space else rewards + 1
-    refresh = counts.samples * (3 * forward + passes * backward)
+    if balance.mode is BalanceMode.output_space:
+        further = 2 * forward
+    else:
+        further = (
+            balance.refresh_fraction * backward * (1 if balance.shared_term is SharedTerm.outside else 2)
+        )
     rollouts = counts.images * config.rollout.steps * forward
     steps = config.trainer.steps
-    total = steps * (rollouts + plain) + counts.refresh_steps * (refresh - plain)
+    total = steps * (rollouts + plain) + counts.refresh_steps * counts.samples * further
     return total / speed / config.launcher.nproc
 
 

@@ -66,15 +66,18 @@ def test_memory_counts_adapters_moments_average_and_gradients(run_config: RunCon
 
 
 def test_time_is_that_of_the_passes(run_config: RunConfigMaker) -> None:
-    """A step draws 6 images in 3 passes and trains on 6 samples: 3 forward, 1 backward as dear as 2, 3 at a refresh."""
+    """A step draws 6 images in 3 passes and trains on 6 samples: 3 forward, 1 backward as dear as 2, one more at a refresh."""
     forward = 2 * 1_000_000 * 16
-    step, refresh = 6 * 3 + 6 * (3 + 2), 6 * 2 * (3 - 1)
+    step, further = 6 * 3 + 6 * (3 + 2), 6 * 2
 
     def estimate(*overrides: str) -> float:
         return seconds(run_config("trainer.steps=20", *overrides), SIZE, 1e9)
 
-    assert estimate() == pytest.approx((20 * step + 2 * refresh) * forward / 1e9)
-    assert estimate("balance.mode=full") == pytest.approx(20 * (step + refresh) * forward / 1e9)
+    assert estimate() == pytest.approx((20 * step + 2 * further) * forward / 1e9)
+    assert estimate("balance.mode=full") == pytest.approx(20 * (step + further) * forward / 1e9)
+    inside = estimate("balance.mode=full", "balance.shared_term=inside", "balance.refresh_fraction=0.5")
+    assert inside == pytest.approx(20 * (step + further) * forward / 1e9)
+    assert estimate("balance=output_space") == pytest.approx(20 * (step + further) * forward / 1e9)
     assert estimate("launcher.nproc=2") == pytest.approx(estimate() / 2)
     assert seconds(run_config("trainer.steps=20"), SIZE, 2e9) == pytest.approx(estimate() / 2)
 
