@@ -64,7 +64,7 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     backward = 2 * forward
     plain = counts.samples * (3 * forward + backward)
     if balance.mode is BalanceMode.output_space:
-        further = 2 * forward
+        further = 2.0 * forward
     else:
         further = (
             balance.refresh_fraction * backward * (1 if balance.shared_term is SharedTerm.outside else 2)
