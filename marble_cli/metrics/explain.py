@@ -78,6 +78,8 @@ class Explanation:
         conflict_share: share of the pairs of active rewards with a negative cosine, mean over the refreshes.
         pushed_down: the lowest cosine of each measured step, so that `negative` is the share of steps in which
             some reward was pushed down.
+        cached_pushed_down: the same of the direction that the cached weights would have given at a refresh, which is
+            how the steps between refreshes fare.
         staleness: cosine of the direction that the cached weights would have given with the fresh one.
         scatter: see `scatter`.
     """
@@ -91,6 +93,7 @@ class Explanation:
     pairs: tuple[Pair, ...]
     conflict_share: float | None
     pushed_down: Cosines | None
+    cached_pushed_down: Cosines | None
     staleness: Cosines | None
     scatter: float | None
 
@@ -116,6 +119,7 @@ def explain(history: History) -> Explanation:
         pairs=pairs,
         conflict_share=_mean(_values(refreshes, "balance/conflict_share")),
         pushed_down=cosines([value for _, value in lowest_cosines(history)]),
+        cached_pushed_down=cosines([v for _, v in lowest_cosines(history, "balance/cached_cosine")]),
         staleness=cosines(_values(refreshes, "balance/staleness_cosine")),
         scatter=scatter([history.fresh_shares(name)[1] for name in history.rewards]),
     )
@@ -130,9 +134,9 @@ def cosines(values: Sequence[float]) -> Cosines | None:
     return Cosines(count, fmean(values), min(values), sum(value < 0 for value in values) / count, error)
 
 
-def lowest_cosines(history: History) -> list[tuple[int, float]]:
+def lowest_cosines(history: History, figure: str = "balance/cosine") -> list[tuple[int, float]]:
     """(step, lowest cosine of the applied direction with any reward's gradient) of every step that measured it."""
-    keys = [f"balance/cosine/{name}" for name in history.rewards]
+    keys = [f"{figure}/{name}" for name in history.rewards]
     measured = [(row["step"], [row[key] for key in keys if key in row]) for row in history.train]
     return [(step, min(values)) for step, values in measured if values]
 

@@ -127,6 +127,11 @@ def conflict(found: Explanation) -> Table:
             "some reward pushed down",
             f"{percent(down.negative)} of {count(down.count, 'measured step')}, lowest cosine {down.lowest:+.2f}",
         )
+    if (down := found.cached_pushed_down) is not None:
+        table.add_row(
+            "by the cached weights",
+            f"{percent(down.negative)} of {count(down.count, 'refresh')}, lowest cosine {down.lowest:+.2f}",
+        )
     if found.conflict_share is not None:
         table.add_row("pairs in conflict", f"{percent(found.conflict_share)} at a refresh, on average")
     if (stale := found.staleness) is not None:

@@ -34,6 +34,8 @@ def describe_gradients(
     metrics["balance/conflict_share"] = conflict_share(pairwise)
     if cached is not None and len(gram) == count:
         metrics["balance/staleness_cosine"] = agreement(gram, cached, weights)
+        for name, value in zip(names, cosines(gram, cached).tolist(), strict=True):
+            metrics[f"balance/cached_cosine/{name}"] = value
     return _finite(metrics)
 
 

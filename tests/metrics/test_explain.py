@@ -31,6 +31,7 @@ def refresh(step: int, **figures: Any) -> dict[str, Any]:
             f"balance/cosine/{name}": 0.1 + 0.1 * k,
         }  # fmt: skip
     row |= {f"balance/pairwise_cosine/{a}/{b}": 0.2 for a, b in combinations(NAMES, 2)}
+    row |= {f"balance/cached_cosine/{name}": 0.3 - 0.2 * k for k, name in enumerate(NAMES)}
     row |= {"balance/conflict_share": 0.0, "balance/staleness_cosine": 0.98}
     row |= {key.replace("__", "/"): value for key, value in figures.items()}
     return {key: value for key, value in row.items() if value is not None}
@@ -79,6 +80,9 @@ def test_steps_that_push_some_reward_down_count_once() -> None:
     found = explain(history(both_down, refresh(2), amortised(3), refresh(4), refresh(5)))
     assert found.pushed_down is not None
     assert (found.pushed_down.count, found.pushed_down.negative, found.pushed_down.lowest) == (4, 0.25, -0.3)
+    assert found.cached_pushed_down is not None
+    assert (found.cached_pushed_down.negative, found.cached_pushed_down.lowest) == (1.0, pytest.approx(-0.1))
+    assert "by the cached weights        100 % of 4 refreshes, lowest cosine -0.10" in text(found)
     said = diagnose(found)[0]
     assert said.startswith("Some reward was pushed down in 25 % of the 4 steps that measured it")
     assert "lowest cosine -0.30, ocr" in said

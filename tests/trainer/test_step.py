@@ -265,6 +265,8 @@ def test_a_refresh_tells_how_stale_the_cache_was(director: DirectorMaker, case: 
         "balance/staleness_cosine"
         not in direct(director("balance.mode=full"), case, DirectionCache()).metrics
     )
+    for name, row in zip(director().names[:4], rows, strict=False):
+        assert metrics[f"balance/cached_cosine/{name}"] == pytest.approx(cosine(cached @ rows, row))
     for (a, one), (b, other) in combinations(enumerate(director().names[:4]), 2):
         assert metrics[f"balance/pairwise_cosine/{one}/{other}"] == pytest.approx(cosine(rows[a], rows[b]))
     pairs = [cosine(rows[a], rows[b]) for a, b in combinations(range(4), 2)]
