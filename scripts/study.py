@@ -23,41 +23,39 @@ BUDGET = (
     "preset=tiny", "rollout.groups=12", "rollout.group_size=12", f"trainer.steps={STEPS}", "trainer.eval_every=0",
     "trainer.checkpoint_every=6", "logging.wandb.mode=disabled", f"trainer.eval_prompts={JUDGED_PROMPTS}",
 )  # fmt: skip
+AMORTISED = ("balance.mode=amortized", "balance.refresh_every=5", "balance.refresh_fraction=1")
 BASE, SEQUENTIAL, WEIGHTED = "base", "sequential", "weighted_sum"
+PAPER, FLOOR = "balance.norm_priority=0", "balance.floor=0.12"
 METHODS: dict[str, tuple[str, ...]] = {
     BASE: (),
-    "marble": (),
-    "marble_full": ("balance.mode=full",),
-    "paper": ("balance.norm_priority=0", "balance.floor=0"),
-    "paper_floor": ("balance.norm_priority=0", "balance.floor=0.12"),
-    "paper_floor_full": ("balance.norm_priority=0", "balance.floor=0.12", "balance.mode=full"),
-    WEIGHTED: ("balance=weighted_sum",),
-    "advantage_sum": ("balance=advantage_sum",),
-    "equal": ("balance=equal",),
+    "marble": ("balance.refresh_fraction=0.5",),  # of two micro-batches one
+    "marble_whole": ("balance.refresh_fraction=1",),
+    "marble_amortised": AMORTISED,
+    "marble_advantage": (*AMORTISED, "balance.amortize=advantage"),
+    "paper": (*AMORTISED, PAPER),
+    "paper_floor": (*AMORTISED, PAPER, FLOOR),
+    "paper_floor_whole": ("balance.refresh_fraction=1", PAPER, FLOOR),
     "published": (
-        "balance.norm_priority=0",
-        "balance.floor=0",
-        "balance.amortize=advantage",
-        "balance.refresh_fraction=0.001",
-        "balance.shared_term=inside",
+        *AMORTISED, PAPER, "balance.amortize=advantage", "balance.refresh_fraction=0.001", "balance.shared_term=inside",
     ),
-    "output_space": ("balance=output_space", "balance.norm_priority=0", "balance.floor=0.12"),
-    "marble_advantage": ("balance.amortize=advantage",),
-    "upgrad": ("balance=torchjd:UPGrad",),
-    SEQUENTIAL: (),
-    **{f"only_{name}": (f"rewards=[{name}]",) for name in REWARDS},
-}
+    "output_space": ("balance=output_space", "balance.mode=output_space", "balance.refresh_every=5", PAPER, FLOOR),
+    "upgrad": ("balance=torchjd:UPGrad", *AMORTISED),
+    "equal": ("balance=equal", *AMORTISED),
+    WEIGHTED: ("balance=weighted_sum", *AMORTISED),
+    "advantage_sum": ("balance=advantage_sum", *AMORTISED),
+    SEQUENTIAL: AMORTISED,
+    **{f"only_{name}": (f"rewards=[{name}]", *AMORTISED) for name in REWARDS},
+}  # fmt: skip
 ABLATIONS: dict[str, tuple[str, ...]] = {
-    "warmup_5": ("balance.warmup=5",),
-    "full_fraction_0.25": ("balance.mode=full", "balance.refresh_fraction=0.25"),
-    "shared_inside": ("balance.shared_term=inside",),
-    "rho_0": ("balance.ema=0",),
-    "rho_0.5": ("balance.ema=0.5",),
-    "rho_0.9": ("balance.ema=0.9",),
-    "refresh_10": ("balance.refresh_every=10",),
-    "refresh_50": ("balance.refresh_every=50",),
-    "norm_priority_0.5": ("balance.norm_priority=0.5",),
-    "fraction_0.25": ("balance.refresh_fraction=0.25",),
+    "warmup_5": (*AMORTISED, "balance.warmup=5"),
+    "refresh_10": (*AMORTISED, "balance.refresh_every=10"),
+    "refresh_50": (*AMORTISED, "balance.refresh_every=50"),
+    "rho_0": (*AMORTISED, "balance.ema=0"),
+    "rho_0.5": (*AMORTISED, "balance.ema=0.5"),
+    "rho_0.9": (*AMORTISED, "balance.ema=0.9"),
+    "shared_inside": (*AMORTISED, "balance.shared_term=inside"),
+    "fraction_0.5": (*AMORTISED, "balance.refresh_fraction=0.5"),
+    "norm_priority_0.5": (*AMORTISED, "balance.norm_priority=0.5"),
 }
 CELLS = METHODS | ABLATIONS
 

@@ -8,6 +8,7 @@ Writes results.md, results.json and three pictures. Cells that are not there yet
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class Cell:
     all_up: int  # seeds in which every reward gained
     negative: float | None  # share of the measured steps in which some reward was pushed down
     measured: int
+    between: float | None  # the same of the cached weights at the end of every stretch of amortised steps
     images_per_second: float | None
 
 
@@ -137,8 +139,24 @@ def summarise(directory: Path, name: str, unit: dict[str, float]) -> Cell | None
         sum(all(seed[reward].mean() > 0 for reward in REWARDS) for seed in seeds),
         float(np.mean([low < 0 for low in lowest])) if lowest else None,
         len(lowest),
+        float(np.mean(cached)) if (cached := pushed_down_by_cache(rows)) else None,
         speed(rows),
     )
+
+
+def pushed_down_by_cache(rows: list[dict[str, Any]]) -> list[bool]:
+    """At every refresh after amortised steps: whether the weights that these worked with would push a reward down."""
+    found = []
+    for before, row in pairwise(rows):
+        norms = np.array([row.get(f"balance/grad_norm/{name}", np.nan) for name in REWARDS])
+        weights = np.array([before.get(f"balance/weight/{name}", np.nan) for name in REWARDS])
+        if before["balance/refresh"] or not row["balance/refresh"] or np.isnan(norms * weights).any():
+            continue
+        cosines = np.eye(len(REWARDS))
+        for (k, one), (j, other) in combinations(enumerate(REWARDS), 2):
+            cosines[k, j] = cosines[j, k] = row[f"balance/pairwise_cosine/{one}/{other}"]
+        found.append(bool((cosines @ (weights * norms)).min() < 0))
+    return found
 
 
 def speed(rows: list[dict[str, Any]]) -> float | None:
@@ -154,7 +172,7 @@ def speed(rows: list[dict[str, Any]]) -> float | None:
 def table(cells: list[Cell], *, measured: bool) -> str:
     """A markdown table; gains whose interval excludes zero are bold."""
     heads = ["method", *REWARDS, COMPOSITE, "worst reward", "all five up"]
-    heads += ["a reward pushed down", "images/s"] if measured else []
+    heads += ["a reward pushed down", "between refreshes", "images/s"] if measured else []
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for cell in cells:
         row = [f"`{cell.name}`"]
@@ -162,6 +180,7 @@ def table(cells: list[Cell], *, measured: bool) -> str:
         row += [_bold(cell.worst), f"{cell.all_up} of {cell.seeds}"]
         if measured:
             row.append("" if cell.negative is None else f"{cell.negative:.0%} of {cell.measured}")
+            row.append("" if cell.between is None else f"{cell.between:.0%}")
             row.append("" if cell.images_per_second is None else f"{cell.images_per_second:.0f}")
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
@@ -261,6 +280,7 @@ def plain(cell: Cell) -> dict[str, Any]:
         "seeds": cell.seeds, "gains": gains, "worst": [cell.worst.mean, cell.worst.low, cell.worst.high], "raw": cell.raw,
         "seeds_with_all_up": cell.all_up,
         "negative_cosine_share": cell.negative, "measured_steps": cell.measured,
+        "negative_between_refreshes": cell.between,
         "images_per_second": cell.images_per_second, "overrides": CELLS[cell.name],
     }  # fmt: skip
 
@@ -270,7 +290,7 @@ def main(directory: Path, output: Path) -> None:
     found = {name: cell for name in CELLS if name != BASE and (cell := summarise(directory, name, unit))}
     wanted = 3 * (len(CELLS) - 1)
     methods = [found[name] for name in METHODS if name in found]
-    ablations = [found[name] for name in ("marble", *ABLATIONS) if name in found]
+    ablations = [found[name] for name in ("marble_amortised", *ABLATIONS) if name in found]
     base_rows = [json.loads(path.read_text()) for path in directory.glob(f"{BASE}-[0-9]*/scores.json")]
     base = {r: float(np.mean([v for row in base_rows for v in row[r] if v is not None])) for r in REWARDS}
     output.mkdir(parents=True, exist_ok=True)
@@ -291,7 +311,8 @@ Written by `python scripts/study_report.py` from {done} of {wanted} runs of `mak
 in units of the base's standard deviation, ± half of a 95 % bootstrap interval over seeds and prompts; bold where the interval
 leaves out zero. *Composite*: mean of the five gains. *Worst reward*: the smallest of them. *All five up*: seeds in which every reward's
 mean rose. *A reward pushed down*: share of the steps at which every reward's gradient was measured in which the applied direction had a
-negative cosine with one of them. Images per second are of runs that shared the machine with others, from the tenth percentile of
+negative cosine with one of them. *Between refreshes*: share of the refreshes at which the weights that the amortised steps before it
+worked with would have pushed one down. Images per second are of runs that shared the machine with others, from the tenth percentile of
 their steps' times, and compare roughly; [`make bench`](../bench.md) compares exactly.
 
 ## Methods
