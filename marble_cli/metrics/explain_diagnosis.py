@@ -75,8 +75,8 @@ def _opposed(cosine: Cosines, pairs: int) -> bool:
 def stale_cache(found: Explanation) -> str | None:
     """Whether the cached weights had lost the fresh direction, and whether following it faster would help."""
     measured = found.staleness
-    if measured is None or measured.mean >= STALE:
-        return None
+    if measured is None or measured.mean >= STALE or found.refreshes == found.steps:
+        return None  # where every step is a refresh, none works with the cache
     text = (
         f"The cache goes stale: mean cosine {measured.mean:.2f} between the cached and the fresh direction over "
         f"{count(measured.count, 'refresh')}; a smaller balance.refresh_every or balance.ema would follow faster"

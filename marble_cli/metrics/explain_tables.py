@@ -129,7 +129,7 @@ def conflict(found: Explanation) -> Table:
         )
     if (down := found.cached_pushed_down) is not None:
         table.add_row(
-            "by the cached weights",
+            "cached weights would have",
             f"{percent(down.negative)} of {count(down.count, 'refresh')}, lowest cosine {down.lowest:+.2f}",
         )
     if found.conflict_share is not None:
