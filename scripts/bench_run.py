@@ -31,10 +31,10 @@ from marble_cli.trainer.step import Director
 REFRESH_EVERY = 10
 STEPS = {
     "plain": ("balance=weighted_sum", "balance.mode=amortized"),
-    "amortised": (),
-    "refresh": ("balance.mode=full",),
-    "refresh on a quarter": ("balance.mode=full", "balance.refresh_fraction=0.25"),
-    "refresh, shared term inside": ("balance.mode=full", "balance.shared_term=inside"),
+    "amortised": ("balance=marble",),
+    "refresh": ("balance=marble", "balance.mode=full"),
+    "refresh on a quarter": ("balance=marble", "balance.mode=full", "balance.refresh_fraction=0.25"),
+    "refresh, shared term inside": ("balance=marble", "balance.mode=full", "balance.shared_term=inside"),
 }
 ALONE = "plain, one reward scored"
 # A step of every kind refreshes first, which fills the cache, and never again unless its mode says so.

@@ -120,11 +120,13 @@ def summarise(directory: Path, name: str, unit: dict[str, float]) -> Cell | None
     intervals = {
         reward: interval(float(gains[k]), drawn[:, k]) for k, reward in enumerate(REWARDS)
     } | {COMPOSITE: interval(float(gains.mean()), drawn.mean(axis=1))}  # fmt: skip
-    rows = [
-        row
-        for path in sorted(directory.glob(f"{name}-[0-9]*/run*/metrics.jsonl"))
-        for row in open_history(path.parent).train
-    ]
+    files = sorted(directory.glob(f"{name}-[0-9]*/run*/metrics.jsonl"))
+    runs = [open_history(path.parent).train for path in files]
+    rows = [row for run in runs for row in run]
+    by_advantage = (
+        "balance.amortize=advantage" in CELLS[name]
+    )  # whose steps go another way than these weights
+    cached = [down for run in runs for down in pushed_down_by_cache(run) if not by_advantage]
     lowest = [
         min(cosines)
         for row in rows
@@ -139,7 +141,7 @@ def summarise(directory: Path, name: str, unit: dict[str, float]) -> Cell | None
         sum(all(seed[reward].mean() > 0 for reward in REWARDS) for seed in seeds),
         float(np.mean([low < 0 for low in lowest])) if lowest else None,
         len(lowest),
-        float(np.mean(cached)) if (cached := pushed_down_by_cache(rows)) else None,
+        float(np.mean(cached)) if cached else None,
         speed(rows),
     )
 
@@ -154,8 +156,9 @@ def pushed_down_by_cache(rows: list[dict[str, Any]]) -> list[bool]:
             continue
         cosines = np.eye(len(REWARDS))
         for (k, one), (j, other) in combinations(enumerate(REWARDS), 2):
-            cosines[k, j] = cosines[j, k] = row[f"balance/pairwise_cosine/{one}/{other}"]
-        found.append(bool((cosines @ (weights * norms)).min() < 0))
+            cosines[k, j] = cosines[j, k] = row.get(f"balance/pairwise_cosine/{one}/{other}", np.nan)
+        lowest = (cosines @ (weights * norms)).min()
+        found += [bool(lowest < 0)] if np.isfinite(lowest) else []
     return found
 
 

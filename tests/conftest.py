@@ -109,7 +109,7 @@ def base_overrides(pipeline_folder: Path, prompts_folder: Path) -> list[str]:
         "rollout.groups=2", "rollout.group_size=3", "rollout.steps=3", "rollout.batch_size=4",
         "trainer.steps=2", "trainer.micro_batch_size=4", "trainer.times_per_image=1", "trainer.eval_every=0",
         "trainer.eval_prompts=2", "trainer.timestep_fraction=0.99", "trainer.ema.decay=0.9", "algorithm.kl_coef=1e-4",
-        "balance.norm_priority=0", "balance.refresh_every=10", "optimizer.lr=3e-4", "logging.wandb.mode=disabled", "logging.images_every=0",
+        "balance=marble", "optimizer.lr=3e-4", "logging.wandb.mode=disabled", "logging.images_every=0",
         "run.name=test", "run.dir=unused",
     ]  # fmt: skip
 

@@ -39,8 +39,8 @@ class Torchjd:
         if active.any():
             with torch.random.fork_rng(devices=[]):
                 # Some draw an order of the rewards; the matrix itself is the seed, so that a resumed run draws the same.
-                torch.manual_seed(zlib.crc32(gram.numpy().tobytes()))
-                weights = spread(self.weighting(gram[active][:, active]), active)
+                torch.default_generator.manual_seed(zlib.crc32(gram.numpy().tobytes()))
+                weights = self._ask(gram, active)
         if not torch.isfinite(weights).all():
             raise BalanceError(
                 f"balance {PREFIX}{self.name} returned weights that are not finite: {weights.tolist()}"
@@ -48,6 +48,14 @@ class Torchjd:
         seconds = time.perf_counter() - began
         name = PREFIX + self.name if active.any() else "none"
         return Solution(weights, weights, active, float("nan"), name, 0, seconds)
+
+    def _ask(self, gram: Tensor, active: Tensor) -> Tensor:
+        try:
+            return spread(self.weighting(gram[active][:, active]), active)
+        except Exception as error:  # theirs: too few gradients, a solver that failed
+            raise BalanceError(
+                f"balance {PREFIX}{self.name} failed: {type(error).__name__}: {error}"
+            ) from error
 
 
 def torchjd_balance(name: str, options: Mapping[str, Any], rewards: int) -> Torchjd:
@@ -81,11 +89,11 @@ def torchjd_balance(name: str, options: Mapping[str, Any], rewards: int) -> Torc
     try:
         weighting = getattr(aggregation, name)(**options).gramian_weighting
         weighting(torch.eye(rewards, dtype=torch.float64))
-    except (TypeError, ValueError) as error:
+    except ImportError as error:
+        raise ConfigError(f"balance.name: {PREFIX}{name} needs another package: {error}") from error
+    except Exception as error:  # whatever their constructors make of wrong arguments
         raise ConfigError(
             f"balance.options={dict(options)}: {PREFIX}{name} refuses them: {error}. "
             "Expected its arguments, e.g. 'balance.options={n_byzantine: 1}' for Krum"
         ) from error
-    except ImportError as error:
-        raise ConfigError(f"balance.name: {PREFIX}{name} needs another package: {error}") from error
     return Torchjd(name, weighting)

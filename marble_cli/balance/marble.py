@@ -28,8 +28,8 @@ class LeastNorm:
 
     `norm_priority` x multiplies an entry's priority by its members' mean |g_k| to the power x. Advantages have unit
     variance, so a gradient is long because it is noisy: few images speak for the reward. Unit gradients then hold
-    less of the signal of such a reward; with x = 1 rewards that do not conflict add up as they are, as in a sum of
-    advantages, and the programme bends that sum only as far as they conflict.
+    less of the signal of such a reward; with x = 1 orthogonal gradients add up as they are, as in a sum of
+    advantages, and the programme bends that sum where they conflict.
 
     Source: arXiv 2605.06507; MGDA: Desideri 2012, and arXiv 1810.04650.
     """

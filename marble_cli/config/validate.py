@@ -39,10 +39,16 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(
             f"{sorted(twice)[0]} stands under rewards and eval_rewards. Keep it under one of them."
         )
-    if config.balance.weights and config.balance.name in OWN_WEIGHTS:
+    if config.balance.weights and (
+        config.balance.name in OWN_WEIGHTS or config.balance.name.startswith("torchjd:")
+    ):
         raise ConfigError(
             f"balance.weights: balance={config.balance.name} finds its own. Expected none, or one of "
             f"balance={', '.join((*MIXTURES, 'fixed'))}."
+        )
+    if config.balance.options and config.balance.name in (*OWN_WEIGHTS, *MIXTURES, "fixed"):
+        raise ConfigError(
+            f"balance.options: balance={config.balance.name} takes none. Expected them with balance=torchjd:<Name>."
         )
     for key in ("groups", "priorities"):
         if getattr(config.balance, key) and config.balance.name not in PROGRAMMES:
@@ -100,7 +106,8 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     fraction = balance.refresh_fraction
     yield "balance.refresh_fraction", fraction, 0.0 < fraction <= 1.0, "a number in (0, 1]"
     yield share("balance.floor", balance.floor, one=True)
-    yield at_least("balance.norm_priority", balance.norm_priority, 0)
+    x = balance.norm_priority
+    yield "balance.norm_priority", x, 0.0 <= x <= 4.0, "a number in [0, 4]"
     for name, priority in balance.priorities.items():
         yield positive(f"balance.priorities.{name}", priority)
     yield positive("algorithm.beta", algorithm.beta)

@@ -127,7 +127,7 @@ def conflict(found: Explanation) -> Table:
             "some reward pushed down",
             f"{percent(down.negative)} of {count(down.count, 'measured step')}, lowest cosine {down.lowest:+.2f}",
         )
-    if (down := found.cached_pushed_down) is not None:
+    if (down := found.cached_pushed_down) is not None and found.refreshes < found.steps:
         table.add_row(
             "cached weights would have",
             f"{percent(down.negative)} of {count(down.count, 'refresh')}, lowest cosine {down.lowest:+.2f}",

@@ -59,7 +59,11 @@ def _reward(key: str) -> str | None:
 
 def series(rows: Iterable[Row], key: str) -> Series:
     """The finite values of `key`, with the steps; rows without one are left out."""
-    found = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+    found = [
+        (row["step"], row[key])
+        for row in rows
+        if isinstance(row.get(key), int | float) and math.isfinite(row[key])
+    ]
     return [step for step, _ in found], [value for _, value in found]
 
 

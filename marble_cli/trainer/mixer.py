@@ -32,13 +32,13 @@ class Mixer:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Forward and backward passes of what is to be mixed belong inside."""
-        for layer, row in zip(self.layers, self.rows, strict=True):
-            layer.forward = partial(self._forward, layer, row)  # type: ignore[method-assign]
         try:
+            for layer, row in zip(self.layers, self.rows, strict=True):
+                layer.forward = partial(self._forward, layer, row)  # type: ignore[method-assign]
             yield
         finally:
             for layer in self.layers:
-                del layer.forward
+                layer.__dict__.pop("forward", None)
 
     def mix(self, output: Tensor, cotangent: Tensor, coefficients: Tensor, *, retain_graph: bool) -> None:
         """One backward pass; adds the gradients of sum_i coefficients_ri cotangent_i . output_i to `rows`.
@@ -68,6 +68,9 @@ class Mixer:
         """Add one layer's gradients to its `row` [R, in x out], from inputs `x` and output cotangents `delta`."""
         assert self.coefficients is not None
         samples = self.coefficients.shape[1]
+        assert len(x) == samples, (
+            f"a layer saw {len(x)} samples of {samples}; they must be its first dimension"
+        )
         x, delta = x.reshape(samples, -1, x.shape[-1]), delta.reshape(samples, -1, delta.shape[-1])
         row.addmm_(self.coefficients, torch.bmm(delta.mT, x).flatten(1).to(row))
 

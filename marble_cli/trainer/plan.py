@@ -113,6 +113,7 @@ def plan(config: RunConfig) -> None:
         ("images a step", f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}"),
         ("samples a step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
         ("optimizer steps", f"{trainer.steps}, of which {counts.refresh_steps} refresh the balance"),
+        ("a refresh", f"on {_refreshed(config)} micro-batches"),
         ("processes", str(config.launcher.nproc)),
     ]
     size = model_size(config.model)
@@ -130,6 +131,13 @@ def plan(config: RunConfig) -> None:
     for row in rows:
         table.add_row(*row)
     Console(markup=False).print(table)
+
+
+def _refreshed(config: RunConfig) -> str:
+    """How many of a step's micro-batches on each process take the rewards apart."""
+    counts, size = geometry(config), config.trainer.micro_batch_size
+    parts = counts.times * -(-counts.images // config.launcher.nproc // size)
+    return f"{max(1, round(config.balance.refresh_fraction * parts))} of {parts}"
 
 
 def _duration(spent: float) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -32,8 +33,8 @@ from marble_cli.trainer.step import Director
 
 log = logging.getLogger("marble")
 
-# What may differ when a run goes on: how long, how often it looks, and where it reports.
 REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional")
+# What may differ when a run goes on: how long, how often it looks, and where it reports.
 CONTINUABLE = {
     "run": ("name", "dir"),
     "trainer": ("steps", "checkpoint_every", "keep_last", "eval_every", "eval_prompts", "pending_batches"),
@@ -161,14 +162,30 @@ def restore(
 ) -> Progress:
     """The progress that `checkpoint` holds, put into the policy and the optimizer; a fresh one without.
 
-    From a run on other rewards come the weights alone: what its balance and its evaluations knew is of no use here.
+    What a run on other rewards, or one with another balance, knew of its rewards is of no use here and stays behind.
     """
     if checkpoint is None:
         return fresh(policy)
     progress = unpack(policy, optimizer, *store.load(checkpoint))
     log.info("continuing after step %d from %s", progress.step, checkpoint)
-    origin = checkpoint.parent.parent / "config.yaml"
-    if origin.is_file() and (before := list(load_resolved(origin).rewards)) != list(config.rewards):
-        log.warning("%s was trained on %s; the balance starts afresh", checkpoint, ", ".join(before))
+    if progress.step >= config.trainer.steps:
+        log.warning("step %d of trainer.steps=%d is done already", progress.step, config.trainer.steps)
+    rewards, balance = _trained_with(checkpoint.parent.parent / "config.yaml")
+    now = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(now, dict)
+    if rewards not in (None, list(config.rewards)):
+        log.warning("%s was trained on %s; the balance starts afresh", checkpoint, ", ".join(rewards))
         return Progress(progress.step, DirectionCache(), progress.ema, {})
+    if balance not in (None, now["balance"]):
+        log.warning("%s was trained with another balance; ours starts afresh", checkpoint)
+        progress.cache = DirectionCache()
     return progress
+
+
+def _trained_with(written: Path) -> tuple[list[str], dict[str, Any]] | tuple[None, None]:
+    """Rewards and balance of the run with this config.yaml, whose plugins need not be installed here."""
+    if not written.is_file():
+        return None, None
+    tree = OmegaConf.to_container(OmegaConf.load(written))
+    assert isinstance(tree, dict)
+    return list(tree["rewards"]), tree["balance"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.amortise import DirectionCache, advantage_coefficients, amortised_coefficients
-from marble_cli.balance.base import Balance, Solution
+from marble_cli.balance.base import Balance, Solution, active_rewards
 from marble_cli.balance.constant import Mixture
 from marble_cli.balance.gram import gram
 from marble_cli.config.schema import Amortize, BalanceMode, RunConfig, SharedTerm
@@ -49,6 +49,7 @@ class Director:
         self.mixture: Mixture | None = balance if isinstance(balance, Mixture) else None
         self.balance: Balance | None = None if isinstance(balance, Mixture) else balance
         self.outside = config.balance.shared_term is SharedTerm.outside and self.mixture is None
+        self.by_advantage = config.balance.amortize is Amortize.advantage
         self.output_space = config.balance.mode is BalanceMode.output_space
         self.objective = Objective(
             config.algorithm.beta,
@@ -92,14 +93,15 @@ class Director:
 
     def _refresh(self, step: Step, parts: list[Chunk], signal: Signal, cache: DirectionCache) -> Direction:
         """Balance the gradients of a share of the micro-batches, then take the others along that direction."""
-        chosen, others = split(parts, self.config.balance.refresh_fraction)
+        chosen, others = self._split(step, parts, signal)
         found, matrix = self._apart(step, chosen, signal, len(parts))
         count = len(self.names)
         weights, solution, warnings = self._weigh(matrix, cache)
         metrics: dict[str, float] = {"balance/refresh": 1}
         if self.balance is not None:
             metrics["balance/failed"] = int(solution is None)
-        metrics |= describe_gradients(self.names, matrix, weights, cache.direction_weights())
+        cached = None if solution is None or self.by_advantage else cache.direction_weights()
+        metrics |= describe_gradients(self.names, matrix, weights, cached)
         if solution is not None:
             cache = cache.update(solution, matrix.diagonal().sqrt(), self.config.balance.ema)
             metrics |= describe_solution(self.names, solution, cache)
@@ -129,6 +131,7 @@ class Director:
             cached = cache.direction_weights()
             if cached is None:
                 raise
+            cached = torch.where(active_rewards(matrix), cached, 0.0)
             return cached, None, (f"{error}. The step takes the cached weights, which stay as they are",)
         return solution.weights, solution, self._left_out(solution)
 
@@ -163,13 +166,23 @@ class Director:
         found = self._reduced(reward_gradients(step, chosen, *self._losses_apart(signal)))
         matrix = gram(found.rows[:-1])
         if len(chosen) < parts:
-            images = torch.cat([step.data.indices[part.rows] for part in chosen])
-            seen = self.ranks.sum(signal.applicable[:, images].sum(1).double().to(self.policy.device)).cpu()
-            times = step.data.times.shape[1]
+            seen, times = self._seen(step, chosen, signal), step.data.times.shape[1]
             scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
             scale = torch.cat([scale, torch.ones(len(matrix) - len(scale))])
             matrix = matrix * scale[:, None] * scale
         return found, self.ranks.first(matrix, self.policy.device)
+
+    def _split(self, step: Step, parts: list[Chunk], signal: Signal) -> tuple[list[Chunk], list[Chunk]]:
+        """The micro-batches to take the rewards apart on, and the others; all, where a share would miss a reward."""
+        chosen, others = split(parts, self.config.balance.refresh_fraction)
+        missed = signal.applicable.any(1) & (self._seen(step, chosen, signal) == 0)
+        return (parts, []) if missed.any() else (chosen, others)
+
+    def _seen(self, step: Step, chosen: list[Chunk], signal: Signal) -> Tensor:
+        """[K] applicable samples in the `chosen` micro-batches of all ranks, which cut their shares alike."""
+        rows, each = torch.cat([part.rows for part in chosen]), len(step.data.x0)
+        images = torch.cat([rows + rank * each for rank in range(self.ranks.world)])
+        return signal.applicable[:, images].sum(1)
 
     def _losses_apart(self, signal: Signal) -> tuple[Coefficients, Coefficients]:
         """Every reward's own loss (and that of a mixture of them, last), and what stands outside the balance."""
@@ -188,8 +201,7 @@ class Director:
         if self.mixture is not None:
             p, q = single_mixture(signal, self.mixture, self.config.algorithm)
             return Coefficients(p[0], q[0])
-        if self.config.balance.amortize is Amortize.advantage:
-            assert cache.alpha is not None  # `refreshes` saw to it
+        if self.by_advantage and cache.alpha is not None:
             clip = self.config.algorithm.advantage.clip
             return Coefficients(
                 *advantage_coefficients(cache.alpha, signal.advantage, signal.applicable, clip)

@@ -400,9 +400,10 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
             "trainer.times_per_image", "balance.refresh_every", "model.lora.rank", "launcher.nproc")),
         *((f"{key}=-1", "at least 0") for key in (
             "trainer.steps", "trainer.eval_every", "trainer.ema.warmup", "balance.warmup", "algorithm.kl_coef",
-            "algorithm.behaviour.rate", "balance.norm_priority", "optimizer.weight_decay", "model.max_sequence_length",
+            "algorithm.behaviour.rate", "optimizer.weight_decay", "model.max_sequence_length",
             "data.sources.text.weight", "rewards.colorfulness.weight", "rewards.colorfulness.retries")),
-        ("balance.refresh_fraction=0", "(0, 1]"), ("balance.refresh_fraction=1.1", "(0, 1]"),
+        ("balance.refresh_fraction=0", "(0, 1]"),
+        ("balance.norm_priority=-1", "[0, 4]"), ("balance.refresh_fraction=1.1", "(0, 1]"),
         *((f"{key}=0", "above 0") for key in (
             "algorithm.beta", "algorithm.advantage.clip", "optimizer.lr", "optimizer.epsilon", "optimizer.clip_norm",
             "model.lora.alpha", "rewards.colorfulness.timeout", "balance.priorities.colorfulness")),
