@@ -172,6 +172,18 @@ def test_torchjds_upgrad_is_in_no_rewards_way() -> None:
         assert cosines(matrix, balance(matrix).weights).min() > -1e-3
 
 
+def test_a_failure_of_torchjd_is_the_balances() -> None:
+    """Krum wants as many gradients as it was built for; a reward that is silent takes one away."""
+    pytest.importorskip("torchjd")
+    rows = torch.randn(4, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    balance = build(config("torchjd:Krum", options={"n_byzantine": 1}), list("abcd"), (1.0,) * 4)
+    assert isinstance(balance, Balance)
+    assert balance(gram(rows)).weights.sum().item() == pytest.approx(1.0)
+    rows[0] = 0.0
+    with pytest.raises(BalanceError, match="torchjd:Krum failed"):
+        balance(gram(rows))
+
+
 def test_a_missing_torchjd_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str, *rest: Any) -> Any:
         if name.startswith("torchjd"):

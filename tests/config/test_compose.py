@@ -216,6 +216,10 @@ def test_balance_weights_take_names() -> None:
     }  # fmt: skip
     with pytest.raises(ConfigError, match="finds its own"):
         compose([BUILT_IN, "balance=mgda", "balance.weights.colorfulness=2"])
+    with pytest.raises(ConfigError, match=r"balance\.options: balance=marble takes none"):
+        compose([BUILT_IN, "balance.options.c=1"])
+    with pytest.raises(ConfigError, match=r"balance\.weights: balance=torchjd:UPGrad finds its own"):
+        compose([BUILT_IN, "balance=torchjd:UPGrad", "balance.weights.colorfulness=2"])
 
 
 def test_groups_and_priorities_take_names(tmp_path: Path) -> None:

@@ -285,6 +285,25 @@ def test_a_checkpoint_of_other_rewards_gives_its_weights_and_no_balance(
     assert "was trained on colorfulness, compressibility" in caplog.text
 
 
+def test_a_checkpoint_of_another_balance_gives_no_cache(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = run_config("balance=mgda", "trainer.steps=5", f"run.dir={tmp_path}")
+    assert train(config, resume=str(finished)) == 0
+    assert "another balance" in caplog.text
+    assert read(tmp_path / "metrics.jsonl")[-1]["balance/refresh"] == 1
+
+
+def test_a_checkpoint_of_rewards_that_are_not_installed_still_gives_its_weights(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path
+) -> None:
+    origin = copied(finished, tmp_path / "theirs")
+    written = (origin / "config.yaml").read_text()
+    (origin / "config.yaml").write_text(written.replace("plugin: colorfulness", "plugin: gone"))
+    config = run_config("rewards=[compressibility]", "trainer.steps=5", f"run.dir={tmp_path / 'ours'}")
+    assert train(config, resume=str(origin)) == 0
+
+
 def test_a_named_checkpoint_must_exist(run_config: RunConfigMaker, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="neither a checkpoint"):
         find_checkpoint(tmp_path, run_config(), str(tmp_path / "nowhere"))

@@ -215,6 +215,18 @@ def test_a_share_of_the_micro_batches_chooses_the_weights_of_all(
     assert distance(direction.gradient, whole.gradient) > 1e-3
 
 
+def test_a_share_that_would_miss_a_reward_is_widened(director: DirectorMaker, case: Any) -> None:
+    """The one image of the one chosen micro-batch does not have the fourth reward."""
+    applicable = case.signal.applicable.clone()
+    applicable[3, 0] = False
+    signal = replace(case.signal, applicable=applicable)
+    settings = ("balance.mode=full", "trainer.micro_batch_size=1", "balance.refresh_fraction=0.01")
+    shared = direct(director(*settings), case, signal=signal)
+    whole = direct(director("balance.mode=full", "trainer.micro_batch_size=1"), case, signal=signal)
+    assert distance(shared.gradient, whole.gradient) < 1e-12
+    assert shared.metrics["balance/grad_norm/fourth"] > 0
+
+
 def test_a_share_of_the_micro_batches_stands_for_the_whole_step(
     director: DirectorMaker, double_policy: Any, case: Any
 ) -> None:
@@ -252,6 +264,21 @@ def test_the_published_refresh_takes_the_rest_by_mixed_advantages(
     expected = torch.tensor(weights, dtype=torch.float64) @ found[:5] + found[5]
     expected = expected + mixture_gradient(step, others, Coefficients(*mixed)).rows[0]
     assert distance(direction.gradient, expected) < 1e-10
+
+
+def test_mixing_advantages_without_any_signal_leaves_the_kl_term(
+    director: DirectorMaker, case: Any, reference: Any
+) -> None:
+    silent = replace(
+        case.signal,
+        advantage=torch.zeros_like(case.signal.advantage),
+        optimality=torch.full_like(case.signal.optimality, 0.5),
+        applicable=torch.zeros_like(case.signal.applicable),
+    )
+    made = director("balance.amortize=advantage", "balance.refresh_fraction=0.5", "balance.mode=full")
+    direction = direct(made, case, DirectionCache(), silent)
+    assert distance(direction.gradient, reference.kl) < 1e-10
+    assert direction.cache.alpha is None
 
 
 def test_a_refresh_tells_how_stale_the_cache_was(director: DirectorMaker, case: Any, reference: Any) -> None:
