@@ -95,6 +95,7 @@ def run_cell(directory: Path, name: str, seed: int) -> None:
     """Train and judge one cell; the result is written last, and whole."""
     folder = directory / f"{name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cell.json").write_text(asked(name))
     run, target = folder / "run", BASE
     common = (f"trainer.seed={seed}", *CELLS[name])
     if name == SEQUENTIAL:
@@ -107,6 +108,26 @@ def run_cell(directory: Path, name: str, seed: int) -> None:
     partial = folder / "scores.partial"
     partial.write_text(json.dumps(judge(folder, target, seed)))
     partial.rename(folder / "scores.json")
+
+
+def asked(name: str) -> str:
+    """What a cell is, kept beside its result, so that one of that name and of other settings is not taken for it."""
+    return json.dumps([*BUDGET, *CELLS[name]])
+
+
+def is_done(folder: Path, name: str) -> bool:
+    """Whether the cell is judged.
+
+    Raises:
+        SystemExit: the folder is of a cell with other settings.
+    """
+    if not (folder / "cell.json").is_file():
+        return False
+    if (folder / "cell.json").read_text() != asked(name):
+        raise SystemExit(
+            f"{folder} was made with other settings than {name} has now. Move it away, or use --directory."
+        )
+    return (folder / "scores.json").is_file()
 
 
 def sequence(folder: Path, common: tuple[str, ...]) -> Path:
@@ -129,7 +150,7 @@ def unit_weights(scores: Path) -> list[str]:
 
 def main(directory: Path, seeds: list[int], workers: int, names: list[str]) -> None:
     todo = [
-        (name, seed) for name in names for seed in seeds if not (directory / f"{name}-{seed}" / "scores.json").is_file()
+        (name, seed) for name in names for seed in seeds if not is_done(directory / f"{name}-{seed}", name)
     ]  # fmt: skip
     print(f"{len(todo)} cells to do, {len(names) * len(seeds) - len(todo)} done", flush=True)
     threads = max(1, (os.cpu_count() or 1) // workers)
