@@ -228,6 +228,7 @@ def draw_balance(cells: list[Cell], output: Path) -> None:
     """Average against worst reward: up and to the right is better."""
     with plt.rc_context(STYLE):
         figure, panel = plt.subplots(figsize=(6.5, 5))
+        placed: list[tuple[float, float]] = []
         for cell in cells:
             ours = cell.name.startswith("marble")
             color = COLORS[1] if ours else "0.35"
@@ -235,14 +236,12 @@ def draw_balance(cells: list[Cell], output: Path) -> None:
             panel.plot([x.low, x.high], [y.mean, y.mean], color=color, lw=1, alpha=0.4)
             panel.plot([x.mean, x.mean], [y.low, y.high], color=color, lw=1, alpha=0.4)
             panel.plot(x.mean, y.mean, "o", color=color, ms=5)
+            crowded = any(abs(x.mean - a) < 0.012 and abs(y.mean - b) < 0.012 for a, b in placed)
+            placed.append((x.mean, y.mean))
             panel.annotate(
-                cell.name,
-                (x.mean, y.mean),
-                xytext=(5, 4),
-                textcoords="offset points",
-                fontsize=7,
-                color=color,
-            )
+                cell.name, (x.mean, y.mean), xytext=(-5, -5) if crowded else (5, 4), textcoords="offset points",
+                ha="right" if crowded else "left", va="top" if crowded else "bottom", fontsize=7, color=color,
+            )  # fmt: skip
         panel.axhline(0, color="0.7", lw=0.8)
         panel.set_xlabel("mean gain of the five rewards (base standard deviations)")
         panel.set_ylabel("gain of the worst reward")
