@@ -65,6 +65,8 @@ def _settings(balance: Balance) -> str:
     text = f"{balance.name}, mode {balance.mode.value}"
     if balance.mode is BalanceMode.amortized:
         text += f", refresh_every {balance.refresh_every}, ema {balance.ema:g}"
+    if balance.refresh_fraction < 1.0:
+        text += f", cosines of the {balance.refresh_fraction:g} of a step that the programme saw"
     return text
 
 

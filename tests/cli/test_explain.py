@@ -19,7 +19,9 @@ def run(tmp_path: Path, marble: Callable) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "metrics.jsonl").write_text(LINE)
-    (folder / "config.yaml").write_text(marble("train", "rewards=[colorfulness]", "--print-config").out)
+    (folder / "config.yaml").write_text(
+        marble("train", "balance=marble", "rewards=[colorfulness]", "--print-config").out
+    )
     return folder
 
 
@@ -46,6 +48,12 @@ def test_json_and_output(marble: Callable, run: Path, tmp_path: Path) -> None:
         str(tmp_path / "elsewhere" / f"{n}.png") for n in ("conflict", "shares", "cosines")
     ]
     assert not (run / "explain").exists()
+
+
+def test_a_share_of_the_step_is_said(marble: Callable, run: Path) -> None:
+    (run / "config.yaml").write_text(marble("train", "balance=marble_stepwise", "--print-config").out)
+    shown = " ".join(marble("explain", run).out.split())
+    assert "marble, mode full, cosines of the 0.25 of a step that the programme saw" in shown
 
 
 def test_a_torn_last_line_is_left_out_and_said(marble: Callable, run: Path) -> None:
