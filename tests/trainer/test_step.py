@@ -37,6 +37,16 @@ def direct(
     return director.direct(STEP, signal or case.signal, case.data, cache, lambda count: None)
 
 
+def silent(signal: Signal) -> Signal:
+    """The same step, with no score for any image."""
+    return replace(
+        signal,
+        applicable=torch.zeros_like(signal.applicable),
+        advantage=torch.zeros_like(signal.advantage),
+        optimality=torch.full_like(signal.optimality, 0.5),
+    )
+
+
 def cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b / a.norm() / b.norm())
 
@@ -269,14 +279,8 @@ def test_the_published_refresh_takes_the_rest_by_mixed_advantages(
 def test_mixing_advantages_without_any_signal_leaves_the_kl_term(
     director: DirectorMaker, case: Any, reference: Any
 ) -> None:
-    silent = replace(
-        case.signal,
-        advantage=torch.zeros_like(case.signal.advantage),
-        optimality=torch.full_like(case.signal.optimality, 0.5),
-        applicable=torch.zeros_like(case.signal.applicable),
-    )
     made = director("balance.amortize=advantage", "balance.refresh_fraction=0.5", "balance.mode=full")
-    direction = direct(made, case, DirectionCache(), silent)
+    direction = direct(made, case, DirectionCache(), silent(case.signal))
     assert distance(direction.gradient, reference.kl) < 1e-10
     assert direction.cache.alpha is None
 
@@ -316,13 +320,7 @@ def test_output_space_looks_at_the_gradients_at_refresh_steps_only(
 def test_without_any_score_only_the_kl_term_moves_the_weights(
     director: DirectorMaker, case: Any, reference: Any, mode: str, shared_term: str
 ) -> None:
-    silent = replace(
-        case.signal,
-        applicable=torch.zeros_like(case.signal.applicable),
-        advantage=torch.zeros_like(case.signal.advantage),
-        optimality=torch.full_like(case.signal.optimality, 0.5),
-    )
-    direction = direct(director(mode, f"balance.shared_term={shared_term}"), case, CACHE, silent)
+    direction = direct(director(mode, f"balance.shared_term={shared_term}"), case, CACHE, silent(case.signal))
     assert distance(direction.gradient, reference.kl) < 1e-10
     assert direction.cache is CACHE
     assert direction.metrics["loss/policy"] == 0.0
