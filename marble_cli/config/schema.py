@@ -70,7 +70,6 @@ class Lora:
 
 @dataclass
 class Model:
-    family: str = MISSING
     path: str = MISSING
     revision: str | None = MISSING
     clip: str = MISSING

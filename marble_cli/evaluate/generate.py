@@ -25,12 +25,11 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
         policy.load_lora(chosen.lora)
     adapter: Adapter = None if chosen.lora is None else "trained"
     output.mkdir(parents=True, exist_ok=True)
-    _, height, width = policy.latent_shape
     files = []
     for index, prompt in enumerate(prompts):
         embeddings = policy.encode([prompt])
         scheduler = make_scheduler(
-            policy.scheduler_config(), config.rollout.solver, config.rollout.steps, height * width // 4
+            policy.scheduler_config(), config.rollout.solver, config.rollout.steps, policy.tokens
         )
         x0 = sample(
             lambda xt, t, e=embeddings: policy.velocity(xt, t, e, adapter),  # type: ignore[misc]

@@ -51,8 +51,7 @@ class Rollout:
     seed: int
 
     def _scheduler(self) -> Any:
-        _, height, width = self.policy.latent_shape
-        return make_scheduler(self.policy.scheduler_config(), self.solver, self.steps, height * width // 4)
+        return make_scheduler(self.policy.scheduler_config(), self.solver, self.steps, self.policy.tokens)
 
     def times(self) -> Tensor:
         """The solver's times [steps] float32 in (0, 1], falling."""
@@ -84,9 +83,7 @@ class Rollout:
         distinct = list(dict.fromkeys(prompt.text for prompt in prompts))
         row = {text: place for place, text in enumerate(distinct)}
         encoded = self.policy.encode(distinct)
-        embeddings = encoded[
-            torch.tensor([row[prompt.text] for prompt in prompts], device=encoded.tokens.device)
-        ]
+        embeddings = encoded[torch.tensor([row[prompt.text] for prompt in prompts], device=encoded.device)]
         latents, pictures, pending = [], [], list[PendingScores]()
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)

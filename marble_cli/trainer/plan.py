@@ -16,7 +16,8 @@ from marble_cli.data.prompts import load_prompts
 from marble_cli.errors import RequestError
 from marble_cli.folder import check_writable
 from marble_cli.policy.base import ModelSize
-from marble_cli.policy.load import model_size, pick_device
+from marble_cli.policy.load import pick_device
+from marble_cli.policy.size import model_size
 from marble_cli.trainer.preflight import check_geometry, check_groups, check_plugins
 
 UTILISATION = 0.7  # share of a large matrix product's speed that a run on `tiny` reached on two CPU cores

@@ -60,8 +60,8 @@ def test_scores_images_and_prompts_keep_their_order(rollout: Rollout, scorer: Sc
     assert values[1, ~applicable[1]].isnan().all()
     assert not samples.scores().failed.any()
     apart = rollout.policy.encode([prompt.text for prompt in PROMPTS])
-    torch.testing.assert_close(samples.embeddings.tokens, apart.tokens)
-    torch.testing.assert_close(samples.embeddings.pooled, apart.pooled)
+    for name, tensor in apart.tensors.items():
+        torch.testing.assert_close(samples.embeddings.tensors[name], tensor)
 
 
 def test_images_of_a_prompt_differ(rollout: Rollout, scorer: Scorer) -> None:
