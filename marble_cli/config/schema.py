@@ -76,6 +76,9 @@ class Model:
     precision: Precision = MISSING
     resolution: int = MISSING
     max_sequence_length: int = MISSING
+    embedding_cache: str | None = MISSING
+    gradient_checkpointing: bool = MISSING
+    compile: bool = MISSING
     device: str = MISSING
     lora: Lora = field(default_factory=Lora)
 
@@ -185,6 +188,7 @@ class Trainer:
     eval_every: int = MISSING
     eval_prompts: int = MISSING
     pending_batches: int = MISSING
+    encode_ahead: int = MISSING
 
 
 @dataclass

@@ -91,7 +91,14 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         rollout.group_size >= 2,
         ("at least 2: an advantage compares images of the same prompt"),
     )
-    for name in ("micro_batch_size", "checkpoint_every", "keep_last", "eval_prompts", "pending_batches"):
+    for name in (
+        "micro_batch_size",
+        "checkpoint_every",
+        "keep_last",
+        "eval_prompts",
+        "pending_batches",
+        "encode_ahead",
+    ):
         yield at_least(f"trainer.{name}", getattr(trainer, name), 1)
     for name in ("steps", "eval_every"):
         yield at_least(f"trainer.{name}", getattr(trainer, name), 0)

@@ -47,6 +47,10 @@ class Policy(Protocol):
     latent_shape: tuple[int, int, int]
     tokens: int  # of an image, as the transformer sees it
 
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Told which prompts are to come: where embeddings are cached, these are made now, in one go."""
+        ...
+
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Embeddings of the prompts, without classifier-free guidance."""
         ...

@@ -60,8 +60,7 @@ def load_policy(model: Model, seed: int) -> PipelinePolicy:
             "Expected the folder of a diffusers pipeline, a reachable hub id, or tiny."
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
-    return PipelinePolicy(pipeline, family(pipeline, model), model, seed)
+    return PipelinePolicy(pipeline, family(pipeline, model), model, device, seed)
 
 
 def _index(model: Model, folder: Path | None) -> Path:

@@ -57,6 +57,7 @@ class Trainer:
     ranks: Ranks
     recorder: Recorder
     progress: Progress
+    prepared: int = 0  # the last step whose prompts the policy has been told of
     torn: bool = False  # the weights are on their way from one step to the next
 
     def run(self, interrupt: Interrupt) -> int:
@@ -69,10 +70,13 @@ class Trainer:
         saved = self.progress.step or None
         try:
             check_rewards(self.rollout, self.judges, self.sampler.sources)
+            if settings.eval_every:
+                self.policy.prepare([prompt.text for prompt in self.held_out])
             if self.judgement_due():
                 self.evaluate()
             while self.progress.step < settings.steps:
                 step = self.progress.step + 1
+                self.prepare(step)
                 self.recorder.record(self.step(step))
                 self.progress.step, self.torn = step, False
                 best = self.evaluate() if self.judgement_due() else False
@@ -87,6 +91,15 @@ class Trainer:
             if not self.torn and saved != self.progress.step:
                 self.save(False)
         return 0
+
+    def prepare(self, step: int) -> None:
+        """Tell the policy of the prompts to come on this rank, once for every so many steps."""
+        settings = self.config.trainer
+        if step > self.prepared:
+            self.prepared = min(settings.steps, step + settings.encode_ahead - 1)
+            steps = [self.sampler.step(s) for s in range(step, self.prepared + 1)]
+            own = self.ranks.share(self.config.rollout.groups)
+            self.policy.prepare([prompts[i].text for prompts in steps for i in own])
 
     def judgement_due(self) -> bool:
         """Whether the last finished step is one to evaluate and has not been."""

@@ -34,13 +34,18 @@ from marble_cli.trainer.step import Director
 log = logging.getLogger("marble")
 
 REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional")
-# What may differ when a run goes on: how long, how often it looks, and where it reports.
+# What may differ when a run goes on: how long, how often it looks, where it reports, and how it lives with its memory.
 CONTINUABLE = {
     "run": ("name", "dir"),
-    "trainer": ("steps", "checkpoint_every", "keep_last", "eval_every", "eval_prompts", "pending_batches"),
+    "model": ("embedding_cache", "gradient_checkpointing", "compile", "device"),
+    "rollout": ("batch_size",),
+    "trainer": (
+        "steps", "checkpoint_every", "keep_last", "eval_every", "eval_prompts", "encode_ahead", "pending_batches",
+        "micro_batch_size",
+    ),
     "logging": None,
     "launcher": None,
-}
+}  # fmt: skip
 
 
 def fingerprint(config: RunConfig) -> str:

@@ -30,7 +30,8 @@ BUILT_IN = "rewards=[colorfulness,compressibility]"
 REWARD = "plugin weight sources timeout retries max_failed optional options.*"
 GROUP_KEYS = {
     "run": "name dir",
-    "model": "path revision clip precision resolution max_sequence_length device",
+    "model": "path revision clip precision resolution max_sequence_length embedding_cache gradient_checkpointing "
+    "compile device",
     "model.lora": "rank alpha target_modules",
     "data": "root",
     "data.sources.*": "train test weight",
@@ -43,7 +44,7 @@ GROUP_KEYS = {
     "optimizer": "lr betas weight_decay epsilon clip_norm",
     "rollout": "groups group_size steps solver batch_size",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last eval_every "
-    "eval_prompts pending_batches",
+    "eval_prompts encode_ahead pending_batches",
     "trainer.ema": "decay warmup",
     "logging": "images_every",
     "logging.wandb": "mode project entity",
@@ -400,7 +401,7 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
     [
         *((f"{key}=0", "at least 1") for key in (
             "rollout.groups", "rollout.steps", "rollout.batch_size", "trainer.micro_batch_size",
-            "trainer.checkpoint_every", "trainer.keep_last", "trainer.eval_prompts", "trainer.pending_batches",
+            "trainer.checkpoint_every", "trainer.keep_last", "trainer.eval_prompts", "trainer.pending_batches", "trainer.encode_ahead",
             "trainer.times_per_image", "balance.refresh_every", "model.lora.rank", "launcher.nproc")),
         *((f"{key}=-1", "at least 0") for key in (
             "trainer.steps", "trainer.eval_every", "trainer.ema.warmup", "balance.warmup", "algorithm.kl_coef",
