@@ -32,12 +32,19 @@ class PromptEmbeddings:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of the transformer and of one adapter, image tokens, and bytes of all frozen weights."""
+    """What a run's plan needs to know of a model.
+
+    Parameters of the transformer and of one adapter; image tokens; bytes of the frozen transformer and VAE, and of the text
+    encoders; the transformer's blocks, and outputs that a token has in all linear layers of theirs.
+    """
 
     transformer: int
     lora: int
     tokens: int
     frozen_bytes: int
+    encoder_bytes: int
+    blocks: int
+    features: int
 
 
 class Policy(Protocol):

@@ -13,6 +13,7 @@ from marble_cli.config.schema import Model
 from marble_cli.errors import RequestError
 from marble_cli.policy.adapters import add_adapter
 from marble_cli.policy.base import ModelSize
+from marble_cli.policy.pipeline import repeated_blocks
 from marble_cli.policy.source import DTYPES, described, find_family, read_json
 
 
@@ -34,18 +35,31 @@ def model_size(model: Model) -> ModelSize | None:
         and name not in family.left_out(model)
         and index[name][0] is not None
     }
-    frozen = sum(_count(part) for part in parts.values()) * DTYPES[model.precision].itemsize
-    transformer = parts["transformer"]
+    itemsize = DTYPES[model.precision].itemsize
+    transformer, vae = parts["transformer"], parts["vae"]
     parameters = _count(transformer)
+    encoders = sum(_count(part) for name, part in parts.items() if name.startswith("text_encoder"))
+    blocks = repeated_blocks(transformer)
+    features = sum(
+        layer.out_features for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)
+    )
     lora = LoraConfig(r=model.lora.rank, target_modules=list(model.lora.target_modules))
     add_adapter(transformer, lora, "default")
     adapter = sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
-    token = family.downscaling(parts["vae"].config, transformer.config)
+    token = family.downscaling(vae.config, transformer.config)
     if model.resolution % token:
         raise RequestError(
             f"model.resolution={model.resolution}: expected a multiple of {token} for this model."
         )
-    return ModelSize(parameters, adapter, (model.resolution // token) ** 2, frozen)
+    return ModelSize(
+        parameters,
+        adapter,
+        (model.resolution // token) ** 2,
+        (parameters + _count(vae)) * itemsize,
+        encoders * itemsize,
+        len(blocks),
+        features,
+    )
 
 
 def _skeleton(folder: Path, library: str, name: str) -> Any:

@@ -25,7 +25,7 @@ from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import Rollout
 from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.loop import Trainer
-from marble_cli.trainer.plan import check_memory
+from marble_cli.trainer.memory import check_memory
 from marble_cli.trainer.preflight import check_geometry, check_groups, check_plugins
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.state import Progress, fresh, unpack
