@@ -21,7 +21,7 @@ from torch import Tensor
 
 from marble_cli.config import schema
 from marble_cli.errors import RewardError
-from marble_cli.rewards.api import Batch
+from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.registry import Reward, build
 
 log = logging.getLogger("marble")
@@ -41,6 +41,15 @@ class Scores:
     values: Tensor
     applicable: Tensor
     failed: Tensor
+
+
+def concerns(
+    settings: schema.Reward, declaration: Declaration, metadata: Mapping[str, Any], source: str
+) -> bool:
+    """Whether a reward is asked about a prompt with this metadata from this source."""
+    if settings.sources is not None and source not in settings.sources:
+        return False
+    return all(key in metadata for key in declaration.requires)
 
 
 class Lane:
@@ -81,7 +90,7 @@ class Lane:
             [
                 i
                 for i, (metadata, source) in enumerate(zip(batch.metadata, sources, strict=True))
-                if self._concerns(metadata, source)
+                if concerns(self.settings, self.reward.declaration, metadata, source)
             ],
             dtype=torch.int64,
         )
@@ -106,11 +115,6 @@ class Lane:
         values[asked] = torch.where(infinite, torch.nan, answer)
         failed[asked] = infinite
         return values, failed
-
-    def _concerns(self, metadata: Mapping[str, Any], source: str) -> bool:
-        if self.settings.sources is not None and source not in self.settings.sources:
-            return False
-        return all(key in metadata for key in self.reward.declaration.requires)
 
     def _retrying(self) -> tenacity.Retrying:
         return tenacity.Retrying(

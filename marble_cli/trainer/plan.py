@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,20 @@ from rich.table import Table
 
 from marble_cli.balance.registry import build
 from marble_cli.config.schema import BalanceMode, RunConfig, SharedTerm
-from marble_cli.data.prompts import load_prompts
+from marble_cli.data.prompts import Prompt, load_prompts
 from marble_cli.errors import RequestError
 from marble_cli.folder import check_writable
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import model_size, pick_device
-from marble_cli.trainer.preflight import check_geometry, check_groups, check_plugins
+from marble_cli.rewards.api import Declaration
+from marble_cli.rewards.registry import load_plugin
+from marble_cli.trainer.preflight import (
+    applicable,
+    check_applicable,
+    check_geometry,
+    check_groups,
+    check_plugins,
+)
 
 UTILISATION = 0.7  # share of a large matrix product's speed that a run on `tiny` reached on two CPU cores
 
@@ -69,7 +78,8 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
         further = (
             balance.refresh_fraction * backward * (1 if balance.shared_term is SharedTerm.outside else 2)
         )
-    rollouts = counts.images * config.rollout.steps * forward
+    passes = 1 if config.rollout.guidance_scale == 1 else 2
+    rollouts = counts.images * config.rollout.steps * passes * forward
     steps = config.trainer.steps
     total = steps * (rollouts + plain) + counts.refresh_steps * counts.samples * further
     return total / speed / config.launcher.nproc
@@ -103,12 +113,7 @@ def plan(config: RunConfig) -> None:
             "run",
             f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)",
         ),
-        ("prompts", ", ".join(f"{name} {len(rows)}" for name, rows in prompts["train"].items())),
-        (
-            "held out",
-            f"{sum(min(trainer.eval_prompts, len(rows)) for rows in prompts['test'].values())} prompts",
-        ),
-        ("rewards", ", ".join(config.rewards)),
+        ("evaluated on", f"the first {trainer.eval_prompts} held-out prompts of each source"),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
         ("images a step", f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}"),
         ("samples a step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
@@ -130,7 +135,37 @@ def plan(config: RunConfig) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    Console(markup=False).print(table)
+    console = Console(markup=False)
+    for part in (table, _sources(config, prompts), _rewards(config, prompts["train"])):
+        console.print(part, "")
+    check_applicable(config, prompts["train"], prompts["test"])
+
+
+def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:
+    """Prompts of each source, and its share of a step's."""
+    table = Table("source", box=None, pad_edge=False)
+    for heading in ("prompts", "held out", "share", "prompts a step"):
+        table.add_column(heading, justify="right")
+    sources, groups = config.data.sources, config.rollout.groups
+    total = sum(source.weight for source in sources.values())
+    for name, source in sources.items():
+        counts = [f"{len(prompts[split][name]):,}" for split in ("train", "test")]
+        share = source.weight / total
+        table.add_row(name, *counts, f"{share:.0%}", f"{share * groups:.3g}")
+    return table
+
+
+def _rewards(config: RunConfig, prompts: Mapping[str, list[Prompt]]) -> Table:
+    """What each reward requires of a prompt, and to how many prompts it applies."""
+    table = Table("reward", "requires", "applies to", box=None, pad_edge=False)
+    every = sum(len(rows) for rows in prompts.values())
+    for name, reward in {**config.rewards, **config.eval_rewards}.items():
+        counts = applicable(reward, prompts)
+        asked = [source for source, count in counts.items() if count]
+        where = f" ({', '.join(asked)})" if 0 < len(asked) < len(counts) else ""
+        required = ", ".join(Declaration.of(load_plugin(reward.plugin)).requires)
+        table.add_row(name, required or "nothing", f"{sum(counts.values()):,} of {every:,} prompts{where}")
+    return table
 
 
 def _refreshed(config: RunConfig) -> str:
