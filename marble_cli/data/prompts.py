@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from marble_cli.config.schema import Data, Source
-from marble_cli.data.rows import RowError, Row, Rows, json_rows, text_rows
+from marble_cli.data.rows import Row, RowError, Rows, json_rows, text_rows
 from marble_cli.data.tables import hub_rows, parquet_rows
 from marble_cli.errors import DataError
 

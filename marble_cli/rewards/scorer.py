@@ -43,13 +43,15 @@ class Scores:
     failed: Tensor
 
 
-def concerns(
-    settings: schema.Reward, declaration: Declaration, metadata: Mapping[str, Any], source: str
-) -> bool:
-    """Whether a reward is asked about a prompt with this metadata from this source."""
-    if settings.sources is not None and source not in settings.sources:
-        return False
-    return all(key in metadata for key in declaration.requires)
+def required(settings: schema.Reward, declaration: Declaration) -> list[str]:
+    """The metadata keys without which a reward is not asked about a prompt."""
+    return list(dict.fromkeys([*declaration.requires, *settings.requires]))
+
+
+def concerns(settings: schema.Reward, keys: list[str], metadata: Mapping[str, Any], source: str) -> bool:
+    """Whether a reward that requires `keys` is asked about a prompt with this metadata from this source."""
+    of_its_sources = settings.sources is None or source in settings.sources
+    return of_its_sources and all(map(metadata.__contains__, keys))
 
 
 class Lane:
@@ -86,11 +88,12 @@ class Lane:
         """
         values = torch.full((len(batch.images),), torch.nan, dtype=torch.float64)
         failed = torch.zeros(len(batch.images), dtype=torch.bool)
+        keys = required(self.settings, self.reward.declaration)
         asked = torch.tensor(
             [
                 i
                 for i, (metadata, source) in enumerate(zip(batch.metadata, sources, strict=True))
-                if concerns(self.settings, self.reward.declaration, metadata, source)
+                if concerns(self.settings, keys, metadata, source)
             ],
             dtype=torch.int64,
         )

@@ -20,12 +20,14 @@ from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import model_size, pick_device
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.registry import load_plugin
+from marble_cli.rewards.scorer import required
 from marble_cli.trainer.preflight import (
     applicable,
     check_applicable,
     check_geometry,
     check_groups,
     check_plugins,
+    trained_on,
 )
 
 UTILISATION = 0.7  # share of a large matrix product's speed that a run on `tiny` reached on two CPU cores
@@ -136,7 +138,7 @@ def plan(config: RunConfig) -> None:
     for row in rows:
         table.add_row(*row)
     console = Console(markup=False)
-    for part in (table, _sources(config, prompts), _rewards(config, prompts["train"])):
+    for part in (table, _sources(config, prompts), _rewards(config, prompts)):
         console.print(part, "")
     check_applicable(config, prompts["train"], prompts["test"])
 
@@ -155,16 +157,20 @@ def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]
     return table
 
 
-def _rewards(config: RunConfig, prompts: Mapping[str, list[Prompt]]) -> Table:
-    """What each reward requires of a prompt, and to how many prompts it applies."""
+def _rewards(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:
+    """What each reward requires of a prompt, and to how many it applies; watched ones see held-out prompts alone."""
     table = Table("reward", "requires", "applies to", box=None, pad_edge=False)
-    every = sum(len(rows) for rows in prompts.values())
-    for name, reward in {**config.rewards, **config.eval_rewards}.items():
-        counts = applicable(reward, prompts)
-        asked = [source for source, count in counts.items() if count]
-        where = f" ({', '.join(asked)})" if 0 < len(asked) < len(counts) else ""
-        required = ", ".join(Declaration.of(load_plugin(reward.plugin)).requires)
-        table.add_row(name, required or "nothing", f"{sum(counts.values()):,} of {every:,} prompts{where}")
+    trained = trained_on(config, prompts["train"])
+    for rewards, asked, kind in (
+        (config.rewards, trained, "prompts"),
+        (config.eval_rewards, prompts["test"], "held-out prompts"),
+    ):
+        for name, reward in rewards.items():
+            counts = {source: count for source, count in applicable(reward, asked).items() if count}
+            where = f" ({', '.join(counts)})" if 0 < len(counts) < len(asked) else ""
+            keys = ", ".join(required(reward, Declaration.of(load_plugin(reward.plugin))))
+            every = sum(map(len, asked.values()))
+            table.add_row(name, keys or "nothing", f"{sum(counts.values()):,} of {every:,} {kind}{where}")
     return table
 
 

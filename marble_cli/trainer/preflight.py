@@ -9,7 +9,7 @@ from marble_cli.errors import ConfigError, RewardError
 from marble_cli.randomness import noise
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.registry import check_options, load_plugin
-from marble_cli.rewards.scorer import Scorer, concerns
+from marble_cli.rewards.scorer import Scorer, concerns, required
 from marble_cli.rollout.collect import Rollout
 
 log = logging.getLogger("marble")
@@ -41,11 +41,16 @@ def check_geometry(config: RunConfig, world: int) -> None:
 
 def applicable(reward: Reward, prompts: Mapping[str, list[Prompt]]) -> dict[str, int]:
     """How many prompts of each source `reward` is asked about."""
-    declaration = Declaration.of(load_plugin(reward.plugin))
+    keys = required(reward, Declaration.of(load_plugin(reward.plugin)))
     return {
-        name: sum(concerns(reward, declaration, prompt.metadata, name) for prompt in rows)
+        name: sum(concerns(reward, keys, prompt.metadata, name) for prompt in rows)
         for name, rows in prompts.items()
     }
+
+
+def trained_on(config: RunConfig, prompts: Mapping[str, list[Prompt]]) -> dict[str, list[Prompt]]:
+    """The sources that a step draws from."""
+    return {name: rows for name, rows in prompts.items() if config.data.sources[name].weight > 0}
 
 
 def check_applicable(
@@ -56,9 +61,8 @@ def check_applicable(
     Raises:
         ConfigError: one never can; the message names the metadata that it requires and the sources that lack it.
     """
-    trained = {name: rows for name, rows in train.items() if config.data.sources[name].weight > 0}
     for group, rewards, prompts in (
-        ("rewards", config.rewards, trained),
+        ("rewards", config.rewards, trained_on(config, train)),
         ("eval_rewards", config.eval_rewards, held_out),
     ):
         for name, reward in rewards.items():
@@ -73,8 +77,7 @@ def _never(path: str, reward: Reward, prompts: Mapping[str, list[Prompt]]) -> st
     asked = [name for name in prompts if reward.sources is None or name in reward.sources]
     if not asked:
         return f"{path}.sources={reward.sources}: none of them has a weight. Expected one of: {', '.join(prompts)}."
-    required = Declaration.of(load_plugin(reward.plugin)).requires
-    keys = " and ".join(repr(key) for key in required)
+    keys = " and ".join(map(repr, required(reward, Declaration.of(load_plugin(reward.plugin)))))
     return (
         f"{path} applies to no prompt: it requires the metadata {keys}, which no prompt of the sources "
         f"{', '.join(asked)} has. Write it into the prompt files, give it with data.sources.<name>.quoted_as or .metadata, "
