@@ -60,7 +60,7 @@ def test_an_epochs_order_is_the_seeds_alone() -> None:
     for step in (6, 1, 2, 6, 5, 3):
         drawn = {prompt.text for prompt in chosen.step(step)}
         places = [
-            divmod(place, len(sources[name])) + (name,)
+            (*divmod(place, len(sources[name])), name)
             for name in "ab"
             for place in (2 * step - 2, 2 * step - 1)
         ]
