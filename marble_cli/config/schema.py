@@ -110,9 +110,7 @@ class Reward:
     plugin: str = MISSING
     weight: float = 1.0  # in balances that mix rewards by weight
     sources: list[str] | None = None  # prompt sources that it is asked about; all if None
-    requires: list[str] = field(
-        default_factory=list
-    )  # metadata without which it is not asked, beside its plugin's
+    requires: list[str] = field(default_factory=list)  # metadata keys, beside those that its plugin requires
     timeout: float = 60.0  # seconds for one call
     retries: int = 2  # further attempts after a failed call
     max_failed: float = 0.5  # share of a step's images that may fail before the run stops

@@ -62,11 +62,7 @@ def hub_rows(name: str, source: Source, split: str) -> Rows:
 
 
 def _table_rows(where: str, table: Any) -> Rows:
-    return Rows(where, "row", "Expected text in every row.", table.to_pylist(), _whole)
-
-
-def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    return row
+    return Rows(where, "row", "Expected text in every row.", table.to_pylist(), dict)
 
 
 def _columns(where: str, schema: Any, name: str, source: Source) -> list[str]:
