@@ -21,7 +21,7 @@ from torch import Tensor
 
 from marble_cli.config import schema
 from marble_cli.errors import RewardError
-from marble_cli.rewards.api import Batch
+from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.registry import Reward, build
 
 log = logging.getLogger("marble")
@@ -41,6 +41,17 @@ class Scores:
     values: Tensor
     applicable: Tensor
     failed: Tensor
+
+
+def required(settings: schema.Reward, declaration: Declaration) -> list[str]:
+    """The metadata keys without which a reward is not asked about a prompt."""
+    return list(dict.fromkeys([*declaration.requires, *settings.requires]))
+
+
+def concerns(settings: schema.Reward, keys: list[str], metadata: Mapping[str, Any], source: str) -> bool:
+    """Whether a reward that requires `keys` is asked about a prompt with this metadata from this source."""
+    of_its_sources = settings.sources is None or source in settings.sources
+    return of_its_sources and all(map(metadata.__contains__, keys))
 
 
 class Lane:
@@ -77,11 +88,12 @@ class Lane:
         """
         values = torch.full((len(batch.images),), torch.nan, dtype=torch.float64)
         failed = torch.zeros(len(batch.images), dtype=torch.bool)
+        keys = required(self.settings, self.reward.declaration)
         asked = torch.tensor(
             [
                 i
                 for i, (metadata, source) in enumerate(zip(batch.metadata, sources, strict=True))
-                if self._concerns(metadata, source)
+                if concerns(self.settings, keys, metadata, source)
             ],
             dtype=torch.int64,
         )
@@ -106,11 +118,6 @@ class Lane:
         values[asked] = torch.where(infinite, torch.nan, answer)
         failed[asked] = infinite
         return values, failed
-
-    def _concerns(self, metadata: Mapping[str, Any], source: str) -> bool:
-        if self.settings.sources is not None and source not in self.settings.sources:
-            return False
-        return all(key in metadata for key in self.reward.declaration.requires)
 
     def _retrying(self) -> tenacity.Retrying:
         return tenacity.Retrying(

@@ -75,7 +75,7 @@ class Trainer:
         try:
             check_rewards(self.rollout, self.judges, self.sampler.sources)
             if settings.eval_every:
-                self.policy.prepare([prompt.text for prompt in self.held_out])
+                self.rollout.prepare(self.held_out)
             if self.judgement_due():
                 self.evaluate()
             while self.progress.step < settings.steps:
@@ -103,7 +103,7 @@ class Trainer:
             self.prepared = min(settings.steps, step + settings.encode_ahead - 1)
             steps = [self.sampler.step(s) for s in range(step, self.prepared + 1)]
             own = self.ranks.share(self.config.rollout.groups)
-            self.policy.prepare([prompts[i].text for prompts in steps for i in own])
+            self.rollout.prepare([prompts[i] for prompts in steps for i in own])
 
     def judgement_due(self) -> bool:
         """Whether the last finished step is one to evaluate and has not been."""

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,14 +11,24 @@ from rich.table import Table
 
 from marble_cli.balance.registry import build
 from marble_cli.config.schema import BalanceMode, RunConfig, SharedTerm
-from marble_cli.data.prompts import load_prompts
+from marble_cli.data.prompts import Prompt, load_prompts
 from marble_cli.folder import check_writable
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.size import model_size
+from marble_cli.rewards.api import Declaration
+from marble_cli.rewards.registry import load_plugin
+from marble_cli.rewards.scorer import required
 from marble_cli.trainer.geometry import geometry
 from marble_cli.trainer.memory import describe, memory
-from marble_cli.trainer.preflight import check_geometry, check_groups, check_plugins
+from marble_cli.trainer.preflight import (
+    applicable,
+    check_applicable,
+    check_geometry,
+    check_groups,
+    check_plugins,
+    trained_on,
+)
 
 MORE_PROCESSES = (16, 8, 4, 2)
 UTILISATION = 0.7  # share of a large matrix product's speed that a run on `tiny` reached on two CPU cores
@@ -39,7 +50,8 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
         further = (
             balance.refresh_fraction * backward * (1 if balance.shared_term is SharedTerm.outside else 2)
         )
-    rollouts = counts.images * config.rollout.steps * forward
+    passes = 1 if config.rollout.guidance_scale == 1 else 2
+    rollouts = counts.images * config.rollout.steps * passes * forward
     steps = config.trainer.steps
     total = steps * (rollouts + plain) + counts.refresh_steps * counts.samples * further
     return total / speed / config.launcher.nproc
@@ -73,12 +85,7 @@ def plan(config: RunConfig) -> None:
             "run",
             f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)",
         ),
-        ("prompts", ", ".join(f"{name} {len(rows)}" for name, rows in prompts["train"].items())),
-        (
-            "held out",
-            f"{sum(min(trainer.eval_prompts, len(rows)) for rows in prompts['test'].values())} prompts",
-        ),
-        ("rewards", ", ".join(config.rewards)),
+        ("evaluated on", f"the first {trainer.eval_prompts} held-out prompts of each source"),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
         ("images a step", f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}"),
         ("samples a step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
@@ -100,7 +107,41 @@ def plan(config: RunConfig) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    Console(markup=False).print(table)
+    console = Console(markup=False)
+    for part in (table, _sources(config, prompts), _rewards(config, prompts)):
+        console.print(part, "")
+    check_applicable(config, prompts["train"], prompts["test"])
+
+
+def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:
+    """Prompts of each source, and its share of a step's."""
+    table = Table("source", box=None, pad_edge=False)
+    for heading in ("prompts", "held out", "share", "prompts a step"):
+        table.add_column(heading, justify="right")
+    sources, groups = config.data.sources, config.rollout.groups
+    total = sum(source.weight for source in sources.values())
+    for name, source in sources.items():
+        counts = [f"{len(prompts[split][name]):,}" for split in ("train", "test")]
+        share = source.weight / total
+        table.add_row(name, *counts, f"{share:.0%}", f"{share * groups:.3g}")
+    return table
+
+
+def _rewards(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:
+    """What each reward requires of a prompt, and to how many it applies; watched ones see held-out prompts alone."""
+    table = Table("reward", "requires", "applies to", box=None, pad_edge=False)
+    trained = trained_on(config, prompts["train"])
+    for rewards, asked, kind in (
+        (config.rewards, trained, "prompts"),
+        (config.eval_rewards, prompts["test"], "held-out prompts"),
+    ):
+        for name, reward in rewards.items():
+            counts = {source: count for source, count in applicable(reward, asked).items() if count}
+            where = f" ({', '.join(counts)})" if 0 < len(counts) < len(asked) else ""
+            keys = ", ".join(required(reward, Declaration.of(load_plugin(reward.plugin))))
+            every = sum(map(len, asked.values()))
+            table.add_row(name, keys or "nothing", f"{sum(counts.values()):,} of {every:,} {kind}{where}")
+    return table
 
 
 def _shares(config: RunConfig) -> str:

@@ -70,6 +70,15 @@ def test_what_a_reward_requires_decides_what_it_sees(install: Install) -> None:
     assert not nothing.failed.any()
 
 
+def test_a_run_may_require_more_than_the_plugin_does(install: Install) -> None:
+    install(scaled="Scaled")
+    metadata: list[Mapping[str, Any]] = [{"text": "x"}, {"tag": 1}, {"text": "x", "tag": None}]
+    with open_scorer(
+        {"mine": Reward(plugin="scaled", options={"scale": 2.0}, requires=["tag"])}, "cpu"
+    ) as scorer:
+        assert submit(scorer, [""] * 3, metadata).applicable.tolist() == [[False, False, True]]
+
+
 def test_sources_decide_what_a_reward_sees(install: Install) -> None:
     install(brightness="brightness")
     with open_scorer({"mine": Reward(plugin="brightness", sources=["text", "general"])}, "cpu") as scorer:

@@ -1,5 +1,6 @@
 """The plan of a run: counts, memory and time from the configuration alone, and what it refuses."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,10 +102,46 @@ def test_the_plan_is_printed(
 ) -> None:
     plan(run_config(f"run.dir={tmp_path}", "trainer.steps=12"))
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("general 4, text 4, compositional 4", "6 prompts", "colorfulness, compressibility",
-                 "2 prompts x 3 = 6", "6 images x 1 training times = 6", "12, of which 2 refresh the balance", "1, each with 6 images in 2 batches, and 2 micro-batches; or 2, each with 3"):  # fmt: skip
+    for part in ("first 2 held-out prompts of each", "2 prompts x 3 = 6", "6 images x 1 training times = 6",
+                 "12, of which 2 refresh the balance", "1, each with 6 images in 2 batches, and 2 micro-batches; or 2, each with 3"):  # fmt: skip
         assert part in said
     assert not list(tmp_path.iterdir())
+
+
+def rows(said: str, heading: str) -> list[list[str]]:
+    """The lines of a printed table, below its heading."""
+    lines = said.split(heading)[1].split("\n\n")[0].splitlines()[1:]
+    return [re.split(r"\s{2,}", line.strip()) for line in lines]
+
+
+def test_sources_and_what_rewards_apply_to_are_printed(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(
+        run_config(
+            f"run.dir={tmp_path}", "rollout.groups=6", "data.sources.text.weight=2", "data.sources.general.weight=0",
+            "rewards.colorfulness.requires=[text]", "+eval_rewards.seen={plugin: colorfulness, requires: [include]}",
+            "+eval_rewards.asked={plugin: colorfulness, sources: [general, text]}",
+        )
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert rows(said, "\nsource ") == [
+        ["general", "4", "2", "0%", "0"], ["text", "4", "2", "67%", "4"], ["compositional", "4", "2", "33%", "2"],
+    ]  # fmt: skip
+    assert rows(said, "\nreward ") == [
+        ["colorfulness", "text", "4 of 8 prompts (text)"],
+        ["compressibility", "nothing", "8 of 8 prompts"],
+        ["seen", "include", "2 of 6 held-out prompts (compositional)"],
+        ["asked", "nothing", "4 of 6 held-out prompts (general, text)"],
+    ]
+
+
+def test_guidance_doubles_the_time_of_rollouts(run_config: RunConfigMaker) -> None:
+    plain, guided = (
+        seconds(run_config("trainer.steps=1", f"rollout.guidance_scale={scale}"), SIZE, 1e9)
+        for scale in (1, 3)
+    )
+    assert guided - plain == pytest.approx(6 * 3 * 2 * 1_000_000 * 16 / 1e9)
 
 
 def test_a_model_elsewhere_is_planned_for_without_sizes(
@@ -123,6 +160,11 @@ def test_a_model_elsewhere_is_planned_for_without_sizes(
         (["balance.floor=0.6"], ConfigError, r"balance\.floor=0\.6"),
         (["balance.solver=ospq"], ConfigError, r"'osqp'"),
         (["balance=fixed", "balance.weights.colorfulnes=1"], ConfigError, r"'colorfulness'"),
+        (
+            ["rewards.colorfulness.requires=[txt]"],
+            ConfigError,
+            r"rewards\.colorfulness applies to no prompt.*'txt'",
+        ),
         (["run.dir=/proc/marble"], RequestError, r"run\.dir=/proc/marble cannot be written"),
     ],
 )
