@@ -8,9 +8,7 @@ import pytest
 
 
 def _tiny_models() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "tiny_geneval", Path(__file__).with_name("tiny_geneval.py")
-    )
+    spec = importlib.util.spec_from_file_location("tiny_geneval", Path(__file__).with_name("tiny_geneval.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -102,11 +102,16 @@ def test_reads_mask2former(mask2former: Path, tiny: ModuleType, height: int, wid
     images = pictures(3, height, width)
     model = Mask2FormerForUniversalSegmentation.from_pretrained(mask2former).double().eval()
     seen = 0
-    for image, found in zip(images, Detector(str(mask2former), "cpu", torch.float32, 2)(images, 0.2), strict=True):
+    for image, found in zip(
+        images, Detector(str(mask2former), "cpu", torch.float32, 2)(images, 0.2), strict=True
+    ):
         with torch.no_grad():
             answer = model(prepared(image, 32))
         expected = expected_instances(
-            answer.class_queries_logits[0].numpy(), answer.masks_queries_logits[0].numpy(), (height, width), 0.2
+            answer.class_queries_logits[0].numpy(),
+            answer.masks_queries_logits[0].numpy(),
+            (height, width),
+            0.2,
         )
         pairs = [(name, thing) for name, thing in flat(found) if thing.score > 0]
         assert [name for name, _ in pairs] == [class_of(tiny.LABELS[label]) for label, *_ in expected]
@@ -136,7 +141,9 @@ def test_reads_detr(detr: Path, height: int, width: int) -> None:
                 expected.append((row.max(), name, np.clip(corners, 0, [width, height] * 2)))
         pairs = flat(found)
         assert len(pairs) == len(expected)
-        for (name, thing), (score, label, box) in zip(pairs, sorted(expected, key=lambda e: -e[0]), strict=True):
+        for (name, thing), (score, label, box) in zip(
+            pairs, sorted(expected, key=lambda e: -e[0]), strict=True
+        ):
             assert (name, thing.mask) == (label, None)
             assert thing.score == pytest.approx(score, abs=1e-4)
             assert thing.box == pytest.approx(box, abs=1e-2)
@@ -194,7 +201,11 @@ def test_colours_are_the_nearest_texts(clip: Path, tiny: ModuleType) -> None:
     name = "computer mouse"
     expected = np.zeros((2, 10))
     for place, color in enumerate(COLORS):
-        texts = [f"a photo of a {color} {name}", f"a photo of a {color}-colored {name}", f"a photo of a {color} object"]
+        texts = [
+            f"a photo of a {color} {name}",
+            f"a photo of a {color}-colored {name}",
+            f"a photo of a {color} object",
+        ]
         mean = np.mean([text(sentence) for sentence in texts], axis=0)
         expected[:, place] = [one @ mean / np.linalg.norm(mean) for one in seen]
     assert classifier.similarities(image, things, name).numpy() == pytest.approx(expected, abs=2e-5)
@@ -220,7 +231,9 @@ def test_scores_what_the_detector_finds(reward: GenEval) -> None:
     one = {"class": name, "count": 1}
     colors = reward.colors(images[0], best, name)
     (verdict,) = reward.verdicts(images, ["it"], [{"include": [{**one, "color": colors[0]}]}])
-    assert verdict.score == (1.0 if len(best) == 1 else (2 - len(best)) / 2)  # (count 1 - (n - 1), colour 0) / 2
+    assert verdict.score == (
+        1.0 if len(best) == 1 else (2 - len(best)) / 2
+    )  # (count 1 - (n - 1), colour 0) / 2
 
 
 def test_counting_has_a_threshold_of_its_own(mask2former: Path, clip: Path) -> None:
@@ -238,7 +251,9 @@ def test_counting_has_a_threshold_of_its_own(mask2former: Path, clip: Path) -> N
 
 
 def test_bad_metadata_is_an_error(reward: GenEval) -> None:
-    with pytest.raises(ValueError, match="prompt 'a dgo': include class='dgo' is unknown; did you mean 'dog'"):
+    with pytest.raises(
+        ValueError, match="prompt 'a dgo': include class='dgo' is unknown; did you mean 'dog'"
+    ):
         reward(pictures(1), ["a dgo"], [{"include": [{"class": "dgo", "count": 1}]}])
 
 
@@ -250,7 +265,9 @@ def test_an_unknown_mode_is_an_error(mask2former: Path, clip: Path) -> None:
 def test_wrong_models_are_named(mask2former: Path, clip: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="there is no folder .*absent"):
         GenEval(str(tmp_path / "absent"), str(clip))
-    with pytest.raises(OSError, match="type 'clip'. Expected config.json of Mask2Former, MaskFormer or an object"):
+    with pytest.raises(
+        OSError, match="type 'clip'. Expected config.json of Mask2Former, MaskFormer or an object"
+    ):
         GenEval(str(clip), str(clip))
     with pytest.raises(OSError, match="cannot be loaded: .* Expected the files of a CLIPModel"):
         GenEval(str(mask2former), str(tmp_path))

@@ -39,7 +39,9 @@ def request(tag: str, include: list[dict[str, Any]], exclude: list[dict[str, Any
     return read_request("a prompt", metadata, CLASSES)
 
 
-def both(wanted: Request, found: dict[str, list[Detection]], colors: Painted | None = None) -> tuple[float, float]:
+def both(
+    wanted: Request, found: dict[str, list[Detection]], colors: Painted | None = None
+) -> tuple[float, float]:
     """The strict and the soft score."""
     paint = colors or Painted()
     return strict(wanted, found, paint, MARGIN).score, soft(wanted, found, paint, MARGIN).score
@@ -64,7 +66,14 @@ def test_two_objects(benches: int, cats: int, expected: tuple[float, float]) -> 
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(0, (0, 0)), (1, (0, 0.5)), (2, (1, 1)), (3, (0, 0.5)), (4, (0, 0)), (5, (0, -0.5))],  # 1 - |count - 2| / 2
+    [
+        (0, (0, 0)),
+        (1, (0, 0.5)),
+        (2, (1, 1)),
+        (3, (0, 0.5)),
+        (4, (0, 0)),
+        (5, (0, -0.5)),
+    ],  # 1 - |count - 2| / 2
 )
 def test_counting_with_its_exclusion(count: int, expected: tuple[float, float]) -> None:
     wanted = request("counting", [{"class": "bench", "count": 2}], [{"class": "bench", "count": 3}])
@@ -122,7 +131,9 @@ def test_a_position() -> None:
     wanted = request("position", POSITION)
     cat = square(50, 50)
     assert both(wanted, {"cat": [cat], "dog": [square(20, 50)]}) == (1, 1)
-    assert both(wanted, {"cat": [cat], "dog": [square(80, 50)]}) == pytest.approx((0, 2 / 3))  # (1 + 1 + 0) / 3
+    assert both(wanted, {"cat": [cat], "dog": [square(80, 50)]}) == pytest.approx(
+        (0, 2 / 3)
+    )  # (1 + 1 + 0) / 3
     assert both(wanted, {"dog": [square(20, 50)]}) == pytest.approx((0, 1 / 3))  # (0 + 1 + 0) / 3: no target
     assert both(wanted, {"cat": [cat]}) == pytest.approx((0, 1 / 3))  # (1 + 0 + 0) / 3
     # A second cat: strict looks at the better one, soft has no exact target: (0 + 1 + 0) / 3.
@@ -134,7 +145,9 @@ def test_a_position_holds_for_every_pair() -> None:
         "position", [{"class": "cat", "count": 2}, {"class": "dog", "count": 1, "position": ["left of", 0]}]
     )
     assert both(wanted, {"cat": [square(50, 0), square(90, 0)], "dog": [square(20, 0)]}) == (1, 1)
-    assert both(wanted, {"cat": [square(50, 0), square(90, 0)], "dog": [square(70, 0)]}) == pytest.approx((0, 2 / 3))
+    assert both(wanted, {"cat": [square(50, 0), square(90, 0)], "dog": [square(70, 0)]}) == pytest.approx(
+        (0, 2 / 3)
+    )
 
 
 def test_a_wrong_colour_earns_no_position() -> None:
@@ -232,16 +245,25 @@ GOOD = {"class": "bench", "count": 1}
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"include": [{"class": "benchh", "count": 1}]}, "include class='benchh' is unknown; did you mean 'bench'"),
+        (
+            {"include": [{"class": "benchh", "count": 1}]},
+            "include class='benchh' is unknown; did you mean 'bench'",
+        ),
         ({"include": [{"count": 1}]}, "include class=None is unknown"),
         ({"include": [{**GOOD, "color": "gren"}]}, "include color='gren' is unknown; did you mean 'green'"),
-        ({"include": [{**GOOD, "count": 0}]}, "include count=0 of 'bench': expected a whole number from 1 on"),
+        (
+            {"include": [{**GOOD, "count": 0}]},
+            "include count=0 of 'bench': expected a whole number from 1 on",
+        ),
         ({"include": [{"class": "bench"}]}, "include count=None of 'bench'"),
         ({"include": [{**GOOD, "count": True}]}, "include count=True"),
         ({"include": []}, "include is empty"),
         ({"include": "bench"}, "include='bench': expected a list"),
         ({"include": ["bench"]}, "include has 'bench': expected a mapping"),
-        ({"include": [GOOD, {**GOOD, "position": ["left", 0]}]}, "position='left' is unknown; did you mean 'left of'"),
+        (
+            {"include": [GOOD, {**GOOD, "position": ["left", 0]}]},
+            "position='left' is unknown; did you mean 'left of'",
+        ),
         ({"include": [GOOD, {**GOOD, "position": ["left of", 1]}]}, "must be an earlier entry, 0 to 0"),
         ({"include": [GOOD, {**GOOD, "position": ["left of", -1]}]}, "must be an earlier entry"),
         ({"include": [{**GOOD, "position": ["left of", 0]}]}, "the first entry has none"),
@@ -251,7 +273,9 @@ GOOD = {"class": "bench", "count": 1}
     ],
 )
 def test_bad_metadata_is_an_error_that_names_the_prompt(metadata: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"metadata of the prompt 'a bench': .*{message}".replace("[", "\\[")):
+    with pytest.raises(
+        ValueError, match=f"metadata of the prompt 'a bench': .*{message}".replace("[", "\\[")
+    ):
         read_request("a bench", metadata, CLASSES)
 
 

@@ -15,7 +15,11 @@ from marble_reward_geneval.rules import Detection
 from marble_reward_geneval.weights import loading, locate
 
 GROUND = 0x99  # the grey around an object that has a mask
-TEMPLATES = ("a photo of a {color} {name}", "a photo of a {color}-colored {name}", "a photo of a {color} object")
+TEMPLATES = (
+    "a photo of a {color} {name}",
+    "a photo of a {color}-colored {name}",
+    "a photo of a {color} object",
+)
 EXPECTED = (
     "the files of a CLIPModel: config.json, model.safetensors, a tokenizer and preprocessor_config.json"
 )

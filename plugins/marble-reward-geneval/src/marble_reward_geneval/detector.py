@@ -26,9 +26,7 @@ EXPECTED = "config.json of Mask2Former, MaskFormer or an object detector, model.
 class Detector:
     """An instance segmentation model or a box detector; `classes` are GenEval's names that it knows."""
 
-    def __init__(
-        self, source: str, device: str | torch.device, dtype: torch.dtype, batch_size: int
-    ) -> None:
+    def __init__(self, source: str, device: str | torch.device, dtype: torch.dtype, batch_size: int) -> None:
         """Load a detector and its image processor.
 
         Args:
@@ -73,13 +71,13 @@ class Detector:
             images: uint8 [B, 3, H, W].
             threshold: objects of a score up to it may be left out.
         """
-        found = []
+        found, (height, width) = [], images.shape[2:]
         for part in images.split(self.batch_size):
             given = self.processor(
                 list(part.numpy()), input_data_format="channels_first", return_tensors="pt"
             ).to(self.model.device)
             given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
-            found += self.read(self.model(**given), tuple(images.shape[2:]), threshold)
+            found += self.read(self.model(**given), (height, width), threshold)
         return found
 
     def _read_masks(

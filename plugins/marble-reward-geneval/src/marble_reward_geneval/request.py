@@ -7,6 +7,8 @@ from typing import Any
 
 from marble_reward_geneval.classes import COLORS, RELATIONS, TAGS
 
+LISTED = 16  # known names that a message lists at most
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -97,7 +99,9 @@ def _count(entry: Mapping[str, Any], key: str) -> int:
 
 def _position(position: Any, place: int) -> tuple[str, int]:
     if not isinstance(position, Sequence) or isinstance(position, str) or len(position) != 2:
-        raise ValueError(f'include position={position!r}: expected a relation and an entry, e.g. ["left of", 0]')
+        raise ValueError(
+            f'include position={position!r}: expected a relation and an entry, e.g. ["left of", 0]'
+        )
     relation, target = position
     _known("include position", relation, RELATIONS)
     if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < place:
@@ -114,4 +118,5 @@ def _known(what: str, name: Any, known: Iterable[str]) -> str:
         return str(name)
     close = get_close_matches(str(name), known, n=1, cutoff=0.5)
     meant = f"; did you mean {close[0]!r}?" if close else "."
-    raise ValueError(f"{what}={name!r} is unknown{meant} Known: {', '.join(known)}")
+    names = ", ".join(known) if len(known) <= LISTED else f"{len(known)} names, of COCO's classes"
+    raise ValueError(f"{what}={name!r} is unknown{meant} Known: {names}")

@@ -21,7 +21,9 @@ class GenEval:
     requires = ("include",)
     range = (None, 1.0)
     license = "Apache-2.0; weights under their own licences (Mask2Former: its model card; CLIP: MIT)"
-    citation = "GenEval, arXiv 2310.11513; soft score: Flow-GRPO, arXiv 2505.05470; Mask2Former, arXiv 2112.01527"
+    citation = (
+        "GenEval, arXiv 2310.11513; soft score: Flow-GRPO, arXiv 2505.05470; Mask2Former, arXiv 2112.01527"
+    )
 
     def __init__(
         self,

@@ -187,5 +187,7 @@ def _misplaced(
         for target in targets:
             held = relations(thing.box, target.box, margin)
             if relation not in held:
-                return f"expected {name} {relation} its target, found it {' and '.join(sorted(held)) or 'on it'}"
+                return (
+                    f"expected {name} {relation} its target, found it {' and '.join(sorted(held)) or 'on it'}"
+                )
     return ""

@@ -25,7 +25,7 @@ def locate(source: str) -> str:
 def loading(source: str, expected: str) -> Iterator[None]:
     """Load weights within: no progress bar, and whatever goes wrong is an OSError that says what was expected."""
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         yield
     except Exception as error:  # the hub's client raises many kinds
@@ -36,4 +36,4 @@ def loading(source: str, expected: str) -> Iterator[None]:
         ) from error
     finally:
         if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
