@@ -6,6 +6,7 @@ too large a share of a step's images, stops the run.
 """
 
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,18 +104,18 @@ class Lane:
             batch.images[asked], [batch.prompts[i] for i in asked], [batch.metadata[i] for i in asked]
         )
         try:
-            answer = self._retrying()(self._attempt, part)
+            answer, reason = self._retrying()(self._attempt, part)
         except RewardError:
             raise
         except Exception as error:  # whatever a plugin may raise
-            self.error = f"{type(error).__name__}: {error}"
+            self.error = _said(error)
             log.warning("reward %s failed on %d images: %s", self.name, len(asked), self.error)
             failed[asked] = True
             return values, failed
         infinite = torch.isinf(answer)
         if infinite.any():
-            self.error = f"returned {answer[infinite][0].item()}"
-            log.warning("reward %s returned infinity for %d images", self.name, int(infinite.sum()))
+            self.error = _said(reason) if reason else f"returned {answer[infinite][0].item()}"
+            log.warning("reward %s failed on %d images: %s", self.name, int(infinite.sum()), self.error)
         values[asked] = torch.where(infinite, torch.nan, answer)
         failed[asked] = infinite
         return values, failed
@@ -131,8 +132,8 @@ class Lane:
     def _closed(self) -> RewardError:
         return RewardError(f"reward {self.name} was closed before it answered")
 
-    def _attempt(self, batch: Batch) -> Tensor:
-        """One call of the plugin, its answer checked: [B] float64 on the CPU."""
+    def _attempt(self, batch: Batch) -> tuple[Tensor, Exception | None]:
+        """One call of the plugin: its answer, checked, [B] float64 on the CPU, and the first failure it reports."""
         future: Future[Any] = Future()
         self.awaited = future
         if self.closing.is_set():
@@ -148,7 +149,11 @@ class Lane:
             self.reward = self.make()
             self._start_caller()
             raise TimeoutError(f"no answer within {self.settings.timeout:g} s") from None
-        return checked(self.name, answer, len(batch.images))
+        return checked(self.name, answer, len(batch.images)), failure(answer)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _serve(
@@ -177,11 +182,13 @@ def _settle(future: Future[Any], answer: Any = None, error: Exception | None = N
 
 
 def checked(name: str, answer: Any, count: int) -> Tensor:
-    """A plugin's answer as [count] float64 on the CPU.
+    """A plugin's answer as [count] float64 on the CPU, infinity where it reports a failure.
 
     Raises:
-        RewardError: it is not `count` numbers.
+        RewardError: it is not `count` numbers or failures.
     """
+    if isinstance(answer, list | tuple):
+        answer = [math.inf if isinstance(score, Exception) else score for score in answer]
     try:
         plain = answer.detach().cpu() if isinstance(answer, Tensor) else np.array(answer)
         values = torch.as_tensor(plain, dtype=torch.float64)
@@ -195,6 +202,12 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
             f"Expected [{count}], one score an image."
         )
     return values.clone()
+
+
+def failure(answer: Any) -> Exception | None:
+    """The first exception that stands in the place of a score in a plugin's answer."""
+    scores = answer if isinstance(answer, list | tuple) else ()
+    return next((score for score in scores if isinstance(score, Exception)), None)
 
 
 @dataclass(frozen=True)

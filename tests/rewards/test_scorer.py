@@ -47,6 +47,23 @@ def test_three_outcomes_are_kept_apart(install: Install) -> None:
     assert torch.isnan(scores.values[0, 1:4]).all()
 
 
+def test_a_failure_in_the_place_of_a_score_concerns_its_image_alone(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(partly="FailsInPart")
+    reason = "ValueError: could not convert string to float: 'dunno'"
+    with open_scorer({"mine": Reward(plugin="partly", max_failed=0.3)}, "cpu") as scorer:
+        scores = submit(scorer, ["0.5", "dunno", "nan", "-2"])
+        assert scores.applicable.tolist() == [[True, False, False, True]]
+        assert scores.failed.tolist() == [[False, True, False, False]]
+        assert scores.values[0, [0, 3]].tolist() == [0.5, -2.0]
+        assert torch.isnan(scores.values[0, 1])
+        assert f"reward mine failed on 1 images: {reason}" in caplog.text
+        with pytest.raises(RewardError, match=f"mine failed on 1 of 3 images.*Last error: {reason}"):
+            scorer.check(scores)
+        assert submit(scorer, [""]).values.item() == 2.0  # the batch was not asked for again
+
+
 def test_rewards_come_in_the_order_of_the_configuration(install: Install) -> None:
     install(answers="Answers", brightness="brightness")
     rewards = {"b": Reward(plugin="answers"), "a": Reward(plugin="brightness")}
