@@ -11,7 +11,7 @@ from rich.table import Table
 
 from marble_cli.balance.registry import build
 from marble_cli.config.schema import BalanceMode, RunConfig, SharedTerm
-from marble_cli.data.prompts import Prompt, load_prompts
+from marble_cli.data.prompts import Prompt, lacking, load_prompts
 from marble_cli.folder import check_writable
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import pick_device
@@ -74,7 +74,8 @@ def plan(config: RunConfig) -> None:
         RequestError: prompts, rewards, balance, geometry or the run's folder are wrong.
     """
     check_geometry(config, config.launcher.nproc)
-    prompts = {split: load_prompts(config.data, split) for split in ("train", "test")}
+    unset = lacking(config.data) if config.data.root is None else None
+    prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     existing = check_writable(Path(config.run.dir), "run.dir=")
     check_plugins(config)
     check_groups(config)
@@ -86,6 +87,7 @@ def plan(config: RunConfig) -> None:
             f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)",
         ),
         ("evaluated on", f"the first {trainer.eval_prompts} held-out prompts of each source"),
+        ("rewards", ", ".join(config.rewards)),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
         ("images a step", f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}"),
         ("samples a step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
@@ -108,7 +110,11 @@ def plan(config: RunConfig) -> None:
     for row in rows:
         table.add_row(*row)
     console = Console(markup=False)
-    for part in (table, _sources(config, prompts), _rewards(config, prompts)):
+    console.print(table, "")
+    if unset:
+        console.print(f"No prompts yet: {unset}")
+        return
+    for part in (_sources(config, prompts), _rewards(config, prompts)):
         console.print(part, "")
     check_applicable(config, prompts["train"], prompts["test"])
 
