@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from marble_reward_clip.clip import Clip, preprocessing
 from marble_reward_clip.loading import check_tensors, loading, locate

@@ -11,7 +11,9 @@ from marble_reward_clip.loading import loading, locate
 
 CHUNK = 32  # pictures or prompts embedded at once: bounds the memory that a batch takes, whatever its size
 
-Preprocess = Callable[[Tensor], Tensor]  # from uint8 [b, 3, H, W] to what the model looks at, [b, 3, side, side]
+Preprocess = Callable[
+    [Tensor], Tensor
+]  # from uint8 [b, 3, H, W] to what the model looks at, [b, 3, side, side]
 
 
 class Clip:
@@ -30,7 +32,8 @@ class Clip:
         """
         source = locate(model)
         with loading(
-            f"the CLIP model {source!r}", "the files of a CLIPModel: config.json, model.safetensors and a tokenizer"
+            f"the CLIP model {source!r}",
+            "the files of a CLIPModel: config.json, model.safetensors and a tokenizer",
         ):
             clip, report = CLIPModel.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True

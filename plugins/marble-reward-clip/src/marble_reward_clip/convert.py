@@ -160,7 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("checkpoint", type=Path, help="the published file")
         command.add_argument("folder", type=Path, help="a new folder")
     hpsv2.add_argument(
-        "--tokenizer", default=TOKENIZER, help="a folder or hub repository with CLIP's tokenizer (%(default)s)"
+        "--tokenizer",
+        default=TOKENIZER,
+        help="a folder or hub repository with CLIP's tokenizer (%(default)s)",
     )
     asked = parser.parse_args(arguments)
     try:
