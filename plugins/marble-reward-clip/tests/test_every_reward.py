@@ -98,6 +98,8 @@ def test_has_no_gradient(folder: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="there is no folder .*absent"):
         ClipScore(str(tmp_path / "absent"))
+    with pytest.raises(OSError, match="there is no folder .*absent.*convert hpsv2"):
+        HpsV2(str(tmp_path / "absent"))
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

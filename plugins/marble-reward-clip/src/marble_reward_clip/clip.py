@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-from marble_reward_clip.loading import loading, locate
+from marble_reward_clip.loading import HUB, loading, locate
 
 CHUNK = 32  # pictures or prompts embedded at once: bounds the memory that a batch takes, whatever its size
 
@@ -19,21 +19,23 @@ Preprocess = Callable[
 class Clip:
     """A CLIP model with its tokenizer; embeddings have length 1."""
 
-    def __init__(self, model: str, device: str | torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, model: str, device: str | torch.device, dtype: torch.dtype, remedy: str = HUB) -> None:
         """Load it.
 
         Args:
             model: a folder, a repository of the Hugging Face hub, or `tiny`: the one that marble carries.
             device: where to compute.
             dtype: what to compute in.
+            remedy: what to do where it cannot be loaded.
 
         Raises:
             OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
         """
-        source = locate(model)
+        source = locate(model, remedy)
         with loading(
             f"the CLIP model {source!r}",
             "the files of a CLIPModel: config.json, model.safetensors and a tokenizer",
+            remedy,
         ):
             clip, report = CLIPModel.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import save_file
@@ -94,7 +95,7 @@ def convert_hpsv2(checkpoint: Path, folder: Path, tokenizer: str) -> None:
         tokenizer: a folder or hub repository with CLIP's tokenizer; checkpoints hold none.
 
     Raises:
-        OSError: the checkpoint, the tokenizer or the folder is not as expected.
+        OSError: the checkpoint or the tokenizer is not as expected.
     """
     config = vit_h_14()
     with torch.device("meta"):
@@ -114,7 +115,7 @@ def convert_aesthetic(checkpoint: Path, folder: Path) -> None:
     """Write the folder of the aesthetic predictor sac+logos+ava1-l14-linearMSE.
 
     Raises:
-        OSError: the checkpoint or the folder is not as expected.
+        OSError: the checkpoint is not as expected.
     """
     weights = read_checkpoint(checkpoint)
     expected = Predictor(EMBEDDING).state_dict()
@@ -130,19 +131,26 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         OSError: there is none, or it holds something else.
     """
     with loading(f"the checkpoint {str(path)!r}", "a file of torch tensors by name", FILE):
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:  # whose message advises to let the file run code
+            raise ValueError("it is no torch file, or holds more than tensors") from error
         state = state.get("state_dict", state)
         return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
-def write(weights: dict[str, Tensor], folder: Path) -> None:
-    """Save the weights in a new folder.
+def check_new(folder: Path) -> None:
+    """Nothing is written over.
 
     Raises:
-        OSError: there is something in it.
+        OSError: there is something in the folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OSError(f"{str(folder)!r} is not empty. Name a new folder.")
+
+
+def write(weights: dict[str, Tensor], folder: Path) -> None:
+    """Save the weights, as transformers does."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -166,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     asked = parser.parse_args(arguments)
     try:
+        check_new(asked.folder)
         if asked.model == "hpsv2":
             convert_hpsv2(asked.checkpoint, asked.folder, asked.tokenizer)
         else:

@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate, pad
 
 from marble_reward_clip.clip import Clip
 
+CONVERT = "`python -m marble_reward_clip.convert hpsv2 HPS_v2.1_compressed.pt FOLDER` writes one."
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -33,7 +34,7 @@ class HpsV2:
         Raises:
             OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
         """
-        self.clip = Clip(model, device, dtype)
+        self.clip = Clip(model, device, dtype, CONVERT)
         self.preprocess = partial(fit_in_square, side=self.clip.side)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import Tensor
 from transformers.utils import logging
 
-HUB = "Where the hub cannot be reached, fetch them elsewhere with `hf download` and give the folder."
+HUB = "Where the hub cannot be reached, fetch the files elsewhere with `hf download` and name their folder."
 
 
-def locate(model: str) -> str:
+def locate(model: str, remedy: str = HUB) -> str:
     """The folder or hub repository that `model` means; `tiny` is the CLIP model that marble carries.
 
     Raises:
@@ -27,7 +27,7 @@ def locate(model: str) -> str:
     if Path(model).expanduser().is_absolute() or model.startswith("."):
         folder = Path(model).expanduser()
         if not folder.is_dir():
-            raise OSError(f"there is no folder {str(folder)!r} to load a model from")
+            raise OSError(f"there is no folder {str(folder)!r} to load a model from. {remedy}")
         return str(folder)
     return model
 

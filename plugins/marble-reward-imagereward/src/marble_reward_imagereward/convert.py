@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import save_file
@@ -45,6 +46,31 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def read(checkpoint: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the checkpoint that `expected` names, under these names.
+
+    The projections of BLIP's contrastive loss, which the score does not use, are left out.
+
+    Raises:
+        OSError: there is no such file, or it lacks a tensor, or one has another shape.
+    """
+    with loading(
+        f"the checkpoint {str(checkpoint)!r}",
+        "the weights of ImageReward v1.0",
+        "Download it again, or name the right one.",
+    ):
+        try:
+            weights = rename(torch.load(checkpoint, map_location="cpu", weights_only=True))
+        except UnpicklingError as error:  # whose message advises to let the file run code
+            raise ValueError("it is no torch file, or holds more than tensors") from error
+        for name, tensor in expected.items():
+            if name not in weights:
+                raise ValueError(f"it holds no {name}")
+            if weights[name].shape != tensor.shape:
+                raise ValueError(f"{name} has shape {[*weights[name].shape]}, not {[*tensor.shape]}")
+    return {name: weights[name].contiguous() for name in expected}
+
+
 def convert(checkpoint: Path, folder: Path, tokenizer: str) -> None:
     """Write the folder of the published checkpoint.
 
@@ -61,17 +87,7 @@ def convert(checkpoint: Path, folder: Path, tokenizer: str) -> None:
     config = published_config()
     with torch.device("meta"):
         expected = ImageRewardModel(config).state_dict()
-    with loading(
-        f"the checkpoint {str(checkpoint)!r}",
-        "the weights of ImageReward v1.0",
-        "Download it again, or name the right one.",
-    ):
-        weights = rename(torch.load(checkpoint, map_location="cpu", weights_only=True))
-        for name, tensor in expected.items():
-            if name not in weights:
-                raise ValueError(f"it holds no {name}")
-            if weights[name].shape != tensor.shape:
-                raise ValueError(f"{name} has shape {[*weights[name].shape]}, not {[*tensor.shape]}")
+    weights = read(checkpoint, expected)
     with loading(
         f"the tokenizer of {tokenizer!r}",
         "the files of BERT's uncased tokenizer",
@@ -79,12 +95,7 @@ def convert(checkpoint: Path, folder: Path, tokenizer: str) -> None:
     ):
         words = AutoTokenizer.from_pretrained(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
-    # The projections of BLIP's contrastive loss, which the score does not use, are left out.
-    save_file(
-        {name: weights[name].contiguous() for name in expected},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
     words.save_pretrained(folder)
 

@@ -14,6 +14,7 @@ from marble_reward_imagereward.model import ImageRewardModel
 
 CHUNK = 16  # pictures scored at once: bounds the memory that a batch takes, whatever its size
 LENGTH = 35  # words of a prompt that are read
+CONVERT = "`python -m marble_reward_imagereward.convert ImageReward.pt FOLDER` writes one."
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -40,12 +41,12 @@ class ImageReward:
         folder = Path(model).expanduser()
         written_as_path = folder.is_absolute() or model.startswith(".")
         if written_as_path and not folder.is_dir():
-            raise OSError(f"there is no folder {str(folder)!r} to load a model from")
+            raise OSError(f"there is no folder {str(folder)!r} to load a model from. {CONVERT}")
         source = str(folder) if written_as_path else model
         with loading(
             f"the ImageReward model {source!r}",
             "config.json, model.safetensors and a tokenizer",
-            "`python -m marble_reward_imagereward.convert` writes them.",
+            CONVERT,
         ):
             network, report = ImageRewardModel.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True
