@@ -11,9 +11,8 @@ from marble_reward_clip.loading import HUB, loading, locate
 
 CHUNK = 32  # pictures or prompts embedded at once: bounds the memory that a batch takes, whatever its size
 
-Preprocess = Callable[
-    [Tensor], Tensor
-]  # from uint8 [b, 3, H, W] to what the model looks at, [b, 3, side, side]
+# From uint8 [b, 3, H, W] to what the model looks at, float [b, 3, side, side].
+Preprocess = Callable[[Tensor], Tensor]
 
 
 class Clip:
