@@ -29,8 +29,9 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
     for index, prompt in enumerate(prompts):
         embeddings = policy.encode([prompt])
         scheduler = make_scheduler(
-            policy.scheduler_config(), config.rollout.solver, config.rollout.steps, policy.tokens
-        )
+            policy.scheduler_config(), config.rollout.solver, config.rollout.steps, policy.tokens,
+            even=policy.even_times,
+        )  # fmt: skip
         x0 = sample(
             lambda xt, t, e=embeddings: policy.velocity(xt, t, e, adapter),  # type: ignore[misc]
             noise(seed, "generate", 0, [index], policy.latent_shape).to(policy.device),

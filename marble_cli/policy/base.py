@@ -15,7 +15,7 @@ Adapter = Literal["trained", "behaviour"] | None  # None is the base model, adap
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """What a family's transformer wants to know of B prompts: `tensors` [B, ...] by name, in the model's dtype."""
+    """What a family's transformer wants to know of B prompts: `tensors` [B, ...] by name, in the model's dtype; masks are bool."""
 
     tensors: Mapping[str, Tensor]
 
@@ -46,6 +46,7 @@ class Policy(Protocol):
     device: torch.device
     latent_shape: tuple[int, int, int]
     tokens: int  # of an image, as the transformer sees it
+    even_times: bool  # as in `Family`
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Embeddings of the prompts, without classifier-free guidance."""
@@ -93,7 +94,7 @@ class Family(Protocol):
 
     encoders: tuple[nn.Module, ...]  # the text encoders
     latent_shape: tuple[int, int, int]
-    tokens: int
+    even_times: bool  # the pipeline asks its scheduler for the times 1, 1 - 1/n, ..., 1/n, then shifted
 
     def __init__(self, pipeline: Any, model: Model) -> None: ...
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from marble_cli.config.schema import Model
 from marble_cli.policy.adapters import LoraPair
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings
-from marble_cli.policy.source import DTYPES
+from marble_cli.policy.source import DTYPES, image_tokens
 
 DECODED_PIXELS = {
     "cpu": 2**17,
@@ -29,7 +29,8 @@ class PipelinePolicy:
         for frozen in (pipeline.vae, *family.encoders):
             frozen.requires_grad_(False).eval()
         self.lora = LoraPair(self.transformer, model.lora, seed)
-        self.latent_shape, self.tokens = family.latent_shape, family.tokens
+        self.latent_shape, self.even_times = family.latent_shape, family.even_times
+        self.tokens = image_tokens(model, type(family), pipeline.vae.config, pipeline.transformer.config)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:

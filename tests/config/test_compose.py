@@ -30,7 +30,7 @@ BUILT_IN = "rewards=[colorfulness,compressibility]"
 REWARD = "plugin weight sources timeout retries max_failed optional options.*"
 GROUP_KEYS = {
     "run": "name dir",
-    "model": "path revision clip precision resolution max_sequence_length device",
+    "model": "path revision clip precision resolution max_sequence_length guidance device",
     "model.lora": "rank alpha target_modules",
     "data": "root",
     "data.sources.*": "train test weight",
