@@ -35,8 +35,7 @@ class Flux:
 
     @staticmethod
     def left_out(model: Model) -> tuple[str, ...]:
-        """The encoder of image prompts, which few pipelines have."""
-        return ("image_encoder", "feature_extractor")
+        return ()
 
     @staticmethod
     def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from tests.conftest import make_pipeline
 
 @dataclass(frozen=True)
 class Tiny:
-    """How to make a family's pipeline, and how to call it with the noise of a rollout and no guidance."""
+    """How to make a pipeline for a choice of conf/model, and how to call it without classifier-free guidance."""
 
+    choice: str
     make: Callable[[], Any]
     resolution: int
     max_sequence_length: int
@@ -32,7 +34,9 @@ def learn_merges(text: str, specials: list[str], splitter: Any) -> tuple[dict[st
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = splitter
     alphabet = sorted({*ByteLevel.alphabet(), "▁"})
-    trainer = BpeTrainer(vocab_size=1000, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    trainer = BpeTrainer(
+        vocab_size=1000, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([text], trainer)
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
@@ -78,7 +82,7 @@ def sd3() -> Any:
     return pipeline
 
 
-def flux(guided: bool = True) -> Any:
+def flux(guided: bool) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextModel
 
@@ -89,7 +93,9 @@ def flux(guided: bool = True) -> Any:
         joint_attention_dim=16, pooled_projection_dim=8, guidance_embeds=guided, axes_dims_rope=(2, 2, 4),
     )  # fmt: skip
     scheduler = (
-        FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64)
+        FlowMatchEulerDiscreteScheduler(
+            shift=3.0, use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64
+        )
         if guided
         else FlowMatchEulerDiscreteScheduler(shift=1.0)
     )
@@ -112,6 +118,8 @@ def qwen_image() -> Any:
         base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True],
         latents_mean=[0.3, -0.2, 0.1, 0.4], latents_std=[1.2, 0.8, 1.5, 0.9],
     )  # fmt: skip
+    with torch.no_grad():
+        vae.decoder.conv_out.weight.mul_(6.0)  # else all pictures are grey
     text = {
         "vocab_size": 1000, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
@@ -200,9 +208,15 @@ def z_image() -> Any:
 
 
 TINY = {
-    "sd3": Tiny(sd3, 16, 20, 4, {"guidance_scale": 1.0, "max_sequence_length": 20}),
-    "flux": Tiny(flux, 32, 20, 16, {"guidance_scale": 2.5, "max_sequence_length": 20}, True, ("model.guidance=2.5",)),
-    "qwen_image": Tiny(qwen_image, 32, 200, 16, {"true_cfg_scale": 1.0}, True),
-    "sana": Tiny(sana, 32, 300, 64, {"guidance_scale": 1.0, "use_resolution_binning": False}),
-    "z_image": Tiny(z_image, 32, 100, 16, {"guidance_scale": 0.0, "max_sequence_length": 100}),
-}
+    "sd3": Tiny("sd3", sd3, 16, 20, 4, {"guidance_scale": 1.0, "max_sequence_length": 20}),
+    "flux_dev": Tiny(
+        "flux", partial(flux, guided=True), 32, 20, 16, {"guidance_scale": 2.0, "max_sequence_length": 20}, True,
+        ("model.guidance=2.0",),
+    ),
+    "flux_schnell": Tiny(
+        "flux", partial(flux, guided=False), 32, 20, 16, {"max_sequence_length": 20}, True, ("model.guidance=null",)
+    ),
+    "qwen_image": Tiny("qwen_image", qwen_image, 32, 200, 16, {"true_cfg_scale": 1.0}, True),
+    "sana": Tiny("sana", sana, 32, 300, 64, {"guidance_scale": 1.0, "use_resolution_binning": False}),
+    "z_image": Tiny("z_image", z_image, 32, 100, 16, {"guidance_scale": 0.0, "max_sequence_length": 100}),
+}  # fmt: skip

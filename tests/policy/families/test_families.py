@@ -1,6 +1,6 @@
 """Every family against the plain diffusers pipeline of its class, through one battery."""
 
-import shutil
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from torch import Tensor
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
+from marble_cli.config.compose import compose
 from marble_cli.config.schema import Model, OdeSolver, Precision, RunConfig
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Adapter
@@ -25,6 +26,7 @@ from marble_cli.trainer.run import train
 from tests.policy.families.pipelines import TINY, Tiny
 
 PROMPTS = ["a red cup", "two boats and a very long sign", "a cat"]
+TIMES = torch.tensor([0.25, 0.5, 1.0])
 STEPS = 3
 
 
@@ -32,12 +34,37 @@ STEPS = 3
 class Case:
     """One family: its tiny pipeline in a folder, loaded plainly and as a policy with random adapters."""
 
-    name: str
     tiny: Tiny
     overrides: tuple[str, ...]
     model: Model
     plain: Any
     policy: Any
+
+    def start(self) -> Tensor:
+        """Noise [3, C, H, W] of a rollout."""
+        return noise(0, "test", 0, list(range(len(PROMPTS))), self.policy.latent_shape)
+
+    def scheduler(self, solver: OdeSolver) -> Any:
+        policy = self.policy
+        return make_scheduler(policy.scheduler_config(), solver, STEPS, policy.tokens, even=policy.even_times)
+
+    @torch.no_grad()
+    def images(self, policy: Any, adapter: Adapter, solver: OdeSolver = OdeSolver.euler) -> Tensor:
+        """As a rollout draws them, uint8 [3, 3, H, W]."""
+        embeddings = policy.encode(PROMPTS)
+        x0 = sample(
+            lambda xt, t: policy.velocity(xt, t, embeddings, adapter), self.start(), self.scheduler(solver)
+        )
+        return policy.decode(x0)
+
+
+def load_plain(folder: str | Path) -> Any:
+    """Sana's pipeline takes the Euler solver here, with the shift of its own."""
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    if type(pipeline).__name__ == "SanaPipeline":
+        pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    return pipeline
 
 
 @pytest.fixture(scope="module", params=list(TINY))
@@ -52,40 +79,23 @@ def case(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tiny.make().save_pretrained(folder)
-    # A choice of conf/model, with its LoRA targets; what `run_config` sets for the SD3 of the other tests is put back.
-    chosen = run_config_of(request.param)
+    targets = compose(
+        [f"model={tiny.choice}", "~preset", "data.root=.", "run.dir=unused"]
+    ).model.lora.target_modules
     overrides = (
-        f"model={request.param}", f"model.path={folder}", f"model.resolution={tiny.resolution}", "model.precision=fp32",
-        f"model.max_sequence_length={tiny.max_sequence_length}", f"model.lora.target_modules={chosen}", "rollout.solver=euler",
+        f"model={tiny.choice}", f"model.path={folder}", f"model.resolution={tiny.resolution}", "model.precision=fp32",
+        f"model.max_sequence_length={tiny.max_sequence_length}", f"model.lora.target_modules=[{','.join(targets)}]",
         *tiny.overrides,
     )  # fmt: skip
     model = run_config(*overrides).model
     policy = load_policy(model, seed=0)
     randomise(policy)
-    return Case(request.param, tiny, overrides, model, load_plain(folder), policy)
-
-
-def run_config_of(name: str) -> str:
-    """The LoRA targets of a choice of conf/model, as an override takes them."""
-    from marble_cli.config.compose import compose
-
-    targets = compose([f"model={name}", "~preset", "data.root=.", "run.dir=unused"]).model.lora.target_modules
-    return f"[{','.join(targets)}]"
-
-
-def load_plain(folder: str | Path) -> Any:
-    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def start(case: Case) -> Tensor:
-    return noise(0, "test", 0, list(range(len(PROMPTS))), case.policy.latent_shape)
+    return Case(tiny, overrides, model, load_plain(folder), policy)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a plain pipeline: its times [n + 1], latents [n + 1, B, C, H, W] and images [B, 3, H, W], 0 to 1."""
+    """A run of a plain pipeline: times [n + 1], latents [n + 1, 3, C, H, W] and images [3, 3, H, W], 0 to 1."""
 
     times: Tensor
     latents: Tensor
@@ -93,35 +103,21 @@ class Run:
 
 
 def plain_run(case: Case, pipeline: Any) -> Run:
-    """Euler steps from `start`; Sana's own scheduler gives way to one with the same shift."""
-    if case.name == "sana":
-        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    begin, side = start(case), case.tiny.resolution
-    shape = begin.shape
-    packed = pipeline._pack_latents(begin, *shape) if case.tiny.packed else begin
-    seen = [packed]
+    begin, side = case.start(), case.tiny.resolution
+    seen = [pipeline._pack_latents(begin, *begin.shape) if case.tiny.packed else begin]
 
     def keep(_: Any, step: int, t: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
         seen.append(state["latents"])
         return {}
 
     images = pipeline(
-        prompt=list(PROMPTS), num_inference_steps=STEPS, height=side, width=side, latents=packed, output_type="pt",
+        prompt=list(PROMPTS), num_inference_steps=STEPS, height=side, width=side, latents=seen[0], output_type="pt",
         callback_on_step_end=keep, **case.tiny.arguments,
     ).images  # fmt: skip
     if case.tiny.packed:
-        seen = [pipeline._unpack_latents(x, side, side, pipeline.vae_scale_factor).reshape(shape) for x in seen]
+        scale = pipeline.vae_scale_factor
+        seen = [pipeline._unpack_latents(x, side, side, scale).reshape(begin.shape) for x in seen]
     return Run(pipeline.scheduler.sigmas, torch.stack(seen), images)
-
-
-@torch.no_grad()
-def own_images(case: Case, policy: Any, adapter: Adapter, solver: OdeSolver = OdeSolver.euler) -> Tensor:
-    scheduler = make_scheduler(
-        policy.scheduler_config(), solver, STEPS, policy.tokens, even=policy.even_times
-    )
-    embeddings = policy.encode(PROMPTS)
-    x0 = sample(lambda xt, t: policy.velocity(xt, t, embeddings, adapter), start(case), scheduler)
-    return policy.decode(x0)
 
 
 def assert_same_images(got: Tensor, plain: Tensor) -> None:
@@ -131,128 +127,126 @@ def assert_same_images(got: Tensor, plain: Tensor) -> None:
     assert (got - plain * 255).abs().max() < 0.51
 
 
-def plain_prompt(case: Case, prompt: str) -> Tensor:
-    """Tokens [l, D] that the plain pipeline makes of one prompt, without padding where it masks it."""
+def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
+    """What the plain pipeline makes of one prompt: tokens [l, D], less those that it masks, and the pooled vector."""
     pipeline, length = case.plain, case.tiny.max_sequence_length
-    match case.name:
+    match case.tiny.choice:
         case "sd3":
-            return pipeline.encode_prompt(prompt, None, None, max_sequence_length=length)[0][0]
+            tokens, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, max_sequence_length=length)
+            return tokens[0], pooled[0]
         case "flux":
-            return pipeline.encode_prompt(prompt, None, max_sequence_length=length)[0][0]
-        case "qwen_image":
-            return pipeline.encode_prompt(prompt, max_sequence_length=length)[0][0]
+            tokens, pooled, _ = pipeline.encode_prompt(prompt, max_sequence_length=length)
+            return tokens[0], pooled[0]
         case "sana":
-            from inspect import signature
-
-            instruction = signature(pipeline.__call__).parameters["complex_human_instruction"].default
+            call = inspect.signature(pipeline.__call__).parameters
             tokens, mask, *_ = pipeline.encode_prompt(
-                prompt, max_sequence_length=length, complex_human_instruction=instruction
-            )
-            return tokens[mask.bool()]
+                prompt, max_sequence_length=length,
+                complex_human_instruction=call["complex_human_instruction"].default,
+            )  # fmt: skip
+            return tokens[mask.bool()], None
         case _:
-            return pipeline.encode_prompt(prompt, max_sequence_length=length)[0][0]
+            return pipeline.encode_prompt(prompt, max_sequence_length=length)[0][0], None
 
 
 @torch.no_grad()
 def test_embeddings_are_the_pipelines_own_whatever_stands_beside_them(case: Case) -> None:
-    together = case.policy.encode(PROMPTS)
-    other = case.policy.encode([PROMPTS[1]])
-    assert {name: t.shape[1:] for name, t in together.tensors.items()} == {
-        name: t.shape[1:] for name, t in other.tensors.items()
-    }
+    together, alone = (case.policy.encode(prompts) for prompts in (PROMPTS, PROMPTS[:1]))
+    for name, tensor in together.tensors.items():
+        assert tensor.shape[1:] == alone.tensors[name].shape[1:]
     for row, prompt in enumerate(PROMPTS):
-        expected = plain_prompt(case, prompt)
-        mask = together.tensors.get("mask")
-        length = len(expected)
-        tokens = together.tensors["tokens"][row]
+        expected, pooled = plain_prompt(case, prompt)
+        tokens, length = together.tensors["tokens"][row], len(expected)
         torch.testing.assert_close(tokens[:length], expected, rtol=1e-5, atol=1e-5)
-        if mask is None:
+        assert len(together) == len(PROMPTS)
+        if pooled is not None:
+            torch.testing.assert_close(together.tensors["pooled"][row], pooled, rtol=1e-5, atol=1e-5)
             assert length == len(tokens)
         else:
             assert length < len(tokens) == case.tiny.max_sequence_length
-            assert mask[row].tolist() == [place < length for place in range(len(tokens))]
-        pooled = together.tensors.get("pooled")
-        if pooled is not None:
-            alone = case.plain.encode_prompt(prompt, *[None] * (2 if case.name == "sd3" else 1))
-            torch.testing.assert_close(pooled[row], alone[2 if case.name == "sd3" else 1][0])
+            mask = together.tensors["mask"][row]
+            assert mask.tolist() == [place < length for place in range(len(tokens))]
 
 
 @torch.no_grad()
 def test_times_velocities_and_pictures_are_the_pipelines_own(case: Case) -> None:
     """Each sample is taken at another of the trajectory's times, so that none can be mixed up with a neighbour's."""
     run, policy = plain_run(case, case.plain), case.policy
-    scheduler = make_scheduler(
-        policy.scheduler_config(), OdeSolver.euler, STEPS, policy.tokens, even=policy.even_times
-    )
-    assert torch.equal(sampling_times(scheduler), run.times[:-1])
+    assert torch.equal(sampling_times(case.scheduler(OdeSolver.euler)), run.times[:-1])
     rows = torch.arange(len(PROMPTS))
     slopes = run.latents.diff(dim=0) / run.times.diff()[:, None, None, None, None]
     got = policy.velocity(run.latents[rows, rows], run.times[rows], policy.encode(PROMPTS), None)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, slopes[rows, rows], rtol=1e-4, atol=2e-5)
-    assert_same_images(own_images(case, policy, None), run.images)
+    assert_same_images(case.images(policy, None), run.images)
 
 
-def test_a_shift_is_the_same_with_the_second_order_solver(case: Case) -> None:
-    """t = s u / (1 + (s - 1) u) of diffusers' even u, with the shift s that the pipeline has at this resolution."""
-    policy, config = case.policy, case.plain.scheduler.config
-    shift = 3.0 if case.name == "sana" else config["shift"]
-    if config.get("use_dynamic_shifting"):
-        slope = (config["max_shift"] - config["base_shift"]) / (64 - 4)
-        shift = torch.tensor(config["base_shift"] + slope * (case.tiny.tokens - 4)).exp()
+@torch.no_grad()
+def test_a_sample_moves_as_it_would_alone(case: Case) -> None:
+    """Alone, its prompt is not padded at all."""
+    policy, xt = case.policy, case.start()
+    together = policy.velocity(xt, TIMES, policy.encode(PROMPTS), "trained")
+    for i, prompt in enumerate(PROMPTS):
+        alone = policy.velocity(xt[i : i + 1], TIMES[i : i + 1], policy.encode([prompt]), "trained")
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+def test_the_second_order_solver_has_the_pipelines_shift(case: Case) -> None:
+    """t = s u / (1 + (s - 1) u) of diffusers' even u, with the shift s of the pipeline at this resolution."""
+    config = case.plain.scheduler.config
+    shift = torch.tensor(config.shift)
+    if config.use_dynamic_shifting:
+        slope = (config.max_shift - config.base_shift) / (64 - 4)
+        shift = torch.tensor(config.base_shift + slope * (case.tiny.tokens - 4)).exp()
     even = 1 - torch.linspace(1, 1 / 1000, STEPS + 1).flip(0)[:-1]
-    scheduler = make_scheduler(policy.scheduler_config(), OdeSolver.dpm2, STEPS, policy.tokens)
-    torch.testing.assert_close(sampling_times(scheduler), shift * even / (1 + (shift - 1) * even))
-    second = own_images(case, policy, None, OdeSolver.dpm2)
-    assert (second.float() - own_images(case, policy, None).float()).abs().mean() < 30
+    times = sampling_times(case.scheduler(OdeSolver.dpm2))
+    torch.testing.assert_close(times, shift * even / (1 + (shift - 1) * even))
+    if case.tiny.choice == "sana":
+        own = DPMSolverMultistepScheduler.from_pretrained(case.model.path, subfolder="scheduler")
+        own.set_timesteps(STEPS)
+        assert torch.equal(times, own.sigmas[:-1])
 
 
 def test_one_backward_pass_holds_the_gradients_of_every_mixture(case: Case) -> None:
-    policy, draw = case.policy, torch.Generator().manual_seed(5)
-    xt, t = start(case), torch.tensor([0.3, 0.9, 0.6])
+    policy, draw, xt = case.policy, torch.Generator().manual_seed(5), case.start()
     cotangent = torch.randn(xt.shape, generator=draw)
     coefficients = torch.randn(2, len(xt), generator=draw)
     parameters = list(policy.parameters("trained").values())
     rows = torch.zeros(2, sum(p.numel() for p in parameters))
-    embeddings = policy.encode(PROMPTS)
+    at = (xt, TIMES, policy.encode(PROMPTS), "trained")
     mixer = Mixer(policy.layers(), rows)
     with mixer.watching():
-        mixer.mix(policy.velocity(xt, t, embeddings, "trained"), cotangent, coefficients, retain_graph=False)
+        mixer.mix(policy.velocity(*at), cotangent, coefficients, retain_graph=False)
     for row, own in zip(rows, coefficients, strict=True):
-        loss = (policy.velocity(xt, t, embeddings, "trained") * cotangent * own[:, None, None, None]).sum()
+        loss = (policy.velocity(*at) * cotangent * own[:, None, None, None]).sum()
         parts = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
         expected = torch.cat([part.flatten() for part in parts])
-        assert expected.norm() > 0
         assert (row - expected).norm() < 1e-4 * expected.norm()
 
 
-def test_adapters_act_on_the_layers_that_the_configuration_names(case: Case) -> None:
+def test_every_attention_projection_is_adapted(case: Case) -> None:
     adapted = {name.split(".lora_")[0] for name in case.policy.parameters("trained")}
-    targets = case.model.lora.target_modules
-    assert {next(t for t in targets if name.endswith(f".{t}")) for name in adapted} == set(targets)
-    linear = {
-        name.removesuffix(".base_layer")
-        for name, module in case.policy.transformer.named_modules()
-        if isinstance(module, torch.nn.Linear) and ".attn" in name + ".attn" and "lora" not in name
+    assert adapted == {
+        name
+        for name, module in case.plain.transformer.named_modules()
+        if isinstance(module, nn.Linear)
+        and any(part.startswith(("to_", "add_")) for part in name.split(".")[-2:])
     }
-    attention = {name for name in linear if any(name.endswith(f".{t}") for t in targets)}
-    assert adapted == attention
 
 
 def test_a_run_trains_goes_on_and_is_exported_to_plain_diffusers(
     case: Case, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    def run(folder: str, *more: str) -> Path:
+    def run(folder: str, steps: int) -> Path:
         config = run_config(
-            *case.overrides, f"run.dir={tmp_path / folder}", "trainer.checkpoint_every=1", "optimizer.lr=0.05",
-            "rollout.group_size=2", *more,
+            *case.overrides, f"run.dir={tmp_path / folder}", f"trainer.steps={steps}", "trainer.checkpoint_every=1",
+            "optimizer.lr=0.1", "rollout.group_size=2", "trainer.ema.decay=0.1",
         )  # fmt: skip
         assert train(config, resume="auto") == 0
         return tmp_path / folder
 
-    whole = run("whole", "trainer.steps=2")
-    run("parts", "trainer.steps=1")
-    parts = run("parts", "trainer.steps=2")
+    whole = run("whole", 2)
+    run("parts", 1)
+    parts = run("parts", 2)
     for kind in ("lora", "ema"):
         one, two = (f / "checkpoints/step-00000002" / kind / store.WEIGHTS for f in (whole, parts))
         assert one.read_bytes() == two.read_bytes()
@@ -263,8 +257,8 @@ def test_a_run_trains_goes_on_and_is_exported_to_plain_diffusers(
     base = plain_run(case, plain).images
     plain.load_lora_weights(file.parent)
     images = plain_run(case, plain).images
-    assert_same_images(own_images(case, policy, "trained"), images)
-    assert (images - base).abs().max() > 0.05
+    assert_same_images(case.images(policy, "trained"), images)
+    assert (images - base).abs().max() * 255 > 5
 
 
 def test_half_precision_works_and_keeps_gradients_in_float32(
@@ -272,17 +266,15 @@ def test_half_precision_works_and_keeps_gradients_in_float32(
 ) -> None:
     half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
     randomise(half)
-    xt, t = start(case), torch.tensor([0.3, 0.9, 0.6])
-    got, exact = (
-        policy.velocity(xt, t, policy.encode(PROMPTS), "trained") for policy in (half, case.policy)
-    )
+    got, exact = (p.velocity(case.start(), TIMES, p.encode(PROMPTS), "trained") for p in (half, case.policy))
     assert got.dtype == torch.float32
     assert (got - exact).norm() < 0.05 * exact.norm()
     got.square().mean().backward()
     gradients = [p.grad for p in half.parameters("trained").values() if p.grad is not None]
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+    # In the last block the text's queries and outputs lead nowhere.
     assert sum(bool(g.any()) for g in gradients) >= 0.8 * len(half.layers())
-    assert half.decode(xt).float().std() > 1
+    assert half.decode(case.start()).float().std() > 5
 
 
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
@@ -305,8 +297,29 @@ def test_sizes_are_the_real_ones(case: Case, precision: Precision) -> None:
     assert size.frozen_bytes == pytest.approx(sum(held.values()), rel=0.01)
 
 
-def test_a_resolution_that_does_not_fit_is_refused(case: Case) -> None:
-    model = replace(case.model, resolution=case.tiny.resolution + 2)
-    for look in (model_size, lambda m: load_policy(m, 0)):
+def test_what_does_not_fit_the_model_is_refused(case: Case) -> None:
+    uneven = replace(case.model, resolution=case.tiny.resolution + 2)
+    for look in (model_size, lambda model: load_policy(model, 0)):
         with pytest.raises(RequestError, match=r"model\.resolution=\d+: expected a multiple of \d+"):
-            look(model)
+            look(uneven)
+    if case.tiny.choice == "flux":
+        other = 3.5 if case.model.guidance is None else None
+        with pytest.raises(ConfigError, match=f"model.guidance={other}: expected "):
+            load_policy(replace(case.model, guidance=other), 0)
+    if case.tiny.choice == "sana":
+        with pytest.raises(ConfigError, match="model.precision=fp16"):
+            load_policy(replace(case.model, precision=Precision.fp16), 0)
+
+
+def test_layers_that_do_not_keep_samples_apart_are_refused(case: Case) -> None:
+    """Z-Image embeds the patches of all samples as one list."""
+    if case.tiny.choice != "z_image":
+        pytest.skip("all linear layers of the others keep them apart")
+    lora = replace(case.model.lora, target_modules=["all_x_embedder.2-1"])
+    policy: Any = load_policy(replace(case.model, lora=lora), 0)
+    rows = torch.zeros(1, sum(p.numel() for p in policy.parameters("trained").values()))
+    mixer, xt = Mixer(policy.layers(), rows), case.start()
+    with mixer.watching():
+        velocity = policy.velocity(xt, TIMES, policy.encode(PROMPTS), "trained")
+        with pytest.raises(ConfigError, match="whose input has 96 rows for 3 samples"):
+            mixer.mix(velocity, xt, torch.ones(1, 3), retain_graph=False)
