@@ -76,7 +76,7 @@ class Model:
     precision: Precision = MISSING
     resolution: int = MISSING
     max_sequence_length: int = MISSING
-    guidance: float | None = None  # the input of models whose guidance is distilled; no other takes one
+    guidance: float | None = None  # files of older runs lack it
     device: str = MISSING
     lora: Lora = field(default_factory=Lora)
 

@@ -9,29 +9,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from marble_cli.config.schema import Model
-from marble_cli.errors import ConfigError
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.latents import decode_kl, pack, unpack
 
 
 class Flux:
-    """A `FluxPipeline`; implements `policy.base.Family`.
-
-    Raises:
-        ConfigError: the transformer asks for a guidance and there is none, or the other way round.
-    """
+    """A `FluxPipeline`; implements `policy.base.Family`."""
 
     even_times = True
 
     def __init__(self, pipeline: FluxPipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model
         self.encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
-        config = pipeline.transformer.config
         side = model.resolution // pipeline.vae_scale_factor
-        self.latent_shape = (config.in_channels // 4, side, side)
-        if config.guidance_embeds != (model.guidance is not None):
-            expected = "a number such as 3.5" if config.guidance_embeds else "null"
-            raise ConfigError(f"model.guidance={model.guidance}: expected {expected} for {model.path}.")
+        self.latent_shape = (pipeline.transformer.config.in_channels // 4, side, side)
 
     @staticmethod
     def left_out(model: Model) -> tuple[str, ...]:
