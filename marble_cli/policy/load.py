@@ -42,8 +42,9 @@ def load_policy(model: Model, seed: int) -> PipelinePolicy:
     """Load the frozen model and give it its two adapters, drawn from `seed`.
 
     Raises:
-        RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached.
-        ConfigError: the resolution, guidance, precision or LoRA targets do not fit the model.
+        RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached; or the
+            resolution does not fit it.
+        ConfigError: the guidance, the precision or the LoRA targets do not fit it.
     """
     _quiet()
     device = pick_device(model.device)
