@@ -55,8 +55,8 @@ def random_policy(transformer: SD3Transformer2DModel, model: Model) -> PipelineP
     )  # text encoders and tokenizers
     side = transformer.config.sample_size * pipeline.vae_scale_factor
     model = replace(model, resolution=side)
-    pipeline.to(pick_device(model.device), DTYPES[model.precision])
-    return PipelinePolicy(pipeline, SD3(pipeline, model), model, seed=0)
+    pipeline.to(DTYPES[model.precision])
+    return PipelinePolicy(pipeline, SD3(pipeline, model), model, pick_device(model.device), seed=0)
 
 
 def tiny_scene(images: int) -> Scene:

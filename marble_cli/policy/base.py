@@ -32,12 +32,19 @@ class PromptEmbeddings:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of the transformer and of one adapter, image tokens, and bytes of all frozen weights."""
+    """What a run's plan needs to know of a model.
+
+    Parameters of the transformer and of one adapter; image tokens; bytes of the frozen transformer and VAE, and of the text
+    encoders; the transformer's blocks, and outputs that a token has in all linear layers of theirs.
+    """
 
     transformer: int
     lora: int
     tokens: int
     frozen_bytes: int
+    encoder_bytes: int
+    blocks: int
+    features: int
 
 
 class Policy(Protocol):
@@ -47,6 +54,10 @@ class Policy(Protocol):
     latent_shape: tuple[int, int, int]
     tokens: int  # of an image, as the transformer sees it
     even_times: bool  # as in `Family`
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Told which prompts are to come: where embeddings are cached, these are made now, in one go."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Embeddings of the prompts, without classifier-free guidance."""

@@ -65,8 +65,7 @@ def load_policy(model: Model, seed: int) -> PipelinePolicy:
         ) from error
     _check_guidance(model, pipeline.transformer.config)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
-    return PipelinePolicy(pipeline, family(pipeline, model), model, seed)
+    return PipelinePolicy(pipeline, family(pipeline, model), model, device, seed)
 
 
 def _index(model: Model, folder: Path | None) -> Path:

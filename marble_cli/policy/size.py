@@ -12,6 +12,7 @@ from torch import nn
 from marble_cli.config.schema import Model
 from marble_cli.policy.adapters import add_adapter
 from marble_cli.policy.base import ModelSize
+from marble_cli.policy.pipeline import repeated_blocks
 from marble_cli.policy.source import DTYPES, described, find_family, image_tokens, read_json
 
 
@@ -33,14 +34,26 @@ def model_size(model: Model) -> ModelSize | None:
         and name not in family.left_out(model)
         and index[name][0] is not None
     }
-    frozen = sum(_count(part) for part in parts.values()) * DTYPES[model.precision].itemsize
-    transformer = parts["transformer"]
+    itemsize = DTYPES[model.precision].itemsize
+    transformer, vae = parts["transformer"], parts["vae"]
     parameters = _count(transformer)
+    encoders = sum(_count(part) for name, part in parts.items() if name.startswith("text_encoder"))
+    blocks = repeated_blocks(transformer)
+    features = sum(
+        layer.out_features for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)
+    )
     lora = LoraConfig(r=model.lora.rank, target_modules=list(model.lora.target_modules))
     add_adapter(transformer, lora, "default")
     adapter = sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
-    tokens = image_tokens(model, family, parts["vae"].config, transformer.config)
-    return ModelSize(parameters, adapter, tokens, frozen)
+    return ModelSize(
+        parameters,
+        adapter,
+        image_tokens(model, family, vae.config, transformer.config),
+        (parameters + _count(vae)) * itemsize,
+        encoders * itemsize,
+        len(blocks),
+        features,
+    )
 
 
 def _skeleton(folder: Path, library: str, name: str) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.registry import Reward, build
-from marble_cli.rewards.scorer import checked
+from marble_cli.rewards.scorer import checked, failure
 
 TOLERANCE = 1e-5  # relative; what the batch's composition may change
 SIDE = 64  # pixels of a sample picture
@@ -166,10 +166,13 @@ def _call(reward: Reward, batch: Batch) -> Tensor:
 
     Raises:
         RewardError: the answer is not B numbers.
+        ContractError: it reports a failure.
     """
     count = len(batch.images)
     with torch.inference_mode():
         answer = reward.call(batch)
+    if reason := failure(answer):
+        raise ContractError(f"it failed on an image: {_said(reason)}")
     return checked(reward.name, answer, count)
 
 

@@ -43,7 +43,7 @@ def double_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         pipeline.transformer = transformer_maker(qk_norm=None)
-    policy = DoublePolicy(pipeline, SD3(pipeline, model), model, seed=0)
+    policy = DoublePolicy(pipeline, SD3(pipeline, model), model, torch.device("cpu"), seed=0)
     policy.transformer.double()
     randomise(policy)
     return policy

@@ -83,7 +83,7 @@ def case(
         [f"model={tiny.choice}", "~preset", "data.root=.", "run.dir=unused"]
     ).model.lora.target_modules
     overrides = (
-        f"model={tiny.choice}", f"model.path={folder}", f"model.resolution={tiny.resolution}", "model.precision=fp32",
+        f"model={tiny.choice}", f"model.path={folder}", f"model.resolution={tiny.resolution}", "model.precision=fp32", "model.embedding_cache=null",
         f"model.max_sequence_length={tiny.max_sequence_length}", f"model.lora.target_modules=[{','.join(targets)}]",
         *tiny.overrides,
     )  # fmt: skip
@@ -206,16 +206,30 @@ def test_the_second_order_solver_has_the_pipelines_shift(case: Case) -> None:
         assert torch.equal(times, own.sigmas[:-1])
 
 
-def test_one_backward_pass_holds_the_gradients_of_every_mixture(case: Case) -> None:
+def test_cached_embeddings_are_the_same(case: Case, tmp_path: Path) -> None:
+    cached = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0)
+    alone = [case.policy.encode([prompt]) for prompt in PROMPTS]
+    for name, tensor in cached.encode(PROMPTS).tensors.items():
+        assert torch.equal(tensor, torch.cat([one.tensors[name] for one in alone]))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_backward_pass_holds_the_gradients_of_every_mixture(
+    case: Case, checkpointing: bool, randomise: Callable[..., None]
+) -> None:
     policy, draw, xt = case.policy, torch.Generator().manual_seed(5), case.start()
+    watched = policy
+    if checkpointing:
+        watched = load_policy(replace(case.model, gradient_checkpointing=True), 0)
+        randomise(watched)
     cotangent = torch.randn(xt.shape, generator=draw)
     coefficients = torch.randn(2, len(xt), generator=draw)
     parameters = list(policy.parameters("trained").values())
     rows = torch.zeros(2, sum(p.numel() for p in parameters))
     at = (xt, TIMES, policy.encode(PROMPTS), "trained")
-    mixer = Mixer(policy.layers(), rows)
+    mixer = Mixer(watched.layers(), rows)
     with mixer.watching():
-        mixer.mix(policy.velocity(*at), cotangent, coefficients, retain_graph=False)
+        mixer.mix(watched.velocity(*at), cotangent, coefficients, retain_graph=False)
     for row, own in zip(rows, coefficients, strict=True):
         loss = (policy.velocity(*at) * cotangent * own[:, None, None, None]).sum()
         parts = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
@@ -288,13 +302,13 @@ def test_sizes_are_the_real_ones(case: Case, precision: Precision) -> None:
     assert size.transformer == sum(p.numel() for p in policy.transformer.parameters()) - 2 * adapter
     assert size.tokens == policy.tokens == case.tiny.tokens
     own = {id(p) for a in ("trained", "behaviour") for p in policy.parameters(a).values()}
-    held = {
-        id(p): p.numel() * p.element_size()
-        for part in (policy.pipeline.vae, policy.transformer, *policy.family.encoders)
-        for p in part.parameters()
-        if id(p) not in own
-    }
-    assert size.frozen_bytes == pytest.approx(sum(held.values()), rel=0.01)
+
+    def held(*parts: nn.Module) -> int:
+        weights = {id(p): p for part in parts for p in part.parameters() if id(p) not in own}
+        return sum(p.numel() * p.element_size() for p in weights.values())
+
+    assert size.frozen_bytes == pytest.approx(held(policy.pipeline.vae, policy.transformer), rel=0.01)
+    assert size.encoder_bytes == pytest.approx(held(*policy.family.encoders), rel=0.01)
 
 
 def test_what_does_not_fit_the_model_is_refused(case: Case) -> None:
