@@ -50,7 +50,9 @@ class LoraPair:
             for name in ADAPTERS:
                 add_adapter(transformer, self.config, name)
         for module in transformer.modules():
-            if isinstance(module, BaseTunerLayer):  # under autocast a copy of every input in float32 is of no use
+            if isinstance(
+                module, BaseTunerLayer
+            ):  # under autocast a copy of every input in float32 is of no use
                 module.cast_input_dtype_enabled = False
         self._parameters = {name: self._find(name) for name in ADAPTERS}
         self.layers = self._layers()
