@@ -100,6 +100,27 @@ def prompts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few prompts in the folders and formats of the published ones."""
+    root = tmp_path_factory.mktemp("published")
+    for source in ("pickscore", "ocr", "geneval"):
+        (root / source).mkdir()
+    for split, count in (("train", 5), ("test", 2)):
+        numbers = range(1, count + 1)
+        (root / f"pickscore/{split}.txt").write_text("".join(f'the word "ALL", {i}, 8k\n' for i in numbers))
+        (root / f"ocr/{split}.txt").write_text(
+            "".join(f'a sign that reads "Gas {i}", at dusk\n' for i in numbers)
+        )
+        rows = [
+            {"tag": "counting", "include": [{"class": "bench", "count": i}], "exclude": [{"class": "bench", "count": i + 1}],
+             "prompt": f"a photo of {i} benches"} for i in numbers
+        ]  # fmt: skip
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (root / f"geneval/{split}_metadata.jsonl").write_text(lines)
+    return root
+
+
+@pytest.fixture(scope="session")
 def base_overrides(pipeline_folder: Path, prompts_folder: Path) -> list[str]:
     """Overrides of a run that takes a second: the random pipeline, six images a step, two built-in rewards."""
     return [

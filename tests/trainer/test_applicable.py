@@ -1,6 +1,5 @@
 """Which prompts a reward applies to: counted, refused where there is none, and what a run scores."""
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -71,27 +70,6 @@ def test_a_reward_that_is_never_evaluated_is_said(
     assert "reward colorfulness applies to no held-out prompt, so evaluations leave it out" in caplog.text
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few prompts in the folders and formats of the published ones."""
-    root = tmp_path_factory.mktemp("published")
-    for source in ("pickscore", "ocr", "geneval"):
-        (root / source).mkdir()
-    for split, count in (("train", 5), ("test", 2)):
-        numbers = range(count)
-        (root / f"pickscore/{split}.txt").write_text("".join(f'the word "ALL", {i}, 8k\n' for i in numbers))
-        (root / f"ocr/{split}.txt").write_text(
-            "".join(f'a sign that reads "Gas {i}", at dusk\n' for i in numbers)
-        )
-        rows = [
-            {"tag": "counting", "include": [{"class": "bench", "count": i}], "exclude": [{"class": "bench", "count": i + 1}],
-             "prompt": f"a photo of {i} benches"} for i in numbers
-        ]  # fmt: skip
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (root / f"geneval/{split}_metadata.jsonl").write_text(lines)
-    return root
-
-
 @pytest.fixture
 def on_published(base_overrides: list[str], published: Path) -> RunConfigMaker:
     """A function of further overrides that composes a run on these prompts."""
@@ -107,7 +85,7 @@ def test_the_published_folders_are_read_and_trained_on(on_published: RunConfigMa
         "data.sources.pickscore.negative_prompt='blurred, grey'", f"run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     prompts = load_prompts(config.data, "train")
-    assert [prompts[name][1].metadata for name in ("pickscore", "ocr")] == [{}, {"text": "Gas 1"}]
+    assert [prompts[name][1].metadata for name in ("pickscore", "ocr")] == [{}, {"text": "Gas 2"}]
     assert set(prompts["geneval"][0].metadata) == {"tag", "include", "exclude"}
     assert train(config, resume="auto") == 0
     rows = read(tmp_path / "run" / "metrics.jsonl")
