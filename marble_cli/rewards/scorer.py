@@ -22,7 +22,8 @@ from torch import Tensor
 from marble_cli.config import schema
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
-from marble_cli.rewards.registry import Reward, build
+from marble_cli.rewards.registry import Reward
+from marble_cli.rewards.source import maker
 
 log = logging.getLogger("marble")
 
@@ -66,6 +67,7 @@ class Lane:
         self.closing.set()
         if self.awaited is not None:
             _settle(self.awaited, error=self._closed())
+        self.reward.close()
         self.executor.shutdown(wait=True, cancel_futures=True)
         self.calls.put(None)
 
@@ -91,7 +93,7 @@ class Lane:
             batch.images[asked], [batch.prompts[i] for i in asked], [batch.metadata[i] for i in asked]
         )
         try:
-            answer = self._retrying()(self._attempt, part)
+            answer = self._retrying()(self.attempt, part)
         except RewardError:
             raise
         except Exception as error:  # whatever a plugin may raise
@@ -124,8 +126,13 @@ class Lane:
     def _closed(self) -> RewardError:
         return RewardError(f"reward {self.name} was closed before it answered")
 
-    def _attempt(self, batch: Batch) -> Tensor:
-        """One call of the plugin, its answer checked: [B] float64 on the CPU."""
+    def attempt(self, batch: Batch) -> Tensor:
+        """One call of the plugin, its answer checked: [B] float64 on the CPU.
+
+        Raises:
+            RewardError: the plugin broke its contract.
+            Exception: whatever it raised, or a TimeoutError.
+        """
         future: Future[Any] = Future()
         self.awaited = future
         if self.closing.is_set():
@@ -136,12 +143,19 @@ class Lane:
         except TimeoutError:
             if future.done():  # the plugin's own TimeoutError
                 raise
-            log.warning("reward %s did not answer; building it anew", self.name)
-            self.calls.put(None)  # should the call return after all, its thread ends
-            self.reward = self.make()
-            self._start_caller()
+            self._build_anew("did not answer")
             raise TimeoutError(f"no answer within {self.settings.timeout:g} s") from None
+        except Exception:
+            if not self.reward.alive():
+                self._build_anew("is gone")
+            raise
         return checked(self.name, answer, len(batch.images))
+
+    def _build_anew(self, why: str) -> None:
+        log.warning("reward %s %s; building it anew", self.name, why)
+        self.calls.put(None)  # should a call return after all, its thread ends
+        self.reward = self.make()
+        self._start_caller()
 
 
 def _serve(
@@ -295,12 +309,8 @@ def open_scorer(rewards: Mapping[str, schema.Reward], device: str, pending: int 
     lanes: list[Lane] = []
     try:
         for name, settings in rewards.items():
-            lanes.append(Lane(name, settings, _maker(name, settings, device)))
+            lanes.append(Lane(name, settings, maker(name, settings, device)))
         yield Scorer(lanes, pending)
     finally:
         for lane in lanes:
             lane.close()
-
-
-def _maker(name: str, settings: schema.Reward, device: str) -> Callable[[], Reward]:
-    return lambda: build(name, settings.plugin, settings.options, device)

@@ -13,7 +13,7 @@ from rich.table import Table
 from marble_cli.balance.registry import build
 from marble_cli.config.schema import BalanceMode, RunConfig, SharedTerm
 from marble_cli.data.prompts import load_prompts
-from marble_cli.errors import RequestError
+from marble_cli.errors import RequestError, UnreachableError
 from marble_cli.folder import check_writable
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import model_size, pick_device
@@ -90,12 +90,16 @@ def plan(config: RunConfig) -> None:
 
     Raises:
         RequestError: prompts, rewards, balance, geometry or the run's folder are wrong.
+        UnreachableError: a reward's server does not answer; the plan is printed first.
     """
     check_geometry(config, config.launcher.nproc)
     prompts = {split: load_prompts(config.data, split) for split in ("train", "test")}
     existing = check_writable(Path(config.run.dir), "run.dir=")
-    check_plugins(config)
-    check_groups(config)
+    unreachable = None
+    try:
+        check_groups(config, check_plugins(config))
+    except UnreachableError as error:  # the plan can be told all the same
+        unreachable = error
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
     counts, trainer = geometry(config), config.trainer
     rows: list[tuple[str, str]] = [
@@ -131,6 +135,8 @@ def plan(config: RunConfig) -> None:
     for row in rows:
         table.add_row(*row)
     Console(markup=False).print(table)
+    if unreachable is not None:
+        raise unreachable
 
 
 def _refreshed(config: RunConfig) -> str:

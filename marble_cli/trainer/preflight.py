@@ -7,20 +7,24 @@ from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.randomness import noise
 from marble_cli.rewards.api import Declaration
-from marble_cli.rewards.registry import check_options, load_plugin
 from marble_cli.rewards.scorer import Scorer
+from marble_cli.rewards.source import declare
 from marble_cli.rollout.collect import Rollout
 
 
-def check_plugins(config: RunConfig) -> None:
-    """Every reward's plugin can be imported and takes the options that it is given.
+def check_plugins(config: RunConfig) -> dict[str, Declaration]:
+    """Every reward's plugin can be imported and takes the options that it is given, here or where it is isolated; every
+    server serves what is asked of it.
+
+    Returns:
+        What each reward declares.
 
     Raises:
-        ConfigError: an option is unknown or missing.
-        RewardError: a plugin cannot be imported.
+        ConfigError: an option is unknown or missing, or a server or isolated environment is not what is needed.
+        RewardError: a plugin cannot be imported, or a server not be reached.
     """
-    for name, reward in {**config.rewards, **config.eval_rewards}.items():
-        check_options(name, load_plugin(reward.plugin), reward.options)
+    rewards = {**config.rewards, **config.eval_rewards}
+    return {name: declare(name, reward) for name, reward in rewards.items()}
 
 
 def check_geometry(config: RunConfig, world: int) -> None:
@@ -57,15 +61,15 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
             )
 
 
-def check_groups(config: RunConfig) -> None:
+def check_groups(config: RunConfig, declarations: Mapping[str, Declaration]) -> None:
     """Rewards that must see whole prompt groups do.
 
     Raises:
         ConfigError: a batch of the rollout would cut a group in two.
     """
     rollout = config.rollout
-    for name, reward in {**config.rewards, **config.eval_rewards}.items():
-        if Declaration.of(load_plugin(reward.plugin)).groupwise and rollout.batch_size % rollout.group_size:
+    for name, declaration in declarations.items():
+        if declaration.groupwise and rollout.batch_size % rollout.group_size:
             raise ConfigError(
                 f"reward {name} judges whole groups, and rollout.batch_size={rollout.batch_size} cuts them. "
                 f"Expected a multiple of rollout.group_size={rollout.group_size}."

@@ -33,7 +33,7 @@ from marble_cli.trainer.step import Director
 
 log = logging.getLogger("marble")
 
-REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional")
+REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional", "url", "token_env", "isolated")
 # What may differ when a run goes on: how long, how often it looks, and where it reports.
 CONTINUABLE = {
     "run": ("name", "dir"),
@@ -117,8 +117,7 @@ def train(config: RunConfig, *, resume: str) -> int:
     with Ranks() as ranks, Interrupt() as interrupt:
         check_geometry(config, ranks.world)
         check_writable(folder, "run.dir=")
-        check_plugins(config)
-        check_groups(config)
+        check_groups(config, check_plugins(config))
         checkpoint = find_checkpoint(folder, config, resume)
         ranks.any(False, pick_device(config.model.device))  # all have looked before one writes
         sources = load_prompts(config.data, "train")
