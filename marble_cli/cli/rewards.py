@@ -25,24 +25,27 @@ Name = Annotated[
 ]
 
 
-def chosen(name: str, config: "RunConfig") -> "Settings":
-    """The configured reward `name`, else the installed plugin of that name with its defaults."""
+def chosen(names: list[str], overrides: list[str]) -> "tuple[dict[str, Settings], RunConfig]":
+    """The configured rewards `names`, else the installed plugins of these names; and the whole configuration."""
+    from marble_cli.config.compose import compose
     from marble_cli.config.schema import Reward
     from marble_cli.rewards.registry import installed
     from marble_cli.suggest import nearest
 
-    configured = {**config.rewards, **config.eval_rewards}
-    if name in configured:
-        return configured[name]
-    if name in (known := installed()):
-        return Reward(plugin=name)
-    raise RequestError(f"there is no reward {name!r}{nearest(name, {*configured, *known})}")
+    known = installed()
+    placed = any(word.lstrip("+").startswith(("rewards=", "eval_rewards")) for word in overrides)
+    if not placed and all(name in known for name in names):
+        overrides = [f"rewards=[{','.join(names)}]", *overrides]  # so that their options can be overridden
+    config = compose(overrides)
+    there = {name: Reward(plugin=name) for name in known} | config.rewards | config.eval_rewards
+    for name in names:
+        if name not in there:
+            raise RequestError(f"there is no reward {name!r}{nearest(name, there)}")
+    return {name: there[name] for name in names}, config
 
 
 def _settings(name: str, overrides: list[str] | None) -> "Settings":
-    from marble_cli.config.compose import compose
-
-    return chosen(name, compose(overrides or []))
+    return chosen([name], overrides or [])[0][name]
 
 
 @app.command("list", epilog="Example:  marble rewards list")
@@ -157,7 +160,8 @@ def check(
     from rich.markup import escape
     from rich.table import Table
 
-    from marble_cli.rewards.conformance import Outcome, run_checks, sample_batch
+    from marble_cli.rewards.conformance import Outcome, run_checks
+    from marble_cli.rewards.samples import sample_batch
     from marble_cli.rewards.source import maker
 
     settings = _settings(name, overrides)

@@ -6,7 +6,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from marble_cli.rewards.remote.server import Limits
 
 EPILOG = "Example:  marble rewards serve ocr clipscore --port 8600"
+Say = Callable[[dict[str, Any]], None]
 GRACE = 2.0  # seconds to stop in, once the run that asked for this server is gone
 
 
@@ -46,24 +48,35 @@ def serve(
     stdin: Annotated[bool, typer.Option("--stdin", hidden=True)] = False,
 ) -> None:
     """Serve rewards over HTTP, to runs in other environments or machines."""
-    line = os.fdopen(os.dup(1), "w")  # one line for the caller; whatever else is printed goes to standard error
-    os.dup2(2, 1)
-
-    def say(document: dict[str, Any]) -> None:
-        print(json.dumps(document), file=line, flush=True)
-
-    try:
-        limits = _limits(max_images, max_bytes)
-        if stdin:
-            rewards, device, token = _asked_by_a_run()
-        else:
-            rewards, device = _asked(words or [])
-        raise typer.Exit(_serve(rewards, device, host, port, token or None, limits, dry_run, say))
-    except MarbleError as error:
-        if stdin:
+    with _one_line() as say:
+        try:
+            limits = _limits(max_images, max_bytes)
+            if stdin:
+                rewards, device, token = _asked_by_a_run(watch=not dry_run)
+            else:
+                rewards, device = _asked(words or [])
+            code = _serve(rewards, device, host, port, token or None, limits, dry_run, say)
+        except MarbleError as error:
+            if not stdin:
+                raise
             say({"error": str(error), "exit_code": error.exit_code})
-            raise typer.Exit(error.exit_code) from error
-        raise
+            code = error.exit_code
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _one_line() -> Iterator[Say]:
+    """Keep standard output for what the caller is told; what else is printed there goes to standard error."""
+    with os.fdopen(os.dup(1), "w") as line:
+
+        def say(document: dict[str, Any]) -> None:
+            print(json.dumps(document), file=line, flush=True)
+
+        os.dup2(2, 1)
+        try:
+            yield say
+        finally:
+            os.dup2(line.fileno(), 1)
 
 
 def _limits(images: int, size: int) -> "Limits":
@@ -81,22 +94,22 @@ def _limits(images: int, size: int) -> "Limits":
 def _asked(words: list[str]) -> tuple[dict[str, "Settings"], str]:
     """Rewards and device of the command line: an override has a `=` or begins with `~`."""
     from marble_cli.cli.rewards import chosen
-    from marble_cli.config.compose import compose
     from marble_cli.policy.load import pick_device
 
     names = [word for word in words if "=" not in word and not word.startswith("~")]
     if not names:
         raise RequestError("which reward? Expected e.g. marble rewards serve ocr")
-    config = compose([word for word in words if word not in names])
-    return {name: chosen(name, config) for name in names}, str(pick_device(config.model.device))
+    rewards, config = chosen(names, [word for word in words if word not in names])
+    return rewards, str(pick_device(config.model.device))
 
 
-def _asked_by_a_run() -> tuple[dict[str, "Settings"], str, str | None]:
+def _asked_by_a_run(watch: bool) -> tuple[dict[str, "Settings"], str, str | None]:
     """Rewards, device and token from standard input, which stays open as long as the run wants this server."""
     from marble_cli.config.schema import Reward
 
     request = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_the_run, daemon=True).start()
+    if watch:
+        threading.Thread(target=_end_with_the_run, daemon=True).start()
     rewards = {name: Reward(**row) for name, row in request["rewards"].items()}
     return rewards, request["device"], request["token"]
 
@@ -119,7 +132,7 @@ def _serve(
     token: str | None,
     limits: "Limits",
     dry_run: bool,
-    say: Any,
+    say: Say,
 ) -> int:
     """Build the rewards and serve them until a signal; returns the exit code."""
     import uvicorn

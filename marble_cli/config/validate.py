@@ -70,7 +70,9 @@ def _check_place(key: str, reward: Reward) -> None:
     """A reward lives in this process, at a url or in an isolated environment, and its options live with it."""
     if reward.url is None:
         if reward.token_env is not None:
-            raise ConfigError(f"{key}.token_env={reward.token_env}: there is no {key}.url that it belongs to.")
+            raise ConfigError(
+                f"{key}.token_env={reward.token_env}: there is no {key}.url that it belongs to."
+            )
         return
     parts = urlsplit(reward.url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:

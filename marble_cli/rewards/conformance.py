@@ -160,7 +160,12 @@ def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
     if torch.isinf(scores).any():
         raise ContractError("a black or white picture got an infinite score")
     strided = batch._replace(images=batch.images.to(memory_format=torch.channels_last))
-    _same(_scores(reward, batch), _scores(reward, strided), TOLERANCE, "the same pictures, channels last in memory")
+    _same(
+        _scores(reward, batch),
+        _scores(reward, strided),
+        TOLERANCE,
+        "the same pictures, channels last in memory",
+    )
     return "black, white, channels last in memory"
 
 
@@ -196,7 +201,7 @@ def memory_an_image(reward: Reward, batch: Batch) -> str:
     return f"{', '.join(texts)} in a batch of {len(many.prompts)}"
 
 
-def agrees_on_the_GPU(reward: Reward, batch: Batch, gpu: "Callable[[], Reward] | str") -> str:
+def same_on_another_device(reward: Reward, batch: Batch, gpu: "Callable[[], Reward] | str") -> str:
     """Built on the GPU it gives the scores that it gives here."""
     if isinstance(gpu, str):
         raise NotHere(gpu)
@@ -232,7 +237,7 @@ def run_checks(
     """
     asked = [f for f in CONTRACT if not (reward.declaration.groupwise and f in NOT_GROUPWISE)]
     checks = [_run(function, reward, batch) for function in asked]
-    checks.append(_run(agrees_on_the_GPU, reward, batch, gpu))
+    checks.append(_run(same_on_another_device, reward, batch, gpu))
     checks.append(_run(time_an_image, reward, batch))
     if here:
         return [*checks, _run(memory_an_image, reward, batch)]
@@ -256,7 +261,9 @@ def _peak_growth(call: Callable[[], object]) -> int:
         NotHere: the system does not tell.
     """
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # else the call fills what earlier ones left behind, and grows nothing
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # else the call fills what earlier ones left behind, and grows nothing
         Path("/proc/self/clear_refs").write_text("5")  # the peak is the present from here on
         before = _resident("VmRSS")
     except (AttributeError, OSError) as error:

@@ -1,8 +1,8 @@
 """Isolated environments: a virtual environment for a plugin whose dependencies clash with those of this one.
 
-    ${MARBLE_HOME:-~/.local/share/marble}/rewards/NAME/
-        venv/               marble of this version, and the plugin's distribution with what it depends on
-        environment.json    what it offers; written last, so that an installation that was cut short does not count
+${MARBLE_HOME:-~/.local/share/marble}/rewards/NAME/
+    venv/               marble of this version, and the plugin's distribution with what it depends on
+    environment.json    what it offers; written last, so that an installation that was cut short does not count
 """
 
 import json
@@ -163,9 +163,7 @@ def _requirement(known: Distribution, extra: str = "") -> list[str]:
         editable = ["--editable"] if direct.get("dir_info", {}).get("editable") else []
         return [*editable, f"{path}{extra}"]
     if "vcs_info" in direct:
-        return [
-            f"{known.name}{extra} @ {direct['vcs_info']['vcs']}+{url}@{direct['vcs_info']['commit_id']}"
-        ]
+        return [f"{known.name}{extra} @ {direct['vcs_info']['vcs']}+{url}@{direct['vcs_info']['commit_id']}"]
     return [f"{known.name}{extra}=={known.version}"]
 
 

@@ -11,6 +11,7 @@ import secrets
 import signal
 import subprocess
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import IO, Any
@@ -23,12 +24,21 @@ from marble_cli.errors import ConfigError, RewardError
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.environment import clean_environ, find
 from marble_cli.rewards.registry import Reward
-from marble_cli.rewards.remote.client import Address, bind, connect
+from marble_cli.rewards.remote.client import Address, connect
 from marble_cli.rewards.remote.protocol import declaration_from_json
 
 log = logging.getLogger("marble")
 
-LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_")
+LAUNCHER = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_",
+    "GROUP_",
+    "ROLE_",
+    "TORCHELASTIC_",
+)
 STOP = 5.0  # seconds that a server has for stopping by itself
 
 
@@ -102,11 +112,12 @@ class IsolatedServer:
 
     def _reward(self, at: Address) -> Reward:
         served = connect(self.name, self.name, at, self.settings.timeout)
+        score: Callable[[Batch], Tensor] = served.call
         lost = threading.Event()
 
         def call(batch: Batch) -> Tensor:
             try:
-                return served.call(batch)
+                return score(batch)
             except httpx.TransportError:  # on this machine, from a process of ours: it has died or hangs
                 lost.set()
                 raise

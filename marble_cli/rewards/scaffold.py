@@ -40,7 +40,9 @@ def write(name: str, output: Path | None) -> Path:
     folder = output or Path(distribution)
     check_writable(folder, "--output ")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RequestError(f"{folder} exists and is not overwritten. Choose another folder with --output DIR.")
+        raise RequestError(
+            f"{folder} exists and is not overwritten. Choose another folder with --output DIR."
+        )
     package = f"marble_reward_{name}"
     values = {
         "name": name, "distribution": distribution, "package": package,

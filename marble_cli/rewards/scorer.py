@@ -27,6 +27,7 @@ from marble_cli.rewards.source import maker
 
 log = logging.getLogger("marble")
 
+STOP = 1.0  # seconds that an idle thread has to end in
 BACK_OFF = tenacity.wait_exponential(multiplier=0.1, max=10.0)  # seconds
 
 
@@ -60,16 +61,20 @@ class Lane:
         """A daemon thread makes the calls, so that one that hangs can be left behind."""
         self.calls: queue.SimpleQueue[tuple[Batch, Future[Any]] | None] = queue.SimpleQueue()
         arguments = (self.reward.call, self.calls)
-        threading.Thread(target=_serve, args=arguments, name=f"call-{self.name}", daemon=True).start()
+        self.caller = threading.Thread(target=_serve, args=arguments, name=f"call-{self.name}", daemon=True)
+        self.caller.start()
 
     def close(self) -> None:
         """End the threads; a call that is still running is left behind, not waited for."""
         self.closing.set()
+        idle = self.awaited is None or self.awaited.done()
         if self.awaited is not None:
             _settle(self.awaited, error=self._closed())
         self.reward.close()
         self.executor.shutdown(wait=True, cancel_futures=True)
         self.calls.put(None)
+        if idle:
+            self.caller.join(STOP)  # a thread of torch's that ends while the process does can abort it
 
     def score(self, batch: Batch, sources: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Scores [B] float64, NaN where there is none, and [B] bool: failed.

@@ -35,7 +35,7 @@ class Served:
     origin: str
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """A request that is answered with an error."""
 
     def __init__(self, status: int, kind: str, message: str):
@@ -73,14 +73,14 @@ def build_app(
     async def authorised(request: Request) -> None:
         shown = request.headers.get("Authorization", "").encode()
         if expected is not None and not hmac.compare_digest(shown, expected):
-            raise Refusal(401, protocol.REFUSED, "the token is wrong or missing")
+            raise RefusedError(401, protocol.REFUSED, "the token is wrong or missing")
 
     app = FastAPI(openapi_url=None, dependencies=[Depends(authorised)])
     working: Counter[str] = Counter()
 
-    @app.exception_handler(Refusal)
-    async def refuse(request: Request, refusal: Refusal) -> Response:
-        return _json({"error": {"kind": refusal.kind, "message": refusal.message}}, refusal.status)
+    @app.exception_handler(RefusedError)
+    async def refuse(request: Request, error: RefusedError) -> Response:
+        return _json({"error": {"kind": error.kind, "message": error.message}}, error.status)
 
     @app.get("/health")
     async def get_health() -> Response:
@@ -90,7 +90,7 @@ def build_app(
     @app.post("/score/{name}")
     async def score(name: str, request: Request) -> Response:
         if name not in lanes:
-            raise Refusal(404, protocol.REFUSED, f"{name!r} is not served here; {', '.join(lanes)} is")
+            raise RefusedError(404, protocol.REFUSED, f"{name!r} is not served here; {', '.join(lanes)} is")
         busy = working[name] >= limits.waiting
         working[name] += 1
         try:
@@ -115,9 +115,9 @@ async def _read(request: Request, limits: Limits, busy: bool) -> Batch:
         if size <= limits.bytes and not busy:
             chunks.append(chunk)
     if busy:
-        raise Refusal(503, protocol.REFUSED, f"{limits.waiting} calls of this reward wait already")
+        raise RefusedError(503, protocol.REFUSED, f"{limits.waiting} calls of this reward wait already")
     if size > limits.bytes:
-        raise Refusal(
+        raise RefusedError(
             413,
             protocol.TOO_LARGE,
             f"a batch of {size} bytes is more than the server takes, {limits.bytes} (--max-bytes)",
@@ -125,9 +125,9 @@ async def _read(request: Request, limits: Limits, busy: bool) -> Batch:
     try:
         batch = protocol.unpack_batch(b"".join(chunks))
     except ValueError as error:
-        raise Refusal(400, protocol.REFUSED, str(error)) from error
+        raise RefusedError(400, protocol.REFUSED, str(error)) from error
     if len(batch.images) > limits.images:
-        raise Refusal(
+        raise RefusedError(
             413,
             protocol.TOO_LARGE,
             f"a batch of {len(batch.images)} images is more than the server takes, {limits.images} (--max-images)",
@@ -140,16 +140,17 @@ async def _score(lane: Lane, batch: Batch, request: Request) -> Tensor:
     answer = asyncio.wrap_future(lane.executor.submit(lane.attempt, batch))
     gone = asyncio.ensure_future(request.receive())  # all of the body is read: this waits for a disconnection
     try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        first: set[asyncio.Future[Any]] = {answer, gone}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             answer.cancel()
-            raise Refusal(499, protocol.REFUSED, "the client has gone")
+            raise RefusedError(499, protocol.REFUSED, "the client has gone")
         return answer.result()
     except RewardError as error:
-        raise Refusal(422, protocol.CONTRACT, str(error)) from error
-    except Refusal:
+        raise RefusedError(422, protocol.CONTRACT, str(error)) from error
+    except RefusedError:
         raise
     except Exception as error:  # whatever a plugin may raise
-        raise Refusal(500, protocol.FAILURE, f"{type(error).__name__}: {error}") from error
+        raise RefusedError(500, protocol.FAILURE, f"{type(error).__name__}: {error}") from error
     finally:
         gone.cancel()
