@@ -18,7 +18,7 @@ def install(
         typer.Option(
             "--from",
             metavar="PATH|SPEC",
-            help="The distribution: a folder, or what pip takes. [default: as installed here]",
+            help="The distribution, a folder or what pip takes; else as installed here.",
         ),
     ] = None,
 ) -> None:
@@ -35,7 +35,7 @@ def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The reward's name, e.g. sharpness.")],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where to write. [default: marble-reward-NAME]"),
+        typer.Option(metavar="DIR", help="Where to write; else marble-reward-NAME."),
     ] = None,
 ) -> None:
     """Write a plugin to begin from: it installs, passes its tests and check."""

@@ -28,7 +28,7 @@ GRACE = 2.0  # seconds to stop in, once the run that asked for this server is go
 def serve(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME ... [OVERRIDE ...]", help="Rewards, and configuration for them."),
+        typer.Argument(metavar="NAME|OVERRIDE", help="Rewards, and configuration for them."),
     ] = None,
     host: Annotated[str, typer.Option(metavar="HOST", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")] = 0,

@@ -149,7 +149,9 @@ class IsolatedServer:
 
 
 def _command(plugin: str) -> list[str]:
-    return [*find(plugin).command("rewards", "serve"), "--stdin"]
+    unlimited = str(2**62)  # what the run sends would be in its own memory otherwise
+    serve = ("rewards", "serve", "--stdin", "--max-images", unlimited, "--max-bytes", unlimited)
+    return find(plugin).command(*serve)
 
 
 def _request(name: str, settings: schema.Reward, device: str, token: str | None) -> str:
