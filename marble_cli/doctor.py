@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "hydra-core", "qpsolvers", "osqp", "wandb")
 
@@ -72,9 +71,9 @@ def _rewards() -> str:
 
 
 def _embedded() -> str:
-    from marble_cli.policy.sd3 import model_source
+    from marble_cli.policy.source import EMBEDDED
 
-    files = list(Path(model_source("tiny")).rglob("*.safetensors"))
+    files = list(EMBEDDED.rglob("*.safetensors"))
     if not files:
         raise FileNotFoundError("the package holds no weights; reinstall it")
     return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"

@@ -29,6 +29,10 @@ class StorageError(MarbleError):
     """A checkpoint could not be written; earlier ones are untouched."""
 
 
+class DeviceMemoryError(MarbleError):
+    """The device has no memory left; the run can go on with smaller batches."""
+
+
 class RewardError(MarbleError):
     """A reward plugin broke its contract or failed too often; the run cannot go on."""
 

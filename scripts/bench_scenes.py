@@ -3,14 +3,20 @@
 from dataclasses import dataclass, replace
 
 import torch
-from diffusers import SD3Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import Lora, RunConfig
-from marble_cli.policy.adapters import LoraPair
+from marble_cli.config.schema import Model, RunConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.load import load_policy, pick_device
-from marble_cli.policy.sd3 import SD3Policy
+from marble_cli.policy.pipeline import PipelinePolicy
+from marble_cli.policy.sd3 import SD3
+from marble_cli.policy.source import DTYPES
 from marble_cli.trainer.batches import TrainingSet
 from marble_cli.trainer.signal import Signal, read_signal
 
@@ -24,7 +30,7 @@ class Scene:
 
     name: str
     config: RunConfig
-    policy: SD3Policy
+    policy: PipelinePolicy
     data: TrainingSet
     signal: Signal
 
@@ -41,42 +47,42 @@ class Scene:
         return sum(parameter.numel() for parameter in self.policy.parameters("trained").values())
 
 
-class RandomPolicy(SD3Policy):
-    """A Stable Diffusion 3 transformer with random weights and its LoRA pair, without text encoders and VAE."""
-
-    def __init__(
-        self, transformer: SD3Transformer2DModel, lora: Lora, device: torch.device, dtype: torch.dtype
-    ):
-        self.device, self.dtype = device, dtype
-        self.transformer = transformer.to(device).eval()
-        if dtype is torch.bfloat16:
-            transformer.bfloat16()
-        self.lora = LoraPair(self.transformer, lora, seed=0)
-        side = transformer.config.sample_size
-        self.latent_shape = (transformer.config.in_channels, side, side)
+def random_policy(transformer: SD3Transformer2DModel, model: Model) -> PipelinePolicy:
+    """A transformer with its LoRA pair, without text encoders and with a VAE that nothing is decoded by."""
+    vae = AutoencoderKL(latent_channels=transformer.config.in_channels)
+    pipeline = StableDiffusion3Pipeline(
+        transformer, FlowMatchEulerDiscreteScheduler(), vae, *[None] * 6
+    )  # text encoders and tokenizers
+    side = transformer.config.sample_size * pipeline.vae_scale_factor
+    model = replace(model, resolution=side)
+    pipeline.to(DTYPES[model.precision])
+    return PipelinePolicy(pipeline, SD3(pipeline, model), model, pick_device(model.device), seed=0)
 
 
 def tiny_scene(images: int) -> Scene:
     """The embedded model with the settings of its preset."""
     config = compose(["preset=tiny"])
     policy = load_policy(config.model, seed=0)
-    assert isinstance(policy, SD3Policy)
     embeddings = policy.encode(["a red circle above a blue square"] * images)
     tokens = policy.transformer.config.sample_size**2 // 4
     name = f"tiny: 3.5 M parameters, LoRA rank {config.model.lora.rank}, {images} images of {tokens} tokens"
     return make_scene(name, config, policy, embeddings)
 
 
-def random_scene(
-    layers: int, heads: int, side: int, images: int, text_tokens: int = 32, dtype: torch.dtype | None = None
-) -> Scene:
+def random_scene(layers: int, heads: int, side: int, images: int, text_tokens: int = 32) -> Scene:
     """A random model of `layers` blocks of width 64 `heads` over latents of `side`, with the paper's LoRA of rank 32.
 
-    Its `dtype` is float32 on a CPU and bfloat16 under autocast on a GPU if not given.
+    It is float32 on a CPU and bfloat16 under autocast on a GPU.
     """
     width, device = 64 * heads, pick_device("auto")
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    config = compose(["preset=tiny", "model.lora.rank=32", "model.lora.alpha=64", "algorithm.kl_coef=1e-4"])
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    overrides = (
+        "model.lora.rank=32",
+        "model.lora.alpha=64",
+        f"model.precision={precision}",
+        "algorithm.kl_coef=1e-4",
+    )
+    config = compose(["preset=tiny", *overrides])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = SD3Transformer2DModel(
@@ -86,18 +92,20 @@ def random_scene(
         )  # fmt: skip
         tokens, pooled = torch.randn(images, text_tokens, width), torch.randn(images, width)
     size = sum(parameter.numel() for parameter in transformer.parameters())
-    policy = RandomPolicy(transformer, config.model.lora, device, dtype)
-    embeddings = PromptEmbeddings(tokens.to(device, policy.dtype), pooled.to(device, policy.dtype))
+    policy = random_policy(transformer, config.model)
+    embeddings = PromptEmbeddings(
+        {"tokens": tokens.to(device, policy.dtype), "pooled": pooled.to(device, policy.dtype)}
+    )
     name = (
         f"random SD3: {size / 1e6:.0f} M parameters, LoRA rank 32, {images} images of {side**2 // 4} tokens"
     )
     return make_scene(name, config, policy, embeddings)
 
 
-def make_scene(name: str, config: RunConfig, policy: SD3Policy, embeddings: PromptEmbeddings) -> Scene:
+def make_scene(name: str, config: RunConfig, policy: PipelinePolicy, embeddings: PromptEmbeddings) -> Scene:
     """Random latents and rewards; each reward leaves out 30 to 60 % of the images, as rewards of one source do."""
     draw = torch.Generator().manual_seed(0)
-    images = len(embeddings.tokens)
+    images = len(embeddings)
     groups = torch.arange(images) // GROUP_SIZE
     applicable = torch.zeros(REWARDS, images, dtype=torch.bool)
     for row, share in zip(applicable, torch.linspace(0.4, 0.7, REWARDS).tolist(), strict=True):
@@ -113,7 +121,7 @@ def make_scene(name: str, config: RunConfig, policy: SD3Policy, embeddings: Prom
 
 
 @torch.no_grad()
-def _part_adapters(policy: SD3Policy, draw: torch.Generator) -> None:
+def _part_adapters(policy: PipelinePolicy, draw: torch.Generator) -> None:
     """Let trained, behaviour and base velocities differ, as they do once a run is under way."""
     for adapter in ("trained", "behaviour"):
         for name, parameter in policy.parameters(adapter).items():  # type: ignore[arg-type]

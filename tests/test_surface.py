@@ -36,6 +36,8 @@ def test_every_plugin_is_a_distribution_of_its_own() -> None:
         assert (file.parent / "README.md").is_file()
     assert found == {
         "marble-reward-clip": {"clipscore"},
+        "marble-reward-geneval": {"geneval"},
+        "marble-reward-judge": {"judge", "unifiedreward"},
         "marble-reward-objects": {"objects"},
         "marble-reward-ocr": {"ocr"},
     }

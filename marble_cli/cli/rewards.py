@@ -232,7 +232,7 @@ def score(
         ) from error
     pictures = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
     settings = _settings(name, overrides)
-    settings.sources = None
+    settings.sources, settings.requires = None, []  # a run's own
     with open_scorer({name: settings}, "cpu") as scorer:
         scores = scorer.submit(pictures, [prompt], [known], [""]).result()
         scorer.check(scores)

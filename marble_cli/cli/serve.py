@@ -93,14 +93,18 @@ def _limits(images: int, size: int) -> "Limits":
 
 def _asked(words: list[str]) -> tuple[dict[str, "Settings"], str]:
     """Rewards and device of the command line: an override has a `=` or begins with `~`."""
+    import torch
+
     from marble_cli.cli.rewards import chosen
-    from marble_cli.policy.load import pick_device
 
     names = [word for word in words if "=" not in word and not word.startswith("~")]
     if not names:
         raise RequestError("which reward? Expected e.g. marble rewards serve ocr")
     rewards, config = chosen(names, [word for word in words if word not in names])
-    return rewards, str(pick_device(config.model.device))
+    device = config.model.device
+    if device == "auto":  # `pick_device` would import the model families
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return rewards, device
 
 
 def _asked_by_a_run(watch: bool) -> tuple[dict[str, "Settings"], str, str | None]:

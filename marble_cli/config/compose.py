@@ -162,12 +162,13 @@ def _compose(name: str, overrides: list[Override]) -> DictConfig:
 
 
 def _line(override: Override) -> str:
-    """The override as Hydra takes it: a reward's options and `BY_NAME` may hold keys that no file names."""
+    """The override as Hydra takes it: rewards, prompt sources and `BY_NAME` may hold keys that no file names."""
     line = str(override.input_line)
     parts = override.key_or_group.split(".")
     of_reward = parts[0] in ("rewards", "eval_rewards") and len(parts) > 2
     of_balance = parts[0] == "balance" and len(parts) > 1 and parts[1] in BY_NAME
-    if override.type is OverrideType.CHANGE and (of_reward or of_balance):
+    of_source = parts[:2] == ["data", "sources"] and len(parts) > 3
+    if override.type is OverrideType.CHANGE and (of_reward or of_balance or of_source):
         return f"++{line}"
     return line
 
@@ -235,9 +236,10 @@ def typed(tree: DictConfig) -> RunConfig:
         for group in ("rewards", "eval_rewards"):
             rows = tree.get(group) or {}
             tree[group] = {name: _reward(f"{group}.{name}", row, rows) for name, row in rows.items()}
+        _check_sources(tree)
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), tree)
-        if missing := OmegaConf.missing_keys(merged):
-            raise ConfigError(f"{sorted(missing)[0]} has no value. Set it: {sorted(missing)[0]}=...")
+        if missing := OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(tree):
+            raise ConfigError(_no_value(sorted(missing)[0], tree))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
@@ -263,6 +265,26 @@ def _reward(path: str, row: Any, rows: Any) -> dict[str, Any]:
     host = {field.name for field in dataclasses.fields(Reward)} - {"options"}
     options = {**plain.pop("options", {}), **{key: plain[key] for key in plain if key not in host}}
     return {key: value for key, value in plain.items() if key in host} | {"options": options}
+
+
+def _check_sources(tree: DictConfig) -> None:
+    """Prompt sources that hold an override and nothing else are misspelt ones."""
+    sources = OmegaConf.select(tree, "data.sources")
+    for name, source in sources.items() if OmegaConf.is_dict(sources) else ():
+        if OmegaConf.is_dict(source) and not {"train", "test"} & set(source):
+            others = [str(other) for other in sources if other != name]
+            raise ConfigError(
+                f"data.sources.{name}: there is no such source{nearest(str(name), others)}. To add one: "
+                f"'+data.sources.{name}={{train: FILE, test: FILE}}'"
+            )
+
+
+def _no_value(key: str, tree: DictConfig) -> str:
+    """What to set `key` to; the prompts' folder is described by the files that are expected in it."""
+    message = f"{key} has no value. Set it: {key}=..."
+    sources = OmegaConf.select(tree, "data.sources") or {}
+    wanted = [file for source in sources.values() for part in ("train", "test") if (file := source.get(part))]
+    return f"{message}, the folder that holds {', '.join(wanted)}" if key == "data.root" else message
 
 
 def _drop_optional(config: RunConfig) -> None:

@@ -70,22 +70,33 @@ class Lora:
 
 @dataclass
 class Model:
-    family: str = MISSING
     path: str = MISSING
     revision: str | None = MISSING
     clip: str = MISSING
     precision: Precision = MISSING
     resolution: int = MISSING
     max_sequence_length: int = MISSING
+    embedding_cache: str | None = MISSING
+    gradient_checkpointing: bool = MISSING
+    compile: bool = MISSING
     device: str = MISSING
     lora: Lora = field(default_factory=Lora)
 
 
 @dataclass
 class Source:
+    """Prompts of one kind: files under `data.root`, or splits of a dataset of the Hugging Face hub."""
+
     train: str = MISSING
     test: str = MISSING
-    weight: float = 1.0
+    weight: float = 1.0  # share of a step's prompts, relative to the other sources
+    hub: str | None = None  # dataset id or folder; train and test are then splits such as train[:1000]
+    subset: str | None = None  # of the dataset, also called its configuration
+    revision: str | None = None  # branch, tag or commit of the dataset
+    prompt_key: str = "prompt"  # key or column of the prompt; the others are metadata
+    quoted_as: str | None = None  # metadata key for the part of the prompt in double quotes
+    negative_prompt: str | None = None  # of rows without one; used where rollout.guidance_scale is above 1
+    metadata: dict[str, Any] = field(default_factory=dict)  # of rows that do not have the key
 
 
 @dataclass
@@ -101,6 +112,7 @@ class Reward:
     plugin: str = MISSING
     weight: float = 1.0  # in balances that mix rewards by weight
     sources: list[str] | None = None  # prompt sources that it is asked about; all if None
+    requires: list[str] = field(default_factory=list)  # metadata keys, beside those that its plugin requires
     timeout: float = 60.0  # seconds for one call
     retries: int = 2  # further attempts after a failed call
     max_failed: float = 0.5  # share of a step's images that may fail before the run stops
@@ -167,6 +179,7 @@ class Rollout:
     group_size: int = MISSING
     steps: int = MISSING
     solver: OdeSolver = MISSING
+    guidance_scale: float = 1.0  # none, as in runs from before the key
     batch_size: int = MISSING
 
 
@@ -189,6 +202,7 @@ class Trainer:
     eval_every: int = MISSING
     eval_prompts: int = MISSING
     pending_batches: int = MISSING
+    encode_ahead: int = MISSING
 
 
 @dataclass

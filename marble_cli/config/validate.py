@@ -4,13 +4,15 @@ import math
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from marble_cli.config.schema import BalanceMode, Reward, RunConfig
+from marble_cli.config.schema import BalanceMode, Reward, RunConfig, Source
 from marble_cli.errors import ConfigError
 from marble_cli.rewards.registry import installed
 from marble_cli.suggest import nearest
 
 MIXTURES = ("weighted_sum", "advantage_sum")
 PROGRAMMES = ("marble", "mgda", "output_space")
+PROMPT_FILES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
+OPTIONAL = ("hub", "subset", "revision", "quoted_as")  # keys of a prompt source
 OWN_WEIGHTS = (*PROGRAMMES, "equal")
 
 
@@ -38,6 +40,8 @@ def validate(config: RunConfig) -> None:
                     raise ConfigError(
                         f"{group}.{name}.sources: there is no source {source!r}{nearest(source, config.data.sources)}"
                     )
+    for name, prompts in config.data.sources.items():
+        _check_source(f"data.sources.{name}", prompts)
     if twice := config.rewards.keys() & config.eval_rewards.keys():
         raise ConfigError(
             f"{sorted(twice)[0]} stands under rewards and eval_rewards. Keep it under one of them."
@@ -89,6 +93,44 @@ def _check_place(key: str, reward: Reward) -> None:
         )
 
 
+def _check_source(path: str, source: Source) -> None:
+    """Keys of a prompt source that contradict each other.
+
+    Raises:
+        ConfigError: naming the key and what was expected.
+    """
+    for key in ("train", "test", "hub", "subset", "revision", "prompt_key", "quoted_as"):
+        value = getattr(source, key)
+        if value is not None and not value.strip():
+            raise ConfigError(
+                f"{path}.{key} is empty. Expected a name{', or null' if key in OPTIONAL else ''}."
+            )
+    if source.hub is None:
+        for key in ("subset", "revision"):
+            if getattr(source, key) is not None:
+                raise ConfigError(
+                    f"{path}.{key}={getattr(source, key)}: files have none. Expected it beside {path}.hub=OWNER/NAME."
+                )
+        for key in ("train", "test"):
+            file = getattr(source, key)
+            if not file.lower().endswith(PROMPT_FILES):
+                raise ConfigError(
+                    f"{path}.{key}={file}: expected a file that ends in {', '.join(PROMPT_FILES)}; for a dataset of "
+                    f"the hub, {path}.hub=OWNER/NAME."
+                )
+            if file.lower().endswith(".txt") and source.prompt_key != "prompt":
+                raise ConfigError(
+                    f"{path}.prompt_key={source.prompt_key}: {file} is plain text, which has no keys. Expected none."
+                )
+    for taken in (source.prompt_key, "negative_prompt", source.quoted_as):
+        if taken in source.metadata:
+            raise ConfigError(
+                f"{path}.metadata.{taken}: {path} says already where {taken!r} comes from. Expected another key."
+            )
+    if source.quoted_as in (source.prompt_key, "negative_prompt"):
+        raise ConfigError(f"{path}.quoted_as={source.quoted_as}: expected a key of metadata, such as text.")
+
+
 def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     """(key, value, whether it is in range, what was expected)."""
 
@@ -117,7 +159,10 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         rollout.group_size >= 2,
         ("at least 2: an advantage compares images of the same prompt"),
     )
-    for name in ("micro_batch_size", "checkpoint_every", "keep_last", "eval_prompts", "pending_batches"):
+    yield at_least("rollout.guidance_scale", rollout.guidance_scale, 1)
+    for name in (
+        "micro_batch_size", "checkpoint_every", "keep_last", "eval_prompts", "encode_ahead", "pending_batches",
+    ):  # fmt: skip
         yield at_least(f"trainer.{name}", getattr(trainer, name), 1)
     for name in ("steps", "eval_every"):
         yield at_least(f"trainer.{name}", getattr(trainer, name), 0)

@@ -1,84 +1,143 @@
-"""Prompt files: JSON lines with metadata, or plain text with one prompt a line."""
+"""Prompts from their sources: files of text, JSON lines or Parquet, and datasets of the hub."""
 
 import difflib
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from marble_cli.config.schema import Data
+from marble_cli.config.schema import Data, Source
+from marble_cli.data.rows import Row, RowError, Rows, json_rows, text_rows
+from marble_cli.data.tables import hub_rows, parquet_rows
 from marble_cli.errors import DataError
+
+NEGATIVE = "negative_prompt"  # the key of a row's own
+QUOTED = re.compile(r'"([^"]*)"')
+QUOTED_CURLY = re.compile("\u201c([^\u201d]*)\u201d")
+NAMED = 3  # bad lines that a message names
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt, what rewards may know of it, and the name of the source it comes from."""
+    """One prompt, what rewards may know of it, the name of its source, and what guidance leads away from."""
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    negative: str = ""
 
 
 def load_prompts(data: Data, split: str) -> dict[str, list[Prompt]]:
-    """The prompts of every source's `train` or `test` file, in the file's order.
+    """The prompts of every source's `train` or `test` split, in their order there.
 
     Raises:
-        DataError: a file is missing, empty or has a bad line, which is named.
+        DataError: a file or dataset is missing, empty or has bad lines, which are named.
     """
     root = (
         Path(str(files("marble_cli") / "assets" / "tiny" / "prompts"))
         if data.root == "tiny"
         else Path(data.root)
-    )
-    root = root.expanduser()
+    ).expanduser()
+    wanted = [
+        file for source in data.sources.values() if source.hub is None for file in (source.train, source.test)
+    ]
+    if wanted and not root.is_dir():
+        raise DataError(
+            f"data.root={data.root} is no folder. Expected the one that holds {', '.join(wanted)}."
+        )
     return {
-        name: read_prompts(root / (source.train if split == "train" else source.test), name)
+        name: read_source(root, name, source, source.train if split == "train" else source.test)
         for name, source in data.sources.items()
     }
 
 
-def read_prompts(path: Path, source: str) -> list[Prompt]:
-    """The prompts of one file; blank lines are passed over.
+def read_source(root: Path, name: str, source: Source, part: str) -> list[Prompt]:
+    """The prompts of one source's file `part` under `root`, or of the split `part` of its dataset.
 
     Raises:
-        DataError: the file is missing, holds no prompt, or has a bad line, which is named.
+        DataError: it is missing, holds no prompt, or has bad lines, which are named.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise DataError(_missing(path, source)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"prompt file {path} of data.sources.{source} cannot be read: {error}") from error
-    parse = _parse_json if path.suffix.lower() in (".jsonl", ".ndjson", ".json") else _parse_text
-    prompts = [parse(line, path, number, source) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = hub_rows(name, source, part) if source.hub is not None else _file_rows(root / part, name, source)
+    prompts, bad = [], list[str]()
+    for number, raw in enumerate(rows.raw, 1):
+        try:
+            row = rows.parse(raw)
+            if row is not None:
+                prompts.append(_prompt(row, name, source))
+        except RowError as error:
+            bad.append(f"{rows.unit} {number}: {error}")
+    if bad:
+        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise DataError(f"{rows.where}, {'; '.join(bad[:NAMED])}{more}. {rows.expected}")
     if not prompts:
-        raise DataError(f"prompt file {path} of data.sources.{source} is empty. Expected one prompt a line.")
+        raise DataError(f"{rows.where} of data.sources.{name} is empty. Expected one prompt a {rows.unit}.")
     return prompts
 
 
-def _missing(path: Path, source: str) -> str:
+def _file_rows(path: Path, name: str, source: Source) -> Rows:
+    """Raises DataError if the file is missing or cannot be read."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            return parquet_rows(path, name, source)
+        return text_rows(path, source.prompt_key) if suffix == ".txt" else json_rows(path)
+    except FileNotFoundError:
+        raise DataError(_missing(path, name)) from None
+    except OSError as error:
+        raise DataError(f"prompt file {path} of data.sources.{name} cannot be read: {error}") from error
+
+
+def _missing(path: Path, name: str) -> str:
     beside = [str(file) for file in path.parent.glob("*") if file.is_file()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(str(path), beside, n=1)
     hint = f" Did you mean {near[0]}?" if near else " Set data.root and data.sources to your files."
-    return f"prompt file {path} of data.sources.{source} does not exist.{hint}"
+    return f"prompt file {path} of data.sources.{name} does not exist.{hint}"
 
 
-def _parse_text(line: str, path: Path, number: int, source: str) -> Prompt:
-    return Prompt(line.strip(), {}, source)
+def _prompt(row: Row, name: str, source: Source) -> Prompt:
+    """Raises RowError if the row holds no prompt, or lacks what its source asks for."""
+    text = _text(row, source.prompt_key)
+    if not text:
+        raise RowError(f'no text under the key "{source.prompt_key}" (its keys: {", ".join(row) or "none"})')
+    negative = _text(row, NEGATIVE) or source.negative_prompt or ""
+    own = {key: _without_nulls(row[key]) for key in row if key not in (source.prompt_key, NEGATIVE)}
+    metadata = source.metadata | {key: value for key, value in own.items() if value is not None}
+    if source.quoted_as is not None and source.quoted_as not in metadata:
+        metadata[source.quoted_as] = quoted(text)
+        if not metadata[source.quoted_as].strip():
+            raise RowError(f"no text in double quotes, which data.sources.{name}.quoted_as asks for")
+    return Prompt(text, metadata, name, negative)
 
 
-def _parse_json(line: str, path: Path, number: int, source: str) -> Prompt:
-    expected = 'Expected an object such as {"prompt": "a red sign that says \\"47\\"", "text": "47"}.'
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not valid JSON ({error.msg}). {expected}") from error
-    text = row.get("prompt") if isinstance(row, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f'{path}, line {number}: no text under the key "prompt". {expected}')
-    return Prompt(text.strip(), {key: value for key, value in row.items() if key != "prompt"}, source)
+def _text(row: Row, key: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise RowError(f'no text under the key "{key}" but {str(value)[:40]!r} ({type(value).__name__})')
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise RowError(f'the text under the key "{key}" holds half a character (a lone surrogate)')
+    return value.strip()
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without the keys that a table fills with null where a row has none."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    return value
+
+
+def quoted(text: str) -> str:
+    """What stands between the first two straight double quotes, else between the first curly ones; "" without any.
+
+    Source: the target of the OCR reward of Flow-GRPO, arXiv 2505.05470, where there are straight ones.
+    """
+    found = QUOTED.search(text) or QUOTED_CURLY.search(text)
+    return found.group(1) if found else ""
 
 
 def held_out(prompts: Mapping[str, list[Prompt]], per_source: int) -> list[Prompt]:

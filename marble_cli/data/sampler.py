@@ -23,6 +23,7 @@ class PromptSampler:
         self.sources, self.groups, self.seed = sources, groups, seed
         total = sum(weights[name] for name in sources)
         self.shares = {name: weights[name] / total for name in sources if weights[name] > 0}
+        self._orders = dict[str, tuple[int, torch.Tensor]]()  # each source's last epoch and its order
         self._history = [dict.fromkeys(self.shares, 0)]  # prompts served by source, after each step
 
     def step(self, step: int) -> list[Prompt]:
@@ -52,5 +53,8 @@ class PromptSampler:
     def _prompt(self, source: str, place: int) -> Prompt:
         prompts = self.sources[source]
         epoch, index = divmod(place, len(prompts))
-        order = torch.randperm(len(prompts), generator=generator(self.seed, "epoch", source, epoch))
+        known, order = self._orders.get(source, (None, None))
+        if order is None or known != epoch:
+            order = torch.randperm(len(prompts), generator=generator(self.seed, "epoch", source, epoch))
+            self._orders[source] = epoch, order
         return prompts[int(order[index])]

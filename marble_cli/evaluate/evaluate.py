@@ -118,8 +118,14 @@ def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> E
     if target.lora is not None:
         policy.load_lora(target.lora)
     prompts = held_out(load_prompts(config.data, "test"), config.trainer.eval_prompts)
+    settings = config.rollout
     rollout = Rollout(
-        policy, config.rollout.solver, config.rollout.steps, config.rollout.batch_size, config.trainer.seed
+        policy,
+        settings.solver,
+        settings.steps,
+        settings.batch_size,
+        config.trainer.seed,
+        settings.guidance_scale,
     )
     return score_policy(rollout, None if target.lora is None else "trained", prompts, scorer, lambda n: None)
 

@@ -11,7 +11,7 @@ from marble_cli.folder import check_writable
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
 from marble_cli.randomness import noise
-from marble_cli.rollout.sampler import make_scheduler, sample
+from marble_cli.rollout.sampler import Velocity, guided, make_scheduler, sample
 
 
 @torch.no_grad()
@@ -25,15 +25,21 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
         policy.load_lora(chosen.lora)
     adapter: Adapter = None if chosen.lora is None else "trained"
     output.mkdir(parents=True, exist_ok=True)
-    _, height, width = policy.latent_shape
     files = []
+    scale = config.rollout.guidance_scale
+
+    def towards(text: str) -> Velocity:
+        embeddings = policy.encode([text])
+        return lambda xt, t: policy.velocity(xt, t, embeddings, adapter)
+
+    policy.prepare(prompts if scale == 1 else [*prompts, ""])
     for index, prompt in enumerate(prompts):
-        embeddings = policy.encode([prompt])
+        velocity = towards(prompt) if scale == 1 else guided(towards(prompt), towards(""), scale)
         scheduler = make_scheduler(
-            policy.scheduler_config(), config.rollout.solver, config.rollout.steps, height * width // 4
+            policy.scheduler_config(), config.rollout.solver, config.rollout.steps, policy.tokens
         )
         x0 = sample(
-            lambda xt, t, e=embeddings: policy.velocity(xt, t, e, adapter),  # type: ignore[misc]
+            velocity,
             noise(seed, "generate", 0, [index], policy.latent_shape).to(policy.device),
             scheduler,
         )

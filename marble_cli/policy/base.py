@@ -1,35 +1,50 @@
-"""What the trainer, the rollout and the evaluation need of an image model, whatever its family."""
+"""What the trainer, the rollout and the evaluation need of an image model, and what a family of models adds to that."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from marble_cli.config.schema import Model
 
 Adapter = Literal["trained", "behaviour"] | None  # None is the base model, adapters off
 
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """Embeddings of B prompts: `tokens` [B, L, D] and `pooled` [B, P], in the model's dtype."""
+    """What a family's transformer wants to know of B prompts: `tensors` [B, ...] by name, in the model's dtype."""
 
-    tokens: Tensor
-    pooled: Tensor
+    tensors: Mapping[str, Tensor]
 
     def __getitem__(self, index: Tensor | slice) -> "PromptEmbeddings":
-        return PromptEmbeddings(self.tokens[index], self.pooled[index])
+        return PromptEmbeddings({name: tensor[index] for name, tensor in self.tensors.items()})
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors.values())).device
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Parameters of the transformer and of one adapter, image tokens, and bytes of all frozen weights."""
+    """What a run's plan needs to know of a model.
+
+    Parameters of the transformer and of one adapter; image tokens; bytes of the frozen transformer and VAE, and of the text
+    encoders; the transformer's blocks, and outputs that a token has in all linear layers of theirs.
+    """
 
     transformer: int
     lora: int
     tokens: int
     frozen_bytes: int
+    encoder_bytes: int
+    blocks: int
+    features: int
 
 
 class Policy(Protocol):
@@ -37,6 +52,11 @@ class Policy(Protocol):
 
     device: torch.device
     latent_shape: tuple[int, int, int]
+    tokens: int  # of an image, as the transformer sees it
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Told which prompts are to come: where embeddings are cached, these are made now, in one go."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Embeddings of the prompts, without classifier-free guidance."""
@@ -76,4 +96,40 @@ class Policy(Protocol):
 
     def swapped(self, weights: dict[str, Tensor]) -> AbstractContextManager[None]:
         """For a while, let `weights` stand in the trained adapter."""
+        ...
+
+
+class Family(Protocol):
+    """How pipelines of one class encode prompts, call their transformer and decode; stateless beside the pipeline."""
+
+    encoders: tuple[nn.Module, ...]  # the text encoders
+    latent_shape: tuple[int, int, int]
+    tokens: int
+
+    def __init__(self, pipeline: Any, model: Model) -> None: ...
+
+    @staticmethod
+    def left_out(model: Model) -> tuple[str, ...]:
+        """Components of the pipeline that are not needed and not loaded."""
+        ...
+
+    @staticmethod
+    def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
+        """Pixels that one image token spans on a side, by the configurations of the VAE and the transformer."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embeddings of the prompts on the encoders' device; a prompt's rows do not depend on those beside it."""
+        ...
+
+    def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+        """d xt / d t [B, C, H, W] where xt = (1 - t) x0 + t noise, from inputs in the transformer's dtype."""
+        ...
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W], -1 to 1, of latents [B, C, H, W] in the VAE's dtype."""
+        ...
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """As in `Policy`."""
         ...

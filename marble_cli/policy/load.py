@@ -1,10 +1,17 @@
-"""From the configuration to a policy; the one place that knows which families there are."""
+"""From the configuration to a policy on its device."""
 
+from pathlib import Path
+
+import diffusers
 import torch
+import transformers
+from diffusers import DiffusionPipeline
+from huggingface_hub import hf_hub_download
 
 from marble_cli.config.schema import Model
-from marble_cli.errors import ConfigError, RequestError
-from marble_cli.policy.base import ModelSize, Policy
+from marble_cli.errors import RequestError
+from marble_cli.policy.pipeline import PipelinePolicy
+from marble_cli.policy.source import DTYPES, find_family, local_folder, read_json
 
 
 def pick_device(name: str) -> torch.device:
@@ -29,32 +36,41 @@ def pick_device(name: str) -> torch.device:
     )
 
 
-def load_policy(model: Model, seed: int) -> Policy:
-    """Load the frozen model and give it its two adapters.
+def load_policy(model: Model, seed: int) -> PipelinePolicy:
+    """Load the frozen model and give it its two adapters, drawn from `seed`.
 
     Raises:
-        ConfigError: `model.family` is unknown.
-        RequestError: the weights cannot be found or do not fit.
+        RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached.
     """
-    _check_family(model)
-    from marble_cli.policy.sd3 import SD3Policy, load_pipeline
-
+    _quiet()
     device = pick_device(model.device)
-    return SD3Policy(load_pipeline(model, device), model, device, seed)
+    folder = local_folder(model.path)
+    try:
+        family = find_family(model, read_json(_index(model, folder)))
+        pipeline = DiffusionPipeline.from_pretrained(
+            str(folder or model.path),
+            revision=model.revision,
+            dtype=DTYPES[model.precision],
+            use_safetensors=True,
+            **dict.fromkeys(family.left_out(model)),
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise RequestError(
+            f"model.path={model.path} could not be loaded: {str(error).splitlines()[0]}. "
+            "Expected the folder of a diffusers pipeline, a reachable hub id, or tiny."
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return PipelinePolicy(pipeline, family(pipeline, model), model, device, seed)
 
 
-def model_size(model: Model) -> ModelSize | None:
-    """Sizes read off a local model's configuration files; None if it is not on this machine.
-
-    Raises:
-        ConfigError: `model.family` is unknown.
-    """
-    _check_family(model)
-    from marble_cli.policy.sd3 import model_size as measure
-
-    return measure(model)
+def _index(model: Model, folder: Path | None) -> Path:
+    """The model_index.json of the pipeline, fetched where it is on the hub."""
+    if folder is not None:
+        return folder / "model_index.json"
+    return Path(hf_hub_download(model.path, "model_index.json", revision=model.revision))
 
 
-def _check_family(model: Model) -> None:
-    if model.family != "sd3":
-        raise ConfigError(f"model.family={model.family} is unknown. Expected: sd3.")
+def _quiet() -> None:
+    """The libraries' own progress bars would tear the run's view apart."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -8,7 +8,9 @@ error), whose instances are called with a batch; or it is a bare function of a b
     prompts   B strings
     metadata  B mappings: what the prompt file says of each prompt beside its text
 
-and the answer is B floats (tensor, array or list), higher is better, NaN where the reward does not apply.
+and the answer is B floats (tensor, array or list), higher is better, NaN where the reward does not apply. In a list an
+exception may stand in the place of a float: the reward failed on that image alone, and the exception says why. (Infinity
+means the same and says nothing.) A reward that raises has failed on the whole batch, which is then tried again.
 Parameters called `images`, `prompts` and `metadata` are passed by these names, in any choice and order; a
 callable with one parameter of another name is given the whole `Batch`.
 

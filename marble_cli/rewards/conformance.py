@@ -22,7 +22,7 @@ from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.registry import Reward, build
 from marble_cli.rewards.samples import sample_batch
-from marble_cli.rewards.scorer import checked
+from marble_cli.rewards.scorer import checked, failure
 
 TOLERANCE = 1e-5  # relative; what the batch's composition may change
 GPU_TOLERANCE = 1e-3  # relative; what another device may change
@@ -294,10 +294,13 @@ def _call(reward: Reward, batch: Batch) -> Tensor:
 
     Raises:
         RewardError: the answer is not B numbers.
+        ContractError: it reports a failure.
     """
     count = len(batch.images)
     with torch.inference_mode():
         answer = reward.call(batch)
+    if reason := failure(answer):
+        raise ContractError(f"it failed on an image: {_said(reason)}")
     return checked(reward.name, answer, count)
 
 

@@ -11,13 +11,11 @@ import secrets
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import IO, Any
 
 import httpx
-from torch import Tensor
 
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError
@@ -112,12 +110,11 @@ class IsolatedServer:
 
     def _reward(self, at: Address) -> Reward:
         served = connect(self.name, self.name, at, self.settings.timeout)
-        score: Callable[[Batch], Tensor] = served.call
         lost = threading.Event()
 
-        def call(batch: Batch) -> Tensor:
+        def call(batch: Batch) -> Any:
             try:
-                return score(batch)
+                return served.call(batch)
             except httpx.TransportError:  # on this machine, from a process of ours: it has died or hangs
                 lost.set()
                 raise

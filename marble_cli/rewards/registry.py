@@ -63,8 +63,8 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
     for option in options:
         if option not in named and not open_ended:
             host = (
-                "plugin", "weight", "sources", "timeout", "retries", "max_failed", "optional", "url", "token_env",
-                "isolated",
+                "plugin", "weight", "sources", "requires", "timeout", "retries", "max_failed", "optional", "url",
+                "token_env", "isolated",
             )  # fmt: skip
             hint = nearest(option, {*named, *host} - {"device", "dtype"})
             raise ConfigError(f"rewards.{name}.{option}: no such option{hint}")

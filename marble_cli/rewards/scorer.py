@@ -6,6 +6,7 @@ too large a share of a step's images, stops the run.
 """
 
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from marble_cli.config import schema
 from marble_cli.errors import RewardError
-from marble_cli.rewards.api import Batch
+from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.registry import Reward
 from marble_cli.rewards.source import maker
 
@@ -43,6 +44,17 @@ class Scores:
     values: Tensor
     applicable: Tensor
     failed: Tensor
+
+
+def required(settings: schema.Reward, declaration: Declaration) -> list[str]:
+    """The metadata keys without which a reward is not asked about a prompt."""
+    return list(dict.fromkeys([*declaration.requires, *settings.requires]))
+
+
+def concerns(settings: schema.Reward, keys: list[str], metadata: Mapping[str, Any], source: str) -> bool:
+    """Whether a reward that requires `keys` is asked about a prompt with this metadata from this source."""
+    of_its_sources = settings.sources is None or source in settings.sources
+    return of_its_sources and all(map(metadata.__contains__, keys))
 
 
 class Lane:
@@ -84,11 +96,12 @@ class Lane:
         """
         values = torch.full((len(batch.images),), torch.nan, dtype=torch.float64)
         failed = torch.zeros(len(batch.images), dtype=torch.bool)
+        keys = required(self.settings, self.reward.declaration)
         asked = torch.tensor(
             [
                 i
                 for i, (metadata, source) in enumerate(zip(batch.metadata, sources, strict=True))
-                if self._concerns(metadata, source)
+                if concerns(self.settings, keys, metadata, source)
             ],
             dtype=torch.int64,
         )
@@ -98,26 +111,21 @@ class Lane:
             batch.images[asked], [batch.prompts[i] for i in asked], [batch.metadata[i] for i in asked]
         )
         try:
-            answer = self._retrying()(self.attempt, part)
+            answer, reason = self._retrying()(self.attempt, part)
         except RewardError:
             raise
         except Exception as error:  # whatever a plugin may raise
-            self.error = f"{type(error).__name__}: {error}"
+            self.error = _said(error)
             log.warning("reward %s failed on %d images: %s", self.name, len(asked), self.error)
             failed[asked] = True
             return values, failed
         infinite = torch.isinf(answer)
         if infinite.any():
-            self.error = f"returned {answer[infinite][0].item()}"
-            log.warning("reward %s returned infinity for %d images", self.name, int(infinite.sum()))
+            self.error = _said(reason) if reason else f"returned {answer[infinite][0].item()}"
+            log.warning("reward %s failed on %d images: %s", self.name, int(infinite.sum()), self.error)
         values[asked] = torch.where(infinite, torch.nan, answer)
         failed[asked] = infinite
         return values, failed
-
-    def _concerns(self, metadata: Mapping[str, Any], source: str) -> bool:
-        if self.settings.sources is not None and source not in self.settings.sources:
-            return False
-        return all(key in metadata for key in self.reward.declaration.requires)
 
     def _retrying(self) -> tenacity.Retrying:
         return tenacity.Retrying(
@@ -131,8 +139,8 @@ class Lane:
     def _closed(self) -> RewardError:
         return RewardError(f"reward {self.name} was closed before it answered")
 
-    def attempt(self, batch: Batch) -> Tensor:
-        """One call of the plugin, its answer checked: [B] float64 on the CPU.
+    def attempt(self, batch: Batch) -> tuple[Tensor, Exception | None]:
+        """One call of the plugin: its answer, checked, [B] float64 on the CPU, and the first failure it reports.
 
         Raises:
             RewardError: the plugin broke its contract.
@@ -154,13 +162,17 @@ class Lane:
             if not self.reward.alive():
                 self._build_anew("is gone")
             raise
-        return checked(self.name, answer, len(batch.images))
+        return checked(self.name, answer, len(batch.images)), failure(answer)
 
     def _build_anew(self, why: str) -> None:
         log.warning("reward %s %s; building it anew", self.name, why)
         self.calls.put(None)  # should a call return after all, its thread ends
         self.reward = self.make()
         self._start_caller()
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _serve(
@@ -189,11 +201,13 @@ def _settle(future: Future[Any], answer: Any = None, error: Exception | None = N
 
 
 def checked(name: str, answer: Any, count: int) -> Tensor:
-    """A plugin's answer as [count] float64 on the CPU.
+    """A plugin's answer as [count] float64 on the CPU, infinity where it reports a failure.
 
     Raises:
-        RewardError: it is not `count` numbers.
+        RewardError: it is not `count` numbers or failures.
     """
+    if isinstance(answer, list | tuple):
+        answer = [math.inf if isinstance(score, Exception) else score for score in answer]
     try:
         plain = answer.detach().cpu() if isinstance(answer, Tensor) else np.array(answer)
         values = torch.as_tensor(plain, dtype=torch.float64)
@@ -207,6 +221,12 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
             f"Expected [{count}], one score an image."
         )
     return values.clone()
+
+
+def failure(answer: Any) -> Exception | None:
+    """The first exception that stands in the place of a score in a plugin's answer."""
+    scores = answer if isinstance(answer, list | tuple) else ()
+    return next((score for score in scores if isinstance(score, Exception)), None)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from marble_cli.data.prompts import Prompt
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings
 from marble_cli.randomness import noise
 from marble_cli.rewards.scorer import PendingScores, Scorer, Scores
-from marble_cli.rollout.sampler import make_scheduler, sample, sampling_times
+from marble_cli.rollout.sampler import Velocity, guided, make_scheduler, sample, sampling_times
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,35 @@ class Samples:
 
 @dataclass(frozen=True)
 class Rollout:
-    """How samples are made: the policy, the solver and its `steps`, images a batch and the run's seed."""
+    """How samples are made: policy, solver and its `steps`, images a batch, the run's seed, and guidance (1: none)."""
 
     policy: Policy
     solver: OdeSolver
     steps: int
     batch_size: int
     seed: int
+    guidance_scale: float = 1.0
 
     def _scheduler(self) -> Any:
-        _, height, width = self.policy.latent_shape
-        return make_scheduler(self.policy.scheduler_config(), self.solver, self.steps, height * width // 4)
+        return make_scheduler(self.policy.scheduler_config(), self.solver, self.steps, self.policy.tokens)
 
     def times(self) -> Tensor:
         """The solver's times [steps] float32 in (0, 1], falling."""
         return sampling_times(self._scheduler())
+
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Tell the policy which prompts are to come."""
+        negatives = [prompt.negative for prompt in prompts] if self.guidance_scale != 1 else []
+        self.policy.prepare([*(prompt.text for prompt in prompts), *negatives])
+
+    def _encode(self, texts: list[str]) -> PromptEmbeddings:
+        """Embeddings of `texts`, each distinct one encoded once."""
+        row = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        encoded = self.policy.encode(list(row))
+        return encoded[torch.tensor([row[text] for text in texts], device=encoded.device)]
+
+    def _velocity(self, embeddings: PromptEmbeddings, adapter: Adapter) -> Velocity:
+        return lambda xt, t: self.policy.velocity(xt, t, embeddings, adapter)
 
     @torch.no_grad()
     def collect(
@@ -81,22 +95,16 @@ class Rollout:
             step: part of the noise's seed.
             advance: told how many images each batch made.
         """
-        distinct = list(dict.fromkeys(prompt.text for prompt in prompts))
-        row = {text: place for place, text in enumerate(distinct)}
-        encoded = self.policy.encode(distinct)
-        embeddings = encoded[
-            torch.tensor([row[prompt.text] for prompt in prompts], device=encoded.tokens.device)
-        ]
+        embeddings = self._encode([prompt.text for prompt in prompts])
+        away = self._encode([prompt.negative for prompt in prompts]) if self.guidance_scale != 1 else None
         latents, pictures, pending = [], [], list[PendingScores]()
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
             begin = noise(self.seed, purpose, step, list(indices[part]), self.policy.latent_shape)
-            batch = embeddings[part]
-            x0 = sample(
-                lambda xt, t, batch=batch: self.policy.velocity(xt, t, batch, adapter),  # type: ignore[misc]
-                begin.to(self.policy.device),
-                self._scheduler(),
-            )
+            velocity = self._velocity(embeddings[part], adapter)
+            if away is not None:
+                velocity = guided(velocity, self._velocity(away[part], adapter), self.guidance_scale)
+            x0 = sample(velocity, begin.to(self.policy.device), self._scheduler())
             images = self.policy.decode(x0)
             chosen = prompts[part]
             pending.append(

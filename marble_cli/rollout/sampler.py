@@ -37,6 +37,19 @@ def make_scheduler(config: dict[str, Any], solver: OdeSolver, steps: int, sequen
     return euler
 
 
+def guided(positive: Velocity, negative: Velocity, scale: float) -> Velocity:
+    """Classifier-free guidance: v = v_negative + scale (v_positive - v_negative).
+
+    Source: Ho and Salimans, Classifier-free diffusion guidance, arXiv 2207.12598.
+    """
+
+    def velocity(xt: Tensor, t: Tensor) -> Tensor:
+        away = negative(xt, t)
+        return away + scale * (positive(xt, t) - away)
+
+    return velocity
+
+
 def sampling_times(scheduler: Any) -> Tensor:
     """The times [steps] float32 in (0, 1], falling, at which the solver asks for a velocity."""
     sigmas: Tensor = scheduler.sigmas

@@ -1,5 +1,6 @@
 """Policy gradients of one step: of one mixture of the rewards, or of every reward apart."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from marble_cli.losses.nft import NftTerms, kl_term, mixed_loss, nft_terms, velo
 from marble_cli.policy.base import Policy
 from marble_cli.trainer.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
 from marble_cli.trainer.mixer import Mixer
+
+LARGEST = 2.0**-4  # of a cotangent: gradients, sums over many tokens, must not overflow float16 either
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> G
     parameters = list(step.policy.parameters("trained").values())
     rows, losses = _empty(step.policy, 1)
     for one in step.passes(parts):
-        policy, kl = step.loss(one, one.v_theta, one.terms(one.v_theta, step.objective.beta), mixture)
-        rows[0] += _flat(torch.autograd.grad(policy + kl, parameters, allow_unused=True), parameters)
+        v = one.v_theta.detach().requires_grad_()
+        policy, kl = step.loss(one, v, one.terms(v, step.objective.beta), mixture)
+        rows[0] += _backward(one.v_theta, policy + kl, v, parameters)
         losses += torch.stack([policy, kl]).detach().double().cpu()
     return Gradients(rows, losses)
 
@@ -133,12 +137,10 @@ def reward_gradients(step: Step, parts: list[Chunk], rewards: Coefficients, rest
             ]
             for left, (side, c) in zip(range(len(sides) - 1, -1, -1), sides, strict=True):
                 (cotangent,) = torch.autograd.grad(side, v, retain_graph=True)
-                mixer.mix(one.v_theta, cotangent, c, retain_graph=with_rest or left > 0)
+                scaled, factor = _representable(cotangent)
+                mixer.mix(one.v_theta, scaled, factor * c, retain_graph=with_rest or left > 0)
             if with_rest:
-                (cotangent,) = torch.autograd.grad(policy + kl, v)
-                rows[-1] += _flat(
-                    torch.autograd.grad(one.v_theta, parameters, cotangent, allow_unused=True), parameters
-                )
+                rows[-1] += _backward(one.v_theta, policy + kl, v, parameters)
             p, q = rewards.of(images)
             each = scale * (
                 p @ terms.positive.detach().double().cpu() + q @ terms.negative.detach().double().cpu()
@@ -168,6 +170,26 @@ def _empty(policy: Policy, count: int) -> tuple[Tensor, Tensor]:
     parameters = list(policy.parameters("trained").values())
     size = sum(parameter.numel() for parameter in parameters)
     return parameters[0].new_zeros(count, size), torch.zeros(count + 1, dtype=torch.float64)
+
+
+def _backward(output: Tensor, loss: Tensor, v: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
+    """Gradient [P] of `loss`, a function of the leaf `v` that has `output`'s values, through `output`."""
+    (cotangent,) = torch.autograd.grad(loss, v)
+    scaled, factor = _representable(cotangent)
+    return factor * _flat(torch.autograd.grad(output, parameters, scaled, allow_unused=True), parameters)
+
+
+def _representable(cotangent: Tensor) -> tuple[Tensor, float]:
+    """A cotangent brought to where half precision is at home, and what to multiply its gradients by.
+
+    One number among millions is small: in float16 most of a cotangent of a mean would be zero. The factor is a power of
+    two, so that in float32 nothing changes but the exponents.
+    """
+    largest = cotangent.abs().max().item()
+    if not 0.0 < largest < math.inf:
+        return cotangent, 1.0
+    factor = 2.0 ** (math.frexp(largest)[1] - math.frexp(LARGEST)[1])
+    return cotangent / factor, factor
 
 
 def _flat(parts: tuple[Tensor | None, ...], parameters: list[torch.nn.Parameter]) -> Tensor:

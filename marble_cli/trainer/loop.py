@@ -22,12 +22,16 @@ from marble_cli.rollout.collect import Rollout, Samples
 from marble_cli.trainer.batches import TrainingSet, training_times
 from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.judge import base_scores, judge
+from marble_cli.trainer.memory import bounded
 from marble_cli.trainer.preflight import check_rewards
 from marble_cli.trainer.signal import Signal, describe, read_signal
 from marble_cli.trainer.state import Progress, pack
 from marble_cli.trainer.step import Director
 
 log = logging.getLogger("marble")
+
+SMALLER_ROLLOUT = "Lower rollout.batch_size"
+SMALLER_TRAINING = "Lower trainer.micro_batch_size or set model.gradient_checkpointing=true"
 
 
 class Recorder(Protocol):
@@ -57,6 +61,7 @@ class Trainer:
     ranks: Ranks
     recorder: Recorder
     progress: Progress
+    prepared: int = 0  # the last step whose prompts the policy has been told of
     torn: bool = False  # the weights are on their way from one step to the next
 
     def run(self, interrupt: Interrupt) -> int:
@@ -69,10 +74,13 @@ class Trainer:
         saved = self.progress.step or None
         try:
             check_rewards(self.rollout, self.judges, self.sampler.sources)
+            if settings.eval_every:
+                self.rollout.prepare(self.held_out)
             if self.judgement_due():
                 self.evaluate()
             while self.progress.step < settings.steps:
                 step = self.progress.step + 1
+                self.prepare(step)
                 self.recorder.record(self.step(step))
                 self.progress.step, self.torn = step, False
                 best = self.evaluate() if self.judgement_due() else False
@@ -87,6 +95,15 @@ class Trainer:
             if not self.torn and saved != self.progress.step:
                 self.save(False)
         return 0
+
+    def prepare(self, step: int) -> None:
+        """Tell the policy of the prompts to come on this rank, once for every so many steps."""
+        settings = self.config.trainer
+        if step > self.prepared:
+            self.prepared = min(settings.steps, step + settings.encode_ahead - 1)
+            steps = [self.sampler.step(s) for s in range(step, self.prepared + 1)]
+            own = self.ranks.share(self.config.rollout.groups)
+            self.rollout.prepare([prompts[i] for prompts in steps for i in own])
 
     def judgement_due(self) -> bool:
         """Whether the last finished step is one to evaluate and has not been."""
@@ -124,15 +141,16 @@ class Trainer:
         prompts = [prompt for prompt in self.sampler.step(step) for _ in range(size)]
         own = self.ranks.share(len(prompts))
         self.recorder.stage("rollout", len(own))
-        samples = self.rollout.collect(
-            [prompts[i] for i in own],
-            own,
-            scorer=self.scorer,
-            adapter="behaviour",
-            purpose="rollout",
-            step=step,
-            advance=self.recorder.advance,
-        )
+        with bounded(f"in the rollout of step {step}", SMALLER_ROLLOUT):
+            samples = self.rollout.collect(
+                [prompts[i] for i in own],
+                own,
+                scorer=self.scorer,
+                adapter="behaviour",
+                purpose="rollout",
+                step=step,
+                advance=self.recorder.advance,
+            )
         return samples, torch.arange(len(prompts)) // size
 
     def gather(self, samples: Samples) -> Scores:
@@ -166,7 +184,8 @@ class Trainer:
         count = signal.rewards.shape[1] * times.shape[1]
         data = TrainingSet(samples.x0, samples.embeddings, own, draws, times, count)
         self.recorder.stage("train", times.numel())
-        direction = self.director.direct(step, signal, data, self.progress.cache, self.recorder.advance)
+        with bounded(f"in the training of step {step}", SMALLER_TRAINING):
+            direction = self.director.direct(step, signal, data, self.progress.cache, self.recorder.advance)
         for warning in direction.warnings:
             log.warning("step %d: %s", step, warning)
         metrics: dict[str, Any] = dict(direction.metrics)
@@ -197,7 +216,7 @@ class Trainer:
         """Score the moving average on held-out prompts; true if it is the best so far."""
         step = self.progress.step
         self.recorder.stage("evaluate", len(self.held_out))
-        with self.policy.swapped(self.progress.ema):
+        with self.policy.swapped(self.progress.ema), bounded("in an evaluation", SMALLER_ROLLOUT):
             evaluation = score_policy(
                 self.rollout, "trained", self.held_out, self.judges, self.recorder.advance
             )

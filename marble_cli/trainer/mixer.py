@@ -35,7 +35,8 @@ class Mixer:
         try:
             for layer, row in zip(self.layers, self.rows, strict=True):
                 layer.forward = partial(self._forward, layer, row)  # type: ignore[method-assign]
-            yield
+            with torch.compiler.set_stance("force_eager"):  # compiled blocks know nothing of these layers
+                yield
         finally:
             for layer in self.layers:
                 layer.__dict__.pop("forward", None)

@@ -1,10 +1,9 @@
-"""What a run will do and need, told before any weight is loaded: `--dry-run`, and the preflight's memory check."""
+"""What a run will do and need, told before any weight is loaded: `--dry-run`."""
 
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -12,45 +11,27 @@ from rich.table import Table
 
 from marble_cli.balance.registry import build
 from marble_cli.config.schema import BalanceMode, RunConfig, SharedTerm
-from marble_cli.data.prompts import load_prompts
-from marble_cli.errors import RequestError, UnreachableError
+from marble_cli.data.prompts import Prompt, load_prompts
+from marble_cli.errors import UnreachableError
 from marble_cli.folder import check_writable
 from marble_cli.policy.base import ModelSize
-from marble_cli.policy.load import model_size, pick_device
-from marble_cli.trainer.preflight import check_geometry, check_groups, check_plugins
+from marble_cli.policy.load import pick_device
+from marble_cli.policy.size import model_size
+from marble_cli.rewards.api import Declaration
+from marble_cli.rewards.scorer import required
+from marble_cli.trainer.geometry import geometry
+from marble_cli.trainer.memory import describe, memory
+from marble_cli.trainer.preflight import (
+    applicable,
+    check_applicable,
+    check_geometry,
+    check_groups,
+    check_plugins,
+    trained_on,
+)
 
+MORE_PROCESSES = (16, 8, 4, 2)
 UTILISATION = 0.7  # share of a large matrix product's speed that a run on `tiny` reached on two CPU cores
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Counts of one step over all processes."""
-
-    images: int
-    times: int
-    refresh_steps: int
-
-    @property
-    def samples(self) -> int:
-        return self.images * self.times
-
-
-def geometry(config: RunConfig) -> Geometry:
-    """Batch geometry of `config`."""
-    usable = max(1, int(config.rollout.steps * config.trainer.timestep_fraction))
-    wanted = config.trainer.times_per_image
-    times = usable if wanted is None else min(wanted, usable)
-    balance, steps = config.balance, config.trainer.steps
-    every = balance.refresh_every if balance.mode is BalanceMode.amortized else 1
-    refresh = sum(step <= balance.warmup or (step - 1) % every == 0 for step in range(1, steps + 1))
-    return Geometry(config.rollout.groups * config.rollout.group_size, times, refresh)
-
-
-def memory(config: RunConfig, size: ModelSize) -> int:
-    """Bytes of weights, adapters, optimizer state, moving average and the gradients of a refresh; no activations."""
-    adapters, moments, average = 2, 2, 1
-    gradients = len(config.rewards) + 2
-    return size.frozen_bytes + 4 * size.lora * (adapters + moments + average + gradients)
 
 
 def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
@@ -69,7 +50,8 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
         further = (
             balance.refresh_fraction * backward * (1 if balance.shared_term is SharedTerm.outside else 2)
         )
-    rollouts = counts.images * config.rollout.steps * forward
+    passes = 1 if config.rollout.guidance_scale == 1 else 2
+    rollouts = counts.images * config.rollout.steps * passes * forward
     steps = config.trainer.steps
     total = steps * (rollouts + plain) + counts.refresh_steps * counts.samples * further
     return total / speed / config.launcher.nproc
@@ -95,10 +77,11 @@ def plan(config: RunConfig) -> None:
     check_geometry(config, config.launcher.nproc)
     prompts = {split: load_prompts(config.data, split) for split in ("train", "test")}
     existing = check_writable(Path(config.run.dir), "run.dir=")
-    unreachable = None
+    unreachable, declarations = None, None
     try:
-        check_groups(config, check_plugins(config))
-    except UnreachableError as error:  # the plan can be told all the same
+        declarations = check_plugins(config)
+        check_groups(config, declarations)
+    except UnreachableError as error:  # most of the plan can be told all the same
         unreachable = error
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
     counts, trainer = geometry(config), config.trainer
@@ -107,18 +90,13 @@ def plan(config: RunConfig) -> None:
             "run",
             f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)",
         ),
-        ("prompts", ", ".join(f"{name} {len(rows)}" for name, rows in prompts["train"].items())),
-        (
-            "held out",
-            f"{sum(min(trainer.eval_prompts, len(rows)) for rows in prompts['test'].values())} prompts",
-        ),
-        ("rewards", ", ".join(config.rewards)),
+        ("evaluated on", f"the first {trainer.eval_prompts} held-out prompts of each source"),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
         ("images a step", f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}"),
         ("samples a step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
         ("optimizer steps", f"{trainer.steps}, of which {counts.refresh_steps} refresh the balance"),
         ("a refresh", f"on {_refreshed(config)} micro-batches"),
-        ("processes", str(config.launcher.nproc)),
+        ("processes", _shares(config)),
     ]
     size = model_size(config.model)
     device = pick_device(config.model.device)
@@ -128,15 +106,70 @@ def plan(config: RunConfig) -> None:
         spent = seconds(config, size, matmul_speed(device))
         rows += [
             ("model", f"{config.model.path}: {size.transformer:,} parameters, LoRA {size.lora:,}"),
-            ("memory", f"{memory(config, size) / 2**20:,.0f} MiB a process, and activations"),
+            ("memory", describe(memory(config, size), config)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
         ]
     table = Table(box=None, show_header=False, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    Console(markup=False).print(table)
-    if unreachable is not None:
+    console = Console(markup=False)
+    console.print(table, "")
+    console.print(_sources(config, prompts), "")
+    if declarations is None:
+        assert unreachable is not None
         raise unreachable
+    console.print(_rewards(config, declarations, prompts), "")
+    check_applicable(config, declarations, prompts["train"], prompts["test"])
+
+
+def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:
+    """Prompts of each source, and its share of a step's."""
+    table = Table("source", box=None, pad_edge=False)
+    for heading in ("prompts", "held out", "share", "prompts a step"):
+        table.add_column(heading, justify="right")
+    sources, groups = config.data.sources, config.rollout.groups
+    total = sum(source.weight for source in sources.values())
+    for name, source in sources.items():
+        counts = [f"{len(prompts[split][name]):,}" for split in ("train", "test")]
+        share = source.weight / total
+        table.add_row(name, *counts, f"{share:.0%}", f"{share * groups:.3g}")
+    return table
+
+
+def _rewards(
+    config: RunConfig,
+    declarations: Mapping[str, Declaration],
+    prompts: Mapping[str, Mapping[str, list[Prompt]]],
+) -> Table:
+    """What each reward requires of a prompt, and to how many it applies; watched ones see held-out prompts alone."""
+    table = Table("reward", "requires", "applies to", box=None, pad_edge=False)
+    trained = trained_on(config, prompts["train"])
+    for rewards, asked, kind in (
+        (config.rewards, trained, "prompts"),
+        (config.eval_rewards, prompts["test"], "held-out prompts"),
+    ):
+        for name, reward in rewards.items():
+            told = applicable(reward, declarations[name], asked)
+            counts = {source: count for source, count in told.items() if count}
+            where = f" ({', '.join(counts)})" if 0 < len(counts) < len(asked) else ""
+            keys = ", ".join(required(reward, declarations[name]))
+            every = sum(map(len, asked.values()))
+            table.add_row(name, keys or "nothing", f"{sum(counts.values()):,} of {every:,} {kind}{where}")
+    return table
+
+
+def _shares(config: RunConfig) -> str:
+    """What each process does in a step, here and on as many processes as the prompts can be shared among."""
+    counts, size = geometry(config), config.trainer.micro_batch_size
+
+    def share(processes: int) -> str:
+        images = counts.images // processes
+        rollouts, parts = -(-images // config.rollout.batch_size), counts.times * -(-images // size)
+        return f"{processes}, each with {images} images in {rollouts} batches, and {parts} micro-batches"
+
+    here = config.launcher.nproc
+    further = [n for n in MORE_PROCESSES if n > here and config.rollout.groups % n == 0]
+    return share(here) + (f"; or {share(further[0])}" if further else "")
 
 
 def _refreshed(config: RunConfig) -> str:
@@ -148,31 +181,6 @@ def _refreshed(config: RunConfig) -> str:
 
 def _duration(spent: float) -> str:
     hours, minutes = divmod(round(spent / 60), 60)
+    if hours >= 48:
+        return f"{hours / 24:,.0f} days"
     return f"{hours} h {minutes} min" if hours else f"{max(1, minutes)} min"
-
-
-def check_memory(config: RunConfig, device: torch.device) -> None:
-    """The frozen model, adapters and gradients fit into what the device has free.
-
-    Raises:
-        RequestError: they do not.
-    """
-    size = model_size(config.model)
-    free = free_memory(device)
-    if size is None or free is None or memory(config, size) <= free:
-        return
-    raise RequestError(
-        f"the run needs about {memory(config, size) / 2**30:.1f} GiB on {device} besides activations, and "
-        f"{free / 2**30:.1f} GiB are free. Lower model.lora.rank, use model.precision=bf16, or free the device."
-    )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Free bytes on `device`; of the machine's memory for a CPU, None where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    info = Path("/proc/meminfo")
-    if not info.is_file():
-        return None
-    rows: dict[str, Any] = dict(line.split(":") for line in info.read_text().splitlines())
-    return int(rows["MemAvailable"].split()[0]) * 1024

@@ -1,15 +1,18 @@
 """What is checked within seconds of a run's start, before anything long begins."""
 
+import logging
 from collections.abc import Mapping
 
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import Reward, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.randomness import noise
 from marble_cli.rewards.api import Declaration
-from marble_cli.rewards.scorer import Scorer
+from marble_cli.rewards.scorer import Scorer, concerns, required
 from marble_cli.rewards.source import declare
 from marble_cli.rollout.collect import Rollout
+
+log = logging.getLogger("marble")
 
 
 def check_plugins(config: RunConfig) -> dict[str, Declaration]:
@@ -38,6 +41,57 @@ def check_geometry(config: RunConfig, world: int) -> None:
             f"rollout.groups={config.rollout.groups} is not a multiple of the {world} processes. "
             f"Expected a multiple, e.g. rollout.groups={world * max(1, config.rollout.groups // world)}."
         )
+
+
+def applicable(
+    reward: Reward, declaration: Declaration, prompts: Mapping[str, list[Prompt]]
+) -> dict[str, int]:
+    """How many prompts of each source `reward` is asked about."""
+    keys = required(reward, declaration)
+    return {
+        name: sum(concerns(reward, keys, prompt.metadata, name) for prompt in rows)
+        for name, rows in prompts.items()
+    }
+
+
+def trained_on(config: RunConfig, prompts: Mapping[str, list[Prompt]]) -> dict[str, list[Prompt]]:
+    """The sources that a step draws from."""
+    return {name: rows for name, rows in prompts.items() if config.data.sources[name].weight > 0}
+
+
+def check_applicable(
+    config: RunConfig,
+    declarations: Mapping[str, Declaration],
+    train: Mapping[str, list[Prompt]],
+    held_out: Mapping[str, list[Prompt]],
+) -> None:
+    """Every trained reward applies to some prompt that is trained on, every watched one to some held-out prompt.
+
+    Raises:
+        ConfigError: one never can; the message names the metadata that it requires and the sources that lack it.
+    """
+    for group, rewards, prompts in (
+        ("rewards", config.rewards, trained_on(config, train)),
+        ("eval_rewards", config.eval_rewards, held_out),
+    ):
+        for name, reward in rewards.items():
+            if not sum(applicable(reward, declarations[name], prompts).values()):
+                raise ConfigError(_never(f"{group}.{name}", reward, declarations[name], prompts))
+    for name, reward in config.rewards.items():
+        if config.trainer.eval_every and not sum(applicable(reward, declarations[name], held_out).values()):
+            log.warning("reward %s applies to no held-out prompt, so evaluations leave it out", name)
+
+
+def _never(path: str, reward: Reward, declaration: Declaration, prompts: Mapping[str, list[Prompt]]) -> str:
+    asked = [name for name in prompts if reward.sources is None or name in reward.sources]
+    if not asked:
+        return f"{path}.sources={reward.sources}: none of them has a weight. Expected one of: {', '.join(prompts)}."
+    keys = " and ".join(map(repr, required(reward, declaration)))
+    return (
+        f"{path} applies to no prompt: it requires the metadata {keys}, which no prompt of the sources "
+        f"{', '.join(asked)} has. Write it into the prompt files, give it with data.sources.<name>.quoted_as or .metadata, "
+        f"or leave the reward out: ~{path}"
+    )
 
 
 def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[Prompt]]) -> None:

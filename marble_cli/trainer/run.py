@@ -25,8 +25,8 @@ from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import Rollout
 from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.loop import Trainer
-from marble_cli.trainer.plan import check_memory
-from marble_cli.trainer.preflight import check_geometry, check_groups, check_plugins
+from marble_cli.trainer.memory import check_memory
+from marble_cli.trainer.preflight import check_applicable, check_geometry, check_groups, check_plugins
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.state import Progress, fresh, unpack
 from marble_cli.trainer.step import Director
@@ -34,13 +34,18 @@ from marble_cli.trainer.step import Director
 log = logging.getLogger("marble")
 
 REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional", "url", "token_env", "isolated")
-# What may differ when a run goes on: how long, how often it looks, and where it reports.
+# What may differ when a run goes on: how long, how often it looks, where it reports, and how it lives with its memory.
 CONTINUABLE = {
     "run": ("name", "dir"),
-    "trainer": ("steps", "checkpoint_every", "keep_last", "eval_every", "eval_prompts", "pending_batches"),
+    "model": ("embedding_cache", "gradient_checkpointing", "compile", "device"),
+    "rollout": ("batch_size",),
+    "trainer": (
+        "steps", "checkpoint_every", "keep_last", "eval_every", "eval_prompts", "encode_ahead", "pending_batches",
+        "micro_batch_size",
+    ),
     "logging": None,
     "launcher": None,
-}
+}  # fmt: skip
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -117,11 +122,14 @@ def train(config: RunConfig, *, resume: str) -> int:
     with Ranks() as ranks, Interrupt() as interrupt:
         check_geometry(config, ranks.world)
         check_writable(folder, "run.dir=")
-        check_groups(config, check_plugins(config))
+        declarations = check_plugins(config)
+        check_groups(config, declarations)
         checkpoint = find_checkpoint(folder, config, resume)
         ranks.any(False, pick_device(config.model.device))  # all have looked before one writes
         sources = load_prompts(config.data, "train")
-        prompts = held_out(load_prompts(config.data, "test"), config.trainer.eval_prompts)
+        kept_back = load_prompts(config.data, "test")
+        check_applicable(config, declarations, sources, kept_back)
+        prompts = held_out(kept_back, config.trainer.eval_prompts)
         names = list(config.rewards)
         balance = build_balance(config.balance, names, [reward.weight for reward in config.rewards.values()])
         check_memory(config, pick_device(config.model.device))
@@ -135,6 +143,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                 config.rollout.steps,
                 config.rollout.batch_size,
                 config.trainer.seed,
+                config.rollout.guidance_scale,
             )
             optimizer = build_optimizer(config, policy)
             progress = restore(checkpoint, policy, optimizer, config)

@@ -131,6 +131,10 @@ def test_rewards_check_passes_and_score_prints_json(marble: Callable, tmp_path: 
         "reward": "colorfulness", "outcome": "score", "score": 0.0,
     }  # fmt: skip
     assert marble(*arguments).out == "colorfulness: 0\n"
+    asked = marble(
+        *arguments, "rewards.colorfulness.requires=[text]", "rewards.colorfulness.sources=[text]", "--json"
+    )
+    assert json.loads(asked.out)["outcome"] == "score", "what a run asks of its prompts is no matter here"
 
 
 def test_doctor(marble: Callable) -> None:

@@ -48,7 +48,7 @@ def test_a_plan_is_told_though_a_server_cannot_be_reached(marble: Callable, tmp_
         "train", "preset=tiny", "rewards=[colorfulness]", far, f"run.dir={tmp_path / 'run'}", "--dry-run"
     )
     assert shown.code == 1
-    assert "colorfulness, far" in shown.out
+    assert "optimizer steps" in shown.out
     assert "rewards.far.url=http://127.0.0.1:9: no reward server can be reached" in shown.err
 
 

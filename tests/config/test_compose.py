@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from marble_cli.balance.registry import names as balances
 from marble_cli.config.compose import GROUPS, compose, dump, load_resolved
 from marble_cli.config.keys import fields, unknown_key
-from marble_cli.config.schema import BalanceMode, OdeSolver, Precision, Reward, RunConfig, SharedTerm
+from marble_cli.config.schema import BalanceMode, OdeSolver, Precision, Reward, RunConfig, SharedTerm, Source
 from marble_cli.errors import ConfigError
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -27,13 +27,14 @@ RunConfigMaker = Callable[..., RunConfig]
 BUILT_IN = "rewards=[colorfulness,compressibility]"
 
 # A key more or less is a decision: files of older runs hold them, and so do people's scripts.
-REWARD = "plugin weight sources timeout retries max_failed optional url token_env isolated options.*"
+REWARD = "plugin weight sources requires timeout retries max_failed optional url token_env isolated options.*"
 GROUP_KEYS = {
     "run": "name dir",
-    "model": "family path revision clip precision resolution max_sequence_length device",
+    "model": "path revision clip precision resolution max_sequence_length embedding_cache gradient_checkpointing "
+    "compile device",
     "model.lora": "rank alpha target_modules",
     "data": "root",
-    "data.sources.*": "train test weight",
+    "data.sources.*": "train test weight hub subset revision prompt_key quoted_as negative_prompt metadata.*",
     "rewards.*": REWARD,
     "eval_rewards.*": REWARD,
     "algorithm": "beta kl_coef training_noise",
@@ -41,9 +42,9 @@ GROUP_KEYS = {
     "algorithm.behaviour": "schedule rate maximum",
     "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.* options.* groups.* priorities.* norm_priority",
     "optimizer": "lr betas weight_decay epsilon clip_norm",
-    "rollout": "groups group_size steps solver batch_size",
+    "rollout": "groups group_size steps solver guidance_scale batch_size",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last eval_every "
-    "eval_prompts pending_batches",
+    "eval_prompts encode_ahead pending_batches",
     "trainer.ema": "decay warmup",
     "logging": "images_every",
     "logging.wandb": "mode project entity",
@@ -100,7 +101,11 @@ def test_there_are_files_for_every_group() -> None:
 
 @pytest.mark.parametrize("choice", choices())
 def test_every_file_is_a_valid_choice(choice: str) -> None:
-    more = ["data.root=somewhere"] if choice == "data=files" else []
+    more = {
+        "data=files": ["data.root=somewhere"],
+        "data=hub": ["data.sources.prompts.hub=owner/name"],
+        "data=paper": ["data.root=somewhere"],
+    }.get(choice, [])
     overrides = [choice, *more] if choice.startswith("rewards=") else [BUILT_IN, choice, *more]
     if choice.startswith("rewards="):
         name = choice.removeprefix("rewards=")
@@ -247,6 +252,65 @@ def test_only_a_programme_has_groups_and_priorities(name: str, key: str) -> None
         ConfigError, match=rf"^balance\.{key.split('.')[0]}: balance={name} .*balance=marble, mgda"
     ):
         compose([BUILT_IN, f"balance={name}", f"balance.{key}"])
+
+
+# Prompt sources
+
+
+def test_a_source_takes_keys_that_no_file_names(tmp_path: Path) -> None:
+    config, file = written(
+        tmp_path, BUILT_IN, "data.sources.text.quoted_as=word", "data.sources.general.metadata.tag=plain",
+        "data.sources.general.metadata.level={a: [1, 2]}", "data.sources.general.negative_prompt='grey, blurred'",
+        "+data.sources.more={hub: owner/name, revision: main, train: 'train[:9]', test: test, prompt_key: caption}",
+    )  # fmt: skip
+    general, more = config.data.sources["general"], config.data.sources["more"]
+    assert general.metadata == {"tag": "plain", "level": {"a": [1, 2]}}
+    assert general.negative_prompt == "grey, blurred"
+    assert config.data.sources["text"].quoted_as == "word"
+    assert more == Source("train[:9]", "test", 1.0, "owner/name", None, "main", "caption")
+    assert compose([], file) == config
+    assert compose(["~data.sources.general.metadata.tag"], file).data.sources["general"].metadata == {
+        "level": {"a": [1, 2]}
+    }
+
+
+def test_the_published_prompts_are_drawn_evenly() -> None:
+    sources = compose([BUILT_IN, "data=paper", "data.root=/data"]).data.sources
+    assert {name: (s.train, s.test, s.weight, s.quoted_as) for name, s in sources.items()} == {
+        "pickscore": ("pickscore/train.txt", "pickscore/test.txt", 1.0, None),
+        "ocr": ("ocr/train.txt", "ocr/test.txt", 1.0, "text"),
+        "geneval": ("geneval/train_metadata.jsonl", "geneval/test_metadata.jsonl", 1.0, None),
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("data=paper", "data.root has no value. Set it: data.root=..., the folder that holds pickscore/train.txt, pickscore/test"),
+        ("data=hub", "data.sources.prompts.hub has no value"),
+        ("data.sources.txt.weight=2", "data.sources.txt: there is no such source; did you mean 'text'"),
+        ("data.sources.text.quoted=x", "did you mean 'data.sources.text.quoted_as'"),
+        ("+data.sources.more={train: a.txt}", "data.sources.more.test has no value"),
+        ("+data.sources.more=3", "data.sources.more"),
+        ("data.sources.text.train=a.csv", "data.sources.text.train=a.csv: expected a file that ends in .txt, .jsonl"),
+        ("data.sources.text.train=", "data.sources.text.train is empty. Expected a name."),
+        ("data.sources.text.hub=' '", "data.sources.text.hub is empty. Expected a name, or null."),
+        ("data.sources.text.subset=x", "data.sources.text.subset=x: files have none. Expected it beside data.sources.text.hub"),
+        ("data.sources.text.revision=x", "data.sources.text.revision=x: files have none"),
+        ("data=files data.root=x data.sources.prompts.prompt_key=caption", "train.txt is plain text, which has no keys"),
+        ("data.sources.text.metadata.prompt=x", "data.sources.text says already where 'prompt' comes from"),
+        ("data.sources.text.metadata.negative_prompt=x", "says already where 'negative_prompt' comes from"),
+        ("data.sources.text.metadata.t=x data.sources.text.quoted_as=t", "says already where 't' comes from"),
+        ("data.sources.text.quoted_as=prompt", "data.sources.text.quoted_as=prompt: expected a key of metadata"),
+        ("data.sources.text.metadata=x", "data.sources.text.metadata"),
+    ],
+)  # fmt: skip
+def test_a_sources_keys_are_checked_together(overrides: str, said: str) -> None:
+    parts = overrides.split(" data") if " data" in overrides else [overrides]
+    with pytest.raises(ConfigError) as error:
+        compose([BUILT_IN, parts[0], *(f"data{part}" for part in parts[1:])])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 # Replays
@@ -411,7 +475,7 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
     [
         *((f"{key}=0", "at least 1") for key in (
             "rollout.groups", "rollout.steps", "rollout.batch_size", "trainer.micro_batch_size",
-            "trainer.checkpoint_every", "trainer.keep_last", "trainer.eval_prompts", "trainer.pending_batches",
+            "trainer.checkpoint_every", "trainer.keep_last", "trainer.eval_prompts", "trainer.pending_batches", "trainer.encode_ahead",
             "trainer.times_per_image", "balance.refresh_every", "model.lora.rank", "launcher.nproc")),
         *((f"{key}=-1", "at least 0") for key in (
             "trainer.steps", "trainer.eval_every", "trainer.ema.warmup", "balance.warmup", "algorithm.kl_coef",
@@ -428,7 +492,7 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
         *((f"{key}=1.0", "[0, 1)") for key in ("trainer.ema.decay", "balance.ema")),
         *((f"{key}={value}", "above 0") for key in ("optimizer.lr", "algorithm.beta", "balance.priorities.colorfulness")
           for value in ("nan", "inf")),
-        ("rollout.group_size=1", "at least 2"), ("model.resolution=7", "at least 8"), ("optimizer.betas=[0.9]", "two numbers"),
+        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "at least 1"), ("model.resolution=7", "at least 8"), ("optimizer.betas=[0.9]", "two numbers"),
         ("optimizer.betas=[0.9,1.0]", "two numbers"),
     ],
 )  # fmt: skip

@@ -1,53 +1,172 @@
 """Prompt files: what is read, and what a bad one is told."""
 
+import json
+from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from marble_cli.data.prompts import held_out, read_prompts
+from marble_cli.config.schema import Data, Source
+from marble_cli.data.prompts import Prompt, held_out, load_prompts, quoted
 from marble_cli.errors import DataError
 
+Reader = Callable[..., list[Prompt]]
 
-def test_json_lines_carry_metadata(tmp_path: Path) -> None:
-    file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": "a sign that says \\"47\\"", "text": "47"}\n\n{"prompt": "a cup"}\n')
-    first, second = read_prompts(file, "text")
-    assert (first.text, first.metadata, first.source) == ('a sign that says "47"', {"text": "47"}, "text")
+
+def test_json_lines_carry_metadata(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a sign that says \\"47\\"", "text": "47"}\n\n{"prompt": "a cup", "text": null}\n'
+    )
+    first, second = read("p.jsonl")
+    assert first == Prompt('a sign that says "47"', {"text": "47"}, "signs", "")
     assert second.metadata == {}
 
 
-def test_plain_text_is_one_prompt_a_line(tmp_path: Path) -> None:
-    file = tmp_path / "p.txt"
-    file.write_text("a cup\n  a boat  \n\n")
-    assert [prompt.text for prompt in read_prompts(file, "general")] == ["a cup", "a boat"]
+def test_genevals_format_is_read_as_it_is(tmp_path: Path, read: Reader) -> None:
+    row = {
+        "tag": "position", "include": [{"class": "bed", "count": 1}, {"class": "zebra", "count": 1, "position": ["right of", 0]}],
+        "prompt": "a photo of a zebra right of a bed",
+    }  # fmt: skip
+    (tmp_path / "train_metadata.jsonl").write_text(json.dumps(row) + "\n")
+    assert read("train_metadata.jsonl") == [
+        Prompt(row["prompt"], {"tag": row["tag"], "include": row["include"]}, "signs")  # type: ignore[arg-type]
+    ]
+
+
+def test_plain_text_is_one_prompt_a_line(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.txt").write_bytes("\ufeffa cup\r\n  a böat\u2028b  \n\n".encode())
+    assert [prompt.text for prompt in read("p.txt")] == ["a cup", "a böat\u2028b"]
+
+
+def test_the_embedded_prompts_are_a_root_of_their_own() -> None:
+    source = Source(train="text/train.jsonl", test="text/test.jsonl")
+    first = load_prompts(Data(root="tiny", sources={"text": source}), "test")["text"][0]
+    file = files("marble_cli") / "assets" / "tiny" / "prompts" / "text" / "test.jsonl"
+    assert first.text == json.loads(file.read_text().splitlines()[0])["prompt"]
+
+
+# Keys of a source
+
+
+def test_the_prompt_may_have_another_key(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.jsonl").write_text('{"caption": "a cup", "prompt": "not this"}\n')
+    (prompt,) = read("p.jsonl", prompt_key="caption")
+    assert (prompt.text, prompt.metadata) == ("a cup", {"prompt": "not this"})
+
+
+def test_metadata_of_a_source_is_that_of_its_rows_without_it(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "tag": "own"}\n{"prompt": "b"}\n')
+    assert [p.metadata for p in read("p.jsonl", metadata={"tag": "all", "level": 2})] == [
+        {"tag": "own", "level": 2},
+        {"tag": "all", "level": 2},
+    ]
+
+
+def test_negative_prompts_are_the_rows_or_the_sources(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "negative_prompt": " blurry "}\n{"prompt": "b"}\n')
+    assert [(p.negative, p.metadata) for p in read("p.jsonl")] == [("blurry", {}), ("", {})]
+    assert [p.negative for p in read("p.jsonl", negative_prompt="grey")] == ["blurry", "grey"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a sign that says "Open now", in red',
+        'it reads "X" and "Y"',
+        '"Who are you" she said',
+        'an \u201carch\u201d that says "B"',
+        'apron with "Queen Anne\'s" on it',
+    ],
+)
+def test_quoted_text_is_the_target_that_the_published_reward_takes(
+    tmp_path: Path, read: Reader, text: str
+) -> None:
+    """Flow-GRPO takes what stands after the first straight double quote, up to the next."""
+    (tmp_path / "p.txt").write_text(text + "\n")
+    (prompt,) = read("p.txt", quoted_as="text")
+    assert prompt.metadata == {"text": text.split('"')[1]}
+
+
+def test_curly_quotes_are_taken_where_there_are_no_straight_ones() -> None:
+    assert quoted("a \u201cHello\u201d sign") == "Hello"
+    assert quoted("a cat's \u201dHello\u201c") == ""
+    assert quoted('12" wide') == ""
+
+
+def test_a_rows_own_text_beats_what_it_quotes(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "no quotes", "text": "A"}\n{"prompt": "says \\"B\\"", "text": null}\n'
+    )
+    assert [p.metadata for p in read("p.jsonl", quoted_as="text")] == [{"text": "A"}, {"text": "B"}]
+
+
+# Mistakes
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ('{"prompt": "a"}\n{"prompt": "b"\n', "line 2: not valid JSON"),
-        ('{"text": "47"}\n', 'line 1: no text under the key "prompt"'),
-        ('{"prompt": 3}\n', 'line 1: no text under the key "prompt"'),
-        ('["a"]\n', 'line 1: no text under the key "prompt"'),
+        ('{"text": "47", "tag": 1}\n', 'line 1: no text under the key "prompt" (its keys: text, tag)'),
+        ('{"prompt": " "}\n', 'line 1: no text under the key "prompt"'),
+        ('{"prompt": 3}\n', "line 1: no text under the key \"prompt\" but '3' (int)"),
+        ('["a"]\n', "line 1: no JSON object"),
+        ('{"prompt": "a", "text": 1, "text": 2}\n', 'line 1: the key "text" stands twice'),
+        ('{"prompt": "a", "include": [{"class": "b", "class": "c"}]}\n', 'line 1: the key "class" stands twice'),
+        ('{"prompt": "a", "negative_prompt": ["b"]}\n', 'line 1: no text under the key "negative_prompt"'),
+        ('{"prompt": "\\ud83d"}\n', "line 1: the text under the key \"prompt\" holds half a character"),
+        (b'{"prompt": "a"}\n{"prompt": "\xe9"}\n', "line 2: byte 13 (0xe9) is not UTF-8"),
+        ('{"prompt": "a", "n": ' + "9" * 5000 + "}\n", "line 1: JSON that cannot be read"),
+        ("[" * 100_000 + "\n", "line 1: JSON that cannot be read"),
         ("\n\n", "is empty"),
     ],
-)
-def test_a_bad_file_is_named_with_its_line(tmp_path: Path, content: str, said: str) -> None:
-    file = tmp_path / "p.jsonl"
-    file.write_text(content)
+)  # fmt: skip
+def test_a_bad_file_is_named_with_its_line(
+    tmp_path: Path, read: Reader, content: str | bytes, said: str
+) -> None:
+    (tmp_path / "p.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match="p.jsonl") as error:
-        read_prompts(file, "text")
+        read("p.jsonl")
     assert said in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
+def test_bad_lines_of_text_are_named(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.txt").write_bytes(b"a cup\n\nb\xffat\n")
+    with pytest.raises(
+        DataError, match=r"p\.txt, line 3: byte 2 \(0xff\) is not UTF-8\. Expected one prompt"
+    ):
+        read("p.txt")
+    (tmp_path / "p.txt").write_text('says "A"\nsays nothing\nsays ""\n')
+    with pytest.raises(DataError, match=r"line 2: no text in double quotes, .*signs\.quoted_as.*; line 3: "):
+        read("p.txt", quoted_as="text")
+
+
+def test_many_bad_lines_are_told_together(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n' + "{}\n" * 2 + "3\n" + "{}\n" * 5)
+    with pytest.raises(DataError) as error:
+        read("p.jsonl")
+    said = str(error.value)
+    assert [f"line {n}:" in said for n in range(1, 6)] == [False, True, True, True, False]
+    assert "line 4: no JSON object; and 5 more. Expected" in said
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "train.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(DataError, match=r"Did you mean .*train\.jsonl"):
-        read_prompts(tmp_path / "trian.jsonl", "general")
+        read("trian.jsonl")
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(DataError, match="cannot be read"):
+        read("folder.txt")
 
 
-def test_held_out_takes_the_first_of_every_source(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / f"{name}.txt").write_text("".join(f"{name}{i}\n" for i in range(5)))
-    prompts = {name: read_prompts(tmp_path / f"{name}.txt", name) for name in "ab"}
+def test_a_root_that_is_no_folder_is_told_what_it_should_hold(tmp_path: Path) -> None:
+    sources = {"a": Source(train="a/train.txt", test="a/test.txt"), "b": Source(hub="x", train="t", test="t")}
+    with pytest.raises(DataError, match=r"nowhere is no folder\. .* holds a/train\.txt, a/test\.txt\."):
+        load_prompts(Data(root=str(tmp_path / "nowhere"), sources=sources), "train")
+
+
+def test_held_out_takes_the_first_of_every_source() -> None:
+    prompts = {name: [Prompt(f"{name}{i}") for i in range(5)] for name in "ab"}
     assert [prompt.text for prompt in held_out(prompts, 2)] == ["a0", "a1", "b0", "b1"]

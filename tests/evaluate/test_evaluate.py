@@ -1,5 +1,6 @@
 """Judging policies: intervals, comparisons, and what an evaluation is pointed at."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from PIL import Image
 from torch import Tensor
 
 from marble_cli.checkpoint import store
@@ -22,7 +24,9 @@ from marble_cli.evaluate.generate import generate
 from marble_cli.evaluate.score import Evaluation, paired_interval
 from marble_cli.evaluate.target import Target, resolve_target
 from marble_cli.policy.load import load_policy
+from marble_cli.randomness import noise
 from marble_cli.rewards.scorer import Scores
+from marble_cli.rollout.sampler import make_scheduler
 from marble_cli.trainer.run import build_optimizer
 from marble_cli.trainer.state import fresh, pack
 
@@ -188,3 +192,31 @@ def test_generated_pictures_are_seeded(run: Path, tmp_path: Path) -> None:
     assert files(str(run), "b", 0) == one
     assert files(str(run), "c", 1) != one
     assert files(str(run / "checkpoints" / "step-00000001"), "d", 0) != one
+
+
+def test_generated_pictures_are_guided_as_the_runs_were(
+    run_config: RunConfigMaker, randomise: Callable[..., None], tmp_path: Path
+) -> None:
+    """Against velocities that are put together here, integrated by hand with Euler's method."""
+    folder = tmp_path / "guided"
+    config = run_config(f"run.dir={folder}", "rollout.guidance_scale=4", "rollout.solver=euler")
+    policy: Any = load_policy(config.model, 0)
+    randomise(policy)
+    progress = fresh(policy)
+    progress.step = 1
+    store.save(folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False)
+    (folder / "config.yaml").write_text(dump(config))
+    (file,) = generate(str(folder), ["a red cup"], tmp_path, seed=7)
+    policy.load_lora(resolve_target(str(folder)).lora)
+    x = noise(7, "generate", 0, [0], policy.latent_shape)
+    sigmas = make_scheduler(policy.scheduler_config(), config.rollout.solver, config.rollout.steps, 4).sigmas
+    with torch.no_grad():
+        for now, then in itertools.pairwise(sigmas):
+            there, away = (
+                policy.velocity(x, now[None], policy.encode([text]), "trained") for text in ("a red cup", "")
+            )
+            x = x + (then - now) * (4 * there - 3 * away)
+    drawn = torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1)
+    expected = policy.decode(x)[0]
+    assert (drawn.int() - expected.int()).abs().max() <= 1
+    assert expected.float().std() > 1

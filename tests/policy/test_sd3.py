@@ -1,5 +1,7 @@
 """The SD3 policy against plain diffusers: what it loads, its three velocities, and the LoRA files it writes."""
 
+import json
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -15,9 +17,10 @@ from torch import Tensor
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
 from marble_cli.config.schema import Model, Precision
-from marble_cli.errors import CheckpointError, ConfigError, RequestError
+from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.policy.base import PromptEmbeddings
-from marble_cli.policy.load import load_policy, model_size
+from marble_cli.policy.load import load_policy
+from marble_cli.policy.size import model_size
 
 PROMPTS = ["a red cup", 'a sign that says "47"']
 
@@ -45,8 +48,8 @@ def plain(pipeline_folder: Path) -> StableDiffusion3Pipeline:
 def plain_velocity(pipeline: StableDiffusion3Pipeline, inputs: Inputs) -> Tensor:
     xt, t, embeddings = inputs
     return pipeline.transformer(
-        hidden_states=xt, timestep=t * 1000, encoder_hidden_states=embeddings.tokens,
-        pooled_projections=embeddings.pooled, return_dict=False,
+        hidden_states=xt, timestep=t * 1000, encoder_hidden_states=embeddings.tensors["tokens"],
+        pooled_projections=embeddings.tensors["pooled"], return_dict=False,
     )[0]  # fmt: skip
 
 
@@ -63,9 +66,9 @@ def test_embeddings_are_the_pipelines_own(policy: Any, plain: StableDiffusion3Pi
         PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=0
     )
     embeddings = policy.encode(PROMPTS)
-    assert torch.equal(embeddings.tokens, tokens)
-    assert torch.equal(embeddings.pooled, pooled)
-    assert torch.equal(embeddings[torch.tensor([1])].tokens, tokens[1:])
+    assert torch.equal(embeddings.tensors["tokens"], tokens)
+    assert torch.equal(embeddings.tensors["pooled"], pooled)
+    assert torch.equal(embeddings[torch.tensor([1])].tensors["tokens"], tokens[1:])
 
 
 def test_the_base_velocity_is_the_plain_transformers(
@@ -220,10 +223,14 @@ def test_a_hub_that_cannot_be_reached_is_said(model: Model) -> None:
         load_policy(replace(model, path="nobody/nothing"), 0)
 
 
-def test_an_unknown_family_is_refused(model: Model) -> None:
+def test_an_unknown_pipeline_is_refused(model: Model, pipeline_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(pipeline_folder, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
     for look in (lambda m: load_policy(m, 0), model_size):
-        with pytest.raises(ConfigError, match=r"model\.family=flux .* Expected: sd3"):
-            look(replace(model, family="flux"))
+        with pytest.raises(RequestError, match=r"is a StableDiffusionXLPipeline.*StableDiffusion3Pipeline"):
+            look(replace(model, path=str(folder)))
 
 
 @pytest.mark.parametrize("precision", list(Precision))
@@ -244,7 +251,7 @@ def test_sizes_are_the_real_ones(model: Model, precision: Precision) -> None:
     ]
     own = {id(p) for a in ("trained", "behaviour") for p in policy.parameters(a).values()}
     held = sum(p.numel() * p.element_size() for m in parts for p in m.parameters() if id(p) not in own)
-    assert size.frozen_bytes == pytest.approx(held, rel=0.01)
+    assert size.frozen_bytes + size.encoder_bytes == pytest.approx(held, rel=0.01)
 
 
 def test_a_model_elsewhere_has_no_sizes(model: Model) -> None:

@@ -201,6 +201,23 @@ def infinite(images: Tensor) -> Tensor:
     return values
 
 
+class FailsInPart:
+    """A prompt is its score; where it is none, the reason stands in the score's place."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, prompts: Sequence[str]) -> list[float | Exception]:
+        self.calls += 1
+        answer: list[float | Exception] = []
+        for prompt in prompts:
+            try:
+                answer.append(float(prompt or self.calls))
+            except ValueError as error:
+                answer.append(error)
+        return answer
+
+
 def never_applies(images: Tensor) -> Tensor:
     """NaN for every image."""
     return torch.full((len(images),), torch.nan)

@@ -47,6 +47,23 @@ def test_three_outcomes_are_kept_apart(install: Install) -> None:
     assert torch.isnan(scores.values[0, 1:4]).all()
 
 
+def test_a_failure_in_the_place_of_a_score_concerns_its_image_alone(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(partly="FailsInPart")
+    reason = "ValueError: could not convert string to float: 'dunno'"
+    with open_scorer({"mine": Reward(plugin="partly", max_failed=0.3)}, "cpu") as scorer:
+        scores = submit(scorer, ["0.5", "dunno", "nan", "-2"])
+        assert scores.applicable.tolist() == [[True, False, False, True]]
+        assert scores.failed.tolist() == [[False, True, False, False]]
+        assert scores.values[0, [0, 3]].tolist() == [0.5, -2.0]
+        assert torch.isnan(scores.values[0, 1])
+        assert f"reward mine failed on 1 images: {reason}" in caplog.text
+        with pytest.raises(RewardError, match=f"mine failed on 1 of 3 images.*Last error: {reason}"):
+            scorer.check(scores)
+        assert submit(scorer, [""]).values.item() == 2.0  # the batch was not asked for again
+
+
 def test_rewards_come_in_the_order_of_the_configuration(install: Install) -> None:
     install(answers="Answers", brightness="brightness")
     rewards = {"b": Reward(plugin="answers"), "a": Reward(plugin="brightness")}
@@ -68,6 +85,15 @@ def test_what_a_reward_requires_decides_what_it_sees(install: Install) -> None:
     assert not scores.failed.any()
     assert not nothing.applicable.any()
     assert not nothing.failed.any()
+
+
+def test_a_run_may_require_more_than_the_plugin_does(install: Install) -> None:
+    install(scaled="Scaled")
+    metadata: list[Mapping[str, Any]] = [{"text": "x"}, {"tag": 1}, {"text": "x", "tag": None}]
+    with open_scorer(
+        {"mine": Reward(plugin="scaled", options={"scale": 2.0}, requires=["tag"])}, "cpu"
+    ) as scorer:
+        assert submit(scorer, [""] * 3, metadata).applicable.tolist() == [[False, False, True]]
 
 
 def test_sources_decide_what_a_reward_sees(install: Install) -> None:

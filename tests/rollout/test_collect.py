@@ -60,8 +60,8 @@ def test_scores_images_and_prompts_keep_their_order(rollout: Rollout, scorer: Sc
     assert values[1, ~applicable[1]].isnan().all()
     assert not samples.scores().failed.any()
     apart = rollout.policy.encode([prompt.text for prompt in PROMPTS])
-    torch.testing.assert_close(samples.embeddings.tokens, apart.tokens)
-    torch.testing.assert_close(samples.embeddings.pooled, apart.pooled)
+    for name, tensor in apart.tensors.items():
+        torch.testing.assert_close(samples.embeddings.tensors[name], tensor)
 
 
 def test_images_of_a_prompt_differ(rollout: Rollout, scorer: Scorer) -> None:
@@ -117,3 +117,30 @@ def test_the_base_models_images_are_the_plain_pipelines(
     ours = collect(euler, scorer, adapter=None, purpose="evaluate", step=0).images
     assert ours.float().std() > 1
     assert (ours.int() - (theirs * 255).round().int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("scale", [2.0, 4.5])
+def test_guidance_and_negative_prompts_are_the_plain_pipelines(
+    rollout: Rollout, scorer: Scorer, pipeline_folder: Path, scale: float
+) -> None:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        pipeline_folder, text_encoder_3=None, tokenizer_3=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    begin = noise(5, "evaluate", 0, list(range(7)), rollout.policy.latent_shape)
+    away = ["", "", "grey", "grey", "blurred", "", "grey"]
+    prompts = [replace(prompt, negative=negative) for prompt, negative in zip(PROMPTS, away, strict=True)]
+    theirs = pipeline(
+        [prompt.text for prompt in prompts], negative_prompt=away, latents=begin, num_inference_steps=4,
+        guidance_scale=scale, max_sequence_length=0, height=16, width=16, output_type="latent",
+    ).images  # fmt: skip
+
+    def ours(prompts: list[Prompt], scale: float) -> torch.Tensor:
+        guided = replace(rollout, solver=OdeSolver.euler, guidance_scale=scale)
+        return guided.collect(
+            prompts, range(7), scorer=scorer, adapter=None, purpose="evaluate", step=0, advance=lambda n: None
+        ).x0
+
+    torch.testing.assert_close(ours(prompts, scale), theirs, rtol=0, atol=1e-4)
+    assert (ours(prompts, scale) - ours(PROMPTS, scale))[[2, 3, 4, 6]].abs().amax(dim=(1, 2, 3)).min() > 1e-3
+    assert torch.equal(ours(prompts, 1.0), ours(PROMPTS, 1.0))

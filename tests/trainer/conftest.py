@@ -12,7 +12,9 @@ from marble_cli.balance.registry import build
 from marble_cli.config.schema import Model, RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, PromptEmbeddings
-from marble_cli.policy.sd3 import SD3Policy, load_pipeline
+from marble_cli.policy.load import load_policy
+from marble_cli.policy.pipeline import PipelinePolicy
+from marble_cli.policy.sd3 import SD3
 from marble_cli.randomness import noise
 from marble_cli.trainer.batches import TrainingSet
 from marble_cli.trainer.gradients import Objective, Step
@@ -24,16 +26,12 @@ CLIP, BETA = 0.8, 0.3
 NAMES = ["colorfulness", "compressibility", "third", "fourth", "nowhere"]
 
 
-class DoublePolicy(SD3Policy):
+class DoublePolicy(PipelinePolicy):
     """The same policy in float64; only the cast of the velocity to float32 is left out."""
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
         self.lora.activate(adapter)
-        velocity: Tensor = self.transformer(
-            hidden_states=xt, timestep=t * 1000, encoder_hidden_states=embeddings.tokens,
-            pooled_projections=embeddings.pooled, return_dict=False,
-        )[0]  # fmt: skip
-        return velocity
+        return self.family.velocity(xt, t, embeddings)
 
 
 @pytest.fixture(scope="session")
@@ -41,11 +39,11 @@ def double_policy(
     model: Model, transformer_maker: Callable[..., Any], randomise: Callable[..., None]
 ) -> DoublePolicy:
     """Trained and behaviour adapters differ, and both from the base."""
-    pipeline = load_pipeline(model, torch.device("cpu"))
+    pipeline = load_policy(model, seed=0).pipeline
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         pipeline.transformer = transformer_maker(qk_norm=None)
-    policy = DoublePolicy(pipeline, model, torch.device("cpu"), seed=0)
+    policy = DoublePolicy(pipeline, SD3(pipeline, model), model, torch.device("cpu"), seed=0)
     policy.transformer.double()
     randomise(policy)
     return policy
@@ -131,7 +129,7 @@ def case(double_policy: DoublePolicy, run_config: Callable[..., RunConfig]) -> C
     signal = read_signal(torch.where(applicable, rewards, 0.0), applicable, groups, config.algorithm)
     x0 = torch.randn(12, *double_policy.latent_shape, generator=draw, dtype=torch.float64)
     encoded = double_policy.encode(["a red cup", "two boats", 'a sign that says "3"'])[groups]
-    embeddings = PromptEmbeddings(encoded.tokens.double(), encoded.pooled.double())
+    embeddings = PromptEmbeddings({name: tensor.double() for name, tensor in encoded.tensors.items()})
     times = torch.rand(12, 2, generator=draw) * 0.8 + 0.1
     draws = torch.tensor(
         [40 + i // 2 for i in range(12)]

@@ -1,5 +1,6 @@
 """The step's gradients in float64 against docs/algorithm.md written out image by image."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.amortise import DirectionCache, advantage_coefficients, amortised_coefficients
+from marble_cli.config.schema import Model, Precision
 from marble_cli.losses.nft import coefficients, shared_coefficients
+from marble_cli.policy.load import load_policy
 from marble_cli.trainer.batches import Chunk, chunks, noised_batches
 from marble_cli.trainer.gradients import (
     Coefficients,
@@ -179,3 +182,29 @@ def test_the_velocity_gram_matrix_is_autograds(case: Any, double_policy: Any, sh
     assert distance(got, matrix @ matrix.T) < 1e-10
     assert torch.equal(got, got.T)
     assert not got[4].any()
+
+
+@pytest.mark.parametrize("precision", [Precision.fp16, Precision.bf16])
+def test_half_precision_keeps_the_gradients_of_a_large_step(
+    case: Any, model: Model, randomise: Callable[..., None], precision: Precision
+) -> None:
+    """One sample of ten million moves a velocity by less than float16 can tell from zero."""
+    signal = case.signal
+    rewards, rest = (
+        Coefficients(*coefficients(signal.optimality, signal.applicable, shared_term="outside")),
+        Coefficients(*shared_coefficients(signal.applicable)),
+    )
+    data = replace(case.data, x0=case.data.x0.float(), samples=10_000_000)
+    found = []
+    for chosen in (Precision.fp32, precision):
+        policy = load_policy(replace(model, precision=chosen), seed=0)
+        randomise(policy)
+        embeddings = policy.encode(["a red cup", "two boats", 'a sign that says "3"'])[signal.groups]
+        step = replace(case.step(policy), data=replace(data, embeddings=embeddings))
+        found.append(
+            [reward_gradients(step, parts(case), rewards, rest), mixture_gradient(step, parts(case), rest)]
+        )
+    for full, half in zip(*found, strict=True):
+        for row, expected in zip(half.rows, full.rows, strict=True):
+            assert row.dtype == torch.float32
+            assert distance(row.double(), expected.double()) < 0.05 or not expected.any()

@@ -1,5 +1,6 @@
 """The plan of a run: counts, memory and time from the configuration alone, and what it refuses."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from marble_cli.errors import ConfigError, DataError, RequestError
 from marble_cli.policy.base import ModelSize
 from marble_cli.trainer import plan as planning
 from marble_cli.trainer.batches import training_times
-from marble_cli.trainer.plan import check_memory, free_memory, geometry, memory, plan, seconds
+from marble_cli.trainer.geometry import geometry
+from marble_cli.trainer.plan import plan, seconds
 from marble_cli.trainer.step import Director
 
-SIZE = ModelSize(transformer=1_000_000, lora=10_000, tokens=16, frozen_bytes=5_000_000)
+SIZE = ModelSize(
+    transformer=1_000_000, lora=10_000, tokens=16, frozen_bytes=5_000_000, encoder_bytes=700_000, blocks=4, features=100
+)  # fmt: skip
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -60,11 +64,6 @@ def test_refreshes_are_as_many_as_the_director_makes(
     assert geometry(run_config("trainer.steps=20", *overrides)).refresh_steps == expected
 
 
-def test_memory_counts_adapters_moments_average_and_gradients(run_config: RunConfigMaker) -> None:
-    assert memory(run_config(), SIZE) == 5_000_000 + 4 * 10_000 * (2 + 2 + 1 + 4)
-    assert memory(run_config("+rewards.third={plugin: colorfulness}"), SIZE) == 5_000_000 + 4 * 10_000 * 10
-
-
 def test_time_is_that_of_the_passes(run_config: RunConfigMaker) -> None:
     """A step draws 6 images in 3 passes and trains on 6 samples: 3 forward, 1 backward as dear as 2, one more at a refresh."""
     forward = 2 * 1_000_000 * 16
@@ -91,37 +90,58 @@ def test_time_is_that_of_the_passes(run_config: RunConfigMaker) -> None:
         (3599, "1 h 0 min"),
         (3600, "1 h 0 min"),
         (7380, "2 h 3 min"),
+        (172_800, "2 days"),
     ],
 )
 def test_durations_are_read_at_a_glance(spent: float, said: str) -> None:
     assert planning._duration(spent) == said
 
 
-def test_free_memory_is_known() -> None:
-    free = free_memory(torch.device("cpu"))
-    assert free is None or free > 2**20
-
-
-def test_a_model_too_large_is_refused_before_it_is_loaded(
-    run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = run_config()
-    check_memory(config, torch.device("cpu"))
-    monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
-    with pytest.raises(RequestError, match=r"needs about 0\.0 GiB on cpu .* Lower model\.lora\.rank"):
-        check_memory(config, torch.device("cpu"))
-    check_memory(run_config("model.path=nobody/nothing"), torch.device("cpu"))
-
-
 def test_the_plan_is_printed(
     run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan(run_config(f"run.dir={tmp_path}", "trainer.steps=12"))
-    said = capsys.readouterr().out
-    for part in ("general 4, text 4, compositional 4", "6 prompts", "colorfulness, compressibility",
-                 "2 prompts x 3 = 6", "6 images x 1 training times = 6", "12, of which 2 refresh the balance"):  # fmt: skip
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("first 2 held-out prompts of each", "2 prompts x 3 = 6", "6 images x 1 training times = 6",
+                 "12, of which 2 refresh the balance", "1, each with 6 images in 2 batches, and 2 micro-batches; or 2, each with 3"):  # fmt: skip
         assert part in said
     assert not list(tmp_path.iterdir())
+
+
+def rows(said: str, heading: str) -> list[list[str]]:
+    """The lines of a printed table, below its heading."""
+    lines = said.split(heading)[1].split("\n\n")[0].splitlines()[1:]
+    return [re.split(r"\s{2,}", line.strip()) for line in lines]
+
+
+def test_sources_and_what_rewards_apply_to_are_printed(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(
+        run_config(
+            f"run.dir={tmp_path}", "rollout.groups=6", "data.sources.text.weight=2", "data.sources.general.weight=0",
+            "rewards.colorfulness.requires=[text]", "+eval_rewards.seen={plugin: colorfulness, requires: [include]}",
+            "+eval_rewards.asked={plugin: colorfulness, sources: [general, text]}",
+        )
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert rows(said, "\nsource ") == [
+        ["general", "4", "2", "0%", "0"], ["text", "4", "2", "67%", "4"], ["compositional", "4", "2", "33%", "2"],
+    ]  # fmt: skip
+    assert rows(said, "\nreward ") == [
+        ["colorfulness", "text", "4 of 8 prompts (text)"],
+        ["compressibility", "nothing", "8 of 8 prompts"],
+        ["seen", "include", "2 of 6 held-out prompts (compositional)"],
+        ["asked", "nothing", "4 of 6 held-out prompts (general, text)"],
+    ]
+
+
+def test_guidance_doubles_the_time_of_rollouts(run_config: RunConfigMaker) -> None:
+    plain, guided = (
+        seconds(run_config("trainer.steps=1", f"rollout.guidance_scale={scale}"), SIZE, 1e9)
+        for scale in (1, 3)
+    )
+    assert guided - plain == pytest.approx(6 * 3 * 2 * 1_000_000 * 16 / 1e9)
 
 
 def test_a_model_elsewhere_is_planned_for_without_sizes(
@@ -140,6 +160,11 @@ def test_a_model_elsewhere_is_planned_for_without_sizes(
         (["balance.floor=0.6"], ConfigError, r"balance\.floor=0\.6"),
         (["balance.solver=ospq"], ConfigError, r"'osqp'"),
         (["balance=fixed", "balance.weights.colorfulnes=1"], ConfigError, r"'colorfulness'"),
+        (
+            ["rewards.colorfulness.requires=[txt]"],
+            ConfigError,
+            r"rewards\.colorfulness applies to no prompt.*'txt'",
+        ),
         (["run.dir=/proc/marble"], RequestError, r"run\.dir=/proc/marble cannot be written"),
     ],
 )

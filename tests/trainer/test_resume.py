@@ -186,15 +186,16 @@ def test_its_config_repeats_the_run(finished: Path, run_config: RunConfigMaker) 
 FREE = [
     "trainer.steps=99", "trainer.checkpoint_every=7", "trainer.keep_last=1", "trainer.eval_every=0",
     "trainer.eval_prompts=1", "trainer.pending_batches=1", "run.name=other", "run.dir=elsewhere",
-    "logging.images_every=9", "logging.wandb.project=p", "launcher.nproc=2", "rewards.colorfulness.isolated=true",
-    "+rewards.colorfulness={url: 'http://far:8600', token_env: MINE}",
+    "trainer.micro_batch_size=3", "trainer.encode_ahead=3", "rollout.batch_size=3", "model.embedding_cache=elsewhere",
+    "model.gradient_checkpointing=true", "model.compile=true", "logging.images_every=9", "logging.wandb.project=p", "launcher.nproc=2",
+    "rewards.colorfulness.isolated=true", "+rewards.colorfulness={url: 'http://far:8600', token_env: MINE}",
 ]  # fmt: skip
 BOUND = [
-    "trainer.seed=1", "trainer.micro_batch_size=3", "trainer.times_per_image=2", "trainer.ema.decay=0.5",
+    "trainer.seed=1", "trainer.times_per_image=2", "trainer.ema.decay=0.5",
     "optimizer.lr=0.5", "model.lora.rank=3", "model.path=elsewhere", "data.sources.text.weight=2", "data.root=other",
     "rewards.colorfulness.weight=2", "rewards.compressibility.quality=50", "~rewards.compressibility",
     "rewards=[compressibility,colorfulness]", "+rewards.third={plugin: colorfulness}",
-    "balance=mgda", "balance.ema=0.1", "algorithm.beta=0.5", "rollout.groups=4", "rollout.batch_size=3",
+    "balance=mgda", "balance.ema=0.1", "algorithm.beta=0.5", "rollout.groups=4",
 ]  # fmt: skip
 
 

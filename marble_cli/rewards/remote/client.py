@@ -1,5 +1,6 @@
 """The run's side: a served reward, called like any other."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -132,15 +133,19 @@ def bind(name: str, served: str, at: Address, declaration: Declaration, timeout:
     """As `connect`, of a server that has been examined."""
     client = at.client(timeout)
 
-    def call(batch: Batch) -> Tensor:
+    def call(batch: Batch) -> Tensor | list[float | Exception]:
         return _result(client.post(f"/score/{served}", content=protocol.pack_batch(batch)))
 
     return Reward(name, declaration, call, close=client.close)
 
 
-def _result(answer: httpx.Response) -> Tensor:
+def _result(answer: httpx.Response) -> Tensor | list[float | Exception]:
+    """The scores, with exceptions where the plugin had some."""
     if answer.status_code == 200:
-        return protocol.unpack_scores(answer.content)
+        scores, reason = protocol.unpack_scores(answer.content)
+        if reason is None:
+            return scores
+        return [RemoteError(reason) if math.isinf(score) else score for score in scores.tolist()]
     try:
         error = answer.json()["error"]
         kind, message = error["kind"], error["message"]

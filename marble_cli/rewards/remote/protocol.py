@@ -2,7 +2,8 @@
 
     GET  /health          JSON: protocol, marble's version, limits, and each reward's declaration
     POST /score/{name}    safetensors: `images` uint8 [B, 3, H, W] and `text` uint8 [N], which is UTF-8 JSON of
-                          {"prompts": [...], "metadata": [...]}; the answer is safetensors: `scores` float64 [B]
+                          {"prompts": [...], "metadata": [...]}; the answer is safetensors: `scores` float64 [B], infinite
+                          where the reward failed, and then maybe `reason`, which is UTF-8
 
 Both ask for `Authorization: Bearer TOKEN` where the server has a token. What is refused or fails is answered in JSON,
 {"error": {"kind": ..., "message": ...}}, with one of the kinds below.
@@ -74,19 +75,21 @@ def unpack_batch(data: bytes) -> Batch:
     return Batch(images, prompts, metadata)
 
 
-def pack_scores(scores: Tensor) -> bytes:
-    """Scores float64 [B] as they travel, NaN and infinity included."""
-    return save({"scores": scores})
+def pack_scores(scores: Tensor, reason: str | None = None) -> bytes:
+    """Scores float64 [B] as they travel, NaN and infinity included, and why some failed."""
+    return save({"scores": scores} | ({"reason": _bytes(reason)} if reason else {}))
 
 
-def unpack_scores(data: bytes) -> Tensor:
-    """Scores float64 [B], the same bits.
+def unpack_scores(data: bytes) -> tuple[Tensor, str | None]:
+    """Scores float64 [B], the same bits, and why some failed.
 
     Raises:
         ValueError: the answer holds none.
     """
     try:
-        return load(data)["scores"]
+        tensors = load(data)
+        reason = tensors["reason"].numpy().tobytes().decode() if "reason" in tensors else None
+        return tensors["scores"], reason
     except Exception as error:  # whatever foreign bytes may cause
         raise ValueError(f"the answer holds no scores: {type(error).__name__}: {error}") from error
 

@@ -95,10 +95,11 @@ def build_app(
         working[name] += 1
         try:
             batch = await _read(request, limits, busy)
-            scores = await _score(lanes[name], batch, request)
+            scores, failure = await _score(lanes[name], batch, request)
         finally:
             working[name] -= 1
-        return Response(protocol.pack_scores(scores), media_type="application/octet-stream")
+        reason = f"{type(failure).__name__}: {failure}" if failure is not None else None
+        return Response(protocol.pack_scores(scores, reason), media_type="application/octet-stream")
 
     return app
 
@@ -135,8 +136,8 @@ async def _read(request: Request, limits: Limits, busy: bool) -> Batch:
     return batch
 
 
-async def _score(lane: Lane, batch: Batch, request: Request) -> Tensor:
-    """Scores [B] float64 of a batch, in its turn; dropped if its sender goes away before that."""
+async def _score(lane: Lane, batch: Batch, request: Request) -> tuple[Tensor, Exception | None]:
+    """What `Lane.attempt` gives for a batch, in its turn; dropped if its sender goes away before that."""
     answer = asyncio.wrap_future(lane.executor.submit(lane.attempt, batch))
     gone = asyncio.ensure_future(request.receive())  # all of the body is read: this waits for a disconnection
     try:

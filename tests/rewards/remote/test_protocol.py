@@ -36,7 +36,8 @@ def test_scores_to_the_last_bit() -> None:
     bits = np.random.default_rng(0).integers(0, 2**64, 4096, dtype=np.uint64)  # NaNs with payloads among them
     special = [0.0, -0.0, np.nan, np.inf, -np.inf, 5e-324, 0.1, 1 / 3, np.nextafter(1, 2)]
     bits = np.concatenate([bits, np.array(special).view(np.uint64)])
-    arrived = unpack_scores(pack_scores(torch.from_numpy(bits.view(np.float64))))
+    arrived, reason = unpack_scores(pack_scores(torch.from_numpy(bits.view(np.float64))))
+    assert reason is None
     assert arrived.dtype is torch.float64
     assert (arrived.numpy().view(np.uint64) == bits).all()
 
@@ -78,6 +79,12 @@ PICTURE = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
 def test_foreign_bytes_are_refused(data: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said.replace("[", r"\[")):
         unpack_batch(data)
+
+
+def test_why_a_score_failed() -> None:
+    scores, reason = unpack_scores(pack_scores(torch.tensor([1.0, torch.inf]), "ValueError: „warum“"))
+    assert scores.tolist() == [1.0, float("inf")]
+    assert reason == "ValueError: „warum“"
 
 
 def test_foreign_scores_are_refused() -> None:

@@ -66,6 +66,19 @@ def test_three_outcomes_are_kept_apart(install: Install, at: At) -> None:
     assert scores.values[0, [0, 4]].tolist() == [0.1, -2.0]
 
 
+def test_a_failure_in_the_place_of_a_score_keeps_its_reason(install: Install, at: At) -> None:
+    install(mine="FailsInPart")
+    with open_scorer({"mine": at(max_failed=0.2)}, "cpu") as scorer:
+        scores = submit(scorer, sample_batch(()).images[:4], ["0.1", "dunno", "nan", "-2"])
+        assert scores.applicable.tolist() == [[True, False, False, True]]
+        assert scores.failed.tolist() == [[False, True, False, False]]
+        assert scores.values[0, [0, 3]].tolist() == [0.1, -2.0]
+        with pytest.raises(
+            RewardError, match="1 of 3 images.*RemoteError: ValueError: could not convert.*'dunno'"
+        ):
+            scorer.check(scores)
+
+
 def test_the_declaration_is_the_server_s(install: Install, at: At) -> None:
     install(mine="Scaled")
     settings = at({"options": {"scale": 2.0}})

@@ -1,0 +1,111 @@
+"""Tables as rows: Parquet files and the datasets of the Hugging Face hub. Their libraries are imported where needed."""
+
+import importlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from marble_cli.config.schema import Source
+from marble_cli.data.rows import Rows
+from marble_cli.errors import DataError
+
+log = logging.getLogger("marble")
+
+# How the datasets library reads what it finds. Its other readers unpickle files, or hold nothing but media.
+READERS = ("parquet", "json", "csv", "text", "arrow", "imagefolder")
+
+
+def parquet_rows(path: Path, name: str, source: Source) -> Rows:
+    """The rows of a Parquet file, without columns of bytes.
+
+    Raises:
+        DataError: pyarrow is missing, the file is no Parquet file, or it lacks the prompt's column.
+    """
+    parquet = _library("pyarrow.parquet", f"data.sources.{name} is a Parquet file")
+    pyarrow = _library("pyarrow", "")
+    try:
+        with parquet.ParquetFile(path) as file:
+            columns = _columns(str(path), file.schema_arrow, name, source)
+            table = file.read(columns=columns)
+    except pyarrow.ArrowException as error:
+        raise DataError(
+            f"prompt file {path} of data.sources.{name} cannot be read: {_first_line(error)}. "
+            "Expected a Parquet file."
+        ) from error
+    return _table_rows(str(path), table)
+
+
+def hub_rows(name: str, source: Source, split: str) -> Rows:
+    """The rows of a split of a dataset of the hub, or of a folder that the datasets library can read.
+
+    Raises:
+        DataError: the datasets library is missing, the dataset cannot be had, or it lacks the split or the column.
+    """
+    datasets = _library("datasets", f"data.sources.{name}.hub names a dataset")
+    datasets.disable_progress_bars()
+    where = f"data.sources.{name}.hub={source.hub}, split {split!r}"
+    try:
+        builder = datasets.load_dataset_builder(source.hub, name=source.subset, revision=source.revision)
+        reader = type(builder).__module__.split(".")[-1]
+        if reader in READERS:
+            builder.download_and_prepare()
+            dataset = builder.as_dataset(split=split)
+    except Exception as error:  # the library and the network have many
+        raise DataError(
+            f"{where}: {_first_line(error)}. Expected a dataset that can be reached (for a gated one: hf auth "
+            "login), or a folder of .jsonl or .parquet files, and one of its splits."
+        ) from error
+    if reader not in READERS:
+        raise DataError(f"{where}: its files are of the kind {reader}. Expected one of {', '.join(READERS)}.")
+    dataset = dataset.select_columns(_columns(where, dataset.features.arrow_schema, name, source))
+    return _table_rows(where, dataset.with_format("arrow")[:])
+
+
+def _table_rows(where: str, table: Any) -> Rows:
+    return Rows(where, "row", "Expected text in every row.", table.to_pylist(), dict)
+
+
+def _columns(where: str, schema: Any, name: str, source: Source) -> list[str]:
+    """The columns that a prompt can carry; what is left out is said.
+
+    Raises:
+        DataError: the prompt's is not among them.
+    """
+    plain = [field.name for field in schema if _is_plain(field.type)]
+    if plain.count(source.prompt_key) != 1:
+        raise DataError(
+            f"{where}: there is no column {source.prompt_key!r} of text, or more than one. It has: "
+            f"{', '.join(plain) or 'none'}. Set data.sources.{name}.prompt_key to the column of the prompts."
+        )
+    left_out = [field.name for field in schema if field.name not in plain]
+    if left_out:
+        log.warning("%s: columns left out, for they hold no text or numbers: %s", where, ", ".join(left_out))
+    return plain
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether an Arrow type is text, a number, a truth value, or lists and records of them."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return all(_is_plain(field.type) for field in kind)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _is_plain(kind.value_type)
+    if types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    number = types.is_integer(kind) or types.is_floating(kind)
+    return bool(text or number or types.is_boolean(kind) or types.is_null(kind))
+
+
+def _library(module: str, why: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(
+            f"{why}, for which {module.split('.')[0]} is missing here ({error}). Install it: pip install 'marble[data]'"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

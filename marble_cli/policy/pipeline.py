@@ -1,0 +1,120 @@
+"""A diffusers pipeline of any supported family as a policy: frozen weights, two adapters, one precision."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from marble_cli.config.schema import Model
+from marble_cli.policy.adapters import LoraPair
+from marble_cli.policy.base import Adapter, Family, PromptEmbeddings
+from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
+from marble_cli.policy.source import DTYPES
+
+DECODED_PIXELS = {
+    "cpu": 2**17,
+    "cuda": 2**21,
+}  # at once: a GPU's memory bounds them; on a CPU larger buffers are slower
+COMPILED = 64  # forms of a block: kinds of blocks x adapters x with and without gradients x batch sizes
+
+
+class PipelinePolicy:
+    """A pipeline with its LoRA pair; implements `policy.base.Policy`."""
+
+    def __init__(self, pipeline: Any, family: Family, model: Model, device: torch.device, seed: int):
+        self.pipeline, self.family, self.model, self.device = pipeline, family, model, device
+        self.dtype = DTYPES[model.precision]
+        self.transformer = pipeline.transformer.eval()
+        for frozen in (pipeline.vae, *family.encoders):
+            frozen.requires_grad_(False).eval()
+        self.lora = LoraPair(self.transformer, model.lora, seed)
+        self.latent_shape, self.tokens = family.latent_shape, family.tokens
+        self.cache = None
+        if model.embedding_cache is not None:
+            settings = (type(family).__name__, model.precision.value, model.max_sequence_length)
+            identity = fingerprint(family.encoders, *settings)
+            self.cache = EmbeddingCache(Path(model.embedding_cache).expanduser(), identity)
+        for frozen in (self.transformer, pipeline.vae, *(() if self.cache else family.encoders)):
+            frozen.to(device)
+        if model.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        if model.compile:
+            compile_blocks(self.transformer)
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        if self.cache is None or not (missing := self.cache.missing(prompts)):
+            return
+        with self._encoders_at_hand(), torch.no_grad():
+            for prompt in missing:  # one by one: to the last bit, what is cached depends on nothing else
+                self.cache.write(prompt, self.family.encode([prompt]))
+
+    @contextmanager
+    def _encoders_at_hand(self) -> Iterator[None]:
+        """The text encoders on the device, for a while."""
+        for encoder in self.family.encoders:
+            encoder.to(self.device)
+        try:
+            yield
+        finally:
+            for encoder in self.family.encoders:
+                encoder.to("cpu")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        if self.cache is None:
+            return self.family.encode(prompts)
+        self.prepare(prompts)
+        found = self.cache.read(prompts, self.device)
+        return self.encode(prompts) if found is None else found
+
+    def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
+        self.lora.activate(adapter)
+        half = self.dtype is not torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+            velocity = self.family.velocity(xt.to(self.dtype), t, embeddings)
+        return velocity.float()
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        at_once = max(1, DECODED_PIXELS.get(self.device.type, 2**21) // self.model.resolution**2)
+        parts = [self.family.decode(part).float() for part in x0.to(self.pipeline.vae.dtype).split(at_once)]
+        return ((torch.cat(parts) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+    def scheduler_config(self) -> dict[str, Any]:
+        return self.family.scheduler_config()
+
+    def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, torch.nn.Parameter]:
+        return self.lora.parameters(adapter)
+
+    def layers(self) -> list[torch.nn.Linear]:
+        return self.lora.layers
+
+    def lora_state(self) -> dict[str, Tensor]:
+        return self.lora.state()
+
+    def lora_metadata(self) -> dict[str, str]:
+        return self.lora.metadata()
+
+    def load_lora(self, state: dict[str, Tensor]) -> None:
+        self.lora.load(state)
+
+    def swapped(self, weights: dict[str, Tensor]) -> AbstractContextManager[None]:
+        return self.lora.swapped(weights)
+
+
+def compile_blocks(transformer: nn.Module) -> None:
+    """Compile the repeated blocks of a transformer, one by one: blocks of a kind share what is compiled."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED)
+    for block in repeated_blocks(transformer):
+        block.compile()
+
+
+def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
+    """The blocks that most of a transformer is made of."""
+    stacks = [child for child in transformer.children() if isinstance(child, nn.ModuleList)]
+    return [block for stack in stacks for block in stack]

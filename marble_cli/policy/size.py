@@ -1,0 +1,77 @@
+"""How large a model is, read off its configuration files: no weight is loaded or fetched."""
+
+import importlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from marble_cli.config.schema import Model
+from marble_cli.errors import RequestError
+from marble_cli.policy.adapters import add_adapter
+from marble_cli.policy.base import ModelSize
+from marble_cli.policy.pipeline import repeated_blocks
+from marble_cli.policy.source import DTYPES, described, find_family, read_json
+
+
+def model_size(model: Model) -> ModelSize | None:
+    """Sizes of a model whose configuration files are on this machine; None if they are not.
+
+    Raises:
+        RequestError: the folder holds no pipeline of a supported family, or the resolution does not fit it.
+    """
+    folder = described(model.path)
+    if folder is None:
+        return None
+    index = read_json(folder / "model_index.json")
+    family = find_family(model, index)
+    parts = {
+        name: _skeleton(folder / name, *index[name])
+        for name in index
+        if name.startswith(("transformer", "vae", "text_encoder"))
+        and name not in family.left_out(model)
+        and index[name][0] is not None
+    }
+    itemsize = DTYPES[model.precision].itemsize
+    transformer, vae = parts["transformer"], parts["vae"]
+    parameters = _count(transformer)
+    encoders = sum(_count(part) for name, part in parts.items() if name.startswith("text_encoder"))
+    blocks = repeated_blocks(transformer)
+    features = sum(
+        layer.out_features for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)
+    )
+    lora = LoraConfig(r=model.lora.rank, target_modules=list(model.lora.target_modules))
+    add_adapter(transformer, lora, "default")
+    adapter = sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
+    token = family.downscaling(vae.config, transformer.config)
+    if model.resolution % token:
+        raise RequestError(
+            f"model.resolution={model.resolution}: expected a multiple of {token} for this model."
+        )
+    return ModelSize(
+        parameters,
+        adapter,
+        (model.resolution // token) ** 2,
+        (parameters + _count(vae)) * itemsize,
+        encoders * itemsize,
+        len(blocks),
+        features,
+    )
+
+
+def _skeleton(folder: Path, library: str, name: str) -> Any:
+    """A component without storage, as its config.json describes it."""
+    component = getattr(importlib.import_module(library), name)
+    config = read_json(folder / "config.json")
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about initialising parameters that have no storage
+        if library == "diffusers":
+            return component.from_config(config)
+        return component(component.config_class.from_dict(config))
+
+
+def _count(part: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters())

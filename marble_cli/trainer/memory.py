@@ -1,0 +1,117 @@
+"""What a run needs of its device's memory, known before anything is loaded, and what to lower where it runs out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import DeviceMemoryError, RequestError
+from marble_cli.policy.base import ModelSize
+from marble_cli.policy.size import model_size
+from marble_cli.trainer.geometry import geometry
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each process's device: what stays there, and what comes and goes.
+
+    `frozen` weights, the text encoders' where they stay; `trained`: adapters, AdamW's moments, the moving average and the
+    gradients of a refresh; `activations` of a micro-batch, roughly; `encoders` while prompts are encoded into the cache.
+    """
+
+    frozen: int
+    trained: int
+    activations: int
+    encoders: int
+
+    @property
+    def least(self) -> int:
+        """What the run cannot do without, whatever its batch sizes."""
+        return max(self.frozen + self.trained, self.frozen + self.encoders)
+
+
+def memory(config: RunConfig, size: ModelSize) -> Memory:
+    """What `config` needs of every process's device.
+
+    A training pass keeps about two bytes for each output of the blocks' linear layers and each token; with gradient
+    checkpointing the blocks' inputs and what one block keeps (docs/algorithm.md).
+    """
+    adapters, moments, average = 2, 2, 1
+    gradients = len(config.rewards) + 2
+    batch = min(config.trainer.micro_batch_size, geometry(config).images // config.launcher.nproc)
+    kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
+    if config.model.gradient_checkpointing:
+        kept = 2 * kept // size.blocks
+    cached = config.model.embedding_cache is not None
+    return Memory(
+        size.frozen_bytes + (0 if cached else size.encoder_bytes),
+        4 * size.lora * (adapters + moments + average + gradients),
+        kept,
+        size.encoder_bytes if cached else 0,
+    )
+
+
+def check_memory(config: RunConfig, device: torch.device) -> None:
+    """The frozen model, adapters and gradients fit into what the device has free.
+
+    Raises:
+        RequestError: they do not.
+    """
+    size = model_size(config.model)
+    free = free_memory(device)
+    if size is None or free is None or (needed := memory(config, size).least) <= free:
+        return
+    raise RequestError(
+        f"the run needs about {_bytes(needed)} on {device} besides activations, and {_bytes(free)} are free. Lower "
+        "model.lora.rank, use model.precision=bf16, set model.embedding_cache, or free the device."
+    )
+
+
+def describe(needed: Memory, config: RunConfig) -> str:
+    """The memory plan in words."""
+    parts = [
+        f"{_bytes(needed.frozen)} of frozen weights",
+        f"{_bytes(needed.trained)} of adapters, moments and gradients",
+        f"about {_bytes(needed.activations)} of activations (trainer.micro_batch_size={config.trainer.micro_batch_size})",
+    ]
+    if needed.encoders:
+        parts.append(f"{_bytes(needed.encoders)} of text encoders, while prompts are encoded")
+    return "a process: " + "; ".join(parts)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Free bytes on `device`; of the machine's memory for a CPU, None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    info = Path("/proc/meminfo")
+    if not info.is_file():
+        return None
+    rows: dict[str, Any] = dict(line.split(":") for line in info.read_text().splitlines())
+    return int(rows["MemAvailable"].split()[0]) * 1024
+
+
+@contextmanager
+def bounded(what: str, remedy: str) -> Iterator[None]:
+    """Let an allocation that fails inside say what was being made and what to do about it.
+
+    Raises:
+        DeviceMemoryError: the device has no memory left.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "can't allocate memory" not in str(
+            error
+        ):  # of the CPU's allocator
+            raise
+        raise DeviceMemoryError(
+            f"out of memory {what}: {str(error).splitlines()[0]} {remedy}; the run then goes on with --resume auto."
+        ) from error

@@ -1,0 +1,89 @@
+"""The colour of an object, as a CLIP model names it from its texts alone, in GenEval's manner."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+from marble_reward_geneval.classes import COLORS
+from marble_reward_geneval.rules import Detection
+from marble_reward_geneval.weights import loading, locate
+
+GROUND = 0x99  # the grey around an object that has a mask
+TEMPLATES = (
+    "a photo of a {color} {name}",
+    "a photo of a {color}-colored {name}",
+    "a photo of a {color} object",
+)
+EXPECTED = (
+    "the files of a CLIPModel: config.json, model.safetensors, a tokenizer and preprocessor_config.json"
+)
+
+
+class ColorClassifier:
+    """Names the colours of objects of a class; the texts of each class are encoded once."""
+
+    def __init__(self, source: str, device: str | torch.device, dtype: torch.dtype) -> None:
+        """Load a CLIP model.
+
+        Args:
+            source: a folder or a repository of the Hugging Face hub.
+            device: where to compute.
+            dtype: what to compute in.
+
+        Raises:
+            OSError: it cannot be found or fetched, or has no safetensors weights.
+        """
+        place = locate(source)
+        with loading(source, EXPECTED):
+            model: Any = CLIPModel.from_pretrained(place, dtype=dtype, use_safetensors=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(place)
+            self.processor = CLIPImageProcessorPil.from_pretrained(place)
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.length: int = model.config.text_config.max_position_embeddings
+        self.texts: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, objects: Sequence[Detection], name: str) -> list[str]:
+        """The colour of each object of the class `name` in an image uint8 [3, H, W]."""
+        return [COLORS[place] for place in self.similarities(image, objects, name).argmax(1).tolist()]
+
+    @torch.no_grad()
+    def similarities(self, image: Tensor, objects: Sequence[Detection], name: str) -> Tensor:
+        """Cosines [n, 10] float32 of n objects with the ten colours, on the CPU."""
+        crops = [crop(image.numpy(), thing) for thing in objects]
+        pixels = self.processor(crops, input_data_format="channels_first", return_tensors="pt")[
+            "pixel_values"
+        ]
+        given = pixels.to(self.model.device, self.model.dtype)
+        seen = self.model.get_image_features(pixel_values=given).pooler_output
+        return (normalize(seen.float(), dim=-1) @ self._texts_of(name).T).cpu()
+
+    def _texts_of(self, name: str) -> Tensor:
+        """Unit embeddings [10, D] of the colours for a class: the templates' unit embeddings, averaged."""
+        if name not in self.texts:
+            texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
+            given = self.tokenizer(
+                texts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+            ).to(self.model.device)
+            embedded = self.model.get_text_features(
+                input_ids=given["input_ids"], attention_mask=given["attention_mask"]
+            ).pooler_output
+            unit = normalize(embedded.float(), dim=-1).view(len(COLORS), len(TEMPLATES), -1)
+            self.texts[name] = normalize(unit.mean(1), dim=-1)
+        return self.texts[name]
+
+
+def crop(image: NDArray[np.uint8], thing: Detection) -> NDArray[np.uint8]:
+    """The object's box cut from an image [3, H, W], grey outside its mask; at least a pixel wide and high."""
+    height, width = image.shape[1:]
+    left, top, right, bottom = (round(edge) for edge in thing.box)
+    left, top = min(left, width - 1), min(top, height - 1)
+    place = np.s_[top : max(bottom, top + 1), left : max(right, left + 1)]
+    cut = image[:, *place]
+    return cut if thing.mask is None else np.where(thing.mask[place], cut, np.uint8(GROUND))

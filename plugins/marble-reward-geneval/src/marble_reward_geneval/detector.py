@@ -1,0 +1,154 @@
+"""Detectors of transformers, with and without masks: pictures in, objects of GenEval's classes out."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    AutoModelForUniversalSegmentation,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
+
+from marble_reward_geneval.classes import class_of
+from marble_reward_geneval.rules import Detection
+from marble_reward_geneval.weights import loading, locate
+
+SEGMENTERS = ("mask2former", "maskformer")
+MOST = 100  # candidates a picture, as in mmdetection's Mask2Former
+EXPECTED = "config.json of Mask2Former, MaskFormer or an object detector, model.safetensors, preprocessor_config.json"
+
+
+class Detector:
+    """An instance segmentation model or a box detector; `classes` are GenEval's names that it knows."""
+
+    def __init__(self, source: str, device: str | torch.device, dtype: torch.dtype, batch_size: int) -> None:
+        """Load a detector and its image processor.
+
+        Args:
+            source: a folder or a repository of the Hugging Face hub.
+            device: where to compute.
+            dtype: what to compute in; scores and masks are made in float32.
+            batch_size: pictures at a time.
+
+        Raises:
+            OSError: it cannot be found or fetched, has no safetensors weights or is no detector.
+            ValueError: it knows none of GenEval's classes.
+        """
+        place = locate(source)
+        with loading(source, EXPECTED):
+            config: Any = AutoConfig.from_pretrained(place)
+            family: Any
+            if config.model_type in SEGMENTERS:
+                family, self.read = AutoModelForUniversalSegmentation, self._read_masks
+            elif config.model_type in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
+                family, self.read = AutoModelForObjectDetection, self._read_boxes
+            else:
+                raise ValueError(f"it is of the type {config.model_type!r}.")
+            model = family.from_pretrained(place, dtype=dtype, use_safetensors=True)
+            self.processor: Any = AutoImageProcessor.from_pretrained(place, backend="pil")
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.batch_size = batch_size
+        self.names = {int(number): class_of(label) for number, label in model.config.id2label.items()}
+        self.classes = [name for name in self.names.values() if name is not None]
+        if not self.classes:
+            raise ValueError(
+                f"the detector {source!r} has the labels {', '.join(list(model.config.id2label.values())[:5])}, ...: "
+                "none is a COCO class. Give one trained on COCO."
+            )
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, threshold: float) -> list[dict[str, list[Detection]]]:
+        """The objects in each picture, by class; in each class as the model has them.
+
+        Pictures of one call have one size, so that the processor pads none of them for the sake of another.
+
+        Args:
+            images: uint8 [B, 3, H, W].
+            threshold: objects of a score up to it may be left out.
+        """
+        found, (height, width) = [], images.shape[2:]
+        for part in images.split(self.batch_size):
+            given = self.processor(
+                list(part.numpy()), input_data_format="channels_first", return_tensors="pt"
+            ).to(self.model.device)
+            given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
+            found += self.read(self.model(**given), (height, width), threshold)
+        return found
+
+    def _read_masks(
+        self, outputs: Any, size: tuple[int, int], threshold: float
+    ) -> list[dict[str, list[Detection]]]:
+        found = []
+        for classes, masks in zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True):
+            scores, labels, shapes = instances(classes, masks, size, threshold)
+            boxes = [box_of(shape) for shape in shapes]
+            found.append(self._by_class(scores, labels, boxes, list(shapes.numpy())))
+        return found
+
+    def _read_boxes(
+        self, outputs: Any, size: tuple[int, int], threshold: float
+    ) -> list[dict[str, list[Detection]]]:
+        outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()
+        read = self.processor.post_process_object_detection(
+            outputs, threshold=threshold, target_sizes=[size] * len(outputs.logits)
+        )
+        bounds = torch.tensor([size[1], size[0]] * 2)
+        found = []
+        for answer in read:
+            boxes = torch.minimum(answer["boxes"].cpu().clamp(min=0), bounds).tolist()
+            found.append(self._by_class(answer["scores"].cpu(), answer["labels"].cpu(), boxes, None))
+        return found
+
+    def _by_class(
+        self, scores: Tensor, labels: Tensor, boxes: list[Any], masks: list[Any] | None
+    ) -> dict[str, list[Detection]]:
+        found: dict[str, list[Detection]] = defaultdict(list)
+        for place, (score, label) in enumerate(zip(scores.tolist(), labels.tolist(), strict=True)):
+            name = self.names.get(label)
+            if name is not None:
+                found[name].append(
+                    Detection(tuple(boxes[place]), score, None if masks is None else masks[place])
+                )
+        return dict(found)
+
+
+def instances(
+    class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int], threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The instances that the queries of a mask transformer speak of, as mmdetection reads them for GenEval.
+
+    A candidate is a query and a class; the 100 likeliest are kept. Its mask is where the mask's logit is above 0, and
+    its score is the class's probability times the mean probability of the mask's own pixels.
+
+    Args:
+        class_logits: [Q, C + 1], the last of them of no object.
+        mask_logits: [Q, h, w]; resized bilinearly to the picture.
+        size: the picture's height and width.
+        threshold: candidates whose class is not more probable than this are left out; no score is higher than that.
+
+    Returns:
+        scores [n] float32, labels [n] int64 and masks [n, H, W] bool, on the CPU.
+    """
+    probabilities = class_logits.float().softmax(-1)[:, :-1]
+    best, place = probabilities.flatten().topk(min(MOST, probabilities.numel()))
+    best, place = best[best > threshold], place[best > threshold]
+    query, label = place // probabilities.shape[1], place % probabilities.shape[1]
+    if not len(query):
+        return best.cpu(), label.cpu(), torch.zeros((0, *size), dtype=torch.bool)
+    logits = interpolate(mask_logits[query][None].float(), size, mode="bilinear", align_corners=False)[0]
+    masks = logits > 0
+    certainty = (logits.sigmoid() * masks).sum((1, 2)) / (masks.sum((1, 2)) + 1e-6)
+    return (best * certainty).cpu(), label.cpu(), masks.cpu()
+
+
+def box_of(mask: Tensor) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a mask [H, W] bool, the last two beyond its last pixel; zeros if it is empty."""
+    rows, columns = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
+    if not rows:
+        return (0.0, 0.0, 0.0, 0.0)
+    return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))

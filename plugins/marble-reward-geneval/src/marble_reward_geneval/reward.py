@@ -1,0 +1,101 @@
+"""Does a picture show the objects of its prompt: how many, in which colours, where?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marble_reward_geneval import rules
+from marble_reward_geneval.colors import ColorClassifier
+from marble_reward_geneval.detector import Detector
+from marble_reward_geneval.request import Request, read_request
+from marble_reward_geneval.rules import Detection, Verdict
+
+MODES = {"soft": rules.soft, "strict": rules.strict}
+
+
+class GenEval:
+    """Objects, counts, colours and positions of the prompt, by GenEval's rules; 1 is all of them."""
+
+    requires = ("include",)
+    range = (None, 1.0)
+    license = "Apache-2.0; weights under their own licences (Mask2Former: its model card; CLIP: MIT)"
+    citation = (
+        "GenEval, arXiv 2310.11513; soft score: Flow-GRPO, arXiv 2505.05470; Mask2Former, arXiv 2112.01527"
+    )
+
+    def __init__(
+        self,
+        detector: str = "facebook/mask2former-swin-small-coco-instance",
+        clip: str = "openai/clip-vit-large-patch14",
+        mode: str = "soft",
+        threshold: float = 0.3,
+        counting_threshold: float = 0.9,
+        max_objects: int = 16,
+        max_overlap: float = 1.0,
+        position_threshold: float = 0.1,
+        batch_size: int = 8,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Load the detector and the CLIP model that names colours.
+
+        Args:
+            detector: a folder or hub repository of Mask2Former, MaskFormer or an object detector of transformers.
+            clip: a folder or hub repository of a CLIP model.
+            mode: `soft`, a mean of credits, or `strict`, 1 if all holds and else 0.
+            threshold: an object's score must be above it.
+            counting_threshold: the same for prompts tagged `counting`.
+            max_objects: of a class, at most.
+            max_overlap: intersection over union from which on the less certain of two boxes is dropped; 1 drops none.
+            position_threshold: share of both sizes by which centres must differ before a position counts.
+            batch_size: pictures that the detector sees at a time.
+            device: where to compute.
+            dtype: what the models compute in.
+
+        Raises:
+            OSError: a model cannot be found or fetched.
+            ValueError: there is no such mode, or the detector knows none of the classes.
+        """
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}: expected one of {', '.join(MODES)}")
+        self.judge, self.margin = MODES[mode], position_threshold
+        self.threshold, self.counting_threshold = threshold, counting_threshold
+        self.max_objects, self.max_overlap = max_objects, max_overlap
+        self.detector = Detector(detector, device, dtype, batch_size)
+        self.colors = ColorClassifier(clip, device, dtype)
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> list[float]:
+        """B scores, at most 1.
+
+        Args:
+            images: uint8 [B, 3, H, W].
+            prompts: named in messages.
+            metadata: each with `include` in GenEval's format.
+
+        Raises:
+            ValueError: a prompt's metadata is malformed or asks for what cannot be judged.
+        """
+        return [verdict.score for verdict in self.verdicts(images, prompts, metadata)]
+
+    def verdicts(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> list[Verdict]:
+        """Scores with their reasons; arguments and errors as of a call."""
+        classes = self.detector.classes
+        requests = [read_request(*row, classes) for row in zip(prompts, metadata, strict=True)]
+        found = self.detector(images, min(self.threshold, self.counting_threshold))
+        return [self._verdict(*row) for row in zip(images, requests, found, strict=True)]
+
+    def _verdict(self, image: Tensor, request: Request, found: Mapping[str, list[Detection]]) -> Verdict:
+        threshold = self.counting_threshold if request.counting else self.threshold
+        selected = {
+            name: rules.select(things, threshold, self.max_objects, self.max_overlap)
+            for name, things in found.items()
+        }
+        return self.judge(
+            request, selected, lambda things, name: self.colors(image, things, name), self.margin
+        )

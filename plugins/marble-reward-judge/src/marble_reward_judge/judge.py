@@ -1,0 +1,91 @@
+"""A vision-language model that judges by the user's own question."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from marble_reward_judge.chat import ChatServer, ServerError
+from marble_reward_judge.score import ScoreReader, UnreadableAnswerError
+
+Scores = list[float | Exception]
+
+
+class Judge:
+    """What a vision-language model behind an OpenAI-compatible server says of the picture, as a number."""
+
+    license = "Apache-2.0; the model under its own licence"
+    citation = "of the model that is asked"
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        template: str,
+        pattern: str | None = None,
+        json_key: str | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        raw: bool = False,
+        api_key_env: str | None = None,
+        temperature: float = 0.0,
+        max_tokens: int = 512,
+        concurrency: int = 16,
+        request_timeout: float = 60.0,
+        attempts: int = 4,
+    ) -> None:
+        """Note what to ask; nothing is sent.
+
+        Args:
+            base_url: the server's address, e.g. http://127.0.0.1:8000/v1.
+            model: the name under which it serves the model.
+            template: the question, which follows the picture; `{prompt}` in it becomes the prompt.
+            pattern: a regular expression with one group, the score; its last match counts. Or:
+            json_key: key of the score in the JSON object that the answer holds.
+            low: the judge's lowest score; an answer outside the scale is a failure.
+            high: its highest.
+            raw: give scores as they are, instead of mapping [low, high] onto [0, 1].
+            api_key_env: name of the environment variable that holds the key; the key itself stands nowhere.
+            temperature: of sampling; 0 takes the likeliest word.
+            max_tokens: length of an answer at most.
+            concurrency: requests under way at a time.
+            request_timeout: seconds for one request.
+            attempts: requests for one answer at most.
+
+        Raises:
+            ValueError: an option is of no use, or the variable with the key is not set.
+        """
+        if "{prompt}" not in template:
+            raise ValueError(f"template={template!r}: expected {{prompt}} where the prompt belongs")
+        self.read = ScoreReader(pattern, json_key, low, high)
+        self.offset, self.scale = 0.0, 1.0
+        if not raw:
+            if low is None or high is None:
+                raise ValueError("give low and high, the judge's scale, or raw=true")
+            self.offset, self.scale = low, high - low
+        self.range = (low, high) if raw else (0.0, 1.0)
+        self.template = template
+        self.server = ChatServer(
+            base_url, model, api_key_env, temperature, max_tokens, concurrency, request_timeout, attempts
+        )
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
+        """B scores; where there is none, the error that says why.
+
+        Args:
+            images: uint8 [B, 3, H, W]; sent as they are.
+            prompts: B prompts.
+
+        Raises:
+            ServerError: the server refuses the key, or knows no such model or address.
+        """
+        questions = [self.template.replace("{prompt}", prompt) for prompt in prompts]
+        scores: Scores = []
+        for answer in self.server.ask(list(images), questions):
+            if isinstance(answer, ServerError):
+                scores.append(answer)
+                continue
+            try:
+                scores.append((self.read(answer) - self.offset) / self.scale)
+            except UnreadableAnswerError as error:
+                scores.append(error)
+        return scores

@@ -1,0 +1,68 @@
+"""UnifiedReward, a vision-language model trained to score pictures, asked as the RL recipes ask it."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from marble_reward_judge.judge import Judge, Scores
+
+# The model's interface: its training question, in the form in which Flow-GRPO puts it, to the letter.
+QUESTION = (
+    "<image>\n"
+    "You are given a text caption and a generated image based on that caption. Your task is to evaluate this image "
+    "based on two key criteria:\n"
+    "1. Alignment with the Caption: Assess how well this image aligns with the provided caption. Consider the accuracy "
+    "of depicted objects, their relationships, and attributes as described in the caption.\n"
+    "2. Overall Image Quality: Examine the visual quality of this image, including clarity, detail preservation, color "
+    "accuracy, and overall aesthetic appeal.\n"
+    "Based on the above criteria, assign a score from 1 to 5 after 'Final Score:'.\n"
+    "Your task is provided as follows:\n"
+    "Text Caption: [{prompt}]"
+)
+PATTERN = r"Final Score:[\s*]*(\d+(?:\.\d+)?)"
+LOW, HIGH = 1.0, 5.0
+
+
+class UnifiedReward:
+    """UnifiedReward's score of a picture for its prompt, by alignment and quality: 1 to 5, divided by 5."""
+
+    range = (LOW / HIGH, 1.0)
+    license = "Apache-2.0; weights MIT (CodeGoat24/UnifiedReward-7b-v1.5)"
+    citation = "UnifiedReward, arXiv 2503.05236"
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str = "UnifiedReward-7b-v1.5",
+        api_key_env: str | None = None,
+        temperature: float = 0.0,
+        max_tokens: int = 512,
+        concurrency: int = 16,
+        request_timeout: float = 60.0,
+        attempts: int = 4,
+    ) -> None:
+        """Note how to reach the server; nothing is sent.
+
+        Args: as of `Judge`.
+
+        Raises:
+            ValueError: an option is of no use, or the variable with the key is not set.
+        """
+        self.judge = Judge(
+            base_url, model, QUESTION, PATTERN, None, LOW, HIGH, True, api_key_env, temperature, max_tokens,
+            concurrency, request_timeout, attempts,
+        )  # fmt: skip
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
+        """B scores in [0.2, 1]; where there is none, the error that says why.
+
+        Args:
+            images: uint8 [B, 3, H, W]; sent as they are.
+            prompts: B prompts.
+
+        Raises:
+            ServerError: the server refuses the key, or knows no such model or address.
+        """
+        return [
+            score if isinstance(score, Exception) else score / HIGH for score in self.judge(images, prompts)
+        ]

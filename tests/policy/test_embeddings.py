@@ -1,0 +1,98 @@
+"""Cached embeddings are the encoders' own, wherever these are, and damaged files are made anew."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from marble_cli.config.schema import Model, Precision
+from marble_cli.policy.load import load_policy
+
+PROMPTS = ["a red cup", 'a sign that says "47"', "a red cup", ""]
+
+
+@pytest.fixture
+def cached(model: Model, tmp_path: Path) -> Any:
+    return load_policy(replace(model, embedding_cache=str(tmp_path / "cache")), seed=0)
+
+
+@pytest.fixture
+def calls(cached: Any, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The prompts of every call of the encoders."""
+    seen: list[list[str]] = []
+    encode = cached.family.encode
+    monkeypatch.setattr(
+        cached.family, "encode", lambda prompts: seen.append(list(prompts)) or encode(prompts)
+    )
+    return seen
+
+
+def same(one: Any, other: Any) -> None:
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        torch.testing.assert_close(tensor, other.tensors[name], rtol=1e-5, atol=1e-6)
+
+
+def test_they_are_the_encoders_own(cached: Any, policy: Any) -> None:
+    same(cached.encode(PROMPTS), policy.encode(PROMPTS))
+
+
+def test_every_prompt_is_encoded_once(cached: Any, calls: list[list[str]]) -> None:
+    cached.prepare(PROMPTS[:3])
+    assert calls == [[PROMPTS[0]], [PROMPTS[1]]]
+    cached.encode(PROMPTS[:2])
+    assert len(calls) == 2
+    cached.encode(PROMPTS)
+    assert calls[2:] == [[""]]
+
+
+def test_another_run_finds_them(cached: Any, model: Model, tmp_path: Path) -> None:
+    cached.prepare(PROMPTS)
+    again: Any = load_policy(replace(model, embedding_cache=str(tmp_path / "cache")), seed=5)
+    assert again.cache.missing(PROMPTS) == []
+    half: Any = load_policy(
+        replace(model, embedding_cache=str(tmp_path / "cache"), precision=Precision.bf16), seed=0
+    )
+    assert half.cache.missing(PROMPTS) == list(dict.fromkeys(PROMPTS))
+
+
+def test_other_encoders_are_told_apart(
+    cached: Any, model: Model, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    cached.prepare(PROMPTS)
+    shutil.copytree(pipeline_folder, tmp_path / "other")
+    encoder = cached.family.encoders[1]
+    with torch.no_grad():
+        encoder.text_projection.weight.mul_(1.001)
+    encoder.save_pretrained(tmp_path / "other" / "text_encoder_2")
+    other: Any = load_policy(
+        replace(model, path=str(tmp_path / "other"), embedding_cache=str(tmp_path / "cache")), seed=0
+    )
+    assert len(other.cache.missing(PROMPTS)) == 3
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:40], lambda whole: b"", lambda whole: b"\xff" * 90])
+def test_a_damaged_file_is_made_anew(
+    cached: Any, policy: Any, calls: list[list[str]], damage: Callable[[bytes], bytes]
+) -> None:
+    cached.prepare(PROMPTS)
+    file = cached.cache.file(PROMPTS[1])
+    file.write_bytes(damage(file.read_bytes()))
+    same(cached.encode(PROMPTS), policy.encode(PROMPTS))
+    assert calls[3:] == [[PROMPTS[1]]]
+
+
+def test_encoders_leave_the_device_whatever_happens(cached: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[tuple[Any, Any]] = []
+    for encoder in cached.family.encoders:
+        monkeypatch.setattr(encoder, "to", lambda device, e=encoder: moves.append((e, device)))
+    there = [(encoder, cached.device) for encoder in cached.family.encoders]
+    with suppress(ZeroDivisionError), cached._encoders_at_hand():
+        assert moves == there
+        raise ZeroDivisionError
+    assert moves == there + [(encoder, "cpu") for encoder in cached.family.encoders]
