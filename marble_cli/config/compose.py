@@ -239,7 +239,7 @@ def typed(tree: DictConfig) -> RunConfig:
         _check_sources(tree)
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), tree)
         if missing := OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(tree):
-            raise ConfigError(_no_value(sorted(missing)[0], tree))
+            raise ConfigError(f"{sorted(missing)[0]} has no value. Set it: {sorted(missing)[0]}=...")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
@@ -277,14 +277,6 @@ def _check_sources(tree: DictConfig) -> None:
                 f"data.sources.{name}: there is no such source{nearest(str(name), others)}. To add one: "
                 f"'+data.sources.{name}={{train: FILE, test: FILE}}'"
             )
-
-
-def _no_value(key: str, tree: DictConfig) -> str:
-    """What to set `key` to; the prompts' folder is described by the files that are expected in it."""
-    message = f"{key} has no value. Set it: {key}=..."
-    sources = OmegaConf.select(tree, "data.sources") or {}
-    wanted = [file for source in sources.values() for part in ("train", "test") if (file := source.get(part))]
-    return f"{message}, the folder that holds {', '.join(wanted)}" if key == "data.root" else message
 
 
 def _drop_optional(config: RunConfig) -> None:

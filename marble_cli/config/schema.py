@@ -101,7 +101,7 @@ class Source:
 
 @dataclass
 class Data:
-    root: str = MISSING
+    root: str | None = MISSING
     sources: dict[str, Source] = MISSING
 
 

@@ -29,24 +29,27 @@ class Prompt:
     negative: str = ""
 
 
+def lacking(data: Data) -> str | None:
+    """What is to be set before there are prompts: the folder that their files are in."""
+    wanted = [
+        file for source in data.sources.values() if source.hub is None for file in (source.train, source.test)
+    ]
+    if not wanted or data.root == "tiny" or (data.root and Path(data.root).expanduser().is_dir()):
+        return None
+    said = f"data.root={data.root} is no folder" if data.root else "data.root is not set"
+    return f"{said}. Expected the one that holds {', '.join(wanted)}."
+
+
 def load_prompts(data: Data, split: str) -> dict[str, list[Prompt]]:
     """The prompts of every source's `train` or `test` split, in their order there.
 
     Raises:
         DataError: a file or dataset is missing, empty or has bad lines, which are named.
     """
-    root = (
-        Path(str(files("marble_cli") / "assets" / "tiny" / "prompts"))
-        if data.root == "tiny"
-        else Path(data.root)
-    ).expanduser()
-    wanted = [
-        file for source in data.sources.values() if source.hub is None for file in (source.train, source.test)
-    ]
-    if wanted and not root.is_dir():
-        raise DataError(
-            f"data.root={data.root} is no folder. Expected the one that holds {', '.join(wanted)}."
-        )
+    if (lack := lacking(data)) is not None:
+        raise DataError(lack)
+    embedded = Path(str(files("marble_cli") / "assets" / "tiny" / "prompts"))
+    root = embedded if data.root == "tiny" else Path(data.root or ".").expanduser()
     return {
         name: read_source(root, name, source, source.train if split == "train" else source.test)
         for name, source in data.sources.items()

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from marble_cli.balance.registry import build
 from marble_cli.config.schema import BalanceMode, RunConfig, SharedTerm
-from marble_cli.data.prompts import Prompt, load_prompts
+from marble_cli.data.prompts import Prompt, lacking, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.folder import check_writable
 from marble_cli.policy.base import ModelSize
@@ -75,9 +75,11 @@ def plan(config: RunConfig) -> None:
         UnreachableError: a reward's server does not answer; the plan is printed first.
     """
     check_geometry(config, config.launcher.nproc)
-    prompts = {split: load_prompts(config.data, split) for split in ("train", "test")}
+    unset = lacking(config.data) if config.data.root is None else None
+    prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     existing = check_writable(Path(config.run.dir), "run.dir=")
-    unreachable, declarations = None, None
+    declarations: dict[str, Declaration] = {}
+    unreachable = None
     try:
         declarations = check_plugins(config)
         check_groups(config, declarations)
@@ -91,6 +93,7 @@ def plan(config: RunConfig) -> None:
             f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)",
         ),
         ("evaluated on", f"the first {trainer.eval_prompts} held-out prompts of each source"),
+        ("rewards", ", ".join(config.rewards)),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
         ("images a step", f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}"),
         ("samples a step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
@@ -114,12 +117,15 @@ def plan(config: RunConfig) -> None:
         table.add_row(*row)
     console = Console(markup=False)
     console.print(table, "")
-    console.print(_sources(config, prompts), "")
-    if declarations is None:
-        assert unreachable is not None
+    if unset:
+        console.print(f"No prompts yet: {unset}")
+    else:
+        console.print(_sources(config, prompts), "")
+    if unreachable is not None:
         raise unreachable
-    console.print(_rewards(config, declarations, prompts), "")
-    check_applicable(config, declarations, prompts["train"], prompts["test"])
+    if not unset:
+        console.print(_rewards(config, declarations, prompts), "")
+        check_applicable(config, declarations, prompts["train"], prompts["test"])
 
 
 def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:

@@ -286,7 +286,6 @@ def test_the_published_prompts_are_drawn_evenly() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ("data=paper", "data.root has no value. Set it: data.root=..., the folder that holds pickscore/train.txt, pickscore/test"),
         ("data=hub", "data.sources.prompts.hub has no value"),
         ("data.sources.txt.weight=2", "data.sources.txt: there is no such source; did you mean 'text'"),
         ("data.sources.text.quoted=x", "did you mean 'data.sources.text.quoted_as'"),
@@ -456,7 +455,6 @@ def test_configs_are_chosen_by_name() -> None:
         ("trainer.steps", "cannot be read"),
         ("a b", "cannot be read"),
         ("run.dir=${nowhere}", "nowhere"),
-        ("data=files", "data.root has no value. Set it: data.root=..."),
         ("~trainer.steps", "trainer.steps has no value"),
         ("model.path=???", "model.path has no value"),
     ],
