@@ -261,9 +261,8 @@ def _peak_growth(call: Callable[[], object]) -> int:
         NotHere: the system does not tell.
     """
     try:
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # else the call fills what earlier ones left behind, and grows nothing
+        # Else the call fills what earlier ones left behind, and grows nothing.
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak is the present from here on
         before = _resident("VmRSS")
     except (AttributeError, OSError) as error:

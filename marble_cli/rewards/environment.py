@@ -177,7 +177,9 @@ def _offers(python: str, name: str, source: str | None) -> tuple[str, tuple[str,
         _marble(python, "rewards", "list", "--json"), env=clean_environ(), stdout=subprocess.PIPE, text=True, check=False
     )  # fmt: skip
     if done.returncode:
-        raise RewardError(f"marble does not start in the new environment (exit code {done.returncode}).")
+        raise RewardError(
+            f"marble does not start in {python} (exit code {done.returncode}); what it wrote stands above."
+        )
     listed = json.loads(done.stdout)
     rows = [row for row in listed["rewards"] if row["distribution"] != "marble"]
     for row in rows:
