@@ -11,7 +11,7 @@ import re
 import subprocess
 import venv
 from dataclasses import asdict, dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -156,7 +156,9 @@ def _plugin(name: str, source: str | None) -> list[str]:
 
 def _requirement(known: Distribution, extra: str = "") -> list[str]:
     """Arguments for pip that install a distribution as it is installed here (PEP 610)."""
-    direct: dict[str, Any] = json.loads(known.read_text("direct_url.json") or "{}")
+    # A checkout on the path may hold an egg-info, which hides the installation and does not know where it is from.
+    origins = [found.read_text("direct_url.json") for found in distributions(name=known.name)]
+    direct: dict[str, Any] = json.loads(next(filter(None, origins), "{}"))
     url = direct.get("url", "")
     path = Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else None
     if path is not None and path.exists():
