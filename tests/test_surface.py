@@ -35,8 +35,9 @@ def test_every_plugin_is_a_distribution_of_its_own() -> None:
         found[project["name"]] = set(project["entry-points"]["marble.rewards"])
         assert (file.parent / "README.md").is_file()
     assert found == {
-        "marble-reward-clip": {"clipscore"},
+        "marble-reward-clip": {"aesthetic", "clipscore", "hpsv2", "pickscore"},
         "marble-reward-geneval": {"geneval"},
+        "marble-reward-imagereward": {"imagereward"},
         "marble-reward-judge": {"judge", "unifiedreward"},
         "marble-reward-objects": {"objects"},
         "marble-reward-ocr": {"ocr"},

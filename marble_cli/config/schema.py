@@ -76,6 +76,7 @@ class Model:
     precision: Precision = MISSING
     resolution: int = MISSING
     max_sequence_length: int = MISSING
+    guidance: float | None = None  # files of older runs lack it
     embedding_cache: str | None = MISSING
     gradient_checkpointing: bool = MISSING
     compile: bool = MISSING

@@ -36,8 +36,9 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
     for index, prompt in enumerate(prompts):
         velocity = towards(prompt) if scale == 1 else guided(towards(prompt), towards(""), scale)
         scheduler = make_scheduler(
-            policy.scheduler_config(), config.rollout.solver, config.rollout.steps, policy.tokens
-        )
+            policy.scheduler_config(), config.rollout.solver, config.rollout.steps, policy.tokens,
+            even=policy.even_times,
+        )  # fmt: skip
         x0 = sample(
             velocity,
             noise(seed, "generate", 0, [index], policy.latent_shape).to(policy.device),

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from marble_cli.config.schema import Lora
@@ -48,6 +49,11 @@ class LoraPair:
             torch.manual_seed(seed)
             for name in ADAPTERS:
                 add_adapter(transformer, self.config, name)
+        for module in transformer.modules():
+            if isinstance(
+                module, BaseTunerLayer
+            ):  # under autocast a copy of every input in float32 is of no use
+                module.cast_input_dtype_enabled = False
         self._parameters = {name: self._find(name) for name in ADAPTERS}
         self.layers = self._layers()
         for parameter in (*self._parameters["trained"].values(), *self._parameters["behaviour"].values()):

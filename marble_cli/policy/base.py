@@ -15,7 +15,7 @@ Adapter = Literal["trained", "behaviour"] | None  # None is the base model, adap
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """What a family's transformer wants to know of B prompts: `tensors` [B, ...] by name, in the model's dtype."""
+    """What a family's transformer wants to know of B prompts: `tensors` [B, ...] by name, in the model's dtype; masks are bool."""
 
     tensors: Mapping[str, Tensor]
 
@@ -53,6 +53,7 @@ class Policy(Protocol):
     device: torch.device
     latent_shape: tuple[int, int, int]
     tokens: int  # of an image, as the transformer sees it
+    even_times: bool  # as in `Family`
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Told which prompts are to come: where embeddings are cached, these are made now, in one go."""
@@ -104,7 +105,7 @@ class Family(Protocol):
 
     encoders: tuple[nn.Module, ...]  # the text encoders
     latent_shape: tuple[int, int, int]
-    tokens: int
+    even_times: bool  # the pipeline asks its scheduler for the times 1, 1 - 1/n, ..., 1/n, then shifted
 
     def __init__(self, pipeline: Any, model: Model) -> None: ...
 

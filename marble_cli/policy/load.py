@@ -1,6 +1,8 @@
 """From the configuration to a policy on its device."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -9,7 +11,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 
 from marble_cli.config.schema import Model
-from marble_cli.errors import RequestError
+from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.source import DTYPES, find_family, local_folder, read_json
 
@@ -40,7 +42,9 @@ def load_policy(model: Model, seed: int) -> PipelinePolicy:
     """Load the frozen model and give it its two adapters, drawn from `seed`.
 
     Raises:
-        RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached.
+        RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached; or the
+            resolution does not fit it.
+        ConfigError: the guidance, the precision or the LoRA targets do not fit it.
     """
     _quiet()
     device = pick_device(model.device)
@@ -59,6 +63,7 @@ def load_policy(model: Model, seed: int) -> PipelinePolicy:
             f"model.path={model.path} could not be loaded: {str(error).splitlines()[0]}. "
             "Expected the folder of a diffusers pipeline, a reachable hub id, or tiny."
         ) from error
+    _check_guidance(model, pipeline.transformer.config)
     pipeline.set_progress_bar_config(disable=True)
     return PipelinePolicy(pipeline, family(pipeline, model), model, device, seed)
 
@@ -68,6 +73,17 @@ def _index(model: Model, folder: Path | None) -> Path:
     if folder is not None:
         return folder / "model_index.json"
     return Path(hf_hub_download(model.path, "model_index.json", revision=model.revision))
+
+
+def _check_guidance(model: Model, transformer: Mapping[str, Any]) -> None:
+    """Models into which guidance was distilled take it as an input, and they alone."""
+    distilled = transformer.get("guidance_embeds", False)
+    if distilled and model.guidance is None:
+        raise ConfigError(
+            f"model.guidance=null: {model.path} takes a guidance. Expected a number such as 3.5."
+        )
+    if not distilled and model.guidance is not None:
+        raise ConfigError(f"model.guidance={model.guidance}: {model.path} takes none. Expected null.")
 
 
 def _quiet() -> None:

@@ -12,7 +12,7 @@ from marble_cli.config.schema import Model
 from marble_cli.policy.adapters import LoraPair
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
-from marble_cli.policy.source import DTYPES
+from marble_cli.policy.source import DTYPES, image_tokens
 
 DECODED_PIXELS = {
     "cpu": 2**17,
@@ -31,7 +31,8 @@ class PipelinePolicy:
         for frozen in (pipeline.vae, *family.encoders):
             frozen.requires_grad_(False).eval()
         self.lora = LoraPair(self.transformer, model.lora, seed)
-        self.latent_shape, self.tokens = family.latent_shape, family.tokens
+        self.latent_shape, self.even_times = family.latent_shape, family.even_times
+        self.tokens = image_tokens(model, type(family), pipeline.vae.config, pipeline.transformer.config)
         self.cache = None
         if model.embedding_cache is not None:
             settings = (type(family).__name__, model.precision.value, model.max_sequence_length)

@@ -8,10 +8,13 @@ from torch import Tensor
 
 from marble_cli.config.schema import Model
 from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.latents import decode_kl
 
 
 class SD3:
     """A `StableDiffusion3Pipeline`; implements `policy.base.Family`."""
+
+    even_times = False
 
     def __init__(self, pipeline: StableDiffusion3Pipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model
@@ -20,7 +23,6 @@ class SD3:
         config = pipeline.transformer.config
         side = model.resolution // pipeline.vae_scale_factor
         self.latent_shape = (config.in_channels, side, side)
-        self.tokens = (side // config.patch_size) ** 2
 
     @staticmethod
     def left_out(model: Model) -> tuple[str, ...]:
@@ -54,10 +56,7 @@ class SD3:
         return velocity
 
     def decode(self, x0: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        latents = x0 / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        pixels: Tensor = vae.decode(latents, return_dict=False)[0]
-        return pixels
+        return decode_kl(self.pipeline.vae, x0)
 
     def scheduler_config(self) -> dict[str, Any]:
         return dict(self.pipeline.scheduler.config)

@@ -10,11 +10,10 @@ from peft import LoraConfig
 from torch import nn
 
 from marble_cli.config.schema import Model
-from marble_cli.errors import RequestError
 from marble_cli.policy.adapters import add_adapter
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.pipeline import repeated_blocks
-from marble_cli.policy.source import DTYPES, described, find_family, read_json
+from marble_cli.policy.source import DTYPES, described, find_family, image_tokens, read_json
 
 
 def model_size(model: Model) -> ModelSize | None:
@@ -46,15 +45,10 @@ def model_size(model: Model) -> ModelSize | None:
     lora = LoraConfig(r=model.lora.rank, target_modules=list(model.lora.target_modules))
     add_adapter(transformer, lora, "default")
     adapter = sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
-    token = family.downscaling(vae.config, transformer.config)
-    if model.resolution % token:
-        raise RequestError(
-            f"model.resolution={model.resolution}: expected a multiple of {token} for this model."
-        )
     return ModelSize(
         parameters,
         adapter,
-        (model.resolution // token) ** 2,
+        image_tokens(model, family, vae.config, transformer.config),
         (parameters + _count(vae)) * itemsize,
         encoders * itemsize,
         len(blocks),

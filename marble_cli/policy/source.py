@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from marble_cli.policy.base import Family
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 ASSETS = Path(str(files("marble_cli") / "assets"))
 EMBEDDED = ASSETS / "tiny" / "pipeline"
-FAMILIES = {"StableDiffusion3Pipeline": "marble_cli.policy.sd3:SD3"}  # by the pipeline's class
+FAMILIES = {  # by the pipeline's class
+    "StableDiffusion3Pipeline": "marble_cli.policy.sd3:SD3",
+    "FluxPipeline": "marble_cli.policy.flux:Flux",
+    "QwenImagePipeline": "marble_cli.policy.qwen_image:QwenImage",
+    "SanaPipeline": "marble_cli.policy.sana:Sana",
+    "ZImagePipeline": "marble_cli.policy.z_image:ZImage",
+}
 
 
 def local_folder(path: str) -> Path | None:
@@ -61,6 +68,22 @@ def find_family(model: Model, index: dict[str, Any]) -> type[Family]:
     module, _, attribute = FAMILIES[name].partition(":")
     family: type[Family] = getattr(importlib.import_module(module), attribute)
     return family
+
+
+def image_tokens(
+    model: Model, family: type[Family], vae: Mapping[str, Any], transformer: Mapping[str, Any]
+) -> int:
+    """Tokens of an image, by the configurations of the VAE and the transformer.
+
+    Raises:
+        RequestError: the resolution is no whole number of them.
+    """
+    token = family.downscaling(vae, transformer)
+    if model.resolution % token:
+        raise RequestError(
+            f"model.resolution={model.resolution}: expected a multiple of {token} for this model."
+        )
+    return (model.resolution // token) ** 2
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -52,7 +52,10 @@ class Rollout:
     guidance_scale: float = 1.0
 
     def _scheduler(self) -> Any:
-        return make_scheduler(self.policy.scheduler_config(), self.solver, self.steps, self.policy.tokens)
+        policy = self.policy
+        return make_scheduler(
+            policy.scheduler_config(), self.solver, self.steps, policy.tokens, even=policy.even_times
+        )
 
     def times(self) -> Tensor:
         """The solver's times [steps] float32 in (0, 1], falling."""

@@ -1,8 +1,10 @@
 """Deterministic ODE solvers over a velocity field: diffusers' schedulers as plain functions."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
@@ -12,28 +14,36 @@ from marble_cli.config.schema import OdeSolver
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (xt [B, C, H, W], t [B]) -> velocity [B, C, H, W]
 
 
-def make_scheduler(config: dict[str, Any], solver: OdeSolver, steps: int, sequence: int) -> Any:
+def make_scheduler(
+    config: Mapping[str, Any], solver: OdeSolver, steps: int, sequence: int, *, even: bool = False
+) -> Any:
     """A flow scheduler with `steps` times set, from the model's own scheduler config.
 
-    `sequence` is the number of image tokens, for models whose time shift depends on the resolution.
+    Args:
+        config: as diffusers names its keys.
+        solver: `euler` has the times of the model's own pipeline, `dpm2` its shift.
+        steps: of the solver.
+        sequence: image tokens, for models whose time shift depends on the resolution.
+        even: the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own.
     """
     euler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    shift, mu = euler.config.shift, None
+    if euler.config.use_dynamic_shifting:
+        low, high = euler.config.base_image_seq_len, euler.config.max_image_seq_len
+        slope = (euler.config.max_shift - euler.config.base_shift) / (high - low)
+        mu = euler.config.base_shift + slope * (sequence - low)
+        shift = math.exp(mu) if euler.config.time_shift_type == "exponential" else mu
     if solver is OdeSolver.dpm2:
         scheduler = DPMSolverMultistepScheduler(
             solver_order=2,
             prediction_type="flow_prediction",
             use_flow_sigmas=True,
-            flow_shift=euler.config.shift,
+            flow_shift=shift,
             final_sigmas_type="zero",
         )
         scheduler.set_timesteps(steps)
         return scheduler
-    if euler.config.use_dynamic_shifting:
-        low, high = euler.config.base_image_seq_len, euler.config.max_image_seq_len
-        slope = (euler.config.max_shift - euler.config.base_shift) / (high - low)
-        euler.set_timesteps(steps, mu=euler.config.base_shift + slope * (sequence - low))
-    else:
-        euler.set_timesteps(steps)
+    euler.set_timesteps(steps, sigmas=numpy.linspace(1.0, 1 / steps, steps) if even else None, mu=mu)
     return euler
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from marble_cli.errors import ConfigError
+
 
 class Mixer:
     """Adds the gradients of R mixtures to `rows` [R, P] while backward passes run.
@@ -66,12 +68,19 @@ class Mixer:
         return output
 
     def add(self, row: Tensor, x: Tensor, delta: Tensor) -> None:
-        """Add one layer's gradients to its `row` [R, in x out], from inputs `x` and output cotangents `delta`."""
+        """Add one layer's gradients to its `row` [R, in x out], from inputs `x` and output cotangents `delta`.
+
+        Raises:
+            ConfigError: the samples are not its first dimension.
+        """
         assert self.coefficients is not None
         samples = self.coefficients.shape[1]
-        assert len(x) == samples, (
-            f"a layer saw {len(x)} samples of {samples}; they must be its first dimension"
-        )
+        if len(x) != samples:
+            raise ConfigError(
+                f"model.lora.target_modules names a layer whose input has {len(x)} rows for {samples} samples. "
+                "Expected layers whose inputs have the samples as their first dimension, such as the attention "
+                "projections."
+            )
         x, delta = x.reshape(samples, -1, x.shape[-1]), delta.reshape(samples, -1, delta.shape[-1])
         row.addmm_(self.coefficients, torch.bmm(delta.mT, x).flatten(1).to(row))
 

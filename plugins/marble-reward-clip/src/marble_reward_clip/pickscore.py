@@ -1,0 +1,46 @@
+"""Which picture of a prompt people would pick, learned from the choices in Pick-a-Pic."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from marble_reward_clip.clip import Clip, preprocessing
+
+
+class PickScore:
+    """Would people pick this picture for its prompt? A CLIP fine-tuned on Pick-a-Pic; about 20."""
+
+    license = "Apache-2.0; weights under no stated license (yuvalkirstain/PickScore_v1)"
+    citation = "Pick-a-Pic, arXiv 2305.01569"
+
+    def __init__(
+        self,
+        model: str = "yuvalkirstain/PickScore_v1",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Load the model, its tokenizer and its image processor.
+
+        Args:
+            model: a folder or a repository of the Hugging Face hub.
+            device: where to compute.
+            dtype: what to compute in.
+
+        Raises:
+            OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
+        """
+        self.clip = Clip(model, device, dtype)
+        self.preprocess = preprocessing(model)
+        self.range = (-self.clip.logit_scale, self.clip.logit_scale)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """exp(logit_scale) * cosine [B] float64 on the CPU.
+
+        It is the score of the paper, section 4. Flow-GRPO and DiffusionNFT divide it by 26.
+
+        Args:
+            images: uint8 [B, 3, H, W]; resized, cropped and normalised as the model's image processor says.
+            prompts: B prompts; cut to the model's length.
+        """
+        return self.clip.logit_scale * self.clip.cosines(images, prompts, self.preprocess).double()

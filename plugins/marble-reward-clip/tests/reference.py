@@ -1,0 +1,59 @@
+"""CLIP computed step by step in float64: Pillow by hand, words looked up here, the two towers called apart."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPModel
+
+from .tiny_models import MEAN, STD, WORDS
+
+SIDE, LENGTH = 32, 77
+SIZES = [(32, 32), (64, 64), (96, 64), (40, 72), (33, 31), (20, 24)]  # height and width
+
+
+def pictures(count: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """uint8 [count, 3, height, width]: noise, which shows every fault of a resize."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def cropped(image: Tensor) -> NDArray[np.float64]:
+    """uint8 [3, H, W] to [SIDE, SIDE, 3]: shorter edge to SIDE by Pillow's bicubic, centre crop, normalised."""
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    width, height = picture.size
+    short = min(width, height)
+    picture = picture.resize((SIDE * width // short, SIDE * height // short), Image.Resampling.BICUBIC)
+    left, top = (picture.width - SIDE) // 2, (picture.height - SIDE) // 2
+    return (np.asarray(picture.crop((left, top, left + SIDE, top + SIDE))) / 255 - MEAN) / STD
+
+
+def image_embedding(folder: Path, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of pixels [SIDE, SIDE, 3]; length 1."""
+    model = CLIPModel.from_pretrained(folder).double().eval()
+    with torch.no_grad():
+        seen = model.vision_model(torch.from_numpy(pixels).permute(2, 0, 1)[None]).pooler_output
+        embedding = model.visual_projection(seen)[0].numpy()
+    return embedding / np.linalg.norm(embedding)
+
+
+def text_embedding(folder: Path, prompt: str) -> NDArray[np.float64]:
+    """Of a prompt without padding, cut to LENGTH with its two marks; length 1."""
+    model = CLIPModel.from_pretrained(folder).double().eval()
+    words = [WORDS.index(word) if word in WORDS else 1 for word in prompt.split()][: LENGTH - 2]
+    with torch.no_grad():
+        read = model.text_model(torch.tensor([[0, *words, 1]])).pooler_output
+        embedding = model.text_projection(read)[0].numpy()
+    return embedding / np.linalg.norm(embedding)
+
+
+def cosines(folder: Path, images: Tensor, prompts: Sequence[str]) -> NDArray[np.float64]:
+    """[B] for images uint8 [B, 3, H, W] that are cropped."""
+    pairs = zip(images, prompts, strict=True)
+    return np.array(
+        [image_embedding(folder, cropped(image)) @ text_embedding(folder, prompt) for image, prompt in pairs]
+    )

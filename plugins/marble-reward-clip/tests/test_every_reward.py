@@ -1,0 +1,141 @@
+"""What all rewards of the distribution have in common: texts, batches, types and errors."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from marble_reward_clip import clip
+from marble_reward_clip.aesthetic import Aesthetic
+from marble_reward_clip.clipscore import ClipScore
+from marble_reward_clip.hpsv2 import HpsV2
+from marble_reward_clip.pickscore import PickScore
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPModel
+
+from .reference import LENGTH, pictures, text_embedding
+
+Build = type[ClipScore] | type[PickScore] | type[HpsV2]
+WITH_PROMPTS = pytest.mark.parametrize("build", [ClipScore, PickScore, HpsV2])
+
+
+@pytest.fixture(params=[ClipScore, PickScore, HpsV2, Aesthetic])
+def score(
+    request: pytest.FixtureRequest, folder: Path, predictor: Path
+) -> Callable[[Tensor, Sequence[str]], Tensor]:
+    """Any of the rewards, called with images and prompts."""
+    if request.param is Aesthetic:
+        reward = Aesthetic(str(folder), str(predictor))
+        return lambda images, prompts: reward(images)
+    return request.param(str(folder))
+
+
+PROMPTS = ["a cup", "a red kite", "a cup", "two", "a blue cup and a red kite", ""]
+
+
+def test_neighbours_do_not_matter(score: Callable[[Tensor, Sequence[str]], Tensor]) -> None:
+    images = pictures(6, 48, 56)
+    alone = torch.cat([score(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(score(images, PROMPTS), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_large_batch_is_taken_in_parts(
+    score: Callable[[Tensor, Sequence[str]], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pictures(6, 48, 56)
+    whole = score(images, PROMPTS)
+    monkeypatch.setattr(clip, "CHUNK", 2)
+    torch.testing.assert_close(score(images, PROMPTS), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_more_images_than_a_part_holds(score: Callable[[Tensor, Sequence[str]], Tensor]) -> None:
+    images = pictures(2 * clip.CHUNK + 3, 33, 32)
+    prompts = [" ".join(["red"] * (i % 75)) for i in range(len(images))]
+    scores = score(images, prompts)
+    picked = [0, clip.CHUNK - 1, clip.CHUNK, len(images) - 1]
+    some = score(images[picked], [prompts[i] for i in picked])
+    torch.testing.assert_close(scores[picked], some, rtol=1e-5, atol=1e-5)
+
+
+def test_floating_pictures_are_refused(score: Callable[[Tensor, Sequence[str]], Tensor]) -> None:
+    with pytest.raises(TypeError, match=r"torch\.float32; expected torch\.uint8"):
+        score(pictures(1, 32, 32) / 255, ["a cup"])
+
+
+@WITH_PROMPTS
+def test_long_prompts_are_cut(folder: Path, build: Build) -> None:
+    images, long = pictures(1, 32, 32), " ".join(["two red kite and a blue cup"] * 15)
+    reward = build(str(folder))
+    kept = " ".join(long.split()[: LENGTH - 2])
+    assert torch.equal(reward(images, [long]), reward(images, [kept]))
+    assert not torch.equal(reward(images, [long]), reward(images, [kept.rpartition(" ")[0]]))
+    assert reward.clip.texts([long])[0].numpy() == pytest.approx(text_embedding(folder, long), abs=2e-6)
+
+
+@WITH_PROMPTS
+def test_an_empty_prompt_is_a_prompt(folder: Path, build: Build) -> None:
+    assert build(str(folder)).clip.texts([""])[0].numpy() == pytest.approx(
+        text_embedding(folder, ""), abs=2e-6
+    )
+
+
+@WITH_PROMPTS
+def test_computes_in_the_given_type(folder: Path, build: Build) -> None:
+    images, prompts = pictures(2, 32, 32), ["a cup", "a kite"]
+    full, half = build(str(folder)), build(str(folder), dtype=torch.bfloat16)
+    assert half.clip.model.dtype == torch.bfloat16
+    tolerance = 0.02 * full.range[1]
+    torch.testing.assert_close(half(images, prompts), full(images, prompts), atol=tolerance, rtol=0)
+
+
+def test_has_no_gradient(folder: Path) -> None:
+    reward = ClipScore(str(folder))
+    assert not reward(pictures(1, 32, 32), ["a cup"]).requires_grad
+    assert not any(parameter.requires_grad for parameter in reward.clip.model.parameters())
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="there is no folder .*absent"):
+        ClipScore(str(tmp_path / "absent"))
+    with pytest.raises(OSError, match="there is no folder .*absent.*convert hpsv2"):
+        HpsV2(str(tmp_path / "absent"))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"cannot be loaded: .* Expected the files of a CLIPModel"):
+        PickScore(str(tmp_path))
+
+
+def test_a_folder_without_an_image_processor_is_named(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        if file.name != "preprocessor_config.json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(OSError, match=r"cannot be loaded: .* Expected a preprocessor_config\.json"):
+        PickScore(str(tmp_path))
+
+
+def test_an_unreachable_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
+    with pytest.raises(OSError, match="nobody/nothing.* cannot be loaded"):
+        ClipScore("nobody/nothing")
+
+
+def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    for file in folder.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save(CLIPModel.from_pretrained(folder).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        ClipScore(str(tmp_path))
+
+
+def test_incomplete_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Else what is missing would be drawn at random, and the score with it."""
+    for file in folder.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OSError, match=r"its weights lack text_projection\.weight"):
+        HpsV2(str(tmp_path))

@@ -1,0 +1,337 @@
+"""Every family against the plain diffusers pipeline of its class, through one battery."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from marble_cli.checkpoint import store
+from marble_cli.checkpoint.export import export
+from marble_cli.config.compose import compose
+from marble_cli.config.schema import Model, OdeSolver, Precision, RunConfig
+from marble_cli.errors import ConfigError, RequestError
+from marble_cli.policy.base import Adapter
+from marble_cli.policy.load import load_policy
+from marble_cli.policy.size import model_size
+from marble_cli.randomness import noise
+from marble_cli.rollout.sampler import make_scheduler, sample, sampling_times
+from marble_cli.trainer.mixer import Mixer
+from marble_cli.trainer.run import train
+from tests.policy.families.pipelines import TINY, Tiny
+
+PROMPTS = ["a red cup", "two boats and a very long sign", "a cat"]
+TIMES = torch.tensor([0.25, 0.5, 1.0])
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family: its tiny pipeline in a folder, loaded plainly and as a policy with random adapters."""
+
+    tiny: Tiny
+    overrides: tuple[str, ...]
+    model: Model
+    plain: Any
+    policy: Any
+
+    def start(self) -> Tensor:
+        """Noise [3, C, H, W] of a rollout."""
+        return noise(0, "test", 0, list(range(len(PROMPTS))), self.policy.latent_shape)
+
+    def scheduler(self, solver: OdeSolver) -> Any:
+        policy = self.policy
+        return make_scheduler(policy.scheduler_config(), solver, STEPS, policy.tokens, even=policy.even_times)
+
+    @torch.no_grad()
+    def images(self, policy: Any, adapter: Adapter, solver: OdeSolver = OdeSolver.euler) -> Tensor:
+        """As a rollout draws them, uint8 [3, 3, H, W]."""
+        embeddings = policy.encode(PROMPTS)
+        x0 = sample(
+            lambda xt, t: policy.velocity(xt, t, embeddings, adapter), self.start(), self.scheduler(solver)
+        )
+        return policy.decode(x0)
+
+
+def load_plain(folder: str | Path) -> Any:
+    """Sana's pipeline takes the Euler solver here, with the shift of its own."""
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    if type(pipeline).__name__ == "SanaPipeline":
+        pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    return pipeline
+
+
+@pytest.fixture(scope="module", params=list(TINY))
+def case(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    run_config: Callable[..., RunConfig],
+    randomise: Callable[..., None],
+) -> Case:
+    tiny = TINY[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tiny.make().save_pretrained(folder)
+    targets = compose(
+        [f"model={tiny.choice}", "~preset", "data.root=.", "run.dir=unused"]
+    ).model.lora.target_modules
+    overrides = (
+        f"model={tiny.choice}", f"model.path={folder}", f"model.resolution={tiny.resolution}", "model.precision=fp32", "model.embedding_cache=null",
+        f"model.max_sequence_length={tiny.max_sequence_length}", f"model.lora.target_modules=[{','.join(targets)}]",
+        *tiny.overrides,
+    )  # fmt: skip
+    model = run_config(*overrides).model
+    policy = load_policy(model, seed=0)
+    randomise(policy)
+    return Case(tiny, overrides, model, load_plain(folder), policy)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a plain pipeline: times [n + 1], latents [n + 1, 3, C, H, W] and images [3, 3, H, W], 0 to 1."""
+
+    times: Tensor
+    latents: Tensor
+    images: Tensor
+
+
+def plain_run(case: Case, pipeline: Any) -> Run:
+    begin, side = case.start(), case.tiny.resolution
+    seen = [pipeline._pack_latents(begin, *begin.shape) if case.tiny.packed else begin]
+
+    def keep(_: Any, step: int, t: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(state["latents"])
+        return {}
+
+    images = pipeline(
+        prompt=list(PROMPTS), num_inference_steps=STEPS, height=side, width=side, latents=seen[0], output_type="pt",
+        callback_on_step_end=keep, **case.tiny.arguments,
+    ).images  # fmt: skip
+    if case.tiny.packed:
+        scale = pipeline.vae_scale_factor
+        seen = [pipeline._unpack_latents(x, side, side, scale).reshape(begin.shape) for x in seen]
+    return Run(pipeline.scheduler.sigmas, torch.stack(seen), images)
+
+
+def assert_same_images(got: Tensor, plain: Tensor) -> None:
+    """uint8 against 0 to 1: no further apart than rounding to whole numbers."""
+    assert got.float().std() > 5
+    assert got[0].ne(got[1]).any()
+    assert (got - plain * 255).abs().max() < 0.51
+
+
+def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
+    """What the plain pipeline makes of one prompt: tokens [l, D], less those that it masks, and the pooled vector."""
+    pipeline, length = case.plain, case.tiny.max_sequence_length
+    match case.tiny.choice:
+        case "sd3":
+            tokens, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, max_sequence_length=length)
+            return tokens[0], pooled[0]
+        case "flux":
+            tokens, pooled, _ = pipeline.encode_prompt(prompt, max_sequence_length=length)
+            return tokens[0], pooled[0]
+        case "sana":
+            call = inspect.signature(pipeline.__call__).parameters
+            tokens, mask, *_ = pipeline.encode_prompt(
+                prompt, max_sequence_length=length,
+                complex_human_instruction=call["complex_human_instruction"].default,
+            )  # fmt: skip
+            return tokens[mask.bool()], None
+        case _:
+            return pipeline.encode_prompt(prompt, max_sequence_length=length)[0][0], None
+
+
+@torch.no_grad()
+def test_embeddings_are_the_pipelines_own_whatever_stands_beside_them(case: Case) -> None:
+    together, alone = (case.policy.encode(prompts) for prompts in (PROMPTS, PROMPTS[:1]))
+    for name, tensor in together.tensors.items():
+        assert tensor.shape[1:] == alone.tensors[name].shape[1:]
+    for row, prompt in enumerate(PROMPTS):
+        expected, pooled = plain_prompt(case, prompt)
+        tokens, length = together.tensors["tokens"][row], len(expected)
+        torch.testing.assert_close(tokens[:length], expected, rtol=1e-5, atol=1e-5)
+        assert len(together) == len(PROMPTS)
+        if pooled is not None:
+            torch.testing.assert_close(together.tensors["pooled"][row], pooled, rtol=1e-5, atol=1e-5)
+            assert length == len(tokens)
+        else:
+            assert length < len(tokens) == case.tiny.max_sequence_length
+            mask = together.tensors["mask"][row]
+            assert mask.tolist() == [place < length for place in range(len(tokens))]
+
+
+@torch.no_grad()
+def test_times_velocities_and_pictures_are_the_pipelines_own(case: Case) -> None:
+    """Each sample is taken at another of the trajectory's times, so that none can be mixed up with a neighbour's."""
+    run, policy = plain_run(case, case.plain), case.policy
+    assert torch.equal(sampling_times(case.scheduler(OdeSolver.euler)), run.times[:-1])
+    rows = torch.arange(len(PROMPTS))
+    slopes = run.latents.diff(dim=0) / run.times.diff()[:, None, None, None, None]
+    got = policy.velocity(run.latents[rows, rows], run.times[rows], policy.encode(PROMPTS), None)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, slopes[rows, rows], rtol=1e-4, atol=2e-5)
+    assert_same_images(case.images(policy, None), run.images)
+
+
+@torch.no_grad()
+def test_a_sample_moves_as_it_would_alone(case: Case) -> None:
+    """Alone, its prompt is not padded at all."""
+    policy, xt = case.policy, case.start()
+    together = policy.velocity(xt, TIMES, policy.encode(PROMPTS), "trained")
+    for i, prompt in enumerate(PROMPTS):
+        alone = policy.velocity(xt[i : i + 1], TIMES[i : i + 1], policy.encode([prompt]), "trained")
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+def test_the_second_order_solver_has_the_pipelines_shift(case: Case) -> None:
+    """t = s u / (1 + (s - 1) u) of diffusers' even u, with the shift s of the pipeline at this resolution."""
+    config = case.plain.scheduler.config
+    shift = torch.tensor(config.shift)
+    if config.use_dynamic_shifting:
+        slope = (config.max_shift - config.base_shift) / (64 - 4)
+        shift = torch.tensor(config.base_shift + slope * (case.tiny.tokens - 4)).exp()
+    even = 1 - torch.linspace(1, 1 / 1000, STEPS + 1).flip(0)[:-1]
+    times = sampling_times(case.scheduler(OdeSolver.dpm2))
+    torch.testing.assert_close(times, shift * even / (1 + (shift - 1) * even))
+    if case.tiny.choice == "sana":
+        own = DPMSolverMultistepScheduler.from_pretrained(case.model.path, subfolder="scheduler")
+        own.set_timesteps(STEPS)
+        assert torch.equal(times, own.sigmas[:-1])
+
+
+def test_cached_embeddings_are_the_same(case: Case, tmp_path: Path) -> None:
+    cached = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0)
+    alone = [case.policy.encode([prompt]) for prompt in PROMPTS]
+    for name, tensor in cached.encode(PROMPTS).tensors.items():
+        assert torch.equal(tensor, torch.cat([one.tensors[name] for one in alone]))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_backward_pass_holds_the_gradients_of_every_mixture(
+    case: Case, checkpointing: bool, randomise: Callable[..., None]
+) -> None:
+    policy, draw, xt = case.policy, torch.Generator().manual_seed(5), case.start()
+    watched = policy
+    if checkpointing:
+        watched = load_policy(replace(case.model, gradient_checkpointing=True), 0)
+        randomise(watched)
+    cotangent = torch.randn(xt.shape, generator=draw)
+    coefficients = torch.randn(2, len(xt), generator=draw)
+    parameters = list(policy.parameters("trained").values())
+    rows = torch.zeros(2, sum(p.numel() for p in parameters))
+    at = (xt, TIMES, policy.encode(PROMPTS), "trained")
+    mixer = Mixer(watched.layers(), rows)
+    with mixer.watching():
+        mixer.mix(watched.velocity(*at), cotangent, coefficients, retain_graph=False)
+    for row, own in zip(rows, coefficients, strict=True):
+        loss = (policy.velocity(*at) * cotangent * own[:, None, None, None]).sum()
+        parts = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
+        expected = torch.cat([part.flatten() for part in parts])
+        assert (row - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_every_attention_projection_is_adapted(case: Case) -> None:
+    adapted = {name.split(".lora_")[0] for name in case.policy.parameters("trained")}
+    assert adapted == {
+        name
+        for name, module in case.plain.transformer.named_modules()
+        if isinstance(module, nn.Linear)
+        and any(part.startswith(("to_", "add_")) for part in name.split(".")[-2:])
+    }
+
+
+def test_a_run_trains_goes_on_and_is_exported_to_plain_diffusers(
+    case: Case, run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    def run(folder: str, steps: int) -> Path:
+        config = run_config(
+            *case.overrides, f"run.dir={tmp_path / folder}", f"trainer.steps={steps}", "trainer.checkpoint_every=1",
+            "optimizer.lr=0.1", "rollout.group_size=2", "trainer.ema.decay=0.1",
+        )  # fmt: skip
+        assert train(config, resume="auto") == 0
+        return tmp_path / folder
+
+    whole = run("whole", 2)
+    run("parts", 1)
+    parts = run("parts", 2)
+    for kind in ("lora", "ema"):
+        one, two = (f / "checkpoints/step-00000002" / kind / store.WEIGHTS for f in (whole, parts))
+        assert one.read_bytes() == two.read_bytes()
+    file = export(str(whole), tmp_path / "exported")
+    policy = load_policy(case.model, seed=7)
+    policy.load_lora(store.load(store.resolve(str(whole)))[2])
+    plain = load_plain(case.model.path)
+    base = plain_run(case, plain).images
+    plain.load_lora_weights(file.parent)
+    images = plain_run(case, plain).images
+    assert_same_images(case.images(policy, "trained"), images)
+    assert (images - base).abs().max() * 255 > 5
+
+
+def test_half_precision_works_and_keeps_gradients_in_float32(
+    case: Case, randomise: Callable[..., None]
+) -> None:
+    half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
+    randomise(half)
+    got, exact = (p.velocity(case.start(), TIMES, p.encode(PROMPTS), "trained") for p in (half, case.policy))
+    assert got.dtype == torch.float32
+    assert (got - exact).norm() < 0.05 * exact.norm()
+    got.square().mean().backward()
+    gradients = [p.grad for p in half.parameters("trained").values() if p.grad is not None]
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+    # In the last block the text's queries and outputs lead nowhere.
+    assert sum(bool(g.any()) for g in gradients) >= 0.8 * len(half.layers())
+    assert half.decode(case.start()).float().std() > 5
+
+
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+def test_sizes_are_the_real_ones(case: Case, precision: Precision) -> None:
+    model = replace(case.model, precision=precision)
+    policy: Any = load_policy(model, 0)
+    size = model_size(model)
+    assert size is not None
+    adapter = sum(p.numel() for p in policy.parameters("trained").values())
+    assert size.lora == adapter
+    assert size.transformer == sum(p.numel() for p in policy.transformer.parameters()) - 2 * adapter
+    assert size.tokens == policy.tokens == case.tiny.tokens
+    own = {id(p) for a in ("trained", "behaviour") for p in policy.parameters(a).values()}
+
+    def held(*parts: nn.Module) -> int:
+        weights = {id(p): p for part in parts for p in part.parameters() if id(p) not in own}
+        return sum(p.numel() * p.element_size() for p in weights.values())
+
+    assert size.frozen_bytes == pytest.approx(held(policy.pipeline.vae, policy.transformer), rel=0.01)
+    assert size.encoder_bytes == pytest.approx(held(*policy.family.encoders), rel=0.01)
+
+
+def test_what_does_not_fit_the_model_is_refused(case: Case) -> None:
+    uneven = replace(case.model, resolution=case.tiny.resolution + 2)
+    for look in (model_size, lambda model: load_policy(model, 0)):
+        with pytest.raises(RequestError, match=r"model\.resolution=\d+: expected a multiple of \d+"):
+            look(uneven)
+    other, said = (3.5, "3.5") if case.model.guidance is None else (None, "null")
+    with pytest.raises(ConfigError, match=rf"model\.guidance={said}: .*Expected"):
+        load_policy(replace(case.model, guidance=other), 0)
+    if case.tiny.choice == "sana":
+        with pytest.raises(ConfigError, match="model.precision=fp16"):
+            load_policy(replace(case.model, precision=Precision.fp16), 0)
+
+
+@pytest.mark.parametrize("case", ["z_image"], indirect=True)
+def test_layers_that_do_not_keep_samples_apart_are_refused(case: Case) -> None:
+    """Z-Image embeds the patches of all samples as one list."""
+    lora = replace(case.model.lora, target_modules=["all_x_embedder.2-1"])
+    policy: Any = load_policy(replace(case.model, lora=lora), 0)
+    rows = torch.zeros(1, sum(p.numel() for p in policy.parameters("trained").values()))
+    mixer, xt = Mixer(policy.layers(), rows), case.start()
+    with mixer.watching():
+        velocity = policy.velocity(xt, TIMES, policy.encode(PROMPTS), "trained")
+        with pytest.raises(ConfigError, match="whose input has 96 rows for 3 samples"):
+            mixer.mix(velocity, xt, torch.ones(1, 3), retain_graph=False)
