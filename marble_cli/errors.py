@@ -37,5 +37,9 @@ class RewardError(MarbleError):
     """A reward plugin broke its contract or failed too often; the run cannot go on."""
 
 
+class UnreachableError(RewardError):
+    """A reward's server does not answer."""
+
+
 class BalanceError(MarbleError):
     """A balance could not be solved or was asked for something infeasible."""

@@ -45,7 +45,20 @@ def test_other_commands_exist(command: str) -> None:
     path = [
         word
         for word in words(command)
-        if word in ("eval", "explain", "generate", "export", "doctor", "rewards", "list", "check")
+        if word
+        in (
+            "eval",
+            "explain",
+            "generate",
+            "export",
+            "doctor",
+            "rewards",
+            "list",
+            "check",
+            "serve",
+            "install",
+            "new",
+        )
     ]
     assert CliRunner().invoke(app, [*path, "--help"]).exit_code == 0
 

@@ -17,6 +17,12 @@ def test_commands() -> None:
     }  # fmt: skip
 
 
+def test_commands_of_rewards() -> None:
+    assert set(get_command(app).commands["rewards"].commands) == {  # type: ignore[attr-defined]
+        "list", "show", "check", "score", "serve", "install", "new",
+    }  # fmt: skip
+
+
 def test_the_core_s_own_rewards_enter_like_any_other() -> None:
     own = {e.name for e in entry_points(group="marble.rewards") if e.dist and e.dist.name == "marble"}
     assert own == {"colorfulness", "compressibility"}

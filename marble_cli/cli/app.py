@@ -7,7 +7,7 @@ import sys
 import typer
 
 from marble_cli import __version__
-from marble_cli.cli import doctor, evaluate, explain, export, generate, rewards, train
+from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, train
 from marble_cli.errors import MarbleError
 
 INTERRUPTED = 130
@@ -42,6 +42,9 @@ app.command("train", epilog=train.EPILOG)(train.train)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("generate", epilog=generate.EPILOG)(generate.generate)
+rewards.app.command("serve", epilog=serve.EPILOG)(serve.serve)
+rewards.app.command("install", epilog=plugins.INSTALL)(plugins.install)
+rewards.app.command("new", epilog=plugins.NEW)(plugins.new)
 app.add_typer(rewards.app, name="rewards")
 app.command("export", epilog=export.EPILOG)(export.export)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)

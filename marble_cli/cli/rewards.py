@@ -1,4 +1,4 @@
-"""`marble rewards list | show | check | score`."""
+"""`marble rewards list | show | check | score`; `serve`, `install` and `new` have files of their own."""
 
 import json
 import math
@@ -12,10 +12,11 @@ from marble_cli.errors import RequestError
 
 if TYPE_CHECKING:
     from marble_cli.config.schema import Reward as Settings
+    from marble_cli.config.schema import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Look at, check and try the installed rewards.",
+    help="Look at, check, try, serve and write rewards.",
     epilog="Example:  marble rewards show colorfulness",
 )
 
@@ -24,65 +25,83 @@ Name = Annotated[
 ]
 
 
-def _settings(name: str, overrides: list[str]) -> "Settings":
-    """The configured reward `name`, else the installed plugin of that name with its defaults."""
+def chosen(names: list[str], overrides: list[str]) -> "tuple[dict[str, Settings], RunConfig]":
+    """The configured rewards `names`, else the installed plugins of these names; and the whole configuration."""
     from marble_cli.config.compose import compose
     from marble_cli.config.schema import Reward
     from marble_cli.rewards.registry import installed
     from marble_cli.suggest import nearest
 
+    known = installed()
+    placed = any(word.lstrip("+").startswith(("rewards=", "eval_rewards")) for word in overrides)
+    if not placed and all(name in known for name in names):
+        overrides = [f"rewards=[{','.join(names)}]", *overrides]  # so that their options can be overridden
     config = compose(overrides)
-    configured = {**config.rewards, **config.eval_rewards}
-    if name in configured:
-        return configured[name]
-    if name in (known := installed()):
-        return Reward(plugin=name)
-    raise RequestError(f"there is no reward {name!r}{nearest(name, {*configured, *known})}")
+    there = {name: Reward(plugin=name) for name in known} | config.rewards | config.eval_rewards
+    for name in names:
+        if name not in there:
+            raise RequestError(f"there is no reward {name!r}{nearest(name, there)}")
+    return {name: there[name] for name in names}, config
+
+
+def _settings(name: str, overrides: list[str] | None) -> "Settings":
+    return chosen([name], overrides or [])[0][name]
 
 
 @app.command("list", epilog="Example:  marble rewards list")
-def list_() -> None:
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the installed rewards."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from marble_cli import __version__
     from marble_cli.rewards.api import Declaration
     from marble_cli.rewards.registry import installed, load_plugin
 
-    table = Table("reward", "what it scores", "needs", "distribution", box=None, pad_edge=False)
+    rows = []
     for name, entry in installed().items():
+        declared, error = Declaration(), ""
         try:
             declared = Declaration.of(load_plugin(name))
-            row = (declared.summary, ", ".join(declared.requires))
-        except Exception as error:  # one broken plugin must not hide the others
-            row = (f"[red]{escape(str(error))}[/]", "")
-        table.add_row(name, *row, entry.dist.name if entry.dist else "")
+        except Exception as failure:  # one broken plugin must not hide the others
+            error = str(failure)
+        rows.append({
+            "name": name, "summary": declared.summary, "requires": list(declared.requires),
+            "distribution": entry.dist.name if entry.dist else "", "error": error,
+        })  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({"marble": __version__, "rewards": rows}, indent=1))
+        return
+    table = Table("reward", "what it scores", "needs", "distribution", box=None, pad_edge=False)
+    for row in rows:
+        scores = f"[red]{escape(str(row['error']))}[/]" if row["error"] else escape(str(row["summary"]))
+        table.add_row(str(row["name"]), scores, ", ".join(row["requires"]), str(row["distribution"]))
     Console().print(table)
 
 
 @app.command("show", epilog="Example:  marble rewards show ocr")
 def show(name: Name, overrides: Overrides = None) -> None:
     """Show what a reward needs, gives and takes as options."""
-    import inspect
-
     from rich.console import Console
     from rich.table import Table
 
     from marble_cli.rewards.api import Declaration
-    from marble_cli.rewards.registry import installed, load_plugin, parameters
+    from marble_cli.rewards.registry import load_plugin
+    from marble_cli.rewards.source import declare
 
-    settings = _settings(name, overrides or [])
-    plugin, entry = load_plugin(settings.plugin), installed()[settings.plugin]
-    declared = Declaration.of(plugin)
+    settings = _settings(name, overrides)
+    if settings.url is not None or settings.isolated:
+        declared = declare(name, settings)
+    else:  # it may be shown before its options are chosen
+        declared = Declaration.of(load_plugin(settings.plugin))
     low, high = (("-∞" if declared.range[0] is None else f"{declared.range[0]:g}"),
                  ("∞" if declared.range[1] is None else f"{declared.range[1]:g}"))  # fmt: skip
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, value in (
         ("reward", name),
         ("scores", declared.summary),
-        ("plugin", f"{settings.plugin} = {entry.value}"),
-        ("distribution", f"{entry.dist.name} {entry.dist.version}" if entry.dist else ""),
+        *_place(settings),
         (
             "applies to",
             f"prompts with {', '.join(declared.requires)}" if declared.requires else "every prompt",
@@ -91,13 +110,40 @@ def show(name: Name, overrides: Overrides = None) -> None:
         ("whole groups", "yes" if declared.groupwise else "no"),
         ("license", declared.license or "not declared"),
         ("citation", declared.citation or "not declared"),
+        *_options(settings),
     ):
         table.add_row(label, value)
-    for key, parameter in parameters(plugin).items():
+    Console(markup=False).print(table)
+
+
+def _place(settings: "Settings") -> list[tuple[str, str]]:
+    """Where the reward lives."""
+    from marble_cli.rewards.registry import installed, origin
+
+    if settings.url is not None:
+        return [("served as", settings.plugin), ("by", settings.url)]
+    if settings.isolated:
+        from marble_cli.rewards.environment import find
+
+        return [("plugin", settings.plugin), ("isolated in", str(find(settings.plugin).folder))]
+    plugin = f"{settings.plugin} = {installed()[settings.plugin].value}"
+    return [("plugin", plugin), ("distribution", origin(settings.plugin))]
+
+
+def _options(settings: "Settings") -> list[tuple[str, str]]:
+    """The options that the reward takes, as far as its constructor is at hand."""
+    import inspect
+
+    from marble_cli.rewards.registry import load_plugin, parameters
+
+    if settings.url is not None or settings.isolated:
+        return [(f"option {key}", repr(value)) for key, value in settings.options.items()]
+    rows = []
+    for key, parameter in parameters(load_plugin(settings.plugin)).items():
         if key not in ("device", "dtype") and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             value = settings.options.get(key, parameter.default)
-            table.add_row(f"option {key}", "required" if value is inspect.Parameter.empty else repr(value))
-    Console(markup=False).print(table)
+            rows.append((f"option {key}", "required" if value is inspect.Parameter.empty else repr(value)))
+    return rows
 
 
 @app.command("check", epilog="Example:  marble rewards check ocr")
@@ -107,29 +153,56 @@ def check(
     metadata: Annotated[
         str | None, typer.Option(metavar="JSON", help="Metadata to show it, where no embedded prompt has it.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Test a reward against the plugin contract."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from marble_cli.rewards.conformance import run_checks, sample_batch
+    from marble_cli.rewards.conformance import Outcome, run_checks
+    from marble_cli.rewards.samples import sample_batch
+    from marble_cli.rewards.source import maker
 
-    reward = _build(name, overrides or [])
-    if metadata is None:
-        batch = sample_batch(reward.declaration.requires)
+    settings = _settings(name, overrides)
+    reward = maker(name, settings, "cpu")()
+    try:
+        batch = sample_batch(reward.declaration.requires if metadata is None else ())
+        if metadata is not None:
+            batch = batch._replace(metadata=[_json(metadata)] * len(batch.prompts))
+        here = settings.url is None and not settings.isolated
+        checks = run_checks(reward, batch, _on_gpu(name, settings), here)
+    finally:
+        reward.close()
+    good = not any(check.outcome is Outcome.FAIL for check in checks)
+    if as_json:
+        rows = [{"name": c.name, "outcome": c.outcome.value, "detail": c.detail} for c in checks]
+        typer.echo(json.dumps({"reward": name, "ok": good, "checks": rows}, indent=1))
     else:
-        batch = sample_batch(())
-        batch = batch._replace(metadata=[_json(metadata)] * len(batch.prompts))
-    checks = run_checks(reward, batch)
-    table = Table("check", "", "detail", box=None, pad_edge=False)
-    for result in checks:
-        table.add_row(
-            result.name, "[green]pass[/]" if result.passed else "[red]FAIL[/]", escape(result.detail)
-        )
-    Console().print(table)
-    if not all(result.passed for result in checks):
+        colors = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.SKIPPED: "yellow"}
+        table = Table("check", "", "detail", box=None, pad_edge=False)
+        for check in checks:
+            outcome = f"[{colors[check.outcome]}]{check.outcome.value}[/]"
+            table.add_row(check.name, outcome, escape(check.detail))
+        Console().print(table)
+    if not good:
         raise typer.Exit(1)
+
+
+def _on_gpu(name: str, settings: "Settings") -> Any:
+    """A function that builds the reward on the GPU, or why there is none."""
+    import torch
+
+    from marble_cli.rewards.registry import build, load_plugin, parameters
+
+    if settings.url is not None or settings.isolated:
+        return "it computes in another process"
+    if "device" not in parameters(load_plugin(settings.plugin)):
+        return "its constructor takes no device"
+    if not torch.cuda.is_available():
+        return "no GPU here"
+    options = {key: value for key, value in settings.options.items() if key != "device"}
+    return lambda: build(name, settings.plugin, options, "cuda")
 
 
 @app.command("score", epilog="Example:  marble rewards score ocr --image sign.png --prompt 'says \"47\"'")
@@ -158,7 +231,7 @@ def score(
             f"--image {image} cannot be read: {error}. Expected a PNG or JPEG file."
         ) from error
     pictures = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
-    settings = _settings(name, overrides or [])
+    settings = _settings(name, overrides)
     settings.sources, settings.requires = None, []  # a run's own
     with open_scorer({name: settings}, "cpu") as scorer:
         scores = scorer.submit(pictures, [prompt], [known], [""]).result()
@@ -171,13 +244,6 @@ def score(
         )
     else:
         typer.echo(f"{name}: {outcome}" if math.isnan(value) else f"{name}: {value:.6g}")
-
-
-def _build(name: str, overrides: list[str]) -> Any:
-    from marble_cli.rewards.registry import build
-
-    settings = _settings(name, overrides)
-    return build(name, settings.plugin, settings.options, "cpu")
 
 
 def _json(text: str) -> dict[str, Any]:

@@ -284,6 +284,7 @@ def _drop_optional(config: RunConfig) -> None:
     known = installed()
     for rewards in (config.rewards, config.eval_rewards):
         for name, reward in list(rewards.items()):
-            if reward.optional and reward.plugin not in known:
+            elsewhere = reward.url is not None or reward.isolated
+            if reward.optional and not elsewhere and reward.plugin not in known:
                 log.warning("reward %s is not installed; the run goes on without it", name)
                 del rewards[name]

@@ -118,6 +118,9 @@ class Reward:
     retries: int = 2  # further attempts after a failed call
     max_failed: float = 0.5  # share of a step's images that may fail before the run stops
     optional: bool = False  # where its plugin is not installed, go on without it and say so
+    url: str | None = None  # of the `marble rewards serve` that serves `plugin`; its options stand there
+    token_env: str | None = None  # variable with that server's token; MARBLE_REWARD_TOKEN if None
+    isolated: bool = False  # run it in the environment that `marble rewards install` made for it
     options: dict[str, Any] = field(default_factory=dict)
 
 

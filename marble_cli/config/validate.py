@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
-from marble_cli.config.schema import BalanceMode, RunConfig, Source
+from marble_cli.config.schema import BalanceMode, Reward, RunConfig, Source
 from marble_cli.errors import ConfigError
 from marble_cli.rewards.registry import installed
 from marble_cli.suggest import nearest
@@ -28,7 +29,9 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(f"rewards is empty. Choose some, e.g. rewards=[{','.join(list(installed())[:2])}].")
     for group, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards)):
         for name, reward in rewards.items():
-            if reward.plugin not in (known := installed()):
+            _check_place(f"{group}.{name}", reward)
+            elsewhere = reward.url is not None or reward.isolated
+            if not elsewhere and reward.plugin not in (known := installed()):
                 raise ConfigError(
                     f"{group}.{name}.plugin={reward.plugin}: no such reward is installed{nearest(reward.plugin, known)}"
                 )
@@ -64,6 +67,29 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(
             f"balance.mode=output_space: balance={config.balance.name} mixes the rewards before there is a gradient. "
             "Expected mode full or amortized, or balance=output_space."
+        )
+
+
+def _check_place(key: str, reward: Reward) -> None:
+    """A reward lives in this process, at a url or in an isolated environment, and its options live with it."""
+    if reward.url is None:
+        if reward.token_env is not None:
+            raise ConfigError(
+                f"{key}.token_env={reward.token_env}: there is no {key}.url that it belongs to."
+            )
+        return
+    parts = urlsplit(reward.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise ConfigError(
+            f"{key}.url={reward.url}: expected http://HOST:PORT or https://HOST:PORT, as `marble rewards serve` prints "
+            "it; a token stands in the environment."
+        )
+    if reward.isolated:
+        raise ConfigError(f"{key} has a url and isolated=true. Expected one of them.")
+    for option in reward.options:
+        raise ConfigError(
+            f"{key}.{option}: the options of a reward with a url belong to its server: marble rewards serve "
+            f"{reward.plugin} rewards.{reward.plugin}.{option}=... Leave it out here: '~{key}.{option}'"
         )
 
 

@@ -6,37 +6,56 @@ class TestSharpness(RewardConformance):
 """
 
 import copy
-import json
+import ctypes
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from enum import Enum
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from marble_cli.errors import ConfigError, RewardError
+from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.registry import Reward, build
+from marble_cli.rewards.samples import sample_batch
 from marble_cli.rewards.scorer import checked, failure
 
 TOLERANCE = 1e-5  # relative; what the batch's composition may change
-SIDE = 64  # pixels of a sample picture
+GPU_TOLERANCE = 1e-3  # relative; what another device may change
+MANY = 24  # images of a larger batch
+ODD_PROMPTS = ("", " ", "a red cube " * 1000, "ein Schild „Straße“ 看板 🚦\n\t")
 OTHER_SIZES = ((96, 96), (64, 128), (120, 80))  # height and width
+
+
+class Outcome(Enum):
+    PASS = "pass"
+    FAIL = "FAIL"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check; `detail` says what was found."""
+    """The outcome of one check; `detail` says what was found, or why it could not be made."""
 
     name: str
-    passed: bool
+    outcome: Outcome
     detail: str
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome is Outcome.PASS
 
 
 class ContractError(Exception):
     """A reward does not keep the contract; the message says how."""
+
+
+class NotHere(Exception):  # noqa: N818 - it is no error
+    """A check cannot be made here; the message says why."""
 
 
 def one_score_an_image(reward: Reward, batch: Batch) -> str:
@@ -53,6 +72,18 @@ def one_score_an_image(reward: Reward, batch: Batch) -> str:
         )
     lowest, highest = scores[applicable].min().item(), scores[applicable].max().item()
     return f"{int(applicable.sum())} of {len(scores)} samples scored, between {lowest:.4g} and {highest:.4g}"
+
+
+def answers_in_numbers(reward: Reward, batch: Batch) -> str:
+    """Scores are floating or whole numbers, not complex ones, truth values or objects."""
+    given = _copy(batch)
+    with torch.inference_mode():
+        answer = reward.call(given)
+    scores = answer if isinstance(answer, Tensor) else np.asarray(answer)
+    kind = str(scores.dtype).removeprefix("torch.")
+    if not kind.startswith(("float", "bfloat", "int", "uint")):
+        raise ContractError(f"scores are {kind}. Expected floats")
+    return f"{type(answer).__name__} of {kind}"
 
 
 def within_declared_range(reward: Reward, batch: Batch) -> str:
@@ -113,6 +144,40 @@ def takes_any_picture_size(reward: Reward, batch: Batch) -> str:
     return ", ".join(f"{height} x {width}" for height, width in OTHER_SIZES)
 
 
+def takes_any_batch_size(reward: Reward, batch: Batch) -> str:
+    """One image, and more than a plugin may have thought of."""
+    one, many = _rows(batch, [0]), _many(batch)
+    _scores(reward, one)
+    _scores(reward, many)
+    return f"1 and {len(many.prompts)} images"
+
+
+def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
+    """Pictures are uint8: black and white ones are scored, and how they lie in memory does not matter."""
+    extremes = batch.images.clone()
+    extremes[0::2], extremes[1::2] = 0, 255
+    scores = _scores(reward, batch._replace(images=extremes))
+    if torch.isinf(scores).any():
+        raise ContractError("a black or white picture got an infinite score")
+    strided = batch._replace(images=batch.images.to(memory_format=torch.channels_last))
+    _same(
+        _scores(reward, batch),
+        _scores(reward, strided),
+        TOLERANCE,
+        "the same pictures, channels last in memory",
+    )
+    return "black, white, channels last in memory"
+
+
+def survives_odd_prompts(reward: Reward, batch: Batch) -> str:
+    """An empty or very long prompt, or one in any script, gets a finite score or none; it is no reason to raise."""
+    prompts = [ODD_PROMPTS[i % len(ODD_PROMPTS)] for i in range(len(batch.prompts))]
+    scores = _scores(reward, batch._replace(prompts=prompts))
+    if torch.isinf(scores).any():
+        raise ContractError(f"the prompt {prompts[_first(torch.isinf(scores))][:20]!r} got an infinite score")
+    return f"empty, {max(map(len, prompts)):,} characters, other scripts"
+
+
 def time_an_image(reward: Reward, batch: Batch) -> str:
     """How long an image takes; always passes."""
     _scores(reward, batch)
@@ -121,15 +186,45 @@ def time_an_image(reward: Reward, batch: Batch) -> str:
     return f"{(time.perf_counter() - start) / len(batch.prompts) * 1000:.1f} ms"
 
 
+def memory_an_image(reward: Reward, batch: Batch) -> str:
+    """How much memory an image of a larger batch takes at most, on the GPU too if it is used; always passes."""
+    many = _many(batch)
+    _scores(reward, _rows(batch, [0]))  # what is allocated once is there already
+    cuda = torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    texts = [f"{_peak_growth(lambda: _scores(reward, many)) / len(many.prompts) / 2**20:.1f} MiB"]
+    if cuda:
+        growth = torch.cuda.max_memory_allocated() - before
+        texts.append(f"{growth / len(many.prompts) / 2**20:.1f} MiB of GPU memory")
+    return f"{', '.join(texts)} in a batch of {len(many.prompts)}"
+
+
+def same_on_another_device(reward: Reward, batch: Batch, gpu: "Callable[[], Reward] | str") -> str:
+    """Built on the GPU it gives the scores that it gives here."""
+    if isinstance(gpu, str):
+        raise NotHere(gpu)
+    moved = gpu()
+    try:
+        _same(_scores(reward, batch), _scores(moved, batch), GPU_TOLERANCE, "on the CPU and on the GPU")
+    finally:
+        moved.close()
+    return f"the same scores, to {GPU_TOLERANCE:g}"
+
+
 CheckFunction = Callable[[Reward, Batch], str]
-EVERY: tuple[CheckFunction, ...] = (
-    one_score_an_image, within_declared_range, deterministic, leaves_its_inputs_alone, takes_any_picture_size,
-    time_an_image,
+CONTRACT: tuple[CheckFunction, ...] = (
+    one_score_an_image, answers_in_numbers, within_declared_range, deterministic, independent_of_batching,
+    follows_the_order, takes_any_batch_size, takes_any_picture_size, takes_pictures_as_they_come, survives_odd_prompts,
+    leaves_its_inputs_alone,
 )  # fmt: skip
 NOT_GROUPWISE: tuple[CheckFunction, ...] = (independent_of_batching, follows_the_order)
 
 
-def run_checks(reward: Reward, batch: Batch) -> list[Check]:
+def run_checks(
+    reward: Reward, batch: Batch, gpu: "Callable[[], Reward] | str" = "not asked for", here: bool = True
+) -> list[Check]:
     """Try everything that the contract asks for; what a reward raises is a failed check.
 
     A groupwise reward may look at its images together, so what concerns the batch's composition is left out.
@@ -137,17 +232,49 @@ def run_checks(reward: Reward, batch: Batch) -> list[Check]:
     Args:
         reward: as `registry.build` makes it.
         batch: samples that it applies to, e.g. from `sample_batch`.
+        gpu: builds it on a GPU, or says why that cannot be.
+        here: whether it computes in this process, where its memory can be seen.
     """
-    asked = EVERY if reward.declaration.groupwise else (*EVERY[:3], *NOT_GROUPWISE, *EVERY[3:])
-    return [_run(function, reward, batch) for function in asked]
+    asked = [f for f in CONTRACT if not (reward.declaration.groupwise and f in NOT_GROUPWISE)]
+    checks = [_run(function, reward, batch) for function in asked]
+    checks.append(_run(same_on_another_device, reward, batch, gpu))
+    checks.append(_run(time_an_image, reward, batch))
+    if here:
+        return [*checks, _run(memory_an_image, reward, batch)]
+    return [*checks, Check("memory an image", Outcome.SKIPPED, "it computes in another process")]
 
 
-def _run(function: CheckFunction, reward: Reward, batch: Batch) -> Check:
+def _run(function: Callable[..., str], reward: Reward, batch: Batch, *more: Any) -> Check:
     name = function.__name__.replace("_", " ")
     try:
-        return Check(name, True, function(reward, batch))
+        return Check(name, Outcome.PASS, function(reward, batch, *more))
+    except NotHere as reason:
+        return Check(name, Outcome.SKIPPED, str(reason))
     except Exception as error:  # whatever a plugin may raise
-        return Check(name, False, _said(error))
+        return Check(name, Outcome.FAIL, _said(error))
+
+
+def _peak_growth(call: Callable[[], object]) -> int:
+    """Bytes by which this process's resident memory during `call` exceeds what it was before.
+
+    Raises:
+        NotHere: the system does not tell.
+    """
+    try:
+        # Else the call fills what earlier ones left behind, and grows nothing.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is the present from here on
+        before = _resident("VmRSS")
+    except (AttributeError, OSError) as error:
+        raise NotHere(f"this system does not tell the peak of memory: {error}") from error
+    call()
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(key: str) -> int:
+    """Bytes of a row of /proc/self/status."""
+    rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(rows[key].split()[0]) * 1024
 
 
 def _said(error: Exception) -> str:
@@ -186,6 +313,10 @@ def _rows(batch: Batch, rows: Sequence[int]) -> Batch:
     )
 
 
+def _many(batch: Batch) -> Batch:
+    return _rows(batch, [i % len(batch.prompts) for i in range(MANY)])
+
+
 def _same(one: Tensor, other: Tensor, tolerance: float, how: str) -> None:
     differ = ~torch.isclose(one, other, rtol=tolerance, atol=tolerance / 10, equal_nan=True)
     if differ.any():
@@ -195,59 +326,6 @@ def _same(one: Tensor, other: Tensor, tolerance: float, how: str) -> None:
 
 def _first(mask: Tensor) -> int:
     return int(mask.int().argmax())
-
-
-def sample_batch(requires: Sequence[str]) -> Batch:
-    """Six pictures with prompts whose metadata has the keys `requires`, always the same.
-
-    Pictures are uint8 [6, 3, 64, 64]: flat, a gradient, noise, and rectangles on a ground. Prompts come in turn from
-    the embedded prompt files that have such metadata.
-
-    Raises:
-        ConfigError: no embedded prompt has these keys.
-    """
-    images = torch.stack(list(_pictures()))
-    sources = [rows for rows in _embedded_prompts() if rows and all(key in rows[0] for key in requires)]
-    if not sources:
-        raise ConfigError(
-            f"no embedded prompt has metadata {', '.join(map(repr, requires))}. Pass some: --metadata "
-            f"'{json.dumps(dict.fromkeys(requires, '...'))}'."
-        )
-    chosen = [sources[i % len(sources)][i // len(sources)] for i in range(len(images))]
-    metadata: list[Mapping[str, Any]] = [
-        {key: value for key, value in row.items() if key != "prompt"} for row in chosen
-    ]
-    return Batch(images, [row["prompt"] for row in chosen], metadata)
-
-
-def _embedded_prompts() -> list[list[dict[str, Any]]]:
-    """Held-out rows of each embedded prompt source."""
-    folder = files("marble_cli") / "assets" / "tiny" / "prompts"
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is missing: this installation lacks its prompt files. Reinstall marble.")
-    sources = sorted((entry for entry in folder.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
-    texts = [(source / "test.jsonl").read_text("utf-8") for source in sources]
-    return [[json.loads(line) for line in text.splitlines()] for text in texts]
-
-
-def _pictures() -> Iterator[Tensor]:
-    """Six pictures uint8 [3, 64, 64]."""
-    ramp = torch.linspace(0, 255, SIDE)
-    flat = torch.tensor([200.0, 90.0, 40.0])[:, None, None].expand(3, SIDE, SIDE)
-    yield flat.byte()
-    yield torch.stack(
-        [ramp.expand(SIDE, SIDE), ramp[:, None].expand(SIDE, SIDE), 255 - ramp.expand(SIDE, SIDE)]
-    ).byte()
-    yield torch.randint(
-        0, 256, (3, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
-    for count in (1, 2, 3):
-        picture = torch.full((3, SIDE, SIDE), 235, dtype=torch.uint8)
-        for index in range(count):
-            left = 4 + 20 * index
-            color = torch.tensor([(214, 48, 49), (46, 160, 67), (45, 96, 214)][index], dtype=torch.uint8)
-            picture[:, 24:40, left : left + 16] = color[:, None, None]
-        yield picture
 
 
 class RewardConformance:
@@ -279,6 +357,9 @@ class RewardConformance:
     def test_one_score_an_image(self) -> None:
         self._passes(one_score_an_image)
 
+    def test_answers_in_numbers(self) -> None:
+        self._passes(answers_in_numbers)
+
     def test_within_declared_range(self) -> None:
         self._passes(within_declared_range)
 
@@ -288,8 +369,17 @@ class RewardConformance:
     def test_leaves_its_inputs_alone(self) -> None:
         self._passes(leaves_its_inputs_alone)
 
+    def test_takes_any_batch_size(self) -> None:
+        self._passes(takes_any_batch_size)
+
     def test_takes_any_picture_size(self) -> None:
         self._passes(takes_any_picture_size)
+
+    def test_takes_pictures_as_they_come(self) -> None:
+        self._passes(takes_pictures_as_they_come)
+
+    def test_survives_odd_prompts(self) -> None:
+        self._passes(survives_odd_prompts)
 
     def test_independent_of_batching(self) -> None:
         if not self.reward().declaration.groupwise:

@@ -16,6 +16,12 @@ def installed() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: e.name)}
 
 
+def origin(plugin: str) -> str:
+    """Distribution and version that the entry point `plugin` comes from, as far as they are known."""
+    entry = installed().get(plugin)
+    return f"{entry.dist.name} {entry.dist.version}" if entry and entry.dist else ""
+
+
 def load_plugin(plugin: str) -> Any:
     """The class or function behind the entry point `plugin`.
 
@@ -56,7 +62,10 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
     }
     for option in options:
         if option not in named and not open_ended:
-            host = ("plugin", "weight", "sources", "requires", "timeout", "retries", "max_failed", "optional")
+            host = (
+                "plugin", "weight", "sources", "requires", "timeout", "retries", "max_failed", "optional", "url",
+                "token_env", "isolated",
+            )  # fmt: skip
             hint = nearest(option, {*named, *host} - {"device", "dtype"})
             raise ConfigError(f"rewards.{name}.{option}: no such option{hint}")
     for key, parameter in named.items():
@@ -66,11 +75,16 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward ready to be called; `name` is its key in the configuration."""
+    """A reward ready to be called; `name` is its key in the configuration.
+
+    One that lives in another process may be gone, and then no longer `alive`; `close` lets go of what it holds.
+    """
 
     name: str
     declaration: Declaration
     call: Callable[[Batch], Any]
+    close: Callable[[], None] = lambda: None
+    alive: Callable[[], bool] = lambda: True
 
 
 def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype: str = "float32") -> Reward:

@@ -23,10 +23,12 @@ from torch import Tensor
 from marble_cli.config import schema
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch, Declaration
-from marble_cli.rewards.registry import Reward, build
+from marble_cli.rewards.registry import Reward
+from marble_cli.rewards.source import maker
 
 log = logging.getLogger("marble")
 
+STOP = 1.0  # seconds that an idle thread has to end in
 BACK_OFF = tenacity.wait_exponential(multiplier=0.1, max=10.0)  # seconds
 
 
@@ -71,15 +73,20 @@ class Lane:
         """A daemon thread makes the calls, so that one that hangs can be left behind."""
         self.calls: queue.SimpleQueue[tuple[Batch, Future[Any]] | None] = queue.SimpleQueue()
         arguments = (self.reward.call, self.calls)
-        threading.Thread(target=_serve, args=arguments, name=f"call-{self.name}", daemon=True).start()
+        self.caller = threading.Thread(target=_serve, args=arguments, name=f"call-{self.name}", daemon=True)
+        self.caller.start()
 
     def close(self) -> None:
         """End the threads; a call that is still running is left behind, not waited for."""
         self.closing.set()
+        idle = self.awaited is None or self.awaited.done()
         if self.awaited is not None:
             _settle(self.awaited, error=self._closed())
+        self.reward.close()
         self.executor.shutdown(wait=True, cancel_futures=True)
         self.calls.put(None)
+        if idle:
+            self.caller.join(STOP)  # a thread of torch's that ends while the process does can abort it
 
     def score(self, batch: Batch, sources: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Scores [B] float64, NaN where there is none, and [B] bool: failed.
@@ -104,7 +111,7 @@ class Lane:
             batch.images[asked], [batch.prompts[i] for i in asked], [batch.metadata[i] for i in asked]
         )
         try:
-            answer, reason = self._retrying()(self._attempt, part)
+            answer, reason = self._retrying()(self.attempt, part)
         except RewardError:
             raise
         except Exception as error:  # whatever a plugin may raise
@@ -132,8 +139,13 @@ class Lane:
     def _closed(self) -> RewardError:
         return RewardError(f"reward {self.name} was closed before it answered")
 
-    def _attempt(self, batch: Batch) -> tuple[Tensor, Exception | None]:
-        """One call of the plugin: its answer, checked, [B] float64 on the CPU, and the first failure it reports."""
+    def attempt(self, batch: Batch) -> tuple[Tensor, Exception | None]:
+        """One call of the plugin: its answer, checked, [B] float64 on the CPU, and the first failure it reports.
+
+        Raises:
+            RewardError: the plugin broke its contract.
+            Exception: whatever it raised, or a TimeoutError.
+        """
         future: Future[Any] = Future()
         self.awaited = future
         if self.closing.is_set():
@@ -144,12 +156,19 @@ class Lane:
         except TimeoutError:
             if future.done():  # the plugin's own TimeoutError
                 raise
-            log.warning("reward %s did not answer; building it anew", self.name)
-            self.calls.put(None)  # should the call return after all, its thread ends
-            self.reward = self.make()
-            self._start_caller()
+            self._build_anew("did not answer")
             raise TimeoutError(f"no answer within {self.settings.timeout:g} s") from None
+        except Exception:
+            if not self.reward.alive():
+                self._build_anew("is gone")
+            raise
         return checked(self.name, answer, len(batch.images)), failure(answer)
+
+    def _build_anew(self, why: str) -> None:
+        log.warning("reward %s %s; building it anew", self.name, why)
+        self.calls.put(None)  # should a call return after all, its thread ends
+        self.reward = self.make()
+        self._start_caller()
 
 
 def _said(error: Exception) -> str:
@@ -315,12 +334,8 @@ def open_scorer(rewards: Mapping[str, schema.Reward], device: str, pending: int 
     lanes: list[Lane] = []
     try:
         for name, settings in rewards.items():
-            lanes.append(Lane(name, settings, _maker(name, settings, device)))
+            lanes.append(Lane(name, settings, maker(name, settings, device)))
         yield Scorer(lanes, pending)
     finally:
         for lane in lanes:
             lane.close()
-
-
-def _maker(name: str, settings: schema.Reward, device: str) -> Callable[[], Reward]:
-    return lambda: build(name, settings.plugin, settings.options, device)

@@ -12,12 +12,12 @@ from rich.table import Table
 from marble_cli.balance.registry import build
 from marble_cli.config.schema import BalanceMode, RunConfig, SharedTerm
 from marble_cli.data.prompts import Prompt, lacking, load_prompts
+from marble_cli.errors import UnreachableError
 from marble_cli.folder import check_writable
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.size import model_size
 from marble_cli.rewards.api import Declaration
-from marble_cli.rewards.registry import load_plugin
 from marble_cli.rewards.scorer import required
 from marble_cli.trainer.geometry import geometry
 from marble_cli.trainer.memory import describe, memory
@@ -72,13 +72,19 @@ def plan(config: RunConfig) -> None:
 
     Raises:
         RequestError: prompts, rewards, balance, geometry or the run's folder are wrong.
+        UnreachableError: a reward's server does not answer; the plan is printed first.
     """
     check_geometry(config, config.launcher.nproc)
     unset = lacking(config.data) if config.data.root is None else None
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     existing = check_writable(Path(config.run.dir), "run.dir=")
-    check_plugins(config)
-    check_groups(config)
+    declarations: dict[str, Declaration] = {}
+    unreachable = None
+    try:
+        declarations = check_plugins(config)
+        check_groups(config, declarations)
+    except UnreachableError as error:  # most of the plan can be told all the same
+        unreachable = error
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
     counts, trainer = geometry(config), config.trainer
     rows: list[tuple[str, str]] = [
@@ -113,10 +119,13 @@ def plan(config: RunConfig) -> None:
     console.print(table, "")
     if unset:
         console.print(f"No prompts yet: {unset}")
-        return
-    for part in (_sources(config, prompts), _rewards(config, prompts)):
-        console.print(part, "")
-    check_applicable(config, prompts["train"], prompts["test"])
+    else:
+        console.print(_sources(config, prompts), "")
+    if unreachable is not None:
+        raise unreachable
+    if not unset:
+        console.print(_rewards(config, declarations, prompts), "")
+        check_applicable(config, declarations, prompts["train"], prompts["test"])
 
 
 def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:
@@ -133,7 +142,11 @@ def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]
     return table
 
 
-def _rewards(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:
+def _rewards(
+    config: RunConfig,
+    declarations: Mapping[str, Declaration],
+    prompts: Mapping[str, Mapping[str, list[Prompt]]],
+) -> Table:
     """What each reward requires of a prompt, and to how many it applies; watched ones see held-out prompts alone."""
     table = Table("reward", "requires", "applies to", box=None, pad_edge=False)
     trained = trained_on(config, prompts["train"])
@@ -142,9 +155,10 @@ def _rewards(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]
         (config.eval_rewards, prompts["test"], "held-out prompts"),
     ):
         for name, reward in rewards.items():
-            counts = {source: count for source, count in applicable(reward, asked).items() if count}
+            told = applicable(reward, declarations[name], asked)
+            counts = {source: count for source, count in told.items() if count}
             where = f" ({', '.join(counts)})" if 0 < len(counts) < len(asked) else ""
-            keys = ", ".join(required(reward, Declaration.of(load_plugin(reward.plugin))))
+            keys = ", ".join(required(reward, declarations[name]))
             every = sum(map(len, asked.values()))
             table.add_row(name, keys or "nothing", f"{sum(counts.values()):,} of {every:,} {kind}{where}")
     return table

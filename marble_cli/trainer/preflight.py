@@ -8,22 +8,26 @@ from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.randomness import noise
 from marble_cli.rewards.api import Declaration
-from marble_cli.rewards.registry import check_options, load_plugin
 from marble_cli.rewards.scorer import Scorer, concerns, required
+from marble_cli.rewards.source import declare
 from marble_cli.rollout.collect import Rollout
 
 log = logging.getLogger("marble")
 
 
-def check_plugins(config: RunConfig) -> None:
-    """Every reward's plugin can be imported and takes the options that it is given.
+def check_plugins(config: RunConfig) -> dict[str, Declaration]:
+    """Every reward's plugin can be imported and takes the options that it is given, here or where it is isolated; every
+    server serves what is asked of it.
+
+    Returns:
+        What each reward declares.
 
     Raises:
-        ConfigError: an option is unknown or missing.
-        RewardError: a plugin cannot be imported.
+        ConfigError: an option is unknown or missing, or a server or isolated environment is not what is needed.
+        RewardError: a plugin cannot be imported, or a server not be reached.
     """
-    for name, reward in {**config.rewards, **config.eval_rewards}.items():
-        check_options(name, load_plugin(reward.plugin), reward.options)
+    rewards = {**config.rewards, **config.eval_rewards}
+    return {name: declare(name, reward) for name, reward in rewards.items()}
 
 
 def check_geometry(config: RunConfig, world: int) -> None:
@@ -39,9 +43,11 @@ def check_geometry(config: RunConfig, world: int) -> None:
         )
 
 
-def applicable(reward: Reward, prompts: Mapping[str, list[Prompt]]) -> dict[str, int]:
+def applicable(
+    reward: Reward, declaration: Declaration, prompts: Mapping[str, list[Prompt]]
+) -> dict[str, int]:
     """How many prompts of each source `reward` is asked about."""
-    keys = required(reward, Declaration.of(load_plugin(reward.plugin)))
+    keys = required(reward, declaration)
     return {
         name: sum(concerns(reward, keys, prompt.metadata, name) for prompt in rows)
         for name, rows in prompts.items()
@@ -54,7 +60,10 @@ def trained_on(config: RunConfig, prompts: Mapping[str, list[Prompt]]) -> dict[s
 
 
 def check_applicable(
-    config: RunConfig, train: Mapping[str, list[Prompt]], held_out: Mapping[str, list[Prompt]]
+    config: RunConfig,
+    declarations: Mapping[str, Declaration],
+    train: Mapping[str, list[Prompt]],
+    held_out: Mapping[str, list[Prompt]],
 ) -> None:
     """Every trained reward applies to some prompt that is trained on, every watched one to some held-out prompt.
 
@@ -66,18 +75,18 @@ def check_applicable(
         ("eval_rewards", config.eval_rewards, held_out),
     ):
         for name, reward in rewards.items():
-            if not sum(applicable(reward, prompts).values()):
-                raise ConfigError(_never(f"{group}.{name}", reward, prompts))
+            if not sum(applicable(reward, declarations[name], prompts).values()):
+                raise ConfigError(_never(f"{group}.{name}", reward, declarations[name], prompts))
     for name, reward in config.rewards.items():
-        if config.trainer.eval_every and not sum(applicable(reward, held_out).values()):
+        if config.trainer.eval_every and not sum(applicable(reward, declarations[name], held_out).values()):
             log.warning("reward %s applies to no held-out prompt, so evaluations leave it out", name)
 
 
-def _never(path: str, reward: Reward, prompts: Mapping[str, list[Prompt]]) -> str:
+def _never(path: str, reward: Reward, declaration: Declaration, prompts: Mapping[str, list[Prompt]]) -> str:
     asked = [name for name in prompts if reward.sources is None or name in reward.sources]
     if not asked:
         return f"{path}.sources={reward.sources}: none of them has a weight. Expected one of: {', '.join(prompts)}."
-    keys = " and ".join(map(repr, required(reward, Declaration.of(load_plugin(reward.plugin)))))
+    keys = " and ".join(map(repr, required(reward, declaration)))
     return (
         f"{path} applies to no prompt: it requires the metadata {keys}, which no prompt of the sources "
         f"{', '.join(asked)} has. Write it into the prompt files, give it with data.sources.<name>.quoted_as or .metadata, "
@@ -106,15 +115,15 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
             )
 
 
-def check_groups(config: RunConfig) -> None:
+def check_groups(config: RunConfig, declarations: Mapping[str, Declaration]) -> None:
     """Rewards that must see whole prompt groups do.
 
     Raises:
         ConfigError: a batch of the rollout would cut a group in two.
     """
     rollout = config.rollout
-    for name, reward in {**config.rewards, **config.eval_rewards}.items():
-        if Declaration.of(load_plugin(reward.plugin)).groupwise and rollout.batch_size % rollout.group_size:
+    for name, declaration in declarations.items():
+        if declaration.groupwise and rollout.batch_size % rollout.group_size:
             raise ConfigError(
                 f"reward {name} judges whole groups, and rollout.batch_size={rollout.batch_size} cuts them. "
                 f"Expected a multiple of rollout.group_size={rollout.group_size}."

@@ -33,7 +33,7 @@ from marble_cli.trainer.step import Director
 
 log = logging.getLogger("marble")
 
-REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional")
+REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional", "url", "token_env", "isolated")
 # What may differ when a run goes on: how long, how often it looks, where it reports, and how it lives with its memory.
 CONTINUABLE = {
     "run": ("name", "dir"),
@@ -122,13 +122,13 @@ def train(config: RunConfig, *, resume: str) -> int:
     with Ranks() as ranks, Interrupt() as interrupt:
         check_geometry(config, ranks.world)
         check_writable(folder, "run.dir=")
-        check_plugins(config)
-        check_groups(config)
+        declarations = check_plugins(config)
+        check_groups(config, declarations)
         checkpoint = find_checkpoint(folder, config, resume)
         ranks.any(False, pick_device(config.model.device))  # all have looked before one writes
         sources = load_prompts(config.data, "train")
         kept_back = load_prompts(config.data, "test")
-        check_applicable(config, sources, kept_back)
+        check_applicable(config, declarations, sources, kept_back)
         prompts = held_out(kept_back, config.trainer.eval_prompts)
         names = list(config.rewards)
         balance = build_balance(config.balance, names, [reward.weight for reward in config.rewards.values()])

@@ -8,7 +8,7 @@ import pytest
 
 PAGES = [
     (), ("train",), ("eval",), ("explain",), ("generate",), ("rewards",), ("rewards", "list"), ("rewards", "show"),
-    ("rewards", "check"), ("rewards", "score"), ("export",), ("doctor",),
+    ("rewards", "check"), ("rewards", "score"), ("rewards", "serve"), ("rewards", "install"), ("rewards", "new"), ("export",), ("doctor",),
 ]  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "hydra", "matplotlib", "wandb", "numpy")
 

@@ -27,7 +27,7 @@ RunConfigMaker = Callable[..., RunConfig]
 BUILT_IN = "rewards=[colorfulness,compressibility]"
 
 # A key more or less is a decision: files of older runs hold them, and so do people's scripts.
-REWARD = "plugin weight sources requires timeout retries max_failed optional options.*"
+REWARD = "plugin weight sources requires timeout retries max_failed optional url token_env isolated options.*"
 GROUP_KEYS = {
     "run": "name dir",
     "model": "path revision clip precision resolution max_sequence_length guidance embedding_cache gradient_checkpointing "
@@ -210,6 +210,12 @@ def test_an_optional_reward_that_is_not_installed_is_left_out_and_said(
         config = compose([BUILT_IN, "+rewards.more={plugin: nowhere, optional: true}"])
     assert list(config.rewards) == ["colorfulness", "compressibility"]
     assert "reward more is not installed; the run goes on without it" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["url: 'http://far:8600'", "isolated: true"])
+def test_a_reward_elsewhere_need_not_be_installed_here(place: str) -> None:
+    far = compose([BUILT_IN, f"+rewards.far={{plugin: nowhere, optional: true, {place}}}"]).rewards["far"]
+    assert (far.url, far.isolated) in ((None, True), ("http://far:8600", False))
 
 
 def test_balance_weights_take_names() -> None:
@@ -426,6 +432,11 @@ def test_configs_are_chosen_by_name() -> None:
         ("+rewards.x={weight: 1}", "'+rewards.x={plugin: NAME}'"),
         ("+rewards.x=3", "rewards.x=3: expected keys"),
         ("+rewards.x={plugin: colorfulnes}", "rewards.x.plugin=colorfulnes: no such reward is installed; did you mean"),
+        ("+rewards.x={plugin: far, url: far:80}", "rewards.x.url=far:80: expected http://HOST:PORT"),
+        ("+rewards.x={plugin: far, url: 'http://me:word@far:80'}", "a token stands in the environment"),
+        ("+rewards.x={plugin: far, url: 'http://far:80', isolated: true}", "Expected one of them"),
+        ("+rewards.x={plugin: far, url: 'http://far:80', depth: 3}", "rewards.x.depth: the options of a reward with a url"),
+        ("rewards.colorfulness.token_env=MINE", "no rewards.colorfulness.url that it belongs to"),
         ("+eval_rewards.x={plugin: colorfulnes}", "eval_rewards.x.plugin=colorfulnes"),
         ("+eval_rewards.colorfulness={plugin: colorfulness}", "stands under rewards and eval_rewards"),
         ("rewards.colorfulness.sources=[txt]", "there is no source 'txt'; did you mean 'text'"),

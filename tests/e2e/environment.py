@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +33,13 @@ flaky = "thirdparty_rewards:Flaky"
 broken = "thirdparty_rewards:Broken"
 short = "thirdparty_rewards:Short"
 silent = "thirdparty_rewards:Silent"
+hangs = "thirdparty_rewards:Hangs"
 """,
     "thirdparty_rewards.py": '''
 """Rewards as others write them, well and badly; none imports marble."""
+
+import os
+import time
 
 
 def brightness(images, prompts, metadata):
@@ -75,6 +78,21 @@ class Short:
 
     def __call__(self, batch):
         return [0.0] * (len(batch.images) - 1)
+
+
+class Hangs:
+    """Never answers until `marker` exists; the first call makes it. It talks a lot."""
+
+    def __init__(self, marker):
+        print("not JSON\\n{}\\n" * 1000, flush=True)
+        self.marker = marker
+
+    def __call__(self, images):
+        print("x" * 100_000, flush=True)
+        if not os.path.exists(self.marker):
+            open(self.marker, "w").close()
+            time.sleep(3600)
+        return [1.0] * len(images)
 
 
 class Silent:
@@ -120,13 +138,12 @@ def make_environment(folder: Path) -> Environment:
         copy(ROOT / name, source / name)
     _python(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", source)
     site.mkdir()
-    for package in Path(sysconfig.get_path("purelib")).iterdir():
-        if "marble" not in package.name and package.suffix != ".pth":
+    for package in (
+        entry for path in sys.path if path.endswith("site-packages") for entry in Path(path).iterdir()
+    ):
+        if "marble" not in package.name and package.suffix != ".pth" and not (site / package.name).exists():
             (site / package.name).symlink_to(package)
-    venv.create(folder / "venv", with_pip=False, symlinks=True)
-    python = folder / "venv" / "bin" / "python"
-    library = next((folder / "venv" / "lib").glob("python*")) / "site-packages"
-    (library / "others.pth").write_text(f"{site}\n")
+    python = make_venv(folder / "venv", site)
     plugin = folder / "plugin"
     plugin.mkdir()
     for name, text in PLUGIN.items():
@@ -138,6 +155,14 @@ def make_environment(folder: Path) -> Environment:
     work = folder / "work"
     work.mkdir()
     return Environment(python, work)
+
+
+def make_venv(folder: Path, site: Path) -> Path:
+    """Python of a virtual environment that has the packages in `site`, pip among them."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    library = next((folder / "lib").glob("python*")) / "site-packages"
+    (library / "others.pth").write_text(f"{site}\n")
+    return folder / "bin" / "python"
 
 
 def _python(*command: object) -> None:

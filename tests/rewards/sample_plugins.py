@@ -249,3 +249,40 @@ def only_square(images: Tensor) -> Tensor:
 
 def undocumented(images: Tensor) -> Tensor:
     return brightness(images)
+
+
+def truths(images: Tensor) -> Tensor:
+    """True where an image is bright."""
+    return brightness(images) > 100
+
+
+def few(images: Tensor) -> Tensor:
+    """Eight images at most."""
+    if len(images) > 8:
+        raise ValueError("too many images")
+    return brightness(images)
+
+
+def flat_view(images: Tensor) -> Tensor:
+    """Takes for granted how images lie in memory."""
+    return images.view(len(images), -1).float().mean(1)
+
+
+def darkness(images: Tensor) -> Tensor:
+    """Infinite where an image is black."""
+    return 1 / brightness(images)
+
+
+def first_word(prompts: Sequence[str]) -> list[float]:
+    """Length of the first word, which an empty prompt does not have."""
+    return [float(len(prompt.split()[0])) for prompt in prompts]
+
+
+def endless(prompts: Sequence[str]) -> list[float]:
+    """Infinite for long prompts."""
+    return [float("inf") if len(prompt) > 1000 else 1.0 for prompt in prompts]
+
+
+def hungry(images: Tensor) -> Tensor:
+    """Takes eight MiB an image."""
+    return torch.ones(len(images), 2 << 20).mean(1) + brightness(images)

@@ -1,5 +1,6 @@
 """The conformance suite finds what is wrong with a reward, and nothing wrong with a good one."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,8 +11,9 @@ import torch
 
 from marble_cli.errors import ConfigError
 from marble_cli.rewards.api import Batch
-from marble_cli.rewards.conformance import Check, RewardConformance, run_checks, sample_batch
+from marble_cli.rewards.conformance import Check, Outcome, RewardConformance, run_checks
 from marble_cli.rewards.registry import build
+from marble_cli.rewards.samples import sample_batch
 
 Install = Callable[..., None]
 
@@ -34,8 +36,11 @@ def outcomes(plugin: str, **options: Any) -> dict[str, Check]:
 def test_a_good_reward_passes(install: Install, plugin: str, options: dict[str, Any]) -> None:
     install(mine=plugin)
     checks = outcomes("mine", **options)
-    assert len(checks) == 8
-    assert all(check.passed for check in checks.values()), checks
+    assert len(checks) == 14
+    assert {name for name, check in checks.items() if not check.passed} == {"same on another device"}, checks
+    assert checks["same on another device"] == Check(
+        "same on another device", Outcome.SKIPPED, "not asked for"
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,12 @@ def test_a_good_reward_passes(install: Install, plugin: str, options: dict[str, 
         ("drops", {}, "leaves its inputs alone", "it changed the prompts"),
         ("pops", {}, "leaves its inputs alone", "it changed the metadata"),
         ("only_square", {}, "takes any picture size", "pictures of 96 x 96 pixels"),
+        ("truths", {}, "answers in numbers", "scores are bool"),
+        ("few", {}, "takes any batch size", "ValueError: too many images"),
+        ("flat_view", {}, "takes pictures as they come", "RuntimeError: view size"),
+        ("darkness", {}, "takes pictures as they come", "a black or white picture got an infinite score"),
+        ("first_word", {}, "survives odd prompts", "IndexError: list index out of range"),
+        ("endless", {}, "survives odd prompts", "the prompt 'a red cube a red cub' got an infinite score"),
     ],
 )
 def test_what_is_wrong_is_found(
@@ -62,7 +73,7 @@ def test_what_is_wrong_is_found(
 ) -> None:
     install(mine=plugin)
     found = outcomes("mine", **options)[check]
-    assert not found.passed
+    assert found.outcome is Outcome.FAIL
     assert detail in found.detail
 
 
@@ -72,19 +83,55 @@ def test_what_is_wrong_is_found(
         ("standardised", {"independent of batching"}),
         ("OutOfRange", {"within declared range"}),
         ("only_square", {"takes any picture size"}),
-        ("Drifts", {"deterministic", "independent of batching", "follows the order"}),
+        ("few", {"takes any batch size", "memory an image"}),
+        ("flat_view", {"takes pictures as they come"}),
+        ("first_word", {"survives odd prompts"}),
+        (
+            "Drifts",
+            {"deterministic", "independent of batching", "follows the order", "takes pictures as they come"},
+        ),
     ],
 )
 def test_nothing_else_is_found(install: Install, plugin: str, only: set[str]) -> None:
     install(mine=plugin)
-    assert {name for name, check in outcomes("mine").items() if not check.passed} == only
+    assert {name for name, check in outcomes("mine").items() if check.outcome is Outcome.FAIL} == only
 
 
 def test_a_reward_of_whole_groups_may_depend_on_its_batch(install: Install) -> None:
     install(mine="WholeGroups")
     checks = outcomes("mine")
+    assert len(checks) == 12
     assert "independent of batching" not in checks
-    assert all(check.passed for check in checks.values())
+    assert not any(check.outcome is Outcome.FAIL for check in checks.values())
+
+
+def test_memory_is_that_of_an_image(install: Install) -> None:
+    install(hungry="hungry", lean="brightness")
+    amounts = {plugin: outcomes(plugin)["memory an image"].detail for plugin in ("hungry", "lean")}
+    assert 7.9 < float(amounts["hungry"].removesuffix(" MiB in a batch of 24")) < 9
+    assert float(amounts["lean"].removesuffix(" MiB in a batch of 24")) < 1
+
+
+def test_a_reward_elsewhere_has_memory_of_its_own(install: Install) -> None:
+    install(mine="brightness")
+    checks = run_checks(build("mine", "mine", {}, "cpu"), sample_batch(()), here=False)
+    assert checks[-1] == Check("memory an image", Outcome.SKIPPED, "it computes in another process")
+
+
+def test_another_device_gives_the_same_scores(install: Install) -> None:
+    install(mine="Scaled")
+    closed = []
+
+    def moved(scale: float) -> Check:
+        reward = build("mine", "mine", {"scale": scale}, "cpu")
+        gpu = dataclasses.replace(reward, close=lambda: closed.append(scale))
+        one = build("mine", "mine", {"scale": 1.0}, "cpu")
+        return run_checks(one, sample_batch(("text",)), lambda: gpu)[-3]
+
+    assert moved(1.0001).outcome is Outcome.PASS
+    assert moved(1.01).detail.startswith("on the CPU and on the GPU: image 0 got")
+    assert moved(1.01).outcome is Outcome.FAIL
+    assert closed == [1.0001, 1.01, 1.01]
 
 
 def test_the_batch_given_is_left_alone(install: Install) -> None:
@@ -137,7 +184,7 @@ def test_a_suite_inherits_the_checks(install: Install) -> None:
         plugin = "drifts"
 
     tests = [name for name in dir(RewardConformance) if name.startswith("test_")]
-    assert len(tests) == 8
+    assert len(tests) == 12
     for name in tests:
         getattr(Good(), name)()
     with pytest.raises(AssertionError, match="deterministic: twice the same batch"):

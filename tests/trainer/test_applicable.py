@@ -11,7 +11,8 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt, load_prompts
 from marble_cli.errors import ConfigError
 from marble_cli.metrics.jsonl import read
-from marble_cli.trainer.preflight import applicable, check_applicable
+from marble_cli.rewards.api import Declaration
+from marble_cli.trainer.preflight import applicable, check_applicable, check_plugins
 from marble_cli.trainer.run import train
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -36,7 +37,7 @@ def test_prompts_that_a_reward_is_asked_about_are_counted(
     run_config: RunConfigMaker, keys: str, counts: list[int]
 ) -> None:
     reward = run_config(f"+rewards.it={{plugin: colorfulness, {keys}}}").rewards["it"]
-    assert applicable(reward, PROMPTS) == dict(zip(PROMPTS, counts, strict=True))
+    assert applicable(reward, Declaration(), PROMPTS) == dict(zip(PROMPTS, counts, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -54,8 +55,12 @@ def test_a_reward_that_no_prompt_can_satisfy_is_refused(
     run_config: RunConfigMaker, overrides: list[str], said: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        check_applicable(run_config(*overrides), PROMPTS, PROMPTS)
+        check(run_config(*overrides), PROMPTS)
     assert said in str(error.value)
+
+
+def check(config: RunConfig, held_out: dict[str, list[Prompt]]) -> None:
+    check_applicable(config, check_plugins(config), PROMPTS, held_out)
 
 
 def test_a_reward_that_is_never_evaluated_is_said(
@@ -64,9 +69,9 @@ def test_a_reward_that_is_never_evaluated_is_said(
     with_text = "rewards.colorfulness.requires=[text]"
     held_out = {"general": PROMPTS["general"]}
     with caplog.at_level(logging.WARNING, "marble"):
-        check_applicable(run_config(with_text), PROMPTS, held_out)
+        check(run_config(with_text), held_out)
         assert not caplog.text
-        check_applicable(run_config(with_text, "trainer.eval_every=1"), PROMPTS, held_out)
+        check(run_config(with_text, "trainer.eval_every=1"), held_out)
     assert "reward colorfulness applies to no held-out prompt, so evaluations leave it out" in caplog.text
 
 

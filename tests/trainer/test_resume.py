@@ -188,6 +188,7 @@ FREE = [
     "trainer.eval_prompts=1", "trainer.pending_batches=1", "run.name=other", "run.dir=elsewhere",
     "trainer.micro_batch_size=3", "trainer.encode_ahead=3", "rollout.batch_size=3", "model.embedding_cache=elsewhere",
     "model.gradient_checkpointing=true", "model.compile=true", "logging.images_every=9", "logging.wandb.project=p", "launcher.nproc=2",
+    "rewards.colorfulness.isolated=true", "+rewards.colorfulness={url: 'http://far:8600', token_env: MINE}",
 ]  # fmt: skip
 BOUND = [
     "trainer.seed=1", "trainer.times_per_image=2", "trainer.ema.decay=0.5",

@@ -1,0 +1,1 @@
+"""Rewards over HTTP: what travels, who answers, who asks."""

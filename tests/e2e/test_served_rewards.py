@@ -1,0 +1,243 @@
+"""Rewards of a second environment, which the first lacks: served there, or isolated and run by the run itself."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import tenacity
+import torch
+from torch import Tensor
+
+from marble_cli.config.schema import Reward, RunConfig
+from marble_cli.errors import ConfigError, RequestError, RewardError
+from marble_cli.rewards.environment import find, install
+from marble_cli.rewards.isolated import IsolatedServer
+from marble_cli.rewards.registry import installed
+from marble_cli.rewards.scorer import Scorer, open_scorer
+from marble_cli.rewards.source import declare
+from marble_cli.trainer.run import train
+from tests.e2e.environment import Environment, make_venv, rows
+
+RunConfigMaker = Callable[..., RunConfig]
+IMAGES = torch.randint(0, 256, (9, 3, 20, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+EXPECTED = (IMAGES.float().mean(dim=(1, 2, 3)) / 255).double()
+
+
+def scores(scorer: Scorer) -> Tensor:
+    return scorer.submit(IMAGES, [""] * 9, [{}] * 9, [""] * 9).result().values[0]
+
+
+@pytest.fixture(autouse=True)
+def _lacks_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "brightness" not in installed()
+    monkeypatch.delenv("MARBLE_REWARD_TOKEN", raising=False)
+
+
+# At a url
+
+
+@contextmanager
+def served(
+    environment: Environment, *arguments: object, token: str = ""
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A `marble rewards serve` in the second environment: its address and process."""
+    variables = environment.variables() | ({"MARBLE_REWARD_TOKEN": token} if token else {})
+    process = subprocess.Popen(
+        environment.command("rewards", "serve", *arguments), cwd=environment.folder, env=variables,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        with process.stdout:
+            yield json.loads(process.stdout.readline())["url"], process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_served_reward_scores_and_trains_a_run_whose_server_restarts(
+    environment: Environment,
+    run_config: RunConfigMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MARBLE_REWARD_TOKEN", "secret")
+    monkeypatch.setattr("marble_cli.rewards.scorer.BACK_OFF", tenacity.wait_fixed(0.05))
+    with (
+        served(environment, "brightness", token="secret") as (url, process),
+        open_scorer({"far": Reward(plugin="brightness", url=url, retries=400)}, "cpu") as scorer,
+    ):
+        assert torch.equal(scores(scorer), EXPECTED)
+        process.terminate()
+        assert process.wait() == 143
+        pending = scorer.submit(IMAGES, [""] * 9, [{}] * 9, [""] * 9)
+        port = url.rpartition(":")[2]
+        with served(environment, "brightness", "--port", port, token="secret") as (again, second):
+            assert again == url
+            assert torch.equal(pending.result().values[0], EXPECTED)
+            second.send_signal(signal.SIGINT)
+            assert second.wait() == 0
+    with served(environment, "brightness", token="secret") as (url, _):
+        config = run_config(
+            f"run.dir={tmp_path / 'run'}",
+            f"+rewards.far={{plugin: brightness, url: '{url}'}}",
+            "trainer.steps=2",
+        )
+        assert train(config, resume="never") == 0
+    assert [0 < row["reward/far/mean"] < 1 for row in rows(tmp_path / "run")] == [True, True]
+    assert "secret" not in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_serving_imports_no_model(environment: Environment) -> None:
+    code = "import sys; from marble_cli.__main__ import main\ntry: main()\nexcept SystemExit: pass\nassert 'diffusers' not in sys.modules"
+    done = subprocess.run(
+        [environment.python, "-c", code, "rewards", "serve", "brightness", "--dry-run"],
+        cwd=environment.folder, env=environment.variables(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rewards"]["brightness"]["origin"] == "thirdparty-rewards 1.0"
+
+
+# Isolated
+
+
+@pytest.fixture(scope="module")
+def home(environment: Environment) -> Iterator[Path]:
+    """MARBLE_HOME with an isolated environment for `brightness` and its like, made as a user makes it."""
+    root = environment.folder.parent
+    home = root / "home"
+    make_venv(home / "rewards" / "brightness" / "venv", root / "site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MARBLE_HOME", str(home))
+        for option in ("NO_DEPS", "NO_INDEX", "QUIET"):
+            patch.setenv(f"PIP_{option}", "1")
+        patch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip's way of saying that there shall be none
+        made = install("brightness", str(root / "plugin"))
+        assert made.rewards == ("brightness", "broken", "flaky", "hangs", "short", "silent")
+        assert find("silent") == made
+        yield home
+
+
+def test_an_installation_is_repaired_by_another(home: Path) -> None:
+    plugin = home.parent / "plugin"
+    before = find("brightness")
+    marker = before.folder / "venv" / "kept"
+    marker.touch()
+    with pytest.raises(RewardError, match="pip could not install nowhere"):
+        install("brightness", "nowhere")
+    with pytest.raises(
+        ConfigError, match=r"no isolated environment .* offers the reward 'brightness'.*Known: none"
+    ):
+        find("brightness")  # what was cut short does not count
+    assert install("brightness", str(plugin)) == before
+    assert marker.exists()
+
+
+def test_what_cannot_be_installed(home: Path) -> None:
+    for name, source, said in (
+        ("../up", None, "is no name"),
+        ("compressibility", None, "one of marble's own"),
+        ("x", "./nowhere", "no such folder"),
+        ("x", "--index-url=http://x", "no such folder"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            install(name, source)
+    assert not (home / "rewards" / "x").exists()
+
+
+def test_an_isolated_reward_is_known_before_it_is_built(home: Path) -> None:
+    assert (
+        declare("mine", Reward(plugin="brightness", isolated=True)).summary
+        == "How bright a picture is, 0 to 1."
+    )
+    with pytest.raises(
+        ConfigError, match=r"isolated reward mine: rewards.mine.good_cals: .*did you mean 'good_calls'"
+    ):
+        declare("mine", Reward(plugin="broken", isolated=True, options={"good_cals": 1}))
+    with pytest.raises(ConfigError, match="offers the reward 'brightnes'.*marble rewards install brightnes"):
+        declare("mine", Reward(plugin="brightnes", isolated=True))
+
+
+def test_an_isolated_reward_scores_and_its_server_is_restarted_when_it_dies(
+    home: Path, marble_logs: pytest.LogCaptureFixture
+) -> None:
+    with open_scorer({"mine": Reward(plugin="brightness", isolated=True)}, "cpu") as scorer:
+        assert torch.equal(scores(scorer), EXPECTED)
+        first = server(scorer).process
+        assert first is not None
+        os.kill(first.pid, signal.SIGKILL)
+        assert torch.equal(scores(scorer), EXPECTED)
+        second = server(scorer).process
+        assert second is not None
+        assert second.pid != first.pid
+    assert gone(first.pid)
+    assert gone(second.pid)
+    assert "reward mine is gone; building it anew" in marble_logs.text
+    assert "reward mine: restart 1 of its server" in marble_logs.text
+
+
+def test_a_server_that_hangs_is_restarted(
+    home: Path, tmp_path: Path, marble_logs: pytest.LogCaptureFixture
+) -> None:
+    settings = Reward(
+        plugin="hangs", isolated=True, timeout=1.0, options={"marker": str(tmp_path / "marker")}
+    )
+    with open_scorer({"mine": settings}, "cpu") as scorer:
+        first = server(scorer).process
+        assert scores(scorer).tolist() == [1.0] * 9
+    assert first is not None
+    assert gone(first.pid)
+    assert "reward mine: restart 1 of its server" in marble_logs.text
+
+
+def test_no_server_is_left_when_the_run_is_killed(home: Path) -> None:
+    code = """
+import time
+from marble_cli.config.schema import Reward
+from marble_cli.rewards.scorer import open_scorer
+with open_scorer({"mine": Reward(plugin="brightness", isolated=True)}, "cpu") as scorer:
+    print(scorer.lanes[0].make.__self__.process.pid, flush=True)
+    time.sleep(3600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        pid = int(run.stdout.readline())
+        assert not gone(pid, 0.0)
+        run.kill()
+    assert gone(pid)
+
+
+def server(scorer: Scorer) -> IsolatedServer:
+    return scorer.lanes[0].make.__self__  # type: ignore[attr-defined, no-any-return]
+
+
+def gone(pid: int, within: float = 10.0) -> bool:
+    """Whether a process ends within some seconds; one that only its parent has yet to hear of has ended."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def marble_logs(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """Other tests may have taken the `marble` logger's lines elsewhere."""
+    monkeypatch.setattr(logging.getLogger("marble"), "propagate", True)
+    caplog.set_level(logging.WARNING, "marble")
+    return caplog
