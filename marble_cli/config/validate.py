@@ -164,7 +164,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         "micro_batch_size", "checkpoint_every", "keep_last", "eval_prompts", "encode_ahead", "pending_batches",
     ):  # fmt: skip
         yield at_least(f"trainer.{name}", getattr(trainer, name), 1)
-    for name in ("steps", "eval_every"):
+    for name in ("steps", "eval_every", "max_skipped"):
         yield at_least(f"trainer.{name}", getattr(trainer, name), 0)
     yield share("trainer.timestep_fraction", trainer.timestep_fraction, one=True)
     yield share("trainer.ema.decay", trainer.ema.decay, one=False)

@@ -40,7 +40,7 @@ CONTINUABLE = {
     "model": ("embedding_cache", "gradient_checkpointing", "compile", "device"),
     "rollout": ("batch_size",),
     "trainer": (
-        "steps", "checkpoint_every", "keep_last", "eval_every", "eval_prompts", "encode_ahead", "pending_batches",
+        "steps", "checkpoint_every", "keep_last", "eval_every", "eval_prompts", "encode_ahead", "pending_batches", "max_skipped",
         "micro_batch_size",
     ),
     "logging": None,
