@@ -24,6 +24,7 @@ from marble_cli.folder import FREE_SOME, flush, write_whole, writing
 log = logging.getLogger("marble")
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+HEADER = 100  # bytes, about, that a tensor takes in a file's header beside its name
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -74,7 +75,7 @@ def save(
                 "checkpoints are untouched; continue from one with --resume auto and e.g. a lower optimizer.lr."
             )
     temporary = parent / f".{final.name}.tmp"
-    size = sum(t.numel() * t.element_size() for tensors in groups.values() for t in tensors.values())
+    size = sum(t.nbytes + len(name) + HEADER for tensors in groups.values() for name, t in tensors.items())
     with writing(final, f"{FREE_SOME} Earlier checkpoints are untouched.", size):
         try:
             parent.mkdir(parents=True, exist_ok=True)

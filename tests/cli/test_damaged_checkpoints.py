@@ -1,6 +1,7 @@
 """What `marble train` and the commands that judge say of checkpoints that are damaged, foreign or no checkpoints."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
+from marble_cli.errors import CheckpointError
 from marble_cli.metrics.jsonl import read
-from marble_cli.trainer.run import train
+from marble_cli.trainer.run import build_optimizer, go_on, train
 from tests.checkpoint.damage import COMMON, relist, rewrite
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -170,13 +172,18 @@ def huge_behaviour(folder: Path) -> None:
     ],
 )
 def test_a_state_that_cannot_be(
-    run_config: RunConfigMaker, run: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None], said: str
+    run_config: RunConfigMaker, policy: Any, run: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None], said: str
 ) -> None:  # fmt: skip
-    """Signed, so that no checksum tells."""
+    """Signed, so that no checksum tells; an older checkpoint takes its place, a named one is refused."""
     harm(run / LAST)
-    assert train(run_config(*SETTINGS, f"run.dir={run}"), resume="auto") == 0
+    config = run_config(*SETTINGS, f"run.dir={run}")
+    optimizer = build_optimizer(config, policy)
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        go_on(run, run / LAST, policy, optimizer, config, named=True)
+    checkpoint, progress = go_on(run, run / LAST, policy, optimizer, config, named=False)
+    assert checkpoint == run / "checkpoints" / "step-00000002"
+    assert progress.step == 2
     assert "step-00000003 is not usable and was passed over" in caplog.text
-    assert said in caplog.text
 
 
 def test_with_no_valid_checkpoint_nothing_is_started_over(marble: Callable[..., Any], run: Path) -> None:
