@@ -5,7 +5,7 @@ from pathlib import Path
 
 from marble_cli.checkpoint import store
 from marble_cli.errors import RequestError
-from marble_cli.folder import check_writable
+from marble_cli.folder import check_writable, writing
 
 
 def export(target: str, directory: Path) -> Path:
@@ -13,6 +13,7 @@ def export(target: str, directory: Path) -> Path:
 
     Raises:
         CheckpointError: the checkpoint is damaged or there is none.
+        StorageError: there is no room for it.
         RequestError: `directory` already holds a LoRA, or `target` is the base model.
     """
     if target == "base":
@@ -25,5 +26,11 @@ def export(target: str, directory: Path) -> Path:
     if file.exists():
         raise RequestError(f"{file} exists and is not overwritten. Choose another folder.")
     check_writable(directory, "")
-    directory.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.copyfile(checkpoint / "ema" / store.WEIGHTS, file))
+    source = checkpoint / "ema" / store.WEIGHTS
+    with writing(file, "Choose another folder.", source.stat().st_size):
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            return Path(shutil.copyfile(source, file))
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise

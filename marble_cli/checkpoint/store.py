@@ -3,25 +3,29 @@
 A folder is written under a temporary name, flushed to disk and renamed: it exists whole or not at all.
 """
 
-import hashlib
-import json
-import os
-import re
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from marble_cli.checkpoint import manifest as manifests
+from marble_cli.checkpoint.manifest import REMEDY, STEP_FOLDER
+from marble_cli.checkpoint.pickled import refuse_pickled
 from marble_cli.errors import CheckpointError, StorageError
+from marble_cli.folder import FREE_SOME, flush, write_whole, writing
 
-FORMAT_VERSION = 1
+log = logging.getLogger("marble")
+
 WEIGHTS = "pytorch_lora_weights.safetensors"
-STEP_FOLDER = re.compile(r"step-\d{8,}")
+HEADER = 100  # bytes, about, that a tensor takes in a file's header beside its name
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -41,199 +45,224 @@ def save(
     *,
     keep_last: int,
     best: bool,
+    keep_every: int = 0,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a step folder, point `latest` (and `best`) at it and delete what retention no longer keeps.
+    """Write a step folder, read it back, point `latest` (and `best`) at it and delete what is no longer kept.
 
     Args:
         run: the run's folder.
         state: the trainer's state.
         lora: the trained adapter in diffusers' LoRA key format.
         ema: its moving average, alike.
-        keep_last: newest step folders to keep; the best is kept besides.
+        keep_last: newest whole step folders to keep; the best is kept besides.
         best: whether this is the best so far.
+        keep_every: steps that are multiples of it are kept for good; 0 for none.
         metadata: strings to keep in the LoRA files' headers: their rank and alpha, as diffusers names them.
 
     Raises:
-        StorageError: the disk is full or the folder cannot be written; earlier checkpoints stay valid.
+        StorageError: the disk is full, the folder cannot be written or reads back as something else, or a value is
+            not finite; earlier checkpoints stay.
     """
     parent = run / "checkpoints"
     final = parent / f"step-{state.step:08d}"
     groups = {f"lora/{WEIGHTS}": lora, f"ema/{WEIGHTS}": ema}
     groups |= {f"{name}.safetensors": tensors for name, tensors in state.tensors.items()}
-    temporary = parent / f".{final.name}.tmp"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        for name, tensors in groups.items():
-            file = temporary / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-                file,
-                dict(metadata) if metadata and name.endswith(WEIGHTS) else {"format": "pt"},
+    for name, tensors in groups.items():
+        if bad := _not_finite(tensors):
+            raise StorageError(
+                f"step {state.step} is not kept: {bad} of {name} is not finite, so it could not be gone on from. Earlier "
+                "checkpoints are untouched; continue from one with --resume auto and e.g. a lower optimizer.lr."
             )
-            _flush(file)
-        _write_manifest(temporary, state, sorted(groups))
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
-        _flush(parent)
-        for pointer in ("latest", "best") if best else ("latest",):
-            write_whole(parent / pointer, final.name + "\n")
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        size = sum(t.numel() * t.element_size() for tensors in groups.values() for t in tensors.values())
+    temporary = parent / f".{final.name}.tmp"
+    size = sum(t.nbytes + len(name) + HEADER for tensors in groups.values() for name, t in tensors.items())
+    with writing(final, f"{FREE_SOME} Earlier checkpoints are untouched.", size):
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            _remove(temporary)
+            for name, tensors in groups.items():
+                _write(temporary / name, tensors, metadata if name.endswith(WEIGHTS) else None)
+            manifests.write(temporary, state.step, state.info, sorted(groups))
+            if final.exists():
+                shutil.rmtree(final)
+            temporary.rename(final)
+            flush(parent)
+        except (OSError, SafetensorError):
+            _remove(temporary)
+            raise
+    try:
+        manifests.check_files(final, manifests.read(final))
+    except CheckpointError as error:
         raise StorageError(
-            f"checkpoint {final} could not be written ({error}). It needs about {size:,} bytes; "
-            "free some space and continue with --resume auto. Earlier checkpoints are untouched."
+            f"{final} was written and reads back as something else. Earlier checkpoints are untouched. Look at the disk. {error}"
         ) from error
-    _retain(parent, keep_last)
+    for pointer in ("latest", "best") if best else ("latest",):
+        write_whole(parent / pointer, final.name + "\n")
+    _retain(final, keep_last, keep_every)
     return final
 
 
-def _write_manifest(folder: Path, state: TrainerState, names: list[str]) -> None:
-    listing = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names
-    }
-    manifest = {"format_version": FORMAT_VERSION, "step": state.step, "info": state.info, "files": listing}
-    path = folder / "state.json"
-    path.write_text(json.dumps(manifest | {"sha256": _own_digest(manifest)}, indent=1), encoding="utf-8")
-    _flush(path)
+def _write(file: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str] | None) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    values = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    save_file(values, file, dict(metadata) if metadata else {"format": "pt"})
+    flush(file)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _own_digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content, which its own entry `sha256` is not part of."""
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that is there whole or, if the process dies meanwhile, as it was before."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _flush(temporary)
-    temporary.replace(path)
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor with a value that is not finite, if there is one."""
+    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
 
 
 def steps(run: Path) -> list[Path]:
     """A run's step folders, newest first."""
-    return sorted(
-        (p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name)), reverse=True
-    )
+    found = (p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name))
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The step that a step folder's name states."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def set_aside(run: Path, step: int) -> list[Path]:
     """Rename the checkpoints after `step`, which a run that goes back to it leaves behind; returns their new paths."""
     moved = []
     for folder in steps(run):
-        if int(folder.name.removeprefix("step-")) > step:
-            moved.append(folder.rename(folder.with_name(f"abandoned-{folder.name}")))
-            best = run / "checkpoints" / "best"
-            if best.is_file() and best.read_text(encoding="utf-8").strip() == folder.name:
-                best.unlink()
+        if step_of(folder) > step:
+            name, times = f"abandoned-{folder.name}", 1
+            while folder.with_name(name).exists():
+                times += 1
+                name = f"abandoned-{folder.name}-{times}"
+            moved.append(folder.rename(folder.with_name(name)))
+            if _pointed(run, "best") == folder.name:
+                (run / "checkpoints" / "best").unlink()
     return moved
 
 
-def _retain(parent: Path, keep_last: int) -> None:
-    best = parent / "best"
-    kept = {best.read_text(encoding="utf-8").strip()} if best.is_file() else set()
-    for folder in steps(parent.parent)[max(1, keep_last) :]:
-        if folder.name not in kept:
-            shutil.rmtree(folder)
+def point_best(run: Path, step: int | None) -> None:
+    """Where no checkpoint is the best, because a run went back, let that of `step` be it again."""
+    name = None if step is None else f"step-{step:08d}"
+    if name is not None and _pointed(run, "best") is None and (run / "checkpoints" / name).is_dir():
+        write_whole(run / "checkpoints" / "best", f"{name}\n")
+
+
+def sweep(run: Path) -> None:
+    """Remove what a process that died while it wrote or deleted a checkpoint has left."""
+    for left in (run / "checkpoints").glob(".*.tmp"):
+        _remove(left)
+
+
+def _pointed(run: Path, pointer: str) -> str | None:
+    """The name of the step folder that `latest` or `best` names, if it names one."""
+    path = run / "checkpoints" / pointer
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        name = stream.read(64).decode(errors="replace").strip()
+    return name if STEP_FOLDER.fullmatch(name) else None
+
+
+def _retain(written: Path, keep_last: int, keep_every: int) -> None:
+    """Delete step folders beside `written`, which was verified, that nothing keeps; a damaged one does not count."""
+    run, whole = written.parent.parent, 0
+    best = _pointed(run, "best")
+    for folder in steps(run):
+        if whole < max(1, keep_last) or folder == written:
+            whole += _is_whole(folder)
+        elif folder.name != best and not (keep_every and step_of(folder) % keep_every == 0):
+            doomed = folder.with_name(f".{folder.name}.tmp")
+            _remove(doomed)
+            folder.rename(doomed)  # half deleted, it shall not pass for a checkpoint
+            _remove(doomed)
+
+
+def _is_whole(folder: Path) -> bool:
+    """By its manifest and the sizes of its files; their contents are not read."""
+    try:
+        manifests.check_files(folder, manifests.read(folder), contents=False)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, link or folder; what cannot be is left, and said, for it is in nobody's way but the disk's."""
+    try:
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+    except OSError as error:
+        log.warning("%s could not be deleted: %s", path, error.strerror)
 
 
 def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]:
     """The trainer's state, the LoRA and its moving average, after every file was verified.
 
     Raises:
-        CheckpointError: something is missing, altered, of a newer format, or no checkpoint at all.
+        CheckpointError: something is missing, altered, not finite, of a newer format, or no checkpoint at all.
     """
-    path = folder / "state.json"
+    manifest = manifests.read(folder)
+    for name in (f"lora/{WEIGHTS}", f"ema/{WEIGHTS}"):
+        if name not in manifest.files:
+            raise CheckpointError(f"{folder / manifests.NAME} does not list {name}. {REMEDY}")
+    manifests.check_files(folder, manifest)
+    groups = {name.removesuffix(".safetensors"): _tensors(folder / name) for name in manifest.files}
+    lora, ema = (groups.pop(f"{part}/{WEIGHTS.removesuffix('.safetensors')}") for part in ("lora", "ema"))
+    return TrainerState(manifest.step, groups, manifest.info), lora, ema
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file, all of them floats and finite.
+
+    Raises:
+        CheckpointError: they are not, or it holds something else.
+    """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version, step, info, listing = (manifest[key] for key in ("format_version", "step", "info", "files"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no checkpoint: it has no state.json. {_REMEDY}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}. {_REMEDY}") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{folder} has checkpoint format {version}; this version reads {FORMAT_VERSION}. Update marble to read it."
-        )
-    if manifest.get("sha256") != _own_digest(manifest):
-        raise CheckpointError(f"{path} was altered: its SHA-256 differs from the one it states. {_REMEDY}")
-    groups = {name: _verified(folder, name, entry) for name, entry in listing.items()}
-    missing = {f"lora/{WEIGHTS}", f"ema/{WEIGHTS}"} - groups.keys()
-    if missing:
-        raise CheckpointError(f"{path} does not list {sorted(missing)[0]}. {_REMEDY}")
-    lora, ema = groups.pop(f"lora/{WEIGHTS}"), groups.pop(f"ema/{WEIGHTS}")
-    tensors = {name.removesuffix(".safetensors"): values for name, values in groups.items()}
-    return TrainerState(step, tensors, info), lora, ema
-
-
-_REMEDY = "Use another step folder of the run, or --resume auto, which takes the newest valid one."
-
-
-def _verified(folder: Path, name: str, entry: dict[str, Any]) -> dict[str, Tensor]:
-    file = folder / name
-    if not file.resolve().is_relative_to(folder.resolve()) or file.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{folder}/state.json names {name}, which is no tensor file of this folder. {_REMEDY}"
-        )
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing from the checkpoint. {_REMEDY}")
-    if file.stat().st_size != entry["bytes"]:
-        raise CheckpointError(
-            f"{file} has {file.stat().st_size} bytes instead of {entry['bytes']}: it was cut short. {_REMEDY}"
-        )
-    if _digest(file) != entry["sha256"]:
-        raise CheckpointError(f"{file} was altered: its SHA-256 differs from state.json. {_REMEDY}")
-    return load_file(file)
+        tensors = load_file(file)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that torch has not
+        raise CheckpointError(f"{file} is no safetensors file: {error}. {REMEDY}") from error
+    if strange := [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]:
+        raise CheckpointError(f"{file} is of no use: {strange[0]} is {tensors[strange[0]].dtype}. {REMEDY}")
+    if bad := _not_finite(tensors):
+        raise CheckpointError(f"{file} is of no use: {bad} has values that are not finite. {REMEDY}")
+    return tensors
 
 
 def resolve(spec: str) -> Path:
     """The step folder that a checkpoint's or a run's path names; of a run, the latest.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is pickled.
     """
     path = Path(spec).expanduser()
-    if (path / "state.json").is_file():
+    if (path / manifests.NAME).is_file():
         return path
     parent = path / "checkpoints"
     if not parent.is_dir():
+        if path.exists():
+            refuse_pickled(path)
         raise CheckpointError(
             f"{spec} is neither a checkpoint (a folder with state.json) nor a run (a folder with checkpoints/). "
             "Expected e.g. runs/demo, runs/demo/checkpoints/step-00000010, or base."
         )
-    pointer = parent / "latest"
-    name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
-    if STEP_FOLDER.fullmatch(name) and (parent / name).is_dir():
+    name = _pointed(path, "latest")
+    if name is not None and (parent / name).is_dir():
         return parent / name
     found = steps(path)
     if not found:
+        refuse_pickled(parent)
         raise CheckpointError(f"{parent} holds no checkpoint yet. Train on, or name another run.")
     return found[0]
 
 
-def newest_valid(run: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest step folder that verifies, and those passed over with the reason."""
+def newest_valid(run: Path, before: int | None = None) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest step folder (of those before a step) that verifies, and those passed over with the reason."""
     skipped = []
     for folder in steps(run):
+        if before is not None and step_of(folder) >= before:
+            continue
         try:
             load(folder)
         except CheckpointError as error:

@@ -200,6 +200,8 @@ class Trainer:
     ema: Ema = field(default_factory=Ema)
     checkpoint_every: int = MISSING
     keep_last: int = MISSING
+    keep_every: int = 0  # files of older runs lack this and the next
+    best: str = "eval/composite"
     eval_every: int = MISSING
     eval_prompts: int = MISSING
     pending_batches: int = MISSING

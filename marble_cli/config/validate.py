@@ -13,6 +13,7 @@ MIXTURES = ("weighted_sum", "advantage_sum")
 PROGRAMMES = ("marble", "mgda", "output_space")
 PROMPT_FILES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 OPTIONAL = ("hub", "subset", "revision", "quoted_as")  # keys of a prompt source
+COMPOSITE = "eval/composite"  # the mean of the trained rewards' gains
 OWN_WEIGHTS = (*PROGRAMMES, "equal")
 
 
@@ -42,6 +43,12 @@ def validate(config: RunConfig) -> None:
                     )
     for name, prompts in config.data.sources.items():
         _check_source(f"data.sources.{name}", prompts)
+    judged = [COMPOSITE, *(f"reward/{name}/mean" for name in (*config.rewards, *config.eval_rewards))]
+    if config.trainer.best not in judged:
+        raise ConfigError(
+            f"trainer.best={config.trainer.best}: evaluations of this run have no such figure"
+            f"{nearest(config.trainer.best, judged)}"
+        )
     if twice := config.rewards.keys() & config.eval_rewards.keys():
         raise ConfigError(
             f"{sorted(twice)[0]} stands under rewards and eval_rewards. Keep it under one of them."
@@ -164,7 +171,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         "micro_batch_size", "checkpoint_every", "keep_last", "eval_prompts", "encode_ahead", "pending_batches",
     ):  # fmt: skip
         yield at_least(f"trainer.{name}", getattr(trainer, name), 1)
-    for name in ("steps", "eval_every", "max_skipped"):
+    for name in ("steps", "eval_every", "keep_every", "max_skipped"):
         yield at_least(f"trainer.{name}", getattr(trainer, name), 0)
     yield share("trainer.timestep_fraction", trainer.timestep_fraction, one=True)
     yield share("trainer.ema.decay", trainer.ema.decay, one=False)

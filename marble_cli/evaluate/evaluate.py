@@ -13,7 +13,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.evaluate.score import Evaluation, paired_interval, score_policy
 from marble_cli.evaluate.target import Target, resolve_target
-from marble_cli.folder import check_writable
+from marble_cli.folder import check_writable, write_whole, writing
 from marble_cli.metrics.figures import image_grid
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
@@ -115,8 +115,7 @@ def run_config(target: Target, against: Target | None, overrides: list[str]) -> 
 
 def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> Evaluation:
     """Images and scores of one target."""
-    if target.lora is not None:
-        policy.load_lora(target.lora)
+    target.put_into(policy)
     prompts = held_out(load_prompts(config.data, "test"), config.trainer.eval_prompts)
     settings = config.rollout
     rollout = Rollout(
@@ -149,11 +148,12 @@ def evaluate(target: str, against: str | None, overrides: list[str], output: Pat
         other = draw(second, policy, config, scorer) if second is not None else None
     report = EvalReport(first.label, second.label if second else None, compare(one, other), len(one.prompts))
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         rows = [(second.label, other.images)] if second is not None and other is not None else []
         shown = slice(0, None, max(1, len(one.images) // SHOWN))
         pairs = [(label, images[shown][:SHOWN]) for label, images in [*rows, (first.label, one.images)]]
         captions = [prompt.text for prompt in one.prompts[shown]][:SHOWN]
-        image_grid(pairs, captions, output / "images.png")
-        (output / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+        with writing(output / "images.png", "Choose another --output."):
+            output.mkdir(parents=True, exist_ok=True)
+            image_grid(pairs, captions, output / "images.png")
+        write_whole(output / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
     return report

@@ -7,7 +7,7 @@ from PIL import Image
 
 from marble_cli.evaluate.evaluate import run_config
 from marble_cli.evaluate.target import resolve_target
-from marble_cli.folder import check_writable
+from marble_cli.folder import check_writable, writing
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
 from marble_cli.randomness import noise
@@ -21,10 +21,8 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
     config = run_config(chosen, None, [])
     check_writable(output, "--output ")
     policy = load_policy(config.model, config.trainer.seed)
-    if chosen.lora is not None:
-        policy.load_lora(chosen.lora)
+    chosen.put_into(policy)
     adapter: Adapter = None if chosen.lora is None else "trained"
-    output.mkdir(parents=True, exist_ok=True)
     files = []
     scale = config.rollout.guidance_scale
 
@@ -45,6 +43,8 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
             scheduler,
         )
         file = output / f"{index:03d}.png"
-        Image.fromarray(policy.decode(x0)[0].permute(1, 2, 0).numpy()).save(file)
+        with writing(file, "Choose another --output."):
+            output.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(policy.decode(x0)[0].permute(1, 2, 0).numpy()).save(file)
         files.append(file)
     return files

@@ -1,11 +1,15 @@
 """What `marble eval`, `generate` and `export` are pointed at: a checkpoint, a run, or the base model."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from marble_cli.checkpoint import store
+from marble_cli.policy.base import Policy
+from marble_cli.policy.origin import check_origin, read_origin
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,17 @@ class Target:
     label: str
     lora: dict[str, Tensor] | None
     checkpoint: Path | None
+    origin: Mapping[str, Any] = field(default_factory=dict)  # as in `Policy`
+
+    def put_into(self, policy: Policy) -> None:
+        """Let `policy` be this one.
+
+        Raises:
+            CheckpointError: it is of another model, or of other LoRA settings.
+        """
+        if self.lora is not None:
+            check_origin(self.origin, policy.origin(), self.label)
+            policy.load_lora(self.lora)
 
     @property
     def config(self) -> Path | None:
@@ -34,5 +49,5 @@ def resolve_target(spec: str) -> Target:
     if spec == "base":
         return Target("base", None, None)
     path = store.resolve(spec)
-    _, _, ema = store.load(path)
-    return Target(f"{path.parent.parent.name}/{path.name}", ema, path)
+    state, _, ema = store.load(path)
+    return Target(f"{path.parent.parent.name}/{path.name}", ema, path, read_origin(state.info))

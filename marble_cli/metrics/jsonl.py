@@ -2,26 +2,29 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from marble_cli.folder import AppendedFile, write_whole
+
 
 class MetricsLog:
-    """Appends to `path`; a figure that is not finite becomes a missing key."""
+    """Appends to `path`; a figure that is not finite becomes a missing key.
+
+    Raises:
+        StorageError: a row does not fit on the disk; nothing is left of it.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._stream = path.open("a", encoding="utf-8")
+        self._file = AppendedFile(path)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         row = {key: value for key, value in metrics.items() if not _not_finite(value)}
-        self._stream.write(json.dumps(row) + "\n")
-        self._stream.flush()
+        self._file.append(json.dumps(row) + "\n")
 
     def close(self) -> None:
-        self._stream.close()
+        self._file.close()
 
 
 def _not_finite(value: Any) -> bool:
@@ -48,6 +51,4 @@ def truncate_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [row for row in read(path) if step > 0 and row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -91,6 +91,10 @@ class Policy(Protocol):
         """What a file of `lora_state` must say beside the tensors for diffusers to scale them rightly."""
         ...
 
+    def origin(self) -> dict[str, Any]:
+        """What a LoRA of this policy belongs to; plain, for JSON: see `policy.origin`."""
+        ...
+
     def load_lora(self, state: dict[str, Tensor]) -> None:
         """Put a LoRA in diffusers' key format into both adapters."""
         ...

@@ -15,10 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from marble_cli.folder import writing
 from marble_cli.policy.base import PromptEmbeddings
 
 log = logging.getLogger("marble")
 
+NO_ROOM = (
+    "Every prompt takes as much. Free some space or set model.embedding_cache= to a folder with more; "
+    "a run can be continued so with --resume auto."
+)
 SAMPLED = 64  # values of each weight that tell one text encoder from another
 
 
@@ -37,17 +42,23 @@ class EmbeddingCache:
         return [prompt for prompt in dict.fromkeys(prompts) if not self.file(prompt).is_file()]
 
     def write(self, prompt: str, embeddings: PromptEmbeddings) -> None:
-        """Keep the embeddings of one prompt; a file is whole or not there, whoever else writes it."""
+        """Keep the embeddings of one prompt; a file is whole or not there, whoever else writes it.
+
+        Raises:
+            StorageError: there is no room for it.
+        """
         file = self.file(prompt)
-        file.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor[0].cpu().contiguous() for name, tensor in embeddings.tensors.items()}
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".writing")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary)
-            os.replace(temporary, file)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        with writing(file, NO_ROOM, size):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".writing")
+            os.close(handle)
+            try:
+                save_file(tensors, temporary)
+                os.replace(temporary, file)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
 
     def read(self, prompts: Sequence[str], device: torch.device) -> PromptEmbeddings | None:
         """The embeddings of `prompts`; None if a file of theirs is damaged, which is then removed."""

@@ -12,6 +12,7 @@ from marble_cli.config.schema import Model
 from marble_cli.policy.adapters import LoraPair
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
+from marble_cli.policy.origin import describe_origin, weights_digest
 from marble_cli.policy.source import DTYPES, image_tokens
 
 DECODED_PIXELS = {
@@ -30,6 +31,7 @@ class PipelinePolicy:
         self.transformer = pipeline.transformer.eval()
         for frozen in (pipeline.vae, *family.encoders):
             frozen.requires_grad_(False).eval()
+        self.weights = weights_digest(self.transformer)
         self.lora = LoraPair(self.transformer, model.lora, seed)
         self.latent_shape, self.even_times = family.latent_shape, family.even_times
         self.tokens = image_tokens(model, type(family), pipeline.vae.config, pipeline.transformer.config)
@@ -100,6 +102,9 @@ class PipelinePolicy:
 
     def lora_metadata(self) -> dict[str, str]:
         return self.lora.metadata()
+
+    def origin(self) -> dict[str, Any]:
+        return describe_origin(self.model, self.weights)
 
     def load_lora(self, state: dict[str, Tensor]) -> None:
         self.lora.load(state)

@@ -1,6 +1,7 @@
 """The training loop; its methods follow docs/algorithm.md line by line."""
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from marble_cli.config.schema import RunConfig, TrainingNoise
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.errors import RewardError, TrainingError
+from marble_cli.errors import RewardError, StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation, score_policy
 from marble_cli.policy.base import Policy
 from marble_cli.policy.ema import behaviour_eta, blend, ema_decay
@@ -65,37 +66,48 @@ class Trainer:
     prepared: int = 0  # the last step whose prompts the policy has been told of
     skipped: int = 0  # steps in a row without a finite gradient
     torn: bool = False  # the weights are on their way from one step to the next
+    tried: int | None = None  # the last step of which a checkpoint was written, or could not be
 
     def run(self, interrupt: Interrupt) -> int:
         """Train to the last step; returns the exit code, with a checkpoint written whatever it is.
 
         Raises:
             RewardError: a reward failed too often; a checkpoint of the last finished step is written first.
+            StorageError: there is no room for a checkpoint or for the metrics; earlier checkpoints are whole.
         """
-        settings = self.config.trainer
-        saved = self.progress.step or None
+        self.tried = self.progress.step or None
         try:
-            check_rewards(self.rollout, self.judges, self.sampler.sources)
-            if settings.eval_every:
-                self.rollout.prepare(self.held_out)
-            if self.judgement_due():
-                self.evaluate()
-            while self.progress.step < settings.steps:
-                step = self.progress.step + 1
-                self.prepare(step)
-                self.recorder.record(self.step(step))
-                self.progress.step, self.torn = step, False
-                best = self.evaluate() if self.judgement_due() else False
-                stop = self.ranks.any(interrupt.exit_code is not None, self.policy.device)
-                if stop or best or step == settings.steps or step % settings.checkpoint_every == 0:
-                    self.save(best)
-                    saved = step
-                if stop:
-                    self.recorder.message(f"stopped by a signal after step {step}; a checkpoint is written")
-                    return interrupt.exit_code or 143
-        finally:
-            if not self.torn and saved != self.progress.step:
-                self.save(False)
+            return self.go(interrupt)
+        except BaseException:
+            if not self.torn and self.tried != self.progress.step:
+                try:
+                    self.save(False)
+                except StorageError as error:  # what stopped the run is the news
+                    log.error("nor could step %d be kept: %s", self.progress.step, error)
+            raise
+
+    def go(self, interrupt: Interrupt) -> int:
+        """Step after step, with evaluations and checkpoints where they are due; returns the exit code."""
+        settings = self.config.trainer
+        check_rewards(self.rollout, self.judges, self.sampler.sources)
+        if settings.eval_every:
+            self.rollout.prepare(self.held_out)
+        if self.judgement_due():
+            self.evaluate()
+        while self.progress.step < settings.steps:
+            step = self.progress.step + 1
+            self.prepare(step)
+            self.recorder.record(self.step(step))
+            self.progress.step, self.torn = step, False
+            best = self.evaluate() if self.judgement_due() else False
+            stop = self.ranks.any(interrupt.exit_code is not None, self.policy.device)
+            if stop or best or step == settings.steps or step % settings.checkpoint_every == 0:
+                self.save(best)
+            if stop:
+                self.recorder.message(f"stopped by a signal after step {step}; a checkpoint is written")
+                return interrupt.exit_code or 143
+        if self.tried != self.progress.step:
+            self.save(False)
         return 0
 
     def prepare(self, step: int) -> None:
@@ -251,16 +263,32 @@ class Trainer:
         self.progress.evaluated = step
         for warning in verdict.warnings:
             log.warning("step %d: %s", step, warning)
-        if self.progress.best is not None and verdict.composite <= self.progress.best:
+        return self.is_best(verdict.metrics, first)
+
+    def is_best(self, metrics: dict[str, Any], first: bool) -> bool:
+        """Whether an evaluation beats those before in `trainer.best`; the `first` is what the others have to beat."""
+        value = metrics.get(self.config.trainer.best, math.nan)
+        if not math.isfinite(value):
+            log.warning(
+                "step %d: the evaluation has no %s; the best stays",
+                self.progress.step,
+                self.config.trainer.best,
+            )
             return False
-        self.progress.best = verdict.composite
+        if self.progress.best is not None and value <= self.progress.best:
+            return False
+        self.progress.best = value
+        if not first:
+            self.progress.best_step = self.progress.step
         return not first
 
     def save(self, best: bool) -> None:
         """Write a checkpoint of the last finished step, on the main rank."""
+        self.tried = self.progress.step
         if self.ranks.is_main:
+            settings = self.config.trainer
             state, lora, ema = pack(self.policy, self.optimizer, self.progress)
             store.save(
-                self.folder, state, lora, ema, keep_last=self.config.trainer.keep_last, best=best,
+                self.folder, state, lora, ema, keep_last=settings.keep_last, keep_every=settings.keep_every, best=best,
                 metadata=self.policy.lora_metadata(),
             )  # fmt: skip

@@ -10,7 +10,9 @@ from rich.logging import RichHandler
 
 from marble_cli import __version__
 from marble_cli.config.schema import RunConfig
+from marble_cli.errors import StorageError
 from marble_cli.evaluate.score import Evaluation
+from marble_cli.folder import AppendedFile, writing
 from marble_cli.metrics.figures import image_grid
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
 from marble_cli.metrics.terminal import TerminalView
@@ -18,6 +20,27 @@ from marble_cli.metrics.weights_and_biases import WandbRun
 from marble_cli.trainer.state import Progress
 
 SHOWN = 12  # pictures of an evaluation that are kept
+
+
+class LogFile(logging.Handler):
+    """log.txt, line by whole line. A line that does not fit is not worth the run: it is on the terminal still."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.file, self.full = AppendedFile(path, "Until there is room, lines are shown here only."), False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.file.append(self.format(record) + "\n")
+            self.full = False
+        except StorageError as error:
+            if not self.full:  # once, until there is room again
+                self.full = True
+                logging.getLogger("marble").warning("%s", error)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 class RunRecorder:
@@ -32,10 +55,10 @@ class RunRecorder:
         if self.main:
             metrics = self.folder / "metrics.jsonl"
             truncate_after(metrics, self.progress.step)
-            self.metrics = MetricsLog(metrics)
+            self.metrics, file = MetricsLog(metrics), LogFile(self.folder / "log.txt")
             self.view = TerminalView(self.config.trainer.steps, self.progress.step)
             self.handlers = [
-                logging.FileHandler(self.folder / "log.txt", encoding="utf-8"),
+                file,
                 RichHandler(console=self.view.console, show_path=False, show_time=False),
             ]
             self.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -92,6 +115,12 @@ class RunRecorder:
             [p.text for p in evaluation.prompts[chosen]][:SHOWN],
         )
         folder = self.folder / "samples"
-        folder.mkdir(exist_ok=True)
-        image_grid([(f"step {step}", images)], captions, folder / f"step-{step:08d}.png")
+        file = folder / f"step-{step:08d}.png"
+        try:
+            with writing(file, "The run goes on without these pictures."):
+                folder.mkdir(exist_ok=True)
+                image_grid([(f"step {step}", images)], captions, file)
+        except StorageError as error:
+            file.unlink(missing_ok=True)
+            self.logger.warning("%s", error)
         self.wandb.images(step, images, captions)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from omegaconf import OmegaConf
 from marble_cli.balance.amortise import DirectionCache
 from marble_cli.balance.registry import build as build_balance
 from marble_cli.checkpoint import store
+from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.config.compose import dump, load_resolved
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.errors import RequestError
-from marble_cli.folder import check_writable
+from marble_cli.errors import CheckpointError, RequestError
+from marble_cli.folder import check_inside, check_writable, write_whole
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy, pick_device
+from marble_cli.policy.origin import check_origin, read_origin
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import Rollout
 from marble_cli.trainer.interrupt import Interrupt
@@ -33,6 +36,7 @@ from marble_cli.trainer.step import Director
 
 log = logging.getLogger("marble")
 
+WRITTEN = ("config.yaml", "metrics.jsonl", "log.txt", "checkpoints", "samples", "wandb")  # in a run's folder
 REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional", "url", "token_env", "isolated")
 # What may differ when a run goes on: how long, how often it looks, where it reports, and how it lives with its memory.
 CONTINUABLE = {
@@ -40,7 +44,8 @@ CONTINUABLE = {
     "model": ("embedding_cache", "gradient_checkpointing", "compile", "device"),
     "rollout": ("batch_size",),
     "trainer": (
-        "steps", "checkpoint_every", "keep_last", "eval_every", "eval_prompts", "encode_ahead", "pending_batches", "max_skipped",
+        "steps", "checkpoint_every", "keep_last", "keep_every", "best", "eval_every", "eval_prompts", "encode_ahead",
+        "max_skipped", "pending_batches",
         "micro_batch_size",
     ),
     "logging": None,
@@ -72,7 +77,7 @@ def find_checkpoint(folder: Path, config: RunConfig, resume: str) -> Path | None
 
     Raises:
         RequestError: the folder belongs to another configuration, or is not to be resumed but holds a run.
-        CheckpointError: the named checkpoint does not exist.
+        CheckpointError: the named checkpoint does not exist, or the run has some and none is valid.
     """
     written = folder / "config.yaml"
     if written.is_file() and resume == "never":
@@ -94,10 +99,28 @@ def find_checkpoint(folder: Path, config: RunConfig, resume: str) -> Path | None
         return store.resolve(resume)
     if not written.is_file():
         return None
-    found, skipped = store.newest_valid(folder)
+    return _newest(folder)
+
+
+def _newest(folder: Path, before: int | None = None) -> Path | None:
+    """The run's newest valid checkpoint, with a word on each that is passed over; None where there is none at all.
+
+    Raises:
+        CheckpointError: there are some, and none is valid: starting over would write over them.
+    """
+    found, skipped = store.newest_valid(folder, before)
     for path, reason in skipped:
-        log.warning("checkpoint %s is not usable and was passed over: %s", path.name, reason)
+        _passed_over(path, reason)
+    if found is None and skipped:
+        raise CheckpointError(
+            f"{folder} holds {len(skipped)} checkpoints and none is valid. Nothing was changed. The newest: "
+            f"{skipped[0][1]} To start over, choose another folder with run.dir=..., or move its checkpoints/ away."
+        )
     return found
+
+
+def _passed_over(path: Path, reason: object) -> None:
+    log.warning("checkpoint %s is not usable and was passed over: %s", path.name, reason)
 
 
 def build_optimizer(config: RunConfig, policy: Policy) -> torch.optim.Optimizer:
@@ -122,6 +145,7 @@ def train(config: RunConfig, *, resume: str) -> int:
     with Ranks() as ranks, Interrupt() as interrupt:
         check_geometry(config, ranks.world)
         check_writable(folder, "run.dir=")
+        check_inside(folder, WRITTEN)
         declarations = check_plugins(config)
         check_groups(config, declarations)
         checkpoint = find_checkpoint(folder, config, resume)
@@ -134,6 +158,8 @@ def train(config: RunConfig, *, resume: str) -> int:
         balance = build_balance(config.balance, names, [reward.weight for reward in config.rewards.values()])
         check_memory(config, pick_device(config.model.device))
         folder.mkdir(parents=True, exist_ok=True)
+        if ranks.is_main:
+            store.sweep(folder)
         policy = load_policy(config.model, config.trainer.seed)
         rewards = {**config.rewards, **config.eval_rewards}
         with open_scorer(rewards, str(policy.device), config.trainer.pending_batches) as judges:
@@ -146,15 +172,19 @@ def train(config: RunConfig, *, resume: str) -> int:
                 config.rollout.guidance_scale,
             )
             optimizer = build_optimizer(config, policy)
-            progress = restore(checkpoint, policy, optimizer, config)
+            checkpoint, progress = go_on(
+                folder, checkpoint, policy, optimizer, config, named=resume != "auto"
+            )
             if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
                 progress.wandb_id = None  # a run of its own
             for path in store.set_aside(folder, progress.step) if ranks.is_main and checkpoint else ():
                 log.warning(
                     "going back before %s, which is kept as %s", path.name.split("-", 1)[1], path.name
                 )
+            if ranks.is_main:
+                store.point_best(folder, progress.best_step)
             if ranks.is_main and (checkpoint is None or not (folder / "config.yaml").is_file()):
-                store.write_whole(folder / "config.yaml", dump(config))
+                write_whole(folder / "config.yaml", dump(config))
             weights = {name: config.data.sources[name].weight for name in sources}
             sampler = PromptSampler(sources, weights, config.rollout.groups, config.trainer.seed)
             with RunRecorder(config, folder, progress, main=ranks.is_main) as recorder:
@@ -165,16 +195,47 @@ def train(config: RunConfig, *, resume: str) -> int:
                 return trainer.run(interrupt)
 
 
+def go_on(
+    folder: Path,
+    checkpoint: Path | None,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    config: RunConfig,
+    *,
+    named: bool,
+) -> tuple[Path | None, Progress]:
+    """The checkpoint and its progress, or an older one's where it does not fit the policy and was not `named`.
+
+    Raises:
+        CheckpointError: it does not fit, and was named or is the last.
+    """
+    while True:
+        try:
+            return checkpoint, restore(checkpoint, policy, optimizer, config)
+        except CheckpointError as error:
+            older = None if named or checkpoint is None else _newest(folder, store.step_of(checkpoint))
+            if older is None or checkpoint is None:
+                raise
+            _passed_over(checkpoint, error)
+            checkpoint = older
+
+
 def restore(
     checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Optimizer, config: RunConfig
 ) -> Progress:
     """The progress that `checkpoint` holds, put into the policy and the optimizer; a fresh one without.
 
     What a run on other rewards, or one with another balance, knew of its rewards is of no use here and stays behind.
+
+    Raises:
+        CheckpointError: it is of another model or LoRA, or holds what cannot be.
     """
+    metric = config.trainer.best
     if checkpoint is None:
-        return fresh(policy)
-    progress = unpack(policy, optimizer, *store.load(checkpoint))
+        return replace(fresh(policy), best_metric=metric)
+    state, lora, ema = store.load(checkpoint)
+    check_origin(read_origin(state.info), policy.origin(), str(checkpoint))
+    progress = unpack(policy, optimizer, state, lora, ema)
     log.info("continuing after step %d from %s", progress.step, checkpoint)
     if progress.step >= config.trainer.steps:
         log.warning("step %d of trainer.steps=%d is done already", progress.step, config.trainer.steps)
@@ -183,10 +244,20 @@ def restore(
     assert isinstance(now, dict)
     if rewards not in (None, list(config.rewards)):
         log.warning("%s was trained on %s; the balance starts afresh", checkpoint, ", ".join(rewards))
-        return Progress(progress.step, DirectionCache(), progress.ema, {})
+        return Progress(progress.step, DirectionCache(), progress.ema, {}, best_metric=metric)
     if balance not in (None, now["balance"]):
         log.warning("%s was trained with another balance; ours starts afresh", checkpoint)
         progress.cache = DirectionCache()
+    if progress.cache.alpha is not None and len(progress.cache.alpha) != len(config.rewards):
+        raise CheckpointError(
+            f"{checkpoint} is damaged: its balance has shares of {len(progress.cache.alpha)} rewards, and the run has "
+            f"{len(config.rewards)}. {REMEDY}"
+        )
+    if progress.best_metric != metric:
+        log.warning(
+            "the best was sought in %s so far, and is sought anew in %s", progress.best_metric, metric
+        )
+        progress.best, progress.best_step, progress.best_metric = None, None, metric
     return progress
 
 

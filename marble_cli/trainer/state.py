@@ -9,8 +9,7 @@ from torch import Tensor
 from marble_cli.balance.amortise import DirectionCache
 from marble_cli.checkpoint.store import TrainerState
 from marble_cli.policy.base import Policy
-
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+from marble_cli.trainer.state_checks import MOMENTS, check_info, check_tensors
 
 
 @dataclass
@@ -22,6 +21,8 @@ class Progress:
     ema: dict[str, Tensor]
     base_scores: dict[str, list[float | None]]
     best: float | None = None
+    best_step: int | None = None  # whose checkpoint it is
+    best_metric: str = "eval/composite"
     evaluated: int = -1  # the last step that was evaluated
     wandb_id: str | None = None
 
@@ -47,8 +48,11 @@ def pack(
         "cache": progress.cache.state_dict(),
         "base_scores": progress.base_scores,
         "best": progress.best,
+        "best_step": progress.best_step,
+        "best_metric": progress.best_metric,
         "evaluated": progress.evaluated,
         "wandb_id": progress.wandb_id,
+        "origin": policy.origin(),
     }
     with policy.swapped(progress.ema):
         ema = policy.lora_state()
@@ -64,27 +68,35 @@ def unpack(
     lora: dict[str, Tensor],
     ema: dict[str, Tensor],
 ) -> Progress:
-    """Put a checkpoint back into the policy and the optimizer; the inverse of `pack`."""
+    """Put a checkpoint back into the policy and the optimizer; the inverse of `pack`.
+
+    Raises:
+        CheckpointError: it holds something else than `pack` gave, or does not fit this policy.
+    """
+    info = check_info(state.step, state.info)
     trained = policy.parameters("trained")
+    check_tensors(state, trained)
     policy.load_lora(ema)
     average = {name: parameter.detach().clone() for name, parameter in trained.items()}
     policy.load_lora(lora)
     for name, parameter in policy.parameters("behaviour").items():
         parameter.copy_(state.tensors["behaviour"][name])
     moments = state.tensors["optimizer"]
+    optimizer.state.clear()
     for name, parameter in trained.items():
         if f"{name}|exp_avg" in moments:
             optimizer.state[parameter] = {
                 moment: moments[f"{name}|{moment}"].to("cpu" if moment == "step" else parameter.device)
                 for moment in MOMENTS
             }
-    info = state.info
     return Progress(
         state.step,
         DirectionCache.from_state(info["cache"]),
         average,
         info["base_scores"],
         info["best"],
+        info["best_step"],
+        info["best_metric"],
         info["evaluated"],
         info["wandb_id"],
     )

@@ -1,22 +1,29 @@
 """Checkpoints exist whole or not at all, and nothing damaged is loaded."""
 
-import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from marble_cli.checkpoint import store
+from marble_cli.checkpoint import manifest, store
 from marble_cli.errors import CheckpointError, StorageError
+from tests.checkpoint.damage import COMMON, RARE, add, cut, flip, garble, link_folder, lose, pickled
 
 LORA = {"transformer.a.lora_A.weight": torch.randn(2, 3), "transformer.a.lora_B.weight": torch.zeros(3, 2)}
 
 
-def write(run: Path, step: int, *, keep_last: int = 9, best: bool = False) -> Path:
+def write(run: Path, step: int, *, keep_last: int = 9, best: bool = False, keep_every: int = 0) -> Path:
     state = store.TrainerState(
         step, {"behaviour": {"a": torch.ones(3)}, "optimizer": {}}, {"best": 0.1 + 0.2}
     )
-    return store.save(run, state, LORA, {k: v + 1 for k, v in LORA.items()}, keep_last=keep_last, best=best)
+    ema = {k: v + 1 for k, v in LORA.items()}
+    return store.save(run, state, LORA, ema, keep_last=keep_last, best=best, keep_every=keep_every)
+
+
+def kept(run: Path) -> list[int]:
+    return sorted(store.step_of(folder) for folder in store.steps(run))
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -29,65 +36,91 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == folder.name
 
 
-def flip(folder: Path) -> None:
-    file = folder / "lora" / store.WEIGHTS
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-
-
-def cut(folder: Path) -> None:
-    file = folder / "behaviour.safetensors"
-    file.write_bytes(file.read_bytes()[:-4])
-
-
-def lose(folder: Path) -> None:
-    (folder / "ema" / store.WEIGHTS).unlink()
-
-
-def age(folder: Path) -> None:
-    path = folder / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
-
-
-def escape(folder: Path) -> None:
-    path = folder / "state.json"
-    manifest = json.loads(path.read_text())
-    manifest["files"]["../../x.safetensors"] = manifest["files"]["behaviour.safetensors"]
-    path.write_text(json.dumps(manifest | {"sha256": store._own_digest(manifest)}))
-
-
-def rewrite(folder: Path) -> None:
-    path = folder / "state.json"
-    path.write_text(path.read_text().replace('"step": 2', '"step": 7'))
-
-
-def garble(folder: Path) -> None:
-    (folder / "state.json").write_text("{")
-
-
-@pytest.mark.parametrize(
-    ("harm", "said"),
-    [
-        (flip, "was altered"), (cut, "was cut short"), (lose, "is missing"),
-        (age, "format 99"), (escape, "no tensor file"), (garble, "is damaged"), (rewrite, "was altered"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("harm", "said"), (COMMON | RARE).values(), ids=(COMMON | RARE).keys())
 def test_a_damaged_checkpoint_is_refused_and_passed_over(tmp_path: Path, harm, said: str) -> None:
-    older, newer = write(tmp_path, 1), write(tmp_path, 2)
+    run = tmp_path / "run"
+    older, newer = write(run, 1), write(run, 2)
     harm(newer)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=re.escape(said)) as error:
         store.load(newer)
-    found, skipped = store.newest_valid(tmp_path)
+    assert "step-00000002" in str(error.value)
+    found, skipped = store.newest_valid(run)
     assert found == older
     assert [path for path, _ in skipped] == [newer]
+    assert not (run / "checkpoints" / "unpickled").exists()
 
 
 def test_retention_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     for step in range(1, 6):
         write(tmp_path, step, keep_last=2, best=step == 2)
-    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
-    assert names == ["step-00000002", "step-00000004", "step-00000005"]
+    assert kept(tmp_path) == [2, 4, 5]
+
+
+def test_retention_keeps_every_so_many_steps_for_good(tmp_path: Path) -> None:
+    for step in range(1, 10):
+        write(tmp_path, step, keep_last=1, keep_every=3, best=step == 2)
+    assert kept(tmp_path) == [2, 3, 6, 9]
+    write(tmp_path, 10, keep_last=1)
+    assert kept(tmp_path) == [2, 10]
+
+
+@pytest.mark.parametrize("harm", [cut, lose, add, garble, link_folder])
+def test_damaged_checkpoints_are_not_counted_as_kept(tmp_path: Path, harm) -> None:
+    """Those that are newer than whole ones must not push these out."""
+    run = tmp_path / "run"
+    for step in (1, 2, 3):
+        write(run, step)
+    harm(run / "checkpoints" / "step-00000003")
+    write(run, 4, keep_last=2)
+    assert kept(run) == [2, 3, 4]
+    store.load(run / "checkpoints" / "step-00000002")
+    write(run, 5, keep_last=1)
+    assert kept(run) == [5]
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_the_only_valid_checkpoint_stays_beside_newer_damaged_ones(tmp_path: Path) -> None:
+    """A flipped byte changes no size; what was written now was read back, and stays."""
+    flip(write(tmp_path, 8))
+    flip(write(tmp_path, 9))
+    valid = write(tmp_path, 3, keep_last=1)
+    assert store.newest_valid(tmp_path)[0] == valid
+
+
+def test_nothing_is_deleted_for_a_checkpoint_that_reads_back_wrongly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, good = write(tmp_path, 1), manifest.write
+
+    def bad_disk(folder: Path, *rest: Any) -> None:
+        good(folder, *rest)
+        flip(folder)
+
+    monkeypatch.setattr(manifest, "write", bad_disk)
+    with pytest.raises(StorageError, match="reads back as something else.*untouched.*was altered") as error:
+        write(tmp_path, 2, keep_last=1)
+    assert error.value.exit_code == 1
+    assert store.resolve(str(tmp_path)) == older
+    assert store.newest_valid(tmp_path)[0] == older
+
+
+def test_weights_that_are_not_finite_push_nothing_out(tmp_path: Path) -> None:
+    older = write(tmp_path, 1)
+    state = store.TrainerState(2, {}, {})
+    bad = LORA | {"transformer.a.lora_A.weight": torch.full((2, 3), torch.nan)}
+    with pytest.raises(StorageError, match="transformer.a.lora_A.weight of ema.* is not finite"):
+        store.save(tmp_path, state, LORA, bad, keep_last=1, best=True)
+    assert store.newest_valid(tmp_path) == (older, [])
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    (folder.parent / ".step-00000002.tmp" / "lora").mkdir(parents=True)
+    (folder.parent / ".latest.tmp").write_text("st")
+    (folder.parent / ".step-00000003.tmp").symlink_to(folder)
+    store.sweep(tmp_path)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["latest", "step-00000001"]
+    store.load(folder)
 
 
 def test_resolve_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
@@ -101,15 +134,22 @@ def test_a_pointer_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     folder = write(tmp_path, 3)
     (tmp_path / "checkpoints" / "latest").write_text("../../elsewhere")
     assert store.resolve(str(tmp_path)) == folder
+    (tmp_path / "checkpoints" / "latest").write_bytes(b"\xff" * 10**6)
+    assert store.resolve(str(tmp_path)) == folder
 
 
-def test_a_write_that_fails_leaves_the_older_checkpoint(tmp_path: Path) -> None:
-    older = write(tmp_path, 1)
-    (tmp_path / "checkpoints" / ".step-00000002.tmp").write_text("a file in the way")
-    with pytest.raises(StorageError, match=r"needs about .* bytes"):
-        write(tmp_path, 2)
-    assert store.resolve(str(tmp_path)) == older
-    store.load(older)
+@pytest.mark.parametrize("name", ["model.pt", "last.ckpt", "pytorch_model.bin", "weights"])
+def test_a_pickle_is_no_checkpoint(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "theirs" / name
+    file.parent.mkdir()
+    file.write_bytes(pickled(file))
+    for given in (file, file.parent) if file.suffix else (file,):
+        with pytest.raises(CheckpointError, match=f"{name} is a pickled file. marble unpickles nothing"):
+            store.resolve(str(given))
+    torch.save({"a": torch.ones(1)}, file.with_name("archive"))
+    with pytest.raises(CheckpointError, match="archive is a pickled file"):
+        store.resolve(str(file.with_name("archive")))
+    assert not (file.parent.parent / "unpickled").exists()
 
 
 def test_checkpoints_after_the_one_gone_back_to_are_set_aside(tmp_path: Path) -> None:
@@ -118,4 +158,18 @@ def test_checkpoints_after_the_one_gone_back_to_are_set_aside(tmp_path: Path) ->
     moved = store.set_aside(tmp_path, 1)
     assert [path.name for path in moved] == ["abandoned-step-00000003", "abandoned-step-00000002"]
     assert all((path / "state.json").is_file() for path in moved)
-    assert [path.name for path in store.steps(tmp_path)] == ["step-00000001"]
+    assert kept(tmp_path) == [1]
+    write(tmp_path, 2)
+    assert [path.name for path in store.set_aside(tmp_path, 1)] == ["abandoned-step-00000002-2"]
+
+
+def test_going_back_gives_the_best_of_then_its_name_again(tmp_path: Path) -> None:
+    best = tmp_path / "checkpoints" / "best"
+    for step in (1, 2, 3):
+        write(tmp_path, step, best=step != 2)
+    store.set_aside(tmp_path, 2)
+    assert not best.exists()
+    store.point_best(tmp_path, 1)
+    assert best.read_text() == "step-00000001\n"
+    store.point_best(tmp_path, 2)  # there is one
+    assert best.read_text() == "step-00000001\n"

@@ -43,7 +43,7 @@ GROUP_KEYS = {
     "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.* options.* groups.* priorities.* norm_priority",
     "optimizer": "lr betas weight_decay epsilon clip_norm",
     "rollout": "groups group_size steps solver guidance_scale batch_size",
-    "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last eval_every "
+    "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last keep_every best eval_every "
     "eval_prompts encode_ahead max_skipped pending_batches",
     "trainer.ema": "decay warmup",
     "logging": "images_every",
@@ -476,7 +476,7 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
             "trainer.checkpoint_every", "trainer.keep_last", "trainer.eval_prompts", "trainer.pending_batches", "trainer.encode_ahead",
             "trainer.times_per_image", "balance.refresh_every", "model.lora.rank", "launcher.nproc")),
         *((f"{key}=-1", "at least 0") for key in (
-            "trainer.steps", "trainer.eval_every", "trainer.ema.warmup", "balance.warmup", "algorithm.kl_coef",
+            "trainer.steps", "trainer.eval_every", "trainer.keep_every", "trainer.ema.warmup", "balance.warmup", "algorithm.kl_coef",
             "algorithm.behaviour.rate", "optimizer.weight_decay", "model.max_sequence_length",
             "data.sources.text.weight", "rewards.colorfulness.weight", "rewards.colorfulness.retries")),
         ("balance.refresh_fraction=0", "(0, 1]"),

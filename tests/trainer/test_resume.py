@@ -144,6 +144,7 @@ def test_what_is_packed_is_unpacked_bit_for_bit(
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     progress.step, progress.best, progress.wandb_id = 12, 0.1 + 0.2, "abc"
+    progress.best_step, progress.evaluated = 10, 11
     progress.ema = {name: torch.randn_like(value) for name, value in progress.ema.items()}
     progress.base_scores = {"a": [1 / 3, None]}
     state, lora, ema = pack(policy, optimizer, progress)
@@ -156,6 +157,7 @@ def test_what_is_packed_is_unpacked_bit_for_bit(
         for name, parameter in other.parameters(adapter).items():  # type: ignore[arg-type]
             assert torch.equal(parameter, policy.parameters(adapter)[name])  # type: ignore[arg-type]
     assert all(torch.equal(back.ema[name], progress.ema[name]) for name in progress.ema)
+    assert (back.best_step, back.best_metric, back.evaluated) == (10, "eval/composite", 11)
     assert (back.step, back.best, back.wandb_id, back.base_scores) == (
         12,
         0.1 + 0.2,
@@ -167,6 +169,27 @@ def test_what_is_packed_is_unpacked_bit_for_bit(
     for place, moments in ours.items():
         assert moments.keys() == theirs[place].keys()
         assert all(torch.equal(value, theirs[place][name]) for name, value in moments.items())
+
+
+def test_a_continued_run_is_the_same_run_of_weights_and_biases(
+    run_config: RunConfigMaker, tmp_path: Path
+) -> None:
+    """Kept offline; a run that only starts from another's checkpoint is one of its own."""
+    pytest.importorskip("wandb")
+    settings = ("logging.wandb.mode=offline", "trainer.checkpoint_every=1")
+
+    def ids(folder: Path) -> set[str]:
+        return {path.name.rsplit("-", 1)[1] for path in (folder / "wandb").glob("offline-run-*")}
+
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for steps in (1, 2):
+        assert train(run_config(f"trainer.steps={steps}", *settings, f"run.dir={ours}"), resume="auto") == 0
+    assert train(run_config("trainer.steps=3", *settings, f"run.dir={theirs}"), resume=str(ours)) == 0
+    assert len(ids(ours)) == 1
+    assert len(ids(theirs)) == 1
+    assert ids(ours) != ids(theirs)
+    state = json.loads((ours / "checkpoints" / "step-00000002" / "state.json").read_text())
+    assert {state["info"]["wandb_id"]} == ids(ours)
 
 
 def test_a_finished_run_is_left_alone(run_config: RunConfigMaker, finished: Path, tmp_path: Path) -> None:
@@ -185,7 +208,7 @@ def test_its_config_repeats_the_run(finished: Path, run_config: RunConfigMaker) 
 
 FREE = [
     "trainer.steps=99", "trainer.checkpoint_every=7", "trainer.keep_last=1", "trainer.eval_every=0",
-    "trainer.eval_prompts=1", "trainer.pending_batches=1", "run.name=other", "run.dir=elsewhere",
+    "trainer.keep_every=5", "trainer.best=reward/colorfulness/mean", "trainer.eval_prompts=1", "trainer.pending_batches=1", "run.name=other", "run.dir=elsewhere",
     "trainer.micro_batch_size=3", "trainer.encode_ahead=3", "trainer.max_skipped=9", "rollout.batch_size=3", "model.embedding_cache=elsewhere",
     "model.gradient_checkpointing=true", "model.compile=true", "logging.images_every=9", "logging.wandb.project=p", "launcher.nproc=2",
     "rewards.colorfulness.isolated=true", "+rewards.colorfulness={url: 'http://far:8600', token_env: MINE}",

@@ -1,0 +1,162 @@
+"""state.json of a step folder: step, the trainer's figures, and size and SHA-256 of every file beside it.
+
+Whoever wrote it, what it says is checked before a file that it names is opened.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marble_cli.checkpoint.pickled import is_pickled, refuse_pickled
+from marble_cli.errors import CheckpointError
+from marble_cli.folder import flush
+
+FORMAT_VERSION = 1
+NAME = "state.json"
+LARGEST = 64 * 2**20  # bytes of a state.json; held-out scores at the start are most of it
+STEP_FOLDER = re.compile(r"step-\d{8,15}", re.ASCII)
+TENSOR_FILE = re.compile(r"([\w-]+/)?[\w-]+\.safetensors", re.ASCII)
+DIGEST = re.compile(r"[0-9a-f]{64}")
+REMEDY = "Use another step folder of the run, or --resume auto, which takes the newest valid one."
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A step, the trainer's `info`, and (bytes, SHA-256) of the tensor files by name."""
+
+    step: int
+    info: dict[str, Any]
+    files: dict[str, tuple[int, str]]
+
+
+def write(folder: Path, step: int, info: dict[str, Any], names: list[str]) -> None:
+    """Write the manifest of a folder that holds the tensor files `names`."""
+    listing = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names
+    }
+    manifest = {"format_version": FORMAT_VERSION, "step": step, "info": info, "files": listing}
+    text = json.dumps(manifest | {"sha256": own_digest(manifest)}, indent=1, allow_nan=False)
+    (folder / NAME).write_text(text, encoding="utf-8")
+    flush(folder / NAME)
+
+
+def own_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content, which its own entry `sha256` is not part of."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a step folder, none of whose files has been looked at.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged, altered, of a newer format or says what cannot be.
+    """
+    path = folder / NAME
+    _check_place(folder)
+    if not path.is_file():
+        refuse_pickled(folder)
+        raise CheckpointError(f"{folder} is no checkpoint: it has no {NAME}. {REMEDY}")
+    try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise ValueError(f"it has {size:,} bytes, and {LARGEST:,} at most are believed")
+        content = json.loads(path.read_bytes(), parse_float=_finite, parse_constant=_finite)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+        version = content.get("format_version")
+        if type(version) is int and version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{folder} has checkpoint format {version}; this version reads {FORMAT_VERSION}. Update marble to read it."
+            )
+        if content.get("sha256") != own_digest(content):
+            raise CheckpointError(f"{path} was altered: its SHA-256 differs from the one it states. {REMEDY}")
+        return _typed(folder, content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. {REMEDY}") from error
+
+
+def _check_place(folder: Path) -> None:
+    """A step folder of a run lies in the run's folder, and its manifest in it."""
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    for path, home in ((folder, run), (folder / NAME, folder)):
+        if not path.resolve().is_relative_to(home.resolve()):
+            raise CheckpointError(f"{path} is a link that leads out of {home}. {REMEDY}")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def _typed(folder: Path, content: dict[str, Any]) -> Manifest:
+    """The manifest that a JSON object holds.
+
+    Raises:
+        ValueError: a part of it has another type, or cannot be true.
+    """
+    version, step, info, listing = (content.get(key) for key in ("format_version", "step", "info", "files"))
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(f"format_version is {version!r}, not {FORMAT_VERSION}")
+    if type(step) is not int or step < 0:
+        raise ValueError(f"step is {step!r}, not a whole number from 0")
+    if STEP_FOLDER.fullmatch(folder.name) and int(folder.name.removeprefix("step-")) != step:
+        raise ValueError(f"it is of step {step}, and the folder's name says {folder.name}")
+    if not isinstance(info, dict):
+        raise ValueError("info is no object")
+    if not isinstance(listing, dict):
+        raise ValueError("files is no object")
+    files = {}
+    for name, entry in listing.items():
+        if not TENSOR_FILE.fullmatch(name):
+            raise ValueError(f"it names {name!r}, which is no tensor file of this folder")
+        size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+        if type(size) is not int or not 0 <= size < 2**63:
+            raise ValueError(f"the bytes of {name} are {size!r}, not a whole number from 0 to 2^63 - 1")
+        if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+            raise ValueError(f"the sha256 of {name} is {digest!r}, not 64 hexadecimal digits")
+        files[name] = (size, digest)
+    return Manifest(step, info, files)
+
+
+def check_files(folder: Path, manifest: Manifest, *, contents: bool = True) -> None:
+    """The folder holds the files that its manifest lists, whole, and no others.
+
+    Args:
+        folder: the step folder.
+        manifest: its own.
+        contents: compare the SHA-256, which reads every byte, and not the sizes alone.
+
+    Raises:
+        CheckpointError: naming the first file that is missing, altered, or should not be there.
+    """
+    for place, folders, names in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *names)):
+            if path.is_symlink():
+                raise CheckpointError(f"{path} is a link; a checkpoint holds its files itself. {REMEDY}")
+        for path in (Path(place, name) for name in names):
+            if str(path.relative_to(folder)) not in (NAME, *manifest.files):
+                if is_pickled(path):
+                    refuse_pickled(path)
+                raise CheckpointError(
+                    f"{path} is not of this checkpoint: {NAME} does not list it. Move it away. {REMEDY}"
+                )
+    for name, (size, digest) in manifest.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing from the checkpoint. {REMEDY}")
+        if (found := file.stat().st_size) != size:
+            fault = "was cut short" if found < size else "has grown"
+            raise CheckpointError(f"{file} has {found} bytes instead of {size}: it {fault}. {REMEDY}")
+        if contents and _digest(file) != digest:
+            raise CheckpointError(f"{file} was altered: its SHA-256 differs from {NAME}. {REMEDY}")
