@@ -14,8 +14,8 @@ from torch import Tensor
 from marble_cli import __version__
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.lane import Lane
 from marble_cli.rewards.remote import protocol
-from marble_cli.rewards.scorer import Lane
 
 
 @dataclass(frozen=True)
