@@ -18,7 +18,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RewardError, TrainingError
 from marble_cli.metrics.jsonl import read
 from marble_cli.policy.load import load_policy
-from marble_cli.rewards.scorer import Lane
+from marble_cli.rewards.lane import Lane
 from marble_cli.trainer.batches import TrainingSet
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.run import train
