@@ -3,22 +3,27 @@
 SD3.5's T5 alone has 4.7 billion parameters that training never touches.
 """
 
+import errno
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load, save
+from torch import Tensor
 
+from marble_cli.errors import MarbleError, RequestError, StorageError
 from marble_cli.policy.base import PromptEmbeddings
 
 log = logging.getLogger("marble")
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 SAMPLED = 64  # values of each weight that tell one text encoder from another
 
 
@@ -37,20 +42,38 @@ class EmbeddingCache:
         return [prompt for prompt in dict.fromkeys(prompts) if not self.file(prompt).is_file()]
 
     def write(self, prompt: str, embeddings: PromptEmbeddings) -> None:
-        """Keep the embeddings of one prompt; a file is whole or not there, whoever else writes it."""
+        """Keep the embeddings of one prompt; a file is whole or not there, whoever else writes it.
+
+        Raises:
+            StorageError: the disk is full or broken.
+            RequestError: the folder cannot be written.
+        """
         file = self.file(prompt)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor[0].cpu().contiguous() for name, tensor in embeddings.tensors.items()}
-        handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".writing")
-        os.close(handle)
+        temporary = file.with_name(f"{file.name}.{uuid4().hex}.writing")
+        whole = save({name: tensor[0].cpu().contiguous() for name, tensor in embeddings.tensors.items()})
         try:
-            save_file(tensors, temporary)
-            os.replace(temporary, file)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_bytes(whole)
+                os.replace(temporary, file)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._failed("written", error) from error
+
+    def _failed(self, what: str, error: OSError) -> MarbleError:
+        kind = StorageError if error.errno in NO_ROOM else RequestError
+        return kind(
+            f"model.embedding_cache={self.folder} cannot be {what}: {error.strerror}. Make room or give rights there, name "
+            "another folder, or set model.embedding_cache=null, which keeps the text encoders on the device."
+        )
 
     def read(self, prompts: Sequence[str], device: torch.device) -> PromptEmbeddings | None:
-        """The embeddings of `prompts`; None if a file of theirs is damaged, which is then removed."""
+        """The embeddings of `prompts`; None if a file of theirs is damaged or gone; what is damaged is removed.
+
+        Raises:
+            RequestError: a file cannot be read, or a damaged one not be removed.
+        """
         rows = [self._row(prompt) for prompt in prompts]
         if any(row is None for row in rows):
             return None
@@ -62,17 +85,35 @@ class EmbeddingCache:
     def _row(self, prompt: str) -> dict[str, Tensor] | None:
         file = self.file(prompt)
         try:
-            return load_file(file)
-        except (OSError, SafetensorError) as error:
-            log.warning("embeddings %s cannot be read (%s); they are made anew", file, error)
-            file.unlink(missing_ok=True)
+            return load(file.read_bytes())
+        except FileNotFoundError:  # another process found it damaged
             return None
+        except OSError as error:
+            raise self._failed("read", error) from error
+        except SafetensorError as error:
+            log.warning("embeddings %s are damaged (%s); they are made anew", file, error)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._failed("written", error) from error
+        return None
 
 
-def fingerprint(encoders: Sequence[nn.Module], *settings: object) -> str:
-    """SHA-256 of `settings` and of some values of every weight of the text encoders, wherever they come from."""
-    digest = hashlib.sha256(repr(settings).encode())
+def fingerprint(encoders: Sequence[Any], tokenizers: Sequence[Any], *settings: object) -> str:
+    """SHA-256 of all that embeddings depend on, wherever it was loaded from.
+
+    These are `settings`, the libraries that hold templates and instructions, the tokenizers, and the configuration and
+    some values of every weight of the text encoders.
+    """
+    libraries = [version(library) for library in ("diffusers", "transformers")]
+    digest = hashlib.sha256(repr((libraries, *settings)).encode())
+    for tokenizer in tokenizers:
+        known = sorted(tokenizer.get_vocab().items())
+        manner = (tokenizer.padding_side, tokenizer.model_max_length, tokenizer.chat_template)
+        digest.update(repr((known, sorted(tokenizer.special_tokens_map.items()), manner)).encode())
     for encoder in encoders:
+        config = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}
+        digest.update(repr(sorted(config.items())).encode())
         for name, parameter in encoder.state_dict().items():
             flat = parameter.flatten()
             chosen = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]

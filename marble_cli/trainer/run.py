@@ -26,7 +26,13 @@ from marble_cli.rollout.collect import Rollout
 from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.memory import check_memory
-from marble_cli.trainer.preflight import check_applicable, check_geometry, check_groups, check_plugins
+from marble_cli.trainer.preflight import (
+    check_applicable,
+    check_cache,
+    check_geometry,
+    check_groups,
+    check_plugins,
+)
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.state import Progress, fresh, unpack
 from marble_cli.trainer.step import Director
@@ -122,6 +128,7 @@ def train(config: RunConfig, *, resume: str) -> int:
     with Ranks() as ranks, Interrupt() as interrupt:
         check_geometry(config, ranks.world)
         check_writable(folder, "run.dir=")
+        check_cache(config)
         declarations = check_plugins(config)
         check_groups(config, declarations)
         checkpoint = find_checkpoint(folder, config, resume)
