@@ -217,6 +217,8 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     )
     yield at_least("model.resolution", config.model.resolution, 8)
     yield at_least("model.max_sequence_length", config.model.max_sequence_length, 0)
+    cache = config.model.embedding_cache
+    yield "model.embedding_cache", repr(cache), cache is None or bool(cache.strip()), "a folder or null"
     yield at_least("model.lora.rank", config.model.lora.rank, 1)
     yield positive("model.lora.alpha", config.model.lora.alpha)
     yield at_least("launcher.nproc", config.launcher.nproc, 1)

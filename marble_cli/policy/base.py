@@ -31,6 +31,20 @@ class PromptEmbeddings:
 
 
 @dataclass(frozen=True)
+class RepeatedEmbeddings:
+    """Embeddings of n samples, the i-th being row `rows[i]` of `distinct`: many images of a prompt share its one row."""
+
+    distinct: PromptEmbeddings
+    rows: Tensor  # [n] int64, on the embeddings' device
+
+    def __getitem__(self, index: Tensor | slice) -> PromptEmbeddings:
+        return self.distinct[self.rows[index]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
 class ModelSize:
     """What a run's plan needs to know of a model.
 
@@ -110,6 +124,7 @@ class Family(Protocol):
     encoders: tuple[nn.Module, ...]  # the text encoders
     latent_shape: tuple[int, int, int]
     even_times: bool  # the pipeline asks its scheduler for the times 1, 1 - 1/n, ..., 1/n, then shifted
+    float16: bool  # its range is enough for the model
 
     def __init__(self, pipeline: Any, model: Model) -> None: ...
 

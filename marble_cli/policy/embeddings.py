@@ -6,15 +6,18 @@ SD3.5's T5 alone has 4.7 billion parameters that training never touches.
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load, save
+from torch import Tensor
 
+from marble_cli.errors import RequestError
 from marble_cli.folder import writing
 from marble_cli.policy.base import PromptEmbeddings
 
@@ -45,23 +48,26 @@ class EmbeddingCache:
         """Keep the embeddings of one prompt; a file is whole or not there, whoever else writes it.
 
         Raises:
-            StorageError: there is no room for it.
+            StorageError: there is no room for it, or the folder cannot be written.
         """
         file = self.file(prompt)
-        tensors = {name: tensor[0].cpu().contiguous() for name, tensor in embeddings.tensors.items()}
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        with writing(file, NO_ROOM, size):
+        temporary = file.with_name(f"{file.name}.{uuid4().hex}.writing")
+        whole = save({name: tensor[0].cpu().contiguous() for name, tensor in embeddings.tensors.items()})
+        with writing(file, NO_ROOM, len(whole)):
             file.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".writing")
-            os.close(handle)
             try:
-                save_file(tensors, temporary)
+                temporary.write_bytes(whole)
                 os.replace(temporary, file)
             finally:
-                Path(temporary).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
     def read(self, prompts: Sequence[str], device: torch.device) -> PromptEmbeddings | None:
-        """The embeddings of `prompts`; None if a file of theirs is damaged, which is then removed."""
+        """The embeddings of `prompts`; None if a file of theirs is damaged or gone; what is damaged is removed.
+
+        Raises:
+            RequestError: a file cannot be read.
+            StorageError: a damaged one cannot be removed.
+        """
         rows = [self._row(prompt) for prompt in prompts]
         if any(row is None for row in rows):
             return None
@@ -73,17 +79,36 @@ class EmbeddingCache:
     def _row(self, prompt: str) -> dict[str, Tensor] | None:
         file = self.file(prompt)
         try:
-            return load_file(file)
-        except (OSError, SafetensorError) as error:
-            log.warning("embeddings %s cannot be read (%s); they are made anew", file, error)
-            file.unlink(missing_ok=True)
+            return load(file.read_bytes())
+        except FileNotFoundError:  # another process found it damaged
             return None
+        except OSError as error:
+            raise RequestError(
+                f"model.embedding_cache={self.folder} cannot be read: {error.strerror}. Give rights there, name another "
+                "folder, or set model.embedding_cache=null, which keeps the text encoders on the device."
+            ) from error
+        except SafetensorError as error:
+            log.warning("embeddings %s are damaged (%s); they are made anew", file, error)
+        with writing(file, NO_ROOM):
+            file.unlink(missing_ok=True)
+        return None
 
 
-def fingerprint(encoders: Sequence[nn.Module], *settings: object) -> str:
-    """SHA-256 of `settings` and of some values of every weight of the text encoders, wherever they come from."""
-    digest = hashlib.sha256(repr(settings).encode())
+def fingerprint(encoders: Sequence[Any], tokenizers: Sequence[Any], *settings: object) -> str:
+    """SHA-256 of all that embeddings depend on, wherever it was loaded from.
+
+    These are `settings`, the libraries that hold templates and instructions, the tokenizers, and the configuration and
+    some values of every weight of the text encoders.
+    """
+    libraries = [version(library) for library in ("diffusers", "transformers")]
+    digest = hashlib.sha256(repr((libraries, *settings)).encode())
+    for tokenizer in tokenizers:
+        known = sorted(tokenizer.get_vocab().items())
+        manner = (tokenizer.padding_side, tokenizer.model_max_length, tokenizer.chat_template)
+        digest.update(repr((known, sorted(tokenizer.special_tokens_map.items()), manner)).encode())
     for encoder in encoders:
+        config = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}
+        digest.update(repr(sorted(config.items())).encode())
         for name, parameter in encoder.state_dict().items():
             flat = parameter.flatten()
             chosen = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]

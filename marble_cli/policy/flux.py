@@ -17,6 +17,7 @@ class Flux:
     """A `FluxPipeline`; implements `policy.base.Family`."""
 
     even_times = True
+    float16 = True
 
     def __init__(self, pipeline: FluxPipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model

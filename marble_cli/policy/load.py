@@ -1,8 +1,6 @@
 """From the configuration to a policy on its device."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
@@ -11,9 +9,17 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 
 from marble_cli.config.schema import Model
-from marble_cli.errors import ConfigError, RequestError
+from marble_cli.errors import RequestError
 from marble_cli.policy.pipeline import PipelinePolicy
-from marble_cli.policy.source import DTYPES, find_family, local_folder, read_json
+from marble_cli.policy.source import (
+    DTYPES,
+    check_fit,
+    find_family,
+    local_folder,
+    networks,
+    read_json,
+    reading,
+)
 
 
 def pick_device(name: str) -> torch.device:
@@ -44,13 +50,19 @@ def load_policy(model: Model, seed: int) -> PipelinePolicy:
     Raises:
         RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached; or the
             resolution does not fit it.
-        ConfigError: the guidance, the precision or the LoRA targets do not fit it.
+        ConfigError: the guidance, the precision, the length of prompts or the LoRA targets do not fit it.
     """
     _quiet()
     device = pick_device(model.device)
     folder = local_folder(model.path)
-    try:
-        family = find_family(model, read_json(_index(model, folder)))
+    with reading(model):
+        index = read_json(_index(model, folder))
+        family = find_family(model, index)
+        if folder is not None:
+            for name in networks(model, family, index):
+                read_json(
+                    folder / name / "config.json"
+                )  # without it transformers makes do with another shape
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder or model.path),
             revision=model.revision,
@@ -58,12 +70,7 @@ def load_policy(model: Model, seed: int) -> PipelinePolicy:
             use_safetensors=True,
             **dict.fromkeys(family.left_out(model)),
         )
-    except (OSError, ValueError, TypeError) as error:
-        raise RequestError(
-            f"model.path={model.path} could not be loaded: {str(error).splitlines()[0]}. "
-            "Expected the folder of a diffusers pipeline, a reachable hub id, or tiny."
-        ) from error
-    _check_guidance(model, pipeline.transformer.config)
+    check_fit(model, family, pipeline.transformer.config)
     pipeline.set_progress_bar_config(disable=True)
     return PipelinePolicy(pipeline, family(pipeline, model), model, device, seed)
 
@@ -73,17 +80,6 @@ def _index(model: Model, folder: Path | None) -> Path:
     if folder is not None:
         return folder / "model_index.json"
     return Path(hf_hub_download(model.path, "model_index.json", revision=model.revision))
-
-
-def _check_guidance(model: Model, transformer: Mapping[str, Any]) -> None:
-    """Models into which guidance was distilled take it as an input, and they alone."""
-    distilled = transformer.get("guidance_embeds", False)
-    if distilled and model.guidance is None:
-        raise ConfigError(
-            f"model.guidance=null: {model.path} takes a guidance. Expected a number such as 3.5."
-        )
-    if not distilled and model.guidance is not None:
-        raise ConfigError(f"model.guidance={model.guidance}: {model.path} takes none. Expected null.")
 
 
 def _quiet() -> None:

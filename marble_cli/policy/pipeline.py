@@ -19,6 +19,7 @@ DECODED_PIXELS = {
     "cpu": 2**17,
     "cuda": 2**21,
 }  # at once: a GPU's memory bounds them; on a CPU larger buffers are slower
+ENCODED_TOKENS = 2**13  # at once: Qwen-Image's encoder keeps all layers' outputs, and logits of 152,064 words
 COMPILED = 64  # forms of a block: kinds of blocks x adapters x with and without gradients x batch sizes
 
 
@@ -38,7 +39,12 @@ class PipelinePolicy:
         self.cache = None
         if model.embedding_cache is not None:
             settings = (type(family).__name__, model.precision.value, model.max_sequence_length)
-            identity = fingerprint(family.encoders, *settings)
+            tokenizers = [
+                part
+                for name, part in pipeline.components.items()
+                if name.startswith("tokenizer") and part is not None
+            ]
+            identity = fingerprint(family.encoders, tokenizers, *settings)
             self.cache = EmbeddingCache(Path(model.embedding_cache).expanduser(), identity)
         for frozen in (self.transformer, pipeline.vae, *(() if self.cache else family.encoders)):
             frozen.to(device)
@@ -70,10 +76,20 @@ class PipelinePolicy:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         if self.cache is None:
-            return self.family.encode(prompts)
+            return self._encode_at_hand(prompts)
         self.prepare(prompts)
         found = self.cache.read(prompts, self.device)
         return self.encode(prompts) if found is None else found
+
+    def _encode_at_hand(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """By the encoders on the device, in parts that these have room for."""
+        length = self.model.max_sequence_length
+        at_once = max(1, ENCODED_TOKENS // length) if length else len(prompts)  # CLIPs are small
+        parts = [
+            self.family.encode(prompts[start : start + at_once]).tensors
+            for start in range(0, len(prompts), at_once)
+        ]
+        return PromptEmbeddings({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
         self.lora.activate(adapter)

@@ -17,6 +17,7 @@ class QwenImage:
     """A `QwenImagePipeline`; implements `policy.base.Family`."""
 
     even_times = True
+    float16 = True
 
     def __init__(self, pipeline: QwenImagePipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model

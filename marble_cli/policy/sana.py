@@ -7,8 +7,7 @@ from typing import Any
 from diffusers import SanaPipeline
 from torch import Tensor
 
-from marble_cli.config.schema import Model, Precision
-from marble_cli.errors import ConfigError
+from marble_cli.config.schema import Model
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.masks import trimmed
 
@@ -17,18 +16,13 @@ INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human
 
 
 class Sana:
-    """A `SanaPipeline`; implements `policy.base.Family`.
-
-    Raises:
-        ConfigError: the precision is float16, whose range the sums of the linear attention leave.
-    """
+    """A `SanaPipeline`; implements `policy.base.Family`."""
 
     even_times = False
+    float16 = False  # the sums of the linear attention leave its range
 
     def __init__(self, pipeline: SanaPipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model
-        if model.precision is Precision.fp16:
-            raise ConfigError("model.precision=fp16: Sana overflows in it. Expected bf16 or fp32.")
         self.encoders = (pipeline.text_encoder,)
         side = model.resolution // pipeline.vae_scale_factor
         self.latent_shape = (pipeline.transformer.config.in_channels, side, side)

@@ -15,6 +15,7 @@ class SD3:
     """A `StableDiffusion3Pipeline`; implements `policy.base.Family`."""
 
     even_times = False
+    float16 = True
 
     def __init__(self, pipeline: StableDiffusion3Pipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model

@@ -13,7 +13,16 @@ from marble_cli.config.schema import Model
 from marble_cli.policy.adapters import add_adapter
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.pipeline import repeated_blocks
-from marble_cli.policy.source import DTYPES, described, find_family, image_tokens, read_json
+from marble_cli.policy.source import (
+    DTYPES,
+    check_fit,
+    described,
+    find_family,
+    image_tokens,
+    networks,
+    read_json,
+    reading,
+)
 
 
 def model_size(model: Model) -> ModelSize | None:
@@ -21,21 +30,20 @@ def model_size(model: Model) -> ModelSize | None:
 
     Raises:
         RequestError: the folder holds no pipeline of a supported family, or the resolution does not fit it.
+        ConfigError: the guidance, the precision, the length of prompts or the LoRA targets do not fit it.
     """
     folder = described(model.path)
     if folder is None:
         return None
-    index = read_json(folder / "model_index.json")
-    family = find_family(model, index)
-    parts = {
-        name: _skeleton(folder / name, *index[name])
-        for name in index
-        if name.startswith(("transformer", "vae", "text_encoder"))
-        and name not in family.left_out(model)
-        and index[name][0] is not None
-    }
+    with reading(model):
+        index = read_json(folder / "model_index.json")
+        family = find_family(model, index)
+        parts = {
+            name: _skeleton(folder / name, *kind) for name, kind in networks(model, family, index).items()
+        }
+        transformer, vae = parts["transformer"], parts["vae"]
+    check_fit(model, family, transformer.config)
     itemsize = DTYPES[model.precision].itemsize
-    transformer, vae = parts["transformer"], parts["vae"]
     parameters = _count(transformer)
     encoders = sum(_count(part) for name, part in parts.items() if name.startswith("text_encoder"))
     blocks = repeated_blocks(transformer)

@@ -2,18 +2,23 @@
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from marble_cli.config.schema import Model, Precision
-from marble_cli.errors import RequestError
+from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Family
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+BROKEN = (  # what diffusers and transformers raise on files that are damaged or do not belong together
+    OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError,
+)  # fmt: skip
 ASSETS = Path(str(files("marble_cli") / "assets"))
 EMBEDDED = ASSETS / "tiny" / "pipeline"
 FAMILIES = {  # by the pipeline's class
@@ -70,23 +75,86 @@ def find_family(model: Model, index: dict[str, Any]) -> type[Family]:
     return family
 
 
+def networks(model: Model, family: type[Family], index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Library and class of every network that the pipeline is loaded with, by its folder's name."""
+    return {
+        name: (kind[0], kind[1])
+        for name, kind in index.items()
+        if name.startswith(("transformer", "vae", "text_encoder"))
+        and name not in family.left_out(model)
+        and kind[0] is not None
+    }
+
+
 def image_tokens(
     model: Model, family: type[Family], vae: Mapping[str, Any], transformer: Mapping[str, Any]
 ) -> int:
     """Tokens of an image, by the configurations of the VAE and the transformer.
 
     Raises:
-        RequestError: the resolution is no whole number of them.
+        RequestError: the resolution is no whole number of them, or more than the transformer has positions for.
     """
     token = family.downscaling(vae, transformer)
     if model.resolution % token:
         raise RequestError(
             f"model.resolution={model.resolution}: expected a multiple of {token} for this model."
         )
+    most = transformer.get("pos_embed_max_size")
+    if most is not None and model.resolution > most * token:
+        raise RequestError(
+            f"model.resolution={model.resolution}: expected at most {most * token} for this model."
+        )
     return (model.resolution // token) ** 2
 
 
+def check_fit(model: Model, family: type[Family], transformer: Mapping[str, Any]) -> None:
+    """Guidance, precision and length of prompts are such as the model can have.
+
+    Raises:
+        ConfigError: one is not. Models into which guidance was distilled take it as an input, and they alone.
+    """
+    distilled = transformer.get("guidance_embeds", False)
+    if distilled and model.guidance is None:
+        raise ConfigError(
+            f"model.guidance=null: {model.path} takes a guidance. Expected a number such as 3.5."
+        )
+    if not distilled and model.guidance is not None:
+        raise ConfigError(f"model.guidance={model.guidance}: {model.path} takes none. Expected null.")
+    if model.precision is Precision.fp16 and not family.float16:
+        raise ConfigError(f"model.precision=fp16: {model.path} overflows in it. Expected bf16 or fp32.")
+    if model.max_sequence_length == 0 and not family.left_out(model):
+        raise ConfigError(
+            f"model.max_sequence_length=0: {model.path} has no other text encoder. Expected at least 1."
+        )
+
+
+@contextmanager
+def reading(model: Model) -> Iterator[None]:
+    """The model's files are read inside.
+
+    Raises:
+        RequestError: they are damaged, or no pipeline's, or cannot be reached.
+    """
+    try:
+        yield
+    except BROKEN as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().split("\n")[0]
+        raise RequestError(
+            f"model.path={model.path} could not be loaded: {reason.rstrip('. ')}. "
+            "Expected the folder of a diffusers pipeline, a reachable hub id, or tiny."
+        ) from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
     return content

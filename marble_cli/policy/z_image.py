@@ -17,6 +17,7 @@ class ZImage:
     """A `ZImagePipeline`; implements `policy.base.Family`."""
 
     even_times = True
+    float16 = True
 
     def __init__(self, pipeline: ZImagePipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model

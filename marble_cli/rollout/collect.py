@@ -9,7 +9,7 @@ from torch import Tensor
 
 from marble_cli.config.schema import OdeSolver
 from marble_cli.data.prompts import Prompt
-from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings
+from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.randomness import noise
 from marble_cli.rewards.scorer import PendingScores, Scorer, Scores
 from marble_cli.rollout.sampler import Velocity, guided, make_scheduler, sample, sampling_times
@@ -21,7 +21,7 @@ class Samples:
 
     x0: Tensor
     images: Tensor
-    embeddings: PromptEmbeddings
+    embeddings: RepeatedEmbeddings
     prompts: list[Prompt]
     pending: list[PendingScores]
 
@@ -66,11 +66,11 @@ class Rollout:
         negatives = [prompt.negative for prompt in prompts] if self.guidance_scale != 1 else []
         self.policy.prepare([*(prompt.text for prompt in prompts), *negatives])
 
-    def _encode(self, texts: list[str]) -> PromptEmbeddings:
-        """Embeddings of `texts`, each distinct one encoded once."""
+    def _encode(self, texts: list[str]) -> RepeatedEmbeddings:
+        """Embeddings of `texts`, each distinct one encoded and kept once."""
         row = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         encoded = self.policy.encode(list(row))
-        return encoded[torch.tensor([row[text] for text in texts], device=encoded.device)]
+        return RepeatedEmbeddings(encoded, torch.tensor([row[text] for text in texts], device=encoded.device))
 
     def _velocity(self, embeddings: PromptEmbeddings, adapter: Adapter) -> Velocity:
         return lambda xt, t: self.policy.velocity(xt, t, embeddings, adapter)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.randomness import generator, noise
 
 
@@ -20,7 +20,7 @@ class TrainingSet:
     """
 
     x0: Tensor
-    embeddings: PromptEmbeddings
+    embeddings: PromptEmbeddings | RepeatedEmbeddings
     indices: Tensor
     draws: Tensor
     times: Tensor

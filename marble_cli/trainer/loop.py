@@ -33,6 +33,7 @@ from marble_cli.trainer.step import Director
 log = logging.getLogger("marble")
 
 SMALLER_ROLLOUT = "Lower rollout.batch_size"
+SMALLER_ENCODERS = "Free the device or take one with more memory"
 SMALLER_TRAINING = "Lower trainer.micro_batch_size or set model.gradient_checkpointing=true"
 
 
@@ -91,7 +92,8 @@ class Trainer:
         settings = self.config.trainer
         check_rewards(self.rollout, self.judges, self.sampler.sources)
         if settings.eval_every:
-            self.rollout.prepare(self.held_out)
+            with bounded("while prompts were encoded", SMALLER_ENCODERS):
+                self.rollout.prepare(self.held_out)
         if self.judgement_due():
             self.evaluate()
         while self.progress.step < settings.steps:
@@ -117,7 +119,8 @@ class Trainer:
             self.prepared = min(settings.steps, step + settings.encode_ahead - 1)
             steps = [self.sampler.step(s) for s in range(step, self.prepared + 1)]
             own = self.ranks.share(self.config.rollout.groups)
-            self.rollout.prepare([prompts[i] for prompts in steps for i in own])
+            with bounded("while prompts were encoded", SMALLER_ENCODERS):
+                self.rollout.prepare([prompts[i] for prompts in steps for i in own])
 
     def judgement_due(self) -> bool:
         """Whether the last finished step is one to evaluate and has not been."""

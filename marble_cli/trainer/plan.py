@@ -17,6 +17,7 @@ from marble_cli.folder import check_writable
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.size import model_size
+from marble_cli.policy.source import DTYPES
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.lane import required
 from marble_cli.trainer.geometry import geometry
@@ -24,6 +25,7 @@ from marble_cli.trainer.memory import describe, memory
 from marble_cli.trainer.preflight import (
     applicable,
     check_applicable,
+    check_cache,
     check_geometry,
     check_groups,
     check_plugins,
@@ -57,10 +59,10 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     return total / speed / config.launcher.nproc
 
 
-def matmul_speed(device: torch.device) -> float:
-    """FLOP/s that a transformer may expect of `device`, from a quick matrix product."""
+def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s that a transformer may expect of `device` in `dtype`, from a quick matrix product."""
     side = 1024 if device.type == "cpu" else 8192
-    a = torch.randn(side, side, device=device)
+    a = torch.randn(side, side, device=device, dtype=dtype)
     float((a @ a).sum())
     began = time.perf_counter()
     float((a @ a).sum())
@@ -78,6 +80,7 @@ def plan(config: RunConfig) -> None:
     unset = lacking(config.data) if config.data.root is None else None
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     existing = check_writable(Path(config.run.dir), "run.dir=")
+    check_cache(config)
     declarations: dict[str, Declaration] = {}
     unreachable = None
     try:
@@ -106,7 +109,7 @@ def plan(config: RunConfig) -> None:
     if size is None:
         rows.append(("model", f"{config.model.path}: not on this machine, so its sizes are unknown"))
     else:
-        spent = seconds(config, size, matmul_speed(device))
+        spent = seconds(config, size, matmul_speed(device, DTYPES[config.model.precision]))
         rows += [
             ("model", f"{config.model.path}: {size.transformer:,} parameters, LoRA {size.lora:,}"),
             ("memory", describe(memory(config, size), config)),

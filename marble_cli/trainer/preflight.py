@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 from marble_cli.config.schema import Reward, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
+from marble_cli.folder import check_writable
 from marble_cli.randomness import noise
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.lane import concerns, required
@@ -42,6 +44,17 @@ def check_geometry(config: RunConfig, world: int) -> None:
             f"rollout.groups={config.rollout.groups} is not a multiple of the {world} processes. "
             f"Expected a multiple, e.g. rollout.groups={world * max(1, config.rollout.groups // world)}."
         )
+
+
+def check_cache(config: RunConfig) -> None:
+    """The embedding cache is a folder, which may be read-only while nothing is missing there, or can be made.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    cache = config.model.embedding_cache
+    if cache is not None and not (folder := Path(cache).expanduser()).is_dir():
+        check_writable(folder, "model.embedding_cache=")
 
 
 def applicable(

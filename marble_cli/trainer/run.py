@@ -29,7 +29,13 @@ from marble_cli.rollout.collect import Rollout
 from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.memory import check_memory
-from marble_cli.trainer.preflight import check_applicable, check_geometry, check_groups, check_plugins
+from marble_cli.trainer.preflight import (
+    check_applicable,
+    check_cache,
+    check_geometry,
+    check_groups,
+    check_plugins,
+)
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.state import Progress, fresh, unpack
 from marble_cli.trainer.step import Director
@@ -146,6 +152,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         check_geometry(config, ranks.world)
         check_writable(folder, "run.dir=")
         check_inside(folder, WRITTEN)
+        check_cache(config)
         declarations = check_plugins(config)
         check_groups(config, declarations)
         checkpoint = find_checkpoint(folder, config, resume)

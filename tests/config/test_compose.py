@@ -494,7 +494,7 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
         *((f"{key}=1.0", "[0, 1)") for key in ("trainer.ema.decay", "balance.ema")),
         *((f"{key}={value}", "above 0") for key in ("optimizer.lr", "algorithm.beta", "balance.priorities.colorfulness")
           for value in ("nan", "inf")),
-        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "at least 1"), ("model.resolution=7", "at least 8"), ("optimizer.betas=[0.9]", "two numbers"),
+        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "at least 1"), ("model.resolution=7", "at least 8"), ("model.embedding_cache=", "a folder or null"), ("optimizer.betas=[0.9]", "two numbers"),
         ("optimizer.betas=[0.9,1.0]", "two numbers"),
     ],
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """Cached embeddings are the encoders' own, wherever these are, and damaged files are made anew."""
 
+import errno
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from marble_cli.config.schema import Model, Precision
+from marble_cli.errors import StorageError
 from marble_cli.policy.load import load_policy
 
 PROMPTS = ["a red cup", 'a sign that says "47"', "a red cup", ""]
@@ -74,6 +77,61 @@ def test_other_encoders_are_told_apart(
         replace(model, path=str(tmp_path / "other"), embedding_cache=str(tmp_path / "cache")), seed=0
     )
     assert len(other.cache.missing(PROMPTS)) == 3
+
+
+def test_other_tokenizers_configurations_and_libraries_are_told_apart(
+    cached: Any, model: Model, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(folder: Path) -> int:
+        path, cache = str(folder), str(tmp_path / "cache")
+        other: Any = load_policy(replace(model, path=path, embedding_cache=cache), seed=0)
+        return len(other.cache.missing(PROMPTS))
+
+    cached.prepare(PROMPTS)
+    copies = [tmp_path / name for name in ("copy", "shorter", "steeper")]
+    for copy in copies:
+        shutil.copytree(pipeline_folder, copy)
+    for file, key, value in (
+        (copies[1] / "tokenizer" / "tokenizer_config.json", "model_max_length", 12),
+        (copies[2] / "text_encoder" / "config.json", "layer_norm_eps", 0.1),
+    ):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert [missing(copy) for copy in copies] == [0, 3, 3]
+    monkeypatch.setattr("marble_cli.policy.embeddings.version", lambda library: "0")
+    assert missing(pipeline_folder) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_named(cached: Any, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(
+        StorageError, match=r"cache/\S+ could not be written: Not a directory.*embedding_cache"
+    ):
+        cached.prepare(PROMPTS)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half(
+    cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached.prepare(PROMPTS[:1])
+
+    def full(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(StorageError, match="could not be written: No space left on device"):
+            cached.encode(PROMPTS)
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert files == [cached.cache.file(PROMPTS[0])]
+    assert cached.cache.missing(PROMPTS) == [PROMPTS[1], ""]
+
+
+def test_files_are_as_readable_as_any(cached: Any, tmp_path: Path) -> None:
+    """A cache may serve several people."""
+    cached.prepare(PROMPTS)
+    (tmp_path / "plain").touch()
+    assert cached.cache.file(PROMPTS[0]).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[:40], lambda whole: b"", lambda whole: b"\xff" * 90])

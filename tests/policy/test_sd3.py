@@ -254,5 +254,65 @@ def test_sizes_are_the_real_ones(model: Model, precision: Precision) -> None:
     assert size.frozen_bytes + size.encoder_bytes == pytest.approx(held, rel=0.01)
 
 
+def _cut(folder: Path, part: str) -> None:
+    file = next((folder / part).glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def _without(folder: Path, part: str) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    del index[part]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def _of_class(folder: Path, name: str) -> None:
+    text = (folder / "model_index.json").read_text()
+    (folder / "model_index.json").write_text(text.replace("SD3Transformer2DModel", name))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named", "weights"),
+    [
+        (lambda folder: (folder / "model_index.json").write_text("{"), "is not valid JSON", False),
+        (lambda folder: (folder / "model_index.json").write_text("[1]"), "holds no JSON object", False),
+        (lambda folder: (folder / "text_encoder" / "config.json").unlink(), "text_encoder", False),
+        (lambda folder: _without(folder, "transformer"), "transformer", False),
+        (lambda folder: _of_class(folder, "NoSuchModel"), "NoSuchModel", False),
+        (lambda folder: _cut(folder, "transformer"), "diffusion_pytorch_model.safetensors", True),
+        (lambda folder: _cut(folder, "text_encoder"), "", True),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_named(
+    model: Model,
+    pipeline_folder: Path,
+    tmp_path: Path,
+    damage: Callable[[Path], object],
+    named: str,
+    weights: bool,
+) -> None:
+    """In a plan as well, where it is not the weights that are damaged."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(pipeline_folder, folder)
+    damage(folder)
+    model = replace(model, path=str(folder))
+    for look in (
+        (lambda: load_policy(model, 0),)
+        if weights
+        else (lambda: load_policy(model, 0), lambda: model_size(model))
+    ):
+        with pytest.raises(
+            RequestError, match=rf"model\.path=.*could not be loaded.*{named}.*(?<!\.)\. Expected"
+        ):
+            look()
+
+
+def test_more_pixels_than_positions_are_refused(model: Model) -> None:
+    for look in (model_size, lambda model: load_policy(model, 0)):
+        with pytest.raises(
+            RequestError, match=r"model\.resolution=4096: expected at most \d+ for this model"
+        ):
+            look(replace(model, resolution=4096))
+
+
 def test_a_model_elsewhere_has_no_sizes(model: Model) -> None:
     assert model_size(replace(model, path="nobody/nothing")) is None

@@ -59,9 +59,11 @@ def test_scores_images_and_prompts_keep_their_order(rollout: Rollout, scorer: Sc
     assert torch.equal(values[1, 3:6], colorfulness(samples.images)[3:6].double())
     assert values[1, ~applicable[1]].isnan().all()
     assert not samples.scores().failed.any()
+    assert len(samples.embeddings) == 7
+    assert len(samples.embeddings.distinct) == len({prompt.text for prompt in PROMPTS})
     apart = rollout.policy.encode([prompt.text for prompt in PROMPTS])
     for name, tensor in apart.tensors.items():
-        torch.testing.assert_close(samples.embeddings.tensors[name], tensor)
+        torch.testing.assert_close(samples.embeddings[:].tensors[name], tensor)
 
 
 def test_images_of_a_prompt_differ(rollout: Rollout, scorer: Scorer) -> None:

@@ -166,6 +166,11 @@ def test_a_model_elsewhere_is_planned_for_without_sizes(
             r"rewards\.colorfulness applies to no prompt.*'txt'",
         ),
         (["run.dir=/proc/marble"], RequestError, r"run\.dir=/proc/marble cannot be written"),
+        (
+            ["model.embedding_cache=/proc/version"],
+            RequestError,
+            r"model\.embedding_cache=/proc/version cannot be written",
+        ),
     ],
 )
 def test_the_plan_refuses_what_could_only_fail_later(

@@ -317,11 +317,28 @@ def test_what_does_not_fit_the_model_is_refused(case: Case) -> None:
         with pytest.raises(RequestError, match=r"model\.resolution=\d+: expected a multiple of \d+"):
             look(uneven)
     other, said = (3.5, "3.5") if case.model.guidance is None else (None, "null")
-    with pytest.raises(ConfigError, match=rf"model\.guidance={said}: .*Expected"):
-        load_policy(replace(case.model, guidance=other), 0)
+    wrong = [(replace(case.model, guidance=other), rf"model\.guidance={said}: .*Expected")]
     if case.tiny.choice == "sana":
-        with pytest.raises(ConfigError, match="model.precision=fp16"):
-            load_policy(replace(case.model, precision=Precision.fp16), 0)
+        wrong.append((replace(case.model, precision=Precision.fp16), "model.precision=fp16"))
+    if case.tiny.choice != "sd3":
+        wrong.append((replace(case.model, max_sequence_length=0), "model.max_sequence_length=0.*at least 1"))
+    for model, message in wrong:
+        for look in (model_size, lambda model: load_policy(model, 0)):
+            with pytest.raises(ConfigError, match=message):
+                look(model)
+
+
+def test_prompts_are_encoded_in_parts_where_they_are_many(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy: Any = load_policy(case.model, 0)
+    whole, sizes, encode = policy.encode(PROMPTS), list[int](), policy.family.encode
+    monkeypatch.setattr(policy.family, "encode", lambda part: sizes.append(len(part)) or encode(part))
+    monkeypatch.setattr("marble_cli.policy.pipeline.ENCODED_TOKENS", 2 * case.model.max_sequence_length + 1)
+    parts = policy.encode(PROMPTS)
+    assert sizes == [2, 1]
+    for name, tensor in whole.tensors.items():
+        torch.testing.assert_close(parts.tensors[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["z_image"], indirect=True)
