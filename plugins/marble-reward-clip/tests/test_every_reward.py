@@ -7,6 +7,7 @@ import pytest
 import torch
 from marble_reward_clip import clip
 from marble_reward_clip.aesthetic import Aesthetic
+from marble_reward_clip.clip import Clip
 from marble_reward_clip.clipscore import ClipScore
 from marble_reward_clip.hpsv2 import HpsV2
 from marble_reward_clip.pickscore import PickScore
@@ -46,7 +47,10 @@ def test_a_large_batch_is_taken_in_parts(
     images = pictures(6, 48, 56)
     whole = score(images, PROMPTS)
     monkeypatch.setattr(clip, "CHUNK", 2)
+    embed, seen = Clip._image, []
+    monkeypatch.setattr(Clip, "_image", lambda self, pixels: seen.append(len(pixels)) or embed(self, pixels))
     torch.testing.assert_close(score(images, PROMPTS), whole, rtol=1e-5, atol=1e-5)
+    assert seen == [2, 2, 2]
 
 
 def test_more_images_than_a_part_holds(score: Callable[[Tensor, Sequence[str]], Tensor]) -> None:

@@ -231,6 +231,17 @@ def test_a_batch_that_is_too_large_stops_the_run(
     assert httpx.post(f"{url}/score/mine", content=pieces()).status_code == 413
 
 
+def test_no_proxy_stands_before_a_server_of_this_machine(
+    install: Install, at: At, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(mine="brightness")
+    settings = at()
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    batch = sample_batch(())
+    assert score(settings, batch.images, batch.prompts).applicable.all()
+
+
 def test_what_is_no_batch_is_refused(install: Install, serve: Serve) -> None:
     install(mine="brightness")
     url = serve({"mine": Reward(plugin="mine")})
