@@ -6,7 +6,7 @@ PLUGINS := $(wildcard plugins/*)
 SEED ?= 0
 THREADS ?= 1
 
-.PHONY: install demo bench test lint format study pretrain clean
+.PHONY: install demo bench test test-faults lint format study pretrain clean
 
 install: $(VENV)/installed
 
@@ -25,6 +25,10 @@ bench: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Faults of the machine at random instants, for minutes each.
+test-faults: install
+	$(BIN)/python -m pytest -m long
 
 lint: install
 	$(BIN)/ruff check .
