@@ -29,6 +29,10 @@ class StorageError(MarbleError):
     """A checkpoint could not be written; earlier ones are untouched."""
 
 
+class TrainingError(MarbleError):
+    """Training cannot go on: its gradients are not finite."""
+
+
 class DeviceMemoryError(MarbleError):
     """The device has no memory left; the run can go on with smaller batches."""
 

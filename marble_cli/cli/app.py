@@ -7,7 +7,7 @@ import sys
 import typer
 
 from marble_cli import __version__
-from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, train
+from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, sync, train
 from marble_cli.errors import MarbleError
 
 INTERRUPTED = 130
@@ -47,6 +47,7 @@ rewards.app.command("install", epilog=plugins.INSTALL)(plugins.install)
 rewards.app.command("new", epilog=plugins.NEW)(plugins.new)
 app.add_typer(rewards.app, name="rewards")
 app.command("export", epilog=export.EPILOG)(export.export)
+app.command("sync", epilog=sync.EPILOG)(sync.sync)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 
 

@@ -18,7 +18,7 @@ def install(
         typer.Option(
             "--from",
             metavar="PATH|SPEC",
-            help="The distribution, a folder or what pip takes; else as installed here.",
+            help="The distribution, a folder or what pip takes; needed unless it is installed here.",
         ),
     ] = None,
 ) -> None:

@@ -26,16 +26,20 @@ Name = Annotated[
 
 
 def chosen(names: list[str], overrides: list[str]) -> "tuple[dict[str, Settings], RunConfig]":
-    """The configured rewards `names`, else the installed plugins of these names; and the whole configuration."""
-    from marble_cli.config.compose import compose
+    """The rewards `names` as overrides or conf/rewards have them, else the installed plugins; and the configuration."""
+    from marble_cli.config.compose import choices, compose
     from marble_cli.config.schema import Reward
     from marble_cli.rewards.registry import installed
     from marble_cli.suggest import nearest
 
     known = installed()
     placed = any(word.lstrip("+").startswith(("rewards=", "eval_rewards")) for word in overrides)
-    if not placed and all(name in known for name in names):
-        overrides = [f"rewards=[{','.join(names)}]", *overrides]  # so that their options can be overridden
+    given = {word.lstrip("+").partition("=")[0] for word in overrides}
+    files = choices("rewards")
+    wanted = [name for name in dict.fromkeys(names) if name in files and f"rewards.{name}" not in given]
+    if wanted and not placed:  # with their files' defaults; their options can then be overridden
+        needed = [f"rewards.{name}.optional=false" for name in wanted]
+        overrides = [f"rewards=[{','.join(wanted)}]", *needed, *overrides]
     config = compose(overrides)
     there = {name: Reward(plugin=name) for name in known} | config.rewards | config.eval_rewards
     for name in names:
@@ -232,7 +236,7 @@ def score(
         ) from error
     pictures = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
     settings = _settings(name, overrides)
-    settings.sources, settings.requires = None, []  # a run's own
+    settings.sources, settings.requires, settings.max_failed = None, [], 0.0  # a run's own
     with open_scorer({name: settings}, "cpu") as scorer:
         scores = scorer.submit(pictures, [prompt], [known], [""]).result()
         scorer.check(scores)

@@ -141,11 +141,11 @@ def _serve(
     """Build the rewards and serve them until a signal; returns the exit code."""
     import uvicorn
 
+    from marble_cli.rewards.lane import Lane
     from marble_cli.rewards.registry import origin
     from marble_cli.rewards.remote.client import is_loopback
     from marble_cli.rewards.remote.protocol import PROTOCOL
     from marble_cli.rewards.remote.server import Served, build_app, health
-    from marble_cli.rewards.scorer import Lane
     from marble_cli.rewards.source import declare, maker
     from marble_cli.trainer.interrupt import Interrupt
 

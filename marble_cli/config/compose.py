@@ -1,6 +1,5 @@
 """From overrides to a typed configuration, by Hydra's compose API, and back to a file that repeats the run."""
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -18,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from marble_cli.config.keys import unknown_key
-from marble_cli.config.schema import Reward, RunConfig
+from marble_cli.config.schema import RunConfig
 from marble_cli.config.validate import validate
 from marble_cli.errors import ConfigError
-from marble_cli.rewards.registry import installed
+from marble_cli.rewards.registry import HOST, installed
 from marble_cli.suggest import nearest
 
 log = logging.getLogger("marble")
@@ -60,6 +59,13 @@ def compose(overrides: Sequence[str] = (), config_name: str | None = None) -> Ru
         else:
             tree = _compose(_root(config_name), parsed)
     return typed(tree)
+
+
+def choices(group: str) -> list[str]:
+    """The choices of a configuration group, those of installed plugins among them."""
+    with initialize_config_module(MODULE, version_base=None):
+        _register_plugins([])
+        return _options(group)
 
 
 def load_resolved(path: Path) -> RunConfig:
@@ -262,9 +268,8 @@ def _reward(path: str, row: Any, rows: Any) -> dict[str, Any]:
             f"'+{path}={{plugin: NAME}}'"
         )
     plain = {str(key): value for key, value in OmegaConf.to_container(row).items()}  # type: ignore[union-attr]
-    host = {field.name for field in dataclasses.fields(Reward)} - {"options"}
-    options = {**plain.pop("options", {}), **{key: plain[key] for key in plain if key not in host}}
-    return {key: value for key, value in plain.items() if key in host} | {"options": options}
+    options = {**plain.pop("options", {}), **{key: plain[key] for key in plain if key not in HOST}}
+    return {key: value for key, value in plain.items() if key in HOST} | {"options": options}
 
 
 def _check_sources(tree: DictConfig) -> None:

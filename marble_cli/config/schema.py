@@ -206,6 +206,7 @@ class Trainer:
     eval_prompts: int = MISSING
     pending_batches: int = MISSING
     encode_ahead: int = MISSING
+    max_skipped: int = MISSING
 
 
 @dataclass

@@ -77,6 +77,16 @@ def validate(config: RunConfig) -> None:
         )
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        usable = parts.port != 0  # reading it, a port that is none raises
+    except ValueError:
+        return False
+    bare = not (parts.username or parts.password or parts.query)
+    return usable and bare and parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
 def _check_place(key: str, reward: Reward) -> None:
     """A reward lives in this process, at a url or in an isolated environment, and its options live with it."""
     if reward.url is None:
@@ -85,18 +95,19 @@ def _check_place(key: str, reward: Reward) -> None:
                 f"{key}.token_env={reward.token_env}: there is no {key}.url that it belongs to."
             )
         return
-    parts = urlsplit(reward.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+    if not _is_address(reward.url):
         raise ConfigError(
             f"{key}.url={reward.url}: expected http://HOST:PORT or https://HOST:PORT, as `marble rewards serve` prints "
             "it; a token stands in the environment."
         )
     if reward.isolated:
         raise ConfigError(f"{key} has a url and isolated=true. Expected one of them.")
-    for option in reward.options:
+    if reward.options:
+        option = next(iter(reward.options))
+        out = " ".join(f"'~{key}.{name}'" for name in reward.options)
         raise ConfigError(
             f"{key}.{option}: the options of a reward with a url belong to its server: marble rewards serve "
-            f"{reward.plugin} rewards.{reward.plugin}.{option}=... Leave it out here: '~{key}.{option}'"
+            f"{reward.plugin} rewards.{reward.plugin}.{option}=... Leave out here what stands there: {out}"
         )
 
 
@@ -171,7 +182,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         "micro_batch_size", "checkpoint_every", "keep_last", "eval_prompts", "encode_ahead", "pending_batches",
     ):  # fmt: skip
         yield at_least(f"trainer.{name}", getattr(trainer, name), 1)
-    for name in ("steps", "eval_every", "keep_every"):
+    for name in ("steps", "eval_every", "keep_every", "max_skipped"):
         yield at_least(f"trainer.{name}", getattr(trainer, name), 0)
     yield share("trainer.timestep_fraction", trainer.timestep_fraction, one=True)
     yield share("trainer.ema.decay", trainer.ema.decay, one=False)

@@ -3,16 +3,22 @@
 import logging
 import netrc
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from torch import Tensor
 
 from marble_cli.config.schema import Wandb, WandbMode
+from marble_cli.errors import MarbleError
 
 log = logging.getLogger("marble")
+
+PATIENCE = 20.0  # seconds for the service to answer, at the start and at the end
 
 
 def key_configured() -> bool:
@@ -25,8 +31,38 @@ def key_configured() -> bool:
         return False
 
 
+def kept_offline(folder: Path) -> list[Path]:
+    """What a run's folder holds for W&B that was not sent when it was made, oldest first."""
+    return sorted((folder / "wandb").glob("offline-run-*"))
+
+
+def send(kept: list[Path]) -> None:
+    """Upload offline runs, by W&B's own command.
+
+    Raises:
+        MarbleError: it failed; nothing is lost.
+    """
+    import wandb
+
+    service = wandb.setup().settings.base_url
+    try:
+        httpx.head(service, timeout=PATIENCE)  # the command would try again for as long as it is let
+    except httpx.HTTPError as error:
+        raise MarbleError(
+            f"W&B at {service} cannot be reached: {error}. Everything is still there."
+        ) from error
+    command = [sys.executable, "-m", "wandb", "sync", *map(str, kept)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+        raise MarbleError(
+            f"W&B did not take {len(kept)} offline runs: {said[-1]} Log in with `wandb login` or set WANDB_API_KEY, and "
+            "try again; everything is still there."
+        )
+
+
 class WandbRun:
-    """One W&B run under <folder>/wandb; without a key it is kept offline, for `wandb sync` later."""
+    """One W&B run under <folder>/wandb; without a key or a connection it is kept offline, for `marble sync` later."""
 
     def __init__(
         self, settings: Wandb, folder: Path, name: str, config: dict[str, Any], run_id: str | None
@@ -39,14 +75,25 @@ class WandbRun:
             mode = "online" if key_configured() else "offline"
         import wandb
 
-        try:
-            self.run = wandb.init(
+        def start(mode: Any) -> Any:
+            return wandb.init(
                 project=settings.project, entity=settings.entity, name=name, dir=str(folder), config=config,
                 mode=mode, id=run_id, resume="allow" if run_id and mode == "online" else None,
-                settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
+                settings=wandb.Settings(
+                    silent=True, console="off", x_disable_stats=True, x_disable_meta=True,
+                    init_timeout=PATIENCE, finish_timeout=PATIENCE,
+                ),
             )  # fmt: skip
-        except Exception as error:  # any trouble with the service must leave the training alone
-            log.warning("W&B could not be started (%s); the run goes on without it", error)
+
+        with self._guarded():
+            try:
+                self.run = start(mode)
+            except Exception as error:  # any trouble with the service must leave the training alone
+                reason = str(error).splitlines()[0]
+                log.warning(
+                    "W&B cannot be reached (%s); figures are kept for `marble sync %s`", reason, folder
+                )
+                self.run = start("offline")
 
     @property
     def id(self) -> str | None:

@@ -71,8 +71,8 @@ def install(name: str, source: str | None) -> Environment:
 
     Args:
         name: a reward, or a distribution of some.
-        source: folder or pip requirement of the distribution; None takes the one that is installed here, else the
-            distribution `name` of the package index.
+        source: folder or pip requirement of the distribution; None takes the one that is installed here. What an
+            index has under the name of a reward is another's, so it is fetched from there only when it is named.
 
     Raises:
         RequestError: a name or source cannot be meant.
@@ -148,7 +148,10 @@ def _plugin(name: str, source: str | None) -> list[str]:
     try:
         known = entry.dist if entry and entry.dist else distribution(name)
     except PackageNotFoundError:
-        return [name]
+        raise RequestError(
+            f"no reward or distribution {name!r} is installed here. Say what to install: marble rewards install {name} "
+            f"--from PATH|REQUIREMENT, e.g. --from plugins/marble-reward-{name}."
+        ) from None
     if known.name == "marble":
         raise RequestError(f"{name} is one of marble's own rewards and needs no environment of its own.")
     return _requirement(known)

@@ -2,13 +2,16 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.rewards.api import ENTRY_POINTS, Batch, Declaration
 from marble_cli.suggest import nearest
+
+HOST = {field.name for field in fields(schema.Reward)} - {"options"}  # keys that are no options of the plugin
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -62,11 +65,7 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
     }
     for option in options:
         if option not in named and not open_ended:
-            host = (
-                "plugin", "weight", "sources", "requires", "timeout", "retries", "max_failed", "optional", "url",
-                "token_env", "isolated",
-            )  # fmt: skip
-            hint = nearest(option, {*named, *host} - {"device", "dtype"})
+            hint = nearest(option, {*named, *HOST} - {"device", "dtype"})
             raise ConfigError(f"rewards.{name}.{option}: no such option{hint}")
     for key, parameter in named.items():
         if parameter.default is inspect.Parameter.empty and key not in {*options, "device", "dtype"}:
@@ -98,8 +97,9 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
         dtype: name of the floating type that it should compute in.
 
     Raises:
-        ConfigError: there is no such plugin, or an option is wrong.
-        RewardError: it cannot be imported or constructed.
+        ConfigError: there is no such plugin, an option is wrong, or a file is missing: what the constructor says with a
+            ValueError or an OSError.
+        RewardError: it cannot be imported, or constructed for another reason.
     """
     loaded = load_plugin(plugin)
     check_options(name, loaded, options)
@@ -114,7 +114,8 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
     try:
         instance: Any = loaded(**{**options, **place})
     except Exception as error:
-        raise RewardError(f"reward {name} could not be built: {type(error).__name__}: {error}") from error
+        kind = ConfigError if isinstance(error, ValueError | OSError) else RewardError
+        raise kind(f"reward {name} could not be built: {type(error).__name__}: {error}") from error
     return Reward(name, Declaration.of(instance), bind(instance))
 
 

@@ -14,13 +14,14 @@ from marble_cli.config.schema import RunConfig, TrainingNoise
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.errors import RewardError, StorageError
+from marble_cli.errors import RewardError, StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation, score_policy
 from marble_cli.policy.base import Policy
 from marble_cli.policy.ema import behaviour_eta, blend, ema_decay
 from marble_cli.rewards.scorer import Scorer, Scores
 from marble_cli.rollout.collect import Rollout, Samples
 from marble_cli.trainer.batches import TrainingSet, training_times
+from marble_cli.trainer.inspection import keep_batch
 from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.judge import base_scores, judge
 from marble_cli.trainer.memory import bounded
@@ -63,6 +64,7 @@ class Trainer:
     recorder: Recorder
     progress: Progress
     prepared: int = 0  # the last step whose prompts the policy has been told of
+    skipped: int = 0  # steps in a row without a finite gradient
     torn: bool = False  # the weights are on their way from one step to the next
     tried: int | None = None  # the last step of which a checkpoint was written, or could not be
 
@@ -202,9 +204,9 @@ class Trainer:
             log.warning("step %d: %s", step, warning)
         metrics: dict[str, Any] = dict(direction.metrics)
         if not bool(torch.isfinite(direction.gradient).all()):
-            log.warning("step %d: the gradient is not finite; the weights stay as they are", step)
+            self.skip(step, samples, data, signal)
             return metrics | {"skipped": 1}
-        self.torn = True
+        self.skipped, self.torn = 0, True
         metrics["grad_norm"] = self.apply(direction.gradient)
         self.progress.cache = direction.cache
         trained = dict(self.policy.parameters("trained"))
@@ -212,6 +214,24 @@ class Trainer:
         eta = behaviour_eta(algorithm.behaviour, step)
         blend(dict(self.policy.parameters("behaviour")), trained, eta)  # type: ignore[arg-type]
         return metrics | {"behaviour/eta": eta}
+
+    def skip(self, step: int, samples: Samples, data: TrainingSet, signal: Signal) -> None:
+        """Leave the weights as they are, on all ranks alike, and keep what led to a gradient that is not finite.
+
+        Raises:
+            TrainingError: too many steps in a row.
+        """
+        self.skipped += 1
+        file = keep_batch(self.folder, step, self.ranks.rank, samples, data, signal)
+        log.warning(
+            "step %d: the gradient is not finite; the weights stay as they are. Its batch: %s", step, file
+        )
+        if self.skipped > self.config.trainer.max_skipped:
+            raise TrainingError(
+                f"the gradients of {self.skipped} steps in a row were not finite, more than trainer.max_skipped="
+                f"{self.config.trainer.max_skipped} allows. Look at {file.parent}; a lower optimizer.lr, "
+                "model.precision=bf16 instead of fp16, or an earlier checkpoint may help."
+            )
 
     def apply(self, gradient: torch.Tensor) -> float:
         """Clip the gradient [P], take the optimizer's step; returns the norm before clipping."""

@@ -18,7 +18,7 @@ from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.size import model_size
 from marble_cli.rewards.api import Declaration
-from marble_cli.rewards.scorer import required
+from marble_cli.rewards.lane import required
 from marble_cli.trainer.geometry import geometry
 from marble_cli.trainer.memory import describe, memory
 from marble_cli.trainer.preflight import (

@@ -8,7 +8,8 @@ from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.randomness import noise
 from marble_cli.rewards.api import Declaration
-from marble_cli.rewards.scorer import Scorer, concerns, required
+from marble_cli.rewards.lane import concerns, required
+from marble_cli.rewards.scorer import Scorer
 from marble_cli.rewards.source import declare
 from marble_cli.rollout.collect import Rollout
 

@@ -44,7 +44,8 @@ CONTINUABLE = {
     "model": ("embedding_cache", "gradient_checkpointing", "compile", "device"),
     "rollout": ("batch_size",),
     "trainer": (
-        "steps", "checkpoint_every", "keep_last", "keep_every", "best", "eval_every", "eval_prompts", "encode_ahead", "pending_batches",
+        "steps", "checkpoint_every", "keep_last", "keep_every", "best", "eval_every", "eval_prompts", "encode_ahead",
+        "max_skipped", "pending_batches",
         "micro_batch_size",
     ),
     "logging": None,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 PAGES = [
-    (), ("train",), ("eval",), ("explain",), ("generate",), ("rewards",), ("rewards", "list"), ("rewards", "show"),
+    (), ("train",), ("sync",), ("eval",), ("explain",), ("generate",), ("rewards",), ("rewards", "list"), ("rewards", "show"),
     ("rewards", "check"), ("rewards", "score"), ("rewards", "serve"), ("rewards", "install"), ("rewards", "new"), ("export",), ("doctor",),
 ]  # fmt: skip
 HEAVY = ("torch", "diffusers", "transformers", "hydra", "matplotlib", "wandb", "numpy")
@@ -25,7 +25,7 @@ def test_the_commands_are_these(marble: Callable) -> None:
     shown = marble("--help").out
     assert all(
         f"│ {name} " in shown
-        for name in ("train", "eval", "explain", "generate", "rewards", "export", "doctor")
+        for name in ("train", "eval", "explain", "generate", "rewards", "export", "sync", "doctor")
     )
 
 

@@ -34,6 +34,8 @@ import pytest
         (("rewards", "show", "colorfulnes"), "did you mean 'colorfulness'"),
         (("rewards", "check", "colorfulnes"), "did you mean 'colorfulness'"),
         (("rewards", "score", "colorfulness", "--image", "no.png", "--prompt", "a"), "no.png"),
+        (("rewards", "check", "nowhere", "+rewards.nowhere={plugin: nowhre}"), "no such reward is installed"),
+        (("rewards", "install", "nowhere"), "--from PATH|REQUIREMENT"),
         (("eval", "base", "rewards.colorfulness.wight=2"), "wight"),
     ],
 )

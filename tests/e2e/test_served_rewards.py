@@ -70,7 +70,7 @@ def test_a_served_reward_scores_and_trains_a_run_whose_server_restarts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MARBLE_REWARD_TOKEN", "secret")
-    monkeypatch.setattr("marble_cli.rewards.scorer.BACK_OFF", tenacity.wait_fixed(0.05))
+    monkeypatch.setattr("marble_cli.rewards.lane.BACK_OFF", tenacity.wait_fixed(0.05))
     with (
         served(environment, "brightness", token="secret") as (url, process),
         open_scorer({"far": Reward(plugin="brightness", url=url, retries=400)}, "cpu") as scorer,
@@ -146,6 +146,7 @@ def test_what_cannot_be_installed(home: Path) -> None:
         ("../up", None, "is no name"),
         ("compressibility", None, "one of marble's own"),
         ("x", "./nowhere", "no such folder"),
+        ("brightness", None, "no reward or distribution 'brightness' is installed here.*--from"),
         ("x", "--index-url=http://x", "no such folder"),
     ):
         with pytest.raises(RequestError, match=said):

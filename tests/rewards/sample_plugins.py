@@ -88,6 +88,29 @@ class Unbuildable:
         raise OSError("its weights are missing")
 
 
+class Particular:
+    """Wants a level of 1 or more."""
+
+    def __init__(self, level: int) -> None:
+        if level < 1:
+            raise ValueError(f"level={level}: expected 1 or more")
+
+
+class LosesItsFiles:
+    """Can be built once, and then hangs."""
+
+    built = False
+
+    def __init__(self) -> None:
+        if LosesItsFiles.built:
+            raise OSError("its weights are gone")
+        LosesItsFiles.built = True
+
+    def __call__(self, prompts: Sequence[str]) -> list[float]:
+        time.sleep(60)
+        return [1.0] * len(prompts)
+
+
 class Raises:
     """Raises an exception in its first `times` calls, then scores 1."""
 

@@ -97,6 +97,16 @@ def test_nothing_else_is_found(install: Install, plugin: str, only: set[str]) ->
     assert {name for name, check in outcomes("mine").items() if check.outcome is Outcome.FAIL} == only
 
 
+def test_a_reward_that_scores_nothing_is_not_tried_further(install: Install) -> None:
+    install(mine="Raises")
+    checks = outcomes("mine", times=1)  # it would pass the others
+    assert checks.pop("one score an image").outcome is Outcome.FAIL
+    assert len(checks) == 13
+    assert {(check.outcome, check.detail) for check in checks.values()} == {
+        (Outcome.SKIPPED, "'one score an image' comes first")
+    }
+
+
 def test_a_reward_of_whole_groups_may_depend_on_its_batch(install: Install) -> None:
     install(mine="WholeGroups")
     checks = outcomes("mine")

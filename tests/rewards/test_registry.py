@@ -128,7 +128,6 @@ def test_a_constructor_may_take_any_option(install: Install) -> None:
 @pytest.mark.parametrize(
     ("plugin", "message"),
     [
-        ("Unbuildable", r"reward mine could not be built: OSError: its weights are missing"),
         ("two_unknown", r"cannot be called with the parameters \(pictures, texts\)"),
         ("not_callable", r"a reward is a class or a function, not 3"),
     ],
@@ -137,3 +136,19 @@ def test_what_cannot_be_a_reward_is_refused(install: Install, plugin: str, messa
     install(mine=plugin)
     with pytest.raises(RewardError, match=message):
         build("mine", "mine", {}, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "options", "kind", "said"),
+    [
+        ("Unbuildable", {}, ConfigError, "OSError: its weights are missing"),
+        ("Particular", {"level": 0}, ConfigError, "ValueError: level=0: expected 1 or more"),
+        ("Particular", {"level": None}, RewardError, "TypeError: '<' not supported"),
+    ],
+)
+def test_what_a_constructor_says_is_told(
+    install: Install, plugin: str, options: dict[str, Any], kind: type[Exception], said: str
+) -> None:
+    install(mine=plugin)
+    with pytest.raises(kind, match=f"reward mine could not be built: {said}"):
+        build("mine", "mine", options, "cpu")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import Reward
-from marble_cli.errors import RewardError
+from marble_cli.errors import ConfigError, RewardError
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
 
 Install = Callable[..., None]
@@ -315,10 +315,20 @@ def test_scores_may_be_used_in_autograd_though_they_were_made_without(install: I
     assert weight.grad.item() == 1
 
 
+def test_a_reward_that_cannot_be_built_anew_stops_the_run_at_once(install: Install) -> None:
+    install(mine="LosesItsFiles")
+    settings = Reward(plugin="mine", timeout=0.2, retries=400)
+    with (
+        open_scorer({"mine": settings}, "cpu") as scorer,
+        pytest.raises(RewardError, match="OSError: its weights are gone"),
+    ):
+        submit(scorer, ["", ""])
+
+
 def test_every_lane_is_closed_when_one_cannot_be_built(install: Install) -> None:
     install(brightness="brightness", broken="Unbuildable")
     rewards = {"first": Reward(plugin="brightness"), "second": Reward(plugin="broken")}
-    with pytest.raises(RewardError, match="second could not be built"), open_scorer(rewards, "cpu"):
+    with pytest.raises(ConfigError, match="second could not be built"), open_scorer(rewards, "cpu"):
         raise AssertionError("unreachable")
     deadline = time.monotonic() + 10
     while any(thread.name == "call-first" for thread in threading.enumerate()):

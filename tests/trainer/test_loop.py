@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from marble_cli.checkpoint import store
 from marble_cli.config.schema import RunConfig
-from marble_cli.errors import RewardError
+from marble_cli.errors import RewardError, TrainingError
 from marble_cli.metrics.jsonl import read
 from marble_cli.policy.load import load_policy
-from marble_cli.rewards.scorer import Lane
+from marble_cli.rewards.lane import Lane
 from marble_cli.trainer.batches import TrainingSet
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.run import train
@@ -121,6 +122,18 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
     assert [row.get("skipped") for row in rows] == [None, 1, None]
     assert "grad_norm" not in rows[1]
     assert "step 2: the gradient is not finite" in (tmp_path / "log.txt").read_text()
+    with safe_open(tmp_path / "skipped" / "step-00000002-rank-0.safetensors", "pt") as batch:
+        assert set(batch.keys()) == {
+            "x0",
+            "images",
+            "times",
+            "indices",
+            "rewards",
+            "applicable",
+            "optimality",
+        }
+        assert batch.get_tensor("images").shape == (6, 3, 16, 16)
+        assert len(json.loads(batch.metadata()["prompts"])) == 6
     for part in ("lora", "ema", "behaviour.safetensors", "optimizer.safetensors"):
         first, second, third = (weights(tmp_path, part, step) for step in (1, 2, 3))
         assert all(torch.equal(first[key], second[key]) for key in first)
@@ -212,3 +225,21 @@ def test_a_step_that_was_not_recorded_is_not_saved(
     assert [path.name for path in store.steps(tmp_path)] == ["step-00000001"]
     assert train(run_config(*settings), resume="auto") == 0
     assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_gradients_that_stay_infinite_stop_the_run(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Director.direct
+
+    def direct(self: Director, step: int, *rest: Any) -> Direction:
+        direction = original(self, step, *rest)
+        return replace(direction, gradient=direction.gradient / 0.0) if step in (1, 3, 4, 5) else direction
+
+    monkeypatch.setattr(Director, "direct", direct)
+    config = run_config(f"run.dir={tmp_path}", "trainer.steps=9", "trainer.max_skipped=2")
+    with pytest.raises(TrainingError, match=r"of 3 steps in a row were not finite.*trainer\.max_skipped=2"):
+        train(config, resume="auto")
+    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000004"
+    assert len(list((tmp_path / "skipped").iterdir())) == 4

@@ -37,8 +37,8 @@ def authorization(token: str) -> str:
     Raises:
         ConfigError: a header cannot hold it.
     """
-    if not token.isascii() or not token.isprintable():
-        raise ConfigError("the token of a reward server must be printable ASCII.")
+    if not token.isascii() or not token.isprintable() or token != token.strip():
+        raise ConfigError("the token of a reward server must be printable ASCII, with no space at its ends.")
     return f"Bearer {token}"
 
 

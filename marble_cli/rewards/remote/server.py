@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from marble_cli import __version__
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.lane import Lane
 from marble_cli.rewards.remote import protocol
-from marble_cli.rewards.scorer import Lane
+
+GONE = "the client has gone"  # nobody hears it
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def build_app(
         try:
             batch = await _read(request, limits, busy)
             scores, failure = await _score(lanes[name], batch, request)
+        except ClientDisconnect as error:
+            raise RefusedError(499, protocol.REFUSED, GONE) from error
         finally:
             working[name] -= 1
         reason = f"{type(failure).__name__}: {failure}" if failure is not None else None
@@ -145,7 +150,7 @@ async def _score(lane: Lane, batch: Batch, request: Request) -> tuple[Tensor, Ex
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             answer.cancel()
-            raise RefusedError(499, protocol.REFUSED, "the client has gone")
+            raise RefusedError(499, protocol.REFUSED, GONE)
         return answer.result()
     except RewardError as error:
         raise RefusedError(422, protocol.CONTRACT, str(error)) from error

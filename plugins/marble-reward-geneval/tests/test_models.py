@@ -1,6 +1,7 @@
 """Detectors, colours and the whole reward on small random models, against computations written out here."""
 
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from marble_reward_geneval.detector import Detector, instances
 from marble_reward_geneval.reward import GenEval
 from marble_reward_geneval.rules import Detection
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, DetrForObjectDetection, Mask2FormerForUniversalSegmentation
 
@@ -220,7 +222,7 @@ def reward(mask2former: Path, clip: Path) -> GenEval:
 def test_scores_what_the_detector_finds(reward: GenEval) -> None:
     """What stands in the picture by the detector's own word scores 1; another colour or one more object does not."""
     images = pictures(1, seed=5)
-    found = reward.detector(images, 0.3)[0]
+    found = next(reward.detector(images, 0.3))
     name, things = max(found.items(), key=lambda item: max(thing.score for thing in item[1]))
     best = [thing for thing in things if thing.score > 0.3]
     entry: dict[str, Any] = {"class": name, "count": len(best)}
@@ -238,7 +240,7 @@ def test_scores_what_the_detector_finds(reward: GenEval) -> None:
 
 def test_counting_has_a_threshold_of_its_own(mask2former: Path, clip: Path) -> None:
     images = pictures(1, seed=5)
-    probe = Detector(str(mask2former), "cpu", torch.float32, 8)(images, 0.1)[0]
+    probe = next(Detector(str(mask2former), "cpu", torch.float32, 8)(images, 0.1))
     name, things = next((n, t) for n, t in probe.items() if len(t) > 1)
     first, second = sorted((thing.score for thing in things), reverse=True)[:2]
     between, below = (first + second) / 2, second * 0.999
@@ -250,11 +252,41 @@ def test_counting_has_a_threshold_of_its_own(mask2former: Path, clip: Path) -> N
     assert reward(images, ["it"], [{**wanted, "tag": "counting"}]) == [0.0]
 
 
-def test_bad_metadata_is_an_error(reward: GenEval) -> None:
-    with pytest.raises(
-        ValueError, match="prompt 'a dgo': include class='dgo' is unknown; did you mean 'dog'"
-    ):
-        reward(pictures(1), ["a dgo"], [{"include": [{"class": "dgo", "count": 1}]}])
+def test_bad_metadata_is_a_failure_of_its_image_alone(reward: GenEval) -> None:
+    rows = [{"include": [{"class": name, "count": 1}]} for name in ("dog", "dgo", "dog")]
+    images = pictures(3)
+    first, failed, last = reward(images, ["a dog", "a dgo", "a dog"], rows)
+    assert isinstance(failed, ValueError)
+    assert "prompt 'a dgo': include class='dgo' is unknown; did you mean 'dog'" in str(failed)
+    assert [first] == reward(images[:1], ["a dog"], rows[:1])
+    assert [last] == reward(images[2:], ["a dog"], rows[2:])
+
+
+def test_pictures_are_looked_at_as_they_are_asked_for(mask2former: Path) -> None:
+    """So that the masks of a large batch are never all in memory."""
+    detector, calls = Detector(str(mask2former), "cpu", torch.float32, 2), []
+    detector.model.register_forward_hook(lambda *_: calls.append(None))
+    found = detector(pictures(6), 0.2)
+    next(found)
+    assert len(calls) == 1
+    assert len(list(found)) == 5
+    assert len(calls) == 3
+
+
+def test_incomplete_weights_are_refused(mask2former: Path, clip: Path, tmp_path: Path) -> None:
+    """transformers would draw what is missing at random, and all scores with it."""
+    for source, dropped in ((mask2former, "class_predictor.weight"), (clip, "visual_projection.weight")):
+        folder = tmp_path / source.name
+        shutil.copytree(source, folder)
+        weights = load_file(folder / "model.safetensors")
+        save_file(
+            {k: v for k, v in weights.items() if k != dropped}, folder / "model.safetensors", {"format": "pt"}
+        )
+        models = {"detector": str(mask2former), "clip": str(clip)} | {
+            "detector" if source is mask2former else "clip": str(folder)
+        }
+        with pytest.raises(OSError, match=f"its weights lack 1 parameters, {dropped} among them"):
+            GenEval(**models)
 
 
 def test_an_unknown_mode_is_an_error(mask2former: Path, clip: Path) -> None:

@@ -143,6 +143,13 @@ def test_retry_after_is_honoured(server: "Server", judge: Callable[..., Judge]) 
     assert 0.25 <= server.times[1] - server.times[0] < 1
 
 
+@pytest.mark.parametrize("asked", ["86400", "inf"])
+def test_a_server_that_asks_for_a_day_gets_a_minute(asked: str) -> None:
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    state.set_exception((None, chat._PassingError("busy", chat._retry_after(asked)), None))
+    assert chat._pause(state) == 60
+
+
 def test_retry_after_may_be_a_date() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
     assert chat._retry_after(later) == pytest.approx(90, abs=2)

@@ -9,8 +9,8 @@ import pytest
 import uvicorn
 
 from marble_cli.config.schema import Reward
+from marble_cli.rewards.lane import Lane
 from marble_cli.rewards.remote.server import Limits, build_app
-from marble_cli.rewards.scorer import Lane
 from marble_cli.rewards.source import maker
 
 Serve = Callable[..., str]

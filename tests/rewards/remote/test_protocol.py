@@ -99,6 +99,8 @@ def test_metadata_that_json_cannot_say_is_no_batch() -> None:
 
 def test_a_token_fits_a_header() -> None:
     assert authorization("a b") == "Bearer a b"
+    with pytest.raises(ConfigError, match="no space at its ends"):
+        authorization("secret ")  # a header's value loses it on its way
     for token in ("schlüssel", "two\nlines"):
         with pytest.raises(ConfigError, match="printable ASCII"):
             authorization(token)

@@ -1,6 +1,7 @@
 """A served reward is the reward itself, and what is refused says why."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -241,6 +242,25 @@ def test_what_is_no_batch_is_refused(install: Install, serve: Serve) -> None:
         "'other' is not served here; mine is",
     )
     assert httpx.get(f"{url}/openapi.json").status_code == 404
+
+
+def test_a_client_that_goes_while_it_sends_takes_no_place(
+    capsys: pytest.CaptureFixture[str], install: Install, serve: Serve
+) -> None:
+    install(mine="brightness")
+    url = serve({"mine": Reward(plugin="mine")}, waiting=1)
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST /score/mine HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nabc")
+        body = protocol.pack_batch(sample_batch(()))
+        while httpx.post(f"{url}/score/mine", content=body).status_code != 503:
+            time.sleep(0.01)  # it has not been read yet
+    deadline = time.monotonic() + 10
+    while (status := httpx.post(f"{url}/score/mine", content=body).status_code) == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert status == 200
+    assert not capsys.readouterr().err
 
 
 def test_what_a_server_lacks_is_named(install: Install, serve: Serve) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from marble_reward_geneval.classes import COLORS
 from marble_reward_geneval.rules import Detection
-from marble_reward_geneval.weights import loading, locate
+from marble_reward_geneval.weights import check_complete, loading, locate
 
 GROUND = 0x99  # the grey around an object that has a mask
 TEMPLATES = (
@@ -41,7 +41,11 @@ class ColorClassifier:
         """
         place = locate(source)
         with loading(source, EXPECTED):
-            model: Any = CLIPModel.from_pretrained(place, dtype=dtype, use_safetensors=True)
+            model: Any
+            model, report = CLIPModel.from_pretrained(
+                place, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+            check_complete(model, report)
             self.tokenizer = AutoTokenizer.from_pretrained(place)
             self.processor = CLIPImageProcessorPil.from_pretrained(place)
         self.model = model.to(device).eval().requires_grad_(False)

@@ -1,6 +1,7 @@
 """Detectors of transformers, with and without masks: pictures in, objects of GenEval's classes out."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 
 from marble_reward_geneval.classes import class_of
 from marble_reward_geneval.rules import Detection
-from marble_reward_geneval.weights import loading, locate
+from marble_reward_geneval.weights import check_complete, loading, locate
 
 SEGMENTERS = ("mask2former", "maskformer")
 MOST = 100  # candidates a picture, as in mmdetection's Mask2Former
@@ -49,7 +50,10 @@ class Detector:
                 family, self.read = AutoModelForObjectDetection, self._read_boxes
             else:
                 raise ValueError(f"it is of the type {config.model_type!r}.")
-            model = family.from_pretrained(place, dtype=dtype, use_safetensors=True)
+            model, report = family.from_pretrained(
+                place, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+            check_complete(model, report)
             self.processor: Any = AutoImageProcessor.from_pretrained(place, backend="pil")
         self.model = model.to(device).eval().requires_grad_(False)
         self.batch_size = batch_size
@@ -62,23 +66,22 @@ class Detector:
             )
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, threshold: float) -> list[dict[str, list[Detection]]]:
+    def __call__(self, images: Tensor, threshold: float) -> Iterator[dict[str, list[Detection]]]:
         """The objects in each picture, by class; in each class as the model has them.
 
-        Pictures of one call have one size, so that the processor pads none of them for the sake of another.
+        They are found as they are asked for, a few pictures at a time: masks are as large as the picture. Pictures of one call have one size, so that the processor pads none of them for the sake of another.
 
         Args:
             images: uint8 [B, 3, H, W].
             threshold: objects of a score up to it may be left out.
         """
-        found, (height, width) = [], images.shape[2:]
+        height, width = images.shape[2:]
         for part in images.split(self.batch_size):
             given = self.processor(
                 list(part.numpy()), input_data_format="channels_first", return_tensors="pt"
             ).to(self.model.device)
             given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
-            found += self.read(self.model(**given), (height, width), threshold)
-        return found
+            yield from self.read(self.model(**given), (height, width), threshold)
 
     def _read_masks(
         self, outputs: Any, size: tuple[int, int], threshold: float

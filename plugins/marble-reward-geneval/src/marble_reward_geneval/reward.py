@@ -68,29 +68,36 @@ class GenEval:
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
-    ) -> list[float]:
-        """B scores, at most 1.
+    ) -> list[float | Exception]:
+        """B scores, at most 1; a ValueError where the metadata is malformed or asks for what cannot be judged.
 
         Args:
             images: uint8 [B, 3, H, W].
             prompts: named in messages.
             metadata: each with `include` in GenEval's format.
-
-        Raises:
-            ValueError: a prompt's metadata is malformed or asks for what cannot be judged.
         """
-        return [verdict.score for verdict in self.verdicts(images, prompts, metadata)]
+        verdicts = self.verdicts(images, prompts, metadata)
+        return [v.score if isinstance(v, Verdict) else v for v in verdicts]
 
     def verdicts(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
-    ) -> list[Verdict]:
-        """Scores with their reasons; arguments and errors as of a call."""
-        classes = self.detector.classes
-        requests = [read_request(*row, classes) for row in zip(prompts, metadata, strict=True)]
+    ) -> list[Verdict | ValueError]:
+        """Scores with their reasons; arguments as of a call."""
+        requests = [self._request(*row) for row in zip(prompts, metadata, strict=True)]
         found = self.detector(images, min(self.threshold, self.counting_threshold))
         return [self._verdict(*row) for row in zip(images, requests, found, strict=True)]
 
-    def _verdict(self, image: Tensor, request: Request, found: Mapping[str, list[Detection]]) -> Verdict:
+    def _request(self, prompt: str, metadata: Mapping[str, Any]) -> Request | ValueError:
+        try:
+            return read_request(prompt, metadata, self.detector.classes)
+        except ValueError as error:
+            return error
+
+    def _verdict(
+        self, image: Tensor, request: Request | ValueError, found: Mapping[str, list[Detection]]
+    ) -> Verdict | ValueError:
+        if isinstance(request, ValueError):
+            return request
         threshold = self.counting_threshold if request.counting else self.threshold
         selected = {
             name: rules.select(things, threshold, self.max_objects, self.max_overlap)

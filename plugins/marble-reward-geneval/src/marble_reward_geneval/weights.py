@@ -1,9 +1,11 @@
 """Load models by folder or hub repository, quietly, with messages that name what was expected."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from torch import nn
 from transformers.utils import logging
 
 
@@ -37,3 +39,18 @@ def loading(source: str, expected: str) -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def check_complete(model: nn.Module, report: Mapping[str, Any]) -> None:
+    """No parameter was left as it was drawn at random.
+
+    Args:
+        model: as `from_pretrained` made it.
+        report: the loading info that it gave with it.
+
+    Raises:
+        ValueError: some were.
+    """
+    random = sorted({name for name, _ in model.named_parameters()} & set(report["missing_keys"]))
+    if random:
+        raise ValueError(f"its weights lack {len(random)} parameters, {random[0]} among them.")

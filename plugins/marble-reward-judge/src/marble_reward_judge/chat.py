@@ -15,6 +15,7 @@ import tenacity
 from PIL import Image
 from torch import Tensor
 
+PATIENCE = 60.0  # seconds that a server may ask for before a further attempt
 BACK_OFF = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)  # seconds
 FOR_ALL = {
     401: "it refuses the key. Set api_key_env to the name of an environment variable that holds a valid one",
@@ -176,10 +177,10 @@ class ChatServer:
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
-    """Seconds until the next attempt: what the server asks for, else growing and random."""
+    """Seconds until the next attempt: what the server asks for, up to `PATIENCE`, else growing and random."""
     error = state.outcome.exception() if state.outcome else None
     asked = error.pause if isinstance(error, _PassingError) else None
-    return BACK_OFF(state) if asked is None else asked
+    return BACK_OFF(state) if asked is None else min(asked, PATIENCE)
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -1,0 +1,78 @@
+"""`marble rewards`: which settings a name means, and what becomes of a failure."""
+
+import json
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from marble_cli.cli.rewards import chosen
+from marble_cli.rewards.registry import installed
+
+MINE = "+rewards.mine={plugin: colorfulness}"
+
+
+@pytest.mark.parametrize("names", [["hpsv2"], ["hpsv2", "mine"], ["mine", "hpsv2"]])
+def test_a_choice_has_the_defaults_of_its_file_whatever_stands_beside_it(names: Sequence[str]) -> None:
+    rewards, _ = chosen([*names], [MINE, "rewards.hpsv2.isolated=true", "rewards.hpsv2.retries=7"])
+    assert [*rewards] == names
+    assert rewards["hpsv2"].options == {"model": "./models/hpsv2"}
+    assert (rewards["hpsv2"].timeout, rewards["hpsv2"].retries) == (300, 7)
+
+
+def test_a_reward_that_is_given_whole_is_what_is_given() -> None:
+    rewards, _ = chosen(["hpsv2"], ["+rewards.hpsv2={plugin: colorfulness, timeout: 1}"])
+    assert (rewards["hpsv2"].plugin, rewards["hpsv2"].timeout, rewards["hpsv2"].options) == (
+        "colorfulness",
+        1,
+        {},
+    )
+
+
+def test_a_choice_that_is_not_installed_is_named(marble: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = {name: entry for name, entry in installed().items() if name != "ocr"}
+    for module in ("config.compose", "config.validate", "rewards.registry"):
+        monkeypatch.setattr(f"marble_cli.{module}.installed", lambda: lacking)
+    shown = marble("rewards", "check", "ocr")
+    assert shown.code == 2
+    assert "rewards.ocr.plugin=ocr: no such reward is installed" in shown.err
+
+
+def raises(images: object) -> None:
+    """Fails always."""
+    raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("more", [(), ("rewards.mine.max_failed=1",)])
+def test_a_failure_to_score_is_no_score_and_not_said_not_to_apply(
+    marble: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    with_mine = {**installed(), "mine": EntryPoint("mine", f"{__name__}:raises", "marble.rewards")}
+    for module in ("config.compose", "config.validate", "rewards.registry"):
+        monkeypatch.setattr(f"marble_cli.{module}.installed", lambda: with_mine)
+    monkeypatch.setattr(EntryPoint, "load", lambda entry: raises)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    arguments = (
+        "rewards",
+        "score",
+        "mine",
+        "--image",
+        tmp_path / "a.png",
+        "--prompt",
+        "a",
+        "rewards.mine.retries=0",
+    )
+    shown = marble(*arguments, *more, "--json")
+    assert shown.code == 1
+    assert not shown.out
+    assert "RuntimeError: out of memory" in shown.err
+
+
+def test_a_score_and_none(marble: Callable, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "a.png")
+    shown = marble(
+        "rewards", "score", "colorfulness", "--image", tmp_path / "a.png", "--prompt", "a", "--json"
+    )
+    assert json.loads(shown.out) == {"reward": "colorfulness", "outcome": "score", "score": 0.0}
