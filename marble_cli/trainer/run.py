@@ -36,7 +36,15 @@ from marble_cli.trainer.step import Director
 
 log = logging.getLogger("marble")
 
-WRITTEN = ("config.yaml", "metrics.jsonl", "log.txt", "checkpoints", "samples", "wandb")  # in a run's folder
+WRITTEN = (
+    "config.yaml",
+    "metrics.jsonl",
+    "log.txt",
+    "checkpoints",
+    "samples",
+    "skipped",
+    "wandb",
+)  # in a run's folder
 REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional", "url", "token_env", "isolated")
 # What may differ when a run goes on: how long, how often it looks, where it reports, and how it lives with its memory.
 CONTINUABLE = {
