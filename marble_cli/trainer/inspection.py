@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from marble_cli.folder import writing
 from marble_cli.rollout.collect import Samples
 from marble_cli.trainer.batches import TrainingSet
 from marble_cli.trainer.signal import Signal
@@ -18,14 +19,18 @@ def keep_batch(
 
     It holds `x0` [m, C, H, W], `images` uint8 [m, 3, h, w], `times` [m, T] and `indices` [m] of the images among the step's n;
     `rewards`, `applicable` and `optimality` [K, n]; and the images' prompts as JSON in its metadata.
+
+    Raises:
+        StorageError: there is no room for it.
     """
     tensors = {
         "x0": samples.x0, "images": samples.images, "times": data.times, "indices": data.indices,
         "rewards": signal.rewards, "applicable": signal.applicable, "optimality": signal.optimality,
     }  # fmt: skip
     file = folder / "skipped" / f"step-{step:08d}-rank-{rank}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
     prompts = json.dumps([prompt.text for prompt in samples.prompts])
     whole: dict[str, torch.Tensor] = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, file, metadata={"prompts": prompts})
+    with writing(file, "The run goes on without it.", sum(tensor.nbytes for tensor in whole.values())):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(whole, file, metadata={"prompts": prompts})
     return file

@@ -225,14 +225,15 @@ class Trainer:
             TrainingError: too many steps in a row.
         """
         self.skipped += 1
-        file = keep_batch(self.folder, step, self.ranks.rank, samples, data, signal)
-        log.warning(
-            "step %d: the gradient is not finite; the weights stay as they are. Its batch: %s", step, file
-        )
+        try:
+            kept = f"Its batch: {keep_batch(self.folder, step, self.ranks.rank, samples, data, signal)}"
+        except StorageError as error:  # the other ranks go on, and so does this one
+            kept = str(error)
+        log.warning("step %d: the gradient is not finite; the weights stay as they are. %s", step, kept)
         if self.skipped > self.config.trainer.max_skipped:
             raise TrainingError(
                 f"the gradients of {self.skipped} steps in a row were not finite, more than trainer.max_skipped="
-                f"{self.config.trainer.max_skipped} allows. Look at {file.parent}; a lower optimizer.lr, "
+                f"{self.config.trainer.max_skipped} allows. Look at {self.folder / 'skipped'}; a lower optimizer.lr, "
                 "model.precision=bf16 instead of fp16, or an earlier checkpoint may help."
             )
 

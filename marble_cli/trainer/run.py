@@ -42,7 +42,15 @@ from marble_cli.trainer.step import Director
 
 log = logging.getLogger("marble")
 
-WRITTEN = ("config.yaml", "metrics.jsonl", "log.txt", "checkpoints", "samples", "wandb")  # in a run's folder
+WRITTEN = (
+    "config.yaml",
+    "metrics.jsonl",
+    "log.txt",
+    "checkpoints",
+    "samples",
+    "skipped",
+    "wandb",
+)  # in a run's folder
 REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional", "url", "token_env", "isolated")
 # What may differ when a run goes on: how long, how often it looks, where it reports, and how it lives with its memory.
 CONTINUABLE = {
@@ -120,13 +128,18 @@ def _newest(folder: Path, before: int | None = None) -> Path | None:
     if found is None and skipped:
         raise CheckpointError(
             f"{folder} holds {len(skipped)} checkpoints and none is valid. Nothing was changed. The newest: "
-            f"{skipped[0][1]} To start over, choose another folder with run.dir=..., or move its checkpoints/ away."
+            f"{_fault(skipped[0][1])} To start over, choose another folder with run.dir=..., or move its checkpoints/ away."
         )
     return found
 
 
-def _passed_over(path: Path, reason: object) -> None:
-    log.warning("checkpoint %s is not usable and was passed over: %s", path.name, reason)
+def _passed_over(path: Path, reason: str) -> None:
+    log.warning("checkpoint %s is not usable and was passed over: %s", path.name, _fault(reason))
+
+
+def _fault(reason: str) -> str:
+    """Without the advice to do what is being done."""
+    return reason.removesuffix(f" {REMEDY}")
 
 
 def build_optimizer(config: RunConfig, policy: Policy) -> torch.optim.Optimizer:
@@ -223,7 +236,7 @@ def go_on(
             older = None if named or checkpoint is None else _newest(folder, store.step_of(checkpoint))
             if older is None or checkpoint is None:
                 raise
-            _passed_over(checkpoint, error)
+            _passed_over(checkpoint, str(error))
             checkpoint = older
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from PIL import Image
 from rich.console import Console
 
-import wandb
 from marble_cli.config.schema import Wandb, WandbMode
 from marble_cli.errors import MarbleError
 from marble_cli.metrics import weights_and_biases

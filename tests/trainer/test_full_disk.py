@@ -11,11 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
@@ -27,6 +28,7 @@ from marble_cli.metrics.jsonl import MetricsLog, read
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.record import LogFile, RunRecorder
 from marble_cli.trainer.run import train
+from marble_cli.trainer.step import Direction, Director
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -180,6 +182,29 @@ def test_no_room_for_pictures(
     assert "samples/step-00000001.png could not be written: No space left on device" in log
     assert "The run goes on without these pictures." in log
     assert store.resolve(str(run)).name == "step-00000001"
+
+
+def test_no_room_for_the_batch_of_a_skipped_step(
+    run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, direct, skip = disk.folder / "run", Director.direct, Trainer.skip
+
+    def spoilt(self: Director, *rest: Any) -> Direction:
+        direction = direct(self, *rest)
+        return replace(direction, gradient=direction.gradient * torch.nan)
+
+    def filled(self: Trainer, *rest: Any) -> None:
+        disk.fill()
+        skip(self, *rest)
+        disk.free()
+
+    monkeypatch.setattr(Director, "direct", spoilt)
+    monkeypatch.setattr(Trainer, "skip", filled)
+    assert train(run_config("trainer.steps=1", f"run.dir={run}"), resume="auto") == 0
+    log = (run / "log.txt").read_text()
+    assert "the weights stay as they are. " in log
+    assert "skipped/step-00000001-rank-0.safetensors could not be written: " in log
+    assert list(run.glob("skipped/*")) == []
 
 
 def test_no_room_for_embeddings(run_config: RunConfigMaker, disk: Disk, tmp_path: Path) -> None:
