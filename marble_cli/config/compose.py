@@ -273,10 +273,10 @@ def _reward(path: str, row: Any, rows: Any) -> dict[str, Any]:
 
 
 def _check_sources(tree: DictConfig) -> None:
-    """Prompt sources that hold an override and nothing else are misspelt ones."""
+    """Prompt sources that hold overrides and lack their prompts are misspelt ones."""
     sources = OmegaConf.select(tree, "data.sources")
     for name, source in sources.items() if OmegaConf.is_dict(sources) else ():
-        if OmegaConf.is_dict(source) and not {"train", "test"} & set(source):
+        if OmegaConf.is_dict(source) and not {"train", "test"} <= set(source):
             others = [str(other) for other in sources if other != name]
             raise ConfigError(
                 f"data.sources.{name}: there is no such source{nearest(str(name), others)}. To add one: "

@@ -217,6 +217,9 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     )
     yield at_least("model.resolution", config.model.resolution, 8)
     yield at_least("model.max_sequence_length", config.model.max_sequence_length, 0)
+    if config.model.guidance is not None:
+        yield at_least("model.guidance", config.model.guidance, 0)
+    yield "model.path", repr(config.model.path), bool(config.model.path.strip()), "a folder, a hub id or tiny"
     cache = config.model.embedding_cache
     yield "model.embedding_cache", repr(cache), cache is None or bool(cache.strip()), "a folder or null"
     yield at_least("model.lora.rank", config.model.lora.rank, 1)

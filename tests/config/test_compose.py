@@ -289,7 +289,8 @@ def test_the_published_prompts_are_drawn_evenly() -> None:
         ("data=hub", "data.sources.prompts.hub has no value"),
         ("data.sources.txt.weight=2", "data.sources.txt: there is no such source; did you mean 'text'"),
         ("data.sources.text.quoted=x", "did you mean 'data.sources.text.quoted_as'"),
-        ("+data.sources.more={train: a.txt}", "data.sources.more.test has no value"),
+        ("+data.sources.more={train: a.txt}", "data.sources.more={train: FILE, test: FILE}"),
+        ("data.sources.txt.train=a.txt", "data.sources.txt: there is no such source; did you mean 'text'"),
         ("+data.sources.more=3", "data.sources.more"),
         ("data.sources.text.train=a.csv", "data.sources.text.train=a.csv: expected a file that ends in .txt, .jsonl"),
         ("data.sources.text.train=", "data.sources.text.train is empty. Expected a name."),
@@ -494,7 +495,8 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
         *((f"{key}=1.0", "[0, 1)") for key in ("trainer.ema.decay", "balance.ema")),
         *((f"{key}={value}", "above 0") for key in ("optimizer.lr", "algorithm.beta", "balance.priorities.colorfulness")
           for value in ("nan", "inf")),
-        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "at least 1"), ("model.resolution=7", "at least 8"), ("model.embedding_cache=", "a folder or null"), ("optimizer.betas=[0.9]", "two numbers"),
+        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "at least 1"), ("model.resolution=7", "at least 8"), ("model.embedding_cache=", "a folder or null"), ("model.path=", "a folder, a hub id or tiny"), ("model.guidance=-1", "at least 0"),
+        ("model.guidance=nan", "at least 0"), ("optimizer.betas=[0.9]", "two numbers"),
         ("optimizer.betas=[0.9,1.0]", "two numbers"),
     ],
 )  # fmt: skip

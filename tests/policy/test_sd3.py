@@ -275,7 +275,7 @@ def _of_class(folder: Path, name: str) -> None:
     [
         (lambda folder: (folder / "model_index.json").write_text("{"), "is not valid JSON", False),
         (lambda folder: (folder / "model_index.json").write_text("[1]"), "holds no JSON object", False),
-        (lambda folder: (folder / "text_encoder" / "config.json").unlink(), "text_encoder", False),
+        (lambda folder: (folder / "vae" / "config.json").unlink(), "vae", False),
         (lambda folder: _without(folder, "transformer"), "transformer", False),
         (lambda folder: _of_class(folder, "NoSuchModel"), "NoSuchModel", False),
         (lambda folder: _cut(folder, "transformer"), "diffusion_pytorch_model.safetensors", True),
