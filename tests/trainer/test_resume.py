@@ -179,7 +179,8 @@ def test_a_continued_run_is_the_same_run_of_weights_and_biases(
     settings = ("logging.wandb.mode=offline", "trainer.checkpoint_every=1")
 
     def ids(folder: Path) -> set[str]:
-        return {path.name.rsplit("-", 1)[1] for path in (folder / "wandb").glob("offline-run-*")}
+        """W&B's ids of its folders, which are named offline-run-TIME-ID, and -1 behind if two began in one second."""
+        return {path.name.split("-")[3] for path in (folder / "wandb").glob("offline-run-*")}
 
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     for steps in (1, 2):
