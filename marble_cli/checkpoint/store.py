@@ -23,24 +23,37 @@ from marble_cli.folder import FREE_SOME, flush, write_whole, writing
 
 log = logging.getLogger("marble")
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
+FOLDERS = {"lora": "lora", "full": "transformer"}  # of the trained weights, by what these are
+WEIGHTS = {  # the names that diffusers looks for
+    "lora": "pytorch_lora_weights.safetensors",
+    "full": "diffusion_pytorch_model.safetensors",
+}
 HEADER = 100  # bytes, about, that a tensor takes in a file's header beside its name
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass
 class TrainerState:
-    """What the trainer needs beside the LoRA: named groups of tensors (one file each) and JSON-able `info`."""
+    """What the trainer needs beside the trained weights: named groups of tensors (one file each) and JSON-able `info`.
+
+    `train` says what these weights are, `lora` or `full`.
+    """
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     info: dict[str, Any]
+    train: str = "lora"
+
+
+def weight_files(train: str) -> tuple[str, str]:
+    """The files of a step folder with the trained weights and with their moving average."""
+    return f"{FOLDERS[train]}/{WEIGHTS[train]}", f"ema/{WEIGHTS[train]}"
 
 
 def save(
     run: Path,
     state: TrainerState,
-    lora: dict[str, Tensor],
+    trained: dict[str, Tensor],
     ema: dict[str, Tensor],
     *,
     keep_last: int,
@@ -53,12 +66,12 @@ def save(
     Args:
         run: the run's folder.
         state: the trainer's state.
-        lora: the trained adapter in diffusers' LoRA key format.
+        trained: the trained weights, as diffusers names them.
         ema: its moving average, alike.
         keep_last: newest whole step folders to keep; the best is kept besides.
         best: whether this is the best so far.
         keep_every: steps that are multiples of it are kept for good; 0 for none.
-        metadata: strings to keep in the LoRA files' headers: their rank and alpha, as diffusers names them.
+        metadata: strings to keep in the headers of both files: a LoRA's rank and alpha, as diffusers names them.
 
     Raises:
         StorageError: the disk is full, the folder cannot be written or reads back as something else, or a value is
@@ -66,7 +79,8 @@ def save(
     """
     parent = run / "checkpoints"
     final = parent / f"step-{state.step:08d}"
-    groups = {f"lora/{WEIGHTS}": lora, f"ema/{WEIGHTS}": ema}
+    weights = dict(zip(weight_files(state.train), (trained, ema), strict=True))
+    groups = dict(weights)
     groups |= {f"{name}.safetensors": tensors for name, tensors in state.tensors.items()}
     for name, tensors in groups.items():
         if bad := _not_finite(tensors):
@@ -81,7 +95,7 @@ def save(
             parent.mkdir(parents=True, exist_ok=True)
             _remove(temporary)
             for name, tensors in groups.items():
-                _write(temporary / name, tensors, metadata if name.endswith(WEIGHTS) else None)
+                _write(temporary / name, tensors, metadata if name in weights else None)
             manifests.write(temporary, state.step, state.info, sorted(groups))
             if final.exists():
                 shutil.rmtree(final)
@@ -198,19 +212,20 @@ def _remove(path: Path) -> None:
 
 
 def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]:
-    """The trainer's state, the LoRA and its moving average, after every file was verified.
+    """The trainer's state, the trained weights and their moving average, after every file was verified.
 
     Raises:
         CheckpointError: something is missing, altered, not finite, of a newer format, or no checkpoint at all.
     """
     manifest = manifests.read(folder)
-    for name in (f"lora/{WEIGHTS}", f"ema/{WEIGHTS}"):
+    train = "full" if weight_files("full")[0] in manifest.files else "lora"
+    for name in weight_files(train):
         if name not in manifest.files:
             raise CheckpointError(f"{folder / manifests.NAME} does not list {name}. {REMEDY}")
     manifests.check_files(folder, manifest)
     groups = {name.removesuffix(".safetensors"): _tensors(folder / name) for name in manifest.files}
-    lora, ema = (groups.pop(f"{part}/{WEIGHTS.removesuffix('.safetensors')}") for part in ("lora", "ema"))
-    return TrainerState(manifest.step, groups, manifest.info), lora, ema
+    trained, ema = (groups.pop(name.removesuffix(".safetensors")) for name in weight_files(train))
+    return TrainerState(manifest.step, groups, manifest.info, train), trained, ema
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

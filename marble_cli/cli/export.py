@@ -12,9 +12,9 @@ def export(
     target: Annotated[
         str, typer.Argument(metavar="CHECKPOINT|RUN", help="A checkpoint folder, or a run's latest.")
     ],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the LoRA goes.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the weights go.")],
 ) -> None:
-    """Write a LoRA that plain diffusers loads."""
+    """Write a LoRA, or a whole transformer, that plain diffusers loads."""
     from marble_cli.checkpoint.export import export as run
 
     typer.echo(run(target, directory))

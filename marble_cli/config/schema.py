@@ -13,6 +13,11 @@ class Precision(Enum):
     fp16 = "fp16"
 
 
+class Train(Enum):
+    lora = "lora"
+    full = "full"
+
+
 class BalanceMode(Enum):
     full = "full"
     amortized = "amortized"
@@ -81,6 +86,7 @@ class Model:
     gradient_checkpointing: bool = MISSING
     compile: bool = MISSING
     device: str = MISSING
+    train: Train = Train.lora  # files of older runs lack it
     lora: Lora = field(default_factory=Lora)
 
 

@@ -22,7 +22,7 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
     check_writable(output, "--output ")
     policy = load_policy(config.model, config.trainer.seed)
     chosen.put_into(policy)
-    adapter: Adapter = None if chosen.lora is None else "trained"
+    adapter: Adapter = None if chosen.weights is None else "trained"
     files = []
     scale = config.rollout.guidance_scale
 

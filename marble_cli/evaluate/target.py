@@ -14,10 +14,10 @@ from marble_cli.policy.origin import check_origin, read_origin
 
 @dataclass(frozen=True)
 class Target:
-    """A named policy: its `lora` (moving average) in diffusers' key format, None for the base model."""
+    """A named policy: its `weights` (the moving average), None for the base model."""
 
     label: str
-    lora: dict[str, Tensor] | None
+    weights: dict[str, Tensor] | None
     checkpoint: Path | None
     origin: Mapping[str, Any] = field(default_factory=dict)  # as in `Policy`
 
@@ -25,11 +25,11 @@ class Target:
         """Let `policy` be this one.
 
         Raises:
-            CheckpointError: it is of another model, or of other LoRA settings.
+            CheckpointError: it is of another model, of other LoRA settings, or another kind of training.
         """
-        if self.lora is not None:
+        if self.weights is not None:
             check_origin(self.origin, policy.origin(), self.label)
-            policy.load_lora(self.lora)
+            policy.load_trained(self.weights)
 
     @property
     def config(self) -> Path | None:
@@ -50,4 +50,4 @@ def resolve_target(spec: str) -> Target:
         return Target("base", None, None)
     path = store.resolve(spec)
     state, _, ema = store.load(path)
-    return Target(f"{path.parent.parent.name}/{path.name}", ema, path, read_origin(state.info))
+    return Target(f"{path.parent.parent.name}/{path.name}", ema, path, read_origin(state.info, state.train))

@@ -2,8 +2,6 @@
 
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
@@ -32,7 +30,10 @@ def add_adapter(transformer: nn.Module, config: LoraConfig, name: str) -> None:
 
 
 class LoraPair:
-    """The trained and the behaviour adapter of `transformer`; equal at the start, B zero, A gaussian from `seed`."""
+    """The trained and the behaviour adapter of `transformer`; equal at the start, B zero, A gaussian from `seed`.
+
+    Implements `policy.base.Trainable`.
+    """
 
     def __init__(self, transformer: nn.Module, lora: Lora, seed: int):
         self.transformer = transformer
@@ -55,7 +56,7 @@ class LoraPair:
             ):  # under autocast a copy of every input in float32 is of no use
                 module.cast_input_dtype_enabled = False
         self._parameters = {name: self._find(name) for name in ADAPTERS}
-        self.layers = self._layers()
+        self.layers: list[nn.Linear] | None = self._layers()
         for parameter in (*self._parameters["trained"].values(), *self._parameters["behaviour"].values()):
             parameter.data = parameter.data.float()
         self.copy("trained", "behaviour")
@@ -111,7 +112,7 @@ class LoraPair:
 
     def state(self) -> dict[str, Tensor]:
         state = get_peft_model_state_dict(self.transformer, adapter_name="trained")
-        return {PREFIX + key: value.detach().clone().contiguous() for key, value in state.items()}
+        return {PREFIX + key: value.detach().to("cpu", copy=True) for key, value in state.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         own = {
@@ -127,20 +128,6 @@ class LoraPair:
         values = {key.removeprefix(PREFIX): value.float() for key, value in state.items()}
         set_peft_model_state_dict(self.transformer, values, adapter_name="trained")
         self.copy("trained", "behaviour")
-
-    @contextmanager
-    def swapped(self, weights: dict[str, Tensor]) -> Iterator[None]:
-        parameters = self._parameters["trained"]
-        kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, parameter in parameters.items():
-                    parameter.copy_(kept[name])
 
     def metadata(self) -> dict[str, str]:
         """What diffusers reads beside the weights to rebuild rank and alpha.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from marble_cli.config.schema import Model
 
-Adapter = Literal["trained", "behaviour"] | None  # None is the base model, adapters off
+Adapter = Literal["trained", "behaviour"] | None  # which weights act; None: the frozen model as loaded
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class RepeatedEmbeddings:
 class ModelSize:
     """What a run's plan needs to know of a model.
 
-    Parameters of the transformer and of one adapter; image tokens; bytes of the frozen transformer and VAE, and of the text
+    Parameters of the transformer, and those that are trained; image tokens; bytes of the frozen transformer and VAE, and of the text
     encoders; the transformer's blocks, and outputs that a token has in all linear layers of theirs.
     """
 
     transformer: int
-    lora: int
+    trained: int
     tokens: int
     frozen_bytes: int
     encoder_bytes: int
@@ -61,8 +61,34 @@ class ModelSize:
     features: int
 
 
+class Trainable(Protocol):
+    """What is trained of a pipeline's transformer: a pair of LoRA adapters in it, or float32 copies of all its weights."""
+
+    layers: list[nn.Linear] | None  # as `Policy.layers`
+
+    def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, nn.Parameter]:
+        """As in `Policy`."""
+        ...
+
+    def activate(self, adapter: Adapter) -> None:
+        """Let `pipeline.transformer` act with these weights."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """As `Policy.trained_state`."""
+        ...
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """As `Policy.load_trained`."""
+        ...
+
+    def metadata(self) -> dict[str, str]:
+        """As `Policy.trained_metadata`."""
+        ...
+
+
 class Policy(Protocol):
-    """A flow model over latents with a trained and a behaviour adapter in one set of frozen weights."""
+    """A flow model over latents with trained, behaviour and frozen weights."""
 
     device: torch.device
     latent_shape: tuple[int, int, int]
@@ -90,31 +116,35 @@ class Policy(Protocol):
         ...
 
     def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, torch.nn.Parameter]:
-        """The adapter's float32 parameters by a name that both adapters share."""
+        """The float32 parameters that are trained, or those of the behaviour policy, by a name that both share."""
         ...
 
-    def layers(self) -> list[torch.nn.Linear]:
-        """The linear layers, without bias, whose weights are `parameters("trained")`, in their order."""
+    def layers(self) -> list[torch.nn.Linear] | None:
+        """The linear layers, without bias, whose weights are `parameters("trained")`, in their order; None if others are too."""
         ...
 
-    def lora_state(self) -> dict[str, Tensor]:
-        """The trained adapter in diffusers' LoRA key format."""
+    def trained_state(self) -> dict[str, Tensor]:
+        """The trained weights on the CPU: a LoRA in diffusers' key format, or a transformer as diffusers names its tensors."""
         ...
 
-    def lora_metadata(self) -> dict[str, str]:
-        """What a file of `lora_state` must say beside the tensors for diffusers to scale them rightly."""
+    def trained_metadata(self) -> dict[str, str]:
+        """What a file of `trained_state` must say beside the tensors for diffusers to take them rightly."""
         ...
 
     def origin(self) -> dict[str, Any]:
-        """What a LoRA of this policy belongs to; plain, for JSON: see `policy.origin`."""
+        """What the trained weights belong to; plain, for JSON: see `policy.origin`."""
         ...
 
-    def load_lora(self, state: dict[str, Tensor]) -> None:
-        """Put a LoRA in diffusers' key format into both adapters."""
+    def load_trained(self, state: dict[str, Tensor]) -> None:
+        """Put a `trained_state` into the trained and the behaviour weights.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
         ...
 
     def swapped(self, weights: dict[str, Tensor]) -> AbstractContextManager[None]:
-        """For a while, let `weights` stand in the trained adapter."""
+        """For a while, let `weights` stand in the place of the trained."""
         ...
 
 

@@ -1,17 +1,19 @@
-"""A diffusers pipeline of any supported family as a policy: frozen weights, two adapters, one precision."""
+"""A diffusers pipeline of any supported family as a policy: frozen and trained weights, one precision."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import Model, Train
 from marble_cli.policy.adapters import LoraPair
-from marble_cli.policy.base import Adapter, Family, PromptEmbeddings
+from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
+from marble_cli.policy.blocks import compile_blocks
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
+from marble_cli.policy.full import FullWeights
 from marble_cli.policy.origin import describe_origin, weights_digest
 from marble_cli.policy.source import DTYPES, image_tokens
 
@@ -20,11 +22,10 @@ DECODED_PIXELS = {
     "cuda": 2**21,
 }  # at once: a GPU's memory bounds them; on a CPU larger buffers are slower
 ENCODED_TOKENS = 2**13  # at once: Qwen-Image's encoder keeps all layers' outputs, and logits of 152,064 words
-COMPILED = 64  # forms of a block: kinds of blocks x adapters x with and without gradients x batch sizes
 
 
 class PipelinePolicy:
-    """A pipeline with its LoRA pair; implements `policy.base.Policy`."""
+    """A pipeline with what is trained of it; implements `policy.base.Policy`."""
 
     def __init__(self, pipeline: Any, family: Family, model: Model, device: torch.device, seed: int):
         self.pipeline, self.family, self.model, self.device = pipeline, family, model, device
@@ -33,7 +34,11 @@ class PipelinePolicy:
         for frozen in (pipeline.vae, *family.encoders):
             frozen.requires_grad_(False).eval()
         self.weights = weights_digest(self.transformer)
-        self.lora = LoraPair(self.transformer, model.lora, seed)
+        self.trainable: Trainable = (
+            FullWeights(pipeline, model.compile)
+            if model.train is Train.full
+            else LoraPair(self.transformer, model.lora, seed)
+        )
         self.latent_shape, self.even_times = family.latent_shape, family.even_times
         self.tokens = image_tokens(model, type(family), pipeline.vae.config, pipeline.transformer.config)
         self.cache = None
@@ -92,7 +97,7 @@ class PipelinePolicy:
         return PromptEmbeddings({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
-        self.lora.activate(adapter)
+        self.trainable.activate(adapter)
         half = self.dtype is not torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
             velocity = self.family.velocity(xt.to(self.dtype), t, embeddings)
@@ -108,35 +113,33 @@ class PipelinePolicy:
         return self.family.scheduler_config()
 
     def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, torch.nn.Parameter]:
-        return self.lora.parameters(adapter)
+        return self.trainable.parameters(adapter)
 
-    def layers(self) -> list[torch.nn.Linear]:
-        return self.lora.layers
+    def layers(self) -> list[torch.nn.Linear] | None:
+        return self.trainable.layers
 
-    def lora_state(self) -> dict[str, Tensor]:
-        return self.lora.state()
+    def trained_state(self) -> dict[str, Tensor]:
+        return self.trainable.state()
 
-    def lora_metadata(self) -> dict[str, str]:
-        return self.lora.metadata()
+    def trained_metadata(self) -> dict[str, str]:
+        return self.trainable.metadata()
 
     def origin(self) -> dict[str, Any]:
-        return describe_origin(self.model, self.weights)
+        return describe_origin(self.model, self.weights, self.transformer)
 
-    def load_lora(self, state: dict[str, Tensor]) -> None:
-        self.lora.load(state)
+    def load_trained(self, state: dict[str, Tensor]) -> None:
+        self.trainable.load(state)
 
-    def swapped(self, weights: dict[str, Tensor]) -> AbstractContextManager[None]:
-        return self.lora.swapped(weights)
-
-
-def compile_blocks(transformer: nn.Module) -> None:
-    """Compile the repeated blocks of a transformer, one by one: blocks of a kind share what is compiled."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED)
-    for block in repeated_blocks(transformer):
-        block.compile()
-
-
-def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
-    """The blocks that most of a transformer is made of."""
-    stacks = [child for child in transformer.children() if isinstance(child, nn.ModuleList)]
-    return [block for stack in stacks for block in stack]
+    @contextmanager
+    def swapped(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        parameters = self.parameters("trained")
+        kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(weights[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(kept[name])

@@ -9,10 +9,10 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import Lora, Model, Train
 from marble_cli.policy.adapters import add_adapter
 from marble_cli.policy.base import ModelSize
-from marble_cli.policy.pipeline import repeated_blocks
+from marble_cli.policy.blocks import repeated_blocks
 from marble_cli.policy.source import (
     DTYPES,
     check_fit,
@@ -50,12 +50,9 @@ def model_size(model: Model) -> ModelSize | None:
     features = sum(
         layer.out_features for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)
     )
-    lora = LoraConfig(r=model.lora.rank, target_modules=list(model.lora.target_modules))
-    add_adapter(transformer, lora, "default")
-    adapter = sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
     return ModelSize(
         parameters,
-        adapter,
+        parameters if model.train is Train.full else _count_lora(transformer, model.lora),
         image_tokens(model, family, vae.config, transformer.config),
         (parameters + _count(vae)) * itemsize,
         encoders * itemsize,
@@ -73,6 +70,13 @@ def _skeleton(folder: Path, library: str, name: str) -> Any:
         if library == "diffusers":
             return component.from_config(config)
         return component(component.config_class.from_dict(config))
+
+
+def _count_lora(transformer: nn.Module, lora: Lora) -> int:
+    """Parameters of one adapter, which `transformer` then has."""
+    config = LoraConfig(r=lora.rank, target_modules=list(lora.target_modules))
+    add_adapter(transformer, config, "default")
+    return sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
 
 
 def _count(part: nn.Module) -> int:

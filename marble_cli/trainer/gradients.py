@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from marble_cli.balance.output_space import output_gram
 from marble_cli.losses.nft import NftTerms, kl_term, mixed_loss, nft_terms, velocity_products
@@ -100,7 +100,7 @@ def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> G
     for one in step.passes(parts):
         v = one.v_theta.detach().requires_grad_()
         policy, kl = step.loss(one, v, one.terms(v, step.objective.beta), mixture)
-        rows[0] += _backward(one.v_theta, policy + kl, v, parameters)
+        _backward(one.v_theta, policy + kl, v, parameters, rows[0])
         losses += torch.stack([policy, kl]).detach().double().cpu()
     return Gradients(rows, losses)
 
@@ -108,22 +108,54 @@ def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> G
 def reward_gradients(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coefficients) -> Gradients:
     """Gradients of K losses and, in a last row, of the mixture `rest` and the KL term; R = K + 1.
 
-    A loss splits into (p + q) (P + N) / 2 + (p - q) (P - N) / 2. Each half takes one backward pass whatever K is
-    (`Mixer`), and the even half none where its coefficients vanish, as they do with the shared term outside. The
-    last row takes one more.
-
     Args:
         step: policy, data and constants.
         parts: the micro-batches to go through.
         rewards: of K losses.
         rest: of one.
     """
+    layers = step.policy.layers()
+    if layers is None:
+        return _one_by_one(step, parts, rewards, rest)
+    return _by_mixing(step, parts, rewards, rest, layers)
+
+
+def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coefficients) -> Gradients:
+    """One backward pass a row, whatever the parameters are of; none where the whole step, on all ranks, has no coefficients."""
+    parameters = list(step.policy.parameters("trained").values())
+    rows, losses = _empty(step.policy, len(rewards.p) + 1)
+    p, q = torch.cat([rewards.p, rest.p[None]]), torch.cat([rewards.q, rest.q[None]])
+    taken = p.any(1) | q.any(1)
+    taken[-1] |= bool(step.objective.kl_coef)
+    last = max(taken.nonzero().flatten().tolist(), default=None)
+    with torch.compiler.set_stance("force_eager"):  # what is compiled takes one backward pass a forward pass
+        for one in step.passes(parts):
+            v = one.v_theta.detach().requires_grad_()
+            terms = one.terms(v, step.objective.beta)
+            for k, row in enumerate(rows):
+                policy, kl = step.loss(one, v, terms, Coefficients(p[k], q[k]))
+                losses[k] += policy.item()
+                if taken[k]:
+                    loss = policy + kl if k == len(rows) - 1 else policy
+                    _backward(one.v_theta, loss, v, parameters, row, further=k != last)
+            losses[-1] += kl.item()
+    return Gradients(rows, losses)
+
+
+def _by_mixing(
+    step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coefficients, layers: list[nn.Linear]
+) -> Gradients:
+    """One backward pass, or two, for all rows but the last, and one for that.
+
+    A loss splits into (p + q) (P + N) / 2 + (p - q) (P - N) / 2. Each half takes one backward pass whatever K is
+    (`Mixer`), and the even half none where its coefficients vanish, as they do with the shared term outside.
+    """
     parameters = list(step.policy.parameters("trained").values())
     rows, losses = _empty(step.policy, len(rewards.p) + 1)
     scale = step.objective.clip / step.objective.beta / step.data.samples
     even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
     with_rest = bool(rest.p.any() or rest.q.any() or step.objective.kl_coef)
-    mixer = Mixer(step.policy.layers(), rows[:-1])
+    mixer = Mixer(layers, rows[:-1])
     with mixer.watching():
         for one in step.passes(parts):
             images = one.batch.indices
@@ -140,7 +172,7 @@ def reward_gradients(step: Step, parts: list[Chunk], rewards: Coefficients, rest
                 scaled, factor = _representable(cotangent)
                 mixer.mix(one.v_theta, scaled, factor * c, retain_graph=with_rest or left > 0)
             if with_rest:
-                rows[-1] += _backward(one.v_theta, policy + kl, v, parameters)
+                _backward(one.v_theta, policy + kl, v, parameters, rows[-1])
             p, q = rewards.of(images)
             each = scale * (
                 p @ terms.positive.detach().double().cpu() + q @ terms.negative.detach().double().cpu()
@@ -172,11 +204,20 @@ def _empty(policy: Policy, count: int) -> tuple[Tensor, Tensor]:
     return parameters[0].new_zeros(count, size), torch.zeros(count + 1, dtype=torch.float64)
 
 
-def _backward(output: Tensor, loss: Tensor, v: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
-    """Gradient [P] of `loss`, a function of the leaf `v` that has `output`'s values, through `output`."""
-    (cotangent,) = torch.autograd.grad(loss, v)
+def _backward(
+    output: Tensor, loss: Tensor, v: Tensor, parameters: list[nn.Parameter], row: Tensor, *, further: bool = False
+) -> None:
+    """Add to `row` [P] the gradient of `loss`, a function of the leaf `v` that has `output`'s values, through `output`.
+
+    Parameters that take no part add nothing. `further`: another pass over the same graphs is to come.
+    """
+    (cotangent,) = torch.autograd.grad(loss, v, retain_graph=further)
     scaled, factor = _representable(cotangent)
-    return factor * _flat(torch.autograd.grad(output, parameters, scaled, allow_unused=True), parameters)
+    output.backward(scaled, retain_graph=further)
+    for part, parameter in zip(row.split([p.numel() for p in parameters]), parameters, strict=True):
+        if parameter.grad is not None:
+            part.add_(parameter.grad.flatten(), alpha=factor)
+            parameter.grad = None
 
 
 def _representable(cotangent: Tensor) -> tuple[Tensor, float]:
@@ -190,13 +231,3 @@ def _representable(cotangent: Tensor) -> tuple[Tensor, float]:
         return cotangent, 1.0
     factor = 2.0 ** (math.frexp(largest)[1] - math.frexp(LARGEST)[1])
     return cotangent / factor, factor
-
-
-def _flat(parts: tuple[Tensor | None, ...], parameters: list[torch.nn.Parameter]) -> Tensor:
-    """One vector [P]; zero where a parameter takes no part."""
-    return torch.cat(
-        [
-            (torch.zeros_like(parameter) if part is None else part).flatten()
-            for part, parameter in zip(parts, parameters, strict=True)
-        ]
-    )

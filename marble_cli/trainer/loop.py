@@ -291,8 +291,8 @@ class Trainer:
         self.tried = self.progress.step
         if self.ranks.is_main:
             settings = self.config.trainer
-            state, lora, ema = pack(self.policy, self.optimizer, self.progress)
+            state, weights, ema = pack(self.policy, self.optimizer, self.progress)
             store.save(
-                self.folder, state, lora, ema, keep_last=settings.keep_last, keep_every=settings.keep_every, best=best,
-                metadata=self.policy.lora_metadata(),
+                self.folder, state, weights, ema, keep_last=settings.keep_last, keep_every=settings.keep_every, best=best,
+                metadata=self.policy.trained_metadata(),
             )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import RunConfig, Train
 from marble_cli.errors import DeviceMemoryError, RequestError
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.size import model_size
@@ -19,8 +19,8 @@ from marble_cli.trainer.geometry import geometry
 class Memory:
     """Bytes on each process's device: what stays there, and what comes and goes.
 
-    `frozen` weights, the text encoders' where they stay; `trained`: adapters, AdamW's moments, the moving average and the
-    gradients of a refresh; `activations` of a micro-batch, roughly; `encoders` while prompts are encoded into the cache.
+    `frozen` weights, the text encoders' where they stay; `trained`: trained and behaviour weights, AdamW's moments, the moving
+    average and the gradients of a refresh; `activations` of a micro-batch, roughly; `encoders` while prompts are encoded into the cache.
     """
 
     frozen: int
@@ -40,7 +40,7 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     A training pass keeps about two bytes for each output of the blocks' linear layers and each token; with gradient
     checkpointing the blocks' inputs and what one block keeps (docs/algorithm.md).
     """
-    adapters, moments, average = 2, 2, 1
+    weights, moments, average = 2, 2, 1
     gradients = len(config.rewards) + 2
     batch = min(config.trainer.micro_batch_size, geometry(config).images // config.launcher.nproc)
     kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
@@ -49,14 +49,14 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     cached = config.model.embedding_cache is not None
     return Memory(
         size.frozen_bytes + (0 if cached else size.encoder_bytes),
-        4 * size.lora * (adapters + moments + average + gradients),
+        4 * size.trained * (weights + moments + average + gradients),
         kept,
         size.encoder_bytes if cached else 0,
     )
 
 
 def check_memory(config: RunConfig, device: torch.device) -> None:
-    """The frozen model, adapters and gradients fit into what the device has free.
+    """The frozen model, trained weights and gradients fit into what the device has free.
 
     Raises:
         RequestError: they do not.
@@ -65,9 +65,10 @@ def check_memory(config: RunConfig, device: torch.device) -> None:
     free = free_memory(device)
     if size is None or free is None or (needed := memory(config, size).least) <= free:
         return
+    smaller = "Lower model.lora.rank" if config.model.train is Train.lora else "Train a LoRA (model.train=lora)"
     raise RequestError(
-        f"the run needs about {_bytes(needed)} on {device} besides activations, and {_bytes(free)} are free. Lower "
-        "model.lora.rank, use model.precision=bf16, set model.embedding_cache, or free the device."
+        f"the run needs about {_bytes(needed)} on {device} besides activations, and {_bytes(free)} are free. {smaller}, "
+        "use model.precision=bf16, set model.embedding_cache, or free the device."
     )
 
 
@@ -75,7 +76,7 @@ def describe(needed: Memory, config: RunConfig) -> str:
     """The memory plan in words."""
     parts = [
         f"{_bytes(needed.frozen)} of frozen weights",
-        f"{_bytes(needed.trained)} of adapters, moments and gradients",
+        f"{_bytes(needed.trained)} of trained weights, moments and gradients",
         f"about {_bytes(needed.activations)} of activations (trainer.micro_batch_size={config.trainer.micro_batch_size})",
     ]
     if needed.encoders:

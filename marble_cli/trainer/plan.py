@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from marble_cli.balance.registry import build
-from marble_cli.config.schema import BalanceMode, RunConfig, SharedTerm
+from marble_cli.config.schema import BalanceMode, RunConfig, SharedTerm, Train
 from marble_cli.data.prompts import Prompt, lacking, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.folder import check_writable
@@ -40,7 +40,8 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     """A rough time for the whole run on one process of `speed` FLOP/s, without decoding and rewards.
 
     A forward pass takes 2 FLOP a parameter and token; a backward pass through frozen weights as much again, and as much
-    more for what stands above an adapter.
+    more for what is trained or stands above an adapter. A refresh takes the rewards apart with a pass or two, with full weights
+    one a reward.
     """
     counts, balance = geometry(config), config.balance
     forward = 2 * size.transformer * size.tokens
@@ -49,11 +50,12 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     if balance.mode is BalanceMode.output_space:
         further = 2.0 * forward
     else:
-        further = (
-            balance.refresh_fraction * backward * (1 if balance.shared_term is SharedTerm.outside else 2)
-        )
-    passes = 1 if config.rollout.guidance_scale == 1 else 2
-    rollouts = counts.images * config.rollout.steps * passes * forward
+        passes = 1 if balance.shared_term is SharedTerm.outside else 2
+        if config.model.train is Train.full:
+            passes = len(config.rewards)
+        further = balance.refresh_fraction * backward * passes
+    velocities = 1 if config.rollout.guidance_scale == 1 else 2
+    rollouts = counts.images * config.rollout.steps * velocities * forward
     steps = config.trainer.steps
     total = steps * (rollouts + plain) + counts.refresh_steps * counts.samples * further
     return total / speed / config.launcher.nproc
@@ -111,7 +113,7 @@ def plan(config: RunConfig) -> None:
     else:
         spent = seconds(config, size, matmul_speed(device, DTYPES[config.model.precision]))
         rows += [
-            ("model", f"{config.model.path}: {size.transformer:,} parameters, LoRA {size.lora:,}"),
+            ("model", f"{config.model.path}: {size.transformer:,} parameters, {_trained(config, size)}"),
             ("memory", describe(memory(config, size), config)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
         ]
@@ -186,6 +188,10 @@ def _refreshed(config: RunConfig) -> str:
     counts, size = geometry(config), config.trainer.micro_batch_size
     parts = counts.times * -(-counts.images // config.launcher.nproc // size)
     return f"{max(1, round(config.balance.refresh_fraction * parts))} of {parts}"
+
+
+def _trained(config: RunConfig, size: ModelSize) -> str:
+    return "all trained" if config.model.train is Train.full else f"LoRA {size.trained:,}"
 
 
 def _duration(spent: float) -> str:

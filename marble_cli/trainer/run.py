@@ -248,14 +248,14 @@ def restore(
     What a run on other rewards, or one with another balance, knew of its rewards is of no use here and stays behind.
 
     Raises:
-        CheckpointError: it is of another model or LoRA, or holds what cannot be.
+        CheckpointError: it is of another model, LoRA or kind of training, or holds what cannot be.
     """
     metric = config.trainer.best
     if checkpoint is None:
         return replace(fresh(policy), best_metric=metric)
-    state, lora, ema = store.load(checkpoint)
-    check_origin(read_origin(state.info), policy.origin(), str(checkpoint))
-    progress = unpack(policy, optimizer, state, lora, ema)
+    state, weights, ema = store.load(checkpoint)
+    check_origin(read_origin(state.info, state.train), policy.origin(), str(checkpoint))
+    progress = unpack(policy, optimizer, state, weights, ema)
     log.info("continuing after step %d from %s", progress.step, checkpoint)
     if progress.step >= config.trainer.steps:
         log.warning("step %d of trainer.steps=%d is done already", progress.step, config.trainer.steps)

@@ -35,15 +35,18 @@ def fresh(policy: Policy) -> Progress:
 def pack(
     policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]:
-    """The trainer's state, the trained LoRA and its moving average, the latter two in diffusers' key format."""
+    """The trainer's state, the trained weights and their moving average, the latter two as diffusers names them."""
     trained = policy.parameters("trained")
     moments = {
-        f"{name}|{moment}": optimizer.state[parameter][moment].detach().clone()
+        f"{name}|{moment}": optimizer.state[parameter][moment].detach().to("cpu", copy=True)
         for name, parameter in trained.items()
         for moment in MOMENTS
         if parameter in optimizer.state
     }
-    behaviour = {name: p.detach().clone() for name, p in policy.parameters("behaviour").items()}
+    behaviour = {
+        name: p.detach().to("cpu", copy=True) for name, p in policy.parameters("behaviour").items()
+    }
+    origin = policy.origin()
     info: dict[str, Any] = {
         "cache": progress.cache.state_dict(),
         "base_scores": progress.base_scores,
@@ -52,12 +55,12 @@ def pack(
         "best_metric": progress.best_metric,
         "evaluated": progress.evaluated,
         "wandb_id": progress.wandb_id,
-        "origin": policy.origin(),
+        "origin": origin,
     }
     with policy.swapped(progress.ema):
-        ema = policy.lora_state()
+        ema = policy.trained_state()
     tensors = {"behaviour": behaviour, "optimizer": moments}
-    return TrainerState(progress.step, tensors, info), policy.lora_state(), ema
+    return TrainerState(progress.step, tensors, info, origin["train"]), policy.trained_state(), ema
 
 
 @torch.no_grad()
@@ -65,7 +68,7 @@ def unpack(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     state: TrainerState,
-    lora: dict[str, Tensor],
+    weights: dict[str, Tensor],
     ema: dict[str, Tensor],
 ) -> Progress:
     """Put a checkpoint back into the policy and the optimizer; the inverse of `pack`.
@@ -76,9 +79,9 @@ def unpack(
     info = check_info(state.step, state.info)
     trained = policy.parameters("trained")
     check_tensors(state, trained)
-    policy.load_lora(ema)
+    policy.load_trained(ema)
     average = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    policy.load_lora(lora)
+    policy.load_trained(weights)
     for name, parameter in policy.parameters("behaviour").items():
         parameter.copy_(state.tensors["behaviour"][name])
     moments = state.tensors["optimizer"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from marble_cli.checkpoint import manifest, store
 
-LORA = f"lora/{store.WEIGHTS}"
+LORA = f"lora/{store.WEIGHTS['lora']}"
 
 
 class Payload:
@@ -61,7 +61,7 @@ def grow(folder: Path) -> None:
 
 
 def lose(folder: Path) -> None:
-    (folder / "ema" / store.WEIGHTS).unlink()
+    (folder / "ema" / store.WEIGHTS["lora"]).unlink()
 
 
 def add(folder: Path) -> None:

@@ -31,7 +31,7 @@ REWARD = "plugin weight sources requires timeout retries max_failed optional url
 GROUP_KEYS = {
     "run": "name dir",
     "model": "path revision clip precision resolution max_sequence_length guidance embedding_cache gradient_checkpointing "
-    "compile device",
+    "compile device train",
     "model.lora": "rank alpha target_modules",
     "data": "root",
     "data.sources.*": "train test weight hub subset revision prompt_key quoted_as negative_prompt metadata.*",

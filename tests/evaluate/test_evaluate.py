@@ -129,9 +129,9 @@ def test_a_target_is_a_checkpoint_a_run_or_the_base_model(run: Path) -> None:
     latest, first = resolve_target(str(run)), resolve_target(str(run / "checkpoints" / "step-00000001"))
     assert (latest.label, first.label) == ("demo/step-00000002", "demo/step-00000001")
     assert latest.config == first.config == run / "config.yaml"
-    assert first.lora is not None
+    assert first.weights is not None
     _, _, ema = store.load(run / "checkpoints" / "step-00000001")
-    assert all(torch.equal(first.lora[key], value) for key, value in ema.items())
+    assert all(torch.equal(first.weights[key], value) for key, value in ema.items())
     with pytest.raises(CheckpointError, match="neither a checkpoint"):
         resolve_target(str(run / "nowhere"))
 
@@ -142,7 +142,7 @@ def test_the_judging_config_is_the_runs(run: Path, tmp_path: Path, run_config: R
     assert config == run_config(f"run.dir={run}", "trainer.eval_prompts=1")
     assert judging_config(base, target, []) == run_config(f"run.dir={run}")
     assert judging_config(base, None, []).model.path == "tiny"
-    moved = Target("moved", target.lora, tmp_path / "run" / "checkpoints" / "step-00000001")
+    moved = Target("moved", target.weights, tmp_path / "run" / "checkpoints" / "step-00000001")
     assert moved.config is None
     with pytest.raises(ConfigError, match=r"trainer\.eval_prompts"):
         judging_config(target, None, ["trainer.eval_promts=1"])
@@ -207,7 +207,7 @@ def test_generated_pictures_are_guided_as_the_runs_were(
     store.save(folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False)
     (folder / "config.yaml").write_text(dump(config))
     (file,) = generate(str(folder), ["a red cup"], tmp_path, seed=7)
-    policy.load_lora(resolve_target(str(folder)).lora)
+    policy.load_trained(resolve_target(str(folder)).weights)
     x = noise(7, "generate", 0, [0], policy.latent_shape)
     sigmas = make_scheduler(policy.scheduler_config(), config.rollout.solver, config.rollout.steps, 4).sigmas
     with torch.no_grad():

@@ -134,16 +134,16 @@ def test_a_lora_is_loaded_into_both_adapters_bit_for_bit(
     policy: Any, model: Model, randomise: Callable[..., None]
 ) -> None:
     randomise(policy)
-    state = policy.lora_state()
+    state = policy.trained_state()
     other = load_policy(model, seed=9)
-    other.load_lora(state)
-    assert same(other.lora_state(), state)
+    other.load_trained(state)
+    assert same(other.trained_state(), state)
     assert same(weights(other, "trained"), weights(policy, "trained"))
     assert same(weights(other, "behaviour"), weights(policy, "trained"))
 
 
 def test_the_state_does_not_change_with_the_policy(policy: Any, randomise: Callable[..., None]) -> None:
-    state = policy.lora_state()
+    state = policy.trained_state()
     kept = {key: value.clone() for key, value in state.items()}
     randomise(policy)
     assert same(state, kept)
@@ -152,11 +152,11 @@ def test_the_state_does_not_change_with_the_policy(policy: Any, randomise: Calla
 def test_a_lora_of_another_shape_is_refused(policy: Any, model: Model) -> None:
     wider = load_policy(replace(model, lora=replace(model.lora, rank=3)), seed=0)
     fewer = load_policy(replace(model, lora=replace(model.lora, target_modules=["to_q"])), seed=0)
-    kept = policy.lora_state()
+    kept = policy.trained_state()
     for other in (wider, fewer):
         with pytest.raises(CheckpointError, match=r"does not fit this model: transformer\."):
-            policy.load_lora(other.lora_state())
-    assert same(policy.lora_state(), kept)
+            policy.load_trained(other.trained_state())
+    assert same(policy.trained_state(), kept)
 
 
 def test_an_exported_lora_means_the_same_to_plain_diffusers(
@@ -165,11 +165,11 @@ def test_an_exported_lora_means_the_same_to_plain_diffusers(
     randomise(policy)
     assert policy.model.lora.alpha != policy.model.lora.rank
     state = store.TrainerState(1, {}, {})
-    lora = policy.lora_state()
+    lora = policy.trained_state()
     with policy.swapped(weights(policy, "behaviour")):
-        ema = policy.lora_state()
+        ema = policy.trained_state()
     checkpoint = store.save(
-        tmp_path, state, lora, ema, keep_last=1, best=False, metadata=policy.lora_metadata()
+        tmp_path, state, lora, ema, keep_last=1, best=False, metadata=policy.trained_metadata()
     )
     file = export(str(tmp_path), tmp_path / "exported")
     with safe_open(file, "pt") as content:
@@ -240,7 +240,7 @@ def test_sizes_are_the_real_ones(model: Model, precision: Precision) -> None:
     size = model_size(chosen)
     assert size is not None
     adapter = sum(p.numel() for p in policy.parameters("trained").values())
-    assert size.lora == adapter
+    assert size.trained == adapter
     assert size.transformer == sum(p.numel() for p in policy.transformer.parameters()) - 2 * adapter
     assert size.tokens == 4
     parts = [

@@ -30,7 +30,7 @@ class DoublePolicy(PipelinePolicy):
     """The same policy in float64; only the cast of the velocity to float32 is left out."""
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
-        self.lora.activate(adapter)
+        self.trainable.activate(adapter)
         return self.family.velocity(xt, t, embeddings)
 
 

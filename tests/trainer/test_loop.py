@@ -29,7 +29,7 @@ RunConfigMaker = Callable[..., RunConfig]
 
 def weights(folder: Path, part: str, step: int = 1) -> dict[str, Tensor]:
     file = folder / "checkpoints" / f"step-{step:08d}" / part
-    return load_file(file / store.WEIGHTS if file.is_dir() else file)
+    return load_file(file / store.WEIGHTS["lora"] if file.is_dir() else file)
 
 
 def plain(state: dict[str, Tensor]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from marble_cli.trainer.plan import plan, seconds
 from marble_cli.trainer.step import Director
 
 SIZE = ModelSize(
-    transformer=1_000_000, lora=10_000, tokens=16, frozen_bytes=5_000_000, encoder_bytes=700_000, blocks=4, features=100
+    transformer=1_000_000, trained=10_000, tokens=16, frozen_bytes=5_000_000, encoder_bytes=700_000, blocks=4, features=100
 )  # fmt: skip
 
 RunConfigMaker = Callable[..., RunConfig]

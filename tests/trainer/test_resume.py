@@ -76,7 +76,7 @@ def test_the_run_is_worth_comparing(finished: Path) -> None:
         [0.3, 0.6, 0.9, 0.95]
     )
     folder = finished / "checkpoints" / "step-00000004"
-    lora, ema = (load_file(folder / name / store.WEIGHTS) for name in ("lora", "ema"))
+    lora, ema = (load_file(folder / name / store.WEIGHTS["lora"]) for name in ("lora", "ema"))
     behaviour = load_file(folder / "behaviour.safetensors")
     up = [key for key in lora if "lora_B" in key]
     assert all(lora[key].abs().max() > 1e-3 for key in up)
@@ -283,7 +283,7 @@ def test_a_named_checkpoint_is_taken(run_config: RunConfigMaker, finished: Path,
     assert train(config, resume=str(named)) == 0
     assert compose([], str(tmp_path / "config.yaml")) == config
     ours, theirs = (
-        path / "checkpoints" / "step-00000004" / "ema" / store.WEIGHTS for path in (tmp_path, finished)
+        path / "checkpoints" / "step-00000004" / "ema" / store.WEIGHTS["lora"] for path in (tmp_path, finished)
     )
     assert ours.read_bytes() == theirs.read_bytes()
     assert find_checkpoint(tmp_path, config, "auto") == tmp_path / "checkpoints" / "step-00000004"

@@ -262,11 +262,11 @@ def test_a_run_trains_goes_on_and_is_exported_to_plain_diffusers(
     run("parts", 1)
     parts = run("parts", 2)
     for kind in ("lora", "ema"):
-        one, two = (f / "checkpoints/step-00000002" / kind / store.WEIGHTS for f in (whole, parts))
+        one, two = (f / "checkpoints/step-00000002" / kind / store.WEIGHTS["lora"] for f in (whole, parts))
         assert one.read_bytes() == two.read_bytes()
     file = export(str(whole), tmp_path / "exported")
     policy = load_policy(case.model, seed=7)
-    policy.load_lora(store.load(store.resolve(str(whole)))[2])
+    policy.load_trained(store.load(store.resolve(str(whole)))[2])
     plain = load_plain(case.model.path)
     base = plain_run(case, plain).images
     plain.load_lora_weights(file.parent)
@@ -298,7 +298,7 @@ def test_sizes_are_the_real_ones(case: Case, precision: Precision) -> None:
     size = model_size(model)
     assert size is not None
     adapter = sum(p.numel() for p in policy.parameters("trained").values())
-    assert size.lora == adapter
+    assert size.trained == adapter
     assert size.transformer == sum(p.numel() for p in policy.transformer.parameters()) - 2 * adapter
     assert size.tokens == policy.tokens == case.tiny.tokens
     own = {id(p) for a in ("trained", "behaviour") for p in policy.parameters(a).values()}

@@ -1,0 +1,64 @@
+"""All weights of a transformer: trained and behaviour copies in float32 beside the frozen one."""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from marble_cli.errors import CheckpointError
+from marble_cli.policy.base import Adapter
+from marble_cli.policy.blocks import compile_blocks
+
+
+class FullWeights:
+    """Three transformers of one architecture, of which a pipeline holds the one that acts; implements `policy.base.Trainable`.
+
+    The frozen one is the pipeline's own, as it was loaded. The trained one starts as its copy in float32, and the behaviour
+    policy as a copy of the trained one. Each is made when it is first asked for: nothing but training needs a behaviour policy.
+    """
+
+    layers: list[nn.Linear] | None = None
+
+    def __init__(self, pipeline: Any, compiled: bool):
+        self.pipeline, self.compiled = pipeline, compiled
+        self.transformers: dict[Adapter, nn.Module] = {None: pipeline.transformer.requires_grad_(False)}
+
+    def transformer(self, adapter: Adapter) -> nn.Module:
+        """The transformer with these weights."""
+        if adapter not in self.transformers:
+            source = self.transformer(None if adapter == "trained" else "trained")
+            made = copy.deepcopy(source).float() if adapter == "trained" else copy.deepcopy(source)
+            made.requires_grad_(adapter == "trained")
+            if self.compiled:
+                compile_blocks(made)
+            self.transformers[adapter] = made
+        return self.transformers[adapter]
+
+    def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, nn.Parameter]:
+        return dict(self.transformer(adapter).named_parameters())
+
+    def activate(self, adapter: Adapter) -> None:
+        if self.pipeline.transformer is not (transformer := self.transformer(adapter)):
+            self.pipeline.transformer = transformer
+
+    def state(self) -> dict[str, Tensor]:
+        """Buffers among it, such as SD3's table of positions: a file of it is a whole model to diffusers."""
+        state = self.transformer("trained").state_dict()
+        return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        own = self.transformer("trained").state_dict()
+        wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+        if wrong:
+            raise CheckpointError(
+                f"the weights do not fit this model: {wrong[0]} differs ({len(wrong)} tensors in all). "
+                "Expected a checkpoint of the same model with model.train=full."
+            )
+        for adapter in self.transformers.keys() - {None}:
+            for name, tensor in self.transformer(adapter).state_dict().items():
+                tensor.copy_(state[name])
+
+    def metadata(self) -> dict[str, str]:
+        return {"format": "pt"}
