@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.registry import build
-from marble_cli.config.schema import Model, RunConfig
+from marble_cli.config.schema import Model, RunConfig, Train
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, PromptEmbeddings
+from marble_cli.policy.full import FullWeights
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.sd3 import SD3
@@ -34,17 +35,24 @@ class DoublePolicy(PipelinePolicy):
         return self.family.velocity(xt, t, embeddings)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", params=list(Train), ids=lambda train: train.value)
 def double_policy(
-    model: Model, transformer_maker: Callable[..., Any], randomise: Callable[..., None]
+    request: pytest.FixtureRequest,
+    model: Model,
+    transformer_maker: Callable[..., Any],
+    randomise: Callable[..., None],
 ) -> DoublePolicy:
-    """Trained and behaviour adapters differ, and both from the base."""
+    """Trained and behaviour weights differ, and both from the base: two adapters, or two whole transformers."""
+    model = replace(model, train=request.param)
     pipeline = load_policy(model, seed=0).pipeline
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         pipeline.transformer = transformer_maker(qk_norm=None)
     policy = DoublePolicy(pipeline, SD3(pipeline, model), model, torch.device("cpu"), seed=0)
     policy.transformer.double()
+    if isinstance(policy.trainable, FullWeights):
+        for adapter in ("trained", "behaviour"):
+            policy.trainable.transformer(adapter).double()  # type: ignore[arg-type]
     randomise(policy)
     return policy
 
@@ -90,7 +98,7 @@ class Case:
 
 
 def flat(loss: Tensor, policy: DoublePolicy) -> Tensor:
-    """Gradient of `loss` in the trained adapter, [P]; the graph is kept."""
+    """Gradient of `loss` in the trained weights, [P]; the graph is kept."""
     parameters = list(policy.parameters("trained").values())
     parts = torch.autograd.grad(loss, parameters, retain_graph=True)
     return torch.cat([part.flatten() for part in parts])
