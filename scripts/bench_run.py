@@ -18,6 +18,7 @@ from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import load_prompts
 from marble_cli.data.sampler import PromptSampler
+from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
@@ -59,11 +60,12 @@ def make_trainer(config: RunConfig, policy: Policy, scorer: Scorer) -> Trainer:
     weights = {name: config.data.sources[name].weight for name in sources}
     seed, rewards = config.trainer.seed, config.rewards
     balance = build_balance(config.balance, list(rewards), [reward.weight for reward in rewards.values()])
+    layout = Replicated(Ranks())
     return Trainer(
         config, Path("unused"), policy, build_optimizer(config, policy), scorer, scorer,
         PromptSampler(sources, weights, config.rollout.groups, seed), [],
         Rollout(policy, config.rollout.solver, config.rollout.steps, config.rollout.batch_size, seed),
-        Director(config, list(rewards), policy, balance, Ranks()), Ranks(), Silent(), fresh(policy),
+        Director(config, list(rewards), policy, balance, layout), layout, Silent(), fresh(policy),
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from marble_cli.balance.constant import Mixture
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.config.schema import SharedTerm
+from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.losses.nft import coefficients, kl_term, mixed_loss, nft_terms
 from marble_cli.trainer.batches import chunks, noised_batches
@@ -112,7 +113,7 @@ def step_job(
     )
     balance: Balance = Mixture("weighted_sum", (1.0,) * rewards) if plain else LeastNorm()
     names = [f"reward{k}" for k in range(rewards)]
-    director = Director(config, names, scene.policy, balance, Ranks())
+    director = Director(config, names, scene.policy, balance, Replicated(Ranks()))
     signal = scene.rewards(rewards)
     weights = torch.linspace(1.0, 2.0, rewards, dtype=torch.float64)
     cache = DirectionCache(weights / weights.sum(), weights)

@@ -19,6 +19,8 @@ from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig, TrainingNoise
 from marble_cli.data.prompts import load_prompts
 from marble_cli.data.sampler import PromptSampler
+from marble_cli.distributed.layout import Replicated
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.losses.nft import coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
@@ -73,7 +75,7 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
                 at: Tensor, samples=samples, own=own, draws=draws, rewards=rewards, nothing=nothing, step=step
             ) -> Tensor:  # type: ignore[no-untyped-def]
                 data = TrainingSet(samples.x0, samples.embeddings, own, draws, at, at.numel())
-                taken = Step(policy, data, objective, step, lambda count: None)
+                taken = Step(policy, Replicated(Ranks()), data, objective, step, lambda count: None)
                 parts = chunks(data, objective.micro_batch_size)
                 return reward_gradients(taken, parts, rewards, nothing).rows[:-1].double()
 

@@ -53,6 +53,11 @@ class BehaviourSchedule(Enum):
     hold = "hold"
 
 
+class Parallel(Enum):
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
 class WandbMode(Enum):
     auto = "auto"
     online = "online"
@@ -197,6 +202,12 @@ class Ema:
 
 
 @dataclass
+class Fsdp:
+    replicas: int = 1
+    reshard: bool = True
+
+
+@dataclass
 class Trainer:
     steps: int = MISSING
     seed: int = MISSING
@@ -213,6 +224,8 @@ class Trainer:
     pending_batches: int = MISSING
     encode_ahead: int = MISSING
     max_skipped: int = MISSING
+    parallel: Parallel = Parallel.ddp  # files of older runs lack this and the next
+    fsdp: Fsdp = field(default_factory=Fsdp)
 
 
 @dataclass

@@ -224,6 +224,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield "model.embedding_cache", repr(cache), cache is None or bool(cache.strip()), "a folder or null"
     yield at_least("model.lora.rank", config.model.lora.rank, 1)
     yield positive("model.lora.alpha", config.model.lora.alpha)
+    yield at_least("trainer.fsdp.replicas", trainer.fsdp.replicas, 1)
     yield at_least("launcher.nproc", config.launcher.nproc, 1)
     for name, source in config.data.sources.items():
         yield at_least(f"data.sources.{name}.weight", source.weight, 0)

@@ -9,28 +9,35 @@ from torch import Tensor
 
 
 class Ranks:
-    """This process's `rank` among `world`; a context manager that joins and leaves the process group."""
+    """This process's `rank` among `world`; a context manager that joins and leaves the process group.
 
-    def __init__(self) -> None:
+    A process alone has none, unless it is there `always`.
+    """
+
+    def __init__(self, *, always: bool = False) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.grouped = always or self.world > 1
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def __enter__(self) -> "Ranks":
-        if self.world > 1:
+        if self.grouped:
             cuda = torch.cuda.is_available()
             if cuda:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if cuda else "gloo")
+            alone = dist.HashStore() if self.world == 1 else None  # type: ignore[attr-defined]
+            dist.init_process_group(
+                "nccl" if cuda else "gloo", store=alone, rank=self.rank, world_size=self.world
+            )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.world > 1 and kind is None:
+        if self.grouped and kind is None:
             dist.destroy_process_group()
 
     def share(self, count: int) -> range:
@@ -43,6 +50,12 @@ class Ranks:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def largest(self, value: Tensor) -> Tensor:
+        """The largest of all ranks' values, in place."""
+        if self.world > 1:
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
 
     def gather(self, tensor: Tensor, device: torch.device) -> Tensor:
         """Concatenate the ranks' tensors of equal shape along the last dimension, on the CPU."""

@@ -2,13 +2,15 @@
 
 import json
 import warnings
+from collections.abc import Callable
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from marble_cli.config.schema import Lora
+from marble_cli.distributed.shards import gathered, local, share
 from marble_cli.errors import CheckpointError, ConfigError
 from marble_cli.policy.base import Adapter
 
@@ -32,10 +34,10 @@ def add_adapter(transformer: nn.Module, config: LoraConfig, name: str) -> None:
 class LoraPair:
     """The trained and the behaviour adapter of `transformer`; equal at the start, B zero, A gaussian from `seed`.
 
-    Implements `policy.base.Trainable`.
+    Implements `policy.base.Trainable`. `place` puts the transformer on its device, with which its parameters may become others.
     """
 
-    def __init__(self, transformer: nn.Module, lora: Lora, seed: int):
+    def __init__(self, transformer: nn.Module, lora: Lora, seed: int, place: Callable[[nn.Module], None]):
         self.transformer = transformer
         transformer.requires_grad_(False)
         self.config = LoraConfig(
@@ -55,10 +57,13 @@ class LoraPair:
                 module, BaseTunerLayer
             ):  # under autocast a copy of every input in float32 is of no use
                 module.cast_input_dtype_enabled = False
+        for name in ADAPTERS:
+            for parameter in self._find(name).values():
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(name == "trained")
+        place(transformer)
         self._parameters = {name: self._find(name) for name in ADAPTERS}
         self.layers: list[nn.Linear] | None = self._layers()
-        for parameter in (*self._parameters["trained"].values(), *self._parameters["behaviour"].values()):
-            parameter.data = parameter.data.float()
         self.copy("trained", "behaviour")
         self._active: Adapter = "behaviour"
         self.activate("trained")
@@ -112,8 +117,9 @@ class LoraPair:
 
     def state(self) -> dict[str, Tensor]:
         state = get_peft_model_state_dict(self.transformer, adapter_name="trained")
-        return {PREFIX + key: value.detach().to("cpu", copy=True) for key, value in state.items()}
+        return {PREFIX + key: gathered(value) for key, value in state.items()}
 
+    @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
         own = {
             PREFIX + key: value
@@ -125,8 +131,8 @@ class LoraPair:
                 f"the LoRA does not fit this model: {wrong[0]} differs ({len(wrong)} tensors in all). "
                 "Expected a checkpoint of the same model with the same model.lora.* settings."
             )
-        values = {key.removeprefix(PREFIX): value.float() for key, value in state.items()}
-        set_peft_model_state_dict(self.transformer, values, adapter_name="trained")
+        for key, value in own.items():
+            local(value).copy_(share(state[key], value))
         self.copy("trained", "behaviour")
 
     def metadata(self) -> dict[str, str]:

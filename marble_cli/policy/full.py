@@ -1,11 +1,13 @@
 """All weights of a transformer: trained and behaviour copies in float32 beside the frozen one."""
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from marble_cli.distributed.shards import gathered, local, share
 from marble_cli.errors import CheckpointError
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.blocks import compile_blocks
@@ -20,18 +22,28 @@ class FullWeights:
 
     layers: list[nn.Linear] | None = None
 
-    def __init__(self, pipeline: Any, compiled: bool):
-        self.pipeline, self.compiled = pipeline, compiled
-        self.transformers: dict[Adapter, nn.Module] = {None: pipeline.transformer.requires_grad_(False)}
+    def __init__(self, pipeline: Any, compiled: bool, place: Callable[[nn.Module], None]):
+        self.pipeline, self.compiled, self.place = pipeline, compiled, place
+        frozen = pipeline.transformer.requires_grad_(False)
+        without_weights: dict[int, object] = {
+            id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32), requires_grad=False)
+            for p in frozen.parameters()
+        }
+        self.skeleton = copy.deepcopy(frozen, without_weights)
+        place(frozen)
+        self.transformers: dict[Adapter, nn.Module] = {None: frozen}
 
     def transformer(self, adapter: Adapter) -> nn.Module:
         """The transformer with these weights."""
         if adapter not in self.transformers:
             source = self.transformer(None if adapter == "trained" else "trained")
-            made = copy.deepcopy(source).float() if adapter == "trained" else copy.deepcopy(source)
-            made.requires_grad_(adapter == "trained")
+            made = copy.deepcopy(self.skeleton).requires_grad_(adapter == "trained")
             if self.compiled:
                 compile_blocks(made)
+            self.place(made)
+            with torch.no_grad():
+                for empty, tensor in zip(_tensors(made), _tensors(source), strict=True):
+                    local(empty).copy_(local(tensor))
             self.transformers[adapter] = made
         return self.transformers[adapter]
 
@@ -45,7 +57,7 @@ class FullWeights:
     def state(self) -> dict[str, Tensor]:
         """Buffers among it, such as SD3's table of positions: a file of it is a whole model to diffusers."""
         state = self.transformer("trained").state_dict()
-        return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        return {name: gathered(value) for name, value in state.items()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
@@ -58,7 +70,12 @@ class FullWeights:
             )
         for adapter in self.transformers.keys() - {None}:
             for name, tensor in self.transformer(adapter).state_dict().items():
-                tensor.copy_(state[name])
+                local(tensor).copy_(share(state[name], tensor))
 
     def metadata(self) -> dict[str, str]:
         return {"format": "pt"}
+
+
+def _tensors(transformer: nn.Module) -> Iterator[Tensor]:
+    yield from transformer.parameters()
+    yield from transformer.buffers()

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 
 from marble_cli.config.schema import Model
+from marble_cli.distributed.layout import Place, whole
 from marble_cli.errors import RequestError
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.source import (
@@ -44,8 +45,8 @@ def pick_device(name: str) -> torch.device:
     )
 
 
-def load_policy(model: Model, seed: int) -> PipelinePolicy:
-    """Load the frozen model and give it its two adapters, drawn from `seed`.
+def load_policy(model: Model, seed: int, place: Place = whole) -> PipelinePolicy:
+    """Load the frozen model and give it what is trained, a LoRA drawn from `seed`; `place` puts it on its device.
 
     Raises:
         RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached; or the
@@ -72,7 +73,7 @@ def load_policy(model: Model, seed: int) -> PipelinePolicy:
         )
     check_fit(model, family, pipeline.transformer.config)
     pipeline.set_progress_bar_config(disable=True)
-    return PipelinePolicy(pipeline, family(pipeline, model), model, device, seed)
+    return PipelinePolicy(pipeline, family(pipeline, model), model, device, seed, place)
 
 
 def _index(model: Model, folder: Path | None) -> Path:

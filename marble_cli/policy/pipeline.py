@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from marble_cli.config.schema import Model, Train
+from marble_cli.distributed.layout import Place, whole
 from marble_cli.policy.adapters import LoraPair
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
-from marble_cli.policy.blocks import compile_blocks
+from marble_cli.policy.blocks import compile_blocks, repeated_blocks
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
 from marble_cli.policy.full import FullWeights
 from marble_cli.policy.origin import describe_origin, weights_digest
@@ -25,19 +26,38 @@ ENCODED_TOKENS = 2**13  # at once: Qwen-Image's encoder keeps all layers' output
 
 
 class PipelinePolicy:
-    """A pipeline with what is trained of it; implements `policy.base.Policy`."""
+    """A pipeline with what is trained of it; implements `policy.base.Policy`.
 
-    def __init__(self, pipeline: Any, family: Family, model: Model, device: torch.device, seed: int):
+    `place` puts a transformer on the device, for instance in shards.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        family: Family,
+        model: Model,
+        device: torch.device,
+        seed: int,
+        place: Place = whole,
+    ):
         self.pipeline, self.family, self.model, self.device = pipeline, family, model, device
         self.dtype = DTYPES[model.precision]
         self.transformer = pipeline.transformer.eval()
         for frozen in (pipeline.vae, *family.encoders):
             frozen.requires_grad_(False).eval()
         self.weights = weights_digest(self.transformer)
+        if model.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        if model.compile:
+            compile_blocks(self.transformer)
+
+        def put(transformer: nn.Module) -> None:
+            place(transformer, repeated_blocks(transformer), device, self.dtype)
+
         self.trainable: Trainable = (
-            FullWeights(pipeline, model.compile)
+            FullWeights(pipeline, model.compile, put)
             if model.train is Train.full
-            else LoraPair(self.transformer, model.lora, seed)
+            else LoraPair(self.transformer, model.lora, seed, put)
         )
         self.latent_shape, self.even_times = family.latent_shape, family.even_times
         self.tokens = image_tokens(model, type(family), pipeline.vae.config, pipeline.transformer.config)
@@ -51,12 +71,8 @@ class PipelinePolicy:
             ]
             identity = fingerprint(family.encoders, tokenizers, *settings)
             self.cache = EmbeddingCache(Path(model.embedding_cache).expanduser(), identity)
-        for frozen in (self.transformer, pipeline.vae, *(() if self.cache else family.encoders)):
+        for frozen in (pipeline.vae, *(() if self.cache else family.encoders)):
             frozen.to(device)
-        if model.gradient_checkpointing:
-            self.transformer.enable_gradient_checkpointing()
-        if model.compile:
-            compile_blocks(self.transformer)
 
     def prepare(self, prompts: Sequence[str]) -> None:
         if self.cache is None or not (missing := self.cache.missing(prompts)):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from marble_cli.balance.output_space import output_gram
+from marble_cli.distributed.layout import Layout, Rows
+from marble_cli.distributed.shards import local
 from marble_cli.losses.nft import NftTerms, kl_term, mixed_loss, nft_terms, velocity_products
 from marble_cli.policy.base import Policy
 from marble_cli.trainer.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
@@ -41,7 +43,7 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of R losses, summed over this rank's micro-batches: `rows` [R, P] in the parameters' dtype.
+    """Of R losses over all ranks' micro-batches: `rows` [R, n] in the dtype of the n parameters that this rank holds.
 
     `losses` [R + 1] float64 are the policy losses and, last, the KL term.
     """
@@ -69,6 +71,7 @@ class Step:
     """All that one step's gradients are taken of, on this rank."""
 
     policy: Policy
+    layout: Layout
     data: TrainingSet
     objective: Objective
     number: int
@@ -96,13 +99,13 @@ class Step:
 def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> Gradients:
     """Gradient of one mixture and the KL term together, R = 1: one backward pass a micro-batch."""
     parameters = list(step.policy.parameters("trained").values())
-    rows, losses = _empty(step.policy, 1)
+    rows, losses = step.layout.rows(parameters, mixed=0, passed=1), _no_losses(1)
     for one in step.passes(parts):
         v = one.v_theta.detach().requires_grad_()
         policy, kl = step.loss(one, v, one.terms(v, step.objective.beta), mixture)
-        _backward(one.v_theta, policy + kl, v, parameters, rows[0])
+        _backward(step, one, policy + kl, v, parameters, rows.passed[0])
         losses += torch.stack([policy, kl]).detach().double().cpu()
-    return Gradients(rows, losses)
+    return _summed(step, rows, parameters, losses)
 
 
 def reward_gradients(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coefficients) -> Gradients:
@@ -123,7 +126,8 @@ def reward_gradients(step: Step, parts: list[Chunk], rewards: Coefficients, rest
 def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coefficients) -> Gradients:
     """One backward pass a row, whatever the parameters are of; none where the whole step, on all ranks, has no coefficients."""
     parameters = list(step.policy.parameters("trained").values())
-    rows, losses = _empty(step.policy, len(rewards.p) + 1)
+    count = len(rewards.p) + 1
+    rows, losses = step.layout.rows(parameters, mixed=0, passed=count), _no_losses(count)
     p, q = torch.cat([rewards.p, rest.p[None]]), torch.cat([rewards.q, rest.q[None]])
     taken = p.any(1) | q.any(1)
     taken[-1] |= bool(step.objective.kl_coef)
@@ -132,14 +136,14 @@ def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coe
         for one in step.passes(parts):
             v = one.v_theta.detach().requires_grad_()
             terms = one.terms(v, step.objective.beta)
-            for k, row in enumerate(rows):
+            for k, row in enumerate(rows.passed):
                 policy, kl = step.loss(one, v, terms, Coefficients(p[k], q[k]))
                 losses[k] += policy.item()
                 if taken[k]:
-                    loss = policy + kl if k == len(rows) - 1 else policy
-                    _backward(one.v_theta, loss, v, parameters, row, further=k != last)
+                    loss = policy + kl if k == count - 1 else policy
+                    _backward(step, one, loss, v, parameters, row, further=k != last)
             losses[-1] += kl.item()
-    return Gradients(rows, losses)
+    return _summed(step, rows, parameters, losses)
 
 
 def _by_mixing(
@@ -151,11 +155,12 @@ def _by_mixing(
     (`Mixer`), and the even half none where its coefficients vanish, as they do with the shared term outside.
     """
     parameters = list(step.policy.parameters("trained").values())
-    rows, losses = _empty(step.policy, len(rewards.p) + 1)
+    count = len(rewards.p)
+    rows, losses = step.layout.rows(parameters, mixed=count, passed=1), _no_losses(count + 1)
     scale = step.objective.clip / step.objective.beta / step.data.samples
     even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
     with_rest = bool(rest.p.any() or rest.q.any() or step.objective.kl_coef)
-    mixer = Mixer(layers, rows[:-1])
+    mixer = Mixer(layers, rows.mixed)
     with mixer.watching():
         for one in step.passes(parts):
             images = one.batch.indices
@@ -169,16 +174,16 @@ def _by_mixing(
             ]
             for left, (side, c) in zip(range(len(sides) - 1, -1, -1), sides, strict=True):
                 (cotangent,) = torch.autograd.grad(side, v, retain_graph=True)
-                scaled, factor = _representable(cotangent)
+                scaled, factor = _representable(step, cotangent)
                 mixer.mix(one.v_theta, scaled, factor * c, retain_graph=with_rest or left > 0)
             if with_rest:
-                _backward(one.v_theta, policy + kl, v, parameters, rows[-1])
+                _backward(step, one, policy + kl, v, parameters, rows.passed[0])
             p, q = rewards.of(images)
             each = scale * (
                 p @ terms.positive.detach().double().cpu() + q @ terms.negative.detach().double().cpu()
             )
             losses += torch.cat([each, torch.stack([policy, kl]).detach().double().cpu()])
-    return Gradients(rows, losses)
+    return _summed(step, rows, parameters, losses)
 
 
 @torch.no_grad()
@@ -198,36 +203,53 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
     return total
 
 
-def _empty(policy: Policy, count: int) -> tuple[Tensor, Tensor]:
-    parameters = list(policy.parameters("trained").values())
-    size = sum(parameter.numel() for parameter in parameters)
-    return parameters[0].new_zeros(count, size), torch.zeros(count + 1, dtype=torch.float64)
+def _no_losses(count: int) -> Tensor:
+    return torch.zeros(count + 1, dtype=torch.float64)
+
+
+def _summed(step: Step, rows: Rows, parameters: list[nn.Parameter], losses: Tensor) -> Gradients:
+    """Gradients and losses over all ranks' samples."""
+    ranks = step.layout.ranks
+    if ranks.world > 1:
+        losses = ranks.sum(losses.to(step.policy.device).float()).double().cpu()
+    return Gradients(step.layout.reduce(rows, parameters), losses)
 
 
 def _backward(
-    output: Tensor, loss: Tensor, v: Tensor, parameters: list[nn.Parameter], row: Tensor, *, further: bool = False
+    step: Step,
+    one: Pass,
+    loss: Tensor,
+    v: Tensor,
+    parameters: list[nn.Parameter],
+    row: Tensor,
+    *,
+    further: bool = False,
 ) -> None:
-    """Add to `row` [P] the gradient of `loss`, a function of the leaf `v` that has `output`'s values, through `output`.
+    """Add to `row` [n] the gradient of `loss`, a function of the leaf `v` in the place of `one.v_theta`.
 
     Parameters that take no part add nothing. `further`: another pass over the same graphs is to come.
     """
     (cotangent,) = torch.autograd.grad(loss, v, retain_graph=further)
-    scaled, factor = _representable(cotangent)
-    output.backward(scaled, retain_graph=further)
-    for part, parameter in zip(row.split([p.numel() for p in parameters]), parameters, strict=True):
+    scaled, factor = _representable(step, cotangent)
+    one.v_theta.backward(scaled, retain_graph=further)
+    parts = row.split([local(parameter).numel() for parameter in parameters])
+    for part, parameter in zip(parts, parameters, strict=True):
         if parameter.grad is not None:
-            part.add_(parameter.grad.flatten(), alpha=factor)
+            part.add_(local(parameter.grad).flatten(), alpha=factor)
             parameter.grad = None
 
 
-def _representable(cotangent: Tensor) -> tuple[Tensor, float]:
+def _representable(step: Step, cotangent: Tensor) -> tuple[Tensor, float]:
     """A cotangent brought to where half precision is at home, and what to multiply its gradients by.
 
     One number among millions is small: in float16 most of a cotangent of a mean would be zero. The factor is a power of
-    two, so that in float32 nothing changes but the exponents.
+    two, so that in float32 nothing changes but the exponents. Where ranks sum their gradients before these are multiplied,
+    all take the largest one's.
     """
-    largest = cotangent.abs().max().item()
-    if not 0.0 < largest < math.inf:
+    largest = cotangent.abs().max()
+    if step.layout.sharded:
+        largest = step.layout.ranks.largest(largest)
+    if not 0.0 < largest.item() < math.inf:
         return cotangent, 1.0
-    factor = 2.0 ** (math.frexp(largest)[1] - math.frexp(LARGEST)[1])
+    factor = 2.0 ** (math.frexp(largest.item())[1] - math.frexp(LARGEST)[1])
     return cotangent / factor, factor

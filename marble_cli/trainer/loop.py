@@ -13,8 +13,10 @@ from marble_cli.checkpoint import store
 from marble_cli.config.schema import RunConfig, TrainingNoise
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.sampler import PromptSampler
+from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.errors import RewardError, StorageError, TrainingError
+from marble_cli.distributed.shards import like, local
+from marble_cli.errors import BalanceError, RewardError, StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation, score_policy
 from marble_cli.policy.base import Policy
 from marble_cli.policy.ema import behaviour_eta, blend, ema_decay
@@ -32,6 +34,7 @@ from marble_cli.trainer.step import Director
 
 log = logging.getLogger("marble")
 
+TOGETHER = (RewardError, TrainingError, BalanceError)  # raised on all ranks alike
 SMALLER_ROLLOUT = "Lower rollout.batch_size"
 SMALLER_ENCODERS = "Free the device or take one with more memory"
 SMALLER_TRAINING = "Lower trainer.micro_batch_size or set model.gradient_checkpointing=true"
@@ -61,13 +64,17 @@ class Trainer:
     held_out: list[Prompt]
     rollout: Rollout
     director: Director
-    ranks: Ranks
+    layout: Layout
     recorder: Recorder
     progress: Progress
     prepared: int = 0  # the last step whose prompts the policy has been told of
     skipped: int = 0  # steps in a row without a finite gradient
     torn: bool = False  # the weights are on their way from one step to the next
     tried: int | None = None  # the last step of which a checkpoint was written, or could not be
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.layout.ranks
 
     def run(self, interrupt: Interrupt) -> int:
         """Train to the last step; returns the exit code, with a checkpoint written whatever it is.
@@ -79,8 +86,11 @@ class Trainer:
         self.tried = self.progress.step or None
         try:
             return self.go(interrupt)
-        except BaseException:
-            if not self.torn and self.tried != self.progress.step:
+        except BaseException as error:
+            alone = self.layout.sharded and self.ranks.world > 1 and not isinstance(error, TOGETHER)
+            if alone and self.ranks.is_main:
+                log.error("step %d is not kept: other processes hold parts of it", self.progress.step)
+            elif not self.torn and self.tried != self.progress.step:
                 try:
                     self.save(False)
                 except StorageError as error:  # what stopped the run is the news
@@ -206,11 +216,14 @@ class Trainer:
         for warning in direction.warnings:
             log.warning("step %d: %s", step, warning)
         metrics: dict[str, Any] = dict(direction.metrics)
-        if not bool(torch.isfinite(direction.gradient).all()):
+        squares = torch.linalg.vector_norm(direction.gradient, dtype=torch.float64).square()
+        norm = self.layout.total(squares).sqrt().item()
+        if not math.isfinite(norm):
             self.skip(step, samples, data, signal)
             return metrics | {"skipped": 1}
         self.skipped, self.torn = 0, True
-        metrics["grad_norm"] = self.apply(direction.gradient)
+        metrics["grad_norm"] = norm
+        self.apply(direction.gradient * min(1.0, self.config.optimizer.clip_norm / (norm + 1e-6)))
         self.progress.cache = direction.cache
         trained = dict(self.policy.parameters("trained"))
         blend(self.progress.ema, trained, ema_decay(settings.ema, step))  # type: ignore[arg-type]
@@ -237,16 +250,14 @@ class Trainer:
                 "model.precision=bf16 instead of fp16, or an earlier checkpoint may help."
             )
 
-    def apply(self, gradient: torch.Tensor) -> float:
-        """Clip the gradient [P], take the optimizer's step; returns the norm before clipping."""
+    def apply(self, gradient: torch.Tensor) -> None:
+        """Take the optimizer's step along a gradient [n], as far as this rank holds it."""
         parameters = list(self.policy.parameters("trained").values())
-        parts = gradient.split([parameter.numel() for parameter in parameters])
+        parts = gradient.split([local(parameter).numel() for parameter in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter).clone()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip_norm)
+            parameter.grad = like(part, parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm.item()
 
     def evaluate(self) -> bool:
         """Score the moving average on held-out prompts; true if it is the best so far."""
@@ -287,11 +298,13 @@ class Trainer:
         return not first
 
     def save(self, best: bool) -> None:
-        """Write a checkpoint of the last finished step, on the main rank."""
+        """Write a checkpoint of the last finished step, on the main rank; of shards, the others send theirs."""
         self.tried = self.progress.step
+        if not (self.ranks.is_main or self.layout.sharded):
+            return
+        state, weights, ema = pack(self.policy, self.optimizer, self.progress)
         if self.ranks.is_main:
             settings = self.config.trainer
-            state, weights, ema = pack(self.policy, self.optimizer, self.progress)
             store.save(
                 self.folder, state, weights, ema, keep_last=settings.keep_last, keep_every=settings.keep_every, best=best,
                 metadata=self.policy.trained_metadata(),

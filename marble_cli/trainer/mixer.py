@@ -52,10 +52,9 @@ class Mixer:
             coefficients: [R, B].
             retain_graph: another pass over the same graph is to come.
         """
-        weights = [layer.weight for layer in self.layers]
         self.coefficients = coefficients.to(self.rows[0])
         try:
-            torch.autograd.grad(output, weights, cotangent, retain_graph=retain_graph, allow_unused=True)
+            output.backward(cotangent, retain_graph=retain_graph)
         finally:
             self.coefficients = None
 

@@ -15,9 +15,10 @@ from marble_cli.balance.registry import build as build_balance
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.config.compose import dump, load_resolved
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import Parallel, RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.data.sampler import PromptSampler
+from marble_cli.distributed.layout import choose
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.folder import check_inside, check_writable, write_whole
@@ -60,7 +61,7 @@ CONTINUABLE = {
     "trainer": (
         "steps", "checkpoint_every", "keep_last", "keep_every", "best", "eval_every", "eval_prompts", "encode_ahead",
         "max_skipped", "pending_batches",
-        "micro_batch_size",
+        "micro_batch_size", "parallel", "fsdp",
     ),
     "logging": None,
     "launcher": None,
@@ -161,8 +162,9 @@ def train(config: RunConfig, *, resume: str) -> int:
         RewardError: a reward broke its contract or failed too often; a checkpoint is written first.
     """
     folder = Path(config.run.dir)
-    with Ranks() as ranks, Interrupt() as interrupt:
+    with Ranks(always=config.trainer.parallel is Parallel.fsdp) as ranks, Interrupt() as interrupt:
         check_geometry(config, ranks.world)
+        layout = choose(config.trainer, ranks, pick_device(config.model.device))
         check_writable(folder, "run.dir=")
         check_inside(folder, WRITTEN)
         check_cache(config)
@@ -180,7 +182,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         if ranks.is_main:
             store.sweep(folder)
-        policy = load_policy(config.model, config.trainer.seed)
+        policy = load_policy(config.model, config.trainer.seed, layout.place)
         rewards = {**config.rewards, **config.eval_rewards}
         with open_scorer(rewards, str(policy.device), config.trainer.pending_batches) as judges:
             rollout = Rollout(
@@ -210,7 +212,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             with RunRecorder(config, folder, progress, main=ranks.is_main) as recorder:
                 trainer = Trainer(
                     config, folder, policy, optimizer, judges.only(names), judges, sampler, prompts, rollout,
-                    Director(config, names, policy, balance, ranks), ranks, recorder, progress,
+                    Director(config, names, policy, balance, layout), layout, recorder, progress,
                 )  # fmt: skip
                 return trainer.run(interrupt)
 

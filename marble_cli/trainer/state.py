@@ -8,6 +8,7 @@ from torch import Tensor
 
 from marble_cli.balance.amortise import DirectionCache
 from marble_cli.checkpoint.store import TrainerState
+from marble_cli.distributed.shards import gathered, like, local, share
 from marble_cli.policy.base import Policy
 from marble_cli.trainer.state_checks import MOMENTS, check_info, check_tensors
 
@@ -38,14 +39,12 @@ def pack(
     """The trainer's state, the trained weights and their moving average, the latter two as diffusers names them."""
     trained = policy.parameters("trained")
     moments = {
-        f"{name}|{moment}": optimizer.state[parameter][moment].detach().to("cpu", copy=True)
+        f"{name}|{moment}": gathered(optimizer.state[parameter][moment])
         for name, parameter in trained.items()
         for moment in MOMENTS
         if parameter in optimizer.state
     }
-    behaviour = {
-        name: p.detach().to("cpu", copy=True) for name, p in policy.parameters("behaviour").items()
-    }
+    behaviour = {name: gathered(p) for name, p in policy.parameters("behaviour").items()}
     origin = policy.origin()
     info: dict[str, Any] = {
         "cache": progress.cache.state_dict(),
@@ -83,14 +82,13 @@ def unpack(
     average = {name: parameter.detach().clone() for name, parameter in trained.items()}
     policy.load_trained(weights)
     for name, parameter in policy.parameters("behaviour").items():
-        parameter.copy_(state.tensors["behaviour"][name])
+        local(parameter).copy_(share(state.tensors["behaviour"][name], parameter))
     moments = state.tensors["optimizer"]
     optimizer.state.clear()
     for name, parameter in trained.items():
         if f"{name}|exp_avg" in moments:
             optimizer.state[parameter] = {
-                moment: moments[f"{name}|{moment}"].to("cpu" if moment == "step" else parameter.device)
-                for moment in MOMENTS
+                moment: restored(moments[f"{name}|{moment}"], parameter) for moment in MOMENTS
             }
     return Progress(
         state.step,
@@ -103,3 +101,10 @@ def unpack(
         info["evaluated"],
         info["wandb_id"],
     )
+
+
+def restored(moment: Tensor, parameter: Tensor) -> Tensor:
+    """A moment of `parameter` as AdamW keeps it: in its form and on its device, or the count of steps, on the CPU."""
+    if not moment.dim():
+        return moment
+    return like(share(moment, parameter).to(parameter.device, copy=True), parameter)

@@ -11,7 +11,7 @@ from marble_cli.balance.base import Balance, Solution, active_rewards
 from marble_cli.balance.constant import Mixture
 from marble_cli.balance.gram import gram
 from marble_cli.config.schema import Amortize, BalanceMode, RunConfig, SharedTerm
-from marble_cli.distributed.ranks import Ranks
+from marble_cli.distributed.layout import Layout
 from marble_cli.errors import BalanceError
 from marble_cli.losses.nft import coefficients, shared_coefficients
 from marble_cli.policy.base import Policy
@@ -31,7 +31,7 @@ from marble_cli.trainer.signal import Signal, single_mixture
 
 @dataclass(frozen=True)
 class Direction:
-    """The step's gradient [P], its loss terms and what is worth logging; `cache` serves the steps to come."""
+    """The step's gradient [n] as far as this rank holds it, its loss terms and what is worth logging; `cache` serves the steps to come."""
 
     gradient: Tensor
     cache: DirectionCache
@@ -43,9 +43,10 @@ class Director:
     """Turns a step's signal into a direction with the configured balance."""
 
     def __init__(
-        self, config: RunConfig, names: list[str], policy: Policy, balance: Balance | Mixture, ranks: Ranks
+        self, config: RunConfig, names: list[str], policy: Policy, balance: Balance | Mixture, layout: Layout
     ):
-        self.config, self.names, self.policy, self.ranks = config, names, policy, ranks
+        self.config, self.names, self.policy = config, names, policy
+        self.layout, self.ranks = layout, layout.ranks
         self.mixture: Mixture | None = balance if isinstance(balance, Mixture) else None
         self.balance: Balance | None = None if isinstance(balance, Mixture) else balance
         self.outside = config.balance.shared_term is SharedTerm.outside and self.mixture is None
@@ -78,16 +79,14 @@ class Director:
         cache: DirectionCache,
         advance: Callable[[int], None],
     ) -> Direction:
-        """The direction of step `number`, summed over ranks."""
-        step = Step(self.policy, data, self.objective, number, advance)
+        """The direction of step `number`, over all ranks' samples."""
+        step = Step(self.policy, self.layout, data, self.objective, number, advance)
         parts = chunks(data, self.objective.micro_batch_size)
         if self.output_space:
             return self._output_space(step, parts, signal, cache)
         if self.refreshes(number, cache):
             return self._refresh(step, parts, signal, cache)
-        result = self._reduced(
-            mixture_gradient(step, parts, self._mixed(signal, cache, cache.direction_weights()))
-        )
+        result = mixture_gradient(step, parts, self._mixed(signal, cache, cache.direction_weights()))
         metrics = {"balance/refresh": 0, **_losses(result), **describe_cache(self.names, cache)}
         return Direction(result.rows[0], cache, metrics)
 
@@ -109,7 +108,7 @@ class Director:
         del found  # K + 1 gradients; the other micro-batches need their room
         if others:
             rest = mixture_gradient(step, others, self._mixed(signal, cache, weights[:count]))
-            result = _add(result, self._reduced(rest))
+            result = _add(result, rest)
         metrics |= _losses(result)
         return Direction(result.rows[0], cache, metrics, warnings)
 
@@ -153,7 +152,7 @@ class Director:
             metrics |= describe_gradients(self.names, matrix, solution.weights, None)
             result = _along(found, solution.weights)
         else:
-            result = self._reduced(mixture_gradient(step, parts, self._exact(signal, solution.weights)))
+            result = mixture_gradient(step, parts, self._exact(signal, solution.weights))
         metrics |= _losses(result) | describe_solution(self.names, solution, cache)
         return Direction(result.rows[0], cache, metrics, self._left_out(solution))
 
@@ -163,8 +162,8 @@ class Director:
         The matrix is of the whole step's gradients as far as a share of it can tell: a reward's row is scaled up by its
         applicable samples over those that were looked at.
         """
-        found = self._reduced(reward_gradients(step, chosen, *self._losses_apart(signal)))
-        matrix = gram(found.rows[:-1])
+        found = reward_gradients(step, chosen, *self._losses_apart(signal))
+        matrix = self.layout.total(gram(found.rows[:-1]))
         if len(chosen) < parts:
             seen, times = self._seen(step, chosen, signal), step.data.times.shape[1]
             scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
@@ -214,12 +213,6 @@ class Director:
         return Coefficients(
             *amortised_coefficients(weights, signal.optimality, signal.applicable, shared_term=shared_term)
         )
-
-    def _reduced(self, result: Gradients) -> Gradients:
-        if self.ranks.world == 1:
-            return result
-        losses = self.ranks.sum(result.losses.to(self.policy.device).float())
-        return Gradients(self.ranks.sum(result.rows), losses.double().cpu())
 
     def _left_out(self, solution: Solution) -> tuple[str, ...]:
         names = [n for n, active in zip(self.names, solution.active.tolist(), strict=True) if not active]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from marble_cli.balance.registry import build
 from marble_cli.config.schema import Model, RunConfig, Train
+from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, PromptEmbeddings
 from marble_cli.policy.full import FullWeights
@@ -66,7 +67,7 @@ class Case:
     objective: Objective
 
     def step(self, policy: DoublePolicy) -> Step:
-        return Step(policy, self.data, self.objective, STEP, lambda count: None)
+        return Step(policy, Replicated(Ranks()), self.data, self.objective, STEP, lambda count: None)
 
     def definition(self, policy: DoublePolicy) -> tuple[Tensor, Tensor, Tensor]:
         """P_i and N_i averaged over the times, [n], and the KL term: docs/algorithm.md image by image, differentiable."""
@@ -168,7 +169,7 @@ def director(double_policy: DoublePolicy, case: Case, run_config: Callable[..., 
             f"trainer.seed={SEED}", "trainer.micro_batch_size=5", *overrides,
         )  # fmt: skip
         balance = build(config.balance, NAMES, [reward.weight for reward in config.rewards.values()])
-        made = Director(config, NAMES, double_policy, balance, Ranks())
+        made = Director(config, NAMES, double_policy, balance, Replicated(Ranks()))
         assert replace(made.objective, micro_batch_size=5) == case.objective
         return made
 
