@@ -45,6 +45,11 @@ class Ranks:
         each = count // self.world
         return range(self.rank * each, (self.rank + 1) * each)
 
+    def padded_share(self, count: int) -> list[int]:
+        """The indices of this rank among `count`, as many on every rank: past the end, the last one again."""
+        each = -(-count // self.world)
+        return [min(i, count - 1) for i in range(self.rank * each, (self.rank + 1) * each)]
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
         if self.world > 1:

@@ -11,16 +11,15 @@ from rich.table import Table
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.evaluate.score import Evaluation, paired_interval, score_policy
 from marble_cli.evaluate.target import Target, resolve_target
 from marble_cli.folder import check_writable, write_whole, writing
 from marble_cli.metrics.figures import image_grid
-from marble_cli.policy.base import Policy
+from marble_cli.policy.base import Adapter, Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Scorer, open_scorer
 from marble_cli.rollout.collect import Rollout
-
-SHOWN = 12  # pictures in the grid
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,8 @@ def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> E
         config.trainer.seed,
         settings.guidance_scale,
     )
-    return score_policy(
-        rollout, None if target.weights is None else "trained", prompts, scorer, lambda n: None
-    )
+    adapter: Adapter = None if target.weights is None else "trained"
+    return score_policy(rollout, adapter, prompts, scorer, Ranks(), lambda n: None)
 
 
 def evaluate(target: str, against: str | None, overrides: list[str], output: Path | None) -> EvalReport:
@@ -151,11 +149,8 @@ def evaluate(target: str, against: str | None, overrides: list[str], output: Pat
     report = EvalReport(first.label, second.label if second else None, compare(one, other), len(one.prompts))
     if output is not None:
         rows = [(second.label, other.images)] if second is not None and other is not None else []
-        shown = slice(0, None, max(1, len(one.images) // SHOWN))
-        pairs = [(label, images[shown][:SHOWN]) for label, images in [*rows, (first.label, one.images)]]
-        captions = [prompt.text for prompt in one.prompts[shown]][:SHOWN]
         with writing(output / "images.png", "Choose another --output."):
             output.mkdir(parents=True, exist_ok=True)
-            image_grid(pairs, captions, output / "images.png")
+            image_grid([*rows, (first.label, one.images)], one.captions, output / "images.png")
         write_whole(output / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
     return report

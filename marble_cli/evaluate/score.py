@@ -4,21 +4,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from marble_cli.data.prompts import Prompt
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter
 from marble_cli.rewards.scorer import Scorer, Scores
 from marble_cli.rollout.collect import Rollout
 
+SHOWN = 12  # pictures of an evaluation, at most
+
+
+def shown(count: int) -> list[int]:
+    """The places among `count` prompts whose pictures are kept to be looked at."""
+    return list(range(0, count, max(1, count // SHOWN)))[:SHOWN]
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One image a prompt: `images` uint8 [n, 3, H, W] and their scores [K, n]."""
+    """One image a prompt, scored [K, n]; `images` uint8 [m, 3, H, W] are those of the prompts that are `shown`."""
 
     prompts: list[Prompt]
     images: Tensor
     scores: Scores
+
+    @property
+    def captions(self) -> list[str]:
+        """Of the images."""
+        return [self.prompts[i].text for i in shown(len(self.prompts))]
 
     def summary(self) -> dict[str, tuple[float, float, int]]:
         """Mean, standard deviation and number of applicable images, by reward that applied anywhere."""
@@ -31,21 +45,45 @@ class Evaluation:
 
 
 def score_policy(
-    rollout: Rollout, adapter: Adapter, prompts: list[Prompt], scorer: Scorer, advance: Callable[[int], None]
+    rollout: Rollout,
+    adapter: Adapter,
+    prompts: list[Prompt],
+    scorer: Scorer,
+    ranks: Ranks,
+    advance: Callable[[int], None],
 ) -> Evaluation:
-    """Draw one image for each of `prompts` with `adapter` and score it."""
+    """Draw one image for each of `prompts` with `adapter` and score it; each rank does its share.
+
+    Raises:
+        RewardError: a reward broke its contract, or failed on too many images.
+    """
+    count, own = len(prompts), ranks.padded_share(len(prompts))
     samples = rollout.collect(
-        prompts,
-        range(len(prompts)),
+        [prompts[i] for i in own],
+        own,
         scorer=scorer,
         adapter=adapter,
         purpose="evaluate",
         step=0,
         advance=advance,
     )
-    scores = samples.scores()
+    every = samples.scores(ranks)
+    scores = Scores(
+        every.names, every.values[:, :count], every.applicable[:, :count], every.failed[:, :count]
+    )
     scorer.check(scores)
-    return Evaluation(samples.prompts, samples.images, scores)
+    return Evaluation(prompts, _pictures(samples.images, count, ranks, rollout.policy.device), scores)
+
+
+def _pictures(own: Tensor, count: int, ranks: Ranks, device: torch.device) -> Tensor:
+    """The images to be shown, of which each rank has some among its `own`."""
+    places = shown(count)
+    images = own.new_zeros(len(places), *own.shape[1:])
+    for picture, place in zip(images, places, strict=True):
+        rank, offset = divmod(place, len(own))
+        if rank == ranks.rank:
+            picture.copy_(own[offset])
+    return ranks.sum(images.to(device)).cpu()
 
 
 def paired_interval(

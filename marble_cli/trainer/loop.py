@@ -20,7 +20,7 @@ from marble_cli.errors import BalanceError, RewardError, StorageError, TrainingE
 from marble_cli.evaluate.score import Evaluation, score_policy
 from marble_cli.policy.base import Policy
 from marble_cli.policy.ema import behaviour_eta, blend, ema_decay
-from marble_cli.rewards.scorer import Scorer, Scores
+from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout, Samples
 from marble_cli.trainer.batches import TrainingSet, training_times
 from marble_cli.trainer.inspection import keep_batch
@@ -103,7 +103,7 @@ class Trainer:
         check_rewards(self.rollout, self.judges, self.sampler.sources)
         if settings.eval_every:
             with bounded("while prompts were encoded", SMALLER_ENCODERS):
-                self.rollout.prepare(self.held_out)
+                self.rollout.prepare([self.held_out[i] for i in self.ranks.padded_share(len(self.held_out))])
         if self.judgement_due():
             self.evaluate()
         while self.progress.step < settings.steps:
@@ -144,7 +144,7 @@ class Trainer:
         began = time.perf_counter()
         samples, groups = self.roll_out(step)
         rolled = time.perf_counter()
-        scores = self.gather(samples)
+        scores = samples.scores(self.ranks)
         self.scorer.check(scores)
         signal = read_signal(scores.values.nan_to_num(), scores.applicable, groups, self.config.algorithm)
         scored = time.perf_counter()
@@ -179,25 +179,6 @@ class Trainer:
                 advance=self.recorder.advance,
             )
         return samples, torch.arange(len(prompts)) // size
-
-    def gather(self, samples: Samples) -> Scores:
-        """The scores of the whole step, over all ranks, in the step's order.
-
-        Raises:
-            RewardError: a plugin broke its contract, on this rank or on another; all ranks leave together.
-        """
-        device, error = self.policy.device, None
-        try:
-            scores = samples.scores()
-        except RewardError as broken:
-            error = broken
-        if self.ranks.any(error is not None, device):
-            raise error or RewardError("a reward broke its contract on another process, whose log names it")
-        parts = [
-            self.ranks.gather(part.double(), device)
-            for part in (scores.values, scores.applicable, scores.failed)
-        ]
-        return Scores(scores.names, parts[0], parts[1].bool(), parts[2].bool())
 
     def update(self, step: int, samples: Samples, signal: Signal) -> dict[str, Any]:
         """Gradients, balance, AdamW, moving average, behaviour policy."""
@@ -262,10 +243,10 @@ class Trainer:
     def evaluate(self) -> bool:
         """Score the moving average on held-out prompts; true if it is the best so far."""
         step = self.progress.step
-        self.recorder.stage("evaluate", len(self.held_out))
+        self.recorder.stage("evaluate", len(self.ranks.padded_share(len(self.held_out))))
         with self.policy.swapped(self.progress.ema), bounded("in an evaluation", SMALLER_ROLLOUT):
             evaluation = score_policy(
-                self.rollout, "trained", self.held_out, self.judges, self.recorder.advance
+                self.rollout, "trained", self.held_out, self.judges, self.ranks, self.recorder.advance
             )
         first = not self.progress.base_scores
         if first:

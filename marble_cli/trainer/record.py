@@ -19,8 +19,6 @@ from marble_cli.metrics.terminal import TerminalView
 from marble_cli.metrics.weights_and_biases import WandbRun
 from marble_cli.trainer.state import Progress
 
-SHOWN = 12  # pictures of an evaluation that are kept
-
 
 class LogFile(logging.Handler):
     """log.txt, line by whole line. A line that does not fit is not worth the run: it is on the terminal still."""
@@ -109,18 +107,13 @@ class RunRecorder:
         """Keep a grid of the evaluation's images under samples/ and in W&B."""
         if not self.main or not self.config.logging.images_every or step % self.config.logging.images_every:
             return
-        chosen = slice(0, None, max(1, len(evaluation.prompts) // SHOWN))
-        images, captions = (
-            evaluation.images[chosen][:SHOWN],
-            [p.text for p in evaluation.prompts[chosen]][:SHOWN],
-        )
         folder = self.folder / "samples"
         file = folder / f"step-{step:08d}.png"
         try:
             with writing(file, "The run goes on without these pictures."):
                 folder.mkdir(exist_ok=True)
-                image_grid([(f"step {step}", images)], captions, file)
+                image_grid([(f"step {step}", evaluation.images)], evaluation.captions, file)
         except StorageError as error:
             file.unlink(missing_ok=True)
             self.logger.warning("%s", error)
-        self.wandb.images(step, images, captions)
+        self.wandb.images(step, evaluation.images, evaluation.captions)
