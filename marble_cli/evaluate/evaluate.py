@@ -126,7 +126,9 @@ def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> E
         config.trainer.seed,
         settings.guidance_scale,
     )
-    return score_policy(rollout, None if target.weights is None else "trained", prompts, scorer, lambda n: None)
+    return score_policy(
+        rollout, None if target.weights is None else "trained", prompts, scorer, lambda n: None
+    )
 
 
 def evaluate(target: str, against: str | None, overrides: list[str], output: Path | None) -> EvalReport:

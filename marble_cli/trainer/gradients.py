@@ -205,7 +205,13 @@ def _empty(policy: Policy, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _backward(
-    output: Tensor, loss: Tensor, v: Tensor, parameters: list[nn.Parameter], row: Tensor, *, further: bool = False
+    output: Tensor,
+    loss: Tensor,
+    v: Tensor,
+    parameters: list[nn.Parameter],
+    row: Tensor,
+    *,
+    further: bool = False,
 ) -> None:
     """Add to `row` [P] the gradient of `loss`, a function of the leaf `v` that has `output`'s values, through `output`.
 

@@ -68,7 +68,9 @@ def check_memory(config: RunConfig, device: torch.device) -> None:
     free = free_memory(device)
     if size is None or free is None or (needed := memory(config, size).least) <= free:
         return
-    smaller = "Lower model.lora.rank" if config.model.train is Train.lora else "Train a LoRA (model.train=lora)"
+    smaller = (
+        "Lower model.lora.rank" if config.model.train is Train.lora else "Train a LoRA (model.train=lora)"
+    )
     raise RequestError(
         f"the run needs about {_bytes(needed)} on {device} besides activations, and {_bytes(free)} are free. {smaller}, "
         "use model.precision=bf16, set model.embedding_cache, or free the device."

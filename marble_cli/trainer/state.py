@@ -43,9 +43,7 @@ def pack(
         for moment in MOMENTS
         if parameter in optimizer.state
     }
-    behaviour = {
-        name: p.detach().to("cpu", copy=True) for name, p in policy.parameters("behaviour").items()
-    }
+    behaviour = {name: p.detach().to("cpu", copy=True) for name, p in policy.parameters("behaviour").items()}
     origin = policy.origin()
     info: dict[str, Any] = {
         "cache": progress.cache.state_dict(),

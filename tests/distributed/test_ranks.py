@@ -96,9 +96,7 @@ def test_groups_are_not_cut_between_ranks(run_config: Callable[..., RunConfig]) 
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_two_ranks_train_as_one_does(
-    run_config: Callable[..., RunConfig], tmp_path: Path, kind: str
-) -> None:
+def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_path: Path, kind: str) -> None:
     """Refreshes, an amortised step and evaluations, through `marble train --nproc 2`.
 
     The rewards are smooth: one that counts bytes would turn a pixel's rounding into another advantage.

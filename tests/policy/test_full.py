@@ -34,7 +34,10 @@ PROMPTS = ["a red cup", "two boats"]
 TRAINED = Path("transformer") / store.WEIGHTS["full"]
 
 # In the last block the text's queries lead nowhere.
-NOWHERE = {f"transformer_blocks.1.attn.{name}" for name in ("add_q_proj.weight", "add_q_proj.bias", "norm_added_q.weight")}
+NOWHERE = {
+    f"transformer_blocks.1.attn.{name}"
+    for name in ("add_q_proj.weight", "add_q_proj.bias", "norm_added_q.weight")
+}
 
 Inputs = tuple[Tensor, Tensor, Any]
 
@@ -202,7 +205,9 @@ def test_checkpointing_acts_on_every_copy_and_changes_no_gradient(
         one.velocity(*inputs, "trained").square().mean().backward()
     for name, parameter in policy.parameters("trained").items():
         if name not in NOWHERE:
-            torch.testing.assert_close(other.parameters("trained")[name].grad, parameter.grad, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                other.parameters("trained")[name].grad, parameter.grad, rtol=1e-4, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("precision", list(Precision))
@@ -219,7 +224,9 @@ def test_sizes_are_the_real_ones(full: Model, precision: Precision) -> None:
 def run(run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with a checkpoint whose trained, average and behaviour weights all differ."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    config = run_config("model.train=full", "rollout.solver=euler", "model.precision=fp32", f"run.dir={folder}")
+    config = run_config(
+        "model.train=full", "rollout.solver=euler", "model.precision=fp32", f"run.dir={folder}"
+    )
     policy: Any = load_policy(config.model, 0)
     nudge(policy)
     progress = fresh(policy)
@@ -236,7 +243,12 @@ def run(run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathF
 def test_a_checkpoint_holds_what_diffusers_names_so(run: Path, plain: Any) -> None:
     folder = run / "checkpoints" / "step-00000001"
     names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.safetensors"))
-    assert names == ["behaviour.safetensors", f"ema/{store.WEIGHTS['full']}", "optimizer.safetensors", str(TRAINED)]
+    assert names == [
+        "behaviour.safetensors",
+        f"ema/{store.WEIGHTS['full']}",
+        "optimizer.safetensors",
+        str(TRAINED),
+    ]
     trained, ema = load_file(folder / TRAINED), load_file(folder / "ema" / store.WEIGHTS["full"])
     assert trained.keys() == ema.keys() == plain.state_dict().keys()
     assert not any(torch.equal(trained[name], ema[name]) for name, _ in plain.named_parameters())
@@ -261,7 +273,13 @@ def test_an_exported_transformer_draws_the_same_picture_in_plain_diffusers(
     )
     pipeline.set_progress_bar_config(disable=True)
     latents = noise(7, "generate", 0, [0], (4, 4, 4))
-    arguments: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 1.0, "height": 16, "width": 16, "max_sequence_length": 0}
+    arguments: dict[str, Any] = {
+        "num_inference_steps": 3,
+        "guidance_scale": 1.0,
+        "height": 16,
+        "width": 16,
+        "max_sequence_length": 0,
+    }
     base = pipeline("a red cup", latents=latents, output_type="pt", **arguments).images[0]
     pipeline.transformer = transformer
     image = pipeline("a red cup", latents=latents, output_type="pt", **arguments).images[0]

@@ -303,7 +303,8 @@ def test_a_named_checkpoint_is_taken(run_config: RunConfigMaker, finished: Path,
     assert train(config, resume=str(named)) == 0
     assert compose([], str(tmp_path / "config.yaml")) == config
     ours, theirs = (
-        path / "checkpoints" / "step-00000004" / "ema" / store.WEIGHTS["lora"] for path in (tmp_path, finished)
+        path / "checkpoints" / "step-00000004" / "ema" / store.WEIGHTS["lora"]
+        for path in (tmp_path, finished)
     )
     assert ours.read_bytes() == theirs.read_bytes()
     assert find_checkpoint(tmp_path, config, "auto") == tmp_path / "checkpoints" / "step-00000004"
