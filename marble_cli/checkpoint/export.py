@@ -25,7 +25,7 @@ def export(target: str, directory: Path) -> Path:
     """
     if target == "base":
         raise RequestError(
-            "export base: the base model has no LoRA to export. Expected a checkpoint or a run."
+            "export base: nothing was trained of the base model. Expected a checkpoint or a run."
         )
     checkpoint = store.resolve(target)
     state, _, _ = store.load(checkpoint)

@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
-EPILOG = "Example:  marble export runs/demo-0 lora/   then   pipeline.load_lora_weights('lora/')"
+EPILOG = (
+    "Example:  marble export runs/demo-0 DIR   then   pipeline.load_lora_weights('DIR'), or for a run with "
+    "model.train=full SD3Transformer2DModel.from_pretrained('DIR', subfolder='transformer')"
+)
 
 
 def export(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from marble_cli.config.schema import RunConfig, Train
+from marble_cli.config.schema import Precision, RunConfig, Train
 from marble_cli.errors import DeviceMemoryError, RequestError
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.size import model_size
@@ -38,12 +38,15 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     """What `config` needs of every process's device.
 
     A training pass keeps about two bytes for each output of the blocks' linear layers and each token; with gradient
-    checkpointing the blocks' inputs and what one block keeps (docs/algorithm.md).
+    checkpointing the blocks' inputs and what one block keeps (docs/algorithm.md). Float32 weights make float32 of some
+    activations, about half as much again, and leave their half-precision copies behind.
     """
     weights, moments, average = 2, 2, 1
     gradients = len(config.rewards) + 2
     batch = min(config.trainer.micro_batch_size, geometry(config).images // config.launcher.nproc)
     kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
+    if config.model.train is Train.full:
+        kept = 3 * kept // 2 + (2 * size.trained if config.model.precision is not Precision.fp32 else 0)
     if config.model.gradient_checkpointing:
         kept = 2 * kept // size.blocks
     cached = config.model.embedding_cache is not None

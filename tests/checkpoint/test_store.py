@@ -9,7 +9,7 @@ import torch
 
 from marble_cli.checkpoint import manifest, store
 from marble_cli.errors import CheckpointError, StorageError
-from tests.checkpoint.damage import COMMON, RARE, add, cut, flip, garble, link_folder, lose, pickled
+from tests.checkpoint.damage import COMMON, RARE, add, cut, flip, garble, link_folder, lose, pickled, rewrite
 
 LORA = {"transformer.a.lora_A.weight": torch.randn(2, 3), "transformer.a.lora_B.weight": torch.zeros(3, 2)}
 
@@ -24,6 +24,19 @@ def write(run: Path, step: int, *, keep_last: int = 9, best: bool = False, keep_
 
 def kept(run: Path) -> list[int]:
     return sorted(store.step_of(folder) for folder in store.steps(run))
+
+
+def test_the_manifest_tells_whole_weights_from_a_lora(tmp_path: Path) -> None:
+    state = store.TrainerState(3, {}, {}, "full")
+    folder = store.save(tmp_path, state, {"a": torch.ones(2)}, {"a": torch.zeros(2)}, keep_last=1, best=False)
+    back, trained, ema = store.load(folder)
+    assert (back.train, trained["a"].tolist(), ema["a"].tolist()) == ("full", [1, 1], [0, 0])
+    assert {str(file.relative_to(folder)) for file in folder.rglob("*.safetensors")} == {
+        "transformer/diffusion_pytorch_model.safetensors", "ema/diffusion_pytorch_model.safetensors",
+    }  # fmt: skip
+    rewrite(folder, lambda content: content["files"].pop("ema/diffusion_pytorch_model.safetensors"))
+    with pytest.raises(CheckpointError, match="does not list ema/diffusion_pytorch_model.safetensors"):
+        store.load(folder)
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:

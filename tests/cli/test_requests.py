@@ -30,7 +30,7 @@ import pytest
         (("eval", "nowhere"), "nowhere is neither a checkpoint"),
         (("generate", "nowhere", "--prompt", "a tree"), "nowhere is neither a checkpoint"),
         (("export", "nowhere", "lora"), "nowhere is neither a checkpoint"),
-        (("export", "base", "lora"), "no LoRA"),
+        (("export", "base", "lora"), "nothing was trained of the base model"),
         (("rewards", "show", "colorfulnes"), "did you mean 'colorfulness'"),
         (("rewards", "check", "colorfulnes"), "did you mean 'colorfulness'"),
         (("rewards", "score", "colorfulness", "--image", "no.png", "--prompt", "a"), "no.png"),

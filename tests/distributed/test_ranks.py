@@ -95,7 +95,8 @@ def test_groups_are_not_cut_between_ranks(run_config: Callable[..., RunConfig]) 
         check_geometry(config, 8)
 
 
-def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_path: Path, kind: str) -> None:
     """Refreshes, an amortised step and evaluations, through `marble train --nproc 2`.
 
     The rewards are smooth: one that counts bytes would turn a pixel's rounding into another advantage.
@@ -104,6 +105,7 @@ def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_p
         "rewards=[colorfulness]", "+rewards.some={plugin: colorfulness, sources: [text, general]}",
         "trainer.steps=3", "balance.refresh_every=2", "balance.shared_term=outside", "trainer.eval_every=3",
         "algorithm.behaviour.rate=0.3", "rollout.groups=4", "rollout.batch_size=3", "trainer.micro_batch_size=3",
+        f"model.train={kind}",
     ]  # fmt: skip
     one, two = (run_config(*settings, f"run.dir={tmp_path / name}") for name in ("one", "two"))
     assert train(one, resume="auto") == 0
@@ -124,8 +126,8 @@ def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_p
                 assert other[key] == pytest.approx(row[key], rel=near, abs=near), (row["step"], key)
     start = load_policy(one.model, one.trainer.seed).trained_state()
     ours, theirs = (tmp_path / name / "checkpoints" / "step-00000003" for name in ("one", "two"))
-    for part in ("lora", "ema"):
-        states = [load_file(folder / part / store.WEIGHTS["lora"]) for folder in (ours, theirs)]
+    for name in store.weight_files(kind):
+        states = [load_file(folder / name) for folder in (ours, theirs)]
         moved = sum((states[0][key] - value).square().sum() for key, value in start.items())
         apart = sum((states[0][key] - states[1][key]).square().sum() for key in start)
         assert moved > 0

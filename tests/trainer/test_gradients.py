@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.amortise import DirectionCache, advantage_coefficients, amortised_coefficients
-from marble_cli.config.schema import Model, Precision
+from marble_cli.config.schema import Model, Precision, Train
 from marble_cli.losses.nft import coefficients, shared_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.trainer.batches import Chunk, chunks, noised_batches
@@ -184,9 +184,10 @@ def test_the_velocity_gram_matrix_is_autograds(case: Any, double_policy: Any, sh
     assert not got[4].any()
 
 
+@pytest.mark.parametrize("train", list(Train))
 @pytest.mark.parametrize("precision", [Precision.fp16, Precision.bf16])
 def test_half_precision_keeps_the_gradients_of_a_large_step(
-    case: Any, model: Model, randomise: Callable[..., None], precision: Precision
+    case: Any, model: Model, randomise: Callable[..., None], precision: Precision, train: Train
 ) -> None:
     """One sample of ten million moves a velocity by less than float16 can tell from zero."""
     signal = case.signal
@@ -197,7 +198,7 @@ def test_half_precision_keeps_the_gradients_of_a_large_step(
     data = replace(case.data, x0=case.data.x0.float(), samples=10_000_000)
     found = []
     for chosen in (Precision.fp32, precision):
-        policy = load_policy(replace(model, precision=chosen), seed=0)
+        policy = load_policy(replace(model, precision=chosen, train=train), seed=0)
         randomise(policy)
         embeddings = policy.encode(["a red cup", "two boats", 'a sign that says "3"'])[signal.groups]
         step = replace(case.step(policy), data=replace(data, embeddings=embeddings))

@@ -31,6 +31,12 @@ def test_it_counts_adapters_moments_average_and_gradients(run_config: RunConfigM
     assert memory(run_config("+rewards.third={plugin: colorfulness}"), SIZE).trained == 4 * 10_000 * 10
 
 
+def test_all_weights_are_trained_beside_the_frozen_ones(run_config: RunConfigMaker) -> None:
+    size = replace(SIZE, trained=1_000_000)
+    assert memory(run_config("model.train=full"), size).trained == 4 * 1_000_000 * (2 + 2 + 1 + 4)
+    assert memory(run_config("model.train=full"), size).frozen == 5_700_000
+
+
 def test_text_encoders_stay_unless_embeddings_are_cached(run_config: RunConfigMaker) -> None:
     staying, cached = (
         memory(run_config(f"model.embedding_cache={folder}"), SIZE) for folder in ("null", "cache")
@@ -41,16 +47,18 @@ def test_text_encoders_stay_unless_embeddings_are_cached(run_config: RunConfigMa
     assert cached.least == 5_700_000
 
 
+@pytest.mark.parametrize("train", ["lora", "full"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_about_what_a_training_pass_keeps(
-    run_config: RunConfigMaker, transformer_folder: Path, checkpointing: bool
+    run_config: RunConfigMaker, transformer_folder: Path, checkpointing: bool, train: str
 ) -> None:
     config = run_config(
         f"model.path={transformer_folder}", "model.resolution=64", "model.lora.rank=4", "trainer.micro_batch_size=4",
-        "model.precision=bf16", "rollout.groups=4", f"model.gradient_checkpointing={checkpointing}",
+        "model.precision=bf16", "rollout.groups=4", f"model.gradient_checkpointing={checkpointing}", f"model.train={train}",
     )  # fmt: skip
     policy: Any = load_policy(config.model, seed=0)
-    weights = {p.untyped_storage().data_ptr() for p in policy.transformer.parameters()}
+    policy.trainable.activate("trained")
+    weights = {p.untyped_storage().data_ptr() for p in policy.pipeline.transformer.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -111,6 +119,8 @@ def test_a_model_too_large_is_refused_before_it_is_loaded(
     monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
     with pytest.raises(RequestError, match=r"needs about 0 MiB on cpu .* Lower model\.lora\.rank"):
         check_memory(config, torch.device("cpu"))
+    with pytest.raises(RequestError, match=r"Train a LoRA \(model\.train=lora\), use model\.precision"):
+        check_memory(run_config("model.train=full"), torch.device("cpu"))
     check_memory(run_config("model.path=nobody/nothing"), torch.device("cpu"))
 
 

@@ -77,6 +77,8 @@ def test_time_is_that_of_the_passes(run_config: RunConfigMaker) -> None:
     inside = estimate("balance.mode=full", "balance.shared_term=inside", "balance.refresh_fraction=0.5")
     assert inside == pytest.approx(20 * (step + further) * forward / 1e9)
     assert estimate("balance=output_space") == pytest.approx(20 * (step + further) * forward / 1e9)
+    full = estimate("balance.mode=full", "model.train=full")  # two rewards: two passes more than a plain step
+    assert full == pytest.approx(20 * (step + 2 * further) * forward / 1e9)
     assert estimate("launcher.nproc=2") == pytest.approx(estimate() / 2)
     assert seconds(run_config("trainer.steps=20"), SIZE, 2e9) == pytest.approx(estimate() / 2)
 
@@ -134,6 +136,16 @@ def test_sources_and_what_rewards_apply_to_are_printed(
         ["seen", "include", "2 of 6 held-out prompts (compositional)"],
         ["asked", "nothing", "4 of 6 held-out prompts (general, text)"],
     ]
+
+
+@pytest.mark.parametrize(("train", "told"), [("lora", "LoRA 512"), ("full", "all trained")])
+def test_the_plan_says_what_is_trained(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], train: str, told: str
+) -> None:
+    plan(run_config(f"run.dir={tmp_path}", f"model.train={train}"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f" parameters, {told}" in said
+    assert "of trained weights, moments and gradients" in said
 
 
 def test_guidance_doubles_the_time_of_rollouts(run_config: RunConfigMaker) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ SETTINGS = [
     "balance.refresh_every=3", "balance.shared_term=outside", "algorithm.behaviour.rate=0.3",
     "trainer.checkpoint_every=2", "trainer.eval_every=2", "trainer.keep_last=9", "optimizer.lr=0.01",
 ]  # fmt: skip
+WEIGHTS = {
+    "lora": ("lora/pytorch_lora_weights.safetensors", "ema/pytorch_lora_weights.safetensors"),
+    "full": ("transformer/diffusion_pytorch_model.safetensors", "ema/diffusion_pytorch_model.safetensors"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +54,10 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.startswith(clocks)} for row in rows]
 
 
-def assert_same_run(folder: Path, other: Path) -> None:
+def assert_same_run(folder: Path, other: Path, train: str = "lora") -> None:
     ours, theirs = (path / "checkpoints" / "step-00000004" for path in (folder, other))
     names = sorted(str(file.relative_to(ours)) for file in ours.rglob("*.safetensors"))
-    assert names == [
-        "behaviour.safetensors",
-        "ema/pytorch_lora_weights.safetensors",
-        "lora/pytorch_lora_weights.safetensors",
-        "optimizer.safetensors",
-    ]
+    assert names == sorted(["behaviour.safetensors", "optimizer.safetensors", *WEIGHTS[train]])
     for name in names:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
     infos = [json.loads((path / "state.json").read_text())["info"] for path in (ours, theirs)]
@@ -112,6 +112,26 @@ def test_a_kill_between_checkpoints_changes_nothing(
     config = run_config("trainer.steps=4", f"run.dir={folder}", *SETTINGS)
     assert train(config, resume="auto") == 0
     assert_same_run(folder, finished)
+
+
+def test_full_weights_go_on_to_the_same_bytes(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    """After a kill in step 4, with the checkpoint of step 2; all that a run learns has moved by then."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    settings = ("model.train=full", "trainer.steps=4", *SETTINGS, "optimizer.lr=0.001")
+    assert train(run_config(*settings, f"run.dir={whole}"), resume="auto") == 0
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints" / "step-00000004")
+    assert train(run_config(*settings, f"run.dir={killed}"), resume="auto") == 0
+    assert_same_run(killed, whole, "full")
+    trained, ema = (load_file(whole / "checkpoints/step-00000004" / name) for name in WEIGHTS["full"])
+    behaviour = load_file(whole / "checkpoints/step-00000004/behaviour.safetensors")
+    base = load_policy(run_config("model.train=full").model, 0).transformer.state_dict()
+    still = {
+        name
+        for name in behaviour
+        if any(torch.equal(a[name], b[name]) for a, b in combinations((base, trained, ema, behaviour), 2))
+    }
+    assert still <= {"transformer_blocks.1.attn.norm_added_q.weight"}  # it leads nowhere
 
 
 def test_a_signal_writes_a_checkpoint_of_the_step_it_came_in(
@@ -216,7 +236,7 @@ FREE = [
 ]  # fmt: skip
 BOUND = [
     "trainer.seed=1", "trainer.times_per_image=2", "trainer.ema.decay=0.5",
-    "optimizer.lr=0.5", "model.lora.rank=3", "model.path=elsewhere", "data.sources.text.weight=2", "data.root=other",
+    "optimizer.lr=0.5", "model.train=full", "model.lora.rank=3", "model.path=elsewhere", "data.sources.text.weight=2", "data.root=other",
     "rewards.colorfulness.weight=2", "rewards.compressibility.quality=50", "~rewards.compressibility",
     "rewards=[compressibility,colorfulness]", "+rewards.third={plugin: colorfulness}",
     "balance=mgda", "balance.ema=0.1", "algorithm.beta=0.5", "rollout.groups=4",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import Model, OdeSolver, Precision, RunConfig
+from marble_cli.config.schema import Model, OdeSolver, Precision, RunConfig, Train
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
@@ -247,13 +247,16 @@ def test_every_attention_projection_is_adapted(case: Case) -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_run_trains_goes_on_and_is_exported_to_plain_diffusers(
-    case: Case, run_config: Callable[..., RunConfig], tmp_path: Path
+    case: Case, run_config: Callable[..., RunConfig], tmp_path: Path, kind: str
 ) -> None:
+    rate = 0.1 if kind == "lora" else 0.01
+
     def run(folder: str, steps: int) -> Path:
         config = run_config(
             *case.overrides, f"run.dir={tmp_path / folder}", f"trainer.steps={steps}", "trainer.checkpoint_every=1",
-            "optimizer.lr=0.1", "rollout.group_size=2", "trainer.ema.decay=0.1",
+            f"optimizer.lr={rate}", f"model.train={kind}", "rollout.group_size=2", "trainer.ema.decay=0.1",
         )  # fmt: skip
         assert train(config, resume="auto") == 0
         return tmp_path / folder
@@ -261,15 +264,20 @@ def test_a_run_trains_goes_on_and_is_exported_to_plain_diffusers(
     whole = run("whole", 2)
     run("parts", 1)
     parts = run("parts", 2)
-    for kind in ("lora", "ema"):
-        one, two = (f / "checkpoints/step-00000002" / kind / store.WEIGHTS["lora"] for f in (whole, parts))
+    for name in store.weight_files(kind):
+        one, two = (f / "checkpoints/step-00000002" / name for f in (whole, parts))
         assert one.read_bytes() == two.read_bytes()
     file = export(str(whole), tmp_path / "exported")
-    policy = load_policy(case.model, seed=7)
+    policy = load_policy(replace(case.model, train=Train(kind)), seed=7)
     policy.load_trained(store.load(store.resolve(str(whole)))[2])
     plain = load_plain(case.model.path)
     base = plain_run(case, plain).images
-    plain.load_lora_weights(file.parent)
+    if kind == "lora":
+        plain.load_lora_weights(file.parent)
+    else:
+        plain.transformer = type(plain.transformer).from_pretrained(
+            file.parents[1], subfolder="transformer", local_files_only=True
+        )
     images = plain_run(case, plain).images
     assert_same_images(case.images(policy, "trained"), images)
     assert (images - base).abs().max() * 255 > 5
