@@ -11,6 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from marble_cli.config.schema import OdeSolver, Reward
 from marble_cli.data.prompts import Prompt
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.randomness import noise
 from marble_cli.rewards.builtin.colorfulness import colorfulness
 from marble_cli.rewards.builtin.compressibility import Compressibility
@@ -51,14 +52,14 @@ def test_scores_images_and_prompts_keep_their_order(rollout: Rollout, scorer: Sc
     samples = collect(rollout, scorer, advance=counts.append)
     assert counts == [3, 3, 1]
     assert samples.prompts == PROMPTS
-    assert samples.scores().names == ["compressibility", "colorfulness"]
+    assert samples.scores(Ranks()).names == ["compressibility", "colorfulness"]
     assert torch.equal(samples.images, rollout.policy.decode(samples.x0))
-    values, applicable = samples.scores().values, samples.scores().applicable
+    values, applicable = samples.scores(Ranks()).values, samples.scores(Ranks()).applicable
     assert values[0].tolist() == pytest.approx(Compressibility()(samples.images))
     assert applicable.tolist() == [[True] * 7, [False] * 3 + [True] * 3 + [False]]
     assert torch.equal(values[1, 3:6], colorfulness(samples.images)[3:6].double())
     assert values[1, ~applicable[1]].isnan().all()
-    assert not samples.scores().failed.any()
+    assert not samples.scores(Ranks()).failed.any()
     assert len(samples.embeddings) == 7
     assert len(samples.embeddings.distinct) == len({prompt.text for prompt in PROMPTS})
     apart = rollout.policy.encode([prompt.text for prompt in PROMPTS])

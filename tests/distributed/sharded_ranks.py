@@ -1,0 +1,144 @@
+"""Run by every rank of tests/distributed/test_sharding.py: what shards compute, beside what a whole policy does.
+
+Arguments: the configuration's file, and the number of replicas.
+"""
+
+import sys
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from marble_cli.balance.registry import build
+from marble_cli.config.compose import compose
+from marble_cli.distributed.layout import Layout, Replicated, Sharded
+from marble_cli.distributed.ranks import Ranks
+from marble_cli.distributed.shards import gathered, like, local, share
+from marble_cli.policy.load import load_policy
+from marble_cli.policy.pipeline import PipelinePolicy
+from marble_cli.trainer.batches import TrainingSet, chunks
+from marble_cli.trainer.gradients import Coefficients, Step, mixture_gradient, reward_gradients
+from marble_cli.trainer.run import build_optimizer
+from marble_cli.trainer.signal import read_signal
+from marble_cli.trainer.state import Progress, fresh, pack, unpack
+from marble_cli.trainer.step import Director
+
+CPU = torch.device("cpu")
+IMAGES = 8  # a rank's
+config = compose([], sys.argv[1])
+replicas = int(sys.argv[2])
+
+
+def randomise(policy: PipelinePolicy) -> None:
+    """Trained and behaviour weights away from the start, the same whatever their layout."""
+    draw = torch.Generator().manual_seed(4)
+    for adapter in ("trained", "behaviour"):
+        for parameter in policy.parameters(adapter).values():
+            noise = torch.randn(parameter.shape, generator=draw) * 0.02
+            with torch.no_grad():
+                local(parameter).add_(share(noise, parameter))
+
+
+def whole_rows(rows: Tensor, policy: PipelinePolicy) -> Tensor:
+    """[R, P] on the main rank, of rows [R, n] of parts."""
+    parameters = list(policy.parameters("trained").values())
+    parts = rows.split([local(parameter).numel() for parameter in parameters], dim=1)
+    columns = [
+        torch.stack([gathered(like(row, parameter)).flatten() for row in part])
+        for part, parameter in zip(parts, parameters, strict=True)
+    ]
+    return torch.cat(columns, dim=1)
+
+
+def training_set(policy: PipelinePolicy, ranks: Ranks) -> TrainingSet:
+    draw = torch.Generator().manual_seed(5)
+    own = torch.arange(ranks.rank * IMAGES, (ranks.rank + 1) * IMAGES)
+    x0 = torch.randn(ranks.world * IMAGES, *policy.latent_shape, generator=draw)[own]
+    times = (torch.rand(ranks.world * IMAGES, 2, generator=draw) * 0.8 + 0.1)[own]
+    prompts = policy.encode(["a red cup", "two boats"])[own // 4 % 2]
+    return TrainingSet(x0, prompts, own, own, times, samples=ranks.world * IMAGES * 2)
+
+
+def compare(reshard: bool, kind: str, ranks: Ranks) -> None:
+    settings = replace(config.model, train=type(config.model.train)(kind))
+    layouts: list[Layout] = [Replicated(ranks), Sharded(ranks, CPU, replicas, reshard)]
+    policies = [load_policy(settings, 0, layout.place) for layout in layouts]
+    for policy in policies:
+        randomise(policy)
+    names = list(config.rewards)
+    draw = torch.Generator().manual_seed(6)
+    n = ranks.world * IMAGES
+    applicable = torch.rand(len(names), n, generator=draw) < 0.7
+    rewards = torch.randn(len(names), n, generator=draw, dtype=torch.float64)
+    signal = read_signal(rewards * applicable, applicable, torch.arange(n) // 4, config.algorithm)
+    data = training_set(policies[0], ranks)
+    with torch.no_grad():
+        for adapter in ("behaviour", None, "trained"):
+            one, other = (p.velocity(data.x0, data.times[:, 0], data.embeddings, adapter) for p in policies)
+            assert torch.equal(one, other), adapter
+    first = next(iter(policies[1].parameters("trained").values()))
+    assert isinstance(first, DTensor)
+    assert local(first).numel() * ranks.world // replicas == first.numel()
+
+    found, directions = [], []
+    for policy, layout in zip(policies, layouts, strict=True):
+        balance = build(config.balance, names, [1.0] * len(names))
+        director = Director(config, names, policy, balance, layout)
+        step = Step(policy, layout, data, director.objective, 1, lambda count: None)
+        parts = chunks(data, director.objective.micro_batch_size)
+        p, q = director._losses_apart(signal)
+        found.append(whole_rows(reward_gradients(step, parts, p, q).rows, policy))
+        mixture = Coefficients(p.p[0] + q.p, p.q[0] + q.q)
+        found.append(whole_rows(mixture_gradient(step, parts, mixture).rows, policy))
+        directions.append(
+            director.direct(1, signal, data, Progress(0, fresh(policy).cache, {}, {}).cache, lambda n: None)
+        )
+        for parameter in policy.parameters("trained").values():
+            assert parameter.grad is None
+    if ranks.is_main:
+        for one, other in ((found[0], found[2]), (found[1], found[3])):
+            assert one.abs().max() > 0
+            assert (one - other).abs().max() <= 1e-5 * one.abs().max(), (
+                kind,
+                (one - other).abs().max() / one.abs().max(),
+            )
+    for key, value in directions[0].metrics.items():
+        if not key.endswith(("seconds", "gap")):
+            assert abs(directions[1].metrics[key] - value) <= 1e-4 * (1 + abs(value)), key
+
+    optimizers = [build_optimizer(config, policy) for policy in policies]
+    states = []
+    for policy, optimizer in zip(policies, optimizers, strict=True):
+        draw = torch.Generator().manual_seed(7)
+        for parameter in policy.parameters("trained").values():
+            whole = torch.randn(parameter.shape, generator=draw)
+            parameter.grad = like(share(whole, parameter).contiguous().flatten(), parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        states.append(pack(policy, optimizer, fresh(policy)))
+    if ranks.is_main:
+        same(states[0], states[1])
+    # a state from the one layout, put into the other
+    randomise(policies[1])
+    state, weights, average = states[0]
+    progress = unpack(policies[1], optimizers[1], state, weights, average)
+    again = pack(policies[1], optimizers[1], progress)
+    if ranks.is_main:
+        same(states[0], again)
+
+
+def same(one: tuple, other: tuple) -> None:  # type: ignore[type-arg]
+    groups = [{**state.tensors, "trained": weights, "ema": ema} for state, weights, ema in (one, other)]
+    assert groups[0].keys() == groups[1].keys()
+    for name, tensors in groups[0].items():
+        assert tensors.keys() == groups[1][name].keys()
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, groups[1][name][key]), (name, key)
+
+
+with Ranks(always=True) as ranks:
+    for kind in ("lora", "full"):
+        for reshard in (True, False):
+            compare(reshard, kind, ranks)
+    print("done", ranks.rank)
