@@ -20,9 +20,9 @@ from marble_cli.policy.base import Policy
 from marble_cli.policy.ema import behaviour_eta, blend, ema_decay
 from marble_cli.rewards.scorer import Scorer, Scores
 from marble_cli.rollout.collect import Rollout, Samples
+from marble_cli.signals import Interrupt
 from marble_cli.trainer.batches import TrainingSet, training_times
 from marble_cli.trainer.inspection import keep_batch
-from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.judge import base_scores, judge
 from marble_cli.trainer.memory import bounded
 from marble_cli.trainer.preflight import check_rewards
@@ -90,7 +90,8 @@ class Trainer:
     def go(self, interrupt: Interrupt) -> int:
         """Step after step, with evaluations and checkpoints where they are due; returns the exit code."""
         settings = self.config.trainer
-        check_rewards(self.rollout, self.judges, self.sampler.sources)
+        with self.ranks.agreed():
+            check_rewards(self.rollout, self.judges, self.sampler.sources)
         if settings.eval_every:
             with bounded("while prompts were encoded", SMALLER_ENCODERS):
                 self.rollout.prepare(self.held_out)

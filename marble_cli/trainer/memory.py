@@ -12,7 +12,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import DeviceMemoryError, RequestError
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.size import model_size
-from marble_cli.trainer.geometry import geometry
+from marble_cli.trainer.geometry import geometry, processes
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     """
     adapters, moments, average = 2, 2, 1
     gradients = len(config.rewards) + 2
-    batch = min(config.trainer.micro_batch_size, geometry(config).images // config.launcher.nproc)
+    batch = min(config.trainer.micro_batch_size, geometry(config).images // processes(config))
     kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
     if config.model.gradient_checkpointing:
         kept = 2 * kept // size.blocks

@@ -15,7 +15,7 @@ from marble_cli.rewards.scorer import Scorer
 from marble_cli.rewards.source import declare
 from marble_cli.rollout.collect import Rollout
 
-log = logging.getLogger("marble")
+log = logging.getLogger("marble.run")
 
 
 def check_plugins(config: RunConfig) -> dict[str, Declaration]:
