@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class Ranks:
             dist.destroy_process_group()
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             raise LostError(
-                f"process {self.rank} on {socket.gethostname()} lost the others: {str(error).splitlines()[0]}"
+                f"process {self.rank} on {socket.gethostname()} lost the others: {_reason(error)}"
             ) from error
 
     @contextmanager
@@ -100,14 +101,16 @@ class Ranks:
         """What JSON can hold of every rank, in their order, on all of them."""
         text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
         if self.world == 1:
-            return [json.loads(bytes(text))]
+            return [json.loads(text.numpy().tobytes())]
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         dist.all_gather(sizes, torch.tensor([len(text)]))
         padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
         padded[: len(text)] = text
         parts = [torch.empty_like(padded) for _ in range(self.world)]
         dist.all_gather(parts, padded)
-        return [json.loads(bytes(part[: int(size)])) for part, size in zip(parts, sizes, strict=True)]
+        return [
+            json.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)
+        ]
 
     def object(self, own: Any) -> Any:
         """What JSON can hold, of the main rank, on all of them."""
@@ -144,3 +147,9 @@ class Ranks:
     def any(self, flag: bool, device: torch.device) -> bool:
         """True on every rank if `flag` is true on some rank."""
         return bool(self.sum(torch.tensor(float(flag), device=device)))
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of a backend's error, without the place in its source."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[\S+\] ", "", line).split(". ")[0]
