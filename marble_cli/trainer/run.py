@@ -177,9 +177,8 @@ def train(config: RunConfig, *, resume: str) -> int:
             if ranks.is_main:
                 checkpoint = find_checkpoint(folder, config, resume)
         named = resume not in ("auto", "never")
-        checkpoint = common_checkpoint(
-            ranks, folder, checkpoint, named=named
-        )  # all have looked before one writes
+        # All have looked before one writes.
+        checkpoint = common_checkpoint(ranks, folder, checkpoint, named=named)
         names = list(config.rewards)
         with ranks.agreed():
             sources = load_prompts(config.data, "train")
