@@ -45,5 +45,17 @@ class UnreachableError(RewardError):
     """A reward's server does not answer."""
 
 
+class PeerError(MarbleError):
+    """Another process of the run failed and tells why; this one leaves with it and with its exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class LostError(MarbleError):
+    """The other processes of the run cannot be reached: one of them has died, or the network has."""
+
+
 class BalanceError(MarbleError):
     """A balance could not be solved or was asked for something infeasible."""

@@ -3,12 +3,13 @@
 import logging
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
 from marble_cli import __version__
 from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, sync, train
-from marble_cli.errors import MarbleError
+from marble_cli.errors import MarbleError, PeerError
 
 INTERRUPTED = 130
 
@@ -58,20 +59,36 @@ def main() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("marble: %(message)s"))
     logging.getLogger("marble").addHandler(handler)
-    if os.environ.get("MARBLE_DEBUG") == "1":
-        app()
+    debug = os.environ.get("MARBLE_DEBUG") == "1"
     try:
         app()
+    except PeerError as error:
+        if debug:
+            print(f"marble: {error}", file=sys.stderr)
+        _leave(error.exit_code)
     except MarbleError as error:
+        if debug:
+            raise
         print(f"marble: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     except KeyboardInterrupt:
         print("marble: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _leave(INTERRUPTED)
     except Exception as error:  # anything unforeseen: still no traceback, and how to get one
+        if debug:
+            raise
         print(
             f"marble: {type(error).__name__}: {error}. This is not one of the errors that marble expects; "
             "set MARBLE_DEBUG=1 to see where it arose.",
             file=sys.stderr,
         )
-        sys.exit(1)
+        _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; one of several processes at once, for what binds it to the others may hang or abort once they are gone."""
+    if "WORLD_SIZE" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -147,7 +147,7 @@ def _serve(
     from marble_cli.rewards.remote.protocol import PROTOCOL
     from marble_cli.rewards.remote.server import Served, build_app, health
     from marble_cli.rewards.source import declare, maker
-    from marble_cli.trainer.interrupt import Interrupt
+    from marble_cli.signals import Interrupt
 
     if token is None and not is_loopback(host):
         raise RequestError(

@@ -1,10 +1,15 @@
 """`marble train`."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from marble_cli.cli.options import Overrides
+from marble_cli.errors import RequestError
+
+if TYPE_CHECKING:
+    from marble_cli.config.schema import RunConfig
 
 EPILOG = "Example:  marble train preset=tiny balance=weighted_sum trainer.steps=50"
 
@@ -18,7 +23,7 @@ def train(
         ),
     ] = None,
     nproc: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Processes on this machine; launcher.nproc.")
+        int | None, typer.Option(metavar="N", min=1, help="Processes on each machine; launcher.nproc.")
     ] = None,
     resume: Annotated[
         str,
@@ -42,15 +47,41 @@ def train(
     if print_config:
         typer.echo(dump(config), nl=False)
         return
-    from marble_cli.distributed.launch import launch, launched
+    from marble_cli.config.schema import LauncherName
+    from marble_cli.distributed.launch import end_with_launcher, launch, launched
 
+    launcher, ours = config.launcher, not launched()  # to start, that is
+    if ours and launcher.name is LauncherName.slurm:
+        _job(config, resume, dry_run=dry_run)
+        return
     if dry_run:
         from marble_cli.trainer.plan import plan
 
         plan(config)
         return
-    if config.launcher.nproc > 1 and not launched():
+    if ours and launcher.nodes > 1:
+        raise RequestError(
+            f"launcher.nodes={launcher.nodes}: launcher=local starts processes on this machine alone. Expected 1, "
+            "launcher=slurm, or torchrun on every machine (docs/clusters.md)."
+        )
+    if ours and launcher.nproc > 1:
         raise typer.Exit(launch(config, resume))
+    end_with_launcher()
     from marble_cli.trainer.run import train as run
 
     raise typer.Exit(run(config, resume=resume))
+
+
+def _job(config: "RunConfig", resume: str, *, dry_run: bool) -> None:
+    """Submit the run as a job of SLURM, or show what would be."""
+    from marble_cli.distributed.slurm import how_to_follow, script, submit
+    from marble_cli.trainer.geometry import processes
+    from marble_cli.trainer.plan import plan
+    from marble_cli.trainer.preflight import check_geometry
+
+    if dry_run:
+        plan(config)
+        typer.echo(script(config, resume), nl=False)
+        return
+    check_geometry(config, processes(config))
+    typer.echo(how_to_follow(submit(config, resume), config.launcher, Path(config.run.dir)))

@@ -168,13 +168,14 @@ def _compose(name: str, overrides: list[Override]) -> DictConfig:
 
 
 def _line(override: Override) -> str:
-    """The override as Hydra takes it: rewards, prompt sources and `BY_NAME` may hold keys that no file names."""
+    """The override as Hydra takes it: rewards, prompt sources, launchers and `BY_NAME` may hold keys that no file names."""
     line = str(override.input_line)
     parts = override.key_or_group.split(".")
     of_reward = parts[0] in ("rewards", "eval_rewards") and len(parts) > 2
     of_balance = parts[0] == "balance" and len(parts) > 1 and parts[1] in BY_NAME
     of_source = parts[:2] == ["data", "sources"] and len(parts) > 3
-    if override.type is OverrideType.CHANGE and (of_reward or of_balance or of_source):
+    of_launcher = parts[0] == "launcher" and len(parts) > 1
+    if override.type is OverrideType.CHANGE and (of_reward or of_balance or of_source or of_launcher):
         return f"++{line}"
     return line
 

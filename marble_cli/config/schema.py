@@ -65,6 +65,11 @@ class WandbMode(Enum):
     disabled = "disabled"
 
 
+class LauncherName(Enum):
+    local = "local"
+    slurm = "slurm"
+
+
 @dataclass
 class Run:
     name: str = MISSING
@@ -243,7 +248,22 @@ class Logging:
 
 @dataclass
 class Launcher:
+    """Files of older runs hold `nproc` alone; what follows `grace` is of launcher=slurm."""
+
+    name: LauncherName = LauncherName.local
+    nodes: int = 1
     nproc: int = MISSING
+    max_restarts: int = 3
+    grace: float = 600.0
+    time: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    cpus_per_task: int | None = None
+    memory: str | None = None
+    warning: int = 300
+    requeues: int = 20
+    setup: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

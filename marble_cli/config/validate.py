@@ -1,10 +1,11 @@
 """What types cannot say of a configuration: ranges, names and combinations."""
 
 import math
+import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from marble_cli.config.schema import BalanceMode, Reward, RunConfig, Source
+from marble_cli.config.schema import BalanceMode, Launcher, LauncherName, Reward, RunConfig, Source
 from marble_cli.errors import ConfigError
 from marble_cli.rewards.registry import installed
 from marble_cli.suggest import nearest
@@ -14,6 +15,19 @@ PROGRAMMES = ("marble", "mgda", "output_space")
 PROMPT_FILES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 OPTIONAL = ("hub", "subset", "revision", "quoted_as")  # keys of a prompt source
 COMPOSITE = "eval/composite"  # the mean of the trained rewards' gains
+SLURM_ONLY = (
+    "time",
+    "partition",
+    "account",
+    "cpus_per_task",
+    "memory",
+    "warning",
+    "requeues",
+    "setup",
+    "extra",
+)
+OPTION = re.compile(r"(extra\.)?[a-z][a-z_-]*", re.ASCII)  # of sbatch
+OPTION_VALUE = re.compile(r"[\w.,:;/@+=*&|!^%\[\]()-]+", re.ASCII)
 OWN_WEIGHTS = (*PROGRAMMES, "equal")
 
 
@@ -149,6 +163,35 @@ def _check_source(path: str, source: Source) -> None:
         raise ConfigError(f"{path}.quoted_as={source.quoted_as}: expected a key of metadata, such as text.")
 
 
+def _launcher(launcher: Launcher) -> Iterator[tuple[str, object, bool, str]]:
+    """As `_ranges`: what a launcher starts, and words that a line of sbatch's options can hold."""
+    for key, low in (("nodes", 1), ("nproc", 1), ("max_restarts", 0), ("requeues", 0)):
+        value = getattr(launcher, key)
+        yield f"launcher.{key}", value, value >= low, f"at least {low}"
+    yield "launcher.grace", launcher.grace, 0 < launcher.grace < math.inf, "a number above 0"
+    yield "launcher.warning", launcher.warning, 0 <= launcher.warning < 2**16, "a number from 0 to 65535"
+    cpus = launcher.cpus_per_task
+    yield "launcher.cpus_per_task", cpus, cpus is None or cpus >= 1, "at least 1, or null"
+    words = {key: getattr(launcher, key) for key in ("time", "partition", "account", "memory")}
+    words |= {f"extra.{key}": value for key, value in launcher.extra.items()}
+    for key, value in words.items():
+        good = value is None or bool(OPTION_VALUE.fullmatch(str(value)))
+        yield f"launcher.{key}", repr(value), good, "letters, digits and signs without blanks or quotes"
+        yield (
+            f"launcher.{key}",
+            repr(value),
+            bool(OPTION.fullmatch(key)),
+            "an option's long name, e.g. extra.qos",
+        )
+    for line in launcher.setup:
+        yield "launcher.setup", repr(line), "\n" not in line, "a list of single lines"
+    if launcher.name is LauncherName.local:
+        for key in SLURM_ONLY:
+            value = getattr(launcher, key)
+            unset = value == getattr(Launcher(nproc=1), key)
+            yield f"launcher.{key}", value, unset, "launcher=slurm beside it"
+
+
 def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     """(key, value, whether it is in range, what was expected)."""
 
@@ -225,7 +268,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield at_least("model.lora.rank", config.model.lora.rank, 1)
     yield positive("model.lora.alpha", config.model.lora.alpha)
     yield at_least("trainer.fsdp.replicas", trainer.fsdp.replicas, 1)
-    yield at_least("launcher.nproc", config.launcher.nproc, 1)
+    yield from _launcher(config.launcher)
     for name, source in config.data.sources.items():
         yield at_least(f"data.sources.{name}.weight", source.weight, 0)
     weights = [source.weight for source in config.data.sources.values()]

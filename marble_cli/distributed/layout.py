@@ -15,7 +15,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from marble_cli.config.schema import Parallel, Trainer
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import local, share
-from marble_cli.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -158,20 +157,10 @@ class Sharded:
 
 
 def choose(trainer: Trainer, ranks: Ranks, device: torch.device) -> Layout:
-    """The layout that `trainer.parallel` asks for.
-
-    Raises:
-        ConfigError: the ranks cannot be shared among `trainer.fsdp.replicas`.
-    """
+    """The layout that `trainer.parallel` asks for."""
     if trainer.parallel is Parallel.ddp:
         return Replicated(ranks)
-    replicas = trainer.fsdp.replicas
-    if ranks.world % replicas:
-        raise ConfigError(
-            f"trainer.fsdp.replicas={replicas}: {ranks.world} processes cannot be shared among them. Expected a divisor "
-            f"of {ranks.world}."
-        )
-    return Sharded(ranks, device, replicas, trainer.fsdp.reshard)
+    return Sharded(ranks, device, trainer.fsdp.replicas, trainer.fsdp.reshard)
 
 
 def _keep_for_backward(transformer: nn.Module, inputs: object) -> None:

@@ -1,23 +1,44 @@
-"""The ranks of a job: one process alone, or as many as torchrun started."""
+"""The ranks of a job: one process alone, or as many as a launcher started."""
 
+import json
 import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from marble_cli.errors import ConfigError, LostError, MarbleError, PeerError
+
+# How long ranks wait for one that scores, writes or reads. One that dies is noticed at once, by its launcher.
+PATIENCE = timedelta(hours=2)
+CPU = torch.device("cpu")
+
 
 class Ranks:
     """This process's `rank` among `world`; a context manager that joins and leaves the process group.
 
-    A process alone has none, unless it is there `always`.
+    A process alone has no group, unless it is there `always`.
+
+    Args:
+        device: `cpu`, or anything else for a GPU where there is one: that of the process's number on its node.
+        always: have a process group of one, too.
     """
 
-    def __init__(self, *, always: bool = False) -> None:
+    def __init__(self, device: str = "auto", *, always: bool = False) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         self.grouped = always or self.world > 1
+        self.leaving = False  # an error was agreed upon
+        self.cuda = device != "cpu" and torch.cuda.is_available()
 
     @property
     def is_main(self) -> bool:
@@ -25,20 +46,88 @@ class Ranks:
 
     def __enter__(self) -> "Ranks":
         if self.grouped:
-            cuda = torch.cuda.is_available()
-            if cuda:
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            if self.cuda and self.world > 1:
+                self._check_devices()
+                torch.cuda.set_device(self.local_rank)
             alone = dist.HashStore() if self.world == 1 else None  # type: ignore[attr-defined]
             dist.init_process_group(
-                "nccl" if cuda else "gloo", store=alone, rank=self.rank, world_size=self.world
+                "cpu:gloo,cuda:nccl" if self.cuda else "gloo",
+                store=alone,
+                rank=self.rank,
+                world_size=self.world,
+                timeout=PATIENCE,
             )
         return self
+
+    def _check_devices(self) -> None:
+        """Every process of this node has a GPU of its own; the node's first one says where it has not."""
+        if self.local_world > (found := torch.cuda.device_count()):
+            error = ConfigError(
+                f"{self.local_world} processes on {socket.gethostname()} see {found} GPUs. Expected one each: lower --nproc "
+                "(launcher.nproc), or let every process see all GPUs of its node."
+            )
+            raise error if self.local_rank == 0 else PeerError(str(error), error.exit_code)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.grouped and kind is None:
+            self.any(False, CPU)  # a launcher may end the others when one has gone: all have finished
             dist.destroy_process_group()
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            raise LostError(
+                f"process {self.rank} on {socket.gethostname()} lost the others: {_reason(error)}"
+            ) from error
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What is done within succeeds on all ranks or ends them all; no rank waits for one that has failed.
+
+        All ranks come here, and within none may wait for another.
+
+        Raises:
+            Exception: this rank's own, where it is the first that failed.
+            PeerError: another rank failed first; its message and exit code.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        if self.world == 1:
+            if error is not None:
+                raise error
+            return
+        code = error.exit_code if isinstance(error, MarbleError) else 1
+        told = self.objects(None if error is None else {"message": str(error), "exit_code": code})
+        first = next((rank for rank, failure in enumerate(told) if failure), None)
+        if first is None:
+            return
+        self.leaving = True
+        if error is not None and first == self.rank:
+            raise error
+        raise PeerError(
+            f"process {first} failed: {told[first]['message']}", told[first]["exit_code"]
+        ) from error
+
+    def objects(self, own: Any) -> list[Any]:
+        """What JSON can hold of every rank, in their order, on all of them."""
+        text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
+        if self.world == 1:
+            return [json.loads(text.numpy().tobytes())]
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([len(text)]))
+        padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
+        padded[: len(text)] = text
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(parts, padded)
+        return [
+            json.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)
+        ]
+
+    def object(self, own: Any) -> Any:
+        """What JSON can hold, of the main rank, on all of them."""
+        return self.objects(own if self.is_main else None)[0]
 
     def share(self, count: int) -> range:
         """The indices of this rank among `count`, contiguous; `count` is a multiple of the world size."""
@@ -82,3 +171,9 @@ class Ranks:
     def any(self, flag: bool, device: torch.device) -> bool:
         """True on every rank if `flag` is true on some rank."""
         return bool(self.sum(torch.tensor(float(flag), device=device)))
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of a backend's error, without the place in its source."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[\S+\] ", "", line).split(". ")[0]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from marble_cli.config.schema import Wandb, WandbMode
 from marble_cli.errors import MarbleError
+from marble_cli.signals import shielded
 
 log = logging.getLogger("marble")
 
@@ -85,7 +86,7 @@ class WandbRun:
                 ),
             )  # fmt: skip
 
-        with self._guarded():
+        with self._guarded(), shielded():
             try:
                 self.run = start(mode)
             except Exception as error:  # any trouble with the service must leave the training alone

@@ -24,6 +24,7 @@ from marble_cli.rewards.environment import clean_environ, find
 from marble_cli.rewards.registry import Reward
 from marble_cli.rewards.remote.client import Address, connect
 from marble_cli.rewards.remote.protocol import declaration_from_json
+from marble_cli.signals import shielded
 
 log = logging.getLogger("marble")
 
@@ -36,6 +37,7 @@ LAUNCHER = (
     "GROUP_",
     "ROLE_",
     "TORCHELASTIC_",
+    "MARBLE_LAUNCHER",
 )
 STOP = 5.0  # seconds that a server has for stopping by itself
 
@@ -78,7 +80,7 @@ class IsolatedServer:
             ConfigError, RewardError: it cannot be built there, or has been stopped.
         """
         token = secrets.token_urlsafe(32)
-        with self.lock:
+        with self.lock, shielded():
             if self.closed:
                 raise RewardError(f"reward {self.name} was closed")
             self._kill()

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from marble_cli.config.schema import OdeSolver
 from marble_cli.data.prompts import Prompt
-from marble_cli.distributed.ranks import Ranks
-from marble_cli.errors import RewardError
+from marble_cli.distributed.ranks import CPU, Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.randomness import noise
 from marble_cli.rewards.scorer import PendingScores, Scorer, Scores
@@ -31,19 +30,15 @@ class Samples:
         """The scores of all ranks' images, in their order, after the rewards that are still at work.
 
         Raises:
-            RewardError: a plugin broke its contract, on this rank or on another; all ranks leave together.
+            RewardError: a plugin broke its contract on this rank.
+            PeerError: on another; all ranks leave together.
         """
-        device, error, parts = self.x0.device, None, list[Scores]()
-        try:
+        with ranks.agreed():
             parts = [part.result() for part in self.pending]
-        except RewardError as broken:
-            error = broken
-        if ranks.any(error is not None, device):
-            raise error or RewardError("a reward broke its contract on another process, whose log names it")
 
         def all_of(kind: str) -> Tensor:
             own = torch.cat([getattr(part, kind) for part in parts], dim=1)
-            return ranks.gather(own.double(), device)
+            return ranks.gather(own.double(), CPU)
 
         return Scores(parts[0].names, all_of("values"), all_of("applicable").bool(), all_of("failed").bool())
 

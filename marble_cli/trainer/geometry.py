@@ -18,6 +18,11 @@ class Geometry:
         return self.images * self.times
 
 
+def processes(config: RunConfig) -> int:
+    """Processes of the whole job."""
+    return config.launcher.nodes * config.launcher.nproc
+
+
 def geometry(config: RunConfig) -> Geometry:
     """Batch geometry of `config`."""
     usable = max(1, int(config.rollout.steps * config.trainer.timestep_fraction))

@@ -22,9 +22,9 @@ from marble_cli.policy.base import Policy
 from marble_cli.policy.ema import behaviour_eta, blend, ema_decay
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout, Samples
+from marble_cli.signals import Interrupt
 from marble_cli.trainer.batches import TrainingSet, training_times
 from marble_cli.trainer.inspection import keep_batch
-from marble_cli.trainer.interrupt import Interrupt
 from marble_cli.trainer.judge import base_scores, judge
 from marble_cli.trainer.memory import bounded
 from marble_cli.trainer.preflight import check_rewards
@@ -32,9 +32,9 @@ from marble_cli.trainer.signal import Signal, describe, read_signal
 from marble_cli.trainer.state import Progress, pack
 from marble_cli.trainer.step import Director
 
-log = logging.getLogger("marble")
+log = logging.getLogger("marble.run")
 
-TOGETHER = (RewardError, TrainingError, BalanceError)  # raised on all ranks alike
+ALIKE = (RewardError, TrainingError, BalanceError)  # raised on all ranks, which see the same
 SMALLER_ROLLOUT = "Lower rollout.batch_size"
 SMALLER_ENCODERS = "Free the device or take one with more memory"
 SMALLER_TRAINING = "Lower trainer.micro_batch_size or set model.gradient_checkpointing=true"
@@ -87,20 +87,23 @@ class Trainer:
         try:
             return self.go(interrupt)
         except BaseException as error:
-            alone = self.layout.sharded and self.ranks.world > 1 and not isinstance(error, TOGETHER)
-            if alone and self.ranks.is_main:
+            if self.torn or self.tried == self.progress.step:
+                raise
+            together = self.ranks.world == 1 or self.ranks.leaving or isinstance(error, ALIKE)
+            if self.layout.sharded and not together:
                 log.error("step %d is not kept: other processes hold parts of it", self.progress.step)
-            elif not self.torn and self.tried != self.progress.step:
+            else:
                 try:
-                    self.save(False)
-                except StorageError as error:  # what stopped the run is the news
-                    log.error("nor could step %d be kept: %s", self.progress.step, error)
+                    self.write(False)
+                except StorageError as second:  # what stopped the run is the news
+                    log.error("nor could step %d be kept: %s", self.progress.step, second)
             raise
 
     def go(self, interrupt: Interrupt) -> int:
         """Step after step, with evaluations and checkpoints where they are due; returns the exit code."""
         settings = self.config.trainer
-        check_rewards(self.rollout, self.judges, self.sampler.sources)
+        with self.ranks.agreed():
+            check_rewards(self.rollout, self.judges, self.sampler.sources)
         if settings.eval_every:
             with bounded("while prompts were encoded", SMALLER_ENCODERS):
                 self.rollout.prepare([self.held_out[i] for i in self.ranks.padded_share(len(self.held_out))])
@@ -109,7 +112,9 @@ class Trainer:
         while self.progress.step < settings.steps:
             step = self.progress.step + 1
             self.prepare(step)
-            self.recorder.record(self.step(step))
+            metrics = self.step(step)
+            with self.ranks.agreed():
+                self.recorder.record(metrics)
             self.progress.step, self.torn = step, False
             best = self.evaluate() if self.judgement_due() else False
             stop = self.ranks.any(interrupt.exit_code is not None, self.policy.device)
@@ -279,7 +284,12 @@ class Trainer:
         return not first
 
     def save(self, best: bool) -> None:
-        """Write a checkpoint of the last finished step, on the main rank; of shards, the others send theirs."""
+        """Write a checkpoint of the last finished step; where that fails, all ranks leave."""
+        with self.ranks.agreed():
+            self.write(best)
+
+    def write(self, best: bool) -> None:
+        """Write it on the main rank, which of shards needs the others'."""
         self.tried = self.progress.step
         if not (self.ranks.is_main or self.layout.sharded):
             return

@@ -12,7 +12,7 @@ from marble_cli.config.schema import Precision, RunConfig, Train
 from marble_cli.errors import DeviceMemoryError, RequestError
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.size import model_size
-from marble_cli.trainer.geometry import geometry
+from marble_cli.trainer.geometry import geometry, processes
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     """
     weights, moments, average = 2, 2, 1
     gradients = len(config.rewards) + 2
-    batch = min(config.trainer.micro_batch_size, geometry(config).images // config.launcher.nproc)
+    batch = min(config.trainer.micro_batch_size, geometry(config).images // processes(config))
     kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
     if config.model.train is Train.full:
         kept = 3 * kept // 2 + (2 * size.trained if config.model.precision is not Precision.fp32 else 0)

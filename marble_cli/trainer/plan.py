@@ -20,7 +20,7 @@ from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.lane import required
-from marble_cli.trainer.geometry import geometry
+from marble_cli.trainer.geometry import geometry, processes
 from marble_cli.trainer.memory import describe, memory
 from marble_cli.trainer.preflight import (
     applicable,
@@ -58,7 +58,7 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     rollouts = counts.images * config.rollout.steps * velocities * forward
     steps = config.trainer.steps
     total = steps * (rollouts + plain) + counts.refresh_steps * counts.samples * further
-    return total / speed / config.launcher.nproc
+    return total / speed / processes(config)
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -78,7 +78,7 @@ def plan(config: RunConfig) -> None:
         RequestError: prompts, rewards, balance, geometry or the run's folder are wrong.
         UnreachableError: a reward's server does not answer; the plan is printed first.
     """
-    check_geometry(config, config.launcher.nproc)
+    check_geometry(config, processes(config))
     unset = lacking(config.data) if config.data.root is None else None
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     existing = check_writable(Path(config.run.dir), "run.dir=")
@@ -178,7 +178,7 @@ def _shares(config: RunConfig) -> str:
         rollouts, parts = -(-images // config.rollout.batch_size), counts.times * -(-images // size)
         return f"{processes}, each with {images} images in {rollouts} batches, and {parts} micro-batches"
 
-    here = config.launcher.nproc
+    here = processes(config)
     further = [n for n in MORE_PROCESSES if n > here and config.rollout.groups % n == 0]
     return share(here) + (f"; or {share(further[0])}" if further else "")
 
@@ -186,7 +186,7 @@ def _shares(config: RunConfig) -> str:
 def _refreshed(config: RunConfig) -> str:
     """How many of a step's micro-batches on each process take the rewards apart."""
     counts, size = geometry(config), config.trainer.micro_batch_size
-    parts = counts.times * -(-counts.images // config.launcher.nproc // size)
+    parts = counts.times * -(-counts.images // processes(config) // size)
     return f"{max(1, round(config.balance.refresh_fraction * parts))} of {parts}"
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from marble_cli.config.schema import Reward, RunConfig
+from marble_cli.config.schema import Parallel, Reward, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.folder import check_writable
@@ -15,7 +15,7 @@ from marble_cli.rewards.scorer import Scorer
 from marble_cli.rewards.source import declare
 from marble_cli.rollout.collect import Rollout
 
-log = logging.getLogger("marble")
+log = logging.getLogger("marble.run")
 
 
 def check_plugins(config: RunConfig) -> dict[str, Declaration]:
@@ -34,15 +34,21 @@ def check_plugins(config: RunConfig) -> dict[str, Declaration]:
 
 
 def check_geometry(config: RunConfig, world: int) -> None:
-    """Every rank gets the same number of whole groups.
+    """Every rank gets the same number of whole groups, and every replica of a sharded model the same number of ranks.
 
     Raises:
-        ConfigError: rollout.groups is not a multiple of the number of processes.
+        ConfigError: the number of processes does not divide rollout.groups, or trainer.fsdp.replicas does not divide it.
     """
     if config.rollout.groups % world:
         raise ConfigError(
             f"rollout.groups={config.rollout.groups} is not a multiple of the {world} processes. "
             f"Expected a multiple, e.g. rollout.groups={world * max(1, config.rollout.groups // world)}."
+        )
+    trainer = config.trainer
+    if trainer.parallel is Parallel.fsdp and world % trainer.fsdp.replicas:
+        raise ConfigError(
+            f"trainer.fsdp.replicas={trainer.fsdp.replicas}: {world} processes cannot be shared evenly among them. "
+            f"Expected a divisor of {world}."
         )
 
 

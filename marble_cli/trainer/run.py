@@ -3,9 +3,9 @@
 import hashlib
 import json
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -19,7 +19,7 @@ from marble_cli.config.schema import Parallel, RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.layout import choose
-from marble_cli.distributed.ranks import Ranks
+from marble_cli.distributed.ranks import CPU, Ranks
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.folder import check_inside, check_writable, write_whole
 from marble_cli.policy.base import Policy
@@ -27,7 +27,8 @@ from marble_cli.policy.load import load_policy, pick_device
 from marble_cli.policy.origin import check_origin, read_origin
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import Rollout
-from marble_cli.trainer.interrupt import Interrupt
+from marble_cli.signals import Interrupt
+from marble_cli.trainer.common import Stored, common_checkpoint, common_config, read
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.memory import check_memory
 from marble_cli.trainer.preflight import (
@@ -41,7 +42,7 @@ from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.state import Progress, fresh, unpack
 from marble_cli.trainer.step import Director
 
-log = logging.getLogger("marble")
+log = logging.getLogger("marble.run")
 
 WRITTEN = (
     "config.yaml",
@@ -161,63 +162,81 @@ def train(config: RunConfig, *, resume: str) -> int:
         RequestError: something that was asked for cannot be.
         RewardError: a reward broke its contract or failed too often; a checkpoint is written first.
     """
-    folder = Path(config.run.dir)
-    with Ranks(always=config.trainer.parallel is Parallel.fsdp) as ranks, Interrupt() as interrupt:
-        check_geometry(config, ranks.world)
-        layout = choose(config.trainer, ranks, pick_device(config.model.device))
-        check_writable(folder, "run.dir=")
-        check_inside(folder, WRITTEN)
-        check_cache(config)
-        declarations = check_plugins(config)
-        check_groups(config, declarations)
-        checkpoint = find_checkpoint(folder, config, resume)
-        ranks.any(False, pick_device(config.model.device))  # all have looked before one writes
-        sources = load_prompts(config.data, "train")
-        kept_back = load_prompts(config.data, "test")
-        check_applicable(config, declarations, sources, kept_back)
-        prompts = held_out(kept_back, config.trainer.eval_prompts)
-        names = list(config.rewards)
-        balance = build_balance(config.balance, names, [reward.weight for reward in config.rewards.values()])
-        check_memory(config, pick_device(config.model.device))
-        folder.mkdir(parents=True, exist_ok=True)
-        if ranks.is_main:
-            store.sweep(folder)
-        policy = load_policy(config.model, config.trainer.seed, layout.place)
-        rewards = {**config.rewards, **config.eval_rewards}
-        with open_scorer(rewards, str(policy.device), config.trainer.pending_batches) as judges:
-            rollout = Rollout(
-                policy,
-                config.rollout.solver,
-                config.rollout.steps,
-                config.rollout.batch_size,
-                config.trainer.seed,
-                config.rollout.guidance_scale,
-            )
-            optimizer = build_optimizer(config, policy)
-            checkpoint, progress = go_on(
-                folder, checkpoint, policy, optimizer, config, named=resume != "auto"
-            )
-            if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
-                progress.wandb_id = None  # a run of its own
-            for path in store.set_aside(folder, progress.step) if ranks.is_main and checkpoint else ():
-                log.warning(
-                    "going back before %s, which is kept as %s", path.name.split("-", 1)[1], path.name
-                )
+    sharded = config.trainer.parallel is Parallel.fsdp
+    with Ranks(config.model.device, always=sharded) as ranks, Interrupt() as interrupt, ExitStack() as stack:
+        log.disabled = not ranks.is_main  # of what every rank would say alike
+        config = common_config(ranks, config)
+        folder = Path(config.run.dir)
+        checkpoint = None
+        with ranks.agreed():
+            check_geometry(config, ranks.world)
+            device = pick_device(config.model.device)
             if ranks.is_main:
-                store.point_best(folder, progress.best_step)
-            if ranks.is_main and (checkpoint is None or not (folder / "config.yaml").is_file()):
-                write_whole(folder / "config.yaml", dump(config))
-            weights = {name: config.data.sources[name].weight for name in sources}
-            sampler = PromptSampler(sources, weights, config.rollout.groups, config.trainer.seed)
-            with RunRecorder(config, folder, progress, main=ranks.is_main) as recorder:
-                trainer = Trainer(
-                    config, folder, policy, optimizer, judges.only(names), judges, sampler, prompts, rollout,
-                    Director(config, names, policy, balance, layout), layout, recorder, progress,
-                )  # fmt: skip
-                return trainer.run(interrupt)
+                check_writable(folder, "run.dir=")
+                check_inside(folder, WRITTEN)
+            check_cache(config)
+            declarations = check_plugins(config)
+            check_groups(config, declarations)
+            if ranks.is_main:
+                checkpoint = find_checkpoint(folder, config, resume)
+        named = resume not in ("auto", "never")
+        # All have looked before one writes.
+        checkpoint = common_checkpoint(ranks, folder, checkpoint, named=named)
+        names = list(config.rewards)
+        layout = choose(config.trainer, ranks, device)
+        with ranks.agreed():
+            sources = load_prompts(config.data, "train")
+            kept_back = load_prompts(config.data, "test")
+            check_applicable(config, declarations, sources, kept_back)
+            prompts = held_out(kept_back, config.trainer.eval_prompts)
+            weights = [reward.weight for reward in config.rewards.values()]
+            balance = build_balance(config.balance, names, weights)
+            check_memory(config, device)
+            if ranks.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                store.sweep(folder)
+            policy = load_policy(config.model, config.trainer.seed, layout.place)
+        rewards = {**config.rewards, **config.eval_rewards}
+        with ranks.agreed():
+            judges = stack.enter_context(
+                open_scorer(rewards, str(policy.device), config.trainer.pending_batches)
+            )
+        rollout = Rollout(
+            policy,
+            config.rollout.solver,
+            config.rollout.steps,
+            config.rollout.batch_size,
+            config.trainer.seed,
+            config.rollout.guidance_scale,
+        )
+        optimizer = build_optimizer(config, policy)
+        checkpoint, progress = go_on(ranks, folder, checkpoint, policy, optimizer, config, named=named)
+        if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
+            progress.wandb_id = None  # a run of its own
+        with ranks.agreed():
+            if ranks.is_main:
+                prepare(folder, checkpoint, progress, config)
+            recorder = stack.enter_context(RunRecorder(config, folder, progress, main=ranks.is_main))
+        shares = {name: config.data.sources[name].weight for name in sources}
+        sampler = PromptSampler(sources, shares, config.rollout.groups, config.trainer.seed)
+        trainer = Trainer(
+            config, folder, policy, optimizer, judges.only(names), judges, sampler, prompts, rollout,
+            Director(config, names, policy, balance, layout), layout, recorder, progress,
+        )  # fmt: skip
+        return trainer.run(interrupt)
+
+
+def prepare(folder: Path, checkpoint: Path | None, progress: Progress, config: RunConfig) -> None:
+    """Leave the run's folder as it was when `checkpoint` was written, and the configuration in it."""
+    for path in store.set_aside(folder, progress.step) if checkpoint else ():
+        log.warning("going back before %s, which is kept as %s", path.name.split("-", 1)[1], path.name)
+    store.point_best(folder, progress.best_step)
+    if checkpoint is None or not (folder / "config.yaml").is_file():
+        write_whole(folder / "config.yaml", dump(config))
 
 
 def go_on(
+    ranks: Ranks,
     folder: Path,
     checkpoint: Path | None,
     policy: Policy,
@@ -232,20 +251,31 @@ def go_on(
         CheckpointError: it does not fit, and was named or is the last.
     """
     while True:
-        try:
-            return checkpoint, restore(checkpoint, policy, optimizer, config)
-        except CheckpointError as error:
-            older = None if named or checkpoint is None else _newest(folder, store.step_of(checkpoint))
-            if older is None or checkpoint is None:
-                raise
-            _passed_over(checkpoint, str(error))
-            checkpoint = older
+        stored = None if checkpoint is None else read(ranks, checkpoint)
+        fault, progress = None, None
+        with ranks.agreed():
+            try:
+                progress = restore(stored, policy, optimizer, config)
+            except CheckpointError as error:
+                fault = error
+        if not ranks.any(progress is None, CPU):
+            assert progress is not None
+            return checkpoint, progress
+        older = None
+        with ranks.agreed():
+            if checkpoint is not None and ranks.is_main:
+                fault = fault or CheckpointError(f"{checkpoint} fits here, and not on another node.")
+                older = None if named else _newest(folder, store.step_of(checkpoint))
+                if older is None:
+                    raise fault
+                _passed_over(checkpoint, str(fault))
+        checkpoint = common_checkpoint(ranks, folder, older, named=True)
 
 
 def restore(
-    checkpoint: Path | None, policy: Policy, optimizer: torch.optim.Optimizer, config: RunConfig
+    stored: Stored | None, policy: Policy, optimizer: torch.optim.Optimizer, config: RunConfig
 ) -> Progress:
-    """The progress that `checkpoint` holds, put into the policy and the optimizer; a fresh one without.
+    """The progress that a checkpoint holds, put into the policy and the optimizer; a fresh one without.
 
     What a run on other rewards, or one with another balance, knew of its rewards is of no use here and stays behind.
 
@@ -253,18 +283,17 @@ def restore(
         CheckpointError: it is of another model, LoRA or kind of training, or holds what cannot be.
     """
     metric = config.trainer.best
-    if checkpoint is None:
+    if stored is None:
         return replace(fresh(policy), best_metric=metric)
-    state, weights, ema = store.load(checkpoint)
+    checkpoint, state, rewards, balance = stored.path, stored.state, stored.rewards, stored.balance
     check_origin(read_origin(state.info, state.train), policy.origin(), str(checkpoint))
-    progress = unpack(policy, optimizer, state, weights, ema)
+    progress = unpack(policy, optimizer, state, stored.weights, stored.ema)
     log.info("continuing after step %d from %s", progress.step, checkpoint)
     if progress.step >= config.trainer.steps:
         log.warning("step %d of trainer.steps=%d is done already", progress.step, config.trainer.steps)
-    rewards, balance = _trained_with(checkpoint.parent.parent / "config.yaml")
     now = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(now, dict)
-    if rewards not in (None, list(config.rewards)):
+    if rewards is not None and rewards != list(config.rewards):
         log.warning("%s was trained on %s; the balance starts afresh", checkpoint, ", ".join(rewards))
         return Progress(progress.step, DirectionCache(), progress.ema, {}, best_metric=metric)
     if balance not in (None, now["balance"]):
@@ -281,12 +310,3 @@ def restore(
         )
         progress.best, progress.best_step, progress.best_metric = None, None, metric
     return progress
-
-
-def _trained_with(written: Path) -> tuple[list[str], dict[str, Any]] | tuple[None, None]:
-    """Rewards and balance of the run with this config.yaml, whose plugins need not be installed here."""
-    if not written.is_file():
-        return None, None
-    tree = OmegaConf.to_container(OmegaConf.load(written))
-    assert isinstance(tree, dict)
-    return list(tree["rewards"]), tree["balance"]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError
 from marble_cli.metrics.jsonl import read
 from marble_cli.trainer.run import build_optimizer, go_on, train
@@ -179,8 +180,8 @@ def test_a_state_that_cannot_be(
     config = run_config(*SETTINGS, f"run.dir={run}")
     optimizer = build_optimizer(config, policy)
     with pytest.raises(CheckpointError, match=re.escape(said)):
-        go_on(run, run / LAST, policy, optimizer, config, named=True)
-    checkpoint, progress = go_on(run, run / LAST, policy, optimizer, config, named=False)
+        go_on(Ranks(), run, run / LAST, policy, optimizer, config, named=True)
+    checkpoint, progress = go_on(Ranks(), run, run / LAST, policy, optimizer, config, named=False)
     assert checkpoint == run / "checkpoints" / "step-00000002"
     assert progress.step == 2
     assert "step-00000003 is not usable and was passed over" in caplog.text

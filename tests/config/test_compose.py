@@ -48,7 +48,7 @@ GROUP_KEYS = {
     "trainer.ema": "decay warmup",
     "logging": "images_every",
     "logging.wandb": "mode project entity",
-    "launcher": "nproc",
+    "launcher": "name nodes nproc max_restarts grace time partition account cpus_per_task memory warning requeues setup extra.*",
 }
 KEYS = {f"{group}.{key}" for group, names in GROUP_KEYS.items() for key in names.split()}
 

@@ -1,7 +1,6 @@
 """Two real processes: the verbs of `Ranks`, and a run that does not depend on how many there are."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from marble_cli.metrics.jsonl import read
 from marble_cli.policy.load import load_policy
 from marble_cli.trainer.preflight import check_geometry
 from marble_cli.trainer.run import train
+from tests.distributed.processes import free_port
 
 CPU = torch.device("cpu")
 
@@ -43,13 +43,6 @@ with Ranks() as ranks:
     assert ranks.any(me == 1, cpu) and ranks.any(True, cpu) and not ranks.any(False, cpu)
 print("done", me)
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_the_verbs_mean_the_same_on_two_ranks() -> None:

@@ -22,7 +22,7 @@ KILLS = 10
 CLOCKS = ("time/", "throughput/", "balance/solve_seconds")
 SETTINGS = (
     "trainer.steps=150", "trainer.checkpoint_every=1", "trainer.eval_every=10", "balance.refresh_every=3",
-    "rollout.groups=4", "trainer.eval_prompts=1",
+    "rollout.groups=4", "trainer.eval_prompts=1", "launcher.max_restarts=0",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from marble_cli.trainer.interrupt import Interrupt
+from marble_cli.signals import Interrupt
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from marble_cli.checkpoint import store
 from marble_cli.config.compose import compose, dump
 from marble_cli.config.schema import RunConfig
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.metrics.jsonl import read
 from marble_cli.policy.load import load_policy
+from marble_cli.trainer.common import read as read_checkpoint
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.run import build_optimizer, find_checkpoint, fingerprint, restore, train
 from marble_cli.trainer.state import fresh, pack
@@ -172,7 +174,7 @@ def test_what_is_packed_is_unpacked_bit_for_bit(
 
     other = load_policy(config.model, 1)
     other_optimizer = build_optimizer(config, other)
-    back = restore(folder, other, other_optimizer, config)
+    back = restore(read_checkpoint(Ranks(), folder), other, other_optimizer, config)
     for adapter in ("trained", "behaviour"):
         for name, parameter in other.parameters(adapter).items():  # type: ignore[arg-type]
             assert torch.equal(parameter, policy.parameters(adapter)[name])  # type: ignore[arg-type]

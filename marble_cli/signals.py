@@ -1,6 +1,8 @@
 """Signals become a request to stop after the current step, so that a checkpoint can be written first."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
@@ -26,3 +28,15 @@ class Interrupt:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """A process that is started within never receives these signals: SLURM sends them to whatever a job has started, and
+    the step under way still needs its reward servers and W&B's service. They end with the run that started them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,64 @@
+"""Processes that tests start, and what they leave."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from marble_cli.metrics.jsonl import read
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def ends(processes: Sequence["subprocess.Popen[str]"], timeout: float = 120) -> list[tuple[int, str, str]]:
+    """(exit code, standard output, standard error) of each."""
+    try:
+        answers = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *answer) for process, answer in zip(processes, answers, strict=True)]
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.01)
+
+
+def step(run: Path) -> int:
+    """The last step that a run has recorded."""
+    file = run / "metrics.jsonl"
+    return max((row["step"] for row in read(file)), default=0) if file.is_file() else 0
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """The tensor files of a run's latest checkpoint."""
+    folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    return {
+        str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.safetensors"))
+    }
+
+
+def marked(mark: str) -> dict[int, str]:
+    """The processes whose environment holds the text `mark`, and their commands, but this one and those that have ended."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, command = (
+                (folder / "environ").read_text(errors="replace"),
+                (folder / "cmdline").read_text(),
+            )
+        except OSError:
+            continue
+        if mark in environment and int(folder.name) != os.getpid():
+            found[int(folder.name)] = command.replace("\0", " ")
+    return found
