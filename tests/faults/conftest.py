@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from datetime import date
 from functools import cache
 from pathlib import Path
 
@@ -33,9 +35,11 @@ FaultRecorder = Callable[[str, int, int | None, str, str], None]
 def record_fault() -> FaultRecorder:
     """A function that keeps what was measured of a fault: how often it was tried, how many steps were done again, what
     came of it, and which test of `make test` stands for it."""
+    began = time.monotonic()
 
     def record(fault: str, times: int, lost: int | None, outcome: str, short: str) -> None:
         row = {"fault": fault, "times": times, "lost": lost, "outcome": outcome, "short": short}
+        row |= {"date": date.today().isoformat(), "seconds": round(time.monotonic() - began)}
         print(json.dumps(row))
         if file := os.environ.get(RECORDS):
             with Path(file).open("a") as stream:

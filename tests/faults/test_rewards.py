@@ -59,7 +59,7 @@ def test_a_reward_that_fails_is_masked_and_counted(
     job: JobMaker, faulty: dict[str, str], record_fault: FaultRecorder, processes: int
 ) -> None:
     chance = random.Random(30 + processes)
-    faults = [("raises", ATTEMPTS), ("infinite", ATTEMPTS), ("nan", ATTEMPTS)] * 3 + [("hangs", ATTEMPTS)]
+    faults = [("raises", ATTEMPTS), ("inf", ATTEMPTS), ("nan", ATTEMPTS)] * 3 + [("hangs", ATTEMPTS)]
     schedule = dict(zip(chance.sample(range(1, REWARD_STEPS + 1), len(faults)), faults, strict=True))
     masked = job(*REWARD_SETTINGS, "rewards.faulty.max_failed=1", processes=processes, environ=faulty)
     masked.finish(**told(schedule, processes))
@@ -67,7 +67,7 @@ def test_a_reward_that_fails_is_masked_and_counted(
     assert [row["step"] for row in rows] == list(range(1, REWARD_STEPS + 1))
     for row in rows:
         what, _ = schedule.get(row["step"], (None, 0))
-        failed = {"raises": concerned, "hangs": concerned, "infinite": concerned // 2}.get(what, 0)
+        failed = {"raises": concerned, "hangs": concerned, "inf": concerned // 2}.get(what, 0)
         without = failed + (concerned // 2 if what == "nan" else 0)
         assert row["reward/faulty/failed"] == failed
         assert row["reward/faulty/applicable"] == IMAGES - without
@@ -89,14 +89,14 @@ def test_a_reward_that_fails_too_often_stops_the_run(
         random.Random(40 + processes),
         job(*REWARD_SETTINGS, processes=processes, environ=faulty),
     )
-    whats = ["raises", "infinite", "hangs", "short"]
+    whats = ["raises", "inf", "hangs", "short"]
     for what in whats:
         last = stopped.step() + chance.randrange(2, 10)
         process = stopped.start(**told({last + 1: (what, ATTEMPTS)}, processes, stopped.step() + 1))
         stopped.end(process, 1, within=120)
         assert stopped.step() == stopped.latest() == last
     said = stopped.said()
-    failed = {"infinite": IMAGES // 2 // processes}
+    failed = {"inf": IMAGES // 2 // processes}
     for what in whats[:3]:
         count = failed.get(what, IMAGES // processes)
         assert (

@@ -27,7 +27,7 @@ def test_a_disk_that_fills_up_and_has_room_again(
 ) -> None:
     """Full for a process is what lies beyond its limit on the size of a file, set while it runs."""
     full, chance, refused = job(*LARGE), random.Random(3), {"checkpoint": 0, "metrics.jsonl": 0}
-    for what in chance.sample(list(refused) * 3, 6):
+    for what in chance.sample(list(refused) * 2, 4):
         before, process = full.step(), full.start()
         due = before + 2 + chance.randrange(4)
         full.wait(process, lambda due=due: full.step() >= due)  # type: ignore[misc]
@@ -50,7 +50,7 @@ def test_a_disk_that_fills_up_and_has_room_again(
     assert min(refused.values()) > 0, refused
     found = ", ".join(f"{count} at a {name}" for name, count in refused.items())
     record_fault(
-        f"the disk is full, then has room; {found.replace('a metrics', 'a row of metrics')}", 6, full.lost(),
+        f"the disk is full, then has room; {found.replace('a metrics', 'a row of metrics')}", 4, full.lost(),
         f"exit code 1, nothing half written, every checkpoint valid; {outcome}", "trainer/test_full_disk.py",
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A reward that is ill when it is told to be.
+"""A reward that is ill when it is told to be: it raises, hangs, answers inf, nan or short, or spoils what is trained.
 
 FAULTY holds a schedule as JSON, {"batch": [what, attempts]}: at that batch, 0 being the preflight's, so many attempts go
 wrong. FAULTY_RANK names the only rank that it concerns.
@@ -10,7 +10,6 @@ import time
 
 import torch
 
-KINDS = ("raises", "hangs", "infinite", "nan", "short", "spoils")
 seen = {"batch": -1, "attempt": 0, "images": b""}  # of the process: a reward that hung is built anew
 armed = {"now": False}
 
@@ -40,8 +39,8 @@ class Faulty:
             raise RuntimeError("the judge is out of order")
         if what == "hangs":
             time.sleep(3600)
-        if what in ("nan", "infinite"):
-            scores[::2] = float(what.removesuffix("ite"))
+        if what in ("nan", "inf"):
+            scores[::2] = float(what)
         return scores[1:] if what == "short" else scores
 
     def fault(self, images):
