@@ -76,7 +76,7 @@ def test_damaged_checkpoints_are_passed_over(
         shutil.copytree(foreign.run / "checkpoints" / folder.name, folder)
 
     harms: dict[str, tuple[Callable[[Path], None], str]] = {
-        "foreign": (replace, "of another model"),
+        "foreign": (replace, "belongs to another model"),
         **{name: damage.COMMON[name] for name in ("truncated", "flipped", "missing", "newer")},
     }
     harmed, chance = job(*SETTINGS), random.Random(4)
