@@ -17,7 +17,6 @@ SETTINGS = (
     "preset=tiny", "rewards=[colorfulness,clipscore]", "balance=marble", "rollout.groups=4", "rollout.group_size=4",
     "rollout.batch_size=4", "trainer.micro_batch_size=4", "trainer.eval_every=0", "logging.wandb.mode=disabled",
 )  # fmt: skip
-LOSSES = ("loss/policy", "grad_norm")
 REWARDS = ("reward/clipscore/mean", "reward/colorfulness/mean")
 LEGS: dict[str, list[tuple[int, tuple[str, ...]]]] = {  # processes and further settings of each
     "1 -> 2 -> 4 -> 1 processes": [(1, ()), (2, ()), (4, ()), (1, ())],
@@ -61,17 +60,15 @@ def test_several_processes_train_like_one(
 
 
 def agreement(
-    rows: list[dict[str, Any]],
-    others: list[dict[str, Any]],
-    loss_keys: Sequence[str] = LOSSES,
-    reward_keys: Sequence[str] = REWARDS,
+    rows: list[dict[str, Any]], others: list[dict[str, Any]], reward_keys: Sequence[str] = REWARDS
 ) -> str:
-    """How far two runs agree, in words; rewards less, because a pixel may be rounded otherwise."""
-    losses, rewards = (
+    """How far two runs agree, in words. Sums are rounded otherwise, and then a pixel now and then, so rewards."""
+    losses, norms, rewards = (
         max(abs(row[key] / other[key] - 1) for row, other in zip(rows, others, strict=True) for key in keys)
-        for keys in (loss_keys, reward_keys)
+        for keys in (["loss/policy"], ["grad_norm"], reward_keys)
     )
-    print(f"{losses=} {rewards=}")
-    assert losses < 1e-3
-    assert rewards < 1e-4
-    return f"the same losses and gradient norms to {losses:.0e}, rewards to {rewards:.0e}"
+    print(f"{losses=} {norms=} {rewards=}")
+    assert losses < 1e-4
+    assert norms < 1e-3
+    assert rewards < 1e-3
+    return f"the same losses to {losses:.0e}, gradient norms to {norms:.0e}, rewards to {rewards:.0e}"
