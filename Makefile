@@ -26,7 +26,7 @@ bench: install
 test: install
 	$(BIN)/python -m pytest
 
-# Every fault for real, at random instants: about a quarter of an hour. FAULTS="--output docs/reliability.md" writes its table.
+# Every fault for real, at random instants, for minutes each. FAULTS="--output docs/reliability.md" writes its table.
 test-faults: install
 	$(BIN)/python scripts/faults.py $(FAULTS)
 
