@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from marble_cli.metrics.jsonl import read
 CLOCKS = ("time/", "throughput/", "balance/solve_seconds")
 IDENTICAL = "weights and metrics identical to the undisturbed run"
 STARTED = re.compile(r"INFO marble \S+, after step (\d+)$", re.MULTILINE)
-NO_RESTARTS: tuple[
-    str, ...
-] = ()  # where the launcher restarts its ranks by itself: ("launcher.max_restarts=0",)
+# Where the launcher restarts its ranks by itself: ("launcher.max_restarts=0",)
+NO_RESTARTS: tuple[str, ...] = ()
 
 
 class Job:
@@ -57,7 +57,8 @@ class Job:
                 time.sleep(0.05)
         finally:
             for pid in self.alive():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
         self.ends.append(self.step())
 
