@@ -1,32 +1,26 @@
-"""Start several processes of a run on this machine, keep watch over them, and start them anew when one is killed.
-
-torch's elastic launcher starts all anew whatever ended one of them, a refused request among that, and passes on no second
-Ctrl+C; what is needed of it is little.
-"""
+"""Start several processes of a run on this machine with torch's elastic launcher, and start them anew when one is killed."""
 
 import ctypes
+import inspect
 import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from marble_cli.config.compose import dump
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import Launcher, RunConfig
 from marble_cli.errors import MarbleError
-from marble_cli.signals import EXIT_CODES, Interrupt
+from marble_cli.signals import EXIT_CODES
 
 log = logging.getLogger("marble")
 
-STOPPED = EXIT_CODES[signal.SIGTERM]
 PARENT = "MARBLE_LAUNCHER"  # variable with the process id of the launcher
-POLL = 0.05  # seconds
-PEERS = 2.0  # seconds that the others have, once a rank has failed, to fail with a message of their own
-LAST_WORDS = 30.0  # seconds that they have to write what they still can
 SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -40,49 +34,97 @@ def end_with_launcher() -> None:
 
     Others, such as SLURM, end their processes themselves.
     """
-    ours = os.environ.get(PARENT)
-    if sys.platform != "linux" or not (ours or "TORCHELASTIC_RUN_ID" in os.environ):
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, int(signal.SIGKILL))
+    ours = os.environ.get(PARENT)
     if ours and os.getppid() != int(ours):  # it was too late for the kernel to tell
         os._exit(1)
+
+
+class Stop:
+    """Turns the first signal that asks the run to stop into an exception; a second Ctrl+C ends this process and its ranks."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.since = 0.0
+
+    def __enter__(self) -> "Stop":
+        self.previous = {number: signal.signal(number, self._handle) for number in EXIT_CODES}
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+
+        if self.number is None:
+            self.number, self.since = number, time.monotonic()
+            # The ranks get SIGTERM, whatever it was: one that is not training yet then ends without a word.
+            raise SignalException("asked to stop", signal.SIGTERM)
+        if number == signal.SIGINT:
+            os._exit(EXIT_CODES[signal.SIGINT])
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
 
 def launch(config: RunConfig, resume: str) -> int:
     """Run `marble train` in `launcher.nproc` processes; returns the exit code of the contract.
 
     The configuration is composed once and handed over as a file, so that all processes agree on it. Where one is killed,
-    all are started anew, at most `launcher.max_restarts` times, and go on from the newest checkpoint.
+    all are started anew, at most `launcher.max_restarts` times, and go on from the newest checkpoint. The elastic launcher's
+    own restarts are not used: they follow whatever ended a process, a refused request among that.
 
     Raises:
-        MarbleError: a rank was killed, and there are no restarts left.
+        MarbleError: a rank was killed, and there are no restarts left; or one did not stop in time.
     """
-    settings = config.launcher
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    count, restarts, grace = config.launcher.nproc, config.launcher.max_restarts, config.launcher.grace
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what ended is told here
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ[PARENT] = str(os.getpid())
     latest = Path(config.run.dir) / "checkpoints" / "latest"
     began = _written(latest)
-    with tempfile.TemporaryDirectory() as folder, Interrupt() as interrupt:
+    with tempfile.TemporaryDirectory() as folder, Stop() as stop:
         file = Path(folder) / "config.yaml"
         file.write_text(dump(config), encoding="utf-8")
-        for restarts in range(settings.max_restarts + 1):
-            again = restarts > 0 and (resume == "never" or _written(latest) != began)
-            processes = _start(settings.nproc, file, "auto" if again else resume)
-            failures = watch(processes, interrupt, settings.grace)
-            if not failures:
-                stopped = any(process.returncode for process in processes)
-                return (interrupt.exit_code or STOPPED) if stopped else 0
-            rank, code = _cause(failures)
+        for restart in range(restarts + 1):
+            again = restart > 0 and (resume == "never" or _written(latest) != began)
+            command = ("-m", "marble_cli", "train", "--config-name", str(file), "--resume", "auto" if again else resume)  # fmt: skip
+            try:
+                elastic_launch(_settings(config.launcher), sys.executable)(*command)
+                return 0
+            except ChildFailedError as error:
+                rank, code = _cause((rank, failure.exitcode) for rank, failure in error.failures.items())
+            except SignalException:
+                assert stop.number is not None
+                if time.monotonic() - stop.since > grace:
+                    raise MarbleError(f"a process did not stop within launcher.grace={grace:g} s") from None
+                return EXIT_CODES[signal.Signals(stop.number)]
             if code > 0:
                 return code
             what = f"process {rank} was killed by {signal.Signals(-code).name}"
-            if interrupt.exit_code is not None:
-                what += f", asked to stop, before it had (launcher.grace={settings.grace:g} s)"
-                break
-            if restarts < settings.max_restarts:
-                log.warning("%s; restart %d of %d", what, restarts + 1, settings.max_restarts)
+            if restart < restarts:
+                log.warning("%s; restart %d of %d", what, restart + 1, restarts)
     raise MarbleError(
         f"{what}. Continue the run from its newest checkpoint with --resume auto. SIGKILL often means that the machine's "
-        f"memory ran out; launcher.max_restarts={settings.max_restarts}."
+        f"memory ran out; launcher.max_restarts={restarts}."
     )
+
+
+def _settings(launcher: Launcher) -> Any:
+    """Of the elastic launcher, as far as this torch has them: an older one gives its processes 30 s to stop."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    newer = {"signals_to_handle": "SIGHUP,SIGQUIT", "shutdown_timeout": round(launcher.grace)}
+    known = inspect.signature(LaunchConfig).parameters
+    return LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=launcher.nproc, run_id="marble", rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0, **{key: newer[key] for key in newer if key in known},
+    )  # fmt: skip
 
 
 def _written(latest: Path) -> int:
@@ -90,78 +132,11 @@ def _written(latest: Path) -> int:
     return latest.stat().st_mtime_ns if latest.is_file() else 0
 
 
-def _start(count: int, file: Path, resume: str) -> "list[subprocess.Popen[bytes]]":
-    """The ranks, each in a session of its own: Ctrl+C reaches the launcher alone, which passes it on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {
-        **os.environ, PARENT: str(os.getpid()), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-    }  # fmt: skip
-    common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    command = [sys.executable, "-m", "marble_cli", "train", "--config-name", str(file), "--resume", resume]
-    return [
-        subprocess.Popen(
-            command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True
-        )
-        for rank in range(count)
-    ]
-
-
-def watch(
-    processes: "list[subprocess.Popen[bytes]]", interrupt: Interrupt, grace: float
-) -> list[tuple[int, int]]:
-    """Wait until all have ended, passing on what is asked for; one that fails takes the others with it.
-
-    Returns:
-        (rank, exit code) of those that failed, in the order in which that was seen; the code of a killed one is minus its
-        signal. What was ended from here is among them only if it did not stop in time when that was asked for.
-
-    Raises:
-        KeyboardInterrupt: a second Ctrl+C; all are killed.
-    """
-    running = dict(enumerate(processes))
-    failures: list[tuple[int, int]] = []
-    sent: dict[int, signal.Signals] = {}
-    ask_at = kill_at = deadline = float("inf")  # of the running ones; the last where they were asked to stop
-    try:
-        while running:
-            now = time.monotonic()
-            for rank, process in list(running.items()):
-                if (code := process.poll()) is None:
-                    continue
-                del running[rank]
-                if code in (0, STOPPED):
-                    continue
-                if code != -sent.get(rank, 0):
-                    failures.append((rank, code))
-                ask_at, kill_at = min(ask_at, now + PEERS), min(kill_at, now + LAST_WORDS)
-            if interrupt.exit_code is not None and deadline == float("inf"):
-                ask_at, deadline = now, now + grace
-            if now >= ask_at:
-                ask_at = float("inf")
-                _send(running, signal.SIGTERM, sent)
-            if now >= min(kill_at, deadline):
-                failures += [(rank, -signal.SIGKILL) for rank in running if now >= deadline]
-                _send(running, signal.SIGKILL, sent)
-            time.sleep(POLL)
-    except KeyboardInterrupt:
-        _send(running, signal.SIGKILL, sent)
-        raise
-    return failures
-
-
-def _send(running: "dict[int, subprocess.Popen[bytes]]", number: signal.Signals, sent: dict[int, signal.Signals]) -> None:  # fmt: skip
-    for rank, process in running.items():
-        process.send_signal(number)
-        sent[rank] = number
-
-
-def _cause(failures: list[tuple[int, int]]) -> tuple[int, int]:
+def _cause(failures: Iterable[tuple[int, int]]) -> tuple[int, int]:
     """The rank that was killed, if one was: the others then fail because it is gone, and may be seen to do so before.
 
     An abort comes last: it is how a backend ends a rank that has lost the others.
     """
-    killed = [failure for failure in failures if failure[1] < 0 and failure[1] != -signal.SIGABRT]
-    return [*killed, *failures][0]
+    found = list(failures)
+    killed = [failure for failure in found if failure[1] < 0 and failure[1] != -signal.SIGABRT]
+    return [*killed, *found][0]

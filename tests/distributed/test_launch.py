@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from typer.testing import CliRunner
 from marble_cli.cli.app import app
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
-from marble_cli.distributed.launch import _cause, watch
+from marble_cli.distributed.launch import _cause
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.metrics.jsonl import read
-from marble_cli.signals import Interrupt, shielded
+from marble_cli.signals import shielded
 from tests.distributed.processes import marked, step, wait_for
 
 SETTINGS = ("trainer.steps=60", "trainer.checkpoint_every=1", "trainer.keep_last=1")
@@ -95,28 +94,6 @@ def test_without_its_launcher_nothing_goes_on(run: Run) -> None:
     process.kill()
     process.wait()
     run.assert_nothing_left()
-
-
-def ended(*scripts: str, asked: int | None = None, grace: float = 30.0) -> list[tuple[int, int]]:
-    """What `watch` says of processes that run shell scripts."""
-    interrupt = Interrupt()
-    interrupt.exit_code = asked
-    processes = [subprocess.Popen(["bash", "-c", script]) for script in scripts]
-    time.sleep(0.5 if asked else 0)  # until they heed signals
-    return watch(processes, interrupt, grace)
-
-
-def test_which_ending_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("marble_cli.distributed.launch.PEERS", 1.0)
-    monkeypatch.setattr("marble_cli.distributed.launch.LAST_WORDS", 1.5)
-    assert ended("exit 0", "exit 0") == []
-    assert ended("exit 143", "exit 143") == []
-    assert ended("exit 2", "sleep 60") == [(0, 2)]  # the other was ended from here
-    assert ended("trap '' TERM; while true; do sleep 0.1; done", "exit 2") == [(1, 2)]
-    assert ended("kill -KILL $$", "sleep 0.2; exit 1") == [(0, -signal.SIGKILL), (1, 1)]
-    assert ended("exec sleep 60", "trap 'exit 143' TERM; while true; do sleep 0.1; done", asked=143) == []
-    stubborn = ended("trap '' TERM; while true; do sleep 0.1; done", asked=143, grace=0.2)
-    assert set(stubborn) == {(0, -signal.SIGKILL)}
 
 
 @pytest.mark.parametrize(

@@ -137,12 +137,7 @@ def make_environment(folder: Path) -> Environment:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
     _python(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", source)
-    site.mkdir()
-    for package in (
-        entry for path in sys.path if path.endswith("site-packages") for entry in Path(path).iterdir()
-    ):
-        if "marble" not in package.name and package.suffix != ".pth" and not (site / package.name).exists():
-            (site / package.name).symlink_to(package)
+    link_packages(site)
     python = make_venv(folder / "venv", site)
     plugin = folder / "plugin"
     plugin.mkdir()
@@ -155,6 +150,17 @@ def make_environment(folder: Path) -> Environment:
     work = folder / "work"
     work.mkdir()
     return Environment(python, work)
+
+
+def link_packages(site: Path) -> Path:
+    """Make a folder of links to what is installed here, marble and its plugins apart; returns it."""
+    site.mkdir()
+    for package in (
+        entry for path in sys.path if path.endswith("site-packages") for entry in Path(path).iterdir()
+    ):
+        if "marble" not in package.name and package.suffix != ".pth" and not (site / package.name).exists():
+            (site / package.name).symlink_to(package)
+    return site
 
 
 def make_venv(folder: Path, site: Path) -> Path:

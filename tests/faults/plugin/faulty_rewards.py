@@ -1,0 +1,51 @@
+"""A reward that is ill when it is told to be: it raises, hangs, answers inf, nan or short, or spoils what is trained.
+
+FAULTY holds a schedule as JSON, {"batch": [what, attempts]}: at that batch, 0 being the preflight's, so many attempts go
+wrong. FAULTY_RANK names the only rank that it concerns.
+"""
+
+import json
+import os
+import time
+
+import torch
+
+seen = {"batch": -1, "attempt": 0, "images": b""}  # of the process: a reward that hung is built anew
+armed = {"now": False}
+
+
+def spoil(module, inputs, output):
+    """Put a NaN into whatever is trained through, as a device with a bad cell does."""
+    if armed["now"] and torch.is_tensor(output) and output.requires_grad:
+        return output * torch.nan
+    return None
+
+
+torch.nn.modules.module.register_module_forward_hook(spoil)
+
+
+class Faulty:
+    """How bright a picture is, 0 to 1."""
+
+    def __init__(self):
+        concerned = os.environ.get("FAULTY_RANK") in (None, os.environ.get("RANK", "0"))
+        self.schedule = json.loads(os.environ.get("FAULTY", "{}")) if concerned else {}
+
+    def __call__(self, images):
+        what = self.fault(images.numpy().tobytes())
+        scores = images.float().mean(dim=(1, 2, 3)) / 255
+        armed["now"] = what == "spoils"
+        if what == "raises":
+            raise RuntimeError("the judge is out of order")
+        if what == "hangs":
+            time.sleep(3600)
+        if what in ("nan", "inf"):
+            scores[::2] = float(what)
+        return scores[1:] if what == "short" else scores
+
+    def fault(self, images):
+        """What is to go wrong with this attempt; the same images as before are another attempt at the same batch."""
+        again = images == seen["images"]
+        seen.update(batch=seen["batch"] + (not again), attempt=again * seen["attempt"] + 1, images=images)
+        what, attempts = self.schedule.get(str(seen["batch"]), (None, 0))
+        return what if seen["attempt"] <= attempts else None
