@@ -62,6 +62,8 @@ def main() -> None:
     debug = os.environ.get("MARBLE_DEBUG") == "1"
     try:
         app()
+    except SystemExit as end:
+        _leave(end.code)
     except PeerError as error:
         if debug:
             print(f"marble: {error}", file=sys.stderr)
@@ -85,10 +87,14 @@ def main() -> None:
         _leave(1)
 
 
-def _leave(code: int) -> NoReturn:
-    """Exit; one of several processes at once, for what binds it to the others may hang or abort once they are gone."""
-    if "WORLD_SIZE" in os.environ:
+def _leave(code: str | int | None) -> NoReturn:
+    """Exit; one of several processes at once.
+
+    What binds it to the others may hang once they are gone, and threads of gloo that still hold tensors abort the
+    interpreter's orderly end.
+    """
+    if "WORLD_SIZE" in os.environ and not isinstance(code, str):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code or 0)
     sys.exit(code)

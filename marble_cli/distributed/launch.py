@@ -119,7 +119,7 @@ def _settings(launcher: Launcher) -> Any:
     """Of the elastic launcher, as far as this torch has them: an older one gives its processes 30 s to stop."""
     from torch.distributed.launcher.api import LaunchConfig
 
-    newer = {"signals_to_handle": "SIGHUP,SIGQUIT", "shutdown_timeout": round(launcher.grace)}
+    newer: dict[str, Any] = {"signals_to_handle": "SIGHUP,SIGQUIT", "shutdown_timeout": round(launcher.grace)}
     known = inspect.signature(LaunchConfig).parameters
     return LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=launcher.nproc, run_id="marble", rdzv_backend="c10d",

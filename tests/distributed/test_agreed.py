@@ -61,7 +61,7 @@ with Ranks() as ranks:
         stored = read(ranks, step)
         assert (stored.state.step, stored.state.info, stored.rewards) == (3, {"best": 0.1}, ["a", "b"]), turn
         assert stored.balance == {"name": "marble"}
-        groups = {**stored.state.tensors, "lora": stored.lora, "ema": stored.ema}
+        groups = {**stored.state.tensors, "lora": stored.weights, "ema": stored.ema}
         assert sorted(groups) == ["behaviour", "ema", "lora", "optimizer"]
         for group, tensors in groups.items():
             assert sorted(tensors) == ["bfloat16", "float32", "float64"]
