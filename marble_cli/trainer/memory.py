@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from marble_cli.config.schema import Precision, RunConfig, Train
+from marble_cli.config.schema import Parallel, Precision, RunConfig, Train
 from marble_cli.errors import DeviceMemoryError, RequestError
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.size import model_size
+from marble_cli.policy.source import DTYPES
 from marble_cli.trainer.geometry import geometry, processes
 
 
@@ -39,20 +40,35 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
 
     A training pass keeps about two bytes for each output of the blocks' linear layers and each token; with gradient
     checkpointing the blocks' inputs and what one block keeps (docs/algorithm.md). Float32 weights make float32 of some
-    activations, about half as much again, and leave their half-precision copies behind.
+    activations, about half as much again, and leave their half-precision copies behind. Of shards (trainer.parallel=fsdp) a
+    process holds its own and, while it computes, what it has gathered: two blocks, or all where they are kept for the
+    backward pass. A refresh sums the rewards' gradients of a LoRA whole.
     """
     weights, moments, average = 2, 2, 1
-    gradients = len(config.rewards) + 2
+    full, fsdp = config.model.train is Train.full, config.trainer.fsdp
+    shards, gathered = 1, 0
+    transformer = size.transformer * DTYPES[config.model.precision].itemsize
+    if config.trainer.parallel is Parallel.fsdp:
+        shards = processes(config) // fsdp.replicas
+        gathered = min(2, size.blocks) * transformer // size.blocks if fsdp.reshard else transformer
+    whole = 0 if full else len(config.rewards)  # gradients
+    parts = weights + moments + average + len(config.rewards) + 2 - whole
     batch = min(config.trainer.micro_batch_size, geometry(config).images // processes(config))
     kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
-    if config.model.train is Train.full:
-        kept = 3 * kept // 2 + (2 * size.trained if config.model.precision is not Precision.fp32 else 0)
+    if full:
+        kept = 3 * kept // 2 + (
+            2 * size.trained if shards == 1 and config.model.precision is not Precision.fp32 else 0
+        )
     if config.model.gradient_checkpointing:
         kept = 2 * kept // size.blocks
     cached = config.model.embedding_cache is not None
     return Memory(
-        size.frozen_bytes + (0 if cached else size.encoder_bytes),
-        4 * size.trained * (weights + moments + average + gradients),
+        size.frozen_bytes
+        - transformer
+        + transformer // shards
+        + gathered
+        + (0 if cached else size.encoder_bytes),
+        4 * size.trained * whole + 4 * size.trained * parts // shards,
         kept,
         size.encoder_bytes if cached else 0,
     )
@@ -73,7 +89,8 @@ def check_memory(config: RunConfig, device: torch.device) -> None:
     )
     raise RequestError(
         f"the run needs about {_bytes(needed)} on {device} besides activations, and {_bytes(free)} are free. {smaller}, "
-        "use model.precision=bf16, set model.embedding_cache, or free the device."
+        "share it among more processes (trainer.parallel=fsdp), use model.precision=bf16, set model.embedding_cache, or free the "
+        "device."
     )
 
 

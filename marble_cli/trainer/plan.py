@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from marble_cli.balance.registry import build
-from marble_cli.config.schema import BalanceMode, RunConfig, SharedTerm, Train
+from marble_cli.config.schema import BalanceMode, Parallel, RunConfig, SharedTerm, Train
 from marble_cli.data.prompts import Prompt, lacking, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.folder import check_writable
@@ -105,6 +105,7 @@ def plan(config: RunConfig) -> None:
         ("optimizer steps", f"{trainer.steps}, of which {counts.refresh_steps} refresh the balance"),
         ("a refresh", f"on {_refreshed(config)} micro-batches"),
         ("processes", _shares(config)),
+        ("the transformer", _layout(config)),
     ]
     size = model_size(config.model)
     device = pick_device(config.model.device)
@@ -181,6 +182,15 @@ def _shares(config: RunConfig) -> str:
     here = processes(config)
     further = [n for n in MORE_PROCESSES if n > here and config.rollout.groups % n == 0]
     return share(here) + (f"; or {share(further[0])}" if further else "")
+
+
+def _layout(config: RunConfig) -> str:
+    fsdp = config.trainer.fsdp
+    if config.trainer.parallel is Parallel.ddp:
+        return "whole on each process"
+    shards = processes(config) // fsdp.replicas
+    copies = f"{fsdp.replicas} copies, each " if fsdp.replicas > 1 else ""
+    return f"{copies}in shards over {shards} processes"
 
 
 def _refreshed(config: RunConfig) -> str:

@@ -44,7 +44,7 @@ GROUP_KEYS = {
     "optimizer": "lr betas weight_decay epsilon clip_norm",
     "rollout": "groups group_size steps solver guidance_scale batch_size",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last keep_every best eval_every "
-    "eval_prompts encode_ahead max_skipped pending_batches",
+    "eval_prompts encode_ahead max_skipped pending_batches parallel fsdp.replicas fsdp.reshard",
     "trainer.ema": "decay warmup",
     "logging": "images_every",
     "logging.wandb": "mode project entity",
