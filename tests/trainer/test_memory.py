@@ -158,3 +158,17 @@ def test_a_run_that_runs_out_goes_on_with_smaller_batches(
     smaller = run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9", "trainer.micro_batch_size=2")
     assert train(smaller, resume="auto") == 0
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000002"
+
+
+def test_shards(run_config: RunConfigMaker) -> None:
+    """Eight processes, four a copy; float32: 4 MB of the frozen weights are the transformer's, in four blocks."""
+    settings = ("rollout.groups=8", "launcher.nproc=8", "trainer.parallel=fsdp", "trainer.fsdp.replicas=2")
+    rest, transformer = 5_700_000 - 4_000_000, 4_000_000
+    sharded, kept = (
+        memory(run_config(*settings, f"trainer.fsdp.reshard={on}"), SIZE) for on in (True, False)
+    )
+    assert sharded.frozen == rest + transformer // 4 + transformer // 2
+    assert kept.frozen == rest + transformer // 4 + transformer
+    assert sharded.trained == 4 * 10_000 * 2 + 4 * 10_000 * (2 + 2 + 1 + 2) // 4
+    full = memory(run_config(*settings, "model.train=full"), replace(SIZE, trained=1_000_000))
+    assert full.trained == 4 * 1_000_000 * (2 + 2 + 1 + 4) // 4
