@@ -32,7 +32,7 @@ def main() -> int:
         if records is None:
             records = Path(folder) / "records.jsonl"
             records.touch()
-            command = [sys.executable, "-m", "pytest", "-m", "long", "--durations=10", "tests/faults"]
+            command = [sys.executable, "-m", "pytest", "-m", "long", "--durations=10", "tests"]
             environ = os.environ | {RECORDS: str(records)}
             code = subprocess.run(command, cwd=ROOT, env=environ, check=False).returncode
         rows = [json.loads(line) for line in records.read_text().splitlines()]

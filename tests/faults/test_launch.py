@@ -11,27 +11,40 @@ import pytest
 
 from marble_cli.config.schema import RunConfig
 from tests.distributed.processes import step, wait_for, weights
+from tests.distributed.test_agreed import test_nodes_that_share_no_disk as nodes_that_share_no_disk
 from tests.distributed.test_launch import SETTINGS, Run, run
 from tests.distributed.test_slurm import cluster, job, stopped_at_its_limit, submitted
+from tests.faults.conftest import FaultRecorder
+from tests.faults.job import STARTED
 
 __all__ = ["cluster", "run"]  # fixtures
 pytestmark = pytest.mark.long
 
 
-def test_two_kills_in_one_command(run: Run, run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_two_kills_in_one_command(
+    run: Run, run_config: Callable[..., RunConfig], tmp_path: Path, record_fault: FaultRecorder
+) -> None:
     (tmp_path / "other").mkdir()
     whole = Run(run_config(*SETTINGS, f"run.dir={tmp_path / 'whole'}"), tmp_path / "other")
     assert whole.start().wait(300) == 0, whole.log.read_text()
     process = run.start()
+    ends = []
     for turn, target in enumerate((3, 20)):
         run.reach(target, process)
         os.kill(run.ranks()[turn], signal.SIGKILL)
+        ends.append(step(run.folder))
         said = f"restart {turn + 1} of 3"
         wait_for(lambda said=said: said in run.log.read_text(), said)  # type: ignore[misc]
     assert process.wait(300) == 0, run.log.read_text()
     assert step(run.folder) == 60
     assert weights(run.folder) == weights(whole.folder)
     run.assert_nothing_left()
+    starts = [int(after) for after in STARTED.findall((run.folder / "log.txt").read_text())][1:]
+    lost = sum(max(0, end - start) for end, start in zip(ends, starts, strict=True))
+    outcome = "the launcher starts all anew; exit code 0, the weights of the undisturbed run"
+    record_fault(
+        "SIGKILL of one of 2 processes, in one command", 2, lost, outcome, "distributed/test_launch.py"
+    )
 
 
 def test_no_restart_is_left(run: Run) -> None:
@@ -45,7 +58,7 @@ def test_no_restart_is_left(run: Run) -> None:
 
 @pytest.mark.parametrize("wandb", ["disabled", "offline"])
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_in_a_terminal(run: Run, times: int, wandb: str) -> None:
+def test_ctrl_c_in_a_terminal(run: Run, times: int, wandb: str, record_fault: FaultRecorder) -> None:
     """It goes to the launcher's whole process group. Once: a checkpoint of the step; twice: at once."""
     process = run.start("trainer.steps=2000", f"logging.wandb.mode={wandb}")
     run.reach(2, process)
@@ -66,6 +79,13 @@ def test_ctrl_c_in_a_terminal(run: Run, times: int, wandb: str) -> None:
         assert "a checkpoint is written" in said
     else:
         assert "a checkpoint is written" not in said
+    how, outcome = (("one", "a checkpoint of the step"), ("a second, while a step hangs", "the end at once"))[
+        times - 1
+    ]
+    record_fault(
+        f"Ctrl+C in the terminal of 2 processes, W&B {wandb}: {how}", 1, None, f"{outcome}, exit code 130, no process left",
+        "distributed/test_launch.py",
+    )  # fmt: skip
 
 
 def test_ctrl_c_before_training(run: Run) -> None:
@@ -98,7 +118,7 @@ def test_torchrun(run_config: Callable[..., RunConfig], tmp_path: Path, base_ove
 
 
 def test_a_job_that_was_queued_again(
-    cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
+    cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path, record_fault: FaultRecorder
 ) -> None:
     """Under stand-ins for SLURM's commands; the weights are those of a job whose time sufficed."""
     runs = [tmp_path / "jobs" / name for name in ("whole", "stopped")]
@@ -108,3 +128,16 @@ def test_a_job_that_was_queued_again(
     stopped_at_its_limit(cluster, runs[1])
     assert job(runs[1], restarts=1).wait(300) == 0
     assert weights(runs[1]) == weights(runs[0])
+    outcome = "SIGUSR1: a checkpoint, exit code 143, queued again; the weights of the undisturbed job (SLURM's commands stood in for)"
+    record_fault("a job of 2 processes reaches its time limit", 1, 0, outcome, "distributed/test_slurm.py")
+
+
+def test_nodes(
+    run_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_fault: FaultRecorder,
+) -> None:
+    nodes_that_share_no_disk(run_config, tmp_path, monkeypatch)
+    outcome = "the first node's checkpoint goes around; exchanged, they refuse, exit code 2, and say which is further on"
+    record_fault("two nodes share no disk", 2, 0, outcome, "distributed/test_agreed.py")
