@@ -1,10 +1,13 @@
-"""Signals become a request to stop after the current step, so that a checkpoint can be written first."""
+"""How a run is asked to stop, after the step under way and a checkpoint, and how its processes tell why they ended."""
 
+import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
+EXIT_FILE = "MARBLE_EXIT_FILE"  # variable with the path of a file for the exit code of a job's processes
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 
@@ -40,3 +43,19 @@ def shielded() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def tell_exit(code: int) -> None:
+    """Leave word of this process's exit code for whoever started the job: the first that ends by itself says why.
+
+    Those that follow it, or are killed because of it, say nothing. Where the word cannot be left, each one's own code counts.
+    """
+    if code and (file := os.environ.get(EXIT_FILE)):
+        with suppress(OSError), Path(file).open("x", encoding="ascii") as stream:
+            stream.write(f"{code}\n")
+
+
+def told_exit(file: Path) -> int | None:
+    """The exit code that was left there, if any was."""
+    text = file.read_text(encoding="ascii") if file.is_file() else ""
+    return int(text) if text.strip().isdigit() else None

@@ -9,7 +9,8 @@ import typer
 
 from marble_cli import __version__
 from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, sync, train
-from marble_cli.errors import MarbleError, PeerError
+from marble_cli.errors import LostError, MarbleError, PeerError
+from marble_cli.signals import tell_exit
 
 INTERRUPTED = 130
 
@@ -67,12 +68,12 @@ def main() -> None:
     except PeerError as error:
         if debug:
             print(f"marble: {error}", file=sys.stderr)
-        _leave(error.exit_code)
+        _leave(error.exit_code, follows=True)
     except MarbleError as error:
         if debug:
             raise
         print(f"marble: {error}", file=sys.stderr)
-        _leave(error.exit_code)
+        _leave(error.exit_code, follows=isinstance(error, LostError))
     except KeyboardInterrupt:
         print("marble: interrupted", file=sys.stderr)
         _leave(INTERRUPTED)
@@ -87,13 +88,15 @@ def main() -> None:
         _leave(1)
 
 
-def _leave(code: str | int | None) -> NoReturn:
-    """Exit; one of several processes at once.
+def _leave(code: str | int | None, *, follows: bool = False) -> NoReturn:
+    """Exit; one of several processes at once, with a word why unless it only `follows` another.
 
     What binds it to the others may hang once they are gone, and threads of gloo that still hold tensors abort the
     interpreter's orderly end.
     """
     if "WORLD_SIZE" in os.environ and not isinstance(code, str):
+        if not follows:
+            tell_exit(code or 0)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)

@@ -28,6 +28,7 @@ SLURM_ONLY = (
 )
 OPTION = re.compile(r"(extra\.)?[a-z][a-z_-]*", re.ASCII)  # of sbatch
 OPTION_VALUE = re.compile(r"[\w.,:;/@+=*&|!^%\[\]()-]+", re.ASCII)
+COUNTED = ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "output", "requeue", "signal")
 OWN_WEIGHTS = (*PROGRAMMES, "equal")
 
 
@@ -172,6 +173,13 @@ def _launcher(launcher: Launcher) -> Iterator[tuple[str, object, bool, str]]:
     yield "launcher.warning", launcher.warning, 0 <= launcher.warning < 2**16, "a number from 0 to 65535"
     cpus = launcher.cpus_per_task
     yield "launcher.cpus_per_task", cpus, cpus is None or cpus >= 1, "at least 1, or null"
+    time = launcher.time  # YAML makes 43200 of 12:00:00, which would be minutes
+    yield (
+        "launcher.time",
+        time,
+        time is None or not time.isdigit(),
+        "hours:minutes:seconds or days-hours, in quotes",
+    )
     words = {key: getattr(launcher, key) for key in ("time", "partition", "account", "memory")}
     words |= {f"extra.{key}": value for key, value in launcher.extra.items()}
     for key, value in words.items():
@@ -182,6 +190,14 @@ def _launcher(launcher: Launcher) -> Iterator[tuple[str, object, bool, str]]:
             repr(value),
             bool(OPTION.fullmatch(key)),
             "an option's long name, e.g. extra.qos",
+        )
+    for key in launcher.extra:
+        name = str(key).replace("_", "-")
+        yield (
+            f"launcher.extra.{key}",
+            launcher.extra[key],
+            name not in COUNTED,
+            f"no {name}, which the script itself counts on",
         )
     for line in launcher.setup:
         yield "launcher.setup", repr(line), "\n" not in line, "a list of single lines"

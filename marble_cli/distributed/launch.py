@@ -3,12 +3,12 @@
 import ctypes
 import inspect
 import logging
+import math
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import Launcher, RunConfig
 from marble_cli.errors import MarbleError
-from marble_cli.signals import EXIT_CODES
+from marble_cli.signals import EXIT_CODES, EXIT_FILE, told_exit
 
 log = logging.getLogger("marble")
 
@@ -76,39 +76,54 @@ def launch(config: RunConfig, resume: str) -> int:
     own restarts are not used: they follow whatever ended a process, a refused request among that.
 
     Raises:
-        MarbleError: a rank was killed, and there are no restarts left; or one did not stop in time.
+        MarbleError: a process was killed, and there are no restarts left; or one did not stop in time.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.launcher.nproc)))
+    os.environ[PARENT] = str(os.getpid())
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what ended is told here
+    with tempfile.TemporaryDirectory() as folder, Stop() as stop:
+        told = Path(folder) / "exit"
+        os.environ[EXIT_FILE] = str(told)
+        try:
+            return _go(config, resume, Path(folder) / "config.yaml", told)
+        except SignalException as error:
+            code = told_exit(told)
+            if code not in (None, *EXIT_CODES.values()):
+                assert code is not None
+                return code  # the run failed when it was to stop
+            grace = config.launcher.grace
+            if code is None and stop.number is not None and time.monotonic() - stop.since > grace:
+                raise MarbleError(f"the processes did not stop within launcher.grace={grace:g} s") from None
+            number = signal.Signals(stop.number or error.sigval)
+            return EXIT_CODES.get(number, 128 + number)
+
+
+def _go(config: RunConfig, resume: str, file: Path, told: Path) -> int:
+    """Until the run ends by itself; its exit code is the one that was `told`, or 0."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    count, restarts, grace = config.launcher.nproc, config.launcher.max_restarts, config.launcher.grace
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what ended is told here
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    os.environ[PARENT] = str(os.getpid())
+    file.write_text(dump(config), encoding="utf-8")
     latest = Path(config.run.dir) / "checkpoints" / "latest"
-    began = _written(latest)
-    with tempfile.TemporaryDirectory() as folder, Stop() as stop:
-        file = Path(folder) / "config.yaml"
-        file.write_text(dump(config), encoding="utf-8")
-        for restart in range(restarts + 1):
-            again = restart > 0 and (resume == "never" or _written(latest) != began)
-            command = ("-m", "marble_cli", "train", "--config-name", str(file), "--resume", "auto" if again else resume)  # fmt: skip
-            try:
-                elastic_launch(_settings(config.launcher), sys.executable)(*command)
-                return 0
-            except ChildFailedError as error:
-                rank, code = _cause((rank, failure.exitcode) for rank, failure in error.failures.items())
-            except SignalException:
-                assert stop.number is not None
-                if time.monotonic() - stop.since > grace:
-                    raise MarbleError(f"a process did not stop within launcher.grace={grace:g} s") from None
-                return EXIT_CODES[signal.Signals(stop.number)]
-            if code > 0:
-                return code
-            what = f"process {rank} was killed by {signal.Signals(-code).name}"
-            if restart < restarts:
-                log.warning("%s; restart %d of %d", what, restart + 1, restarts)
+    began, restarts = _written(latest), config.launcher.max_restarts
+    for restart in range(restarts + 1):
+        again = restart > 0 and (resume == "never" or _written(latest) != began)
+        command = ("-m", "marble_cli", "train", "--config-name", str(file), "--resume", "auto" if again else resume)  # fmt: skip
+        try:
+            elastic_launch(_settings(config.launcher), sys.executable)(*command)
+            return 0
+        except ChildFailedError as error:
+            failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+        if (code := told_exit(told)) is not None:
+            return code
+        rank, code = _cause([(rank, failure.exitcode) for rank, failure in failures])
+        if code > 0:
+            return code
+        what = f"process {rank} was killed by {signal.Signals(-code).name}"
+        if restart < restarts:
+            log.warning("%s; restart %d of %d", what, restart + 1, restarts)
     raise MarbleError(
         f"{what}. Continue the run from its newest checkpoint with --resume auto. SIGKILL often means that the machine's "
         f"memory ran out; launcher.max_restarts={restarts}."
@@ -116,14 +131,15 @@ def launch(config: RunConfig, resume: str) -> int:
 
 
 def _settings(launcher: Launcher) -> Any:
-    """Of the elastic launcher, as far as this torch has them: an older one gives its processes 30 s to stop."""
+    """Of the elastic launcher, as far as this torch has them; an older one gives its processes 30 s to stop."""
     from torch.distributed.launcher.api import LaunchConfig
 
-    newer: dict[str, Any] = {"signals_to_handle": "SIGHUP,SIGQUIT", "shutdown_timeout": round(launcher.grace)}
+    newer: dict[str, Any] = {"signals_to_handle": "SIGQUIT", "shutdown_timeout": math.ceil(launcher.grace)}
     known = inspect.signature(LaunchConfig).parameters
     return LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=launcher.nproc, run_id="marble", rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=0, **{key: newer[key] for key in newer if key in known},
+        rdzv_endpoint="localhost:0", local_addr="127.0.0.1", max_restarts=0,
+        **{key: newer[key] for key in newer if key in known},
     )  # fmt: skip
 
 
@@ -132,11 +148,14 @@ def _written(latest: Path) -> int:
     return latest.stat().st_mtime_ns if latest.is_file() else 0
 
 
-def _cause(failures: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """The rank that was killed, if one was: the others then fail because it is gone, and may be seen to do so before.
+def _cause(failures: list[tuple[int, int]]) -> tuple[int, int]:
+    """The rank that was killed first, if one was: the others fail because it is gone, and may be seen to do so before.
 
-    An abort comes last: it is how a backend ends a rank that has lost the others.
+    An abort is how a backend ends a rank that has lost the others, and SIGTERM how the launcher does.
+
+    Args:
+        failures: (rank, exit code) in the order in which they were seen; at least one.
     """
-    found = list(failures)
-    killed = [failure for failure in found if failure[1] < 0 and failure[1] != -signal.SIGABRT]
-    return [*killed, *found][0]
+    spared = (-signal.SIGABRT, -signal.SIGTERM)
+    killed = [failure for failure in failures if failure[1] < 0 and failure[1] not in spared]
+    return [*killed, *failures][0]

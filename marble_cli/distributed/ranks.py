@@ -40,6 +40,13 @@ class Ranks:
         self.leaving = False  # an error was agreed upon
         self.cuda = device != "cpu" and torch.cuda.is_available()
 
+    @classmethod
+    def alone(cls) -> "Ranks":
+        """This process, whatever started it."""
+        ranks = cls("cpu")
+        ranks.rank, ranks.world, ranks.grouped = 0, 1, False
+        return ranks
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0
@@ -72,7 +79,7 @@ class Ranks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.grouped and kind is None:
-            self.any(False, CPU)  # a launcher may end the others when one has gone: all have finished
+            self.wait()  # a launcher may end the others when one has gone
             dist.destroy_process_group()
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             raise LostError(
@@ -167,6 +174,10 @@ class Ranks:
         shared = tensor.to(device)
         dist.broadcast(shared, 0)
         return shared.cpu()
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        self.any(False, CPU)
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """True on every rank if `flag` is true on some rank."""

@@ -12,10 +12,10 @@ from marble_cli.config.compose import dump
 from marble_cli.config.schema import Launcher, RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.folder import check_inside, check_writable, write_whole
+from marble_cli.signals import EXIT_FILE
 
 SCRIPT, SETTINGS = "job.sbatch", "job.yaml"  # in a run's folder
-# Seconds that the other tasks have when one has ended. With --kill-on-bad-exit the first to leave would have the others
-# killed, and srun's exit code, the highest, would be that of the killed ones instead of its reason.
+# Seconds that the other tasks have when one has ended; with --kill-on-bad-exit they had none.
 WAIT = 60
 
 BODY = """\
@@ -27,11 +27,16 @@ resume={resume}
 {again}
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
+export {exit_file}="$run"/.exit-$SLURM_JOB_ID
+rm -f "${exit_file}"
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}}
 srun --ntasks={tasks} --ntasks-per-node={nproc} --distribution=block{cpus} --kill-on-bad-exit=0 --wait={wait} \\
   bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE={tasks} LOCAL_WORLD_SIZE={nproc}; exec "$@"' rank \\
   {python} -m marble_cli train --config-name "$run"/{settings} --resume "$resume"
 code=$?
+# The first process that ended by itself says why; srun's code may be that of others, which were killed because of it.
+if [ -s "${exit_file}" ]; then code=$(cat "${exit_file}"); fi
+rm -f "${exit_file}"
 
 # From 128 on a signal ended the run: it was asked to stop in time, or a process was killed. 130 is a wish to stop for good.
 if [ $code -ge 128 ] && [ $code -ne 130 ] && [ $restarts -lt {requeues} ]; then
@@ -57,7 +62,7 @@ def script(config: RunConfig, resume: str) -> str:
         folder=shlex.quote(str(folder)), here=shlex.quote(str(Path.cwd())), script=SCRIPT, settings=SETTINGS,
         setup="".join(f"{line}\n" for line in launcher.setup), resume=shlex.quote(resume), again=_again(resume),
         tasks=launcher.nodes * launcher.nproc, nproc=launcher.nproc, cpus=cpus, wait=WAIT, requeues=launcher.requeues,
-        python=shlex.quote(sys.executable),
+        python=shlex.quote(sys.executable), exit_file=EXIT_FILE,
     )  # fmt: skip
     return "\n".join(["#!/bin/bash", *lines, f"# marble {__version__}", body])
 

@@ -126,7 +126,7 @@ def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> E
         settings.guidance_scale,
     )
     adapter: Adapter = None if target.weights is None else "trained"
-    return score_policy(rollout, adapter, prompts, scorer, Ranks(), lambda n: None)
+    return score_policy(rollout, adapter, prompts, scorer, Ranks.alone(), lambda n: None)
 
 
 def evaluate(target: str, against: str | None, overrides: list[str], output: Path | None) -> EvalReport:

@@ -32,6 +32,7 @@ class FullWeights:
         self.skeleton = copy.deepcopy(frozen, without_weights)
         place(frozen)
         self.transformers: dict[Adapter, nn.Module] = {None: frozen}
+        self._parameters: dict[Adapter, dict[str, nn.Parameter]] = {}
 
     def transformer(self, adapter: Adapter) -> nn.Module:
         """The transformer with these weights."""
@@ -45,10 +46,13 @@ class FullWeights:
                 for empty, tensor in zip(_tensors(made), _tensors(source), strict=True):
                     local(empty).copy_(local(tensor))
             self.transformers[adapter] = made
+            # Kept, for a block's parameters are others while it is gathered.
+            self._parameters[adapter] = dict(made.named_parameters())
         return self.transformers[adapter]
 
     def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, nn.Parameter]:
-        return dict(self.transformer(adapter).named_parameters())
+        self.transformer(adapter)
+        return self._parameters[adapter]
 
     def activate(self, adapter: Adapter) -> None:
         if self.pipeline.transformer is not (transformer := self.transformer(adapter)):

@@ -85,10 +85,12 @@ def read(ranks: Ranks, checkpoint: Path) -> Stored:
     Raises:
         CheckpointError: it is damaged.
     """
-    digest, stored = ranks.object(_digest(checkpoint)), None
+    with ranks.agreed():
+        own = _digest(checkpoint)
+    digest, stored = ranks.object(own), None
     with ranks.agreed():
         try:
-            if ranks.is_main or _digest(checkpoint) == digest:
+            if ranks.is_main or own == digest:
                 stored = _load(checkpoint)
         except CheckpointError:
             if ranks.is_main:

@@ -14,7 +14,7 @@ from marble_cli.config.schema import RunConfig, TrainingNoise
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.layout import Layout
-from marble_cli.distributed.ranks import Ranks
+from marble_cli.distributed.ranks import CPU, Ranks
 from marble_cli.distributed.shards import like, local
 from marble_cli.errors import BalanceError, RewardError, StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation, score_policy
@@ -29,7 +29,7 @@ from marble_cli.trainer.judge import base_scores, judge
 from marble_cli.trainer.memory import bounded
 from marble_cli.trainer.preflight import check_rewards
 from marble_cli.trainer.signal import Signal, describe, read_signal
-from marble_cli.trainer.state import Progress, pack
+from marble_cli.trainer.state import Packed, Progress, pack
 from marble_cli.trainer.step import Director
 
 log = logging.getLogger("marble.run")
@@ -94,9 +94,11 @@ class Trainer:
                 log.error("step %d is not kept: other processes hold parts of it", self.progress.step)
             else:
                 try:
-                    self.write(False)
+                    self.write(self.pack(), False)
                 except StorageError as second:  # what stopped the run is the news
                     log.error("nor could step %d be kept: %s", self.progress.step, second)
+                if together:
+                    self.ranks.wait()  # a launcher may end the main rank, which still writes, when others have gone
             raise
 
     def go(self, interrupt: Interrupt) -> int:
@@ -106,7 +108,9 @@ class Trainer:
             check_rewards(self.rollout, self.judges, self.sampler.sources)
         if settings.eval_every:
             with bounded("while prompts were encoded", SMALLER_ENCODERS):
-                self.rollout.prepare([self.held_out[i] for i in self.ranks.padded_share(len(self.held_out))])
+                own = [self.held_out[i] for i in self.ranks.padded_share(len(self.held_out))]
+                with self.ranks.agreed():
+                    self.rollout.prepare(own)
         if self.judgement_due():
             self.evaluate()
         while self.progress.step < settings.steps:
@@ -134,7 +138,7 @@ class Trainer:
             self.prepared = min(settings.steps, step + settings.encode_ahead - 1)
             steps = [self.sampler.step(s) for s in range(step, self.prepared + 1)]
             own = self.ranks.share(self.config.rollout.groups)
-            with bounded("while prompts were encoded", SMALLER_ENCODERS):
+            with bounded("while prompts were encoded", SMALLER_ENCODERS), self.ranks.agreed():
                 self.rollout.prepare([prompts[i] for prompts in steps for i in own])
 
     def judgement_due(self) -> bool:
@@ -203,7 +207,7 @@ class Trainer:
             log.warning("step %d: %s", step, warning)
         metrics: dict[str, Any] = dict(direction.metrics)
         squares = torch.linalg.vector_norm(direction.gradient, dtype=torch.float64).square()
-        norm = self.layout.total(squares).sqrt().item()
+        norm = self.ranks.first(self.layout.total(squares), CPU).sqrt().item()
         if not math.isfinite(norm):
             self.skip(step, samples, data, signal)
             return metrics | {"skipped": 1}
@@ -259,8 +263,9 @@ class Trainer:
         verdict = judge(
             evaluation, self.progress.base_scores, self.scorer.names, list(self.config.eval_rewards)
         )
-        self.recorder.record({"step": step, "phase": "eval", **verdict.metrics})
-        self.recorder.pictures(step, evaluation)
+        with self.ranks.agreed():
+            self.recorder.record({"step": step, "phase": "eval", **verdict.metrics})
+            self.recorder.pictures(step, evaluation)
         self.progress.evaluated = step
         for warning in verdict.warnings:
             log.warning("step %d: %s", step, warning)
@@ -285,18 +290,22 @@ class Trainer:
 
     def save(self, best: bool) -> None:
         """Write a checkpoint of the last finished step; where that fails, all ranks leave."""
+        packed = self.pack()
         with self.ranks.agreed():
-            self.write(best)
+            self.write(packed, best)
 
-    def write(self, best: bool) -> None:
-        """Write it on the main rank, which of shards needs the others'."""
+    def pack(self) -> Packed | None:
+        """What a checkpoint holds, for the main rank to write; of shards, the others send theirs."""
+        if self.ranks.is_main or self.layout.sharded:
+            return pack(self.policy, self.optimizer, self.progress)
+        return None
+
+    def write(self, packed: Packed | None, best: bool) -> None:
+        """Write it on the main rank."""
         self.tried = self.progress.step
-        if not (self.ranks.is_main or self.layout.sharded):
-            return
-        state, weights, ema = pack(self.policy, self.optimizer, self.progress)
-        if self.ranks.is_main:
+        if self.ranks.is_main and packed is not None:
             settings = self.config.trainer
             store.save(
-                self.folder, state, weights, ema, keep_last=settings.keep_last, keep_every=settings.keep_every, best=best,
+                self.folder, *packed, keep_last=settings.keep_last, keep_every=settings.keep_every, best=best,
                 metadata=self.policy.trained_metadata(),
             )  # fmt: skip

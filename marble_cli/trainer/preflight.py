@@ -4,10 +4,13 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from marble_cli.config.schema import Parallel, Reward, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.folder import check_writable
+from marble_cli.policy.load import pick_device
 from marble_cli.randomness import noise
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.lane import concerns, required
@@ -50,6 +53,23 @@ def check_geometry(config: RunConfig, world: int) -> None:
             f"trainer.fsdp.replicas={trainer.fsdp.replicas}: {world} processes cannot be shared evenly among them. "
             f"Expected a divisor of {world}."
         )
+
+
+def own_device(config: RunConfig, world: int) -> torch.device:
+    """The device of this process, which is the current one where it is a GPU.
+
+    Raises:
+        RequestError: there is no such device.
+        ConfigError: all processes are told to use the same GPU.
+    """
+    device = pick_device(config.model.device)
+    if world > 1 and ":" in config.model.device:
+        raise ConfigError(
+            f"model.device={config.model.device}: {world} processes cannot all use one. Expected auto, cuda or cpu."
+        )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
 
 
 def check_cache(config: RunConfig) -> None:

@@ -23,7 +23,7 @@ from marble_cli.distributed.ranks import CPU, Ranks
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.folder import check_inside, check_writable, write_whole
 from marble_cli.policy.base import Policy
-from marble_cli.policy.load import load_policy, pick_device
+from marble_cli.policy.load import load_policy
 from marble_cli.policy.origin import check_origin, read_origin
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import Rollout
@@ -37,6 +37,7 @@ from marble_cli.trainer.preflight import (
     check_geometry,
     check_groups,
     check_plugins,
+    own_device,
 )
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.state import Progress, fresh, unpack
@@ -170,7 +171,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         checkpoint = None
         with ranks.agreed():
             check_geometry(config, ranks.world)
-            device = pick_device(config.model.device)
+            device = own_device(config, ranks.world)
             if ranks.is_main:
                 check_writable(folder, "run.dir=")
                 check_inside(folder, WRITTEN)

@@ -12,6 +12,8 @@ from marble_cli.distributed.shards import gathered, like, local, share
 from marble_cli.policy.base import Policy
 from marble_cli.trainer.state_checks import MOMENTS, check_info, check_tensors
 
+Packed = tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]  # see `pack`
+
 
 @dataclass
 class Progress:
@@ -33,9 +35,7 @@ def fresh(policy: Policy) -> Progress:
     return Progress(0, DirectionCache(), ema, {})
 
 
-def pack(
-    policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress
-) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]:
+def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -> Packed:
     """The trainer's state, the trained weights and their moving average, the latter two as diffusers names them."""
     trained = policy.parameters("trained")
     moments = {
