@@ -1,7 +1,6 @@
 """Start several processes of a run on this machine with torch's elastic launcher, and start them anew when one is killed."""
 
 import ctypes
-import inspect
 import logging
 import math
 import os
@@ -131,15 +130,13 @@ def _go(config: RunConfig, resume: str, file: Path, told: Path) -> int:
 
 
 def _settings(launcher: Launcher) -> Any:
-    """Of the elastic launcher, as far as this torch has them; an older one gives its processes 30 s to stop."""
+    """Of the elastic launcher, whose own handlers are kept from the signals that `Stop` hears, and from SIGHUP, which nohup ignores."""
     from torch.distributed.launcher.api import LaunchConfig
 
-    newer: dict[str, Any] = {"signals_to_handle": "SIGQUIT", "shutdown_timeout": math.ceil(launcher.grace)}
-    known = inspect.signature(LaunchConfig).parameters
     return LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=launcher.nproc, run_id="marble", rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", local_addr="127.0.0.1", max_restarts=0,
-        **{key: newer[key] for key in newer if key in known},
+        rdzv_endpoint="localhost:0", local_addr="127.0.0.1", max_restarts=0, signals_to_handle="SIGQUIT",
+        shutdown_timeout=math.ceil(launcher.grace),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from marble_cli.balance.registry import build
 from marble_cli.config.compose import compose
+from marble_cli.config.schema import Precision, Train
 from marble_cli.distributed.layout import Layout, Replicated, Sharded
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import gathered, like, local, share
@@ -60,8 +61,14 @@ def training_set(policy: PipelinePolicy, ranks: Ranks) -> TrainingSet:
     return TrainingSet(x0, prompts, own, own, times, samples=ranks.world * IMAGES * 2)
 
 
-def compare(reshard: bool, kind: str, ranks: Ranks) -> None:
-    settings = replace(config.model, train=type(config.model.train)(kind))
+def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> None:
+    """In half precision float32 adapters stand beside frozen weights of another type; blocks are then checkpointed, too."""
+    settings = replace(
+        config.model,
+        train=Train(kind),
+        precision=Precision(precision),
+        gradient_checkpointing=precision != "fp32",
+    )
     layouts: list[Layout] = [Replicated(ranks), Sharded(ranks, CPU, replicas, reshard)]
     policies = [load_policy(settings, 0, layout.place) for layout in layouts]
     for policy in policies:
@@ -141,4 +148,5 @@ with Ranks(always=True) as ranks:
     for kind in ("lora", "full"):
         for reshard in (True, False):
             compare(reshard, kind, ranks)
+    compare(True, "lora", ranks, "bf16")
     print("done", ranks.rank)

@@ -18,7 +18,7 @@ from marble_cli.distributed.launch import _cause
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.metrics.jsonl import read
-from marble_cli.signals import shielded
+from marble_cli.signals import EXIT_FILE, shielded, tell_exit, told_exit
 from tests.distributed.processes import marked, step, wait_for
 
 SETTINGS = ("trainer.steps=60", "trainer.checkpoint_every=1", "trainer.keep_last=1")
@@ -103,10 +103,23 @@ def test_without_its_launcher_nothing_goes_on(run: Run) -> None:
         ([(0, 1), (1, -signal.SIGKILL)], (1, -signal.SIGKILL)),  # the survivor was faster
         ([(0, 2), (1, -signal.SIGABRT)], (0, 2)),
         ([(1, -signal.SIGABRT), (0, 1)], (1, -signal.SIGABRT)),
+        ([(0, 1), (1, -signal.SIGTERM)], (0, 1)),  # the launcher ended the other
     ],
 )
 def test_the_cause_of_failures(failures: list[tuple[int, int]], cause: tuple[int, int]) -> None:
     assert _cause(failures) == cause
+
+
+def test_the_first_that_ends_by_itself_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_exit(2)  # to nobody: no launcher asked
+    file = tmp_path / "exit"
+    monkeypatch.setenv(EXIT_FILE, str(file))
+    assert told_exit(file) is None
+    tell_exit(0)
+    assert not file.exists()
+    tell_exit(2)
+    tell_exit(143)
+    assert told_exit(file) == 2
 
 
 def test_helpers_are_spared_what_asks_a_run_to_stop() -> None:
