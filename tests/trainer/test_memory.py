@@ -119,7 +119,10 @@ def test_a_model_too_large_is_refused_before_it_is_loaded(
     monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
     with pytest.raises(RequestError, match=r"needs about 0 MiB on cpu .* Lower model\.lora\.rank"):
         check_memory(config, torch.device("cpu"))
-    with pytest.raises(RequestError, match=r"Train a LoRA \(model\.train=lora\), share it among more processes \(trainer\.parallel=fsdp\), use"):
+    with pytest.raises(
+        RequestError,
+        match=r"Train a LoRA \(model\.train=lora\), share it among more processes \(trainer\.parallel=fsdp\), use",
+    ):
         check_memory(run_config("model.train=full"), torch.device("cpu"))
     check_memory(run_config("model.path=nobody/nothing"), torch.device("cpu"))
 
