@@ -18,13 +18,12 @@ from marble_cli.errors import ConfigError, LostError, MarbleError, PeerError
 
 # How long ranks wait for one that scores, writes or reads. One that dies is noticed at once, by its launcher.
 PATIENCE = timedelta(hours=2)
-CPU = torch.device("cpu")
 
 
 class Ranks:
     """This process's `rank` among `world`; a context manager that joins and leaves the process group.
 
-    A process alone has no group, unless it is there `always`.
+    A process alone has no group, unless it is there `always`. Tensors of a GPU travel over NCCL, those of the CPU over gloo.
 
     Args:
         device: `cpu`, or anything else for a GPU where there is one: that of the process's number on its node.
@@ -158,30 +157,28 @@ class Ranks:
             dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
-    def gather(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """Concatenate the ranks' tensors of equal shape along the last dimension, on the CPU."""
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Concatenate the ranks' tensors of equal shape along the last dimension."""
         if self.world == 1:
             return tensor
-        local = tensor.contiguous().to(device)
+        local = tensor.contiguous()
         parts = [torch.empty_like(local) for _ in range(self.world)]
         dist.all_gather(parts, local)
-        return torch.cat(parts, dim=-1).cpu()
+        return torch.cat(parts, dim=-1)
 
-    def first(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """The main rank's `tensor`, on the CPU, on every rank to the same bits."""
-        if self.world == 1:
-            return tensor
-        shared = tensor.to(device)
-        dist.broadcast(shared, 0)
-        return shared.cpu()
+    def first(self, tensor: Tensor) -> Tensor:
+        """The main rank's `tensor`, in place, on every rank to the same bits."""
+        if self.world > 1:
+            dist.broadcast(tensor, 0)
+        return tensor
 
     def wait(self) -> None:
         """Until all ranks are here."""
-        self.any(False, CPU)
+        self.any(False)
 
-    def any(self, flag: bool, device: torch.device) -> bool:
+    def any(self, flag: bool) -> bool:
         """True on every rank if `flag` is true on some rank."""
-        return bool(self.sum(torch.tensor(float(flag), device=device)))
+        return bool(self.sum(torch.tensor(int(flag))))
 
 
 def _reason(error: Exception) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from marble_cli.config.schema import OdeSolver
 from marble_cli.data.prompts import Prompt
-from marble_cli.distributed.ranks import CPU, Ranks
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.randomness import noise
 from marble_cli.rewards.scorer import PendingScores, Scorer, Scores
@@ -38,7 +38,7 @@ class Samples:
 
         def all_of(kind: str) -> Tensor:
             own = torch.cat([getattr(part, kind) for part in parts], dim=1)
-            return ranks.gather(own.double(), CPU)
+            return ranks.gather(own.double())
 
         return Scores(parts[0].names, all_of("values"), all_of("applicable").bool(), all_of("failed").bool())
 

@@ -17,7 +17,7 @@ from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.store import TrainerState
 from marble_cli.config.compose import dump, typed
 from marble_cli.config.schema import RunConfig
-from marble_cli.distributed.ranks import CPU, Ranks
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
 
 
@@ -95,7 +95,7 @@ def read(ranks: Ranks, checkpoint: Path) -> Stored:
         except CheckpointError:
             if ranks.is_main:
                 raise
-    if not ranks.any(stored is None, CPU):
+    if not ranks.any(stored is None):
         assert stored is not None
         return stored
     return _broadcast(ranks, checkpoint, stored)
@@ -139,7 +139,7 @@ def _broadcast(ranks: Ranks, checkpoint: Path, stored: Stored | None) -> Stored:
     received: dict[str, dict[str, Tensor]] = {group: {} for group in plan["groups"]}
     for group, name, shape, dtype in plan["tensors"]:
         own = groups[group][name] if ranks.is_main else torch.empty(shape, dtype=getattr(torch, dtype))
-        ranks.first(own.contiguous().view(-1).view(torch.uint8), CPU)
+        ranks.first(own.contiguous().view(-1).view(torch.uint8))
         received[group][name] = own
     weights, ema = received.pop("/weights"), received.pop("/ema")
     state = TrainerState(plan["step"], received, plan["info"], plan["train"])

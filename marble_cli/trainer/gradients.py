@@ -209,10 +209,7 @@ def _no_losses(count: int) -> Tensor:
 
 def _summed(step: Step, rows: Rows, parameters: list[nn.Parameter], losses: Tensor) -> Gradients:
     """Gradients and losses over all ranks' samples."""
-    ranks = step.layout.ranks
-    if ranks.world > 1:
-        losses = ranks.sum(losses.to(step.policy.device).float()).double().cpu()
-    return Gradients(step.layout.reduce(rows, parameters), losses)
+    return Gradients(step.layout.reduce(rows, parameters), step.layout.ranks.sum(losses))
 
 
 def _backward(

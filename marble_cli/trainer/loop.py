@@ -14,7 +14,7 @@ from marble_cli.config.schema import RunConfig, TrainingNoise
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.layout import Layout
-from marble_cli.distributed.ranks import CPU, Ranks
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import like, local
 from marble_cli.errors import BalanceError, RewardError, StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation, score_policy
@@ -121,7 +121,7 @@ class Trainer:
                 self.recorder.record(metrics)
             self.progress.step, self.torn = step, False
             best = self.evaluate() if self.judgement_due() else False
-            stop = self.ranks.any(interrupt.exit_code is not None, self.policy.device)
+            stop = self.ranks.any(interrupt.exit_code is not None)
             if stop or best or step == settings.steps or step % settings.checkpoint_every == 0:
                 self.save(best)
             if stop:
@@ -207,7 +207,7 @@ class Trainer:
             log.warning("step %d: %s", step, warning)
         metrics: dict[str, Any] = dict(direction.metrics)
         squares = torch.linalg.vector_norm(direction.gradient, dtype=torch.float64).square()
-        norm = self.ranks.first(self.layout.total(squares), CPU).sqrt().item()
+        norm = self.ranks.first(self.layout.total(squares)).sqrt().item()
         if not math.isfinite(norm):
             self.skip(step, samples, data, signal)
             return metrics | {"skipped": 1}

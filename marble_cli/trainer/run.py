@@ -19,7 +19,7 @@ from marble_cli.config.schema import Parallel, RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.layout import choose
-from marble_cli.distributed.ranks import CPU, Ranks
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.folder import check_inside, check_writable, write_whole
 from marble_cli.policy.base import Policy
@@ -259,7 +259,7 @@ def go_on(
                 progress = restore(stored, policy, optimizer, config)
             except CheckpointError as error:
                 fault = error
-        if not ranks.any(progress is None, CPU):
+        if not ranks.any(progress is None):
             assert progress is not None
             return checkpoint, progress
         older = None

@@ -144,8 +144,7 @@ class Director:
         assert self.balance is not None  # a mixture in this mode is refused with the configuration
         rewards, _ = self._losses_apart(signal)
         inner = velocity_gram(step, parts, rewards)
-        inner = self.ranks.sum(inner.to(self.policy.device)).cpu()
-        solution = self.balance(self.ranks.first(inner, self.policy.device))
+        solution = self.balance(self.ranks.first(self.ranks.sum(inner)))
         metrics: dict[str, float] = {"balance/refresh": 1}
         if self.refreshes(step.number, cache):
             found, matrix = self._apart(step, parts, signal, len(parts))
@@ -169,7 +168,7 @@ class Director:
             scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
             scale = torch.cat([scale, torch.ones(len(matrix) - len(scale))])
             matrix = matrix * scale[:, None] * scale
-        return found, self.ranks.first(matrix, self.policy.device)
+        return found, self.ranks.first(matrix)
 
     def _split(self, step: Step, parts: list[Chunk], signal: Signal) -> tuple[list[Chunk], list[Chunk]]:
         """The micro-batches to take the rewards apart on, and the others; all, where a share would miss a reward."""

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,21 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def job(
+    commands: Sequence[Sequence[object]], folders: Sequence[Path] | None = None
+) -> list["subprocess.Popen[str]"]:
+    """A rank for each command of this Python, in a folder of its own if these are given."""
+    world = str(len(commands))
+    common = {**os.environ, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank, (command, folder) in enumerate(zip(commands, folders or [None] * len(commands), strict=True))
+    ]  # fmt: skip
 
 
 def ends(processes: Sequence["subprocess.Popen[str]"], timeout: float = 120) -> list[tuple[int, str, str]]:

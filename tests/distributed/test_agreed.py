@@ -1,9 +1,6 @@
 """What ranks agree on, tried by two real processes that share no folder: configuration, checkpoint, errors."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError
 from marble_cli.metrics.jsonl import read
 from marble_cli.trainer.run import train
-from tests.distributed.processes import ends, free_port
+from tests.distributed.processes import ends, job
 
 AGREEMENT = """
 import sys
@@ -92,18 +89,6 @@ print("done", me)
 """
 
 
-def pair(commands: Sequence[Sequence[object]], folders: Sequence[Path]) -> list["subprocess.Popen[str]"]:
-    """Two ranks, each with its own command in its own folder."""
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank, (command, folder) in enumerate(zip(commands, folders, strict=True))
-    ]  # fmt: skip
-
-
 def test_two_ranks_agree(tmp_path: Path) -> None:
     def tensors(group: str) -> dict[str, torch.Tensor]:
         drawn = {}
@@ -122,7 +107,7 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
         store.save(run, state, lora, ema, keep_last=1, best=False)
         (run / "config.yaml").write_text("rewards: {a: {}, b: {}}\nbalance: {name: marble}\n")
     command = ["-W", "error", "-c", AGREEMENT, "run", tmp_path / "copy"]
-    for rank, (code, out, err) in enumerate(ends(pair([command, command], folders))):
+    for rank, (code, out, err) in enumerate(ends(job([command, command], folders))):
         assert (code, out) == (0, f"done {rank}\n"), err
 
 
@@ -150,13 +135,13 @@ def test_nodes_that_share_no_disk(
         file.write_text(dump(config))
     commands = [("-m", "marble_cli", "train", "--config-name", file) for file in files]
 
-    first, second = ends(pair(commands, folders[::-1]))  # the other node is the first now
+    first, second = ends(job(commands, folders[::-1]))  # the other node is the first now
     assert (first[0], second[0], second[2]) == (2, 2, "")
     assert first[2].count("marble:") == 1
     assert "holds a checkpoint of step 2 on" in first[2]
     assert list(folders[1].iterdir()) == []
 
-    for code, _, err in ends(pair(commands, folders)):
+    for code, _, err in ends(job(commands, folders)):
         assert code == 0, err
     assert [row["step"] for row in read(folders[0] / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
     assert list(folders[1].iterdir()) == []
@@ -166,7 +151,7 @@ def test_what_all_ranks_find_wrong_is_told_once(run_config: Callable[..., RunCon
     file = tmp_path / "config.yaml"
     file.write_text(dump(run_config(f"data.root={tmp_path / 'nowhere'}", f"run.dir={tmp_path / 'run'}")))
     command = ("-m", "marble_cli", "train", "--config-name", file)
-    first, second = ends(pair([command, command], [tmp_path, tmp_path]))
+    first, second = ends(job([command, command], [tmp_path, tmp_path]))
     assert (first[0], second[0], second[2]) == (2, 2, "")
     assert first[2].count("nowhere") == first[2].count("marble:") == 1
     assert not (tmp_path / "run").exists()

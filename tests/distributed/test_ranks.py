@@ -1,6 +1,5 @@
 """Two real processes: the verbs of `Ranks`, and a run that does not depend on how many there are."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,15 +18,12 @@ from marble_cli.metrics.jsonl import read
 from marble_cli.policy.load import load_policy
 from marble_cli.trainer.preflight import check_geometry
 from marble_cli.trainer.run import train
-from tests.distributed.processes import free_port
-
-CPU = torch.device("cpu")
+from tests.distributed.processes import ends, job
 
 VERBS = """
 import torch
 from marble_cli.distributed.ranks import Ranks
 
-cpu = torch.device("cpu")
 with Ranks() as ranks:
     me = ranks.rank
     assert ranks.world == 2 and ranks.is_main == (me == 0)
@@ -35,32 +31,19 @@ with Ranks() as ranks:
     own = torch.tensor([1.0 + me, 10.0], dtype=torch.float64)
     assert ranks.sum(own) is own and own.tolist() == [3.0, 20.0]
     rows = torch.arange(6).reshape(2, 3).double()[:, :2] + 100 * me
-    assert ranks.gather(rows, cpu).tolist() == [[0, 1, 100, 101], [3, 4, 103, 104]]
+    assert ranks.gather(rows).tolist() == [[0, 1, 100, 101], [3, 4, 103, 104]]
     row = torch.tensor([me, 7])
-    assert ranks.gather(row, cpu).tolist() == [0, 7, 1, 7]
-    assert ranks.gather(rows.T, cpu).tolist() == [[0, 3, 100, 103], [1, 4, 101, 104]]
-    assert ranks.first(torch.tensor([me + 0.1], dtype=torch.float64), cpu).tolist() == [0.1]
-    assert ranks.any(me == 1, cpu) and ranks.any(True, cpu) and not ranks.any(False, cpu)
+    assert ranks.gather(row).tolist() == [0, 7, 1, 7]
+    assert ranks.gather(rows.T).tolist() == [[0, 3, 100, 103], [1, 4, 101, 104]]
+    assert ranks.first(torch.tensor([me + 0.1], dtype=torch.float64)).tolist() == [0.1]
+    assert ranks.any(me == 1) and ranks.any(True) and not ranks.any(False)
 print("done", me)
 """
 
 
 def test_the_verbs_mean_the_same_on_two_ranks() -> None:
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", VERBS], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        answers = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for rank, (process, (out, err)) in enumerate(zip(processes, answers, strict=True)):
-        assert (process.returncode, out) == (0, f"done {rank}\n"), err
+    for rank, (code, out, err) in enumerate(ends(job([("-W", "error", "-c", VERBS)] * 2))):
+        assert (code, out) == (0, f"done {rank}\n"), err
 
 
 def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +54,9 @@ def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> No
         assert list(ranks.share(3)) == [0, 1, 2]
         tensor = torch.tensor([1.0])
         assert ranks.sum(tensor) is tensor
-        assert ranks.gather(tensor, CPU) is tensor
-        assert ranks.first(tensor, CPU) is tensor
-        assert (ranks.any(True, CPU), ranks.any(False, CPU)) == (True, False)
+        assert ranks.gather(tensor) is tensor
+        assert ranks.first(tensor) is tensor
+        assert (ranks.any(True), ranks.any(False)) == (True, False)
         assert not torch.distributed.is_initialized()
 
 

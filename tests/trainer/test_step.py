@@ -387,7 +387,7 @@ def test_refreshes_come_after_a_warm_up_and_then_in_turn(director: DirectorMaker
 
 @pytest.mark.parametrize("double_policy", ["lora"], indirect=True)
 def test_what_is_communicated(director: DirectorMaker, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An amortised step as much as one of a single mixture: one gradient. A refresh all rewards' at once."""
+    """An amortised step as much as one of a single mixture: one gradient and its losses. A refresh all rewards' at once."""
 
     def sent(made: Director) -> list[tuple[int, ...]]:
         shapes: list[tuple[int, ...]] = []
@@ -402,7 +402,8 @@ def test_what_is_communicated(director: DirectorMaker, case: Any, monkeypatch: p
 
     size = sum(p.numel() for p in director().policy.parameters("trained").values())
     assert sent(director("balance=weighted_sum", "balance.refresh_every=1000", "balance.warmup=0")) == [
-        (1, size)
+        (1, size),
+        (2,),
     ]
-    assert sent(director("balance.refresh_every=1000", "balance.warmup=0")) == [(1, size)]
-    assert sent(director("balance.mode=full")) == [(6, size)]
+    assert sent(director("balance.refresh_every=1000", "balance.warmup=0")) == [(1, size), (2,)]
+    assert sent(director("balance.mode=full")) == [(6, size), (7,)]
