@@ -27,7 +27,7 @@ from marble_cli.rollout.collect import Rollout
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.run import build_optimizer
 from marble_cli.trainer.state import fresh
-from marble_cli.trainer.step import Director
+from marble_cli.trainer.step import make_descent
 
 REFRESH_EVERY = 10
 STEPS = {
@@ -65,7 +65,7 @@ def make_trainer(config: RunConfig, policy: Policy, scorer: Scorer) -> Trainer:
         config, Path("unused"), policy, build_optimizer(config, policy), scorer, scorer,
         PromptSampler(sources, weights, config.rollout.groups, seed), [],
         Rollout(policy, config.rollout.solver, config.rollout.steps, config.rollout.batch_size, seed),
-        Director(config, list(rewards), policy, balance, layout), layout, Silent(), fresh(policy),
+        make_descent(config, list(rewards), policy, balance, layout), layout, Silent(), fresh(policy),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What one training step costs: single-reward, amortised, refresh, and a refresh by one backward pass a reward.
 
-All are taken through the trainer's `Director` on the same micro-batch, so what is timed is what a run does between its
+All are taken through the trainer's `Descent` on the same micro-batch, so what is timed is what a run does between its
 rollout and its optimizer. `published_refresh` is the comparison: the same forward passes and the recipe of the published
 MARBLE code after them. The two must agree on the direction before anything is timed.
 """
@@ -18,15 +18,16 @@ from torch import Tensor
 
 from marble_cli.balance.amortise import DirectionCache
 from marble_cli.balance.base import Balance, cosines
-from marble_cli.balance.constant import Mixture
+from marble_cli.balance.constant import Scalarisation, ScalarisedReward
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.config.schema import SharedTerm
 from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.losses.nft import coefficients, kl_term, mixed_loss, nft_terms
+from marble_cli.losses.coefficients import reward_coefficients
+from marble_cli.losses.nft import kl_term, mixed_loss, nft_terms
 from marble_cli.trainer.batches import chunks, noised_batches
-from marble_cli.trainer.step import Director
+from marble_cli.trainer.step import make_descent
 
 STEP = 2  # not a first step, so that only `refresh_every` decides
 AMORTISED_REWARDS, REFRESHED_REWARDS = 5, (2, 5, 8)
@@ -56,7 +57,8 @@ def published_refresh(
     """
     policy, algorithm, signal = scene.policy, scene.config.algorithm, scene.rewards(rewards)
     parameters = list(policy.parameters("trained").values())
-    p, q = coefficients(signal.optimality, signal.applicable)
+    rewards_alone = reward_coefficients(signal.optimality, signal.applicable).rewards
+    p, q = rewards_alone.p, rewards_alone.q
     (batch,) = noised_batches(
         scene.data, chunks(scene.data, len(scene.data.x0)), scene.config.trainer.seed, STEP
     )
@@ -96,7 +98,7 @@ def _flat(parts: tuple[Tensor, ...]) -> Tensor:
 def step_job(
     scene: Scene, rewards: int, *, refresh: bool = False, outside: bool = False, plain: bool = False
 ) -> Callable[[], Tensor]:
-    """A function that takes one step through the trainer's `Director` and returns the direction [P].
+    """A function that takes one step through the trainer's `Descent` and returns the direction [P].
 
     Args:
         scene: policy and data.
@@ -111,13 +113,15 @@ def step_job(
     config = replace(
         config, balance=replace(config.balance, shared_term=shared, refresh_every=every, warmup=0)
     )
-    balance: Balance = Mixture("weighted_sum", (1.0,) * rewards) if plain else LeastNorm()
+    balance: Balance | ScalarisedReward = LeastNorm()
+    if plain:
+        balance = ScalarisedReward(Scalarisation.weighted_sum, (1.0,) * rewards)
     names = [f"reward{k}" for k in range(rewards)]
-    director = Director(config, names, scene.policy, balance, Replicated(Ranks()))
+    descent = make_descent(config, names, scene.policy, balance, Replicated(Ranks()))
     signal = scene.rewards(rewards)
     weights = torch.linspace(1.0, 2.0, rewards, dtype=torch.float64)
     cache = DirectionCache(weights / weights.sum(), weights)
-    return lambda: director.direct(STEP, signal, scene.data, cache, lambda count: None).gradient
+    return lambda: descent.direct(STEP, signal, scene.data, cache, lambda count: None).gradient
 
 
 def check_agreement(scene: Scene, rewards: int) -> float:

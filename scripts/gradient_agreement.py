@@ -16,17 +16,17 @@ from rich.table import Table
 from torch import Tensor
 
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import RunConfig, TrainingNoise
+from marble_cli.config.schema import RunConfig, SharedTerm, TrainingNoise
 from marble_cli.data.prompts import load_prompts
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.losses.nft import coefficients
+from marble_cli.losses.coefficients import Coefficients, reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import Rollout
 from marble_cli.trainer.batches import TrainingSet, chunks, training_times
-from marble_cli.trainer.gradients import Coefficients, Objective, Step, reward_gradients
+from marble_cli.trainer.gradients import Objective, Step, reward_gradients
 from marble_cli.trainer.signal import read_signal
 
 
@@ -63,7 +63,9 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
             )  # fmt: skip
             scores = samples.scores()
             signal = read_signal(scores.values.nan_to_num(), scores.applicable, own // size, algorithm)
-            rewards = Coefficients(*coefficients(signal.optimality, signal.applicable, shared_term="outside"))
+            rewards = reward_coefficients(
+                signal.optimality, signal.applicable, shared_term=SharedTerm.outside
+            ).rewards
             nothing = Coefficients(torch.zeros_like(rewards.p[0]), torch.zeros_like(rewards.q[0]))
             draws = own // size if algorithm.training_noise is TrainingNoise.group else own
             chosen = training_times(

@@ -1,6 +1,6 @@
 """Balances: from the Gram matrix of K reward gradients to one update direction."""
 
-from marble_cli.balance.amortise import DirectionCache, advantage_coefficients, amortised_coefficients
+from marble_cli.balance.amortise import DirectionCache
 from marble_cli.balance.base import Balance, Solution, cosines
 from marble_cli.balance.gram import gram, normalise
 from marble_cli.balance.output_space import output_gram
@@ -10,8 +10,6 @@ __all__ = [
     "Balance",
     "DirectionCache",
     "Solution",
-    "advantage_coefficients",
-    "amortised_coefficients",
     "build",
     "cosines",
     "gram",

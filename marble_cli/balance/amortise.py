@@ -1,4 +1,4 @@
-"""Amortised steps: between refreshes, one backward pass that has the balanced direction as its gradient."""
+"""The direction cache: what amortised steps take over from the last refreshes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,62 +8,6 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.base import Solution
-
-
-def amortised_coefficients(
-    direction_weights: Tensor, optimality: Tensor, applicable: Tensor, *, shared_term: str = "inside"
-) -> tuple[Tensor, Tensor]:
-    """Mix K rewards into one loss whose gradient is exactly sum_k w_k g_k, because the loss is affine in r.
-
-    p_i = sum_k w_k m_ki r_ki n / n_k and q_i = sum_k w_k m_ki (1 - r_ki) n / n_k.
-
-    Args:
-        direction_weights: [K] w_k.
-        optimality: [K, n] r_ki; the value is ignored where not applicable.
-        applicable: [K, n] bool m_ki.
-        shared_term: "outside" gives sum_k w_k h_k + c instead: the weights scale the rewards' own parts only,
-            and the shared term c enters once, over the images that some reward applies to.
-
-    Returns:
-        p and q, both [n] float64.
-
-    Source: arXiv 2605.06507; the exact form for directions is this project's.
-    """
-    images = applicable.shape[1]
-    share = applicable.double() * (images / applicable.double().sum(1).clamp(min=1))[:, None]
-    share = share * direction_weights.to(share)[:, None]
-    r = torch.where(applicable, optimality.double(), 0.5)
-    if shared_term == "outside":
-        scored = applicable.any(0)
-        half = 0.5 * scored.double() * (images / scored.double().sum().clamp(min=1))
-        tilt = (share * (r - 0.5)).sum(0)
-        return half + tilt, half - tilt
-    return (share * r).sum(0), (share * (1.0 - r)).sum(0)
-
-
-def advantage_coefficients(
-    alpha: Tensor, advantage: Tensor, applicable: Tensor, clip: float
-) -> tuple[Tensor, Tensor]:
-    """Mix the advantages by the balance's shares, as published; for comparison.
-
-    r_i = clip(sum_k a_k A_ki / (2 A_max) + 1/2, 0, 1), p_i = r_i, q_i = 1 - r_i. Its gradient is not the balanced
-    direction: shares found for unit gradients act on raw ones, and the n / n_k of the masks are lost.
-
-    Args:
-        alpha: [K] shares.
-        advantage: [K, n], ignored where not applicable.
-        applicable: [K, n] bool; images that no reward applies to are left out.
-        clip: A_max.
-
-    Returns:
-        p and q, both [n] float64.
-    """
-    mixed = (
-        torch.where(applicable, advantage.double(), 0.0) * alpha.to(advantage.device).double()[:, None]
-    ).sum(0)
-    r = (mixed / (2.0 * clip) + 0.5).clamp(0.0, 1.0)
-    scored = applicable.any(0)
-    return torch.where(scored, r, 0.0), torch.where(scored, 1.0 - r, 0.0)
 
 
 @dataclass(frozen=True)

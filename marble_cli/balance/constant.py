@@ -1,6 +1,7 @@
 """Balances that do not look at the gradients: equal and fixed shares, and rewards mixed before the loss."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -23,13 +24,21 @@ class Fixed:
         return Solution(alpha, alpha, active, float("nan"), "none", 0, 0.0)
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Rewards mixed into one before the loss; there is one gradient, and nothing left to balance.
+class Scalarisation(StrEnum):
+    """What is mixed: raw rewards, or normalised advantages, as the functions of these names do."""
 
-    `kind` names what is mixed: "weighted_sum" the raw rewards, "advantage_sum" the normalised advantages, as
-    the functions of these names in `marble_cli.advantages` do; `weights` are their weights.
+    weighted_sum = "weighted_sum"
+    advantage_sum = "advantage_sum"
+
+
+@dataclass(frozen=True)
+class ScalarisedReward:
+    """Rewards mixed into one before the loss: there is one gradient, and nothing left to balance.
+
+    Attributes:
+        kind: what is mixed.
+        weights: of the K rewards.
     """
 
-    kind: str
+    kind: Scalarisation
     weights: tuple[float, ...]

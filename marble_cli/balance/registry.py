@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
 from marble_cli.balance.base import Balance
-from marble_cli.balance.constant import Fixed, Mixture
+from marble_cli.balance.constant import Fixed, Scalarisation, ScalarisedReward
 from marble_cli.balance.entries import entries
 from marble_cli.balance.external import PREFIX, torchjd_balance
 from marble_cli.balance.marble import LeastNorm
@@ -15,7 +15,7 @@ from marble_cli.suggest import nearest
 
 GROUP = "marble.balances"
 
-Builder = Callable[[schema.Balance, Sequence[str], Sequence[float]], Balance | Mixture]
+Builder = Callable[[schema.Balance, Sequence[str], Sequence[float]], Balance | ScalarisedReward]
 
 
 def names() -> list[str]:
@@ -23,7 +23,9 @@ def names() -> list[str]:
     return sorted({*_BUILT_IN, *_plugins()})
 
 
-def build(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance | Mixture:
+def build(
+    config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]
+) -> Balance | ScalarisedReward:
     """Build the balance that a configuration asks for.
 
     Args:
@@ -77,8 +79,10 @@ def _fixed(config: schema.Balance, names: Sequence[str], reward_weights: Sequenc
     return Fixed(_weights(config, names, reward_weights))
 
 
-def _mixture(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Mixture:
-    return Mixture(config.name, _weights(config, names, reward_weights))
+def _scalarised(
+    config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]
+) -> ScalarisedReward:
+    return ScalarisedReward(Scalarisation(config.name), _weights(config, names, reward_weights))
 
 
 def _weights(
@@ -125,6 +129,6 @@ _BUILT_IN: dict[str, Builder] = {
     "mgda": _least_norm(unit=False),
     "equal": _equal,
     "fixed": _fixed,
-    "weighted_sum": _mixture,
-    "advantage_sum": _mixture,
+    "weighted_sum": _scalarised,
+    "advantage_sum": _scalarised,
 }

@@ -2,7 +2,7 @@
 
 The loss of image i is affine in its optimality r: l_i(r) = (A_max / beta) (r P_i + (1 - r) N_i). P_i and N_i
 know nothing of rewards, so one forward pass serves them all: a reward, or any mixture, is a pair of
-coefficients (p_i, q_i).
+coefficients (p_i, q_i), made in `marble_cli.losses.coefficients`.
 """
 
 from dataclasses import dataclass
@@ -69,45 +69,6 @@ def mixed_loss(terms: NftTerms, p: Tensor, q: Tensor, *, clip: float, beta: floa
     """
     p, q = p.to(terms.positive), q.to(terms.negative)
     return (p * terms.positive + q * terms.negative).sum() * (clip / beta / count)
-
-
-def coefficients(
-    optimality: Tensor, applicable: Tensor, *, shared_term: str = "inside"
-) -> tuple[Tensor, Tensor]:
-    """Coefficients with which `mixed_loss` over the step is L_k = (1/n_k) sum_i m_ki l_i(r_ki).
-
-    Args:
-        optimality: [K, n] r_ki; the value is ignored where not applicable.
-        applicable: [K, n] bool m_ki.
-        shared_term: "outside" leaves out the part of L_k that does not depend on the reward,
-            (P_i + N_i) / 2, so that the gradients are the h_k of the algorithm page.
-
-    Returns:
-        p and q, both [K, n] float64; rows of rewards that apply nowhere are zero.
-    """
-    share = applicable.double() * (
-        applicable.shape[1] / applicable.double().sum(1, keepdim=True).clamp(min=1)
-    )
-    r = torch.where(applicable, optimality.double(), 0.5)
-    if shared_term == "outside":
-        return share * (r - 0.5), share * (0.5 - r)
-    return share * r, share * (1.0 - r)
-
-
-def shared_coefficients(applicable: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients of the reward-independent part c = (A_max / beta) grad mean (P + N) / 2.
-
-    The mean is over the images that some reward applies to: an image nobody scored moves nothing.
-
-    Args:
-        applicable: [K, n] bool.
-
-    Returns:
-        p and q, both [n] float64 and equal.
-    """
-    scored = applicable.any(0)
-    half = 0.5 * scored.double() * (len(scored) / scored.double().sum().clamp(min=1))
-    return half, half
 
 
 def kl_term(v_theta: Tensor, v_ref: Tensor) -> Tensor:

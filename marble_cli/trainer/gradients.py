@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from marble_cli.balance.output_space import output_gram
 from marble_cli.distributed.layout import Layout, Rows
 from marble_cli.distributed.shards import local
+from marble_cli.losses.coefficients import Coefficients
 from marble_cli.losses.nft import NftTerms, kl_term, mixed_loss, nft_terms, velocity_products
 from marble_cli.policy.base import Policy
 from marble_cli.trainer.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
@@ -27,18 +28,6 @@ class Objective:
     kl_coef: float
     seed: int
     micro_batch_size: int
-
-
-@dataclass(frozen=True)
-class Coefficients:
-    """Coefficients `p` of the P_i and `q` of the N_i, float64: [n] of one loss, [R, n] of R losses."""
-
-    p: Tensor
-    q: Tensor
-
-    def of(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients of the images with these indices."""
-        return self.p[..., images], self.q[..., images]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from marble_cli.trainer.memory import bounded
 from marble_cli.trainer.preflight import check_rewards
 from marble_cli.trainer.signal import Signal, describe, read_signal
 from marble_cli.trainer.state import Packed, Progress, pack
-from marble_cli.trainer.step import Director
+from marble_cli.trainer.step import Descent
 
 log = logging.getLogger("marble.run")
 
@@ -63,7 +63,7 @@ class Trainer:
     sampler: PromptSampler
     held_out: list[Prompt]
     rollout: Rollout
-    director: Director
+    descent: Descent
     layout: Layout
     recorder: Recorder
     progress: Progress
@@ -202,7 +202,7 @@ class Trainer:
         data = TrainingSet(samples.x0, samples.embeddings, own, draws, times, count)
         self.recorder.stage("train", times.numel())
         with bounded(f"in the training of step {step}", SMALLER_TRAINING):
-            direction = self.director.direct(step, signal, data, self.progress.cache, self.recorder.advance)
+            direction = self.descent.direct(step, signal, data, self.progress.cache, self.recorder.advance)
         for warning in direction.warnings:
             log.warning("step %d: %s", step, warning)
         metrics: dict[str, Any] = dict(direction.metrics)

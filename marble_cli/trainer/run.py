@@ -41,7 +41,7 @@ from marble_cli.trainer.preflight import (
 )
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.state import Progress, fresh, unpack
-from marble_cli.trainer.step import Director
+from marble_cli.trainer.step import make_descent
 
 log = logging.getLogger("marble.run")
 
@@ -222,7 +222,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         sampler = PromptSampler(sources, shares, config.rollout.groups, config.trainer.seed)
         trainer = Trainer(
             config, folder, policy, optimizer, judges.only(names), judges, sampler, prompts, rollout,
-            Director(config, names, policy, balance, layout), layout, recorder, progress,
+            make_descent(config, names, policy, balance, layout), layout, recorder, progress,
         )  # fmt: skip
         return trainer.run(interrupt)
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from marble_cli.advantages import advantage_sum, advantages, effective_samples, optimality, weighted_sum
-from marble_cli.balance.constant import Mixture
+from marble_cli.balance.constant import Scalarisation, ScalarisedReward
 from marble_cli.config.schema import Algorithm
-from marble_cli.losses.nft import coefficients
+from marble_cli.losses.coefficients import Coefficients, reward_coefficients
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,19 @@ def read_signal(rewards: Tensor, applicable: Tensor, groups: Tensor, algorithm: 
     return Signal(rewards, applicable, groups, advantage, optimality(advantage, algorithm.advantage.clip))
 
 
-def single_mixture(signal: Signal, mixture: Mixture, algorithm: Algorithm) -> tuple[Tensor, Tensor]:
-    """Coefficients p and q [1, n] of a balance that mixes rewards before there is a gradient.
+def scalarised_coefficients(signal: Signal, reward: ScalarisedReward, algorithm: Algorithm) -> Coefficients:
+    """Return the coefficients [n] of a balance that mixes rewards before there is a gradient.
 
     `weighted_sum` mixes raw rewards and then normalises; `advantage_sum` normalises each and then mixes.
     """
-    weights = torch.tensor(mixture.weights, dtype=torch.float64)
-    if mixture.kind == "weighted_sum":
+    weights = torch.tensor(reward.weights, dtype=torch.float64)
+    if reward.kind is Scalarisation.weighted_sum:
         mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups)
         advantage = advantages(mixed, scored, signal.groups, std=algorithm.advantage.std.value)
     else:
         advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
-    return coefficients(optimality(advantage, algorithm.advantage.clip), scored)
+    r = optimality(advantage, algorithm.advantage.clip)
+    return reward_coefficients(r, scored).combined(torch.ones(1, dtype=torch.float64))
 
 
 def describe(names: list[str], signal: Signal) -> dict[str, float]:

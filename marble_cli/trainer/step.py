@@ -1,24 +1,28 @@
-"""One optimizer step's direction: refresh (every reward's own gradient) or amortised (one backward pass)."""
+"""Find one optimizer step's direction: signal -> coefficients -> gradients -> Gram matrix -> balance -> direction.
+
+A refresh takes every reward's gradient apart and balances them; an amortised step takes one backward pass with the
+cached weights. What a step does is chosen once per run, by `make_descent`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from marble_cli.balance.amortise import DirectionCache, advantage_coefficients, amortised_coefficients
-from marble_cli.balance.base import Balance, Solution, active_rewards
-from marble_cli.balance.constant import Mixture
+from marble_cli.balance.amortise import DirectionCache
+from marble_cli.balance.base import Balance
+from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.gram import gram
 from marble_cli.config.schema import Amortize, BalanceMode, RunConfig, SharedTerm
 from marble_cli.distributed.layout import Layout
-from marble_cli.errors import BalanceError
-from marble_cli.losses.nft import coefficients, shared_coefficients
+from marble_cli.losses.coefficients import Coefficients, RewardCoefficients, reward_coefficients
 from marble_cli.policy.base import Policy
 from marble_cli.trainer.batches import Chunk, TrainingSet, chunks, split
+from marble_cli.trainer.decision import Balanced, Combination, OnlyScalarised, WithCachedFallback, left_out
 from marble_cli.trainer.explain import describe_cache, describe_gradients, describe_solution
 from marble_cli.trainer.gradients import (
-    Coefficients,
     Gradients,
     Objective,
     Step,
@@ -26,12 +30,19 @@ from marble_cli.trainer.gradients import (
     reward_gradients,
     velocity_gram,
 )
-from marble_cli.trainer.signal import Signal, single_mixture
+from marble_cli.trainer.signal import Signal
 
 
 @dataclass(frozen=True)
 class Direction:
-    """The step's gradient [n] as far as this rank holds it, its loss terms and what is worth logging; `cache` serves the steps to come."""
+    """A step's direction.
+
+    Attributes:
+        gradient: [n] as far as this rank holds it.
+        cache: for the steps to come.
+        metrics: loss terms and what is worth logging of the balance.
+        warnings: for the log.
+    """
 
     gradient: Tensor
     cache: DirectionCache
@@ -39,37 +50,143 @@ class Direction:
     warnings: tuple[str, ...] = ()
 
 
-class Director:
-    """Turns a step's signal into a direction with the configured balance."""
+class Strategy(Protocol):
+    """What finds a step's direction over all ranks' samples."""
 
-    def __init__(
-        self, config: RunConfig, names: list[str], policy: Policy, balance: Balance | Mixture, layout: Layout
-    ):
-        self.config, self.names, self.policy = config, names, policy
-        self.layout, self.ranks = layout, layout.ranks
-        self.mixture: Mixture | None = balance if isinstance(balance, Mixture) else None
-        self.balance: Balance | None = None if isinstance(balance, Mixture) else balance
-        self.outside = config.balance.shared_term is SharedTerm.outside and self.mixture is None
-        self.by_advantage = config.balance.amortize is Amortize.advantage
-        self.output_space = config.balance.mode is BalanceMode.output_space
-        self.objective = Objective(
-            config.algorithm.beta,
-            config.algorithm.advantage.clip,
-            config.algorithm.kl_coef,
-            config.trainer.seed,
-            config.trainer.micro_batch_size,
-        )
+    def __call__(
+        self, step: Step, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache
+    ) -> Direction: ...
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """Combine the gradients of a share of the micro-batches, then take the others along that direction.
+
+    Attributes:
+        names: of the K rewards.
+        combination: weighs the gradients.
+        fraction: share of the micro-batches on which the rewards are taken apart.
+    """
+
+    names: list[str]
+    combination: Combination
+    fraction: float
+
+    def __call__(
+        self, step: Step, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache
+    ) -> Direction:
+        chosen, others = _share(step, signal, self.fraction)
+        rows = self.combination.rows(signal, coefficients)
+        found, matrix = _apart(step, chosen, signal, rows, coefficients.shared)
+        decision = self.combination.decide(matrix, cache)
+        metrics: dict[str, float] = {"balance/refresh": 1, **decision.metrics}
+        metrics |= describe_gradients(self.names, matrix, decision.weights, decision.compared)
+        result = _along(found, decision.weights)
+        del found  # K + 1 gradients; the other micro-batches need their room
+        if others:
+            weights = decision.weights[: len(self.names)]
+            single = self.combination.single(signal, coefficients, decision.cache, weights)
+            result = _add(result, mixture_gradient(step, others, single))
+        metrics |= _losses(result)
+        return Direction(result.rows[0], decision.cache, metrics, decision.warnings)
+
+
+@dataclass(frozen=True)
+class Amortised:
+    """Take one backward pass whose gradient is the direction of the cached weights."""
+
+    names: list[str]
+    combination: Combination
+
+    def __call__(
+        self, step: Step, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache
+    ) -> Direction:
+        single = self.combination.single(signal, coefficients, cache, cache.direction_weights())
+        result = mixture_gradient(step, _chunks(step), single)
+        metrics = {"balance/refresh": 0, **_losses(result), **describe_cache(self.names, cache)}
+        return Direction(result.rows[0], cache, metrics)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which steps refresh.
+
+    Attributes:
+        every: a refresh per so many steps, the first step included.
+        warmup: steps at the start that all refresh.
+        needs_cache: a step without cached weights refreshes, too.
+    """
+
+    every: int
+    warmup: int
+    needs_cache: bool
 
     def refreshes(self, step: int, cache: DirectionCache) -> bool:
-        """Whether `step` (1-based) takes every reward's gradient apart."""
-        balance = self.config.balance
-        if (
-            balance.mode is BalanceMode.full
-            or step <= balance.warmup
-            or (step - 1) % balance.refresh_every == 0
-        ):
-            return True
-        return self.mixture is None and not self.output_space and cache.alpha is None
+        """Tell whether `step` (1-based) takes every reward's gradient apart."""
+        due = step <= self.warmup or (step - 1) % self.every == 0
+        return due or (self.needs_cache and cache.alpha is None)
+
+
+@dataclass(frozen=True)
+class Alternating:
+    """Refresh where it is due, and take amortised steps between."""
+
+    schedule: Schedule
+    refresh: Refresh
+    amortised: Amortised
+
+    def __call__(
+        self, step: Step, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache
+    ) -> Direction:
+        due = self.schedule.refreshes(step.number, cache)
+        return (self.refresh if due else self.amortised)(step, signal, coefficients, cache)
+
+
+@dataclass(frozen=True)
+class OutputSpace:
+    """Solve a QP at every step on the gradients with respect to the velocities, then take one backward pass.
+
+    Where the schedule has a refresh, the rewards' own gradients are taken as well, only to be looked at.
+    """
+
+    names: list[str]
+    balance: Balance
+    schedule: Schedule
+
+    def __call__(
+        self, step: Step, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache
+    ) -> Direction:
+        parts, ranks = _chunks(step), step.layout.ranks
+        inner = velocity_gram(step, parts, coefficients.rewards)
+        solution = self.balance(ranks.first(ranks.sum(inner)))
+        metrics: dict[str, float] = {"balance/refresh": 1}
+        if self.schedule.refreshes(step.number, cache):
+            found, matrix = _apart(step, parts, signal, coefficients.rewards, coefficients.shared)
+            metrics |= describe_gradients(self.names, matrix, solution.weights, None)
+            result = _along(found, solution.weights)
+        else:
+            result = mixture_gradient(step, parts, coefficients.combined(solution.weights))
+        metrics |= _losses(result) | describe_solution(self.names, solution, cache)
+        return Direction(result.rows[0], cache, metrics, left_out(self.names, solution))
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Everything that turns a step's signal into its direction.
+
+    Attributes:
+        policy: whose trained weights the gradient is of.
+        layout: how ranks hold and sum gradients.
+        objective: constants of the loss.
+        shared_term: whether every reward's loss keeps the part that all share.
+        strategy: what a step does.
+    """
+
+    policy: Policy
+    layout: Layout
+    objective: Objective
+    shared_term: SharedTerm
+    strategy: Strategy
 
     def direct(
         self,
@@ -79,152 +196,87 @@ class Director:
         cache: DirectionCache,
         advance: Callable[[int], None],
     ) -> Direction:
-        """The direction of step `number`, over all ranks' samples."""
+        """Return the direction of step `number`, over all ranks' samples."""
         step = Step(self.policy, self.layout, data, self.objective, number, advance)
-        parts = chunks(data, self.objective.micro_batch_size)
-        if self.output_space:
-            return self._output_space(step, parts, signal, cache)
-        if self.refreshes(number, cache):
-            return self._refresh(step, parts, signal, cache)
-        result = mixture_gradient(step, parts, self._mixed(signal, cache, cache.direction_weights()))
-        metrics = {"balance/refresh": 0, **_losses(result), **describe_cache(self.names, cache)}
-        return Direction(result.rows[0], cache, metrics)
-
-    def _refresh(self, step: Step, parts: list[Chunk], signal: Signal, cache: DirectionCache) -> Direction:
-        """Balance the gradients of a share of the micro-batches, then take the others along that direction."""
-        chosen, others = self._split(step, parts, signal)
-        found, matrix = self._apart(step, chosen, signal, len(parts))
-        count = len(self.names)
-        weights, solution, warnings = self._weigh(matrix, cache)
-        metrics: dict[str, float] = {"balance/refresh": 1}
-        if self.balance is not None:
-            metrics["balance/failed"] = int(solution is None)
-        cached = None if solution is None or self.by_advantage else cache.direction_weights()
-        metrics |= describe_gradients(self.names, matrix, weights, cached)
-        if solution is not None:
-            cache = cache.update(solution, matrix.diagonal().sqrt(), self.config.balance.ema)
-            metrics |= describe_solution(self.names, solution, cache)
-        result = _along(found, weights)
-        del found  # K + 1 gradients; the other micro-batches need their room
-        if others:
-            rest = mixture_gradient(step, others, self._mixed(signal, cache, weights[:count]))
-            result = _add(result, rest)
-        metrics |= _losses(result)
-        return Direction(result.rows[0], cache, metrics, warnings)
-
-    def _weigh(
-        self, matrix: Tensor, cache: DirectionCache
-    ) -> tuple[Tensor, Solution | None, tuple[str, ...]]:
-        """Weights of the rows behind the Gram matrix, the solution they come from, and warnings.
-
-        Where the balance fails, the cached weights serve once more, and stay as they are.
-
-        Raises:
-            BalanceError: it fails and nothing is cached.
-        """
-        if self.balance is None:
-            return _last(len(matrix)), None, ()
-        try:
-            solution = self.balance(matrix)
-        except BalanceError as error:
-            cached = cache.direction_weights()
-            if cached is None:
-                raise
-            cached = torch.where(active_rewards(matrix), cached, 0.0)
-            return cached, None, (f"{error}. The step takes the cached weights, which stay as they are",)
-        return solution.weights, solution, self._left_out(solution)
-
-    def _output_space(
-        self, step: Step, parts: list[Chunk], signal: Signal, cache: DirectionCache
-    ) -> Direction:
-        """A QP at every step on the gradients with respect to the velocities, then one backward pass.
-
-        At refresh steps the rewards' own gradients are taken as well, only to be looked at.
-        """
-        assert self.balance is not None  # a mixture in this mode is refused with the configuration
-        rewards, _ = self._losses_apart(signal)
-        inner = velocity_gram(step, parts, rewards)
-        solution = self.balance(self.ranks.first(self.ranks.sum(inner)))
-        metrics: dict[str, float] = {"balance/refresh": 1}
-        if self.refreshes(step.number, cache):
-            found, matrix = self._apart(step, parts, signal, len(parts))
-            metrics |= describe_gradients(self.names, matrix, solution.weights, None)
-            result = _along(found, solution.weights)
-        else:
-            result = mixture_gradient(step, parts, self._exact(signal, solution.weights))
-        metrics |= _losses(result) | describe_solution(self.names, solution, cache)
-        return Direction(result.rows[0], cache, metrics, self._left_out(solution))
-
-    def _apart(self, step: Step, chosen: list[Chunk], signal: Signal, parts: int) -> tuple[Gradients, Tensor]:
-        """Rows of `_losses_apart` over the `chosen` of `parts` micro-batches, and the Gram matrix without the last.
-
-        The matrix is of the whole step's gradients as far as a share of it can tell: a reward's row is scaled up by its
-        applicable samples over those that were looked at.
-        """
-        found = reward_gradients(step, chosen, *self._losses_apart(signal))
-        matrix = self.layout.total(gram(found.rows[:-1]))
-        if len(chosen) < parts:
-            seen, times = self._seen(step, chosen, signal), step.data.times.shape[1]
-            scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
-            scale = torch.cat([scale, torch.ones(len(matrix) - len(scale))])
-            matrix = matrix * scale[:, None] * scale
-        return found, self.ranks.first(matrix)
-
-    def _split(self, step: Step, parts: list[Chunk], signal: Signal) -> tuple[list[Chunk], list[Chunk]]:
-        """The micro-batches to take the rewards apart on, and the others; all, where a share would miss a reward."""
-        chosen, others = split(parts, self.config.balance.refresh_fraction)
-        missed = signal.applicable.any(1) & (self._seen(step, chosen, signal) == 0)
-        return (parts, []) if missed.any() else (chosen, others)
-
-    def _seen(self, step: Step, chosen: list[Chunk], signal: Signal) -> Tensor:
-        """[K] applicable samples in the `chosen` micro-batches of all ranks, which cut their shares alike."""
-        rows, each = torch.cat([part.rows for part in chosen]), len(step.data.x0)
-        images = torch.cat([rows + rank * each for rank in range(self.ranks.world)])
-        return signal.applicable[:, images].sum(1)
-
-    def _losses_apart(self, signal: Signal) -> tuple[Coefficients, Coefficients]:
-        """Every reward's own loss (and that of a mixture of them, last), and what stands outside the balance."""
-        p, q = coefficients(
-            signal.optimality, signal.applicable, shared_term="outside" if self.outside else "inside"
-        )
-        nothing = torch.zeros_like(p[0])
-        rest = shared_coefficients(signal.applicable) if self.outside else (nothing, nothing)
-        if self.mixture is not None:
-            mixed = single_mixture(signal, self.mixture, self.config.algorithm)
-            p, q = torch.cat([p, mixed[0]]), torch.cat([q, mixed[1]])
-        return Coefficients(p, q), Coefficients(*rest)
-
-    def _mixed(self, signal: Signal, cache: DirectionCache, weights: Tensor | None) -> Coefficients:
-        """The loss of an amortised step."""
-        if self.mixture is not None:
-            p, q = single_mixture(signal, self.mixture, self.config.algorithm)
-            return Coefficients(p[0], q[0])
-        if self.by_advantage and cache.alpha is not None:
-            clip = self.config.algorithm.advantage.clip
-            return Coefficients(
-                *advantage_coefficients(cache.alpha, signal.advantage, signal.applicable, clip)
-            )
-        assert weights is not None
-        return self._exact(signal, weights)
-
-    def _exact(self, signal: Signal, weights: Tensor) -> Coefficients:
-        shared_term = self.config.balance.shared_term.value
-        return Coefficients(
-            *amortised_coefficients(weights, signal.optimality, signal.applicable, shared_term=shared_term)
-        )
-
-    def _left_out(self, solution: Solution) -> tuple[str, ...]:
-        names = [n for n, active in zip(self.names, solution.active.tolist(), strict=True) if not active]
-        return (f"left out of the balance this step: {', '.join(names)}",) if names else ()
+        coefficients = reward_coefficients(signal.optimality, signal.applicable, shared_term=self.shared_term)
+        return self.strategy(step, signal, coefficients, cache)
 
 
-def _last(count: int) -> Tensor:
-    """[count] float64: the last of `count` rows and nothing else."""
-    return torch.eye(count, dtype=torch.float64)[-1]
+def make_descent(
+    config: RunConfig, names: list[str], policy: Policy, balance: Balance | ScalarisedReward, layout: Layout
+) -> Descent:
+    """Choose the strategy of a run's steps."""
+    algorithm, settings = config.algorithm, config.balance
+    objective = Objective(
+        algorithm.beta,
+        algorithm.advantage.clip,
+        algorithm.kl_coef,
+        config.trainer.seed,
+        config.trainer.micro_batch_size,
+    )
+    scalarised = isinstance(balance, ScalarisedReward)
+    shared_term = SharedTerm.inside if scalarised else settings.shared_term
+    return Descent(policy, layout, objective, shared_term, _strategy(config, names, balance))
+
+
+def _strategy(config: RunConfig, names: list[str], balance: Balance | ScalarisedReward) -> Strategy:
+    settings = config.balance
+    combination: Combination
+    needs_cache = False
+    if isinstance(balance, ScalarisedReward):  # the output space is refused with the configuration
+        combination = OnlyScalarised(balance, config.algorithm)
+    elif settings.mode is BalanceMode.output_space:
+        return OutputSpace(names, balance, Schedule(settings.refresh_every, settings.warmup, False))
+    else:
+        clip = config.algorithm.advantage.clip if settings.amortize is Amortize.advantage else None
+        combination = WithCachedFallback(Balanced(names, balance, settings.ema, clip))
+        needs_cache = True
+    refresh = Refresh(names, combination, settings.refresh_fraction)
+    if settings.mode is BalanceMode.full:
+        return refresh
+    schedule = Schedule(settings.refresh_every, settings.warmup, needs_cache)
+    return Alternating(schedule, refresh, Amortised(names, combination))
+
+
+def _chunks(step: Step) -> list[Chunk]:
+    return chunks(step.data, step.objective.micro_batch_size)
+
+
+def _apart(
+    step: Step, chosen: list[Chunk], signal: Signal, rows: Coefficients, rest: Coefficients
+) -> tuple[Gradients, Tensor]:
+    """Take the gradients of `rows` over the `chosen` micro-batches, that of `rest` last, and the rows' Gram matrix.
+
+    The matrix is of the whole step's gradients as far as a share of it can tell: a reward's row is scaled up by its
+    applicable samples over those that were looked at. Every rank gets the main rank's.
+    """
+    found = reward_gradients(step, chosen, rows, rest)
+    matrix = step.layout.total(gram(found.rows[:-1]))
+    if len(chosen) < len(_chunks(step)):
+        seen, times = _seen(step, chosen, signal), step.data.times.shape[1]
+        scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
+        scale = torch.cat([scale, torch.ones(len(matrix) - len(scale))])
+        matrix = matrix * scale[:, None] * scale
+    return found, step.layout.ranks.first(matrix)
+
+
+def _share(step: Step, signal: Signal, fraction: float) -> tuple[list[Chunk], list[Chunk]]:
+    """Return micro-batches to take the rewards apart on, and the others; all, where a share would miss a reward."""
+    parts = _chunks(step)
+    chosen, others = split(parts, fraction)
+    missed = signal.applicable.any(1) & (_seen(step, chosen, signal) == 0)
+    return (parts, []) if missed.any() else (chosen, others)
+
+
+def _seen(step: Step, chosen: list[Chunk], signal: Signal) -> Tensor:
+    """Count [K] applicable samples in the `chosen` micro-batches of all ranks, which cut their shares alike."""
+    rows, each = torch.cat([part.rows for part in chosen]), len(step.data.x0)
+    images = torch.cat([rows + rank * each for rank in range(step.layout.ranks.world)])
+    return signal.applicable[:, images].sum(1)
 
 
 def _along(found: Gradients, weights: Tensor) -> Gradients:
-    """The weighted sum of all rows but the last, and the last, as one."""
+    """Add up all rows but the last by their weights, and the last, to one."""
     taken = weights != 0  # a reward that is left out may have a gradient and a loss that are not finite
     direction = found.rows[-1].clone()
     for k in taken.nonzero().flatten().tolist():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from marble_cli.balance import Balance, build, cosines, gram, names, registry
-from marble_cli.balance.constant import Mixture
+from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.entries import Entry
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.config import schema
@@ -62,7 +62,7 @@ def test_gradient_balances_answer_for_all_rewards(name: str) -> None:
 @pytest.mark.parametrize("name", ["weighted_sum", "advantage_sum"])
 def test_mixtures_stand_for_one_gradient(name: str) -> None:
     balance = build(config(name), REWARDS, (2.0, 1.0, 1.0))
-    assert isinstance(balance, Mixture)
+    assert isinstance(balance, ScalarisedReward)
     assert (balance.kind, balance.weights) == (name, (2.0, 1.0, 1.0))
 
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from marble_cli.advantages import advantages, optimality
-from marble_cli.balance import advantage_coefficients, amortised_coefficients, gram, output_gram
-from marble_cli.losses.nft import (
-    coefficients,
-    kl_term,
-    mixed_loss,
-    nft_terms,
-    shared_coefficients,
-    velocity_products,
+from marble_cli.balance import gram, output_gram
+from marble_cli.config.schema import SharedTerm
+from marble_cli.losses.coefficients import (
+    Coefficients,
+    RewardCoefficients,
+    advantage_coefficients,
+    reward_coefficients,
 )
+from marble_cli.losses.nft import kl_term, mixed_loss, nft_terms, velocity_products
 
 CLIP, BETA = 1.5, 0.2
 
@@ -49,11 +49,14 @@ class Step:
         velocity: Tensor = self.net(features)
         return velocity.view_as(self.x0[rows])
 
-    def gradient(self, p: Tensor, q: Tensor, micro_batches: int = 1) -> Tensor:
-        """Flat gradient of the mixed loss; p and q are [n] of images, each of which has two training
+    def coefficients(self, shared_term: str = "inside") -> RewardCoefficients:
+        return reward_coefficients(self.r, self.applicable, shared_term=SharedTerm(shared_term))
+
+    def gradient(self, mixture: Coefficients, micro_batches: int = 1) -> Tensor:
+        """Flat gradient of the mixed loss; coefficients are [n] of images, each of which has two training
         times."""
         self.net.zero_grad()
-        p, q = p.repeat_interleave(2), q.repeat_interleave(2)
+        p, q = mixture.p.repeat_interleave(2), mixture.q.repeat_interleave(2)
         edges = torch.linspace(0, self.count, micro_batches + 1).long().tolist()
         for start, stop in pairwise(edges):
             rows = slice(start, stop)
@@ -119,8 +122,12 @@ def flat(loss: Tensor, net: nn.Module) -> Tensor:
 
 
 def reward_gradients(step: Step, shared_term: str = "inside") -> Tensor:
-    p, q = coefficients(step.r, step.applicable, shared_term=shared_term)
-    return torch.stack([step.gradient(p[k], q[k]) for k in range(len(p))])
+    return rows(step, step.coefficients(shared_term).rewards)
+
+
+def rows(step: Step, rewards: Coefficients) -> Tensor:
+    """[K, P]: the gradient of every reward's own loss."""
+    return torch.stack([step.gradient(Coefficients(p, q)) for p, q in zip(rewards.p, rewards.q, strict=True)])
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
@@ -153,26 +160,25 @@ def test_a_reward_that_applies_nowhere_has_no_gradient(step: Step) -> None:
 @pytest.mark.parametrize("micro_batches", [1, 4, 9])
 def test_one_backward_pass_is_the_balanced_direction(step: Step, micro_batches: int) -> None:
     weights = torch.tensor([0.3, 1.7, 0.02, 5.0, 0.9], dtype=torch.float64)
-    got = step.gradient(*amortised_coefficients(weights, step.r, step.applicable), micro_batches)
+    got = step.gradient(step.coefficients().combined(weights), micro_batches)
     assert relative(got, weights @ reward_gradients(step)) < 1e-13
 
 
 def test_the_shared_term_is_what_all_rewards_have_in_common(step: Step) -> None:
     everywhere = torch.ones_like(step.applicable)
-    p, q = coefficients(step.r, everywhere)
-    inside = torch.stack([step.gradient(p[k], q[k]) for k in range(len(p))])
-    p, q = coefficients(step.r, everywhere, shared_term="outside")
-    outside = torch.stack([step.gradient(p[k], q[k]) for k in range(len(p))])
-    shared = step.gradient(*shared_coefficients(everywhere))
-    assert relative(outside + shared, inside) < 1e-13
+    inside = reward_coefficients(step.r, everywhere)
+    outside = reward_coefficients(step.r, everywhere, shared_term=SharedTerm.outside)
+    assert not inside.shared.p.any()
+    assert not inside.shared.q.any()
+    shared = step.gradient(outside.shared)
+    assert relative(rows(step, outside.rewards) + shared, rows(step, inside.rewards)) < 1e-13
 
 
 def test_the_shared_term_enters_once(step: Step) -> None:
     weights = torch.tensor([0.3, 1.7, 0.02, 5.0, 0.9], dtype=torch.float64)
-    coefficient = amortised_coefficients(weights, step.r, step.applicable, shared_term="outside")
-    shared = step.gradient(*shared_coefficients(step.applicable))
-    expected = weights @ reward_gradients(step, "outside") + shared
-    assert relative(step.gradient(*coefficient, 4), expected) < 1e-13
+    made = step.coefficients("outside")
+    expected = weights @ reward_gradients(step, "outside") + step.gradient(made.shared)
+    assert relative(step.gradient(made.combined(weights), 4), expected) < 1e-13
 
 
 def test_an_image_that_nobody_scored_moves_nothing(step: Step) -> None:
@@ -180,39 +186,37 @@ def test_an_image_that_nobody_scored_moves_nothing(step: Step) -> None:
     applicable[:, 4] = False
     weights = torch.ones(5, dtype=torch.float64)
     for shared_term in ("inside", "outside"):
-        p, q = amortised_coefficients(weights, step.r, applicable, shared_term=shared_term)
-        assert p[4] == q[4] == 0.0
-    p, q = advantage_coefficients(weights, step.advantage, applicable, CLIP)
-    assert p[4] == q[4] == 0.0
+        made = reward_coefficients(step.r, applicable, shared_term=SharedTerm(shared_term)).combined(weights)
+        assert made.p[4] == made.q[4] == 0.0
+    mixed = advantage_coefficients(weights, step.advantage, applicable, CLIP)
+    assert mixed.p[4] == mixed.q[4] == 0.0
 
 
 def test_mixing_advantages_is_another_direction(step: Step) -> None:
     """The published amortisation differs from the balanced direction as soon as there are masks."""
     gradients = reward_gradients(step)
     alpha = torch.tensor([0.4, 0.2, 0.2, 0.0, 0.2], dtype=torch.float64)
-    p, q = advantage_coefficients(alpha, step.advantage, step.applicable, CLIP)
+    published = advantage_coefficients(alpha, step.advantage, step.applicable, CLIP)
     mixed = (alpha[:, None] * step.advantage).sum(0)
-    torch.testing.assert_close(p, (mixed / (2 * CLIP) + 0.5).clamp(0, 1))
-    torch.testing.assert_close(p + q, torch.ones_like(p))
-    assert relative(step.gradient(p, q), alpha @ gradients) > 1e-3
+    torch.testing.assert_close(published.p, (mixed / (2 * CLIP) + 0.5).clamp(0, 1))
+    torch.testing.assert_close(published.p + published.q, torch.ones_like(mixed))
+    assert relative(step.gradient(published), alpha @ gradients) > 1e-3
 
 
 def test_for_one_reward_without_mask_all_ways_agree(step: Step) -> None:
     one = torch.ones(1, dtype=torch.float64)
     r, applicable = step.r[:1], step.applicable[:1]
-    p, q = coefficients(r, applicable)
-    for other in (
-        amortised_coefficients(one, r, applicable),
-        advantage_coefficients(one, step.advantage[:1], applicable, CLIP),
-    ):
-        torch.testing.assert_close(other[0], p[0])
-        torch.testing.assert_close(other[1], q[0])
+    made = reward_coefficients(r, applicable)
+    for other in (made.combined(one), advantage_coefficients(one, step.advantage[:1], applicable, CLIP)):
+        torch.testing.assert_close(other.p, made.rewards.p[0])
+        torch.testing.assert_close(other.q, made.rewards.q[0])
 
 
 def test_the_gram_matrix_in_velocity_space_is_autograds(step: Step) -> None:
     velocity = step.velocity().detach().requires_grad_()
     terms = nft_terms(step.x0, step.xt, step.t, velocity, step.v_old, beta=BETA)
-    p, q = (z.repeat_interleave(2, dim=1) for z in coefficients(step.r, step.applicable))
+    rewards = step.coefficients().rewards
+    p, q = (z.repeat_interleave(2, dim=1) for z in (rewards.p, rewards.q))
     rows = [
         torch.autograd.grad(
             mixed_loss(terms, p[k], q[k], clip=CLIP, beta=BETA, count=step.count),

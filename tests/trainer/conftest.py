@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from marble_cli.balance.base import Balance
 from marble_cli.balance.registry import build
 from marble_cli.config.schema import Model, RunConfig, Train
 from marble_cli.distributed.layout import Replicated
@@ -21,7 +22,7 @@ from marble_cli.randomness import noise
 from marble_cli.trainer.batches import TrainingSet
 from marble_cli.trainer.gradients import Objective, Step
 from marble_cli.trainer.signal import Signal, read_signal
-from marble_cli.trainer.step import Director
+from marble_cli.trainer.step import Descent, make_descent
 
 STEP, SEED = 7, 0
 CLIP, BETA = 0.8, 0.3
@@ -155,21 +156,23 @@ def reference(case: Case, double_policy: DoublePolicy) -> Reference:
     )
 
 
-DirectorMaker = Callable[..., Director]
+DescentMaker = Callable[..., Descent]
 
 
 @pytest.fixture(scope="session")
-def director(double_policy: DoublePolicy, case: Case, run_config: Callable[..., RunConfig]) -> DirectorMaker:
-    """A function of further overrides that makes a director of the five rewards, on one rank."""
+def descent(double_policy: DoublePolicy, case: Case, run_config: Callable[..., RunConfig]) -> DescentMaker:
+    """A function of further overrides that makes the descent of the five rewards, on one rank."""
 
-    def make(*overrides: str) -> Director:
+    def make(*overrides: str, balance: Balance | None = None) -> Descent:
         config = run_config(
             *(f"+rewards.{name}={{plugin: colorfulness}}" for name in NAMES[2:]),
             f"algorithm.advantage.clip={CLIP}", f"algorithm.beta={BETA}", "algorithm.kl_coef=0.7",
             f"trainer.seed={SEED}", "trainer.micro_batch_size=5", *overrides,
         )  # fmt: skip
-        balance = build(config.balance, NAMES, [reward.weight for reward in config.rewards.values()])
-        made = Director(config, NAMES, double_policy, balance, Replicated(Ranks()))
+        chosen = balance or build(
+            config.balance, NAMES, [reward.weight for reward in config.rewards.values()]
+        )
+        made = make_descent(config, NAMES, double_policy, chosen, Replicated(Ranks()))
         assert replace(made.objective, micro_batch_size=5) == case.objective
         return made
 

@@ -28,7 +28,7 @@ from marble_cli.metrics.jsonl import MetricsLog, read
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.record import LogFile, RunRecorder
 from marble_cli.trainer.run import train
-from marble_cli.trainer.step import Direction, Director
+from marble_cli.trainer.step import Descent, Direction
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -187,9 +187,9 @@ def test_no_room_for_pictures(
 def test_no_room_for_the_batch_of_a_skipped_step(
     run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, direct, skip = disk.folder / "run", Director.direct, Trainer.skip
+    run, direct, skip = disk.folder / "run", Descent.direct, Trainer.skip
 
-    def spoilt(self: Director, *rest: Any) -> Direction:
+    def spoilt(self: Descent, *rest: Any) -> Direction:
         direction = direct(self, *rest)
         return replace(direction, gradient=direction.gradient * torch.nan)
 
@@ -198,7 +198,7 @@ def test_no_room_for_the_batch_of_a_skipped_step(
         skip(self, *rest)
         disk.free()
 
-    monkeypatch.setattr(Director, "direct", spoilt)
+    monkeypatch.setattr(Descent, "direct", spoilt)
     monkeypatch.setattr(Trainer, "skip", filled)
     assert train(run_config("trainer.steps=1", f"run.dir={run}"), resume="auto") == 0
     log = (run / "log.txt").read_text()

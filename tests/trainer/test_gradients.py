@@ -8,13 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from marble_cli.balance.amortise import DirectionCache, advantage_coefficients, amortised_coefficients
-from marble_cli.config.schema import Model, Precision, Train
-from marble_cli.losses.nft import coefficients, shared_coefficients
+from marble_cli.balance.amortise import DirectionCache
+from marble_cli.config.schema import Model, Precision, SharedTerm, Train
+from marble_cli.losses.coefficients import (
+    Coefficients,
+    RewardCoefficients,
+    advantage_coefficients,
+    reward_coefficients,
+)
 from marble_cli.policy.load import load_policy
 from marble_cli.trainer.batches import Chunk, chunks, noised_batches
 from marble_cli.trainer.gradients import (
-    Coefficients,
     Gradients,
     mixture_gradient,
     reward_gradients,
@@ -29,16 +33,18 @@ def parts(case: Any) -> list[Chunk]:
     return chunks(case.data, case.objective.micro_batch_size)
 
 
-def one_pass(policy: Any, case: Any, p: Tensor, q: Tensor) -> Gradients:
-    return mixture_gradient(case.step(policy), parts(case), Coefficients(p, q))
+def coefficients(signal: Any, shared_term: str = "inside") -> RewardCoefficients:
+    return reward_coefficients(signal.optimality, signal.applicable, shared_term=SharedTerm(shared_term))
+
+
+def one_pass(policy: Any, case: Any, mixture: Coefficients) -> Gradients:
+    return mixture_gradient(case.step(policy), parts(case), mixture)
 
 
 def apart(policy: Any, case: Any, shared_term: str = "inside") -> Gradients:
     """Rows of the five rewards, and of the KL term with what is left outside the balance."""
-    signal = case.signal
-    p, q = coefficients(signal.optimality, signal.applicable, shared_term=shared_term)
-    rest = shared_coefficients(signal.applicable) if shared_term == "outside" else (0 * p[0], 0 * q[0])
-    return reward_gradients(case.step(policy), parts(case), Coefficients(p, q), Coefficients(*rest))
+    made = coefficients(case.signal, shared_term)
+    return reward_gradients(case.step(policy), parts(case), made.rewards, made.shared)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -90,8 +96,7 @@ def test_one_backward_pass_has_the_balanced_direction_as_its_gradient(
     case: Any, double_policy: Any, reference: Any, shared_term: str
 ) -> None:
     signal = case.signal
-    p, q = amortised_coefficients(WEIGHTS, signal.optimality, signal.applicable, shared_term=shared_term)
-    result = one_pass(double_policy, case, p, q)
+    result = one_pass(double_policy, case, coefficients(signal, shared_term).combined(WEIGHTS))
     expected = reference.kl.clone()
     for k in range(4):
         g = reference.gradient(signal.optimality[k], signal.applicable[k])
@@ -110,9 +115,11 @@ def test_mixing_advantages_gives_another_direction(case: Any, double_policy: Any
     alpha = torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0], dtype=torch.float64)
     weights = DirectionCache(alpha, norms).direction_weights()
     assert weights is not None
-    exact = amortised_coefficients(weights, signal.optimality, signal.applicable)
+    exact = coefficients(signal).combined(weights)
     published = advantage_coefficients(alpha, signal.advantage, signal.applicable, case.objective.clip)
-    true, other = (one_pass(double_policy, case, p, q).rows[0] - reference.kl for p, q in (exact, published))
+    true, other = (
+        one_pass(double_policy, case, mixture).rows[0] - reference.kl for mixture in (exact, published)
+    )
     unit = sum(a * row / row.norm() for a, row in zip(alpha[:4], rows, strict=True))
     assert distance(true, unit * norms[:4].mean()) < 1e-10
     assert cosine(true, other) < 0.99
@@ -146,14 +153,14 @@ def test_the_ranks_parts_add_up(case: Any, double_policy: Any) -> None:
     for k in (0, 1, 2, 3, 5):
         assert distance(results[0].rows[k] + results[1].rows[k], whole.rows[k]) < 1e-10
     assert distance(results[0].losses + results[1].losses, whole.losses) < 1e-10
-    rewards = Coefficients(*coefficients(case.signal.optimality, case.signal.applicable))
+    rewards = coefficients(case.signal).rewards
     inner = [velocity_gram(half.step(double_policy), parts(half), rewards) for half in (*halves, case)]
     assert distance(inner[0] + inner[1], inner[2]) < 1e-10
 
 
 def test_progress_is_told_of_every_sample(case: Any, double_policy: Any) -> None:
     counts: list[int] = []
-    p, q = coefficients(case.signal.optimality, case.signal.applicable)
+    p, q = case.signal.optimality, 1 - case.signal.optimality
     step = replace(case.step(double_policy), advance=counts.append)
     mixture_gradient(step, parts(case), Coefficients(p[0], q[0]))
     assert counts == [4, 4, 4] * 2
@@ -162,8 +169,8 @@ def test_progress_is_told_of_every_sample(case: Any, double_policy: Any) -> None
 @pytest.mark.parametrize("shared_term", ["inside", "outside"])
 def test_the_velocity_gram_matrix_is_autograds(case: Any, double_policy: Any, shared_term: str) -> None:
     signal, objective = case.signal, case.objective
-    p, q = coefficients(signal.optimality, signal.applicable, shared_term=shared_term)
-    rows: list[list[Tensor]] = [[] for _ in p]
+    rewards = coefficients(signal, shared_term).rewards
+    rows: list[list[Tensor]] = [[] for _ in rewards.p]
     for batch in noised_batches(case.data, parts(case), objective.seed, STEP):
         t = batch.t[:, None, None, None]
         with torch.no_grad():
@@ -174,11 +181,12 @@ def test_the_velocity_gram_matrix_is_autograds(case: Any, double_policy: Any, sh
         minus = batch.xt - t * ((1 + objective.beta) * v_old - objective.beta * v) - batch.x0
         halves = [e.square().flatten(1).mean(1) / e.detach().abs().flatten(1).mean(1) for e in (plus, minus)]
         for k, row in enumerate(rows):
-            mixed = p[k, batch.indices] * halves[0] + q[k, batch.indices] * halves[1]
+            p, q = rewards.of(batch.indices)
+            mixed = p[k] * halves[0] + q[k] * halves[1]
             loss = mixed.sum() * objective.clip / objective.beta / case.data.samples
             row.append(torch.autograd.grad(loss, v, retain_graph=True)[0].flatten())
     matrix = torch.stack([torch.cat(row) for row in rows])
-    got = velocity_gram(case.step(double_policy), parts(case), Coefficients(p, q))
+    got = velocity_gram(case.step(double_policy), parts(case), rewards)
     assert distance(got, matrix @ matrix.T) < 1e-10
     assert torch.equal(got, got.T)
     assert not got[4].any()
@@ -191,10 +199,8 @@ def test_half_precision_keeps_the_gradients_of_a_large_step(
 ) -> None:
     """One sample of ten million moves a velocity by less than float16 can tell from zero."""
     signal = case.signal
-    rewards, rest = (
-        Coefficients(*coefficients(signal.optimality, signal.applicable, shared_term="outside")),
-        Coefficients(*shared_coefficients(signal.applicable)),
-    )
+    made = coefficients(signal, "outside")
+    rewards, rest = made.rewards, made.shared
     data = replace(case.data, x0=case.data.x0.float(), samples=10_000_000)
     found = []
     for chosen in (Precision.fp32, precision):

@@ -22,7 +22,7 @@ from marble_cli.rewards.lane import Lane
 from marble_cli.trainer.batches import TrainingSet
 from marble_cli.trainer.record import RunRecorder
 from marble_cli.trainer.run import train
-from marble_cli.trainer.step import Direction, Director
+from marble_cli.trainer.step import Descent, Direction
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -41,14 +41,14 @@ def plain(state: dict[str, Tensor]) -> list[Tensor]:
 def directions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingSet, Direction]]:
     """What every step trained on and the direction that it found, as they pass by."""
     seen: list[tuple[TrainingSet, Direction]] = []
-    original = Director.direct
+    original = Descent.direct
 
-    def direct(self: Director, step: int, signal: Any, data: TrainingSet, *rest: Any) -> Direction:
+    def direct(self: Descent, step: int, signal: Any, data: TrainingSet, *rest: Any) -> Direction:
         direction = original(self, step, signal, data, *rest)
         seen.append((data, direction))
         return direction
 
-    monkeypatch.setattr(Director, "direct", direct)
+    monkeypatch.setattr(Descent, "direct", direct)
     return seen
 
 
@@ -106,13 +106,13 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    original = Director.direct
+    original = Descent.direct
 
-    def spoilt(self: Director, step: int, *rest: Any) -> Direction:
+    def spoilt(self: Descent, step: int, *rest: Any) -> Direction:
         direction = original(self, step, *rest)
         return replace(direction, gradient=direction.gradient * (torch.nan if step == 2 else 1.0))
 
-    monkeypatch.setattr(Director, "direct", spoilt)
+    monkeypatch.setattr(Descent, "direct", spoilt)
     config = run_config(
         f"run.dir={tmp_path}", "trainer.steps=3", "trainer.checkpoint_every=1", "trainer.keep_last=3"
     )
@@ -230,13 +230,13 @@ def test_a_step_that_was_not_recorded_is_not_saved(
 def test_gradients_that_stay_infinite_stop_the_run(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Director.direct
+    original = Descent.direct
 
-    def direct(self: Director, step: int, *rest: Any) -> Direction:
+    def direct(self: Descent, step: int, *rest: Any) -> Direction:
         direction = original(self, step, *rest)
         return replace(direction, gradient=direction.gradient / 0.0) if step in (1, 3, 4, 5) else direction
 
-    monkeypatch.setattr(Director, "direct", direct)
+    monkeypatch.setattr(Descent, "direct", direct)
     config = run_config(f"run.dir={tmp_path}", "trainer.steps=9", "trainer.max_skipped=2")
     with pytest.raises(TrainingError, match=r"of 3 steps in a row were not finite.*trainer\.max_skipped=2"):
         train(config, resume="auto")

@@ -17,7 +17,7 @@ from marble_cli.policy.size import model_size
 from marble_cli.trainer import memory as planning
 from marble_cli.trainer.memory import bounded, check_memory, free_memory, memory
 from marble_cli.trainer.run import train
-from marble_cli.trainer.step import Director
+from marble_cli.trainer.step import Descent
 
 SIZE = ModelSize(
     transformer=1_000_000, trained=10_000, tokens=16, frozen_bytes=5_000_000, encoder_bytes=700_000, blocks=4, features=100
@@ -144,20 +144,20 @@ def test_a_run_that_runs_out_goes_on_with_smaller_batches(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9")
-    direct = Director.direct
+    direct = Descent.direct
 
-    def greedy(self: Director, number: int, *rest: Any) -> Any:
+    def greedy(self: Descent, number: int, *rest: Any) -> Any:
         if number == 2:
             torch.empty(2**60, dtype=torch.uint8)
         return direct(self, number, *rest)
 
-    monkeypatch.setattr(Director, "direct", greedy)
+    monkeypatch.setattr(Descent, "direct", greedy)
     with pytest.raises(
         DeviceMemoryError, match=r"the training of step 2: .* Lower trainer\.micro_batch_size"
     ):
         train(config, resume="auto")
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000001"
-    monkeypatch.setattr(Director, "direct", direct)
+    monkeypatch.setattr(Descent, "direct", direct)
     smaller = run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9", "trainer.micro_batch_size=2")
     assert train(smaller, resume="auto") == 0
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000002"

@@ -1,4 +1,4 @@
-"""The director: refreshes, amortised steps and mixtures against the definition's own gradients, in float64."""
+"""The descent: refreshes, amortised steps and mixtures against the definition's own gradients, in float64."""
 
 import math
 from collections.abc import Callable
@@ -11,30 +11,32 @@ import torch
 from torch import Tensor
 
 from marble_cli.advantages import advantage_sum, advantages, optimality, weighted_sum
-from marble_cli.balance.amortise import DirectionCache, advantage_coefficients
+from marble_cli.balance.amortise import DirectionCache
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
+from marble_cli.config.schema import SharedTerm
 from marble_cli.errors import BalanceError
-from marble_cli.losses.nft import coefficients
+from marble_cli.losses.coefficients import Coefficients, advantage_coefficients, reward_coefficients
 from marble_cli.trainer.batches import chunks, split
-from marble_cli.trainer.gradients import Coefficients, mixture_gradient, reward_gradients, velocity_gram
+from marble_cli.trainer.gradients import mixture_gradient, reward_gradients, velocity_gram
 from marble_cli.trainer.signal import Signal
-from marble_cli.trainer.step import Direction, Director
+from marble_cli.trainer.step import Alternating, Descent, Direction, Refresh
 
 STEP = 7
+NAMES = ["colorfulness", "compressibility", "third", "fourth", "nowhere"]
 INSIDE = "balance.shared_term=inside"
 CACHE = DirectionCache(
     torch.tensor([0.4, 0.3, 0.2, 0.1, 0.0], dtype=torch.float64),
     torch.tensor([2.0, 0.5, 0.1, 0.3, 0.0], dtype=torch.float64),
 )
 
-DirectorMaker = Callable[..., Director]
+DescentMaker = Callable[..., Descent]
 
 
 def direct(
-    director: Director, case: Any, cache: DirectionCache = CACHE, signal: Signal | None = None
+    descent: Descent, case: Any, cache: DirectionCache = CACHE, signal: Signal | None = None
 ) -> Direction:
-    return director.direct(STEP, signal or case.signal, case.data, cache, lambda count: None)
+    return descent.direct(STEP, signal or case.signal, case.data, cache, lambda count: None)
 
 
 def silent(signal: Signal) -> Signal:
@@ -67,10 +69,10 @@ def rewards_gradients(case: Any, reference: Any, *, outside: bool) -> Tensor:
 
 @pytest.mark.parametrize("shared_term", ["inside", "outside"])
 def test_a_refresh_pushes_no_reward_down(
-    director: DirectorMaker, case: Any, reference: Any, shared_term: str
+    descent: DescentMaker, case: Any, reference: Any, shared_term: str
 ) -> None:
     outside = shared_term == "outside"
-    direction = direct(director("balance.mode=full", f"balance.shared_term={shared_term}"), case)
+    direction = direct(descent("balance.mode=full", f"balance.shared_term={shared_term}"), case)
     rows = rewards_gradients(case, reference, outside=outside)
     balanced = direction.gradient - reference.kl
     if outside:
@@ -81,14 +83,12 @@ def test_a_refresh_pushes_no_reward_down(
     metrics = direction.metrics
     assert metrics["balance/refresh"] == 1
     assert 0 <= metrics["balance/gap"] <= 1e-10
-    alpha = torch.tensor(
-        [metrics[f"balance/alpha/{name}"] for name in director().names[:4]], dtype=torch.float64
-    )
+    alpha = torch.tensor([metrics[f"balance/alpha/{name}"] for name in NAMES[:4]], dtype=torch.float64)
     assert alpha.sum().item() == pytest.approx(1.0)
     assert distance(balanced, rows.norm(dim=1)[:4].mean() * alpha @ units) < 1e-9
     shortest = LeastNorm()(gram(units)).alpha
     torch.testing.assert_close(alpha, shortest, rtol=0, atol=1e-7)
-    for k, name in enumerate(director().names[:4]):
+    for k, name in enumerate(NAMES[:4]):
         assert metrics[f"balance/cosine/{name}"] == pytest.approx(cosines[k], abs=1e-9)
         assert metrics[f"balance/grad_norm/{name}"] == pytest.approx(rows[k].norm().item())
     assert metrics["loss/kl"] > 0
@@ -102,9 +102,9 @@ def test_a_weighted_sum_would_push_one_down(case: Any, reference: Any) -> None:
 
 @pytest.mark.parametrize("shared_term", ["inside", "outside"])
 def test_a_reward_without_images_is_left_out_and_named(
-    director: DirectorMaker, case: Any, shared_term: str
+    descent: DescentMaker, case: Any, shared_term: str
 ) -> None:
-    direction = direct(director("balance.mode=full", f"balance.shared_term={shared_term}"), case)
+    direction = direct(descent("balance.mode=full", f"balance.shared_term={shared_term}"), case)
     assert direction.warnings == ("left out of the balance this step: nowhere",)
     assert not [
         key for key in direction.metrics if key.startswith(("balance/alpha/now", "balance/cosine/now"))
@@ -114,9 +114,9 @@ def test_a_reward_without_images_is_left_out_and_named(
 
 @pytest.mark.parametrize("shared_term", ["inside", "outside"])
 def test_an_amortised_step_takes_the_cached_weights(
-    director: DirectorMaker, case: Any, reference: Any, shared_term: str
+    descent: DescentMaker, case: Any, reference: Any, shared_term: str
 ) -> None:
-    direction = direct(director(f"balance.shared_term={shared_term}"), case)
+    direction = direct(descent(f"balance.shared_term={shared_term}"), case)
     weights = CACHE.direction_weights()
     assert weights is not None
     rows = rewards_gradients(case, reference, outside=shared_term == "outside")
@@ -132,19 +132,17 @@ def test_an_amortised_step_takes_the_cached_weights(
 
 @pytest.mark.parametrize("shared_term", ["inside", "outside"])
 def test_after_a_refresh_the_amortised_step_goes_the_same_way(
-    director: DirectorMaker, case: Any, shared_term: str
+    descent: DescentMaker, case: Any, shared_term: str
 ) -> None:
-    full = direct(director("balance.mode=full", f"balance.shared_term={shared_term}"), case, DirectionCache())
-    amortised = direct(director(f"balance.shared_term={shared_term}"), case, full.cache)
+    full = direct(descent("balance.mode=full", f"balance.shared_term={shared_term}"), case, DirectionCache())
+    amortised = direct(descent(f"balance.shared_term={shared_term}"), case, full.cache)
     assert distance(amortised.gradient, full.gradient) < 1e-9
     assert amortised.metrics["loss/policy"] == pytest.approx(full.metrics["loss/policy"], rel=1e-9)
 
 
-def test_the_published_amortisation_goes_elsewhere(
-    director: DirectorMaker, case: Any, reference: Any
-) -> None:
+def test_the_published_amortisation_goes_elsewhere(descent: DescentMaker, case: Any, reference: Any) -> None:
     exact, published = (
-        direct(director(f"balance.amortize={how}"), case) for how in ("direction", "advantage")
+        direct(descent(f"balance.amortize={how}"), case) for how in ("direction", "advantage")
     )
     mixed = (CACHE.alpha[:, None] * case.signal.advantage * case.signal.applicable).sum(0)  # type: ignore[index]
     expected = reference.gradient(optimality(mixed, case.objective.clip), case.signal.applicable.any(0))
@@ -155,12 +153,12 @@ def test_the_published_amortisation_goes_elsewhere(
 @pytest.mark.parametrize("refresh", [True, False])
 @pytest.mark.parametrize("name", ["weighted_sum", "advantage_sum"])
 def test_mixtures_are_the_gradient_of_one_loss(
-    director: DirectorMaker, case: Any, reference: Any, name: str, refresh: bool
+    descent: DescentMaker, case: Any, reference: Any, name: str, refresh: bool
 ) -> None:
     weights = torch.tensor([1.0, 3.0, 0.5, 1.0, 1.0])
-    overrides = [f"rewards.{n}.weight={w}" for n, w in zip(director().names, weights.tolist(), strict=True)]
+    overrides = [f"rewards.{n}.weight={w}" for n, w in zip(NAMES, weights.tolist(), strict=True)]
     mode = "full" if refresh else "amortized"
-    direction = direct(director(f"balance={name}", f"balance.mode={mode}", *overrides), case)
+    direction = direct(descent(f"balance={name}", f"balance.mode={mode}", *overrides), case)
     signal = case.signal
     if name == "weighted_sum":
         mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups)
@@ -173,17 +171,17 @@ def test_mixtures_are_the_gradient_of_one_loss(
     assert direction.metrics["loss/policy"] == pytest.approx(reference.loss(r, scored[0]).item(), rel=1e-9)
     rows = rewards_gradients(case, reference, outside=False)
     if refresh:
-        for k, reward in enumerate(director().names[:4]):
+        for k, reward in enumerate(NAMES[:4]):
             assert direction.metrics[f"balance/cosine/{reward}"] == pytest.approx(cosine(expected, rows[k]))
 
 
 @pytest.mark.parametrize(("name", "shares"), [("equal", None), ("fixed", [0.5, 0.2, 0.2, 0.1])])
 def test_constant_shares_add_the_gradients_up(
-    director: DirectorMaker, case: Any, reference: Any, name: str, shares: list[float] | None
+    descent: DescentMaker, case: Any, reference: Any, name: str, shares: list[float] | None
 ) -> None:
     overrides = ["balance.weights={colorfulness: 5, compressibility: 2, third: 2, fourth: 1, nowhere: 7}"]
     overrides = [*(overrides if shares else []), INSIDE]
-    direction = direct(director(f"balance={name}", "balance.mode=full", *overrides), case)
+    direction = direct(descent(f"balance={name}", "balance.mode=full", *overrides), case)
     rows = rewards_gradients(case, reference, outside=False)[:4]
     expected = torch.tensor(shares or [0.25] * 4, dtype=torch.float64) @ rows
     assert distance(direction.gradient, expected + reference.kl) < 1e-10
@@ -191,11 +189,13 @@ def test_constant_shares_add_the_gradients_up(
 
 @pytest.mark.parametrize("shared_term", ["inside", "outside"])
 def test_output_space_balances_velocities_at_every_step(
-    director: DirectorMaker, double_policy: Any, case: Any, reference: Any, shared_term: str
+    descent: DescentMaker, double_policy: Any, case: Any, reference: Any, shared_term: str
 ) -> None:
-    direction = direct(director("balance=output_space", f"balance.shared_term={shared_term}"), case)
+    direction = direct(descent("balance=output_space", f"balance.shared_term={shared_term}"), case)
     signal = case.signal
-    rewards = Coefficients(*coefficients(signal.optimality, signal.applicable, shared_term=shared_term))
+    rewards = reward_coefficients(
+        signal.optimality, signal.applicable, shared_term=SharedTerm(shared_term)
+    ).rewards
     weights = LeastNorm()(velocity_gram(case.step(double_policy), chunks(case.data, 5), rewards)).weights
     expected = weights @ rewards_gradients(case, reference, outside=shared_term == "outside") + reference.kl
     if shared_term == "outside":
@@ -209,11 +209,11 @@ def test_output_space_balances_velocities_at_every_step(
 @pytest.mark.parametrize("shared_term", ["inside", "outside"])
 @pytest.mark.parametrize("fraction", [0.01, 0.5, 0.8])
 def test_a_share_of_the_micro_batches_chooses_the_weights_of_all(
-    director: DirectorMaker, case: Any, reference: Any, fraction: float, shared_term: str
+    descent: DescentMaker, case: Any, reference: Any, fraction: float, shared_term: str
 ) -> None:
     overrides = (f"balance.refresh_fraction={fraction}", f"balance.shared_term={shared_term}")
-    direction = direct(director("balance.mode=full", *overrides), case)
-    weights = [direction.metrics.get(f"balance/weight/{name}", 0.0) for name in director().names]
+    direction = direct(descent("balance.mode=full", *overrides), case)
+    weights = [direction.metrics.get(f"balance/weight/{name}", 0.0) for name in NAMES]
     outside = shared_term == "outside"
     expected = torch.tensor(weights, dtype=torch.float64) @ rewards_gradients(
         case, reference, outside=outside
@@ -221,94 +221,87 @@ def test_a_share_of_the_micro_batches_chooses_the_weights_of_all(
     if outside:
         expected = expected + reference.shared(case.signal.applicable.any(0))
     assert distance(direction.gradient, expected + reference.kl) < 1e-9
-    whole = direct(director("balance.mode=full", f"balance.shared_term={shared_term}"), case)
+    whole = direct(descent("balance.mode=full", f"balance.shared_term={shared_term}"), case)
     assert distance(direction.gradient, whole.gradient) > 1e-3
 
 
-def test_a_share_that_would_miss_a_reward_is_widened(director: DirectorMaker, case: Any) -> None:
+def test_a_share_that_would_miss_a_reward_is_widened(descent: DescentMaker, case: Any) -> None:
     """The one image of the one chosen micro-batch does not have the fourth reward."""
     applicable = case.signal.applicable.clone()
     applicable[3, 0] = False
     signal = replace(case.signal, applicable=applicable)
     settings = ("balance.mode=full", "trainer.micro_batch_size=1", "balance.refresh_fraction=0.01")
-    shared = direct(director(*settings), case, signal=signal)
-    whole = direct(director("balance.mode=full", "trainer.micro_batch_size=1"), case, signal=signal)
+    shared = direct(descent(*settings), case, signal=signal)
+    whole = direct(descent("balance.mode=full", "trainer.micro_batch_size=1"), case, signal=signal)
     assert distance(shared.gradient, whole.gradient) < 1e-12
     assert shared.metrics["balance/grad_norm/fourth"] > 0
 
 
 def test_a_share_of_the_micro_batches_stands_for_the_whole_step(
-    director: DirectorMaker, double_policy: Any, case: Any
+    descent: DescentMaker, double_policy: Any, case: Any
 ) -> None:
     """Half of the samples are as good an estimate of the norms, not half of them; rewards alike however often they applied."""
-    made = director(
-        "balance.mode=full", "balance.refresh_fraction=0.5", "trainer.micro_batch_size=12", INSIDE
-    )
+    made = descent("balance.mode=full", "balance.refresh_fraction=0.5", "trainer.micro_batch_size=12", INSIDE)
     direction = direct(made, case)
     (chosen,), _ = split(chunks(case.data, 12), 0.5)
     half = replace(case, data=replace(case.data, samples=12))
-    rewards = Coefficients(*coefficients(case.signal.optimality, case.signal.applicable))
+    rewards = reward_coefficients(case.signal.optimality, case.signal.applicable).rewards
     found = reward_gradients(
         half.step(double_policy), [chosen], rewards, Coefficients(rewards.p[4], rewards.q[4])
     )
-    for k, name in enumerate(made.names):
+    for k, name in enumerate(NAMES):
         assert direction.metrics[f"balance/grad_norm/{name}"] == pytest.approx(found.rows[k].norm().item())
 
 
 def test_the_published_refresh_takes_the_rest_by_mixed_advantages(
-    director: DirectorMaker, double_policy: Any, case: Any
+    descent: DescentMaker, double_policy: Any, case: Any
 ) -> None:
-    made = director(
-        "balance.amortize=advantage", "balance.mode=full", "balance.refresh_fraction=0.01", INSIDE
-    )
+    made = descent("balance.amortize=advantage", "balance.mode=full", "balance.refresh_fraction=0.01", INSIDE)
     direction = direct(made, case)
     chosen, others = split(chunks(case.data, 5), 0.01)
     signal, step = case.signal, case.step(double_policy)
-    rewards = Coefficients(*coefficients(signal.optimality, signal.applicable))
+    rewards = reward_coefficients(signal.optimality, signal.applicable).rewards
     nothing = Coefficients(0 * rewards.p[4], 0 * rewards.q[4])
     found = reward_gradients(step, chosen, rewards, nothing).rows
-    weights = [direction.metrics.get(f"balance/weight/{name}", 0.0) for name in made.names]
+    weights = [direction.metrics.get(f"balance/weight/{name}", 0.0) for name in NAMES]
     mixed = advantage_coefficients(
         direction.cache.alpha, signal.advantage, signal.applicable, case.objective.clip
     )  # type: ignore[arg-type]
     expected = torch.tensor(weights, dtype=torch.float64) @ found[:5] + found[5]
-    expected = expected + mixture_gradient(step, others, Coefficients(*mixed)).rows[0]
+    expected = expected + mixture_gradient(step, others, mixed).rows[0]
     assert distance(direction.gradient, expected) < 1e-10
 
 
 def test_mixing_advantages_without_any_signal_leaves_the_kl_term(
-    director: DirectorMaker, case: Any, reference: Any
+    descent: DescentMaker, case: Any, reference: Any
 ) -> None:
-    made = director("balance.amortize=advantage", "balance.refresh_fraction=0.5", "balance.mode=full")
+    made = descent("balance.amortize=advantage", "balance.refresh_fraction=0.5", "balance.mode=full")
     direction = direct(made, case, DirectionCache(), silent(case.signal))
     assert distance(direction.gradient, reference.kl) < 1e-10
     assert direction.cache.alpha is None
 
 
-def test_a_refresh_tells_how_stale_the_cache_was(director: DirectorMaker, case: Any, reference: Any) -> None:
-    metrics = direct(director("balance.mode=full", INSIDE), case).metrics
+def test_a_refresh_tells_how_stale_the_cache_was(descent: DescentMaker, case: Any, reference: Any) -> None:
+    metrics = direct(descent("balance.mode=full", INSIDE), case).metrics
     rows = rewards_gradients(case, reference, outside=False)
     cached = CACHE.direction_weights()
     assert cached is not None
-    fresh = torch.tensor([metrics.get(f"balance/weight/{name}", 0.0) for name in director().names])
+    fresh = torch.tensor([metrics.get(f"balance/weight/{name}", 0.0) for name in NAMES])
     assert metrics["balance/staleness_cosine"] == pytest.approx(cosine(cached @ rows, fresh.double() @ rows))
     assert (
-        "balance/staleness_cosine"
-        not in direct(director("balance.mode=full"), case, DirectionCache()).metrics
+        "balance/staleness_cosine" not in direct(descent("balance.mode=full"), case, DirectionCache()).metrics
     )
-    for name, row in zip(director().names[:4], rows, strict=False):
+    for name, row in zip(NAMES[:4], rows, strict=False):
         assert metrics[f"balance/cached_cosine/{name}"] == pytest.approx(cosine(cached @ rows, row))
-    for (a, one), (b, other) in combinations(enumerate(director().names[:4]), 2):
+    for (a, one), (b, other) in combinations(enumerate(NAMES[:4]), 2):
         assert metrics[f"balance/pairwise_cosine/{one}/{other}"] == pytest.approx(cosine(rows[a], rows[b]))
     pairs = [cosine(rows[a], rows[b]) for a, b in combinations(range(4), 2)]
     assert metrics["balance/conflict_share"] == pytest.approx(sum(c < 0 for c in pairs) / 6)
 
 
-def test_output_space_looks_at_the_gradients_at_refresh_steps_only(
-    director: DirectorMaker, case: Any
-) -> None:
-    blind = direct(director("balance=output_space"), case)
-    seeing = direct(director("balance=output_space", "balance.refresh_every=3"), case)
+def test_output_space_looks_at_the_gradients_at_refresh_steps_only(descent: DescentMaker, case: Any) -> None:
+    blind = direct(descent("balance=output_space"), case)
+    seeing = direct(descent("balance=output_space", "balance.refresh_every=3"), case)
     assert distance(seeing.gradient, blind.gradient) < 1e-10
     assert not [key for key in blind.metrics if "cosine" in key]
     assert [key for key in seeing.metrics if key.startswith("balance/cosine/")]
@@ -318,22 +311,22 @@ def test_output_space_looks_at_the_gradients_at_refresh_steps_only(
 @pytest.mark.parametrize("mode", ["balance.mode=full", "balance.mode=amortized", "balance=output_space"])
 @pytest.mark.parametrize("shared_term", ["inside", "outside"])
 def test_without_any_score_only_the_kl_term_moves_the_weights(
-    director: DirectorMaker, case: Any, reference: Any, mode: str, shared_term: str
+    descent: DescentMaker, case: Any, reference: Any, mode: str, shared_term: str
 ) -> None:
-    direction = direct(director(mode, f"balance.shared_term={shared_term}"), case, CACHE, silent(case.signal))
+    direction = direct(descent(mode, f"balance.shared_term={shared_term}"), case, CACHE, silent(case.signal))
     assert distance(direction.gradient, reference.kl) < 1e-10
     assert direction.cache is CACHE
     assert direction.metrics["loss/policy"] == 0.0
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_balance(
-    director: DirectorMaker, case: Any, reference: Any
+    descent: DescentMaker, case: Any, reference: Any
 ) -> None:
     """An infinite optimality stands for a loss that overflowed."""
     spoilt = case.signal.optimality.clone()
     spoilt[1] = torch.inf
     direction = direct(
-        director("balance.mode=full", INSIDE), case, DirectionCache(), replace(case.signal, optimality=spoilt)
+        descent("balance.mode=full", INSIDE), case, DirectionCache(), replace(case.signal, optimality=spoilt)
     )
     rows = rewards_gradients(case, reference, outside=False)[[0, 2, 3]]
     expected = LeastNorm()(gram(rows)).weights @ rows
@@ -344,13 +337,12 @@ def test_a_gradient_that_is_not_finite_leaves_the_balance(
 
 
 def test_a_balance_that_fails_leaves_the_cache_and_takes_it(
-    director: DirectorMaker, case: Any, reference: Any
+    descent: DescentMaker, case: Any, reference: Any
 ) -> None:
     def fail(matrix: Tensor) -> Any:
         raise BalanceError("no solver reached the gap")
 
-    made = director("balance.mode=full", INSIDE)
-    made.balance = fail
+    made = descent("balance.mode=full", INSIDE, balance=fail)
     direction = direct(made, case)
     weights = CACHE.direction_weights()
     assert weights is not None
@@ -364,21 +356,26 @@ def test_a_balance_that_fails_leaves_the_cache_and_takes_it(
         direct(made, case, DirectionCache())
 
 
-def schedule(director: Director, cache: DirectionCache = CACHE, steps: int = 9) -> list[int]:
-    return [step for step in range(1, steps + 1) if director.refreshes(step, cache)]
+def schedule(descent: Descent, cache: DirectionCache = CACHE, steps: int = 9) -> list[int]:
+    """The steps that refresh."""
+    if isinstance(descent.strategy, Refresh):
+        return list(range(1, steps + 1))
+    assert isinstance(descent.strategy, Alternating)
+    chosen = descent.strategy.schedule
+    return [step for step in range(1, steps + 1) if chosen.refreshes(step, cache)]
 
 
-def test_refreshes_come_after_a_warm_up_and_then_in_turn(director: DirectorMaker) -> None:
+def test_refreshes_come_after_a_warm_up_and_then_in_turn(descent: DescentMaker) -> None:
     def chosen(*overrides: str) -> list[int]:
-        return schedule(director(*overrides))
+        return schedule(descent(*overrides))
 
     assert chosen("balance.refresh_every=4", "balance.warmup=0") == [1, 5, 9]
     assert chosen("balance.refresh_every=4", "balance.warmup=3") == [1, 2, 3, 5, 9]
     assert chosen("balance.refresh_every=1") == list(range(1, 10))
     assert chosen("balance.mode=full") == list(range(1, 10))
     assert chosen("balance.refresh_every=100") == [1]
-    assert schedule(director("balance.refresh_every=4"), DirectionCache()) == list(range(1, 10))
-    assert schedule(director("balance=weighted_sum", "balance.refresh_every=4"), DirectionCache()) == [
+    assert schedule(descent("balance.refresh_every=4"), DirectionCache()) == list(range(1, 10))
+    assert schedule(descent("balance=weighted_sum", "balance.refresh_every=4"), DirectionCache()) == [
         1,
         5,
         9,
@@ -386,24 +383,24 @@ def test_refreshes_come_after_a_warm_up_and_then_in_turn(director: DirectorMaker
 
 
 @pytest.mark.parametrize("double_policy", ["lora"], indirect=True)
-def test_what_is_communicated(director: DirectorMaker, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_communicated(descent: DescentMaker, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An amortised step as much as one of a single mixture: one gradient and its losses. A refresh all rewards' at once."""
 
-    def sent(made: Director) -> list[tuple[int, ...]]:
+    def sent(made: Descent) -> list[tuple[int, ...]]:
         shapes: list[tuple[int, ...]] = []
 
         def watched(tensor: Tensor) -> Tensor:
             shapes.append(tuple(tensor.shape))
             return tensor
 
-        monkeypatch.setattr(made.ranks, "sum", watched)
+        monkeypatch.setattr(made.layout.ranks, "sum", watched)
         direct(made, case)
         return shapes
 
-    size = sum(p.numel() for p in director().policy.parameters("trained").values())
-    assert sent(director("balance=weighted_sum", "balance.refresh_every=1000", "balance.warmup=0")) == [
+    size = sum(p.numel() for p in descent().policy.parameters("trained").values())
+    assert sent(descent("balance=weighted_sum", "balance.refresh_every=1000", "balance.warmup=0")) == [
         (1, size),
         (2,),
     ]
-    assert sent(director("balance.refresh_every=1000", "balance.warmup=0")) == [(1, size), (2,)]
-    assert sent(director("balance.mode=full")) == [(6, size), (7,)]
+    assert sent(descent("balance.refresh_every=1000", "balance.warmup=0")) == [(1, size), (2,)]
+    assert sent(descent("balance.mode=full")) == [(6, size), (7,)]
