@@ -16,6 +16,7 @@ from marble_cli.errors import BalanceError
 from marble_cli.losses.nft import coefficients, shared_coefficients
 from marble_cli.policy.base import Policy
 from marble_cli.trainer.batches import Chunk, TrainingSet, chunks, split
+from marble_cli.trainer.alike import solve_once
 from marble_cli.trainer.explain import describe_cache, describe_gradients, describe_solution
 from marble_cli.trainer.gradients import (
     Coefficients,
@@ -86,7 +87,7 @@ class Director:
             return self._output_space(step, parts, signal, cache)
         if self.refreshes(number, cache):
             return self._refresh(step, parts, signal, cache)
-        result = mixture_gradient(step, parts, self._mixed(signal, cache, cache.direction_weights()))
+        result = mixture_gradient(step, parts, self._mixed(signal, cache, self._cached(cache)))
         metrics = {"balance/refresh": 0, **_losses(result), **describe_cache(self.names, cache)}
         return Direction(result.rows[0], cache, metrics)
 
@@ -115,7 +116,7 @@ class Director:
     def _weigh(
         self, matrix: Tensor, cache: DirectionCache
     ) -> tuple[Tensor, Solution | None, tuple[str, ...]]:
-        """Weights of the rows behind the Gram matrix, the solution they come from, and warnings.
+        """Weights of the rows behind the Gram matrix, the solution they come from, and warnings; the main rank's on all.
 
         Where the balance fails, the cached weights serve once more, and stay as they are.
 
@@ -125,9 +126,9 @@ class Director:
         if self.balance is None:
             return _last(len(matrix)), None, ()
         try:
-            solution = self.balance(matrix)
+            solution = solve_once(self.balance, matrix, self.ranks)
         except BalanceError as error:
-            cached = cache.direction_weights()
+            cached = self._cached(cache)
             if cached is None:
                 raise
             cached = torch.where(active_rewards(matrix), cached, 0.0)
@@ -144,7 +145,7 @@ class Director:
         assert self.balance is not None  # a mixture in this mode is refused with the configuration
         rewards, _ = self._losses_apart(signal)
         inner = velocity_gram(step, parts, rewards)
-        solution = self.balance(self.ranks.first(self.ranks.sum(inner)))
+        solution = solve_once(self.balance, self.ranks.first(self.ranks.sum(inner)), self.ranks)
         metrics: dict[str, float] = {"balance/refresh": 1}
         if self.refreshes(step.number, cache):
             found, matrix = self._apart(step, parts, signal, len(parts))
@@ -206,6 +207,11 @@ class Director:
             )
         assert weights is not None
         return self._exact(signal, weights)
+
+    def _cached(self, cache: DirectionCache) -> Tensor | None:
+        """The main rank's cached direction weights on all ranks."""
+        weights = cache.direction_weights()
+        return None if weights is None else self.ranks.first(weights)
 
     def _exact(self, signal: Signal, weights: Tensor) -> Coefficients:
         shared_term = self.config.balance.shared_term.value
