@@ -15,8 +15,8 @@ from marble_cli.distributed.layout import Layout
 from marble_cli.errors import BalanceError
 from marble_cli.losses.nft import coefficients, shared_coefficients
 from marble_cli.policy.base import Policy
-from marble_cli.trainer.batches import Chunk, TrainingSet, chunks, split
 from marble_cli.trainer.alike import solve_once
+from marble_cli.trainer.batches import Chunk, TrainingSet, chunks, split
 from marble_cli.trainer.explain import describe_cache, describe_gradients, describe_solution
 from marble_cli.trainer.gradients import (
     Coefficients,
