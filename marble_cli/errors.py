@@ -53,6 +53,10 @@ class PeerError(MarbleError):
         self.exit_code = exit_code
 
 
+class JoinError(MarbleError):
+    """The processes of the run cannot reach one another when it starts."""
+
+
 class LostError(MarbleError):
     """The other processes of the run cannot be reached: one of them has died, or the network has."""
 

@@ -4,6 +4,7 @@ Either way a rank goes through its own samples, and gradients are sums over the 
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +54,12 @@ class Layout(Protocol):
 
     ranks: Ranks
     sharded: bool
+    part: int  # which part of the parameters this rank holds; ranks with the same one hold the same numbers
+    copies: int  # how many ranks hold it
+
+    def agreed(self) -> AbstractContextManager[None]:
+        """`Ranks.agreed` around the model's passes where these wait for no other rank; where they do, nothing."""
+        ...
 
     def place(
         self, transformer: nn.Module, blocks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
@@ -80,6 +87,10 @@ class Replicated:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
+        self.part, self.copies = 0, ranks.world
+
+    def agreed(self) -> AbstractContextManager[None]:
+        return self.ranks.agreed()
 
     def place(
         self, transformer: nn.Module, blocks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
@@ -114,11 +125,15 @@ class Sharded:
 
     def __init__(self, ranks: Ranks, device: torch.device, replicas: int, reshard: bool) -> None:
         self.ranks, self.reshard, self.device = ranks, reshard, device
+        self.part, self.copies = ranks.rank % (ranks.world // replicas), replicas
         self.mesh = init_device_mesh(
             device.type, (replicas, ranks.world // replicas), mesh_dim_names=("replicas", "shards")
         )
         if replicas == 1:
             self.mesh = self.mesh["shards"]
+
+    def agreed(self) -> AbstractContextManager[None]:
+        return nullcontext()  # a pass gathers blocks of all ranks: those that go on would wait within it
 
     def place(
         self, transformer: nn.Module, blocks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype

@@ -14,10 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from marble_cli.distributed.joining import joining
 from marble_cli.errors import ConfigError, LostError, MarbleError, PeerError
 
 # How long ranks wait for one that scores, writes or reads. One that dies is noticed at once, by its launcher.
 PATIENCE = timedelta(hours=2)
+JOINING = timedelta(minutes=10)  # for the others to come to MASTER_ADDR
 
 
 class Ranks:
@@ -55,15 +57,30 @@ class Ranks:
             if self.cuda and self.world > 1:
                 self._check_devices()
                 torch.cuda.set_device(self.local_rank)
-            alone = dist.HashStore() if self.world == 1 else None  # type: ignore[attr-defined]
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if self.cuda else "gloo",
-                store=alone,
-                rank=self.rank,
-                world_size=self.world,
-                timeout=PATIENCE,
-            )
+            with joining(self.rank, self.world):
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if self.cuda else "gloo",
+                    store=self._store(),
+                    rank=self.rank,
+                    world_size=self.world,
+                    timeout=PATIENCE,
+                )
+                self._meet()
         return self
+
+    def _store(self) -> Any:
+        """Where the processes find one another's addresses."""
+        if self.world == 1:
+            return dist.HashStore()  # type: ignore[attr-defined]
+        store, _, _ = next(dist.rendezvous("env://", self.rank, self.world, timeout=JOINING))  # type: ignore[no-untyped-call]
+        store.set_timeout(PATIENCE)
+        return store
+
+    def _meet(self) -> None:
+        """A first sum over all ranks, over gloo and on GPUs over NCCL, which connects them only when it is first used."""
+        for device in ("cpu", f"cuda:{self.local_rank}") if self.cuda else ("cpu",):
+            met = int(self.sum(torch.ones(1, device=device)))
+            assert met == self.world, f"{met} of {self.world} processes answered"
 
     def _check_devices(self) -> None:
         """Every process of this node has a GPU of its own; the node's first one says where it has not."""

@@ -24,25 +24,20 @@ from marble_cli.policy.source import (
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU of this process where there is one, else the CPU.
+    """`auto` is the GPU of this process where there is one, else the CPU; a GPU has its number.
 
     Raises:
         RequestError: there is no such device.
     """
-    if name != "auto":
-        try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise RequestError(
-                f"model.device={name}: {reason}. Expected auto, cpu, cuda or cuda:N."
-            ) from error
-        return torch.device(name)
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"model.device={name}: {reason}. Expected auto, cpu, cuda or cuda:N.") from error
+    # A bare `cuda` is another GPU in another thread: each has a current one of its own, the first to begin with.
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
 def load_policy(model: Model, seed: int, place: Place = whole) -> PipelinePolicy:

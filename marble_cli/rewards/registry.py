@@ -9,6 +9,7 @@ from typing import Any
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.rewards.api import ENTRY_POINTS, Batch, Declaration
+from marble_cli.rewards.device import current, numbered, on
 from marble_cli.suggest import nearest
 
 HOST = {field.name for field in fields(schema.Reward)} - {"options"}  # keys that are no options of the plugin
@@ -103,20 +104,22 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
     """
     loaded = load_plugin(plugin)
     check_options(name, loaded, options)
+    device = numbered(options.get("device", device), device)
     if not inspect.isclass(loaded):
-        return Reward(name, Declaration.of(loaded), bind(loaded))
+        return Reward(name, Declaration.of(loaded), on(device, bind(loaded)))
     taken = parameters(loaded)
     kinds = {p.kind for p in taken.values()}
     # A constructor of (*args, **kwargs) and nothing else, such as torch.nn.Module's, says nothing of what it takes.
     open_ended = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
-    place = {"device": options.get("device", device), "dtype": _dtype(name, options.get("dtype", dtype))}
+    place = {"device": device, "dtype": _dtype(name, options.get("dtype", dtype))}
     place = {key: value for key, value in place.items() if open_ended or key in taken}
     try:
-        instance: Any = loaded(**{**options, **place})
+        with current(device):
+            instance: Any = loaded(**{**options, **place})
     except Exception as error:
         kind = ConfigError if isinstance(error, ValueError | OSError) else RewardError
         raise kind(f"reward {name} could not be built: {type(error).__name__}: {error}") from error
-    return Reward(name, Declaration.of(instance), bind(instance))
+    return Reward(name, Declaration.of(instance), on(device, bind(instance)))
 
 
 def _dtype(reward: str, name: str) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from marble_cli.config import schema
 from marble_cli.rewards.api import Declaration
+from marble_cli.rewards.device import numbered
 from marble_cli.rewards.registry import Reward, build, check_options, load_plugin
 
 
@@ -39,6 +40,7 @@ def maker(name: str, settings: schema.Reward, device: str) -> Callable[[], Rewar
     Raises:
         ConfigError, RewardError: as `declare`; the function itself may raise them too.
     """
+    device = numbered(device)  # once, in the thread that the run's GPU is current in
     if settings.url is not None:
         from marble_cli.rewards.remote.client import address, bind, examine
         from marble_cli.rewards.remote.protocol import declaration_from_json

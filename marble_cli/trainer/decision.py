@@ -10,8 +10,10 @@ from marble_cli.balance.amortise import DirectionCache
 from marble_cli.balance.base import Balance, Solution, active_rewards
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.config.schema import Algorithm
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import BalanceError
 from marble_cli.losses.coefficients import Coefficients, RewardCoefficients, advantage_coefficients
+from marble_cli.trainer.alike import solve_once
 from marble_cli.trainer.explain import describe_solution
 from marble_cli.trainer.signal import Signal, scalarised_coefficients
 
@@ -66,6 +68,7 @@ class Balanced:
 
     names: list[str]
     balance: Balance
+    ranks: Ranks
     ema: float
     advantage_clip: float | None = None
 
@@ -73,12 +76,12 @@ class Balanced:
         return coefficients.rewards
 
     def decide(self, gram: Tensor, cache: DirectionCache) -> Decision:
-        """Solve the balance.
+        """Solve the balance on the main rank, for all.
 
         Raises:
             BalanceError: no solution is good enough.
         """
-        solution = self.balance(gram)
+        solution = solve_once(self.balance, gram, self.ranks)
         updated = cache.update(solution, gram.diagonal().sqrt(), self.ema)
         metrics = {"balance/failed": 0, **describe_solution(self.names, solution, updated)}
         compared = cache.direction_weights() if self.advantage_clip is None else None
@@ -113,7 +116,7 @@ class WithCachedFallback:
         try:
             return self.inner.decide(gram, cache)
         except BalanceError as error:
-            cached = cache.direction_weights()
+            cached = cached_weights(cache, self.inner.ranks)
             if cached is None:
                 raise
             weights = torch.where(active_rewards(gram), cached, 0.0)
@@ -145,6 +148,12 @@ class OnlyScalarised:
         self, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache, weights: Tensor | None
     ) -> Coefficients:
         return scalarised_coefficients(signal, self.reward, self.algorithm)
+
+
+def cached_weights(cache: DirectionCache, ranks: Ranks) -> Tensor | None:
+    """Return the main rank's cached direction weights [K] on all ranks; None if nothing is cached."""
+    weights = cache.direction_weights()
+    return None if weights is None else ranks.first(weights)
 
 
 def left_out(names: list[str], solution: Solution) -> tuple[str, ...]:

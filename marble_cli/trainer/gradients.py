@@ -89,11 +89,12 @@ def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> G
     """Gradient of one mixture and the KL term together, R = 1: one backward pass a micro-batch."""
     parameters = list(step.policy.parameters("trained").values())
     rows, losses = step.layout.rows(parameters, mixed=0, passed=1), _no_losses(1)
-    for one in step.passes(parts):
-        v = one.v_theta.detach().requires_grad_()
-        policy, kl = step.loss(one, v, one.terms(v, step.objective.beta), mixture)
-        _backward(step, one, policy + kl, v, parameters, rows.passed[0])
-        losses += torch.stack([policy, kl]).detach().double().cpu()
+    with step.layout.agreed():
+        for one in step.passes(parts):
+            v = one.v_theta.detach().requires_grad_()
+            policy, kl = step.loss(one, v, one.terms(v, step.objective.beta), mixture)
+            _backward(step, one, policy + kl, v, parameters, rows.passed[0])
+            losses += torch.stack([policy, kl]).detach().double().cpu()
     return _summed(step, rows, parameters, losses)
 
 
@@ -121,7 +122,8 @@ def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coe
     taken = p.any(1) | q.any(1)
     taken[-1] |= bool(step.objective.kl_coef)
     last = max(taken.nonzero().flatten().tolist(), default=None)
-    with torch.compiler.set_stance("force_eager"):  # what is compiled takes one backward pass a forward pass
+    # what is compiled takes one backward pass a forward pass
+    with step.layout.agreed(), torch.compiler.set_stance("force_eager"):
         for one in step.passes(parts):
             v = one.v_theta.detach().requires_grad_()
             terms = one.terms(v, step.objective.beta)
@@ -150,7 +152,7 @@ def _by_mixing(
     even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
     with_rest = bool(rest.p.any() or rest.q.any() or step.objective.kl_coef)
     mixer = Mixer(layers, rows.mixed)
-    with mixer.watching():
+    with step.layout.agreed(), mixer.watching():
         for one in step.passes(parts):
             images = one.batch.indices
             v = one.v_theta.detach().requires_grad_()
@@ -180,15 +182,16 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
     """Gram matrix [K, K] float64 of the rewards' gradients with respect to this rank's velocities, by forward passes."""
     total = torch.zeros(len(rewards.p), len(rewards.p), dtype=torch.float64)
     objective = step.objective
-    for batch in noised_batches(step.data, parts, objective.seed, step.number):
-        at = (batch.xt, batch.t, batch.embeddings)
-        v_old, v_theta = (step.policy.velocity(*at, adapter) for adapter in ("behaviour", "trained"))
-        products = velocity_products(batch.x0, batch.xt, batch.t, v_theta, v_old, beta=objective.beta)
-        p, q = rewards.of(batch.indices)
-        total += output_gram(
-            products.positive, products.cross, products.negative, p, q,
-            clip=objective.clip, beta=objective.beta, count=step.data.samples,
-        )  # fmt: skip
+    with step.layout.agreed():
+        for batch in noised_batches(step.data, parts, objective.seed, step.number):
+            at = (batch.xt, batch.t, batch.embeddings)
+            v_old, v_theta = (step.policy.velocity(*at, adapter) for adapter in ("behaviour", "trained"))
+            products = velocity_products(batch.x0, batch.xt, batch.t, v_theta, v_old, beta=objective.beta)
+            p, q = rewards.of(batch.indices)
+            total += output_gram(
+                products.positive, products.cross, products.negative, p, q,
+                clip=objective.clip, beta=objective.beta, count=step.data.samples,
+            )  # fmt: skip
     return total
 
 
@@ -197,8 +200,13 @@ def _no_losses(count: int) -> Tensor:
 
 
 def _summed(step: Step, rows: Rows, parameters: list[nn.Parameter], losses: Tensor) -> Gradients:
-    """Gradients and losses over all ranks' samples."""
-    return Gradients(step.layout.reduce(rows, parameters), step.layout.ranks.sum(losses))
+    """Gradients and losses over all ranks' samples.
+
+    The losses come first, over gloo, which raises where a rank is gone. NCCL would wait on the GPU for ever for that rank's
+    gradients, and all that is asked of this GPU afterwards, a checkpoint's weights too, would wait behind them.
+    """
+    losses = step.layout.ranks.sum(losses)
+    return Gradients(step.layout.reduce(rows, parameters), losses)
 
 
 def _backward(

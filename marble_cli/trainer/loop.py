@@ -23,6 +23,7 @@ from marble_cli.policy.ema import behaviour_eta, blend, ema_decay
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout, Samples
 from marble_cli.signals import Interrupt
+from marble_cli.trainer.alike import check_alike
 from marble_cli.trainer.batches import TrainingSet, training_times
 from marble_cli.trainer.inspection import keep_batch
 from marble_cli.trainer.judge import base_scores, judge
@@ -36,6 +37,7 @@ log = logging.getLogger("marble.run")
 
 ALIKE = (RewardError, TrainingError, BalanceError)  # raised on all ranks, which see the same
 SMALLER_ROLLOUT = "Lower rollout.batch_size"
+SMALLER_TRIAL = "Free the device, or have rewards compute elsewhere (rewards.<name>.device=cpu or .url)"
 SMALLER_ENCODERS = "Free the device or take one with more memory"
 SMALLER_TRAINING = "Lower trainer.micro_batch_size or set model.gradient_checkpointing=true"
 
@@ -104,7 +106,7 @@ class Trainer:
     def go(self, interrupt: Interrupt) -> int:
         """Step after step, with evaluations and checkpoints where they are due; returns the exit code."""
         settings = self.config.trainer
-        with self.ranks.agreed():
+        with self.ranks.agreed(), bounded("when the rewards were first tried", SMALLER_TRIAL):
             check_rewards(self.rollout, self.judges, self.sampler.sources)
         if settings.eval_every:
             with bounded("while prompts were encoded", SMALLER_ENCODERS):
@@ -177,7 +179,7 @@ class Trainer:
         prompts = [prompt for prompt in self.sampler.step(step) for _ in range(size)]
         own = self.ranks.share(len(prompts))
         self.recorder.stage("rollout", len(own))
-        with bounded(f"in the rollout of step {step}", SMALLER_ROLLOUT):
+        with bounded(f"in the rollout of step {step}", SMALLER_ROLLOUT), self.layout.agreed():
             samples = self.rollout.collect(
                 [prompts[i] for i in own],
                 own,
@@ -289,7 +291,16 @@ class Trainer:
         return not first
 
     def save(self, best: bool) -> None:
-        """Write a checkpoint of the last finished step; where that fails, all ranks leave."""
+        """Write a checkpoint of the last finished step; where that fails, all ranks leave.
+
+        Raises:
+            TrainingError: the ranks' weights are not alike; no checkpoint is written.
+        """
+        try:
+            check_alike(self.policy.parameters("trained"), self.layout, self.progress.step, self.tried)
+        except TrainingError:
+            self.tried = self.progress.step  # nor is one written at the end
+            raise
         packed = self.pack()
         with self.ranks.agreed():
             self.write(packed, best)

@@ -1,5 +1,7 @@
 """What a run needs of its device's memory, known before anything is loaded, and what to lower where it runs out."""
 
+import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,6 +123,37 @@ def free_memory(device: torch.device) -> int | None:
     return int(rows["MemAvailable"].split()[0]) * 1024
 
 
+# What backends say where memory has run out and torch has no error of its own for it; each of these and nothing else.
+SHORTAGES = re.compile(
+    r"""
+      (CUDA|HIP|XPU|MPS\ backend)\ out\ of\ memory        # the allocators, also where a compiler repeats them
+    | (CUDA|HIP)\ (driver\ )?error:\ out\ of\ memory       # beside the allocator: a context, a module, a graph
+    | Triton\ Error\ \[(CUDA|HIP)\]:\ out\ of\ memory
+    | Cuda\ failure\ (\d+\ )?'out\ of\ memory' | Failed\ to\ CUDA\ [cm]alloc  # NCCL's communicators
+    | (CU|HIP|ROC)[A-Z]+_(STATUS_)?ALLOC_FAILED           # cuBLAS, cuDNN, cuSOLVER, cuSPARSE, cuFFT, hipBLAS
+    | CUDNN_STATUS_INTERNAL_ERROR_(DEVICE|HOST)_ALLOCATION_FAILED
+    | rocblas_status_memory_error
+    | DefaultCPUAllocator:\ (can't\ allocate|not\ enough)\ memory
+    | Cannot\ allocate\ memory                            # ENOMEM, of mmap
+    | std::bad_alloc
+    """,
+    re.VERBOSE,
+)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether `error` says that memory has run out, of a device or of the machine.
+
+    Subclasses of RuntimeError are as good as any other: a device-side assert, a lost peer of NCCL or a compiler that is not
+    there are no shortage, and NCCL's and a compiler's errors may tell of one.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and SHORTAGES.search(str(error)) is not None
+
+
 @contextmanager
 def bounded(what: str, remedy: str) -> Iterator[None]:
     """Let an allocation that fails inside say what was being made and what to do about it.
@@ -130,11 +163,10 @@ def bounded(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "can't allocate memory" not in str(
-            error
-        ):  # of the CPU's allocator
+    except Exception as error:
+        if not is_shortage(error):
             raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DeviceMemoryError(
-            f"out of memory {what}: {str(error).splitlines()[0]} {remedy}; the run then goes on with --resume auto."
+            f"out of memory {what}: {reason} {remedy}; the run then goes on with --resume auto."
         ) from error

@@ -17,10 +17,19 @@ from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.gram import gram
 from marble_cli.config.schema import Amortize, BalanceMode, RunConfig, SharedTerm
 from marble_cli.distributed.layout import Layout
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.losses.coefficients import Coefficients, RewardCoefficients, reward_coefficients
 from marble_cli.policy.base import Policy
+from marble_cli.trainer.alike import solve_once
 from marble_cli.trainer.batches import Chunk, TrainingSet, chunks, split
-from marble_cli.trainer.decision import Balanced, Combination, OnlyScalarised, WithCachedFallback, left_out
+from marble_cli.trainer.decision import (
+    Balanced,
+    Combination,
+    OnlyScalarised,
+    WithCachedFallback,
+    cached_weights,
+    left_out,
+)
 from marble_cli.trainer.explain import describe_cache, describe_gradients, describe_solution
 from marble_cli.trainer.gradients import (
     Gradients,
@@ -101,7 +110,8 @@ class Amortised:
     def __call__(
         self, step: Step, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache
     ) -> Direction:
-        single = self.combination.single(signal, coefficients, cache, cache.direction_weights())
+        weights = cached_weights(cache, step.layout.ranks)
+        single = self.combination.single(signal, coefficients, cache, weights)
         result = mixture_gradient(step, _chunks(step), single)
         metrics = {"balance/refresh": 0, **_losses(result), **describe_cache(self.names, cache)}
         return Direction(result.rows[0], cache, metrics)
@@ -158,7 +168,7 @@ class OutputSpace:
     ) -> Direction:
         parts, ranks = _chunks(step), step.layout.ranks
         inner = velocity_gram(step, parts, coefficients.rewards)
-        solution = self.balance(ranks.first(ranks.sum(inner)))
+        solution = solve_once(self.balance, ranks.first(ranks.sum(inner)), ranks)
         metrics: dict[str, float] = {"balance/refresh": 1}
         if self.schedule.refreshes(step.number, cache):
             found, matrix = _apart(step, parts, signal, coefficients.rewards, coefficients.shared)
@@ -216,10 +226,12 @@ def make_descent(
     )
     scalarised = isinstance(balance, ScalarisedReward)
     shared_term = SharedTerm.inside if scalarised else settings.shared_term
-    return Descent(policy, layout, objective, shared_term, _strategy(config, names, balance))
+    return Descent(policy, layout, objective, shared_term, _strategy(config, names, balance, layout.ranks))
 
 
-def _strategy(config: RunConfig, names: list[str], balance: Balance | ScalarisedReward) -> Strategy:
+def _strategy(
+    config: RunConfig, names: list[str], balance: Balance | ScalarisedReward, ranks: Ranks
+) -> Strategy:
     settings = config.balance
     combination: Combination
     needs_cache = False
@@ -229,7 +241,7 @@ def _strategy(config: RunConfig, names: list[str], balance: Balance | Scalarised
         return OutputSpace(names, balance, Schedule(settings.refresh_every, settings.warmup, False))
     else:
         clip = config.algorithm.advantage.clip if settings.amortize is Amortize.advantage else None
-        combination = WithCachedFallback(Balanced(names, balance, settings.ema, clip))
+        combination = WithCachedFallback(Balanced(names, balance, ranks, settings.ema, clip))
         needs_cache = True
     refresh = Refresh(names, combination, settings.refresh_fraction)
     if settings.mode is BalanceMode.full:

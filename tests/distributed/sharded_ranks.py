@@ -16,14 +16,15 @@ from marble_cli.config.schema import Precision, Train
 from marble_cli.distributed.layout import Layout, Replicated, Sharded
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import gathered, like, local, share
+from marble_cli.losses.coefficients import reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.trainer.batches import TrainingSet, chunks
-from marble_cli.trainer.gradients import Coefficients, Step, mixture_gradient, reward_gradients
+from marble_cli.trainer.gradients import Step, mixture_gradient, reward_gradients
 from marble_cli.trainer.run import build_optimizer
 from marble_cli.trainer.signal import read_signal
 from marble_cli.trainer.state import Progress, fresh, pack, unpack
-from marble_cli.trainer.step import Director
+from marble_cli.trainer.step import make_descent
 
 CPU = torch.device("cpu")
 IMAGES = 8  # a rank's
@@ -91,15 +92,15 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
     found, directions = [], []
     for policy, layout in zip(policies, layouts, strict=True):
         balance = build(config.balance, names, [1.0] * len(names))
-        director = Director(config, names, policy, balance, layout)
-        step = Step(policy, layout, data, director.objective, 1, lambda count: None)
-        parts = chunks(data, director.objective.micro_batch_size)
-        p, q = director._losses_apart(signal)
-        found.append(whole_rows(reward_gradients(step, parts, p, q).rows, policy))
-        mixture = Coefficients(p.p[0] + q.p, p.q[0] + q.q)
+        descent = make_descent(config, names, policy, balance, layout)
+        step = Step(policy, layout, data, descent.objective, 1, lambda count: None)
+        parts = chunks(data, descent.objective.micro_batch_size)
+        made = reward_coefficients(signal.optimality, signal.applicable, shared_term=descent.shared_term)
+        found.append(whole_rows(reward_gradients(step, parts, made.rewards, made.shared).rows, policy))
+        mixture = made.combined(torch.eye(len(names), dtype=torch.float64)[0])
         found.append(whole_rows(mixture_gradient(step, parts, mixture).rows, policy))
         directions.append(
-            director.direct(1, signal, data, Progress(0, fresh(policy).cache, {}, {}).cache, lambda n: None)
+            descent.direct(1, signal, data, Progress(0, fresh(policy).cache, {}, {}).cache, lambda n: None)
         )
         for parameter in policy.parameters("trained").values():
             assert parameter.grad is None

@@ -56,12 +56,12 @@ def test_every_form_of_a_plugin_is_called_as_it_asks(
 
 def test_a_class_is_built_with_its_options_and_its_place(install: Install) -> None:
     install(scaled="Scaled")
-    reward = build("mine", "scaled", {"scale": 2.0, "offset": 1.0}, "cuda:7", "bfloat16")
+    reward = build("mine", "scaled", {"scale": 2.0, "offset": 1.0}, "xpu:7", "bfloat16")
     assert reward.call(batch()).tolist() == [1, 3, 5]
     assert reward.declaration.requires == ("text",)
     cell = reward.call.__closure__ or ()
     (instance,) = (c.cell_contents for c in cell if type(c.cell_contents).__name__ == "Scaled")
-    assert (instance.device, instance.dtype) == ("cuda:7", torch.bfloat16)
+    assert (instance.device, instance.dtype) == ("xpu:7", torch.bfloat16)
 
 
 def test_the_place_may_be_an_option(install: Install) -> None:

@@ -53,7 +53,7 @@ def test_times_are_as_many_as_training_draws(
         ["balance=weighted_sum", "balance.refresh_every=3"],
     ],
 )
-def test_refreshes_are_as_many_as_the_director_makes(
+def test_refreshes_are_as_many_as_the_descent_makes(
     run_config: RunConfigMaker, overrides: list[str], descent: Callable[..., Descent]
 ) -> None:
     from marble_cli.balance.amortise import DirectionCache

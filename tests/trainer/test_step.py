@@ -1,7 +1,8 @@
 """The descent: refreshes, amortised steps and mixtures against the definition's own gradients, in float64."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -382,25 +383,62 @@ def test_refreshes_come_after_a_warm_up_and_then_in_turn(descent: DescentMaker) 
     ]
 
 
-@pytest.mark.parametrize("double_policy", ["lora"], indirect=True)
-def test_what_is_communicated(descent: DescentMaker, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An amortised step as much as one of a single mixture: one gradient and its losses. A refresh all rewards' at once."""
+@pytest.mark.parametrize(
+    ("overrides", "rewards"),
+    [
+        (("balance=weighted_sum", "balance.refresh_every=1000", "balance.warmup=0"), 1),
+        (("balance.refresh_every=1000", "balance.warmup=0"), 1),
+        (("balance.mode=full",), 6),
+    ],
+)
+def test_what_is_communicated(
+    descent: DescentMaker,
+    case: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    rewards: int,
+) -> None:
+    """An amortised step as much as one of a single mixture: one gradient and its losses. A refresh all rewards' at once.
 
-    def sent(made: Descent) -> list[tuple[int, ...]]:
-        shapes: list[tuple[int, ...]] = []
+    That all passes have succeeded is agreed on, and losses are summed, before any gradient is: NCCL never ends where a rank
+    does not take part.
+    """
+    made = descent(*overrides)
+    told: list[object] = []
 
-        def watched(tensor: Tensor) -> Tensor:
-            shapes.append(tuple(tensor.shape))
-            return tensor
+    @contextmanager
+    def agreed() -> Iterator[None]:
+        told.append("passes")
+        yield
+        told.append("agreed")
 
-        monkeypatch.setattr(made.layout.ranks, "sum", watched)
-        direct(made, case)
-        return shapes
+    def watched(tensor: Tensor) -> Tensor:
+        told.append(tuple(tensor.shape))
+        return tensor
 
-    size = sum(p.numel() for p in descent().policy.parameters("trained").values())
-    assert sent(descent("balance=weighted_sum", "balance.refresh_every=1000", "balance.warmup=0")) == [
-        (1, size),
-        (2,),
-    ]
-    assert sent(descent("balance.refresh_every=1000", "balance.warmup=0")) == [(1, size), (2,)]
-    assert sent(descent("balance.mode=full")) == [(6, size), (7,)]
+    monkeypatch.setattr(made.layout.ranks, "agreed", agreed)
+    monkeypatch.setattr(made.layout.ranks, "sum", watched)
+    direct(made, case)
+    size = sum(p.numel() for p in made.policy.parameters("trained").values())
+    assert told == ["passes", "agreed", (rewards + 1,), (rewards, size)]
+
+
+@pytest.mark.parametrize(
+    "overrides", [("balance.mode=full",), ("balance.refresh_every=1000", "balance.warmup=0")]
+)
+def test_a_pass_that_fails_sends_no_gradient(
+    descent: DescentMaker, case: Any, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    """In the last micro-batch, in a refresh and in an amortised step."""
+    made = descent(*overrides)
+    left = len(chunks(case.data, made.objective.micro_batch_size))
+
+    def advance(count: int) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(made.layout.ranks, "sum", lambda tensor: pytest.fail("a sum over ranks was begun"))
+    with pytest.raises(torch.OutOfMemoryError):
+        made.direct(STEP, case.signal, case.data, CACHE, advance)

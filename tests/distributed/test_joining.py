@@ -1,0 +1,170 @@
+"""How ranks meet when a run starts, and what is said when they cannot."""
+
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from marble_cli.distributed import joining, ranks
+from marble_cli.distributed.ranks import Ranks
+from marble_cli.errors import JoinError
+
+ADVISED = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "/dev/shm", "MASTER_ADDR", "docs/clusters.md")
+LOST = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled system error (run with NCCL_DEBUG=INFO), "
+    "NCCL version 2.28.9\nncclSystemError: System call (e.g. socket, malloc) failed.\nLast error:\n"
+)
+
+Environment = Callable[..., None]
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
+    """A function that makes this process the rank that its variables say."""
+
+    def set_variables(rank: int, world: int, **more: object) -> None:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, **more}
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in names.items():
+            monkeypatch.setenv(name, str(value))
+
+    return set_variables
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]]]:
+    """Two GPUs that are not there, as far as making a process group goes; what was asked for, in order."""
+    asked: list[tuple[str, Any]] = []
+    zeros = torch.ones
+
+    def ones(*shape: int, device: str = "cpu") -> Tensor:
+        asked.append(("on", device))
+        return zeros(*shape)
+
+    def all_reduce(tensor: Tensor) -> None:
+        asked.append(("sum", tuple(tensor.shape)))
+        tensor.fill_(2)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.append(("set_device", index)))
+    monkeypatch.setattr(torch, "ones", ones)
+    monkeypatch.setattr(dist, "rendezvous", lambda *a, **k: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: asked.append(("group", backend)))
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    return asked
+
+
+def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: list[tuple[str, Any]]) -> None:
+    environment(1, 2)
+    Ranks().__enter__()
+    assert gpus == [
+        ("set_device", 1), ("group", "cpu:gloo,cuda:nccl"), ("on", "cpu"), ("sum", (1,)), ("on", "cuda:1"), ("sum", (1,)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (dist.DistBackendError(f"{LOST}Call to bind failed: Address"), "(Call to bind failed: Address)"),
+        (
+            dist.DistBackendError(f"{LOST}Error while creating shared memory segment /dev/shm/nccl-a (size 9637888)"),
+            "(Error while creating shared memory segment /dev/shm/nccl-a (size 9637888))",
+        ),
+        (dist.DistBackendError(f"{LOST}Cuda failure 2 'out of memory'"), "(Cuda failure 2 'out of memory')"),
+        (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "others: Connection closed by peer."),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors"), "others: CUDA error: out of memory."),
+        (dist.DistStoreError("wait timeout after 600000ms, keys: /a"), "others: wait timeout after 600000ms, keys: /a."),
+    ],
+)  # fmt: skip
+def test_a_first_sum_that_fails_says_what_to_look_at(
+    environment: Environment,
+    gpus: list[tuple[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    reason: str,
+) -> None:
+    def all_reduce(tensor: Tensor) -> None:
+        raise error
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    environment(1, 2)
+    with pytest.raises(JoinError) as caught, Ranks():
+        raise AssertionError("joined")
+    assert f"process 1 of 2 on {socket.gethostname()} cannot reach the others: " in str(caught.value)
+    for part in (reason, *ADVISED):
+        assert part in str(caught.value)
+    assert (caught.value.exit_code, caught.value.__cause__) == (1, error)
+
+
+def refused(reason: str) -> None:
+    with pytest.raises(JoinError, match=reason) as caught, Ranks("cpu"):
+        raise AssertionError("joined")
+    assert caught.value.exit_code == 1
+    for part in ADVISED:
+        assert part in str(caught.value)
+
+
+def test_an_interface_that_is_not_there(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(0, 1, GLOO_SOCKET_IFNAME="nosuch0")
+    with (
+        pytest.raises(JoinError, match="Unable to find address for: nosuch0. All processes"),
+        Ranks("cpu", always=True),
+    ):
+        raise AssertionError("joined")
+
+
+def test_a_port_that_is_taken(environment: Environment) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        environment(0, 2, MASTER_ADDR="127.0.0.1", MASTER_PORT=other.getsockname()[1])
+        refused("failed to listen .* EADDRINUSE")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "nowhere.invalid"])
+def test_a_first_machine_that_does_not_answer(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setattr(ranks, "JOINING", timedelta(milliseconds=50))
+    environment(1, 2, MASTER_ADDR=host, MASTER_PORT=1)
+    refused(rf"timed out after .* trying to connect to \({host}, 1\)")
+
+
+def test_the_others_do_not_come(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "JOINING", timedelta(milliseconds=50))
+    environment(0, 2, MASTER_ADDR="127.0.0.1", MASTER_PORT=0)
+    refused("1/2 clients joined")
+
+
+def test_a_variable_that_is_not_set(environment: Environment) -> None:
+    environment(0, 2)
+    refused("environment variable MASTER_ADDR expected, but not set")
+
+
+def test_a_long_wait_says_what_to_look_at_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The timer's own thread speaks; it is let run to its end here."""
+    monkeypatch.setattr(joining, "SOON", 0.0)
+    timers: list[Any] = []
+    start = joining.threading.Timer.start
+    monkeypatch.setattr(joining.threading.Timer, "start", lambda self: (timers.append(self), start(self)))
+    with caplog.at_level(logging.WARNING, "marble"), joining.joining(3, 8):
+        timers[0].join()
+    assert f"process 3 of 8 on {socket.gethostname()} still waits to reach the others" in caplog.text
+    for part in ADVISED:
+        assert part in caplog.text
+
+
+def test_nothing_is_said_where_all_meet_soon(caplog: pytest.LogCaptureFixture) -> None:
+    with Ranks("cpu", always=True):
+        pass
+    assert caplog.text == ""
