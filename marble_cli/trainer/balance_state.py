@@ -36,7 +36,8 @@ def recall(balance: object, state: dict[str, Tensor] | None, checkpoint: Path) -
     try:
         balance.load_state_dict(state)
     except Exception as error:  # a plugin's own kind
+        reason = " ".join(str(error).split()).rstrip(". ")
         raise CheckpointError(
             f"{checkpoint} is damaged, or of another release of the balance, which refuses its state: "
-            f"{type(error).__name__}: {error}. {REMEDY}"
+            f"{type(error).__name__}: {reason}. {REMEDY}"
         ) from error
