@@ -212,6 +212,8 @@ def train(config: RunConfig, *, resume: str) -> int:
             config.rollout.batch_size,
             config.trainer.seed,
             config.rollout.guidance_scale,
+            config.rollout.cfg_normalization,
+            config.rollout.cfg_truncation,
         )
         optimizer = build_optimizer(config, policy)
         checkpoint, progress = go_on(
