@@ -1,5 +1,6 @@
 """What a balance is: a function from the Gram matrix of K reward gradients to an update direction."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -43,6 +44,19 @@ class Balance(Protocol):
     """Anything that turns the Gram matrix [K, K] float64 of the raw gradients into a `Solution`."""
 
     def __call__(self, gram: Tensor) -> Solution: ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A balance whose answers depend on earlier ones; checkpoints hold its state, and a resumed run takes that over."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Return what is remembered, by name: finite tensors of any type. Equal states give equal answers, to the bit."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> object:
+        """Replace what is remembered by a `state_dict`; raise any exception if that is not of this balance."""
+        ...
 
 
 def active_rewards(gram: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 import time
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from marble_cli.errors import BalanceError, ConfigError
 from marble_cli.suggest import nearest
 
 PREFIX = "torchjd:"
+# Aggregators whose answer does not depend on the gradients' scale, were it not for an absolute number of theirs
+# (`norm_eps`, `eps`) that takes over where gradients are small, or large. They are given the matrix scaled to unit trace.
+# Not so FairGrad, whose direction has its own length, and PCD, which compares this step's norms with those before.
+SCALED = ("CAGrad", "DualProj", "GradVac", "IMTLG", "UPGrad")
+
+Weighting = Any  # of torchjd, a module: from a Gram matrix [m, m] to weights [m]
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class Torchjd:
     """A Gram-matrix aggregator of torchjd; its weights of the raw gradients are its shares."""
 
     name: str
-    weighting: Callable[[Tensor], Tensor]
+    weighting: Weighting
 
     def __call__(self, gram: Tensor) -> Solution:
         """Ask the aggregator about the rewards whose gradient is neither zero nor non-finite.
@@ -50,12 +57,63 @@ class Torchjd:
         return Solution(weights, weights, active, float("nan"), name, 0, seconds)
 
     def _ask(self, gram: Tensor, active: Tensor) -> Tensor:
+        matrix = gram[active][:, active]
+        if self.name in SCALED:
+            matrix = matrix / matrix.trace()
         try:
-            return spread(self.weighting(gram[active][:, active]), active)
+            return spread(self._weighting(active)(matrix), active)
         except Exception as error:  # theirs: too few gradients, a solver that failed
             raise BalanceError(
                 f"balance {PREFIX}{self.name} failed: {type(error).__name__}: {error}"
             ) from error
+
+    def _weighting(self, active: Tensor) -> Weighting:
+        """The one to ask where these rewards [K] are active."""
+        return self.weighting
+
+
+@dataclass(frozen=True)
+class StatefulTorchjd(Torchjd):
+    """An aggregator with an average over the steps (GradVac, PCD); implements `balance.base.Stateful`.
+
+    Every set of active rewards has a copy of the weighting, and so an average of its own: the package knows rewards by
+    their place alone, and would take one for another where one is left out.
+    """
+
+    copies: dict[str, Weighting] = field(
+        default_factory=dict
+    )  # by set, e.g. "101" without the second of three
+
+    def _weighting(self, active: Tensor) -> Weighting:
+        key = "".join(str(int(one)) for one in active)
+        if key not in self.copies:
+            self.copies[key] = deepcopy(self.weighting)
+        return self.copies[key]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averages, named `<set>.<buffer of the weighting>`."""
+        return {
+            f"{key}.{name}": tensor
+            for key, weighting in self.copies.items()
+            for name, tensor in weighting.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the averages of a `state_dict`.
+
+        Raises:
+            RuntimeError: a name or a shape is not this aggregator's.
+        """
+        buffers: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            key, _, buffer = name.partition(".")
+            buffers.setdefault(key, {})[buffer] = tensor
+        copies = {key: deepcopy(self.weighting) for key in buffers}
+        for key, weighting in copies.items():
+            _probe(weighting, key.count("1"))  # makes buffers of that size
+            weighting.load_state_dict(buffers[key])
+        self.copies.clear()
+        self.copies.update(copies)
 
 
 def torchjd_balance(name: str, options: Mapping[str, Any], rewards: int) -> Torchjd:
@@ -88,7 +146,7 @@ def torchjd_balance(name: str, options: Mapping[str, Any], rewards: int) -> Torc
         )
     try:
         weighting = getattr(aggregation, name)(**options).gramian_weighting
-        weighting(torch.eye(rewards, dtype=torch.float64))
+        _probe(weighting, rewards)
     except ImportError as error:
         raise ConfigError(f"balance.name: {PREFIX}{name} needs another package: {error}") from error
     except Exception as error:  # whatever their constructors make of wrong arguments
@@ -96,4 +154,13 @@ def torchjd_balance(name: str, options: Mapping[str, Any], rewards: int) -> Torc
             f"balance.options={dict(options)}: {PREFIX}{name} refuses them: {error}. "
             "Expected its arguments, e.g. 'balance.options={n_byzantine: 1}' for Krum"
         ) from error
-    return Torchjd(name, weighting)
+    if not hasattr(weighting, "reset"):
+        return Torchjd(name, weighting)
+    weighting.reset()  # the matrix above is no step's
+    return StatefulTorchjd(name, weighting)
+
+
+def _probe(weighting: Weighting, rewards: int) -> None:
+    """Call it on the identity [rewards, rewards], and leave torch's random state as it is."""
+    with torch.random.fork_rng(devices=[]):
+        weighting(torch.eye(rewards, dtype=torch.float64))

@@ -29,6 +29,7 @@ WEIGHTS = {  # the names that diffusers looks for
     "full": "diffusion_pytorch_model.safetensors",
 }
 HEADER = 100  # bytes, about, that a tensor takes in a file's header beside its name
+BALANCE = "balance"  # the group of tensors that a balance with state remembers: whole numbers too
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -229,7 +230,7 @@ def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tenso
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, all of them floats and finite.
+    """The tensors of a file, all of them finite, and floats unless they are a balance's.
 
     Raises:
         CheckpointError: they are not, or it holds something else.
@@ -238,7 +239,8 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         tensors = load_file(file)
     except (OSError, SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that torch has not
         raise CheckpointError(f"{file} is no safetensors file: {error}. {REMEDY}") from error
-    if strange := [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]:
+    strange = [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
+    if strange and file.stem != BALANCE:
         raise CheckpointError(f"{file} is of no use: {strange[0]} is {tensors[strange[0]].dtype}. {REMEDY}")
     if bad := _not_finite(tensors):
         raise CheckpointError(f"{file} is of no use: {bad} has values that are not finite. {REMEDY}")

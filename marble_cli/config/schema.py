@@ -197,6 +197,8 @@ class Rollout:
     steps: int = MISSING
     solver: OdeSolver = MISSING
     guidance_scale: float = 1.0  # none, as in runs from before the key
+    cfg_normalization: float = 0.0
+    cfg_truncation: float = 1.0
     batch_size: int = MISSING
 
 

@@ -236,7 +236,15 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         rollout.group_size >= 2,
         ("at least 2: an advantage compares images of the same prompt"),
     )
-    yield at_least("rollout.guidance_scale", rollout.guidance_scale, 1)
+    scale = rollout.guidance_scale
+    yield (
+        "rollout.guidance_scale",
+        scale,
+        scale == 0 or 1 <= scale < math.inf,
+        "0 or 1 for none, or at least 1",
+    )
+    yield at_least("rollout.cfg_normalization", rollout.cfg_normalization, 0)
+    yield share("rollout.cfg_truncation", rollout.cfg_truncation, one=True)
     for name in (
         "micro_batch_size", "checkpoint_every", "keep_last", "eval_prompts", "encode_ahead", "pending_batches",
     ):  # fmt: skip

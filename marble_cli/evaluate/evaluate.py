@@ -124,6 +124,8 @@ def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> E
         settings.batch_size,
         config.trainer.seed,
         settings.guidance_scale,
+        settings.cfg_normalization,
+        settings.cfg_truncation,
     )
     adapter: Adapter = None if target.weights is None else "trained"
     return score_policy(rollout, adapter, prompts, scorer, Ranks.alone(), lambda n: None)

@@ -11,7 +11,7 @@ from marble_cli.folder import check_writable, writing
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
 from marble_cli.randomness import noise
-from marble_cli.rollout.sampler import Velocity, guided, make_scheduler, sample
+from marble_cli.rollout.sampler import Velocity, guided, is_guided, make_scheduler, sample
 
 
 @torch.no_grad()
@@ -24,17 +24,22 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
     chosen.put_into(policy)
     adapter: Adapter = None if chosen.weights is None else "trained"
     files = []
-    scale = config.rollout.guidance_scale
+    settings = config.rollout
 
-    def towards(text: str) -> Velocity:
-        embeddings = policy.encode([text])
+    def towards(text: str, *, negative: bool = False) -> Velocity:
+        embeddings = policy.encode([text], negative=negative)
         return lambda xt, t: policy.velocity(xt, t, embeddings, adapter)
 
-    policy.prepare(prompts if scale == 1 else [*prompts, ""])
+    policy.prepare(prompts, [""] if is_guided(settings.guidance_scale) else [])
     for index, prompt in enumerate(prompts):
-        velocity = towards(prompt) if scale == 1 else guided(towards(prompt), towards(""), scale)
+        velocity = towards(prompt)
+        if is_guided(settings.guidance_scale):
+            velocity = guided(
+                velocity, towards("", negative=True), policy.guided, settings.guidance_scale,
+                settings.cfg_normalization, settings.cfg_truncation,
+            )  # fmt: skip
         scheduler = make_scheduler(
-            policy.scheduler_config(), config.rollout.solver, config.rollout.steps, policy.tokens,
+            policy.scheduler_config(), settings.solver, settings.steps, policy.tokens,
             even=policy.even_times,
         )  # fmt: skip
         x0 = sample(

@@ -95,12 +95,16 @@ class Policy(Protocol):
     tokens: int  # of an image, as the transformer sees it
     even_times: bool  # as in `Family`
 
-    def prepare(self, prompts: Sequence[str]) -> None:
-        """Told which prompts are to come: where embeddings are cached, these are made now, in one go."""
+    def prepare(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
+        """Told which prompts and negative prompts are to come: where embeddings are cached, these are made now, in one go."""
         ...
 
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """Embeddings of the prompts, without classifier-free guidance."""
+    def encode(self, prompts: Sequence[str], *, negative: bool = False) -> PromptEmbeddings:
+        """Embeddings of the prompts, or of negative prompts."""
+        ...
+
+    def guided(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+        """As in `Family`."""
         ...
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
@@ -170,6 +174,18 @@ class Family(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
         """Embeddings of the prompts on the encoders' device; a prompt's rows do not depend on those beside it."""
+        ...
+
+    def encode_negative(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """Embeddings of negative prompts, alike."""
+        ...
+
+    @staticmethod
+    def guided(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+        """Velocity [B, C, H, W] under classifier-free guidance, of those with the prompt and with the negative prompt.
+
+        `scale` is above 1 and means what it means to the pipeline.
+        """
         ...
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:

@@ -36,21 +36,24 @@ class EmbeddingCache:
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.identity = folder, identity
 
-    def file(self, prompt: str) -> Path:
-        name = hashlib.sha256(f"{self.identity}\n{prompt}".encode()).hexdigest()
+    def file(self, prompt: str, *, negative: bool = False) -> Path:
+        kind = " negative" if negative else ""  # some families encode a prompt otherwise
+        name = hashlib.sha256(f"{self.identity}{kind}\n{prompt}".encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def missing(self, prompts: Iterable[str]) -> list[str]:
+    def missing(self, prompts: Iterable[str], *, negative: bool = False) -> list[str]:
         """Those of the prompts, each once, whose embeddings are yet to be made."""
-        return [prompt for prompt in dict.fromkeys(prompts) if not self.file(prompt).is_file()]
+        return [
+            prompt for prompt in dict.fromkeys(prompts) if not self.file(prompt, negative=negative).is_file()
+        ]
 
-    def write(self, prompt: str, embeddings: PromptEmbeddings) -> None:
+    def write(self, prompt: str, embeddings: PromptEmbeddings, *, negative: bool = False) -> None:
         """Keep the embeddings of one prompt; a file is whole or not there, whoever else writes it.
 
         Raises:
             StorageError: there is no room for it, or the folder cannot be written.
         """
-        file = self.file(prompt)
+        file = self.file(prompt, negative=negative)
         temporary = file.with_name(f"{file.name}.{uuid4().hex}.writing")
         whole = save({name: tensor[0].cpu().contiguous() for name, tensor in embeddings.tensors.items()})
         with writing(file, NO_ROOM, len(whole)):
@@ -61,14 +64,16 @@ class EmbeddingCache:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def read(self, prompts: Sequence[str], device: torch.device) -> PromptEmbeddings | None:
+    def read(
+        self, prompts: Sequence[str], device: torch.device, *, negative: bool = False
+    ) -> PromptEmbeddings | None:
         """The embeddings of `prompts`; None if a file of theirs is damaged or gone; what is damaged is removed.
 
         Raises:
             RequestError: a file cannot be read.
             StorageError: a damaged one cannot be removed.
         """
-        rows = [self._row(prompt) for prompt in prompts]
+        rows = [self._row(self.file(prompt, negative=negative)) for prompt in prompts]
         if any(row is None for row in rows):
             return None
         whole = [row for row in rows if row is not None]
@@ -76,8 +81,7 @@ class EmbeddingCache:
             {name: torch.stack([row[name] for row in whole]).to(device) for name in whole[0]}
         )
 
-    def _row(self, prompt: str) -> dict[str, Tensor] | None:
-        file = self.file(prompt)
+    def _row(self, file: Path) -> dict[str, Tensor] | None:
         try:
             return load(file.read_bytes())
         except FileNotFoundError:  # another process found it damaged

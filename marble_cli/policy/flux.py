@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from marble_cli.config.schema import Model
 from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.guidance import plainly
 from marble_cli.policy.latents import decode_kl, pack, unpack
 
 
@@ -18,6 +19,7 @@ class Flux:
 
     even_times = True
     float16 = True
+    guided = staticmethod(plainly)
 
     def __init__(self, pipeline: FluxPipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model
@@ -42,6 +44,8 @@ class Flux:
             max_sequence_length=self.model.max_sequence_length,
         )
         return PromptEmbeddings({"tokens": tokens, "pooled": pooled})
+
+    encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         tokens = embeddings.tensors["tokens"]

@@ -60,6 +60,7 @@ class PipelinePolicy:
             else LoraPair(self.transformer, model.lora, seed, put)
         )
         self.latent_shape, self.even_times = family.latent_shape, family.even_times
+        self.guided = family.guided
         self.tokens = image_tokens(model, type(family), pipeline.vae.config, pipeline.transformer.config)
         self.cache = None
         if model.embedding_cache is not None:
@@ -74,12 +75,18 @@ class PipelinePolicy:
         for frozen in (pipeline.vae, *(() if self.cache else family.encoders)):
             frozen.to(device)
 
-    def prepare(self, prompts: Sequence[str]) -> None:
-        if self.cache is None or not (missing := self.cache.missing(prompts)):
+    def prepare(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
+        if self.cache is None:
+            return
+        missing = self.cache.missing(prompts), self.cache.missing(negatives, negative=True)
+        if not any(missing):
             return
         with self._encoders_at_hand(), torch.no_grad():
-            for prompt in missing:  # one by one: to the last bit, what is cached depends on nothing else
+            # One by one: to the last bit, what is cached depends on nothing else.
+            for prompt in missing[0]:
                 self.cache.write(prompt, self.family.encode([prompt]))
+            for prompt in missing[1]:
+                self.cache.write(prompt, self.family.encode_negative([prompt]), negative=True)
 
     @contextmanager
     def _encoders_at_hand(self) -> Iterator[None]:
@@ -95,20 +102,23 @@ class PipelinePolicy:
                 torch.cuda.empty_cache()
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], *, negative: bool = False) -> PromptEmbeddings:
         if self.cache is None:
-            return self._encode_at_hand(prompts)
-        self.prepare(prompts)
-        found = self.cache.read(prompts, self.device)
-        return self.encode(prompts) if found is None else found
+            return self._encode_at_hand(prompts, negative)
+        if negative:
+            self.prepare((), prompts)
+        else:
+            self.prepare(prompts)
+        found = self.cache.read(prompts, self.device, negative=negative)
+        return self.encode(prompts, negative=negative) if found is None else found
 
-    def _encode_at_hand(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def _encode_at_hand(self, prompts: Sequence[str], negative: bool) -> PromptEmbeddings:
         """By the encoders on the device, in parts that these have room for."""
+        encode = self.family.encode_negative if negative else self.family.encode
         length = self.model.max_sequence_length
         at_once = max(1, ENCODED_TOKENS // length) if length else len(prompts)  # CLIPs are small
         parts = [
-            self.family.encode(prompts[start : start + at_once]).tensors
-            for start in range(0, len(prompts), at_once)
+            encode(prompts[start : start + at_once]).tensors for start in range(0, len(prompts), at_once)
         ]
         return PromptEmbeddings({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from marble_cli.config.schema import Model
 from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.guidance import with_token_norms
 from marble_cli.policy.latents import pack, unpack
 from marble_cli.policy.masks import padded, trimmed
 
@@ -18,6 +19,7 @@ class QwenImage:
 
     even_times = True
     float16 = True
+    guided = staticmethod(with_token_norms)
 
     def __init__(self, pipeline: QwenImagePipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model
@@ -42,6 +44,8 @@ class QwenImage:
         if mask is None:  # all prompts are of one length
             return padded(list(tokens), length)
         return padded([row[valid.bool()] for row, valid in zip(tokens, mask, strict=True)], length)
+
+    encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         tokens, mask = trimmed(embeddings)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from marble_cli.config.schema import Model
 from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.guidance import plainly
 from marble_cli.policy.masks import trimmed
 
 # What the pipeline puts before a prompt where its caller says nothing else.
@@ -20,6 +21,7 @@ class Sana:
 
     even_times = False
     float16 = False  # the sums of the linear attention leave its range
+    guided = staticmethod(plainly)
 
     def __init__(self, pipeline: SanaPipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model
@@ -37,12 +39,19 @@ class Sana:
         return scale
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        return self._encode(prompts, INSTRUCTION)
+
+    def encode_negative(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """No instruction stands before them."""
+        return self._encode(prompts, None)
+
+    def _encode(self, prompts: Sequence[str], instruction: list[str] | None) -> PromptEmbeddings:
         tokens, mask, _, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),
             do_classifier_free_guidance=False,
             device=self.encoders[0].device,
             max_sequence_length=self.model.max_sequence_length,
-            complex_human_instruction=INSTRUCTION,
+            complex_human_instruction=instruction,
         )
         return PromptEmbeddings({"tokens": tokens, "mask": mask.bool()})
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from marble_cli.config.schema import Model
 from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.guidance import plainly
 from marble_cli.policy.latents import decode_kl
 
 
@@ -16,6 +17,7 @@ class SD3:
 
     even_times = False
     float16 = True
+    guided = staticmethod(plainly)
 
     def __init__(self, pipeline: StableDiffusion3Pipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model
@@ -45,6 +47,8 @@ class SD3:
             max_sequence_length=self.model.max_sequence_length,
         )
         return PromptEmbeddings({"tokens": tokens, "pooled": pooled})
+
+    encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         velocity: Tensor = self.pipeline.transformer(

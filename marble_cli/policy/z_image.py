@@ -9,6 +9,7 @@ from torch import Tensor
 
 from marble_cli.config.schema import Model
 from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.guidance import beyond_positive
 from marble_cli.policy.latents import decode_kl
 from marble_cli.policy.masks import padded
 
@@ -18,6 +19,7 @@ class ZImage:
 
     even_times = True
     float16 = True
+    guided = staticmethod(beyond_positive)
 
     def __init__(self, pipeline: ZImagePipeline, model: Model) -> None:
         self.pipeline, self.model = pipeline, model
@@ -43,6 +45,8 @@ class ZImage:
             max_sequence_length=length,
         )
         return padded(rows, length)
+
+    encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         """The transformer's time runs from noise to picture, and so does its velocity."""

@@ -13,7 +13,7 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.randomness import noise
 from marble_cli.rewards.scorer import PendingScores, Scorer, Scores
-from marble_cli.rollout.sampler import Velocity, guided, make_scheduler, sample, sampling_times
+from marble_cli.rollout.sampler import Velocity, guided, is_guided, make_scheduler, sample, sampling_times
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Rollout:
-    """How samples are made: policy, solver and its `steps`, images a batch, the run's seed, and guidance (1: none)."""
+    """How samples are made: policy, solver and its `steps`, images a batch, the run's seed, and guidance (0 and 1: none)."""
 
     policy: Policy
     solver: OdeSolver
@@ -53,6 +53,8 @@ class Rollout:
     batch_size: int
     seed: int
     guidance_scale: float = 1.0
+    cfg_normalization: float = 0.0
+    cfg_truncation: float = 1.0
 
     def _scheduler(self) -> Any:
         policy = self.policy
@@ -66,13 +68,13 @@ class Rollout:
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Tell the policy which prompts are to come."""
-        negatives = [prompt.negative for prompt in prompts] if self.guidance_scale != 1 else []
-        self.policy.prepare([*(prompt.text for prompt in prompts), *negatives])
+        negatives = [prompt.negative for prompt in prompts] if is_guided(self.guidance_scale) else []
+        self.policy.prepare([prompt.text for prompt in prompts], negatives)
 
-    def _encode(self, texts: list[str]) -> RepeatedEmbeddings:
+    def _encode(self, texts: list[str], *, negative: bool = False) -> RepeatedEmbeddings:
         """Embeddings of `texts`, each distinct one encoded and kept once."""
         row = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        encoded = self.policy.encode(list(row))
+        encoded = self.policy.encode(list(row), negative=negative)
         return RepeatedEmbeddings(encoded, torch.tensor([row[text] for text in texts], device=encoded.device))
 
     def _velocity(self, embeddings: PromptEmbeddings, adapter: Adapter) -> Velocity:
@@ -102,14 +104,19 @@ class Rollout:
             advance: told how many images each batch made.
         """
         embeddings = self._encode([prompt.text for prompt in prompts])
-        away = self._encode([prompt.negative for prompt in prompts]) if self.guidance_scale != 1 else None
+        away = None
+        if is_guided(self.guidance_scale):
+            away = self._encode([prompt.negative for prompt in prompts], negative=True)
         latents, pictures, pending = [], [], list[PendingScores]()
         for start in range(0, len(prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
             begin = noise(self.seed, purpose, step, list(indices[part]), self.policy.latent_shape)
             velocity = self._velocity(embeddings[part], adapter)
             if away is not None:
-                velocity = guided(velocity, self._velocity(away[part], adapter), self.guidance_scale)
+                velocity = guided(
+                    velocity, self._velocity(away[part], adapter), self.policy.guided, self.guidance_scale,
+                    self.cfg_normalization, self.cfg_truncation,
+                )  # fmt: skip
             x0 = sample(velocity, begin.to(self.policy.device), self._scheduler())
             images = self.policy.decode(x0)
             chosen = prompts[part]

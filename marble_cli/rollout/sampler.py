@@ -10,6 +10,7 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from torch import Tensor
 
 from marble_cli.config.schema import OdeSolver
+from marble_cli.policy.guidance import bounded_norm
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (xt [B, C, H, W], t [B]) -> velocity [B, C, H, W]
 
@@ -47,15 +48,38 @@ def make_scheduler(
     return euler
 
 
-def guided(positive: Velocity, negative: Velocity, scale: float) -> Velocity:
-    """Classifier-free guidance: v = v_negative + scale (v_positive - v_negative).
+def is_guided(scale: float) -> bool:
+    """Whether `rollout.guidance_scale` asks for classifier-free guidance; 0 and 1 ask for none."""
+    return scale > 1
 
-    Source: Ho and Salimans, Classifier-free diffusion guidance, arXiv 2207.12598.
+
+def guided(
+    positive: Velocity,
+    negative: Velocity,
+    combine: Callable[[Tensor, Tensor, float], Tensor],
+    scale: float,
+    normalization: float = 0.0,
+    truncation: float = 1.0,
+) -> Velocity:
+    """Classifier-free guidance: with the prompt's velocity and the negative prompt's, in the manner of a family.
+
+    Args:
+        positive: the velocity with the prompt.
+        negative: that with the negative prompt.
+        combine: `guided` of the policy.
+        scale: what the family's pipeline calls so.
+        normalization: a guided sample is at most so many times as long as the unguided one; 0 for no bound.
+        truncation: there is no guidance where 1 - t exceeds it.
+
+    Source: Ho and Salimans, arXiv 2207.12598; the last two as in diffusers' `ZImagePipeline`.
     """
 
     def velocity(xt: Tensor, t: Tensor) -> Tensor:
-        away = negative(xt, t)
-        return away + scale * (positive(xt, t) - away)
+        there = positive(xt, t)
+        if truncation < 1 and bool((1 - t > truncation).any()):
+            return there
+        result = combine(there, negative(xt, t), scale)
+        return bounded_norm(result, there, normalization) if normalization > 0 else result
 
     return velocity
 

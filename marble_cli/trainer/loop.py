@@ -24,6 +24,7 @@ from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout, Samples
 from marble_cli.signals import Interrupt
 from marble_cli.trainer.alike import check_alike
+from marble_cli.trainer.balance_state import remembered
 from marble_cli.trainer.batches import TrainingSet, training_times
 from marble_cli.trainer.inspection import keep_batch
 from marble_cli.trainer.judge import base_scores, judge
@@ -121,6 +122,7 @@ class Trainer:
             metrics = self.step(step)
             with self.ranks.agreed():
                 self.recorder.record(metrics)
+            self.progress.balance = remembered(self.descent.balance)
             self.progress.step, self.torn = step, False
             best = self.evaluate() if self.judgement_due() else False
             stop = self.ranks.any(interrupt.exit_code is not None)

@@ -54,7 +54,7 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
         if config.model.train is Train.full:
             passes = len(config.rewards)
         further = balance.refresh_fraction * backward * passes
-    velocities = 1 if config.rollout.guidance_scale == 1 else 2
+    velocities = 2 if config.rollout.guidance_scale > 1 else 1
     rollouts = counts.images * config.rollout.steps * velocities * forward
     steps = config.trainer.steps
     total = steps * (rollouts + plain) + counts.refresh_steps * counts.samples * further

@@ -11,6 +11,8 @@ import torch
 from omegaconf import OmegaConf
 
 from marble_cli.balance.amortise import DirectionCache
+from marble_cli.balance.base import Balance
+from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.registry import build as build_balance
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.manifest import REMEDY
@@ -28,6 +30,7 @@ from marble_cli.policy.origin import check_origin, read_origin
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import Rollout
 from marble_cli.signals import Interrupt
+from marble_cli.trainer.balance_state import recall
 from marble_cli.trainer.common import Stored, common_checkpoint, common_config, read
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.memory import check_memory
@@ -209,9 +212,13 @@ def train(config: RunConfig, *, resume: str) -> int:
             config.rollout.batch_size,
             config.trainer.seed,
             config.rollout.guidance_scale,
+            config.rollout.cfg_normalization,
+            config.rollout.cfg_truncation,
         )
         optimizer = build_optimizer(config, policy)
-        checkpoint, progress = go_on(ranks, folder, checkpoint, policy, optimizer, config, named=named)
+        checkpoint, progress = go_on(
+            ranks, folder, checkpoint, policy, optimizer, config, balance, named=named
+        )
         if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
             progress.wandb_id = None  # a run of its own
         with ranks.agreed():
@@ -243,10 +250,13 @@ def go_on(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     config: RunConfig,
+    balance: Balance | ScalarisedReward | None = None,
     *,
     named: bool,
 ) -> tuple[Path | None, Progress]:
-    """The checkpoint and its progress, or an older one's where it does not fit the policy and was not `named`.
+    """The checkpoint and its progress, or an older one's where it does not fit the run and was not `named`.
+
+    The policy, the optimizer and the balance are then as the checkpoint has them.
 
     Raises:
         CheckpointError: it does not fit, and was named or is the last.
@@ -256,7 +266,7 @@ def go_on(
         fault, progress = None, None
         with ranks.agreed():
             try:
-                progress = restore(stored, policy, optimizer, config)
+                progress = restore(stored, policy, optimizer, config, balance)
             except CheckpointError as error:
                 fault = error
         if not ranks.any(progress is None):
@@ -274,9 +284,13 @@ def go_on(
 
 
 def restore(
-    stored: Stored | None, policy: Policy, optimizer: torch.optim.Optimizer, config: RunConfig
+    stored: Stored | None,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    config: RunConfig,
+    balance: Balance | ScalarisedReward | None = None,
 ) -> Progress:
-    """The progress that a checkpoint holds, put into the policy and the optimizer; a fresh one without.
+    """The progress that a checkpoint holds, put into the policy, the optimizer and the balance; a fresh one without.
 
     What a run on other rewards, or one with another balance, knew of its rewards is of no use here and stays behind.
 
@@ -286,7 +300,7 @@ def restore(
     metric = config.trainer.best
     if stored is None:
         return replace(fresh(policy), best_metric=metric)
-    checkpoint, state, rewards, balance = stored.path, stored.state, stored.rewards, stored.balance
+    checkpoint, state, rewards = stored.path, stored.state, stored.rewards
     check_origin(read_origin(state.info, state.train), policy.origin(), str(checkpoint))
     progress = unpack(policy, optimizer, state, stored.weights, stored.ema)
     log.info("continuing after step %d from %s", progress.step, checkpoint)
@@ -297,9 +311,11 @@ def restore(
     if rewards is not None and rewards != list(config.rewards):
         log.warning("%s was trained on %s; the balance starts afresh", checkpoint, ", ".join(rewards))
         return Progress(progress.step, DirectionCache(), progress.ema, {}, best_metric=metric)
-    if balance not in (None, now["balance"]):
+    if stored.balance not in (None, now["balance"]):
         log.warning("%s was trained with another balance; ours starts afresh", checkpoint)
-        progress.cache = DirectionCache()
+        progress.cache, progress.balance = DirectionCache(), None
+    elif progress.step:
+        recall(balance, progress.balance, checkpoint)
     if progress.cache.alpha is not None and len(progress.cache.alpha) != len(config.rewards):
         raise CheckpointError(
             f"{checkpoint} is damaged: its balance has shares of {len(progress.cache.alpha)} rewards, and the run has "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.amortise import DirectionCache
-from marble_cli.checkpoint.store import TrainerState
+from marble_cli.checkpoint.store import BALANCE, TrainerState
 from marble_cli.distributed.shards import gathered, like, local, share
 from marble_cli.policy.base import Policy
 from marble_cli.trainer.state_checks import MOMENTS, check_info, check_tensors
@@ -28,6 +28,7 @@ class Progress:
     best_metric: str = "eval/composite"
     evaluated: int = -1  # the last step that was evaluated
     wandb_id: str | None = None
+    balance: dict[str, Tensor] | None = None  # the state of a `Stateful` balance after `step`
 
 
 def fresh(policy: Policy) -> Progress:
@@ -59,6 +60,8 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
     with policy.swapped(progress.ema):
         ema = policy.trained_state()
     tensors = {"behaviour": behaviour, "optimizer": moments}
+    if progress.balance is not None:
+        tensors[BALANCE] = progress.balance
     return TrainerState(progress.step, tensors, info, origin["train"]), policy.trained_state(), ema
 
 
@@ -100,6 +103,7 @@ def unpack(
         info["best_metric"],
         info["evaluated"],
         info["wandb_id"],
+        state.tensors.get(BALANCE),
     )
 
 

@@ -189,6 +189,7 @@ class Descent:
         layout: how ranks hold and sum gradients.
         objective: constants of the loss.
         shared_term: whether every reward's loss keeps the part that all share.
+        balance: of the run; it may have a state.
         strategy: what a step does.
     """
 
@@ -196,6 +197,7 @@ class Descent:
     layout: Layout
     objective: Objective
     shared_term: SharedTerm
+    balance: Balance | ScalarisedReward
     strategy: Strategy
 
     def direct(
@@ -226,7 +228,8 @@ def make_descent(
     )
     scalarised = isinstance(balance, ScalarisedReward)
     shared_term = SharedTerm.inside if scalarised else settings.shared_term
-    return Descent(policy, layout, objective, shared_term, _strategy(config, names, balance, layout.ranks))
+    strategy = _strategy(config, names, balance, layout.ranks)
+    return Descent(policy, layout, objective, shared_term, balance, strategy)
 
 
 def _strategy(

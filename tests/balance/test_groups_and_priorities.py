@@ -127,6 +127,21 @@ def test_orthogonal_gradients_share_by_priority() -> None:
     )
 
 
+@pytest.mark.parametrize("weight", [0.5, 2.0, 5.0])
+def test_published_reward_weights_act_the_other_way_round(weight: float) -> None:
+    """They lengthen a unit gradient before the programme: the reward then goes up at 1 / weight of the others' rate."""
+    draw = torch.Generator().manual_seed(4)
+    rows = torch.nn.functional.normalize(torch.randn(3, 300, generator=draw, dtype=torch.float64))
+    longer = rows * torch.tensor([weight, 1.0, 1.0], dtype=torch.float64)[:, None]
+    published = LeastNorm(unit=False)(gram(longer)).weights @ longer
+    ours = LeastNorm(entries=(Entry((0,), 1 / weight), Entry((1,)), Entry((2,))))(gram(rows)).weights @ rows
+    torch.testing.assert_close(published / published.norm(), ours / ours.norm(), rtol=0, atol=1e-7)
+    meant = LeastNorm(entries=(Entry((0,), weight), Entry((1,)), Entry((2,))))(gram(rows)).weights @ rows
+    rates = rows @ published, rows @ meant
+    torch.testing.assert_close(rates[0][0] / rates[0][1], torch.tensor(1 / weight).double())
+    torch.testing.assert_close(rates[1][0] / rates[1][1], torch.tensor(weight).double())
+
+
 def test_twins_in_a_group_count_once() -> None:
     rows = gradients(3, 4)
     doubled = torch.cat([rows, 7.0 * rows[:1]])

@@ -42,7 +42,7 @@ GROUP_KEYS = {
     "algorithm.behaviour": "schedule rate maximum",
     "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.* options.* groups.* priorities.* norm_priority",
     "optimizer": "lr betas weight_decay epsilon clip_norm",
-    "rollout": "groups group_size steps solver guidance_scale batch_size",
+    "rollout": "groups group_size steps solver guidance_scale cfg_normalization cfg_truncation batch_size",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last keep_every best eval_every "
     "eval_prompts encode_ahead max_skipped pending_batches parallel fsdp.replicas fsdp.reshard",
     "trainer.ema": "decay warmup",
@@ -495,7 +495,7 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
         *((f"{key}=1.0", "[0, 1)") for key in ("trainer.ema.decay", "balance.ema")),
         *((f"{key}={value}", "above 0") for key in ("optimizer.lr", "algorithm.beta", "balance.priorities.colorfulness")
           for value in ("nan", "inf")),
-        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "at least 1"), ("model.resolution=7", "at least 8"), ("model.embedding_cache=", "a folder or null"), ("model.path=", "a folder, a hub id or tiny"), ("model.guidance=-1", "at least 0"),
+        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "0 or 1 for none, or at least 1"), ("rollout.guidance_scale=inf", "at least 1"), ("rollout.cfg_normalization=-1", "at least 0"), ("rollout.cfg_truncation=1.1", "[0, 1]"), ("model.resolution=7", "at least 8"), ("model.embedding_cache=", "a folder or null"), ("model.path=", "a folder, a hub id or tiny"), ("model.guidance=-1", "at least 0"),
         ("model.guidance=nan", "at least 0"), ("optimizer.betas=[0.9]", "two numbers"),
         ("optimizer.betas=[0.9,1.0]", "two numbers"),
     ],

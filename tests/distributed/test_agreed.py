@@ -59,6 +59,9 @@ with Ranks() as ranks:
         assert (stored.state.step, stored.state.info, stored.rewards) == (3, {"best": 0.1}, ["a", "b"]), turn
         assert stored.balance == {"name": "marble"}
         groups = {**stored.state.tensors, "lora": stored.weights, "ema": stored.ema}
+        balance = groups.pop("balance")  # whole numbers and scalars too, as PCD's
+        assert balance["steps"].dtype == torch.int64 and torch.equal(balance["steps"], torch.tensor(7)), turn
+        assert balance["seen"].tolist() == [True, False] and balance["none"].shape == (0, 2), turn
         assert sorted(groups) == ["behaviour", "ema", "lora", "optimizer"]
         for group, tensors in groups.items():
             assert sorted(tensors) == ["bfloat16", "float32", "float64"]
@@ -102,7 +105,14 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
-    state = TrainerState(3, {"behaviour": behaviour, "optimizer": optimizer}, {"best": 0.1})
+    balance = {
+        "steps": torch.tensor(7),
+        "seen": torch.tensor([True, False]),
+        "none": torch.zeros(0, 2),
+    }
+    state = TrainerState(
+        3, {"behaviour": behaviour, "optimizer": optimizer, "balance": balance}, {"best": 0.1}
+    )
     for run in (folders[0] / "run", tmp_path / "copy"):
         store.save(run, state, lora, ema, keep_last=1, best=False)
         (run / "config.yaml").write_text("rewards: {a: {}, b: {}}\nbalance: {name: marble}\n")

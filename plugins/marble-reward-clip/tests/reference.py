@@ -1,6 +1,6 @@
 """CLIP computed step by step in float64: Pillow by hand, words looked up here, the two towers called apart."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from transformers import CLIPModel
 from .tiny_models import MEAN, STD, WORDS
 
 SIDE, LENGTH = 32, 77
-SIZES = [(32, 32), (64, 64), (96, 64), (40, 72), (33, 31), (20, 24)]  # height and width
+SIZES = [(32, 32), (64, 64), (96, 64), (40, 72), (33, 31), (20, 24), (35, 32), (32, 39)]  # height and width
 
 
 def pictures(count: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -22,13 +22,18 @@ def pictures(count: int, height: int, width: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
 
 
-def cropped(image: Tensor) -> NDArray[np.float64]:
+def halved(excess: int) -> int:
+    """Where torchvision's CenterCrop begins."""
+    return round(excess / 2.0)
+
+
+def cropped(image: Tensor, begin: Callable[[int], int] = halved) -> NDArray[np.float64]:
     """uint8 [3, H, W] to [SIDE, SIDE, 3]: shorter edge to SIDE by Pillow's bicubic, centre crop, normalised."""
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     width, height = picture.size
     short = min(width, height)
     picture = picture.resize((SIDE * width // short, SIDE * height // short), Image.Resampling.BICUBIC)
-    left, top = (picture.width - SIDE) // 2, (picture.height - SIDE) // 2
+    left, top = begin(picture.width - SIDE), begin(picture.height - SIDE)
     return (np.asarray(picture.crop((left, top, left + SIDE, top + SIDE))) / 255 - MEAN) / STD
 
 
@@ -51,9 +56,14 @@ def text_embedding(folder: Path, prompt: str) -> NDArray[np.float64]:
     return embedding / np.linalg.norm(embedding)
 
 
-def cosines(folder: Path, images: Tensor, prompts: Sequence[str]) -> NDArray[np.float64]:
+def cosines(
+    folder: Path, images: Tensor, prompts: Sequence[str], begin: Callable[[int], int] = halved
+) -> NDArray[np.float64]:
     """[B] for images uint8 [B, 3, H, W] that are cropped."""
     pairs = zip(images, prompts, strict=True)
     return np.array(
-        [image_embedding(folder, cropped(image)) @ text_embedding(folder, prompt) for image, prompt in pairs]
+        [
+            image_embedding(folder, cropped(image, begin)) @ text_embedding(folder, prompt)
+            for image, prompt in pairs
+        ]
     )

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from marble_reward_clip.hpsv2 import HpsV2, fit_in_square
+from marble_reward_clip.clipscore import ClipScore
+from marble_reward_clip.hpsv2 import HpsV2, fit_in_square, repaired
+from marble_reward_clip.pickscore import PickScore
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -61,6 +63,37 @@ def test_is_the_cosine_of_the_embeddings(folder: Path, height: int, width: int) 
         for image, prompt in zip(images, prompts, strict=True)
     ]
     assert HpsV2(str(folder))(images, prompts).numpy() == pytest.approx(expected, abs=2e-5)
+
+
+READ_ALIKE = [
+    ("“47” on a ‘red’ cup", "\"47\" on a 'red' cup"),  # curly quotes
+    ("a sign that says â€œ47â€\x9d", 'a sign that says "47"'),  # UTF-8 that was read as Windows-1252
+    ("cafÃ© crÃ¨me", "café crème"),
+    ("a cup &amp; a kite", "a cup & a kite"),
+    ("a &amp;quot;cup&amp;quot;", 'a "cup"'),  # escaped twice
+    ("\ta  red\u00a0cup\n", "a red cup"),
+    ("A Red CUP", "a red cup"),
+    ("ｗｉｄｅ ﬁne cafe\u0301", "wide fine café"),  # other forms of the same letters
+    ("it's 47 … a red cup", "it's 47 … a red cup"),
+    ("", ""),
+]
+
+
+@pytest.mark.parametrize(("prompt", "read"), READ_ALIKE)
+def test_prompts_are_repaired(prompt: str, read: str) -> None:
+    """As by open_clip's tokenizer; the right column is what that hands to its byte pairs."""
+    assert repaired(prompt) == read
+    texts = HpsV2("tiny").clip.texts([prompt, read])
+    assert torch.equal(texts[0], texts[1])
+
+
+def test_only_hpsv2_repairs_prompts() -> None:
+    """The published code of the other two reads them by transformers."""
+    image, pair = pictures(1, 64, 64).expand(2, -1, -1, -1), ["a “47” &amp; a cup", 'a "47" & a cup']
+    hpsv2, pickscore, clipscore = (reward("tiny")(image, pair) for reward in (HpsV2, PickScore, ClipScore))
+    assert hpsv2[0] == hpsv2[1]
+    assert pickscore[0] != pickscore[1]
+    assert clipscore[0] != clipscore[1]
 
 
 def test_needs_no_image_processor(folder: Path, tmp_path: Path) -> None:

@@ -167,6 +167,18 @@ def test_the_crop_is_grey_outside_the_mask() -> None:
     assert crop(image, Detection((8.0, 6.0, 8.0, 6.0), 1.0)).shape == (3, 1, 1)
 
 
+@pytest.mark.parametrize("excess", range(12))
+def test_the_centre_crop_begins_where_torchvisions_does(clip: Path, excess: int) -> None:
+    begin = [0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5, 6][excess]  # int(round(excess / 2.0))
+    processor = ColorClassifier(str(clip), "cpu", torch.float32).processor
+    for size in ((CROP + excess, CROP), (CROP, CROP + excess)):
+        image = np.random.default_rng(0).integers(0, 256, (3, *size), np.uint8)
+        made = processor([image], input_data_format="channels_first", return_tensors="np")["pixel_values"][0]
+        kept = image[:, begin:, :] if size[0] > CROP else image[:, :, begin:]
+        expected = (kept[:, :CROP, :CROP].transpose(1, 2, 0) / 255 - MEAN) / STD
+        np.testing.assert_allclose(made.transpose(1, 2, 0), expected, rtol=0, atol=1e-5)
+
+
 def test_colours_are_the_nearest_texts(clip: Path, tiny: ModuleType) -> None:
     """Cosines against CLIP in float64, one text and one crop at a time, words looked up here."""
     model = CLIPModel.from_pretrained(clip).double().eval()
@@ -185,7 +197,7 @@ def test_colours_are_the_nearest_texts(clip: Path, tiny: ModuleType) -> None:
         scale = CROP / min(image.size)
         width, height = (int(side * scale) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - CROP) // 2, (height - CROP) // 2
+        left, top = (round((side - CROP) / 2.0) for side in (width, height))  # as torchvision
         values = (np.asarray(image.crop((left, top, left + CROP, top + CROP))) / 255 - MEAN) / STD
         with torch.no_grad():
             state = model.vision_model(torch.from_numpy(values).permute(2, 0, 1)[None]).pooler_output
@@ -196,12 +208,21 @@ def test_colours_are_the_nearest_texts(clip: Path, tiny: ModuleType) -> None:
     mask = np.zeros((60, 80), bool)
     mask[10:40, 20:70] = True
     mask[10:20, 20:30] = False
-    things = [Detection((20.0, 10.0, 70.0, 40.0), 0.9, mask), Detection((5.0, 5.0, 37.0, 50.0), 0.8)]
+    boxes = [
+        (5, 5, 37, 50),
+        (5, 5, 37, 40),
+        (5, 5, 44, 37),
+        (5, 5, 52, 37),
+        (5, 5, 38, 37),
+    ]  # odd excesses, most
+    things = [Detection((20.0, 10.0, 70.0, 40.0), 0.9, mask)]
+    things += [Detection(tuple(float(edge) for edge in box), 0.8) for box in boxes]  # type: ignore[arg-type]
     pixels = image.permute(1, 2, 0).numpy()
     grey = np.where(mask[..., None], pixels, np.uint8(153))
-    seen = [picture(grey[10:40, 20:70].copy()), picture(pixels[5:50, 5:37].copy())]
+    seen = [picture(grey[10:40, 20:70].copy())]
+    seen += [picture(pixels[top:bottom, left:right].copy()) for left, top, right, bottom in boxes]
     name = "computer mouse"
-    expected = np.zeros((2, 10))
+    expected = np.zeros((len(things), 10))
     for place, color in enumerate(COLORS):
         texts = [
             f"a photo of a {color} {name}",

@@ -15,17 +15,20 @@ from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import Model, OdeSolver, Precision, RunConfig, Train
+from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
 from marble_cli.randomness import noise
+from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.sampler import make_scheduler, sample, sampling_times
 from marble_cli.trainer.mixer import Mixer
 from marble_cli.trainer.run import train
 from tests.policy.families.pipelines import TINY, Tiny
 
 PROMPTS = ["a red cup", "two boats and a very long sign", "a cat"]
+NEGATIVES = ["blurred", "", "grey, dull and with a frame"]
 TIMES = torch.tensor([0.25, 0.5, 1.0])
 STEPS = 3
 
@@ -102,7 +105,7 @@ class Run:
     images: Tensor
 
 
-def plain_run(case: Case, pipeline: Any) -> Run:
+def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
     begin, side = case.start(), case.tiny.resolution
     seen = [pipeline._pack_latents(begin, *begin.shape) if case.tiny.packed else begin]
 
@@ -112,7 +115,7 @@ def plain_run(case: Case, pipeline: Any) -> Run:
 
     images = pipeline(
         prompt=list(PROMPTS), num_inference_steps=STEPS, height=side, width=side, latents=seen[0], output_type="pt",
-        callback_on_step_end=keep, **case.tiny.arguments,
+        callback_on_step_end=keep, **{**case.tiny.arguments, **more},
     ).images  # fmt: skip
     if case.tiny.packed:
         scale = pipeline.vae_scale_factor
@@ -178,6 +181,55 @@ def test_times_velocities_and_pictures_are_the_pipelines_own(case: Case) -> None
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, slopes[rows, rows], rtol=1e-4, atol=2e-5)
     assert_same_images(case.images(policy, None), run.images)
+
+
+class Unscored:
+    """A scorer that is not asked for scores."""
+
+    def submit(self, *_: Any) -> None: ...
+
+
+def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Tensor:
+    """As a rollout, evaluations and `marble generate` make them, in batches of two: [3, C, H, W]."""
+    rollout = Rollout(policy, OdeSolver.euler, STEPS, batch_size=2, seed=0, guidance_scale=scale, **bounds)
+    prompts = [Prompt(text, {}, "any", away) for text, away in zip(PROMPTS, NEGATIVES, strict=True)]
+    rollout.prepare(prompts)
+    samples = rollout.collect(
+        prompts, range(3), scorer=Unscored(), adapter=None, purpose="test", step=0, advance=lambda n: None
+    )  # type: ignore[arg-type]
+    return samples.x0
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+def test_guidance_is_the_pipelines_own(case: Case, tmp_path: Path, scale: float, cached: bool) -> None:
+    """A number that is copied from there draws the same pictures here."""
+    policy = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0) if cached else case.policy
+    name = "true_cfg_scale" if case.tiny.packed else "guidance_scale"
+    run = plain_run(case, case.plain, negative_prompt=list(NEGATIVES), **{name: scale})
+    ours = guided_latents(case, policy, scale)
+    torch.testing.assert_close(ours, run.latents[-1], rtol=1e-5, atol=1e-5)
+    assert (ours - guided_latents(case, policy, 1.0)).abs().amax(dim=(1, 2, 3)).min() > 1e-2
+    assert_same_images(policy.decode(ours), run.images)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_without_guidance_negative_prompts_do_not_count(case: Case, scale: float) -> None:
+    run = plain_run(case, case.plain)
+    torch.testing.assert_close(
+        guided_latents(case, case.policy, scale), run.latents[-1], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("case", ["z_image"], indirect=True)
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), (0.5, 1.0), (0.0, 0.3), (1.2, 0.6)])
+def test_the_bounds_of_z_image_are_its_pipelines(case: Case, bounds: tuple[float, float]) -> None:
+    names = ("cfg_normalization", "cfg_truncation")
+    given = dict(zip(names, bounds, strict=True))
+    run = plain_run(case, case.plain, negative_prompt=list(NEGATIVES), guidance_scale=4.0, **given)
+    ours = guided_latents(case, case.policy, 4.0, **given)
+    torch.testing.assert_close(ours, run.latents[-1], rtol=1e-5, atol=1e-5)
+    assert (ours - guided_latents(case, case.policy, 4.0)).abs().max() > 1e-2
 
 
 @torch.no_grad()

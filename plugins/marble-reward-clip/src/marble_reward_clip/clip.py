@@ -1,8 +1,10 @@
 """A CLIP model that embeds pictures and prompts."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
@@ -18,7 +20,14 @@ Preprocess = Callable[[Tensor], Tensor]
 class Clip:
     """A CLIP model with its tokenizer; embeddings have length 1."""
 
-    def __init__(self, model: str, device: str | torch.device, dtype: torch.dtype, remedy: str = HUB) -> None:
+    def __init__(
+        self,
+        model: str,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        remedy: str = HUB,
+        clean: Callable[[str], str] = str,
+    ) -> None:
         """Load it.
 
         Args:
@@ -26,6 +35,7 @@ class Clip:
             device: where to compute.
             dtype: what to compute in.
             remedy: what to do where it cannot be loaded.
+            clean: what is done to a prompt before the tokenizer reads it.
 
         Raises:
             OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
@@ -42,6 +52,7 @@ class Clip:
             if report["missing_keys"]:  # they would be drawn at random
                 raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
             self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.clean = clean
         self.model = clip.to(device).eval().requires_grad_(False)
         self.side: int = clip.config.vision_config.image_size
         self.length: int = clip.config.text_config.max_position_embeddings
@@ -61,6 +72,7 @@ class Clip:
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings [B, D] float32 on the CPU of B prompts, cut to the model's length."""
+        prompts = [self.clean(prompt) for prompt in prompts]
         distinct = list(dict.fromkeys(prompts))
         row = {prompt: place for place, prompt in enumerate(distinct)}
         parts = [distinct[start : start + CHUNK] for start in range(0, len(distinct), CHUNK)]
@@ -82,18 +94,37 @@ class Clip:
         return normalize(self.model.text_projection(read.pooler_output).float(), dim=1).cpu()
 
 
-def preprocessing(model: str) -> Preprocess:
+class TorchvisionCrop(CLIPImageProcessorPil):
+    """Crops the centre as torchvision does, and with it open_clip and OpenAI's CLIP.
+
+    Where the excess is odd, half of it is rounded to an even number; transformers rounds it down.
+    """
+
+    def center_crop(self, image: NDArray[Any], size: Any, **more: Any) -> NDArray[Any]:
+        """Cut `size` from an image [C, H, W] that is at least as large; a smaller one is left to transformers."""
+        height, width = image.shape[-2:]
+        if height < size.height or width < size.width:
+            return super().center_crop(image, size, **more)
+        top, left = round((height - size.height) / 2), round((width - size.width) / 2)
+        return image[..., top : top + size.height, left : left + size.width]
+
+
+def preprocessing(model: str, processor: type[CLIPImageProcessorPil] = TorchvisionCrop) -> Preprocess:
     """Resize, crop and normalise with Pillow as the model's preprocessor_config.json says.
+
+    Args:
+        model: as of `Clip`.
+        processor: whose centre crop it is.
 
     Raises:
         OSError: it cannot be found, fetched or read.
     """
     source = locate(model)
     with loading(f"the CLIP model {source!r}", "a preprocessor_config.json beside its weights"):
-        processor = CLIPImageProcessorPil.from_pretrained(source)
+        reader = processor.from_pretrained(source)
 
     def preprocess(images: Tensor) -> Tensor:
-        made = processor(list(images.numpy()), input_data_format="channels_first", return_tensors="pt")
+        made = reader(list(images.numpy()), input_data_format="channels_first", return_tensors="pt")
         return made["pixel_values"]
 
     return preprocess

@@ -1,8 +1,10 @@
 """Which picture of a prompt people prefer, learned from the Human Preference Dataset v2."""
 
+import html
 from collections.abc import Sequence
 from functools import partial
 
+import ftfy
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
@@ -34,7 +36,7 @@ class HpsV2:
         Raises:
             OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
         """
-        self.clip = Clip(model, device, dtype, CONVERT)
+        self.clip = Clip(model, device, dtype, CONVERT, repaired)
         self.preprocess = partial(fit_in_square, side=self.clip.side)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -42,9 +44,19 @@ class HpsV2:
 
         Args:
             images: uint8 [B, 3, H, W]; made as long as the model's side and padded with black, see `fit_in_square`.
-            prompts: B prompts; cut to the model's length.
+            prompts: B prompts; repaired, see `repaired`, and cut to the model's length.
         """
         return self.clip.cosines(images, prompts, self.preprocess)
+
+
+def repaired(prompt: str) -> str:
+    """Return `prompt` as open_clip's tokenizer, which the published code uses, reads it.
+
+    Mangled Unicode is mended and curly quotes become straight (ftfy), HTML entities become what they mean, also those
+    that were escaped twice, white space becomes single blanks, and letters are lower case.
+    """
+    unescaped = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return " ".join(unescaped.split()).lower()
 
 
 def fit_in_square(images: Tensor, side: int) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import CLIPImageProcessorPil
 
 from marble_reward_clip.clip import Clip, preprocessing
 
@@ -31,7 +32,8 @@ class PickScore:
             OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
         """
         self.clip = Clip(model, device, dtype)
-        self.preprocess = preprocessing(model)
+        # Its published code reads pictures, and prompts, by transformers alone.
+        self.preprocess = preprocessing(model, CLIPImageProcessorPil)
         self.range = (-self.clip.logit_scale, self.clip.logit_scale)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -25,6 +25,21 @@ EXPECTED = (
 )
 
 
+class TorchvisionCrop(CLIPImageProcessorPil):
+    """Crops the centre as torchvision does, which GenEval uses by open_clip.
+
+    Where the excess is odd, half of it is rounded to an even number; transformers rounds it down.
+    """
+
+    def center_crop(self, image: NDArray[Any], size: Any, **more: Any) -> NDArray[Any]:
+        """Cut `size` from an image [C, H, W] that is at least as large; a smaller one is left to transformers."""
+        height, width = image.shape[-2:]
+        if height < size.height or width < size.width:
+            return super().center_crop(image, size, **more)
+        top, left = round((height - size.height) / 2), round((width - size.width) / 2)
+        return image[..., top : top + size.height, left : left + size.width]
+
+
 class ColorClassifier:
     """Names the colours of objects of a class; the texts of each class are encoded once."""
 
@@ -47,7 +62,7 @@ class ColorClassifier:
             )
             check_complete(model, report)
             self.tokenizer = AutoTokenizer.from_pretrained(place)
-            self.processor = CLIPImageProcessorPil.from_pretrained(place)
+            self.processor = TorchvisionCrop.from_pretrained(place)
         self.model = model.to(device).eval().requires_grad_(False)
         self.length: int = model.config.text_config.max_position_embeddings
         self.texts: dict[str, Tensor] = {}
