@@ -232,10 +232,7 @@ def run(run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathF
     progress = fresh(policy)
     progress.step = 1
     nudge(policy, seed=1)
-    store.save(
-        folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False,
-        metadata=policy.trained_metadata(),
-    )  # fmt: skip
+    store.save(folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False)
     (folder / "config.yaml").write_text(dump(config))
     return folder
 
