@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from marble_cli.checkpoint.manifest import REMEDY
+from marble_cli.checkpoint.tensor_files import not_finite
 from marble_cli.errors import CheckpointError
 
 HEADER = "lora_adapter_metadata"  # the entry of a file's header from which diffusers rebuilds a LoRA
@@ -46,12 +47,15 @@ def as_trained(
     """Return the LoRA that was folded into `state`, to the bit; take its tensors `KEY|name` out of `kept`.
 
     Raises:
-        CheckpointError: they are not of this LoRA; `file` is where they stood.
+        CheckpointError: they are not of this LoRA, or the scale takes it out of range; `file` is where they stood.
     """
     own = {key.removesuffix(f"|{name}"): kept.pop(key) for key in list(kept) if key.endswith(f"|{name}")}
     if wrong := [key for key, value in own.items() if key not in state or state[key].shape != value.shape]:
         raise CheckpointError(f"{file} does not fit the LoRA in {name}/: {wrong[0]} differs. {REMEDY}")
-    return unfolded(state, scale) | own
+    result = unfolded(state, scale) | own
+    if bad := not_finite(result):
+        raise CheckpointError(f"the scale {scale} of {file.parent} makes {bad} of {name}/ infinite. {REMEDY}")
+    return result
 
 
 def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:

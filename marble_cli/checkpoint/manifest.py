@@ -120,7 +120,7 @@ def _typed(folder: Path, content: dict[str, Any]) -> Manifest:
     scale = content.get("scale")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise ValueError(f"format_version is {version!r}, not a number from 1 to {FORMAT_VERSION}")
-    if version > 1 and not (type(scale) in (int, float) and scale > 0):
+    if version > 1 and not (type(scale) is float and scale > 0):
         raise ValueError(f"scale is {scale!r}, not a number above 0")
     if type(step) is not int or step < 0:
         raise ValueError(f"step is {step!r}, not a whole number from 0")

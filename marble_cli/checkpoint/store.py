@@ -7,7 +7,6 @@ the bit what `save` was given.
 
 import logging
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,7 @@ WEIGHTS = {  # the names that diffusers looks for
     "full": "diffusion_pytorch_model.safetensors",
 }
 HEADER = 100  # bytes, about, that a tensor takes in a file's header beside its name
-ROUNDED = (
-    "optimizer"  # the group that also holds the tensors that folding rounds, as `KEY|lora` and `KEY|ema`
-)
+ROUNDED = "optimizer"  # the group that also holds the tensors that folding rounds: `KEY|lora`, `KEY|ema`
 
 
 @dataclass
@@ -233,14 +230,19 @@ def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tenso
     (trained, header), (ema, _) = (
         files.pop(name.removesuffix(".safetensors")) for name in weight_files(train)
     )
-    groups, scale = {name: tensors for name, (tensors, _) in files.items()}, manifest.scale
-    if train == "lora" and scale is None:  # format 1: B as trained, and alpha in the header
-        scale = lora.stated_scale(header)
-    elif train == "lora" and scale is not None:
-        kept, file = groups.get(ROUNDED, {}), folder / f"{ROUNDED}.safetensors"
-        trained = lora.as_trained(trained, scale, "lora", kept, file)
-        ema = lora.as_trained(ema, scale, "ema", kept, file)
-    return TrainerState(manifest.step, groups, manifest.info, train, scale), trained, ema
+    groups = {name: tensors for name, (tensors, _) in files.items()}
+    state = TrainerState(manifest.step, groups, manifest.info, train, manifest.scale)
+    if train == "full":
+        return state, trained, ema
+    if state.scale is None:  # format 1: B as trained, and alpha in the header
+        state.scale = lora.stated_scale(header)
+        return state, trained, ema
+    kept, file = groups.get(ROUNDED, {}), folder / f"{ROUNDED}.safetensors"
+    trained, ema = (
+        lora.as_trained(weights, state.scale, name, kept, file)
+        for name, weights in (("lora", trained), ("ema", ema))
+    )
+    return state, trained, ema
 
 
 def resolve(spec: str) -> Path:

@@ -19,10 +19,10 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import CheckpointError, ConfigError
 from marble_cli.evaluate.evaluate import compare, evaluate
-from marble_cli.evaluate.evaluate import run_config as judging_config
 from marble_cli.evaluate.generate import generate
 from marble_cli.evaluate.score import Evaluation, paired_interval
 from marble_cli.evaluate.target import Target, resolve_target
+from marble_cli.evaluate.target import run_config as judging_config
 from marble_cli.policy.load import load_policy
 from marble_cli.randomness import noise
 from marble_cli.rewards.scorer import Scores
@@ -138,14 +138,14 @@ def test_a_target_is_a_checkpoint_a_run_or_the_base_model(run: Path) -> None:
 
 def test_the_judging_config_is_the_runs(run: Path, tmp_path: Path, run_config: RunConfigMaker) -> None:
     base, target = resolve_target("base"), resolve_target(str(run))
-    config = judging_config(target, None, ["trainer.eval_prompts=1"])
+    config = judging_config(["trainer.eval_prompts=1"], target)
     assert config == run_config(f"run.dir={run}", "trainer.eval_prompts=1")
-    assert judging_config(base, target, []) == run_config(f"run.dir={run}")
-    assert judging_config(base, None, []).model.path == "tiny"
+    assert judging_config([], base, target) == run_config(f"run.dir={run}")
+    assert judging_config([], base).model.path == "tiny"
     moved = Target("moved", target.weights, tmp_path / "run" / "checkpoints" / "step-00000001")
     assert moved.config is None
     with pytest.raises(ConfigError, match=r"trainer\.eval_prompts"):
-        judging_config(target, None, ["trainer.eval_promts=1"])
+        judging_config(["trainer.eval_promts=1"], target)
 
 
 def test_a_policy_against_itself_differs_in_nothing(run: Path) -> None:
