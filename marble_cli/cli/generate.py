@@ -7,7 +7,10 @@ import typer
 
 from marble_cli.cli.options import Overrides, Target
 
-EPILOG = "Example:  marble generate runs/demo-0 --prompt 'a red sign that says \"47\"'"
+EPILOG = (
+    "Example:  marble generate runs/demo-0 --prompt 'a red sign that says \"47\"'   or   "
+    "marble generate base ~preset model=flux model.path=DIR --prompt 'a red sign'"
+)
 
 
 def generate(
