@@ -326,7 +326,9 @@ def main(output: Path, seed: int, scale: float) -> None:
         text_encoder_3=None, tokenizer_3=None,
     )  # fmt: skip
     pipeline.to(dtype=half)
-    for encoder in encoders:  # of float16 values: transformers loads what is stored, and diffusers' parts are float32
+    for (
+        encoder
+    ) in encoders:  # of float16 values: transformers loads what is stored, and diffusers' parts are float32
         encoder.float()
     pipeline.save_pretrained(output / "pipeline")
     size = sum(file.stat().st_size for file in output.rglob("*.safetensors"))

@@ -180,6 +180,18 @@ def test_an_exported_lora_means_the_same_to_plain_diffusers(
         )
 
 
+def test_a_pipeline_saved_without_t5_has_the_zeros_that_diffusers_puts_there(
+    model: Model, plain: StableDiffusion3Pipeline
+) -> None:
+    """`model=sd3` asks for tokens of T5 that the folder does not have."""
+    policy = load_policy(replace(model, max_sequence_length=20), 0)
+    embeddings = policy.encode(PROMPTS)
+    tokens, _, pooled, _ = plain.encode_prompt(PROMPTS, None, None, max_sequence_length=20)
+    assert torch.equal(embeddings.tensors["tokens"], tokens)
+    assert torch.equal(embeddings.tensors["pooled"], pooled)
+    assert not tokens[:, -20:].any()
+
+
 def test_pictures_are_the_pipelines_own(policy: Any, plain: StableDiffusion3Pipeline) -> None:
     latents = torch.randn(3, *policy.latent_shape, generator=torch.Generator().manual_seed(1))
     scaled = latents / plain.vae.config.scaling_factor + plain.vae.config.shift_factor
