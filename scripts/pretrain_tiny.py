@@ -325,7 +325,12 @@ def main(output: Path, seed: int, scale: float) -> None:
         text_encoder=encoders[0], tokenizer=tokenizer, text_encoder_2=encoders[1], tokenizer_2=tokenizer,
         text_encoder_3=None, tokenizer_3=None,
     )  # fmt: skip
-    pipeline.to(dtype=half).save_pretrained(output / "pipeline")
+    pipeline.to(dtype=half)
+    for (
+        encoder
+    ) in encoders:  # of float16 values: transformers loads what is stored, and diffusers' parts are float32
+        encoder.float()
+    pipeline.save_pretrained(output / "pipeline")
     size = sum(file.stat().st_size for file in output.rglob("*.safetensors"))
     print(f"wrote {output}: {size / 1e6:.1f} MB of safetensors in {(time.time() - began) / 60:.1f} min")
 

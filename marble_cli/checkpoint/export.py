@@ -1,51 +1,119 @@
-"""`marble export`: a checkpoint's weights as a folder that plain diffusers loads.
+"""`marble export`: a checkpoint's weights for diffusers, peft or ComfyUI.
 
-A LoRA is for `load_lora_weights`, a whole transformer for `from_pretrained(..., subfolder="transformer")`.
+A LoRA is written so that it acts with scale 1 wherever it is loaded. A whole transformer is for diffusers alone:
+`from_pretrained(..., subfolder="transformer")`.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from marble_cli.checkpoint import store
+from safetensors import SafetensorError
+from torch import Tensor
+
+from marble_cli.checkpoint import lora, store, tensor_files
+from marble_cli.checkpoint.comfyui import check_mapped
+from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.checkpoint.manifest import REMEDY
-from marble_cli.errors import CheckpointError, RequestError
+from marble_cli.checkpoint.store import TrainerState
+from marble_cli.errors import CheckpointError, RequestError, StorageError
 from marble_cli.folder import check_writable, write_whole, writing
 
+FILES = {  # of a LoRA
+    ExportFormat.diffusers: store.WEIGHTS["lora"],
+    ExportFormat.peft: "adapter_model.safetensors",
+    ExportFormat.comfyui: "comfyui_lora.safetensors",
+}
+PEFT_CONFIG = "adapter_config.json"
+PEFT_PREFIX = "base_model.model."  # of every key, before the name of a layer
 
-def export(target: str, directory: Path) -> Path:
-    """Copy the verified moving average of `target` to `directory`; returns the written file of weights.
+
+def export(target: str, directory: Path, form: ExportFormat = ExportFormat.diffusers) -> Path:
+    """Write the verified moving average of `target` to `directory`; return the file of weights.
 
     Raises:
         CheckpointError: the checkpoint is damaged or there is none.
         StorageError: there is no room for it.
-        RequestError: `directory` already holds such a file, or `target` is the base model.
+        RequestError: `directory` already holds such a file, the format cannot hold it, or `target` is the base model.
     """
     if target == "base":
         raise RequestError(
             "export base: nothing was trained of the base model. Expected a checkpoint or a run."
         )
     checkpoint = store.resolve(target)
-    state, _, _ = store.load(checkpoint)
-    weights, average = store.weight_files(state.train)
-    source, file = checkpoint / average, directory / Path(weights).name
+    state, _, average = store.load(checkpoint)
     if state.train == "full":
-        config, file = transformer_config(state.info, checkpoint), directory / weights
-    if file.exists():
-        raise RequestError(f"{file} exists and is not overwritten. Choose another folder.")
-    check_writable(directory, "")
-    with writing(file, "Choose another folder.", source.stat().st_size):
+        return _export_transformer(checkpoint, state, directory, form)
+    return _export_lora(checkpoint, state, average, directory, form)
+
+
+def _export_lora(
+    checkpoint: Path, state: TrainerState, average: dict[str, Tensor], directory: Path, form: ExportFormat
+) -> Path:
+    if state.scale is None:
+        raise CheckpointError(f"{checkpoint} does not state the alpha of its LoRA. {REMEDY}")
+    weights = lora.folded(average, state.scale)
+    header = lora.header(weights) if form is ExportFormat.diffusers else {}
+    if form is ExportFormat.comfyui:
+        check_mapped(lora.layers(weights), _origin(state.info).get("family"))
+    config = None
+    if form is ExportFormat.peft:
+        config = (
+            directory / PEFT_CONFIG,
+            {"peft_type": "LORA", "inference_mode": True, **lora.settings(weights)},
+        )
+        weights = {PEFT_PREFIX + key.removeprefix(lora.PREFIX): value for key, value in weights.items()}
+    file = directory / FILES[form]
+    with _exporting(file, config, sum(value.nbytes for value in weights.values())):
+        tensor_files.write(file, weights, header)
+    return file
+
+
+def _export_transformer(checkpoint: Path, state: TrainerState, directory: Path, form: ExportFormat) -> Path:
+    if form is not ExportFormat.diffusers:
+        raise RequestError(
+            f"--format {form.value}: {checkpoint} holds a whole transformer, and this format is for LoRAs. "
+            "Expected --format diffusers, or a checkpoint of a run with model.train=lora."
+        )
+    weights, average = store.weight_files(state.train)
+    source, file = checkpoint / average, directory / weights
+    config = file.with_name("config.json"), transformer_config(state.info, checkpoint)
+    with _exporting(file, config, source.stat().st_size):
+        shutil.copyfile(source, file)
+    return file
+
+
+@contextmanager
+def _exporting(file: Path, config: tuple[Path, dict[str, Any]] | None, size: int) -> Iterator[None]:
+    """Write `file` of about `size` bytes inside, then its configuration; what fails leaves none of both behind.
+
+    Raises:
+        RequestError: one of them exists, or their folder cannot be written.
+        StorageError: there is no room for them.
+    """
+    files = [file] if config is None else [file, config[0]]
+    if existing := [path for path in files if path.exists()]:
+        raise RequestError(f"{existing[0]} exists and is not overwritten. Choose another folder.")
+    check_writable(file.parent, "")
+    with writing(file, "Choose another folder.", size):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(source, file)
-        except OSError:
-            file.unlink(missing_ok=True)
+            yield
+            if config is not None:
+                write_whole(config[0], json.dumps(config[1], indent=2) + "\n")
+        except (OSError, SafetensorError, StorageError):
+            for path in files:
+                path.unlink(missing_ok=True)
             raise
-    if state.train == "full":
-        write_whole(file.with_name("config.json"), json.dumps(config, indent=2) + "\n")
-    return file
+
+
+def _origin(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a checkpoint says its weights belong to; nothing in older ones."""
+    origin = info.get("origin")
+    return origin if isinstance(origin, dict) else {}
 
 
 def transformer_config(info: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -54,8 +122,7 @@ def transformer_config(info: Mapping[str, Any], checkpoint: Path) -> dict[str, A
     Raises:
         CheckpointError: that is nothing, or no such configuration.
     """
-    origin = info.get("origin")
-    config = origin.get("transformer") if isinstance(origin, dict) else None
+    config = _origin(info).get("transformer")
     name = config.get("_class_name") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(name, str) or not name.isidentifier():
         raise CheckpointError(

@@ -16,7 +16,7 @@ from marble_cli.checkpoint.pickled import is_pickled, refuse_pickled
 from marble_cli.errors import CheckpointError
 from marble_cli.folder import flush
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 kept a LoRA's B as trained, with alpha in the header
 NAME = "state.json"
 LARGEST = 64 * 2**20  # bytes of a state.json; held-out scores at the start are most of it
 STEP_FOLDER = re.compile(r"step-\d{8,15}", re.ASCII)
@@ -27,19 +27,29 @@ REMEDY = "Use another step folder of the run, or --resume auto, which takes the 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A step, the trainer's `info`, and (bytes, SHA-256) of the tensor files by name."""
+    """A step, the trainer's `info`, (bytes, SHA-256) of the tensor files by name, and the scale folded into a LoRA.
+
+    The scale is None in format 1, which folds none.
+    """
 
     step: int
     info: dict[str, Any]
     files: dict[str, tuple[int, str]]
+    scale: float | None
 
 
-def write(folder: Path, step: int, info: dict[str, Any], names: list[str]) -> None:
+def write(folder: Path, step: int, info: dict[str, Any], names: list[str], scale: float | None) -> None:
     """Write the manifest of a folder that holds the tensor files `names`."""
     listing = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names
     }
-    manifest = {"format_version": FORMAT_VERSION, "step": step, "info": info, "files": listing}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "scale": scale,
+        "info": info,
+        "files": listing,
+    }
     text = json.dumps(manifest | {"sha256": own_digest(manifest)}, indent=1, allow_nan=False)
     (folder / NAME).write_text(text, encoding="utf-8")
     flush(folder / NAME)
@@ -76,7 +86,8 @@ def read(folder: Path) -> Manifest:
         version = content.get("format_version")
         if type(version) is int and version > FORMAT_VERSION:
             raise CheckpointError(
-                f"{folder} has checkpoint format {version}; this version reads {FORMAT_VERSION}. Update marble to read it."
+                f"{folder} has checkpoint format {version}; this version reads 1 to {FORMAT_VERSION}. Update marble to "
+                "read it."
             )
         if content.get("sha256") != own_digest(content):
             raise CheckpointError(f"{path} was altered: its SHA-256 differs from the one it states. {REMEDY}")
@@ -106,8 +117,11 @@ def _typed(folder: Path, content: dict[str, Any]) -> Manifest:
         ValueError: a part of it has another type, or cannot be true.
     """
     version, step, info, listing = (content.get(key) for key in ("format_version", "step", "info", "files"))
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise ValueError(f"format_version is {version!r}, not {FORMAT_VERSION}")
+    scale = content.get("scale")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise ValueError(f"format_version is {version!r}, not a number from 1 to {FORMAT_VERSION}")
+    if version > 1 and not (type(scale) is float and scale > 0):
+        raise ValueError(f"scale is {scale!r}, not a number above 0")
     if type(step) is not int or step < 0:
         raise ValueError(f"step is {step!r}, not a whole number from 0")
     if STEP_FOLDER.fullmatch(folder.name) and int(folder.name.removeprefix("step-")) != step:
@@ -126,7 +140,7 @@ def _typed(folder: Path, content: dict[str, Any]) -> Manifest:
         if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
             raise ValueError(f"the sha256 of {name} is {digest!r}, not 64 hexadecimal digits")
         files[name] = (size, digest)
-    return Manifest(step, info, files)
+    return Manifest(step, info, files, scale if version > 1 else None)
 
 
 def check_files(folder: Path, manifest: Manifest, *, contents: bool = True) -> None:

@@ -1,20 +1,20 @@
 """Step folders of a run: safetensors and one JSON manifest with the SHA-256 of every file.
 
-A folder is written under a temporary name, flushed to disk and renamed: it exists whole or not at all.
+A folder is written under a temporary name, flushed to disk and renamed: it exists whole or not at all. The files of a LoRA are
+folded (`checkpoint.lora`); tensors that folding rounds are kept beside the optimizer's moments too, so that `load` gives back to
+the bit what `save` was given.
 """
 
 import logging
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from marble_cli.checkpoint import lora, tensor_files
 from marble_cli.checkpoint import manifest as manifests
 from marble_cli.checkpoint.manifest import REMEDY, STEP_FOLDER
 from marble_cli.checkpoint.pickled import refuse_pickled
@@ -30,20 +30,22 @@ WEIGHTS = {  # the names that diffusers looks for
 }
 HEADER = 100  # bytes, about, that a tensor takes in a file's header beside its name
 BALANCE = "balance"  # the group of tensors that a balance with state remembers: whole numbers too
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+ROUNDED = "optimizer"  # the group that also holds the tensors that folding rounds: `KEY|lora`, `KEY|ema`
 
 
 @dataclass
 class TrainerState:
     """What the trainer needs beside the trained weights: named groups of tensors (one file each) and JSON-able `info`.
 
-    `train` says what these weights are, `lora` or `full`.
+    `train` says what these weights are, `lora` or `full`; `scale` is a LoRA's alpha / rank, None where a checkpoint of format 1
+    does not state it.
     """
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
     info: dict[str, Any]
     train: str = "lora"
+    scale: float | None = 1.0
 
 
 def weight_files(train: str) -> tuple[str, str]:
@@ -60,7 +62,6 @@ def save(
     keep_last: int,
     best: bool,
     keep_every: int = 0,
-    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a step folder, read it back, point `latest` (and `best`) at it and delete what is no longer kept.
 
@@ -72,7 +73,6 @@ def save(
         keep_last: newest whole step folders to keep; the best is kept besides.
         best: whether this is the best so far.
         keep_every: steps that are multiples of it are kept for good; 0 for none.
-        metadata: strings to keep in the headers of both files: a LoRA's rank and alpha, as diffusers names them.
 
     Raises:
         StorageError: the disk is full, the folder cannot be written or reads back as something else, or a value is
@@ -80,11 +80,9 @@ def save(
     """
     parent = run / "checkpoints"
     final = parent / f"step-{state.step:08d}"
-    weights = dict(zip(weight_files(state.train), (trained, ema), strict=True))
-    groups = dict(weights)
-    groups |= {f"{name}.safetensors": tensors for name, tensors in state.tensors.items()}
+    groups, header = _files(state, trained, ema)
     for name, tensors in groups.items():
-        if bad := _not_finite(tensors):
+        if bad := tensor_files.not_finite(tensors):
             raise StorageError(
                 f"step {state.step} is not kept: {bad} of {name} is not finite, so it could not be gone on from. Earlier "
                 "checkpoints are untouched; continue from one with --resume auto and e.g. a lower optimizer.lr."
@@ -96,8 +94,9 @@ def save(
             parent.mkdir(parents=True, exist_ok=True)
             _remove(temporary)
             for name, tensors in groups.items():
-                _write(temporary / name, tensors, metadata if name in weights else None)
-            manifests.write(temporary, state.step, state.info, sorted(groups))
+                entries = header if name in weight_files(state.train) else {}
+                tensor_files.write(temporary / name, tensors, entries)
+            manifests.write(temporary, state.step, state.info, sorted(groups), state.scale)
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -117,16 +116,20 @@ def save(
     return final
 
 
-def _write(file: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str] | None) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    values = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    save_file(values, file, dict(metadata) if metadata else {"format": "pt"})
-    flush(file)
-
-
-def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor with a value that is not finite, if there is one."""
-    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
+def _files(
+    state: TrainerState, trained: dict[str, Tensor], ema: dict[str, Tensor]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """Return the tensors of every file of a step folder, by its name, and the header of the files of weights."""
+    groups, header = dict(state.tensors), dict[str, str]()
+    if state.train == "lora":
+        assert state.scale is not None
+        kept = lora.rounded(trained, state.scale, "lora") | lora.rounded(ema, state.scale, "ema")
+        if kept:
+            groups[ROUNDED] = groups.get(ROUNDED, {}) | kept
+        header = lora.header(trained)
+        trained, ema = lora.folded(trained, state.scale), lora.folded(ema, state.scale)
+    files = {f"{name}.safetensors": tensors for name, tensors in groups.items()}
+    return dict(zip(weight_files(state.train), (trained, ema), strict=True)) | files, header
 
 
 def steps(run: Path) -> list[Path]:
@@ -213,7 +216,7 @@ def _remove(path: Path) -> None:
 
 
 def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]:
-    """The trainer's state, the trained weights and their moving average, after every file was verified.
+    """Read the trainer's state, the trained weights and their moving average, as they were saved; verify every file.
 
     Raises:
         CheckpointError: something is missing, altered, not finite, of a newer format, or no checkpoint at all.
@@ -224,27 +227,27 @@ def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tenso
         if name not in manifest.files:
             raise CheckpointError(f"{folder / manifests.NAME} does not list {name}. {REMEDY}")
     manifests.check_files(folder, manifest)
-    groups = {name.removesuffix(".safetensors"): _tensors(folder / name) for name in manifest.files}
-    trained, ema = (groups.pop(name.removesuffix(".safetensors")) for name in weight_files(train))
-    return TrainerState(manifest.step, groups, manifest.info, train), trained, ema
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, all of them finite, and floats unless they are a balance's.
-
-    Raises:
-        CheckpointError: they are not, or it holds something else.
-    """
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that torch has not
-        raise CheckpointError(f"{file} is no safetensors file: {error}. {REMEDY}") from error
-    strange = [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
-    if strange and file.stem != BALANCE:
-        raise CheckpointError(f"{file} is of no use: {strange[0]} is {tensors[strange[0]].dtype}. {REMEDY}")
-    if bad := _not_finite(tensors):
-        raise CheckpointError(f"{file} is of no use: {bad} has values that are not finite. {REMEDY}")
-    return tensors
+    files = {
+        group: tensor_files.read(folder / name, floats=group != BALANCE)
+        for name in manifest.files
+        for group in [name.removesuffix(".safetensors")]
+    }
+    (trained, header), (ema, _) = (
+        files.pop(name.removesuffix(".safetensors")) for name in weight_files(train)
+    )
+    groups = {name: tensors for name, (tensors, _) in files.items()}
+    state = TrainerState(manifest.step, groups, manifest.info, train, manifest.scale)
+    if train == "full":
+        return state, trained, ema
+    if state.scale is None:  # format 1: B as trained, and alpha in the header
+        state.scale = lora.stated_scale(header)
+        return state, trained, ema
+    kept, file = groups.get(ROUNDED, {}), folder / f"{ROUNDED}.safetensors"
+    trained, ema = (
+        lora.as_trained(weights, state.scale, name, kept, file)
+        for name, weights in (("lora", trained), ("ema", ema))
+    )
+    return state, trained, ema
 
 
 def resolve(spec: str) -> Path:

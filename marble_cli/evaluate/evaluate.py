@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.evaluate.score import Evaluation, paired_interval, score_policy
-from marble_cli.evaluate.target import Target, resolve_target
+from marble_cli.evaluate.target import Target, resolve_target, run_config
 from marble_cli.folder import check_writable, write_whole, writing
 from marble_cli.metrics.figures import image_grid
 from marble_cli.policy.base import Adapter, Policy
@@ -106,12 +105,6 @@ def compare(one: Evaluation, other: Evaluation | None) -> list[RewardResult]:
     return results
 
 
-def run_config(target: Target, against: Target | None, overrides: list[str]) -> RunConfig:
-    """The configuration to judge with: that of the run behind the targets, or the default, plus `overrides`."""
-    path = target.config or (against.config if against else None)
-    return compose(overrides, str(path) if path else None)
-
-
 def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> Evaluation:
     """Images and scores of one target."""
     target.put_into(policy)
@@ -140,7 +133,7 @@ def evaluate(target: str, against: str | None, overrides: list[str], output: Pat
     """
     first = resolve_target(target)
     second = resolve_target(against) if against is not None else None
-    config = run_config(first, second, overrides)
+    config = run_config(overrides, first, second)
     if output is not None:
         check_writable(output, "--output ")
     policy = load_policy(config.model, config.trainer.seed)

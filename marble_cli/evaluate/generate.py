@@ -1,12 +1,12 @@
 """`marble generate`: pictures of given prompts from a checkpoint, a run or the base model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from marble_cli.evaluate.evaluate import run_config
-from marble_cli.evaluate.target import resolve_target
+from marble_cli.evaluate.target import resolve_target, run_config
 from marble_cli.folder import check_writable, writing
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
@@ -15,10 +15,16 @@ from marble_cli.rollout.sampler import Velocity, guided, is_guided, make_schedul
 
 
 @torch.no_grad()
-def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[Path]:
-    """Draw one image a prompt and write `000.png`, `001.png`, ... into `output`; returns the files."""
+def generate(
+    target: str, prompts: list[str], output: Path, seed: int, overrides: Sequence[str] = ()
+) -> list[Path]:
+    """Draw one image per prompt and write `000.png`, `001.png`, ... into `output`; return the files.
+
+    Raises:
+        RequestError: the target, an override or `output` is wrong.
+    """
     chosen = resolve_target(target)
-    config = run_config(chosen, None, [])
+    config = run_config(overrides, chosen)
     check_writable(output, "--output ")
     policy = load_policy(config.model, config.trainer.seed)
     chosen.put_into(policy)

@@ -1,6 +1,6 @@
 """What `marble eval`, `generate` and `export` are pointed at: a checkpoint, a run, or the base model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from marble_cli.checkpoint import store
+from marble_cli.config.compose import compose
+from marble_cli.config.schema import RunConfig
 from marble_cli.policy.base import Policy
 from marble_cli.policy.origin import check_origin, read_origin
 
@@ -51,3 +53,15 @@ def resolve_target(spec: str) -> Target:
     path = store.resolve(spec)
     state, _, ema = store.load(path)
     return Target(f"{path.parent.parent.name}/{path.name}", ema, path, read_origin(state.info, state.train))
+
+
+def run_config(overrides: Sequence[str], *targets: Target | None) -> RunConfig:
+    """Compose the configuration that pictures are drawn and judged with: that of a run with `overrides`, as for `marble train`.
+
+    The run is that of the first of `targets` that has one; without any, for the base model, it is the package's configuration.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    path = next((target.config for target in targets if target is not None and target.config), None)
+    return compose(overrides, str(path) if path else None)

@@ -1,6 +1,5 @@
 """Two LoRA adapters in one transformer (peft): the trained policy and the behaviour policy."""
 
-import json
 import warnings
 from collections.abc import Callable
 
@@ -134,16 +133,3 @@ class LoraPair:
         for key, value in own.items():
             local(value).copy_(share(state[key], value))
         self.copy("trained", "behaviour")
-
-    def metadata(self) -> dict[str, str]:
-        """What diffusers reads beside the weights to rebuild rank and alpha.
-
-        One key only: safetensors writes several in random order, and equal weights shall be equal files.
-        """
-        settings = {f"{PREFIX}{key}": value for key, value in self.config.to_dict().items()}
-        plain = {
-            key: sorted(value) if isinstance(value, set) else value
-            for key, value in settings.items()
-            if value is None or isinstance(value, str | int | float | bool | list | dict | set)
-        }
-        return {"lora_adapter_metadata": json.dumps(plain, sort_keys=True, default=str)}

@@ -82,10 +82,6 @@ class Trainable(Protocol):
         """As `Policy.load_trained`."""
         ...
 
-    def metadata(self) -> dict[str, str]:
-        """As `Policy.trained_metadata`."""
-        ...
-
 
 class Policy(Protocol):
     """A flow model over latents with trained, behaviour and frozen weights."""
@@ -128,11 +124,7 @@ class Policy(Protocol):
         ...
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The trained weights on the CPU: a LoRA in diffusers' key format, or a transformer as diffusers names its tensors."""
-        ...
-
-    def trained_metadata(self) -> dict[str, str]:
-        """What a file of `trained_state` must say beside the tensors for diffusers to take them rightly."""
+        """Return the trained weights on the CPU, by diffusers' keys: a LoRA before alpha / rank scales it, or a transformer."""
         ...
 
     def origin(self) -> dict[str, Any]:

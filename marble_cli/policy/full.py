@@ -76,9 +76,6 @@ class FullWeights:
             for name, tensor in self.transformer(adapter).state_dict().items():
                 local(tensor).copy_(share(state[name], tensor))
 
-    def metadata(self) -> dict[str, str]:
-        return {"format": "pt"}
-
 
 def _tensors(transformer: nn.Module) -> Iterator[Tensor]:
     yield from transformer.parameters()

@@ -64,7 +64,8 @@ def load_policy(model: Model, seed: int, place: Place = whole) -> PipelinePolicy
             revision=model.revision,
             dtype=DTYPES[model.precision],
             use_safetensors=True,
-            **dict.fromkeys(family.left_out(model)),
+            # diffusers wants to be told of most components that a pipeline was saved without.
+            **dict.fromkeys((*family.left_out(model), *(k for k, v in index.items() if v == [None, None]))),
         )
     check_fit(model, family, pipeline.transformer.config)
     pipeline.set_progress_bar_config(disable=True)

@@ -30,12 +30,13 @@ def weights_digest(transformer: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def describe_origin(model: Model, weights: str, transformer: Any) -> dict[str, Any]:
+def describe_origin(model: Model, weights: str, family: str, transformer: Any) -> dict[str, Any]:
     """What trained weights are tied to; plain, for JSON.
 
     Args:
         model: the configuration of the model.
         weights: `weights_digest` of its transformer as loaded, in the model's precision.
+        family: the name of its `Family`.
         transformer: that transformer; beside the whole of its weights stands its configuration, as diffusers writes it.
     """
     origin = {
@@ -43,6 +44,7 @@ def describe_origin(model: Model, weights: str, transformer: Any) -> dict[str, A
         "model": model.path,
         "precision": model.precision.value,
         "weights": weights,
+        "family": family,
     }
     if model.train is Train.full:
         config = json.loads(transformer.to_json_string())

@@ -147,11 +147,8 @@ class PipelinePolicy:
     def trained_state(self) -> dict[str, Tensor]:
         return self.trainable.state()
 
-    def trained_metadata(self) -> dict[str, str]:
-        return self.trainable.metadata()
-
     def origin(self) -> dict[str, Any]:
-        return describe_origin(self.model, self.weights, self.transformer)
+        return describe_origin(self.model, self.weights, type(self.family).__name__, self.transformer)
 
     def load_trained(self, state: dict[str, Tensor]) -> None:
         self.trainable.load(state)

@@ -319,6 +319,5 @@ class Trainer:
         if self.ranks.is_main and packed is not None:
             settings = self.config.trainer
             store.save(
-                self.folder, *packed, keep_last=settings.keep_last, keep_every=settings.keep_every, best=best,
-                metadata=self.policy.trained_metadata(),
-            )  # fmt: skip
+                self.folder, *packed, keep_last=settings.keep_last, keep_every=settings.keep_every, best=best
+            )

@@ -62,7 +62,8 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
     tensors = {"behaviour": behaviour, "optimizer": moments}
     if progress.balance is not None:
         tensors[BALANCE] = progress.balance
-    return TrainerState(progress.step, tensors, info, origin["train"]), policy.trained_state(), ema
+    scale = origin["alpha"] / origin["rank"] if origin["train"] == "lora" else 1.0
+    return TrainerState(progress.step, tensors, info, origin["train"], scale), policy.trained_state(), ema
 
 
 @torch.no_grad()

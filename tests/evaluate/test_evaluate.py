@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,33 @@ import pytest
 import scipy.stats
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marble_cli.checkpoint import store
-from marble_cli.config.compose import dump
+from marble_cli.checkpoint.export import export
+from marble_cli.checkpoint.formats import ExportFormat
+from marble_cli.config.compose import dump, load_resolved
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
-from marble_cli.errors import CheckpointError, ConfigError
+from marble_cli.errors import CheckpointError, ConfigError, RequestError
 from marble_cli.evaluate.evaluate import compare, evaluate
-from marble_cli.evaluate.evaluate import run_config as judging_config
 from marble_cli.evaluate.generate import generate
 from marble_cli.evaluate.score import Evaluation, paired_interval
 from marble_cli.evaluate.target import Target, resolve_target
+from marble_cli.evaluate.target import run_config as judging_config
 from marble_cli.policy.load import load_policy
 from marble_cli.randomness import noise
 from marble_cli.rewards.scorer import Scores
 from marble_cli.rollout.sampler import make_scheduler
 from marble_cli.trainer.run import build_optimizer
 from marble_cli.trainer.state import fresh, pack
+from tests.checkpoint.damage import relist
+from tests.checkpoint.format_1 import rewrite_in_format_1
 
 RunConfigMaker = Callable[..., RunConfig]
+
+LORA, EMA = (f"checkpoints/step-00000002/{name}/pytorch_lora_weights.safetensors" for name in ("lora", "ema"))
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
@@ -138,14 +146,14 @@ def test_a_target_is_a_checkpoint_a_run_or_the_base_model(run: Path) -> None:
 
 def test_the_judging_config_is_the_runs(run: Path, tmp_path: Path, run_config: RunConfigMaker) -> None:
     base, target = resolve_target("base"), resolve_target(str(run))
-    config = judging_config(target, None, ["trainer.eval_prompts=1"])
+    config = judging_config(["trainer.eval_prompts=1"], target)
     assert config == run_config(f"run.dir={run}", "trainer.eval_prompts=1")
-    assert judging_config(base, target, []) == run_config(f"run.dir={run}")
-    assert judging_config(base, None, []).model.path == "tiny"
+    assert judging_config([], base, target) == run_config(f"run.dir={run}")
+    assert judging_config([], base).model.path == "tiny"
     moved = Target("moved", target.weights, tmp_path / "run" / "checkpoints" / "step-00000001")
     assert moved.config is None
     with pytest.raises(ConfigError, match=r"trainer\.eval_prompts"):
-        judging_config(target, None, ["trainer.eval_promts=1"])
+        judging_config(["trainer.eval_promts=1"], target)
 
 
 def test_a_policy_against_itself_differs_in_nothing(run: Path) -> None:
@@ -220,3 +228,105 @@ def test_generated_pictures_are_guided_as_the_runs_were(
     expected = policy.decode(x)[0]
     assert (drawn.int() - expected.int()).abs().max() <= 1
     assert expected.float().std() > 1
+
+
+@pytest.fixture(scope="module")
+def older(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, its checkpoints in the format of the first release."""
+    folder = tmp_path_factory.mktemp("older") / "demo"
+    shutil.copytree(run, folder)
+    for step in (1, 2):
+        rewrite_in_format_1(folder / "checkpoints" / f"step-0000000{step}")
+    return folder
+
+
+def test_a_checkpoint_of_format_1_is_judged_drawn_and_exported_alike(
+    run: Path, older: Path, tmp_path: Path
+) -> None:
+    assert (
+        load_file(older / EMA)["transformer.transformer_blocks.0.attn.to_q.lora_B.weight"]
+        .ne(load_file(run / EMA)["transformer.transformer_blocks.0.attn.to_q.lora_B.weight"])
+        .all()
+    )
+    now, then = (evaluate(str(folder), None, [], None) for folder in (run, older))
+    assert now.rewards == then.rewards
+    pictures = [
+        generate(str(folder), ["a red cup"], tmp_path / folder.parent.name, 0)[0] for folder in (run, older)
+    ]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    for form in ExportFormat:
+        files = [
+            export(str(folder), tmp_path / folder.parent.name / form.value, form) for folder in (run, older)
+        ]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_lora_without_alpha_is_not_guessed_at(older: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    shutil.copytree(older, folder)
+    save_file(load_file(folder / LORA), folder / LORA)
+    relist(folder / "checkpoints" / "step-00000002", "lora/pytorch_lora_weights.safetensors")
+    with pytest.raises(CheckpointError, match="does not state the alpha of its LoRA"):
+        export(str(folder), tmp_path / "exported")
+
+
+@pytest.mark.parametrize("form", list(ExportFormat))
+def test_an_export_overwrites_nothing(run: Path, tmp_path: Path, form: ExportFormat) -> None:
+    file = export(str(run), tmp_path, form)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for path in before:
+        others = before.keys() - {path}
+        for other in others:
+            other.unlink()
+        with pytest.raises(RequestError, match=f"{path.name} exists and is not overwritten"):
+            export(str(run), tmp_path, form)
+        assert list(tmp_path.iterdir()) == [path]
+        for other in others:
+            other.write_bytes(before[other])
+    assert file in before
+
+
+def test_the_base_is_drawn_and_judged_with_the_overrides_of_a_run(
+    run: Path, base_overrides: list[str], tmp_path: Path
+) -> None:
+    """Those that the run was started with give its base model; an override more gives another picture."""
+    policy: Any = load_policy(load_resolved(run / "config.yaml").model, 0)
+    store.save(
+        tmp_path / "untrained",
+        *pack(policy, build_optimizer(load_resolved(run / "config.yaml"), policy), fresh(policy)),
+        keep_last=1,
+        best=False,
+    )
+    shutil.copy(run / "config.yaml", tmp_path / "untrained")
+
+    def picture(target: str, *overrides: str) -> bytes:
+        return generate(target, ["a red cup"], tmp_path, 3, overrides)[0].read_bytes()
+
+    assert picture("base", *base_overrides) == picture(str(tmp_path / "untrained"))
+    for more in ("rollout.steps=5", "rollout.solver=euler", "rollout.guidance_scale=3"):
+        changed = picture("base", *base_overrides, more)
+        assert changed == picture(str(tmp_path / "untrained"), more)
+        assert changed != picture("base", *base_overrides)
+    judged = evaluate("base", None, base_overrides, None)
+    assert judged.rewards == evaluate(str(tmp_path / "untrained"), None, [], None).rewards
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda *a: generate(a[0], ["a"], a[2], 0, a[1]), lambda *a: evaluate(*a[:1], None, a[1], None)]
+)
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["preset=tiny"], "a preset would undo it"),
+        (["model.lora.alpha=7"], "other LoRA settings: model.lora.alpha was 6 and is 7 here"),
+        (["model.train=full"], "holds a LoRA, and model.train=full needs a whole transformer"),
+        (["rollout.stepz=3"], "rollout.steps"),
+    ],
+)
+def test_overrides_that_do_not_fit_a_checkpoint_are_refused_alike(
+    run: Path, tmp_path: Path, draw: Callable[..., object], overrides: list[str], said: str
+) -> None:
+    with pytest.raises(RequestError, match=said) as error:
+        draw(str(run), overrides, tmp_path)
+    assert error.value.exit_code == 2
+    assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export, transformer_config
+from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import Model, Precision, RunConfig, Train
 from marble_cli.errors import CheckpointError, RequestError
@@ -232,10 +233,7 @@ def run(run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathF
     progress = fresh(policy)
     progress.step = 1
     nudge(policy, seed=1)
-    store.save(
-        folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False,
-        metadata=policy.trained_metadata(),
-    )  # fmt: skip
+    store.save(folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False)
     (folder / "config.yaml").write_text(dump(config))
     return folder
 
@@ -295,6 +293,15 @@ def test_an_export_overwrites_nothing_and_needs_a_configuration(run: Path, tmp_p
     for origin in (None, [], {}, {"transformer": []}, {"transformer": {"_class_name": "../x"}}):
         with pytest.raises(CheckpointError, match="step-1 is damaged: its transformer's configuration"):
             transformer_config({"origin": origin}, Path("step-1"))
+
+
+@pytest.mark.parametrize("form", [ExportFormat.peft, ExportFormat.comfyui])
+def test_formats_of_loras_are_refused(run: Path, tmp_path: Path, form: ExportFormat) -> None:
+    said = f"--format {form.value}: .*holds a whole transformer.* Expected --format diffusers"
+    with pytest.raises(RequestError, match=said) as error:
+        export(str(run), tmp_path / "exported", form)
+    assert error.value.exit_code == 2
+    assert not (tmp_path / "exported").exists()
 
 
 def test_it_is_judged_against_the_frozen_model(run: Path, full: Model) -> None:

@@ -27,6 +27,7 @@ from marble_cli.trainer.common import read as read_checkpoint
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.run import build_optimizer, find_checkpoint, fingerprint, restore, train
 from marble_cli.trainer.state import fresh, pack
+from tests.checkpoint.format_1 import rewrite_in_format_1
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -117,6 +118,40 @@ def test_a_kill_between_checkpoints_changes_nothing(
     (folder / "metrics.jsonl").write_text("\n".join(lines[:5]) + "\n" + lines[5][:30])
     config = run_config("trainer.steps=4", f"run.dir={folder}", *SETTINGS)
     assert train(config, resume="auto") == 0
+    assert_same_run(folder, finished)
+
+
+@pytest.mark.parametrize("alpha", [1, 4, 7])
+def test_a_run_is_resumed_bit_for_bit_whatever_alpha_is_to_the_rank(
+    run_config: RunConfigMaker, tmp_path: Path, alpha: int
+) -> None:
+    """Files hold alpha / 3 times B, rounded: not what is trained on."""
+    ratio = (
+        "model.lora.rank=3",
+        f"model.lora.alpha={alpha}",
+        "trainer.eval_every=0",
+        "trainer.checkpoint_every=1",
+    )
+    for folder, parts in (("whole", [4]), ("parts", [1, 3, 4])):
+        for steps in parts:
+            config = run_config(f"trainer.steps={steps}", f"run.dir={tmp_path / folder}", *SETTINGS, *ratio)
+            assert train(config, resume="auto") == 0
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    step = tmp_path / "whole" / "checkpoints" / "step-00000004"
+    kept, written = load_file(step / "optimizer.safetensors"), load_file(step / WEIGHTS["lora"][0])
+    exact = {name.removesuffix("|lora"): value for name, value in kept.items() if name.endswith("|lora")}
+    assert exact
+    assert any((written[name].double() / alpha * 3).float().ne(value).any() for name, value in exact.items())
+
+
+def test_a_checkpoint_of_format_1_is_resumed_bit_for_bit(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path
+) -> None:
+    folder = copied(finished, tmp_path / "older")
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    rewrite_in_format_1(folder / "checkpoints" / "step-00000002")
+    (folder / "checkpoints" / "latest").write_text("step-00000002\n")
+    assert train(run_config("trainer.steps=4", f"run.dir={folder}", *SETTINGS), resume="auto") == 0
     assert_same_run(folder, finished)
 
 

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
-from marble_cli.config.compose import compose
+from marble_cli.checkpoint.formats import ExportFormat
+from marble_cli.config.compose import compose, dump, load_resolved
 from marble_cli.config.schema import Model, OdeSolver, Precision, RunConfig, Train
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError
@@ -24,7 +27,8 @@ from marble_cli.randomness import noise
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.sampler import make_scheduler, sample, sampling_times
 from marble_cli.trainer.mixer import Mixer
-from marble_cli.trainer.run import train
+from marble_cli.trainer.run import build_optimizer, train
+from marble_cli.trainer.state import fresh, pack
 from tests.policy.families.pipelines import TINY, Tiny
 
 PROMPTS = ["a red cup", "two boats and a very long sign", "a cat"]
@@ -333,6 +337,116 @@ def test_a_run_trains_goes_on_and_is_exported_to_plain_diffusers(
     images = plain_run(case, plain).images
     assert_same_images(case.images(policy, "trained"), images)
     assert (images - base).abs().max() * 255 > 5
+
+
+@pytest.fixture(scope="module")
+def trained(
+    case: Case,
+    run_config: Callable[..., RunConfig],
+    randomise: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A run's folder with one checkpoint of random weights; alpha / rank is 1.5."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = run_config(*case.overrides, "model.lora.rank=2", "model.lora.alpha=3", f"run.dir={folder}")
+    policy: Any = load_policy(config.model, 0)
+    randomise(policy, seed=1)
+    progress = fresh(policy)
+    progress.step = 1
+    randomise(policy, seed=2)
+    store.save(folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False)
+    (folder / "config.yaml").write_text(dump(config))
+    return folder
+
+
+@torch.no_grad()
+def velocity(case: Case, transformer: nn.Module) -> Tensor:
+    """By the policy's own way to call a transformer, with `transformer` in the place of its own."""
+    pipeline = case.policy.pipeline
+    own, pipeline.transformer = pipeline.transformer, transformer
+    try:
+        return case.policy.family.velocity(case.start(), TIMES, case.policy.encode(PROMPTS))
+    finally:
+        pipeline.transformer = own
+
+
+@torch.no_grad()
+def as_trained(case: Case, trained: Path) -> dict[str, Tensor]:
+    """The velocities of a checkpoint's weights and of their moving average, by a policy with the run's alpha."""
+    policy: Any = load_policy(load_resolved(trained / "config.yaml").model, 0)
+    _, *states = store.load(store.resolve(str(trained)))
+    at, result = (case.start(), TIMES, policy.encode(PROMPTS)), {}
+    for name, state in zip(("lora", "ema"), states, strict=True):
+        policy.load_trained(state)
+        result[name] = policy.velocity(*at, "trained")
+        assert (result[name] - policy.velocity(*at, None)).abs().max() > 0.01
+    assert (result["lora"] - result["ema"]).abs().max() > 0.01
+    return result
+
+
+@pytest.fixture(scope="module")
+def expected(case: Case, trained: Path) -> Tensor:
+    """The velocity of what is exported."""
+    return as_trained(case, trained)["ema"]
+
+
+def plain_transformer(case: Case) -> Any:
+    return load_plain(case.model.path).transformer.eval()
+
+
+def merged(case: Case, file: Path, prefix: str) -> Any:
+    """A loader that knows nothing of alpha, ranks or headers: W + B @ A."""
+    transformer, tensors = plain_transformer(case), load_file(file)
+    weights = dict(transformer.named_parameters())
+    layers = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
+    assert tensors.keys() == {f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"}
+    for layer in layers:
+        product = tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"]
+        weights[f"{layer.removeprefix(prefix)}.weight"].data += product
+    return transformer
+
+
+def assert_same_velocity(case: Case, transformer: nn.Module, expected: Tensor) -> None:
+    torch.testing.assert_close(velocity(case, transformer), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_diffusers_plays_an_export_as_trained(
+    case: Case, trained: Path, expected: Tensor, tmp_path: Path, header: bool
+) -> None:
+    file = export(str(trained), tmp_path)
+    assert file == tmp_path / "pytorch_lora_weights.safetensors"
+    assert file.read_bytes() == next(trained.glob("checkpoints/*/ema/*")).read_bytes()
+    if not header:
+        save_file(load_file(file), file)
+    pipeline = load_plain(case.model.path)
+    pipeline.load_lora_weights(tmp_path)
+    assert_same_velocity(case, pipeline.transformer, expected)
+
+
+def test_peft_plays_an_export_as_trained(case: Case, trained: Path, expected: Tensor, tmp_path: Path) -> None:
+    file = export(str(trained), tmp_path, ExportFormat.peft)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert_same_velocity(case, PeftModel.from_pretrained(plain_transformer(case), tmp_path), expected)
+    assert_same_velocity(case, merged(case, file, "base_model.model."), expected)
+
+
+def test_comfyui_plays_an_export_as_trained_where_it_maps_the_model(
+    case: Case, trained: Path, expected: Tensor, tmp_path: Path
+) -> None:
+    if case.tiny.choice == "sana":
+        with pytest.raises(RequestError, match="ComfyUI's loader does not map a LoRA of Sana"):
+            export(str(trained), tmp_path / "comfyui", ExportFormat.comfyui)
+        assert not (tmp_path / "comfyui").exists()
+        return
+    file = export(str(trained), tmp_path, ExportFormat.comfyui)
+    assert_same_velocity(case, merged(case, file, "transformer."), expected)
+
+
+@pytest.mark.parametrize("name", ["lora", "ema"])
+def test_the_files_of_a_checkpoint_act_as_trained_without_alpha(case: Case, trained: Path, name: str) -> None:
+    (file,) = trained.glob(f"checkpoints/*/{name}/pytorch_lora_weights.safetensors")
+    assert_same_velocity(case, merged(case, file, "transformer."), as_trained(case, trained)[name])
 
 
 def test_half_precision_works_and_keeps_gradients_in_float32(

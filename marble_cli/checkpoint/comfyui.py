@@ -1,0 +1,54 @@
+"""The layers whose LoRA ComfyUI's loader maps, by a model's family and as diffusers names them.
+
+Keys are diffusers' own, `transformer.LAYER.lora_A.weight`; what ComfyUI does not map it leaves out with a line in its log.
+Source: comfy/lora.py at 17358c8 and comfy/utils.py at 09708ea of Comfy-Org/ComfyUI: `model_lora_keys_unet`,
+`mmdit_to_diffusers`, `flux_to_diffusers`, `z_image_to_diffusers`. Qwen-Image's layers have diffusers' names there.
+"""
+
+import re
+from collections.abc import Sequence
+
+from marble_cli.errors import RequestError
+
+_JOINT_ATTENTION = r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
+_JOINT_BLOCK = rf"{_JOINT_ATTENTION}|norm1(_context)?\.linear|ff(_context)?\.net\.(0\.proj|2)"
+_EMBEDDED_TIME = r"time_text_embed\.(timestep|text|guidance)_embedder\.linear_[12]"
+MAPPED = {
+    "SD3": rf"transformer_blocks\.\d+\.({_JOINT_BLOCK}|attn2\.(to_[qkv]|to_out\.0))"
+    rf"|{_EMBEDDED_TIME}|context_embedder|norm_out\.linear|proj_out",
+    "Flux": rf"transformer_blocks\.\d+\.({_JOINT_BLOCK})"
+    r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|norm\.linear|proj_mlp|proj_out)"
+    rf"|{_EMBEDDED_TIME}|x_embedder|context_embedder|norm_out\.linear|proj_out",
+    "QwenImage": rf"transformer_blocks\.\d+\.({_JOINT_ATTENTION}|(img|txt)_(mod\.1|mlp\.net\.(0\.proj|2)))"
+    rf"|{_EMBEDDED_TIME}|img_in|txt_in|norm_out\.linear|proj_out",
+    "ZImage": r"(layers|context_refiner|noise_refiner)\.\d+\."
+    r"(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)"
+    r"|all_x_embedder\.2-1|all_final_layer\.2-1\.(linear|adaLN_modulation\.1)|cap_embedder\.1|t_embedder\.mlp\.[02]",
+}
+
+
+def check_mapped(layers: Sequence[str], family: str | None) -> None:
+    """Refuse a LoRA of which ComfyUI would leave out a part.
+
+    Args:
+        layers: the names of the layers that the LoRA adapts.
+        family: the name of the model's family; None where an older checkpoint does not tell.
+
+    Raises:
+        RequestError: the family is not mapped, or a layer is not.
+    """
+    known = list(MAPPED) if family is None else [family]
+    left = [[name for name in layers if not re.fullmatch(MAPPED.get(key, "(?!)"), name)] for key in known]
+    missing = min(left, key=len)
+    if not missing:
+        return
+    if len(missing) == len(layers) and family not in MAPPED:
+        model = family or "this model"
+        raise RequestError(
+            f"--format comfyui: ComfyUI's loader does not map a LoRA of {model} (layer {missing[0]}). "
+            f"Expected a model of {', '.join(MAPPED)}, or --format diffusers or peft."
+        )
+    raise RequestError(
+        f"--format comfyui: ComfyUI's loader does not map the layer {missing[0]} ({len(missing)} of {len(layers)} layers) "
+        "and would leave its LoRA out. Expected other model.lora.target_modules, or --format diffusers or peft."
+    )
