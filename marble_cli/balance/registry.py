@@ -78,7 +78,7 @@ def _fixed(config: schema.Balance, names: Sequence[str], reward_weights: Sequenc
 
 
 def _mixture(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Mixture:
-    return Mixture(config.name, _weights(config, names, reward_weights))
+    return Mixture(config.name, _weights(config, names, reward_weights), config.reduce.value)
 
 
 def _weights(

@@ -34,8 +34,8 @@ BY_NAME = (
     "priorities",
 )  # keys of `balance` whose keys are names of the run's own
 GROUPS = (
-    "preset", "model", "data", "rewards", "algorithm", "balance", "optimizer", "rollout", "trainer", "logging",
-    "launcher",
+    "preset", "model", "data", "rewards", "algorithm", "balance", "optimizer", "rollout", "evaluation", "trainer",
+    "logging", "launcher",
 )  # fmt: skip
 REPLAY = "replay"  # the name under which a resolved file is composed
 

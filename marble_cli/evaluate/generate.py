@@ -11,7 +11,8 @@ from marble_cli.folder import check_writable, writing
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
 from marble_cli.randomness import noise
-from marble_cli.rollout.sampler import Velocity, guided, make_scheduler, sample
+from marble_cli.rollout.collect import evaluation_rollout
+from marble_cli.rollout.sampler import Velocity, guided, sample
 
 
 @torch.no_grad()
@@ -24,7 +25,8 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
     chosen.put_into(policy)
     adapter: Adapter = None if chosen.weights is None else "trained"
     files = []
-    scale = config.rollout.guidance_scale
+    rollout = evaluation_rollout(config, policy)
+    scale = rollout.guidance_scale
 
     def towards(text: str) -> Velocity:
         embeddings = policy.encode([text])
@@ -33,15 +35,8 @@ def generate(target: str, prompts: list[str], output: Path, seed: int) -> list[P
     policy.prepare(prompts if scale == 1 else [*prompts, ""])
     for index, prompt in enumerate(prompts):
         velocity = towards(prompt) if scale == 1 else guided(towards(prompt), towards(""), scale)
-        scheduler = make_scheduler(
-            policy.scheduler_config(), config.rollout.solver, config.rollout.steps, policy.tokens,
-            even=policy.even_times,
-        )  # fmt: skip
-        x0 = sample(
-            velocity,
-            noise(seed, "generate", 0, [index], policy.latent_shape).to(policy.device),
-            scheduler,
-        )
+        begin = noise(seed, "generate", 0, [index], policy.latent_shape).to(policy.device)
+        x0 = sample(velocity, begin, rollout.scheduler())
         file = output / f"{index:03d}.png"
         with writing(file, "Choose another --output."):
             output.mkdir(parents=True, exist_ok=True)

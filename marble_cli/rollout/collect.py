@@ -1,13 +1,13 @@
 """One step's rollout: prompts to latents with the behaviour policy, scored while the next batch is made."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import OdeSolver
+from marble_cli.config.schema import OdeSolver, RolloutTimes, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
@@ -45,7 +45,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Rollout:
-    """How samples are made: policy, solver and its `steps`, images a batch, the run's seed, and guidance (1: none)."""
+    """How samples are made: policy, solver and its `steps`, images a batch, the run's seed, guidance (1: none), times."""
 
     policy: Policy
     solver: OdeSolver
@@ -53,16 +53,23 @@ class Rollout:
     batch_size: int
     seed: int
     guidance_scale: float = 1.0
+    spacing: RolloutTimes = RolloutTimes.solver
 
-    def _scheduler(self) -> Any:
+    def scheduler(self) -> Any:
+        """Return a scheduler of diffusers with the times set."""
         policy = self.policy
         return make_scheduler(
-            policy.scheduler_config(), self.solver, self.steps, policy.tokens, even=policy.even_times
+            policy.scheduler_config(),
+            self.solver,
+            self.steps,
+            policy.tokens,
+            times=self.spacing,
+            even=policy.even_times,
         )
 
     def times(self) -> Tensor:
         """The solver's times [steps] float32 in (0, 1], falling."""
-        return sampling_times(self._scheduler())
+        return sampling_times(self.scheduler())
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Tell the policy which prompts are to come."""
@@ -110,7 +117,7 @@ class Rollout:
             velocity = self._velocity(embeddings[part], adapter)
             if away is not None:
                 velocity = guided(velocity, self._velocity(away[part], adapter), self.guidance_scale)
-            x0 = sample(velocity, begin.to(self.policy.device), self._scheduler())
+            x0 = sample(velocity, begin.to(self.policy.device), self.scheduler())
             images = self.policy.decode(x0)
             chosen = prompts[part]
             pending.append(
@@ -122,3 +129,18 @@ class Rollout:
             pictures.append(images)
             advance(len(images))
         return Samples(torch.cat(latents), torch.cat(pictures), embeddings, list(prompts), pending)
+
+
+def training_rollout(config: RunConfig, policy: Policy) -> Rollout:
+    """Return the rollout that makes the images that are trained on."""
+    rollout = config.rollout
+    return Rollout(
+        policy, rollout.solver, rollout.steps, rollout.batch_size, config.trainer.seed, rollout.guidance_scale,
+        rollout.times,
+    )  # fmt: skip
+
+
+def evaluation_rollout(config: RunConfig, policy: Policy) -> Rollout:
+    """Return the rollout that makes the images that are judged: as in training, but for what `evaluation` sets."""
+    own = {field: value for field, value in vars(config.evaluation).items() if value is not None}
+    return training_rollout(replace(config, rollout=replace(config.rollout, **own)), policy)

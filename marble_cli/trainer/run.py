@@ -26,7 +26,7 @@ from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.origin import check_origin, read_origin
 from marble_cli.rewards.scorer import open_scorer
-from marble_cli.rollout.collect import Rollout
+from marble_cli.rollout.collect import evaluation_rollout, training_rollout
 from marble_cli.signals import Interrupt
 from marble_cli.trainer.common import Stored, common_checkpoint, common_config, read
 from marble_cli.trainer.loop import Trainer
@@ -202,14 +202,6 @@ def train(config: RunConfig, *, resume: str) -> int:
             judges = stack.enter_context(
                 open_scorer(rewards, str(policy.device), config.trainer.pending_batches)
             )
-        rollout = Rollout(
-            policy,
-            config.rollout.solver,
-            config.rollout.steps,
-            config.rollout.batch_size,
-            config.trainer.seed,
-            config.rollout.guidance_scale,
-        )
         optimizer = build_optimizer(config, policy)
         checkpoint, progress = go_on(ranks, folder, checkpoint, policy, optimizer, config, named=named)
         if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
@@ -221,7 +213,8 @@ def train(config: RunConfig, *, resume: str) -> int:
         shares = {name: config.data.sources[name].weight for name in sources}
         sampler = PromptSampler(sources, shares, config.rollout.groups, config.trainer.seed)
         trainer = Trainer(
-            config, folder, policy, optimizer, judges.only(names), judges, sampler, prompts, rollout,
+            config, folder, policy, optimizer, judges.only(names), judges, sampler, prompts,
+            training_rollout(config, policy), evaluation_rollout(config, policy),
             Director(config, names, policy, balance, layout), layout, recorder, progress,
         )  # fmt: skip
         return trainer.run(interrupt)

@@ -8,6 +8,7 @@ from torch import Tensor
 from marble_cli.advantages import advantage_sum, advantages, effective_samples, optimality, weighted_sum
 from marble_cli.balance.constant import Mixture
 from marble_cli.config.schema import Algorithm
+from marble_cli.errors import ConfigError
 from marble_cli.losses.nft import coefficients
 
 
@@ -32,13 +33,20 @@ def single_mixture(signal: Signal, mixture: Mixture, algorithm: Algorithm) -> tu
     """Coefficients p and q [1, n] of a balance that mixes rewards before there is a gradient.
 
     `weighted_sum` mixes raw rewards and then normalises; `advantage_sum` normalises each and then mixes.
+
+    Raises:
+        ConfigError: the mixture is of another kind.
     """
     weights = torch.tensor(mixture.weights, dtype=torch.float64)
-    if mixture.kind == "weighted_sum":
-        mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups)
-        advantage = advantages(mixed, scored, signal.groups, std=algorithm.advantage.std.value)
-    else:
-        advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
+    match mixture.kind:
+        case "weighted_sum":
+            rewards, applicable, groups = signal.rewards, signal.applicable, signal.groups
+            mixed, scored = weighted_sum(rewards, applicable, weights, groups, reduce=mixture.reduce)
+            advantage = advantages(mixed, scored, groups, std=algorithm.advantage.std.value)
+        case "advantage_sum":
+            advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
+        case _:
+            raise ConfigError(f"a mixture of kind {mixture.kind!r}: expected weighted_sum or advantage_sum")
     return coefficients(optimality(advantage, algorithm.advantage.clip), scored)
 
 
