@@ -28,7 +28,7 @@ from marble_cli.policy.origin import check_origin, read_origin
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import evaluation_rollout, training_rollout
 from marble_cli.signals import Interrupt
-from marble_cli.trainer.common import Stored, common_checkpoint, common_config, read
+from marble_cli.trainer.common import Stored, common_checkpoint, common_config, judged_by, read
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.memory import check_memory
 from marble_cli.trainer.preflight import (
@@ -293,6 +293,9 @@ def restore(
     if balance not in (None, now["balance"]):
         log.warning("%s was trained with another balance; ours starts afresh", checkpoint)
         progress.cache = DirectionCache()
+    if stored.judged not in (None, judged_by(now)):
+        log.warning("evaluations of %s drew otherwise; the start and the best are sought anew", checkpoint)
+        progress = replace(progress, base_scores={}, best=None, best_step=None, evaluated=-1)
     if progress.cache.alpha is not None and len(progress.cache.alpha) != len(config.rewards):
         raise CheckpointError(
             f"{checkpoint} is damaged: its balance has shares of {len(progress.cache.alpha)} rewards, and the run has "

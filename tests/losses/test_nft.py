@@ -182,8 +182,24 @@ def test_an_image_that_nobody_scored_moves_nothing(step: Step) -> None:
     for shared_term in ("inside", "outside"):
         p, q = amortised_coefficients(weights, step.r, applicable, shared_term=shared_term)
         assert p[4] == q[4] == 0.0
-    p, q = advantage_coefficients(weights, step.advantage, applicable, CLIP)
-    assert p[4] == q[4] == 0.0
+
+
+def test_an_image_that_nobody_scored_is_neither_good_nor_bad_as_published(step: Step) -> None:
+    """r = 1/2: the mean over all images pulls it towards the behaviour policy."""
+    applicable = step.applicable.clone()
+    applicable[:, 4] = False
+    alpha = torch.full((5,), 0.2, dtype=torch.float64)
+    p, q = advantage_coefficients(alpha, step.advantage, applicable, CLIP)
+    assert p[4] == q[4] == 0.5
+    images = [i for i in range(applicable.shape[1]) if i != 4]
+    everyone = advantage_coefficients(alpha, step.advantage, step.applicable, CLIP)
+    assert torch.equal(p[images], everyone[0][images])
+    assert torch.equal(q[images], everyone[1][images])
+    lone = torch.zeros_like(p)
+    lone[4] = 0.5
+    without = step.gradient(p - lone, q - lone)
+    torch.testing.assert_close(step.gradient(p, q), without + step.gradient(lone, lone), rtol=1e-12, atol=1e-14)
+    assert relative(step.gradient(p, q), without) > 1e-3
 
 
 def test_mixing_advantages_is_another_direction(step: Step) -> None:

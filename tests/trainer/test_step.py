@@ -12,13 +12,15 @@ from torch import Tensor
 
 from marble_cli.advantages import advantage_sum, advantages, optimality, weighted_sum
 from marble_cli.balance.amortise import DirectionCache, advantage_coefficients
+from marble_cli.balance.constant import Mixture
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
-from marble_cli.errors import BalanceError
+from marble_cli.config.schema import Advantage, Algorithm
+from marble_cli.errors import BalanceError, ConfigError
 from marble_cli.losses.nft import coefficients
 from marble_cli.trainer.batches import chunks, split
 from marble_cli.trainer.gradients import Coefficients, mixture_gradient, reward_gradients, velocity_gram
-from marble_cli.trainer.signal import Signal
+from marble_cli.trainer.signal import Signal, single_mixture
 from marble_cli.trainer.step import Direction, Director
 
 STEP = 7
@@ -153,17 +155,22 @@ def test_the_published_amortisation_goes_elsewhere(
 
 
 @pytest.mark.parametrize("refresh", [True, False])
-@pytest.mark.parametrize("name", ["weighted_sum", "advantage_sum"])
+@pytest.mark.parametrize(
+    ("name", "reduce"), [("weighted_sum", "sum"), ("weighted_sum", "mean"), ("advantage_sum", "sum")]
+)
 def test_mixtures_are_the_gradient_of_one_loss(
-    director: DirectorMaker, case: Any, reference: Any, name: str, refresh: bool
+    director: DirectorMaker, case: Any, reference: Any, name: str, reduce: str, refresh: bool
 ) -> None:
     weights = torch.tensor([1.0, 3.0, 0.5, 1.0, 1.0])
     overrides = [f"rewards.{n}.weight={w}" for n, w in zip(director().names, weights.tolist(), strict=True)]
     mode = "full" if refresh else "amortized"
-    direction = direct(director(f"balance={name}", f"balance.mode={mode}", *overrides), case)
+    overrides += [f"balance={name}", f"balance.mode={mode}", f"balance.reduce={reduce}"]
+    direction = direct(director(*overrides), case)
     signal = case.signal
     if name == "weighted_sum":
-        mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups)
+        mixed, scored = weighted_sum(
+            signal.rewards, signal.applicable, weights, signal.groups, reduce=reduce
+        )
         advantage = advantages(mixed, scored, signal.groups)
     else:
         advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
@@ -175,6 +182,12 @@ def test_mixtures_are_the_gradient_of_one_loss(
     if refresh:
         for k, reward in enumerate(director().names[:4]):
             assert direction.metrics[f"balance/cosine/{reward}"] == pytest.approx(cosine(expected, rows[k]))
+
+
+def test_an_unknown_mixture_is_refused(case: Any) -> None:
+    algorithm = Algorithm(advantage=Advantage(clip=5.0))
+    with pytest.raises(ConfigError, match="weighted_sum or advantage_sum"):
+        single_mixture(case.signal, Mixture("weighted_mean", (1.0,) * 5), algorithm)
 
 
 @pytest.mark.parametrize(("name", "shares"), [("equal", None), ("fixed", [0.5, 0.2, 0.2, 0.1])])
