@@ -141,7 +141,9 @@ SOURCES = {"general": 3, "text": 4, "compositional": 4}  # rewards that apply to
 def test_a_mixture_of_three_sources_is_what_it_says(weights: list[float], reduce: str) -> None:
     """Three prompts a source, four images each: general rewards everywhere, the fourth on text, the fifth on the last."""
     generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(5, 36, generator=generator, dtype=torch.float64) * torch.tensor([[20.0], [0.3], [0.3], [1], [1]])
+    scores = torch.randn(5, 36, generator=generator, dtype=torch.float64) * torch.tensor(
+        [[20.0], [0.3], [0.3], [1], [1]]
+    )
     source, groups = torch.arange(36) // 12, torch.arange(36) // 4
     applicable = torch.ones(5, 36, dtype=torch.bool)
     applicable[3], applicable[4] = source == 1, source == 2

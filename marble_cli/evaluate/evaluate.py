@@ -117,7 +117,9 @@ def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> E
     target.put_into(policy)
     prompts = held_out(load_prompts(config.data, "test"), config.trainer.eval_prompts)
     adapter: Adapter = None if target.weights is None else "trained"
-    return score_policy(evaluation_rollout(config, policy), adapter, prompts, scorer, Ranks.alone(), lambda n: None)
+    return score_policy(
+        evaluation_rollout(config, policy), adapter, prompts, scorer, Ranks.alone(), lambda n: None
+    )
 
 
 def evaluate(target: str, against: str | None, overrides: list[str], output: Path | None) -> EvalReport:

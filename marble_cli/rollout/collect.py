@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import OdeSolver, RolloutTimes, RunConfig
+from marble_cli.config.schema import Rollout as RolloutSettings
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
@@ -131,16 +132,24 @@ class Rollout:
         return Samples(torch.cat(latents), torch.cat(pictures), embeddings, list(prompts), pending)
 
 
+def judged_as(config: RunConfig) -> RolloutSettings:
+    """Return how evaluations draw: as the rollout, but for what `evaluation` sets."""
+    own = {name: value for name, value in vars(config.evaluation).items() if value is not None}
+    return replace(config.rollout, **own)
+
+
 def training_rollout(config: RunConfig, policy: Policy) -> Rollout:
-    """Return the rollout that makes the images that are trained on."""
-    rollout = config.rollout
-    return Rollout(
-        policy, rollout.solver, rollout.steps, rollout.batch_size, config.trainer.seed, rollout.guidance_scale,
-        rollout.times,
-    )  # fmt: skip
+    """Return what makes the images that are trained on."""
+    return _rollout(config.rollout, config.trainer.seed, policy)
 
 
 def evaluation_rollout(config: RunConfig, policy: Policy) -> Rollout:
-    """Return the rollout that makes the images that are judged: as in training, but for what `evaluation` sets."""
-    own = {field: value for field, value in vars(config.evaluation).items() if value is not None}
-    return training_rollout(replace(config, rollout=replace(config.rollout, **own)), policy)
+    """Return what makes the images that are judged or looked at."""
+    return _rollout(judged_as(config), config.trainer.seed, policy)
+
+
+def _rollout(settings: RolloutSettings, seed: int, policy: Policy) -> Rollout:
+    return Rollout(
+        policy, settings.solver, settings.steps, settings.batch_size, seed, settings.guidance_scale,
+        settings.times,
+    )  # fmt: skip

@@ -67,8 +67,7 @@ def training_times(
     count = share if per_image is None else min(per_image, share)
     pool = times[:share] if rule is TrainingTimes.leading else times
     rows = [
-        pool[torch.randperm(len(pool), generator=generator(seed, "times", step, i))[:count]]
-        for i in draws
+        pool[torch.randperm(len(pool), generator=generator(seed, "times", step, i))[:count]] for i in draws
     ]
     return torch.stack(rows)
 

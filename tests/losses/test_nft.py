@@ -198,7 +198,9 @@ def test_an_image_that_nobody_scored_is_neither_good_nor_bad_as_published(step: 
     lone = torch.zeros_like(p)
     lone[4] = 0.5
     without = step.gradient(p - lone, q - lone)
-    torch.testing.assert_close(step.gradient(p, q), without + step.gradient(lone, lone), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        step.gradient(p, q), without + step.gradient(lone, lone), rtol=1e-12, atol=1e-14
+    )
     assert relative(step.gradient(p, q), without) > 1e-3
 
 

@@ -51,7 +51,9 @@ def test_training_leaves_out_the_last_time() -> None:
     assert training_times(TIMES[:1], 0.99, 3, [0, 1], 0, 1).tolist() == [[1.0], [1.0]]
 
 
-@pytest.mark.parametrize(("fraction", "wanted", "count"), [(0.99, None, 24), (0.99, 3, 3), (0.5, None, 12), (1.0, 25, 25)])
+@pytest.mark.parametrize(
+    ("fraction", "wanted", "count"), [(0.99, None, 24), (0.99, 3, 3), (0.5, None, 12), (1.0, 25, 25)]
+)
 def test_as_published_any_time_may_be_left_out(fraction: float, wanted: int | None, count: int) -> None:
     """Each image takes its own `count` of the 25, in any order, the last as often as any other."""
     times, images = torch.linspace(1, 0.01, 25), list(range(2000))

@@ -301,7 +301,8 @@ def test_a_run_from_before_a_key_goes_on_as_it_was(
 def test_a_key_that_a_run_lacks_can_be_set(finished: Path, tmp_path: Path) -> None:
     aged(copied(finished, tmp_path))
     config = compose(
-        ["evaluation.steps=40", "evaluation.solver=euler", "rollout.times=euler"], str(tmp_path / "config.yaml")
+        ["evaluation.steps=40", "evaluation.solver=euler", "rollout.times=euler"],
+        str(tmp_path / "config.yaml"),
     )
     assert (config.evaluation.steps, config.evaluation.times) == (40, None)
     assert config.evaluation.solver is OdeSolver.euler

@@ -168,9 +168,7 @@ def test_mixtures_are_the_gradient_of_one_loss(
     direction = direct(director(*overrides), case)
     signal = case.signal
     if name == "weighted_sum":
-        mixed, scored = weighted_sum(
-            signal.rewards, signal.applicable, weights, signal.groups, reduce=reduce
-        )
+        mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups, reduce=reduce)
         advantage = advantages(mixed, scored, signal.groups)
     else:
         advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
