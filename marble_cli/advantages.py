@@ -60,22 +60,36 @@ def optimality(advantage: Tensor, clip: float) -> Tensor:
 
 
 def weighted_sum(
-    rewards: Tensor, applicable: Tensor, weights: Tensor, groups: Tensor | None = None
+    rewards: Tensor, applicable: Tensor, weights: Tensor, groups: Tensor | None = None, *, reduce: str = "sum"
 ) -> tuple[Tensor, Tensor]:
-    """Scalarise raw rewards, the baseline: one reward that is the weighted sum of those that apply.
+    """Scalarise raw rewards, the baseline: one reward from the weighted ones of those that apply.
 
     Args:
         rewards: [K, n]; the value is ignored where not applicable.
         applicable: [K, n] bool.
         weights: [K].
-        groups: [n] int64; when given, an image that lacks a score its group has is left out, because in a sum
-            a missing score would read as a score of zero.
+        groups: [n] int64; when given, an image that lacks a score its group has is left out: in a sum a missing
+            score would read as a score of zero, and a mean without it would be of another scale than its siblings'.
+        reduce: "sum" is sum_k w_k m_ki R_ki (arXiv 2605.06507); "mean" divides that by sum_k w_k m_ki, as the code
+            published with it does. An image whose applicable rewards all have weight zero has no mean.
 
     Returns:
         [1, n] float64 rewards and the [1, n] bool mask of the images that have one.
+
+    Raises:
+        ConfigError: `reduce` is neither "sum" nor "mean".
     """
     total = _weighted(rewards, applicable, weights)
     scored = applicable.any(0, keepdim=True)
+    match reduce:
+        case "sum":
+            pass
+        case "mean":
+            weight = (applicable.double() * weights.to(total)[:, None]).sum(0, keepdim=True)
+            scored = weight > 0
+            total = total / weight.where(scored, torch.ones_like(weight))
+        case _:
+            raise ConfigError(f"balance.reduce: expected 'sum' or 'mean', got {reduce!r}")
     if groups is not None:
         group = torch.unique(groups, return_inverse=True)[1].to(rewards.device).expand_as(applicable)
         wanted = _mean(applicable.double(), torch.ones_like(applicable), group) > 0

@@ -23,7 +23,7 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Scorer, open_scorer
-from marble_cli.rollout.collect import Rollout
+from marble_cli.rollout.collect import evaluation_rollout, training_rollout
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.run import build_optimizer
 from marble_cli.trainer.state import fresh
@@ -64,7 +64,7 @@ def make_trainer(config: RunConfig, policy: Policy, scorer: Scorer) -> Trainer:
     return Trainer(
         config, Path("unused"), policy, build_optimizer(config, policy), scorer, scorer,
         PromptSampler(sources, weights, config.rollout.groups, seed), [],
-        Rollout(policy, config.rollout.solver, config.rollout.steps, config.rollout.batch_size, seed),
+        training_rollout(config, policy), evaluation_rollout(config, policy),
         make_descent(config, list(rewards), policy, balance, layout), layout, Silent(), fresh(policy),
     )  # fmt: skip
 

@@ -41,20 +41,9 @@ SMALL = {"num_layers": 2, "dual_attention_layers": [0], "num_attention_heads": 2
 
 def settings(small: bool, *overrides: str) -> RunConfig:
     """The paper's step; a twentieth of its rollout where it is small."""
-    size = (
-        ("model.resolution=64", "rollout.steps=3") if small else ("model.resolution=512", "rollout.steps=25")
-    )
-    return compose(
-        [
-            "~preset",
-            "model=sd3",
-            "balance=marble",
-            "rollout.groups=48",
-            "rollout.group_size=24",
-            *size,
-            *overrides,
-        ]
-    )
+    size = ("model.resolution=64", "rollout.steps=3") if small else ()
+    rewards = "rewards=[colorfulness,compressibility]"  # none is asked; these are always installed
+    return compose(["preset=sd35m_5r", rewards, *size, *overrides])
 
 
 def make(config: RunConfig, small: bool, images: int) -> Scene:
@@ -83,7 +72,9 @@ def rollout_job(scene: Scene) -> Job:
     @torch.no_grad()
     def job() -> object:
         rollout = config.rollout
-        scheduler = make_scheduler(policy.scheduler_config(), rollout.solver, rollout.steps, policy.tokens)
+        scheduler = make_scheduler(
+            policy.scheduler_config(), rollout.solver, rollout.steps, policy.tokens, times=rollout.times
+        )
         return sample(lambda xt, t: policy.velocity(xt, t, embeddings, "behaviour"), begin, scheduler)
 
     return job

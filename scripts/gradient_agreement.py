@@ -24,7 +24,7 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.losses.coefficients import Coefficients, reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
-from marble_cli.rollout.collect import Rollout
+from marble_cli.rollout.collect import training_rollout
 from marble_cli.trainer.batches import TrainingSet, chunks, training_times
 from marble_cli.trainer.gradients import Objective, Step, reward_gradients
 from marble_cli.trainer.signal import read_signal
@@ -50,9 +50,7 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
     )
     together, alone = [], []
     with open_scorer(config.rewards, str(policy.device)) as scorer:
-        rollout = Rollout(
-            policy, config.rollout.solver, config.rollout.steps, config.rollout.batch_size, trainer.seed
-        )
+        rollout = training_rollout(config, policy)
         times = rollout.times()[: max(1, int(config.rollout.steps * 0.99))]
         for step in range(1, steps + 1):
             prompts = [prompt for prompt in sampler.step(step) for _ in range(size)]
@@ -70,7 +68,7 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
             draws = own // size if algorithm.training_noise is TrainingNoise.group else own
             chosen = training_times(
                 rollout.times(), trainer.timestep_fraction, trainer.times_per_image, draws.tolist(),
-                trainer.seed, step,
+                trainer.seed, step, algorithm.training_times,
             )  # fmt: skip
 
             def take(

@@ -124,10 +124,60 @@ def test_the_weighted_sum_takes_what_applies() -> None:
     assert total.dtype == torch.float64
 
 
-def test_a_failed_score_does_not_read_as_zero_in_the_sum() -> None:
+def test_the_mean_is_over_the_weights_of_what_applies() -> None:
+    scores = torch.tensor([[1.0, 2.0, torch.nan, torch.nan], [10.0, torch.nan, 30.0, torch.nan]])
+    mean, scored = weighted_sum(scores, ~scores.isnan(), torch.tensor([2.0, 0.5]), reduce="mean")
+    assert mean.tolist() == [[2.8, 2.0, 30.0, 0.0]]
+    assert scored.tolist() == [[True, True, True, False]]
+    _, scored = weighted_sum(scores, ~scores.isnan(), torch.tensor([2.0, 0.0]), reduce="mean")
+    assert scored.tolist() == [[True, True, False, False]]  # the third has no weight to divide by
+
+
+SOURCES = {"general": 3, "text": 4, "compositional": 4}  # rewards that apply to its images
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 5, [0.0385, 1.0, 2.5, 0.3, 7.0], [1.0, 1.0, 1.0, 0.0, 0.0]])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_a_mixture_of_three_sources_is_what_it_says(weights: list[float], reduce: str) -> None:
+    """Three prompts a source, four images each: general rewards everywhere, the fourth on text, the fifth on the last."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(5, 36, generator=generator, dtype=torch.float64) * torch.tensor(
+        [[20.0], [0.3], [0.3], [1], [1]]
+    )
+    source, groups = torch.arange(36) // 12, torch.arange(36) // 4
+    applicable = torch.ones(5, 36, dtype=torch.bool)
+    applicable[3], applicable[4] = source == 1, source == 2
+    assert [int(applicable[:, 12 * i].sum()) for i in range(3)] == list(SOURCES.values())
+    mixed, scored = weighted_sum(
+        scores, applicable, torch.tensor(weights, dtype=torch.float64), groups, reduce=reduce
+    )
+    rewards = []
+    for i in range(36):
+        named = [k for k in range(5) if applicable[k, i]]
+        value = sum(weights[k] * scores[k, i].item() for k in named)
+        rewards.append(value if reduce == "sum" else value / sum(weights[k] for k in named))
+    assert scored.all()
+    torch.testing.assert_close(mixed[0], torch.tensor(rewards, dtype=torch.float64), rtol=1e-14, atol=1e-14)
+    means = [sum(rewards[4 * g : 4 * g + 4]) / 4 for g in range(9)]
+    everywhere = sum(rewards) / 36
+    deviation = math.sqrt(sum((x - everywhere) ** 2 for x in rewards) / 36)
+    expected = [(x - means[i // 4]) / (deviation + 1e-4) for i, x in enumerate(rewards)]
+    got = advantages(mixed, scored, groups)[0]
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduce", ["median", "", "Mean", "average"])
+def test_an_unknown_reduction_is_refused(reduce: str) -> None:
+    with pytest.raises(ConfigError, match=r"balance\.reduce: expected 'sum' or 'mean'"):
+        weighted_sum(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), torch.ones(1), reduce=reduce)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+def test_a_failed_score_leaves_its_image_out_of_either(reduce: str) -> None:
+    """The mean over what is left would be of another scale than its siblings'."""
     scores = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, torch.nan, torch.nan, torch.nan]])
     groups = torch.tensor([0, 0, 1, 1])
-    _, scored = weighted_sum(scores, ~scores.isnan(), torch.ones(2), groups)
+    _, scored = weighted_sum(scores, ~scores.isnan(), torch.ones(2), groups, reduce=reduce)
     assert scored.tolist() == [[True, False, True, True]]
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.base import Solution, active_rewards, spread
+from marble_cli.config.schema import Reduce
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class ScalarisedReward:
     Attributes:
         kind: what is mixed.
         weights: of the K rewards.
+        reduce: of `weighted_sum`: the sum over the rewards that apply to an image, or their mean.
     """
 
     kind: Scalarisation
     weights: tuple[float, ...]
+    reduce: Reduce = Reduce.sum

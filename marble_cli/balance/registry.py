@@ -82,7 +82,8 @@ def _fixed(config: schema.Balance, names: Sequence[str], reward_weights: Sequenc
 def _scalarised(
     config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]
 ) -> ScalarisedReward:
-    return ScalarisedReward(Scalarisation(config.name), _weights(config, names, reward_weights))
+    weights = _weights(config, names, reward_weights)
+    return ScalarisedReward(Scalarisation(config.name), weights, config.reduce)
 
 
 def _weights(

@@ -34,8 +34,8 @@ BY_NAME = (
     "priorities",
 )  # keys of `balance` whose keys are names of the run's own
 GROUPS = (
-    "preset", "model", "data", "rewards", "algorithm", "balance", "optimizer", "rollout", "trainer", "logging",
-    "launcher",
+    "preset", "model", "data", "rewards", "algorithm", "balance", "optimizer", "rollout", "evaluation", "trainer",
+    "logging", "launcher",
 )  # fmt: skip
 REPLAY = "replay"  # the name under which a resolved file is composed
 
@@ -214,6 +214,9 @@ def _replay(path: Path, overrides: list[Override]) -> DictConfig:
     """A resolved file with overrides: a chosen group replaces the file's whole, a value replaces a value."""
     tree = _read(path)
     typed(tree)
+    since = OmegaConf.to_container(OmegaConf.structured(RunConfig), enum_to_str=True)
+    tree = OmegaConf.merge(since, tree)  # files of older runs lack keys, which may be set all the same
+    assert isinstance(tree, DictConfig)
     chosen = [
         o
         for o in overrides

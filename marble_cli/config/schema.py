@@ -47,6 +47,26 @@ class OdeSolver(Enum):
     dpm2 = "dpm2"
 
 
+class RolloutTimes(Enum):
+    solver = "solver"
+    euler = "euler"
+
+
+class TrainingTimes(Enum):
+    leading = "leading"
+    any = "any"
+
+
+class Reduce(Enum):
+    sum = "sum"
+    mean = "mean"
+
+
+class Quotes(Enum):
+    required = "required"
+    straight = "straight"
+
+
 class BehaviourSchedule(Enum):
     ramp = "ramp"
     flat = "flat"
@@ -112,6 +132,9 @@ class Source:
     revision: str | None = None  # branch, tag or commit of the dataset
     prompt_key: str = "prompt"  # key or column of the prompt; the others are metadata
     quoted_as: str | None = None  # metadata key for the part of the prompt in double quotes
+    quotes: Quotes = (
+        Quotes.required
+    )  # in every prompt; straight: of those with a straight double quote, as published
     negative_prompt: str | None = None  # of rows without one; used where rollout.guidance_scale is above 1
     metadata: dict[str, Any] = field(default_factory=dict)  # of rows that do not have the key
 
@@ -151,6 +174,7 @@ class Behaviour:
     schedule: BehaviourSchedule = MISSING
     rate: float = MISSING
     maximum: float = MISSING
+    delay: int = 0  # none, as in runs from before the key
 
 
 @dataclass
@@ -158,6 +182,7 @@ class Algorithm:
     beta: float = MISSING
     kl_coef: float = MISSING
     training_noise: TrainingNoise = MISSING
+    training_times: TrainingTimes = TrainingTimes.leading  # as in runs from before the key
     advantage: Advantage = field(default_factory=Advantage)
     behaviour: Behaviour = field(default_factory=Behaviour)
 
@@ -179,6 +204,7 @@ class Balance:
     groups: dict[str, list[str]] = field(default_factory=dict)
     priorities: dict[str, float] = field(default_factory=dict)
     norm_priority: float = MISSING
+    reduce: Reduce = Reduce.sum  # as in runs from before the key
 
 
 @dataclass
@@ -196,6 +222,7 @@ class Rollout:
     group_size: int = MISSING
     steps: int = MISSING
     solver: OdeSolver = MISSING
+    times: RolloutTimes = RolloutTimes.solver  # as in runs from before the key
     guidance_scale: float = 1.0  # none, as in runs from before the key
     cfg_normalization: float = 0.0
     cfg_truncation: float = 1.0
@@ -203,9 +230,20 @@ class Rollout:
 
 
 @dataclass
+class Evaluation:
+    """How evaluations draw; what is None is as in the rollout, as in runs from before these keys."""
+
+    steps: int | None = None
+    solver: OdeSolver | None = None
+    times: RolloutTimes | None = None
+    guidance_scale: float | None = None
+
+
+@dataclass
 class Ema:
     decay: float = MISSING
     warmup: int = MISSING
+    offset: int = 0  # none, as in runs from before the key
 
 
 @dataclass
@@ -279,6 +317,7 @@ class RunConfig:
     balance: Balance = field(default_factory=Balance)
     optimizer: Optimizer = field(default_factory=Optimizer)
     rollout: Rollout = field(default_factory=Rollout)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     trainer: Trainer = field(default_factory=Trainer)
     logging: Logging = field(default_factory=Logging)
     launcher: Launcher = field(default_factory=Launcher)

@@ -5,7 +5,16 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from marble_cli.config.schema import BalanceMode, Launcher, LauncherName, Reward, RunConfig, Source
+from marble_cli.config.schema import (
+    BalanceMode,
+    Launcher,
+    LauncherName,
+    Quotes,
+    Reduce,
+    Reward,
+    RunConfig,
+    Source,
+)
 from marble_cli.errors import ConfigError
 from marble_cli.rewards.registry import installed
 from marble_cli.suggest import nearest
@@ -78,6 +87,11 @@ def validate(config: RunConfig) -> None:
     if config.balance.options and config.balance.name in (*OWN_WEIGHTS, *MIXTURES, "fixed"):
         raise ConfigError(
             f"balance.options: balance={config.balance.name} takes none. Expected them with balance=torchjd:<Name>."
+        )
+    if config.balance.reduce is not Reduce.sum and config.balance.name != "weighted_sum":
+        raise ConfigError(
+            f"balance.reduce={config.balance.reduce.value}: balance={config.balance.name} does not mix raw rewards. "
+            "Expected it with balance=weighted_sum."
         )
     for key in ("groups", "priorities"):
         if getattr(config.balance, key) and config.balance.name not in PROGRAMMES:
@@ -160,6 +174,11 @@ def _check_source(path: str, source: Source) -> None:
             raise ConfigError(
                 f"{path}.metadata.{taken}: {path} says already where {taken!r} comes from. Expected another key."
             )
+    if source.quotes is not Quotes.required and source.quoted_as is None:
+        raise ConfigError(
+            f"{path}.quotes={source.quotes.value}: nothing asks for what is in quotes. Expected {path}.quoted_as beside "
+            "it, e.g. text."
+        )
     if source.quoted_as in (source.prompt_key, "negative_prompt"):
         raise ConfigError(f"{path}.quoted_as={source.quoted_as}: expected a key of metadata, such as text.")
 
@@ -222,6 +241,9 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
             ("a number in [0, 1]" if one else "a number in [0, 1)"),
         )
 
+    def guidance(key: str, value: float) -> tuple[str, object, bool, str]:
+        return key, value, value == 0 or 1 <= value < math.inf, "0 or 1 for none, or at least 1"
+
     def positive(key: str, value: float) -> tuple[str, object, bool, str]:
         return key, value, 0.0 < value < math.inf, "a number above 0"
 
@@ -236,15 +258,13 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         rollout.group_size >= 2,
         ("at least 2: an advantage compares images of the same prompt"),
     )
-    scale = rollout.guidance_scale
-    yield (
-        "rollout.guidance_scale",
-        scale,
-        scale == 0 or 1 <= scale < math.inf,
-        "0 or 1 for none, or at least 1",
-    )
+    yield guidance("rollout.guidance_scale", rollout.guidance_scale)
     yield at_least("rollout.cfg_normalization", rollout.cfg_normalization, 0)
     yield share("rollout.cfg_truncation", rollout.cfg_truncation, one=True)
+    if (steps := config.evaluation.steps) is not None:
+        yield at_least("evaluation.steps", steps, 1)
+    if (scale := config.evaluation.guidance_scale) is not None:
+        yield guidance("evaluation.guidance_scale", scale)
     for name in (
         "micro_batch_size", "checkpoint_every", "keep_last", "eval_prompts", "encode_ahead", "pending_batches",
     ):  # fmt: skip
@@ -254,6 +274,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield share("trainer.timestep_fraction", trainer.timestep_fraction, one=True)
     yield share("trainer.ema.decay", trainer.ema.decay, one=False)
     yield at_least("trainer.ema.warmup", trainer.ema.warmup, 0)
+    yield at_least("trainer.ema.offset", trainer.ema.offset, 0)
     if trainer.times_per_image is not None:
         yield at_least("trainer.times_per_image", trainer.times_per_image, 1)
     yield at_least("balance.refresh_every", balance.refresh_every, 1)
@@ -271,6 +292,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield at_least("algorithm.kl_coef", algorithm.kl_coef, 0)
     yield share("algorithm.behaviour.maximum", algorithm.behaviour.maximum, one=True)
     yield at_least("algorithm.behaviour.rate", algorithm.behaviour.rate, 0)
+    yield at_least("algorithm.behaviour.delay", algorithm.behaviour.delay, 0)
     yield positive("optimizer.lr", config.optimizer.lr)
     yield positive("optimizer.epsilon", config.optimizer.epsilon)
     yield positive("optimizer.clip_norm", config.optimizer.clip_norm)

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from marble_cli.config.schema import Data, Source
+from marble_cli.config.schema import Data, Quotes, Source
 from marble_cli.data.rows import Row, RowError, Rows, json_rows, text_rows
 from marble_cli.data.tables import hub_rows, parquet_rows
 from marble_cli.errors import DataError
@@ -108,8 +108,10 @@ def _prompt(row: Row, name: str, source: Source) -> Prompt:
     own = {key: _without_nulls(row[key]) for key in row if key not in (source.prompt_key, NEGATIVE)}
     metadata = source.metadata | {key: value for key, value in own.items() if value is not None}
     if source.quoted_as is not None and source.quoted_as not in metadata:
-        metadata[source.quoted_as] = quoted(text)
-        if not metadata[source.quoted_as].strip():
+        wanted = quoted(text) if source.quotes is Quotes.required else after_straight_quote(text)
+        if wanted.strip():
+            metadata[source.quoted_as] = wanted
+        elif source.quotes is Quotes.required:
             raise RowError(f"no text in double quotes, which data.sources.{name}.quoted_as asks for")
     return Prompt(text, metadata, name, negative)
 
@@ -141,6 +143,15 @@ def quoted(text: str) -> str:
     """
     found = QUOTED.search(text) or QUOTED_CURLY.search(text)
     return found.group(1) if found else ""
+
+
+def after_straight_quote(text: str) -> str:
+    """Return what follows the first straight double quote, up to the next if there is one; "" without any.
+
+    Source: the target of the OCR reward as published with arXiv 2605.06507, which also takes the rest of a prompt
+    such as `a 12" record`.
+    """
+    return text.partition('"')[2].partition('"')[0]
 
 
 def held_out(prompts: Mapping[str, list[Prompt]], per_source: int) -> list[Prompt]:

@@ -18,7 +18,7 @@ from marble_cli.metrics.figures import image_grid
 from marble_cli.policy.base import Adapter, Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Scorer, open_scorer
-from marble_cli.rollout.collect import Rollout
+from marble_cli.rollout.collect import evaluation_rollout
 
 
 @dataclass(frozen=True)
@@ -109,19 +109,10 @@ def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> E
     """Images and scores of one target."""
     target.put_into(policy)
     prompts = held_out(load_prompts(config.data, "test"), config.trainer.eval_prompts)
-    settings = config.rollout
-    rollout = Rollout(
-        policy,
-        settings.solver,
-        settings.steps,
-        settings.batch_size,
-        config.trainer.seed,
-        settings.guidance_scale,
-        settings.cfg_normalization,
-        settings.cfg_truncation,
-    )
     adapter: Adapter = None if target.weights is None else "trained"
-    return score_policy(rollout, adapter, prompts, scorer, Ranks.alone(), lambda n: None)
+    return score_policy(
+        evaluation_rollout(config, policy), adapter, prompts, scorer, Ranks.alone(), lambda n: None
+    )
 
 
 def evaluate(target: str, against: str | None, overrides: list[str], output: Path | None) -> EvalReport:

@@ -11,7 +11,8 @@ from marble_cli.folder import check_writable, writing
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
 from marble_cli.randomness import noise
-from marble_cli.rollout.sampler import Velocity, guided, is_guided, make_scheduler, sample
+from marble_cli.rollout.collect import evaluation_rollout
+from marble_cli.rollout.sampler import Velocity, is_guided, sample
 
 
 @torch.no_grad()
@@ -30,29 +31,20 @@ def generate(
     chosen.put_into(policy)
     adapter: Adapter = None if chosen.weights is None else "trained"
     files = []
-    settings = config.rollout
+    rollout = evaluation_rollout(config, policy)
+    scale = rollout.guidance_scale
 
     def towards(text: str, *, negative: bool = False) -> Velocity:
         embeddings = policy.encode([text], negative=negative)
         return lambda xt, t: policy.velocity(xt, t, embeddings, adapter)
 
-    policy.prepare(prompts, [""] if is_guided(settings.guidance_scale) else [])
+    policy.prepare(prompts, [""] if is_guided(scale) else [])
     for index, prompt in enumerate(prompts):
         velocity = towards(prompt)
-        if is_guided(settings.guidance_scale):
-            velocity = guided(
-                velocity, towards("", negative=True), policy.guided, settings.guidance_scale,
-                settings.cfg_normalization, settings.cfg_truncation,
-            )  # fmt: skip
-        scheduler = make_scheduler(
-            policy.scheduler_config(), settings.solver, settings.steps, policy.tokens,
-            even=policy.even_times,
-        )  # fmt: skip
-        x0 = sample(
-            velocity,
-            noise(seed, "generate", 0, [index], policy.latent_shape).to(policy.device),
-            scheduler,
-        )
+        if is_guided(scale):
+            velocity = rollout.guided(velocity, towards("", negative=True))
+        begin = noise(seed, "generate", 0, [index], policy.latent_shape).to(policy.device)
+        x0 = sample(velocity, begin, rollout.scheduler())
         file = output / f"{index:03d}.png"
         with writing(file, "Choose another --output."):
             output.mkdir(parents=True, exist_ok=True)

@@ -89,14 +89,16 @@ def advantage_coefficients(alpha: Tensor, advantage: Tensor, applicable: Tensor,
     Args:
         alpha: [K] shares.
         advantage: [K, n], ignored where not applicable.
-        applicable: [K, n] bool; images that no reward applies to are left out.
+        applicable: [K, n] bool; an image that no reward applies to has r_i = 1/2, as published: it pulls the policy
+            towards the behaviour policy.
         clip: A_max.
 
     Returns:
         Coefficients [n].
+
+    Source: the code published with arXiv 2605.06507.
     """
     shares = alpha.to(advantage.device).double()[:, None]
     mixed = (torch.where(applicable, advantage.double(), 0.0) * shares).sum(0)
     r = (mixed / (2.0 * clip) + 0.5).clamp(0.0, 1.0)
-    scored = applicable.any(0)
-    return Coefficients(torch.where(scored, r, 0.0), torch.where(scored, 1.0 - r, 0.0))
+    return Coefficients(r, 1.0 - r)

@@ -1,13 +1,14 @@
 """One step's rollout: prompts to latents with the behaviour policy, scored while the next batch is made."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import OdeSolver
+from marble_cli.config.schema import OdeSolver, RolloutTimes, RunConfig
+from marble_cli.config.schema import Rollout as RolloutSettings
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
@@ -45,7 +46,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Rollout:
-    """How samples are made: policy, solver and its `steps`, images a batch, the run's seed, and guidance (0 and 1: none)."""
+    """How samples are made: policy, solver and its `steps`, images a batch, the run's seed, guidance (0 and 1: none), times."""
 
     policy: Policy
     solver: OdeSolver
@@ -55,16 +56,23 @@ class Rollout:
     guidance_scale: float = 1.0
     cfg_normalization: float = 0.0
     cfg_truncation: float = 1.0
+    spacing: RolloutTimes = RolloutTimes.solver
 
-    def _scheduler(self) -> Any:
+    def scheduler(self) -> Any:
+        """Return a scheduler of diffusers with the times set."""
         policy = self.policy
         return make_scheduler(
-            policy.scheduler_config(), self.solver, self.steps, policy.tokens, even=policy.even_times
+            policy.scheduler_config(),
+            self.solver,
+            self.steps,
+            policy.tokens,
+            times=self.spacing,
+            even=policy.even_times,
         )
 
     def times(self) -> Tensor:
         """The solver's times [steps] float32 in (0, 1], falling."""
-        return sampling_times(self._scheduler())
+        return sampling_times(self.scheduler())
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Tell the policy which prompts are to come."""
@@ -76,6 +84,12 @@ class Rollout:
         row = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         encoded = self.policy.encode(list(row), negative=negative)
         return RepeatedEmbeddings(encoded, torch.tensor([row[text] for text in texts], device=encoded.device))
+
+    def guided(self, positive: Velocity, negative: Velocity) -> Velocity:
+        """Return the velocity guided away from the negative prompt's, as the policy's family does."""
+        return guided(
+            positive, negative, self.policy.guided, self.guidance_scale, self.cfg_normalization, self.cfg_truncation
+        )  # fmt: skip
 
     def _velocity(self, embeddings: PromptEmbeddings, adapter: Adapter) -> Velocity:
         return lambda xt, t: self.policy.velocity(xt, t, embeddings, adapter)
@@ -113,11 +127,8 @@ class Rollout:
             begin = noise(self.seed, purpose, step, list(indices[part]), self.policy.latent_shape)
             velocity = self._velocity(embeddings[part], adapter)
             if away is not None:
-                velocity = guided(
-                    velocity, self._velocity(away[part], adapter), self.policy.guided, self.guidance_scale,
-                    self.cfg_normalization, self.cfg_truncation,
-                )  # fmt: skip
-            x0 = sample(velocity, begin.to(self.policy.device), self._scheduler())
+                velocity = self.guided(velocity, self._velocity(away[part], adapter))
+            x0 = sample(velocity, begin.to(self.policy.device), self.scheduler())
             images = self.policy.decode(x0)
             chosen = prompts[part]
             pending.append(
@@ -129,3 +140,26 @@ class Rollout:
             pictures.append(images)
             advance(len(images))
         return Samples(torch.cat(latents), torch.cat(pictures), embeddings, list(prompts), pending)
+
+
+def judged_as(config: RunConfig) -> RolloutSettings:
+    """Return how evaluations draw: as the rollout, but for what `evaluation` sets."""
+    own = {name: value for name, value in vars(config.evaluation).items() if value is not None}
+    return replace(config.rollout, **own)
+
+
+def training_rollout(config: RunConfig, policy: Policy) -> Rollout:
+    """Return what makes the images that are trained on."""
+    return _rollout(config.rollout, config.trainer.seed, policy)
+
+
+def evaluation_rollout(config: RunConfig, policy: Policy) -> Rollout:
+    """Return what makes the images that are judged or looked at."""
+    return _rollout(judged_as(config), config.trainer.seed, policy)
+
+
+def _rollout(settings: RolloutSettings, seed: int, policy: Policy) -> Rollout:
+    return Rollout(
+        policy, settings.solver, settings.steps, settings.batch_size, seed, settings.guidance_scale,
+        settings.cfg_normalization, settings.cfg_truncation, settings.times,
+    )  # fmt: skip

@@ -9,22 +9,30 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from marble_cli.config.schema import OdeSolver
+from marble_cli.config.schema import OdeSolver, RolloutTimes
 from marble_cli.policy.guidance import bounded_norm
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (xt [B, C, H, W], t [B]) -> velocity [B, C, H, W]
 
 
 def make_scheduler(
-    config: Mapping[str, Any], solver: OdeSolver, steps: int, sequence: int, *, even: bool = False
+    config: Mapping[str, Any],
+    solver: OdeSolver,
+    steps: int,
+    sequence: int,
+    *,
+    times: RolloutTimes = RolloutTimes.solver,
+    even: bool = False,
 ) -> Any:
-    """A flow scheduler with `steps` times set, from the model's own scheduler config.
+    """Return a flow scheduler with `steps` times set, from the model's own scheduler config.
 
     Args:
         config: as diffusers names its keys.
         solver: `euler` has the times of the model's own pipeline, `dpm2` its shift.
         steps: of the solver.
         sequence: image tokens, for models whose time shift depends on the resolution.
+        times: `solver` spaces dpm2's times as diffusers' DPM-Solver does; `euler` takes those of the model's own
+            pipeline, which begin at 1, whatever the solver (the rollout of DiffusionNFT, arXiv 2509.16117).
         even: the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own.
     """
     euler = FlowMatchEulerDiscreteScheduler.from_config(config)
@@ -34,6 +42,7 @@ def make_scheduler(
         slope = (euler.config.max_shift - euler.config.base_shift) / (high - low)
         mu = euler.config.base_shift + slope * (sequence - low)
         shift = math.exp(mu) if euler.config.time_shift_type == "exponential" else mu
+    euler.set_timesteps(steps, sigmas=numpy.linspace(1.0, 1 / steps, steps) if even else None, mu=mu)
     if solver is OdeSolver.dpm2:
         scheduler = DPMSolverMultistepScheduler(
             solver_order=2,
@@ -43,8 +52,9 @@ def make_scheduler(
             final_sigmas_type="zero",
         )
         scheduler.set_timesteps(steps)
+        if times is RolloutTimes.euler:
+            scheduler.sigmas, scheduler.timesteps = euler.sigmas, euler.timesteps
         return scheduler
-    euler.set_timesteps(steps, sigmas=numpy.linspace(1.0, 1 / steps, steps) if even else None, mu=mu)
     return euler
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from marble_cli.config.schema import TrainingTimes
 from marble_cli.policy.base import PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.randomness import generator, noise
 
@@ -39,26 +40,34 @@ class NoisedBatch:
 
 
 def training_times(
-    times: Tensor, fraction: float, per_image: int | None, draws: list[int], seed: int, step: int
+    times: Tensor,
+    fraction: float,
+    per_image: int | None,
+    draws: list[int],
+    seed: int,
+    step: int,
+    rule: TrainingTimes = TrainingTimes.leading,
 ) -> Tensor:
-    """Choose each image's training times among the solver's, leaving out the last share of the trajectory.
+    """Choose each image's training times among the solver's.
 
     Args:
         times: [S] float32, the solver's times, falling.
-        fraction: share of them that is trained on (0.99 leaves out the last of up to 100).
-        per_image: how many each image gets, drawn without replacement; None takes all.
+        fraction: share of them that is trained on (0.99 is all but one, of up to 100).
+        per_image: how many each image gets, drawn without replacement; None takes the whole share.
         draws: of each image; images with equal numbers get the same times.
         seed: the run's seed.
         step: the optimizer step.
+        rule: `leading` draws from the share next to the noise, so that nobody gets the last times; `any` draws from
+            all times, so that each image leaves out its own (arXiv 2509.16117 as published).
 
     Returns:
         [len(draws), T] float32.
     """
-    usable = times[: max(1, int(len(times) * fraction))]
-    count = len(usable) if per_image is None else min(per_image, len(usable))
+    share = max(1, int(len(times) * fraction))
+    count = share if per_image is None else min(per_image, share)
+    pool = times[:share] if rule is TrainingTimes.leading else times
     rows = [
-        usable[torch.randperm(len(usable), generator=generator(seed, "times", step, i))[:count]]
-        for i in draws
+        pool[torch.randperm(len(pool), generator=generator(seed, "times", step, i))[:count]] for i in draws
     ]
     return torch.stack(rows)
 

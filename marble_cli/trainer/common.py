@@ -5,7 +5,8 @@ The main rank's counts. The others may run on nodes that do not see its disks.
 
 import hashlib
 import socket
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from torch import Tensor
 from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.store import TrainerState
 from marble_cli.config.compose import dump, typed
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import Balance, Evaluation, RolloutTimes, RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint's content, and the rewards and the balance that its run was trained with, where that is known."""
+    """A checkpoint's content, and the rewards, the balance and the drawing of evaluations of its run, where known."""
 
     path: Path
     state: TrainerState
@@ -31,6 +32,7 @@ class Stored:
     ema: dict[str, Tensor]
     rewards: list[str] | None
     balance: dict[str, Any] | None
+    judged: dict[str, Any] | None  # as `judged_by`
 
 
 def common_config(ranks: Ranks, config: RunConfig) -> RunConfig:
@@ -105,9 +107,20 @@ def _load(checkpoint: Path) -> Stored:
     state, weights, ema = store.load(checkpoint)
     written = checkpoint.parent.parent / "config.yaml"
     tree: Any = OmegaConf.to_container(OmegaConf.load(written)) if written.is_file() else {}
-    return Stored(
-        checkpoint, state, weights, ema, list(tree["rewards"]) if tree else None, tree.get("balance")
-    )
+    if not tree:
+        return Stored(checkpoint, state, weights, ema, None, None, None)
+    since = OmegaConf.to_container(OmegaConf.structured(Balance), enum_to_str=True)
+    assert isinstance(since, dict)
+    balance = {**since, **tree["balance"]}  # older runs lack keys
+    return Stored(checkpoint, state, weights, ema, list(tree["rewards"]), balance, judged_by(tree))
+
+
+def judged_by(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the evaluations of a run draw, from the plain tree of its configuration; older ones lack keys."""
+    rollout, own = tree["rollout"], tree.get("evaluation", {})
+    since = {"times": RolloutTimes.solver.value, "guidance_scale": 1.0}
+    keys = [field.name for field in fields(Evaluation)]
+    return {key: rollout.get(key, since.get(key)) if own.get(key) is None else own[key] for key in keys}
 
 
 def _digest(checkpoint: Path) -> str | None:
@@ -129,6 +142,7 @@ def _broadcast(ranks: Ranks, checkpoint: Path, stored: Stored | None) -> Stored:
         }  # a file's name has no slash
         plan = {
             "step": stored.state.step, "train": stored.state.train, "info": stored.state.info, "rewards": stored.rewards, "balance": stored.balance,
+            "judged": stored.judged,
             "tensors": [
                 (group, name, list(tensor.shape), str(tensor.dtype).removeprefix("torch."))
                 for group, tensors in groups.items() for name, tensor in tensors.items()
@@ -143,4 +157,4 @@ def _broadcast(ranks: Ranks, checkpoint: Path, stored: Stored | None) -> Stored:
         received[group][name] = own
     weights, ema = received.pop("/weights"), received.pop("/ema")
     state = TrainerState(plan["step"], received, plan["info"], plan["train"])
-    return Stored(checkpoint, state, weights, ema, plan["rewards"], plan["balance"])
+    return Stored(checkpoint, state, weights, ema, plan["rewards"], plan["balance"], plan["judged"])

@@ -65,7 +65,8 @@ class Trainer:
     judges: Scorer  # of those and the watched ones
     sampler: PromptSampler
     held_out: list[Prompt]
-    rollout: Rollout
+    rollout: Rollout  # of the images that are trained on
+    judged: Rollout  # of those that are judged
     descent: Descent
     layout: Layout
     recorder: Recorder
@@ -113,7 +114,7 @@ class Trainer:
             with bounded("while prompts were encoded", SMALLER_ENCODERS):
                 own = [self.held_out[i] for i in self.ranks.padded_share(len(self.held_out))]
                 with self.ranks.agreed():
-                    self.rollout.prepare(own)
+                    self.judged.prepare(own)
         if self.judgement_due():
             self.evaluate()
         while self.progress.step < settings.steps:
@@ -200,7 +201,7 @@ class Trainer:
         draws = signal.groups[own] if algorithm.training_noise is TrainingNoise.group else own
         times = training_times(
             self.rollout.times(), settings.timestep_fraction, settings.times_per_image, draws.tolist(),
-            settings.seed, step,
+            settings.seed, step, algorithm.training_times,
         )  # fmt: skip
         count = signal.rewards.shape[1] * times.shape[1]
         data = TrainingSet(samples.x0, samples.embeddings, own, draws, times, count)
@@ -259,7 +260,7 @@ class Trainer:
         self.recorder.stage("evaluate", len(self.ranks.padded_share(len(self.held_out))))
         with self.policy.swapped(self.progress.ema), bounded("in an evaluation", SMALLER_ROLLOUT):
             evaluation = score_policy(
-                self.rollout, "trained", self.held_out, self.judges, self.ranks, self.recorder.advance
+                self.judged, "trained", self.held_out, self.judges, self.ranks, self.recorder.advance
             )
         first = not self.progress.base_scores
         if first:

@@ -20,6 +20,7 @@ from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.lane import required
+from marble_cli.rollout.collect import judged_as
 from marble_cli.trainer.geometry import geometry, processes
 from marble_cli.trainer.memory import describe, memory
 from marble_cli.trainer.preflight import (
@@ -97,7 +98,7 @@ def plan(config: RunConfig) -> None:
             "run",
             f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)",
         ),
-        ("evaluated on", f"the first {trainer.eval_prompts} held-out prompts of each source"),
+        ("evaluated on", _evaluation(config)),
         ("rewards", ", ".join(config.rewards)),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
         ("images a step", f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}"),
@@ -168,6 +169,12 @@ def _rewards(
             every = sum(map(len, asked.values()))
             table.add_row(name, keys or "nothing", f"{sum(counts.values()):,} of {every:,} {kind}{where}")
     return table
+
+
+def _evaluation(config: RunConfig) -> str:
+    drawn = judged_as(config)
+    prompts = f"the first {config.trainer.eval_prompts} held-out prompts of each source"
+    return f"{prompts}, {drawn.steps} steps of {drawn.solver.value}"
 
 
 def _shares(config: RunConfig) -> str:

@@ -28,10 +28,10 @@ from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.origin import check_origin, read_origin
 from marble_cli.rewards.scorer import open_scorer
-from marble_cli.rollout.collect import Rollout
+from marble_cli.rollout.collect import evaluation_rollout, training_rollout
 from marble_cli.signals import Interrupt
 from marble_cli.trainer.balance_state import recall
-from marble_cli.trainer.common import Stored, common_checkpoint, common_config, read
+from marble_cli.trainer.common import Stored, common_checkpoint, common_config, judged_by, read
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.memory import check_memory
 from marble_cli.trainer.preflight import (
@@ -205,16 +205,6 @@ def train(config: RunConfig, *, resume: str) -> int:
             judges = stack.enter_context(
                 open_scorer(rewards, str(policy.device), config.trainer.pending_batches)
             )
-        rollout = Rollout(
-            policy,
-            config.rollout.solver,
-            config.rollout.steps,
-            config.rollout.batch_size,
-            config.trainer.seed,
-            config.rollout.guidance_scale,
-            config.rollout.cfg_normalization,
-            config.rollout.cfg_truncation,
-        )
         optimizer = build_optimizer(config, policy)
         checkpoint, progress = go_on(
             ranks, folder, checkpoint, policy, optimizer, config, balance, named=named
@@ -228,7 +218,8 @@ def train(config: RunConfig, *, resume: str) -> int:
         shares = {name: config.data.sources[name].weight for name in sources}
         sampler = PromptSampler(sources, shares, config.rollout.groups, config.trainer.seed)
         trainer = Trainer(
-            config, folder, policy, optimizer, judges.only(names), judges, sampler, prompts, rollout,
+            config, folder, policy, optimizer, judges.only(names), judges, sampler, prompts,
+            training_rollout(config, policy), evaluation_rollout(config, policy),
             make_descent(config, names, policy, balance, layout), layout, recorder, progress,
         )  # fmt: skip
         return trainer.run(interrupt)
@@ -316,6 +307,9 @@ def restore(
         progress.cache, progress.balance = DirectionCache(), None
     elif progress.step:
         recall(balance, progress.balance, checkpoint)
+    if stored.judged not in (None, judged_by(now)):
+        log.warning("evaluations of %s drew otherwise; the start and the best are sought anew", checkpoint)
+        progress = replace(progress, base_scores={}, best=None, best_step=None, evaluated=-1)
     if progress.cache.alpha is not None and len(progress.cache.alpha) != len(config.rewards):
         raise CheckpointError(
             f"{checkpoint} is damaged: its balance has shares of {len(progress.cache.alpha)} rewards, and the run has "

@@ -32,11 +32,15 @@ def scalarised_coefficients(signal: Signal, reward: ScalarisedReward, algorithm:
     """Return the coefficients [n] of a balance that mixes rewards before there is a gradient.
 
     `weighted_sum` mixes raw rewards and then normalises; `advantage_sum` normalises each and then mixes.
+
+    Raises:
+        ConfigError: the mixture is of another kind.
     """
     weights = torch.tensor(reward.weights, dtype=torch.float64)
     if reward.kind is Scalarisation.weighted_sum:
-        mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups)
-        advantage = advantages(mixed, scored, signal.groups, std=algorithm.advantage.std.value)
+        rewards, applicable, groups = signal.rewards, signal.applicable, signal.groups
+        mixed, scored = weighted_sum(rewards, applicable, weights, groups, reduce=reward.reduce.value)
+        advantage = advantages(mixed, scored, groups, std=algorithm.advantage.std.value)
     else:
         advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
     r = optimality(advantage, algorithm.advantage.clip)

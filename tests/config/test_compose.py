@@ -19,7 +19,17 @@ from hypothesis import strategies as st
 from marble_cli.balance.registry import names as balances
 from marble_cli.config.compose import GROUPS, compose, dump, load_resolved
 from marble_cli.config.keys import fields, unknown_key
-from marble_cli.config.schema import BalanceMode, OdeSolver, Precision, Reward, RunConfig, SharedTerm, Source
+from marble_cli.config.schema import (
+    BalanceMode,
+    OdeSolver,
+    Precision,
+    Quotes,
+    Reduce,
+    Reward,
+    RunConfig,
+    SharedTerm,
+    Source,
+)
 from marble_cli.errors import ConfigError
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -34,18 +44,19 @@ GROUP_KEYS = {
     "compile device train",
     "model.lora": "rank alpha target_modules",
     "data": "root",
-    "data.sources.*": "train test weight hub subset revision prompt_key quoted_as negative_prompt metadata.*",
+    "data.sources.*": "train test weight hub subset revision prompt_key quoted_as quotes negative_prompt metadata.*",
     "rewards.*": REWARD,
     "eval_rewards.*": REWARD,
-    "algorithm": "beta kl_coef training_noise",
+    "algorithm": "beta kl_coef training_noise training_times",
     "algorithm.advantage": "std clip",
-    "algorithm.behaviour": "schedule rate maximum",
-    "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.* options.* groups.* priorities.* norm_priority",
+    "algorithm.behaviour": "schedule rate maximum delay",
+    "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.* options.* groups.* priorities.* norm_priority reduce",
     "optimizer": "lr betas weight_decay epsilon clip_norm",
-    "rollout": "groups group_size steps solver guidance_scale cfg_normalization cfg_truncation batch_size",
+    "rollout": "groups group_size steps solver times guidance_scale cfg_normalization cfg_truncation batch_size",
+    "evaluation": "steps solver times guidance_scale",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last keep_every best eval_every "
     "eval_prompts encode_ahead max_skipped pending_batches parallel fsdp.replicas fsdp.reshard",
-    "trainer.ema": "decay warmup",
+    "trainer.ema": "decay warmup offset",
     "logging": "images_every",
     "logging.wandb": "mode project entity",
     "launcher": "name nodes nproc max_restarts grace time partition account cpus_per_task memory warning requeues setup extra.*",
@@ -105,6 +116,7 @@ def test_every_file_is_a_valid_choice(choice: str) -> None:
         "data=files": ["data.root=somewhere"],
         "data=hub": ["data.sources.prompts.hub=owner/name"],
         "data=paper": ["data.root=somewhere"],
+        "data=paper_quotes": ["data.root=somewhere"],
     }.get(choice, [])
     overrides = [choice, *more] if choice.startswith("rewards=") else [BUILT_IN, choice, *more]
     if choice.startswith("rewards="):
@@ -245,6 +257,19 @@ def test_groups_and_priorities_take_names(tmp_path: Path) -> None:
     assert whole.balance.groups == {"a": ["colorfulness"], "b": ["compressibility"]}
 
 
+def test_a_mixture_of_raw_rewards_is_a_sum_or_a_mean() -> None:
+    assert compose([BUILT_IN, "balance=weighted_sum"]).balance.reduce is Reduce.sum
+    assert compose([BUILT_IN, "balance=weighted_sum", "balance.reduce=mean"]).balance.reduce is Reduce.mean
+    with pytest.raises(ConfigError, match=r"balance\.reduce"):
+        compose([BUILT_IN, "balance=weighted_sum", "balance.reduce=median"])
+
+
+@pytest.mark.parametrize("name", [*sorted({*balances()} - {"weighted_sum"}), "torchjd:UPGrad"])
+def test_only_the_weighted_sum_is_a_mean(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^balance\.reduce=mean: balance={name} .*balance=weighted_sum"):
+        compose([BUILT_IN, f"balance={name}", "balance.reduce=mean"])
+
+
 @pytest.mark.parametrize("name", ["equal", "fixed", "weighted_sum", "advantage_sum", "torchjd:UPGrad"])
 @pytest.mark.parametrize("key", ["groups.a=[colorfulness]", "priorities.colorfulness=2"])
 def test_only_a_programme_has_groups_and_priorities(name: str, key: str) -> None:
@@ -283,12 +308,27 @@ def test_the_published_prompts_are_drawn_evenly() -> None:
     }
 
 
+def test_the_published_ocr_reward_looks_for_quotes_everywhere() -> None:
+    sources = compose([BUILT_IN, "data=paper_quotes", "data.root=/data"]).data.sources
+    assert {name: (s.quoted_as, s.quotes) for name, s in sources.items()} == dict.fromkeys(
+        ("pickscore", "ocr", "geneval"), ("text", Quotes.straight)
+    )
+    plain = compose([BUILT_IN, "data=paper", "data.root=/data"]).data.sources
+    again = {
+        n: dataclasses.replace(s, quoted_as=plain[n].quoted_as, quotes=Quotes.required)
+        for n, s in sources.items()
+    }
+    assert again == plain
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        ("data.sources.text.quotes=straight", "data.sources.text.quotes=straight: nothing asks for what is in quotes"),
+        ("data.sources.text.quotes=curly", "data.sources.text.quotes"),
         ("data=hub", "data.sources.prompts.hub has no value"),
         ("data.sources.txt.weight=2", "data.sources.txt: there is no such source; did you mean 'text'"),
-        ("data.sources.text.quoted=x", "did you mean 'data.sources.text.quoted_as'"),
+        ("data.sources.text.quoted_is=x", "did you mean 'data.sources.text.quoted_as'"),
         ("+data.sources.more={train: a.txt}", "data.sources.more={train: FILE, test: FILE}"),
         ("data.sources.txt.train=a.txt", "data.sources.txt: there is no such source; did you mean 'text'"),
         ("+data.sources.more=3", "data.sources.more"),

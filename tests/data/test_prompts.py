@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from marble_cli.config.schema import Data, Source
+from marble_cli.config.schema import Data, Quotes, Source
 from marble_cli.data.prompts import Prompt, held_out, load_prompts, quoted
 from marble_cli.errors import DataError
 
@@ -86,6 +86,36 @@ def test_quoted_text_is_the_target_that_the_published_reward_takes(
     (tmp_path / "p.txt").write_text(text + "\n")
     (prompt,) = read("p.txt", quoted_as="text")
     assert prompt.metadata == {"text": text.split('"')[1]}
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ('the word "ALL", 8k', "ALL"),
+        ('it reads "X" and "Y"', "X"),
+        ('an \u201carch\u201d that says "B"', "B"),
+        ('a 12" record', " record"),
+        ("a \u201cHello\u201d sign", None),
+        ("no word at all", None),
+        ('nothing in "" but later "A"', None),
+        ('a blank " " only', None),
+        ("it's 'so'", None),
+    ],
+)
+def test_straight_quotes_alone_give_the_published_target(
+    tmp_path: Path, read: Reader, text: str, target: str | None
+) -> None:
+    """What str.split finds after the first straight double quote; a prompt without stands without the metadata."""
+    (tmp_path / "p.txt").write_text(text + "\n")
+    (prompt,) = read("p.txt", quoted_as="text", quotes=Quotes.straight)
+    assert prompt.metadata == ({} if target is None else {"text": target})
+    parts = text.split('"')
+    assert (parts[1].strip() if len(parts) > 1 else "") == (target or "").strip()
+
+
+def test_a_rows_own_text_beats_straight_quotes(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "says \\"B\\"", "text": "A"}\n')
+    assert read("p.jsonl", quoted_as="text", quotes=Quotes.straight)[0].metadata == {"text": "A"}
 
 
 def test_curly_quotes_are_taken_where_there_are_no_straight_ones() -> None:

@@ -19,7 +19,7 @@ from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
 from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.config.compose import dump, load_resolved
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import OdeSolver, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
 from marble_cli.evaluate.evaluate import compare, evaluate
@@ -190,6 +190,29 @@ def test_judging_leaves_the_order_of_targets_without_effect(run: Path) -> None:
         assert one.mean == pytest.approx(other.reference)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"steps": 5}, {"solver": "euler"}, {"times": "euler"}, {"guidance_scale": 3},
+        {"steps": 6, "solver": "euler", "times": "solver", "guidance_scale": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_images_are_judged_as_evaluation_draws_them(run: Path, keys: dict[str, Any]) -> None:
+    """As if the rollout were set so, in what is set; the run's own rollout differs from it."""
+
+    def means(*overrides: str) -> list[float | None]:
+        return [reward.mean for reward in evaluate(str(run), None, list(overrides), None).rewards]
+
+    judged = means(*(f"evaluation.{key}={value}" for key, value in keys.items()))
+    assert judged == means(*(f"rollout.{key}={value}" for key, value in keys.items()))
+    assert judged != means()
+    back = [f"evaluation.{key}={value}" for key, value in keys.items()]
+    others = ["rollout.steps=9", "rollout.solver=dpm2", "rollout.times=solver", "rollout.guidance_scale=2"]
+    others = [other for other in others if other.split("=")[0].split(".")[1] in keys]
+    assert means(*back, *others) == judged
+
+
 def test_generated_pictures_are_seeded(run: Path, tmp_path: Path) -> None:
     def files(target: str, folder: str, seed: int) -> list[bytes]:
         written = generate(target, ["a red cup", "two boats"], tmp_path / folder, seed)
@@ -202,12 +225,23 @@ def test_generated_pictures_are_seeded(run: Path, tmp_path: Path) -> None:
     assert files(str(run / "checkpoints" / "step-00000001"), "d", 0) != one
 
 
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["rollout.guidance_scale=4", "rollout.solver=euler"], 3),
+        (["evaluation.guidance_scale=4", "evaluation.solver=euler", "evaluation.steps=5"], 5),
+    ],
+)
 def test_generated_pictures_are_guided_as_the_runs_were(
-    run_config: RunConfigMaker, randomise: Callable[..., None], tmp_path: Path
+    run_config: RunConfigMaker,
+    randomise: Callable[..., None],
+    tmp_path: Path,
+    overrides: list[str],
+    steps: int,
 ) -> None:
     """Against velocities that are put together here, integrated by hand with Euler's method."""
     folder = tmp_path / "guided"
-    config = run_config(f"run.dir={folder}", "rollout.guidance_scale=4", "rollout.solver=euler")
+    config = run_config(f"run.dir={folder}", *overrides)
     policy: Any = load_policy(config.model, 0)
     randomise(policy)
     progress = fresh(policy)
@@ -217,7 +251,7 @@ def test_generated_pictures_are_guided_as_the_runs_were(
     (file,) = generate(str(folder), ["a red cup"], tmp_path, seed=7)
     policy.load_trained(resolve_target(str(folder)).weights)
     x = noise(7, "generate", 0, [0], policy.latent_shape)
-    sigmas = make_scheduler(policy.scheduler_config(), config.rollout.solver, config.rollout.steps, 4).sigmas
+    sigmas = make_scheduler(policy.scheduler_config(), OdeSolver.euler, steps, 4).sigmas
     with torch.no_grad():
         for now, then in itertools.pairwise(sigmas):
             there, away = (

@@ -188,8 +188,26 @@ def test_an_image_that_nobody_scored_moves_nothing(step: Step) -> None:
     for shared_term in ("inside", "outside"):
         made = reward_coefficients(step.r, applicable, shared_term=SharedTerm(shared_term)).combined(weights)
         assert made.p[4] == made.q[4] == 0.0
-    mixed = advantage_coefficients(weights, step.advantage, applicable, CLIP)
-    assert mixed.p[4] == mixed.q[4] == 0.0
+
+
+def test_an_image_that_nobody_scored_is_neither_good_nor_bad_as_published(step: Step) -> None:
+    """r = 1/2: the mean over all images pulls it towards the behaviour policy."""
+    applicable = step.applicable.clone()
+    applicable[:, 4] = False
+    alpha = torch.full((5,), 0.2, dtype=torch.float64)
+    found = advantage_coefficients(alpha, step.advantage, applicable, CLIP)
+    assert found.p[4] == found.q[4] == 0.5
+    images = [i for i in range(applicable.shape[1]) if i != 4]
+    everyone = advantage_coefficients(alpha, step.advantage, step.applicable, CLIP)
+    assert torch.equal(found.p[images], everyone.p[images])
+    assert torch.equal(found.q[images], everyone.q[images])
+    lone = torch.zeros_like(found.p)
+    lone[4] = 0.5
+    without = step.gradient(Coefficients(found.p - lone, found.q - lone))
+    torch.testing.assert_close(
+        step.gradient(found), without + step.gradient(Coefficients(lone, lone)), rtol=1e-12, atol=1e-14
+    )
+    assert relative(step.gradient(found), without) > 1e-3
 
 
 def test_mixing_advantages_is_another_direction(step: Step) -> None:

@@ -1,6 +1,7 @@
 """ODE solvers against paths whose end is known."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
-from marble_cli.config.schema import OdeSolver
+from marble_cli.config.schema import OdeSolver, RolloutTimes
 from marble_cli.rollout.sampler import make_scheduler, sample, sampling_times
 
 NOISE = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -95,6 +96,75 @@ def test_a_shift_that_depends_on_the_resolution_is_the_pipelines() -> None:
         )
         ours = make_scheduler(config, OdeSolver.euler, 9, tokens)
         torch.testing.assert_close(sampling_times(ours), theirs.sigmas[:-1])
+
+
+def second_order(times: list[float], x: Tensor) -> Tensor:
+    """DPM-Solver++(2M) along `growth` in float64 (arXiv 2211.01095, algorithm 2), written for x / t and alpha / t.
+
+    With alpha = 1 - t, x / t grows by the change of alpha / t times the clean latent, extrapolated half a step in
+    log(alpha / t); the first and the last step do not extrapolate.
+    """
+
+    def log_ratio(t: float) -> float:
+        return math.log((1 - t) / t) if t < 1 else -math.inf
+
+    x, before, spacing = x.double(), None, math.inf
+    for t, after in pairwise(times):
+        clean = x - t * growth(x, torch.full((len(x),), t, dtype=torch.float64))
+        ahead = log_ratio(after) - log_ratio(t)
+        slope = 0.0 if before is None or math.isinf(spacing) else ahead / spacing / 2
+        step = clean if before is None else clean + slope * (clean - before)
+        x = after * (x / t + ((1 - after) / after - (1 - t) / t) * step)
+        before, spacing = clean, ahead
+    return x - times[-1] * growth(x, torch.full((len(x),), times[-1], dtype=torch.float64))
+
+
+def euler_times(steps: int, shift: float) -> list[float]:
+    """Those of a flow pipeline's Euler scheduler of 1,000 times, computed by hand: shifted twice at the lower end."""
+
+    def shifted(u: float) -> float:
+        return shift * u / (1 + (shift - 1) * u)
+
+    low = shifted(1 / 1000)
+    return [shifted(1 + (low - 1) * place / max(steps - 1, 1)) for place in range(steps)]
+
+
+def test_the_published_rollout_has_the_times_of_the_pipeline() -> None:
+    """Of Stable Diffusion 3.5: shift 3, 25 steps."""
+    pair = [
+        sampling_times(make_scheduler({"shift": 3.0}, OdeSolver.dpm2, 25, 1024, times=times))
+        for times in RolloutTimes
+    ]
+    for times, expected in zip(
+        pair, ([0.9997, 0.986, 0.207, 0.111], [1.0, 0.986, 0.123, 0.0089]), strict=True
+    ):
+        assert times[[0, 1, -2, -1]].tolist() == pytest.approx(expected, abs=6e-4)
+    assert pair[1].tolist() == pytest.approx(euler_times(25, 3.0), abs=1e-6)
+    assert (pair[0] - pair[1]).abs().max() == pytest.approx(0.102, abs=1e-3)
+
+
+@pytest.mark.parametrize("times", list(RolloutTimes))
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 14, 15, 25])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_second_order_updates_are_those_of_the_paper(times: RolloutTimes, steps: int, shift: float) -> None:
+    chosen = make_scheduler({"shift": shift}, OdeSolver.dpm2, steps, 256, times=times)
+    where = euler_times(steps, shift) if times is RolloutTimes.euler else sampling_times(chosen).tolist()
+    found = sample(growth, NOISE, chosen)
+    torch.testing.assert_close(found.double(), second_order(where, NOISE), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_times_are_the_euler_solver_s_in_every_family(even: bool, dynamic: bool) -> None:
+    config = {"shift": 3.0, "use_dynamic_shifting": dynamic, "base_shift": 0.5, "max_shift": 1.15}
+    config |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
+    euler, dpm2 = (
+        make_scheduler(config, solver, 9, 1024, times=RolloutTimes.euler, even=even) for solver in OdeSolver
+    )
+    assert torch.equal(sampling_times(dpm2), sampling_times(euler))
+    expected = second_order([float(t) for t in sampling_times(euler)], NOISE)
+    torch.testing.assert_close(sample(growth, NOISE, dpm2).double(), expected, rtol=0, atol=1e-4)
+    assert not torch.allclose(sample(growth, NOISE, euler), sample(growth, NOISE, dpm2), atol=1e-2)
 
 
 @pytest.mark.parametrize("solver", list(OdeSolver))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from marble_cli.config.schema import TrainingTimes
 from marble_cli.randomness import generator
 from marble_cli.trainer.batches import Chunk, NoisedBatch, chunks, noised_batches, split, training_times
 
@@ -48,6 +49,23 @@ def test_training_leaves_out_the_last_time() -> None:
     assert sorted(training_times(TIMES, 1.0, None, [0], 0, 1)[0].tolist()) == sorted(TIMES.tolist())
     assert sorted(training_times(TIMES, 0.6, None, [0], 0, 1)[0].tolist()) == sorted(TIMES[:3].tolist())
     assert training_times(TIMES[:1], 0.99, 3, [0, 1], 0, 1).tolist() == [[1.0], [1.0]]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "wanted", "count"), [(0.99, None, 24), (0.99, 3, 3), (0.5, None, 12), (1.0, 25, 25)]
+)
+def test_as_published_any_time_may_be_left_out(fraction: float, wanted: int | None, count: int) -> None:
+    """Each image takes its own `count` of the 25, in any order, the last as often as any other."""
+    times, images = torch.linspace(1, 0.01, 25), list(range(2000))
+    drawn = training_times(times, fraction, wanted, images, 0, 1, TrainingTimes.any)
+    assert drawn.shape == (2000, count)
+    assert all(len(set(row)) == count for row in drawn.tolist())
+    shares = torch.stack([(drawn == t).any(1).double().mean() for t in times])
+    torch.testing.assert_close(shares, torch.full_like(shares, count / 25), rtol=0, atol=0.04)
+    firsts = torch.stack([(drawn[:, 0] == t).double().mean() for t in times])
+    torch.testing.assert_close(firsts, torch.full_like(firsts, 1 / 25), rtol=0, atol=0.02)
+    again = training_times(times, fraction, wanted, images[7:9], 0, 1, TrainingTimes.any)
+    assert torch.equal(again, drawn[7:9])
 
 
 def test_training_times_are_distinct_and_seeded_by_draw() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from marble_cli.checkpoint import store
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import RunConfig, TrainingTimes
 from marble_cli.errors import RewardError, TrainingError
 from marble_cli.metrics.jsonl import read
 from marble_cli.policy.load import load_policy
@@ -81,6 +81,61 @@ def test_an_update_is_clipped_adamw_average_and_behaviour(
     (row,) = read(tmp_path / "metrics.jsonl")
     assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert row["behaviour/eta"] == 0.25
+
+
+@pytest.mark.parametrize(
+    "overrides", [["evaluation.steps=7"], ["evaluation.solver=euler", "evaluation.guidance_scale=3"]]
+)
+def test_how_evaluations_draw_changes_what_is_judged_and_nothing_else(
+    run_config: RunConfigMaker, tmp_path: Path, overrides: list[str]
+) -> None:
+    """The rollout's own settings, given to a run that only evaluates, give the same figures."""
+    settings = ("trainer.eval_every=1", "trainer.steps=1")
+    for folder, more in (("plain", ["trainer.steps=1"]), ("other", overrides)):
+        assert train(run_config(f"run.dir={tmp_path / folder}", *settings, *more), resume="auto") == 0
+    as_rollout = [override.replace("evaluation.", "rollout.") for override in overrides]
+    alone = run_config(
+        f"run.dir={tmp_path / 'alone'}", "trainer.eval_every=1", "trainer.steps=0", *as_rollout
+    )
+    assert train(alone, resume="auto") == 0
+    plain, other, alone_rows = (
+        read(tmp_path / name / "metrics.jsonl") for name in ("plain", "other", "alone")
+    )
+    for name in ("lora", "ema"):
+        assert all(
+            map(
+                torch.equal,
+                weights(tmp_path / "plain", name).values(),
+                weights(tmp_path / "other", name).values(),
+            )
+        )
+    means = [
+        {key: row[key] for key in row if key.endswith("/mean")}
+        for row in (plain[0], other[0], alone_rows[0], plain[1], other[1])
+    ]
+    assert means[0] != means[1] == means[2]
+    assert means[3] == means[4]
+
+
+@pytest.mark.parametrize("rule", list(TrainingTimes))
+def test_a_step_trains_on_the_times_of_the_rule(
+    run_config: RunConfigMaker,
+    tmp_path: Path,
+    directions: list[tuple[TrainingSet, Direction]],
+    rule: TrainingTimes,
+) -> None:
+    config = run_config(
+        f"run.dir={tmp_path}", "trainer.steps=1", "rollout.steps=5", "rollout.groups=6", "trainer.times_per_image=null",
+        f"algorithm.training_times={rule.value}", "rollout.times=euler",
+    )  # fmt: skip
+    assert train(config, resume="auto") == 0
+    times = directions[0][0].times
+    assert times.shape == (18, 4)
+    assert directions[0][0].samples == 72
+    every = times.unique().tolist()
+    assert len(every) == (4 if rule is TrainingTimes.leading else 5)
+    assert max(every) == 1.0
+    assert all(len(set(row)) == 4 for row in times.tolist())
 
 
 @pytest.mark.parametrize("kind", ["group", "image"])

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from marble_cli.balance import Solution, registry
 from marble_cli.checkpoint import manifest, store
 from marble_cli.config.compose import compose, dump
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import OdeSolver, RolloutTimes, RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.metrics.jsonl import read
@@ -389,7 +390,9 @@ BOUND = [
     "optimizer.lr=0.5", "model.train=full", "model.lora.rank=3", "model.path=elsewhere", "data.sources.text.weight=2", "data.root=other",
     "rewards.colorfulness.weight=2", "rewards.compressibility.quality=50", "~rewards.compressibility",
     "rewards=[compressibility,colorfulness]", "+rewards.third={plugin: colorfulness}",
-    "balance=mgda", "balance.ema=0.1", "algorithm.beta=0.5", "rollout.groups=4",
+    "balance=mgda", "balance.ema=0.1", "algorithm.beta=0.5", "rollout.groups=4", "rollout.times=euler",
+    "algorithm.training_times=any", "algorithm.behaviour.delay=3", "trainer.ema.offset=1", "data.sources.text.quoted_as=seen",
+    "evaluation.steps=4", "evaluation.solver=euler", "evaluation.times=euler", "evaluation.guidance_scale=2",
 ]  # fmt: skip
 
 
@@ -412,6 +415,60 @@ def test_a_run_may_not_go_on_with_another(
     (tmp_path / "config.yaml").write_text(dump(plain))
     with pytest.raises(RequestError, match="another configuration .* Nothing was changed"):
         find_checkpoint(tmp_path, other, "auto")
+
+
+def aged(folder: Path) -> None:
+    """Take out of a run's configuration every key that came later than the first release."""
+    tree: Any = OmegaConf.load(folder / "config.yaml")
+    for key in (
+        "evaluation", "rollout.times", "algorithm.training_times", "algorithm.behaviour.delay", "trainer.ema.offset",
+        "balance.reduce", *(f"data.sources.{name}.quotes" for name in tree.data.sources),
+    ):  # fmt: skip
+        group, _, last = key.rpartition(".")
+        del (OmegaConf.select(tree, group) if group else tree)[last]
+    OmegaConf.save(tree, folder / "config.yaml")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_from_before_a_key_goes_on_as_it_was(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, named: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its shares are kept too: step 3 takes the cached direction."""
+    old = copied(finished, tmp_path / "old")
+    shutil.rmtree(old / "checkpoints" / "step-00000004")
+    aged(old)
+    folder = tmp_path / "new" if named else old
+    config = run_config("trainer.steps=4", f"run.dir={folder}", *SETTINGS)
+    assert train(config, resume=str(old) if named else "auto") == 0
+    assert not any("anew" in text or "afresh" in text for text in caplog.messages)
+    for name in WEIGHTS["lora"]:
+        ours, theirs = (path / "checkpoints" / "step-00000004" / name for path in (folder, finished))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_key_that_a_run_lacks_can_be_set(finished: Path, tmp_path: Path) -> None:
+    aged(copied(finished, tmp_path))
+    config = compose(
+        ["evaluation.steps=40", "evaluation.solver=euler", "rollout.times=euler"],
+        str(tmp_path / "config.yaml"),
+    )
+    assert (config.evaluation.steps, config.evaluation.times) == (40, None)
+    assert config.evaluation.solver is OdeSolver.euler
+    assert config.rollout.times is RolloutTimes.euler
+
+
+def test_another_drawing_of_evaluations_begins_at_a_new_start(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = run_config(
+        *SETTINGS, "trainer.steps=5", f"run.dir={tmp_path}", "evaluation.steps=5", "evaluation.solver=euler"
+    )
+    assert train(config, resume=str(finished)) == 0
+    rows = read(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["phase"]) for row in rows] == [(4, "eval"), (5, "train"), (5, "eval")]
+    assert rows[0]["eval/composite"] == 0.0
+    assert "drew otherwise" in caplog.text
+    assert rows[1]["balance/refresh"] == 0  # the balance goes on
 
 
 def test_the_order_in_which_options_are_given_does_not_matter(run_config: RunConfigMaker) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from marble_cli.advantages import advantage_sum, advantages, optimality, weighted_sum
 from marble_cli.balance.amortise import DirectionCache
+from marble_cli.balance.constant import Scalarisation, ScalarisedReward
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.config.schema import SharedTerm
@@ -152,17 +153,20 @@ def test_the_published_amortisation_goes_elsewhere(descent: DescentMaker, case: 
 
 
 @pytest.mark.parametrize("refresh", [True, False])
-@pytest.mark.parametrize("name", ["weighted_sum", "advantage_sum"])
+@pytest.mark.parametrize(
+    ("name", "reduce"), [("weighted_sum", "sum"), ("weighted_sum", "mean"), ("advantage_sum", "sum")]
+)
 def test_mixtures_are_the_gradient_of_one_loss(
-    descent: DescentMaker, case: Any, reference: Any, name: str, refresh: bool
+    descent: DescentMaker, case: Any, reference: Any, name: str, reduce: str, refresh: bool
 ) -> None:
     weights = torch.tensor([1.0, 3.0, 0.5, 1.0, 1.0])
     overrides = [f"rewards.{n}.weight={w}" for n, w in zip(NAMES, weights.tolist(), strict=True)]
     mode = "full" if refresh else "amortized"
-    direction = direct(descent(f"balance={name}", f"balance.mode={mode}", *overrides), case)
+    overrides += [f"balance={name}", f"balance.mode={mode}", f"balance.reduce={reduce}"]
+    direction = direct(descent(*overrides), case)
     signal = case.signal
     if name == "weighted_sum":
-        mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups)
+        mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups, reduce=reduce)
         advantage = advantages(mixed, scored, signal.groups)
     else:
         advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
@@ -174,6 +178,11 @@ def test_mixtures_are_the_gradient_of_one_loss(
     if refresh:
         for k, reward in enumerate(NAMES[:4]):
             assert direction.metrics[f"balance/cosine/{reward}"] == pytest.approx(cosine(expected, rows[k]))
+
+
+def test_an_unknown_scalarisation_is_refused() -> None:
+    with pytest.raises(ValueError, match="weighted_mean"):
+        ScalarisedReward(Scalarisation("weighted_mean"), (1.0,) * 5)
 
 
 @pytest.mark.parametrize(("name", "shares"), [("equal", None), ("fixed", [0.5, 0.2, 0.2, 0.1])])

@@ -1,11 +1,14 @@
 """How well a picture fits its prompt in the eyes of a CLIP model."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from marble_reward_clip.clip import Clip, preprocessing
+from marble_reward_clip.hpsv2 import MEAN, STD
 
 
 class ClipScore:
@@ -20,6 +23,7 @@ class ClipScore:
         model: str = "openai/clip-vit-large-patch14",
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        resize: str = "processor",
     ) -> None:
         """Load a CLIP model, its tokenizer and its image processor.
 
@@ -28,18 +32,47 @@ class ClipScore:
                 `tiny`: the one that marble carries.
             device: where to compute.
             dtype: what to compute in.
+            resize: `processor`, as the model's image processor says; `bilinear`, as the code published with DiffusionNFT
+                and MARBLE does, see `shorter_edge`.
 
         Raises:
+            ValueError: `resize` is neither.
             OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
         """
+        if resize not in ("processor", "bilinear"):
+            raise ValueError(f"resize={resize!r}: expected processor or bilinear")
         self.clip = Clip(model, device, dtype)
-        self.preprocess = preprocessing(model)
+        bilinear = partial(shorter_edge, side=self.clip.side)
+        self.preprocess = bilinear if resize == "bilinear" else preprocessing(model)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosines [B] float32 on the CPU, in [-1, 1].
 
         Args:
-            images: uint8 [B, 3, H, W]; resized, cropped and normalised as the model's image processor says.
+            images: uint8 [B, 3, H, W]; resized, cropped and normalised as `resize` says.
             prompts: B prompts; cut to the model's length.
         """
         return self.clip.cosines(images, prompts, self.preprocess)
+
+
+def shorter_edge(images: Tensor, side: int) -> Tensor:
+    """Scale the shorter edge to `side` by an antialiased bilinear filter, crop the centre and normalise.
+
+    Values are neither rounded nor clipped in between. The longer edge is cut to whole pixels and the crop's corner is
+    rounded to even, as torchvision does both.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        side: pixels.
+
+    Returns:
+        float32 [B, 3, side, side], with CLIP's mean and deviation.
+
+    Source: the scorer published with arXiv 2509.16117.
+    """
+    short = min(images.shape[2:])
+    height, width = (side * edge // short for edge in images.shape[2:])
+    pixels = interpolate(images / 255, (height, width), mode="bilinear", antialias=True)
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    pixels = pixels[..., top : top + side, left : left + side]
+    return (pixels - pixels.new_tensor(MEAN)[:, None, None]) / pixels.new_tensor(STD)[:, None, None]
