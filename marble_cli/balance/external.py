@@ -16,9 +16,10 @@ from marble_cli.suggest import nearest
 
 PREFIX = "torchjd:"
 # Aggregators whose answer does not depend on the gradients' scale, were it not for an absolute number of theirs
-# (`norm_eps`, `eps`) that takes over where gradients are small, or large. They are given the matrix scaled to unit trace.
-# Not so FairGrad, whose direction has its own length, and PCD, which compares this step's norms with those before.
-SCALED = ("CAGrad", "DualProj", "GradVac", "IMTLG", "UPGrad")
+# (`norm_eps`) that takes over where gradients are small. They are given the matrix scaled to unit trace.
+# Not so FairGrad, whose direction has its own length, PCD, which compares this step's norms with those before, and GradVac,
+# whose `eps` is an argument.
+SCALED = ("CAGrad", "DualProj", "IMTLG", "UPGrad")
 
 Weighting = Any  # of torchjd, a module: from a Gram matrix [m, m] to weights [m]
 

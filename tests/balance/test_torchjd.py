@@ -16,7 +16,7 @@ SCALES = [1e-12, 1e-9, 1e-6, 1e-3, 1e3, 1e6, 1e9, 1e12]
 SCALE_FREE = [
     ("UPGrad", {}, 4), ("DualProj", {}, 4), ("MGDA", {}, 4), ("AlignedMTL", {}, 4), ("IMTLG", {}, 4),
     ("Krum", {"n_byzantine": 0}, 4), ("CAGrad", {"c": 0.5}, 4), ("PCD", {"eps": 0.0}, 4),
-    ("PCGrad", {}, 2), ("GradVac", {}, 2),  # of more rewards they draw an order, whose seed is the matrix
+    ("PCGrad", {}, 2), ("GradVac", {"eps": 0.0}, 2),  # of more rewards they draw an order, whose seed is the matrix
 ]  # fmt: skip
 STATEFUL = ["GradVac", "PCD"]
 
