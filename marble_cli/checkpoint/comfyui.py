@@ -1,8 +1,10 @@
 """The layers whose LoRA ComfyUI's loader maps, by a model's family and as diffusers names them.
 
-Keys are diffusers' own, `transformer.LAYER.lora_A.weight`; what ComfyUI does not map it leaves out with a line in its log.
-Source: comfy/lora.py at 17358c8 and comfy/utils.py at 09708ea of Comfy-Org/ComfyUI: `model_lora_keys_unet`,
-`mmdit_to_diffusers`, `flux_to_diffusers`, `z_image_to_diffusers`. Qwen-Image's layers have diffusers' names there.
+Keys are diffusers' own, `transformer.LAYER.lora_A.weight`. ComfyUI leaves out what it does not map, with a line
+in its log.
+
+Source: comfy/lora.py at 17358c8 and comfy/utils.py at 09708ea of Comfy-Org/ComfyUI (`model_lora_keys_unet`,
+`mmdit_to_diffusers`, `flux_to_diffusers`, `z_image_to_diffusers`). Qwen-Image has diffusers' names there.
 """
 
 import re
@@ -23,7 +25,8 @@ MAPPED = {
     rf"|{_EMBEDDED_TIME}|img_in|txt_in|norm_out\.linear|proj_out",
     "ZImage": r"(layers|context_refiner|noise_refiner)\.\d+\."
     r"(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)"
-    r"|all_x_embedder\.2-1|all_final_layer\.2-1\.(linear|adaLN_modulation\.1)|cap_embedder\.1|t_embedder\.mlp\.[02]",
+    r"|all_x_embedder\.2-1|all_final_layer\.2-1\.(linear|adaLN_modulation\.1)"
+    r"|cap_embedder\.1|t_embedder\.mlp\.[02]",
 }
 
 
@@ -49,6 +52,7 @@ def check_mapped(layers: Sequence[str], family: str | None) -> None:
             f"Expected a model of {', '.join(MAPPED)}, or --format diffusers or peft."
         )
     raise RequestError(
-        f"--format comfyui: ComfyUI's loader does not map the layer {missing[0]} ({len(missing)} of {len(layers)} layers) "
-        "and would leave its LoRA out. Expected other model.lora.target_modules, or --format diffusers or peft."
+        f"--format comfyui: ComfyUI's loader does not map the layer {missing[0]} ({len(missing)} of "
+        f"{len(layers)} layers) and would leave its LoRA out. Expected other model.lora.target_modules, or "
+        "--format diffusers or peft."
     )

@@ -1,7 +1,7 @@
 """`marble export`: a checkpoint's weights for diffusers, peft or ComfyUI.
 
-A LoRA is written so that it acts with scale 1 wherever it is loaded. A whole transformer is for diffusers alone:
-`from_pretrained(..., subfolder="transformer")`.
+A LoRA is written so that it acts with scale 1 wherever it is loaded. A whole transformer is for diffusers
+alone: `from_pretrained(..., subfolder="transformer")`.
 """
 
 import json
@@ -37,7 +37,7 @@ def export(target: str, directory: Path, form: ExportFormat = ExportFormat.diffu
     Raises:
         CheckpointError: the checkpoint is damaged or there is none.
         StorageError: there is no room for it.
-        RequestError: `directory` already holds such a file, the format cannot hold it, or `target` is the base model.
+        RequestError: `directory` holds such a file, the format cannot hold the weights, or `target` is base.
     """
     if target == "base":
         raise RequestError(
@@ -53,18 +53,18 @@ def export(target: str, directory: Path, form: ExportFormat = ExportFormat.diffu
 def _export_lora(
     checkpoint: Path, state: TrainerState, average: dict[str, Tensor], directory: Path, form: ExportFormat
 ) -> Path:
+    lora.check(average, checkpoint / store.weight_files("lora")[1])
     if state.scale is None:
         raise CheckpointError(f"{checkpoint} does not state the alpha of its LoRA. {REMEDY}")
     weights = lora.folded(average, state.scale)
     header = lora.header(weights) if form is ExportFormat.diffusers else {}
     if form is ExportFormat.comfyui:
-        check_mapped(lora.layers(weights), _origin(state.info).get("family"))
+        family = _origin(state.info).get("family")
+        check_mapped(lora.layers(weights), family if isinstance(family, str) else None)
     config = None
     if form is ExportFormat.peft:
-        config = (
-            directory / PEFT_CONFIG,
-            {"peft_type": "LORA", "inference_mode": True, **lora.settings(weights)},
-        )
+        entries = {"peft_type": "LORA", "inference_mode": True, **lora.settings(weights)}
+        config = directory / PEFT_CONFIG, entries
         weights = {PEFT_PREFIX + key.removeprefix(lora.PREFIX): value for key, value in weights.items()}
     file = directory / FILES[form]
     with _exporting(file, config, sum(value.nbytes for value in weights.values())):
@@ -88,7 +88,7 @@ def _export_transformer(checkpoint: Path, state: TrainerState, directory: Path, 
 
 @contextmanager
 def _exporting(file: Path, config: tuple[Path, dict[str, Any]] | None, size: int) -> Iterator[None]:
-    """Write `file` of about `size` bytes inside, then its configuration; what fails leaves none of both behind.
+    """Write `file` of about `size` bytes inside, then its configuration; a failure leaves neither behind.
 
     Raises:
         RequestError: one of them exists, or their folder cannot be written.

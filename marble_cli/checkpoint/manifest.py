@@ -27,7 +27,7 @@ REMEDY = "Use another step folder of the run, or --resume auto, which takes the 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A step, the trainer's `info`, (bytes, SHA-256) of the tensor files by name, and the scale folded into a LoRA.
+    """A step, the trainer's `info`, (bytes, SHA-256) of the tensor files by name, and a LoRA's folded scale.
 
     The scale is None in format 1, which folds none.
     """
@@ -86,8 +86,8 @@ def read(folder: Path) -> Manifest:
         version = content.get("format_version")
         if type(version) is int and version > FORMAT_VERSION:
             raise CheckpointError(
-                f"{folder} has checkpoint format {version}; this version reads 1 to {FORMAT_VERSION}. Update marble to "
-                "read it."
+                f"{folder} has checkpoint format {version}; this version reads 1 to {FORMAT_VERSION}. Update "
+                "marble to read it."
             )
         if content.get("sha256") != own_digest(content):
             raise CheckpointError(f"{path} was altered: its SHA-256 differs from the one it states. {REMEDY}")

@@ -1,8 +1,8 @@
 """Step folders of a run: safetensors and one JSON manifest with the SHA-256 of every file.
 
-A folder is written under a temporary name, flushed to disk and renamed: it exists whole or not at all. The files of a LoRA are
-folded (`checkpoint.lora`); tensors that folding rounds are kept beside the optimizer's moments too, so that `load` gives back to
-the bit what `save` was given.
+A folder is written under a temporary name, flushed to disk and renamed: it exists whole or not at all. The
+files of a LoRA are folded (`checkpoint.lora`). Tensors that folding rounds are kept beside the optimizer's
+moments as well, so that `load` gives back to the bit what `save` was given.
 """
 
 import logging
@@ -30,15 +30,15 @@ WEIGHTS = {  # the names that diffusers looks for
 }
 HEADER = 100  # bytes, about, that a tensor takes in a file's header beside its name
 BALANCE = "balance"  # the group of tensors that a balance with state remembers: whole numbers too
-ROUNDED = "optimizer"  # the group that also holds the tensors that folding rounds: `KEY|lora`, `KEY|ema`
+ROUNDED = "optimizer"  # the group that also holds the tensors that folding rounds: `PARAMETER|lora`, `|ema`
 
 
 @dataclass
 class TrainerState:
     """What the trainer needs beside the trained weights: named groups of tensors (one file each) and JSON-able `info`.
 
-    `train` says what these weights are, `lora` or `full`; `scale` is a LoRA's alpha / rank, None where a checkpoint of format 1
-    does not state it.
+    `train` says what these weights are, `lora` or `full`; `scale` is a LoRA's alpha / rank, None if a
+    checkpoint of format 1 does not state it.
     """
 
     step: int
@@ -119,7 +119,7 @@ def save(
 def _files(
     state: TrainerState, trained: dict[str, Tensor], ema: dict[str, Tensor]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """Return the tensors of every file of a step folder, by its name, and the header of the files of weights."""
+    """Return the tensors of a step folder's files, by name, and the header of the files of weights."""
     groups, header = dict(state.tensors), dict[str, str]()
     if state.train == "lora":
         assert state.scale is not None
@@ -216,7 +216,7 @@ def _remove(path: Path) -> None:
 
 
 def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]:
-    """Read the trainer's state, the trained weights and their moving average, as they were saved; verify every file.
+    """Read and verify the trainer's state, the trained weights and their moving average, as they were saved.
 
     Raises:
         CheckpointError: something is missing, altered, not finite, of a newer format, or no checkpoint at all.
@@ -242,9 +242,9 @@ def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tenso
     if state.scale is None:  # format 1: B as trained, and alpha in the header
         state.scale = lora.stated_scale(header)
         return state, trained, ema
-    kept, file = groups.get(ROUNDED, {}), folder / f"{ROUNDED}.safetensors"
+    kept = groups.get(ROUNDED, {})
     trained, ema = (
-        lora.as_trained(weights, state.scale, name, kept, file)
+        lora.as_trained(weights, state.scale, name, kept, state.step)
         for name, weights in (("lora", trained), ("ema", ema))
     )
     return state, trained, ema

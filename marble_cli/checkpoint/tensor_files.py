@@ -18,7 +18,7 @@ FORMAT = {"format": "pt"}  # what the Hugging Face libraries expect in every hea
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write `tensors` and, in the file's header, `format: pt` and the strings of `header`; flush it to the disk."""
+    """Write `tensors`, and in the file's header `format: pt` and the strings of `header`; flush the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     values = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     save_file(values, file, {**FORMAT, **header})

@@ -56,9 +56,9 @@ def resolve_target(spec: str) -> Target:
 
 
 def run_config(overrides: Sequence[str], *targets: Target | None) -> RunConfig:
-    """Compose the configuration that pictures are drawn and judged with: that of a run with `overrides`, as for `marble train`.
+    """Compose the configuration to draw and judge with: a run's, changed by `overrides` as in `marble train`.
 
-    The run is that of the first of `targets` that has one; without any, for the base model, it is the package's configuration.
+    The run is that of the first of `targets` that has one. If none has, the package's configuration is taken.
 
     Raises:
         ConfigError: an override is wrong.

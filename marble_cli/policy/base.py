@@ -124,7 +124,7 @@ class Policy(Protocol):
         ...
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the trained weights on the CPU, by diffusers' keys: a LoRA before alpha / rank scales it, or a transformer."""
+        """Return the trained weights on the CPU, by diffusers' keys: an unscaled LoRA, or a transformer."""
         ...
 
     def origin(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from marble_cli.checkpoint import lora, store, tensor_files
 from marble_cli.checkpoint.comfyui import check_mapped
+from marble_cli.checkpoint.export import export
+from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.errors import CheckpointError, RequestError
 from tests.checkpoint.damage import relist, rewrite
 
@@ -88,10 +91,15 @@ def test_headers_hold_what_every_peft_knows_and_equal_weights_are_equal_files(tm
         assert [(other / name).read_bytes() for name in FILES] == contents
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"transformer.r": 0, "transformer.lora_alpha": 1}', "[" * 10**5,
-                                  '{"transformer.r": 2, "transformer.lora_alpha": null}', '{"transformer.r": 2}',
-                                  '{"transformer.r": 2, "transformer.lora_alpha": -4}',
-                                  '{"transformer.r": 2, "transformer.lora_alpha": Infinity}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "{}", "[" * 10**5, '{"transformer.r": 0, "transformer.lora_alpha": 1}',
+        '{"transformer.r": 2, "transformer.lora_alpha": null}', '{"transformer.r": 2}',
+        '{"transformer.r": 2, "transformer.lora_alpha": -4}',
+        '{"transformer.r": 2, "transformer.lora_alpha": Infinity}',
+    ],
+)  # fmt: skip
 def test_a_header_without_usable_numbers_states_no_scale(text: str) -> None:
     assert lora.stated_scale({"lora_adapter_metadata": text}) is None
     assert lora.stated_scale({}) is None
@@ -109,13 +117,48 @@ def test_tensors_kept_for_another_lora_are_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, 3.0)
     kept = load_file(folder / "optimizer.safetensors")
     key = sorted(kept)[0]
-    for change in ({f"other|{key.split('|')[1]}": kept[key].clone()}, {key: kept[key][:1]}):
-        tensor_files.write(folder / "optimizer.safetensors", kept | change, {})
+    name = key.split("|")[1]
+    others = {k: value for k, value in kept.items() if k != key}
+    strange = kept | {f"other|{name}": kept[key].clone()}
+    for tensors in ({}, others, strange, kept | {key: kept[key][:1]}):
+        tensor_files.write(folder / "optimizer.safetensors", tensors, {})
         relist(folder, "optimizer.safetensors")
         with pytest.raises(
-            CheckpointError, match=r"optimizer.safetensors does not fit the LoRA in (ema|lora)/"
+            CheckpointError, match=r"optimizer.safetensors .* does not fit the LoRA in (ema|lora)/"
         ):
             store.load(folder)
+
+
+def without_b(tensors: dict[str, Tensor]) -> None:
+    tensors.pop("transformer.blocks.0.attn.to_q.lora_B.weight")
+
+
+def another_rank(tensors: dict[str, Tensor]) -> None:
+    for part, shape in (("A", (2, 20)), ("B", (50, 2))):
+        tensors[f"transformer.blocks.0.attn.to_q.lora_{part}.weight"] = torch.ones(shape)
+
+
+def a_vector(tensors: dict[str, Tensor]) -> None:
+    tensors["transformer.blocks.0.attn.to_q.lora_A.weight"] = torch.ones(3)
+
+
+def an_alpha(tensors: dict[str, Tensor]) -> None:
+    tensors["transformer.blocks.0.attn.to_q.alpha"] = torch.ones(())
+
+
+@pytest.mark.parametrize("harm", [dict.clear, without_b, another_rank, a_vector, an_alpha])
+@pytest.mark.parametrize("form", list(ExportFormat))
+def test_what_is_no_lora_is_not_exported(
+    tmp_path: Path, harm: Callable[[dict[str, Tensor]], None], form: ExportFormat
+) -> None:
+    folder = saved(tmp_path, 2.0)
+    tensors = load_file(folder / FILES[1])
+    harm(tensors)
+    tensor_files.write(folder / FILES[1], tensors, {})
+    relist(folder, FILES[1])
+    with pytest.raises(CheckpointError, match=f"{FILES[1]} is no LoRA of one rank"):
+        export(str(tmp_path), tmp_path / "exported", form)
+    assert not (tmp_path / "exported").exists()
 
 
 @pytest.mark.parametrize("scale", [0.0, -2.0, True, "2", None, 2, 10**400])
@@ -128,14 +171,14 @@ def test_a_scale_that_is_none_is_refused(tmp_path: Path, scale: object) -> None:
 
 def test_a_scale_that_takes_weights_out_of_range_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, 2.0)
-    rewrite(folder, lambda content: content.update(scale=1e-300))
-    with pytest.raises(CheckpointError, match="the scale 1e-300 .*infinite"):
+    rewrite(folder, lambda content: content.update(scale=2.0**-900))
+    with pytest.raises(CheckpointError, match="its scale .* makes .*infinite"):
         store.load(folder)
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 ADDED = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
-# By family, layers that ComfyUI's loader maps and layers that it does not; see the source that `comfyui` names.
+# By family, layers that ComfyUI's loader maps, and layers that it does not map.
 COMFYUI = {
     "SD3": (
         [f"transformer_blocks.23.attn.{name}" for name in ATTENTION + ADDED]
@@ -155,7 +198,7 @@ COMFYUI = {
         ["transformer_blocks.0.ff.net.2", "x_embedder"],
     ),
     "ZImage": (
-        [f"{part}.1.attention.{name}" for part in ("layers", "context_refiner", "noise_refiner") for name in ATTENTION]
+        [f"{part}.1.attention.{name}" for part in ("context_refiner", "noise_refiner") for name in ATTENTION]
         + ["layers.0.feed_forward.w2", "layers.29.adaLN_modulation.0"],
         ["layers.0.attention.add_q_proj", "transformer_blocks.0.attn.to_q"],
     ),

@@ -36,6 +36,7 @@ import pytest
         (("generate", "nowhere", "--prompt", "a tree"), "nowhere is neither a checkpoint"),
         (("export", "nowhere", "lora"), "nowhere is neither a checkpoint"),
         (("export", "base", "lora"), "nothing was trained of the base model"),
+        (("export", "nowhere", "lora", "--format", "peft"), "nowhere is neither a checkpoint"),
         (("export", "base", "lora", "--format", "kohya"), "'kohya' is not one of"),
         (("rewards", "show", "colorfulnes"), "did you mean 'colorfulness'"),
         (("rewards", "check", "colorfulnes"), "did you mean 'colorfulness'"),

@@ -372,7 +372,7 @@ def velocity(case: Case, transformer: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def as_trained(case: Case, trained: Path) -> dict[str, Tensor]:
-    """The velocities of a checkpoint's weights and of their moving average, by a policy with the run's alpha."""
+    """The velocities of a checkpoint's weights and their moving average, by a policy with the run's alpha."""
     policy: Any = load_policy(load_resolved(trained / "config.yaml").model, 0)
     _, *states = store.load(store.resolve(str(trained)))
     at, result = (case.start(), TIMES, policy.encode(PROMPTS)), {}
