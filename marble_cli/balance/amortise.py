@@ -52,8 +52,8 @@ def advantage_coefficients(
     Args:
         alpha: [K] shares.
         advantage: [K, n], ignored where not applicable.
-        applicable: [K, n] bool; an image that no reward applies to has r_i = 1/2, as published: it pulls the policy
-            towards the behaviour policy.
+        applicable: [K, n] bool; an image that no reward applies to has r_i = 1/2, as published: it pulls the
+            policy towards the behaviour policy.
         clip: A_max.
 
     Returns:

@@ -28,8 +28,8 @@ class Mixture:
     """Rewards mixed into one before the loss; there is one gradient, and nothing left to balance.
 
     `kind` names what is mixed: "weighted_sum" the raw rewards, "advantage_sum" the normalised advantages, as
-    the functions of these names in `marble_cli.advantages` do; `weights` are their weights, and `reduce` is that of
-    `weighted_sum`.
+    the functions of these names in `marble_cli.advantages` do; `weights` are their weights, and `reduce` is that
+    of `weighted_sum`.
     """
 
     kind: str
