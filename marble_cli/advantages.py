@@ -68,10 +68,10 @@ def weighted_sum(
         rewards: [K, n]; the value is ignored where not applicable.
         applicable: [K, n] bool.
         weights: [K].
-        groups: [n] int64; when given, an image that lacks a score its group has is left out: in a sum a missing
-            score would read as a score of zero, and a mean without it would be of another scale than its siblings'.
-        reduce: "sum" is sum_k w_k m_ki R_ki (arXiv 2605.06507); "mean" divides that by sum_k w_k m_ki, as the code
-            published with it does. An image whose applicable rewards all have weight zero has no mean.
+        groups: [n] int64; when given, an image that lacks a score its group has is left out: in a sum a
+            missing score would read as a score of zero, and a mean without it has another scale.
+        reduce: "sum" is sum_k w_k m_ki R_ki (arXiv 2605.06507); "mean" divides that by sum_k w_k m_ki, as the
+            code published with it does. An image whose applicable rewards all have weight zero has no mean.
 
     Returns:
         [1, n] float64 rewards and the [1, n] bool mask of the images that have one.

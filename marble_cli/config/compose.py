@@ -85,6 +85,14 @@ def dump(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def completed(tree: Any) -> DictConfig:
+    """Return a run's resolved `tree` with the defaults of keys that it lacks, as files of older runs do."""
+    since = OmegaConf.to_container(OmegaConf.structured(RunConfig), enum_to_str=True)
+    whole = OmegaConf.merge(since, tree)
+    assert isinstance(whole, DictConfig)
+    return whole
+
+
 def _parse(overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
@@ -212,11 +220,9 @@ def _read(path: Path) -> DictConfig:
 
 def _replay(path: Path, overrides: list[Override]) -> DictConfig:
     """A resolved file with overrides: a chosen group replaces the file's whole, a value replaces a value."""
-    tree = _read(path)
-    typed(tree)
-    since = OmegaConf.to_container(OmegaConf.structured(RunConfig), enum_to_str=True)
-    tree = OmegaConf.merge(since, tree)  # files of older runs lack keys, which may be set all the same
-    assert isinstance(tree, DictConfig)
+    written = _read(path)
+    typed(written)
+    tree = completed(written)
     chosen = [
         o
         for o in overrides

@@ -132,9 +132,7 @@ class Source:
     revision: str | None = None  # branch, tag or commit of the dataset
     prompt_key: str = "prompt"  # key or column of the prompt; the others are metadata
     quoted_as: str | None = None  # metadata key for the part of the prompt in double quotes
-    quotes: Quotes = (
-        Quotes.required
-    )  # in every prompt; straight: of those with a straight double quote, as published
+    quotes: Quotes = Quotes.required  # straight: prompts without a straight double quote go without
     negative_prompt: str | None = None  # of rows without one; used where rollout.guidance_scale is above 1
     metadata: dict[str, Any] = field(default_factory=dict)  # of rows that do not have the key
 

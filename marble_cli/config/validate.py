@@ -90,8 +90,8 @@ def validate(config: RunConfig) -> None:
         )
     if config.balance.reduce is not Reduce.sum and config.balance.name != "weighted_sum":
         raise ConfigError(
-            f"balance.reduce={config.balance.reduce.value}: balance={config.balance.name} does not mix raw rewards. "
-            "Expected it with balance=weighted_sum."
+            f"balance.reduce={config.balance.reduce.value}: balance={config.balance.name} does not mix raw "
+            "rewards. Expected it with balance=weighted_sum."
         )
     for key in ("groups", "priorities"):
         if getattr(config.balance, key) and config.balance.name not in PROGRAMMES:
@@ -176,8 +176,8 @@ def _check_source(path: str, source: Source) -> None:
             )
     if source.quotes is not Quotes.required and source.quoted_as is None:
         raise ConfigError(
-            f"{path}.quotes={source.quotes.value}: nothing asks for what is in quotes. Expected {path}.quoted_as beside "
-            "it, e.g. text."
+            f"{path}.quotes={source.quotes.value}: nothing asks for what is in quotes. Expected "
+            f"{path}.quoted_as beside it, e.g. text."
         )
     if source.quoted_as in (source.prompt_key, "negative_prompt"):
         raise ConfigError(f"{path}.quoted_as={source.quoted_as}: expected a key of metadata, such as text.")

@@ -148,8 +148,7 @@ def quoted(text: str) -> str:
 def after_straight_quote(text: str) -> str:
     """Return what follows the first straight double quote, up to the next if there is one; "" without any.
 
-    Source: the target of the OCR reward as published with arXiv 2605.06507, which also takes the rest of a prompt
-    such as `a 12" record`.
+    Source: the target of the OCR reward published with arXiv 2605.06507, which takes the rest of `a 12" record`.
     """
     return text.partition('"')[2].partition('"')[0]
 

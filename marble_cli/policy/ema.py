@@ -20,9 +20,8 @@ def ema_decay(ema: Ema, step: int) -> float:
 def behaviour_eta(behaviour: Behaviour, step: int) -> float:
     """Share of the old behaviour policy kept after `step` updates (arXiv 2509.16117).
 
-    `ramp`: min(rate * max(step - delay, 0), maximum); `flat`: maximum; `hold`: the behaviour policy never moves.
-    The published decay types are ramps: 0 has maximum 0, 1 rate 0.001 and maximum 0.95, 2 delay 75, rate 0.0075 and
-    maximum 0.999.
+    `ramp`: min(rate * max(step - delay, 0), maximum); `flat`: maximum; `hold`: it never moves. The published
+    decay types are ramps: 0 has maximum 0, 1 rate 0.001 and maximum 0.95, 2 delay 75, rate 0.0075 and maximum 0.999.
     """
     match behaviour.schedule:
         case BehaviourSchedule.ramp:

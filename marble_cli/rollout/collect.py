@@ -46,7 +46,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Rollout:
-    """How samples are made: policy, solver and its `steps`, images a batch, the run's seed, guidance (0 and 1: none), times."""
+    """How samples are made: policy, solver, its `steps`, images a batch, seed, guidance, times."""
 
     policy: Policy
     solver: OdeSolver

@@ -31,8 +31,8 @@ def make_scheduler(
         solver: `euler` has the times of the model's own pipeline, `dpm2` its shift.
         steps: of the solver.
         sequence: image tokens, for models whose time shift depends on the resolution.
-        times: `solver` spaces dpm2's times as diffusers' DPM-Solver does; `euler` takes those of the model's own
-            pipeline, which begin at 1, whatever the solver (the rollout of DiffusionNFT, arXiv 2509.16117).
+        times: `solver` spaces dpm2's times as diffusers' DPM-Solver does; `euler` takes those of the model's
+            own pipeline, whatever the solver (the rollout published with arXiv 2509.16117).
         even: the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own.
     """
     euler = FlowMatchEulerDiscreteScheduler.from_config(config)

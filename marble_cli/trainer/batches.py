@@ -57,8 +57,8 @@ def training_times(
         draws: of each image; images with equal numbers get the same times.
         seed: the run's seed.
         step: the optimizer step.
-        rule: `leading` draws from the share next to the noise, so that nobody gets the last times; `any` draws from
-            all times, so that each image leaves out its own (arXiv 2509.16117 as published).
+        rule: `leading` draws from the share next to the noise, so that no image gets the last times; `any`
+            draws from all times, so that each image leaves out its own (as published with arXiv 2509.16117).
 
     Returns:
         [len(draws), T] float32.

@@ -6,7 +6,7 @@ The main rank's counts. The others may run on nodes that do not see its disks.
 import hashlib
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.store import TrainerState
-from marble_cli.config.compose import dump, typed
-from marble_cli.config.schema import Balance, Evaluation, RolloutTimes, RunConfig
+from marble_cli.config.compose import completed, dump, typed
+from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint's content, and the rewards, the balance and the drawing of evaluations of its run, where known."""
+    """A checkpoint's content, and what is known of its run: rewards, balance and how evaluations drew."""
 
     path: Path
     state: TrainerState
@@ -106,21 +106,16 @@ def read(ranks: Ranks, checkpoint: Path) -> Stored:
 def _load(checkpoint: Path) -> Stored:
     state, weights, ema = store.load(checkpoint)
     written = checkpoint.parent.parent / "config.yaml"
-    tree: Any = OmegaConf.to_container(OmegaConf.load(written)) if written.is_file() else {}
-    if not tree:
+    if not written.is_file():
         return Stored(checkpoint, state, weights, ema, None, None, None)
-    since = OmegaConf.to_container(OmegaConf.structured(Balance), enum_to_str=True)
-    assert isinstance(since, dict)
-    balance = {**since, **tree["balance"]}  # older runs lack keys
-    return Stored(checkpoint, state, weights, ema, list(tree["rewards"]), balance, judged_by(tree))
+    tree: Any = OmegaConf.to_container(completed(OmegaConf.load(written)))
+    return Stored(checkpoint, state, weights, ema, list(tree["rewards"]), tree["balance"], judged_by(tree))
 
 
-def judged_by(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how the evaluations of a run draw, from the plain tree of its configuration; older ones lack keys."""
-    rollout, own = tree["rollout"], tree.get("evaluation", {})
-    since = {"times": RolloutTimes.solver.value, "guidance_scale": 1.0}
-    keys = [field.name for field in fields(Evaluation)]
-    return {key: rollout.get(key, since.get(key)) if own.get(key) is None else own[key] for key in keys}
+def judged_by(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return how evaluations draw by the plain tree of a run's whole configuration."""
+    rollout, own = tree["rollout"], tree["evaluation"]
+    return {key: rollout[key] if value is None else value for key, value in own.items()}
 
 
 def _digest(checkpoint: Path) -> str | None:

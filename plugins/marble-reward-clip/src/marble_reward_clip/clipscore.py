@@ -32,8 +32,8 @@ class ClipScore:
                 `tiny`: the one that marble carries.
             device: where to compute.
             dtype: what to compute in.
-            resize: `processor`, as the model's image processor says; `bilinear`, as the code published with DiffusionNFT
-                and MARBLE does, see `shorter_edge`.
+            resize: `processor`, as the model's image processor says; `bilinear`, as the published scorer of
+                DiffusionNFT and MARBLE does, see `shorter_edge`.
 
         Raises:
             ValueError: `resize` is neither.
@@ -58,8 +58,8 @@ class ClipScore:
 def shorter_edge(images: Tensor, side: int) -> Tensor:
     """Scale the shorter edge to `side` by an antialiased bilinear filter, crop the centre and normalise.
 
-    Values are neither rounded nor clipped in between. The longer edge is cut to whole pixels and the crop's corner is
-    rounded to even, as torchvision does both.
+    Values are neither rounded nor clipped in between. The longer edge is cut to whole pixels and the crop's corner
+    is rounded to even, as torchvision does both.
 
     Args:
         images: uint8 [B, 3, H, W].
