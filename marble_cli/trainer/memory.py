@@ -2,6 +2,7 @@
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,3 +171,11 @@ def bounded(what: str, remedy: str) -> Iterator[None]:
         raise DeviceMemoryError(
             f"out of memory {what}: {reason} {remedy}; the run then goes on with --resume auto."
         ) from error
+
+
+def forget(error: BaseException | None) -> None:
+    """Let go of what the frames behind a shortage of memory hold, a step's activations: a checkpoint needs room, too."""
+    if isinstance(error, DeviceMemoryError):
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__

@@ -4,6 +4,8 @@ Arguments: the configuration's file, and the number of replicas.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -52,6 +54,20 @@ def whole_rows(rows: Tensor, policy: PipelinePolicy) -> Tensor:
     return torch.cat(columns, dim=1)
 
 
+@contextmanager
+def watched(ranks: Ranks) -> Iterator[list[tuple[int, ...]]]:
+    """The shapes that are summed over ranks within, in order."""
+    shapes: list[tuple[int, ...]] = []
+
+    def sum(tensor: Tensor) -> Tensor:
+        shapes.append(tuple(tensor.shape))
+        return Ranks.sum(ranks, tensor)
+
+    ranks.sum = sum  # type: ignore[method-assign]
+    yield shapes
+    del ranks.sum
+
+
 def training_set(policy: PipelinePolicy, ranks: Ranks) -> TrainingSet:
     draw = torch.Generator().manual_seed(5)
     own = torch.arange(ranks.rank * IMAGES, (ranks.rank + 1) * IMAGES)
@@ -95,7 +111,11 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
         step = Step(policy, layout, data, director.objective, 1, lambda count: None)
         parts = chunks(data, director.objective.micro_batch_size)
         p, q = director._losses_apart(signal)
-        found.append(whole_rows(reward_gradients(step, parts, p, q).rows, policy))
+        with watched(ranks) as shapes:
+            rows = reward_gradients(step, parts, p, q).rows
+        # Losses first, over gloo: NCCL would wait for a rank that is gone.
+        assert shapes[0] == (len(rows) + 1,), shapes
+        found.append(whole_rows(rows, policy))
         mixture = Coefficients(p.p[0] + q.p, p.q[0] + q.q)
         found.append(whole_rows(mixture_gradient(step, parts, mixture).rows, policy))
         directions.append(

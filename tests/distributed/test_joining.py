@@ -39,9 +39,9 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]]]:
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     """Two GPUs that are not there, as far as making a process group goes; what was asked for, in order."""
-    asked: list[tuple[str, Any]] = []
+    asked: list[tuple[Any, ...]] = []
     zeros = torch.ones
 
     def ones(*shape: int, device: str = "cpu") -> Tensor:
@@ -57,16 +57,22 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]]]:
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.append(("set_device", index)))
     monkeypatch.setattr(torch, "ones", ones)
     monkeypatch.setattr(dist, "rendezvous", lambda *a, **k: iter([(dist.HashStore(), 1, 2)]))
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: asked.append(("group", backend)))
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, timeout, **more: asked.append(("group", backend, timeout))
+    )
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(
+        dist.distributed_c10d, "_set_pg_timeout", lambda timeout: asked.append(("from then on", timeout))
+    )
     return asked
 
 
-def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: list[tuple[str, Any]]) -> None:
+def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: list[tuple[Any, ...]]) -> None:
     environment(1, 2)
     Ranks().__enter__()
     assert gpus == [
-        ("set_device", 1), ("group", "cpu:gloo,cuda:nccl"), ("on", "cpu"), ("sum", (1,)), ("on", "cuda:1"), ("sum", (1,)),
+        ("set_device", 1), ("group", "cpu:gloo,cuda:nccl", ranks.JOINING), ("on", "cpu"), ("sum", (1,)), ("on", "cuda:1"), ("sum", (1,)),
+        ("from then on", ranks.PATIENCE),
     ]  # fmt: skip
 
 
@@ -86,7 +92,7 @@ def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: li
 )  # fmt: skip
 def test_a_first_sum_that_fails_says_what_to_look_at(
     environment: Environment,
-    gpus: list[tuple[str, Any]],
+    gpus: list[tuple[Any, ...]],
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
     reason: str,

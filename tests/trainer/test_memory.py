@@ -2,6 +2,7 @@
 
 import errno
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.size import model_size
 from marble_cli.trainer import memory as planning
-from marble_cli.trainer.loop import SMALLER_ROLLOUT
+from marble_cli.trainer.loop import SMALLER_ROLLOUT, Trainer
 from marble_cli.trainer.memory import bounded, check_memory, free_memory, memory
 from marble_cli.trainer.run import train
 from marble_cli.trainer.step import Director
@@ -286,6 +287,52 @@ def test_a_run_that_runs_out_goes_on_with_smaller_batches(
     smaller = run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9", "trainer.micro_batch_size=2")
     assert train(smaller, resume="auto") == 0
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000002"
+
+
+def test_what_ran_out_is_let_go_before_a_checkpoint_is_made(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Activations of the step that failed would still fill the device."""
+    held: list[weakref.ref[Tensor]] = []
+    direct, pack = Director.direct, Trainer.pack
+
+    def greedy(self: Director, number: int, *rest: Any) -> Any:
+        if number == 2:
+            activations = torch.ones(9)
+            held.append(weakref.ref(activations))
+            torch.empty(2**60, dtype=torch.uint8)
+        return direct(self, number, *rest)
+
+    def packed(self: Trainer) -> Any:
+        assert held[0]() is None
+        return pack(self)
+
+    monkeypatch.setattr(Director, "direct", greedy)
+    monkeypatch.setattr(Trainer, "pack", packed)
+    with pytest.raises(DeviceMemoryError, match="the training of step 2"):
+        train(run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9"), resume="auto")
+    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000001"
+
+
+def test_a_checkpoint_without_room_hides_no_error(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    direct = Director.direct
+
+    def greedy(self: Director, number: int, *rest: Any) -> Any:
+        if number == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return direct(self, number, *rest)
+
+    def pack(self: Trainer) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 MiB.")
+
+    monkeypatch.setattr(Director, "direct", greedy)
+    monkeypatch.setattr(Trainer, "pack", pack)
+    with pytest.raises(DeviceMemoryError, match=r"the training of step 2: CUDA .* 2\.00 GiB\. Lower trainer"):
+        train(run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9"), resume="auto")
+    log = (tmp_path / "log.txt").read_text()
+    assert "nor could step 1 be kept: out of memory as the step was to be kept: CUDA out of memory" in log
 
 
 def test_shards(run_config: RunConfigMaker) -> None:
