@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from marble_cli.distributed.joining import joining
 from marble_cli.errors import ConfigError, LostError, MarbleError, PeerError
@@ -75,10 +76,12 @@ class Ranks:
         """Where the processes find one another's addresses."""
         if self.world == 1:
             return dist.HashStore()  # type: ignore[attr-defined]
-        return next(dist.rendezvous("env://", self.rank, self.world, timeout=JOINING))[0]  # type: ignore[no-untyped-call]
+        return next(rendezvous("env://", self.rank, self.world, timeout=JOINING))[0]
 
     def _meet(self) -> None:
-        """A first sum over all ranks, over gloo and on GPUs over NCCL, which connects them only when it is first used."""
+        """A first sum over all ranks, over gloo and on GPUs over NCCL: that connects them when first used."""
+        if self.world == 1:
+            return
         for device in ("cpu", f"cuda:{self.local_rank}") if self.cuda else ("cpu",):
             met = int(self.sum(torch.ones(1, device=device)))
             assert met == self.world, f"{met} of {self.world} processes answered"

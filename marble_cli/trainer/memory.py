@@ -124,7 +124,7 @@ def free_memory(device: torch.device) -> int | None:
     return int(rows["MemAvailable"].split()[0]) * 1024
 
 
-# What backends say where memory has run out and torch has no error of its own for it; each of these and nothing else.
+# What backends say when memory has run out and torch has no error of its own for it.
 SHORTAGES = re.compile(
     r"""
       (CUDA|HIP|XPU|MPS\ backend)\ out\ of\ memory        # the allocators, also where a compiler repeats them
@@ -145,8 +145,8 @@ SHORTAGES = re.compile(
 def is_shortage(error: BaseException) -> bool:
     """Whether `error` says that memory has run out, of a device or of the machine.
 
-    Subclasses of RuntimeError are as good as any other: a device-side assert, a lost peer of NCCL or a compiler that is not
-    there are no shortage, and NCCL's and a compiler's errors may tell of one.
+    The text decides, whatever the subclass of RuntimeError: a device-side assert, a lost peer of NCCL or a missing
+    compiler is no shortage, but errors of NCCL and of a compiler may tell of one.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -174,7 +174,7 @@ def bounded(what: str, remedy: str) -> Iterator[None]:
 
 
 def forget(error: BaseException | None) -> None:
-    """Let go of what the frames behind a shortage of memory hold, a step's activations: a checkpoint needs room, too."""
+    """Let go of what the frames behind a shortage of memory hold: a checkpoint needs room, too."""
     if isinstance(error, DeviceMemoryError):
         while error is not None:
             traceback.clear_frames(error.__traceback__)

@@ -56,7 +56,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.append(("set_device", index)))
     monkeypatch.setattr(torch, "ones", ones)
-    monkeypatch.setattr(dist, "rendezvous", lambda *a, **k: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(ranks, "rendezvous", lambda *a, **k: iter([(dist.HashStore(), 1, 2)]))
     monkeypatch.setattr(
         dist, "init_process_group", lambda backend, timeout, **more: asked.append(("group", backend, timeout))
     )
