@@ -1,7 +1,7 @@
 """A reward computes on its own GPU, and on a stream of its own there, whichever thread builds or calls it.
 
-CUDA's current device belongs to a thread and is the first GPU to begin with. A plugin that says `.to("cuda")`,
-or launches a kernel of its own, means the current one.
+CUDA's current device belongs to a thread and is the first GPU to begin with. A plugin that says
+`.to("cuda")`, or launches a kernel of its own, means the current one.
 """
 
 from collections.abc import Callable

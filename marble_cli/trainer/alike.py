@@ -1,4 +1,4 @@
-"""Keep the ranks' weights alike to the last bit, though processors round differently, and notice a difference."""
+"""Keep the ranks' weights alike to the last bit, though processors round differently, and check that."""
 
 import hashlib
 import socket
@@ -75,9 +75,9 @@ def check_alike(parameters: Mapping[str, Tensor], layout: Layout, step: int, wri
             else "earlier checkpoints are"
         )
         raise TrainingError(
-            f"after step {step} the trained weights of {others}, which have to be the same bits: a processor, "
-            f"its memory or a library computes differently there. Step {step} is not kept; {last}. Take machines "
-            "with the same hardware and software, and leave out one that differs again; the run then goes on "
+            f"after step {step} the trained weights of {others}, which have to be the same bits: a "
+            f"processor, its memory or a library computes differently there. Step {step} is not kept; {last}. "
+            "Take machines with the same hardware and software, and leave out one that differs again; the run then goes on "
             "with --resume auto."
         )
 

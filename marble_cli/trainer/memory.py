@@ -128,7 +128,7 @@ def free_memory(device: torch.device) -> int | None:
 SHORTAGES = re.compile(
     r"""
       (CUDA|HIP|XPU|MPS\ backend)\ out\ of\ memory        # the allocators, also where a compiler repeats them
-    | (CUDA|HIP)\ (driver\ )?error:\ out\ of\ memory       # beside the allocator: a context, a module, a graph
+    | (CUDA|HIP)\ (driver\ )?error:\ out\ of\ memory       # beside the allocator: a context, a graph
     | Triton\ Error\ \[(CUDA|HIP)\]:\ out\ of\ memory
     | Cuda\ failure\ (\d+\ )?'out\ of\ memory' | Failed\ to\ CUDA\ [cm]alloc  # NCCL's communicators
     | (CU|HIP|ROC)[A-Z]+_(STATUS_)?ALLOC_FAILED           # cuBLAS, cuDNN, cuSOLVER, cuSPARSE, cuFFT, hipBLAS
@@ -145,8 +145,8 @@ SHORTAGES = re.compile(
 def is_shortage(error: BaseException) -> bool:
     """Whether `error` says that memory has run out, of a device or of the machine.
 
-    The text decides, whatever the subclass of RuntimeError: a device-side assert, a lost peer of NCCL or a missing
-    compiler is no shortage, but errors of NCCL and of a compiler may tell of one.
+    The text decides, whatever the subclass of RuntimeError: a device-side assert, a lost peer of NCCL or a
+    missing compiler is no shortage, but errors of NCCL and of a compiler may tell of one.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True

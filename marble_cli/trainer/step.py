@@ -116,7 +116,7 @@ class Director:
     def _weigh(
         self, matrix: Tensor, cache: DirectionCache
     ) -> tuple[Tensor, Solution | None, tuple[str, ...]]:
-        """The main rank's weights of the rows behind the Gram matrix, the solution they come from, and warnings.
+        """The main rank's weights of the Gram matrix's rows, the solution they come from, and warnings.
 
         Where the balance fails, the cached weights serve once more, and stay as they are.
 

@@ -17,7 +17,7 @@ from marble_cli.errors import JoinError
 
 ADVISED = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "/dev/shm", "MASTER_ADDR", "docs/clusters.md")
 LOST = (
-    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled system error (run with NCCL_DEBUG=INFO), "
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled system error, "
     "NCCL version 2.28.9\nncclSystemError: System call (e.g. socket, malloc) failed.\nLast error:\n"
 )
 
@@ -71,8 +71,8 @@ def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: li
     environment(1, 2)
     Ranks().__enter__()
     assert gpus == [
-        ("set_device", 1), ("group", "cpu:gloo,cuda:nccl", ranks.JOINING), ("on", "cpu"), ("sum", (1,)), ("on", "cuda:1"), ("sum", (1,)),
-        ("from then on", ranks.PATIENCE),
+        ("set_device", 1), ("group", "cpu:gloo,cuda:nccl", ranks.JOINING),
+        ("on", "cpu"), ("sum", (1,)), ("on", "cuda:1"), ("sum", (1,)), ("from then on", ranks.PATIENCE),
     ]  # fmt: skip
 
 
@@ -81,13 +81,13 @@ def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: li
     [
         (dist.DistBackendError(f"{LOST}Call to bind failed: Address"), "(Call to bind failed: Address)"),
         (
-            dist.DistBackendError(f"{LOST}Error while creating shared memory segment /dev/shm/nccl-a (size 9637888)"),
-            "(Error while creating shared memory segment /dev/shm/nccl-a (size 9637888))",
+            dist.DistBackendError(f"{LOST}Error while creating shared memory segment /dev/shm/nccl-a"),
+            "(Error while creating shared memory segment /dev/shm/nccl-a)",
         ),
         (dist.DistBackendError(f"{LOST}Cuda failure 2 'out of memory'"), "(Cuda failure 2 'out of memory')"),
-        (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "others: Connection closed by peer."),
-        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors"), "others: CUDA error: out of memory."),
-        (dist.DistStoreError("wait timeout after 600000ms, keys: /a"), "others: wait timeout after 600000ms, keys: /a."),
+        (RuntimeError("[gloo/pair.cc:534] Connection closed by peer"), "others: Connection closed by peer."),
+        (torch.AcceleratorError("CUDA error: out of memory\nCompile"), "others: CUDA error: out of memory."),
+        (dist.DistStoreError("wait timeout after 9ms, keys: /a"), "others: wait timeout after 9ms, keys: /a."),
     ],
 )  # fmt: skip
 def test_a_first_sum_that_fails_says_what_to_look_at(

@@ -117,7 +117,8 @@ def test_a_digest_knows_every_bit_and_name(dtype: torch.dtype) -> None:
         ([(0, "a"), (0, "b")], "process 1 on node0 differ from those of process 0 on node0"),
         (
             [(0, "a"), (0, "a"), (0, "b"), (0, "c")],
-            "process 2 on node1 differ from those of process 0 on node0, process 3 on node1 differ from those of process 0",
+            "process 2 on node1 differ from those of process 0 on node0, "
+            "process 3 on node1 differ from those of process 0 on node0",
         ),
         (
             [(0, "a"), (1, "b"), (0, "a"), (1, "c")],
