@@ -77,8 +77,8 @@ def check_alike(parameters: Mapping[str, Tensor], layout: Layout, step: int, wri
         raise TrainingError(
             f"after step {step} the trained weights of {others}, which have to be the same bits: a "
             f"processor, its memory or a library computes differently there. Step {step} is not kept; {last}. "
-            "Take machines with the same hardware and software, and leave out one that differs again; the run then goes on "
-            "with --resume auto."
+            "Take machines with the same hardware and software, and leave out one that differs again; the run "
+            "then goes on with --resume auto."
         )
 
 
