@@ -4,6 +4,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,6 +169,13 @@ def test_a_long_wait_says_what_to_look_at_meanwhile(
     assert f"process 3 of 8 on {socket.gethostname()} still waits to reach the others" in caplog.text
     for part in ADVISED:
         assert part in caplog.text
+
+
+def test_the_page_that_is_named_explains_what_to_look_at() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith(("| `", "| free"))]
+    for name in (*ADVISED[:4], "NCCL_DEBUG=INFO", "free memory"):
+        assert any(name in row.split("|")[1] for row in rows), name
 
 
 def test_nothing_is_said_where_all_meet_soon(caplog: pytest.LogCaptureFixture) -> None:
