@@ -15,10 +15,11 @@ log = logging.getLogger("marble")
 
 SOON = 60.0  # seconds in which processes that were started together have met
 ADVICE = (
-    "All processes need the same MASTER_ADDR and a free MASTER_PORT there, as torchrun and SLURM's script set them; a network "
-    "interface from each machine to all others, named in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME where it is not the one "
-    "found (`ip -br address` lists them); within a machine, room in /dev/shm (containers: --shm-size); and free memory on every "
-    "GPU. NCCL_DEBUG=INFO tells more; see docs/clusters.md."
+    "All processes need the same MASTER_ADDR and a free MASTER_PORT there, as torchrun and SLURM's script "
+    "set them; a network interface from each machine to all others, named in GLOO_SOCKET_IFNAME and "
+    "NCCL_SOCKET_IFNAME where it is not the one found (`ip -br address` lists them); within a machine, room "
+    "in /dev/shm (containers: --shm-size); and free memory on every GPU. NCCL_DEBUG=INFO tells more; see "
+    "docs/clusters.md."
 )
 
 
@@ -42,7 +43,7 @@ def joining(rank: int, world: int) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a backend's error, without the place in its source, and the cause that NCCL names at its end."""
+    """A backend's first line, without the place in its source, and the cause that NCCL ends with."""
     text = str(error).strip() or type(error).__name__
     first = re.sub(r"^\[[^]]*\] ", "", text.splitlines()[0]).rstrip(".: ")
     last = re.search(r"Last error:\s*(.+)", text)

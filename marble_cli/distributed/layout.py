@@ -54,11 +54,11 @@ class Layout(Protocol):
 
     ranks: Ranks
     sharded: bool
-    part: int  # which part of the parameters this rank holds; ranks with the same one hold the same numbers
+    part: int  # which part of the parameters this rank holds; ranks with the same part hold the same numbers
     copies: int  # how many ranks hold it
 
     def agreed(self) -> AbstractContextManager[None]:
-        """`Ranks.agreed` around the model's passes where these wait for no other rank; where they do, nothing."""
+        """`Ranks.agreed` around the model's passes, if a pass waits for no other rank; else nothing."""
         ...
 
     def place(

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from marble_cli.distributed.joining import joining
 from marble_cli.errors import ConfigError, LostError, MarbleError, PeerError
 
 # How long ranks wait for one that scores, writes or reads. One that dies is noticed at once, by its launcher.
 PATIENCE = timedelta(hours=2)
-JOINING = timedelta(minutes=10)  # for the others to come to MASTER_ADDR
+JOINING = timedelta(minutes=10)  # until all have met, when a run starts
 
 
 class Ranks:
@@ -58,26 +59,29 @@ class Ranks:
                 self._check_devices()
                 torch.cuda.set_device(self.local_rank)
             with joining(self.rank, self.world):
+                store = self._store()
                 dist.init_process_group(
                     "cpu:gloo,cuda:nccl" if self.cuda else "gloo",
-                    store=self._store(),
+                    store=store,
                     rank=self.rank,
                     world_size=self.world,
-                    timeout=PATIENCE,
+                    timeout=JOINING,
                 )
                 self._meet()
+            store.set_timeout(PATIENCE)
+            dist.distributed_c10d._set_pg_timeout(PATIENCE)
         return self
 
     def _store(self) -> Any:
         """Where the processes find one another's addresses."""
         if self.world == 1:
             return dist.HashStore()  # type: ignore[attr-defined]
-        store, _, _ = next(dist.rendezvous("env://", self.rank, self.world, timeout=JOINING))  # type: ignore[no-untyped-call]
-        store.set_timeout(PATIENCE)
-        return store
+        return next(rendezvous("env://", self.rank, self.world, timeout=JOINING))[0]
 
     def _meet(self) -> None:
-        """A first sum over all ranks, over gloo and on GPUs over NCCL, which connects them only when it is first used."""
+        """A first sum over all ranks, over gloo and on GPUs over NCCL: that connects them when first used."""
+        if self.world == 1:
+            return
         for device in ("cpu", f"cuda:{self.local_rank}") if self.cuda else ("cpu",):
             met = int(self.sum(torch.ones(1, device=device)))
             assert met == self.world, f"{met} of {self.world} processes answered"

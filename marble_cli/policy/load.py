@@ -36,7 +36,7 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise RequestError(f"model.device={name}: {reason}. Expected auto, cpu, cuda or cuda:N.") from error
-    # A bare `cuda` is another GPU in another thread: each has a current one of its own, the first to begin with.
+    # A bare `cuda` is another GPU in another thread: each has its own current GPU, the first to begin with.
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 

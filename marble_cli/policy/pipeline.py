@@ -132,7 +132,8 @@ class PipelinePolicy:
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         at_once = max(1, DECODED_PIXELS.get(self.device.type, 2**21) // self.model.resolution**2)
-        parts = [self.family.decode(part).float() for part in x0.to(self.pipeline.vae.dtype).split(at_once)]
+        batches = x0.to(self.pipeline.vae.dtype).tensor_split(-(-len(x0) // at_once))  # as even as can be
+        parts = [self.family.decode(batch).float() for batch in batches]
         return ((torch.cat(parts) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
     def scheduler_config(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A reward computes on its own GPU, and on a stream of its own there, whichever thread builds or calls it.
 
-CUDA's current device belongs to a thread and is the first GPU to begin with. A plugin that says `.to("cuda")`, or launches a
-kernel of its own, means the current one.
+CUDA's current device belongs to a thread and is the first GPU to begin with. A plugin that says
+`.to("cuda")`, or launches a kernel of its own, means the current one.
 """
 
 from collections.abc import Callable
@@ -37,8 +37,8 @@ def current(device: Any) -> AbstractContextManager[Any]:
 def on(device: Any, call: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
     """`call` on this GPU, in a thread that only this reward uses; on other devices `call` itself.
 
-    Its work goes to a stream of its own and is done when it returns. On the rollout's stream, each of its waits for inputs or
-    scores would be one for all that is queued there.
+    Its work goes to a stream of its own and is done when it returns. On the rollout's stream, a reward that
+    waits for inputs or scores would wait for all that is queued there.
     """
     import torch
 

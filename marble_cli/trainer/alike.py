@@ -1,4 +1,4 @@
-"""What keeps the ranks' weights alike, to the last bit, though their processors round differently, and what notices if they are not."""
+"""Keep the ranks' weights alike to the last bit, though processors round differently, and check that."""
 
 import hashlib
 import socket
@@ -33,7 +33,7 @@ def solve_once(balance: Balance, gram: Tensor, ranks: Ranks) -> Solution:
     told = ranks.object(told)
     if "error" in told:
         raise BalanceError(told["error"])
-    tensors = {
+    tensors: dict[str, Any] = {
         name: torch.tensor(values, dtype=getattr(torch, dtype))
         for name, (dtype, values) in told["tensors"].items()
     }
@@ -43,7 +43,7 @@ def solve_once(balance: Balance, gram: Tensor, ranks: Ranks) -> Solution:
 def _plain(solution: Solution) -> dict[str, Any]:
     """For JSON, which keeps all digits of a float64."""
     fields = vars(solution)
-    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    tensors: dict[str, Any] = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
     return {
         "figures": {name: value for name, value in fields.items() if name not in tensors},
         "tensors": {
@@ -75,9 +75,10 @@ def check_alike(parameters: Mapping[str, Tensor], layout: Layout, step: int, wri
             else "earlier checkpoints are"
         )
         raise TrainingError(
-            f"after step {step} the trained weights of {others}, which have to be the same bits: a processor, its memory or a "
-            f"library computes differently there. Step {step} is not kept; {last}. Take machines with the same hardware and "
-            "software, and leave out one that differs again; the run then goes on with --resume auto."
+            f"after step {step} the trained weights of {others}, which have to be the same bits: a "
+            f"processor, its memory or a library computes differently there. Step {step} is not kept; {last}. "
+            "Take machines with the same hardware and software, and leave out one that differs again; the run "
+            "then goes on with --resume auto."
         )
 
 
@@ -101,7 +102,6 @@ def apart(seen: list[dict[str, Any]]) -> str:
     for rank, row in enumerate(seen):
         start = first.setdefault(row["part"], rank)
         if row["digest"] != seen[start]["digest"]:
-            found.append(
-                f"process {rank} on {row['host']} differ from those of process {start} on {seen[start]['host']}"
-            )
+            other = f"process {start} on {seen[start]['host']}"
+            found.append(f"process {rank} on {row['host']} differ from those of {other}")
     return ", ".join(found)

@@ -202,8 +202,8 @@ def _no_losses(count: int) -> Tensor:
 def _summed(step: Step, rows: Rows, parameters: list[nn.Parameter], losses: Tensor) -> Gradients:
     """Gradients and losses over all ranks' samples.
 
-    The losses come first, over gloo, which raises where a rank is gone. NCCL would wait on the GPU for ever for that rank's
-    gradients, and all that is asked of this GPU afterwards, a checkpoint's weights too, would wait behind them.
+    The losses come first, over gloo, which raises if a rank is gone. NCCL would wait on the GPU for ever for
+    that rank's gradients, and a checkpoint's weights, asked of this GPU afterwards, would wait behind them.
     """
     losses = step.layout.ranks.sum(losses)
     return Gradients(step.layout.reduce(rows, parameters), losses)

@@ -16,7 +16,7 @@ from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import like, local
-from marble_cli.errors import BalanceError, RewardError, StorageError, TrainingError
+from marble_cli.errors import BalanceError, DeviceMemoryError, RewardError, StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation, score_policy
 from marble_cli.policy.base import Policy
 from marble_cli.policy.ema import behaviour_eta, blend, ema_decay
@@ -28,7 +28,7 @@ from marble_cli.trainer.balance_state import remembered
 from marble_cli.trainer.batches import TrainingSet, training_times
 from marble_cli.trainer.inspection import keep_batch
 from marble_cli.trainer.judge import base_scores, judge
-from marble_cli.trainer.memory import bounded
+from marble_cli.trainer.memory import bounded, forget
 from marble_cli.trainer.preflight import check_rewards
 from marble_cli.trainer.signal import Signal, describe, read_signal
 from marble_cli.trainer.state import Packed, Progress, pack
@@ -97,9 +97,11 @@ class Trainer:
             if self.layout.sharded and not together:
                 log.error("step %d is not kept: other processes hold parts of it", self.progress.step)
             else:
+                forget(error)
                 try:
-                    self.write(self.pack(), False)
-                except StorageError as second:  # what stopped the run is the news
+                    with bounded("as the step was to be kept", "Free the device"):
+                        self.write(self.pack(), False)
+                except (StorageError, DeviceMemoryError) as second:  # what stopped the run is the news
                     log.error("nor could step %d be kept: %s", self.progress.step, second)
                 if together:
                     self.ranks.wait()  # a launcher may end the main rank, which still writes, when others have gone

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,11 +124,11 @@ def free_memory(device: torch.device) -> int | None:
     return int(rows["MemAvailable"].split()[0]) * 1024
 
 
-# What backends say where memory has run out and torch has no error of its own for it; each of these and nothing else.
+# What backends say when memory has run out and torch has no error of its own for it.
 SHORTAGES = re.compile(
     r"""
       (CUDA|HIP|XPU|MPS\ backend)\ out\ of\ memory        # the allocators, also where a compiler repeats them
-    | (CUDA|HIP)\ (driver\ )?error:\ out\ of\ memory       # beside the allocator: a context, a module, a graph
+    | (CUDA|HIP)\ (driver\ )?error:\ out\ of\ memory       # beside the allocator: a context, a graph
     | Triton\ Error\ \[(CUDA|HIP)\]:\ out\ of\ memory
     | Cuda\ failure\ (\d+\ )?'out\ of\ memory' | Failed\ to\ CUDA\ [cm]alloc  # NCCL's communicators
     | (CU|HIP|ROC)[A-Z]+_(STATUS_)?ALLOC_FAILED           # cuBLAS, cuDNN, cuSOLVER, cuSPARSE, cuFFT, hipBLAS
@@ -144,8 +145,8 @@ SHORTAGES = re.compile(
 def is_shortage(error: BaseException) -> bool:
     """Whether `error` says that memory has run out, of a device or of the machine.
 
-    Subclasses of RuntimeError are as good as any other: a device-side assert, a lost peer of NCCL or a compiler that is not
-    there are no shortage, and NCCL's and a compiler's errors may tell of one.
+    The text decides, whatever the subclass of RuntimeError: a device-side assert, a lost peer of NCCL or a
+    missing compiler is no shortage, but errors of NCCL and of a compiler may tell of one.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -170,3 +171,11 @@ def bounded(what: str, remedy: str) -> Iterator[None]:
         raise DeviceMemoryError(
             f"out of memory {what}: {reason} {remedy}; the run then goes on with --resume auto."
         ) from error
+
+
+def forget(error: BaseException | None) -> None:
+    """Let go of what the frames behind a shortage of memory hold: a checkpoint needs room, too."""
+    if isinstance(error, DeviceMemoryError):
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__

@@ -1,7 +1,7 @@
-"""Run by every rank of tests/distributed/test_faulty_ranks.py: `marble train`, with a fault on the second rank alone.
+"""`marble train` with a fault on the second rank alone; run by every rank of test_faulty_ranks.py.
 
-Arguments: the fault, the step in which it comes, and those of `marble train`. Prints which collectives this rank began in
-that step.
+Arguments: the fault, the step in which it comes, and those of `marble train`. Prints which collectives this
+rank began in that step.
 """
 
 import os
@@ -74,7 +74,8 @@ def run(self: Trainer, *arguments: Any) -> int:
 
 
 found, solved, applied, ran = Descent.direct, LeastNorm.__call__, Trainer.apply, Trainer.run
-Descent.direct, LeastNorm.__call__, Trainer.apply, Trainer.run = direct, solve, apply, run  # type: ignore[method-assign]
+Descent.direct, LeastNorm.__call__ = direct, solve  # type: ignore[method-assign]
+Trainer.apply, Trainer.run = apply, run  # type: ignore[method-assign]
 for name in ("all_reduce", "all_gather", "broadcast"):
     watch(name)
 sys.argv = ["marble", "train", *sys.argv[3:]]

@@ -4,6 +4,8 @@ Arguments: the configuration's file, and the number of replicas.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -53,6 +55,20 @@ def whole_rows(rows: Tensor, policy: PipelinePolicy) -> Tensor:
     return torch.cat(columns, dim=1)
 
 
+@contextmanager
+def watched(ranks: Ranks) -> Iterator[list[tuple[int, ...]]]:
+    """The shapes that are summed over ranks within, in order."""
+    shapes: list[tuple[int, ...]] = []
+
+    def sum(tensor: Tensor) -> Tensor:
+        shapes.append(tuple(tensor.shape))
+        return Ranks.sum(ranks, tensor)
+
+    ranks.sum = sum  # type: ignore[method-assign]
+    yield shapes
+    del ranks.sum
+
+
 def training_set(policy: PipelinePolicy, ranks: Ranks) -> TrainingSet:
     draw = torch.Generator().manual_seed(5)
     own = torch.arange(ranks.rank * IMAGES, (ranks.rank + 1) * IMAGES)
@@ -96,7 +112,11 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
         step = Step(policy, layout, data, descent.objective, 1, lambda count: None)
         parts = chunks(data, descent.objective.micro_batch_size)
         made = reward_coefficients(signal.optimality, signal.applicable, shared_term=descent.shared_term)
-        found.append(whole_rows(reward_gradients(step, parts, made.rewards, made.shared).rows, policy))
+        with watched(ranks) as shapes:
+            rows = reward_gradients(step, parts, made.rewards, made.shared).rows
+        # Losses first, over gloo: NCCL would wait for a rank that is gone.
+        assert shapes[0] == (len(rows) + 1,), shapes
+        found.append(whole_rows(rows, policy))
         mixture = made.combined(torch.eye(len(names), dtype=torch.float64)[0])
         found.append(whole_rows(mixture_gradient(step, parts, mixture).rows, policy))
         directions.append(

@@ -1,4 +1,4 @@
-"""What becomes of a run of two processes when the second alone is ill: without memory, rounding differently, with a wrong bit."""
+"""A run of two processes, the second of which alone has no memory, rounds differently, or has a wrong bit."""
 
 from collections.abc import Callable
 from pathlib import Path

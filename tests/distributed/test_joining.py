@@ -4,6 +4,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from marble_cli.errors import JoinError
 
 ADVISED = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "/dev/shm", "MASTER_ADDR", "docs/clusters.md")
 LOST = (
-    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled system error (run with NCCL_DEBUG=INFO), "
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled system error, "
     "NCCL version 2.28.9\nncclSystemError: System call (e.g. socket, malloc) failed.\nLast error:\n"
 )
 
@@ -39,9 +40,9 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]]]:
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     """Two GPUs that are not there, as far as making a process group goes; what was asked for, in order."""
-    asked: list[tuple[str, Any]] = []
+    asked: list[tuple[Any, ...]] = []
     zeros = torch.ones
 
     def ones(*shape: int, device: str = "cpu") -> Tensor:
@@ -56,17 +57,23 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]]]:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.append(("set_device", index)))
     monkeypatch.setattr(torch, "ones", ones)
-    monkeypatch.setattr(dist, "rendezvous", lambda *a, **k: iter([(dist.HashStore(), 1, 2)]))
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: asked.append(("group", backend)))
+    monkeypatch.setattr(ranks, "rendezvous", lambda *a, **k: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, timeout, **more: asked.append(("group", backend, timeout))
+    )
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(
+        dist.distributed_c10d, "_set_pg_timeout", lambda timeout: asked.append(("from then on", timeout))
+    )
     return asked
 
 
-def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: list[tuple[str, Any]]) -> None:
+def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: list[tuple[Any, ...]]) -> None:
     environment(1, 2)
     Ranks().__enter__()
     assert gpus == [
-        ("set_device", 1), ("group", "cpu:gloo,cuda:nccl"), ("on", "cpu"), ("sum", (1,)), ("on", "cuda:1"), ("sum", (1,)),
+        ("set_device", 1), ("group", "cpu:gloo,cuda:nccl", ranks.JOINING),
+        ("on", "cpu"), ("sum", (1,)), ("on", "cuda:1"), ("sum", (1,)), ("from then on", ranks.PATIENCE),
     ]  # fmt: skip
 
 
@@ -75,18 +82,18 @@ def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: li
     [
         (dist.DistBackendError(f"{LOST}Call to bind failed: Address"), "(Call to bind failed: Address)"),
         (
-            dist.DistBackendError(f"{LOST}Error while creating shared memory segment /dev/shm/nccl-a (size 9637888)"),
-            "(Error while creating shared memory segment /dev/shm/nccl-a (size 9637888))",
+            dist.DistBackendError(f"{LOST}Error while creating shared memory segment /dev/shm/nccl-a"),
+            "(Error while creating shared memory segment /dev/shm/nccl-a)",
         ),
         (dist.DistBackendError(f"{LOST}Cuda failure 2 'out of memory'"), "(Cuda failure 2 'out of memory')"),
-        (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "others: Connection closed by peer."),
-        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors"), "others: CUDA error: out of memory."),
-        (dist.DistStoreError("wait timeout after 600000ms, keys: /a"), "others: wait timeout after 600000ms, keys: /a."),
+        (RuntimeError("[gloo/pair.cc:534] Connection closed by peer"), "others: Connection closed by peer."),
+        (torch.AcceleratorError("CUDA error: out of memory\nCompile"), "others: CUDA error: out of memory."),
+        (dist.DistStoreError("wait timeout after 9ms"), "others: wait timeout after 9ms."),
     ],
 )  # fmt: skip
 def test_a_first_sum_that_fails_says_what_to_look_at(
     environment: Environment,
-    gpus: list[tuple[str, Any]],
+    gpus: list[tuple[Any, ...]],
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
     reason: str,
@@ -162,6 +169,13 @@ def test_a_long_wait_says_what_to_look_at_meanwhile(
     assert f"process 3 of 8 on {socket.gethostname()} still waits to reach the others" in caplog.text
     for part in ADVISED:
         assert part in caplog.text
+
+
+def test_the_page_that_is_named_explains_what_to_look_at() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith(("| `", "| free"))]
+    for name in (*ADVISED[:4], "NCCL_DEBUG=INFO", "free memory"):
+        assert any(name in row.split("|")[1] for row in rows), name
 
 
 def test_nothing_is_said_where_all_meet_soon(caplog: pytest.LogCaptureFixture) -> None:

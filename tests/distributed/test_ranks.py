@@ -1,8 +1,10 @@
 """Two real processes: the verbs of `Ranks`, and a run that does not depend on how many there are."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from marble_cli.checkpoint import store
-from marble_cli.config.compose import dump
+from marble_cli.config.compose import compose, dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError
@@ -22,9 +24,17 @@ from tests.distributed.processes import ends, job
 
 VERBS = """
 import torch
+import torch.distributed as dist
 from marble_cli.distributed.ranks import Ranks
 
+begun = []
+all_reduce = dist.all_reduce
+def watched(tensor, *more):
+    begun.append((tensor.device.type, tensor.numel()))
+    return all_reduce(tensor, *more)
+dist.all_reduce = watched
 with Ranks() as ranks:
+    assert begun == [("cpu", 1)]  # they have met
     me = ranks.rank
     assert ranks.world == 2 and ranks.is_main == (me == 0)
     assert list(ranks.share(6)) == ([0, 1, 2], [3, 4, 5])[me]
@@ -69,6 +79,25 @@ def test_groups_are_not_cut_between_ranks(run_config: Callable[..., RunConfig]) 
         check_geometry(config, 2)
     with pytest.raises(ConfigError, match=r"e\.g\. rollout\.groups=8"):
         check_geometry(config, 8)
+
+
+def test_the_numbers_of_processes_that_the_paper_s_preset_takes() -> None:
+    """As docs/sd35m.md says."""
+    page = (Path(__file__).parents[2] / "docs" / "sd35m.md").read_text()
+    said = re.search(r"divides 48 trains the same \(([\d, or]+)\)", page)
+    assert said is not None
+    numbers = list(map(int, re.findall(r"\d+", said[1])))
+
+    def taken(*overrides: str) -> list[int]:
+        config, found = compose(["preset=sd35m_5r", *overrides]), []
+        for world in range(1, 65):
+            with suppress(ConfigError):
+                check_geometry(config, world)
+                found.append(world)
+        return found
+
+    assert taken() == numbers
+    assert {32, 64} <= set(taken("rollout.groups=64", "rollout.group_size=18"))
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

@@ -19,6 +19,7 @@ from marble_cli.config.schema import Model, Precision
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.load import load_policy
+from marble_cli.policy.pipeline import DECODED_PIXELS
 from marble_cli.policy.size import model_size
 
 PROMPTS = ["a red cup", 'a sign that says "47"']
@@ -201,6 +202,25 @@ def test_pictures_are_the_pipelines_own(policy: Any, plain: StableDiffusion3Pipe
     assert got.dtype == torch.uint8
     assert got.float().std() > 1
     assert torch.equal(got, (images * 255).round().to(torch.uint8))
+
+
+@pytest.mark.parametrize(("images", "batches"), [(9, [5, 4]), (8, [8]), (17, [6, 6, 5]), (1, [1])])
+def test_pictures_are_decoded_in_even_batches(
+    policy: Any, monkeypatch: pytest.MonkeyPatch, images: int, batches: list[int]
+) -> None:
+    """Of at most eight here; a last batch of one would take as long as some."""
+    monkeypatch.setitem(DECODED_PIXELS, "cpu", 8 * 16 * 16)
+    sizes, decode = [], policy.family.decode
+
+    def counted(x0: Tensor) -> Tensor:
+        sizes.append(len(x0))
+        return decode(x0)
+
+    latents = torch.randn(images, *policy.latent_shape, generator=torch.Generator().manual_seed(4))
+    one_by_one = torch.cat([policy.decode(latent[None]) for latent in latents])
+    monkeypatch.setattr(policy.family, "decode", counted)
+    assert (policy.decode(latents).int() - one_by_one.int()).abs().max() <= 1
+    assert sizes == batches
 
 
 def test_half_precision_keeps_adapters_and_velocities_in_float32(

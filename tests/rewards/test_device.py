@@ -23,7 +23,7 @@ Install = Callable[..., None]
 
 
 class Cuda:
-    """The part of torch.cuda that has a current device and streams: one of each a thread, GPU 0 to begin with."""
+    """What torch.cuda has of current devices and streams: one of each a thread, GPU 0 to begin with."""
 
     def __init__(self) -> None:
         self.here = threading.local()

@@ -407,10 +407,10 @@ def test_what_is_communicated(
     overrides: tuple[str, ...],
     rewards: int,
 ) -> None:
-    """An amortised step as much as one of a single mixture: one gradient and its losses. A refresh all rewards' at once.
+    """An amortised step as much as one of a single mixture: a gradient and its losses. A refresh all at once.
 
-    That all passes have succeeded is agreed on, and losses are summed, before any gradient is: NCCL never ends where a rank
-    does not take part.
+    That all passes have succeeded is agreed on, and losses are summed, before any gradient is: NCCL never
+    ends where a rank does not take part.
     """
     made = descent(*overrides)
     told: list[object] = []
