@@ -48,6 +48,7 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
     objective = Objective(
         algorithm.beta, algorithm.advantage.clip, 0.0, trainer.seed, trainer.micro_batch_size
     )
+    ranks = Ranks.alone()
     together, alone = [], []
     with open_scorer(config.rewards, str(policy.device)) as scorer:
         rollout = Rollout(
@@ -61,7 +62,7 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
                 prompts, own.tolist(), scorer=scorer, adapter="behaviour", purpose="rollout", step=step,
                 advance=lambda count: None,
             )  # fmt: skip
-            scores = samples.scores()
+            scores = samples.scores(ranks)
             signal = read_signal(scores.values.nan_to_num(), scores.applicable, own // size, algorithm)
             rewards = Coefficients(*coefficients(signal.optimality, signal.applicable, shared_term="outside"))
             nothing = Coefficients(torch.zeros_like(rewards.p[0]), torch.zeros_like(rewards.q[0]))
@@ -75,7 +76,7 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
                 at: Tensor, samples=samples, own=own, draws=draws, rewards=rewards, nothing=nothing, step=step
             ) -> Tensor:  # type: ignore[no-untyped-def]
                 data = TrainingSet(samples.x0, samples.embeddings, own, draws, at, at.numel())
-                taken = Step(policy, Replicated(Ranks()), data, objective, step, lambda count: None)
+                taken = Step(policy, Replicated(ranks), data, objective, step, lambda count: None)
                 parts = chunks(data, objective.micro_batch_size)
                 return reward_gradients(taken, parts, rewards, nothing).rows[:-1].double()
 
