@@ -111,7 +111,7 @@ def step_job(
     config = replace(
         config, balance=replace(config.balance, shared_term=shared, refresh_every=every, warmup=0)
     )
-    balance: Balance = Mixture("weighted_sum", (1.0,) * rewards) if plain else LeastNorm()
+    balance: Balance | Mixture = Mixture("weighted_sum", (1.0,) * rewards) if plain else LeastNorm()
     names = [f"reward{k}" for k in range(rewards)]
     director = Director(config, names, scene.policy, balance, Replicated(Ranks()))
     signal = scene.rewards(rewards)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tiny_world as world
 import torch
@@ -95,7 +96,7 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sch
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
     """A CLIP tokenizer whose byte-pair merges were learned on the world's captions."""
-    alphabet = CLIPTokenizer(vocab={"<|endoftext|>": 0}, merges=[])._tokenizer
+    alphabet: Any = CLIPTokenizer(vocab={"<|endoftext|>": 0}, merges=[])._tokenizer
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = alphabet.normalizer, alphabet.pre_tokenizer
     from tokenizers.pre_tokenizers import ByteLevel
@@ -112,7 +113,7 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
     vocab = dict(model["vocab"])
     for character in ByteLevel.alphabet():
         vocab.setdefault(character + "</w>", len(vocab))
-    merges = [tuple(merge) for merge in model["merges"]]
+    merges: Any = [tuple(merge) for merge in model["merges"]]
     return CLIPTokenizer(
         vocab=vocab, merges=merges, model_max_length=TOKENS,
         bos_token="<|startoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>",
@@ -120,9 +121,10 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    return tokenizer(
+    ids: Tensor = tokenizer(
         captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
     ).input_ids
+    return ids
 
 
 def text_config(tokenizer: CLIPTokenizer, width: int, layers: int, projection: int) -> CLIPTextConfig:
@@ -148,9 +150,8 @@ def train_clip(
         "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 3, "num_attention_heads": 4,
         "image_size": world.RESOLUTION, "patch_size": 8, "projection_dim": 64, "hidden_act": "gelu",
     }  # fmt: skip
-    model = (
-        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).to(DEVICE).train()
-    )
+    model: Any = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+    model.to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.05)
     rate = schedule(optimizer, plan.clip_steps)
     track = Track("clip", plan.clip_steps)
@@ -167,7 +168,8 @@ def train_clip(
         optimizer.step()
         rate.step()
         track.loss(step, output.loss.detach())
-    return model.eval()
+    trained: CLIPModel = model.eval()
+    return trained
 
 
 def train_vae(plan: Plan, images: Tensor, draw: torch.Generator) -> AutoencoderKL:
@@ -243,7 +245,7 @@ def train_flow(
     plan: Plan, tokenizer: CLIPTokenizer, latents: Tensor, ids: Tensor, draw: torch.Generator
 ) -> tuple[SD3Transformer2DModel, torch.nn.ModuleList]:
     """Rectified flow on latents, text encoders trained along; returns the moving average of the weights."""
-    model = torch.nn.ModuleList(make_flow(tokenizer)).to(DEVICE)
+    model: Any = torch.nn.ModuleList(make_flow(tokenizer)).to(DEVICE)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01)
     rate = schedule(optimizer, plan.flow_steps)
@@ -311,7 +313,7 @@ def main(output: Path, seed: int, scale: float) -> None:
     half = torch.float16
     vae.to("cpu", memory_format=torch.contiguous_format)
     vae.save_pretrained(output / "pipeline" / "vae")
-    clip = train_clip(plan, tokenizer, clean, token_ids(tokenizer, clean_captions), draw)
+    clip: Any = train_clip(plan, tokenizer, clean, token_ids(tokenizer, clean_captions), draw)
     clip.to("cpu", half).save_pretrained(output / "clip")
     tokenizer.save_pretrained(output / "clip")
     CLIPImageProcessor(

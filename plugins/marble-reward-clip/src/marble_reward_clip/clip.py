@@ -1,6 +1,7 @@
 """A CLIP model that embeds pictures and prompts."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +37,10 @@ class Clip:
             "the files of a CLIPModel: config.json, model.safetensors and a tokenizer",
             remedy,
         ):
-            clip, report = CLIPModel.from_pretrained(
+            loaded: Any = CLIPModel.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
+            clip, report = loaded
             if report["missing_keys"]:  # they would be drawn at random
                 raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
             self.tokenizer = AutoTokenizer.from_pretrained(source)
@@ -94,6 +96,7 @@ def preprocessing(model: str) -> Preprocess:
 
     def preprocess(images: Tensor) -> Tensor:
         made = processor(list(images.numpy()), input_data_format="channels_first", return_tensors="pt")
-        return made["pixel_values"]
+        pixels: Tensor = made["pixel_values"]
+        return pixels
 
     return preprocess

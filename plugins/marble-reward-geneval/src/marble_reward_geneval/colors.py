@@ -41,10 +41,10 @@ class ColorClassifier:
         """
         place = locate(source)
         with loading(source, EXPECTED):
-            model: Any
-            model, report = CLIPModel.from_pretrained(
+            loaded: Any = CLIPModel.from_pretrained(
                 place, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
+            model, report = loaded
             check_complete(model, report)
             self.tokenizer = AutoTokenizer.from_pretrained(place)
             self.processor = CLIPImageProcessorPil.from_pretrained(place)
