@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ class Plan:
     noise: tuple[tuple[str, float], ...] = (("general", 0.3), ("text", 0.5), ("compositional", 0.5))
     prompts_train: int = 4_000
     prompts_test: int = 400
+
+    def scaled(self, share: float) -> "Plan":
+        """The same with a share of the images and steps."""
+        work = ("images", "clip_steps", "vae_crop_steps", "vae_steps", "flow_steps")
+        return replace(self, **{name: int(getattr(self, name) * share) for name in work})
 
 
 class Track:
@@ -272,7 +277,8 @@ def train_flow(
         optimizer.step()
         rate.step()
         decay = min(0.997, (step + 1) / (step + 20))
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         track.loss(step, loss.detach())
     average.cpu()
     return average[0].eval(), average[1].eval()
@@ -288,15 +294,9 @@ def save_prompts(plan: Plan, seed: int, output: Path) -> None:
             (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
 
 
-def main(output: Path, seed: int, scale: float) -> None:
+def main(output: Path, seed: int, plan: Plan) -> None:
     torch.manual_seed(seed)
     draw = torch.Generator().manual_seed(seed)
-    base = Plan()
-    plan = Plan(
-        images=int(base.images * scale), clip_steps=int(base.clip_steps * scale),
-        vae_crop_steps=int(base.vae_crop_steps * scale), vae_steps=int(base.vae_steps * scale),
-        flow_steps=int(base.flow_steps * scale),
-    )  # fmt: skip
     began = time.time()
     save_prompts(plan, seed, output)
     arrays, captions = world.draw_pairs(seed, plan.images, dict(plan.noise))
@@ -340,4 +340,4 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full plan, for a quick trial")
     options = parser.parse_args()
-    main(options.output, options.seed, options.scale)
+    main(options.output, options.seed, Plan().scaled(options.scale))
