@@ -104,7 +104,7 @@ def test_no_project_of_ours_depends_on_the_other(file: str) -> None:
 
 
 def test_the_installed_distribution_is_the_one_that_errors_and_environments_name() -> None:
-    assert DISTRIBUTION == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == DISTRIBUTION
     found = distribution(DISTRIBUTION)
     assert found.version == __version__
     assert {"serve", "data", "torchjd", "solvers"} <= set(found.metadata.get_all("Provides-Extra") or [])
