@@ -61,8 +61,11 @@ class Plan:
 
     def scaled(self, share: float) -> "Plan":
         """The same with a share of the images and steps."""
-        work = ("images", "clip_steps", "vae_crop_steps", "vae_steps", "flow_steps")
-        return replace(self, **{name: int(getattr(self, name) * share) for name in work})
+        return replace(
+            self, images=int(self.images * share), clip_steps=int(self.clip_steps * share),
+            vae_crop_steps=int(self.vae_crop_steps * share), vae_steps=int(self.vae_steps * share),
+            flow_steps=int(self.flow_steps * share),
+        )  # fmt: skip
 
 
 class Track:
