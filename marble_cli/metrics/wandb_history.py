@@ -58,6 +58,11 @@ def identity(folder: Path) -> Identity | None:
         ) from error
 
 
+def forget(folder: Path) -> None:
+    """Let the next start be of another run: this folder's was cleared away."""
+    (folder / "wandb" / IDENTITY).unlink(missing_ok=True)
+
+
 def starts(folder: Path) -> list[Path]:
     """W&B's folders of every start of the run, oldest first."""
     found = (path for path in (folder / "wandb").glob("*run-*-*") if path.is_dir() and not path.is_symlink())

@@ -39,7 +39,7 @@ class Holder:
     restart: int = 0
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since}"
+        return f"process {self.pid} on {self.host} (since {self.since})"
 
     def runs(self, ours: "Holder", free: bool | None) -> bool | None:
         """Whether it still runs, as far as `ours` can know; None where it cannot.
@@ -106,7 +106,7 @@ class RunLock:
                     continue
                 if before is not None:
                     log.warning(
-                        "%s, is gone and never let go of %s; this run takes its place",
+                        "%s is gone and never let go of %s; this run takes its place",
                         before,
                         self.path.parent,
                     )

@@ -21,6 +21,7 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError
 from marble_cli.folder import check_inside, check_writable, write_whole
 from marble_cli.metrics.wandb_destination import destination
+from marble_cli.metrics.wandb_history import forget
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.origin import check_origin, read_origin
@@ -142,6 +143,8 @@ def prepare(folder: Path, checkpoint: Path | None, progress: Progress, config: R
     for path in store.set_aside(folder, progress.step) if checkpoint else ():
         log.warning("going back before %s, which is kept as %s", path.name.split("-", 1)[1], path.name)
     store.point_best(folder, progress.best_step)
+    if not (folder / "config.yaml").is_file():
+        forget(folder)
     if checkpoint is None or not (folder / "config.yaml").is_file():
         write_whole(folder / "config.yaml", dump(config))
 

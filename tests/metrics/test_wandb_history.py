@@ -1,7 +1,8 @@
 """However a run was stopped, continued and connected: `marble sync` leaves one history at W&B, each step in it once."""
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ import wandb
 from typer.testing import CliRunner
 
 from marble_cli.cli.app import app
-from marble_cli.config.schema import Wandb, WandbMode
-from marble_cli.errors import MarbleError, RequestError
+from marble_cli.config.schema import RunConfig, Wandb, WandbMode
+from marble_cli.errors import ConfigError, MarbleError, RequestError
 from marble_cli.metrics import wandb_history
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
 from marble_cli.metrics.wandb_history import identity, send, starts, unsent
 from marble_cli.metrics.weights_and_biases import WandbRun
+from marble_cli.trainer.run import train
 from tests.metrics.service import Service, serving
+
+RunConfigMaker = Callable[..., RunConfig]
 
 ID = "abc12345"
 
@@ -33,10 +37,14 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Service
         wandb.teardown()
 
 
+def made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def start(folder: Path, mode: str, first: int, last: int, run_id: str | None = ID) -> None:
     """A start of the run that goes on before step `first` and is stopped after `last`; every second step is evaluated."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(
+    (made(folder) / "config.yaml").write_text(
         "run: {name: n}\nlogging: {wandb: {mode: auto, project: null, entity: null}}\n"
     )
     truncate_after(folder / "metrics.jsonl", first - 1)
@@ -111,6 +119,23 @@ def test_starts_without_a_checkpoint_s_id_have_that_of_the_first(service: Servic
     assert len(ids) == 1
     assert send(run) == 4
     assert service.steps(ids.pop().removeprefix("run-")) == [1, 2, 3, 4]
+
+
+def test_a_folder_that_was_cleared_holds_another_run(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    config = run_config(f"run.dir={tmp_path}", "logging.wandb.mode=offline", "trainer.steps=1")
+
+    def run_id() -> str:
+        assert train(config, resume="auto") == 0
+        found = identity(tmp_path)
+        assert found is not None
+        return found.id
+
+    first = run_id()
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert run_id() == first  # started over
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "config.yaml").unlink()
+    assert run_id() != first
 
 
 def test_what_is_not_taken_is_kept(service: Service, tmp_path: Path) -> None:
@@ -197,6 +222,30 @@ def test_a_start_offline_is_a_log_of_its_own_steps(tmp_path: Path) -> None:
     found = identity(tmp_path)
     assert found is not None
     assert (found.id, found.name, found.project, found.config) == (ID, "n", "p", {"a": 1})
+
+
+def test_a_run_follows_its_variables_and_says_which_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    wandb.teardown()
+    WandbRun(Wandb(WandbMode.auto, None, None), made(tmp_path / "one"), "n", {}, ID).close()
+    assert "not followed" not in caplog.text
+    monkeypatch.setenv("WANDB_MODE", "online")
+    WandbRun(Wandb(WandbMode.offline, "ours", None), made(tmp_path / "other"), "n", {}, ID).close()
+    for words in (
+        "mode=offline is set, so WANDB_MODE=online",
+        "project=ours is set, so WANDB_PROJECT=theirs",
+    ):
+        assert f"logging.wandb.{words} is not followed" in caplog.text
+    for name, project in (("one", "theirs"), ("other", "ours")):
+        assert identity(tmp_path / name).project == project  # type: ignore[union-attr]
+        assert [start.name.startswith("offline-") for start in starts(tmp_path / name)] == [True]
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    with pytest.raises(ConfigError, match="WANDB_MODE='onlin' is no mode"):
+        WandbRun(Wandb(WandbMode.auto, None, None), tmp_path / "third", "n", {}, ID)
+    wandb.teardown()
 
 
 def test_disabled_weights_and_biases_does_nothing(tmp_path: Path) -> None:

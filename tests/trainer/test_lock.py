@@ -69,7 +69,7 @@ def test_a_folder_is_taken_and_let_go_of(tmp_path: Path) -> None:
 def test_a_second_process_says_who_has_it(tmp_path: Path) -> None:
     with holding(tmp_path) as process:
         assert is_held(tmp_path)
-        said = rf"{tmp_path} is in use: process {process.pid} on {this().host}, since \d{{4}}-\d\d-\d\d .* Nothing was changed"
+        said = rf"{tmp_path} is in use: process {process.pid} on {this().host} \(since \d{{4}}-\d\d-\d\d .*\) trains there\. Nothing was changed"
         for attempt in (lambda: take(tmp_path), RunLock(tmp_path).check):
             with pytest.raises(RequestError, match=said) as refused:
                 attempt()
