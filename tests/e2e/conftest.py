@@ -2,12 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.environment import Environment, make_environment
+from tests.e2e.environment import Environment, made_in, make_environment
+from tests.once import once
 
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return make_environment(tmp_path_factory.mktemp("environment"))
+    return made_in(once(tmp_path_factory, "environment", make_environment))
 
 
 @pytest.fixture

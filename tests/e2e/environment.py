@@ -129,7 +129,12 @@ class Environment:
         )
 
 
-def make_environment(folder: Path) -> Environment:
+def made_in(folder: Path) -> Environment:
+    """The environment that `make_environment` has made in a folder."""
+    return Environment(folder / "venv" / "bin" / "python", folder / "work")
+
+
+def make_environment(folder: Path) -> None:
     """Build the wheel, make a virtual environment that sees the other installed packages, install wheel and plugin."""
     source, site = folder / "source", folder / "site"
     source.mkdir()
@@ -147,9 +152,7 @@ def make_environment(folder: Path) -> Environment:
     install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
     _python(python, *install, wheel)
     _python(python, *install, plugin)
-    work = folder / "work"
-    work.mkdir()
-    return Environment(python, work)
+    (folder / "work").mkdir()
 
 
 def link_packages(site: Path) -> Path:
