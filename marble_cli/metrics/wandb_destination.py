@@ -20,7 +20,7 @@ MODES = {
 
 @dataclass(frozen=True)
 class Destination:
-    """A W&B mode (one of `MODES`' values) and why; project and team; the service; variables that are not followed."""
+    """Where figures go: a W&B mode (one of `MODES`' values) and why, project, team and service; and what is not followed."""
 
     mode: str
     reason: str
@@ -71,9 +71,8 @@ def destination(settings: Wandb, environ: Mapping[str, str] | None = None) -> De
     )
     service = _service(told)
     mode, reason = asked["mode"], "logging.wandb.mode"
-    if (
-        mode != "disabled"
-    ):  # W&B itself reads the variable, whatever it is told otherwise, and fails at an unknown value
+    # W&B reads the variable itself, whatever it is told otherwise, and fails at a value that it does not know.
+    if mode != "disabled":
         told_mode = _mode(told)
         if mode is None:
             mode, reason = told_mode or _by_login(service, told, environ)
@@ -86,7 +85,7 @@ def destination(settings: Wandb, environ: Mapping[str, str] | None = None) -> De
 
 
 def _told(environ: Mapping[str, str]) -> dict[str, Told]:
-    """What W&B is told beside the configuration, by its own names of settings; variables win over files."""
+    """Collect what W&B is told beside the configuration, by its own names of settings; variables win over files."""
     config = environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
     workspace = Path(".wandb" if Path(".wandb").exists() else "wandb")
     told: dict[str, Told] = {}
@@ -99,13 +98,13 @@ def _told(environ: Mapping[str, str]) -> dict[str, Told]:
 
 
 def _expanded(path: str, environ: Mapping[str, str]) -> Path:
-    """`path` with the home folder for `~`, where there is one."""
+    """Return `path` with the home folder for `~`, where there is one."""
     home = environ.get("HOME") or os.path.expanduser("~")
     return Path(home, path[2:]) if path.startswith("~/") else Path(path)
 
 
 def _read(file: Path) -> dict[str, str]:
-    """The settings in a W&B settings file; none where it is absent or cannot be read, of which W&B itself warns."""
+    """Read a settings file of W&B; it says nothing where it is absent or damaged, of which W&B itself warns."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read(file, encoding="utf-8")
@@ -137,7 +136,7 @@ def _service(told: Mapping[str, Told]) -> str:
 
 
 def _by_login(service: str, told: Mapping[str, Told], environ: Mapping[str, str]) -> tuple[str, str]:
-    """Online where there is a login for the service: a key, a token or an entry of the netrc file."""
+    """Choose online where there is a login for the service: a key, a token or an entry of the netrc file."""
     for key in ("api_key", "identity_token_file"):
         if key in told and told[key].value:
             return "online", told[key].source

@@ -46,7 +46,11 @@ class Identity:
 
 
 def identity(folder: Path) -> Identity | None:
-    """The run's, as its last start left it; None where it has not been started with W&B."""
+    """Read the run's, as its last start left it; None where it has not been started with W&B.
+
+    Raises:
+        RequestError: the file is damaged.
+    """
     try:
         return Identity(**json.loads((folder / "wandb" / IDENTITY).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -64,13 +68,13 @@ def forget(folder: Path) -> None:
 
 
 def starts(folder: Path) -> list[Path]:
-    """W&B's folders of every start of the run, oldest first."""
+    """List W&B's folders of the run's starts, oldest first."""
     found = (path for path in (folder / "wandb").glob("*run-*-*") if path.is_dir() and not path.is_symlink())
     return sorted(found, key=lambda path: path.name.removeprefix("offline-"))
 
 
 def unsent(folder: Path) -> list[Path]:
-    """The starts of which W&B may lack something, oldest first: offline, cut off, or given up by W&B."""
+    """List the starts of which W&B may lack something, oldest first: offline, cut off, or given up by W&B."""
     return [start for start in starts(folder) if is_unsent(start)]
 
 
@@ -83,13 +87,13 @@ def mark_sent(start: Path) -> None:
 
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the metrics by the names that W&B shows."""
+    """Return a row of the metrics under the names that W&B shows."""
     prefix = "" if metrics["phase"] == "train" else "eval/"
     return {prefix + key: value for key, value in metrics.items() if key not in ("phase", "step")}
 
 
 def quiet(**more: Any) -> Any:
-    """Settings of W&B for a run that logs figures and nothing of the machine."""
+    """Return settings of W&B for a run that logs figures and nothing of the machine."""
     import wandb
 
     return wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, **more)
@@ -122,7 +126,7 @@ def send(folder: Path, *, running: bool = False) -> int:
 
 
 def _guess(folder: Path) -> Identity:
-    """What a run is called that has left no word of it: its configuration, and the id that its last log is named by."""
+    """Find out what a run is called that has left no word of it: from its configuration, and the name of its last log."""
     logs = [log for start in starts(folder) for log in start.glob("run-*.wandb")]
     if not logs:
         raise RequestError(

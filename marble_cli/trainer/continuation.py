@@ -53,7 +53,7 @@ class Difference:
 
 
 def differences(there: RunConfig, now: RunConfig) -> list[Difference]:
-    """Every key whose value differs, in the order of the configuration; the order of rewards and sources is one, too."""
+    """List every key whose value differs, in the order of the configuration; the order of rewards and sources is one, too."""
     before, after = _tree(there), _tree(now)
     found = [
         Difference(_written(path), old, new, _may_change(path))
@@ -68,7 +68,7 @@ def differences(there: RunConfig, now: RunConfig) -> list[Difference]:
 
 
 def describe(found: list[Difference]) -> str:
-    """What differs, a line a key: first what must not, then what may."""
+    """Tell what differs: a line per key that must not, then the keys that may."""
     bound, free = ([one for one in found if one.may_change is may] for may in (False, True))
     lines = ["What differs:", *(f"  {one}" for one in bound[:MOST])]
     lines += [f"  and {len(bound) - MOST} more"] if len(bound) > MOST else []
@@ -90,7 +90,7 @@ def _at(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _unequal(path: tuple[str, ...], old: Any, new: Any) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """Paths whose values differ; a branch that only one of the trees has is one of them."""
+    """Yield the paths whose values differ; a branch that only one of the trees has is one of them."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from _unequal((*path, str(key)), old.get(key, ABSENT), new.get(key, ABSENT))
@@ -99,7 +99,7 @@ def _unequal(path: tuple[str, ...], old: Any, new: Any) -> Iterator[tuple[tuple[
 
 
 def _written(path: tuple[str, ...]) -> str:
-    """A key as it is written on the command line, where options of a reward stand among its own keys."""
+    """Return a key as it is written on the command line, where options of a reward stand among its own keys."""
     option = path[0] in ("rewards", "eval_rewards") and path[2:3] == ("options",)
     return ".".join(path[:2] + path[3:] if option else path)
 

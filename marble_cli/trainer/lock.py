@@ -42,7 +42,7 @@ class Holder:
         return f"process {self.pid} on {self.host} (since {self.since})"
 
     def runs(self, ours: "Holder", free: bool | None) -> bool | None:
-        """Whether it still runs, as far as `ours` can know; None where it cannot.
+        """Say whether it still runs, as far as `ours` can know; None where it cannot.
 
         Args:
             ours: this process.
@@ -60,6 +60,7 @@ class Holder:
 
 
 def this() -> Holder:
+    """Return this process, as it takes a folder now."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return Holder(
         socket.gethostname(), boot.read_text().strip() if boot.is_file() else socket.gethostname(), os.getpid(),
@@ -69,7 +70,7 @@ def this() -> Holder:
 
 
 def _started(pid: int) -> int:
-    """The clock tick since boot at which a process began; -1 where there is none of this id."""
+    """Return the clock tick since boot at which a process began; -1 where there is none of this id."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
@@ -120,7 +121,7 @@ class RunLock:
                     os.close(descriptor)
 
     def _is_there(self, descriptor: int) -> bool:
-        """Whether the opened file still has its name."""
+        """Say whether the opened file still has its name."""
         with suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
         return False
@@ -139,7 +140,11 @@ class RunLock:
                 os.close(descriptor)
 
     def _examine(self, descriptor: int, ours: Holder) -> Holder | None:
-        """The process that ended without letting go, if one did; the kernel's lock of the file is ours from here on."""
+        """Return the process that ended without letting go, if one did; the kernel's lock of the file is ours from here on.
+
+        Raises:
+            RequestError: a process has the file, or may have it.
+        """
         free = _lock(descriptor)
         before = self._read(descriptor)
         runs = free is False if before is None else before.runs(ours, free)
@@ -156,7 +161,7 @@ class RunLock:
         return before
 
     def _read(self, descriptor: int) -> Holder | None:
-        """Who wrote the file; None where it is empty: just made, or by a process that ended before it wrote."""
+        """Return who wrote the file; None where it is empty: just made, or by a process that ended before it wrote."""
         text = os.pread(descriptor, 1 << 16, 0)
         try:
             return Holder(**json.loads(text)) if text else None
@@ -177,7 +182,7 @@ class RunLock:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process has the run, or may have it."""
+    """Say whether a process has the run, or may have it."""
     try:
         RunLock(folder).check()
     except (RequestError, OSError):  # such as a file that only another user may open
