@@ -85,6 +85,7 @@ def _folder() -> str:
 
 
 def _wandb() -> str:
-    from marble_cli.metrics.weights_and_biases import key_configured
+    from marble_cli.config.schema import Wandb, WandbMode
+    from marble_cli.metrics.wandb_destination import destination
 
-    return "key configured" if key_configured() else "no key: runs are kept offline, for `wandb sync` later"
+    return str(destination(Wandb(WandbMode.auto, None, None)))

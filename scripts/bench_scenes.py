@@ -124,6 +124,6 @@ def make_scene(name: str, config: RunConfig, policy: PipelinePolicy, embeddings:
 def _part_adapters(policy: PipelinePolicy, draw: torch.Generator) -> None:
     """Let trained, behaviour and base velocities differ, as they do once a run is under way."""
     for adapter in ("trained", "behaviour"):
-        for name, parameter in policy.parameters(adapter).items():  # type: ignore[arg-type]
+        for name, parameter in policy.parameters(adapter).items():
             if "lora_B" in name:
                 parameter.copy_(0.02 * torch.randn(parameter.shape, generator=draw))

@@ -66,7 +66,7 @@ def make(config: RunConfig, small: bool, images: int) -> Scene:
 
 def rollout_job(scene: Scene) -> Job:
     """Latents of a micro-batch's images from the behaviour policy; the VAE is the same for both and left out."""
-    policy, config, embeddings = scene.policy, scene.config, scene.data.embeddings
+    policy, config, embeddings = scene.policy, scene.config, scene.data.embeddings[:]
     begin = noise(0, "bench", 0, list(range(len(embeddings))), policy.latent_shape).to(policy.device)
 
     @torch.no_grad()

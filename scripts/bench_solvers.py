@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import qpsolvers
@@ -56,7 +57,7 @@ def marble() -> Solver:
     return lambda gram: balance(torch.from_numpy(gram)).alpha.numpy()
 
 
-def through_qpsolvers(name: str, **settings: float | bool) -> Solver:
+def through_qpsolvers(name: str, **settings: Any) -> Solver:
     """A solver that qpsolvers knows, set up anew for every problem."""
 
     def solve(gram: Array) -> Array:
@@ -66,7 +67,8 @@ def through_qpsolvers(name: str, **settings: float | bool) -> Solver:
             form(gram), np.zeros(size), A=form(np.ones((1, size))), b=np.ones(1),
             lb=np.zeros(size), ub=np.ones(size),
         )  # fmt: skip
-        return _feasible(qpsolvers.solve_problem(problem, solver=name, **settings).x)
+        found: Any = qpsolvers.solve_problem(problem, solver=name, **settings).x
+        return _feasible(found)
 
     return solve
 

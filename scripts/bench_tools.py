@@ -6,9 +6,10 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.table import Table
@@ -18,6 +19,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces every 
 
 Job = Callable[[], object]
 Cell = str | float | None
+Name = TypeVar("Name", bound=Hashable)  # of a job
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Sheet:
         return {"title": self.title, "note": self.note, "rows": rows}
 
 
-def alternate(jobs: Mapping[str, Job], repeats: int) -> dict[str, list[float]]:
+def alternate(jobs: Mapping[Name, Job], repeats: int) -> dict[Name, list[float]]:
     """Wall seconds of each job in each of `repeats` rounds A B C, A B C, ..., after a round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    seconds: dict[Name, list[float]] = {name: [] for name in jobs}
     for repeat in range(repeats + 1):
         for name, job in jobs.items():
             gc.collect()

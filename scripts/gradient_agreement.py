@@ -38,6 +38,13 @@ def agreement(steps: Tensor) -> Tensor:
     return (cosine.sum((1, 2)) - count) / (count * (count - 1))
 
 
+def gradients(step: Step, rewards: Coefficients) -> Tensor:
+    """Each reward's own gradient [K, P] float64 on all micro-batches of a step."""
+    nothing = Coefficients(torch.zeros_like(rewards.p[0]), torch.zeros_like(rewards.q[0]))
+    parts = chunks(step.data, step.objective.micro_batch_size)
+    return reward_gradients(step, parts, rewards, nothing).rows[:-1].double()
+
+
 def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tuple[float, Tensor]]]:
     """Rewards' names, their agreement [K] over the configured times, and (t, agreement [K]) for each time alone."""
     policy = load_policy(config.model, config.trainer.seed)
@@ -48,6 +55,7 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
     objective = Objective(
         algorithm.beta, algorithm.advantage.clip, 0.0, trainer.seed, trainer.micro_batch_size
     )
+    ranks = Ranks.alone()
     together, alone = [], []
     with open_scorer(config.rewards, str(policy.device)) as scorer:
         rollout = training_rollout(config, policy)
@@ -59,28 +67,24 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
                 prompts, own.tolist(), scorer=scorer, adapter="behaviour", purpose="rollout", step=step,
                 advance=lambda count: None,
             )  # fmt: skip
-            scores = samples.scores()
+            scores = samples.scores(ranks)
             signal = read_signal(scores.values.nan_to_num(), scores.applicable, own // size, algorithm)
             rewards = reward_coefficients(
                 signal.optimality, signal.applicable, shared_term=SharedTerm.outside
             ).rewards
-            nothing = Coefficients(torch.zeros_like(rewards.p[0]), torch.zeros_like(rewards.q[0]))
             draws = own // size if algorithm.training_noise is TrainingNoise.group else own
             chosen = training_times(
                 rollout.times(), trainer.timestep_fraction, trainer.times_per_image, draws.tolist(),
                 trainer.seed, step, algorithm.training_times,
             )  # fmt: skip
 
-            def take(
-                at: Tensor, samples=samples, own=own, draws=draws, rewards=rewards, nothing=nothing, step=step
-            ) -> Tensor:  # type: ignore[no-untyped-def]
-                data = TrainingSet(samples.x0, samples.embeddings, own, draws, at, at.numel())
-                taken = Step(policy, Replicated(Ranks()), data, objective, step, lambda count: None)
-                parts = chunks(data, objective.micro_batch_size)
-                return reward_gradients(taken, parts, rewards, nothing).rows[:-1].double()
-
-            together.append(take(chosen))
-            alone.append(torch.stack([take(t.repeat(len(own), 1)) for t in times]))
+            found = [
+                gradients(Step(policy, Replicated(ranks), data, objective, step, lambda count: None), rewards)
+                for at in (chosen, *(t.repeat(len(own), 1) for t in times))
+                for data in [TrainingSet(samples.x0, samples.embeddings, own, draws, at, at.numel())]
+            ]
+            together.append(found[0])
+            alone.append(torch.stack(found[1:]))
     each = torch.stack(alone)
     singles = [(float(t), agreement(each[:, place])) for place, t in enumerate(times)]
     return list(config.rewards), agreement(torch.stack(together)), singles

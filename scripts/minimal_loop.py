@@ -15,6 +15,7 @@ from torch import Tensor
 
 from marble_cli.advantages import advantages, optimality
 from marble_cli.balance.base import Balance
+from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.gram import gram
 from marble_cli.balance.registry import build
 from marble_cli.config.compose import compose
@@ -112,6 +113,8 @@ def main(steps: int, overrides: list[str]) -> Policy:
     policy = load_policy(config.model, config.trainer.seed)
     names = list(config.rewards)
     balance = build(config.balance, names, [reward.weight for reward in config.rewards.values()])
+    if isinstance(balance, ScalarisedReward):
+        raise SystemExit(f"balance={config.balance.name} mixes rewards before there are gradients to balance")
     shares = {name: source.weight for name, source in config.data.sources.items()}
     sampler = PromptSampler(
         load_prompts(config.data, "train"), shares, config.rollout.groups, config.trainer.seed

@@ -13,8 +13,9 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tiny_world as world
 import torch
@@ -58,6 +59,14 @@ class Plan:
     prompts_train: int = 4_000
     prompts_test: int = 400
 
+    def scaled(self, share: float) -> "Plan":
+        """The same with a share of the images and steps."""
+        return replace(
+            self, images=int(self.images * share), clip_steps=int(self.clip_steps * share),
+            vae_crop_steps=int(self.vae_crop_steps * share), vae_steps=int(self.vae_steps * share),
+            flow_steps=int(self.flow_steps * share),
+        )  # fmt: skip
+
 
 class Track:
     """A progress bar over the steps of one stage, with its loss."""
@@ -95,7 +104,7 @@ def schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sch
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
     """A CLIP tokenizer whose byte-pair merges were learned on the world's captions."""
-    alphabet = CLIPTokenizer(vocab={"<|endoftext|>": 0}, merges=[])._tokenizer
+    alphabet: Any = CLIPTokenizer(vocab={"<|endoftext|>": 0}, merges=[])._tokenizer
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = alphabet.normalizer, alphabet.pre_tokenizer
     from tokenizers.pre_tokenizers import ByteLevel
@@ -112,7 +121,7 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
     vocab = dict(model["vocab"])
     for character in ByteLevel.alphabet():
         vocab.setdefault(character + "</w>", len(vocab))
-    merges = [tuple(merge) for merge in model["merges"]]
+    merges: Any = [tuple(merge) for merge in model["merges"]]
     return CLIPTokenizer(
         vocab=vocab, merges=merges, model_max_length=TOKENS,
         bos_token="<|startoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>",
@@ -120,9 +129,10 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    return tokenizer(
+    ids: Tensor = tokenizer(
         captions, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
     ).input_ids
+    return ids
 
 
 def text_config(tokenizer: CLIPTokenizer, width: int, layers: int, projection: int) -> CLIPTextConfig:
@@ -148,9 +158,8 @@ def train_clip(
         "hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 3, "num_attention_heads": 4,
         "image_size": world.RESOLUTION, "patch_size": 8, "projection_dim": 64, "hidden_act": "gelu",
     }  # fmt: skip
-    model = (
-        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64)).to(DEVICE).train()
-    )
+    model: Any = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+    model.to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.05)
     rate = schedule(optimizer, plan.clip_steps)
     track = Track("clip", plan.clip_steps)
@@ -167,7 +176,8 @@ def train_clip(
         optimizer.step()
         rate.step()
         track.loss(step, output.loss.detach())
-    return model.eval()
+    trained: CLIPModel = model.eval()
+    return trained
 
 
 def train_vae(plan: Plan, images: Tensor, draw: torch.Generator) -> AutoencoderKL:
@@ -243,7 +253,7 @@ def train_flow(
     plan: Plan, tokenizer: CLIPTokenizer, latents: Tensor, ids: Tensor, draw: torch.Generator
 ) -> tuple[SD3Transformer2DModel, torch.nn.ModuleList]:
     """Rectified flow on latents, text encoders trained along; returns the moving average of the weights."""
-    model = torch.nn.ModuleList(make_flow(tokenizer)).to(DEVICE)
+    model: Any = torch.nn.ModuleList(make_flow(tokenizer)).to(DEVICE)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01)
     rate = schedule(optimizer, plan.flow_steps)
@@ -270,7 +280,8 @@ def train_flow(
         optimizer.step()
         rate.step()
         decay = min(0.997, (step + 1) / (step + 20))
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         track.loss(step, loss.detach())
     average.cpu()
     return average[0].eval(), average[1].eval()
@@ -286,15 +297,9 @@ def save_prompts(plan: Plan, seed: int, output: Path) -> None:
             (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
 
 
-def main(output: Path, seed: int, scale: float) -> None:
+def main(output: Path, seed: int, plan: Plan) -> None:
     torch.manual_seed(seed)
     draw = torch.Generator().manual_seed(seed)
-    base = Plan()
-    plan = Plan(
-        images=int(base.images * scale), clip_steps=int(base.clip_steps * scale),
-        vae_crop_steps=int(base.vae_crop_steps * scale), vae_steps=int(base.vae_steps * scale),
-        flow_steps=int(base.flow_steps * scale),
-    )  # fmt: skip
     began = time.time()
     save_prompts(plan, seed, output)
     arrays, captions = world.draw_pairs(seed, plan.images, dict(plan.noise))
@@ -311,7 +316,7 @@ def main(output: Path, seed: int, scale: float) -> None:
     half = torch.float16
     vae.to("cpu", memory_format=torch.contiguous_format)
     vae.save_pretrained(output / "pipeline" / "vae")
-    clip = train_clip(plan, tokenizer, clean, token_ids(tokenizer, clean_captions), draw)
+    clip: Any = train_clip(plan, tokenizer, clean, token_ids(tokenizer, clean_captions), draw)
     clip.to("cpu", half).save_pretrained(output / "clip")
     tokenizer.save_pretrained(output / "clip")
     CLIPImageProcessor(
@@ -343,4 +348,4 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full plan, for a quick trial")
     options = parser.parse_args()
-    main(options.output, options.seed, options.scale)
+    main(options.output, options.seed, Plan().scaled(options.scale))

@@ -7,6 +7,7 @@ Writes results.md, results.json and three pictures. Cells that are not there yet
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -250,7 +251,7 @@ def draw_balance(cells: list[Cell], output: Path) -> None:
         plt.close(figure)
 
 
-def draw_specialists(cells: dict[str, Cell], compared: list[str], output: Path) -> None:
+def draw_specialists(cells: dict[str, Cell], compared: Sequence[str], output: Path) -> None:
     """How much of what training on one reward alone gives is left when five are trained at once."""
     with plt.rc_context(STYLE):
         figure, panel = plt.subplots(figsize=(8, 3.4))

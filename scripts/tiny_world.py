@@ -7,6 +7,7 @@ prompt mentions (saturation, ground tint and pattern): what rewards can improve 
 
 import colorsys
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,10 @@ def draw_style(random: np.random.Generator) -> Style:
 
 def draw_scene(random: np.random.Generator, source: str) -> Scene:
     """A random scene of one source."""
-    pick = lambda options: str(random.choice(list(options)))  # noqa: E731
+
+    def pick(options: Iterable[str]) -> str:
+        return str(random.choice(list(options)))
+
     style = draw_style(random)
     if source == "general":
         trim = pick(PALETTE) if random.uniform() < 0.5 else ""
@@ -200,38 +204,58 @@ def _polygon(draw: ImageDraw.ImageDraw, box: tuple[float, ...], points: str, fil
 
 def _thing(draw: ImageDraw.ImageDraw, thing: str, box: tuple[float, ...], main: Any, trim: Any) -> None:
     left, top, right, bottom = box
-    at = lambda x, y: (left + x / 10 * (right - left), top + y / 10 * (bottom - top))  # noqa: E731
-    oval = lambda a, b, c, d, fill: draw.ellipse((*at(a, b), *at(c, d)), fill=fill)  # noqa: E731
-    poly = lambda points, fill: _polygon(draw, box, points, fill)  # noqa: E731
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + x / 10 * (right - left), top + y / 10 * (bottom - top)
+
+    def oval(a: float, b: float, c: float, d: float, fill: Any) -> None:
+        draw.ellipse((*at(a, b), *at(c, d)), fill=fill)
+
+    def poly(points: str, fill: Any) -> None:
+        _polygon(draw, box, points, fill)
+
     match thing:
         case "banner":
-            poly("1,1 9,1 9,8 5,6 1,8", main), poly("1,1 9,1 9,3 1,3", trim)
+            poly("1,1 9,1 9,8 5,6 1,8", main)
+            poly("1,1 9,1 9,3 1,3", trim)
         case "kite":
-            poly("5,0 9,4 5,10 1,4", main), poly("5,0 9,4 5,4", trim)
+            poly("5,0 9,4 5,10 1,4", main)
+            poly("5,0 9,4 5,4", trim)
         case "tower":
-            poly("3,2 7,2 8,10 2,10", main), poly("2,0 8,0 8,3 2,3", trim)
+            poly("3,2 7,2 8,10 2,10", main)
+            poly("2,0 8,0 8,3 2,3", trim)
         case "house":
-            poly("1,4 9,4 9,10 1,10", main), poly("0,4 5,0 10,4", trim)
+            poly("1,4 9,4 9,10 1,10", main)
+            poly("0,4 5,0 10,4", trim)
         case "boat":
-            poly("0,7 10,7 8,10 2,10", main), poly("5,0 9,6 5,6", trim)
+            poly("0,7 10,7 8,10 2,10", main)
+            poly("5,0 9,6 5,6", trim)
         case "tree":
-            poly("5,0 9,7 1,7", main), poly("4,7 6,7 6,10 4,10", trim)
+            poly("5,0 9,7 1,7", main)
+            poly("4,7 6,7 6,10 4,10", trim)
         case "flower":
             for turn in range(5):
                 x, y = 5 + 3 * math.sin(turn * 1.2566), 5 - 3 * math.cos(turn * 1.2566)
                 oval(x - 2.1, y - 2.1, x + 2.1, y + 2.1, main)
             oval(3.4, 3.4, 6.6, 6.6, trim)
         case "heart":
-            oval(0.5, 1, 5.4, 6, main), oval(4.6, 1, 9.5, 6, main), poly("0.9,4.7 9.1,4.7 5,10", main)
+            oval(0.5, 1, 5.4, 6, main)
+            oval(4.6, 1, 9.5, 6, main)
+            poly("0.9,4.7 9.1,4.7 5,10", main)
             oval(2, 2.2, 4, 4.2, trim)
         case "ball":
-            oval(1, 1, 9, 9, main), poly("1.2,4 8.8,4 8.8,6 1.2,6", trim)
+            oval(1, 1, 9, 9, main)
+            poly("1.2,4 8.8,4 8.8,6 1.2,6", trim)
         case "cup":
-            oval(6, 3, 10, 8, main), oval(7, 4.2, 9, 6.8, trim), poly("1,1 7.5,1 7,10 1.5,10", main)
+            oval(6, 3, 10, 8, main)
+            oval(7, 4.2, 9, 6.8, trim)
+            poly("1,1 7.5,1 7,10 1.5,10", main)
         case "fish":
-            oval(0, 2.5, 7.5, 7.5, main), poly("6.5,5 10,2 10,8", trim)
+            oval(0, 2.5, 7.5, 7.5, main)
+            poly("6.5,5 10,2 10,8", trim)
         case "arrow":
-            poly("0,3.5 5.5,3.5 5.5,6.5 0,6.5", trim), poly("5,1 10,5 5,9", main)
+            poly("0,3.5 5.5,3.5 5.5,6.5 0,6.5", trim)
+            poly("5,1 10,5 5,9", main)
 
 
 def _shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, fill: Any) -> None:
@@ -275,7 +299,10 @@ class Painter:
         image = Image.new("RGB", (SIDE, SIDE))
         draw = ImageDraw.Draw(image)
         _paint_ground(draw, scene)
-        colored = lambda name: shade(PALETTE[name], scene.style.saturation)  # noqa: E731
+
+        def colored(name: str) -> tuple[int, int, int]:
+            return shade(PALETTE[name], scene.style.saturation)
+
         unit = SIDE / 64
         if scene.source == "general":
             half = {"": 21, "small": 14, "large": 28}[scene.size] * unit

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from typer.main import get_command
 
+from marble_cli import DISTRIBUTION
 from marble_cli.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +25,7 @@ def test_commands_of_rewards() -> None:
 
 
 def test_the_core_s_own_rewards_enter_like_any_other() -> None:
-    own = {e.name for e in entry_points(group="marble.rewards") if e.dist and e.dist.name == "marble"}
+    own = {e.name for e in entry_points(group="marble.rewards") if e.dist and e.dist.name == DISTRIBUTION}
     assert own == {"colorfulness", "compressibility"}
 
 

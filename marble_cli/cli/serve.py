@@ -86,7 +86,7 @@ def _limits(images: int, size: int) -> "Limits":
         from marble_cli.rewards.remote.server import Limits
     except ModuleNotFoundError as error:
         raise RequestError(
-            f"marble rewards serve needs FastAPI and uvicorn ({error}). Install them: pip install 'marble[serve]'"
+            f"marble rewards serve needs FastAPI and uvicorn ({error}). Install them: pip install 'marble-cli[serve]'"
         ) from error
     return Limits(images, size)
 

@@ -13,14 +13,13 @@ EPILOG = "Example:  marble sync runs/first"
 def sync(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Folders of runs.")],
 ) -> None:
-    """Upload what runs have kept for W&B while it could not be reached."""
-    from marble_cli.metrics.weights_and_biases import kept_offline, send
+    """Upload the whole history of runs of which W&B lacks something."""
+    from marble_cli.metrics.wandb_history import send
+    from marble_cli.trainer.lock import is_held
 
     for run in runs:
         if not (run / "config.yaml").is_file():
             raise RequestError(f"{run} is no run: it holds no config.yaml. Expected a run's folder.")
     for run in runs:
-        kept = kept_offline(run)
-        if kept:
-            send(kept)
-        typer.echo(f"{run}: {len(kept)} offline runs sent" if kept else f"{run}: nothing was kept offline")
+        steps = send(run, running=is_held(run))
+        typer.echo(f"{run}: {steps} steps sent, as one history" if steps else f"{run}: W&B lacks nothing")

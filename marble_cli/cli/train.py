@@ -57,7 +57,7 @@ def train(
     if dry_run:
         from marble_cli.trainer.plan import plan
 
-        plan(config)
+        plan(config, resume)
         return
     if ours and launcher.nodes > 1:
         raise RequestError(
@@ -80,7 +80,7 @@ def _job(config: "RunConfig", resume: str, *, dry_run: bool) -> None:
     from marble_cli.trainer.preflight import check_geometry
 
     if dry_run:
-        plan(config)
+        plan(config, resume)
         typer.echo(script(config, resume), nl=False)
         return
     check_geometry(config, processes(config))

@@ -274,7 +274,7 @@ class Trainer:
 @dataclass
 class Wandb:
     mode: WandbMode = MISSING
-    project: str = MISSING
+    project: str | None = MISSING
     entity: str | None = MISSING
 
 

@@ -103,7 +103,7 @@ def _library(module: str, why: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise DataError(
-            f"{why}, for which {module.split('.')[0]} is missing here ({error}). Install it: pip install 'marble[data]'"
+            f"{why}, for which {module.split('.')[0]} is missing here ({error}). Install it: pip install 'marble-cli[data]'"
         ) from error
 
 

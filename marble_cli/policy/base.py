@@ -1,6 +1,6 @@
 """What the trainer, the rollout and the evaluation need of an image model, and what a family of models adds to that."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -172,11 +172,11 @@ class Family(Protocol):
         """Embeddings of negative prompts, alike."""
         ...
 
-    @staticmethod
-    def guided(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-        """Velocity [B, C, H, W] under classifier-free guidance, of those with the prompt and with the negative prompt.
+    @property
+    def guided(self) -> Callable[[Tensor, Tensor, float], Tensor]:
+        """Combine the velocities [B, C, H, W] with the prompt and with the negative prompt under guidance.
 
-        `scale` is above 1 and means what it means to the pipeline.
+        The last argument is a scale above 1 that means what it means to the pipeline.
         """
         ...
 

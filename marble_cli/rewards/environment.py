@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from marble_cli import __version__
+from marble_cli import DISTRIBUTION, __version__
 from marble_cli.errors import ConfigError, RequestError, RewardError
 from marble_cli.rewards.registry import installed
 
@@ -85,7 +85,7 @@ def install(name: str, source: str | None) -> Environment:
     (folder / RECORD).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     python = _ensure_venv(folder / "venv")
-    own = _requirement(distribution("marble"), "[serve]")
+    own = _requirement(distribution(DISTRIBUTION), "[serve]")
     pip = [python, "-P", "-m", "pip", "install", "--upgrade", "--disable-pip-version-check", *own, *wanted]
     done = subprocess.run(pip, env=clean_environ(), stdout=2, check=False)
     if done.returncode:
@@ -152,7 +152,7 @@ def _plugin(name: str, source: str | None) -> list[str]:
             f"no reward or distribution {name!r} is installed here. Say what to install: marble rewards install {name} "
             f"--from PATH|REQUIREMENT, e.g. --from plugins/marble-reward-{name}."
         ) from None
-    if known.name == "marble":
+    if known.name == DISTRIBUTION:
         raise RequestError(f"{name} is one of marble's own rewards and needs no environment of its own.")
     return _requirement(known)
 
@@ -186,7 +186,7 @@ def _offers(python: str, name: str, source: str | None) -> tuple[str, tuple[str,
             f"marble does not start in {python} (exit code {done.returncode}); what it wrote stands above."
         )
     listed = json.loads(done.stdout)
-    rows = [row for row in listed["rewards"] if row["distribution"] != "marble"]
+    rows = [row for row in listed["rewards"] if row["distribution"] != DISTRIBUTION]
     for row in rows:
         if row["error"]:
             raise RewardError(f"in the new environment, {row['error']}")

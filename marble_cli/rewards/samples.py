@@ -41,7 +41,9 @@ def _embedded_prompts() -> list[list[dict[str, Any]]]:
     """Held-out rows of each embedded prompt source."""
     folder = files("marble_cli") / "assets" / "tiny" / "prompts"
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is missing: this installation lacks its prompt files. Reinstall marble.")
+        raise ConfigError(
+            f"{folder} is missing: this installation lacks its prompt files. Reinstall marble-cli."
+        )
     sources = sorted((entry for entry in folder.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
     texts = [(source / "test.jsonl").read_text("utf-8") for source in sources]
     return [[json.loads(line) for line in text.splitlines()] for text in texts]

@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from marble_cli.balance.registry import build
+from marble_cli.checkpoint.store import step_of
 from marble_cli.config.schema import BalanceMode, Parallel, RunConfig, SharedTerm, Train
 from marble_cli.data.prompts import Prompt, lacking, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.folder import check_writable
+from marble_cli.metrics.wandb_destination import destination
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.size import model_size
@@ -21,7 +23,9 @@ from marble_cli.policy.source import DTYPES
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.lane import required
 from marble_cli.rollout.collect import judged_as
+from marble_cli.trainer.continuation import find_checkpoint
 from marble_cli.trainer.geometry import geometry, processes
+from marble_cli.trainer.lock import RunLock
 from marble_cli.trainer.memory import describe, memory
 from marble_cli.trainer.preflight import (
     applicable,
@@ -72,17 +76,20 @@ def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
     return UTILISATION * 2 * side**3 / (time.perf_counter() - began)
 
 
-def plan(config: RunConfig) -> None:
+def plan(config: RunConfig, resume: str = "auto") -> None:
     """Check everything that needs no weights and print the plan of a run.
 
     Raises:
-        RequestError: prompts, rewards, balance, geometry or the run's folder are wrong.
+        RequestError: prompts, rewards, balance, geometry or the run's folder are wrong, or the folder has another run.
         UnreachableError: a reward's server does not answer; the plan is printed first.
     """
     check_geometry(config, processes(config))
     unset = lacking(config.data) if config.data.root is None else None
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
-    existing = check_writable(Path(config.run.dir), "run.dir=")
+    folder = Path(config.run.dir)
+    existing = check_writable(folder, "run.dir=")
+    RunLock(folder).check()
+    checkpoint = find_checkpoint(folder, config, resume)
     check_cache(config)
     declarations: dict[str, Declaration] = {}
     unreachable = None
@@ -92,12 +99,13 @@ def plan(config: RunConfig) -> None:
     except UnreachableError as error:  # most of the plan can be told all the same
         unreachable = error
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
-    counts, trainer = geometry(config), config.trainer
+    counts, trainer, figures = geometry(config), config.trainer, destination(config.logging.wandb)
     rows: list[tuple[str, str]] = [
         (
             "run",
             f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)",
         ),
+        ("begins", f"after step {step_of(checkpoint)}: {checkpoint}" if checkpoint else "at step 1"),
         ("evaluated on", _evaluation(config)),
         ("rewards", ", ".join(config.rewards)),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
@@ -107,6 +115,7 @@ def plan(config: RunConfig) -> None:
         ("a refresh", f"on {_refreshed(config)} micro-batches"),
         ("processes", _shares(config)),
         ("the transformer", _layout(config)),
+        ("W&B", "; ".join([str(figures), *figures.unheard])),
     ]
     size = model_size(config.model)
     device = pick_device(config.model.device)

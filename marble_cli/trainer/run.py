@@ -1,7 +1,5 @@
 """`marble train`: from a configuration to a finished run folder."""
 
-import hashlib
-import json
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,22 +14,26 @@ from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.registry import build as build_balance
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.manifest import REMEDY
-from marble_cli.config.compose import dump, load_resolved
+from marble_cli.config.compose import dump
 from marble_cli.config.schema import Parallel, RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.layout import choose
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.errors import CheckpointError, RequestError
+from marble_cli.errors import CheckpointError
 from marble_cli.folder import check_inside, check_writable, write_whole
+from marble_cli.metrics.wandb_destination import destination
+from marble_cli.metrics.wandb_history import forget
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.origin import check_origin, read_origin
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import evaluation_rollout, training_rollout
 from marble_cli.signals import Interrupt
+from marble_cli.trainer import lock
 from marble_cli.trainer.balance_state import recall
 from marble_cli.trainer.common import Stored, common_checkpoint, common_config, judged_by, read
+from marble_cli.trainer.continuation import find_checkpoint, newest, passed_over
 from marble_cli.trainer.loop import Trainer
 from marble_cli.trainer.memory import check_memory
 from marble_cli.trainer.preflight import (
@@ -48,104 +50,8 @@ from marble_cli.trainer.step import make_descent
 
 log = logging.getLogger("marble.run")
 
-WRITTEN = (
-    "config.yaml",
-    "metrics.jsonl",
-    "log.txt",
-    "checkpoints",
-    "samples",
-    "skipped",
-    "wandb",
-)  # in a run's folder
-REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional", "url", "token_env", "isolated")
-# What may differ when a run goes on: how long, how often it looks, where it reports, and how it lives with its memory.
-CONTINUABLE = {
-    "run": ("name", "dir"),
-    "model": ("embedding_cache", "gradient_checkpointing", "compile", "device"),
-    "rollout": ("batch_size",),
-    "trainer": (
-        "steps", "checkpoint_every", "keep_last", "keep_every", "best", "eval_every", "eval_prompts", "encode_ahead",
-        "max_skipped", "pending_batches",
-        "micro_batch_size", "parallel", "fsdp",
-    ),
-    "logging": None,
-    "launcher": None,
-}  # fmt: skip
-
-
-def fingerprint(config: RunConfig) -> str:
-    """SHA-256 of every key that changes what is learned."""
-    tree = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(tree, dict)
-    for group, keys in CONTINUABLE.items():
-        if keys is None:
-            tree.pop(group)
-        else:
-            tree[group] = {key: value for key, value in tree[group].items() if key not in keys}
-    for reward in (*tree["rewards"].values(), *tree["eval_rewards"].values()):
-        for key in REWARDS_MAY_CHANGE:
-            reward.pop(key)
-    tree["order"] = [
-        list(config.rewards),
-        list(config.data.sources),
-    ]  # it places rewards in the balance's cache
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def find_checkpoint(folder: Path, config: RunConfig, resume: str) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh start.
-
-    Raises:
-        RequestError: the folder belongs to another configuration, or is not to be resumed but holds a run.
-        CheckpointError: the named checkpoint does not exist, or the run has some and none is valid.
-    """
-    written = folder / "config.yaml"
-    if written.is_file() and resume == "never":
-        raise RequestError(
-            f"{folder} holds a run already and --resume never asks for a fresh one. "
-            "Choose another folder with run.dir=..., or continue it with --resume auto."
-        )
-    if not written.is_file() and (folder / "checkpoints").is_dir() and resume in ("auto", "never"):
-        raise RequestError(
-            f"{folder} holds checkpoints and no config.yaml that says which run they are of. Choose another folder with "
-            f"run.dir=..., or name the checkpoint to start from: --resume {folder}/checkpoints/step-..."
-        )
-    if written.is_file() and fingerprint(load_resolved(written)) != fingerprint(config):
-        raise RequestError(
-            f"{folder} belongs to a run with another configuration ({written}). Nothing was changed. "
-            f"Choose another folder with run.dir=..., or continue that run: marble train --config-name {written}"
-        )
-    if resume not in ("auto", "never"):
-        return store.resolve(resume)
-    if not written.is_file():
-        return None
-    return _newest(folder)
-
-
-def _newest(folder: Path, before: int | None = None) -> Path | None:
-    """The run's newest valid checkpoint, with a word on each that is passed over; None where there is none at all.
-
-    Raises:
-        CheckpointError: there are some, and none is valid: starting over would write over them.
-    """
-    found, skipped = store.newest_valid(folder, before)
-    for path, reason in skipped:
-        _passed_over(path, reason)
-    if found is None and skipped:
-        raise CheckpointError(
-            f"{folder} holds {len(skipped)} checkpoints and none is valid. Nothing was changed. The newest: "
-            f"{_fault(skipped[0][1])} To start over, choose another folder with run.dir=..., or move its checkpoints/ away."
-        )
-    return found
-
-
-def _passed_over(path: Path, reason: str) -> None:
-    log.warning("checkpoint %s is not usable and was passed over: %s", path.name, _fault(reason))
-
-
-def _fault(reason: str) -> str:
-    """Without the advice to do what is being done."""
-    return reason.removesuffix(f" {REMEDY}")
+# In a run's folder.
+WRITTEN = ("config.yaml", "metrics.jsonl", "log.txt", "checkpoints", "samples", "skipped", "wandb", lock.NAME)
 
 
 def build_optimizer(config: RunConfig, policy: Policy) -> torch.optim.Optimizer:
@@ -171,6 +77,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         log.disabled = not ranks.is_main  # of what every rank would say alike
         config = common_config(ranks, config)
         folder = Path(config.run.dir)
+        held = stack.enter_context(lock.RunLock(folder))
         checkpoint = None
         with ranks.agreed():
             check_geometry(config, ranks.world)
@@ -178,6 +85,9 @@ def train(config: RunConfig, *, resume: str) -> int:
             if ranks.is_main:
                 check_writable(folder, "run.dir=")
                 check_inside(folder, WRITTEN)
+                if folder.is_dir():
+                    held.take()
+                destination(config.logging.wandb)
             check_cache(config)
             declarations = check_plugins(config)
             check_groups(config, declarations)
@@ -198,6 +108,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             check_memory(config, device)
             if ranks.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
+                held.take()
                 store.sweep(folder)
             policy = load_policy(config.model, config.trainer.seed, layout.place)
         rewards = {**config.rewards, **config.eval_rewards}
@@ -230,6 +141,8 @@ def prepare(folder: Path, checkpoint: Path | None, progress: Progress, config: R
     for path in store.set_aside(folder, progress.step) if checkpoint else ():
         log.warning("going back before %s, which is kept as %s", path.name.split("-", 1)[1], path.name)
     store.point_best(folder, progress.best_step)
+    if not (folder / "config.yaml").is_file():
+        forget(folder)
     if checkpoint is None or not (folder / "config.yaml").is_file():
         write_whole(folder / "config.yaml", dump(config))
 
@@ -267,10 +180,10 @@ def go_on(
         with ranks.agreed():
             if checkpoint is not None and ranks.is_main:
                 fault = fault or CheckpointError(f"{checkpoint} fits here, and not on another node.")
-                older = None if named else _newest(folder, store.step_of(checkpoint))
+                older = None if named else newest(folder, store.step_of(checkpoint))
                 if older is None:
                     raise fault
-                _passed_over(checkpoint, str(fault))
+                passed_over(checkpoint, str(fault))
         checkpoint = common_checkpoint(ranks, folder, older, named=True)
 
 

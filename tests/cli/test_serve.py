@@ -39,7 +39,7 @@ def test_without_its_extra_the_command_to_install_it_is_named(
     monkeypatch.setitem(sys.modules, "fastapi", None)
     shown = marble("rewards", "serve", "colorfulness")
     assert shown.code == 2
-    assert "pip install 'marble[serve]'" in shown.err
+    assert "pip install 'marble-cli[serve]'" in shown.err
 
 
 def test_a_plan_is_told_though_a_server_cannot_be_reached(marble: Callable, tmp_path: Path) -> None:

@@ -199,5 +199,5 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(DataError, match=said + r".*pip install 'marble\[data\]'"):
+    with pytest.raises(DataError, match=said + r".*pip install 'marble-cli\[data\]'"):
         read(part, **keys)

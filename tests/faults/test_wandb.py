@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from marble_cli.metrics.weights_and_biases import kept_offline
+from marble_cli.metrics.wandb_history import unsent
 from tests.faults.conftest import SETTINGS, FaultRecorder, JobMaker
 from tests.faults.job import check_identical
 
@@ -26,14 +26,14 @@ def test_a_run_that_never_reaches_weights_and_biases(
     run.finish()
     assert run.said().count(f"figures are kept for `marble sync {run.run}`") == 2
     outcome = check_identical(run, undisturbed(SETTINGS, 1))
-    kept = kept_offline(run.run)
+    kept = unsent(run.run)
     assert len(kept) == 2
-    assert len({folder.name.rpartition("-")[2] for folder in kept}) == 1  # one run of W&B's
+    assert len({log.name for folder in kept for log in folder.glob("*.wandb")}) == 1  # one run of W&B's
     command = [sys.executable, "-m", "marble_cli", "sync", str(run.run)]
     sync = subprocess.run(command, env=run.environ, capture_output=True, text=True, check=False)
     assert sync.returncode == 1
     assert "W&B at http://127.0.0.1:9 cannot be reached" in sync.stderr
-    assert kept_offline(run.run) == kept
+    assert unsent(run.run) == kept
     record_fault(
         "W&B cannot be reached, at two starts", 2, run.lost(),
         f"kept offline for `marble sync RUN`, which says so while there is still no connection; {outcome}", "metrics/test_metrics.py",

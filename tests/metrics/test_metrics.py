@@ -4,19 +4,13 @@ import io
 import json
 from pathlib import Path
 
-import pytest
 import torch
-import wandb
 from PIL import Image
 from rich.console import Console
 
-from marble_cli.config.schema import Wandb, WandbMode
-from marble_cli.errors import MarbleError
-from marble_cli.metrics import weights_and_biases
 from marble_cli.metrics.figures import curves, image_grid
 from marble_cli.metrics.jsonl import MetricsLog, read, truncate_after
 from marble_cli.metrics.terminal import TerminalView
-from marble_cli.metrics.weights_and_biases import WandbRun, kept_offline, send
 
 
 def row(step: int, phase: str = "train") -> dict[str, object]:
@@ -63,36 +57,3 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     for name in ("curves.png", "grid.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 200
-
-
-def test_disabled_weights_and_biases_does_nothing(tmp_path: Path) -> None:
-    run = WandbRun(Wandb(WandbMode.disabled, "p", None), tmp_path, "n", {}, None)
-    run.write({"step": 1, "phase": "train", "x": 1.0})
-    run.close()
-    assert run.id is None
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_offline_weights_and_biases_keeps_its_id(tmp_path: Path) -> None:
-    run = WandbRun(Wandb(WandbMode.offline, "p", None), tmp_path, "n", {"a": 1}, "abc12345")
-    assert run.id == "abc12345"
-    run.write({"step": 1, "phase": "train", "x": 1.0})
-    run.close()
-    assert any((tmp_path / "wandb").glob("offline-run-*abc12345"))
-
-
-def test_figures_are_kept_where_weights_and_biases_cannot_be_reached(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(weights_and_biases, "PATIENCE", 1.0)
-    wandb.teardown()  # it remembers the service of the tests before
-    run = WandbRun(Wandb(WandbMode.online, "p", None), tmp_path, "n", {"a": 1}, "abc12345")
-    assert "W&B cannot be reached" in caplog.text
-    run.write({"step": 1, "phase": "train", "x": 1.0})
-    run.close()
-    (kept,) = kept_offline(tmp_path)
-    assert kept.name.endswith("abc12345")
-    with pytest.raises(MarbleError, match=r"W&B at http://127.0.0.1:9 cannot be reached: .* still there"):
-        send([kept])

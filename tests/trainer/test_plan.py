@@ -105,7 +105,8 @@ def test_the_plan_is_printed(
     plan(run_config(f"run.dir={tmp_path}", "trainer.steps=12"))
     said = " ".join(capsys.readouterr().out.split())
     for part in ("first 2 held-out prompts of each", "2 prompts x 3 = 6", "6 images x 1 training times = 6",
-                 "12, of which 2 refresh the balance", "1, each with 6 images in 2 batches, and 2 micro-batches; or 2, each with 3"):  # fmt: skip
+                 "12, of which 2 refresh the balance", "1, each with 6 images in 2 batches, and 2 micro-batches; or 2, each with 3",
+                 "begins at step 1", "W&B disabled (logging.wandb.mode)"):  # fmt: skip
         assert part in said
     assert not list(tmp_path.iterdir())
 

@@ -23,7 +23,8 @@ class Predictor(nn.Module):
         )  # fmt: skip
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return self.layers(embeddings)[:, 0]
+        scores: Tensor = self.layers(embeddings)[:, 0]
+        return scores
 
 
 class Aesthetic:
@@ -61,7 +62,8 @@ class Aesthetic:
         Args:
             images: uint8 [B, 3, H, W]; resized, cropped and normalised as the CLIP model's image processor says.
         """
-        return self.predictor(self.clip.images(images, self.preprocess))
+        scores: Tensor = self.predictor(self.clip.images(images, self.preprocess))
+        return scores
 
 
 def load_predictor(source: str, width: int) -> Predictor:
@@ -75,7 +77,7 @@ def load_predictor(source: str, width: int) -> Predictor:
     with loading(
         f"the aesthetic predictor {source!r}", f"model.safetensors with five layers on {width} numbers"
     ):
-        weights = load_file(cached_file(source, "model.safetensors"))
+        weights = load_file(str(cached_file(source, "model.safetensors")))
         check_tensors(weights, predictor.state_dict())
         predictor.load_state_dict(weights)
     return predictor.eval().requires_grad_(False)

@@ -46,9 +46,10 @@ class Clip:
             "the files of a CLIPModel: config.json, model.safetensors and a tokenizer",
             remedy,
         ):
-            clip, report = CLIPModel.from_pretrained(
+            loaded: Any = CLIPModel.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
+            clip, report = loaded
             if report["missing_keys"]:  # they would be drawn at random
                 raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
             self.tokenizer = AutoTokenizer.from_pretrained(source)
@@ -100,7 +101,7 @@ class TorchvisionCrop(CLIPImageProcessorPil):
     Where the excess is odd, half of it is rounded to an even number; transformers rounds it down.
     """
 
-    def center_crop(self, image: NDArray[Any], size: Any, **more: Any) -> NDArray[Any]:
+    def center_crop(self, image: NDArray[Any], size: Any, **more: Any) -> NDArray[Any]:  # type: ignore[override]
         """Cut `size` from an image [C, H, W] that is at least as large; a smaller one is left to transformers."""
         height, width = image.shape[-2:]
         if height < size.height or width < size.width:
@@ -125,6 +126,7 @@ def preprocessing(model: str, processor: type[CLIPImageProcessorPil] = Torchvisi
 
     def preprocess(images: Tensor) -> Tensor:
         made = reader(list(images.numpy()), input_data_format="channels_first", return_tensors="pt")
-        return made["pixel_values"]
+        pixels: Tensor = made["pixel_values"]
+        return pixels
 
     return preprocess

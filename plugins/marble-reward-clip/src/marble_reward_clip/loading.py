@@ -40,7 +40,7 @@ def loading(what: str, expected: str, remedy: str = HUB) -> Iterator[None]:
         OSError: for whatever is raised within.
     """
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         yield
     except Exception as error:  # the hub's client raises many kinds
@@ -48,7 +48,7 @@ def loading(what: str, expected: str, remedy: str = HUB) -> Iterator[None]:
         raise OSError(f"{what} cannot be loaded: {reason}. Expected {expected}. {remedy}") from error
     finally:
         if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

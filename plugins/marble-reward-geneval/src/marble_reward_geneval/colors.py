@@ -31,7 +31,7 @@ class TorchvisionCrop(CLIPImageProcessorPil):
     Where the excess is odd, half of it is rounded to an even number; transformers rounds it down.
     """
 
-    def center_crop(self, image: NDArray[Any], size: Any, **more: Any) -> NDArray[Any]:
+    def center_crop(self, image: NDArray[Any], size: Any, **more: Any) -> NDArray[Any]:  # type: ignore[override]
         """Cut `size` from an image [C, H, W] that is at least as large; a smaller one is left to transformers."""
         height, width = image.shape[-2:]
         if height < size.height or width < size.width:
@@ -56,10 +56,10 @@ class ColorClassifier:
         """
         place = locate(source)
         with loading(source, EXPECTED):
-            model: Any
-            model, report = CLIPModel.from_pretrained(
+            loaded: Any = CLIPModel.from_pretrained(
                 place, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
+            model, report = loaded
             check_complete(model, report)
             self.tokenizer = AutoTokenizer.from_pretrained(place)
             self.processor = TorchvisionCrop.from_pretrained(place)

@@ -14,7 +14,7 @@ def loading(what: str, expected: str, remedy: str) -> Iterator[None]:
         OSError: for whatever is raised within.
     """
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         yield
     except Exception as error:  # the hub's client raises many kinds
@@ -22,4 +22,4 @@ def loading(what: str, expected: str, remedy: str) -> Iterator[None]:
         raise OSError(f"{what} cannot be loaded: {reason}. Expected {expected}. {remedy}") from error
     finally:
         if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()

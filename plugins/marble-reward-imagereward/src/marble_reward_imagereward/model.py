@@ -1,5 +1,7 @@
 """ImageReward's network: BLIP's two encoders and a small head, saved and loaded like any transformers model."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import BlipConfig, BlipPreTrainedModel, BlipTextModel, BlipVisionModel
@@ -11,21 +13,23 @@ class ImageRewardModel(BlipPreTrainedModel):
     """From a picture and a prompt to a number; the prompt is read while looking at the picture."""
 
     config_class = BlipConfig
-    _keep_in_fp32_modules_strict = ("head",)
+    _keep_in_fp32_modules_strict = {"head"}  # noqa: RUF012
 
     def __init__(self, config: BlipConfig) -> None:
         """Random weights; `from_pretrained` loads a folder."""
         super().__init__(config)
-        self.vision_model = BlipVisionModel(config.vision_config)
-        self.text_model = BlipTextModel(config.text_config, add_pooling_layer=False)
+        text: Any = config.text_config
+        vision: Any = config.vision_config
+        self.vision_model = BlipVisionModel(vision)
+        self.text_model = BlipTextModel(text, add_pooling_layer=False)
         self.head = nn.Sequential(
-            nn.Linear(config.text_config.hidden_size, 1024), nn.Dropout(0.2),
+            nn.Linear(text.hidden_size, 1024), nn.Dropout(0.2),
             nn.Linear(1024, 128), nn.Dropout(0.2),
             nn.Linear(128, 64), nn.Dropout(0.1),
             nn.Linear(64, 16),
             nn.Linear(16, 1),
         )  # fmt: skip
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores [B] float32, standardised.
@@ -43,7 +47,8 @@ class ImageRewardModel(BlipPreTrainedModel):
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
             is_decoder=False,
         ).last_hidden_state
-        return (self.head(read[:, 0].float())[:, 0] - MEAN) / STD
+        raw: Tensor = self.head(read[:, 0].float())[:, 0]
+        return (raw - MEAN) / STD
 
 
 def published_config() -> BlipConfig:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,9 +49,10 @@ class ImageReward:
             "config.json, model.safetensors and a tokenizer",
             CONVERT,
         ):
-            network, report = ImageRewardModel.from_pretrained(
+            loaded: Any = ImageRewardModel.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
+            network, report = loaded
             if report["missing_keys"]:  # they would be drawn at random
                 raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
             self.tokenizer = AutoTokenizer.from_pretrained(source)
@@ -80,7 +82,8 @@ class ImageReward:
             prompts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
         ).to(self.model.device)
         pixels = pixels.to(self.model.device, self.model.dtype)
-        return self.model(pixels, words["input_ids"], words["attention_mask"]).cpu()
+        scores: Tensor = self.model(pixels, words["input_ids"], words["attention_mask"])
+        return scores.cpu()
 
 
 def preprocess(image: Tensor, side: int) -> Tensor:

@@ -1,0 +1,269 @@
+"""However a run was stopped, continued and connected: `marble sync` leaves one history at W&B, each step in it once."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from typer.testing import CliRunner
+
+from marble_cli.cli.app import app
+from marble_cli.config.schema import RunConfig, Wandb, WandbMode
+from marble_cli.errors import ConfigError, MarbleError, RequestError
+from marble_cli.metrics import wandb_history
+from marble_cli.metrics.jsonl import MetricsLog, truncate_after
+from marble_cli.metrics.wandb_history import identity, send, starts, unsent
+from marble_cli.metrics.weights_and_biases import WandbRun
+from marble_cli.trainer.run import train
+from tests.metrics.service import Service, serving
+
+RunConfigMaker = Callable[..., RunConfig]
+
+ID = "abc12345"
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Service]:
+    """A service that this process has a key for, and W&B knows none of its settings."""
+    with serving() as found:
+        monkeypatch.setenv("WANDB_BASE_URL", found.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+        wandb.teardown()  # it remembers the service of the tests before
+        yield found
+        wandb.teardown()
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def start(folder: Path, mode: str, first: int, last: int, run_id: str | None = ID) -> None:
+    """A start of the run that goes on before step `first` and is stopped after `last`; every second step is evaluated."""
+    (made(folder) / "config.yaml").write_text(
+        "run: {name: n}\nlogging: {wandb: {mode: auto, project: null, entity: null}}\n"
+    )
+    truncate_after(folder / "metrics.jsonl", first - 1)
+    metrics = MetricsLog(folder / "metrics.jsonl")
+    run = WandbRun(Wandb(WandbMode[mode], "p", None), folder, "n", {"a": 1}, run_id)
+    for step in range(first, last + 1):
+        rows = [{"step": step, "phase": "train", "loss": 0.5 * step, "start": first}]
+        rows += [{"step": step, "phase": "eval", "reward/ocr/mean": 2.0 * step}] if step % 2 == 0 else []
+        for row in rows:
+            metrics.write(row)
+            run.write(row)
+    metrics.close()
+    run.close()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [("offline", 1, 5)],
+        [("offline", 1, 5), ("offline", 6, 8)],  # stopped and continued
+        [
+            ("offline", 1, 5),
+            ("offline", 4, 6),
+            ("offline", 5, 8),
+            ("offline", 7, 9),
+        ],  # killed, steps done again
+        [("offline", 1, 5), ("offline", 1, 3)],  # started over before a checkpoint, and then shorter
+        [("online", 1, 5), ("offline", 6, 8)],
+        [("online", 1, 5), ("offline", 4, 8), ("offline", 9, 9)],
+        [("offline", 1, 5), ("online", 6, 8)],
+        [("offline", 1, 4), ("disabled", 5, 6), ("offline", 7, 8)],  # nobody told W&B of two steps
+    ],
+)
+def test_one_history_whatever_its_parts(
+    parts: list[tuple[str, int, int]], service: Service, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for part in parts:
+        start(run, *part)
+    last = parts[-1][2]
+    assert send(run) == last
+    assert list(service.histories) == [ID]
+    assert service.steps(ID) == list(range(1, last + 1))
+    assert service.values(ID, "loss") == [0.5 * step for step in range(1, last + 1)]
+    evaluated = [None if step % 2 else 2.0 * step for step in range(1, last + 1)]
+    assert service.values(ID, "eval/reward/ocr/mean") == evaluated
+    began = [max(first for _, first, end in parts if first <= step) for step in range(1, last + 1)]
+    assert service.values(ID, "start") == began  # of steps done again, the last
+    assert service.called[ID] == ("p", None, "n")
+    assert unsent(run) == []
+    before = {key: dict(lines) for key, lines in service.histories.items()}
+    assert send(run) == 0
+    assert service.histories == before
+
+
+def test_a_run_that_goes_on_offline_after_a_sync_is_sent_whole_again(
+    service: Service, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for first, last in ((1, 3), (4, 6)):
+        start(run, "offline", first, last)
+        assert send(run) == last
+    assert service.steps(ID) == [1, 2, 3, 4, 5, 6]
+
+
+def test_starts_without_a_checkpoint_s_id_have_that_of_the_first(service: Service, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start(run, "offline", 1, 3, run_id=None)  # killed before its first checkpoint
+    start(run, "offline", 1, 4, run_id=None)
+    ids = {log.stem for part in starts(run) for log in part.glob("run-*.wandb")}
+    assert len(starts(run)) == 2
+    assert len(ids) == 1
+    assert send(run) == 4
+    assert service.steps(ids.pop().removeprefix("run-")) == [1, 2, 3, 4]
+
+
+def test_a_folder_that_was_cleared_holds_another_run(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    config = run_config(f"run.dir={tmp_path}", "logging.wandb.mode=offline", "trainer.steps=1")
+
+    def run_id() -> str:
+        assert train(config, resume="auto") == 0
+        found = identity(tmp_path)
+        assert found is not None
+        return found.id
+
+    first = run_id()
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert run_id() == first  # started over
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "config.yaml").unlink()
+    assert run_id() != first
+
+
+def test_what_is_not_taken_is_kept(service: Service, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start(run, "offline", 1, 3)
+    kept = unsent(run)
+    service.broken = True
+    with pytest.raises(MarbleError, match=r"W&B did not take the run's history: .*everything is still there"):
+        send(run)
+    assert unsent(run) == kept
+    service.broken = False
+    assert send(run) == 3
+
+
+def test_what_a_run_is_still_writing_stays_to_be_sent(service: Service, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start(run, "offline", 1, 3)
+    start(run, "offline", 4, 5)
+    assert send(run, running=True) == 5
+    assert unsent(run) == starts(run)[-1:]
+    assert send(run) == 5
+    start(run, "offline", 6, 6)
+    going = WandbRun(Wandb(WandbMode.online, "p", None), run, "n", {}, ID)
+    with pytest.raises(RequestError, match="still sending its figures itself"):
+        send(run, running=True)
+    going.close()
+
+
+def test_a_run_without_a_word_of_what_it_is_called(service: Service, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start(run, "offline", 1, 2)
+    (run / "wandb" / "run.json").unlink()
+    assert send(run) == 2
+    assert service.called[ID] == ("marble", None, "n")
+    start(run, "offline", 3, 3)
+    (run / "wandb" / "run.json").write_text("{")
+    with pytest.raises(RequestError, match=r"run\.json cannot be read .*Delete it"):
+        send(run)
+
+
+def test_pictures_come_along(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    run = tmp_path / "run"
+    start(run, "offline", 1, 4)
+    (run / "samples").mkdir()
+    for step in (2, 6):  # of step 6 there is no row: the evaluation was abandoned
+        Image.new("RGB", (4, 4)).save(run / "samples" / f"step-{step:08d}.png")
+    assert send(run) == 4
+    shown = service.values(ID, "samples")
+    assert [value is not None for value in shown] == [False, True, False, False]
+
+
+def test_figures_are_kept_where_weights_and_biases_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(wandb_history, "PATIENCE", 1.0)
+    wandb.teardown()
+    start(tmp_path, "online", 1, 2)
+    assert "W&B cannot be reached" in caplog.text
+    (kept,) = unsent(tmp_path)  # what was tried online holds nothing
+    assert kept.name.startswith("offline-run-")
+    assert identity(tmp_path).id == ID  # type: ignore[union-attr]
+    with pytest.raises(MarbleError, match=r"W&B at http://127.0.0.1:9 cannot be reached: .* still there"):
+        send(tmp_path)
+    wandb.teardown()
+
+
+def test_an_online_start_says_what_is_missing(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(tmp_path, "offline", 1, 2)
+    assert "lacks earlier steps" not in caplog.text
+    start(tmp_path, "online", 3, 4)
+    assert f"W&B lacks earlier steps of this run; when it has ended: marble sync {tmp_path}" in caplog.text
+
+
+def test_a_start_offline_is_a_log_of_its_own_steps(tmp_path: Path) -> None:
+    start(tmp_path, "offline", 1, 2)
+    start(tmp_path, "offline", 3, 3)
+    assert len(starts(tmp_path)) == 2
+    found = identity(tmp_path)
+    assert found is not None
+    assert (found.id, found.name, found.project, found.config) == (ID, "n", "p", {"a": 1})
+
+
+def test_a_run_follows_its_variables_and_says_which_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    wandb.teardown()
+    WandbRun(Wandb(WandbMode.auto, None, None), made(tmp_path / "one"), "n", {}, ID).close()
+    assert "not followed" not in caplog.text
+    monkeypatch.setenv("WANDB_MODE", "online")
+    WandbRun(Wandb(WandbMode.offline, "ours", None), made(tmp_path / "other"), "n", {}, ID).close()
+    for words in (
+        "mode=offline is set, so WANDB_MODE=online",
+        "project=ours is set, so WANDB_PROJECT=theirs",
+    ):
+        assert f"logging.wandb.{words} is not followed" in caplog.text
+    for name, project in (("one", "theirs"), ("other", "ours")):
+        assert identity(tmp_path / name).project == project  # type: ignore[union-attr]
+        assert [start.name.startswith("offline-") for start in starts(tmp_path / name)] == [True]
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    with pytest.raises(ConfigError, match="WANDB_MODE='onlin' is no mode"):
+        WandbRun(Wandb(WandbMode.auto, None, None), tmp_path / "third", "n", {}, ID)
+    wandb.teardown()
+
+
+def test_disabled_weights_and_biases_does_nothing(tmp_path: Path) -> None:
+    run = WandbRun(Wandb(WandbMode.disabled, "p", None), tmp_path, "n", {}, None)
+    run.write({"step": 1, "phase": "train", "x": 1.0})
+    run.images(1, torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ["a cup"])
+    run.close()
+    assert run.id is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command(service: Service, tmp_path: Path) -> None:
+    start(tmp_path / "one", "offline", 1, 2)
+    start(tmp_path / "other", "disabled", 1, 2)
+    shown = CliRunner().invoke(app, ["sync", str(tmp_path / "one"), str(tmp_path / "other")])
+    assert shown.exit_code == 0
+    assert shown.output.splitlines() == [
+        f"{tmp_path / 'one'}: 2 steps sent, as one history",
+        f"{tmp_path / 'other'}: W&B lacks nothing",
+    ]
+    assert json.loads((tmp_path / "one" / "wandb" / "run.json").read_text())["id"] == ID
