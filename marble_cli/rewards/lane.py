@@ -113,7 +113,9 @@ class Lane:
             return values, failed
         infinite = torch.isinf(answer)
         if infinite.any():
-            self.error = _said(reason) if reason else f"returned {answer[infinite][0].item()}"
+            said = _said(reason) if reason else f"returned {answer[infinite][0].item()}"
+            prompt = repr(part.prompts[int(infinite.int().argmax())])
+            self.error = said if prompt in said else f"{said} (prompt {prompt})"
             log.warning("reward %s failed on %d images: %s", self.name, int(infinite.sum()), self.error)
         values[asked] = torch.where(infinite, torch.nan, answer)
         failed[asked] = infinite

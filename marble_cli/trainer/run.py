@@ -167,7 +167,7 @@ def train(config: RunConfig, *, resume: str) -> int:
     with Ranks(config.model.device, always=sharded) as ranks, Interrupt() as interrupt, ExitStack() as stack:
         log.disabled = not ranks.is_main  # of what every rank would say alike
         config = common_config(ranks, config)
-        folder = Path(config.run.dir)
+        folder = Path(config.run.dir).absolute()  # wherever a plugin may go
         checkpoint = None
         with ranks.agreed():
             check_geometry(config, ranks.world)
@@ -224,6 +224,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             config, folder, policy, optimizer, judges.only(names), judges, sampler, prompts, rollout,
             Director(config, names, policy, balance, layout), layout, recorder, progress,
         )  # fmt: skip
+        interrupt.arm()  # whatever plugins and W&B have set
         return trainer.run(interrupt)
 
 
