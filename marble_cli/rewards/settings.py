@@ -52,18 +52,22 @@ def _of(owner: Any, *keys: str) -> tuple[Callable[[], Any], Callable[[Any], None
 
 
 def _read_precision() -> Any:
-    """Return the older setting, None where it cannot express the newer ones, and the newer ones."""
-    try:
-        older = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        older = None
-    return older, tuple(backend.fp32_precision for backend in BACKENDS)
+    """Return the older settings, None where they cannot express the newer ones, and the newer ones."""
+    older = []
+    for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cudnn.allow_tf32):
+        try:
+            older.append(read())
+        except RuntimeError:
+            older.append(None)
+    return older, [backend.fp32_precision for backend in BACKENDS]
 
 
 def _write_precision(value: Any) -> None:
-    older, newer = value
-    if older is not None:
-        torch.set_float32_matmul_precision(older)
+    (products, convolutions), newer = value
+    if products is not None:
+        torch.set_float32_matmul_precision(products)
+    if convolutions is not None:
+        torch.backends.cudnn.allow_tf32 = convolutions
     for backend, precision in zip(BACKENDS, newer, strict=True):
         backend.fp32_precision = precision
 
