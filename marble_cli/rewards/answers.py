@@ -1,6 +1,7 @@
 """What a plugin answers, as numbers."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,15 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
 
 def failure(answer: Any) -> BaseException | None:
     """Return the first exception that stands in the place of a score in a plugin's answer."""
-    scores = answer if isinstance(answer, list | tuple) else ()
-    return next((score for score in scores if isinstance(score, BaseException)), None)
+    return next((score for score in _scores(answer) if isinstance(score, BaseException)), None)
+
+
+def _scores(answer: Any) -> list[Any]:
+    """Return the elements of a list or the like, of an array of objects too; none of anything else."""
+    if isinstance(answer, np.ndarray) and answer.dtype.kind == "O" and answer.ndim == 1:
+        return list(answer)
+    plain = isinstance(answer, Sequence) and not isinstance(answer, str | bytes | bytearray)
+    return list(answer) if plain else []
 
 
 def _tensor(answer: Any) -> Tensor:
@@ -51,12 +59,10 @@ def _tensor(answer: Any) -> Tensor:
         if answer.is_complex() or answer.layout is not torch.strided:
             raise TypeError(f"a tensor of {answer.dtype}, {answer.layout}")
         return answer.detach().to("cpu", torch.float64, copy=True)
-    if isinstance(answer, list | tuple) and not any(isinstance(score, list | tuple) for score in answer):
-        return torch.tensor([_number(score) for score in answer], dtype=torch.float64)
-    array = np.ma.asanyarray(answer) if isinstance(answer, np.ma.MaskedArray) else np.asarray(answer)
-    if array.dtype.kind == "O" and array.ndim == 1:
-        return torch.tensor([_number(score) for score in array], dtype=torch.float64)
-    return torch.from_numpy(_plain(array))
+    scores = _scores(answer)
+    if scores and not any(isinstance(score, list | tuple) for score in scores):
+        return torch.tensor([_number(score) for score in scores], dtype=torch.float64)
+    return torch.from_numpy(_plain(np.ma.asanyarray(answer)))
 
 
 def _number(score: Any) -> float:

@@ -82,13 +82,15 @@ def test_a_signal_ends_a_child_and_not_the_run(
     write: Write, interrupt: Interrupt, number: signal.Signals
 ) -> None:
     called = f"""
+    heard, told = os.pipe()
     child = os.fork()
     if not child:
         try:
+            os.write(told, b"!")
             time.sleep(60)
         finally:
             os._exit(9)
-    time.sleep(0.1)
+    os.read(heard, 1)
     os.kill(child, {int(number)})
     seen.append(os.waitpid(child, 0)[1])
     """
