@@ -196,7 +196,7 @@ def _put_back(noted: "list[tuple[Setting, Any]]") -> dict[str, str]:
     changed = {}
     for setting, before in noted:
         now = setting.read()
-        if now == before:
+        if setting.same(before, now):
             continue
         values = f"{before} -> {now}"
         changed[setting.name] = f"{setting.name} ({values})" if len(values) < SHOWN else setting.name

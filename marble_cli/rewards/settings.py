@@ -7,6 +7,7 @@ variables that concern libraries (HF_HOME, TOKENIZERS_PARALLELISM, ...); filters
 import gc
 import locale
 import logging
+import operator
 import os
 import random
 import socket
@@ -31,11 +32,12 @@ BACKENDS: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class Setting:
-    """Something that can be read and written; `name` as messages call it."""
+    """Something that can be read and written; `name` as messages call it, `same` of what was read before and after."""
 
     name: str
     read: Callable[[], Any]
     write: Callable[[Any], Any]
+    same: Callable[[Any, Any], bool] = operator.eq
 
 
 def _of(owner: Any, *keys: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
@@ -210,13 +212,14 @@ def _write_logging(before: Any) -> None:
         logger.disabled, logger.propagate, logger.handlers[:] = disabled, propagate, handlers
 
 
-def _read_filters() -> list[Any]:
-    return [row for row in warnings.filters if row[0] == "error"]
+def _same_filters(before: list[Any], now: list[Any]) -> bool:
+    """Tell whether filters are the same but for new ones that make no errors of warnings."""
+    return [row for row in now if row[0] == "error" or row in before] == before
 
 
 def _write_filters(before: list[Any]) -> None:
-    kept = [row for row in warnings.filters if row[0] != "error" or row in before]
-    warnings.filters[:] = kept  # type: ignore[index]
+    new = [row for row in warnings.filters if row[0] != "error" and row not in before]
+    warnings.filters[:] = new + before  # type: ignore[index]
     warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
@@ -238,7 +241,7 @@ QUIET = (
     Setting("the environment variables of the run", _read_environ, _write_environ),
     Setting("the mask of new files' rights", _read_umask, os.umask),
     Setting("the run's loggers, or the root logger", _read_logging, _write_logging),
-    Setting("which warnings are errors", _read_filters, _write_filters),
+    Setting("which warnings are errors", lambda: list(warnings.filters), _write_filters, _same_filters),
     Setting(
         "the locale",
         lambda: locale.setlocale(locale.LC_ALL),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from marble_cli.rewards.registry import installed
+
 Write = Callable[..., str]
 NUMBERS = itertools.count()
 
@@ -22,8 +24,9 @@ def write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Write]:
     `write(source="...")` gives the module whole.
     """
     monkeypatch.syspath_prepend(str(tmp_path))
-    entries: dict[str, EntryPoint] = {}
-    monkeypatch.setattr("marble_cli.rewards.registry.installed", lambda: entries)
+    entries = dict(installed())
+    for place in ("config.compose", "config.validate", "rewards.registry"):
+        monkeypatch.setattr(f"marble_cli.{place}.installed", lambda: entries)
 
     def make(source: str | None = None, *, imported: str = "", built: str = "", called: str = "") -> str:
         name = f"ill_mannered_{next(NUMBERS)}"
