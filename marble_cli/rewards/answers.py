@@ -94,6 +94,4 @@ def _plain(array: Any) -> "np.ndarray[Any, np.dtype[np.float64]]":
     """Return an array or scalar of numpy as a copy in float64, NaN where it is masked."""
     if array.dtype.kind not in NUMBERS:
         raise TypeError(f"scores are {array.dtype}")
-    if isinstance(array, np.ma.MaskedArray):
-        return np.asarray(array.astype(np.float64).filled(np.nan))
-    return np.array(array, dtype=np.float64)
+    return np.asarray(np.ma.filled(np.array(array, dtype=np.float64, subok=True), np.nan))

@@ -21,7 +21,8 @@ from marble_cli.output import reserved
 from marble_cli.signals import Watch, kept
 
 if TYPE_CHECKING:
-    from marble_cli.rewards.settings import RandomState, Setting
+    from marble_cli.rewards.settings import Setting
+    from marble_cli.rewards.streams import RandomState
 
 log = logging.getLogger("marble")
 
@@ -128,7 +129,7 @@ class AtWork:
                     changes |= self._leave_streams(stage)
 
     def _enter_streams(self, stage: Stage) -> None:
-        from marble_cli.rewards.settings import RandomState
+        from marble_cli.rewards.streams import RandomState
 
         self.host = self.began = RandomState.read(gpus=stage is not Stage.CALL)
         if stage is Stage.CALL and self.called is not None:
@@ -140,7 +141,7 @@ class AtWork:
 
         To draw from torch's stream, as every network does that is built, is no reason to be told; to seed it is.
         """
-        from marble_cli.rewards.settings import RandomState
+        from marble_cli.rewards.streams import RandomState
 
         assert self.host is not None
         assert self.began is not None

@@ -101,7 +101,8 @@ class Lane:
         if not rows:
             return values, failed
         asked = torch.tensor(rows, dtype=torch.int64)
-        part = Batch(batch.images[asked], [batch.prompts[i] for i in rows], metadata)
+        images = batch.images if len(rows) == len(batch.images) else batch.images[asked]
+        part = Batch(images, [batch.prompts[i] for i in rows], metadata)
         try:
             answer, reason = self._retrying()(self.attempt, part)
         except RewardError:

@@ -9,7 +9,6 @@ import locale
 import logging
 import operator
 import os
-import random
 import socket
 import sys
 import warnings
@@ -24,9 +23,10 @@ OURS = (
     "MARBLE_", "WANDB_", "SLURM_", "MASTER_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
     "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
 )  # fmt: skip
+LIBRARIES: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
 BACKENDS: tuple[Any, ...] = (
-    torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.cudnn.conv, torch.backends.cudnn.rnn,
-    torch.backends.mkldnn, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn,
+    torch.backends, torch.backends.cuda.matmul,
+    *(part for library in LIBRARIES for part in (library, library.conv, library.rnn)), LIBRARIES[1].matmul,
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def _of(owner: Any, *keys: str) -> tuple[Callable[[], Any], Callable[[Any], None
 
 def _read_precision() -> Any:
     """Return the older settings, None where they cannot express the newer ones, and the newer ones."""
-    older = []
+    older: list[Any] = []
     for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cudnn.allow_tf32):
         try:
             older.append(read())
@@ -79,6 +79,11 @@ def _folder() -> str | None:
         return os.getcwd()
     except FileNotFoundError:  # it was removed
         return None
+
+
+def _go(folder: str | None) -> None:
+    if folder is not None:
+        os.chdir(folder)
 
 
 def _read_algorithms() -> tuple[bool, bool]:
@@ -116,7 +121,7 @@ PROCESS = (
         _read_anomalies,
         lambda value: torch.autograd.set_detect_anomaly(*value),
     ),
-    Setting("the working directory", _folder, lambda folder: folder and os.chdir(folder)),
+    Setting("the working directory", _folder, _go),
     Setting(
         "the level up to which logging is off",
         lambda: logging.root.manager.disable,
@@ -145,8 +150,13 @@ def _read_device() -> torch.device | None:
         return None
 
 
-def _read_cuda_device() -> int | None:
+def _read_gpu() -> int | None:
     return torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+
+def _write_gpu(index: int | None) -> None:
+    if index is not None:
+        torch.cuda.set_device(index)
 
 
 def _flushes_denormals() -> bool:
@@ -166,11 +176,7 @@ THREAD = (
         _read_device,
         lambda device: torch.set_default_device(None if device == torch.device("cpu") else device),
     ),
-    Setting(
-        "the current GPU",
-        _read_cuda_device,
-        lambda index: index is not None and torch.cuda.set_device(index),
-    ),
+    Setting("the current GPU", _read_gpu, _write_gpu),
     Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
     Setting("the flushing of denormal numbers", _flushes_denormals, torch.set_flush_denormal),
     Setting("numpy's treatment of errors", np.geterr, lambda errors: np.seterr(**errors)),
@@ -250,45 +256,3 @@ QUIET = (
     Setting("standard error", lambda: sys.stderr, lambda stream: setattr(sys, "stderr", stream)),
     Setting("garbage collection", gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
 )
-
-
-@dataclass(frozen=True, eq=False)
-class RandomState:
-    """Where the global streams of random numbers are, of torch, its GPUs, numpy and Python; `seed` is torch's."""
-
-    seed: int
-    torch: torch.Tensor
-    gpus: tuple[torch.Tensor, ...]
-    numpy: Any
-    python: Any
-
-    @classmethod
-    def read(cls, *, gpus: bool) -> "RandomState":
-        """Note where they are; on GPUs only if asked to, and if GPUs are in use."""
-        devices = torch.cuda.get_rng_state_all() if gpus and torch.cuda.is_initialized() else ()
-        numpy = np.random.get_state()  # noqa: NPY002 - that stream is meant
-        return cls(torch.initial_seed(), torch.get_rng_state(), tuple(devices), numpy, random.getstate())
-
-    def write(self) -> None:
-        torch.set_rng_state(self.torch)
-        if self.gpus:
-            torch.cuda.set_rng_state_all(self.gpus)
-        np.random.set_state(self.numpy)  # noqa: NPY002
-        random.setstate(self.python)
-
-    def moved(self, later: "RandomState") -> list[str]:
-        """Name the streams that are elsewhere in `later`."""
-        mine, theirs = (*self.gpus, self.torch), (*later.gpus, later.torch)
-        return [
-            name
-            for name, same in (
-                ("torch", len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))),
-                (
-                    "numpy",
-                    repr(self.numpy[2:]) == repr(later.numpy[2:])
-                    and np.array_equal(self.numpy[1], later.numpy[1]),
-                ),
-                ("Python", self.python == later.python),
-            )
-            if not same
-        ]
