@@ -1,4 +1,4 @@
-"""Standard output belongs to what a command answers, down to the file descriptor that C libraries write to."""
+"""Keep standard output for a command's answer, down to the file descriptor that C libraries write to."""
 
 import atexit
 import ctypes
@@ -14,9 +14,15 @@ from typing import TextIO
 def reserved() -> Iterator[TextIO]:
     """Keep standard output for what is written to the stream that this yields.
 
-    Whatever else is printed within, by Python, a C library or a program that is started, goes to standard error.
+    Whatever else is printed within, by Python, a C library or another program, goes to standard error.
     """
     outer = sys.stdout
+    if (
+        outer is None or sys.stderr is None
+    ):  # closed by whoever started the process: nothing can be kept apart
+        with open(os.devnull, "w") as nowhere:
+            yield outer or nowhere
+        return
     _flush(outer)
     with os.fdopen(os.dup(1), "w", encoding=outer.encoding, errors=outer.errors) as own:
         os.dup2(2, 1)
@@ -32,7 +38,7 @@ def reserved() -> Iterator[TextIO]:
 
 @contextmanager
 def answering() -> Iterator[TextIO]:
-    """Reserve standard output for a command's answer; what plugins print as the process ends is none of it either."""
+    """Reserve standard output for a command's answer, until the process has ended."""
     with reserved() as own:
         yield own
     atexit.unregister(_end)
@@ -53,5 +59,6 @@ def _is_descriptor_1(stream: TextIO) -> bool:
 
 
 def _end() -> None:
-    _flush(sys.stdout)
-    os.dup2(2, 1)
+    if sys.stdout is not None and sys.stderr is not None:
+        _flush(sys.stdout)
+        os.dup2(2, 1)

@@ -19,8 +19,8 @@ KEPT = (*EXIT_CODES, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)  # whose han
 class Interrupt:
     """While entered, `exit_code` is None until a signal asks the run to stop; a second Ctrl+C stops at once.
 
-    A process that is forked meanwhile, such as a worker of multiprocessing.Pool, is no run: a signal does to it what it
-    did before.
+    A process that is forked meanwhile, such as a worker of multiprocessing.Pool, is no run: signals do to it what
+    they did before.
     """
 
     entered: ClassVar[list["Interrupt"]] = []
@@ -80,7 +80,7 @@ class Watch:
 
 @contextmanager
 def kept() -> Iterator[Watch]:
-    """Set the main thread's signal handlers and mask once more to what they are now; other code may change them within."""
+    """Put back the signal handlers and mask of the main thread, whatever is done to them within."""
     watch = Watch()
     before = {number: signal.getsignal(number) for number in KEPT}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -172,7 +172,9 @@ def check(
     from rich.table import Table
 
     from marble_cli.output import answering
+    from marble_cli.rewards.applicability import fitted
     from marble_cli.rewards.conformance import Outcome, run_checks
+    from marble_cli.rewards.kinds import MetadataError
     from marble_cli.rewards.samples import sample_batch
     from marble_cli.rewards.source import maker
 
@@ -182,7 +184,11 @@ def check(
     try:
         batch = sample_batch(reward.declaration.requires if metadata is None else ())
         if metadata is not None:
-            batch = batch._replace(metadata=[_json(metadata)] * len(batch.prompts))
+            try:
+                known = fitted(reward.declaration.types, _json(metadata))
+            except MetadataError as error:
+                raise RequestError(f"--metadata {metadata!r}: {error}") from error
+            batch = batch._replace(metadata=[known] * len(batch.prompts))
         here = settings.url is None and not settings.isolated
         checks = run_checks(reward, batch, _on_gpu(name, settings), here)
     finally:

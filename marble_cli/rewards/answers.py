@@ -16,8 +16,8 @@ NUMBERS = "biuf"  # numpy's kinds of truth values, whole and floating numbers
 def checked(name: str, answer: Any, count: int) -> Tensor:
     """Return a plugin's answer as [count] float64 on the CPU, infinity where it reports a failure.
 
-    In a list each score may be whatever has one value: a number of Python, numpy, `fractions` or `decimal`, a tensor or
-    array of one element in any type and on any device. What is masked in an array of numpy.ma is NaN.
+    In a list each score may be whatever has one value: a number of Python, numpy, `fractions` or `decimal`, a
+    tensor or array of one element in any type and on any device. What is masked in an array of numpy.ma is NaN.
 
     Raises:
         RewardError: it is not `count` numbers or failures.

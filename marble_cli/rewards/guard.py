@@ -1,9 +1,10 @@
 """A guard around a plugin's import, build and calls: what it does there stays its own.
 
-Settings of the process and of the thread are noted and put back, and the reward that changed them is named once.
-While rewards are called the main thread trains, and several may be called at once: settings of the process are therefore
-noted when no reward is at work, so that they are the host's own, and are put back whenever one has done its work.
-Standard output, signal handlers and what else only a quiet process lets one look at are guarded at import and build.
+Settings of the process and of the thread are noted and put back, and the reward that changed them is named.
+While rewards are called the main thread trains, and several may be called at once. Settings of the process are
+therefore noted while no reward is at work, so that they are the host's own, and are put back whenever a reward
+has done its work. Standard output, signal handlers and what else only a process in which nothing else goes on
+lets one look at are guarded when a plugin is imported and built in the main thread.
 """
 
 import logging
@@ -40,16 +41,16 @@ class Stage(Enum):
 
 @dataclass
 class Guard:
-    """The guard of one reward; `left` says, by its name, how each setting was changed that it left behind changed."""
+    """The guard of one reward; `left` says of each setting, by name, how the reward left it behind changed."""
 
     name: str
     left: dict[str, str] = field(default_factory=dict)
 
     def run(self, stage: Stage, work: Callable[[], T]) -> T:
-        """Have the plugin do its work, and return what it gives; a process that it forks meanwhile ends with the work.
+        """Have the plugin do its work and return what it gives; a process that it forks ends with the work.
 
         Raises:
-            Exception: what the plugin raises; a RuntimeError in the place of what is none, such as SystemExit.
+            Exception: what the plugin raises; a RuntimeError for what is no Exception, such as SystemExit.
             KeyboardInterrupt: Ctrl+C was pressed.
         """
         quiet = stage is not Stage.CALL and threading.current_thread() is threading.main_thread()
@@ -83,8 +84,8 @@ class Guard:
         self.left |= new
         if new:
             log.warning(
-                "reward %s, when it was %s, changed %s. This belongs to the whole process, and is put back. Mend the "
-                "plugin, or give it a process of its own: rewards.%s.isolated=true",
+                "reward %s, when it was %s, changed %s. This belongs to the whole process and was put back. Mend "
+                "the plugin, or give it a process of its own: rewards.%s.isolated=true",
                 self.name, stage.value, ", ".join(new.values()), self.name,
             )  # fmt: skip
 
@@ -104,7 +105,7 @@ class AtWork:
 
     @contextmanager
     def one_more(self, name: str, stage: Stage, changes: dict[str, str]) -> Iterator[None]:
-        """Note settings of the process if nothing else is at work, and put back what was changed; tells it in `changes`."""
+        """Note settings of the process if no other is at work; put back what was changed and say so in `changes`."""
         from marble_cli.rewards.settings import PROCESS
 
         with self.lock:
@@ -137,9 +138,9 @@ class AtWork:
             self.began = self.called
 
     def _leave_streams(self, stage: Stage) -> dict[str, str]:
-        """Put the host's random numbers back to where they were; for rewards that are called, the streams go on.
+        """Put the host's streams back to where they were; those of rewards that are called go on next time.
 
-        To draw from torch's stream, as every network does that is built, is no reason to be told; to seed it is.
+        To draw from torch's stream, as every network does that is built, is not reported; to seed it is.
         """
         from marble_cli.rewards.streams import RandomState
 

@@ -1,7 +1,8 @@
 """What belongs to the whole process or thread, and not to a reward that runs in it.
 
-Left to plugins, and neither noted nor put back: sys.path and what is imported, from which a plugin imports later;
-variables that concern libraries (HF_HOME, TOKENIZERS_PARALLELISM, ...); filters that silence warnings; resource limits.
+Left to plugins, and neither noted nor put back: sys.path and what is imported, from which a plugin imports
+later; variables that concern libraries (HF_HOME, TOKENIZERS_PARALLELISM, ...); filters that silence warnings;
+resource limits.
 """
 
 import gc
@@ -32,7 +33,7 @@ BACKENDS: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class Setting:
-    """Something that can be read and written; `name` as messages call it, `same` of what was read before and after."""
+    """Something that can be read and written; `name` stands in messages, `same` compares what was read."""
 
     name: str
     read: Callable[[], Any]
@@ -94,8 +95,8 @@ def _read_anomalies() -> tuple[bool, bool]:
     return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
 
 
-# Of the process, whichever thread changes them. What libraries of the host's change for a moment, such as the kernels that
-# attention may use, must not be here: rewards are called while the main thread trains.
+# Of the process, whichever thread changes them. What libraries of the host's change for a moment, such as the
+# kernels that attention may use, must not be here: rewards are called while the main thread trains.
 PROCESS = (
     Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
     Setting(
@@ -154,11 +155,6 @@ def _read_gpu() -> int | None:
     return torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
 
-def _write_gpu(index: int | None) -> None:
-    if index is not None:
-        torch.cuda.set_device(index)
-
-
 def _flushes_denormals() -> bool:
     smallest = sys.float_info.min
     return smallest / 2 == 0.0
@@ -176,7 +172,7 @@ THREAD = (
         _read_device,
         lambda device: torch.set_default_device(None if device == torch.device("cpu") else device),
     ),
-    Setting("the current GPU", _read_gpu, _write_gpu),
+    Setting("the current GPU", _read_gpu, torch.cuda.set_device, lambda before, now: before in (None, now)),
     Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
     Setting("the flushing of denormal numbers", _flushes_denormals, torch.set_flush_denormal),
     Setting("numpy's treatment of errors", np.geterr, lambda errors: np.seterr(**errors)),
@@ -241,7 +237,7 @@ def _write_kernels(values: tuple[bool, ...]) -> None:
         getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(value)
 
 
-# Of the process, and looked at only where nothing runs beside the plugin: while it is imported and built in the main thread.
+# Of the process, and looked at only where nothing runs beside the plugin: at import and build in the main thread.
 QUIET = (
     Setting("the attention kernels", _read_kernels, _write_kernels),
     Setting("the environment variables of the run", _read_environ, _write_environ),

@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class RandomState:
-    """Where the global streams of random numbers are, of torch, its GPUs, numpy and Python; `seed` is torch's."""
+    """Where the global streams of torch, its GPUs, numpy and Python are; `seed` is torch's."""
 
     seed: int
     cpu: torch.Tensor

@@ -136,7 +136,7 @@ def _never(path: str, reward: Reward, declaration: Declaration, prompts: Mapping
 
 
 def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[Prompt]]) -> None:
-    """Two images of a prompt of every source through every reward; a prompt whose metadata is as rewards require it.
+    """Two images of a prompt of every source, whose metadata is as rewards require it, through every reward.
 
     Raises:
         RewardError: a reward failed on all images that it was asked about.
@@ -158,7 +158,7 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
 
 
 def _sound(prompts: list[Prompt], rewards: list[Declaration]) -> Prompt:
-    """Return the first prompt whose metadata is of the types that all rewards require; the first if there is none."""
+    """Return the first prompt whose metadata is of the types that rewards require, else the first of all."""
     return next((p for p in prompts if not any(metadata_problem(r, p.metadata) for r in rewards)), prompts[0])
 
 

@@ -1,5 +1,6 @@
 """Signals, forks, threads and exits of a plugin: the run's handlers hold, its children are no runs, and Ctrl+C is heard."""
 
+import json
 import os
 import signal
 import subprocess
@@ -207,34 +208,68 @@ def test_a_reward_may_keep_what_belongs_to_the_thread_of_its_calls(write: Write)
     assert not [check for check in checks if check.outcome is Outcome.FAIL]
 
 
-def test_a_process_whose_reward_keeps_a_pool_ends_and_leaves_nobody_behind(tmp_path: Path) -> None:
-    (tmp_path / "pooled.py").write_text("""
+POOLED = """
 import multiprocessing
 class Reward:
     def __init__(self):
         self.pool = multiprocessing.get_context("fork").Pool(2)
     def __call__(self, prompts):
-        print(*[worker.pid for worker in self.pool._pool], flush=True)
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            workers = [worker.pid for worker in (*pool._pool, *self.pool._pool)]
+            assert pool.map(float, ["1.0"]) == [1.0]
+        open("workers", "w").write(" ".join(map(str, workers)))
         return self.pool.map(float, ["1.0"] * len(prompts))
-""")
+"""
+
+
+@pytest.fixture
+def pooled(tmp_path: Path) -> Path:
+    """A folder that offers, to a Python that is started in it, the reward `pooled`, which has processes of its own."""
+    (tmp_path / "pooled.py").write_text(POOLED)
+    offered = tmp_path / "pooled-1.0.dist-info"
+    offered.mkdir()
+    (offered / "METADATA").write_text("Metadata-Version: 2.1\nName: pooled\nVersion: 1.0\n")
+    (offered / "entry_points.txt").write_text("[marble.rewards]\npooled = pooled:Reward\n")
+    return tmp_path
+
+
+def none_is_left(folder: Path) -> None:
+    workers = (folder / "workers").read_text().split()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "a worker is still there"
+    assert len(workers) == 4
+
+
+def test_a_process_whose_reward_has_pools_ends_and_leaves_nobody_behind(pooled: Path) -> None:
     code = """
-from importlib.metadata import EntryPoint
 import torch
-import marble_cli.rewards.registry as registry
 from marble_cli.config.schema import Reward
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.signals import Interrupt
-registry.installed = lambda: {"pooled": EntryPoint("pooled", "pooled:Reward", "marble.rewards")}
 with Interrupt(), open_scorer({"pooled": Reward(plugin="pooled", timeout=60, retries=0)}, "cpu") as scorer:
     scores = scorer.submit(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [""], [{}], [""]).result()
     assert scores.applicable.all(), scorer.lanes[0].error
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=pooled, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in done.stdout.split()):
-        assert time.monotonic() < deadline, "a worker is still there"
-        time.sleep(0.01)
-    assert done.stdout.split()
+    none_is_left(pooled)
+
+
+def test_a_server_whose_reward_has_pools_scores_and_ends(
+    pooled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MARBLE_REWARD_TOKEN", raising=False)
+    command = [sys.executable, "-m", "marble_cli", "rewards", "serve", "pooled"]
+    with subprocess.Popen(
+        command, cwd=pooled, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        url = json.loads(server.stdout.readline())["url"]
+        with open_scorer({"far": Reward(plugin="pooled", url=url, timeout=60, retries=0)}, "cpu") as scorer:
+            assert score(scorer).applicable.all(), scorer.lanes[0].error
+        server.terminate()
+        assert server.wait(30) == 143
+    none_is_left(pooled)
