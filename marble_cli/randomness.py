@@ -14,4 +14,9 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
 
 def noise(seed: int, purpose: str, step: int, samples: list[int], shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise [len(samples), *shape] float32, one generator a sample."""
-    return torch.stack([torch.randn(shape, generator=generator(seed, purpose, step, i)) for i in samples])
+    return torch.stack(
+        [
+            torch.randn(shape, generator=generator(seed, purpose, step, i), dtype=torch.float32)
+            for i in samples
+        ]
+    )

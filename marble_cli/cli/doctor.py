@@ -8,21 +8,25 @@ import typer
 EPILOG = "Example:  marble doctor --json"
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(
+    ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
     """Check this machine and environment."""
     from rich.console import Console
     from rich.table import Table
 
     from marble_cli.doctor import examine
+    from marble_cli.output import answering
 
+    out = ctx.with_resource(answering())
     findings = examine()
     if as_json:
         rows = [{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings]
-        typer.echo(json.dumps({"ok": all(f.ok for f in findings), "findings": rows}, indent=1))
+        typer.echo(json.dumps({"ok": all(f.ok for f in findings), "findings": rows}, indent=1), file=out)
     else:
         table = Table("", "", "", box=None, show_header=False, pad_edge=False)
         for finding in findings:
             table.add_row(finding.name, "[green]ok[/]" if finding.ok else "[red]no[/]", finding.detail)
-        Console().print(table)
+        Console(file=out).print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

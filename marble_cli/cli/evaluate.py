@@ -12,6 +12,7 @@ EPILOG = "Example:  marble eval runs/demo-0 --against base --output judged"
 
 
 def evaluate(
+    ctx: typer.Context,
     target: Target,
     overrides: Overrides = None,
     against: Annotated[
@@ -27,12 +28,14 @@ def evaluate(
     from rich.console import Console
 
     from marble_cli.evaluate.evaluate import evaluate as run
+    from marble_cli.output import answering
 
+    out = ctx.with_resource(answering())
     report = run(target, against, overrides or [], output)
     if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=1))
+        typer.echo(json.dumps(report.to_json(), indent=1), file=out)
         return
-    console = Console()
+    console = Console(file=out)
     console.print(report.table())
     if output is not None:
         console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False)

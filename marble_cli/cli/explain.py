@@ -14,6 +14,7 @@ EPILOG = "Example:  marble explain runs/first"
 
 
 def explain(
+    ctx: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the pictures go; RUN/explain if not given.")
@@ -29,7 +30,9 @@ def explain(
     from marble_cli.metrics.explain_figures import draw
     from marble_cli.metrics.explain_tables import page
     from marble_cli.metrics.history import open_history
+    from marble_cli.output import answering
 
+    out = ctx.with_resource(answering())
     history = open_history(run)
     folder = output or run / "explain"
     check_writable(folder, "--output ")
@@ -42,9 +45,9 @@ def explain(
     if as_json:
         tree = {"run": str(run), "balance": balance and asdict(balance), **found.to_json(), "diagnosis": said}
         tree |= {"notes": notes, "pictures": [str(path) for path in drawn]}
-        typer.echo(json.dumps(tree, indent=1, allow_nan=False, default=lambda choice: choice.value))
+        typer.echo(json.dumps(tree, indent=1, allow_nan=False, default=lambda choice: choice.value), file=out)
         return
-    console = Console(highlight=False, markup=False)
+    console = Console(file=out, highlight=False, markup=False)
     for part in page(found, str(run), balance, said):
         console.print(part)
         console.print()

@@ -10,6 +10,7 @@ NEW = "Example:  marble rewards new sharpness"
 
 
 def install(
+    ctx: typer.Context,
     name: Annotated[
         str, typer.Argument(metavar="NAME|DISTRIBUTION", help="A reward, or a distribution of some.")
     ],
@@ -23,12 +24,14 @@ def install(
     ] = None,
 ) -> None:
     """Give a reward an isolated environment, for dependencies that clash."""
+    from marble_cli.output import answering
     from marble_cli.rewards.environment import install as run
 
+    out = ctx.with_resource(answering())
     environment = run(name, source)
-    typer.echo(f"{environment.folder} offers {', '.join(environment.rewards)}.")
+    typer.echo(f"{environment.folder} offers {', '.join(environment.rewards)}.", file=out)
     reward = environment.rewards[0]
-    typer.echo(f"Use it: marble train '+rewards.{reward}={{plugin: {reward}, isolated: true}}'")
+    typer.echo(f"Use it: marble train '+rewards.{reward}={{plugin: {reward}, isolated: true}}'", file=out)
 
 
 def new(

@@ -53,16 +53,20 @@ def _settings(name: str, overrides: list[str] | None) -> "Settings":
 
 
 @app.command("list", epilog="Example:  marble rewards list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def list_(
+    ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
     """List the installed rewards."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from marble_cli import __version__
+    from marble_cli.output import answering
     from marble_cli.rewards.api import Declaration
     from marble_cli.rewards.registry import installed, load_plugin
 
+    out = ctx.with_resource(answering())
     rows = []
     for name, entry in installed().items():
         declared, error = Declaration(), ""
@@ -75,25 +79,27 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
             "distribution": entry.dist.name if entry.dist else "", "error": error,
         })  # fmt: skip
     if as_json:
-        typer.echo(json.dumps({"marble": __version__, "rewards": rows}, indent=1))
+        typer.echo(json.dumps({"marble": __version__, "rewards": rows}, indent=1), file=out)
         return
     table = Table("reward", "what it scores", "needs", "distribution", box=None, pad_edge=False)
     for row in rows:
         scores = f"[red]{escape(str(row['error']))}[/]" if row["error"] else escape(str(row["summary"]))
         table.add_row(str(row["name"]), scores, ", ".join(row["requires"]), str(row["distribution"]))
-    Console().print(table)
+    Console(file=out).print(table)
 
 
 @app.command("show", epilog="Example:  marble rewards show ocr")
-def show(name: Name, overrides: Overrides = None) -> None:
+def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
     """Show what a reward needs, gives and takes as options."""
     from rich.console import Console
     from rich.table import Table
 
+    from marble_cli.output import answering
     from marble_cli.rewards.api import Declaration
     from marble_cli.rewards.registry import load_plugin
     from marble_cli.rewards.source import declare
 
+    out = ctx.with_resource(answering())
     settings = _settings(name, overrides)
     if settings.url is not None or settings.isolated:
         declared = declare(name, settings)
@@ -117,7 +123,7 @@ def show(name: Name, overrides: Overrides = None) -> None:
         *_options(settings),
     ):
         table.add_row(label, value)
-    Console(markup=False).print(table)
+    Console(file=out, markup=False).print(table)
 
 
 def _place(settings: "Settings") -> list[tuple[str, str]]:
@@ -152,6 +158,7 @@ def _options(settings: "Settings") -> list[tuple[str, str]]:
 
 @app.command("check", epilog="Example:  marble rewards check ocr")
 def check(
+    ctx: typer.Context,
     name: Name,
     overrides: Overrides = None,
     metadata: Annotated[
@@ -164,16 +171,24 @@ def check(
     from rich.markup import escape
     from rich.table import Table
 
+    from marble_cli.output import answering
+    from marble_cli.rewards.applicability import fitted
     from marble_cli.rewards.conformance import Outcome, run_checks
+    from marble_cli.rewards.kinds import MetadataError
     from marble_cli.rewards.samples import sample_batch
     from marble_cli.rewards.source import maker
 
+    out = ctx.with_resource(answering())
     settings = _settings(name, overrides)
     reward = maker(name, settings, "cpu")()
     try:
         batch = sample_batch(reward.declaration.requires if metadata is None else ())
         if metadata is not None:
-            batch = batch._replace(metadata=[_json(metadata)] * len(batch.prompts))
+            try:
+                known = fitted(reward.declaration.types, _json(metadata))
+            except MetadataError as error:
+                raise RequestError(f"--metadata {metadata!r}: {error}") from error
+            batch = batch._replace(metadata=[known] * len(batch.prompts))
         here = settings.url is None and not settings.isolated
         checks = run_checks(reward, batch, _on_gpu(name, settings), here)
     finally:
@@ -181,14 +196,14 @@ def check(
     good = not any(check.outcome is Outcome.FAIL for check in checks)
     if as_json:
         rows = [{"name": c.name, "outcome": c.outcome.value, "detail": c.detail} for c in checks]
-        typer.echo(json.dumps({"reward": name, "ok": good, "checks": rows}, indent=1))
+        typer.echo(json.dumps({"reward": name, "ok": good, "checks": rows}, indent=1), file=out)
     else:
         colors = {Outcome.PASS: "green", Outcome.FAIL: "red", Outcome.SKIPPED: "yellow"}
         table = Table("check", "", "detail", box=None, pad_edge=False)
         for check in checks:
             outcome = f"[{colors[check.outcome]}]{check.outcome.value}[/]"
             table.add_row(check.name, outcome, escape(check.detail))
-        Console().print(table)
+        Console(file=out).print(table)
     if not good:
         raise typer.Exit(1)
 
@@ -211,6 +226,7 @@ def _on_gpu(name: str, settings: "Settings") -> Any:
 
 @app.command("score", epilog="Example:  marble rewards score ocr --image sign.png --prompt 'says \"47\"'")
 def score(
+    ctx: typer.Context,
     name: Name,
     image: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The prompt that it was made for.")],
@@ -225,8 +241,10 @@ def score(
     import torch
     from PIL import Image, UnidentifiedImageError
 
+    from marble_cli.output import answering
     from marble_cli.rewards.scorer import open_scorer
 
+    out = ctx.with_resource(answering())
     known = _json(metadata)
     try:
         pixels = np.asarray(Image.open(image).convert("RGB"))
@@ -244,10 +262,11 @@ def score(
     outcome = "not applicable" if math.isnan(value) else "score"
     if as_json:
         typer.echo(
-            json.dumps({"reward": name, "outcome": outcome, "score": None if math.isnan(value) else value})
+            json.dumps({"reward": name, "outcome": outcome, "score": None if math.isnan(value) else value}),
+            file=out,
         )
     else:
-        typer.echo(f"{name}: {outcome}" if math.isnan(value) else f"{name}: {value:.6g}")
+        typer.echo(f"{name}: {outcome}" if math.isnan(value) else f"{name}: {value:.6g}", file=out)
 
 
 def _json(text: str) -> dict[str, Any]:

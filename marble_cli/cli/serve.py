@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marble_cli.errors import MarbleError, RequestError
+from marble_cli.output import answering
 
 if TYPE_CHECKING:
     import socket
@@ -67,16 +68,12 @@ def serve(
 @contextmanager
 def _one_line() -> Iterator[Say]:
     """Keep standard output for what the caller is told; what else is printed there goes to standard error."""
-    with os.fdopen(os.dup(1), "w") as line:
+    with answering() as line:
 
         def say(document: dict[str, Any]) -> None:
             print(json.dumps(document), file=line, flush=True)
 
-        os.dup2(2, 1)
-        try:
-            yield say
-        finally:
-            os.dup2(line.fileno(), 1)
+        yield say
 
 
 def _limits(images: int, size: int) -> "Limits":

@@ -127,6 +127,7 @@ def evaluate(target: str, against: str | None, overrides: list[str], output: Pat
     config = run_config(overrides, first, second)
     if output is not None:
         check_writable(output, "--output ")
+        output = output.absolute()
     policy = load_policy(config.model, config.trainer.seed)
     rewards = {**config.rewards, **config.eval_rewards}
     with open_scorer(rewards, str(policy.device)) as scorer:

@@ -6,7 +6,7 @@ class TestSharpness(RewardConformance):
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from marble_cli.rewards import contract
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.contract import CONTRACT, NOT_GROUPWISE, CheckFunction
+from marble_cli.rewards.lane import called_as_in_a_run
 from marble_cli.rewards.registry import Reward, build
 from marble_cli.rewards.samples import sample_batch
 
@@ -42,7 +43,7 @@ def run_checks(
 ) -> list[Check]:
     """Try everything that the contract asks for; what a reward raises is a failed check.
 
-    Where the first batch gets no scores, the other checks would say the same again, and are skipped. A groupwise reward may look at its images together, so what concerns the batch's composition is left out.
+    It is called as in a run: in a thread of its own, under its guard. Where the first batch gets no scores, the other checks would say the same again, and are skipped. A groupwise reward may look at its images together, so what concerns the batch's composition is left out.
 
     Args:
         reward: as `registry.build` makes it.
@@ -53,13 +54,24 @@ def run_checks(
     asked: list[Callable[..., str]] = [
         function for function in CONTRACT if not (reward.declaration.groupwise and function in NOT_GROUPWISE)
     ]
+    if not isinstance(gpu, str):
+        gpu = partial(_built_as_in_a_run, gpu)
+    asked.append(partial(contract.leaves_the_process_alone, here=here))
     asked += [partial(contract.same_on_another_device, gpu=gpu), contract.time_an_image]
     asked.append(partial(contract.memory_an_image, here=here))
-    first = _run(asked[0], reward, batch)
-    if not first.passed:
-        because = f"{first.name!r} comes first"
-        return [first, *(Check(_name(function), Outcome.SKIPPED, because) for function in asked[1:])]
-    return [first, *(_run(function, reward, batch) for function in asked[1:])]
+    called = called_as_in_a_run(replace(reward, close=lambda: None))
+    try:
+        first = _run(asked[0], called, batch)
+        if not first.passed:
+            because = f"{first.name!r} comes first"
+            return [first, *(Check(_name(function), Outcome.SKIPPED, because) for function in asked[1:])]
+        return [first, *(_run(function, called, batch) for function in asked[1:])]
+    finally:
+        called.close()
+
+
+def _built_as_in_a_run(build: Callable[[], Reward]) -> Reward:
+    return called_as_in_a_run(build())
 
 
 def _name(function: Callable[..., str]) -> str:
@@ -91,7 +103,8 @@ class RewardConformance:
     def reward(self) -> Reward:
         """The reward, built once for all tests of the class."""
         if type(self) not in self._built:
-            self._built[type(self)] = build(self.plugin, self.plugin, self.options, self.device)
+            built = build(self.plugin, self.plugin, self.options, self.device)
+            self._built[type(self)] = called_as_in_a_run(built)
         return self._built[type(self)]
 
     def batch(self) -> Batch:
@@ -117,6 +130,9 @@ class RewardConformance:
 
     def test_leaves_its_inputs_alone(self) -> None:
         self._passes(contract.leaves_its_inputs_alone)
+
+    def test_leaves_the_process_alone(self) -> None:
+        self._passes(contract.leaves_the_process_alone)
 
     def test_takes_any_batch_size(self) -> None:
         self._passes(contract.takes_any_batch_size)

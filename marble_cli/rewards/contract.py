@@ -5,14 +5,15 @@ import ctypes
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from marble_cli.errors import RewardError
+from marble_cli.rewards.answers import checked, failure
 from marble_cli.rewards.api import Batch
-from marble_cli.rewards.lane import checked, failure
+from marble_cli.rewards.lane import of_threads
 from marble_cli.rewards.registry import Reward
 
 TOLERANCE = 1e-5  # relative; what the batch's composition may change
@@ -48,14 +49,18 @@ def one_score_an_image(reward: Reward, batch: Batch) -> str:
 
 def answers_in_numbers(reward: Reward, batch: Batch) -> str:
     """Scores are floating or whole numbers, not complex ones, truth values or objects."""
-    given = _copy(batch)
-    with torch.inference_mode():
-        answer = reward.call(given)
-    scores = answer if isinstance(answer, Tensor) else np.asarray(answer)
-    kind = str(scores.dtype).removeprefix("torch.")
-    if not kind.startswith(("float", "bfloat", "int", "uint")):
-        raise ContractError(f"scores are {kind}. Expected floats")
-    return f"{type(answer).__name__} of {kind}"
+    answer = reward.call(_copy(batch))
+    checked(reward.name, answer, len(batch.images))
+    scores = answer if isinstance(answer, list | tuple) else [answer]
+    kinds = sorted({_kind(score) for score in scores})
+    if "bool" in kinds:
+        raise ContractError("scores are bool. Expected floats")
+    return f"{type(answer).__name__} of {', '.join(kinds)}"
+
+
+def _kind(score: Any) -> str:
+    """The dtype of a tensor or array, else the type."""
+    return str(getattr(score, "dtype", type(score).__name__)).removeprefix("torch.")
 
 
 def within_declared_range(reward: Reward, batch: Batch) -> str:
@@ -103,6 +108,18 @@ def leaves_its_inputs_alone(reward: Reward, batch: Batch) -> str:
     if given.metadata != batch.metadata:
         raise ContractError("it changed the metadata")
     return "unchanged"
+
+
+def leaves_the_process_alone(reward: Reward, batch: Batch, here: bool = True) -> str:
+    """After it is imported, built and called, the process's and its thread's settings are what they were."""
+    if not here:
+        raise NotHere("it computes in another process")
+    _scores(reward, batch)
+    if reward.guard.left:
+        raise ContractError(
+            f"it changed {', '.join(reward.guard.left.values())}; a run puts this back, and warns"
+        )
+    return "settings, random numbers, working directory, signals"
 
 
 def takes_any_picture_size(reward: Reward, batch: Batch) -> str:
@@ -219,10 +236,10 @@ def _resident(key: str) -> int:
     return int(rows[key].split()[0]) * 1024
 
 
-def said(error: Exception) -> str:
-    return (
-        str(error) if isinstance(error, ContractError | RewardError) else f"{type(error).__name__}: {error}"
-    )
+def said(error: BaseException) -> str:
+    if isinstance(error, ContractError | RewardError):
+        return str(error)
+    return f"{type(error).__name__}: {error}{of_threads(error)}"
 
 
 def _scores(reward: Reward, batch: Batch) -> Tensor:
@@ -238,8 +255,7 @@ def _call(reward: Reward, batch: Batch) -> Tensor:
         ContractError: it reports a failure.
     """
     count = len(batch.images)
-    with torch.inference_mode():
-        answer = reward.call(batch)
+    answer = reward.call(batch)
     if reason := failure(answer):
         raise ContractError(f"it failed on an image: {said(reason)}")
     return checked(reward.name, answer, count)

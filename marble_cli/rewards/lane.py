@@ -3,28 +3,35 @@
 A failed call is made again, then its images are masked; a call that hangs is left behind and the reward built anew.
 """
 
+import copy
 import logging
-import math
 import queue
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import tenacity
 import torch
 from torch import Tensor
 
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError
+from marble_cli.rewards.answers import checked, failure
 from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.applicability import fitted
+from marble_cli.rewards.guard import Guard, Stage
+from marble_cli.rewards.kinds import MetadataError
 from marble_cli.rewards.registry import Reward
 
 log = logging.getLogger("marble")
 
 STOP = 1.0  # seconds that an idle thread has to end in
+UNCHANGING = {str, int, float, bool, type(None)}
 BACK_OFF = tenacity.wait_exponential(multiplier=0.1, max=10.0)  # seconds
 
 
@@ -39,6 +46,25 @@ def concerns(settings: schema.Reward, keys: list[str], metadata: Mapping[str, An
     return of_its_sources and all(map(metadata.__contains__, keys))
 
 
+class Caller:
+    """A daemon thread in which a reward is called, so that a call that hangs can be left behind."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.calls: queue.SimpleQueue[tuple[Batch, Future[Any]] | None] = queue.SimpleQueue()
+        arguments = (reward.call, reward.guard, self.calls)
+        name = f"call-{reward.name}"
+        self.thread = threading.Thread(target=_serve, args=arguments, name=name, daemon=True)
+        self.thread.start()
+
+    def call(self, batch: Batch, future: Future[Any]) -> None:
+        """Have `future` answered in its turn."""
+        self.calls.put((batch, future))
+
+    def leave(self) -> None:
+        """End the thread once the calls that wait are made."""
+        self.calls.put(None)
+
+
 class Lane:
     """One reward's own thread: batches are scored one at a time, in the order in which they came."""
 
@@ -49,14 +75,7 @@ class Lane:
         self.awaited: Future[Any] | None = None
         self.closing = threading.Event()
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"reward-{name}")
-        self._start_caller()
-
-    def _start_caller(self) -> None:
-        """A daemon thread makes the calls, so that one that hangs can be left behind."""
-        self.calls: queue.SimpleQueue[tuple[Batch, Future[Any]] | None] = queue.SimpleQueue()
-        arguments = (self.reward.call, self.calls)
-        self.caller = threading.Thread(target=_serve, args=arguments, name=f"call-{self.name}", daemon=True)
-        self.caller.start()
+        self.caller = Caller(self.reward)
 
     def close(self) -> None:
         """End the threads; a call that is still running is left behind, not waited for."""
@@ -66,9 +85,9 @@ class Lane:
             _settle(self.awaited, error=self._closed())
         self.reward.close()
         self.executor.shutdown(wait=True, cancel_futures=True)
-        self.calls.put(None)
+        self.caller.leave()
         if idle:
-            self.caller.join(STOP)  # a thread of torch's that ends while the process does can abort it
+            self.caller.thread.join(STOP)  # a thread of torch's that ends while the process does can abort it
 
     def score(self, batch: Batch, sources: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Scores [B] float64, NaN where there is none, and [B] bool: failed.
@@ -78,20 +97,12 @@ class Lane:
         """
         values = torch.full((len(batch.images),), torch.nan, dtype=torch.float64)
         failed = torch.zeros(len(batch.images), dtype=torch.bool)
-        keys = required(self.settings, self.reward.declaration)
-        asked = torch.tensor(
-            [
-                i
-                for i, (metadata, source) in enumerate(zip(batch.metadata, sources, strict=True))
-                if concerns(self.settings, keys, metadata, source)
-            ],
-            dtype=torch.int64,
-        )
-        if not len(asked):
+        rows, metadata = self._asked(batch, sources, failed)
+        if not rows:
             return values, failed
-        part = Batch(
-            batch.images[asked], [batch.prompts[i] for i in asked], [batch.metadata[i] for i in asked]
-        )
+        asked = torch.tensor(rows, dtype=torch.int64)
+        images = batch.images if len(rows) == len(batch.images) else batch.images[asked]
+        part = Batch(images, [batch.prompts[i] for i in rows], metadata)
         try:
             answer, reason = self._retrying()(self.attempt, part)
         except RewardError:
@@ -103,11 +114,40 @@ class Lane:
             return values, failed
         infinite = torch.isinf(answer)
         if infinite.any():
-            self.error = _said(reason) if reason else f"returned {answer[infinite][0].item()}"
+            said = _said(reason) if reason else f"returned {answer[infinite][0].item()}"
+            prompt = repr(part.prompts[int(infinite.int().argmax())])
+            self.error = said if prompt in said else f"{said} (prompt {prompt})"
             log.warning("reward %s failed on %d images: %s", self.name, int(infinite.sum()), self.error)
         values[asked] = torch.where(infinite, torch.nan, answer)
         failed[asked] = infinite
         return values, failed
+
+    def _asked(
+        self, batch: Batch, sources: Sequence[str], failed: Tensor
+    ) -> tuple[list[int], list[Mapping[str, Any]]]:
+        """Return the places in the batch that the reward is asked about, and their metadata.
+
+        Where the metadata is not of the type that the reward requires, `failed` [B] is set instead.
+        """
+        keys = required(self.settings, self.reward.declaration)
+        rows, known, problems = [], [], []
+        for i, (metadata, source) in enumerate(zip(batch.metadata, sources, strict=True)):
+            if concerns(self.settings, keys, metadata, source):
+                try:
+                    known.append(fitted(self.reward.declaration.types, metadata))
+                    rows.append(i)
+                except MetadataError as error:
+                    failed[i] = True
+                    problems.append(f"prompt {batch.prompts[i]!r}: {error}")
+        if problems:
+            self.error = problems[0]
+            log.warning(
+                "reward %s failed on %d images: %s",
+                self.name,
+                len(problems),
+                "; ".join(dict.fromkeys(problems)),
+            )
+        return rows, known
 
     def _retrying(self) -> tenacity.Retrying:
         return tenacity.Retrying(
@@ -121,8 +161,10 @@ class Lane:
     def _closed(self) -> RewardError:
         return RewardError(f"reward {self.name} was closed before it answered")
 
-    def attempt(self, batch: Batch) -> tuple[Tensor, Exception | None]:
+    def attempt(self, batch: Batch) -> tuple[Tensor, BaseException | None]:
         """One call of the plugin: its answer, checked, [B] float64 on the CPU, and the first failure it reports.
+
+        The plugin is given a copy, down to what is nested in the metadata: it may do with it as it likes.
 
         Raises:
             RewardError: the plugin broke its contract.
@@ -132,7 +174,7 @@ class Lane:
         self.awaited = future
         if self.closing.is_set():
             raise self._closed()
-        self.calls.put((batch, future))
+        self.caller.call(own_copy(batch), future)
         try:
             answer = future.result(self.settings.timeout)
         except TimeoutError:
@@ -148,30 +190,51 @@ class Lane:
 
     def _build_anew(self, why: str) -> None:
         log.warning("reward %s %s; building it anew", self.name, why)
-        self.calls.put(None)  # should a call return after all, its thread ends
+        self.caller.leave()  # should a call return after all, its thread ends
         try:
             self.reward = self.make()
         except ConfigError as error:  # there is nothing left to call
             raise RewardError(str(error)) from error
-        self._start_caller()
+        self.caller = Caller(self.reward)
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}{of_threads(error)}"
+
+
+def of_threads(error: BaseException) -> str:
+    """Return what to know of threads where an error is about them, as those of signals, event loops and sqlite3 are."""
+    if not re.search(r"\bthreads?\b", str(error), re.IGNORECASE):
+        return ""
+    return ". (A run builds a reward in its main thread, and calls it in another, always the same.)"
+
+
+def called_as_in_a_run(reward: Reward) -> Reward:
+    """Return the reward with calls that are made in a thread of its own, as a lane makes them, but for the timeout."""
+    caller = Caller(reward)
+
+    def call(batch: Batch) -> Any:
+        future: Future[Any] = Future()
+        caller.call(batch, future)
+        return future.result()
+
+    def close() -> None:
+        caller.leave()
+        reward.close()
+
+    return replace(reward, call=call, close=close)
 
 
 def _serve(
-    call: Callable[[Batch], Any], calls: "queue.SimpleQueue[tuple[Batch, Future[Any]] | None]"
+    call: Callable[[Batch], Any], guard: Guard, calls: "queue.SimpleQueue[tuple[Batch, Future[Any]] | None]"
 ) -> None:
     while (item := calls.get()) is not None:
         batch, future = item
         try:
             with torch.inference_mode():
-                answer = call(batch)
+                answer = guard.run(Stage.CALL, partial(call, batch))
         except Exception as error:  # handed to the lane, which decides
             _settle(future, error=error)
-        except BaseException as error:  # a plugin that calls sys.exit() must not end the run so
-            _settle(future, error=RuntimeError(repr(error)))
         else:
             _settle(future, answer)
 
@@ -185,30 +248,16 @@ def _settle(future: Future[Any], answer: Any = None, error: Exception | None = N
             future.set_exception(error)
 
 
-def checked(name: str, answer: Any, count: int) -> Tensor:
-    """A plugin's answer as [count] float64 on the CPU, infinity where it reports a failure.
-
-    Raises:
-        RewardError: it is not `count` numbers or failures.
-    """
-    if isinstance(answer, list | tuple):
-        answer = [math.inf if isinstance(score, Exception) else score for score in answer]
-    try:
-        plain = answer.detach().cpu() if isinstance(answer, Tensor) else np.array(answer)
-        values = torch.as_tensor(plain, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RewardError(
-            f"reward {name} returned {type(answer).__name__} instead of {count} numbers: {error}"
-        ) from error
-    if tuple(values.shape) != (count,):
-        raise RewardError(
-            f"reward {name} returned scores of shape {list(values.shape)} for {count} images. "
-            f"Expected [{count}], one score an image."
-        )
-    return values.clone()
+def own_copy(batch: Batch) -> Batch:
+    """Return a copy of a batch that shares nothing with it."""
+    return Batch(batch.images.clone(), list(batch.prompts), [_copied(dict(row)) for row in batch.metadata])
 
 
-def failure(answer: Any) -> Exception | None:
-    """The first exception that stands in the place of a score in a plugin's answer."""
-    scores = answer if isinstance(answer, list | tuple) else ()
-    return next((score for score in scores if isinstance(score, Exception)), None)
+def _copied(value: Any) -> Any:
+    """Return a copy of what metadata holds; for what JSON can say it is many times faster than `copy.deepcopy`."""
+    kind = type(value)
+    if kind is dict:
+        return {key: _copied(part) for key, part in value.items()}
+    if kind is list:
+        return [_copied(part) for part in value]
+    return value if kind in UNCHANGING else copy.deepcopy(value)

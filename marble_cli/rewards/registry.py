@@ -1,5 +1,6 @@
 """From the name of an entry point to a reward that can be called."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -10,9 +11,11 @@ from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.rewards.api import ENTRY_POINTS, Batch, Declaration
 from marble_cli.rewards.device import current, numbered, on
+from marble_cli.rewards.guard import Guard, Stage
 from marble_cli.suggest import nearest
 
 HOST = {field.name for field in fields(schema.Reward)} - {"options"}  # keys that are no options of the plugin
+IMPORTS: dict[str, Guard] = {}  # by what an entry point names; Python imports it once
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -37,7 +40,8 @@ def load_plugin(plugin: str) -> Any:
     if plugin not in known:
         raise ConfigError(f"there is no reward {plugin!r} in this environment{nearest(plugin, known)}")
     try:
-        return known[plugin].load()
+        guard = IMPORTS.setdefault(known[plugin].value, Guard(plugin))
+        return guard.run(Stage.IMPORT, known[plugin].load)
     except Exception as error:  # a plugin may fail to import in any way it likes
         raise RewardError(
             f"reward {plugin} ({known[plugin].value}) cannot be imported: {error!r}. Reinstall its distribution."
@@ -77,12 +81,14 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
 class Reward:
     """A reward ready to be called; `name` is its key in the configuration.
 
-    One that lives in another process may be gone, and then no longer `alive`; `close` lets go of what it holds.
+    One that lives in another process may be gone, and then no longer `alive`; `close` lets go of what it holds. Whoever
+    makes a `call` does so under its `guard`.
     """
 
     name: str
     declaration: Declaration
     call: Callable[[Batch], Any]
+    guard: Guard
     close: Callable[[], None] = lambda: None
     alive: Callable[[], bool] = lambda: True
 
@@ -105,21 +111,23 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
     loaded = load_plugin(plugin)
     check_options(name, loaded, options)
     device = numbered(options.get("device", device), device)
+    guard = Guard(name, dict(IMPORTS[installed()[plugin].value].left))
     if not inspect.isclass(loaded):
-        return Reward(name, Declaration.of(loaded), on(device, bind(loaded)))
+        return Reward(name, Declaration.of(loaded), on(device, bind(loaded)), guard)
     taken = parameters(loaded)
     kinds = {p.kind for p in taken.values()}
     # A constructor of (*args, **kwargs) and nothing else, such as torch.nn.Module's, says nothing of what it takes.
     open_ended = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
     place = {"device": device, "dtype": _dtype(name, options.get("dtype", dtype))}
     place = {key: value for key, value in place.items() if open_ended or key in taken}
+    given = {**copy.deepcopy(dict(options)), **place}  # the plugin's own: config.yaml is written later
     try:
         with current(device):
-            instance: Any = loaded(**{**options, **place})
+            instance: Any = guard.run(Stage.BUILD, lambda: loaded(**given))
     except Exception as error:
         kind = ConfigError if isinstance(error, ValueError | OSError) else RewardError
         raise kind(f"reward {name} could not be built: {type(error).__name__}: {error}") from error
-    return Reward(name, Declaration.of(instance), on(device, bind(instance)))
+    return Reward(name, Declaration.of(instance), on(device, bind(instance)), guard)
 
 
 def _dtype(reward: str, name: str) -> Any:

@@ -13,6 +13,7 @@ from marble_cli.folder import check_writable
 from marble_cli.policy.load import pick_device
 from marble_cli.randomness import noise
 from marble_cli.rewards.api import Declaration
+from marble_cli.rewards.applicability import metadata_problem
 from marble_cli.rewards.lane import concerns, required
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rewards.source import declare
@@ -135,13 +136,14 @@ def _never(path: str, reward: Reward, declaration: Declaration, prompts: Mapping
 
 
 def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[Prompt]]) -> None:
-    """Two images of a prompt of every source through every reward.
+    """Two images of a prompt of every source, whose metadata is as rewards require it, through every reward.
 
     Raises:
         RewardError: a reward failed on all images that it was asked about.
     """
     policy = rollout.policy
-    prompts = [prompts[0] for prompts in sources.values() for _ in range(2)]
+    rewards = [lane.reward.declaration for lane in scorer.lanes]
+    prompts = [_sound(prompts, rewards) for prompts in sources.values() for _ in range(2)]
     latents = noise(rollout.seed, "preflight", 0, list(range(len(prompts))), policy.latent_shape)
     images = policy.decode(latents.to(policy.device))
     scores = scorer.submit(
@@ -153,6 +155,11 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
                 f"reward {lane.name} failed on the first image it was shown, before training began: {lane.error}. "
                 f"Run `marble rewards check {lane.name}` to see why."
             )
+
+
+def _sound(prompts: list[Prompt], rewards: list[Declaration]) -> Prompt:
+    """Return the first prompt whose metadata is of the types that rewards require, else the first of all."""
+    return next((p for p in prompts if not any(metadata_problem(r, p.metadata) for r in rewards)), prompts[0])
 
 
 def check_groups(config: RunConfig, declarations: Mapping[str, Declaration]) -> None:

@@ -76,7 +76,7 @@ def train(config: RunConfig, *, resume: str) -> int:
     with Ranks(config.model.device, always=sharded) as ranks, Interrupt() as interrupt, ExitStack() as stack:
         log.disabled = not ranks.is_main  # of what every rank would say alike
         config = common_config(ranks, config)
-        folder = Path(config.run.dir)
+        folder = Path(config.run.dir).absolute()  # wherever a plugin may go
         held = stack.enter_context(lock.RunLock(folder))
         checkpoint = None
         with ranks.agreed():
@@ -133,6 +133,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             training_rollout(config, policy), evaluation_rollout(config, policy),
             make_descent(config, names, policy, balance, layout), layout, recorder, progress,
         )  # fmt: skip
+        interrupt.arm()  # whatever plugins and W&B have set
         return trainer.run(interrupt)
 
 

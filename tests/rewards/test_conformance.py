@@ -36,7 +36,7 @@ def outcomes(plugin: str, **options: Any) -> dict[str, Check]:
 def test_a_good_reward_passes(install: Install, plugin: str, options: dict[str, Any]) -> None:
     install(mine=plugin)
     checks = outcomes("mine", **options)
-    assert len(checks) == 14
+    assert len(checks) == 15
     assert {name for name, check in checks.items() if not check.passed} == {"same on another device"}, checks
     assert checks["same on another device"] == Check(
         "same on another device", Outcome.SKIPPED, "not asked for"
@@ -101,7 +101,7 @@ def test_a_reward_that_scores_nothing_is_not_tried_further(install: Install) -> 
     install(mine="Raises")
     checks = outcomes("mine", times=1)  # it would pass the others
     assert checks.pop("one score an image").outcome is Outcome.FAIL
-    assert len(checks) == 13
+    assert len(checks) == 14
     assert {(check.outcome, check.detail) for check in checks.values()} == {
         (Outcome.SKIPPED, "'one score an image' comes first")
     }
@@ -110,7 +110,7 @@ def test_a_reward_that_scores_nothing_is_not_tried_further(install: Install) -> 
 def test_a_reward_of_whole_groups_may_depend_on_its_batch(install: Install) -> None:
     install(mine="WholeGroups")
     checks = outcomes("mine")
-    assert len(checks) == 12
+    assert len(checks) == 13
     assert "independent of batching" not in checks
     assert not any(check.outcome is Outcome.FAIL for check in checks.values())
 
@@ -194,7 +194,7 @@ def test_a_suite_inherits_the_checks(install: Install) -> None:
         plugin = "drifts"
 
     tests = [name for name in dir(RewardConformance) if name.startswith("test_")]
-    assert len(tests) == 12
+    assert len(tests) == 13
     for name in tests:
         getattr(Good(), name)()
     with pytest.raises(AssertionError, match="deterministic: twice the same batch"):

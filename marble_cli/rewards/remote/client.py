@@ -14,6 +14,7 @@ from torch import Tensor
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError, UnreachableError
 from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.guard import Guard
 from marble_cli.rewards.registry import Reward
 from marble_cli.rewards.remote import protocol
 from marble_cli.suggest import nearest
@@ -136,7 +137,7 @@ def bind(name: str, served: str, at: Address, declaration: Declaration, timeout:
     def call(batch: Batch) -> Tensor | list[float | Exception]:
         return _result(client.post(f"/score/{served}", content=protocol.pack_batch(batch)))
 
-    return Reward(name, declaration, call, close=client.close)
+    return Reward(name, declaration, call, Guard(name), client.close)
 
 
 def _result(answer: httpx.Response) -> Tensor | list[float | Exception]:

@@ -141,7 +141,7 @@ async def _read(request: Request, limits: Limits, busy: bool) -> Batch:
     return batch
 
 
-async def _score(lane: Lane, batch: Batch, request: Request) -> tuple[Tensor, Exception | None]:
+async def _score(lane: Lane, batch: Batch, request: Request) -> tuple[Tensor, BaseException | None]:
     """What `Lane.attempt` gives for a batch, in its turn; dropped if its sender goes away before that."""
     answer = asyncio.wrap_future(lane.executor.submit(lane.attempt, batch))
     gone = asyncio.ensure_future(request.receive())  # all of the body is read: this waits for a disconnection

@@ -128,8 +128,9 @@ def test_fourfold_symmetry_of_a_square_in_closed_form() -> None:
 def test_a_missing_key_is_named(key: str) -> None:
     entry = {"class": "circle", "color": "red", "count": 1}
     del entry[key]
-    with pytest.raises(ValueError, match=f"key '{key}' is missing"):
-        Objects()(picture([("red", "circle")])[None], [{"include": [entry]}])
+    [refused] = Objects()(picture([("red", "circle")])[None], [{"include": [entry]}])
+    assert isinstance(refused, ValueError)
+    assert f"key '{key}' is missing" in str(refused)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +144,12 @@ def test_a_missing_key_is_named(key: str) -> None:
         (include(("red", "circle", 0)), "count=0"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(wanted: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Objects()(picture([("red", "circle")])[None], [wanted])
+def test_what_cannot_be_judged_is_refused_and_nothing_else(wanted: dict[str, Any], message: str) -> None:
+    both = torch.stack([picture([("red", "circle")])] * 2)
+    refused, score = Objects()(both, [wanted, include(("red", "circle", 1))])
+    assert isinstance(refused, ValueError)
+    assert message in str(refused)
+    assert score == 1.0
 
 
 def test_reads_the_tiny_world(world: ModuleType) -> None:

@@ -1,7 +1,7 @@
 """Does a picture show the objects of its prompt: how many, in which colours, where?"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,11 @@ MODES = {"soft": rules.soft, "strict": rules.strict}
 class GenEval:
     """Objects, counts, colours and positions of the prompt, by GenEval's rules; 1 is all of them."""
 
-    requires = ("include",)
+    requires: ClassVar = {
+        "include": [{"class": str, "count": int, "color": str | None, "position": list | None}],
+        "exclude": ([{"class": str, "count": int}], None),
+        "tag": str | None,
+    }
     range = (None, 1.0)
     license = "Apache-2.0; weights under their own licences (Mask2Former: its model card; CLIP: MIT)"
     citation = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -57,23 +57,26 @@ class Thing:
 class Objects:
     """Do the objects of the prompt stand in the picture: their count, colours and shapes? 1 is yes, 0 is no."""
 
-    requires = ("include",)
+    requires: ClassVar = {"include": [{"class": str, "color": str, "count": int}]}
     range = (0.0, 1.0)
     license = "Apache-2.0"
     citation = "in the manner of GenEval, arXiv 2310.11513"
 
-    def __call__(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[float]:
-        """Scores in [0, 1] of images uint8 [B, 3, H, W].
+    def __call__(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[float | ValueError]:
+        """Scores in [0, 1]; a ValueError where `include` is malformed or asks for what cannot be judged.
 
         Args:
             images: uint8 [B, 3, H, W].
             metadata: each with `include`, a list of {"class": shape, "color": name, "count": n}.
-
-        Raises:
-            ValueError: an `include` is malformed or asks for what cannot be judged.
         """
-        wanted = [_wanted(row["include"]) for row in metadata]
-        return [agreement(find(image), things) for image, things in zip(images, wanted, strict=True)]
+        return [self._score(*row) for row in zip(images, metadata, strict=True)]
+
+    def _score(self, image: Tensor, metadata: Mapping[str, Any]) -> float | ValueError:
+        try:
+            wanted = _wanted(metadata["include"])
+        except ValueError as error:
+            return error
+        return agreement(find(image), wanted)
 
 
 def _wanted(include: Any) -> list[Thing]:

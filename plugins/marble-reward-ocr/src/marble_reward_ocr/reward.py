@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import rapidocr
@@ -26,6 +26,7 @@ LINE = (
 class Ocr:
     """Can the text of the prompt be read in the picture? 1 is letter by letter, 0 is not at all."""
 
+    requires: ClassVar = {"text": str | None}  # without it, what the prompt has in double quotes is wanted
     range = (0.0, 1.0)
     license = "Apache-2.0, models (PP-OCRv6) Apache-2.0"
     citation = "PaddleOCR, arXiv 2507.05595; as a reward: Flow-GRPO, arXiv 2505.05470"

@@ -1,0 +1,97 @@
+"""What a plugin answers, as numbers."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from marble_cli.errors import RewardError
+
+NUMBERS = "biuf"  # numpy's kinds of truth values, whole and floating numbers
+
+
+def checked(name: str, answer: Any, count: int) -> Tensor:
+    """Return a plugin's answer as [count] float64 on the CPU, infinity where it reports a failure.
+
+    In a list each score may be whatever has one value: a number of Python, numpy, `fractions` or `decimal`, a
+    tensor or array of one element in any type and on any device. What is masked in an array of numpy.ma is NaN.
+
+    Raises:
+        RewardError: it is not `count` numbers or failures.
+    """
+    try:
+        values = _tensor(answer)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise RewardError(
+            f"reward {name} returned {type(answer).__name__} instead of {count} numbers: {error}"
+        ) from error
+    if tuple(values.shape) != (count,):
+        raise RewardError(
+            f"reward {name} returned scores of shape {list(values.shape)} for {count} images. "
+            f"Expected [{count}], one score an image."
+        )
+    return values
+
+
+def failure(answer: Any) -> BaseException | None:
+    """Return the first exception that stands in the place of a score in a plugin's answer."""
+    return next((score for score in _scores(answer) if isinstance(score, BaseException)), None)
+
+
+def _scores(answer: Any) -> list[Any]:
+    """Return the elements of a list or the like, of an array of objects too; none of anything else."""
+    if isinstance(answer, np.ndarray) and answer.dtype.kind == "O" and answer.ndim == 1:
+        return list(answer)
+    plain = isinstance(answer, Sequence) and not isinstance(answer, str | bytes | bytearray)
+    return list(answer) if plain else []
+
+
+def _tensor(answer: Any) -> Tensor:
+    """Return a copy float64 of an answer, in its shape.
+
+    Raises:
+        TypeError, ValueError, ArithmeticError, RuntimeError: it holds something else than numbers.
+    """
+    if isinstance(answer, Tensor):
+        if answer.is_complex() or answer.layout is not torch.strided:
+            raise TypeError(f"a tensor of {answer.dtype}, {answer.layout}")
+        return answer.detach().to("cpu", torch.float64, copy=True)
+    scores = _scores(answer)
+    if scores and not any(isinstance(score, list | tuple) for score in scores):
+        return torch.tensor([_number(score) for score in scores], dtype=torch.float64)
+    return torch.from_numpy(_plain(np.ma.asanyarray(answer)))
+
+
+def _number(score: Any) -> float:
+    """Return one score of a list; NaN if it is masked, infinity if it is an exception.
+
+    Raises:
+        TypeError, ValueError, ArithmeticError, RuntimeError: it is no number, or none that a float can hold.
+    """
+    if isinstance(score, BaseException):
+        return math.inf
+    if score is None:
+        raise TypeError(
+            "a score is None. Return NaN where the reward does not apply, and an exception where it failed"
+        )
+    if isinstance(score, str | bytes | bytearray):
+        raise TypeError(f"a score is the string {score[:40]!r}")
+    if isinstance(score, Tensor):
+        if score.numel() != 1 or score.is_complex():
+            raise TypeError(f"a score is a tensor of {score.dtype} of the shape {list(score.shape)}")
+        return float(score.detach())
+    if isinstance(score, np.ndarray | np.generic):
+        if score.size != 1:
+            raise TypeError(f"a score is an array of the shape {list(score.shape)}")
+        return float(_plain(score).reshape(()))
+    return float(score)
+
+
+def _plain(array: Any) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """Return an array or scalar of numpy as a copy in float64, NaN where it is masked."""
+    if array.dtype.kind not in NUMBERS:
+        raise TypeError(f"scores are {array.dtype}")
+    return np.asarray(np.ma.filled(np.array(array, dtype=np.float64, subok=True), np.nan))
