@@ -39,7 +39,7 @@ def check_writable(folder: Path, option: str) -> Path:
 
 def nearest_existing(path: Path) -> Path:
     """`path`, or the first folder above it that is there."""
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
 
 
 def check_inside(folder: Path, names: tuple[str, ...]) -> None:

@@ -1,8 +1,11 @@
 """The `marble` command and how its errors become messages and exit codes."""
 
+import atexit
 import logging
 import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -33,11 +36,17 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
-    pass
+    from marble_cli.paths import home, settle_home
+
+    if home() is None and context.invoked_subcommand != "train":  # a run has a folder of its own
+        spare = tempfile.TemporaryDirectory(prefix="marble-home-")
+        atexit.register(spare.cleanup)
+        settle_home(Path(spare.name))
 
 
 app.command("train", epilog=train.EPILOG)(train.train)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from marble_cli.cli.options import Target
+from marble_cli.cli.options import Target, to_path
 
 EPILOG = "Example:  marble generate runs/demo-0 --prompt 'a red sign that says \"47\"'"
 
@@ -13,7 +13,9 @@ EPILOG = "Example:  marble generate runs/demo-0 --prompt 'a red sign that says \
 def generate(
     target: Target,
     prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="A prompt; may be given again.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the PNG files go.")] = Path("outputs"),
+    output: Annotated[
+        Path, typer.Option(parser=to_path, metavar="DIR", help="Where the PNG files go.")
+    ] = Path("outputs"),
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the initial noise.")] = 0,
 ) -> None:
     """Draw one picture a prompt."""

@@ -34,7 +34,7 @@ def lacking(data: Data) -> str | None:
     wanted = [
         file for source in data.sources.values() if source.hub is None for file in (source.train, source.test)
     ]
-    if not wanted or data.root == "tiny" or (data.root and Path(data.root).expanduser().is_dir()):
+    if not wanted or data.root == "tiny" or (data.root and Path(data.root).is_dir()):
         return None
     said = f"data.root={data.root} is no folder" if data.root else "data.root is not set"
     return f"{said}. Expected the one that holds {', '.join(wanted)}."
@@ -49,7 +49,7 @@ def load_prompts(data: Data, split: str) -> dict[str, list[Prompt]]:
     if (lack := lacking(data)) is not None:
         raise DataError(lack)
     embedded = Path(str(files("marble_cli") / "assets" / "tiny" / "prompts"))
-    root = embedded if data.root == "tiny" else Path(data.root or ".").expanduser()
+    root = embedded if data.root == "tiny" else Path(data.root or ".")
     return {
         name: read_source(root, name, source, source.train if split == "train" else source.test)
         for name, source in data.sources.items()

@@ -38,8 +38,8 @@ def local_folder(path: str) -> Path | None:
     """
     if path == "tiny":
         return EMBEDDED
-    folder = Path(path).expanduser()
-    if not path.startswith((".", "/", "~")) and not folder.exists():
+    folder = Path(path)
+    if not path.startswith((".", "/")) and not folder.exists():
         return None
     if not (folder / "model_index.json").is_file():
         raise RequestError(

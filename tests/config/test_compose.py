@@ -155,7 +155,7 @@ def test_values_come_typed() -> None:
     assert config.rollout.solver is OdeSolver.euler
     assert config.balance.shared_term is SharedTerm.outside
     assert config.optimizer.betas == [0.5, 0.6]
-    assert config.run.dir == "a folder/x"
+    assert config.run.dir == str(Path("a folder/x").absolute())
     assert config.algorithm.advantage.std.value == "group"
 
 
