@@ -1,6 +1,7 @@
 """Tables as rows: Parquet files and the datasets of the Hugging Face hub. Their libraries are imported where needed."""
 
 import importlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,16 @@ def hub_rows(name: str, source: Source, split: str) -> Rows:
 
 
 def _table_rows(where: str, table: Any) -> Rows:
-    return Rows(where, "row", "Expected text in every row.", table.to_pylist(), dict)
+    mixed = [field.name for field in table.schema if _is_json(field.type)]
+
+    rows = [
+        row | {name: json.loads(row[name]) for name in mixed if row[name] is not None}
+        for row in table.to_pylist()
+    ]
+    for name in mixed:
+        types = sorted({type(row[name]).__name__ for row in rows if row[name] is not None})
+        log.warning("%s: the column %s holds values of several types: %s", where, name, ", ".join(types))
+    return Rows(where, "row", "Expected text in every row.", rows, dict)
 
 
 def _columns(where: str, schema: Any, name: str, source: Source) -> list[str]:
@@ -71,16 +81,21 @@ def _columns(where: str, schema: Any, name: str, source: Source) -> list[str]:
     Raises:
         DataError: the prompt's is not among them.
     """
-    plain = [field.name for field in schema if _is_plain(field.type)]
+    plain = [field.name for field in schema if _is_plain(field.type) or _is_json(field.type)]
     if plain.count(source.prompt_key) != 1:
         raise DataError(
             f"{where}: there is no column {source.prompt_key!r} of text, or more than one. It has: "
             f"{', '.join(plain) or 'none'}. Set data.sources.{name}.prompt_key to the column of the prompts."
         )
-    left_out = [field.name for field in schema if field.name not in plain]
+    left_out = [f"{field.name} ({field.type})" for field in schema if field.name not in plain]
     if left_out:
         log.warning("%s: columns left out, for they hold no text or numbers: %s", where, ", ".join(left_out))
     return plain
+
+
+def _is_json(kind: Any) -> bool:
+    """Whether an Arrow type is JSON, which the datasets library makes of a column whose rows differ in type."""
+    return getattr(kind, "extension_name", None) == "arrow.json"
 
 
 def _is_plain(kind: Any) -> bool:

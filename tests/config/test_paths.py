@@ -50,7 +50,14 @@ def value(config: RunConfig, key: str) -> object:
     return node
 
 
-PLACES = ["run.dir", "model.path", "model.clip", "model.embedding_cache", "data.root", "data.sources.text.hub"]
+PLACES = [
+    "run.dir",
+    "model.path",
+    "model.clip",
+    "model.embedding_cache",
+    "data.root",
+    "data.sources.text.hub",
+]
 
 
 @pytest.mark.parametrize("key", PLACES)
@@ -60,7 +67,9 @@ def test_the_home_is_meant_by_every_path(key: str, at_home: Path) -> None:
     assert value(composed(f"{key}=~{ME.pw_name}/x"), key) == str(Path(ME.pw_dir) / "x")
     assert value(composed(f"{key}=./~x"), key) == str(Path.cwd() / "~x")
     assert value(composed(f"{key}=/a/~/b"), key) == "/a/~/b"
-    with pytest.raises(ConfigError, match=rf"^{key}=~nobody-here/x: there is no user 'nobody-here'.*\./~nobody-here/x"):
+    with pytest.raises(
+        ConfigError, match=rf"^{key}=~nobody-here/x: there is no user 'nobody-here'.*\./~nobody-here/x"
+    ):
         composed(f"{key}=~nobody-here/x")
 
 
@@ -93,7 +102,9 @@ def test_ids_of_the_hub_and_the_embedded_ones_stay(tmp_path: Path) -> None:
 def test_options_of_rewards_that_are_written_as_paths_are_paths(tmp_path: Path, at_home: Path) -> None:
     (tmp_path / "models" / "clip").mkdir(parents=True)
     options = "b: ./y, c: models/clip, d: [../z], e: owner/name, f: .., g: 'How good?', h: {i: '~/j'}, k: 1.5"
-    mine = composed(f"+rewards.mine={{plugin: colorfulness, {options}}}", "rewards.mine.a=~/x").rewards["mine"]
+    mine = composed(f"+rewards.mine={{plugin: colorfulness, {options}}}", "rewards.mine.a=~/x").rewards[
+        "mine"
+    ]
     assert mine.options == {
         "b": str(tmp_path / "y"), "c": str(tmp_path / "models" / "clip"),
         "d": [str(tmp_path / "../z")], "e": "owner/name", "f": "..", "g": "How good?", "h": {"i": str(at_home / "j")},
@@ -102,7 +113,9 @@ def test_options_of_rewards_that_are_written_as_paths_are_paths(tmp_path: Path, 
 
 
 def test_prompt_files_stay_below_their_root(at_home: Path) -> None:
-    source = composed("data.sources.text.train=a/b.txt", "data.sources.text.test=~/c.txt").data.sources["text"]
+    source = composed("data.sources.text.train=a/b.txt", "data.sources.text.test=~/c.txt").data.sources[
+        "text"
+    ]
     assert (source.train, source.test) == ("a/b.txt", str(at_home / "c.txt"))
 
 
