@@ -15,6 +15,7 @@ from marble_cli.data.prompts import Prompt, lacking, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.folder import check_writable
 from marble_cli.policy.base import ModelSize
+from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES
@@ -83,6 +84,7 @@ def plan(config: RunConfig) -> None:
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     existing = check_writable(Path(config.run.dir), "run.dir=")
     check_cache(config)
+    check_files(config.model)
     declarations: dict[str, Declaration] = {}
     unreachable = None
     try:

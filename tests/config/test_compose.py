@@ -30,7 +30,7 @@ BUILT_IN = "rewards=[colorfulness,compressibility]"
 REWARD = "plugin weight sources requires timeout retries max_failed optional url token_env isolated options.*"
 GROUP_KEYS = {
     "run": "name dir",
-    "model": "path revision clip precision resolution max_sequence_length guidance embedding_cache gradient_checkpointing "
+    "model": "path revision variant clip precision resolution max_sequence_length guidance embedding_cache gradient_checkpointing "
     "compile device train",
     "model.lora": "rank alpha target_modules",
     "data": "root",
