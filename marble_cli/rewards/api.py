@@ -16,7 +16,10 @@ callable with one parameter of another name is given the whole `Batch`.
 
 A reward may declare, as attributes of the class or function:
 
-    requires    metadata keys without which it does not apply; the host never passes it such samples
+    requires    metadata keys without which it does not apply; the host never passes it such samples. A mapping says
+                of which type each is, {"text": str}: a picture whose prompt has another type there has failed, alone,
+                and its prompt is named; {"text": str | None} is a key that may be missing. `marble_cli.rewards.kinds`
+                has all types, [{"class": str, "count": int}] among them
     range       (low, high): the scores' bounds, None where there is none
     license     of the plugin and of the weights that it loads
     citation    what to cite
@@ -24,8 +27,11 @@ A reward may declare, as attributes of the class or function:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from marble_cli.errors import RewardError
+from marble_cli.rewards.kinds import Kind, normal, optional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,18 +57,49 @@ class Declaration:
     license: str = ""
     citation: str = ""
     groupwise: bool = False
+    types: Mapping[str, Kind] = field(default_factory=dict)  # of metadata, in the host's form
 
     @classmethod
     def of(cls, plugin: Any) -> "Declaration":
-        """Read the attributes of a plugin's class or function."""
-        requires = getattr(plugin, "requires", None) or ()
+        """Read the attributes of a plugin's class or function.
+
+        Raises:
+            RewardError: `requires` is malformed.
+        """
+        requires, types = required_types(getattr(plugin, "requires", None))
         low, high = getattr(plugin, "range", None) or (None, None)
         lines = (plugin.__doc__ or "").strip().splitlines()
         return cls(
             lines[0] if lines else "",
-            (requires,) if isinstance(requires, str) else tuple(requires),
+            requires,
             (low, high),
             getattr(plugin, "license", ""),
             getattr(plugin, "citation", ""),
             bool(getattr(plugin, "groupwise", False)),
+            types,
         )
+
+
+def required_types(requires: Any) -> tuple[tuple[str, ...], dict[str, Kind]]:
+    """Return the metadata keys that must be there, and the types of those that have one.
+
+    Args:
+        requires: a key, several, a mapping from key to type, or None.
+
+    Raises:
+        RewardError: it is something else.
+    """
+    if isinstance(requires, str):
+        return (requires,), {}
+    if isinstance(requires, Mapping):
+        types = {str(key): normal(kind) for key, kind in requires.items()}
+        return tuple(key for key, kind in types.items() if not optional(kind)), types
+    try:
+        keys = tuple(requires or ())
+    except TypeError:
+        keys = (requires,)
+    if not all(isinstance(key, str) for key in keys):
+        raise RewardError(
+            f'`requires` is {requires!r}. Expected metadata keys, or types by key: {{"text": str}}.'
+        )
+    return keys, {}
