@@ -11,6 +11,15 @@ from safetensors import SafetensorError
 
 from marble_cli.errors import RequestError, StorageError
 
+WRITTEN = (
+    "config.yaml",
+    "metrics.jsonl",
+    "log.txt",
+    "checkpoints",
+    "samples",
+    "skipped",
+    "wandb",
+)  # in a run's
 FREE_SOME = "Free some space and continue with --resume auto."
 
 

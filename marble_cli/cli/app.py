@@ -12,6 +12,7 @@ import typer
 
 from marble_cli import __version__
 from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, sync, train
+from marble_cli.cli.encoding import take_every_text
 from marble_cli.errors import LostError, MarbleError, PeerError
 from marble_cli.signals import tell_exit
 
@@ -64,6 +65,7 @@ app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 
 def main() -> None:
     """Run the command line; errors that a user can act on become one message and the contract's exit code."""
+    take_every_text()
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")  # their advice is not for users of this program
     handler = logging.StreamHandler()

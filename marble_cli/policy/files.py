@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from marble_cli.config.schema import Model
 from marble_cli.policy.base import Family
-from marble_cli.policy.source import find_family, local_folder, networks, read_json, reading
+from marble_cli.policy.source import find_family, local_folder, networks, read_json, reading, tell_revision
 from marble_cli.policy.tokenizers import check_tokenizers, read_tokenizers
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # of weight files, by library
@@ -25,6 +25,7 @@ def check_files(model: Model) -> None:
     folder = local_folder(model.path)
     if folder is None:
         return
+    tell_revision(model)
     with reading(model):
         index = read_json(folder / "model_index.json")
         family = find_family(model, index)

@@ -22,6 +22,7 @@ from marble_cli.policy.source import (
     networks,
     read_json,
     reading,
+    tell_revision,
 )
 from marble_cli.policy.tokenizers import check_tokenizers, read_tokenizers
 
@@ -59,6 +60,7 @@ def load_policy(model: Model, seed: int, place: Place = whole) -> PipelinePolicy
     _quiet()
     device = pick_device(model.device)
     folder = local_folder(model.path)
+    tell_revision(model)
     with reading(model):
         index = read_json(_index(model, folder))
         family = find_family(model, index)

@@ -13,7 +13,7 @@ from marble_cli.balance.registry import build
 from marble_cli.config.schema import BalanceMode, Parallel, RunConfig, SharedTerm, Train
 from marble_cli.data.prompts import Prompt, lacking, load_prompts
 from marble_cli.errors import UnreachableError
-from marble_cli.folder import check_writable
+from marble_cli.folder import WRITTEN, check_inside, check_writable
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
@@ -21,6 +21,7 @@ from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.lane import required
+from marble_cli.trainer.forecast import checkpoints, fetched_into, unsound
 from marble_cli.trainer.geometry import geometry, processes
 from marble_cli.trainer.memory import describe, memory
 from marble_cli.trainer.preflight import (
@@ -82,7 +83,9 @@ def plan(config: RunConfig) -> None:
     check_geometry(config, processes(config))
     unset = lacking(config.data) if config.data.root is None else None
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
-    existing = check_writable(Path(config.run.dir), "run.dir=")
+    folder = Path(config.run.dir)
+    existing = check_writable(folder, "run.dir=")
+    check_inside(folder, WRITTEN)
     check_cache(config)
     check_files(config.model)
     declarations: dict[str, Declaration] = {}
@@ -111,6 +114,8 @@ def plan(config: RunConfig) -> None:
     ]
     size = model_size(config.model)
     device = pick_device(config.model.device)
+    if (cache := fetched_into(config)) is not None:
+        rows.append(("to be fetched into", cache))
     if size is None:
         rows.append(("model", f"{config.model.path}: not on this machine, so its sizes are unknown"))
     else:
@@ -118,6 +123,7 @@ def plan(config: RunConfig) -> None:
         rows += [
             ("model", f"{config.model.path}: {size.transformer:,} parameters, {_trained(config, size)}"),
             ("memory", describe(memory(config, size), config)),
+            ("checkpoints", checkpoints(config, size, existing)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
         ]
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -134,6 +140,8 @@ def plan(config: RunConfig) -> None:
     if not unset:
         console.print(_rewards(config, declarations, prompts), "")
         check_applicable(config, declarations, prompts["train"], prompts["test"])
+        for line in unsound(config, declarations, prompts):
+            console.print(line, soft_wrap=True)
 
 
 def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:

@@ -21,7 +21,7 @@ from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.layout import choose
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, RequestError
-from marble_cli.folder import check_inside, check_writable, write_whole
+from marble_cli.folder import WRITTEN, check_inside, check_writable, write_whole
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.origin import check_origin, read_origin
@@ -45,15 +45,6 @@ from marble_cli.trainer.step import Director
 
 log = logging.getLogger("marble.run")
 
-WRITTEN = (
-    "config.yaml",
-    "metrics.jsonl",
-    "log.txt",
-    "checkpoints",
-    "samples",
-    "skipped",
-    "wandb",
-)  # in a run's folder
 REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional", "url", "token_env", "isolated")
 # What may differ when a run goes on: how long, how often it looks, where it reports, and how it lives with its memory.
 CONTINUABLE = {
