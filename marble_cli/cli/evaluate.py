@@ -35,4 +35,4 @@ def evaluate(
     console = Console()
     console.print(report.table())
     if output is not None:
-        console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False)
+        console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False, markup=False)

@@ -126,7 +126,8 @@ def plan(config: RunConfig) -> None:
             ("checkpoints", checkpoints(config, size, existing)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
         ]
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = Table("", box=None, show_header=False, pad_edge=False)
+    table.add_column(overflow="fold")  # a path longer than a line stays whole
     for row in rows:
         table.add_row(*row)
     console = Console(markup=False)

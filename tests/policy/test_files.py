@@ -255,3 +255,10 @@ def test_a_network_without_weights_is_named(tmp_path: Path, part: str) -> None:
     file.with_suffix(".bin").unlink()
     with pytest.raises(RequestError, match=f"{part} holds no weights: {file.name} is missing"):
         check_files(tiny_model(folder))
+
+
+def test_a_revision_beside_a_folder_is_told_to_have_no_effect(caplog: pytest.LogCaptureFixture) -> None:
+    check_files(tiny_model(EMBEDDED))
+    assert not caplog.records
+    check_files(tiny_model(EMBEDDED, "model.revision=1.10"))
+    assert f"model.revision=1.10 has no effect: model.path={EMBEDDED} is a folder" in caplog.text
