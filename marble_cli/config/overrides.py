@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from antlr4 import CommonTokenStream, InputStream
 from hydra.core.override_parser.overrides_parser import create_functions
 from hydra.core.override_parser.overrides_visitor import HydraErrorListener, HydraOverrideVisitor
 from hydra.core.override_parser.types import (
@@ -21,7 +20,11 @@ from hydra.core.override_parser.types import (
     ValueType,
 )
 from hydra.errors import HydraException
-from hydra.grammar.gen.OverrideLexer import OverrideLexer
+from hydra.grammar.gen.OverrideLexer import (  # type: ignore[attr-defined]
+    CommonTokenStream,
+    InputStream,
+    OverrideLexer,
+)
 from hydra.grammar.gen.OverrideParser import OverrideParser
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolation
@@ -76,9 +79,9 @@ def _parse(word: str) -> Override:
     except (HydraException, RecursionError):
         override = None
     if assignment and (required_kind(kind) is str or _is_home(assignment["value"], kind)):
-        value = _text(assignment["value"], override, kind)
-        _check_interpolation(assignment["name"], value)
-        return _assign(assignment, value)
+        text = _text(assignment["value"], override, kind)
+        _check_interpolation(assignment["name"], text)
+        return _assign(assignment, text)
     if override is None:
         raise ConfigError(_unreadable(word, assignment, kind))
     if override.is_sweep_override():
@@ -103,7 +106,7 @@ def _read(word: str) -> Override:
     parser = OverrideParser(CommonTokenStream(lexer))
     parser.removeErrorListeners()
     parser.addErrorListener(listener)
-    override: Override = Reader(create_functions()).visit(parser.override())
+    override: Override = Reader(create_functions()).visit(parser.override())  # type: ignore[no-untyped-call]
     return override
 
 

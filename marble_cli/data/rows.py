@@ -119,13 +119,13 @@ def legible(text: str) -> str:
 
 def _decode(line: bytes) -> str:
     try:
-        return EDGES.sub("", line.decode("utf-8"))
+        return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RowError(f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8") from None
 
 
 def _parse_json(line: bytes) -> Row | None:
-    text = _decode(line)
+    text = EDGES.sub("", _decode(line))
     if not text:
         return None
     try:

@@ -52,7 +52,7 @@ def check_weights(folder: Path, model: Model, family: type[Family], index: Mappi
         ValueError: some are missing, damaged, pickled, or of another variant than `model.variant`.
     """
     for name, (library, _) in networks(model, family, index).items():
-        for file in _weights(folder / name, STEMS[library], model.variant):
+        for file in _weights(folder / name, STEMS.get(library, "model"), model.variant):
             if not file.is_file():
                 raise ValueError(f"{file} is missing, which {folder / name} lists as a part of its weights")
             try:
