@@ -11,6 +11,9 @@ from safetensors import SafetensorError
 
 from marble_cli.errors import RequestError, StorageError
 
+WRITTEN = (  # in a run's folder
+    "config.yaml", "metrics.jsonl", "log.txt", "checkpoints", "samples", "skipped", "wandb", "run.lock",
+)  # fmt: skip
 FREE_SOME = "Free some space and continue with --resume auto."
 
 
@@ -39,7 +42,7 @@ def check_writable(folder: Path, option: str) -> Path:
 
 def nearest_existing(path: Path) -> Path:
     """`path`, or the first folder above it that is there."""
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
 
 
 def check_inside(folder: Path, names: tuple[str, ...]) -> None:

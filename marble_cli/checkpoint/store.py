@@ -20,6 +20,7 @@ from marble_cli.checkpoint.manifest import REMEDY, STEP_FOLDER
 from marble_cli.checkpoint.pickled import refuse_pickled
 from marble_cli.errors import CheckpointError, StorageError
 from marble_cli.folder import FREE_SOME, flush, write_whole, writing
+from marble_cli.paths import expand
 
 log = logging.getLogger("marble")
 
@@ -256,7 +257,7 @@ def resolve(spec: str) -> Path:
     Raises:
         CheckpointError: there is none, or it is pickled.
     """
-    path = Path(spec).expanduser()
+    path = expand("", spec)
     if (path / manifests.NAME).is_file():
         return path
     parent = path / "checkpoints"

@@ -1,14 +1,18 @@
 """The `marble` command and how its errors become messages and exit codes."""
 
+import atexit
 import logging
 import os
 import sys
+import tempfile
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from marble_cli import __version__
 from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, sync, train
+from marble_cli.cli.encoding import take_every_text
 from marble_cli.errors import LostError, MarbleError, PeerError
 from marble_cli.signals import tell_exit
 
@@ -33,11 +37,17 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
-    pass
+    from marble_cli.paths import home, settle_home
+
+    if home() is None and context.invoked_subcommand != "train":  # a run has a folder of its own
+        spare = tempfile.TemporaryDirectory(prefix="marble-home-")
+        atexit.register(spare.cleanup)
+        settle_home(Path(spare.name))
 
 
 app.command("train", epilog=train.EPILOG)(train.train)
@@ -55,6 +65,7 @@ app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 
 def main() -> None:
     """Run the command line; errors that a user can act on become one message and the contract's exit code."""
+    take_every_text()
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")  # their advice is not for users of this program
     handler = logging.StreamHandler()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from marble_cli.cli.options import Overrides, Target
+from marble_cli.cli.options import Overrides, Target, to_path
 
 EPILOG = "Example:  marble eval runs/demo-0 --against base --output judged"
 
@@ -20,7 +20,7 @@ def evaluate(
         typer.Option(metavar="CHECKPOINT|RUN|base", help="Score this too, on the same prompts and noise."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write report and pictures there.")
+        Path | None, typer.Option(parser=to_path, metavar="DIR", help="Write report and pictures there.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -38,4 +38,4 @@ def evaluate(
     console = Console(file=out)
     console.print(report.table())
     if output is not None:
-        console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False)
+        console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False, markup=False)

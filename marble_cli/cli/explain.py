@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from marble_cli.cli.options import to_path
+
 if TYPE_CHECKING:
     from marble_cli.config.schema import Balance
 
@@ -15,9 +17,10 @@ EPILOG = "Example:  marble explain runs/first"
 
 def explain(
     ctx: typer.Context,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(parser=to_path, metavar="RUN", help="A run's folder.")],
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the pictures go; RUN/explain if not given.")
+        Path | None,
+        typer.Option(parser=to_path, metavar="DIR", help="Where the pictures go; RUN/explain if not given."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from marble_cli.checkpoint.formats import ExportFormat
+from marble_cli.cli.options import to_path
 
 EPILOG = (
     "Example:  marble export runs/demo-0 DIR   then   pipeline.load_lora_weights('DIR'), or for a run with "
@@ -17,7 +18,7 @@ def export(
     target: Annotated[
         str, typer.Argument(metavar="CHECKPOINT|RUN", help="A checkpoint folder, or a run's latest.")
     ],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the weights go.")],
+    directory: Annotated[Path, typer.Argument(parser=to_path, metavar="DIR", help="Where the weights go.")],
     form: Annotated[
         ExportFormat,
         typer.Option(

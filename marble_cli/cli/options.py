@@ -1,8 +1,17 @@
 """Arguments that several commands take."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from marble_cli.paths import expand
+
+
+def to_path(text: str) -> Path:
+    """A path from the command line, where `--output=~/x` reaches us with its `~`."""
+    return expand("", str(text))  # a default is a path already
+
 
 Overrides = Annotated[
     list[str] | None,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from marble_cli.cli.options import to_path
+
 INSTALL = "Example:  marble rewards install ocr"
 NEW = "Example:  marble rewards new sharpness"
 
@@ -38,7 +40,7 @@ def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The reward's name, e.g. sharpness.")],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where to write; else marble-reward-NAME."),
+        typer.Option(parser=to_path, metavar="DIR", help="Where to write; else marble-reward-NAME."),
     ] = None,
 ) -> None:
     """Write a plugin to begin from: it installs, passes its tests and check."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marble_cli.cli.options import Overrides
+from marble_cli.cli.options import Overrides, to_path
 from marble_cli.errors import RequestError
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _on_gpu(name: str, settings: "Settings") -> Any:
 def score(
     ctx: typer.Context,
     name: Name,
-    image: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")],
+    image: Annotated[Path, typer.Option(parser=to_path, metavar="FILE", help="The picture.")],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The prompt that it was made for.")],
     overrides: Overrides = None,
     metadata: Annotated[

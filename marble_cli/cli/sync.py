@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
+from marble_cli.cli.options import to_path
 from marble_cli.errors import RequestError
 
 EPILOG = "Example:  marble sync runs/first"
 
 
 def sync(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(parser=to_path, metavar="RUN ...", help="Folders of runs.")],
 ) -> None:
     """Upload the whole history of runs of which W&B lacks something."""
     from marble_cli.metrics.wandb_history import send

@@ -48,6 +48,9 @@ def train(
         typer.echo(dump(config), nl=False)
         return
     from marble_cli.config.schema import LauncherName
+    from marble_cli.paths import settle_home
+
+    settle_home(Path(config.run.dir) / "home")  # before a library asks for it
     from marble_cli.distributed.launch import end_with_launcher, launch, launched
 
     launcher, ours = config.launcher, not launched()  # to start, that is

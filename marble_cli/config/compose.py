@@ -10,16 +10,18 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from marble_cli.config.keys import unknown_key
+from marble_cli.config.overrides import parse
+from marble_cli.config.paths import make_absolute
 from marble_cli.config.schema import RunConfig
 from marble_cli.config.validate import validate
 from marble_cli.errors import ConfigError
+from marble_cli.paths import expand
 from marble_cli.rewards.registry import HOST, installed
 from marble_cli.suggest import nearest
 
@@ -51,11 +53,11 @@ def compose(overrides: Sequence[str] = (), config_name: str | None = None) -> Ru
     Raises:
         ConfigError: a key, choice, type or combination is wrong; the message names it and the nearest right one.
     """
-    parsed = _parse(overrides)
+    parsed = parse(overrides)
     with initialize_config_module(MODULE, version_base=None):
         _register_plugins(parsed)
         if config_name is not None and (config_name.endswith((".yaml", ".yml")) or "/" in config_name):
-            tree = _replay(Path(config_name).expanduser(), parsed)
+            tree = _replay(expand("--config-name ", config_name), parsed)
         else:
             tree = _compose(_root(config_name), parsed)
     return typed(tree)
@@ -91,26 +93,6 @@ def completed(tree: Any) -> DictConfig:
     whole = OmegaConf.merge(since, tree)
     assert isinstance(whole, DictConfig)
     return whole
-
-
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    parser = OverridesParser.create()
-    parsed = []
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise ConfigError(
-                f"override {text!r} cannot be read: {reason}. Expected e.g. trainer.steps=10, balance=mgda, "
-                "+rewards.mine={plugin: mine} or ~rewards.ocr."
-            ) from error
-        if override.is_sweep_override():
-            raise ConfigError(
-                f"override {text!r} asks for several values. Expected one: start a run for each."
-            )
-        parsed.append(override)
-    return parsed
 
 
 def _root(config_name: str | None) -> str:
@@ -264,6 +246,7 @@ def typed(tree: DictConfig) -> RunConfig:
     assert isinstance(config, RunConfig)
     _drop_optional(config)
     validate(config)
+    make_absolute(config)
     return config
 
 

@@ -1,6 +1,7 @@
 """The tree of configuration keys, read off the schema: which keys there are and which one was meant."""
 
 import dataclasses
+import types
 import typing
 
 from marble_cli.config.schema import Reward, RunConfig
@@ -11,6 +12,26 @@ def fields(node: typing.Any) -> dict[str, typing.Any]:
     """The types of the keys below a dataclass."""
     hints = typing.get_type_hints(node)
     return {field.name: hints[field.name] for field in dataclasses.fields(node)}
+
+
+def required_kind(kind: typing.Any) -> typing.Any:
+    """The type without null: `str` of `str | None`."""
+    if typing.get_origin(kind) not in (types.UnionType, typing.Union):
+        return kind
+    return next(part for part in typing.get_args(kind) if part is not type(None))
+
+
+def kind_of(key: str) -> typing.Any:
+    """The type of the dotted `key`; Any for what plugins and prompts define, None if there is no such key."""
+    node: typing.Any = RunConfig
+    for part in key.split("."):
+        if typing.get_origin(node) is dict:
+            node = typing.get_args(node)[1]
+        elif dataclasses.is_dataclass(node):
+            node = fields(node).get(part, typing.Any if node is Reward else None)
+        else:
+            return typing.Any if node is typing.Any else None
+    return node
 
 
 def unknown_key(key: str) -> str | None:

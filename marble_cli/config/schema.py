@@ -107,6 +107,7 @@ class Lora:
 class Model:
     path: str = MISSING
     revision: str | None = MISSING
+    variant: str | None = None  # files of older runs lack it
     clip: str = MISSING
     precision: Precision = MISSING
     resolution: int = MISSING

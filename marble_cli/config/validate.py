@@ -250,6 +250,8 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     rollout, trainer, balance, algorithm = config.rollout, config.trainer, config.balance, config.algorithm
     yield "trainer.seed", trainer.seed, 0 <= trainer.seed < 2**63, "a number from 0 to 2^63 - 1"
     yield "run.dir", repr(config.run.dir), bool(config.run.dir.strip()), "a folder"
+    name = config.run.name
+    yield "run.name", repr(name), name.isprintable(), "one line without control characters"
     for name in ("groups", "steps", "batch_size"):
         yield at_least(f"rollout.{name}", getattr(rollout, name), 1)
     yield (

@@ -2,14 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from marble_cli.config.schema import Data, Quotes, Source
-from marble_cli.data.rows import Row, RowError, Rows, json_rows, text_rows
+from marble_cli.data.rows import Row, RowError, Rows, clean, json_rows, legible, text_rows
 from marble_cli.data.tables import hub_rows, parquet_rows
 from marble_cli.errors import DataError
 
@@ -34,7 +35,7 @@ def lacking(data: Data) -> str | None:
     wanted = [
         file for source in data.sources.values() if source.hub is None for file in (source.train, source.test)
     ]
-    if not wanted or data.root == "tiny" or (data.root and Path(data.root).expanduser().is_dir()):
+    if not wanted or data.root == "tiny" or (data.root and Path(data.root).is_dir()):
         return None
     said = f"data.root={data.root} is no folder" if data.root else "data.root is not set"
     return f"{said}. Expected the one that holds {', '.join(wanted)}."
@@ -49,7 +50,7 @@ def load_prompts(data: Data, split: str) -> dict[str, list[Prompt]]:
     if (lack := lacking(data)) is not None:
         raise DataError(lack)
     embedded = Path(str(files("marble_cli") / "assets" / "tiny" / "prompts"))
-    root = embedded if data.root == "tiny" else Path(data.root or ".").expanduser()
+    root = embedded if data.root == "tiny" else Path(data.root or ".")
     return {
         name: read_source(root, name, source, source.train if split == "train" else source.test)
         for name, source in data.sources.items()
@@ -105,7 +106,7 @@ def _prompt(row: Row, name: str, source: Source) -> Prompt:
     if not text:
         raise RowError(f'no text under the key "{source.prompt_key}" (its keys: {", ".join(row) or "none"})')
     negative = _text(row, NEGATIVE) or source.negative_prompt or ""
-    own = {key: _without_nulls(row[key]) for key in row if key not in (source.prompt_key, NEGATIVE)}
+    own = {key: _plain(row[key], key) for key in row if key not in (source.prompt_key, NEGATIVE)}
     metadata = source.metadata | {key: value for key, value in own.items() if value is not None}
     if source.quoted_as is not None and source.quoted_as not in metadata:
         wanted = quoted(text) if source.quotes is Quotes.required else after_straight_quote(text)
@@ -122,18 +123,29 @@ def _text(row: Row, key: str) -> str:
         return ""
     if not isinstance(value, str):
         raise RowError(f'no text under the key "{key}" but {str(value)[:40]!r} ({type(value).__name__})')
-    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise RowError(f'the text under the key "{key}" holds half a character (a lone surrogate)')
-    return value.strip()
+    with _under(key):
+        return clean(value)
 
 
-def _without_nulls(value: Any) -> Any:
-    """Without the keys that a table fills with null where a row has none."""
+@contextmanager
+def _under(key: str) -> Iterator[None]:
+    """Say of what is wrong with a text which key it stands under."""
+    try:
+        yield
+    except RowError as error:
+        raise RowError(f'the text under the key "{key}" holds {error}') from None
+
+
+def _plain(value: Any, key: str) -> Any:
+    """Metadata with texts that are legible, and without the keys that a table fills with null where a row has none."""
     if isinstance(value, dict):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+        return {inner: _plain(part, key) for inner, part in value.items() if part is not None}
     if isinstance(value, list):
-        return [_without_nulls(part) for part in value]
-    return value
+        return [_plain(part, key) for part in value]
+    if not isinstance(value, str) or (value.isascii() and value.isprintable()):
+        return value
+    with _under(key):
+        return legible(value)
 
 
 def quoted(text: str) -> str:

@@ -1,6 +1,7 @@
 """Tables as rows: Parquet files and the datasets of the Hugging Face hub. Their libraries are imported where needed."""
 
 import importlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def parquet_rows(path: Path, name: str, source: Source) -> Rows:
         with parquet.ParquetFile(path) as file:
             columns = _columns(str(path), file.schema_arrow, name, source)
             table = file.read(columns=columns)
+            _tell_mixed(str(path), file.read(columns=_mixed(file.schema_arrow)))
     except pyarrow.ArrowException as error:
         raise DataError(
             f"prompt file {path} of data.sources.{name} cannot be read: {_first_line(error)}. "
@@ -57,12 +59,34 @@ def hub_rows(name: str, source: Source, split: str) -> Rows:
         ) from error
     if reader not in READERS:
         raise DataError(f"{where}: its files are of the kind {reader}. Expected one of {', '.join(READERS)}.")
+    _tell_mixed(where, dataset.select_columns(_mixed(dataset.features.arrow_schema)).with_format("arrow")[:])
     dataset = dataset.select_columns(_columns(where, dataset.features.arrow_schema, name, source))
     return _table_rows(where, dataset.with_format("arrow")[:])
 
 
 def _table_rows(where: str, table: Any) -> Rows:
     return Rows(where, "row", "Expected text in every row.", table.to_pylist(), dict)
+
+
+def _mixed(schema: Any) -> list[str]:
+    """Columns of JSON, which the datasets library makes of one whose rows differ in type."""
+    return [field.name for field in schema if getattr(field.type, "extension_name", None) == "arrow.json"]
+
+
+def _tell_mixed(where: str, table: Any) -> None:
+    """Say which columns are left out because their rows differ in type.
+
+    They could not be read row by row: the library keeps the text "47" and the number 47 alike.
+    """
+    for name in _mixed(table.schema):
+        types = {
+            type(json.loads(cell)).__name__ for cell in table.column(name).to_pylist() if cell is not None
+        }
+        types |= {"str"} if len(types) == 1 else set()  # text that looks like the others
+        log.warning(
+            "%s: column left out, for its rows differ in type: %s (%s). Give them one type; .jsonl files under data.root may "
+            "have several", where, name, ", ".join(sorted(types)),
+        )  # fmt: skip
 
 
 def _columns(where: str, schema: Any, name: str, source: Source) -> list[str]:
@@ -77,7 +101,9 @@ def _columns(where: str, schema: Any, name: str, source: Source) -> list[str]:
             f"{where}: there is no column {source.prompt_key!r} of text, or more than one. It has: "
             f"{', '.join(plain) or 'none'}. Set data.sources.{name}.prompt_key to the column of the prompts."
         )
-    left_out = [field.name for field in schema if field.name not in plain]
+    left_out = [
+        f"{field.name} ({field.type})" for field in schema if field.name not in (*plain, *_mixed(schema))
+    ]
     if left_out:
         log.warning("%s: columns left out, for they hold no text or numbers: %s", where, ", ".join(left_out))
     return plain

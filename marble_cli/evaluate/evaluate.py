@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from marble_cli.config.schema import RunConfig
@@ -62,7 +63,7 @@ class EvalReport:
 
     def table(self) -> Table:
         title = self.target if self.against is None else f"{self.target} against {self.against}"
-        table = Table(title=f"{title}: {self.prompts} held-out prompts")
+        table = Table(title=escape(f"{title}: {self.prompts} held-out prompts"))
         table.add_column("reward")
         for heading in ("n", "mean"):
             table.add_column(heading, justify="right")

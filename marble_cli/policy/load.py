@@ -1,6 +1,7 @@
 """From the configuration to a policy on its device."""
 
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -11,6 +12,7 @@ from huggingface_hub import hf_hub_download
 from marble_cli.config.schema import Model
 from marble_cli.distributed.layout import Place, whole
 from marble_cli.errors import RequestError
+from marble_cli.policy.files import check_weights
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.source import (
     DTYPES,
@@ -20,7 +22,9 @@ from marble_cli.policy.source import (
     networks,
     read_json,
     reading,
+    tell_revision,
 )
+from marble_cli.policy.tokenizers import check_tokenizers, read_tokenizers
 
 
 def pick_device(name: str) -> torch.device:
@@ -51,21 +55,33 @@ def load_policy(model: Model, seed: int, place: Place = whole) -> PipelinePolicy
     _quiet()
     device = pick_device(model.device)
     folder = local_folder(model.path)
+    tell_revision(model)
     with reading(model):
         index = read_json(_index(model, folder))
         family = find_family(model, index)
+        tokenizers: dict[str, Any] = {}  # those of the hub come with the pipeline
         if folder is not None:
             for name in networks(model, family, index):
                 read_json(
                     folder / name / "config.json"
                 )  # without it transformers makes do with another shape
+            check_weights(folder, model, family, index)
+            tokenizers = read_tokenizers(folder, model, family, index)
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder or model.path),
             revision=model.revision,
+            variant=model.variant,
             dtype=DTYPES[model.precision],
             use_safetensors=True,
             # diffusers wants to be told of most components that a pipeline was saved without.
             **dict.fromkeys((*family.left_out(model), *(k for k, v in index.items() if v == [None, None]))),
+            **tokenizers,
+        )
+        parts = {name: part for name, part in pipeline.components.items() if part is not None}
+        check_tokenizers(
+            {name: part for name, part in parts.items() if name.startswith("tokenizer")},
+            {name: part.config for name, part in parts.items() if name.startswith("text_encoder")},
+            str(folder or model.path),
         )
     check_fit(model, family, pipeline.transformer.config)
     pipeline.set_progress_bar_config(disable=True)

@@ -71,7 +71,7 @@ class PipelinePolicy:
                 if name.startswith("tokenizer") and part is not None
             ]
             identity = fingerprint(family.encoders, tokenizers, *settings)
-            self.cache = EmbeddingCache(Path(model.embedding_cache).expanduser().absolute(), identity)
+            self.cache = EmbeddingCache(Path(model.embedding_cache), identity)
         for frozen in (pipeline.vae, *(() if self.cache else family.encoders)):
             frozen.to(device)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
@@ -14,6 +15,8 @@ from safetensors import SafetensorError
 from marble_cli.config.schema import Model, Precision
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Family
+
+log = logging.getLogger("marble.run")
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 BROKEN = (  # what diffusers and transformers raise on files that are damaged or do not belong together
@@ -38,8 +41,8 @@ def local_folder(path: str) -> Path | None:
     """
     if path == "tiny":
         return EMBEDDED
-    folder = Path(path).expanduser()
-    if not path.startswith((".", "/", "~")) and not folder.exists():
+    folder = Path(path)
+    if not path.startswith((".", "/")) and not folder.exists():
         return None
     if not (folder / "model_index.json").is_file():
         raise RequestError(
@@ -47,6 +50,12 @@ def local_folder(path: str) -> Path | None:
             "diffusers pipeline, a hub id such as stabilityai/stable-diffusion-3.5-medium, or tiny."
         )
     return folder
+
+
+def tell_revision(model: Model) -> None:
+    """Say so if a folder is asked for a revision, which only the hub has."""
+    if model.revision is not None and local_folder(model.path) is not None:
+        log.warning("model.revision=%s has no effect: model.path=%s is a folder", model.revision, model.path)
 
 
 def described(path: str) -> Path | None:

@@ -8,7 +8,7 @@ from marble_cli.rewards.kinds import Kind, MetadataError, fit
 
 
 def fitted(types: Mapping[str, Kind], metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return `metadata` itself if its values are of `types`, or a copy with 47 where 47.0 stands for it.
+    """Return `metadata` itself if its values are of `types`, or a copy with whole numbers for integral floats.
 
     Raises:
         MetadataError: a value is of another type.

@@ -19,6 +19,7 @@ from urllib.request import url2pathname
 
 from marble_cli import DISTRIBUTION, __version__
 from marble_cli.errors import ConfigError, RequestError, RewardError
+from marble_cli.paths import NO_HOME, expand, home
 from marble_cli.rewards.registry import installed
 
 RECORD = "environment.json"
@@ -38,9 +39,20 @@ class Environment:
 
 
 def root() -> Path:
-    """The folder of all isolated environments."""
-    home = os.environ.get("MARBLE_HOME") or Path.home() / ".local" / "share" / "marble"
-    return Path(home).expanduser() / "rewards"
+    """The folder of all isolated environments.
+
+    Raises:
+        ConfigError: there is no home, and MARBLE_HOME names no other folder.
+    """
+    if named := os.environ.get("MARBLE_HOME"):
+        return expand("MARBLE_HOME=", named) / "rewards"
+    folder = None if NO_HOME in os.environ else home()
+    if folder is None:
+        raise ConfigError(
+            "there is no home that could hold isolated environments: HOME is not set, and the password file does not name "
+            "one. Name a folder for them: MARBLE_HOME=FOLDER."
+        )
+    return folder / ".local" / "share" / "marble" / "rewards"
 
 
 def find(plugin: str) -> Environment:
@@ -139,8 +151,9 @@ def _ensure_venv(folder: Path) -> str:
 def _plugin(name: str, source: str | None) -> list[str]:
     """Arguments for pip that install the plugin's distribution."""
     if source is not None:
-        if Path(source).expanduser().exists():
-            return [str(Path(source).expanduser().resolve())]
+        folder = expand("--from ", source) if source.startswith("~") else Path(source)
+        if os.path.exists(folder):
+            return [str(folder.resolve())]
         if source.startswith(("-", ".", "/", "~")):
             raise RequestError(f"--from {source}: there is no such folder or file.")
         return [source]

@@ -7,8 +7,8 @@
     {"key": kind, ...}                a mapping with at least these keys
     kind | None, (kind, kind, ...)    one of several; None says that the key may be missing or null
 
-Inside the host a kind is what JSON can say, for it travels from a reward's server to a run: the name of a
-type, {"list": kind}, {"dict": {key: kind}}, or a list of several of which one fits.
+Inside the host a kind is what JSON can say, for it travels from a reward's server to a run: the name of a type,
+{"list": kind}, {"dict": {key: kind}}, or a list of several of which one fits.
 """
 
 import reprlib
@@ -64,7 +64,7 @@ def optional(kind: Kind) -> bool:
 
 
 def fit(kind: Kind, value: Any, where: str) -> Any:
-    """Return `value` itself if it is of `kind`, or a copy with 47 where 47.0 stands for it.
+    """Return `value` itself if it is of `kind`, or a copy with whole numbers for integral floats such as 47.0.
 
     Args:
         kind: in the host's form.

@@ -16,6 +16,7 @@ from marble_cli.suggest import nearest
 
 HOST = {field.name for field in fields(schema.Reward)} - {"options"}  # keys that are no options of the plugin
 IMPORTS: dict[str, Guard] = {}  # by what an entry point names; Python imports it once
+TEXT = (str, str | None, "str", "str | None", "Optional[str]")  # annotations, as written or as strings
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -59,7 +60,7 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
     """Compare the options under `rewards.<name>` with the constructor, without building anything.
 
     Raises:
-        ConfigError: an option is unknown, or one without a default is missing.
+        ConfigError: an option is unknown or a number in the place of text, or one without a default is missing.
     """
     taken = parameters(plugin)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
@@ -72,6 +73,12 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
         if option not in named and not open_ended:
             hint = nearest(option, {*named, *HOST} - {"device", "dtype"})
             raise ConfigError(f"rewards.{name}.{option}: no such option{hint}")
+    for option, value in options.items():
+        if option in named and named[option].annotation in TEXT and isinstance(value, (bool, int, float)):
+            raise ConfigError(
+                f"rewards.{name}.{option}={value}: the reward takes text there, and this was read as a {type(value).__name__}. "
+                f"Put the text in quotes of its own: 'rewards.{name}.{option}=\"...\"'"
+            )
     for key, parameter in named.items():
         if parameter.default is inspect.Parameter.empty and key not in {*options, "device", "dtype"}:
             raise ConfigError(f"rewards.{name}.{key} is missing: the reward cannot be built without it.")

@@ -14,9 +14,10 @@ from marble_cli.checkpoint.store import step_of
 from marble_cli.config.schema import BalanceMode, Parallel, RunConfig, SharedTerm, Train
 from marble_cli.data.prompts import Prompt, lacking, load_prompts
 from marble_cli.errors import UnreachableError
-from marble_cli.folder import check_writable
+from marble_cli.folder import WRITTEN, check_inside, check_writable
 from marble_cli.metrics.wandb_destination import destination
 from marble_cli.policy.base import ModelSize
+from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES
@@ -24,6 +25,7 @@ from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.lane import required
 from marble_cli.rollout.collect import judged_as
 from marble_cli.trainer.continuation import find_checkpoint
+from marble_cli.trainer.forecast import checkpoints, fetched_into, unsound
 from marble_cli.trainer.geometry import geometry, processes
 from marble_cli.trainer.lock import RunLock
 from marble_cli.trainer.memory import describe, memory
@@ -88,9 +90,11 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     folder = Path(config.run.dir)
     existing = check_writable(folder, "run.dir=")
+    check_inside(folder, WRITTEN)
     RunLock(folder).check()
     checkpoint = find_checkpoint(folder, config, resume)
     check_cache(config)
+    check_files(config.model)
     declarations: dict[str, Declaration] = {}
     unreachable = None
     try:
@@ -119,6 +123,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     ]
     size = model_size(config.model)
     device = pick_device(config.model.device)
+    if (cache := fetched_into(config)) is not None:
+        rows.append(("to be fetched into", cache))
     if size is None:
         rows.append(("model", f"{config.model.path}: not on this machine, so its sizes are unknown"))
     else:
@@ -126,9 +132,11 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         rows += [
             ("model", f"{config.model.path}: {size.transformer:,} parameters, {_trained(config, size)}"),
             ("memory", describe(memory(config, size), config)),
+            ("checkpoints", checkpoints(config, size, existing)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
         ]
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = Table("", box=None, show_header=False, pad_edge=False)
+    table.add_column(overflow="fold")  # a path longer than a line stays whole
     for row in rows:
         table.add_row(*row)
     console = Console(markup=False)
@@ -142,6 +150,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     if not unset:
         console.print(_rewards(config, declarations, prompts), "")
         check_applicable(config, declarations, prompts["train"], prompts["test"])
+        for line in unsound(config, declarations, prompts):
+            console.print(line, soft_wrap=True)
 
 
 def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:

@@ -80,7 +80,7 @@ def check_cache(config: RunConfig) -> None:
         RequestError: it is neither.
     """
     cache = config.model.embedding_cache
-    if cache is not None and not (folder := Path(cache).expanduser()).is_dir():
+    if cache is not None and not (folder := Path(cache)).is_dir():
         check_writable(folder, "model.embedding_cache=")
 
 

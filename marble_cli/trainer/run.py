@@ -21,7 +21,7 @@ from marble_cli.data.sampler import PromptSampler
 from marble_cli.distributed.layout import choose
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError
-from marble_cli.folder import check_inside, check_writable, write_whole
+from marble_cli.folder import WRITTEN, check_inside, check_writable, write_whole
 from marble_cli.metrics.wandb_destination import destination
 from marble_cli.metrics.wandb_history import forget
 from marble_cli.policy.base import Policy
@@ -49,9 +49,6 @@ from marble_cli.trainer.state import Progress, fresh, unpack
 from marble_cli.trainer.step import make_descent
 
 log = logging.getLogger("marble.run")
-
-# In a run's folder.
-WRITTEN = ("config.yaml", "metrics.jsonl", "log.txt", "checkpoints", "samples", "skipped", "wandb", lock.NAME)
 
 
 def build_optimizer(config: RunConfig, policy: Policy) -> torch.optim.Optimizer:

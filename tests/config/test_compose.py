@@ -40,7 +40,7 @@ BUILT_IN = "rewards=[colorfulness,compressibility]"
 REWARD = "plugin weight sources requires timeout retries max_failed optional url token_env isolated options.*"
 GROUP_KEYS = {
     "run": "name dir",
-    "model": "path revision clip precision resolution max_sequence_length guidance embedding_cache gradient_checkpointing "
+    "model": "path revision variant clip precision resolution max_sequence_length guidance embedding_cache gradient_checkpointing "
     "compile device train",
     "model.lora": "rank alpha target_modules",
     "data": "root",
@@ -167,7 +167,7 @@ def test_values_come_typed() -> None:
     assert config.rollout.solver is OdeSolver.euler
     assert config.balance.shared_term is SharedTerm.outside
     assert config.optimizer.betas == [0.5, 0.6]
-    assert config.run.dir == "a folder/x"
+    assert config.run.dir == str(Path("a folder/x").absolute())
     assert config.algorithm.advantage.std.value == "group"
 
 

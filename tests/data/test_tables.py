@@ -121,6 +121,32 @@ def test_a_dataset_is_read_by_its_splits(dataset: Path, read: Reader) -> None:
     assert read("train", hub=str(dataset), subset="default") == prompts
 
 
+@pytest.mark.parametrize(
+    ("values", "types"),
+    [
+        (["47", 13], "int, str"), (["47", None, 13], "int, str"), (["a", ["b"]], "list, str"), (["a", True], "bool, str"),
+        ([{"class": "cup"}, "cup"], "dict, str"), (["x", 1.5, 2], "float, int, str"),
+    ],
+)  # fmt: skip
+def test_a_column_of_several_types_is_left_out_with_the_types(
+    tmp_path: Path, read: Reader, caplog: pytest.LogCaptureFixture, values: list[Any], types: str
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    rows = [{"prompt": f"p{i}", "text": value} for i, value in enumerate(values)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert all(not prompt.metadata for prompt in read("train", hub=str(folder)))
+    assert f"column left out, for its rows differ in type: text ({types})" in caplog.text
+    assert "no text or numbers" not in caplog.text
+
+
+def test_columns_that_are_left_out_are_named_with_their_types(
+    table: Path, read: Reader, caplog: pytest.LogCaptureFixture
+) -> None:
+    read("p.parquet")
+    assert "for they hold no text or numbers: image (binary)" in caplog.text
+
+
 def test_a_dataset_of_pictures_is_read_without_them(
     tmp_path: Path, read: Reader, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -113,6 +113,24 @@ def test_wrong_options_are_named_before_anything_is_built(
         build("mine", "scaled", options, "cpu")
 
 
+@pytest.mark.parametrize("annotation", [str, "str", str | None, "str | None"])
+@pytest.mark.parametrize("value", [1.1, 7, True])
+def test_a_number_in_the_place_of_text_is_told(annotation: Any, value: object) -> None:
+    """Hydra has made it of `1.10`, say, and what was written is lost."""
+
+    class Judge:
+        def __init__(self, model, scale=1.0):  # type: ignore[no-untyped-def]
+            pass
+
+    Judge.__init__.__annotations__ |= {"model": annotation, "scale": float}
+    with pytest.raises(
+        ConfigError, match=rf"rewards\.mine\.model={value}: the reward takes text .*'rewards\.mine\.model=\""
+    ) as error:
+        check_options("mine", Judge, {"model": value})
+    assert type(value).__name__ in str(error.value)
+    check_options("mine", Judge, {"model": "1.10", "scale": value})
+
+
 def test_a_function_takes_no_options(install: Install) -> None:
     install(brightness="brightness")
     with pytest.raises(ConfigError, match=r"rewards.mine.scale: no such option"):

@@ -119,6 +119,21 @@ def test_a_folder_without_an_image_processor_is_named(folder: Path, tmp_path: Pa
         PickScore(str(tmp_path))
 
 
+@pytest.mark.parametrize("reward", [ClipScore, PickScore, HpsV2])
+def test_a_folder_without_a_vocabulary_is_refused(folder: Path, tmp_path: Path, reward: type) -> None:
+    """Else every prompt would be unknown words, and the score with it."""
+    for file in folder.iterdir():
+        if file.name != "tokenizer.json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace("PreTrainedTokenizerFast", "CLIPTokenizer"))
+    settings.write_text(settings.read_text().replace("TokenizersBackend", "CLIPTokenizer"))
+    with pytest.raises(
+        OSError, match=rf"cannot be loaded: the tokenizer of {tmp_path} has no vocabulary: .*tokenizer\.json"
+    ):
+        reward(str(tmp_path))
+
+
 def test_an_unreachable_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)

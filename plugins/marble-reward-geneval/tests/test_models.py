@@ -315,6 +315,18 @@ def test_an_unknown_mode_is_an_error(mask2former: Path, clip: Path) -> None:
         GenEval(str(mask2former), str(clip), mode="hard")
 
 
+def test_a_clip_without_a_vocabulary_is_refused(mask2former: Path, clip: Path, tmp_path: Path) -> None:
+    """Else every colour would be the same unknown word."""
+    folder = tmp_path / "clip"
+    shutil.copytree(clip, folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "CLIPTokenizer", "model_max_length": 16}'
+    )
+    with pytest.raises(OSError, match=rf"cannot be loaded: the tokenizer of {folder} has no vocabulary"):
+        GenEval(str(mask2former), str(folder))
+
+
 def test_wrong_models_are_named(mask2former: Path, clip: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="there is no folder .*absent"):
         GenEval(str(tmp_path / "absent"), str(clip))

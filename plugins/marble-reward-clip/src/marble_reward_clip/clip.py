@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
+from marble_cli.tokenizers import check_tokenizer
 from marble_reward_clip.loading import HUB, loading, locate
 
 CHUNK = 32  # pictures or prompts embedded at once: bounds the memory that a batch takes, whatever its size
@@ -53,6 +54,7 @@ class Clip:
             if report["missing_keys"]:  # they would be drawn at random
                 raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
             self.tokenizer = AutoTokenizer.from_pretrained(source)
+            check_tokenizer(self.tokenizer, clip.config.text_config.vocab_size, source)
         self.clean = clean
         self.model = clip.to(device).eval().requires_grad_(False)
         self.side: int = clip.config.vision_config.image_size

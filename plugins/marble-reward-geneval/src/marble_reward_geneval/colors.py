@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
+from marble_cli.tokenizers import check_tokenizer
 from marble_reward_geneval.classes import COLORS
 from marble_reward_geneval.rules import Detection
 from marble_reward_geneval.weights import check_complete, loading, locate
@@ -62,6 +63,7 @@ class ColorClassifier:
             model, report = loaded
             check_complete(model, report)
             self.tokenizer = AutoTokenizer.from_pretrained(place)
+            check_tokenizer(self.tokenizer, model.config.text_config.vocab_size, str(place))
             self.processor = TorchvisionCrop.from_pretrained(place)
         self.model = model.to(device).eval().requires_grad_(False)
         self.length: int = model.config.text_config.max_position_embeddings

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from marble_cli.tokenizers import check_tokenizer
 from marble_reward_imagereward.loading import loading
 from marble_reward_imagereward.model import ImageRewardModel
 
@@ -56,6 +57,7 @@ class ImageReward:
             if report["missing_keys"]:  # they would be drawn at random
                 raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
             self.tokenizer = AutoTokenizer.from_pretrained(source)
+            check_tokenizer(self.tokenizer, network.config.text_config.vocab_size, source)
         self.model = network.to(device).eval().requires_grad_(False)
         self.side: int = network.config.vision_config.image_size
 
