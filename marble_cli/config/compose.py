@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from marble_cli.config.keys import unknown_key
+from marble_cli.config.references import keep_secrets, without_secrets
 from marble_cli.config.schema import RunConfig
 from marble_cli.config.validate import validate
 from marble_cli.errors import ConfigError
@@ -81,8 +82,8 @@ def load_resolved(path: Path) -> RunConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """YAML that `compose([], path)` turns into the same configuration."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """YAML that `compose([], path)` turns into the same configuration; secrets are references to variables."""
+    return OmegaConf.to_yaml(without_secrets(config))
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -254,6 +255,7 @@ def typed(tree: DictConfig) -> RunConfig:
         raise ConfigError(reason or f"{key}: {str(error).splitlines()[0]}".removeprefix(": ")) from error
     assert isinstance(config, RunConfig)
     _drop_optional(config)
+    keep_secrets(config)
     validate(config)
     return config
 

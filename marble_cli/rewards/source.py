@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from marble_cli.config import schema
+from marble_cli.redaction import learn_options
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.registry import Reward, build, check_options, load_plugin
 
@@ -14,6 +15,7 @@ def declare(name: str, settings: schema.Reward) -> Declaration:
         ConfigError: there is no such plugin, environment or served reward, or an option is wrong.
         RewardError: a plugin cannot be imported, or a server not be reached.
     """
+    learn_options(settings.options)
     if settings.url is not None:
         from marble_cli.rewards.remote.client import address, examine
         from marble_cli.rewards.remote.protocol import declaration_from_json
@@ -39,6 +41,7 @@ def maker(name: str, settings: schema.Reward, device: str) -> Callable[[], Rewar
     Raises:
         ConfigError, RewardError: as `declare`; the function itself may raise them too.
     """
+    learn_options(settings.options)
     if settings.url is not None:
         from marble_cli.rewards.remote.client import address, bind, examine
         from marble_cli.rewards.remote.protocol import declaration_from_json
