@@ -53,7 +53,13 @@ def learn(secret: str | None) -> None:
     forms = {secret, secret.strip(), *(line.strip() for line in secret.splitlines())}
     for form in (secret, secret.strip()):
         raw = form.encode("utf-8", "surrogateescape")
-        forms |= {repr(form)[1:-1], ascii(form)[1:-1], repr(raw)[2:-1], json.dumps(form)[1:-1], quote(raw, "")}
+        forms |= {
+            repr(form)[1:-1],
+            ascii(form)[1:-1],
+            repr(raw)[2:-1],
+            json.dumps(form)[1:-1],
+            quote(raw, ""),
+        }
     _learned.update(dict.fromkeys(form for form in forms if len(form) >= SHORTEST))
     longest_first = sorted(_learned, key=len, reverse=True)
     _values = re.compile("|".join(map(re.escape, longest_first))) if _learned else None
@@ -62,7 +68,11 @@ def learn(secret: str | None) -> None:
 def learn_environment() -> None:
     """Learn what the environment, the login of the Hugging Face hub and netrc hold."""
     for name, value in os.environ.items():
-        if VARIABLE.fullmatch(name) and len(value) >= SHORTEST_GUESS and not value.startswith(("/", "~", ".")):
+        if (
+            VARIABLE.fullmatch(name)
+            and len(value) >= SHORTEST_GUESS
+            and not value.startswith(("/", "~", "."))
+        ):
             learn(value)
         elif "://" in value:
             learn_url(value)
@@ -80,7 +90,9 @@ def learn_environment() -> None:
 
 def _hub_token() -> Path:
     """Where the Hugging Face hub's client keeps its token."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
+    )
     return Path(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).expanduser()
 
 

@@ -80,7 +80,9 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
         return
     table = Table("reward", "what it scores", "needs", "distribution", box=None, pad_edge=False)
     for row in rows:
-        scores = f"[red]{escape(redact(str(row['error'])))}[/]" if row["error"] else escape(str(row["summary"]))
+        scores = (
+            f"[red]{escape(redact(str(row['error'])))}[/]" if row["error"] else escape(str(row["summary"]))
+        )
         table.add_row(str(row["name"]), scores, ", ".join(row["requires"]), str(row["distribution"]))
     Console().print(table)
 

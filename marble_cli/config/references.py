@@ -30,7 +30,9 @@ def keep_secrets(config: RunConfig) -> None:
         learn(value)
 
 
-def _secrets(node: DictConfig | ListConfig, path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any, str, tuple[str, ...]]]:
+def _secrets(
+    node: DictConfig | ListConfig, path: tuple[str, ...] = ()
+) -> Iterator[tuple[Any, Any, str, tuple[str, ...]]]:
     """The nodes and keys that hold secrets, with their values and paths."""
     for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
         value, place = node[key], (*path, str(key))

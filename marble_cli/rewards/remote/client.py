@@ -96,7 +96,13 @@ def examine(name: str, served: str, at: Address) -> Mapping[str, Any]:
     try:
         with at.client(HEALTH_TIMEOUT) as client:
             answer = client.get("/health")
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, ImportError, ValueError) as error:
+    except (
+        httpx.InvalidURL,
+        httpx.UnsupportedProtocol,
+        httpx.LocalProtocolError,
+        ImportError,
+        ValueError,
+    ) as error:
         raise ConfigError(
             f"{key}: no request can be made: {_reason(error)}. Check the address, and the proxies in the environment."
         ) from error

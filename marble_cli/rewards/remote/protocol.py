@@ -38,7 +38,9 @@ def authorization(token: str, source: str = "the token of a reward server") -> s
         ConfigError: a header cannot hold it.
     """
     if not token.isascii() or not token.isprintable() or token != token.strip():
-        raise ConfigError(f"{source} must be printable ASCII, with no space at its ends; it is not shown here.")
+        raise ConfigError(
+            f"{source} must be printable ASCII, with no space at its ends; it is not shown here."
+        )
     return f"Bearer {token}"
 
 
