@@ -13,6 +13,7 @@ import re
 import sys
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote, unquote, urlsplit
@@ -51,6 +52,8 @@ def learn(secret: str | None) -> None:
     if not secret:
         return
     forms = {secret, secret.strip(), *(line.strip() for line in secret.splitlines())}
+    if header := re.fullmatch(r"(?i:bearer|basic|token)\s+(\S+)", secret):
+        forms.add(header[1])
     for form in (secret, secret.strip()):
         raw = form.encode("utf-8", "surrogateescape")
         forms |= {
@@ -76,16 +79,12 @@ def learn_environment() -> None:
             learn(value)
         elif "://" in value:
             learn_url(value)
-    try:
+    absent = (OSError, ValueError, RuntimeError, netrc.NetrcParseError)  # no login, or no home to look in
+    with suppress(*absent):
         learn(_hub_token().read_text("utf-8").strip())
-    except (OSError, ValueError, RuntimeError):  # there is no login, or no home to look in
-        pass
-    try:
-        logins = netrc.netrc().hosts.values()
-    except (OSError, netrc.NetrcParseError, ValueError, RuntimeError):  # likewise
-        return
-    for _, _, password in logins:
-        learn(password)
+    with suppress(*absent):
+        for _, _, password in netrc.netrc().hosts.values():
+            learn(password)
 
 
 def _hub_token() -> Path:

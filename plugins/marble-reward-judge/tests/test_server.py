@@ -16,6 +16,7 @@ import tenacity
 import torch
 from marble_reward_judge import chat
 from marble_reward_judge.chat import ServerError
+from marble_reward_judge.endpoint import is_here
 from marble_reward_judge.judge import Judge
 from marble_reward_judge.unifiedreward import UnifiedReward
 from torch import Tensor
@@ -84,6 +85,8 @@ def test_user_and_password_of_an_address_are_a_header_and_in_no_message(server: 
     (error,) = judge(server.url.replace("://", "://me:pa55word@"))(pictures(1), ["p"])
     assert server.headers[0]["Authorization"] == "Basic bWU6cGE1NXdvcmQ="
     assert str(error) == f"{server.url}/chat/completions answered 400: 'no'"
+    with pytest.raises(ValueError, match="expected one of them"):
+        judge("http://me:pa55word@far/v1", api_key_env="JUDGE_KEY")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +297,7 @@ def test_other_machines_are_reached_through_the_proxy(
     ],
 )
 def test_which_addresses_are_of_this_machine(url: str, here: bool) -> None:
-    assert chat._is_here(url) is here
+    assert is_here(url) is here
 
 
 @pytest.mark.parametrize("proxy", ["http://[", "socks9://far", "socks5://far:1"])

@@ -1,17 +1,13 @@
 """Ask an OpenAI-compatible server about pictures: many at once but never too many, tried again where that may help."""
 
 import asyncio
-import json
-import os
 import ssl
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from io import BytesIO
-from ipaddress import ip_address
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 import httpx
 import tenacity
@@ -19,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from marble_reward_judge.completion import Answer, CompletionError, read_completion
+from marble_reward_judge.endpoint import address, extras, is_here, key
 
 PATIENCE = 60.0  # seconds that a server may ask for before a further attempt
 BACK_OFF = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)  # seconds
@@ -77,8 +74,10 @@ class ChatServer:
         Raises:
             ValueError: an argument is of no use, or the variable with the key is not set or holds no key.
         """
-        address, self.auth = _address(base_url)
-        self.url = f"{address}/chat/completions"
+        base, self.auth = address(base_url)
+        self.url = f"{base}/chat/completions"
+        if self.auth and api_key_env:
+            raise ValueError("base_url holds a user and api_key_env names a key: expected one of them")
         for name, value in {
             "concurrency": concurrency,
             "attempts": attempts,
@@ -86,10 +85,10 @@ class ChatServer:
         }.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected a whole number from 1 on")
-        self.headers = {"Authorization": f"Bearer {_key(api_key_env)}"} if api_key_env else {}
-        given = {"temperature": temperature, "max_tokens": max_tokens}
-        sent = {name: value for name, value in given.items() if value is not None}
-        self.settings = {"model": model, **sent, **_extras(extra_body or {})}
+        self.headers = {"Authorization": f"Bearer {key(api_key_env)}"} if api_key_env else {}
+        chosen = {"temperature": temperature, "max_tokens": max_tokens}
+        sent = {name: value for name, value in chosen.items() if value is not None}
+        self.settings = {"model": model, **sent, **extras(extra_body or {})}
         self.concurrency, self.timeout, self.attempts = concurrency, request_timeout, attempts
 
     def ask(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[Answer | ServerError]:
@@ -130,7 +129,7 @@ class ChatServer:
                 auth=self.auth,
                 timeout=self.timeout,
                 limits=httpx.Limits(max_connections=self.concurrency),
-                trust_env=not _is_here(self.url),
+                trust_env=not is_here(self.url),
             )
         except (httpx.InvalidURL, ImportError, ValueError) as error:
             raise ServerError(
@@ -199,77 +198,6 @@ class ChatServer:
         if status in BUSY or status >= 500:
             raise _PassingError(said, _retry_after(retry_after))
         raise _OneQuestionError(said)
-
-
-def _address(base_url: str) -> tuple[str, tuple[str, str] | None]:
-    """`base_url` without a slash at its end and without user and password, and these.
-
-    Raises:
-        ValueError: it is no address of HTTP.
-    """
-    expected = "expected an address such as http://127.0.0.1:8000/v1"
-    try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"base_url is no address ({error}): {expected}") from None
-    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
-        raise ValueError(f"base_url={base_url!r}: {expected}")
-    if not url.userinfo:
-        return base_url.rstrip("/"), None
-    return str(url.copy_with(userinfo=b"")).rstrip("/"), (url.username, url.password)
-
-
-def _key(variable: str) -> str:
-    """The key that an environment variable holds.
-
-    Raises:
-        ValueError: it is not set, or no header can hold its value, which is not shown.
-    """
-    key = os.environ.get(variable, "")
-    where = f"the environment variable {variable}, which api_key_env names,"
-    if not key:
-        raise ValueError(f"{where} is not set")
-    if key != key.strip():
-        fault = "begins or ends with white space or a line end"
-    elif any(letter.isspace() for letter in key):
-        fault = "has white space or a line end inside"
-    elif not key.isascii():
-        fault = "has letters that are not ASCII"
-    elif not key.isprintable():
-        fault = "has control characters"
-    else:
-        return key
-    raise ValueError(
-        f"{where} {fault}: expected a key of printable ASCII alone. Its value is not shown; set it anew"
-    )
-
-
-def _extras(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The further keys of a request.
-
-    Raises:
-        ValueError: they hold what JSON cannot say, or what the judge itself decides.
-    """
-    if taken := body.keys() & {"messages", "stream", "n"}:
-        raise ValueError(f"extra_body.{min(taken)}: the judge decides that itself")
-    try:
-        json.dumps(plain := dict(body))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"extra_body cannot be sent as JSON: {error}") from error
-    return plain
-
-
-def _is_here(url: str) -> bool:
-    """Whether a URL leads to this machine."""
-    host = (urlsplit(url).hostname or "").partition("%")[0].rstrip(".")
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    address = getattr(address, "ipv4_mapped", None) or address
-    return address.is_loopback or address.is_unspecified
 
 
 def _is_distrusted(error: BaseException | None) -> bool:
