@@ -230,20 +230,11 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score one picture."""
-    import numpy as np
-    import torch
-    from PIL import Image, UnidentifiedImageError
-
+    from marble_cli.rewards.pictures import read_picture
     from marble_cli.rewards.scorer import open_scorer
 
     known = _json(metadata)
-    try:
-        pixels = np.asarray(Image.open(image).convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise RequestError(
-            f"--image {image} cannot be read: {error}. Expected a PNG or JPEG file."
-        ) from error
-    pictures = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    pictures = read_picture(image)[None]
     settings = _settings(name, overrides)
     settings.sources, settings.requires, settings.max_failed = None, [], 0.0  # a run's own
     with open_scorer({name: settings}, "cpu") as scorer:
