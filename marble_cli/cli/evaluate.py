@@ -34,5 +34,5 @@ def evaluate(
         return
     console = Console()
     console.print(report.table())
-    if output is not None:
+    if output is not None and (output / "images.png").is_file():
         console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False)

@@ -13,8 +13,8 @@ from marble_cli.config.references import without_secrets
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import StorageError
 from marble_cli.evaluate.score import Evaluation
-from marble_cli.folder import AppendedFile, writing
-from marble_cli.metrics.figures import image_grid
+from marble_cli.folder import AppendedFile
+from marble_cli.metrics.figures import image_grid, try_to_draw
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
 from marble_cli.metrics.terminal import TerminalView
 from marble_cli.metrics.weights_and_biases import WandbRun
@@ -112,11 +112,10 @@ class RunRecorder:
             return
         folder = self.folder / "samples"
         file = folder / f"step-{step:08d}.png"
-        try:
-            with writing(file, "The run goes on without these pictures."):
-                folder.mkdir(exist_ok=True)
-                image_grid([(f"step {step}", evaluation.images)], evaluation.captions, file)
-        except StorageError as error:
-            file.unlink(missing_ok=True)
-            self.logger.warning("%s", error)
+
+        def draw() -> None:
+            folder.mkdir(exist_ok=True)
+            image_grid([(f"step {step}", evaluation.images)], evaluation.captions, file)
+
+        try_to_draw(file, "The run goes on without these pictures.", draw)
         self.wandb.images(step, evaluation.images, evaluation.captions)
