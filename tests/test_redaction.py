@@ -277,10 +277,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
     logger.handlers = handlers
 
 
-@pytest.mark.parametrize("debug", ["0", "1"])
-def test_what_a_plugin_prints_and_raises_shows_no_secret(
-    run: Callable[..., str], tmp_path: Path, debug: str
-) -> None:
+def test_what_a_plugin_prints_and_raises_shows_no_secret(run: Callable[..., str], tmp_path: Path) -> None:
     os.environ |= {"MINE_API_KEY": SECRET}
     picture = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(picture)

@@ -98,7 +98,8 @@ def _orientation(image: Image.Image) -> int:
 
 def _scale_transparency(image: Image.Image) -> None:
     """Give a PNG's transparent value the depth that Pillow gives its pixels: 8 bits, from 2 and 4 or from three times 16."""
-    value, layout = image.info.get("transparency"), str(image.tile[0][3]) if image.tile else ""
+    tiles = getattr(image, "tile", ())
+    value, layout = image.info.get("transparency"), str(tiles[0][3]) if tiles else ""
     if isinstance(value, int) and layout in ("L;2", "L;4"):
         image.info["transparency"] = value * {"L;2": 85, "L;4": 17}[layout]
     if isinstance(value, tuple) and layout == "RGB;16B":

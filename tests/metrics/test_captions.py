@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import matplotlib
 import pytest
@@ -15,12 +15,18 @@ from matplotlib.text import Text
 from PIL import Image
 from rich.cells import cell_len
 
+from marble_cli.config.compose import compose
+from marble_cli.data.prompts import Prompt
+from marble_cli.evaluate.score import Evaluation
 from marble_cli.metrics import captions, figures
 from marble_cli.metrics.captions import ABSENT, caption, fonts
 from marble_cli.metrics.explain import explain
 from marble_cli.metrics.explain_figures import draw
 from marble_cli.metrics.figures import curves, image_grid, styled, try_to_draw
 from marble_cli.metrics.history import open_history
+from marble_cli.rewards.scorer import Scores
+from marble_cli.trainer.record import RunRecorder
+from marble_cli.trainer.state import Progress
 
 ODD = {
     "dollars": 'a sign that says "$5 or $6"',
@@ -272,3 +278,31 @@ def test_every_text_of_the_package_is_drawn_with_mathematics_off() -> None:
     assert sorted(users) == ["explain_figures.py", "figures.py"]
     for path in (folder / "metrics" / name for name in users):
         assert path.read_text("utf-8").count("rc_context") == (1 if path.name == "figures.py" else 0)
+
+
+def test_a_run_outlives_its_sample_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Kept:
+        """W&B's side of a run."""
+
+        captions: ClassVar[list[str]] = []
+
+        def images(self, step: int, images: torch.Tensor, captions: list[str]) -> None:
+            self.captions += captions
+
+    evaluation = Evaluation([Prompt("$5", {}, "text")], IMAGES, Scores([], *[torch.zeros(0, 1)] * 3))
+    config = compose(["preset=tiny", "logging.images_every=1"])
+    recorder = RunRecorder(config, tmp_path, Progress.__new__(Progress), main=True)
+    recorder.wandb = Kept()  # type: ignore[assignment]
+    recorder.pictures(1, evaluation)
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-00000001.png"]
+
+    def fail(*rest: Any) -> None:
+        raise RuntimeError("matplotlib is out of order")
+
+    monkeypatch.setattr("marble_cli.trainer.record.image_grid", fail)
+    recorder.pictures(2, evaluation)
+    assert "step-00000002.png could not be drawn: RuntimeError: matplotlib is out of order" in caplog.text
+    assert "The run goes on without these pictures." in caplog.text
+    assert Kept.captions == ["$5", "$5"]

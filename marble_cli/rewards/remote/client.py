@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -51,18 +50,18 @@ class Address:
 
 def is_loopback(host: str) -> bool:
     """Whether `host` is reached from this machine alone."""
-    if re.fullmatch(r"(.+\.)?localhost\.?", host, re.IGNORECASE):
+    if host == "localhost":
         return True
     try:
-        address = ip_address(host.partition("%")[0])
+        return ip_address(host).is_loopback
     except ValueError:
         return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def reaches_here(host: str) -> bool:
     """Whether a client that asks `host` reaches this machine, where a proxy has no business."""
-    return is_loopback(host) or host in ("0.0.0.0", "::")
+    host = host.lower().partition("%")[0].removeprefix("::ffff:").rstrip(".")
+    return is_loopback(host) or host.endswith(".localhost") or host in ("0.0.0.0", "::")
 
 
 def address(name: str, settings: schema.Reward) -> Address:
