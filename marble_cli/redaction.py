@@ -1,7 +1,7 @@
 """Keep secrets out of everything that leaves the process: keys, tokens and passwords become `***`.
 
-A text is searched for the values that were learned and for what has the shape of a secret (`Bearer ...`, a password in
-a URL, `api_key=...`), so that an exception of a library that quotes one shows nothing either.
+A text is searched for the values that were learned and for what has the shape of a secret (`Bearer ...`, a
+password in a URL, `api_key=...`), so that an exception of a library that quotes one shows nothing either.
 """
 
 import io
@@ -22,9 +22,10 @@ HIDDEN = "***"
 SHORTEST = 4  # letters of a secret that is searched for: shorter ones stand in ordinary words
 SHORTEST_GUESS = 8  # of one that only a variable's name makes a secret
 NO_SECRET = "bos|eos|pad|unk|sep|cls|mask|stop|start|end|image|special|begin|next"  # _token: of a tokenizer
+NOT_AFTER = "".join(f"(?<!{word}_)" for word in NO_SECRET.split("|"))
 NAME = rf"""(?:\w+[_-])?
-    (?: api[_-]?key | (?:access|secret|private|auth|encryption|signing)[_-]?key | secret | pass(?:word|wd|phrase)?
-      | credentials? | (?:proxy[_-])?authorization | (?<!{")(?<!".join(f"{word}_" for word in NO_SECRET.split("|"))})token )"""
+    (?: api[_-]?key | (?:access|secret|private|auth|encryption|signing)[_-]?key | secret | credentials?
+      | pass(?:word|wd|phrase)? | (?:proxy[_-])?authorization | {NOT_AFTER}token )"""
 KEY = re.compile(NAME, re.VERBOSE | re.IGNORECASE)
 VARIABLE = re.compile(r"(.*_)?(API_?KEY|KEY|TOKEN|SECRET|PASS(WORD|WD|PHRASE)?|PWD)", re.IGNORECASE)
 SHAPES = [
@@ -35,10 +36,12 @@ SHAPES = [
         r"""(?P<before> (?i:authorization)['"]?\s*[:=]\s*b?['"]?) [^\s'"\\][^\r\n'"\\]*""",
         r"""(?P<before> \b(?: Bearer\s+(?!token\b|auth) | bearer\s+(?=\S*\d) )) [^\s'",;)\\]+""",
         r"""(?P<before> \b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://) [^\s/?\#@'"\\]+ (?=@)""",
-        r"""(?P<before> [?&](?:[\w-]*(?i:key|token|secret|password|signature|credential)|sig)=) [^&\s'"\#\\]+""",
+        r"""(?P<before> [?&](?:[\w-]*(?i:key|token|secret|password|signature|credential)|sig)=)
+            [^&\s'"\#\\]+""",
         rf"""(?P<before> (?<![\w-]) (?: (?i:{NAME}) | [A-Z0-9_]+_KEY ) =['"]?) [^\s'",}}&\\]+""",
         rf"""(?P<before> ['"] (?i:{NAME}) ['"] \s*:\s* b?['"]) [^'"\\]+""",
-        r"""(?P<before>) \b (?: sk-[\w-]{16,} | hf_[A-Za-z0-9]{20,} | gh[pousr]_\w{20,} | AKIA[0-9A-Z]{16} )""",
+        r"""(?P<before>) \b
+            (?: sk-[\w-]{16,} | hf_[A-Za-z0-9]{20,} | gh[pousr]_\w{20,} | AKIA[0-9A-Z]{16} )""",
     )
 ]
 
@@ -109,7 +112,7 @@ def learn_url(url: str) -> None:
 
 
 def learn_options(options: Mapping[str, Any]) -> None:
-    """Learn the secrets among a reward's keys: under a name such as `api_key`, in the variable that `..._env` names."""
+    """Learn the secrets among a reward's keys: `api_key` and its like, and those in variables (`..._env`)."""
     for path, value in _strings(options):
         if path[-1].endswith("_env"):
             learn(os.environ.get(value))
@@ -171,7 +174,7 @@ class RedactedStream(io.TextIOWrapper):
 
 
 def redact_output() -> None:
-    """Let nothing out on standard output and standard error that is not redacted: prints, warnings, tracebacks."""
+    """Redact standard output and standard error: prints, warnings, tracebacks, whoever writes them."""
     learn_environment()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -1,4 +1,4 @@
-"""Secrets leave the process in no text: not on the terminal, in files, in W&B's configuration or in what servers say."""
+"""Secrets leave the process in no text: not on the terminal, in files, in W&B or in what servers say."""
 
 import json
 import logging
@@ -41,7 +41,10 @@ def _unlearned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())
 
 
-@pytest.mark.parametrize("form", [str, repr, ascii, json.dumps, lambda s: repr(s.encode()), lambda s: f"<{s}>", lambda s: repr([s])])  # fmt: skip
+@pytest.mark.parametrize(
+    "form",
+    [str, repr, ascii, json.dumps, lambda s: repr(s.encode()), lambda s: f"<{s}>", lambda s: repr([s])],
+)
 @pytest.mark.parametrize(
     "secret", [SECRET, ODD, f" {SECRET}", f"{SECRET}\r\n", "tr\x1bs\x00x", "пароль", "ab cd"]
 )
@@ -98,9 +101,11 @@ def test_what_has_the_shape_of_a_secret(text: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "step 3/10  ocr 0.512  1.2 s", "max_tokens=512 eos_token=</s> json_key=score", "api_key_env=JUDGE_KEY is not set",
-        "http://far:80/v1 and me@far", "a bearer of news", "the token is wrong or missing", "authorization failed",
-        "hf_transfer is not installed; sk-learn", "--token TOKEN", "'tokens': 'abc'", "keyword=a monkey=b", "0" * 40,
+        "step 3/10  ocr 0.512  1.2 s", "max_tokens=512 eos_token=</s> json_key=score",
+        "api_key_env=JUDGE_KEY is not set",
+        "http://far:80/v1 and me@far", "a bearer of news", "the token is wrong or missing",
+        "authorization failed", "hf_transfer is not installed; sk-learn", "--token TOKEN", "'tokens': 'abc'",
+        "keyword=a monkey=b", "0" * 40,
         "rewards.mine.token_env=MINE: no such variable", "a " * 10_000,
     ],
 )  # fmt: skip
@@ -113,7 +118,18 @@ def test_redacting_takes_no_time_that_grows_with_the_square() -> None:
         redact(unit * 20_000)
 
 
-@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "MY_SECRET", "DB_PASSWORD", "JUDGE_KEY", "aws_secret_access_key"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "OPENAI_API_KEY",
+        "WANDB_API_KEY",
+        "HF_TOKEN",
+        "MY_SECRET",
+        "DB_PASSWORD",
+        "JUDGE_KEY",
+        "aws_secret_access_key",
+    ],
+)
 def test_variables_with_the_name_of_a_secret_are_learned(name: str) -> None:
     os.environ[name] = SECRET
     learn_environment()
@@ -122,8 +138,13 @@ def test_variables_with_the_name_of_a_secret_are_learned(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("TOKENIZERS_PARALLELISM", "something"), ("SSL_KEY", "/etc/ssl/private"), ("A_TOKEN", "short"), ("KEYBOARD", "something")],
-)  # fmt: skip
+    [
+        ("TOKENIZERS_PARALLELISM", "something"),
+        ("SSL_KEY", "/etc/ssl/private"),
+        ("A_TOKEN", "short"),
+        ("KEYBOARD", "something"),
+    ],
+)
 def test_other_variables_are_not(name: str, value: str) -> None:
     os.environ[name] = value
     learn_environment()
@@ -391,7 +412,18 @@ def test_a_server_tells_its_clients_no_secret(monkeypatch: pytest.MonkeyPatch, e
     assert SECRET.encode() not in answer.content
 
 
-BAD_KEYS = [f" {SECRET}", f"{SECRET} ", f"{SECRET}\n", f"{SECRET}\r\n", "zyxw 98", "zyxw\t98", "zyxw\x1b98", "zyxwé", "\ufeffzyxw", "zyxw\u2028"]  # fmt: skip
+BAD_KEYS = [
+    f" {SECRET}",
+    f"{SECRET} ",
+    f"{SECRET}\n",
+    f"{SECRET}\r\n",
+    "zyxw 98",
+    "zyxw\t98",
+    "zyxw\x1b98",
+    "zyxwé",
+    "\ufeffzyxw",
+    "zyxw\u2028",
+]
 
 
 @pytest.mark.parametrize("key", [*BAD_KEYS, None])

@@ -82,7 +82,7 @@ def load_resolved(path: Path) -> RunConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """YAML that `compose([], path)` turns into the same configuration; secrets are references to variables."""
+    """YAML that `compose([], path)` turns into the same configuration, with references for secrets."""
     return OmegaConf.to_yaml(without_secrets(config))
 
 

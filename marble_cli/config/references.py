@@ -1,4 +1,4 @@
-"""Secrets in a configuration: in files they are references to environment variables, so that a run can be repeated."""
+"""Secrets in a configuration: files hold references to environment variables, and a run can be repeated."""
 
 import os
 import re
@@ -14,7 +14,7 @@ PREFIX = "MARBLE_SECRET_"  # of variables for secrets that came from none
 
 
 def without_secrets(config: RunConfig) -> DictConfig:
-    """The configuration as a tree in which each secret is a reference such as `${oc.env:JUDGE_KEY}`."""
+    """Return the configuration as a tree with a reference such as `${oc.env:JUDGE_KEY}` for each secret."""
     tree: DictConfig = OmegaConf.structured(config)
     for node, key, value, path in list(_secrets(tree)):
         node[key] = f"${{oc.env:{_variable(value, path)}}}"
@@ -22,7 +22,7 @@ def without_secrets(config: RunConfig) -> DictConfig:
 
 
 def keep_secrets(config: RunConfig) -> None:
-    """Learn the configuration's secrets, and put those that stand in no variable into one, for references to be read."""
+    """Learn the configuration's secrets, and put each that stands in no variable into one."""
     for reward in (*config.rewards.values(), *config.eval_rewards.values()):
         learn_options({"token_env": reward.token_env, **reward.options})
     for _, _, value, path in _secrets(OmegaConf.structured(config)):

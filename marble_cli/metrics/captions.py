@@ -1,4 +1,4 @@
-"""Text in pictures: as it is and no mathematics, in fonts that have its letters, in no more lines than there is room for."""
+"""Text in pictures: no mathematics, in fonts that have its letters, in as many lines as there is room for."""
 
 import logging
 import unicodedata
@@ -35,7 +35,7 @@ ELLIPSIS = " …"
 
 
 def caption(text: str, columns: int, lines: int) -> str:
-    """Return `text` as a picture may show it: wrapped, cut at its last line, with □ for letters that no font has.
+    """Return `text` as a picture may show it: wrapped, cut, with □ for letters that no font has.
 
     Args:
         text: a prompt, a name, anything.
@@ -55,7 +55,7 @@ def caption(text: str, columns: int, lines: int) -> str:
 
 
 def fonts(texts: Iterable[str]) -> dict[str, Any]:
-    """Return matplotlib's settings for a picture with these texts: taken as they are, in the fonts that they need."""
+    """Return matplotlib's settings for a picture with these texts: no mathematics, fonts that have them."""
     letters = dict.fromkeys(letter for text in texts for letter in _plain(text))
     found = dict.fromkeys(family for letter in letters if (family := _family(letter)))
     return {
@@ -82,7 +82,7 @@ def _seen(letter: str) -> str:
 
 @cache
 def _family(letter: str) -> str | None:
-    """The first font family that has a letter, matplotlib's own before those that are installed; None if none has."""
+    """The first font family that has a letter, matplotlib's own before others; None if none has it."""
     return next((family for family in _families() if ord(letter) in _letters(family)), None)
 
 
@@ -108,6 +108,7 @@ def _letters(family: str) -> frozenset[int]:
 def _tell() -> None:
     """Warn, once."""
     log.warning(
-        "some letters are in no installed font and stand as %s in pictures. Install one that has them, such as Noto Sans CJK.",
+        "some letters are in no installed font and stand as %s in pictures. Install one that has them, "
+        "such as Noto Sans CJK.",
         ABSENT,
     )

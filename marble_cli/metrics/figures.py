@@ -38,7 +38,7 @@ STYLE = {
 
 @contextmanager
 def styled(texts: Iterable[str]) -> Iterator[None]:
-    """Draw within this in the style of all pictures, in fonts that have the letters of `texts`; figures close at its end."""
+    """Draw in the style of all pictures, in fonts for the letters of `texts`; close figures at the end."""
     before = plt.get_fignums()
     try:
         with plt.rc_context(STYLE | fonts(texts)):
@@ -49,7 +49,7 @@ def styled(texts: Iterable[str]) -> Iterator[None]:
 
 
 def try_to_draw(file: Path, comfort: str, draw: Callable[[], object]) -> None:
-    """Draw `file`; whatever goes wrong is a warning that ends with `comfort`, and nothing half drawn is left."""
+    """Draw `file`, or warn why not, ending with `comfort`, and leave nothing half drawn."""
     try:
         with writing(file, comfort):
             draw()
@@ -134,7 +134,8 @@ def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Pa
                     )
                 if column == 0:
                     panel.text(
-                        -0.06, 0.5, caption(label, 24, 1), transform=panel.transAxes, rotation=90, va="center", ha="right", fontsize=7
+                        -0.06, 0.5, caption(label, 24, 1), transform=panel.transAxes, rotation=90,
+                        va="center", ha="right", fontsize=7,
                     )  # fmt: skip
         figure.savefig(output)
     return output

@@ -30,14 +30,15 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
 def read_picture(path: Path) -> Tensor:
     """Read the picture in a file; of an animation or several pages, the first.
 
-    It is turned as its EXIF orientation says; what is transparent lies on white; 16 bits are scaled to 8. Colour profiles are
-    not applied.
+    It is turned as its EXIF orientation says; what is transparent lies on white; 16 bits are scaled to 8.
+    Colour profiles are not applied.
 
     Returns:
         uint8 [3, H, W].
 
     Raises:
-        RequestError: naming the file: there is none, it is no picture, cut short, too large, or of a mode without a scale.
+        RequestError: naming the file: there is none, or it is no picture, is cut short, has too many pixels,
+            or is of a mode without a scale.
     """
     shown = str(path) if str(path).isprintable() else ascii(str(path))
     try:
@@ -97,7 +98,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _scale_transparency(image: Image.Image) -> None:
-    """Give a PNG's transparent value the depth that Pillow gives its pixels: 8 bits, from 2 and 4 or from three times 16."""
+    """Give a PNG's transparent value the depth that Pillow gives its pixels: 8 bits, from 2, 4 or 3 x 16."""
     tiles = getattr(image, "tile", ())
     value, layout = image.info.get("transparency"), str(tiles[0][3]) if tiles else ""
     if isinstance(value, int) and layout in ("L;2", "L;4"):
@@ -107,7 +108,7 @@ def _scale_transparency(image: Image.Image) -> None:
 
 
 def _grey(image: Image.Image, shown: str) -> Image.Image:
-    """Modes of more than 8 bits as grey of 8, with alpha where a value is transparent; other modes as they are.
+    """Scale modes of more than 8 bits to grey of 8, with alpha where a value is transparent.
 
     Raises:
         RequestError: nothing says which value is white.
@@ -118,7 +119,8 @@ def _grey(image: Image.Image, shown: str) -> Image.Image:
     if white is None:
         kind = "floating point" if image.mode == "F" else "whole numbers of 32 bits"
         raise RequestError(
-            f"{shown} holds {kind} (mode {image.mode}), and nothing says which value is white. Convert it to 8 or 16 bits."
+            f"{shown} holds {kind} (mode {image.mode}), and nothing says which value is white. "
+            "Convert it to 8 or 16 bits."
         )
     values: NDArray[np.float64] = np.asarray(image).astype(np.float64)
     grey = np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8)

@@ -60,10 +60,10 @@ def maker(name: str, settings: schema.Reward, device: str) -> Callable[[], Rewar
 
 
 def _check_keys(name: str, options: Mapping[str, Any]) -> None:
-    """Learn the secrets among a reward's options, and look at the keys in variables before anything long begins.
+    """Learn the secrets among a reward's options, and refuse unusable keys before anything long begins.
 
     Raises:
-        ConfigError: an option such as `api_key_env` names a variable that is not set, or holds what no header can.
+        ConfigError: an option such as `api_key_env` names a variable that is not set, or that holds no key.
     """
     learn_options(options)
     for option, variable in options.items():
@@ -74,6 +74,7 @@ def _check_keys(name: str, options: Mapping[str, Any]) -> None:
             raise ConfigError(f"rewards.{name}.{option}: the environment variable {variable} is not set.")
         if not key.isascii() or not key.isprintable() or " " in key:
             raise ConfigError(
-                f"rewards.{name}.{option}: the environment variable {variable} holds white space, a line end, control "
-                "characters or letters that are not ASCII. Expected the key alone; its value is not shown. Set it anew."
+                f"rewards.{name}.{option}: the environment variable {variable} holds white space, a line "
+                "end, control characters or letters that are not ASCII. Expected the key alone; its value is "
+                "not shown. Set it anew."
             )

@@ -91,7 +91,20 @@ def test_any_text_can_be_drawn_and_fits(text: str) -> None:
     assert all(cell_len(line) <= 26 for line in lines)
 
 
-@pytest.mark.parametrize("name", ["dollars", "one dollar", "unclosed", "escaped", "powers", "unknown command", "percent", "underscore", "markup"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dollars",
+        "one dollar",
+        "unclosed",
+        "escaped",
+        "powers",
+        "unknown command",
+        "percent",
+        "underscore",
+        "markup",
+    ],
+)
 def test_what_would_be_mathematics_is_taken_as_it_is(name: str) -> None:
     assert " ".join(shown(ODD[name])) == ODD[name]
 
@@ -206,7 +219,8 @@ def test_curves_and_explanations_take_any_name(tmp_path: Path, name: str) -> Non
     row: dict[str, Any] = {"phase": "train", "balance/refresh": 1, "balance/gap": 0.0, "time/step": 1.0}
     for k, reward in enumerate((name, other)):
         row |= {
-            f"reward/{reward}/mean": 0.1 + k, f"balance/alpha/{reward}": 0.5, f"balance/cosine/{reward}": 0.3 - k,
+            f"reward/{reward}/mean": 0.1 + k, f"balance/alpha/{reward}": 0.5,
+            f"balance/cosine/{reward}": 0.3 - k,
             f"reward/{reward}/std": 0.1, f"reward/{reward}/applicable": 4, f"balance/grad_norm/{reward}": 1.0,
             f"balance/weight/{reward}": 0.5,
         }  # fmt: skip
@@ -227,7 +241,13 @@ def test_what_matplotlib_raises_is_a_warning_and_leaves_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "grid.png"
-    errors: list[Exception] = [ValueError("ParseException"), RuntimeError("x"), MemoryError(), UserWarning("glyph"), OSError(28, "No space left on device")]  # fmt: skip
+    errors: list[Exception] = [
+        ValueError("ParseException"),
+        RuntimeError("x"),
+        MemoryError(),
+        UserWarning("glyph"),
+        OSError(28, "No space left on device"),
+    ]
     for error in errors:
         file.write_bytes(b"of an earlier call")
 
@@ -247,7 +267,13 @@ def test_what_matplotlib_raises_is_a_warning_and_leaves_nothing(
 def test_a_picture_of_an_explanation_that_fails_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = {"phase": "train", "balance/refresh": 1, "reward/ocr/mean": 1.0, "balance/alpha/ocr": 1.0, "balance/cosine/ocr": 1.0}  # fmt: skip
+    row = {
+        "phase": "train",
+        "balance/refresh": 1,
+        "reward/ocr/mean": 1.0,
+        "balance/alpha/ocr": 1.0,
+        "balance/cosine/ocr": 1.0,
+    }
     lines = [{**row, "step": step} for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -134,12 +134,24 @@ def test_what_is_transparent_lies_on_white(
         (png(2, 4, 0, b"\x37", chunk(b"tRNS", b"\0\3")), [WHITE, [119] * 3]),
         (png(4, 2, 0, b"\x1b", chunk(b"tRNS", b"\0\1")), [[0] * 3, WHITE, [170] * 3, WHITE]),
         (png(2, 1, 0, b"\x40", chunk(b"tRNS", b"\0\0")), [WHITE, WHITE]),
-        (png(2, 16, 0, struct.pack(">HH", 1000, 0), chunk(b"tRNS", struct.pack(">H", 1000))), [WHITE, [0] * 3]),
-        (png(2, 16, 2, struct.pack(">6H", 9000, 1, 2, 0, 0, 0), chunk(b"tRNS", struct.pack(">3H", 9000, 1, 2))), [WHITE, [0] * 3]),
+        (
+            png(2, 16, 0, struct.pack(">HH", 1000, 0), chunk(b"tRNS", struct.pack(">H", 1000))),
+            [WHITE, [0] * 3],
+        ),
+        (
+            png(
+                2,
+                16,
+                2,
+                struct.pack(">6H", 9000, 1, 2, 0, 0, 0),
+                chunk(b"tRNS", struct.pack(">3H", 9000, 1, 2)),
+            ),
+            [WHITE, [0] * 3],
+        ),
         (png(2, 16, 4, struct.pack(">4H", 0, 0, 25700, 65535)), [WHITE, [100] * 3]),
         (png(2, 16, 6, struct.pack(">8H", 0, 0, 0, 0, 51400, 0, 0, 65535)), [WHITE, RED]),
     ],
-)  # fmt: skip
+)
 def test_transparent_values_of_png(tmp_path: Path, data: bytes, shown: list[list[int]]) -> None:
     assert pixels(read_picture(written(tmp_path, data))) == shown
 
@@ -237,13 +249,21 @@ def test_of_several_pictures_the_first_is_read(tmp_path: Path, suffix: str) -> N
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is no picture that can be read"),
         (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", "avif"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n", "is EPS, which is not read"),
-        (b"DDS " + struct.pack("<7I", 124, 0x1007, 4, 4, 16, 0, 0) + bytes(44) + struct.pack("<2I", 32, 4) + b"XXXX" + bytes(40), "dds"),
+        (
+            b"DDS "
+            + struct.pack("<7I", 124, 0x1007, 4, 4, 16, 0, 0)
+            + bytes(44)
+            + struct.pack("<2I", 32, 4)
+            + b"XXXX"
+            + bytes(40),
+            "dds",
+        ),
         (b"P6 0 0 255\n", "is no picture"),
         (b"P5 2 2 255\n\0", "cannot be read"),
         (b"\x89PNG\r\n\x1a\n", "cannot be read|is no picture"),
         (png(2, 8, 2, b"\0"), "cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, data: bytes, said: str) -> None:
     name = f"a.{said}" if said in ("dds", "avif") else "a.png"
     with pytest.raises(RequestError, match=name) as told:
@@ -270,7 +290,9 @@ def header_only(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize(("width", "height"), [(20_000, 10_000), (PIXELS + 1, 1), (9_460, 9_460), (2**31 - 1, 2**31 - 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "height"), [(20_000, 10_000), (PIXELS + 1, 1), (9_460, 9_460), (2**31 - 1, 2**31 - 1)]
+)
 def test_a_picture_with_too_many_pixels_is_refused_with_the_limit(
     tmp_path: Path, width: int, height: int
 ) -> None:
@@ -295,8 +317,18 @@ def test_a_compressed_text_that_explodes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["with space.png", "quote's \"x\".png", "ünï-山.png", "no suffix", "[markup].png", "-o.png", "line\nend.png", "esc\x1b.png"]
-)  # fmt: skip
+    "name",
+    [
+        "with space.png",
+        'quote\'s "x".png',
+        "ünï-山.png",
+        "no suffix",
+        "[markup].png",
+        "-o.png",
+        "line\nend.png",
+        "esc\x1b.png",
+    ],
+)
 def test_odd_names_are_read_and_named(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     Image.new("RGB", (1, 1), (1, 2, 3)).save(file, format="PNG")

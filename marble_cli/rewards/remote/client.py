@@ -103,7 +103,8 @@ def examine(name: str, served: str, at: Address) -> Mapping[str, Any]:
         ValueError,
     ) as error:
         raise ConfigError(
-            f"{key}: no request can be made: {_reason(error)}. Check the address, and the proxies in the environment."
+            f"{key}: no request can be made: {_reason(error)}. "
+            "Check the address, and the proxies in the environment."
         ) from error
     except httpx.HTTPError as error:
         raise UnreachableError(

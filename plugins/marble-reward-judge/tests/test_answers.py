@@ -110,16 +110,44 @@ def test_what_is_no_object_with_the_key_is_no_score(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("written", "score"),
-    [("4", 4), (" 4.5 ", 4.5), ("4/5", 4), ("4 / 5", 4), ("4.0/5.0", 4), ("4 out of 5", 4), ("+4", 4), ("4.", 4), ("40e-1", 4)],
-)  # fmt: skip
+    [
+        ("4", 4),
+        (" 4.5 ", 4.5),
+        ("4/5", 4),
+        ("4 / 5", 4),
+        ("4.0/5.0", 4),
+        ("4 out of 5", 4),
+        ("+4", 4),
+        ("4.", 4),
+        ("40e-1", 4),
+    ],
+)
 def test_a_score_as_text(written: str, score: float) -> None:
     assert BY_KEY(Answer(json.dumps({"score": written}), False)) == score
 
 
 @pytest.mark.parametrize(
     "written",
-    ["8/10", "4/10", "4/4", "80%", "4 of 5", "4-5", "4,5", "four", "", "1_0", "４", "٤", "nan", "inf", "0x4", "4 5", "4/0"],
-)  # fmt: skip
+    [
+        "8/10",
+        "4/10",
+        "4/4",
+        "80%",
+        "4 of 5",
+        "4-5",
+        "4,5",
+        "four",
+        "",
+        "1_0",
+        "４",
+        "٤",
+        "nan",
+        "inf",
+        "0x4",
+        "4 5",
+        "4/0",
+    ],
+)
 def test_text_that_is_no_score_on_the_scale(written: str) -> None:
     with pytest.raises(UnreadableAnswerError, match="has no score"):
         BY_KEY(Answer(json.dumps({"score": written}), False))
@@ -150,10 +178,15 @@ def completion(message: Any, **choice: Any) -> bytes:
         {"content": [{"type": "text", "text": "Score: "}, {"type": "text", "text": "3"}]},
         {"content": [{"type": "output_text", "text": "Score: 3"}]},
         {"content": ["Score: 3"]},
-        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Score: 1"}]}, {"type": "text", "text": "Score: 3"}]},
+        {
+            "content": [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "Score: 1"}]},
+                {"type": "text", "text": "Score: 3"},
+            ]
+        },
         {"content": [{"type": "reasoning", "text": "Score: 1"}, {"type": "text", "text": "Score: 3"}]},
     ],
-)  # fmt: skip
+)
 def test_dialects_of_content(message: dict[str, Any]) -> None:
     assert read_completion(completion(message)) == Answer("Score: 3", False)
 

@@ -91,8 +91,17 @@ def test_user_and_password_of_an_address_are_a_header_and_in_no_message(server: 
 
 @pytest.mark.parametrize(
     "url",
-    ["localhost:8000", "ftp://far/v1", "http://", "http://far:port", "http://far:99999999", "http://[::1", "http://fa\x00r", ""],
-)  # fmt: skip
+    [
+        "localhost:8000",
+        "ftp://far/v1",
+        "http://",
+        "http://far:port",
+        "http://far:99999999",
+        "http://[::1",
+        "http://fa\x00r",
+        "",
+    ],
+)
 def test_an_address_of_no_use_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="base_url.*expected an address such as"):
         judge(url)
@@ -322,13 +331,16 @@ def test_a_proxy_of_no_use_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str)
             {"max_tokens": None, "extra_body": {"max_completion_tokens": 64}},
             {"temperature": 0.0, "max_completion_tokens": 64},
         ),
-        ({"extra_body": {"temperature": 1, "stop": ["\n"]}}, {"temperature": 1, "max_tokens": 512, "stop": ["\n"]}),
+        (
+            {"extra_body": {"temperature": 1, "stop": ["\n"]}},
+            {"temperature": 1, "max_tokens": 512, "stop": ["\n"]},
+        ),
         (
             {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}},
             {"temperature": 0.0, "max_tokens": 512, "chat_template_kwargs": {"enable_thinking": False}},
         ),
     ],
-)  # fmt: skip
+)
 def test_what_a_request_holds(server: "Server", options: dict[str, Any], sent: dict[str, Any]) -> None:
     server.reply = lambda body, number: server.says("Final Score: 4")
     judge(server.url, **options)(pictures(1), ["p"])

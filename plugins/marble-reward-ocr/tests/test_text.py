@@ -28,8 +28,10 @@ EQUIVALENT = [
     ("\uf900", "\u8c48"),
 ]
 UNSEEN_IN = [
-    "\u00ad", "\u034f", "\u061c", "\u115f", "\u180e", "\u200b", "\u200c", "\u200d", "\u200e", "\u200f", "\u202a", "\u202c", "\u202e", "\u2060",
-    "\u2063", "\u2066", "\u2069", "\u3164", "\ufe00", "\ufe0e", "\ufe0f", "\ufeff", "\uffa0", "\U000e0100", "\U000e0067",
+    "\u00ad", "\u034f", "\u061c", "\u115f", "\u180e", "\u200b", "\u200c", "\u200d",
+    "\u200e", "\u200f", "\u202a", "\u202c", "\u202e", "\u2060",
+    "\u2063", "\u2066", "\u2069", "\u3164", "\ufe00", "\ufe0e", "\ufe0f", "\ufeff", "\uffa0",
+    "\U000e0100", "\U000e0067",
 ]  # fmt: skip
 COMPATIBLE = [
     ("\uff2f\uff30\uff25\uff2e", "OPEN"),
@@ -93,7 +95,9 @@ def test_what_looks_alike_is_the_same_by_option(one: str, other: str) -> None:
     assert canonical(one) != canonical(other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("0", "O"), ("1", "l"), ("e", "\u00e9"), ("\u0448", "w"), ("a", "b"), (".", ",")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("one", "other"), [("0", "O"), ("1", "l"), ("e", "\u00e9"), ("\u0448", "w"), ("a", "b"), (".", ",")]
+)
 @pytest.mark.parametrize("fold", FOLDS.values())
 def test_what_differs_stays_apart(fold: Callable[[str], str], one: str, other: str) -> None:
     assert fold(one) != fold(other)

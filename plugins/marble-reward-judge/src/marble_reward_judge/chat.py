@@ -118,7 +118,7 @@ class ChatServer:
         return [task.result() for task in tasks]
 
     def _client(self) -> httpx.AsyncClient:
-        """A client of its own for a batch; the environment's proxies are not asked for what is on this machine.
+        """Return a client for a batch; it uses the environment's proxies, though not for this machine itself.
 
         Raises:
             ServerError: a proxy that the environment names cannot be used.
@@ -133,7 +133,8 @@ class ChatServer:
             )
         except (httpx.InvalidURL, ImportError, ValueError) as error:
             raise ServerError(
-                f"{self.url} cannot be asked: {error}. Check the variables that name proxies, such as HTTPS_PROXY."
+                f"{self.url} cannot be asked: {error}. "
+                "Check the variables that name proxies, such as HTTPS_PROXY."
             ) from error
 
     async def _ask(

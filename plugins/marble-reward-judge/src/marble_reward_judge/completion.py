@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-# Reasons to finish that are no end of an answer: the length's names, the filter's, and vLLM's for a request given up.
+# Reasons to finish that are no end of an answer: its length, the content filter, and a request given up.
 CUT = ("length", "max_tokens", "max_output_tokens", "model_length", "content_filter", "abort")
 UNNAMED = 500  # the status of an error in a successful answer that names none
 
@@ -28,8 +28,8 @@ class Answer:
 def read_completion(body: bytes) -> Answer:
     """Return the first choice's text.
 
-    Content is a string or a list of parts, whose text is joined; what stands apart as reasoning is passed over. An answer
-    that was cut before it said anything is an empty one.
+    Content is a string or a list of parts, whose text is joined; reasoning that stands apart is passed over.
+    An answer that was cut before it said anything is an empty one.
 
     Args:
         body: JSON, UTF-8.

@@ -64,7 +64,8 @@ class ScoreReader:
         end = answer.text[-SHOWN:]
         if answer.cut:  # the last score counts, and nobody knows which was to be the last
             raise UnreadableAnswerError(
-                f"the answer was cut at max_tokens before it had a score that counts: {end!r}. Raise max_tokens"
+                f"the answer was cut at max_tokens before it had a score that counts: {end!r}. "
+                "Raise max_tokens"
             )
         try:
             score = self._number(self.find(conclusion(answer.text)))
@@ -79,7 +80,7 @@ class ScoreReader:
         return score
 
     def _number(self, value: Any) -> float:
-        """A score as a number: one, or text such as "4", "4/5", "4 out of 5" or "80%" on a scale that ends there.
+        """Return a score as a number; text may be "4", "4/5", "4 out of 5" or "80%", if the scale ends there.
 
         Raises:
             ValueError, TypeError: it is none, or is of another scale.
@@ -127,7 +128,7 @@ def _by_key(key: str) -> Callable[[str], Any]:
 def objects(text: str) -> Iterator[dict[str, Any]]:
     """The JSON objects in a text, those inside others left out.
 
-    Braces that begin no object are prose. One that begins an object which then is no JSON hides what stands inside.
+    Braces that begin no object are prose. What begins as an object and is no JSON hides what stands inside.
     """
     place = 0
     while (place := text.find("{", place)) >= 0:
@@ -140,7 +141,7 @@ def objects(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _end(text: str, start: int) -> int:
-    """The place after the brace that balances the one at `start`, braces in strings apart; else the end of the text."""
+    """The place after the brace that balances the one at `start`, or the end; braces in strings are none."""
     depth = 0
     for part in BRACES.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(part[0], 0)

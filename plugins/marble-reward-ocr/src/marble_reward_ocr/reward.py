@@ -38,8 +38,9 @@ class Ocr:
         Args:
             detect: look for lines of text before reading them; false takes the whole picture for one line, which is
                 ten times faster; None looks for them in pictures of more than 128 pixels a side.
-            fold: which texts are the same. "canonical": those that Unicode holds equal, whatever unseen characters they have;
-                "compatible": full width, ligatures and the like too; "lookalike": also letters, quotes and dashes of one shape.
+            fold: which texts are the same. "canonical": those that Unicode holds equal, whatever unseen
+                characters they have; "compatible": full width, ligatures and the like too; "lookalike": also
+                letters, quotes and dashes of one shape.
 
         Raises:
             ValueError: there is no such `fold`.
@@ -56,8 +57,8 @@ class Ocr:
     ) -> list[float]:
         """Scores in [0, 1], NaN where no text is asked for.
 
-        With the wanted text w and what was read, both folded, in lower case and without white space, a score is
-        1 - d / |w|: d is 0 if w stands in what was read, else their Levenshtein distance, |w| at most.
+        With the wanted text w and what was read, both folded, in lower case and without white space, a score
+        is 1 - d / |w|: d is 0 if w stands in what was read, else their Levenshtein distance, |w| at most.
 
         Args:
             images: uint8 [B, 3, H, W].

@@ -4,14 +4,15 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-# Unicode 16's Default_Ignorable_Code_Point: what is not seen, such as zero width, soft hyphens, byte order marks, marks of
-# direction and variation selectors.
+# Unicode 16's Default_Ignorable_Code_Point: what is not seen, such as zero width, soft hyphens, byte order
+# marks, marks of direction and variation selectors.
 UNSEEN = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
-    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
 )
-# Lower-case letters of other alphabets and the Latin ones whose shape they or their capitals share: as case does not matter,
-# both count, so Cyrillic "в" is "b" because "В" is "B".
+# Lower-case letters of other alphabets and the Latin ones whose shape they or their capitals share: as case
+# does not matter, both count, so Cyrillic "в" is "b" because "В" is "B".
 LETTERS = ("авекмнорстухіјѕһԁԛԝαβεζηικμνορτυχ", "abekmhopctyxijshdqwabezhikmnoptyx")
 MARKS = {
     "'": "\u2018\u2019\u201a\u201b\u2032\u02bc\u02b9\u02c8\u00b4\u055a\ua78c",
@@ -42,7 +43,7 @@ def compatible(text: str) -> str:
 
 
 def lookalike(text: str) -> str:
-    """As `compatible`, with curly quotes and dashes as typewriters have them and Greek and Cyrillic letters as Latin ones."""
+    """As `compatible`, with plain quotes and dashes, and Greek and Cyrillic letters as Latin ones alike."""
     return canonical(compatible(text).translate(ALIKE))
 
 
