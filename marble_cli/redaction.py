@@ -19,8 +19,8 @@ from typing import Any, TextIO
 from urllib.parse import quote, unquote, urlsplit
 
 HIDDEN = "***"
-SHORTEST = 4  # letters of a secret that is searched for: shorter ones stand in ordinary words
-SHORTEST_GUESS = 8  # of one that only a variable's name makes a secret
+SHORTEST = 4  # letters of a secret that is searched for: shorter ones are ordinary words
+LONG = 8  # letters from which on one is searched for inside words too, and a variable's name makes a secret
 NO_SECRET = "bos|eos|pad|unk|sep|cls|mask|stop|start|end|image|special|begin|next"  # _token: of a tokenizer
 NOT_AFTER = "".join(f"(?<!{word}_)" for word in NO_SECRET.split("|"))
 NAME = rf"""(?:\w+[_-])?
@@ -68,17 +68,18 @@ def learn(secret: str | None) -> None:
         }
     _learned.update(dict.fromkeys(form for form in forms if len(form) >= SHORTEST))
     longest_first = sorted(_learned, key=len, reverse=True)
-    _values = re.compile("|".join(map(re.escape, longest_first))) if _learned else None
+    _values = re.compile("|".join(map(_pattern, longest_first))) if _learned else None
+
+
+def _pattern(secret: str) -> str:
+    """A learned value as it is searched for: a short one, such as a local server's "test", as a whole word."""
+    return re.escape(secret) if len(secret) >= LONG else rf"(?<!\w){re.escape(secret)}(?!\w)"
 
 
 def learn_environment() -> None:
     """Learn what the environment, the login of the Hugging Face hub and netrc hold."""
     for name, value in os.environ.items():
-        if (
-            VARIABLE.fullmatch(name)
-            and len(value) >= SHORTEST_GUESS
-            and not value.startswith(("/", "~", "."))
-        ):
+        if VARIABLE.fullmatch(name) and len(value) >= LONG and not value.startswith(("/", "~", ".")):
             learn(value)
         elif "://" in value:
             learn_url(value)

@@ -70,6 +70,8 @@ def test_what_is_too_short_or_empty_spoils_no_text() -> None:
     for value in (None, "", "a", "abc"):
         learn(value)
     assert redact("a cab abc") == "a cab abc"
+    learn("test")
+    assert redact("the latest test of b'test' and testing") == "the latest *** of b'***' and testing"
 
 
 @pytest.mark.parametrize(
