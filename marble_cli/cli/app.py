@@ -14,6 +14,7 @@ from marble_cli import __version__
 from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, sync, train
 from marble_cli.cli.encoding import take_every_text
 from marble_cli.errors import LostError, MarbleError, PeerError
+from marble_cli.redaction import RedactingFilter, redact_output
 from marble_cli.signals import tell_exit
 
 INTERRUPTED = 130
@@ -68,7 +69,9 @@ def main() -> None:
     take_every_text()
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")  # their advice is not for users of this program
+    redact_output()
     handler = logging.StreamHandler()
+    handler.addFilter(RedactingFilter())
     handler.setFormatter(logging.Formatter("marble: %(message)s"))
     logging.getLogger("marble").addHandler(handler)
     debug = os.environ.get("MARBLE_DEBUG") == "1"

@@ -37,5 +37,5 @@ def evaluate(
         return
     console = Console(file=out)
     console.print(report.table())
-    if output is not None:
+    if output is not None and (output / "images.png").is_file():
         console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False, markup=False)

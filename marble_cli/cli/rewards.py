@@ -9,6 +9,7 @@ import typer
 
 from marble_cli.cli.options import Overrides, to_path
 from marble_cli.errors import RequestError
+from marble_cli.redaction import HIDDEN, is_secret, redact
 
 if TYPE_CHECKING:
     from marble_cli.config.schema import Reward as Settings
@@ -83,7 +84,9 @@ def list_(
         return
     table = Table("reward", "what it scores", "needs", "distribution", box=None, pad_edge=False)
     for row in rows:
-        scores = f"[red]{escape(str(row['error']))}[/]" if row["error"] else escape(str(row["summary"]))
+        scores = (
+            f"[red]{escape(redact(str(row['error'])))}[/]" if row["error"] else escape(str(row["summary"]))
+        )
         table.add_row(str(row["name"]), scores, ", ".join(row["requires"]), str(row["distribution"]))
     Console(file=out).print(table)
 
@@ -147,13 +150,19 @@ def _options(settings: "Settings") -> list[tuple[str, str]]:
     from marble_cli.rewards.registry import load_plugin, parameters
 
     if settings.url is not None or settings.isolated:
-        return [(f"option {key}", repr(value)) for key, value in settings.options.items()]
+        return [(f"option {key}", _shown(key, value)) for key, value in settings.options.items()]
     rows = []
     for key, parameter in parameters(load_plugin(settings.plugin)).items():
         if key not in ("device", "dtype") and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             value = settings.options.get(key, parameter.default)
-            rows.append((f"option {key}", "required" if value is inspect.Parameter.empty else repr(value)))
+            shown = "required" if value is inspect.Parameter.empty else _shown(key, value)
+            rows.append((f"option {key}", shown))
     return rows
+
+
+def _shown(key: str, value: Any) -> str:
+    """An option's value as a table may show it."""
+    return HIDDEN if is_secret(key, value) else redact(repr(value))
 
 
 @app.command("check", epilog="Example:  marble rewards check ocr")
@@ -202,7 +211,7 @@ def check(
         table = Table("check", "", "detail", box=None, pad_edge=False)
         for check in checks:
             outcome = f"[{colors[check.outcome]}]{check.outcome.value}[/]"
-            table.add_row(check.name, outcome, escape(check.detail))
+            table.add_row(check.name, outcome, escape(redact(check.detail)))
         Console(file=out).print(table)
     if not good:
         raise typer.Exit(1)
@@ -237,22 +246,13 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score one picture."""
-    import numpy as np
-    import torch
-    from PIL import Image, UnidentifiedImageError
-
     from marble_cli.output import answering
+    from marble_cli.rewards.pictures import read_picture
     from marble_cli.rewards.scorer import open_scorer
 
     out = ctx.with_resource(answering())
     known = _json(metadata)
-    try:
-        pixels = np.asarray(Image.open(image).convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise RequestError(
-            f"--image {image} cannot be read: {error}. Expected a PNG or JPEG file."
-        ) from error
-    pictures = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    pictures = read_picture(image)[None]
     settings = _settings(name, overrides)
     settings.sources, settings.requires, settings.max_failed = None, [], 0.0  # a run's own
     with open_scorer({name: settings}, "cpu") as scorer:

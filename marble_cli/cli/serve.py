@@ -14,6 +14,7 @@ import typer
 
 from marble_cli.errors import MarbleError, RequestError
 from marble_cli.output import answering
+from marble_cli.redaction import learn, redact
 
 if TYPE_CHECKING:
     import socket
@@ -60,7 +61,7 @@ def serve(
         except MarbleError as error:
             if not stdin:
                 raise
-            say({"error": str(error), "exit_code": error.exit_code})
+            say({"error": redact(str(error)), "exit_code": error.exit_code})
             code = error.exit_code
     raise typer.Exit(code)
 
@@ -146,6 +147,7 @@ def _serve(
     from marble_cli.rewards.source import declare, maker
     from marble_cli.signals import Interrupt
 
+    learn(token)
     if token is None and not is_loopback(host):
         raise RequestError(
             f"--host {host} can be reached from other machines, and no token is set. Set one: MARBLE_REWARD_TOKEN=... "

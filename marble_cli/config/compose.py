@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from marble_cli.config.keys import unknown_key
 from marble_cli.config.overrides import parse
 from marble_cli.config.paths import make_absolute
+from marble_cli.config.references import keep_secrets, without_secrets
 from marble_cli.config.schema import RunConfig
 from marble_cli.config.validate import validate
 from marble_cli.errors import ConfigError
@@ -83,8 +84,8 @@ def load_resolved(path: Path) -> RunConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """YAML that `compose([], path)` turns into the same configuration."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """YAML that `compose([], path)` turns into the same configuration, with references for secrets."""
+    return OmegaConf.to_yaml(without_secrets(config))
 
 
 def completed(tree: Any) -> DictConfig:
@@ -245,6 +246,7 @@ def typed(tree: DictConfig) -> RunConfig:
         raise ConfigError(reason or f"{key}: {str(error).splitlines()[0]}".removeprefix(": ")) from error
     assert isinstance(config, RunConfig)
     _drop_optional(config)
+    keep_secrets(config)
     validate(config)
     make_absolute(config)
     return config

@@ -15,7 +15,7 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.evaluate.score import Evaluation, paired_interval, score_policy
 from marble_cli.evaluate.target import Target, resolve_target, run_config
 from marble_cli.folder import check_writable, write_whole, writing
-from marble_cli.metrics.figures import image_grid
+from marble_cli.metrics.figures import image_grid, try_to_draw
 from marble_cli.policy.base import Adapter, Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Scorer, open_scorer
@@ -136,9 +136,11 @@ def evaluate(target: str, against: str | None, overrides: list[str], output: Pat
         other = draw(second, policy, config, scorer) if second is not None else None
     report = EvalReport(first.label, second.label if second else None, compare(one, other), len(one.prompts))
     if output is not None:
-        rows = [(second.label, other.images)] if second is not None and other is not None else []
-        with writing(output / "images.png", "Choose another --output."):
+        with writing(output, "Choose another --output."):
             output.mkdir(parents=True, exist_ok=True)
-            image_grid([*rows, (first.label, one.images)], one.captions, output / "images.png")
         write_whole(output / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
+        rows = [(second.label, other.images)] if second is not None and other is not None else []
+        rows.append((first.label, one.images))
+        file = output / "images.png"
+        try_to_draw(file, "The report is written.", lambda: image_grid(rows, one.captions, file))
     return report

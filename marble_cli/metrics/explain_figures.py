@@ -1,6 +1,5 @@
 """Pictures of what a run's balance did: conflicts, shares, cosines and Pareto moves."""
 
-import textwrap
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -10,8 +9,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
+from marble_cli.metrics.captions import caption
 from marble_cli.metrics.explain import Explanation, Pair
-from marble_cli.metrics.figures import COLORS, STYLE
+from marble_cli.metrics.figures import COLORS, styled
 from marble_cli.metrics.history import History, series
 
 PANELS = 15  # pairs of rewards drawn at most: all of six rewards
@@ -44,13 +44,14 @@ def draw(history: History, found: Explanation, folder: Path) -> tuple[list[Path]
     for name, picture in pictures.items():
         path = folder / f"{name}.png"
         try:
-            with plt.rc_context(STYLE):
-                figure = picture()
-                figure.savefig(path, dpi=RESOLUTION, bbox_inches="tight")
-                plt.close(figure)
-        except MissingError as reason:
+            with styled(history.rewards):
+                picture().savefig(path, dpi=RESOLUTION, bbox_inches="tight")
+        except (
+            Exception
+        ) as reason:  # MissingError, or whatever matplotlib may raise: the tables stand without it
             path.unlink(missing_ok=True)  # of an earlier call: it would pass for this one's
-            left_out.append(f"{path.name}, {reason}")
+            why = str(reason) if isinstance(reason, MissingError) else f"{type(reason).__name__}: {reason}"
+            left_out.append(f"{path.name}, {why}")
         else:
             drawn.append(path)
     return drawn, left_out
@@ -87,7 +88,7 @@ def conflict(found: Explanation) -> Any:
 
 def _label(name: str) -> str:
     """A reward's name in lines that leave its neighbours room."""
-    return "\n".join(textwrap.wrap(name, 18))
+    return caption(name, 18, 3)
 
 
 def shares(history: History) -> Any:

@@ -1,6 +1,8 @@
 """Pictures of a run: reward curves and image grids."""
 
-import textwrap
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,16 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 
+from marble_cli.errors import StorageError
+from marble_cli.folder import writing
+from marble_cli.metrics.captions import caption, fonts
 from marble_cli.metrics.history import series
 from marble_cli.metrics.jsonl import read
 
 if TYPE_CHECKING:  # curves need no torch, and importing it takes seconds
     from torch import Tensor
+
+log = logging.getLogger("marble")
 
 # Okabe and Ito's palette, told apart with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -29,6 +36,32 @@ STYLE = {
 }
 
 
+@contextmanager
+def styled(texts: Iterable[str]) -> Iterator[None]:
+    """Draw in the style of all pictures, in fonts for the letters of `texts`; close figures at the end."""
+    before = plt.get_fignums()
+    try:
+        with plt.rc_context(STYLE | fonts(texts)):
+            yield
+    finally:
+        for number in set(plt.get_fignums()) - set(before):
+            plt.close(number)
+
+
+def try_to_draw(file: Path, comfort: str, draw: Callable[[], object]) -> None:
+    """Draw `file`, or warn why not, ending with `comfort`, and leave nothing half drawn."""
+    try:
+        with writing(file, comfort):
+            draw()
+    except StorageError as error:
+        log.warning("%s", error)
+    except Exception as error:  # matplotlib may raise anything, and no picture is worth a run or a report
+        log.warning("%s could not be drawn: %s: %s. %s", file, type(error).__name__, error, comfort)
+    else:
+        return
+    file.unlink(missing_ok=True)
+
+
 def curves(metrics: Path, output: Path) -> Path:
     """Draw each reward's mean over steps (training batches and held-out prompts) and the balance's shares."""
     rows = read(metrics)
@@ -37,7 +70,7 @@ def curves(metrics: Path, output: Path) -> Path:
     names = list(dict.fromkeys(k.split("/")[1] for row in train for k in row if k.startswith("reward/")))
     columns = 3
     height = (len(names) + columns) // columns
-    with plt.rc_context(STYLE):
+    with styled(names):
         figure, axes = plt.subplots(height, columns, figsize=(10, 2.7 * height), squeeze=False)
         panels = list(axes.flat)
         for index, (name, panel) in enumerate(zip(names, panels, strict=False)):
@@ -48,7 +81,7 @@ def curves(metrics: Path, output: Path) -> Path:
             panel.plot(
                 *series(judged, f"reward/{name}/mean"), color=color, lw=2, marker="o", ms=4, label="held out"
             )
-            panel.set_title(name, color=color)
+            panel.set_title(caption(name, 34, 2), color=color)
             panel.set_xlabel("step")
         shares = panels[len(names)]
         for index, name in enumerate(names):
@@ -61,7 +94,6 @@ def curves(metrics: Path, output: Path) -> Path:
             panel.axis("off")
         figure.tight_layout()
         figure.savefig(output)
-        plt.close(figure)
     return output
 
 
@@ -77,9 +109,9 @@ def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Pa
     blocks = -(-len(captions) // columns)
     tile, title, left = 1.5, 0.5, 0.3  # inches
     width, height = left + tile * columns, blocks * (tile * len(rows) + title)
-    with plt.rc_context(STYLE):
+    with styled([*captions, *(label for label, _ in rows)]):
         figure = plt.figure(figsize=(width, height))
-        for index, caption in enumerate(captions):
+        for index, prompt in enumerate(captions):
             block, column = divmod(index, columns)
             for line, (label, images) in enumerate(rows):
                 below = (blocks - block) * (tile * len(rows) + title) - title - (line + 1) * tile
@@ -94,7 +126,7 @@ def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Pa
                 panel.imshow(np.asarray(images[index].permute(1, 2, 0)), interpolation="nearest")
                 if line == 0:
                     panel.set_title(
-                        "\n".join(textwrap.wrap(caption, 26)),
+                        caption(prompt, 26, 4),
                         fontsize=6.5,
                         loc="center",
                         weight="normal",
@@ -102,8 +134,8 @@ def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Pa
                     )
                 if column == 0:
                     panel.text(
-                        -0.06, 0.5, label, transform=panel.transAxes, rotation=90, va="center", ha="right", fontsize=7
+                        -0.06, 0.5, caption(label, 24, 1), transform=panel.transAxes, rotation=90,
+                        va="center", ha="right", fontsize=7,
                     )  # fmt: skip
         figure.savefig(output)
-        plt.close(figure)
     return output

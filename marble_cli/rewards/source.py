@@ -1,8 +1,12 @@
 """Where a reward lives: in this process, at a server, or in an isolated environment of its own."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from marble_cli.config import schema
+from marble_cli.errors import ConfigError
+from marble_cli.redaction import learn_options
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.device import numbered
 from marble_cli.rewards.registry import Reward, build, check_options, load_plugin
@@ -15,6 +19,7 @@ def declare(name: str, settings: schema.Reward) -> Declaration:
         ConfigError: there is no such plugin, environment or served reward, or an option is wrong.
         RewardError: a plugin cannot be imported, or a server not be reached.
     """
+    _check_keys(name, settings.options)
     if settings.url is not None:
         from marble_cli.rewards.remote.client import address, examine
         from marble_cli.rewards.remote.protocol import declaration_from_json
@@ -40,6 +45,7 @@ def maker(name: str, settings: schema.Reward, device: str) -> Callable[[], Rewar
     Raises:
         ConfigError, RewardError: as `declare`; the function itself may raise them too.
     """
+    _check_keys(name, settings.options)
     device = numbered(device)  # once, in the thread that the run's GPU is current in
     if settings.url is not None:
         from marble_cli.rewards.remote.client import address, bind, examine
@@ -53,3 +59,24 @@ def maker(name: str, settings: schema.Reward, device: str) -> Callable[[], Rewar
 
         return IsolatedServer(name, settings, device).start
     return lambda: build(name, settings.plugin, settings.options, device)
+
+
+def _check_keys(name: str, options: Mapping[str, Any]) -> None:
+    """Learn the secrets among a reward's options, and refuse unusable keys before anything long begins.
+
+    Raises:
+        ConfigError: an option such as `api_key_env` names a variable that is not set, or that holds no key.
+    """
+    learn_options(options)
+    for option, variable in options.items():
+        if not isinstance(variable, str) or not option.endswith(("key_env", "token_env")):
+            continue
+        key = os.environ.get(variable)
+        if not key:
+            raise ConfigError(f"rewards.{name}.{option}: the environment variable {variable} is not set.")
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(
+                f"rewards.{name}.{option}: the environment variable {variable} holds white space, a line "
+                "end, control characters or letters that are not ASCII. Expected the key alone; its value is "
+                "not shown. Set it anew."
+            )

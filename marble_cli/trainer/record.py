@@ -9,14 +9,16 @@ from omegaconf import OmegaConf
 from rich.logging import RichHandler
 
 from marble_cli import __version__
+from marble_cli.config.references import without_secrets
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import StorageError
 from marble_cli.evaluate.score import Evaluation
-from marble_cli.folder import AppendedFile, writing
-from marble_cli.metrics.figures import image_grid
+from marble_cli.folder import AppendedFile
+from marble_cli.metrics.figures import image_grid, try_to_draw
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
 from marble_cli.metrics.terminal import TerminalView
 from marble_cli.metrics.weights_and_biases import WandbRun
+from marble_cli.redaction import RedactingFilter, redact
 from marble_cli.trainer.state import Progress
 
 
@@ -29,7 +31,7 @@ class LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.file.append(self.format(record) + "\n")
+            self.file.append(redact(self.format(record)) + "\n")
             self.full = False
         except StorageError as error:
             if not self.full:  # once, until there is room again
@@ -59,12 +61,13 @@ class RunRecorder:
                 file,
                 RichHandler(console=self.view.console, show_path=False, show_time=False),
             ]
+            self.handlers[1].addFilter(RedactingFilter())
             self.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             self.logger.setLevel(logging.INFO)
             self.outer, self.logger.handlers = self.logger.handlers, self.handlers
             self.journal.handlers, self.journal.propagate = self.handlers[:1], False
             self.journal.info("marble %s, after step %d", __version__, self.progress.step)
-            tree: Any = OmegaConf.to_container(OmegaConf.structured(self.config), enum_to_str=True)
+            tree: Any = OmegaConf.to_container(without_secrets(self.config), enum_to_str=True)
             self.wandb = WandbRun(
                 self.config.logging.wandb, self.folder, self.config.run.name, tree, self.progress.wandb_id
             )
@@ -95,7 +98,7 @@ class RunRecorder:
     def message(self, text: str) -> None:
         if self.main:
             self.journal.info(text)
-            self.view.message(text)
+            self.view.message(redact(text))
 
     def record(self, metrics: dict[str, Any]) -> None:
         if self.main:
@@ -109,11 +112,10 @@ class RunRecorder:
             return
         folder = self.folder / "samples"
         file = folder / f"step-{step:08d}.png"
-        try:
-            with writing(file, "The run goes on without these pictures."):
-                folder.mkdir(exist_ok=True)
-                image_grid([(f"step {step}", evaluation.images)], evaluation.captions, file)
-        except StorageError as error:
-            file.unlink(missing_ok=True)
-            self.logger.warning("%s", error)
+
+        def draw() -> None:
+            folder.mkdir(exist_ok=True)
+            image_grid([(f"step {step}", evaluation.images)], evaluation.captions, file)
+
+        try_to_draw(file, "The run goes on without these pictures.", draw)
         self.wandb.images(step, evaluation.images, evaluation.captions)

@@ -76,3 +76,27 @@ def test_a_score_and_none(marble: Callable, tmp_path: Path) -> None:
         "rewards", "score", "colorfulness", "--image", tmp_path / "a.png", "--prompt", "a", "--json"
     )
     assert json.loads(shown.out) == {"reward": "colorfulness", "outcome": "score", "score": 0.0}
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg/>", None])
+def test_a_picture_that_cannot_be_read_is_one_message(
+    marble: Callable, tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "a.png"
+    if content is None:
+        Image.new("F", (2, 2)).save(file, format="TIFF")
+    else:
+        file.write_bytes(content)
+    shown = marble("rewards", "score", "colorfulness", "--image", file, "--prompt", "a")
+    assert shown.code == 2
+    assert shown.err.count("\n") == 1
+    assert str(file) in shown.err
+    assert not shown.out
+
+
+def test_what_is_transparent_is_scored_on_white(marble: Callable, tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "a.png")
+    shown = marble(
+        "rewards", "score", "colorfulness", "--image", tmp_path / "a.png", "--prompt", "a", "--json"
+    )
+    assert json.loads(shown.out)["score"] == 0.0

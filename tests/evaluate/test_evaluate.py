@@ -182,6 +182,20 @@ def test_two_policies_are_judged_on_the_same_noise(run: Path, tmp_path: Path) ->
     assert (tmp_path / "images.png").stat().st_size > 1000
 
 
+def test_a_report_outlives_its_pictures(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*rest: Any) -> None:
+        raise ValueError("Expected end of text, found '$'")
+
+    monkeypatch.setattr("marble_cli.evaluate.evaluate.image_grid", fail)
+    (tmp_path / "images.png").write_bytes(b"of an earlier call")
+    report = evaluate(str(run), None, [], tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == report.to_json()
+    assert not (tmp_path / "images.png").exists()
+    assert "images.png could not be drawn: ValueError: Expected end of text" in caplog.text
+
+
 def test_judging_leaves_the_order_of_targets_without_effect(run: Path) -> None:
     first, second = (str(run / "checkpoints" / f"step-0000000{step}") for step in (1, 2))
     there, back = evaluate(first, second, [], None), evaluate(second, first, [], None)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError, UnreachableError
+from marble_cli.redaction import learn
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.guard import Guard
 from marble_cli.rewards.registry import Reward
@@ -41,7 +42,7 @@ class Address:
             headers=headers,
             timeout=timeout,
             limits=httpx.Limits(max_keepalive_connections=0),
-            trust_env=not is_loopback(urlsplit(self.url).hostname or ""),
+            trust_env=not reaches_here(urlsplit(self.url).hostname or ""),
         )
 
     def __repr__(self) -> str:
@@ -58,19 +59,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def reaches_here(host: str) -> bool:
+    """Whether a client that asks `host` reaches this machine, where a proxy has no business."""
+    host = host.lower().partition("%")[0].removeprefix("::ffff:").rstrip(".")
+    return is_loopback(host) or host.endswith(".localhost") or host in ("0.0.0.0", "::")
+
+
 def address(name: str, settings: schema.Reward) -> Address:
     """Where the reward `name` is served, and its token from the environment.
 
     Raises:
-        ConfigError: `token_env` names a variable that is not set.
+        ConfigError: `token_env` names a variable that is not set, or its value is no token.
     """
     assert settings.url is not None
-    token = os.environ.get(settings.token_env or protocol.TOKEN_VARIABLE) or None
+    variable = settings.token_env or protocol.TOKEN_VARIABLE
+    token = os.environ.get(variable) or None
     if settings.token_env and token is None:
         raise ConfigError(
             f"rewards.{name}.token_env={settings.token_env}: no such variable in the environment. "
             "Expected one that holds the server's token."
         )
+    if token is not None:
+        learn(token)
+        protocol.authorization(token, f"rewards.{name}.url: the environment variable {variable}")
     return Address(settings.url.rstrip("/"), token)
 
 
@@ -85,6 +96,17 @@ def examine(name: str, served: str, at: Address) -> Mapping[str, Any]:
     try:
         with at.client(HEALTH_TIMEOUT) as client:
             answer = client.get("/health")
+    except (
+        httpx.InvalidURL,
+        httpx.UnsupportedProtocol,
+        httpx.LocalProtocolError,
+        ImportError,
+        ValueError,
+    ) as error:
+        raise ConfigError(
+            f"{key}: no request can be made: {_reason(error)}. "
+            "Check the address, and the proxies in the environment."
+        ) from error
     except httpx.HTTPError as error:
         raise UnreachableError(
             f"{key}: no reward server can be reached there: {_reason(error)}. Start it: marble rewards serve {served}"
@@ -157,5 +179,5 @@ def _result(answer: httpx.Response) -> Tensor | list[float | Exception]:
     raise RemoteError(message)
 
 
-def _reason(error: httpx.HTTPError) -> str:
+def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__

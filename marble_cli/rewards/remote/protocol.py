@@ -31,14 +31,16 @@ TOO_LARGE = "too large"  # the batch exceeds the server's limits: no use to try 
 REFUSED = "refused"  # wrong token, unknown reward, not a batch, too busy
 
 
-def authorization(token: str) -> str:
-    """The header that shows `token`.
+def authorization(token: str, source: str = "the token of a reward server") -> str:
+    """Return the header that shows `token`; `source` says where it is from.
 
     Raises:
         ConfigError: a header cannot hold it.
     """
     if not token.isascii() or not token.isprintable() or token != token.strip():
-        raise ConfigError("the token of a reward server must be printable ASCII, with no space at its ends.")
+        raise ConfigError(
+            f"{source} must be printable ASCII, with no space at its ends; it is not shown here."
+        )
     return f"Bearer {token}"
 
 

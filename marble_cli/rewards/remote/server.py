@@ -14,6 +14,7 @@ from torch import Tensor
 
 from marble_cli import __version__
 from marble_cli.errors import RewardError
+from marble_cli.redaction import redact
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.lane import Lane
 from marble_cli.rewards.remote import protocol
@@ -83,7 +84,7 @@ def build_app(
 
     @app.exception_handler(RefusedError)
     async def refuse(request: Request, error: RefusedError) -> Response:
-        return _json({"error": {"kind": error.kind, "message": error.message}}, error.status)
+        return _json({"error": {"kind": error.kind, "message": redact(error.message)}}, error.status)
 
     @app.get("/health")
     async def get_health() -> Response:
@@ -103,7 +104,7 @@ def build_app(
             raise RefusedError(499, protocol.REFUSED, GONE) from error
         finally:
             working[name] -= 1
-        reason = f"{type(failure).__name__}: {failure}" if failure is not None else None
+        reason = redact(f"{type(failure).__name__}: {failure}") if failure is not None else None
         return Response(protocol.pack_scores(scores, reason), media_type="application/octet-stream")
 
     return app

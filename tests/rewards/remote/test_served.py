@@ -18,7 +18,7 @@ from marble_cli.config.schema import Reward
 from marble_cli.errors import ConfigError, RewardError, UnreachableError
 from marble_cli.rewards.conformance import Outcome, run_checks
 from marble_cli.rewards.remote import protocol
-from marble_cli.rewards.remote.client import Address, connect, is_loopback
+from marble_cli.rewards.remote.client import Address, connect, examine, is_loopback, reaches_here
 from marble_cli.rewards.samples import sample_batch
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
 from marble_cli.rewards.source import declare, maker
@@ -323,3 +323,47 @@ def test_loopback() -> None:
     assert not any(
         is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org")
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("::1%lo", True),
+        ("::ffff:127.0.0.1", True),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("LocalHost.", True),
+        ("far.localhost", True),
+        ("localhost.example", False),
+        ("notlocalhost", False),
+        ("10.0.0.1", False),
+        ("::ffff:10.0.0.1", False),
+        ("", False),
+    ],
+)
+def test_which_hosts_no_proxy_stands_before(host: str, here: bool) -> None:
+    assert reaches_here(host) is here
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("http://[::1", None),
+        ("http://far:port", None),
+        ("ftp://far", None),
+        ("http://far:80\x00", None),
+        ("http://far", "socks9://far"),
+    ],
+)
+def test_an_address_or_proxy_of_no_use_is_refused(
+    monkeypatch: pytest.MonkeyPatch, url: str, proxy: str | None
+) -> None:
+    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    if proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(ConfigError, match="rewards.mine.url=.*no request can be made"):
+        examine("mine", "mine", Address(url, None))

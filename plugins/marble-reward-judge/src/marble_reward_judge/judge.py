@@ -1,6 +1,7 @@
 """A vision-language model that judges by the user's own question."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -27,11 +28,12 @@ class Judge:
         high: float | None = None,
         raw: bool = False,
         api_key_env: str | None = None,
-        temperature: float = 0.0,
-        max_tokens: int = 512,
+        temperature: float | None = 0.0,
+        max_tokens: int | None = 512,
         concurrency: int = 16,
         request_timeout: float = 60.0,
         attempts: int = 4,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         """Note what to ask; nothing is sent.
 
@@ -45,14 +47,15 @@ class Judge:
             high: its highest.
             raw: give scores as they are, instead of mapping [low, high] onto [0, 1].
             api_key_env: name of the environment variable that holds the key; the key itself stands nowhere.
-            temperature: of sampling; 0 takes the likeliest word.
-            max_tokens: length of an answer at most.
+            temperature: of sampling; 0 takes the likeliest word; None is not sent.
+            max_tokens: length of an answer at most; None is not sent.
             concurrency: requests under way at a time.
             request_timeout: seconds for one request.
             attempts: requests for one answer at most.
+            extra_body: further keys of a request, e.g. {"max_completion_tokens": 512}.
 
         Raises:
-            ValueError: an option is of no use, or the variable with the key is not set.
+            ValueError: an option is of no use, or the variable with the key is not set or holds no key.
         """
         if "{prompt}" not in template:
             raise ValueError(f"template={template!r}: expected {{prompt}} where the prompt belongs")
@@ -65,8 +68,9 @@ class Judge:
         self.range = (low, high) if raw else (0.0, 1.0)
         self.template = template
         self.server = ChatServer(
-            base_url, model, api_key_env, temperature, max_tokens, concurrency, request_timeout, attempts
-        )
+            base_url, model, api_key_env, temperature, max_tokens, concurrency, request_timeout, attempts,
+            extra_body,
+        )  # fmt: skip
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
         """B scores; where there is none, the error that says why.

@@ -2,13 +2,28 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf, isfinite
 from typing import Any
 
-from marble_reward_judge.chat import Answer
+from marble_reward_judge.completion import Answer
 
 SHOWN = 120  # characters of an answer in a message
+NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+SCORE = re.compile(
+    rf"(?P<score>[-+]?{NUMBER}(?:[eE][-+]?\d+)?)\s*(?:(?:/|out of)\s*(?P<end>{NUMBER})|(?P<percent>%))?",
+    re.ASCII,
+)
+THINKING = (  # how models mark it: opening and closing
+    (r"<(?:seed:)?think(?:ing)?>", r"</(?:seed:)?think(?:ing)?>"),
+    (r"<(?:thought|reasoning)>", r"</(?:thought|reasoning)>"),
+    (r"\[think\]", r"\[/think\]"),
+    ("◁think▷", "◁/think▷"),
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
+)
+DECODER = json.JSONDecoder(strict=False)  # models write line ends into strings
+BEGINS = re.compile(r'\{\s*"[^"\\]*"\s*:')  # an object of JSON
+BRACES = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)  # and strings, in which they mean nothing
 
 
 class UnreadableAnswerError(Exception):
@@ -35,7 +50,8 @@ class ScoreReader:
             raise ValueError("give one of pattern (a regular expression) and json_key, to find the score by")
         if low is not None and high is not None and not low < high:
             raise ValueError(f"low={low:g} and high={high:g}: expected low < high")
-        self.low, self.high = low, high
+        self.low = None if low is None else float(low)
+        self.high = None if high is None else float(high)
         self.find: Callable[[str], Any]
         self.find = _by_pattern(pattern) if pattern is not None else _by_key(str(json_key))
 
@@ -43,14 +59,18 @@ class ScoreReader:
         """The score as the judge gave it.
 
         Raises:
-            UnreadableAnswerError: there is none, or it is not on the scale.
+            UnreadableAnswerError: there is none, it is not on the scale, or the answer does not end after it.
         """
         end = answer.text[-SHOWN:]
+        if answer.cut:  # the last score counts, and nobody knows which was to be the last
+            raise UnreadableAnswerError(
+                f"the answer was cut at max_tokens before it had a score that counts: {end!r}. "
+                "Raise max_tokens"
+            )
         try:
-            score = float(self.find(answer.text))
+            score = self._number(self.find(conclusion(answer.text)))
         except (ValueError, TypeError, LookupError, OverflowError) as error:
-            reason = "was cut at max_tokens before it had a score" if answer.cut else "has no score"
-            raise UnreadableAnswerError(f"the answer {reason}: {end!r}") from error
+            raise UnreadableAnswerError(f"the answer has no score: {end!r}") from error
         low = -inf if self.low is None else self.low
         high = inf if self.high is None else self.high
         if not (isfinite(score) and low <= score <= high):
@@ -58,6 +78,37 @@ class ScoreReader:
                 f"the score {score:g} is not on the scale from {low:g} to {high:g}: {end!r}"
             )
         return score
+
+    def _number(self, value: Any) -> float:
+        """Return a score as a number; text may be "4", "4/5", "4 out of 5" or "80%", if the scale ends there.
+
+        Raises:
+            ValueError, TypeError: it is none, or is of another scale.
+        """
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, str) or not (parts := SCORE.fullmatch(value.strip())):
+            raise TypeError(f"{value!r} is no number")
+        end = 100.0 if parts["percent"] else float(parts["end"]) if parts["end"] else self.high
+        if end != self.high:
+            raise ValueError(f"{value!r} is on a scale that ends at {end:g}")
+        return float(parts["score"])
+
+
+def conclusion(text: str) -> str:
+    """What an answer says once it has thought: the text outside and after thinking.
+
+    Models whose template opens the thinking answer with its end alone.
+
+    Raises:
+        ValueError: the thinking does not end.
+    """
+    for opening, closing in THINKING:
+        text = re.sub(f"{opening}.*?{closing}", "", text, flags=re.DOTALL | re.IGNORECASE)
+        text = re.split(closing, text, flags=re.IGNORECASE)[-1]
+        if re.search(opening, text, re.IGNORECASE):
+            raise ValueError("the thinking does not end")
+    return text
 
 
 def _by_pattern(pattern: str) -> Callable[[str], Any]:
@@ -71,10 +122,29 @@ def _by_pattern(pattern: str) -> Callable[[str], Any]:
 
 
 def _by_key(key: str) -> Callable[[str], Any]:
-    def find(text: str) -> Any:
-        value = json.loads(text[text.index("{") : text.rindex("}") + 1])[key]
-        if isinstance(value, bool):
-            raise TypeError("a truth value is no score")
-        return value
+    return lambda text: [found[key] for found in objects(text) if key in found][-1]
 
-    return find
+
+def objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text, those inside others left out.
+
+    Braces that begin no object are prose. What begins as an object and is no JSON hides what stands inside.
+    """
+    place = 0
+    while (place := text.find("{", place)) >= 0:
+        try:
+            found, place = DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            place = _end(text, place) if BEGINS.match(text, place) else place + 1
+        else:
+            yield found
+
+
+def _end(text: str, start: int) -> int:
+    """The place after the brace that balances the one at `start`, or the end; braces in strings are none."""
+    depth = 0
+    for part in BRACES.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(part[0], 0)
+        if depth == 0:
+            return part.end()
+    return len(text)

@@ -1,6 +1,7 @@
 """UnifiedReward, a vision-language model trained to score pictures, asked as the RL recipes ask it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ QUESTION = (
     "Your task is provided as follows:\n"
     "Text Caption: [{prompt}]"
 )
-PATTERN = r"Final Score:[\s*]*(\d+(?:\.\d+)?)"
+PATTERN = r"Final Score:[\s*]*(\d+(?:\.\d+)?(?:\s*/\s*\d+)?)"  # "4/10" is on another scale, not 4
 LOW, HIGH = 1.0, 5.0
 
 
@@ -35,22 +36,23 @@ class UnifiedReward:
         base_url: str,
         model: str = "UnifiedReward-7b-v1.5",
         api_key_env: str | None = None,
-        temperature: float = 0.0,
-        max_tokens: int = 512,
+        temperature: float | None = 0.0,
+        max_tokens: int | None = 512,
         concurrency: int = 16,
         request_timeout: float = 60.0,
         attempts: int = 4,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         """Note how to reach the server; nothing is sent.
 
         Args: as of `Judge`.
 
         Raises:
-            ValueError: an option is of no use, or the variable with the key is not set.
+            ValueError: an option is of no use, or the variable with the key is not set or holds no key.
         """
         self.judge = Judge(
             base_url, model, QUESTION, PATTERN, None, LOW, HIGH, True, api_key_env, temperature, max_tokens,
-            concurrency, request_timeout, attempts,
+            concurrency, request_timeout, attempts, extra_body,
         )  # fmt: skip
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
+from marble_reward_ocr.text import FOLDS
+
 DETECTOR, RECOGNISER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 QUOTED = re.compile('["\u201c\u201d]([^"\u201c\u201d]+)["\u201c\u201d]')
 DETECT_ABOVE = 128  # pixels: up to here a picture is taken for one line of text
@@ -31,17 +33,23 @@ class Ocr:
     license = "Apache-2.0, models (PP-OCRv6) Apache-2.0"
     citation = "PaddleOCR, arXiv 2507.05595; as a reward: Flow-GRPO, arXiv 2505.05470"
 
-    def __init__(self, detect: bool | None = None) -> None:
+    def __init__(self, detect: bool | None = None, fold: str = "canonical") -> None:
         """Load the reader; it computes on one thread of the CPU and never reaches for the network.
 
         Args:
             detect: look for lines of text before reading them; false takes the whole picture for one line, which is
                 ten times faster; None looks for them in pictures of more than 128 pixels a side.
+            fold: which texts are the same. "canonical": those that Unicode holds equal, whatever unseen
+                characters they have; "compatible": full width, ligatures and the like too; "lookalike": also
+                letters, quotes and dashes of one shape.
 
         Raises:
+            ValueError: there is no such `fold`.
             FileNotFoundError: the installed `rapidocr` does not carry the models.
         """
-        self.detect = detect
+        if fold not in FOLDS:
+            raise ValueError(f"fold={fold!r}: expected one of {', '.join(FOLDS)}")
+        self.detect, self.fold = detect, FOLDS[fold]
         self.line = _reader(use_det=False)
         self.page = _reader(use_det=True)
 
@@ -50,8 +58,8 @@ class Ocr:
     ) -> list[float]:
         """Scores in [0, 1], NaN where no text is asked for.
 
-        With the wanted text w and what was read, both in lower case and without white space, a score is
-        1 - d / |w|: d is 0 if w stands in what was read, else their Levenshtein distance, |w| at most.
+        With the wanted text w and what was read, both folded, in lower case and without white space, a score
+        is 1 - d / |w|: d is 0 if w stands in what was read, else their Levenshtein distance, |w| at most.
 
         Args:
             images: uint8 [B, 3, H, W].
@@ -61,9 +69,9 @@ class Ocr:
         Raises:
             ValueError: a `text` is no string.
         """
-        wanted = [normalise(wanted_text(*pair)) for pair in zip(prompts, metadata, strict=True)]
+        wanted = [self.fold(wanted_text(*pair)) for pair in zip(prompts, metadata, strict=True)]
         return [
-            similarity(text, normalise(self.read(image))) if text else math.nan
+            similarity(text, self.fold(self.read(image))) if text else math.nan
             for image, text in zip(images, wanted, strict=True)
         ]
 
@@ -113,11 +121,6 @@ def wanted_text(prompt: str, metadata: Mapping[str, Any]) -> str:
         return text
     quoted = QUOTED.search(prompt)
     return quoted.group(1) if quoted else ""
-
-
-def normalise(text: str) -> str:
-    """`text` in lower case and without white space."""
-    return "".join(text.lower().split())
 
 
 def similarity(wanted: str, read: str) -> float:

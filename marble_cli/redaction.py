@@ -1,0 +1,184 @@
+"""Keep secrets out of everything that leaves the process: keys, tokens and passwords become `***`.
+
+A text is searched for the values that were learned and for what has the shape of a secret (`Bearer ...`, a
+password in a URL, `api_key=...`), so that an exception of a library that quotes one shows nothing either.
+"""
+
+import io
+import json
+import logging
+import netrc
+import os
+import re
+import sys
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import quote, unquote, urlsplit
+
+HIDDEN = "***"
+SHORTEST = 4  # letters of a secret that is searched for: shorter ones are ordinary words
+LONG = 8  # letters from which on one is searched for inside words too, and a variable's name makes a secret
+NO_SECRET = "bos|eos|pad|unk|sep|cls|mask|stop|start|end|image|special|begin|next"  # _token: of a tokenizer
+NOT_AFTER = "".join(f"(?<!{word}_)" for word in NO_SECRET.split("|"))
+NAME = rf"""(?:\w+[_-])?
+    (?: api[_-]?key | (?:access|secret|private|auth|encryption|signing)[_-]?key | secret | credentials?
+      | pass(?:word|wd|phrase)? | (?:proxy[_-])?authorization | {NOT_AFTER}token )"""
+KEY = re.compile(NAME, re.VERBOSE | re.IGNORECASE)
+VARIABLE = re.compile(r"(.*_)?(API_?KEY|KEY|TOKEN|SECRET|PASS(WORD|WD|PHRASE)?|PWD)", re.IGNORECASE)
+SHAPES = [
+    re.compile(pattern, re.VERBOSE)
+    for pattern in (
+        r"""(?P<before> [Ii]llegal\ header\ value\ ) b?'[^']*'""",
+        r"""(?P<before> [Ii]llegal\ header\ value\ ) b?"[^"]*\"""",
+        r"""(?P<before> (?i:authorization)['"]?\s*[:=]\s*b?['"]?) [^\s'"\\][^\r\n'"\\]*""",
+        r"""(?P<before> \b(?: Bearer\s+(?!token\b|auth) | bearer\s+(?=\S*\d) )) [^\s'",;)\\]+""",
+        r"""(?P<before> \b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://) [^\s/?\#@'"\\]+ (?=@)""",
+        r"""(?P<before> [?&](?:[\w-]*(?i:key|token|secret|password|signature|credential)|sig)=)
+            [^&\s'"\#\\]+""",
+        rf"""(?P<before> (?<![\w-]) (?: (?i:{NAME}) | [A-Z0-9_]+_KEY ) =['"]?) [^\s'",}}&\\]+""",
+        rf"""(?P<before> ['"] (?i:{NAME}) ['"] \s*:\s* b?['"]) [^'"\\]+""",
+        r"""(?P<before>) \b
+            (?: sk-[\w-]{16,} | hf_[A-Za-z0-9]{20,} | gh[pousr]_\w{20,} | AKIA[0-9A-Z]{16} )""",
+    )
+]
+
+_learned: dict[str, None] = {}
+_values: re.Pattern[str] | None = None
+
+
+def learn(secret: str | None) -> None:
+    """Take note of a value that no text may show, in the forms in which messages quote it."""
+    global _values
+    if not secret:
+        return
+    forms = {secret, secret.strip(), *(line.strip() for line in secret.splitlines())}
+    if header := re.fullmatch(r"(?i:bearer|basic|token)\s+(\S+)", secret):
+        forms.add(header[1])
+    for form in (secret, secret.strip()):
+        raw = form.encode("utf-8", "surrogateescape")
+        forms |= {
+            repr(form)[1:-1],
+            ascii(form)[1:-1],
+            repr(raw)[2:-1],
+            json.dumps(form)[1:-1],
+            quote(raw, ""),
+        }
+    _learned.update(dict.fromkeys(form for form in forms if len(form) >= SHORTEST))
+    longest_first = sorted(_learned, key=len, reverse=True)
+    _values = re.compile("|".join(map(_pattern, longest_first))) if _learned else None
+
+
+def _pattern(secret: str) -> str:
+    """A learned value as it is searched for: a short one, such as a local server's "test", as a whole word."""
+    return re.escape(secret) if len(secret) >= LONG else rf"(?<!\w){re.escape(secret)}(?!\w)"
+
+
+def learn_environment() -> None:
+    """Learn what the environment, the login of the Hugging Face hub and netrc hold."""
+    for name, value in os.environ.items():
+        if VARIABLE.fullmatch(name) and len(value) >= LONG and not value.startswith(("/", "~", ".")):
+            learn(value)
+        elif "://" in value:
+            learn_url(value)
+    absent = (OSError, ValueError, RuntimeError, netrc.NetrcParseError)  # no login, or no home to look in
+    with suppress(*absent):
+        learn(_hub_token().read_text("utf-8").strip())
+    with suppress(*absent):
+        for _, _, password in netrc.netrc().hosts.values():
+            learn(password)
+
+
+def _hub_token() -> Path:
+    """Where the Hugging Face hub's client keeps its token."""
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
+    )
+    return Path(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).expanduser()
+
+
+def learn_url(url: str) -> None:
+    """Learn the password in a URL, if it has one, and the header that is made of it."""
+    try:
+        parts = urlsplit(url)
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    except ValueError:
+        return
+    if password:
+        learn(parts.password)
+        learn(password)
+        learn(b64encode(f"{user}:{password}".encode()).decode())
+
+
+def learn_options(options: Mapping[str, Any]) -> None:
+    """Learn the secrets among a reward's keys: `api_key` and its like, and those in variables (`..._env`)."""
+    for path, value in _strings(options):
+        if path[-1].endswith("_env"):
+            learn(os.environ.get(value))
+        elif KEY.fullmatch(path[-1]):
+            learn(value)
+        elif "://" in value:
+            learn_url(value)
+
+
+def _strings(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every string in nested mappings and lists with the keys that lead to it."""
+    if isinstance(tree, str):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _strings(value, (*path, str(key)))
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from _strings(value, (*path, str(index)))
+
+
+def is_secret(key: str, value: Any) -> bool:
+    """Whether a configuration's value is a secret or holds one."""
+    return isinstance(value, str) and value != "" and (bool(KEY.fullmatch(key)) or redact(value) != value)
+
+
+def redact(text: str) -> str:
+    """`text` with `***` for every secret in it."""
+    if _values is not None:
+        text = _values.sub(HIDDEN, text)
+    for shape in SHAPES:
+        text = shape.sub(rf"\g<before>{HIDDEN}", text)
+    return text
+
+
+class RedactingFilter(logging.Filter):
+    """Redacts a record's message before a handler formats, wraps or colours it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact(record.getMessage()), None
+        return True
+
+
+class RedactedStream(io.TextIOWrapper):
+    """A text stream on the buffer of another that redacts what is written, whoever writes it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(
+            stream.buffer, stream.encoding, stream.errors, line_buffering=True, write_through=True
+        )
+
+    def write(self, text: str) -> int:
+        super().write(redact(text))
+        return len(text)
+
+    def close(self) -> None:
+        """Leave the buffer open: it belongs to the stream that this one stands in for."""
+        self.flush()
+
+
+def redact_output() -> None:
+    """Redact standard output and standard error: prints, warnings, tracebacks, whoever writes them."""
+    learn_environment()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and not isinstance(stream, RedactedStream):
+            stream.flush()
+            setattr(sys, name, RedactedStream(stream))

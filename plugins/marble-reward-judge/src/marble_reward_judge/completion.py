@@ -1,0 +1,87 @@
+"""What a chat completion says, in the dialects of OpenAI-compatible servers."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+# Reasons to finish that are no end of an answer: its length, the content filter, and a request given up.
+CUT = ("length", "max_tokens", "max_output_tokens", "model_length", "content_filter", "abort")
+UNNAMED = 500  # the status of an error in a successful answer that names none
+
+
+class CompletionError(Exception):
+    """A successful answer holds no text; `status` is that of the error which it holds instead."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said; `cut` if it had no room to end."""
+
+    text: str
+    cut: bool
+
+
+def read_completion(body: bytes) -> Answer:
+    """Return the first choice's text.
+
+    Content is a string or a list of parts, whose text is joined; reasoning that stands apart is passed over.
+    An answer that was cut before it said anything is an empty one.
+
+    Args:
+        body: JSON, UTF-8.
+
+    Raises:
+        CompletionError: it is no chat completion, has no text, or is an error in the guise of a success.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise CompletionError("which is no chat completion") from error
+    if not isinstance(document, dict):
+        raise CompletionError("which is no chat completion")
+    _check_error(document)
+    choices = document.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise CompletionError("which is no chat completion")
+    _check_error(choice)
+    cut = str(choice.get("finish_reason")).lower() in CUT
+    text = _text(message.get("content"))
+    if text is None and not cut:
+        refused = message.get("refusal")
+        raise CompletionError(f"which refuses: {refused!r}" if refused else "which has no text")
+    return Answer(text or "", cut)
+
+
+def _check_error(part: dict[str, Any]) -> None:
+    """Raise the error that an answer or a choice of one holds, if it does."""
+    error = part.get("error")
+    if part.get("object") == "error":
+        error = part
+    if not error and part.get("finish_reason") != "error":
+        return
+    code = error.get("code") or error.get("status") if isinstance(error, dict) else None
+    known = str(code).isascii() and str(code).isdigit() and 400 <= int(str(code)) < 600
+    raise CompletionError("which is an error", int(str(code)) if known else UNNAMED)
+
+
+def _text(content: Any) -> str | None:
+    """The text of a message's content; None if it has none."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    parts = [
+        part.get("text") if isinstance(part, dict) else part for part in content if not _is_thought(part)
+    ]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if texts else None
+
+
+def _is_thought(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("thinking", "reasoning", "redacted_thinking")
