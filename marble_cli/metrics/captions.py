@@ -1,6 +1,7 @@
 """Text in pictures: no mathematics, in fonts that have its letters, in as many lines as there is room for."""
 
 import logging
+import re
 import unicodedata
 from collections.abc import Iterable
 from functools import cache
@@ -32,6 +33,8 @@ SELECTORS = (
     0x034F,
 )  # unseen, and of no category that says so
 ELLIPSIS = " …"
+MARKS = "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]"  # that stack upon a letter
+STACKED = re.compile(f"({MARKS}{{3}}){MARKS}+")  # more than any language has, and higher than a line
 
 
 def caption(text: str, columns: int, lines: int) -> str:
@@ -67,7 +70,8 @@ def fonts(texts: Iterable[str]) -> dict[str, Any]:
 
 def _plain(text: str) -> str:
     """The beginning of a text on one line, composed and without what is not seen."""
-    return " ".join(unicodedata.normalize("NFC", "".join(map(_seen, text[:LONGEST]))).split())
+    seen = unicodedata.normalize("NFC", "".join(map(_seen, text[:LONGEST])))
+    return " ".join(STACKED.sub(r"\1", seen).split())
 
 
 def _seen(letter: str) -> str:
@@ -95,11 +99,14 @@ def _families() -> tuple[str, ...]:
 
 @cache
 def _letters(family: str) -> frozenset[int]:
-    """The code points that a font has and matplotlib can draw: those of a font of bitmaps alone it cannot."""
+    """The code points that a family has, bold too, and matplotlib can draw: it cannot draw fonts of bitmaps."""
     try:
-        path = font_manager.findfont(font_manager.FontProperties(family=[family]), fallback_to_default=False)
-        font = font_manager.get_font(path)
-        return frozenset(font.get_charmap()) if font.scalable else frozenset()
+        faces = [font_manager.FontProperties(family=[family], weight=weight) for weight in ("normal", "bold")]
+        paths = [font_manager.findfont(face, fallback_to_default=False) for face in faces]
+        known = [font_manager.get_font(path) for path in paths]
+        return frozenset.intersection(
+            *(frozenset(font.get_charmap() if font.scalable else ()) for font in known)
+        )
     except (OSError, RuntimeError, ValueError):  # a damaged font, or one that is gone
         return frozenset()
 

@@ -41,6 +41,7 @@ ODD = {
     "thai": "กาลครั้งหนึ่ง",
     "devanagari": "नमस्ते",
     "arabic": "مرحبا بالعالم",
+    "only in the light face": "\U0001d5a0\u0751",
     "hebrew": "שלום \u202eעולם\u202c",
     "emoji": "👩\u200d👩\u200d👧 \u2764\ufe0f 🇫🇷",
     "accents": "Vie\u0323\u0302t cafe\u0301" + "\u0301" * 50,
@@ -79,7 +80,7 @@ def shown(text: str, columns: int = 26, lines: int = 4) -> list[str]:
     with styled([text]):
         figure = plt.figure()
         figure.text(0, 0, made)
-        figure.suptitle(made)
+        figure.suptitle(made, weight="bold")
         figure.canvas.draw()
     return made.split("\n")
 
@@ -121,6 +122,7 @@ def test_mathematics_stays_off_whatever_matplotlibrc_says(monkeypatch: pytest.Mo
         ("a\nb\r\nc\td\u2028e\x85f", "a b c d e f"),
         ("\ufeffa\u200bb\u00adc\u202ed\ufe0f", "abcd"),
         ("e\u0301", "é"),
+        ("x" + "\u0301" * 50 + "y", "x" + "\u0301" * 3 + "y"),
         ("\ud800\ue000", "\ufffd\ufffd"),
         ("", ""),
     ],
