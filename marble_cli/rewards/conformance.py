@@ -43,7 +43,9 @@ def run_checks(
 ) -> list[Check]:
     """Try everything that the contract asks for; what a reward raises is a failed check.
 
-    It is called as in a run: in a thread of its own, under its guard. Where the first batch gets no scores, the other checks would say the same again, and are skipped. A groupwise reward may look at its images together, so what concerns the batch's composition is left out.
+    It is called as in a run: in a thread of its own, under its guard. Where the first batch gets no scores, the
+    other checks would say the same again, and are skipped. A groupwise reward may look at its images together, so
+    what concerns the batch's composition is left out.
 
     Args:
         reward: as `registry.build` makes it.
