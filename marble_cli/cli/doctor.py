@@ -11,6 +11,7 @@ EPILOG = "Example:  marble doctor --json"
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Check this machine and environment."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from marble_cli.doctor import examine
@@ -22,7 +23,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     else:
         table = Table("", "", "", box=None, show_header=False, pad_edge=False)
         for finding in findings:
-            table.add_row(finding.name, "[green]ok[/]" if finding.ok else "[red]no[/]", finding.detail)
+            table.add_row(
+                finding.name, "[green]ok[/]" if finding.ok else "[red]no[/]", escape(finding.detail)
+            )
         Console().print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
