@@ -128,7 +128,9 @@ def test_a_folder_without_a_vocabulary_is_refused(folder: Path, tmp_path: Path, 
     settings = tmp_path / "tokenizer_config.json"
     settings.write_text(settings.read_text().replace("PreTrainedTokenizerFast", "CLIPTokenizer"))
     settings.write_text(settings.read_text().replace("TokenizersBackend", "CLIPTokenizer"))
-    with pytest.raises(OSError, match=rf"cannot be loaded: the tokenizer of {tmp_path} has no vocabulary: .*tokenizer\.json"):
+    with pytest.raises(
+        OSError, match=rf"cannot be loaded: the tokenizer of {tmp_path} has no vocabulary: .*tokenizer\.json"
+    ):
         reward(str(tmp_path))
 
 

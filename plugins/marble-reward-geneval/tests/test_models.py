@@ -299,7 +299,9 @@ def test_a_clip_without_a_vocabulary_is_refused(mask2former: Path, clip: Path, t
     folder = tmp_path / "clip"
     shutil.copytree(clip, folder)
     (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "model_max_length": 16}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "CLIPTokenizer", "model_max_length": 16}'
+    )
     with pytest.raises(OSError, match=rf"cannot be loaded: the tokenizer of {folder} has no vocabulary"):
         GenEval(str(mask2former), str(folder))
 

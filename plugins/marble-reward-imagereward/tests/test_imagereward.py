@@ -150,8 +150,12 @@ def test_a_folder_without_a_vocabulary_is_refused(folder: Path, tmp_path: Path) 
     for file in folder.iterdir():
         if file.name != "tokenizer.json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 512}')
-    with pytest.raises(OSError, match=rf"cannot be loaded: the tokenizer of {tmp_path} has no vocabulary: .*vocab\.txt"):
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "BertTokenizer", "model_max_length": 512}'
+    )
+    with pytest.raises(
+        OSError, match=rf"cannot be loaded: the tokenizer of {tmp_path} has no vocabulary: .*vocab\.txt"
+    ):
         ImageReward(str(tmp_path))
 
 
