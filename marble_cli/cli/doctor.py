@@ -13,6 +13,7 @@ def doctor(
 ) -> None:
     """Check this machine and environment."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from marble_cli.doctor import examine
@@ -26,7 +27,8 @@ def doctor(
     else:
         table = Table("", "", "", box=None, show_header=False, pad_edge=False)
         for finding in findings:
-            table.add_row(finding.name, "[green]ok[/]" if finding.ok else "[red]no[/]", finding.detail)
+            outcome = "[green]ok[/]" if finding.ok else "[red]no[/]"
+            table.add_row(finding.name, outcome, escape(finding.detail))
         Console(file=out).print(table)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

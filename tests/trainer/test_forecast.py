@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import huggingface_hub.constants
 import pytest
 
+from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import ModelSize
+from marble_cli.policy.source import EMBEDDED
 from marble_cli.rewards.api import Declaration
 from marble_cli.trainer.forecast import checkpoints, fetched_into, unsound
+from marble_cli.trainer.plan import plan
 
 RunConfigMaker = Callable[..., RunConfig]
 SIZE = ModelSize(
@@ -107,3 +110,31 @@ def test_a_reward_that_names_no_types_reads_all(run_config: RunConfigMaker) -> N
     declarations = {name: Declaration(requires=("text",)) for name in config.rewards}
     rows = {"train": prompts(1, "a", None), "test": prompts([])}
     assert not list(unsound(config, declarations, rows))
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("vae/diffusion_pytorch_model.safetensors", "vae holds no weights"),
+        ("transformer/diffusion_pytorch_model.safetensors", "transformer holds no weights"),
+        ("tokenizer/tokenizer.json", "tokenizer has no vocabulary"),
+        ("tokenizer_2/tokenizer_config.json", "tokenizer_2"),
+    ],
+)
+def test_a_plan_looks_at_the_models_files(tmp_path: Path, gone: str, said: str) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(EMBEDDED, folder)
+    (folder / gone).unlink()
+    config = compose(
+        ["rewards=[colorfulness,compressibility]", f"model.path={folder}", f"run.dir={tmp_path / 'run'}"]
+    )
+    with pytest.raises(RequestError, match=said):
+        plan(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_looks_at_links_that_lead_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path)
+    with pytest.raises(RequestError, match="checkpoints is a link that leads out of the folder"):
+        plan(compose(["rewards=[colorfulness,compressibility]", f"run.dir={tmp_path / 'run'}"]))
