@@ -15,9 +15,9 @@ from marble_cli.errors import BalanceError, ConfigError
 from marble_cli.suggest import nearest
 
 PREFIX = "torchjd:"
-# Aggregators whose answer does not depend on the gradients' scale, were it not for an absolute number of theirs
-# (`norm_eps`, `eps`) that takes over where gradients are small, or large. They are given the matrix scaled to unit trace.
-# Not so FairGrad, whose direction has its own length, and PCD, which compares this step's norms with those before.
+# Aggregators whose answer would not depend on the gradients' scale but for an absolute number of theirs (`norm_eps`,
+# `eps`) that takes over where gradients are small, or large. They are given the matrix scaled to unit trace. Not so
+# FairGrad, whose direction has a length of its own, and PCD, which compares norms with those of earlier steps.
 SCALED = ("CAGrad", "DualProj", "GradVac", "IMTLG", "UPGrad")
 
 Weighting = Any  # of torchjd, a module: from a Gram matrix [m, m] to weights [m]
@@ -76,13 +76,12 @@ class Torchjd:
 class StatefulTorchjd(Torchjd):
     """An aggregator with an average over the steps (GradVac, PCD); implements `balance.base.Stateful`.
 
-    Every set of active rewards has a copy of the weighting, and so an average of its own: the package knows rewards by
-    their place alone, and would take one for another where one is left out.
+    Every set of active rewards has a copy of the weighting, and so an average of its own: the package knows
+    rewards by their place alone, and would take one for another where one is left out.
     """
 
-    copies: dict[str, Weighting] = field(
-        default_factory=dict
-    )  # by set, e.g. "101" without the second of three
+    # By set: "101" is that without the second of three rewards.
+    copies: dict[str, Weighting] = field(default_factory=dict)
 
     def _weighting(self, active: Tensor) -> Weighting:
         key = "".join(str(int(one)) for one in active)

@@ -241,7 +241,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         "rollout.guidance_scale",
         scale,
         scale == 0 or 1 <= scale < math.inf,
-        "0 or 1 for none, or at least 1",
+        "0 or at least 1; both 0 and 1 are none",
     )
     yield at_least("rollout.cfg_normalization", rollout.cfg_normalization, 0)
     yield share("rollout.cfg_truncation", rollout.cfg_truncation, one=True)

@@ -45,7 +45,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class Rollout:
-    """How samples are made: policy, solver and its `steps`, images a batch, the run's seed, and guidance (0 and 1: none)."""
+    """How samples are made: policy, solver and its `steps`, images a batch, the run's seed, and guidance.
+
+    A `guidance_scale` of 0 or 1 is none; the two keys after it are explained at `sampler.guided`.
+    """
 
     policy: Policy
     solver: OdeSolver
