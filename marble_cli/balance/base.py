@@ -48,14 +48,21 @@ class Balance(Protocol):
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A balance whose answers depend on earlier ones; checkpoints hold its state, and a resumed run takes that over."""
+    """A balance whose answers depend on earlier ones.
+
+    Checkpoints hold its state, and a resumed run puts it back: equal states give equal answers, to the bit.
+    """
 
     def state_dict(self) -> Mapping[str, Tensor]:
-        """Return what is remembered, by name: finite tensors of any type. Equal states give equal answers, to the bit."""
+        """Return what is remembered, by name: finite tensors of any type and shape, on any device."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> object:
-        """Replace what is remembered by a `state_dict`; raise any exception if that is not of this balance."""
+        """Replace what is remembered by a `state_dict`, whose tensors are on the CPU.
+
+        Raises:
+            Exception: of any kind, if the state is not of this balance.
+        """
         ...
 
 

@@ -77,13 +77,12 @@ class Torchjd:
 class StatefulTorchjd(Torchjd):
     """An aggregator with an average over the steps (GradVac, PCD); implements `balance.base.Stateful`.
 
-    Every set of active rewards has a copy of the weighting, and so an average of its own: the package knows rewards by
-    their place alone, and would take one for another where one is left out.
+    Every set of active rewards has a copy of the weighting, and so an average of its own: the package knows
+    rewards by their place alone, and would take one for another where one is left out.
     """
 
-    copies: dict[str, Weighting] = field(
-        default_factory=dict
-    )  # by set, e.g. "101" without the second of three
+    # By set: "101" is that without the second of three rewards.
+    copies: dict[str, Weighting] = field(default_factory=dict)
 
     def _weighting(self, active: Tensor) -> Weighting:
         key = "".join(str(int(one)) for one in active)

@@ -92,7 +92,7 @@ class Policy(Protocol):
     even_times: bool  # as in `Family`
 
     def prepare(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
-        """Told which prompts and negative prompts are to come: where embeddings are cached, these are made now, in one go."""
+        """Make the embeddings of prompts and negative prompts that are to come, in one go, where these are cached."""
         ...
 
     def encode(self, prompts: Sequence[str], *, negative: bool = False) -> PromptEmbeddings:

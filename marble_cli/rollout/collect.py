@@ -46,7 +46,10 @@ class Samples:
 
 @dataclass(frozen=True)
 class Rollout:
-    """How samples are made: policy, solver, its `steps`, images a batch, seed, guidance, times."""
+    """How samples are made: policy, solver, its `steps`, images a batch, seed, guidance, times.
+
+    A `guidance_scale` of 0 or 1 is none; the two keys after it are explained at `sampler.guided`.
+    """
 
     policy: Policy
     solver: OdeSolver

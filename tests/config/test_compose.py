@@ -535,7 +535,7 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
         *((f"{key}=1.0", "[0, 1)") for key in ("trainer.ema.decay", "balance.ema")),
         *((f"{key}={value}", "above 0") for key in ("optimizer.lr", "algorithm.beta", "balance.priorities.colorfulness")
           for value in ("nan", "inf")),
-        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "0 or 1 for none, or at least 1"), ("rollout.guidance_scale=inf", "at least 1"), ("rollout.cfg_normalization=-1", "at least 0"), ("rollout.cfg_truncation=1.1", "[0, 1]"), ("model.resolution=7", "at least 8"), ("model.embedding_cache=", "a folder or null"), ("model.path=", "a folder, a hub id or tiny"), ("model.guidance=-1", "at least 0"),
+        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "0 or at least 1; both 0 and 1 are none"), ("rollout.guidance_scale=inf", "at least 1"), ("rollout.cfg_normalization=-1", "at least 0"), ("rollout.cfg_truncation=1.1", "[0, 1]"), ("model.resolution=7", "at least 8"), ("model.embedding_cache=", "a folder or null"), ("model.path=", "a folder, a hub id or tiny"), ("model.guidance=-1", "at least 0"),
         ("model.guidance=nan", "at least 0"), ("optimizer.betas=[0.9]", "two numbers"),
         ("optimizer.betas=[0.9,1.0]", "two numbers"),
     ],
