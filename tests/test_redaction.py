@@ -25,8 +25,8 @@ from marble_cli.errors import ConfigError
 from marble_cli.redaction import RedactedStream, is_secret, learn, learn_environment, learn_options, redact
 from marble_cli.rewards.registry import installed
 from marble_cli.rewards.source import declare, maker
+from marble_cli.trainer.continuation import differences
 from marble_cli.trainer.record import LogFile, RunRecorder
-from marble_cli.trainer.run import fingerprint
 from marble_cli.trainer.state import Progress
 
 SECRET = "zyxw-98.76/54+32"  # of no shape that would give it away
@@ -198,7 +198,7 @@ def test_config_yaml_holds_references_and_repeats_the_run(tmp_path: Path) -> Non
     file = tmp_path / "config.yaml"
     file.write_text(text)
     assert load_resolved(file) == config == compose([], str(file))
-    assert fingerprint(load_resolved(file)) == fingerprint(config)
+    assert differences(load_resolved(file), config) == []
     assert dump(load_resolved(file)) == text
 
 

@@ -18,7 +18,7 @@ MINE = "+rewards.mine={plugin: colorfulness}"
 def test_a_choice_has_the_defaults_of_its_file_whatever_stands_beside_it(names: Sequence[str]) -> None:
     rewards, _ = chosen([*names], [MINE, "rewards.hpsv2.isolated=true", "rewards.hpsv2.retries=7"])
     assert [*rewards] == names
-    assert rewards["hpsv2"].options == {"model": "./models/hpsv2"}
+    assert rewards["hpsv2"].options == {"model": str(Path("models/hpsv2").absolute())}
     assert (rewards["hpsv2"].timeout, rewards["hpsv2"].retries) == (300, 7)
 
 

@@ -16,6 +16,8 @@ from marble_cli.metrics.jsonl import read
 from marble_cli.trainer.run import train
 from tests.distributed.processes import ends, job
 
+HERE = "/proc/self/cwd"  # an absolute path that each process has for itself, as nodes have theirs
+
 AGREEMENT = """
 import sys
 from pathlib import Path
@@ -57,7 +59,7 @@ with Ranks() as ranks:
             (step / "optimizer.safetensors").write_bytes(b"short")
         stored = read(ranks, step)
         assert (stored.state.step, stored.state.info, stored.rewards) == (3, {"best": 0.1}, ["a", "b"]), turn
-        assert stored.balance == {"name": "marble"}
+        assert stored.balance["name"] == "marble"
         groups = {**stored.state.tensors, "lora": stored.weights, "ema": stored.ema}
         balance = groups.pop("balance")  # whole numbers and scalars too, as PCD's
         assert balance["steps"].dtype == torch.int64 and torch.equal(balance["steps"], torch.tensor(7)), turn
@@ -138,8 +140,11 @@ def test_nodes_that_share_no_disk(
     for folder in folders:
         folder.mkdir()
     monkeypatch.chdir(folders[0])
-    assert train(run_config("run.dir=run"), resume="auto") == 0
-    configs = run_config("trainer.steps=4", "run.dir=run"), run_config("trainer.seed=5", "run.dir=elsewhere")
+    assert train(run_config(f"run.dir={HERE}/run"), resume="auto") == 0
+    configs = (
+        run_config("trainer.steps=4", f"run.dir={HERE}/run"),
+        run_config("trainer.seed=5", f"run.dir={HERE}/elsewhere"),
+    )
     files = [tmp_path / "first.yaml", tmp_path / "second.yaml"]
     for file, config in zip(files, configs, strict=True):
         file.write_text(dump(config))

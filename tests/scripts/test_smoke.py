@@ -48,6 +48,7 @@ def scripts() -> set[str]:
 
 def test_every_script_is_run_here() -> None:
     here = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    here |= {file.stem.removeprefix("test_") for file in Path(__file__).parent.glob("test_*.py")}
     assert scripts() - here == set()
 
 

@@ -225,9 +225,9 @@ REMEMBERING = pytest.mark.parametrize(
 
 def resign(folder: Path) -> None:
     """Let the manifest of a step folder list the files that are there."""
-    info = json.loads((folder / "state.json").read_text())["info"]
+    state = json.loads((folder / "state.json").read_text())
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.safetensors"))
-    manifest.write(folder, store.step_of(folder), info, files)
+    manifest.write(folder, store.step_of(folder), state["info"], files, state["scale"])
 
 
 @REMEMBERING
