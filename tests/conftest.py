@@ -15,8 +15,16 @@ from torch import Tensor
 
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import Model, RunConfig
+from marble_cli.rewards import guard
 
 torch.set_num_threads(1)  # the tensors are tiny, and sums do not depend on the machine
+
+
+@pytest.fixture(autouse=True)
+def nobody_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards that another test has left hanging have no say in what is put back."""
+    monkeypatch.setattr(guard, "_AT_WORK", guard.AtWork())
+
 
 SOURCES = {
     "general": [{"prompt": f"a {color} cup"} for color in ("red", "blue", "green", "pink")],

@@ -242,7 +242,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         )
 
     def guidance(key: str, value: float) -> tuple[str, object, bool, str]:
-        return key, value, value == 0 or 1 <= value < math.inf, "0 or 1 for none, or at least 1"
+        return key, value, value == 0 or 1 <= value < math.inf, "0 or at least 1; both 0 and 1 are none"
 
     def positive(key: str, value: float) -> tuple[str, object, bool, str]:
         return key, value, 0.0 < value < math.inf, "a number above 0"

@@ -180,7 +180,7 @@ THREAD = (
 
 
 def _read_environ() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key.startswith(OURS)}
+    return {key: value for key, value in sorted(os.environ.items()) if key.startswith(OURS)}
 
 
 def _write_environ(before: dict[str, str]) -> None:
