@@ -63,7 +63,8 @@ def _solver() -> str:
 
 
 def _rewards() -> str:
-    from marble_cli.rewards.registry import installed, load_plugin
+    from marble_cli.plugins import installed
+    from marble_cli.rewards.registry import load_plugin
 
     for name in installed():
         load_plugin(name)

@@ -17,17 +17,17 @@ from marble_cli.balance.registry import build as build_balance
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import load_prompts
-from marble_cli.data.sampler import PromptSampler
+from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Scorer, open_scorer
 from marble_cli.rollout.collect import evaluation_rollout, training_rollout
-from marble_cli.trainer.loop import Trainer
-from marble_cli.trainer.run import build_optimizer
-from marble_cli.trainer.state import fresh
-from marble_cli.trainer.step import make_descent
+from marble_cli.run.loop import Trainer
+from marble_cli.run.state import fresh
+from marble_cli.run.train import build_optimizer
+from marble_cli.step.direction import make_descent
 
 REFRESH_EVERY = 10
 STEPS = {

@@ -13,12 +13,12 @@ from diffusers import (
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import Model, RunConfig
 from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.families.sd3 import SD3
 from marble_cli.policy.load import load_policy, pick_device
 from marble_cli.policy.pipeline import PipelinePolicy
-from marble_cli.policy.sd3 import SD3
 from marble_cli.policy.source import DTYPES
-from marble_cli.trainer.batches import TrainingSet
-from marble_cli.trainer.signal import Signal, read_signal
+from marble_cli.step.batches import TrainingSet
+from marble_cli.step.reward_signal import Signal, read_signal
 
 REWARDS = 8  # of which a measurement takes the first K
 GROUP_SIZE = 4

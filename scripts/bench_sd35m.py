@@ -28,8 +28,8 @@ from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.source import described, read_json
-from marble_cli.randomness import noise
-from marble_cli.rollout.sampler import make_scheduler, sample
+from marble_cli.rollout.ode import make_scheduler, sample
+from marble_cli.seeds import noise
 
 MODEL = "stabilityai/stable-diffusion-3.5-medium"
 REWARDS = 5

@@ -16,18 +16,18 @@ from bench_solvers import slsqp
 from bench_tools import Cell, Job, Sheet, alternate, peak_bytes, ratio
 from torch import Tensor
 
-from marble_cli.balance.amortise import DirectionCache
 from marble_cli.balance.base import Balance, cosines
+from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import Scalarisation, ScalarisedReward
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.config.schema import SharedTerm
 from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.losses.coefficients import reward_coefficients
-from marble_cli.losses.nft import kl_term, mixed_loss, nft_terms
-from marble_cli.trainer.batches import chunks, noised_batches
-from marble_cli.trainer.step import make_descent
+from marble_cli.objective.coefficients import reward_coefficients
+from marble_cli.objective.nft import kl_term, mixed_loss, nft_terms
+from marble_cli.step.batches import chunks, noised_batches
+from marble_cli.step.direction import make_descent
 
 STEP = 2  # not a first step, so that only `refresh_every` decides
 AMORTISED_REWARDS, REFRESHED_REWARDS = 5, (2, 5, 8)

@@ -18,16 +18,16 @@ from torch import Tensor
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig, SharedTerm, TrainingNoise
 from marble_cli.data.prompts import load_prompts
-from marble_cli.data.sampler import PromptSampler
+from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.losses.coefficients import Coefficients, reward_coefficients
+from marble_cli.objective.coefficients import Coefficients, reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import training_rollout
-from marble_cli.trainer.batches import TrainingSet, chunks, training_times
-from marble_cli.trainer.gradients import Objective, Step, reward_gradients
-from marble_cli.trainer.signal import read_signal
+from marble_cli.step.batches import TrainingSet, chunks, training_times
+from marble_cli.step.gradients import Objective, Step, reward_gradients
+from marble_cli.step.reward_signal import read_signal
 
 
 def agreement(steps: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from marble_cli.advantages import advantages, optimality
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.gram import gram
@@ -21,16 +20,17 @@ from marble_cli.balance.registry import build
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig, TrainingNoise
 from marble_cli.data.prompts import load_prompts
-from marble_cli.data.sampler import PromptSampler
+from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.losses.coefficients import reward_coefficients
-from marble_cli.losses.nft import kl_term, mixed_loss, nft_terms
+from marble_cli.objective.advantages import advantages, optimality
+from marble_cli.objective.coefficients import reward_coefficients
+from marble_cli.objective.nft import kl_term, mixed_loss, nft_terms
 from marble_cli.policy.base import Policy
-from marble_cli.policy.ema import behaviour_eta, blend
 from marble_cli.policy.load import load_policy
+from marble_cli.policy.trainable.ema import behaviour_eta, blend
 from marble_cli.rewards.scorer import Scorer, open_scorer
 from marble_cli.rollout.collect import Rollout
-from marble_cli.trainer.batches import NoisedBatch, TrainingSet, chunks, noised_batches, training_times
+from marble_cli.step.batches import NoisedBatch, TrainingSet, chunks, noised_batches, training_times
 
 
 def train_step(

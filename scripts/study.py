@@ -81,9 +81,9 @@ def judge(folder: Path, target: str, seed: int) -> dict[str, list[float | None]]
     from marble_cli.config.compose import compose
     from marble_cli.evaluate.evaluate import draw
     from marble_cli.evaluate.target import resolve_target
+    from marble_cli.evaluate.verdict import base_scores
     from marble_cli.policy.load import load_policy
     from marble_cli.rewards.scorer import open_scorer
-    from marble_cli.trainer.judge import base_scores
 
     config = compose([*BUDGET, f"trainer.seed={seed}", f"run.dir={folder}"])
     policy = load_policy(config.model, seed)

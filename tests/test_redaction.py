@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 
 from marble_cli import redaction
+from marble_cli.checkpoint.resume import differences
 from marble_cli.cli.app import main
 from marble_cli.config import references
 from marble_cli.config.compose import compose, dump, load_resolved
 from marble_cli.config.schema import Reward
 from marble_cli.errors import ConfigError
+from marble_cli.plugins import installed
 from marble_cli.redaction import RedactedStream, is_secret, learn, learn_environment, learn_options, redact
-from marble_cli.rewards.registry import installed
-from marble_cli.rewards.source import declare, maker
-from marble_cli.trainer.continuation import differences
-from marble_cli.trainer.record import LogFile, RunRecorder
-from marble_cli.trainer.state import Progress
+from marble_cli.rewards.elsewhere.locate import declare, maker
+from marble_cli.run.recorder import LogFile, RunRecorder
+from marble_cli.run.state import Progress
 
 SECRET = "zyxw-98.76/54+32"  # of no shape that would give it away
 ODD = "zyxw \"98'\t76\\54é\n"
@@ -228,7 +228,7 @@ def test_a_runs_folder_and_weights_and_biases_show_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: list[Any] = []
-    monkeypatch.setattr("marble_cli.trainer.record.WandbRun", lambda *rest: given.append(rest) or Silent())
+    monkeypatch.setattr("marble_cli.run.recorder.WandbRun", lambda *rest: given.append(rest) or Silent())
     config = compose([*secretive(), f"run.dir={tmp_path}"])
     progress = Progress.__new__(Progress)
     progress.step, progress.wandb_id = 0, None
@@ -384,9 +384,9 @@ def test_a_server_tells_its_clients_no_secret(monkeypatch: pytest.MonkeyPatch, e
     from fastapi.testclient import TestClient
 
     from marble_cli.rewards.api import Batch
-    from marble_cli.rewards.lane import Lane
-    from marble_cli.rewards.remote import protocol
-    from marble_cli.rewards.remote.server import Limits, build_app
+    from marble_cli.rewards.elsewhere import protocol
+    from marble_cli.rewards.elsewhere.server import Limits, build_app
+    from marble_cli.rewards.worker import Lane
 
     class Mine:
         """Fails, and tells its key."""
@@ -449,7 +449,7 @@ def test_a_judges_key_is_looked_at_before_anything_is_loaded(key: str | None) ->
 )
 @pytest.mark.parametrize("given", [{}, {"token_env": "OF_MINE"}])
 def test_a_servers_token_is_refused_by_the_name_of_its_variable(token: str, given: Mapping[str, Any]) -> None:
-    from marble_cli.rewards.remote.client import address
+    from marble_cli.rewards.elsewhere.client import address
 
     variable = given.get("token_env", "MARBLE_REWARD_TOKEN")
     os.environ[variable] = token

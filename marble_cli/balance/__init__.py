@@ -1,7 +1,7 @@
 """Balances: from the Gram matrix of K reward gradients to one update direction."""
 
-from marble_cli.balance.amortise import DirectionCache
 from marble_cli.balance.base import Balance, Solution, Stateful, cosines
+from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.gram import gram, normalise
 from marble_cli.balance.output_space import output_gram
 from marble_cli.balance.registry import build, names

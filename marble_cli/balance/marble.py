@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from marble_cli.balance.base import Solution, active_rewards
-from marble_cli.balance.entries import Entry, join
+from marble_cli.balance.groups import Entry, join
 from marble_cli.balance.simplex import Array
 from marble_cli.balance.solver import Optimum, least_norm
 from marble_cli.balance.workspace import Workspace

@@ -1,26 +1,24 @@
 """From the `balance` group of the configuration to a `Balance`."""
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points
 
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import Fixed, Scalarisation, ScalarisedReward
-from marble_cli.balance.entries import entries
 from marble_cli.balance.external import PREFIX, torchjd_balance
+from marble_cli.balance.groups import entries
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.balance.solver import solvers
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError
+from marble_cli.plugins import balances
 from marble_cli.suggest import nearest
-
-GROUP = "marble.balances"
 
 Builder = Callable[[schema.Balance, Sequence[str], Sequence[float]], Balance | ScalarisedReward]
 
 
 def names() -> list[str]:
     """Every balance that `balance.name` takes, those of plugins too; `torchjd:<Name>` comes on top."""
-    return sorted({*_BUILT_IN, *_plugins()})
+    return sorted({*_BUILT_IN, *balances()})
 
 
 def build(
@@ -44,7 +42,7 @@ def build(
         return torchjd_balance(config.name.removeprefix(PREFIX), config.options, len(names))
     if config.name in _BUILT_IN:
         return _BUILT_IN[config.name](config, names, reward_weights)
-    plugins = _plugins()
+    plugins = balances()
     if config.name not in plugins:
         known = {*_BUILT_IN, *plugins}
         raise ConfigError(
@@ -117,10 +115,6 @@ def _check_floor(floor: float, count: int, what: str) -> None:
             f"balance.floor={floor}: {count} {what} cannot each have a share of at least that much;"
             f" expected a number in [0, {1.0 / max(count, 1):g}]"
         )
-
-
-def _plugins() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
 _BUILT_IN: dict[str, Builder] = {

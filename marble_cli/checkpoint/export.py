@@ -20,7 +20,7 @@ from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.store import TrainerState
 from marble_cli.errors import CheckpointError, RequestError, StorageError
-from marble_cli.folder import check_writable, write_whole, writing
+from marble_cli.files import check_writable, write_whole, writing
 
 FILES = {  # of a LoRA
     ExportFormat.diffusers: store.WEIGHTS["lora"],

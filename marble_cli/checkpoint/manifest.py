@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marble_cli.checkpoint.pickled import is_pickled, refuse_pickled
+from marble_cli.checkpoint.pickle_guard import is_pickled, refuse_pickled
 from marble_cli.errors import CheckpointError
-from marble_cli.folder import flush
+from marble_cli.files import flush
 
 FORMAT_VERSION = 2  # 1 kept a LoRA's B as trained, with alpha in the header
 NAME = "state.json"

@@ -17,9 +17,9 @@ from torch import Tensor
 from marble_cli.checkpoint import lora, tensor_files
 from marble_cli.checkpoint import manifest as manifests
 from marble_cli.checkpoint.manifest import REMEDY, STEP_FOLDER
-from marble_cli.checkpoint.pickled import refuse_pickled
+from marble_cli.checkpoint.pickle_guard import refuse_pickled
 from marble_cli.errors import CheckpointError, StorageError
-from marble_cli.folder import FREE_SOME, flush, write_whole, writing
+from marble_cli.files import FREE_SOME, flush, write_whole, writing
 from marble_cli.paths import expand
 
 log = logging.getLogger("marble")

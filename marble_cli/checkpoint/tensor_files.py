@@ -11,7 +11,7 @@ from torch import Tensor
 
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.errors import CheckpointError
-from marble_cli.folder import flush
+from marble_cli.files import flush
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FORMAT = {"format": "pt"}  # what the Hugging Face libraries expect in every header

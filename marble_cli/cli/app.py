@@ -14,8 +14,8 @@ from marble_cli import __version__
 from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, sync, train
 from marble_cli.cli.encoding import take_every_text
 from marble_cli.errors import LostError, MarbleError, PeerError
+from marble_cli.interrupts import tell_exit
 from marble_cli.redaction import RedactingFilter, redact_output
-from marble_cli.signals import tell_exit
 
 INTERRUPTED = 130
 

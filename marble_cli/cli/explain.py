@@ -27,11 +27,11 @@ def explain(
     """Show what the balance of a run did, and draw it."""
     from rich.console import Console
 
-    from marble_cli.folder import check_writable
-    from marble_cli.metrics import explain as numbers
-    from marble_cli.metrics.explain_diagnosis import diagnose
-    from marble_cli.metrics.explain_figures import draw
-    from marble_cli.metrics.explain_tables import page
+    from marble_cli.explain import analysis as numbers
+    from marble_cli.explain.diagnosis import diagnose
+    from marble_cli.explain.figures import draw
+    from marble_cli.explain.tables import page
+    from marble_cli.files import check_writable
     from marble_cli.metrics.history import open_history
     from marble_cli.output import answering
 

@@ -27,7 +27,7 @@ def install(
 ) -> None:
     """Give a reward an isolated environment, for dependencies that clash."""
     from marble_cli.output import answering
-    from marble_cli.rewards.environment import install as run
+    from marble_cli.rewards.elsewhere.environment import install as run
 
     out = ctx.with_resource(answering())
     environment = run(name, source)
@@ -44,7 +44,7 @@ def new(
     ] = None,
 ) -> None:
     """Write a plugin to begin from: it installs, passes its tests and check."""
-    from marble_cli.rewards.scaffold import write
+    from marble_cli.rewards.testing.scaffold import write
 
     folder = write(name, output)
     typer.echo(f"{folder} holds the reward {name}. What is next:")

@@ -30,7 +30,7 @@ def chosen(names: list[str], overrides: list[str]) -> "tuple[dict[str, Settings]
     """The rewards `names` as overrides or conf/rewards have them, else the installed plugins; and the configuration."""
     from marble_cli.config.compose import choices, compose
     from marble_cli.config.schema import Reward
-    from marble_cli.rewards.registry import installed
+    from marble_cli.plugins import installed
     from marble_cli.suggest import nearest
 
     known = installed()
@@ -64,8 +64,9 @@ def list_(
 
     from marble_cli import __version__
     from marble_cli.output import answering
+    from marble_cli.plugins import installed
     from marble_cli.rewards.api import Declaration
-    from marble_cli.rewards.registry import installed, load_plugin
+    from marble_cli.rewards.registry import load_plugin
 
     out = ctx.with_resource(answering())
     rows = []
@@ -99,8 +100,8 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
 
     from marble_cli.output import answering
     from marble_cli.rewards.api import Declaration
+    from marble_cli.rewards.elsewhere.locate import declare
     from marble_cli.rewards.registry import load_plugin
-    from marble_cli.rewards.source import declare
 
     out = ctx.with_resource(answering())
     settings = _settings(name, overrides)
@@ -131,12 +132,13 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
 
 def _place(settings: "Settings") -> list[tuple[str, str]]:
     """Where the reward lives."""
-    from marble_cli.rewards.registry import installed, origin
+    from marble_cli.plugins import installed
+    from marble_cli.rewards.registry import origin
 
     if settings.url is not None:
         return [("served as", settings.plugin), ("by", settings.url)]
     if settings.isolated:
-        from marble_cli.rewards.environment import find
+        from marble_cli.rewards.elsewhere.environment import find
 
         return [("plugin", settings.plugin), ("isolated in", str(find(settings.plugin).folder))]
     plugin = f"{settings.plugin} = {installed()[settings.plugin].value}"
@@ -183,9 +185,9 @@ def check(
     from marble_cli.output import answering
     from marble_cli.rewards.applicability import fitted
     from marble_cli.rewards.conformance import Outcome, run_checks
+    from marble_cli.rewards.elsewhere.locate import maker
     from marble_cli.rewards.kinds import MetadataError
-    from marble_cli.rewards.samples import sample_batch
-    from marble_cli.rewards.source import maker
+    from marble_cli.rewards.testing.samples import sample_batch
 
     out = ctx.with_resource(answering())
     settings = _settings(name, overrides)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import socket
 
     from marble_cli.config.schema import Reward as Settings
-    from marble_cli.rewards.remote.server import Limits
+    from marble_cli.rewards.elsewhere.server import Limits
 
 EPILOG = "Example:  marble rewards serve ocr clipscore --port 8600"
 Say = Callable[[dict[str, Any]], None]
@@ -81,7 +81,7 @@ def _limits(images: int, size: int) -> "Limits":
     try:
         import uvicorn  # noqa: F401
 
-        from marble_cli.rewards.remote.server import Limits
+        from marble_cli.rewards.elsewhere.server import Limits
     except ModuleNotFoundError as error:
         raise RequestError(
             f"marble rewards serve needs FastAPI and uvicorn ({error}). Install them: pip install 'marble-cli[serve]'"
@@ -139,13 +139,13 @@ def _serve(
     """Build the rewards and serve them until a signal; returns the exit code."""
     import uvicorn
 
-    from marble_cli.rewards.lane import Lane
+    from marble_cli.interrupts import Interrupt
+    from marble_cli.rewards.elsewhere.client import is_loopback
+    from marble_cli.rewards.elsewhere.locate import declare, maker
+    from marble_cli.rewards.elsewhere.protocol import PROTOCOL
+    from marble_cli.rewards.elsewhere.server import Served, build_app, health
     from marble_cli.rewards.registry import origin
-    from marble_cli.rewards.remote.client import is_loopback
-    from marble_cli.rewards.remote.protocol import PROTOCOL
-    from marble_cli.rewards.remote.server import Served, build_app, health
-    from marble_cli.rewards.source import declare, maker
-    from marble_cli.signals import Interrupt
+    from marble_cli.rewards.worker import Lane
 
     learn(token)
     if token is None and not is_loopback(host):

@@ -15,8 +15,8 @@ def sync(
     runs: Annotated[list[Path], typer.Argument(parser=to_path, metavar="RUN ...", help="Folders of runs.")],
 ) -> None:
     """Upload the whole history of runs of which W&B lacks something."""
+    from marble_cli.lock import is_held
     from marble_cli.metrics.wandb_history import send
-    from marble_cli.trainer.lock import is_held
 
     for run in runs:
         if not (run / "config.yaml").is_file():

@@ -51,14 +51,14 @@ def train(
     from marble_cli.paths import settle_home
 
     settle_home(Path(config.run.dir) / "home")  # before a library asks for it
-    from marble_cli.distributed.launch import end_with_launcher, launch, launched
+    from marble_cli.launch.local import end_with_launcher, launch, launched
 
     launcher, ours = config.launcher, not launched()  # to start, that is
     if ours and launcher.name is LauncherName.slurm:
         _job(config, resume, dry_run=dry_run)
         return
     if dry_run:
-        from marble_cli.trainer.plan import plan
+        from marble_cli.plan.plan import plan
 
         plan(config, resume)
         return
@@ -70,17 +70,17 @@ def train(
     if ours and launcher.nproc > 1:
         raise typer.Exit(launch(config, resume))
     end_with_launcher()
-    from marble_cli.trainer.run import train as run
+    from marble_cli.run.train import train as run
 
     raise typer.Exit(run(config, resume=resume))
 
 
 def _job(config: "RunConfig", resume: str, *, dry_run: bool) -> None:
     """Submit the run as a job of SLURM, or show what would be."""
-    from marble_cli.distributed.slurm import how_to_follow, script, submit
-    from marble_cli.trainer.geometry import processes
-    from marble_cli.trainer.plan import plan
-    from marble_cli.trainer.preflight import check_geometry
+    from marble_cli.config.counts import processes
+    from marble_cli.launch.slurm import how_to_follow, script, submit
+    from marble_cli.plan.checks import check_geometry
+    from marble_cli.plan.plan import plan
 
     if dry_run:
         plan(config, resume)

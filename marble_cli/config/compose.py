@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from marble_cli.config.keys import unknown_key
 from marble_cli.config.overrides import parse
 from marble_cli.config.paths import make_absolute
 from marble_cli.config.references import keep_secrets, without_secrets
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import HOST, RunConfig
 from marble_cli.config.validate import validate
 from marble_cli.errors import ConfigError
 from marble_cli.paths import expand
-from marble_cli.rewards.registry import HOST, installed
+from marble_cli.plugins import balances, installed
 from marble_cli.suggest import nearest
 
 log = logging.getLogger("marble")
@@ -120,11 +119,11 @@ def _register_plugins(overrides: list[Override]) -> None:
     written = set(_options("rewards"))
     for name in installed().keys() - written:
         store.store(name, {name: {"plugin": name}}, group="rewards")
-    balances = [entry.name for entry in entry_points(group="marble.balances")]
+    names = [*balances()]
     for override in overrides:
         if override.key_or_group == "balance" and str(override.value()).startswith("torchjd:"):
-            balances.append(str(override.value()))
-    for name in balances:
+            names.append(str(override.value()))
+    for name in names:
         store.store(name, {"defaults": ["marble", "_self_"], "name": name}, group="balance")
 
 

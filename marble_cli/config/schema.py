@@ -1,6 +1,6 @@
 """The types of every configuration key; defaults and their reasons stand in conf/*.yaml."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -160,6 +160,11 @@ class Reward:
     token_env: str | None = None  # variable with that server's token; MARBLE_REWARD_TOKEN if None
     isolated: bool = False  # run it in the environment that `marble rewards install` made for it
     options: dict[str, Any] = field(default_factory=dict)
+
+
+HOST = {field.name for field in fields(Reward)} - {
+    "options"
+}  # keys of a reward that are no options of its plugin
 
 
 @dataclass

@@ -16,7 +16,7 @@ from marble_cli.config.schema import (
     Source,
 )
 from marble_cli.errors import ConfigError
-from marble_cli.rewards.registry import installed
+from marble_cli.plugins import installed
 from marble_cli.suggest import nearest
 
 MIXTURES = ("weighted_sum", "advantage_sum")

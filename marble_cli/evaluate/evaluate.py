@@ -14,7 +14,7 @@ from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.evaluate.score import Evaluation, paired_interval, score_policy
 from marble_cli.evaluate.target import Target, resolve_target, run_config
-from marble_cli.folder import check_writable, write_whole, writing
+from marble_cli.files import check_writable, write_whole, writing
 from marble_cli.metrics.figures import image_grid, try_to_draw
 from marble_cli.policy.base import Adapter, Policy
 from marble_cli.policy.load import load_policy

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from marble_cli.evaluate.target import resolve_target, run_config
-from marble_cli.folder import check_writable, writing
+from marble_cli.files import check_writable, writing
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
-from marble_cli.randomness import noise
 from marble_cli.rollout.collect import evaluation_rollout
-from marble_cli.rollout.sampler import Velocity, is_guided, sample
+from marble_cli.rollout.ode import Velocity, is_guided, sample
+from marble_cli.seeds import noise
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from marble_cli.checkpoint import store
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.base import Policy
-from marble_cli.policy.origin import check_origin, read_origin
+from marble_cli.policy.provenance import check_origin, read_origin
 
 
 @dataclass(frozen=True)

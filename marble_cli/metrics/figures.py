@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from marble_cli.errors import StorageError
-from marble_cli.folder import writing
+from marble_cli.files import writing
 from marble_cli.metrics.captions import caption, fonts
 from marble_cli.metrics.history import series
 from marble_cli.metrics.jsonl import read

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from marble_cli.folder import AppendedFile, write_whole
+from marble_cli.files import AppendedFile, write_whole
 
 
 class MetricsLog:

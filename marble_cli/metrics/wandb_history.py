@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from marble_cli.config.schema import Wandb, WandbMode
 from marble_cli.errors import MarbleError, RequestError
-from marble_cli.folder import write_whole
+from marble_cli.files import write_whole
 from marble_cli.metrics.jsonl import read
 from marble_cli.metrics.wandb_destination import PROJECT, destination
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from marble_cli.config.schema import Wandb
+from marble_cli.interrupts import shielded
 from marble_cli.metrics import wandb_history as history
 from marble_cli.metrics.wandb_destination import destination
-from marble_cli.signals import shielded
 
 log = logging.getLogger("marble")
 

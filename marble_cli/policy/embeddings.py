@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from marble_cli.errors import RequestError
-from marble_cli.folder import writing
+from marble_cli.files import writing
 from marble_cli.policy.base import PromptEmbeddings
 
 log = logging.getLogger("marble")

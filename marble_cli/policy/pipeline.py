@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from marble_cli.config.schema import Model, Train
 from marble_cli.distributed.layout import Place, whole
-from marble_cli.policy.adapters import LoraPair
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
-from marble_cli.policy.blocks import compile_blocks, repeated_blocks
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
-from marble_cli.policy.full import FullWeights
-from marble_cli.policy.origin import describe_origin, weights_digest
+from marble_cli.policy.provenance import describe_origin, weights_digest
 from marble_cli.policy.source import DTYPES, image_tokens
+from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
+from marble_cli.policy.trainable.full import FullWeights
+from marble_cli.policy.trainable.lora import LoraPair
 
 DECODED_PIXELS = {
     "cpu": 2**17,

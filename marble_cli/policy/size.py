@@ -10,9 +10,7 @@ from peft import LoraConfig
 from torch import nn
 
 from marble_cli.config.schema import Lora, Model, Train
-from marble_cli.policy.adapters import add_adapter
 from marble_cli.policy.base import ModelSize
-from marble_cli.policy.blocks import repeated_blocks
 from marble_cli.policy.source import (
     DTYPES,
     check_fit,
@@ -23,6 +21,8 @@ from marble_cli.policy.source import (
     read_json,
     reading,
 )
+from marble_cli.policy.trainable.blocks import repeated_blocks
+from marble_cli.policy.trainable.lora import add_adapter
 
 
 def model_size(model: Model) -> ModelSize | None:

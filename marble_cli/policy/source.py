@@ -25,11 +25,11 @@ BROKEN = (  # what diffusers and transformers raise on files that are damaged or
 ASSETS = Path(str(files("marble_cli") / "assets"))
 EMBEDDED = ASSETS / "tiny" / "pipeline"
 FAMILIES = {  # by the pipeline's class
-    "StableDiffusion3Pipeline": "marble_cli.policy.sd3:SD3",
-    "FluxPipeline": "marble_cli.policy.flux:Flux",
-    "QwenImagePipeline": "marble_cli.policy.qwen_image:QwenImage",
-    "SanaPipeline": "marble_cli.policy.sana:Sana",
-    "ZImagePipeline": "marble_cli.policy.z_image:ZImage",
+    "StableDiffusion3Pipeline": "marble_cli.policy.families.sd3:SD3",
+    "FluxPipeline": "marble_cli.policy.families.flux:Flux",
+    "QwenImagePipeline": "marble_cli.policy.families.qwen_image:QwenImage",
+    "SanaPipeline": "marble_cli.policy.families.sana:Sana",
+    "ZImagePipeline": "marble_cli.policy.families.z_image:ZImage",
 }
 
 

@@ -36,8 +36,6 @@ from marble_cli.rewards.kinds import Kind, normal, optional
 if TYPE_CHECKING:
     from torch import Tensor
 
-ENTRY_POINTS = "marble.rewards"
-
 
 class Batch(NamedTuple):
     """B images with their prompts: `images` uint8 [B, 3, H, W] on the CPU."""

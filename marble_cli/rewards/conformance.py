@@ -11,12 +11,12 @@ from enum import Enum
 from functools import partial
 from typing import Any, ClassVar
 
-from marble_cli.rewards import contract
 from marble_cli.rewards.api import Batch
-from marble_cli.rewards.contract import CONTRACT, NOT_GROUPWISE, CheckFunction
-from marble_cli.rewards.lane import called_as_in_a_run
 from marble_cli.rewards.registry import Reward, build
-from marble_cli.rewards.samples import sample_batch
+from marble_cli.rewards.testing import contract
+from marble_cli.rewards.testing.contract import CONTRACT, NOT_GROUPWISE, CheckFunction
+from marble_cli.rewards.testing.samples import sample_batch
+from marble_cli.rewards.worker import called_as_in_a_run
 
 
 class Outcome(Enum):

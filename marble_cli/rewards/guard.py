@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from marble_cli.interrupts import Watch, kept
 from marble_cli.output import reserved
-from marble_cli.signals import Watch, kept
 
 if TYPE_CHECKING:
     from marble_cli.rewards.settings import Setting

@@ -3,25 +3,19 @@
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from importlib.metadata import EntryPoint, entry_points
+from dataclasses import dataclass
 from typing import Any
 
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError
-from marble_cli.rewards.api import ENTRY_POINTS, Batch, Declaration
+from marble_cli.plugins import installed
+from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.device import current, numbered, on
 from marble_cli.rewards.guard import Guard, Stage
 from marble_cli.suggest import nearest
 
-HOST = {field.name for field in fields(schema.Reward)} - {"options"}  # keys that are no options of the plugin
 IMPORTS: dict[str, Guard] = {}  # by what an entry point names; Python imports it once
 TEXT = (str, str | None, "str", "str | None", "Optional[str]")  # annotations, as written or as strings
-
-
-def installed() -> dict[str, EntryPoint]:
-    """The reward plugins of this environment, by name; none is imported."""
-    return {entry.name: entry for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda e: e.name)}
 
 
 def origin(plugin: str) -> str:
@@ -71,7 +65,7 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
     }
     for option in options:
         if option not in named and not open_ended:
-            hint = nearest(option, {*named, *HOST} - {"device", "dtype"})
+            hint = nearest(option, {*named, *schema.HOST} - {"device", "dtype"})
             raise ConfigError(f"rewards.{name}.{option}: no such option{hint}")
     for option, value in options.items():
         if option in named and named[option].annotation in TEXT and isinstance(value, (bool, int, float)):

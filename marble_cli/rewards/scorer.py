@@ -19,8 +19,8 @@ from torch import Tensor
 from marble_cli.config import schema
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
-from marble_cli.rewards.lane import Lane
-from marble_cli.rewards.source import maker
+from marble_cli.rewards.elsewhere.locate import maker
+from marble_cli.rewards.worker import Lane
 
 log = logging.getLogger("marble")
 

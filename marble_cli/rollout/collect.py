@@ -12,9 +12,9 @@ from marble_cli.config.schema import Rollout as RolloutSettings
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
-from marble_cli.randomness import noise
 from marble_cli.rewards.scorer import PendingScores, Scorer, Scores
-from marble_cli.rollout.sampler import Velocity, guided, is_guided, make_scheduler, sample, sampling_times
+from marble_cli.rollout.ode import Velocity, guided, is_guided, make_scheduler, sample, sampling_times
+from marble_cli.seeds import noise
 
 
 @dataclass(frozen=True)

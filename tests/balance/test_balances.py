@@ -10,7 +10,7 @@ import torch
 
 from marble_cli.balance import Balance, build, cosines, gram, names, registry
 from marble_cli.balance.constant import ScalarisedReward
-from marble_cli.balance.entries import Entry
+from marble_cli.balance.groups import Entry
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.config import schema
 from marble_cli.errors import BalanceError, ConfigError
@@ -211,7 +211,7 @@ def second_only(options: schema.Balance, rewards: Any, weights: Any) -> LeastNor
 
 def test_a_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("theirs", f"{__name__}:second_only", "marble.balances")
-    monkeypatch.setattr(registry, "_plugins", lambda: {"theirs": entry})
+    monkeypatch.setattr(registry, "balances", lambda: {"theirs": entry})
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
     assert "theirs" in names()
     assert build(config("theirs", floor=0.1), REWARDS, (1.0,) * 3) == LeastNorm(floor=0.1)

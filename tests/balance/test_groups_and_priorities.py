@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from marble_cli.balance import DirectionCache, Solution, cosines, gram
-from marble_cli.balance.entries import Entry
+from marble_cli.balance.groups import Entry
 from marble_cli.balance.marble import LeastNorm
 
 SEEDS = st.integers(0, 2**31)

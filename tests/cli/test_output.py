@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from marble_cli.output import reserved
-from marble_cli.rewards.registry import installed
+from marble_cli.plugins import installed
 
 NOISE = """
 print("NOISE of Python")

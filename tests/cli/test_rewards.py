@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from marble_cli.cli.rewards import chosen
-from marble_cli.rewards.registry import installed
+from marble_cli.plugins import installed
 
 MINE = "+rewards.mine={plugin: colorfulness}"
 

@@ -34,7 +34,7 @@ def test_without_its_extra_the_command_to_install_it_is_named(
     marble: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in list(sys.modules):
-        if module.startswith("marble_cli.rewards.remote.server"):
+        if module.startswith("marble_cli.rewards.elsewhere.server"):
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     shown = marble("rewards", "serve", "colorfulness")

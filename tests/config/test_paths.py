@@ -10,9 +10,9 @@ from marble_cli.checkpoint import store
 from marble_cli.config.compose import compose, dump, load_resolved
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
-from marble_cli.folder import check_writable
+from marble_cli.files import check_writable
 from marble_cli.paths import NO_HOME, absolute, expand, home, settle_home
-from marble_cli.rewards import environment
+from marble_cli.rewards.elsewhere import environment
 
 BUILT_IN = "rewards=[colorfulness,compressibility]"
 ME = pwd.getpwuid(os.getuid())

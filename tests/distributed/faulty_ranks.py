@@ -16,8 +16,8 @@ import torch.distributed as dist
 from marble_cli.balance.base import Solution
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.cli.app import main
-from marble_cli.trainer.loop import Trainer
-from marble_cli.trainer.step import Descent
+from marble_cli.run.loop import Trainer
+from marble_cli.step.direction import Descent
 
 fault, at = sys.argv[1], int(sys.argv[2])
 ill = os.environ["RANK"] == "1"

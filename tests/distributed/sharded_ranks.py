@@ -18,15 +18,15 @@ from marble_cli.config.schema import Precision, Train
 from marble_cli.distributed.layout import Layout, Replicated, Sharded
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import gathered, like, local, share
-from marble_cli.losses.coefficients import reward_coefficients
+from marble_cli.objective.coefficients import reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
-from marble_cli.trainer.batches import TrainingSet, chunks
-from marble_cli.trainer.gradients import Step, mixture_gradient, reward_gradients
-from marble_cli.trainer.run import build_optimizer
-from marble_cli.trainer.signal import read_signal
-from marble_cli.trainer.state import Progress, fresh, pack, unpack
-from marble_cli.trainer.step import make_descent
+from marble_cli.run.state import Progress, fresh, pack, unpack
+from marble_cli.run.train import build_optimizer
+from marble_cli.step.batches import TrainingSet, chunks
+from marble_cli.step.direction import make_descent
+from marble_cli.step.gradients import Step, mixture_gradient, reward_gradients
+from marble_cli.step.reward_signal import read_signal
 
 CPU = torch.device("cpu")
 IMAGES = 8  # a rank's

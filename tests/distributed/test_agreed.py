@@ -13,7 +13,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError
 from marble_cli.metrics.jsonl import read
-from marble_cli.trainer.run import train
+from marble_cli.run.train import train
 from tests.distributed.processes import ends, job
 
 HERE = "/proc/self/cwd"  # an absolute path that each process has for itself, as nodes have theirs
@@ -25,7 +25,7 @@ import torch
 from marble_cli.checkpoint import store
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, ConfigError, PeerError, RequestError
-from marble_cli.trainer.common import common_checkpoint, read
+from marble_cli.run.agreement import common_checkpoint, read
 
 run = Path(sys.argv[1])
 

@@ -17,9 +17,9 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError
 from marble_cli.metrics.jsonl import read
+from marble_cli.plan.checks import check_geometry
 from marble_cli.policy.load import load_policy
-from marble_cli.trainer.preflight import check_geometry
-from marble_cli.trainer.run import train
+from marble_cli.run.train import train
 from tests.distributed.processes import ends, job
 
 VERBS = """

@@ -13,13 +13,13 @@ from peft import LoraConfig
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import Evaluation, OdeSolver, Quotes, RolloutTimes, TrainingTimes
 from marble_cli.metrics.jsonl import read
-from marble_cli.policy.adapters import add_adapter
-from marble_cli.policy.ema import behaviour_eta, ema_decay
+from marble_cli.plan.plan import plan
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
 from marble_cli.policy.source import described, read_json
-from marble_cli.trainer.plan import plan
-from marble_cli.trainer.run import train
+from marble_cli.policy.trainable.ema import behaviour_eta, ema_decay
+from marble_cli.policy.trainable.lora import add_adapter
+from marble_cli.run.train import train
 from tests.policy.families.pipelines import sd3
 
 PLUGINS = Path(__file__).parents[2] / "plugins"

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from marble_cli.config.schema import Reward, RunConfig
 from marble_cli.errors import ConfigError, RequestError, RewardError
-from marble_cli.rewards.environment import find, install
-from marble_cli.rewards.isolated import IsolatedServer
-from marble_cli.rewards.registry import installed
+from marble_cli.plugins import installed
+from marble_cli.rewards.elsewhere.environment import find, install
+from marble_cli.rewards.elsewhere.isolated import IsolatedServer
+from marble_cli.rewards.elsewhere.locate import declare
 from marble_cli.rewards.scorer import Scorer, open_scorer
-from marble_cli.rewards.source import declare
-from marble_cli.trainer.run import train
+from marble_cli.run.train import train
 from tests.e2e.environment import Environment, make_venv, rows
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -70,7 +70,7 @@ def test_a_served_reward_scores_and_trains_a_run_whose_server_restarts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MARBLE_REWARD_TOKEN", "secret")
-    monkeypatch.setattr("marble_cli.rewards.lane.BACK_OFF", tenacity.wait_fixed(0.05))
+    monkeypatch.setattr("marble_cli.rewards.worker.BACK_OFF", tenacity.wait_fixed(0.05))
     with (
         served(environment, "brightness", token="secret") as (url, process),
         open_scorer({"far": Reward(plugin="brightness", url=url, retries=400)}, "cpu") as scorer,

@@ -28,11 +28,11 @@ from marble_cli.evaluate.score import Evaluation, paired_interval
 from marble_cli.evaluate.target import Target, resolve_target
 from marble_cli.evaluate.target import run_config as judging_config
 from marble_cli.policy.load import load_policy
-from marble_cli.randomness import noise
 from marble_cli.rewards.scorer import Scores
-from marble_cli.rollout.sampler import make_scheduler
-from marble_cli.trainer.run import build_optimizer
-from marble_cli.trainer.state import fresh, pack
+from marble_cli.rollout.ode import make_scheduler
+from marble_cli.run.state import fresh, pack
+from marble_cli.run.train import build_optimizer
+from marble_cli.seeds import noise
 from tests.checkpoint.damage import relist
 from tests.checkpoint.format_1 import rewrite_in_format_1
 

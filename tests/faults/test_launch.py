@@ -12,10 +12,10 @@ import pytest
 from marble_cli.config.schema import RunConfig
 from tests.distributed.processes import step, wait_for, weights
 from tests.distributed.test_agreed import test_nodes_that_share_no_disk as nodes_that_share_no_disk
-from tests.distributed.test_launch import SETTINGS, Run, run
-from tests.distributed.test_slurm import cluster, job, stopped_at_its_limit, submitted
 from tests.faults.conftest import FaultRecorder
 from tests.faults.job import STARTED
+from tests.launch.test_local import SETTINGS, Run, run
+from tests.launch.test_slurm import cluster, job, stopped_at_its_limit, submitted
 
 __all__ = ["cluster", "run"]  # fixtures
 pytestmark = pytest.mark.long

@@ -18,15 +18,15 @@ from rich.cells import cell_len
 from marble_cli.config.compose import compose
 from marble_cli.data.prompts import Prompt
 from marble_cli.evaluate.score import Evaluation
+from marble_cli.explain.analysis import explain
+from marble_cli.explain.figures import draw
 from marble_cli.metrics import captions, figures
 from marble_cli.metrics.captions import ABSENT, caption, fonts
-from marble_cli.metrics.explain import explain
-from marble_cli.metrics.explain_figures import draw
 from marble_cli.metrics.figures import curves, image_grid, styled, try_to_draw
 from marble_cli.metrics.history import open_history
 from marble_cli.rewards.scorer import Scores
-from marble_cli.trainer.record import RunRecorder
-from marble_cli.trainer.state import Progress
+from marble_cli.run.recorder import RunRecorder
+from marble_cli.run.state import Progress
 
 ODD = {
     "dollars": 'a sign that says "$5 or $6"',
@@ -283,7 +283,7 @@ def test_a_picture_of_an_explanation_that_fails_leaves_the_others(
         plt.figure()
         raise RuntimeError("matplotlib is out of order")
 
-    monkeypatch.setattr("marble_cli.metrics.explain_figures.shares", fail)
+    monkeypatch.setattr("marble_cli.explain.figures.shares", fail)
     history = open_history(tmp_path)
     drawn, left_out = draw(history, explain(history), tmp_path / "explain")
     assert [path.name for path in drawn] == ["cosines.png"]
@@ -329,7 +329,7 @@ def test_a_run_outlives_its_sample_pictures(
     def fail(*rest: Any) -> None:
         raise RuntimeError("matplotlib is out of order")
 
-    monkeypatch.setattr("marble_cli.trainer.record.image_grid", fail)
+    monkeypatch.setattr("marble_cli.run.recorder.image_grid", fail)
     recorder.pictures(2, evaluation)
     assert "step-00000002.png could not be drawn: RuntimeError: matplotlib is out of order" in caplog.text
     assert "The run goes on without these pictures." in caplog.text

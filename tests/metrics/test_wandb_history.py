@@ -17,7 +17,7 @@ from marble_cli.metrics import wandb_history
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
 from marble_cli.metrics.wandb_history import identity, send, starts, unsent
 from marble_cli.metrics.weights_and_biases import WandbRun
-from marble_cli.trainer.run import train
+from marble_cli.run.train import train
 from tests.metrics.service import Service, serving
 
 RunConfigMaker = Callable[..., RunConfig]

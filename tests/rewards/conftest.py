@@ -27,4 +27,4 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
 
 @pytest.fixture(autouse=True)
 def _retry_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("marble_cli.rewards.lane.BACK_OFF", tenacity.wait_none())
+    monkeypatch.setattr("marble_cli.rewards.worker.BACK_OFF", tenacity.wait_none())

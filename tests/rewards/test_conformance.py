@@ -13,7 +13,7 @@ from marble_cli.errors import ConfigError
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.conformance import Check, Outcome, RewardConformance, run_checks
 from marble_cli.rewards.registry import build
-from marble_cli.rewards.samples import sample_batch
+from marble_cli.rewards.testing.samples import sample_batch
 
 Install = Callable[..., None]
 

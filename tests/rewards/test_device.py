@@ -13,10 +13,10 @@ from marble_cli.cli.rewards import _on_gpu
 from marble_cli.config.schema import Reward
 from marble_cli.policy.load import pick_device
 from marble_cli.rewards.api import Batch
-from marble_cli.rewards.lane import Lane
+from marble_cli.rewards.elsewhere.locate import maker
 from marble_cli.rewards.registry import build
 from marble_cli.rewards.scorer import open_scorer
-from marble_cli.rewards.source import maker
+from marble_cli.rewards.worker import Lane
 from tests.rewards.test_scorer import pictures, submit
 
 Install = Callable[..., None]

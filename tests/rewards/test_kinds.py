@@ -8,7 +8,7 @@ import pytest
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.applicability import fitted, metadata_problem
-from marble_cli.rewards.remote.protocol import declaration_from_json, declaration_to_json
+from marble_cli.rewards.elsewhere.protocol import declaration_from_json, declaration_to_json
 
 OBJECTS = {"include": [{"class": str, "count": int, "color": str | None}]}
 

@@ -10,8 +10,8 @@ import torch
 
 from marble_cli.config.schema import Reward
 from marble_cli.rewards.api import Batch
-from marble_cli.rewards.lane import own_copy
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
+from marble_cli.rewards.worker import own_copy
 
 Install = Callable[..., None]
 KNOWN = {

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from marble_cli.errors import ConfigError, RewardError
+from marble_cli.plugins import installed
 from marble_cli.rewards.api import Batch, Declaration
-from marble_cli.rewards.registry import build, check_options, installed, load_plugin
+from marble_cli.rewards.registry import build, check_options, load_plugin
 
 Install = Callable[..., None]
 
@@ -26,7 +27,7 @@ def test_the_builtin_rewards_enter_like_any_other() -> None:
 
 def test_naming_plugins_imports_none_of_them() -> None:
     code = (
-        "import sys; from marble_cli.rewards.registry import installed; names = installed(); "
+        "import sys; from marble_cli.plugins import installed; names = installed(); "
         "assert 'colorfulness' in names; assert 'torch' not in sys.modules; "
         "assert not any(name.startswith('marble_reward_') for name in sys.modules)"
     )

@@ -12,11 +12,11 @@ from diffusers import StableDiffusion3Pipeline
 from marble_cli.config.schema import OdeSolver, Reward
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.randomness import noise
 from marble_cli.rewards.builtin.colorfulness import colorfulness
 from marble_cli.rewards.builtin.compressibility import Compressibility
 from marble_cli.rewards.scorer import Scorer, open_scorer
 from marble_cli.rollout.collect import Rollout, Samples
+from marble_cli.seeds import noise
 
 PROMPTS = [
     *[Prompt("a red cup", {}, "general")] * 3,

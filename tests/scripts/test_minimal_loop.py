@@ -9,7 +9,7 @@ import torch
 
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
-from marble_cli.trainer import run
+from marble_cli.run import train as run
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import minimal_loop

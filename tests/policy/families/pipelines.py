@@ -150,7 +150,7 @@ def sana() -> Any:
     from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
     from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
-    from marble_cli.policy.sana import INSTRUCTION
+    from marble_cli.policy.families.sana import INSTRUCTION
 
     blocks: dict[str, Any] = {}
     for side in ("encoder", "decoder"):

@@ -23,12 +23,12 @@ from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
-from marble_cli.randomness import noise
 from marble_cli.rollout.collect import Rollout
-from marble_cli.rollout.sampler import make_scheduler, sample, sampling_times
-from marble_cli.trainer.mixer import Mixer
-from marble_cli.trainer.run import build_optimizer, train
-from marble_cli.trainer.state import fresh, pack
+from marble_cli.rollout.ode import make_scheduler, sample, sampling_times
+from marble_cli.run.state import fresh, pack
+from marble_cli.run.train import build_optimizer, train
+from marble_cli.seeds import noise
+from marble_cli.step.per_sample import Mixer
 from tests.policy.families.pipelines import TINY, Tiny
 
 PROMPTS = ["a red cup", "two boats and a very long sign", "a cat"]

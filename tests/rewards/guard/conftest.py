@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from marble_cli.rewards.registry import installed
+from marble_cli.plugins import installed
 
 Write = Callable[..., str]
 NUMBERS = itertools.count()

@@ -14,11 +14,11 @@ import torch
 
 from marble_cli.config.schema import Reward
 from marble_cli.errors import ConfigError, RewardError
+from marble_cli.interrupts import Interrupt
 from marble_cli.rewards.conformance import Outcome, run_checks
 from marble_cli.rewards.registry import build, load_plugin
-from marble_cli.rewards.samples import sample_batch
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
-from marble_cli.signals import Interrupt
+from marble_cli.rewards.testing.samples import sample_batch
 
 Write = Callable[..., str]
 POOL = """
@@ -246,7 +246,7 @@ def test_a_process_whose_reward_has_pools_ends_and_leaves_nobody_behind(pooled: 
 import torch
 from marble_cli.config.schema import Reward
 from marble_cli.rewards.scorer import open_scorer
-from marble_cli.signals import Interrupt
+from marble_cli.interrupts import Interrupt
 with Interrupt(), open_scorer({"pooled": Reward(plugin="pooled", timeout=60, retries=0)}, "cpu") as scorer:
     scores = scorer.submit(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [""], [{}], [""]).result()
     assert scores.applicable.all(), scorer.lanes[0].error

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from marble_cli.config.schema import RunConfig
-from marble_cli.trainer.run import train
+from marble_cli.run.train import train
 
 Write = Callable[..., str]
 

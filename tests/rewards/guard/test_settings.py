@@ -18,9 +18,9 @@ import torch
 from marble_cli.config.schema import Reward
 from marble_cli.rewards.conformance import Outcome, run_checks
 from marble_cli.rewards.registry import build
-from marble_cli.rewards.samples import sample_batch
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
 from marble_cli.rewards.settings import _read_precision
+from marble_cli.rewards.testing.samples import sample_batch
 
 Write = Callable[..., str]
 

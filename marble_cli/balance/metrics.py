@@ -1,0 +1,71 @@
+"""What a step writes into metrics.jsonl of its balance; `marble explain` reads it back."""
+
+import math
+from itertools import combinations
+
+from torch import Tensor
+
+from marble_cli.balance.base import Solution, cosines
+from marble_cli.balance.cache import DirectionCache
+from marble_cli.balance.conflict import agreement, conflict_share, pairwise_cosines
+
+
+def describe_gradients(
+    names: list[str], gram: Tensor, weights: Tensor, cached: Tensor | None
+) -> dict[str, float]:
+    """Norms and cosines of the rewards' gradients.
+
+    Args:
+        names: of the K rewards.
+        gram: [R, R] float64 of their gradients, and of a mixture's besides where R = K + 1.
+        weights: [R] of the direction that is applied.
+        cached: [K] direction weights that an amortised step would have used, None if there are none.
+    """
+    count = len(names)
+    norms, along, pairwise = (
+        gram.diagonal().sqrt(), cosines(gram, weights), pairwise_cosines(gram[:count, :count])
+    )  # fmt: skip
+    metrics: dict[str, float] = {}
+    for k, name in enumerate(names):
+        metrics[f"balance/grad_norm/{name}"] = norms[k].item()
+        metrics[f"balance/cosine/{name}"] = along[k].item()
+    for one, other in combinations(range(count), 2):
+        metrics[f"balance/pairwise_cosine/{names[one]}/{names[other]}"] = pairwise[one, other].item()
+    metrics["balance/conflict_share"] = conflict_share(pairwise)
+    if cached is not None and len(gram) == count:
+        metrics["balance/staleness_cosine"] = agreement(gram, cached, weights)
+        for name, value in zip(names, cosines(gram, cached).tolist(), strict=True):
+            metrics[f"balance/cached_cosine/{name}"] = value
+    return _finite(metrics)
+
+
+def describe_solution(names: list[str], solution: Solution, cache: DirectionCache) -> dict[str, float]:
+    """Shares, weights and certificate of a balance, and the shares that are cached for the steps to come."""
+    metrics = {
+        "balance/gap": solution.gap,
+        "balance/solve_seconds": solution.seconds,
+        "balance/fallbacks": solution.fallbacks,
+    }
+    for k, name in enumerate(names):
+        if solution.active[k]:
+            metrics[f"balance/alpha/{name}"] = solution.alpha[k].item()
+            metrics[f"balance/weight/{name}"] = solution.weights[k].item()
+        if cache.alpha is not None:
+            metrics[f"balance/alpha_cached/{name}"] = cache.alpha[k].item()
+    return _finite(metrics)
+
+
+def describe_cache(names: list[str], cache: DirectionCache) -> dict[str, float]:
+    """Shares and weights that an amortised step works with."""
+    weights = cache.direction_weights()
+    if cache.alpha is None or weights is None:
+        return {}
+    metrics: dict[str, float] = {}
+    for name, alpha, weight in zip(names, cache.alpha.tolist(), weights.tolist(), strict=True):
+        metrics |= {f"balance/alpha/{name}": alpha, f"balance/weight/{name}": weight}
+    return metrics
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    """Without the figures that do not exist: a missing figure is a missing key."""
+    return {key: value for key, value in metrics.items() if math.isfinite(value)}

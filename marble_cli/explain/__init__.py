@@ -1,0 +1,1 @@
+"""Explain what the balance did in a run."""

@@ -1,0 +1,168 @@
+"""What a run's numbers say of its balance, in sentences; each says only what the numbers bear out."""
+
+from collections.abc import Sequence
+
+from scipy.stats import t
+
+from marble_cli.explain.analysis import Cosines, Explanation, Pair
+
+CHANCE = 0.05  # of calling any two rewards opposed that are not
+STALE = 0.9  # cosine of the cached with the fresh direction
+MOSTLY = 0.5  # share of the refreshes
+ENOUGH = 5  # refreshes that make a habit
+FEW = 10.0  # effective samples of a reward in a step
+LONG = 3.0  # times the next longest gradient
+
+
+def diagnose(found: Explanation) -> tuple[str, ...]:
+    """The sentences that apply, the most important first."""
+    said = (
+        pushed_down(found), conflicts(found), stale_cache(found), least_shares(found), thin_signal(found),
+        long_gradient(found), fallen(found),
+    )  # fmt: skip
+    return tuple(sentence for sentence in said if sentence)
+
+
+def pushed_down(found: Explanation) -> str:
+    """Whether steps went against some reward's gradient, as far as that was measured."""
+    measured = found.pushed_down
+    if measured is None:
+        return "Whether a step pushed some reward down is not known: no step measured the cosines of its direction."
+    unmeasured = found.steps - measured.count
+    unknown = f"; {count(unmeasured, 'step')} did not measure it" if unmeasured else ""
+    within = f"{count(measured.count, 'step')} that measured it"
+    _, lowest = min((r.cosine.lowest, r.name) for r in found.rewards if r.cosine)
+    extreme = f"lowest cosine {measured.lowest:+.2f}, {lowest}"
+    if measured.negative == 0:
+        return f"No reward was pushed down in the {within} ({extreme}){unknown}."
+    share, name = max((r.cosine.negative, r.name) for r in found.rewards if r.cosine)
+    return (
+        f"Some reward was pushed down in {percent(measured.negative)} of the {within} (most often {name}, "
+        f"{percent(share)}; {extreme}){unknown}."
+    )
+
+
+def conflicts(found: Explanation) -> str | None:
+    """The pairs whose gradients are opposed beyond chance, at most three, or the most opposed one."""
+    if not found.pairs:
+        return None
+    by_mean = sorted(found.pairs, key=lambda pair: pair.cosine.mean)
+    opposed = [pair for pair in by_mean if _opposed(pair.cosine, len(found.pairs))]
+    if not opposed:
+        least = by_mean[0]
+        return (
+            f"No two rewards are opposed beyond chance; the lowest mean cosine is that of {_names(least)}, "
+            f"{_mean(least.cosine)} over {count(least.cosine.count, 'refresh')}."
+        )
+    most, others = opposed[0], [
+        f"{_names(pair)} ({percent(pair.cosine.negative)}, mean {_mean(pair.cosine)})" for pair in opposed[1:]
+    ]  # fmt: skip
+    return (
+        f"{_names(most)} conflict: the cosine of their gradients is below 0 in {percent(most.cosine.negative)} of "
+        f"{count(most.cosine.count, 'refresh')} (mean {_mean(most.cosine)})"
+        f"{'; so do ' + '; '.join(others[:2]) if others else ''}"
+        f"{f'; and {len(others) - 2} more' if len(others) > 2 else ''}."
+    )
+
+
+def _opposed(cosine: Cosines, pairs: int) -> bool:
+    """Whether a mean cosine lies below zero by Student's t test, made stricter for the `pairs` that are tried."""
+    if not cosine.error:
+        return cosine.error is not None and cosine.mean < 0
+    return bool(pairs * t.cdf(cosine.mean / cosine.error, cosine.count - 1) < CHANCE)
+
+
+def stale_cache(found: Explanation) -> str | None:
+    """Whether the cached weights had lost the fresh direction, and whether following it faster would help."""
+    measured = found.staleness
+    if measured is None or measured.mean >= STALE or found.refreshes == found.steps:
+        return None  # where every step is a refresh, none works with the cache
+    text = (
+        f"The cache goes stale: mean cosine {measured.mean:.2f} between the cached and the fresh direction over "
+        f"{count(measured.count, 'refresh')}; a smaller balance.refresh_every or balance.ema would follow faster"
+    )
+    if found.scatter is None:
+        return f"{text}."
+    # Of n independent values the ratio has mean 1 and a standard deviation of about 1 / sqrt(n).
+    if found.scatter > 1 - 2 / measured.count**0.5:
+        return (
+            f"{text}, but the fresh shares show no drift beyond their scatter, so that it may follow noise; more images a step "
+            "(rollout.groups) would steady them."
+        )
+    return f"{text}, and the fresh shares do drift."
+
+
+def least_shares(found: Explanation) -> str | None:
+    """Rewards that the programme gave one and the same least share most of the time."""
+    if found.largest_gap is None or found.refreshes < ENOUGH:
+        return None
+    equal = 1 / len(found.rewards)  # what two rewards always get, and one alone
+    known = [
+        f"{r.name} ({r.alpha_lowest:.2f}) in {percent(r.at_lowest)}"
+        for r in found.rewards
+        if r.at_lowest is not None
+        and r.alpha_lowest is not None
+        and r.at_lowest >= MOSTLY
+        and r.alpha_lowest < 0.99 * equal
+    ]
+    return f"At the least share stayed {listed(known)} of the refreshes." if known else None
+
+
+def thin_signal(found: Explanation) -> str | None:
+    """The reward with the fewest effective samples, if they are few."""
+    known = [(r.effective_samples, r) for r in found.rewards if r.effective_samples is not None]
+    if not known:
+        return None
+    samples, reward = min(known, key=lambda item: item[0])
+    if samples >= FEW:
+        return None
+    among = "" if reward.applicable is None else f" of {reward.applicable:.0f} images that it applies to"
+    return f"{reward.name} rests on few images: a median of {samples:.1f} effective samples a step{among}."
+
+
+def long_gradient(found: Explanation) -> str | None:
+    """The reward whose gradient is by far the longest, if there is one."""
+    known = sorted(
+        ((r.grad_norm, r.name) for r in found.rewards if r.grad_norm is not None and r.grad_norm > 0),
+        reverse=True,
+    )
+    if len(known) < 2 or known[0][0] < LONG * known[1][0]:
+        return None
+    (longest, name), (following, other) = known[:2]
+    return (
+        f"{name} has by far the longest gradient: median norm {longest:.3g}, {longest / following:.1f} times that of "
+        f"{other}, the next."
+    )
+
+
+def fallen(found: Explanation) -> str | None:
+    """Rewards whose held-out mean is lower at the end than at the start."""
+    names = [r.name for r in found.rewards if r.start is not None and r.end is not None and r.end < r.start]
+    if not names:
+        return None
+    return (
+        f"On held-out prompts {listed(names)} ended below the start; marble eval RUN --against base tells whether that "
+        "is more than chance."
+    )
+
+
+def _names(pair: Pair) -> str:
+    return f"{pair.first} and {pair.second}"
+
+
+def _mean(cosine: Cosines) -> str:
+    return f"{cosine.mean:+.2f}" + ("" if cosine.error is None else f" ± {cosine.error:.2f}")
+
+
+def percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")
+
+
+def count(number: int, noun: str) -> str:
+    """`1 step`, `2 steps`, `2 refreshes`."""
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("sh") else "s")
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -1,0 +1,217 @@
+"""Pictures of what a run's balance did: conflicts, shares, cosines and Pareto moves."""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
+
+from marble_cli.explain.analysis import Explanation, Pair
+from marble_cli.metrics.captions import caption
+from marble_cli.metrics.figures import COLORS, styled
+from marble_cli.metrics.history import History, series
+
+PANELS = 15  # pairs of rewards drawn at most: all of six rewards
+RESOLUTION = 200  # dots per inch
+# How many of two rewards a move between evaluations improved: colour and label.
+MOVES = {2: (COLORS[0], "both improve"), 1: ("#A0A0A0", "one improves"), 0: (COLORS[1], "none improves")}
+
+
+class MissingError(Exception):
+    """A picture lacks its figures; the message says which."""
+
+
+def draw(history: History, found: Explanation, folder: Path) -> tuple[list[Path], list[str]]:
+    """Draw what the run recorded enough for.
+
+    Args:
+        folder: where the PNG files go; made if need be.
+
+    Returns:
+        The files, and what was not drawn with the reason.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn, left_out = [], []
+    pictures: dict[str, Callable[[], Any]] = {
+        "conflict": lambda: conflict(found),
+        "shares": lambda: shares(history),
+        "cosines": lambda: cosines(history),
+        "pareto": lambda: pareto(history, found),
+    }
+    for name, picture in pictures.items():
+        path = folder / f"{name}.png"
+        try:
+            with styled(history.rewards):
+                picture().savefig(path, dpi=RESOLUTION, bbox_inches="tight")
+        except (
+            Exception
+        ) as reason:  # MissingError, or whatever matplotlib may raise: the tables stand without it
+            path.unlink(missing_ok=True)  # of an earlier call: it would pass for this one's
+            why = str(reason) if isinstance(reason, MissingError) else f"{type(reason).__name__}: {reason}"
+            left_out.append(f"{path.name}, {why}")
+        else:
+            drawn.append(path)
+    return drawn, left_out
+
+
+def conflict(found: Explanation) -> Any:
+    """Heat map of the mean cosines between the rewards' gradients, with the share of refreshes below 0."""
+    if not found.pairs:
+        raise MissingError("no pairwise cosines of gradients are recorded")
+    names = [reward.name for reward in found.rewards]
+    means = np.full((len(names), len(names)), np.nan)
+    side = 1.6 + 0.85 * len(names)
+    figure, panel = plt.subplots(figsize=(side + 0.6, 0.8 * side), layout="constrained")
+    limit = max(0.2, *(abs(pair.cosine.mean) for pair in found.pairs))
+    for pair in found.pairs:
+        column, row = names.index(pair.first), names.index(pair.second)
+        means[row, column] = mean = pair.cosine.mean
+        color = "white" if abs(mean) > 0.6 * limit else "black"
+        panel.text(column, row - 0.08, f"{mean:+.2f}", color=color, ha="center", va="center")
+        below = f"{pair.cosine.negative:.0%} < 0".replace("%", " %")
+        panel.text(column, row + 0.18, below, color=color, ha="center", va="center", fontsize=6.5)
+    image = panel.imshow(means[1:, :-1], cmap="RdBu", vmin=-limit, vmax=limit,
+                         extent=(-0.5, len(names) - 1.5, len(names) - 0.5, 0.5))  # fmt: skip
+    panel.set_xticks(range(len(names) - 1), [_label(name) for name in names[:-1]], rotation=30, ha="right")
+    panel.set_yticks(range(1, len(names)), [_label(name) for name in names[1:]])
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    panel.set_title("mean cosine between gradients")
+    panel.set_xlabel("below each mean: how often the cosine is negative", fontsize=7, loc="left")
+    bar = figure.colorbar(image, shrink=0.8)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _label(name: str) -> str:
+    """A reward's name in lines that leave its neighbours room."""
+    return caption(name, 18, 3)
+
+
+def shares(history: History) -> Any:
+    """Each reward's share over the steps: dots solved at the refreshes, the smoothed cache as a line."""
+    known = [
+        name for name in history.rewards if history.fresh_shares(name)[0] or history.cached_shares(name)[0]
+    ]
+    if not known:
+        raise MissingError("no shares are recorded")
+
+    def panel(axes: Any, name: str, color: str) -> None:
+        axes.plot(
+            *history.fresh_shares(name), "o", color=color, ms=3, alpha=0.6, mew=0, label="solved at a refresh"
+        )
+        axes.plot(
+            *history.cached_shares(name), color=color, lw=1.5, drawstyle="steps-post", label="smoothed cache"
+        )
+        axes.axhline(1 / len(history.rewards), color="#A0A0A0", lw=0.8, ls=":", label="equal share")
+
+    return _by_reward(history, known, panel, "share alpha")
+
+
+def cosines(history: History) -> Any:
+    """Cosine of the applied direction with each reward's gradient; what lies below zero pushed the reward down."""
+    known = [name for name in history.rewards if series(history.train, f"balance/cosine/{name}")[0]]
+    if not known:
+        raise MissingError("no cosines with the applied direction are recorded")
+
+    def panel(axes: Any, name: str, color: str) -> None:
+        steps, values = series(history.train, f"balance/cosine/{name}")
+        below = np.where(np.array(values) < 0, values, np.nan)
+        axes.axhline(0, color="black", lw=0.8)
+        axes.plot(steps, values, color=color, lw=1, marker="o", ms=3, mew=0, label="measured")
+        axes.plot(steps, below, "v", color="black", ms=4, mew=0, label="pushed down")
+
+    return _by_reward(history, known, panel, "cosine with the direction")
+
+
+def _by_reward(
+    history: History, names: Sequence[str], draw_panel: Callable[[Any, str, str], None], label: str
+) -> Any:
+    """One panel a reward, all on the same axes."""
+    figure, panels = _grid(len(names), sharex=True, sharey=True)
+    for name, panel in zip(names, panels, strict=True):
+        color = COLORS[history.rewards.index(name) % len(COLORS)]
+        draw_panel(panel, name, color)
+        panel.set_title(_label(name), color=color)
+        panel.tick_params(labelbottom=True)
+        panel.set_xlabel("step")
+    panels[0].set_ylabel(label)
+    handles, labels = panels[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_color("black")  # it stands for every panel
+    return figure
+
+
+def _grid(count: int, **shared: Any) -> tuple[Any, list[Any]]:
+    """A figure of a page's width with `count` panels, those left over being blank."""
+    columns = min(count, 3 if count <= 6 else 4)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(max(3.6, 7.2 * columns / max(3, columns)), 2.0 * rows + 0.4), squeeze=False, layout="constrained", **shared
+    )  # fmt: skip
+    panels = list(axes.flat)
+    for panel in panels[count:]:
+        panel.axis("off")
+    return figure, panels[:count]
+
+
+def pareto(history: History, found: Explanation) -> Any:
+    """Held-out means of every two rewards against each other, an arrow from each evaluation to the next."""
+    if len(history.rewards) < 2:
+        raise MissingError("a single reward has none to be drawn against")
+    pairs, title = _chosen(history.rewards, found.pairs)
+    paths = {pair: points for pair in pairs if len(points := _path(history, *pair)) > 1}
+    if not paths:
+        raise MissingError("fewer than two evaluations on held-out prompts are recorded")
+    figure, panels = _grid(len(paths))
+    for ((first, second), points), panel in zip(paths.items(), panels, strict=True):
+        _trajectory(panel, points)
+        panel.locator_params(axis="x", nbins=3)
+        panel.locator_params(axis="y", nbins=5)
+        panel.tick_params(labelsize=7)
+        panel.set_xlabel(_label(first))
+        panel.set_ylabel(_label(second))
+    marks = [Line2D([], [], color=color, lw=2, label=label) for color, label in MOVES.values()]
+    marks.append(Line2D([], [], color="black", marker="o", mfc="white", ls="", ms=5, label="start"))
+    marks.append(Line2D([], [], color="black", marker="o", ls="", ms=5, label="end"))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, title=title)
+    return figure
+
+
+def _chosen(rewards: Sequence[str], pairs: Sequence[Pair]) -> tuple[list[tuple[str, str]], str | None]:
+    """Pairs of rewards to draw, in the run's order, and what to say if they are not all."""
+    order = list(combinations(rewards, 2))
+    if len(order) <= PANELS:
+        return order, None
+    means = {(pair.first, pair.second): pair.cosine.mean for pair in pairs}
+    kept = sorted(order, key=lambda pair: means.get(pair, 1.0))[:PANELS]
+    which = f"{PANELS} most opposed" if pairs else f"first {PANELS}"
+    return [pair for pair in order if pair in kept], f"the {which} of {len(order)} pairs"
+
+
+def _path(history: History, first: str, second: str) -> np.ndarray:
+    """[E, 2] held-out means of two rewards at the evaluations that have both."""
+    one, other = (
+        dict(zip(*series(history.held_out, f"reward/{name}/mean"), strict=True)) for name in (first, second)
+    )
+    return np.array([(one[step], other[step]) for step in one if step in other])
+
+
+def _trajectory(panel: Any, points: np.ndarray) -> None:
+    """Arrows through `points` [E, 2], coloured by how many of the two coordinates rose."""
+    improved = (np.diff(points, axis=0) > 0).sum(axis=1)
+    panel.scatter(*points.T, s=4, color="#A0A0A0", zorder=1)  # these set the limits of the axes
+    for start, end, number in zip(points, points[1:], improved, strict=False):
+        panel.annotate(
+            "", end, start,
+            arrowprops={"arrowstyle": "-|>", "color": MOVES[number][0], "lw": 1.2, "shrinkA": 0, "shrinkB": 0,
+                        "mutation_scale": 7},
+        )  # fmt: skip
+    panel.plot(*points[0], "o", color="black", mfc="white", ms=5, zorder=3)
+    panel.plot(*points[-1], "o", color="black", ms=5, zorder=3)
+    counts = [f"{label.split()[0]} {(improved == number).sum()}" for number, (_, label) in MOVES.items()]
+    panel.set_title(", ".join(counts), fontsize=7, weight="normal")

@@ -1,1 +1,0 @@
-"""Losses: pure functions from velocities and optimality to differentiable numbers."""

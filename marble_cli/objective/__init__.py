@@ -1,0 +1,1 @@
+"""Turn rewards into losses: advantages and the DiffusionNFT loss, as pure functions of tensors."""

@@ -1,0 +1,237 @@
+"""What a run will do and need, told before any weight is loaded: `--dry-run`."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from marble_cli.balance.registry import build
+from marble_cli.checkpoint.resume import find_checkpoint
+from marble_cli.checkpoint.store import step_of
+from marble_cli.config.counts import geometry, processes
+from marble_cli.config.schema import BalanceMode, Parallel, RunConfig, SharedTerm, Train
+from marble_cli.data.prompts import Prompt, lacking, load_prompts
+from marble_cli.errors import UnreachableError
+from marble_cli.files import WRITTEN, check_inside, check_writable
+from marble_cli.lock import RunLock
+from marble_cli.metrics.wandb_destination import destination
+from marble_cli.plan.checks import (
+    applicable,
+    check_applicable,
+    check_cache,
+    check_geometry,
+    check_groups,
+    check_plugins,
+    trained_on,
+)
+from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
+from marble_cli.plan.memory import describe, memory
+from marble_cli.policy.base import ModelSize
+from marble_cli.policy.files import check_files
+from marble_cli.policy.load import pick_device
+from marble_cli.policy.size import model_size
+from marble_cli.policy.source import DTYPES
+from marble_cli.rewards.api import Declaration
+from marble_cli.rewards.worker import required
+from marble_cli.rollout.collect import judged_as
+
+MORE_PROCESSES = (16, 8, 4, 2)
+UTILISATION = 0.7  # share of a large matrix product's speed that a run on `tiny` reached on two CPU cores
+
+
+def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
+    """A rough time for the whole run on one process of `speed` FLOP/s, without decoding and rewards.
+
+    A forward pass takes 2 FLOP a parameter and token; a backward pass through frozen weights as much again, and as much
+    more for what is trained or stands above an adapter. A refresh takes the rewards apart with a pass or two, with full weights
+    one a reward.
+    """
+    counts, balance = geometry(config), config.balance
+    forward = 2 * size.transformer * size.tokens
+    backward = 2 * forward
+    plain = counts.samples * (3 * forward + backward)
+    if balance.mode is BalanceMode.output_space:
+        further = 2.0 * forward
+    else:
+        passes = 1 if balance.shared_term is SharedTerm.outside else 2
+        if config.model.train is Train.full:
+            passes = len(config.rewards)
+        further = balance.refresh_fraction * backward * passes
+    velocities = 2 if config.rollout.guidance_scale > 1 else 1
+    rollouts = counts.images * config.rollout.steps * velocities * forward
+    steps = config.trainer.steps
+    total = steps * (rollouts + plain) + counts.refresh_steps * counts.samples * further
+    return total / speed / processes(config)
+
+
+def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s that a transformer may expect of `device` in `dtype`, from a quick matrix product."""
+    side = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    float((a @ a).sum())
+    began = time.perf_counter()
+    float((a @ a).sum())
+    return UTILISATION * 2 * side**3 / (time.perf_counter() - began)
+
+
+def plan(config: RunConfig, resume: str = "auto") -> None:
+    """Check everything that needs no weights and print the plan of a run.
+
+    Raises:
+        RequestError: prompts, rewards, balance, geometry or the run's folder are wrong, or the folder has another run.
+        UnreachableError: a reward's server does not answer; the plan is printed first.
+    """
+    check_geometry(config, processes(config))
+    unset = lacking(config.data) if config.data.root is None else None
+    prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
+    folder = Path(config.run.dir)
+    existing = check_writable(folder, "run.dir=")
+    check_inside(folder, WRITTEN)
+    RunLock(folder).check()
+    checkpoint = find_checkpoint(folder, config, resume)
+    check_cache(config)
+    check_files(config.model)
+    declarations: dict[str, Declaration] = {}
+    unreachable = None
+    try:
+        declarations = check_plugins(config)
+        check_groups(config, declarations)
+    except UnreachableError as error:  # most of the plan can be told all the same
+        unreachable = error
+    build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
+    counts, trainer, figures = geometry(config), config.trainer, destination(config.logging.wandb)
+    rows: list[tuple[str, str]] = [
+        (
+            "run",
+            f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)",
+        ),
+        ("begins", f"after step {step_of(checkpoint)}: {checkpoint}" if checkpoint else "at step 1"),
+        ("evaluated on", _evaluation(config)),
+        ("rewards", ", ".join(config.rewards)),
+        ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
+        ("images a step", f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}"),
+        ("samples a step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
+        ("optimizer steps", f"{trainer.steps}, of which {counts.refresh_steps} refresh the balance"),
+        ("a refresh", f"on {_refreshed(config)} micro-batches"),
+        ("processes", _shares(config)),
+        ("the transformer", _layout(config)),
+        ("W&B", "; ".join([str(figures), *figures.unheard])),
+    ]
+    size = model_size(config.model)
+    device = pick_device(config.model.device)
+    if (cache := fetched_into(config)) is not None:
+        rows.append(("to be fetched into", cache))
+    if size is None:
+        rows.append(("model", f"{config.model.path}: not on this machine, so its sizes are unknown"))
+    else:
+        spent = seconds(config, size, matmul_speed(device, DTYPES[config.model.precision]))
+        rows += [
+            ("model", f"{config.model.path}: {size.transformer:,} parameters, {_trained(config, size)}"),
+            ("memory", describe(memory(config, size), config)),
+            ("checkpoints", checkpoints(config, size, existing)),
+            ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
+        ]
+    table = Table("", box=None, show_header=False, pad_edge=False)
+    table.add_column(overflow="fold")  # a path longer than a line stays whole
+    for row in rows:
+        table.add_row(*row)
+    console = Console(markup=False)
+    console.print(table, "")
+    if unset:
+        console.print(f"No prompts yet: {unset}")
+    else:
+        console.print(_sources(config, prompts), "")
+    if unreachable is not None:
+        raise unreachable
+    if not unset:
+        console.print(_rewards(config, declarations, prompts), "")
+        check_applicable(config, declarations, prompts["train"], prompts["test"])
+        for line in unsound(config, declarations, prompts):
+            console.print(line, soft_wrap=True)
+
+
+def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:
+    """Prompts of each source, and its share of a step's."""
+    table = Table("source", box=None, pad_edge=False)
+    for heading in ("prompts", "held out", "share", "prompts a step"):
+        table.add_column(heading, justify="right")
+    sources, groups = config.data.sources, config.rollout.groups
+    total = sum(source.weight for source in sources.values())
+    for name, source in sources.items():
+        counts = [f"{len(prompts[split][name]):,}" for split in ("train", "test")]
+        share = source.weight / total
+        table.add_row(name, *counts, f"{share:.0%}", f"{share * groups:.3g}")
+    return table
+
+
+def _rewards(
+    config: RunConfig,
+    declarations: Mapping[str, Declaration],
+    prompts: Mapping[str, Mapping[str, list[Prompt]]],
+) -> Table:
+    """What each reward requires of a prompt, and to how many it applies; watched ones see held-out prompts alone."""
+    table = Table("reward", "requires", "applies to", box=None, pad_edge=False)
+    trained = trained_on(config, prompts["train"])
+    for rewards, asked, kind in (
+        (config.rewards, trained, "prompts"),
+        (config.eval_rewards, prompts["test"], "held-out prompts"),
+    ):
+        for name, reward in rewards.items():
+            told = applicable(reward, declarations[name], asked)
+            counts = {source: count for source, count in told.items() if count}
+            where = f" ({', '.join(counts)})" if 0 < len(counts) < len(asked) else ""
+            keys = ", ".join(required(reward, declarations[name]))
+            every = sum(map(len, asked.values()))
+            table.add_row(name, keys or "nothing", f"{sum(counts.values()):,} of {every:,} {kind}{where}")
+    return table
+
+
+def _evaluation(config: RunConfig) -> str:
+    drawn = judged_as(config)
+    prompts = f"the first {config.trainer.eval_prompts} held-out prompts of each source"
+    return f"{prompts}, {drawn.steps} steps of {drawn.solver.value}"
+
+
+def _shares(config: RunConfig) -> str:
+    """What each process does in a step, here and on as many processes as the prompts can be shared among."""
+    counts, size = geometry(config), config.trainer.micro_batch_size
+
+    def share(processes: int) -> str:
+        images = counts.images // processes
+        rollouts, parts = -(-images // config.rollout.batch_size), counts.times * -(-images // size)
+        return f"{processes}, each with {images} images in {rollouts} batches, and {parts} micro-batches"
+
+    here = processes(config)
+    further = [n for n in MORE_PROCESSES if n > here and config.rollout.groups % n == 0]
+    return share(here) + (f"; or {share(further[0])}" if further else "")
+
+
+def _layout(config: RunConfig) -> str:
+    fsdp = config.trainer.fsdp
+    if config.trainer.parallel is Parallel.ddp:
+        return "whole on each process"
+    shards = processes(config) // fsdp.replicas
+    copies = f"{fsdp.replicas} copies, each " if fsdp.replicas > 1 else ""
+    return f"{copies}in shards over {shards} processes"
+
+
+def _refreshed(config: RunConfig) -> str:
+    """How many of a step's micro-batches on each process take the rewards apart."""
+    counts, size = geometry(config), config.trainer.micro_batch_size
+    parts = counts.times * -(-counts.images // processes(config) // size)
+    return f"{max(1, round(config.balance.refresh_fraction * parts))} of {parts}"
+
+
+def _trained(config: RunConfig, size: ModelSize) -> str:
+    return "all trained" if config.model.train is Train.full else f"LoRA {size.trained:,}"
+
+
+def _duration(spent: float) -> str:
+    hours, minutes = divmod(round(spent / 60), 60)
+    if hours >= 48:
+        return f"{hours / 24:,.0f} days"
+    return f"{hours} h {minutes} min" if hours else f"{max(1, minutes)} min"

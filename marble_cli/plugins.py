@@ -1,0 +1,19 @@
+"""Find the plugins of this environment by their entry points; none is imported."""
+
+from importlib.metadata import EntryPoint, entry_points
+
+REWARDS, BALANCES = "marble.rewards", "marble.balances"
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Return the reward plugins by name."""
+    return _group(REWARDS)
+
+
+def balances() -> dict[str, EntryPoint]:
+    """Return the balance plugins by name."""
+    return _group(BALANCES)
+
+
+def _group(group: str) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in sorted(entry_points(group=group), key=lambda e: e.name)}

@@ -1,0 +1,1 @@
+"""Wrap one family of diffusers pipelines per file."""

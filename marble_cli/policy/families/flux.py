@@ -1,0 +1,71 @@
+"""FLUX.1 family: dev, whose guidance is distilled into an input of the transformer, and schnell."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor
+from torch.nn import functional
+
+from marble_cli.config.schema import Model
+from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.families.guidance import plainly
+from marble_cli.policy.families.latents import decode_kl, pack, unpack
+
+
+class Flux:
+    """A `FluxPipeline`; implements `policy.base.Family`."""
+
+    even_times = True
+    float16 = True
+    guided = staticmethod(plainly)
+
+    def __init__(self, pipeline: FluxPipeline, model: Model) -> None:
+        self.pipeline, self.model = pipeline, model
+        self.encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+        side = model.resolution // pipeline.vae_scale_factor
+        self.latent_shape = (pipeline.transformer.config.in_channels // 4, side, side)
+
+    @staticmethod
+    def left_out(model: Model) -> tuple[str, ...]:
+        return ()
+
+    @staticmethod
+    def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
+        scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2
+        return scale
+
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        """The padding of T5 is not masked: the transformer was trained to see it."""
+        tokens, pooled, _ = self.pipeline.encode_prompt(
+            prompt=list(prompts),
+            device=self.encoders[0].device,
+            max_sequence_length=self.model.max_sequence_length,
+        )
+        return PromptEmbeddings({"tokens": tokens, "pooled": pooled})
+
+    encode_negative = encode
+
+    def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+        tokens = embeddings.tensors["tokens"]
+        height, width = xt.shape[2:]
+        rows, columns = (torch.arange(side // 2, device=xt.device) for side in (height, width))
+        guidance = self.model.guidance
+        velocity: Tensor = self.pipeline.transformer(
+            hidden_states=pack(xt),
+            timestep=t,
+            guidance=None if guidance is None else torch.full_like(t, guidance),
+            pooled_projections=embeddings.tensors["pooled"],
+            encoder_hidden_states=tokens,
+            txt_ids=torch.zeros(tokens.shape[1], 3, device=xt.device),
+            img_ids=functional.pad(torch.cartesian_prod(rows, columns), (1, 0)).float(),  # (0, row, column)
+            return_dict=False,
+        )[0]
+        return unpack(velocity, height, width)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return decode_kl(self.pipeline.vae, x0)
+
+    def scheduler_config(self) -> dict[str, Any]:
+        return dict(self.pipeline.scheduler.config)

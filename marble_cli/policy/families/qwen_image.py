@@ -1,0 +1,74 @@
+"""Qwen-Image family."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import QwenImagePipeline
+from torch import Tensor
+
+from marble_cli.config.schema import Model
+from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.families.guidance import with_token_norms
+from marble_cli.policy.families.latents import pack, unpack
+from marble_cli.policy.families.masks import padded, trimmed
+
+
+class QwenImage:
+    """A `QwenImagePipeline`; implements `policy.base.Family`."""
+
+    even_times = True
+    float16 = True
+    guided = staticmethod(with_token_norms)
+
+    def __init__(self, pipeline: QwenImagePipeline, model: Model) -> None:
+        self.pipeline, self.model = pipeline, model
+        self.encoders = (pipeline.text_encoder,)
+        side = model.resolution // pipeline.vae_scale_factor
+        self.latent_shape = (pipeline.transformer.config.in_channels // 4, side, side)
+
+    @staticmethod
+    def left_out(model: Model) -> tuple[str, ...]:
+        return ()
+
+    @staticmethod
+    def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
+        scale: int = 2 ** len(vae["temperal_downsample"]) * 2  # diffusers' spelling
+        return scale
+
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        length = self.model.max_sequence_length
+        tokens, mask = self.pipeline.encode_prompt(
+            prompt=list(prompts), device=self.encoders[0].device, max_sequence_length=length
+        )
+        if mask is None:  # all prompts are of one length
+            return padded(list(tokens), length)
+        return padded([row[valid.bool()] for row, valid in zip(tokens, mask, strict=True)], length)
+
+    encode_negative = encode
+
+    def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+        tokens, mask = trimmed(embeddings)
+        height, width = xt.shape[2:]
+        velocity: Tensor = self.pipeline.transformer(
+            hidden_states=pack(xt),
+            timestep=t,
+            encoder_hidden_states=tokens,
+            encoder_hidden_states_mask=mask,
+            img_shapes=[[(1, height // 2, width // 2)]] * len(xt),
+            return_dict=False,
+        )[0]
+        return unpack(velocity, height, width)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The VAE is one of videos; a picture is a single frame."""
+        vae = self.pipeline.vae
+        mean, std = (
+            torch.tensor(values, dtype=x0.dtype, device=x0.device)[:, None, None]
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        pixels: Tensor = vae.decode((x0 * std + mean)[:, :, None], return_dict=False)[0]
+        return pixels[:, :, 0]
+
+    def scheduler_config(self) -> dict[str, Any]:
+        return dict(self.pipeline.scheduler.config)

@@ -1,0 +1,67 @@
+"""Stable Diffusion 3 family: SD3, SD3.5-Medium and Large, and the embedded `tiny` model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor
+
+from marble_cli.config.schema import Model
+from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.families.guidance import plainly
+from marble_cli.policy.families.latents import decode_kl
+
+
+class SD3:
+    """A `StableDiffusion3Pipeline`; implements `policy.base.Family`."""
+
+    even_times = False
+    float16 = True
+    guided = staticmethod(plainly)
+
+    def __init__(self, pipeline: StableDiffusion3Pipeline, model: Model) -> None:
+        self.pipeline, self.model = pipeline, model
+        encoders = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
+        self.encoders = tuple(encoder for encoder in encoders if encoder is not None)
+        config = pipeline.transformer.config
+        side = model.resolution // pipeline.vae_scale_factor
+        self.latent_shape = (config.in_channels, side, side)
+
+    @staticmethod
+    def left_out(model: Model) -> tuple[str, ...]:
+        """T5, where no token of it is asked for."""
+        return ("text_encoder_3", "tokenizer_3") if model.max_sequence_length == 0 else ()
+
+    @staticmethod
+    def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
+        scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * transformer["patch_size"]
+        return scale
+
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        tokens, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt=list(prompts),
+            prompt_2=None,
+            prompt_3=None,
+            device=self.encoders[0].device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.model.max_sequence_length,
+        )
+        return PromptEmbeddings({"tokens": tokens, "pooled": pooled})
+
+    encode_negative = encode
+
+    def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+        velocity: Tensor = self.pipeline.transformer(
+            hidden_states=xt,
+            timestep=t * 1000,
+            encoder_hidden_states=embeddings.tensors["tokens"],
+            pooled_projections=embeddings.tensors["pooled"],
+            return_dict=False,
+        )[0]
+        return velocity
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return decode_kl(self.pipeline.vae, x0)
+
+    def scheduler_config(self) -> dict[str, Any]:
+        return dict(self.pipeline.scheduler.config)

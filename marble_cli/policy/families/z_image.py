@@ -1,0 +1,62 @@
+"""Z-Image family: Z-Image and Z-Image-Turbo."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import ZImagePipeline
+from torch import Tensor
+
+from marble_cli.config.schema import Model
+from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.families.guidance import beyond_positive
+from marble_cli.policy.families.latents import decode_kl
+from marble_cli.policy.families.masks import padded
+
+
+class ZImage:
+    """A `ZImagePipeline`; implements `policy.base.Family`."""
+
+    even_times = True
+    float16 = True
+    guided = staticmethod(beyond_positive)
+
+    def __init__(self, pipeline: ZImagePipeline, model: Model) -> None:
+        self.pipeline, self.model = pipeline, model
+        self.encoders = (pipeline.text_encoder,)
+        side = model.resolution // pipeline.vae_scale_factor
+        self.latent_shape = (pipeline.transformer.in_channels, side, side)
+
+    @staticmethod
+    def left_out(model: Model) -> tuple[str, ...]:
+        return ()
+
+    @staticmethod
+    def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
+        scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2  # the pipeline knows no other patches
+        return scale
+
+    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+        length = self.model.max_sequence_length
+        rows, _ = self.pipeline.encode_prompt(
+            prompt=list(prompts),
+            device=self.encoders[0].device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=length,
+        )
+        return padded(rows, length)
+
+    encode_negative = encode
+
+    def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+        """The transformer's time runs from noise to picture, and so does its velocity."""
+        lengths = embeddings.tensors["mask"].sum(1).tolist()
+        prompts = [row[:length] for row, length in zip(embeddings.tensors["tokens"], lengths, strict=True)]
+        forward = self.pipeline.transformer(list(xt[:, :, None]), 1 - t, prompts, return_dict=False)[0]
+        return -torch.stack(forward)[:, :, 0]
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return decode_kl(self.pipeline.vae, x0)
+
+    def scheduler_config(self) -> dict[str, Any]:
+        return dict(self.pipeline.scheduler.config)

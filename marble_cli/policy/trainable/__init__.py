@@ -1,0 +1,1 @@
+"""Hold what is trained: a LoRA or whole transformers, and their moving average."""

@@ -1,0 +1,1 @@
+"""Run rewards in other processes, environments and machines."""

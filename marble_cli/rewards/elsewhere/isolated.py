@@ -1,0 +1,189 @@
+"""A reward in a server process of its own, in its isolated environment, for as long as a run needs it.
+
+The server hears on its standard input which reward it is to serve, and stops when that closes. The write end is in the
+run's hands alone, so the kernel closes it however the run ends.
+"""
+
+import json
+import logging
+import os
+import secrets
+import signal
+import subprocess
+import threading
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import IO, Any
+
+import httpx
+
+from marble_cli.config import schema
+from marble_cli.errors import ConfigError, RewardError
+from marble_cli.interrupts import shielded
+from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.elsewhere.client import Address, connect
+from marble_cli.rewards.elsewhere.environment import clean_environ, find
+from marble_cli.rewards.elsewhere.protocol import declaration_from_json
+from marble_cli.rewards.registry import Reward
+
+log = logging.getLogger("marble")
+
+LAUNCHER = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_",
+    "GROUP_",
+    "ROLE_",
+    "TORCHELASTIC_",
+    "MARBLE_LAUNCHER",
+)
+STOP = 5.0  # seconds that a server has for stopping by itself
+
+
+def declared(name: str, settings: schema.Reward) -> Declaration:
+    """What the reward declares, its options having been compared with its constructor where it is installed.
+
+    Raises:
+        ConfigError: there is no environment for it, or an option is wrong.
+        RewardError: it cannot be imported there.
+    """
+    done = subprocess.run(
+        [*_command(settings.plugin), "--dry-run"],
+        input=_request(name, settings, "cpu", token=None),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_environ(),
+        check=False,
+    )
+    answer = _answer(name, done.stdout.splitlines())
+    if answer is None:
+        raise RewardError(_ended(name, done.returncode))
+    return declaration_from_json(answer["rewards"][name])
+
+
+class IsolatedServer:
+    """The process that serves one reward; `start` again replaces it."""
+
+    def __init__(self, name: str, settings: schema.Reward, device: str):
+        self.name, self.settings, self.device = name, settings, device
+        self.starts = 0
+        self.process: subprocess.Popen[str] | None = None
+        self.closed = False
+        self.lock = threading.Lock()
+
+    def start(self) -> Reward:
+        """Start the process, in place of one that is still there, and wait until it serves.
+
+        Raises:
+            ConfigError, RewardError: it cannot be built there, or has been stopped.
+        """
+        token = secrets.token_urlsafe(32)
+        with self.lock, shielded():
+            if self.closed:
+                raise RewardError(f"reward {self.name} was closed")
+            self._kill()
+            self.starts += 1
+            if self.starts > 1:
+                log.warning("reward %s: restart %d of its server", self.name, self.starts - 1)
+            self.process = process = subprocess.Popen(
+                _command(self.settings.plugin),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=_environ(),
+                start_new_session=True,  # Ctrl+C is the run's; and what the plugin starts ends with it
+            )
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with suppress(BrokenPipeError):  # it ended at once: told below
+                process.stdin.write(_request(self.name, self.settings, self.device, token))
+                process.stdin.flush()
+            answer = _answer(self.name, process.stdout)
+            if answer is None:
+                raise RewardError(_ended(self.name, process.wait()))
+            return self._reward(Address(answer["url"], token))
+        except BaseException:
+            with self.lock:
+                self._kill()
+            raise
+
+    def _reward(self, at: Address) -> Reward:
+        served = connect(self.name, self.name, at, self.settings.timeout)
+        lost = threading.Event()
+
+        def call(batch: Batch) -> Any:
+            try:
+                return served.call(batch)
+            except httpx.TransportError:  # on this machine, from a process of ours: it has died or hangs
+                lost.set()
+                raise
+
+        return replace(served, call=call, close=self.stop, alive=lambda: not lost.is_set())
+
+    def stop(self) -> None:
+        """End the process for good; a start that is under way fails."""
+        with self.lock:
+            self.closed = True
+            if self.process is not None and self.process.stdin is not None:
+                with suppress(BrokenPipeError):
+                    self.process.stdin.close()
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(STOP)
+            self._kill()
+
+    def _kill(self) -> None:
+        if self.process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # its session's group: it and what it started
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+        self.process = None
+
+
+def _command(plugin: str) -> list[str]:
+    unlimited = str(2**62)  # what the run sends would be in its own memory otherwise
+    serve = ("rewards", "serve", "--stdin", "--max-images", unlimited, "--max-bytes", unlimited)
+    return find(plugin).command(*serve)
+
+
+def _request(name: str, settings: schema.Reward, device: str, token: str | None) -> str:
+    """The line that `marble rewards serve --stdin` reads. Its own patience is the longer one: the run decides."""
+    row = {**asdict(settings), "isolated": False, "sources": None, "timeout": 2 * settings.timeout}
+    return json.dumps({"rewards": {name: row}, "device": device, "token": token}) + "\n"
+
+
+def _environ() -> dict[str, str]:
+    """Of a process that is none of the run's ranks."""
+    return {key: value for key, value in clean_environ().items() if not key.startswith(LAUNCHER)}
+
+
+def _answer(name: str, lines: IO[str] | list[str]) -> dict[str, Any] | None:
+    """What the server says of itself on standard output; None if it ended without a word.
+
+    Raises:
+        ConfigError, RewardError: what it could not do.
+    """
+    for line in lines:
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            continue
+        if "error" in answer:
+            kind = ConfigError if answer["exit_code"] == ConfigError.exit_code else RewardError
+            raise kind(f"isolated reward {name}: {answer['error']}")
+        return dict(answer)
+    return None
+
+
+def _ended(name: str, code: int) -> str:
+    return (
+        f"isolated reward {name}: its server ended with exit code {code} before it served; what it wrote stands above. "
+        "`marble rewards install` repairs an environment."
+    )

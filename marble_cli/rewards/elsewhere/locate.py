@@ -1,0 +1,82 @@
+"""Where a reward lives: in this process, at a server, or in an isolated environment of its own."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from marble_cli.config import schema
+from marble_cli.errors import ConfigError
+from marble_cli.redaction import learn_options
+from marble_cli.rewards.api import Declaration
+from marble_cli.rewards.device import numbered
+from marble_cli.rewards.registry import Reward, build, check_options, load_plugin
+
+
+def declare(name: str, settings: schema.Reward) -> Declaration:
+    """What the reward declares, once all is known to be right that can be known without building it.
+
+    Raises:
+        ConfigError: there is no such plugin, environment or served reward, or an option is wrong.
+        RewardError: a plugin cannot be imported, or a server not be reached.
+    """
+    _check_keys(name, settings.options)
+    if settings.url is not None:
+        from marble_cli.rewards.elsewhere.client import address, examine
+        from marble_cli.rewards.elsewhere.protocol import declaration_from_json
+
+        return declaration_from_json(examine(name, settings.plugin, address(name, settings)))
+    if settings.isolated:
+        from marble_cli.rewards.elsewhere.isolated import declared
+
+        return declared(name, settings)
+    plugin = load_plugin(settings.plugin)
+    check_options(name, plugin, settings.options)
+    return Declaration.of(plugin)
+
+
+def maker(name: str, settings: schema.Reward, device: str) -> Callable[[], Reward]:
+    """A function that builds the reward, and builds it anew when called again.
+
+    Args:
+        name: its key under `rewards`.
+        settings: of the reward.
+        device: where it should compute; a server decides that for itself.
+
+    Raises:
+        ConfigError, RewardError: as `declare`; the function itself may raise them too.
+    """
+    _check_keys(name, settings.options)
+    device = numbered(device)  # once, in the thread that the run's GPU is current in
+    if settings.url is not None:
+        from marble_cli.rewards.elsewhere.client import address, bind, examine
+        from marble_cli.rewards.elsewhere.protocol import declaration_from_json
+
+        at, served = address(name, settings), settings.plugin
+        declaration = declaration_from_json(examine(name, served, at))
+        return lambda: bind(name, served, at, declaration, settings.timeout)
+    if settings.isolated:
+        from marble_cli.rewards.elsewhere.isolated import IsolatedServer
+
+        return IsolatedServer(name, settings, device).start
+    return lambda: build(name, settings.plugin, settings.options, device)
+
+
+def _check_keys(name: str, options: Mapping[str, Any]) -> None:
+    """Learn the secrets among a reward's options, and refuse unusable keys before anything long begins.
+
+    Raises:
+        ConfigError: an option such as `api_key_env` names a variable that is not set, or that holds no key.
+    """
+    learn_options(options)
+    for option, variable in options.items():
+        if not isinstance(variable, str) or not option.endswith(("key_env", "token_env")):
+            continue
+        key = os.environ.get(variable)
+        if not key:
+            raise ConfigError(f"rewards.{name}.{option}: the environment variable {variable} is not set.")
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(
+                f"rewards.{name}.{option}: the environment variable {variable} holds white space, a line "
+                "end, control characters or letters that are not ASCII. Expected the key alone; its value is "
+                "not shown. Set it anew."
+            )

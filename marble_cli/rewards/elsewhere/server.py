@@ -1,0 +1,163 @@
+"""The server's side: rewards, each in a lane of its own, behind FastAPI."""
+
+import asyncio
+import hmac
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
+from torch import Tensor
+
+from marble_cli import __version__
+from marble_cli.errors import RewardError
+from marble_cli.redaction import redact
+from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.elsewhere import protocol
+from marble_cli.rewards.worker import Lane
+
+GONE = "the client has gone"  # nobody hears it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server takes: images and bytes a call, and calls that may wait for one reward."""
+
+    images: int = 512
+    bytes: int = 1 << 30
+    waiting: int = 16
+
+
+@dataclass(frozen=True)
+class Served:
+    """A reward as the health document shows it; `origin` is its distribution and version."""
+
+    declaration: Declaration
+    origin: str
+
+
+class RefusedError(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, kind: str, message: str):
+        self.status, self.kind, self.message = status, kind, message
+
+
+def health(served: Mapping[str, Served], limits: Limits) -> dict[str, Any]:
+    """What a client must know before it asks for scores."""
+    return {
+        "service": protocol.SERVICE,
+        "protocol": protocol.PROTOCOL,
+        "marble": __version__,
+        "limits": {"images": limits.images, "bytes": limits.bytes},
+        "rewards": {
+            name: {**protocol.declaration_to_json(reward.declaration), "origin": reward.origin}
+            for name, reward in served.items()
+        },
+    }
+
+
+def build_app(
+    lanes: Mapping[str, Lane], origins: Mapping[str, str], token: str | None, limits: Limits
+) -> FastAPI:
+    """The application; `lanes` stay the caller's to close.
+
+    Args:
+        lanes: of the rewards by name.
+        origins: distribution and version of each.
+        token: what clients must show, None for none.
+        limits: of a call.
+    """
+
+    expected = protocol.authorization(token).encode() if token is not None else None
+
+    async def authorised(request: Request) -> None:
+        shown = request.headers.get("Authorization", "").encode()
+        if expected is not None and not hmac.compare_digest(shown, expected):
+            raise RefusedError(401, protocol.REFUSED, "the token is wrong or missing")
+
+    app = FastAPI(openapi_url=None, dependencies=[Depends(authorised)])
+    working: Counter[str] = Counter()
+
+    @app.exception_handler(RefusedError)
+    async def refuse(request: Request, error: RefusedError) -> Response:
+        return _json({"error": {"kind": error.kind, "message": redact(error.message)}}, error.status)
+
+    @app.get("/health")
+    async def get_health() -> Response:
+        served = {name: Served(lane.reward.declaration, origins[name]) for name, lane in lanes.items()}
+        return _json(health(served, limits))
+
+    @app.post("/score/{name}")
+    async def score(name: str, request: Request) -> Response:
+        if name not in lanes:
+            raise RefusedError(404, protocol.REFUSED, f"{name!r} is not served here; {', '.join(lanes)} is")
+        busy = working[name] >= limits.waiting
+        working[name] += 1
+        try:
+            batch = await _read(request, limits, busy)
+            scores, failure = await _score(lanes[name], batch, request)
+        except ClientDisconnect as error:
+            raise RefusedError(499, protocol.REFUSED, GONE) from error
+        finally:
+            working[name] -= 1
+        reason = redact(f"{type(failure).__name__}: {failure}") if failure is not None else None
+        return Response(protocol.pack_scores(scores, reason), media_type="application/octet-stream")
+
+    return app
+
+
+def _json(document: dict[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(document), status, media_type="application/json")
+
+
+async def _read(request: Request, limits: Limits, busy: bool) -> Batch:
+    """The batch of a request. One that is refused is read to its end all the same, so that its sender hears why."""
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limits.bytes and not busy:
+            chunks.append(chunk)
+    if busy:
+        raise RefusedError(503, protocol.REFUSED, f"{limits.waiting} calls of this reward wait already")
+    if size > limits.bytes:
+        raise RefusedError(
+            413,
+            protocol.TOO_LARGE,
+            f"a batch of {size} bytes is more than the server takes, {limits.bytes} (--max-bytes)",
+        )
+    try:
+        batch = protocol.unpack_batch(b"".join(chunks))
+    except ValueError as error:
+        raise RefusedError(400, protocol.REFUSED, str(error)) from error
+    if len(batch.images) > limits.images:
+        raise RefusedError(
+            413,
+            protocol.TOO_LARGE,
+            f"a batch of {len(batch.images)} images is more than the server takes, {limits.images} (--max-images)",
+        )
+    return batch
+
+
+async def _score(lane: Lane, batch: Batch, request: Request) -> tuple[Tensor, BaseException | None]:
+    """What `Lane.attempt` gives for a batch, in its turn; dropped if its sender goes away before that."""
+    answer = asyncio.wrap_future(lane.executor.submit(lane.attempt, batch))
+    gone = asyncio.ensure_future(request.receive())  # all of the body is read: this waits for a disconnection
+    try:
+        first: set[asyncio.Future[Any]] = {answer, gone}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            answer.cancel()
+            raise RefusedError(499, protocol.REFUSED, GONE)
+        return answer.result()
+    except RewardError as error:
+        raise RefusedError(422, protocol.CONTRACT, str(error)) from error
+    except RefusedError:
+        raise
+    except Exception as error:  # whatever a plugin may raise
+        raise RefusedError(500, protocol.FAILURE, f"{type(error).__name__}: {error}") from error
+    finally:
+        gone.cancel()

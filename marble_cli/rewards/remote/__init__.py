@@ -1,1 +1,0 @@
-"""Rewards over HTTP: what travels, who answers, who asks."""

@@ -1,0 +1,1 @@
+"""Check a reward against the contract, and scaffold a new one."""

@@ -1,0 +1,1 @@
+"""Live through a run: build, train, resume, record."""

@@ -1,0 +1,121 @@
+"""One recorder for a run: the metrics file, W&B, the terminal, sample pictures and log.txt."""
+
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.logging import RichHandler
+
+from marble_cli import __version__
+from marble_cli.config.references import without_secrets
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import StorageError
+from marble_cli.evaluate.score import Evaluation
+from marble_cli.files import AppendedFile
+from marble_cli.metrics.figures import image_grid, try_to_draw
+from marble_cli.metrics.jsonl import MetricsLog, truncate_after
+from marble_cli.metrics.terminal import TerminalView
+from marble_cli.metrics.weights_and_biases import WandbRun
+from marble_cli.redaction import RedactingFilter, redact
+from marble_cli.run.state import Progress
+
+
+class LogFile(logging.Handler):
+    """log.txt, line by whole line. A line that does not fit is not worth the run: it is on the terminal still."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.file, self.full = AppendedFile(path, "Until there is room, lines are shown here only."), False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.file.append(redact(self.format(record)) + "\n")
+            self.full = False
+        except StorageError as error:
+            if not self.full:  # once, until there is room again
+                self.full = True
+                logging.getLogger("marble").warning("%s", error)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+class RunRecorder:
+    """Implements `trainer.loop.Recorder`; on other ranks than the main one it stays silent."""
+
+    def __init__(self, config: RunConfig, folder: Path, progress: Progress, *, main: bool) -> None:
+        self.config, self.folder, self.progress, self.main = config, folder, progress, main
+        self.logger = logging.getLogger("marble")
+        self.journal = logging.getLogger("marble.journal")  # what the terminal shows in another form
+
+    def __enter__(self) -> "RunRecorder":
+        if self.main:
+            metrics = self.folder / "metrics.jsonl"
+            truncate_after(metrics, self.progress.step)
+            self.metrics, file = MetricsLog(metrics), LogFile(self.folder / "log.txt")
+            self.view = TerminalView(self.config.trainer.steps, self.progress.step)
+            self.handlers = [
+                file,
+                RichHandler(console=self.view.console, show_path=False, show_time=False),
+            ]
+            self.handlers[1].addFilter(RedactingFilter())
+            self.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self.logger.setLevel(logging.INFO)
+            self.outer, self.logger.handlers = self.logger.handlers, self.handlers
+            self.journal.handlers, self.journal.propagate = self.handlers[:1], False
+            self.journal.info("marble %s, after step %d", __version__, self.progress.step)
+            tree: Any = OmegaConf.to_container(without_secrets(self.config), enum_to_str=True)
+            self.wandb = WandbRun(
+                self.config.logging.wandb, self.folder, self.config.run.name, tree, self.progress.wandb_id
+            )
+            self.progress.wandb_id = self.wandb.id
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.main:
+            if error is not None:
+                self.journal.error("%s: %s", type(error).__name__, error)
+            self.view.close()
+            self.wandb.close()
+            self.metrics.close()
+            self.logger.handlers, self.journal.handlers = self.outer, []
+            for handler in self.handlers:
+                handler.close()
+
+    def stage(self, name: str, total: int) -> None:
+        if self.main:
+            self.view.stage(name, total)
+
+    def advance(self, count: int) -> None:
+        if self.main:
+            self.view.advance(count)
+
+    def message(self, text: str) -> None:
+        if self.main:
+            self.journal.info(text)
+            self.view.message(redact(text))
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        if self.main:
+            for sink in (self.metrics, self.wandb, self.view):
+                sink.write(metrics)
+            self.journal.info(self.view.line(metrics))
+
+    def pictures(self, step: int, evaluation: Evaluation) -> None:
+        """Keep a grid of the evaluation's images under samples/ and in W&B."""
+        if not self.main or not self.config.logging.images_every or step % self.config.logging.images_every:
+            return
+        folder = self.folder / "samples"
+        file = folder / f"step-{step:08d}.png"
+
+        def draw() -> None:
+            folder.mkdir(exist_ok=True)
+            image_grid([(f"step {step}", evaluation.images)], evaluation.captions, file)
+
+        try_to_draw(file, "The run goes on without these pictures.", draw)
+        self.wandb.images(step, evaluation.images, evaluation.captions)

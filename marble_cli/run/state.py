@@ -1,0 +1,115 @@
+"""A run's state between two steps, to and from tensors and JSON: what a checkpoint must hold to continue exactly."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from marble_cli.balance.cache import DirectionCache
+from marble_cli.checkpoint.store import BALANCE, TrainerState
+from marble_cli.distributed.shards import gathered, like, local, share
+from marble_cli.policy.base import Policy
+from marble_cli.run.state_checks import MOMENTS, check_info, check_tensors
+
+Packed = tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]  # see `pack`
+
+
+@dataclass
+class Progress:
+    """The last finished `step`, the balance's `cache`, the `ema` weights and the best evaluation so far."""
+
+    step: int
+    cache: DirectionCache
+    ema: dict[str, Tensor]
+    base_scores: dict[str, list[float | None]]
+    best: float | None = None
+    best_step: int | None = None  # whose checkpoint it is
+    best_metric: str = "eval/composite"
+    evaluated: int = -1  # the last step that was evaluated
+    wandb_id: str | None = None
+    balance: dict[str, Tensor] | None = None  # the state of a `Stateful` balance after `step`
+
+
+def fresh(policy: Policy) -> Progress:
+    ema = {name: p.detach().clone() for name, p in policy.parameters("trained").items()}
+    return Progress(0, DirectionCache(), ema, {})
+
+
+def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -> Packed:
+    """The trainer's state, the trained weights and their moving average, the latter two as diffusers names them."""
+    trained = policy.parameters("trained")
+    moments = {
+        f"{name}|{moment}": gathered(optimizer.state[parameter][moment])
+        for name, parameter in trained.items()
+        for moment in MOMENTS
+        if parameter in optimizer.state
+    }
+    behaviour = {name: gathered(p) for name, p in policy.parameters("behaviour").items()}
+    origin = policy.origin()
+    info: dict[str, Any] = {
+        "cache": progress.cache.state_dict(),
+        "base_scores": progress.base_scores,
+        "best": progress.best,
+        "best_step": progress.best_step,
+        "best_metric": progress.best_metric,
+        "evaluated": progress.evaluated,
+        "wandb_id": progress.wandb_id,
+        "origin": origin,
+    }
+    with policy.swapped(progress.ema):
+        ema = policy.trained_state()
+    tensors = {"behaviour": behaviour, "optimizer": moments}
+    if progress.balance is not None:
+        tensors[BALANCE] = progress.balance
+    scale = origin["alpha"] / origin["rank"] if origin["train"] == "lora" else 1.0
+    return TrainerState(progress.step, tensors, info, origin["train"], scale), policy.trained_state(), ema
+
+
+@torch.no_grad()
+def unpack(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    state: TrainerState,
+    weights: dict[str, Tensor],
+    ema: dict[str, Tensor],
+) -> Progress:
+    """Put a checkpoint back into the policy and the optimizer; the inverse of `pack`.
+
+    Raises:
+        CheckpointError: it holds something else than `pack` gave, or does not fit this policy.
+    """
+    info = check_info(state.step, state.info)
+    trained = policy.parameters("trained")
+    check_tensors(state, trained)
+    policy.load_trained(ema)
+    average = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    policy.load_trained(weights)
+    for name, parameter in policy.parameters("behaviour").items():
+        local(parameter).copy_(share(state.tensors["behaviour"][name], parameter))
+    moments = state.tensors["optimizer"]
+    optimizer.state.clear()
+    for name, parameter in trained.items():
+        if f"{name}|exp_avg" in moments:
+            optimizer.state[parameter] = {
+                moment: restored(moments[f"{name}|{moment}"], parameter) for moment in MOMENTS
+            }
+    return Progress(
+        state.step,
+        DirectionCache.from_state(info["cache"]),
+        average,
+        info["base_scores"],
+        info["best"],
+        info["best_step"],
+        info["best_metric"],
+        info["evaluated"],
+        info["wandb_id"],
+        state.tensors.get(BALANCE),
+    )
+
+
+def restored(moment: Tensor, parameter: Tensor) -> Tensor:
+    """A moment of `parameter` as AdamW keeps it: in its form and on its device, or the count of steps, on the CPU."""
+    if not moment.dim():
+        return moment
+    return like(share(moment, parameter).to(parameter.device, copy=True), parameter)

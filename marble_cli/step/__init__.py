@@ -1,0 +1,1 @@
+"""Take one optimizer step: batches, reward signal, gradients, direction."""

@@ -1,1 +1,0 @@
-"""The training loop: docs/algorithm.md, once per optimizer step."""

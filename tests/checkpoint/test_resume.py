@@ -1,0 +1,96 @@
+"""A run that is started where another lies is told which keys differ, and which of them may."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from marble_cli.checkpoint.resume import ABSENT, Difference, differences, find_checkpoint
+from marble_cli.config.compose import dump
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import RequestError
+from marble_cli.plan.plan import plan
+from marble_cli.run.train import train
+
+RunConfigMaker = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def plain(run_config: RunConfigMaker) -> RunConfig:
+    return run_config()
+
+
+OTHERWISE = [
+    ("optimizer.lr=0.5", ["optimizer.lr: 0.0003 there, 0.5 now"]),
+    ("balance=mgda", ["balance.name: marble there, mgda now"]),
+    ("model.guidance=2", ["model.guidance: null there, 2.0 now"]),
+    ("rewards.compressibility.quality=50", ["rewards.compressibility.quality: new"]),
+    ("rewards.colorfulness.requires=[text]", ['rewards.colorfulness.requires: [] there, ["text"] now']),
+    ("~rewards.compressibility", ["rewards.compressibility: there, and not now"]),
+    ("+rewards.third={plugin: colorfulness}", ["rewards.third: new"]),
+    ("rewards=[compressibility,colorfulness]",
+     ['the order of rewards: ["colorfulness", "compressibility"] there, ["compressibility", "colorfulness"] now']),
+    ("data.root=" + "x" * 99, [re.compile(r"data\.root: /\S+ there, [^ ]+\.\.\. now")]),
+    ("+rewards.colorfulness.api_key=abcdef", ["rewards.colorfulness.api_key: new"]),
+    ("algorithm.training_noise=image", ["algorithm.training_noise: group there, image now"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "said"), OTHERWISE)
+def test_what_differs_is_told(
+    run_config: RunConfigMaker, plain: RunConfig, override: str, said: list[str | re.Pattern[str]]
+) -> None:
+    found = [str(one) for one in differences(plain, run_config(override)) if not one.may_change]
+    assert len(found) == len(said)
+    for words, expected in zip(found, said, strict=True):
+        assert re.fullmatch(expected if isinstance(expected, re.Pattern) else re.escape(expected), words)
+
+
+def test_secrets_are_not_told() -> None:
+    for key in ("rewards.judge.api_key", "rewards.judge.token", "rewards.judge.password"):
+        assert str(Difference(key, "abc", "abcd", False)) == f"{key}: (not shown) there, (not shown) now"
+    assert "abc" not in str(Difference("rewards.judge.api_key", ABSENT, "abc", False))
+
+
+def test_what_must_not_change_is_told_before_what_may(
+    run_config: RunConfigMaker, plain: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(dump(plain))
+    before = (tmp_path / "config.yaml").read_bytes()
+    other = run_config("optimizer.lr=0.5", "trainer.steps=9", "logging.images_every=3", f"run.dir={tmp_path}")
+    expected = (
+        f"{tmp_path} belongs to a run with another configuration ({tmp_path}/config.yaml). Nothing was changed. "
+        "What differs:\n"
+        "  optimizer.lr: 0.0003 there, 0.5 now\n"
+        "What may change when a run goes on: trainer.steps: 2 there, 9 now; logging.images_every: 0 there, 3 now.\n"
+        f"Choose another folder with run.dir=..., or continue that run: marble train --config-name {tmp_path}/config.yaml"
+    )
+    for command in (partial(train, other, resume="auto"), partial(plan, other)):  # a dry run says the same
+        with pytest.raises(RequestError) as refused:
+            command()
+        assert str(refused.value) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_many_differences_are_counted(run_config: RunConfigMaker, plain: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(dump(plain))
+    more = [f"+rewards.r{number}={{plugin: colorfulness}}" for number in range(20)]
+    with pytest.raises(RequestError, match=r"rewards\.r11: new\n  and 8 more\n"):
+        find_checkpoint(tmp_path, run_config(*more), "auto")
+
+
+def test_a_dry_run_says_from_where_it_would_go_on(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = f"run.dir={tmp_path}"
+    plan(run_config(run))
+    assert "at step 1" in capsys.readouterr().out
+    assert train(run_config(run, "trainer.steps=1"), resume="auto") == 0
+    capsys.readouterr()
+    plan(run_config(run))
+    assert "after step 1: " in capsys.readouterr().out
+    with pytest.raises(RequestError, match="--resume never"):
+        plan(run_config(run), "never")

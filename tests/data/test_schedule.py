@@ -1,0 +1,94 @@
+"""The prompt sampler is a pure function of seed and step, fair to its sources."""
+
+import time
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marble_cli.data.prompts import Prompt
+from marble_cli.data.schedule import PromptSampler
+from marble_cli.distributed.ranks import Ranks
+from marble_cli.seeds import generator
+
+SOURCES = {
+    name: [Prompt(f"{name}{i}", {}, name) for i in range(7)] for name in ("general", "text", "objects")
+}
+
+
+def sampler(groups: int = 4, seed: int = 0, weights: dict[str, float] | None = None) -> PromptSampler:
+    return PromptSampler(SOURCES, weights or dict.fromkeys(SOURCES, 1.0), groups, seed)
+
+
+def test_a_step_does_not_depend_on_those_before() -> None:
+    forward = [sampler().step(step) for step in range(1, 9)]
+    assert [sampler().step(step) for step in range(8, 0, -1)] == forward[::-1]
+
+
+def test_the_seed_matters() -> None:
+    assert [sampler(seed=0).step(s) for s in range(1, 5)] != [sampler(seed=1).step(s) for s in range(1, 5)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 12), st.lists(st.floats(0.1, 5.0), min_size=3, max_size=3))
+def test_shares_are_exact_to_a_prompt(groups: int, steps: int, weights: list[float]) -> None:
+    chosen = sampler(groups, 0, dict(zip(SOURCES, weights, strict=True)))
+    drawn = [chosen.step(step) for step in range(1, steps + 1)]
+    assert all(len(prompts) == groups for prompts in drawn)
+    served = Counter(prompt.source for prompts in drawn for prompt in prompts)
+    for name, weight in zip(SOURCES, weights, strict=True):
+        assert abs(served[name] - groups * steps * weight / sum(weights)) <= 1.0 + 1e-9
+
+
+def test_every_prompt_comes_once_an_epoch() -> None:
+    drawn = [prompt.text for step in range(1, 8) for prompt in sampler(groups=3).step(step)]
+    assert len(drawn) == 21
+    assert set(Counter(drawn).values()) == {1}
+
+
+def test_an_epochs_order_is_the_seeds_alone() -> None:
+    """Steps in any order, over epochs of two sources of unlike length, against the permutations themselves."""
+    sources = {name: [Prompt(f"{name}{i}", {}, name) for i in range(n)] for name, n in (("a", 5), ("b", 3))}
+    chosen = PromptSampler(sources, {"a": 1.0, "b": 1.0}, 4, 9)
+    orders = {
+        (name, epoch): torch.randperm(len(rows), generator=generator(9, "epoch", name, epoch)).tolist()
+        for name, rows in sources.items()
+        for epoch in range(9)
+    }
+    for step in (6, 1, 2, 6, 5, 3):
+        drawn = {prompt.text for prompt in chosen.step(step)}
+        places = [
+            (*divmod(place, len(sources[name])), name)
+            for name in "ab"
+            for place in (2 * step - 2, 2 * step - 1)
+        ]
+        assert drawn == {f"{name}{orders[name, epoch][index]}" for epoch, index, name in places}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
+def test_ranks_split_a_step_into_whole_groups(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between them the ranks hold the prompts of one process, in its order, and all images of a prompt are on one."""
+    size, expected = 3, [prompt.text for prompt in sampler(12).step(5) for _ in range(3)]
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    parts = []
+    for rank in range(world):
+        monkeypatch.setenv("RANK", str(rank))
+        images = [prompt.text for prompt in sampler(12).step(5) for _ in range(size)]
+        parts.append([images[i] for i in Ranks().share(len(images))])
+    assert [text for part in parts for text in part] == expected
+    for part in parts:
+        assert all(part[i : i + size] == [part[i]] * size for i in range(0, len(part), size))
+        assert len(part) == len(expected) // world
+
+
+def test_large_sources_cost_a_step_nothing() -> None:
+    """One order an epoch: a hundred steps of 48 prompts would else take several seconds."""
+    sources = {name: [Prompt(name, {}, name)] * 200_000 for name in "abc"}
+    chosen = PromptSampler(sources, dict.fromkeys(sources, 1.0), 48, 0)
+    chosen.step(1)
+    began = time.process_time()
+    for step in range(2, 102):
+        chosen.step(step)
+    assert time.process_time() - began < 1.0

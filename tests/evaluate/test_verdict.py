@@ -1,0 +1,85 @@
+"""Evaluations inside a run: gains in units of the start's deviation, and signs of reward hacking."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from marble_cli.data.prompts import Prompt
+from marble_cli.evaluate.score import Evaluation
+from marble_cli.evaluate.verdict import base_scores, judge
+from marble_cli.rewards.scorer import Scores
+
+NAMES = ["trained", "partial", "watched"]
+DRAW = torch.Generator().manual_seed(0)
+START = torch.randn(3, 60, generator=DRAW, dtype=torch.float64) * torch.tensor([[1.0], [10.0], [0.1]])
+START[1, 20:] = torch.nan
+
+
+def evaluation(values: Tensor, names: list[str] = NAMES) -> Evaluation:
+    applicable = ~values.isnan()
+    scores = Scores(names, values, applicable, torch.zeros_like(applicable))
+    images = torch.zeros(values.shape[1], 3, 2, 2, dtype=torch.uint8)
+    return Evaluation([Prompt(str(i)) for i in range(values.shape[1])], images, scores)
+
+
+def shifted(*by: float, noise: float = 0.0) -> Evaluation:
+    move = torch.tensor(by, dtype=torch.float64)[:, None]
+    return evaluation(START + move * (1 + noise * torch.randn(3, 60, generator=DRAW, dtype=torch.float64)))
+
+
+def verdict(now: Evaluation):  # type: ignore[no-untyped-def]
+    return judge(now, base_scores(evaluation(START)), ["trained", "partial"], ["watched"])
+
+
+def test_the_start_is_kept_as_plain_numbers() -> None:
+    kept = base_scores(evaluation(START))
+    assert kept["trained"] == START[0].tolist()
+    assert kept["partial"] == [*START[1, :20].tolist(), *[None] * 40]
+
+
+def test_the_composite_is_the_mean_gain_in_deviations_of_the_start() -> None:
+    result = verdict(shifted(0.5, 2.0, 7.0))
+    deviation = [START[0].std(correction=0).item(), START[1, :20].std(correction=0).item()]
+    assert result.composite == pytest.approx((0.5 / deviation[0] + 2.0 / deviation[1]) / 2)
+    assert result.metrics["eval/composite"] == result.composite
+    assert result.metrics["reward/partial/applicable"] == 20
+    assert result.metrics["reward/partial/mean"] == pytest.approx(START[1, :20].mean().item() + 2.0)
+    assert result.metrics["reward/watched/std"] == pytest.approx(START[2].std(correction=0).item())
+    assert result.warnings == ()
+
+
+def test_at_the_start_nothing_is_gained() -> None:
+    assert verdict(evaluation(START)).composite == 0.0
+
+
+def test_a_watched_reward_that_falls_while_a_trained_one_rises_is_told() -> None:
+    (warning,) = verdict(shifted(0.5, 0.0, -0.05, noise=0.2)).warnings
+    assert warning.startswith("watched fell since the start while trained rose")
+    assert "reward hacking" in warning
+
+
+@pytest.mark.parametrize("by", [(0.0, 0.0, -0.05), (0.5, 2.0, 0.05), (-0.5, -2.0, -0.05), (0.5, -2.0, 0.0)])
+def test_other_movements_are_not(by: tuple[float, ...]) -> None:
+    assert verdict(shifted(*by, noise=0.2)).warnings == ()
+
+
+def test_a_fall_within_the_interval_is_not() -> None:
+    values = START.clone()
+    values[0] += 0.5
+    values[2] += 0.2 * torch.randn(60, generator=DRAW, dtype=torch.float64) - 0.01
+    assert verdict(evaluation(values)).warnings == ()
+
+
+def test_images_scored_only_once_do_not_count() -> None:
+    values = START + 1.0
+    values[0, 1:] = torch.nan
+    values[1, 20:] = 1e9
+    result = verdict(evaluation(values))
+    deviation = START[1, :20].std(correction=0).item()
+    assert result.composite == pytest.approx((1.0 / 1e-8 + 1.0 / deviation) / 2, rel=1e-3)
+
+
+def test_other_prompts_than_at_the_start_are_not_compared() -> None:
+    fewer = evaluation(START[:, :30] + 1.0)
+    assert verdict(fewer).composite == 0.0
+    assert judge(evaluation(START), {}, ["trained"], ["watched"]).composite == 0.0

@@ -1,0 +1,172 @@
+"""The plan of a run: counts, memory and time from the configuration alone, and what it refuses."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from marble_cli.config.counts import geometry
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import ConfigError, DataError, RequestError
+from marble_cli.plan import plan as planning
+from marble_cli.plan.plan import plan, seconds
+from marble_cli.policy.base import ModelSize
+from marble_cli.step.batches import training_times
+
+SIZE = ModelSize(
+    transformer=1_000_000, trained=10_000, tokens=16, frozen_bytes=5_000_000, encoder_bytes=700_000, blocks=4, features=100
+)  # fmt: skip
+
+RunConfigMaker = Callable[..., RunConfig]
+
+
+def test_counts_are_those_of_the_step(run_config: RunConfigMaker) -> None:
+    counts = geometry(run_config("rollout.groups=5", "rollout.group_size=4", "trainer.times_per_image=2"))
+    assert (counts.images, counts.times, counts.samples) == (20, 2, 40)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 25])
+@pytest.mark.parametrize("fraction", [0.3, 0.99, 1.0])
+@pytest.mark.parametrize("wanted", ["1", "4", "null"])
+def test_times_are_as_many_as_training_draws(
+    run_config: RunConfigMaker, steps: int, fraction: float, wanted: str
+) -> None:
+    config = run_config(
+        f"rollout.steps={steps}",
+        f"trainer.timestep_fraction={fraction}",
+        f"trainer.times_per_image={wanted}",
+    )
+    times = torch.linspace(1, 0.1, steps)
+    drawn = training_times(times, fraction, config.trainer.times_per_image, [0], 0, 1)
+    assert geometry(config).times == drawn.shape[1]
+
+
+def test_time_is_that_of_the_passes(run_config: RunConfigMaker) -> None:
+    """A step draws 6 images in 3 passes and trains on 6 samples: 3 forward, 1 backward as dear as 2, one more at a refresh."""
+    forward = 2 * 1_000_000 * 16
+    step, further = 6 * 3 + 6 * (3 + 2), 6 * 2
+
+    def estimate(*overrides: str) -> float:
+        return seconds(run_config("trainer.steps=20", *overrides), SIZE, 1e9)
+
+    assert estimate() == pytest.approx((20 * step + 2 * further) * forward / 1e9)
+    assert estimate("balance.mode=full") == pytest.approx(20 * (step + further) * forward / 1e9)
+    inside = estimate("balance.mode=full", "balance.shared_term=inside", "balance.refresh_fraction=0.5")
+    assert inside == pytest.approx(20 * (step + further) * forward / 1e9)
+    assert estimate("balance=output_space") == pytest.approx(20 * (step + further) * forward / 1e9)
+    full = estimate("balance.mode=full", "model.train=full")  # two rewards: two passes more than a plain step
+    assert full == pytest.approx(20 * (step + 2 * further) * forward / 1e9)
+    assert estimate("launcher.nproc=2") == pytest.approx(estimate() / 2)
+    assert seconds(run_config("trainer.steps=20"), SIZE, 2e9) == pytest.approx(estimate() / 2)
+
+
+@pytest.mark.parametrize(
+    ("spent", "said"),
+    [
+        (3, "1 min"),
+        (89, "1 min"),
+        (91, "2 min"),
+        (3599, "1 h 0 min"),
+        (3600, "1 h 0 min"),
+        (7380, "2 h 3 min"),
+        (172_800, "2 days"),
+    ],
+)
+def test_durations_are_read_at_a_glance(spent: float, said: str) -> None:
+    assert planning._duration(spent) == said
+
+
+def test_the_plan_is_printed(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(run_config(f"run.dir={tmp_path}", "trainer.steps=12"))
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("first 2 held-out prompts of each", "2 prompts x 3 = 6", "6 images x 1 training times = 6",
+                 "12, of which 2 refresh the balance", "1, each with 6 images in 2 batches, and 2 micro-batches; or 2, each with 3",
+                 "begins at step 1", "W&B disabled (logging.wandb.mode)"):  # fmt: skip
+        assert part in said
+    assert not list(tmp_path.iterdir())
+
+
+def rows(said: str, heading: str) -> list[list[str]]:
+    """The lines of a printed table, below its heading."""
+    lines = said.split(heading)[1].split("\n\n")[0].splitlines()[1:]
+    return [re.split(r"\s{2,}", line.strip()) for line in lines]
+
+
+def test_sources_and_what_rewards_apply_to_are_printed(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(
+        run_config(
+            f"run.dir={tmp_path}", "rollout.groups=6", "data.sources.text.weight=2", "data.sources.general.weight=0",
+            "rewards.colorfulness.requires=[text]", "+eval_rewards.seen={plugin: colorfulness, requires: [include]}",
+            "+eval_rewards.asked={plugin: colorfulness, sources: [general, text]}",
+        )
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert rows(said, "\nsource ") == [
+        ["general", "4", "2", "0%", "0"], ["text", "4", "2", "67%", "4"], ["compositional", "4", "2", "33%", "2"],
+    ]  # fmt: skip
+    assert rows(said, "\nreward ") == [
+        ["colorfulness", "text", "4 of 8 prompts (text)"],
+        ["compressibility", "nothing", "8 of 8 prompts"],
+        ["seen", "include", "2 of 6 held-out prompts (compositional)"],
+        ["asked", "nothing", "4 of 6 held-out prompts (general, text)"],
+    ]
+
+
+@pytest.mark.parametrize(("train", "told"), [("lora", "LoRA 512"), ("full", "all trained")])
+def test_the_plan_says_what_is_trained(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], train: str, told: str
+) -> None:
+    plan(run_config(f"run.dir={tmp_path}", f"model.train={train}"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f" parameters, {told}" in said
+    assert "of trained weights, moments and gradients" in said
+
+
+def test_guidance_doubles_the_time_of_rollouts(run_config: RunConfigMaker) -> None:
+    plain, guided = (
+        seconds(run_config("trainer.steps=1", f"rollout.guidance_scale={scale}"), SIZE, 1e9)
+        for scale in (1, 3)
+    )
+    assert guided - plain == pytest.approx(6 * 3 * 2 * 1_000_000 * 16 / 1e9)
+
+
+def test_a_model_elsewhere_is_planned_for_without_sizes(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(run_config(f"run.dir={tmp_path}", "model.path=nobody/nothing"))
+    assert "not on this machine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "said"),
+    [
+        (["launcher.nproc=2", "rollout.groups=3"], ConfigError, r"rollout\.groups=3 .* rollout\.groups=2"),
+        (["data.sources.text.train=text/trian.jsonl"], DataError, r"Did you mean .*train\.jsonl"),
+        (["rewards.compressibility.qualty=3"], ConfigError, r"rewards\.compressibility\.qualty.*'quality'"),
+        (["balance.floor=0.6"], ConfigError, r"balance\.floor=0\.6"),
+        (["balance.solver=ospq"], ConfigError, r"'osqp'"),
+        (["balance=fixed", "balance.weights.colorfulnes=1"], ConfigError, r"'colorfulness'"),
+        (
+            ["rewards.colorfulness.requires=[txt]"],
+            ConfigError,
+            r"rewards\.colorfulness applies to no prompt.*'txt'",
+        ),
+        (["run.dir=/proc/marble"], RequestError, r"run\.dir=/proc/marble cannot be written"),
+        (
+            ["model.embedding_cache=/proc/version"],
+            RequestError,
+            r"model\.embedding_cache=/proc/version cannot be written",
+        ),
+    ],
+)
+def test_the_plan_refuses_what_could_only_fail_later(
+    run_config: RunConfigMaker, tmp_path: Path, overrides: list[str], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        plan(run_config(f"run.dir={tmp_path / 'run'}", *overrides))

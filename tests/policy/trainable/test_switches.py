@@ -1,0 +1,86 @@
+"""Gradient checkpointing and compilation change memory and speed, and nothing else."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from marble_cli.config.schema import Model
+from marble_cli.policy.load import load_policy
+from marble_cli.step.per_sample import Mixer
+
+ADAPTERS = ("trained", None, "behaviour", "trained")
+QUIET = pytest.mark.filterwarnings("ignore")  # the compiler warns of much that is its own
+COMPILER = pytest.mark.skipif(
+    shutil.which("gcc") is None, reason="torch.compile needs a C++ compiler on a CPU"
+)
+SWITCHES = ["gradient_checkpointing", pytest.param("compile", marks=[COMPILER, QUIET])]
+
+
+def results(policy: Any, randomise: Callable[..., None]) -> list[Tensor]:
+    """Velocities of all adapters, plain gradients, and those of two mixtures from one backward pass each."""
+    randomise(policy)
+    xt = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
+    at = (xt, torch.tensor([0.3, 0.9]), policy.encode(["a red cup", "two boats"]))
+    found = []
+    for adapter in ADAPTERS:
+        with torch.no_grad():
+            found.append(policy.velocity(*at, adapter))
+    parameters = list(policy.parameters("trained").values())
+    v = policy.velocity(*at, "trained")
+    cotangent = torch.linspace(-1, 1, v.numel()).view_as(v)
+    found += torch.autograd.grad(v, parameters, cotangent)
+    rows = torch.zeros(2, sum(p.numel() for p in parameters))
+    mixer = Mixer(policy.layers(), rows)
+    with mixer.watching():
+        v = policy.velocity(*at, "trained")
+        for kept in (True, False):
+            mixer.mix(v, cotangent, torch.tensor([[1.0, 0.0], [0.5, 2.0]]), retain_graph=kept)
+    return [*found, rows]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_it_changes_no_velocity_and_no_gradient(
+    model: Model, policy: Any, randomise: Callable[..., None], switch: str
+) -> None:
+    other = load_policy(replace(model, **{switch: True}), seed=0)
+    with torch.random.fork_rng(devices=[]):
+        got, expected = results(other, randomise), results(policy, randomise)
+    assert expected[-1].any(1).all()
+    for one, two in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def saved_bytes(policy: Any) -> int:
+    """What a forward pass keeps for its backward pass, weights apart."""
+    weights = {p.untyped_storage().data_ptr() for p in policy.transformer.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    xt = torch.randn(16, *policy.latent_shape)
+    embeddings = policy.encode(["a red cup"] * 16)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy.velocity(xt, torch.full((16,), 0.5), embeddings, "trained")
+    return sum(kept.values())
+
+
+def test_checkpointing_keeps_less(model: Model, policy: Any) -> None:
+    assert saved_bytes(load_policy(replace(model, gradient_checkpointing=True), seed=0)) < 0.5 * saved_bytes(
+        policy
+    )
+
+
+@COMPILER
+def test_blocks_are_compiled(model: Model) -> None:
+    compiled = load_policy(replace(model, compile=True), seed=0)
+    assert all(block._compiled_call_impl is not None for block in compiled.transformer.transformer_blocks)
+    assert isinstance(compiled.transformer.transformer_blocks, nn.ModuleList)

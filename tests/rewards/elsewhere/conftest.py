@@ -1,0 +1,52 @@
+"""Reward servers in a thread of this process, as `marble rewards serve` runs them."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+import uvicorn
+
+from marble_cli.config.schema import Reward
+from marble_cli.rewards.elsewhere.locate import maker
+from marble_cli.rewards.elsewhere.server import Limits, build_app
+from marble_cli.rewards.worker import Lane
+
+Serve = Callable[..., str]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """A function that serves rewards and returns their address: `serve({"name": Reward(...)}, token=..., images=...)`."""
+    monkeypatch.delenv("MARBLE_REWARD_TOKEN", raising=False)
+    with ExitStack() as stack:
+
+        def start(rewards: Mapping[str, Reward], token: str | None = None, **limits: int) -> str:
+            lanes = {
+                name: stack.enter_context(closing(Lane(name, settings, maker(name, settings, "cpu"))))
+                for name, settings in rewards.items()
+            }
+            app = build_app(lanes, dict.fromkeys(lanes, "samples 1.0"), token, Limits(**limits))
+            server = uvicorn.Server(
+                uvicorn.Config(app, port=0, log_level="warning", lifespan="off", ws="none")
+            )
+            thread = threading.Thread(target=server.run)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(setattr, server, "should_exit", True)
+            while not server.started:
+                assert thread.is_alive()
+            return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+        yield start
+
+
+@pytest.fixture
+def at(serve: Serve) -> Callable[..., Reward]:
+    """A function that serves the plugin `mine` and gives the settings of a run that uses it."""
+
+    def make(served: Mapping[str, Any] | None = None, **asking: Any) -> Reward:
+        return Reward(plugin="mine", url=serve({"mine": Reward(plugin="mine", **(served or {}))}), **asking)
+
+    return make

@@ -1,0 +1,106 @@
+"""What travels arrives as it left."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from marble_cli.errors import ConfigError
+from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.elsewhere.protocol import (
+    authorization,
+    declaration_from_json,
+    declaration_to_json,
+    pack_batch,
+    pack_scores,
+    unpack_batch,
+    unpack_scores,
+)  # fmt: skip
+from marble_cli.rewards.testing.samples import sample_batch
+
+
+def test_a_batch() -> None:
+    batch = sample_batch(())
+    prompts = ['"quoted"\n\t', "", "看板 🚦", *batch.prompts[3:]]
+    batch = batch._replace(prompts=prompts, images=batch.images.to(memory_format=torch.channels_last))
+    arrived = unpack_batch(pack_batch(batch))
+    assert torch.equal(arrived.images, batch.images)
+    assert arrived.images.dtype is torch.uint8
+    assert arrived.prompts == prompts
+    assert arrived.metadata == batch.metadata
+
+
+def test_scores_to_the_last_bit() -> None:
+    bits = np.random.default_rng(0).integers(0, 2**64, 4096, dtype=np.uint64)  # NaNs with payloads among them
+    special = [0.0, -0.0, np.nan, np.inf, -np.inf, 5e-324, 0.1, 1 / 3, np.nextafter(1, 2)]
+    bits = np.concatenate([bits, np.array(special).view(np.uint64)])
+    arrived, reason = unpack_scores(pack_scores(torch.from_numpy(bits.view(np.float64))))
+    assert reason is None
+    assert arrived.dtype is torch.float64
+    assert (arrived.numpy().view(np.uint64) == bits).all()
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        Declaration(),
+        Declaration("a summary", ("text", "n"), (0.0, None), "MIT", "arXiv", groupwise=True),
+        Declaration(range=(float("-inf"), 1.0)),
+    ],
+)
+def test_a_declaration(declaration: Declaration) -> None:
+    assert declaration_from_json(declaration_to_json(declaration)) == declaration
+
+
+def batch_of(images: torch.Tensor, text: str) -> bytes:
+    return save({"images": images, "text": torch.tensor(list(text.encode()), dtype=torch.uint8)})
+
+
+PICTURE = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "no batch"),
+        (b"\x80\x04pickle", "no batch"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "no batch"),
+        (save({"scores": torch.zeros(1)}), "no batch"),
+        (batch_of(PICTURE, "{"), "no batch"),
+        (batch_of(PICTURE.float(), '{"prompts": [""], "metadata": [{}]}'), "torch.float32 [1, 3, 4, 4]"),
+        (batch_of(PICTURE[:, :1], '{"prompts": [""], "metadata": [{}]}'), "[1, 1, 4, 4]"),
+        (batch_of(PICTURE, '{"prompts": [1], "metadata": [{}]}'), "prompts are no list of strings"),
+        (batch_of(PICTURE, '{"prompts": [""], "metadata": [3]}'), "metadata is no list of mappings"),
+        (batch_of(PICTURE, '{"prompts": ["", ""], "metadata": [{}]}'), "1 images, 2 prompts and 1 rows"),
+    ],
+)
+def test_foreign_bytes_are_refused(data: bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said.replace("[", r"\[")):
+        unpack_batch(data)
+
+
+def test_why_a_score_failed() -> None:
+    scores, reason = unpack_scores(pack_scores(torch.tensor([1.0, torch.inf]), "ValueError: „warum“"))
+    assert scores.tolist() == [1.0, float("inf")]
+    assert reason == "ValueError: „warum“"
+
+
+def test_foreign_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="holds no scores"):
+        unpack_scores(b"<html>")
+
+
+def test_metadata_that_json_cannot_say_is_no_batch() -> None:
+    with pytest.raises(TypeError):
+        pack_batch(Batch(PICTURE, [""], [{"what": object()}]))
+
+
+def test_a_token_fits_a_header() -> None:
+    assert authorization("a b") == "Bearer a b"
+    with pytest.raises(ConfigError, match="no space at its ends"):
+        authorization("secret ")  # a header's value loses it on its way
+    for token in ("schlüssel", "two\nlines"):
+        with pytest.raises(ConfigError, match="printable ASCII"):
+            authorization(token)

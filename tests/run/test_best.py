@@ -1,0 +1,109 @@
+"""Which checkpoint is the best, by which figure, and which are kept beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from marble_cli.checkpoint import store
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import ConfigError
+from marble_cli.metrics.jsonl import read
+from marble_cli.run.train import train
+
+RunConfigMaker = Callable[..., RunConfig]
+
+SETTINGS = ("trainer.eval_every=1", "trainer.checkpoint_every=1", "trainer.keep_last=1", "optimizer.lr=0.05", "algorithm.behaviour.rate=0.5")  # fmt: skip
+FIGURES = ("eval/composite", "reward/colorfulness/mean", "reward/compressibility/mean")
+
+
+def judged(run: Path, figure: str) -> dict[int, float]:
+    return {row["step"]: row[figure] for row in read(run / "metrics.jsonl") if row["phase"] == "eval"}
+
+
+def best(run: Path) -> int | None:
+    pointer = run / "checkpoints" / "best"
+    return int(pointer.read_text().strip().removeprefix("step-")) if pointer.is_file() else None
+
+
+def kept(run: Path) -> list[int]:
+    return sorted(store.step_of(folder) for folder in store.steps(run))
+
+
+@pytest.fixture(scope="module")
+def runs(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same run, with its best sought in each of the figures."""
+    root = tmp_path_factory.mktemp("runs")
+    folders = {figure: root / figure.replace("/", "-") for figure in FIGURES}
+    for figure, folder in folders.items():
+        config = run_config("trainer.steps=6", *SETTINGS, f"trainer.best={figure}", f"run.dir={folder}")
+        assert train(config, resume="auto") == 0
+    return folders
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_the_best_is_the_highest_in_the_figure_that_was_asked_for(runs: dict[str, Path], figure: str) -> None:
+    values = judged(runs[figure], figure)
+    highest = max(values, key=lambda step: values[step])
+    assert best(runs[figure]) == (highest or None)  # the start has no checkpoint
+    assert kept(runs[figure]) == sorted({highest or 6, 6})
+    state, _, _ = store.load(runs[figure] / "checkpoints" / "step-00000006")
+    assert state.info["best"] == values[highest]
+    assert state.info["best_step"] == (highest or None)
+
+
+def test_the_figures_do_not_agree(runs: dict[str, Path]) -> None:
+    """Else the test above could not tell one from another."""
+    assert len({best(run) for run in runs.values()}) > 1
+
+
+def test_another_figure_is_sought_anew_when_a_run_goes_on(
+    run_config: RunConfigMaker, runs: dict[str, Path], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    settings = [setting for setting in SETTINGS if not setting.startswith("trainer.keep_last")]
+    for steps, figure in ((3, FIGURES[1]), (6, FIGURES[2])):
+        more = (f"trainer.steps={steps}", f"trainer.best={figure}", "trainer.keep_last=9")
+        assert train(run_config(*settings, *more, f"run.dir={tmp_path}"), resume="auto") == 0
+    assert f"the best was sought in {FIGURES[1]} so far, and is sought anew in {FIGURES[2]}" in caplog.text
+    late = {step: value for step, value in judged(tmp_path, FIGURES[2]).items() if step > 3}
+    assert best(tmp_path) == max(late, key=lambda step: late[step])
+
+
+def test_every_so_many_steps_are_kept_for_good(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    settings = ("trainer.checkpoint_every=1", "trainer.keep_last=1", f"run.dir={tmp_path}")
+    assert train(run_config("trainer.steps=5", "trainer.keep_every=2", *settings), resume="auto") == 0
+    assert kept(tmp_path) == [2, 4, 5]
+    assert train(run_config("trainer.steps=6", "trainer.keep_every=4", *settings), resume="auto") == 0
+    assert kept(tmp_path) == [4, 6]
+
+
+def test_going_back_gives_the_best_back(
+    run_config: RunConfigMaker, tmp_path: Path, runs: dict[str, Path]
+) -> None:
+    """With the checkpoint of a later best lost, the run is what it was when an earlier one was the best."""
+    figure = next(figure for figure, run in runs.items() if (best(run) or 0) > 1)
+    settings = (*SETTINGS, "trainer.keep_last=9", f"trainer.best={figure}", f"run.dir={tmp_path}")
+    assert train(run_config("trainer.steps=6", *settings), resume="auto") == 0
+    later = best(tmp_path)
+    assert later is not None
+    file = tmp_path / "checkpoints" / f"step-{later:08d}" / "behaviour.safetensors"
+    file.write_bytes(b"")
+    for folder in store.steps(tmp_path):
+        if store.step_of(folder) > later:
+            (folder / "state.json").unlink()
+    before, _, _ = store.load(tmp_path / "checkpoints" / f"step-{later - 1:08d}")
+    assert train(run_config(f"trainer.steps={later - 1}", *settings), resume="auto") == 0
+    assert best(tmp_path) == before.info["best_step"]
+    assert train(run_config("trainer.steps=6", *settings), resume="auto") == 0
+    assert best(tmp_path) == later
+
+
+@pytest.mark.parametrize("name", ["composite", "reward/colourfulness/mean", "reward/colorfulness/std"])
+def test_a_figure_that_no_evaluation_has_is_refused(run_config: RunConfigMaker, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"trainer.best={name}: .*Known: eval/composite, reward/color"):
+        run_config(f"trainer.best={name}")
+
+
+def test_a_watched_reward_may_decide(run_config: RunConfigMaker) -> None:
+    watched = ("~rewards.compressibility", "+eval_rewards.other={plugin: compressibility}")
+    assert run_config(*watched, "trainer.best=reward/other/mean").trainer.best == "reward/other/mean"

@@ -1,0 +1,319 @@
+"""A disk that is full, for real: what is said, what stays, and that the run goes on once there is room.
+
+Small file systems of their own where they can be mounted, and the process's limit on the size of a file elsewhere.
+"""
+
+import logging
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from marble_cli.checkpoint import store
+from marble_cli.checkpoint.export import export
+from marble_cli.config.compose import dump
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import RewardError, StorageError
+from marble_cli.files import write_whole
+from marble_cli.metrics.jsonl import MetricsLog, read
+from marble_cli.run.loop import Trainer
+from marble_cli.run.recorder import LogFile, RunRecorder
+from marble_cli.run.train import train
+from marble_cli.step.direction import Descent, Direction
+
+RunConfigMaker = Callable[..., RunConfig]
+
+SETTINGS = ("trainer.checkpoint_every=1", "trainer.keep_last=9")
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file system of half a megabyte at `folder`."""
+
+    folder: Path
+
+    def fill(self, leave: int = 0) -> None:
+        """Take all room but `leave` bytes."""
+        with (self.folder / "filler").open("wb", buffering=0) as stream:
+            room = shutil.disk_usage(self.folder).free - leave
+            while room > 0:
+                room -= stream.write(bytes(min(room, 4096)))
+
+    def free(self) -> None:
+        (self.folder / "filler").unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield Disk(folder)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="module")
+def whole(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps whose disk had room."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(run_config("trainer.steps=3", *SETTINGS, f"run.dir={folder}"), resume="auto") == 0
+    return folder
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    for file in sorted((whole / "checkpoints" / "step-00000003").rglob("*.safetensors")):
+        assert (run / file.relative_to(whole)).read_bytes() == file.read_bytes()
+    rows, others = (read(folder / "metrics.jsonl") for folder in (run, whole))
+    assert [row["step"] for row in rows] == [row["step"] for row in others]
+    assert [row["loss/policy"] for row in rows] == [row["loss/policy"] for row in others]
+
+
+def sizes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+
+def test_no_room_for_a_checkpoint(
+    run_config: RunConfigMaker, disk: Disk, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, save = disk.folder / "run", Trainer.save
+    config = run_config("trainer.steps=3", *SETTINGS, f"run.dir={run}")
+    needed = sizes(whole / "checkpoints" / "step-00000003")
+
+    def filled(self: Trainer, best: bool) -> None:
+        if self.progress.step == 2:
+            disk.fill(leave=needed // 2)
+        save(self, best)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", filled)
+        with pytest.raises(StorageError) as error:
+            train(config, resume="auto")
+    said = str(error.value)
+    assert error.value.exit_code == 1
+    assert f"{run / 'checkpoints' / 'step-00000002'} could not be written: " in said
+    assert "No space left on device" in said
+    stated = int(said.split("It needs about ")[1].split(" bytes")[0].replace(",", ""))
+    assert stated == pytest.approx(needed, rel=0.2)
+    free = int(said.split("bytes; ")[1].split(" bytes")[0].replace(",", ""))
+    assert 0 < free <= needed // 2 + 4096
+    assert f"are free in {run / 'checkpoints'}." in said
+    assert "continue with --resume auto" in said
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-00000001"]
+    store.load(store.resolve(str(run)))
+    disk.free()
+    assert train(config, resume="auto") == 0
+    assert_same_run(run, whole)
+
+
+def test_no_room_for_the_metrics(
+    run_config: RunConfigMaker, disk: Disk, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row that does not fit leaves nothing, and its step is not kept, so that none is missing or twice there."""
+    run, step = disk.folder / "run", Trainer.step
+    config = run_config("trainer.steps=3", *SETTINGS, f"run.dir={run}")
+
+    def filled(self: Trainer, number: int) -> dict[str, Any]:
+        metrics = step(self, number)
+        if number == 2:
+            file = self.folder / "metrics.jsonl"
+            with file.open("a") as stream:  # the last page of the file is its own; fill it all but 100 bytes
+                stream.write("\n" * (4096 - file.stat().st_size % 4096 - 100))
+            disk.fill()
+        return metrics
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", filled)
+        with pytest.raises(StorageError, match="metrics.jsonl could not be written: No space left on device"):
+            train(config, resume="auto")
+    assert (run / "metrics.jsonl").read_text().rstrip("\n").count("\n") == 0
+    assert [path.name for path in store.steps(run)] == ["step-00000001"]
+    with pytest.raises(StorageError, match=r"metrics.jsonl could not be written.* 0 bytes are free"):
+        train(config, resume="auto")  # still full: said again, before anything is trained
+    assert [row["step"] for row in read(run / "metrics.jsonl")] == [1]
+    assert not list(run.glob(".*"))
+    disk.free()
+    assert train(config, resume="auto") == 0
+    assert_same_run(run, whole)
+
+
+def test_no_room_for_pictures(
+    run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not worth the run."""
+    run, pictures = disk.folder / "run", RunRecorder.pictures
+
+    def filled(self: RunRecorder, *rest: Any) -> None:
+        disk.fill()
+        pictures(self, *rest)
+        disk.free()
+
+    monkeypatch.setattr(RunRecorder, "pictures", filled)
+    settings = ("trainer.steps=1", "trainer.eval_every=1", "logging.images_every=1")
+    assert train(run_config(*settings, f"run.dir={run}"), resume="auto") == 0
+    assert list(run.glob("samples/*")) == []
+    log = (run / "log.txt").read_text()
+    assert "samples/step-00000001.png could not be written: No space left on device" in log
+    assert "The run goes on without these pictures." in log
+    assert store.resolve(str(run)).name == "step-00000001"
+
+
+def test_no_room_for_the_batch_of_a_skipped_step(
+    run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, direct, skip = disk.folder / "run", Descent.direct, Trainer.skip
+
+    def spoilt(self: Descent, *rest: Any) -> Direction:
+        direction = direct(self, *rest)
+        return replace(direction, gradient=direction.gradient * torch.nan)
+
+    def filled(self: Trainer, *rest: Any) -> None:
+        disk.fill()
+        skip(self, *rest)
+        disk.free()
+
+    monkeypatch.setattr(Descent, "direct", spoilt)
+    monkeypatch.setattr(Trainer, "skip", filled)
+    assert train(run_config("trainer.steps=1", f"run.dir={run}"), resume="auto") == 0
+    log = (run / "log.txt").read_text()
+    assert "the weights stay as they are. " in log
+    assert "skipped/step-00000001-rank-0.safetensors could not be written: " in log
+    assert list(run.glob("skipped/*")) == []
+
+
+def test_no_room_for_embeddings(run_config: RunConfigMaker, disk: Disk, tmp_path: Path) -> None:
+    cache, run = disk.folder / "cache", tmp_path / "run"
+    config = run_config("trainer.steps=2", f"run.dir={run}", f"model.embedding_cache={cache}")
+    disk.fill(leave=8192)
+    with pytest.raises(StorageError) as error:
+        train(config, resume="auto")
+    said = str(error.value)
+    assert said.startswith(f"{cache}/")
+    assert "It needs about " in said
+    assert "set model.embedding_cache= to a folder with more" in said
+    assert not list(cache.rglob("*.writing"))
+    disk.free()
+    assert train(config, resume="auto") == 0
+
+
+def test_what_stopped_a_run_is_told_first(
+    run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward breaks, and then there is no room for the checkpoint of the last finished step."""
+    run, step = disk.folder / "run", Trainer.step
+
+    def broken(self: Trainer, number: int) -> dict[str, Any]:
+        if number == 2:
+            disk.fill(leave=4096)
+            raise RewardError("reward colorfulness is out of order")
+        return step(self, number)
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    config = run_config("trainer.steps=3", "trainer.checkpoint_every=9", f"run.dir={run}")
+    with pytest.raises(RewardError, match="out of order"):
+        train(config, resume="auto")
+    log = (run / "log.txt").read_text()
+    assert "ERROR nor could step 1 be kept: " in log
+    assert "step-00000001 could not be written" in log
+
+
+def test_a_limit_on_the_size_of_files_is_met_by_the_command(
+    run_config: RunConfigMaker, whole: Path, tmp_path: Path
+) -> None:
+    """As a user's quota would: `marble train` in a process of its own exits with 1, one message and no debris."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000003")
+    config = run_config("trainer.steps=3", *SETTINGS, f"run.dir={run}")
+    (run / "config.yaml").write_text(dump(config))
+    largest = max(
+        file.stat().st_size for file in (run / "checkpoints" / "step-00000002").rglob("*.safetensors")
+    )
+    command = [sys.executable, "-m", "marble_cli", "train", "--config-name", str(run / "config.yaml")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "80"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1)),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "step-00000003 could not be written: " in done.stderr
+    assert "File too large" in done.stderr
+    assert "bytes are free in" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((run / "checkpoints").glob(".*"))
+    store.load(run / "checkpoints" / "step-00000002")
+    assert train(config, resume="auto") == 0
+    assert_same_run(run, whole)
+
+
+def test_a_row_is_there_whole_or_not(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    rows = MetricsLog(file)
+    rows.write({"step": 1, "phase": "train"})
+    before = file.read_bytes()
+    with files_of_at_most(len(before) + 9), pytest.raises(StorageError, match="File too large.*It needs"):
+        rows.write({"step": 2, "phase": "train"})
+    assert file.read_bytes() == before
+    rows.write({"step": 2, "phase": "train"})
+    rows.close()
+    assert [row["step"] for row in read(file)] == [1, 2]
+
+
+def test_a_file_that_is_written_anew_stays_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    write_whole(file, "a: 1\n")
+    with files_of_at_most(9), pytest.raises(StorageError, match="config.yaml could not be written"):
+        write_whole(file, "a: 123456789\n")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("config.yaml", "a: 1\n")]
+
+
+def test_a_log_without_room_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = LogFile(tmp_path / "log.txt")
+    logger = logging.getLogger("marble")
+    logger.addHandler(log)
+    try:
+        logger.warning("one")
+        with files_of_at_most(6):
+            logger.warning("two")
+            logger.warning("three")
+        logger.warning("four")
+    finally:
+        logger.removeHandler(log)
+        log.close()
+    assert (tmp_path / "log.txt").read_text() == "one\nfour\n"
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 5
+    assert sum("log.txt could not be written: File too large" in line for line in told) == 1
+    assert any("Until there is room, lines are shown here only." in line for line in told)
+
+
+def test_no_room_for_an_export(whole: Path, tmp_path: Path) -> None:
+    with files_of_at_most(100), pytest.raises(StorageError, match="Choose another folder"):
+        export(str(whole), tmp_path / "lora")
+    assert list((tmp_path / "lora").iterdir()) == []
+    assert export(str(whole), tmp_path / "lora").is_file()

@@ -1,0 +1,42 @@
+"""Signals ask for a stop, and leave the process as they found it."""
+
+import os
+import signal
+
+import pytest
+
+from marble_cli.interrupts import Interrupt
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+)
+def test_a_signal_is_remembered_until_the_step_is_done(number: signal.Signals, code: int) -> None:
+    with Interrupt() as interrupt:
+        assert interrupt.exit_code is None
+        os.kill(os.getpid(), number)
+        assert interrupt.exit_code == code
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    def twice() -> None:
+        with Interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+
+
+def test_a_second_term_does_not() -> None:
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.exit_code == 143
+
+
+def test_the_handlers_before_come_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with Interrupt():
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before

@@ -1,0 +1,300 @@
+"""What one step does to the weights, their average and the behaviour policy, and on what it trains."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from marble_cli.checkpoint import store
+from marble_cli.config.schema import RunConfig, TrainingTimes
+from marble_cli.errors import RewardError, TrainingError
+from marble_cli.metrics.jsonl import read
+from marble_cli.policy.load import load_policy
+from marble_cli.rewards.worker import Lane
+from marble_cli.run.recorder import RunRecorder
+from marble_cli.run.train import train
+from marble_cli.step.batches import TrainingSet
+from marble_cli.step.direction import Descent, Direction
+
+RunConfigMaker = Callable[..., RunConfig]
+
+
+def weights(folder: Path, part: str, step: int = 1) -> dict[str, Tensor]:
+    """As trained: the files of a LoRA have alpha / rank in them."""
+    state, lora, ema = store.load(folder / "checkpoints" / f"step-{step:08d}")
+    return {"lora": lora, "ema": ema, **state.tensors}[part]
+
+
+def plain(state: dict[str, Tensor]) -> list[Tensor]:
+    """The tensors in the order of their names, which differ by prefixes only between files."""
+    return [state[key] for key in sorted(state)]
+
+
+@pytest.fixture
+def directions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingSet, Direction]]:
+    """What every step trained on and the direction that it found, as they pass by."""
+    seen: list[tuple[TrainingSet, Direction]] = []
+    original = Descent.direct
+
+    def direct(self: Descent, step: int, signal: Any, data: TrainingSet, *rest: Any) -> Direction:
+        direction = original(self, step, signal, data, *rest)
+        seen.append((data, direction))
+        return direction
+
+    monkeypatch.setattr(Descent, "direct", direct)
+    return seen
+
+
+def test_an_update_is_clipped_adamw_average_and_behaviour(
+    run_config: RunConfigMaker, tmp_path: Path, directions: list[tuple[TrainingSet, Direction]]
+) -> None:
+    config = run_config(
+        f"run.dir={tmp_path}", "trainer.steps=1", "optimizer.lr=0.01", "optimizer.clip_norm=0.01", "optimizer.epsilon=0.1",
+        "trainer.ema.decay=0.7", "algorithm.behaviour.rate=0.25", "optimizer.weight_decay=0.5",
+    )  # fmt: skip
+    assert train(config, resume="auto") == 0
+    start = load_policy(config.model, config.trainer.seed)
+    parameters = start.parameters("trained")
+    gradient = directions[0][1].gradient
+    norm = gradient.norm().item()
+    assert norm > 0.01
+    clipped = (gradient * (0.01 / norm)).split([p.numel() for p in parameters.values()])
+    expected = [
+        # One step of AdamW from zero moments: the corrected moments are g and g^2.
+        (p * (1 - 0.01 * 0.5) - 0.01 * g.view_as(p) / (g.view_as(p).abs() + 0.1)).detach()
+        for p, g in zip(parameters.values(), clipped, strict=True)
+    ]
+    names = sorted(parameters)
+    by_name = dict(zip(parameters, expected, strict=True))
+    trained = [by_name[name] for name in names]
+    begin = [parameters[name].detach() for name in names]
+    for part, keep in (("lora", 0.0), ("ema", 0.7), ("behaviour", 0.25)):
+        for got, after, before in zip(plain(weights(tmp_path, part)), trained, begin, strict=True):
+            torch.testing.assert_close(got, keep * before + (1 - keep) * after, rtol=1e-4, atol=1e-7)
+    (row,) = read(tmp_path / "metrics.jsonl")
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert row["behaviour/eta"] == 0.25
+
+
+@pytest.mark.parametrize(
+    "overrides", [["evaluation.steps=7"], ["evaluation.solver=euler", "evaluation.guidance_scale=3"]]
+)
+def test_how_evaluations_draw_changes_what_is_judged_and_nothing_else(
+    run_config: RunConfigMaker, tmp_path: Path, overrides: list[str]
+) -> None:
+    """The rollout's own settings, given to a run that only evaluates, give the same figures."""
+    settings = ("trainer.eval_every=1", "trainer.steps=1")
+    for folder, more in (("plain", ["trainer.steps=1"]), ("other", overrides)):
+        assert train(run_config(f"run.dir={tmp_path / folder}", *settings, *more), resume="auto") == 0
+    as_rollout = [override.replace("evaluation.", "rollout.") for override in overrides]
+    alone = run_config(
+        f"run.dir={tmp_path / 'alone'}", "trainer.eval_every=1", "trainer.steps=0", *as_rollout
+    )
+    assert train(alone, resume="auto") == 0
+    plain, other, alone_rows = (
+        read(tmp_path / name / "metrics.jsonl") for name in ("plain", "other", "alone")
+    )
+    for name in ("lora", "ema"):
+        assert all(
+            map(
+                torch.equal,
+                weights(tmp_path / "plain", name).values(),
+                weights(tmp_path / "other", name).values(),
+            )
+        )
+    means = [
+        {key: row[key] for key in row if key.endswith("/mean")}
+        for row in (plain[0], other[0], alone_rows[0], plain[1], other[1])
+    ]
+    assert means[0] != means[1] == means[2]
+    assert means[3] == means[4]
+
+
+@pytest.mark.parametrize("rule", list(TrainingTimes))
+def test_a_step_trains_on_the_times_of_the_rule(
+    run_config: RunConfigMaker,
+    tmp_path: Path,
+    directions: list[tuple[TrainingSet, Direction]],
+    rule: TrainingTimes,
+) -> None:
+    config = run_config(
+        f"run.dir={tmp_path}", "trainer.steps=1", "rollout.steps=5", "rollout.groups=6", "trainer.times_per_image=null",
+        f"algorithm.training_times={rule.value}", "rollout.times=euler",
+    )  # fmt: skip
+    assert train(config, resume="auto") == 0
+    times = directions[0][0].times
+    assert times.shape == (18, 4)
+    assert directions[0][0].samples == 72
+    every = times.unique().tolist()
+    assert len(every) == (4 if rule is TrainingTimes.leading else 5)
+    assert max(every) == 1.0
+    assert all(len(set(row)) == 4 for row in times.tolist())
+
+
+@pytest.mark.parametrize("kind", ["group", "image"])
+def test_images_of_a_prompt_share_noise_if_asked(
+    run_config: RunConfigMaker, tmp_path: Path, directions: list[tuple[TrainingSet, Direction]], kind: str
+) -> None:
+    config = run_config(
+        f"run.dir={tmp_path}", "trainer.steps=1", "rollout.steps=9", f"algorithm.training_noise={kind}",
+        "trainer.times_per_image=4",
+    )  # fmt: skip
+    train(config, resume="auto")
+    data = directions[0][0]
+    assert data.draws.tolist() == ([0, 0, 0, 1, 1, 1] if kind == "group" else list(range(6)))
+    assert data.indices.tolist() == list(range(6))
+    assert data.samples == 24
+    same = [torch.equal(data.times[0], data.times[i]) for i in range(6)]
+    assert same == ([True] * 3 + [False] * 3 if kind == "group" else [True] + [False] * 5)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(
+    run_config: RunConfigMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    original = Descent.direct
+
+    def spoilt(self: Descent, step: int, *rest: Any) -> Direction:
+        direction = original(self, step, *rest)
+        return replace(direction, gradient=direction.gradient * (torch.nan if step == 2 else 1.0))
+
+    monkeypatch.setattr(Descent, "direct", spoilt)
+    config = run_config(
+        f"run.dir={tmp_path}", "trainer.steps=3", "trainer.checkpoint_every=1", "trainer.keep_last=3"
+    )
+    with caplog.at_level(logging.WARNING, "marble"):
+        assert train(config, resume="auto") == 0
+    rows = read(tmp_path / "metrics.jsonl")
+    assert [row.get("skipped") for row in rows] == [None, 1, None]
+    assert "grad_norm" not in rows[1]
+    assert "step 2: the gradient is not finite" in (tmp_path / "log.txt").read_text()
+    with safe_open(tmp_path / "skipped" / "step-00000002-rank-0.safetensors", "pt") as batch:
+        assert set(batch.keys()) == {
+            "x0",
+            "images",
+            "times",
+            "indices",
+            "rewards",
+            "applicable",
+            "optimality",
+        }
+        assert batch.get_tensor("images").shape == (6, 3, 16, 16)
+        assert len(json.loads(batch.metadata()["prompts"])) == 6
+    for part in ("lora", "ema", "behaviour", "optimizer"):
+        first, second, third = (weights(tmp_path, part, step) for step in (1, 2, 3))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert not all(torch.equal(third[key], second[key]) for key in first)
+    infos = [
+        json.loads((tmp_path / "checkpoints" / f"step-0000000{n}" / "state.json").read_text()) for n in (1, 2)
+    ]
+    assert infos[0]["info"] == infos[1]["info"]
+
+
+def test_a_broken_reward_stops_the_run_with_its_last_step_kept(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"n": 0}
+    original = Lane.score
+
+    def failing(self: Lane, batch: Any, sources: Any) -> Any:
+        if self.name == "colorfulness":
+            calls["n"] += 1
+            if calls["n"] > 5:  # preflight and two steps of two batches
+                raise RewardError("reward colorfulness returned text")
+        return original(self, batch, sources)
+
+    monkeypatch.setattr(Lane, "score", failing)
+    config = run_config(f"run.dir={tmp_path}", "trainer.steps=9", "trainer.checkpoint_every=9")
+    with pytest.raises(RewardError, match="returned text"):
+        train(config, resume="auto")
+    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000002"
+    monkeypatch.setattr(Lane, "score", original)
+    assert train(run_config(f"run.dir={tmp_path}", "trainer.steps=3"), resume="auto") == 0
+    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    """What outside programs read; a key less or renamed is a decision."""
+    config = run_config(
+        f"run.dir={tmp_path}", "trainer.steps=2", "trainer.eval_every=2", "balance.refresh_every=2"
+    )
+    train(config, resume="auto")
+    rows = read(tmp_path / "metrics.jsonl")
+    each = {f"reward/{name}/{figure}" for name in config.rewards for figure in ("mean", "std", "applicable")}
+    always = each | {
+        "step",
+        "phase",
+        "loss/policy",
+        "loss/kl",
+        "grad_norm",
+        "balance/refresh",
+        "behaviour/eta",
+    }
+    always |= {f"time/{part}" for part in ("rollout", "reward", "train", "step")} | {
+        "throughput/images_per_second"
+    }
+    of_rewards = {"reward/{}/failed", "advantage/{}/std", "advantage/{}/effective_samples"}
+    of_rewards |= {"balance/alpha/{}", "balance/weight/{}"}
+    always |= {key.format(name) for key in of_rewards for name in config.rewards}
+    figures = ("grad_norm", "cosine", "alpha_cached")
+    refresh = {f"balance/{figure}/{name}" for figure in figures for name in config.rewards}
+    refresh |= {
+        "balance/gap",
+        "balance/solve_seconds",
+        "balance/fallbacks",
+        "balance/conflict_share",
+        "balance/failed",
+    }
+    refresh |= {"balance/pairwise_cosine/colorfulness/compressibility"}
+    judged = each | {f"reward/{name}/failed" for name in config.rewards} | {"step", "phase", "eval/composite"}
+    assert [set(row) for row in rows] == [judged, always | refresh, always, judged]
+    assert (
+        rows[1]["time/step"] >= sum(rows[1][f"time/{part}"] for part in ("rollout", "reward", "train")) - 1e-6
+    )
+
+
+def test_a_step_that_was_not_recorded_is_not_saved(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("trainer.steps=3", "trainer.checkpoint_every=1", f"run.dir={tmp_path}")
+    record = RunRecorder.record
+
+    def full_disk(self: RunRecorder, metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 2:
+            raise OSError("No space left on device")
+        record(self, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "record", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            train(run_config(*settings), resume="auto")
+    assert [path.name for path in store.steps(tmp_path)] == ["step-00000001"]
+    assert train(run_config(*settings), resume="auto") == 0
+    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_gradients_that_stay_infinite_stop_the_run(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Descent.direct
+
+    def direct(self: Descent, step: int, *rest: Any) -> Direction:
+        direction = original(self, step, *rest)
+        return replace(direction, gradient=direction.gradient / 0.0) if step in (1, 3, 4, 5) else direction
+
+    monkeypatch.setattr(Descent, "direct", direct)
+    config = run_config(f"run.dir={tmp_path}", "trainer.steps=9", "trainer.max_skipped=2")
+    with pytest.raises(TrainingError, match=r"of 3 steps in a row were not finite.*trainer\.max_skipped=2"):
+        train(config, resume="auto")
+    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000004"
+    assert len(list((tmp_path / "skipped").iterdir())) == 4

@@ -1,0 +1,268 @@
+"""One run at a time in a folder: who has it is told, what is left by a process that is gone is taken."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from marble_cli import lock
+from marble_cli.config.compose import dump
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import RequestError
+from marble_cli.lock import NAME, Holder, RunLock, is_held, this
+from marble_cli.plan.plan import plan
+from marble_cli.run.train import train
+
+RunConfigMaker = Callable[..., RunConfig]
+
+# Holds a folder's lock until its input ends; imports neither torch nor a model.
+HOLD = "import sys; from pathlib import Path; from marble_cli.lock import RunLock\n"
+HOLD += "with RunLock(Path(sys.argv[1])) as held:\n    held.take(); print('held', flush=True); {more}; sys.stdin.read()"
+
+
+@contextmanager
+def holding(folder: Path, more: str = "pass") -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the folder."""
+    command = [sys.executable, "-c", HOLD.format(more=more), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def take(folder: Path) -> None:
+    """Take the folder, and let go of it."""
+    with RunLock(folder) as held:
+        held.take()
+        held.take()  # once is enough
+        assert Holder(**json.loads((folder / NAME).read_text())).pid == os.getpid()
+    assert not (folder / NAME).exists()
+
+
+def write(folder: Path, holder: Holder) -> None:
+    (folder / NAME).write_text(json.dumps(asdict(holder)))
+
+
+def test_a_folder_is_taken_and_let_go_of(tmp_path: Path) -> None:
+    for _ in range(2):
+        take(tmp_path)
+    held = RunLock(tmp_path)
+    held.take()
+    held.__exit__(ValueError, ValueError(), None)
+    assert not is_held(tmp_path)
+    with RunLock(tmp_path / "nowhere"):
+        pass  # never taken
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_process_says_who_has_it(tmp_path: Path) -> None:
+    with holding(tmp_path) as process:
+        assert is_held(tmp_path)
+        said = rf"{tmp_path} is in use: process {process.pid} on {this().host} \(since \d{{4}}-\d\d-\d\d .*\) trains there\. Nothing was changed"
+        for attempt in (lambda: take(tmp_path), RunLock(tmp_path).check):
+            with pytest.raises(RequestError, match=said) as refused:
+                attempt()
+            assert refused.value.exit_code == 2
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
+    take(tmp_path)
+
+
+def test_the_same_process_has_it(tmp_path: Path) -> None:
+    with RunLock(tmp_path) as held:
+        held.take()
+        with pytest.raises(RequestError, match=rf"in use: process {os.getpid()} "):
+            take(tmp_path)
+
+
+def test_what_a_killed_process_leaves_is_told_and_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with holding(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (tmp_path / NAME).exists()
+        assert not is_held(tmp_path)
+        take(tmp_path)
+    assert f"process {process.pid} on {this().host}" in caplog.text
+    assert "is gone" in caplog.text
+
+
+def test_children_of_a_killed_process_do_not_hold_on(tmp_path: Path) -> None:
+    """A reward that forks workers outlives nobody's lock."""
+    more = "import os, time; child = os.fork(); child or time.sleep(60); print(child, flush=True)"
+    with holding(tmp_path, more) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.kill()
+        process.wait()
+        try:
+            os.kill(child, 0)  # it is still there
+            take(tmp_path)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+ELSEWHERE = {"host": "node-7", "boot": "another"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken"),
+    [
+        ({}, True),  # its process id is ours by chance: of an earlier container
+        ({"pid": 1}, True),  # so is another's: the kernel says that nobody holds the file
+        ({"host": "container-2"}, True),  # the same kernel under another name
+        ({"boot": "another"}, True),  # this machine was started anew
+        (ELSEWHERE, False),
+        (ELSEWHERE | {"job": "99"}, False),  # another job
+        (ELSEWHERE | {"job": "12", "restart": 1}, False),  # the job's second start, and so is this
+        (ELSEWHERE | {"job": "12"}, True),  # the same job before it was put back into the queue
+    ],
+)
+def test_who_left_it_decides(
+    changes: dict[str, str | int], taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    write(tmp_path, replace(this(), **({"started": 0, "job": "", "restart": 0} | changes)))  # type: ignore[arg-type]
+    if taken:
+        take(tmp_path)
+        assert "is gone" in caplog.text
+        return
+    before = (tmp_path / NAME).read_bytes()
+    with pytest.raises(
+        RequestError, match=rf"process \d+ on node-7.*cannot be seen from.*delete {tmp_path / NAME}"
+    ):
+        take(tmp_path)
+    assert is_held(tmp_path)
+    assert (tmp_path / NAME).read_bytes() == before
+    (tmp_path / NAME).unlink()
+    take(tmp_path)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_where_the_file_system_has_no_locks_the_process_is_looked_for(
+    alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with holding(tmp_path) as process:
+        left = (tmp_path / NAME).read_text()
+        if not alive:
+            process.kill()
+            process.wait()
+            (tmp_path / NAME).write_text(left)
+
+        def unsupported(*arguments: object) -> None:
+            raise OSError(38, "Function not implemented")
+
+        monkeypatch.setattr(fcntl, "lockf", unsupported)
+        if alive:
+            with pytest.raises(RequestError, match=f"in use: process {process.pid} "):
+                take(tmp_path)
+        else:
+            take(tmp_path)
+        write(tmp_path, replace(this(), started=0, host="container-2"))  # perhaps another's process ids
+        with pytest.raises(RequestError, match="cannot be seen from"):
+            take(tmp_path)
+
+
+def test_a_file_that_was_let_go_of_while_it_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock would be one of a file that nobody else can find."""
+    examine, opened = RunLock._examine, []
+
+    def late(self: RunLock, descriptor: int, ours: Holder) -> Holder | None:
+        if not opened:
+            self.path.unlink()
+        opened.append(descriptor)
+        return examine(self, descriptor, ours)
+
+    monkeypatch.setattr(RunLock, "_examine", late)
+    take(tmp_path)
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"host": 1}', "not json"])
+def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text(text)
+    with pytest.raises(RequestError, match=rf"{tmp_path / NAME} does not say which process.*delete it"):
+        take(tmp_path)
+    assert (tmp_path / NAME).read_text() == text
+
+
+def test_an_empty_file_is_nobody_s(tmp_path: Path) -> None:
+    (tmp_path / NAME).touch()
+    take(tmp_path)
+
+
+def test_an_empty_file_that_is_held_is_somebody_s(tmp_path: Path) -> None:
+    with holding(tmp_path, "import os; os.truncate(held.path, 0); print('cut', flush=True)") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(RequestError, match="in use: another process"):
+            take(tmp_path)
+
+
+def test_the_lock_is_let_go_of_wherever_a_reward_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    with RunLock(Path("run")) as held:
+        held.take()
+        monkeypatch.chdir("/")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_run_leaves_a_folder_in_use_alone(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    config = run_config(f"run.dir={tmp_path}")
+    with holding(tmp_path) as process:
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        for attempt in (
+            lambda: train(config, resume="auto"),
+            lambda: train(config, resume="never"),
+            lambda: plan(config),
+        ):
+            with pytest.raises(RequestError, match=f"in use: process {process.pid} "):
+                attempt()
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_has_its_folder_from_start_to_end(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "marble_cli.run.train.prepare", lambda folder, *rest: seen.append((folder / NAME).read_text())
+    )
+    config = run_config(f"run.dir={tmp_path / 'run'}", "trainer.steps=1")
+    assert train(config, resume="auto") == 0
+    assert json.loads(seen[0])["pid"] == os.getpid()
+    assert not (tmp_path / "run" / NAME).exists()
+    (tmp_path / "run" / "config.yaml").write_text(dump(config))
+    with pytest.raises(RequestError, match="--resume never"):
+        train(config, resume="never")
+    assert not (tmp_path / "run" / NAME).exists()
+
+
+def test_a_lock_is_a_file_of_a_few_words(tmp_path: Path) -> None:
+    with RunLock(tmp_path) as held:
+        held.take()
+        assert json.loads((tmp_path / NAME).read_text()).keys() == {
+            "host", "boot", "pid", "started", "since", "job", "restart",
+        }  # fmt: skip
+    assert lock._started(os.getpid()) > 0
+    assert lock._started(2**30) == -1
