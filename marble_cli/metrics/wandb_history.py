@@ -153,7 +153,7 @@ def _rebuild(known: Identity, rows: list[dict[str, Any]], samples: Path, scratch
 
     run = wandb.init(
         id=known.id, name=known.name, project=known.project, entity=known.entity, config=known.config, dir=scratch,
-        mode="offline", settings=quiet(reinit="create_new"),  # another run of this process may be open
+        mode="offline", settings=quiet(),
     )  # fmt: skip
     for row in rows:
         values, picture = figures(row), samples / f"step-{row['step']:08d}.png"

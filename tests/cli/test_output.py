@@ -43,7 +43,7 @@ class Loud:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "loud_module", raising=False)
     entries = {**installed(), "loud": EntryPoint("loud", "loud_module:Loud", "marble.rewards")}
-    for module in ("config.compose", "config.validate", "rewards.registry"):
+    for module in ("plugins", "config.compose", "config.validate", "rewards.registry"):
         monkeypatch.setattr(f"marble_cli.{module}.installed", lambda: entries)
     return "loud"
 

@@ -158,6 +158,10 @@ def test_what_a_run_is_still_writing_stays_to_be_sent(service: Service, tmp_path
     assert unsent(run) == starts(run)[-1:]
     assert send(run) == 5
     start(run, "offline", 6, 6)
+    last = starts(run)[-1]
+    last.rename(
+        last.with_name(f"offline-run-20200101_000000-{ID}")
+    )  # W&B's names tell starts apart by seconds
     going = WandbRun(Wandb(WandbMode.online, "p", None), run, "n", {}, ID)
     with pytest.raises(RequestError, match="still sending its figures itself"):
         send(run, running=True)
