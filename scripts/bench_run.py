@@ -13,21 +13,17 @@ from typing import Any
 
 from bench_tools import Cell, Sheet, alternate, ratio
 
-from marble_cli.balance.registry import build as build_balance
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import load_prompts
-from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Scorer, open_scorer
-from marble_cli.rollout.collect import evaluation_rollout, training_rollout
+from marble_cli.run.build import build_balance, build_optimizer, build_trainer
 from marble_cli.run.loop import Trainer
 from marble_cli.run.state import fresh
-from marble_cli.run.train import build_optimizer
-from marble_cli.step.direction import make_descent
 
 REFRESH_EVERY = 10
 STEPS = {
@@ -56,16 +52,9 @@ class Silent:
 
 def make_trainer(config: RunConfig, policy: Policy, scorer: Scorer) -> Trainer:
     """A trainer as `marble train` makes it, without a folder and without evaluations."""
-    sources = load_prompts(config.data, "train")
-    weights = {name: config.data.sources[name].weight for name in sources}
-    seed, rewards = config.trainer.seed, config.rewards
-    balance = build_balance(config.balance, list(rewards), [reward.weight for reward in rewards.values()])
-    layout = Replicated(Ranks())
-    return Trainer(
-        config, Path("unused"), policy, build_optimizer(config, policy), scorer, scorer,
-        PromptSampler(sources, weights, config.rollout.groups, seed), [],
-        training_rollout(config, policy), evaluation_rollout(config, policy),
-        make_descent(config, list(rewards), policy, balance, layout), layout, Silent(), fresh(policy),
+    return build_trainer(
+        config, Path("unused"), policy, build_optimizer(config, policy), build_balance(config), scorer,
+        load_prompts(config.data, "train"), [], Replicated(Ranks()), Silent(), fresh(policy),
     )  # fmt: skip
 
 

@@ -18,13 +18,13 @@ from torch import Tensor
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig, SharedTerm, TrainingNoise
 from marble_cli.data.prompts import load_prompts
-from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.objective.coefficients import Coefficients, reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.collect import training_rollout
+from marble_cli.run.build import build_sampler
 from marble_cli.step.batches import TrainingSet, chunks, training_times
 from marble_cli.step.gradients import Objective, Step, reward_gradients
 from marble_cli.step.reward_signal import read_signal
@@ -48,9 +48,7 @@ def gradients(step: Step, rewards: Coefficients) -> Tensor:
 def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tuple[float, Tensor]]]:
     """Rewards' names, their agreement [K] over the configured times, and (t, agreement [K]) for each time alone."""
     policy = load_policy(config.model, config.trainer.seed)
-    sources = load_prompts(config.data, "train")
-    weights = {name: source.weight for name, source in config.data.sources.items()}
-    sampler = PromptSampler(sources, weights, config.rollout.groups, config.trainer.seed)
+    sampler = build_sampler(config, load_prompts(config.data, "train"))
     trainer, algorithm, size = config.trainer, config.algorithm, config.rollout.group_size
     objective = Objective(
         algorithm.beta, algorithm.advantage.clip, 0.0, trainer.seed, trainer.micro_batch_size

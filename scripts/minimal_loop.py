@@ -16,7 +16,6 @@ from torch import Tensor
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.gram import gram
-from marble_cli.balance.registry import build
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig, TrainingNoise
 from marble_cli.data.prompts import load_prompts
@@ -29,7 +28,8 @@ from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.trainable.ema import behaviour_eta, blend
 from marble_cli.rewards.scorer import Scorer, open_scorer
-from marble_cli.rollout.collect import Rollout
+from marble_cli.rollout.collect import Rollout, training_rollout
+from marble_cli.run.build import build_balance, build_optimizer, build_sampler
 from marble_cli.step.batches import NoisedBatch, TrainingSet, chunks, noised_batches, training_times
 
 
@@ -58,7 +58,8 @@ def train_step(
     coefficients = reward_coefficients(r, scores.applicable, shared_term=config.balance.shared_term)
     draws = images // size if algorithm.training_noise is TrainingNoise.group else images
     times = training_times(
-        rollout.times(), settings.timestep_fraction, settings.times_per_image, draws.tolist(), settings.seed, step
+        rollout.times(), settings.timestep_fraction, settings.times_per_image, draws.tolist(), settings.seed, step,
+        algorithm.training_times,
     )  # fmt: skip
     data = TrainingSet(samples.x0, samples.embeddings, images, draws, times, times.numel())
     parameters = list(policy.parameters("trained").values())
@@ -112,21 +113,12 @@ def main(steps: int, overrides: list[str]) -> Policy:
     config = compose(["preset=tiny", *overrides])
     policy = load_policy(config.model, config.trainer.seed)
     names = list(config.rewards)
-    balance = build(config.balance, names, [reward.weight for reward in config.rewards.values()])
+    balance = build_balance(config)
     if isinstance(balance, ScalarisedReward):
         raise SystemExit(f"balance={config.balance.name} mixes rewards before there are gradients to balance")
-    shares = {name: source.weight for name, source in config.data.sources.items()}
-    sampler = PromptSampler(
-        load_prompts(config.data, "train"), shares, config.rollout.groups, config.trainer.seed
-    )
-    settings = config.optimizer
-    optimizer = torch.optim.AdamW(
-        list(policy.parameters("trained").values()), lr=settings.lr, betas=(settings.betas[0], settings.betas[1]),
-        eps=settings.epsilon, weight_decay=settings.weight_decay,
-    )  # fmt: skip
-    rollout = Rollout(
-        policy, config.rollout.solver, config.rollout.steps, config.rollout.batch_size, config.trainer.seed
-    )
+    sampler = build_sampler(config, load_prompts(config.data, "train"))
+    optimizer = build_optimizer(config, policy)
+    rollout = training_rollout(config, policy)
     with open_scorer(config.rewards, str(policy.device)) as scorer:
         for step in range(1, steps + 1):
             cosine = train_step(config, policy, rollout, scorer, balance, sampler, optimizer, step)

@@ -56,7 +56,7 @@ def differences(there: RunConfig, now: RunConfig) -> list[Difference]:
     """List every key whose value differs, in the order of the configuration; the order of rewards and sources is one, too."""
     before, after = _tree(there), _tree(now)
     found = [
-        Difference(_written(path), old, new, _may_change(path))
+        Difference(_written(path), old, new, _may_change(path) or _has_moved(old, new))
         for path, old, new in _unequal((), before, after)
         if path[0] != "run"  # what it is called, and where it lies
     ]
@@ -110,6 +110,13 @@ def _may_change(path: tuple[str, ...]) -> bool:
         return len(rest) == 2 and rest[1] in REWARDS_MAY_CHANGE
     keys = CONTINUABLE.get(group, ())
     return keys is None or rest[0] in keys
+
+
+def _has_moved(old: Any, new: Any) -> bool:
+    """Tell whether a path of another folder or machine, which is not here, has one that is here in its place."""
+    if not (isinstance(old, str) and isinstance(new, str) and old.startswith("/") and new.startswith("/")):
+        return False
+    return not Path(old).exists() and Path(new).exists()
 
 
 def _shown(key: str, value: Any) -> str:

@@ -9,34 +9,32 @@ from typing import Any, Protocol
 
 import torch
 
-from marble_cli.checkpoint import store
 from marble_cli.config.schema import RunConfig, TrainingNoise
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import like, local
-from marble_cli.errors import BalanceError, DeviceMemoryError, RewardError, StorageError, TrainingError
+from marble_cli.errors import StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation, score_policy
 from marble_cli.evaluate.verdict import base_scores, judge
 from marble_cli.interrupts import Interrupt
 from marble_cli.plan.checks import check_rewards
-from marble_cli.plan.memory import bounded, forget
+from marble_cli.plan.memory import bounded
 from marble_cli.policy.base import Policy
 from marble_cli.policy.trainable.ema import behaviour_eta, blend, ema_decay
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout, Samples
 from marble_cli.run.balance_state import remembered
+from marble_cli.run.checkpoints import Checkpoints
 from marble_cli.run.inspection import keep_batch
-from marble_cli.run.state import Packed, Progress, pack
-from marble_cli.step.alike import check_alike
+from marble_cli.run.state import Progress
 from marble_cli.step.batches import TrainingSet, training_times
 from marble_cli.step.direction import Descent
 from marble_cli.step.reward_signal import Signal, describe, read_signal
 
 log = logging.getLogger("marble.run")
 
-ALIKE = (RewardError, TrainingError, BalanceError)  # raised on all ranks, which see the same
 SMALLER_ROLLOUT = "Lower rollout.batch_size"
 SMALLER_TRIAL = "Free the device, or have rewards compute elsewhere (rewards.<name>.device=cpu or .url)"
 SMALLER_ENCODERS = "Free the device or take one with more memory"
@@ -73,8 +71,11 @@ class Trainer:
     progress: Progress
     prepared: int = 0  # the last step whose prompts the policy has been told of
     skipped: int = 0  # steps in a row without a finite gradient
-    torn: bool = False  # the weights are on their way from one step to the next
-    tried: int | None = None  # the last step of which a checkpoint was written, or could not be
+
+    def __post_init__(self) -> None:
+        self.checkpoints = Checkpoints(
+            self.folder, self.config.trainer, self.policy, self.optimizer, self.layout, self.progress
+        )
 
     @property
     def ranks(self) -> Ranks:
@@ -87,25 +88,8 @@ class Trainer:
             RewardError: a reward failed too often; a checkpoint of the last finished step is written first.
             StorageError: there is no room for a checkpoint or for the metrics; earlier checkpoints are whole.
         """
-        self.tried = self.progress.step or None
-        try:
+        with self.checkpoints.salvage():
             return self.go(interrupt)
-        except BaseException as error:
-            if self.torn or self.tried == self.progress.step:
-                raise
-            together = self.ranks.world == 1 or self.ranks.leaving or isinstance(error, ALIKE)
-            if self.layout.sharded and not together:
-                log.error("step %d is not kept: other processes hold parts of it", self.progress.step)
-            else:
-                forget(error)
-                try:
-                    with bounded("as the step was to be kept", "Free the device"):
-                        self.write(self.pack(), False)
-                except (StorageError, DeviceMemoryError) as second:  # what stopped the run is the news
-                    log.error("nor could step %d be kept: %s", self.progress.step, second)
-                if together:
-                    self.ranks.wait()  # a launcher may end the main rank, which still writes, when others have gone
-            raise
 
     def go(self, interrupt: Interrupt) -> int:
         """Step after step, with evaluations and checkpoints where they are due; returns the exit code."""
@@ -126,16 +110,16 @@ class Trainer:
             with self.ranks.agreed():
                 self.recorder.record(metrics)
             self.progress.balance = remembered(self.descent.balance)
-            self.progress.step, self.torn = step, False
+            self.progress.step, self.checkpoints.mid_update = step, False
             best = self.evaluate() if self.judgement_due() else False
             stop = self.ranks.any(interrupt.exit_code is not None)
             if stop or best or step == settings.steps or step % settings.checkpoint_every == 0:
-                self.save(best)
+                self.checkpoints.save(best)
             if stop:
                 self.recorder.message(f"stopped by a signal after step {step}; a checkpoint is written")
                 return interrupt.exit_code or 143
-        if self.tried != self.progress.step:
-            self.save(False)
+        if not self.checkpoints.up_to_date:
+            self.checkpoints.save(False)
         return 0
 
     def prepare(self, step: int) -> None:
@@ -218,7 +202,7 @@ class Trainer:
         if not math.isfinite(norm):
             self.skip(step, samples, data, signal)
             return metrics | {"skipped": 1}
-        self.skipped, self.torn = 0, True
+        self.skipped, self.checkpoints.mid_update = 0, True
         metrics["grad_norm"] = norm
         self.apply(direction.gradient * min(1.0, self.config.optimizer.clip_norm / (norm + 1e-6)))
         self.progress.cache = direction.cache
@@ -294,33 +278,3 @@ class Trainer:
         if not first:
             self.progress.best_step = self.progress.step
         return not first
-
-    def save(self, best: bool) -> None:
-        """Write a checkpoint of the last finished step; where that fails, all ranks leave.
-
-        Raises:
-            TrainingError: the ranks' weights are not alike; no checkpoint is written.
-        """
-        try:
-            check_alike(self.policy.parameters("trained"), self.layout, self.progress.step, self.tried)
-        except TrainingError:
-            self.tried = self.progress.step  # nor is one written at the end
-            raise
-        packed = self.pack()
-        with self.ranks.agreed():
-            self.write(packed, best)
-
-    def pack(self) -> Packed | None:
-        """What a checkpoint holds, for the main rank to write; of shards, the others send theirs."""
-        if self.ranks.is_main or self.layout.sharded:
-            return pack(self.policy, self.optimizer, self.progress)
-        return None
-
-    def write(self, packed: Packed | None, best: bool) -> None:
-        """Write it on the main rank."""
-        self.tried = self.progress.step
-        if self.ranks.is_main and packed is not None:
-            settings = self.config.trainer
-            store.save(
-                self.folder, *packed, keep_last=settings.keep_last, keep_every=settings.keep_every, best=best
-            )

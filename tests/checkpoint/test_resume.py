@@ -48,6 +48,20 @@ def test_what_differs_is_told(
         assert re.fullmatch(expected if isinstance(expected, re.Pattern) else re.escape(expected), words)
 
 
+def test_a_run_may_move_with_its_data(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    """Paths are absolute; one that is gone may have another in its place, and one that is there may not."""
+    places = [tmp_path / name for name in ("before", "after", "third")]
+    for place in places:
+        place.mkdir()
+    there, now, third = (run_config(f"data.root={place}") for place in places)
+    assert [str(one) for one in differences(there, now) if not one.may_change] != []
+    places[0].rmdir()
+    (moved,) = differences(there, now)
+    assert (moved.key, moved.may_change) == ("data.root", True)
+    places[2].rmdir()
+    assert not all(one.may_change for one in differences(there, third))
+
+
 def test_secrets_are_not_told() -> None:
     for key in ("rewards.judge.api_key", "rewards.judge.token", "rewards.judge.password"):
         assert str(Difference(key, "abc", "abcd", False)) == f"{key}: (not shown) there, (not shown) now"

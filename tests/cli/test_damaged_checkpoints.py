@@ -16,7 +16,9 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError
 from marble_cli.metrics.jsonl import read
-from marble_cli.run.train import build_optimizer, go_on, train
+from marble_cli.run.build import build_optimizer
+from marble_cli.run.resume import go_on
+from marble_cli.run.train import train
 from tests.checkpoint.damage import COMMON, relist, rewrite
 
 RunConfigMaker = Callable[..., RunConfig]

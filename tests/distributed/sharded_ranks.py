@@ -21,8 +21,8 @@ from marble_cli.distributed.shards import gathered, like, local, share
 from marble_cli.objective.coefficients import reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
+from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import Progress, fresh, pack, unpack
-from marble_cli.run.train import build_optimizer
 from marble_cli.step.batches import TrainingSet, chunks
 from marble_cli.step.direction import make_descent
 from marble_cli.step.gradients import Step, mixture_gradient, reward_gradients

@@ -30,8 +30,8 @@ from marble_cli.evaluate.target import run_config as judging_config
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Scores
 from marble_cli.rollout.ode import make_scheduler
+from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import fresh, pack
-from marble_cli.run.train import build_optimizer
 from marble_cli.seeds import noise
 from tests.checkpoint.damage import relist
 from tests.checkpoint.format_1 import rewrite_in_format_1

@@ -18,8 +18,8 @@ from marble_cli.config.compose import compose, dump
 from marble_cli.evaluate.generate import generate
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.source import EMBEDDED
+from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import fresh, pack
-from marble_cli.run.train import build_optimizer
 from marble_cli.seeds import noise
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

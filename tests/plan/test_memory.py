@@ -21,7 +21,8 @@ from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.size import model_size
-from marble_cli.run.loop import SMALLER_ROLLOUT, Trainer
+from marble_cli.run.checkpoints import Checkpoints
+from marble_cli.run.loop import SMALLER_ROLLOUT
 from marble_cli.run.train import train
 from marble_cli.step.direction import Descent
 
@@ -294,7 +295,7 @@ def test_what_ran_out_is_let_go_before_a_checkpoint_is_made(
 ) -> None:
     """Activations of the step that failed would still fill the device."""
     held: list[weakref.ref[Tensor]] = []
-    direct, pack = Descent.direct, Trainer.pack
+    direct, pack = Descent.direct, Checkpoints.pack
 
     def greedy(self: Descent, number: int, *rest: Any) -> Any:
         if number == 2:
@@ -303,12 +304,12 @@ def test_what_ran_out_is_let_go_before_a_checkpoint_is_made(
             torch.empty(2**60, dtype=torch.uint8)
         return direct(self, number, *rest)
 
-    def packed(self: Trainer) -> Any:
+    def packed(self: Checkpoints) -> Any:
         assert held[0]() is None
         return pack(self)
 
     monkeypatch.setattr(Descent, "direct", greedy)
-    monkeypatch.setattr(Trainer, "pack", packed)
+    monkeypatch.setattr(Checkpoints, "pack", packed)
     with pytest.raises(DeviceMemoryError, match="the training of step 2"):
         train(run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9"), resume="auto")
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000001"
@@ -324,15 +325,18 @@ def test_a_checkpoint_without_room_hides_no_error(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return direct(self, number, *rest)
 
-    def pack(self: Trainer) -> Any:
+    def pack(self: Checkpoints) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 MiB.")
 
     monkeypatch.setattr(Descent, "direct", greedy)
-    monkeypatch.setattr(Trainer, "pack", pack)
+    monkeypatch.setattr(Checkpoints, "pack", pack)
     with pytest.raises(DeviceMemoryError, match=r"the training of step 2: CUDA .* 2\.00 GiB\. Lower trainer"):
         train(run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9"), resume="auto")
     log = (tmp_path / "log.txt").read_text()
-    assert "nor could step 1 be kept: out of memory as the step was to be kept: CUDA out of memory" in log
+    assert (
+        "checkpointing step 1 on the way out failed too: out of memory as the step was to be kept: CUDA out of memory"
+        in log
+    )
 
 
 def test_shards(run_config: RunConfigMaker) -> None:

@@ -25,6 +25,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RewardError, StorageError
 from marble_cli.files import write_whole
 from marble_cli.metrics.jsonl import MetricsLog, read
+from marble_cli.run.checkpoints import Checkpoints
 from marble_cli.run.loop import Trainer
 from marble_cli.run.recorder import LogFile, RunRecorder
 from marble_cli.run.train import train
@@ -102,17 +103,17 @@ def sizes(folder: Path) -> int:
 def test_no_room_for_a_checkpoint(
     run_config: RunConfigMaker, disk: Disk, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, save = disk.folder / "run", Trainer.save
+    run, save = disk.folder / "run", Checkpoints.save
     config = run_config("trainer.steps=3", *SETTINGS, f"run.dir={run}")
     needed = sizes(whole / "checkpoints" / "step-00000003")
 
-    def filled(self: Trainer, best: bool) -> None:
+    def filled(self: Checkpoints, best: bool) -> None:
         if self.progress.step == 2:
             disk.fill(leave=needed // 2)
         save(self, best)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save", filled)
+        patch.setattr(Checkpoints, "save", filled)
         with pytest.raises(StorageError) as error:
             train(config, resume="auto")
     said = str(error.value)
@@ -239,7 +240,7 @@ def test_what_stopped_a_run_is_told_first(
     with pytest.raises(RewardError, match="out of order"):
         train(config, resume="auto")
     log = (run / "log.txt").read_text()
-    assert "ERROR nor could step 1 be kept: " in log
+    assert "ERROR checkpointing step 1 on the way out failed too: " in log
     assert "step-00000001 could not be written" in log
 
 

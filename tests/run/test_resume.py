@@ -26,9 +26,11 @@ from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.metrics.jsonl import read
 from marble_cli.policy.load import load_policy
 from marble_cli.run.agreement import read as read_checkpoint
+from marble_cli.run.build import build_optimizer
 from marble_cli.run.loop import Trainer
+from marble_cli.run.resume import restore
 from marble_cli.run.state import fresh, pack
-from marble_cli.run.train import build_optimizer, restore, train
+from marble_cli.run.train import train
 from tests.checkpoint.format_1 import rewrite_in_format_1
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -239,7 +241,7 @@ def test_a_balance_with_a_state_goes_on_with_it(
 
     def broken(self: Trainer, gradient: torch.Tensor) -> None:
         if self.progress.step == 1:
-            self.torn = False  # nothing was changed yet
+            self.checkpoints.mid_update = False  # nothing was changed yet
             raise OSError("a cable was pulled")
         apply(self, gradient)
 

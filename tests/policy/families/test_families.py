@@ -25,8 +25,9 @@ from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.ode import make_scheduler, sample, sampling_times
+from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import fresh, pack
-from marble_cli.run.train import build_optimizer, train
+from marble_cli.run.train import train
 from marble_cli.seeds import noise
 from marble_cli.step.per_sample import Mixer
 from tests.policy.families.pipelines import TINY, Tiny

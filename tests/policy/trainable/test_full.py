@@ -26,8 +26,8 @@ from marble_cli.evaluate.generate import generate
 from marble_cli.evaluate.target import resolve_target
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
+from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import fresh, pack
-from marble_cli.run.train import build_optimizer
 from marble_cli.seeds import noise
 from tests.policy.trainable.test_switches import COMPILER, QUIET
 
