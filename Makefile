@@ -24,7 +24,7 @@ bench: install
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/bench.py $(BENCH)
 
 test: install
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Every fault for real, at random instants, for minutes each. FAULTS="--output docs/reliability.md" writes its table.
 test-faults: install

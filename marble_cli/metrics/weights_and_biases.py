@@ -1,8 +1,11 @@
 """Weights & Biases: a mirror of the metrics that never stops a run."""
 
 import logging
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,26 @@ from marble_cli.metrics import wandb_history as history
 from marble_cli.metrics.wandb_destination import destination
 
 log = logging.getLogger("marble")
+
+
+def end_service() -> None:
+    """End W&B's service of this process, by force if it does not end in time: it may try to send for hours."""
+    import wandb
+
+    def end() -> None:
+        with suppress(Exception):  # whatever it has to say of its own end
+            wandb.teardown()
+
+    ending = threading.Thread(target=end, name="wandb-teardown", daemon=True)
+    ending.start()
+    ending.join(history.PATIENCE)
+    if ending.is_alive():
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # a process that has ended meanwhile
+                name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+                if name.startswith("wandb") and int(rest.split()[1]) == os.getpid():
+                    os.kill(int(stat.parent.name), signal.SIGKILL)
+        ending.join(history.PATIENCE)
 
 
 class WandbRun:
@@ -55,7 +78,7 @@ class WandbRun:
                 )
                 for attempt in set(history.starts(folder)) - set(before):
                     history.mark_sent(attempt)  # nothing was written to it
-                wandb.teardown()  # its service may hold on to the id of what has just failed
+                end_service()  # it may hold on to the id of what has just failed
                 self.run = start("offline", known)
             identity = history.Identity(self.run.id, name, where.project, where.entity, config)
             identity.write(folder)

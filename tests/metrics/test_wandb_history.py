@@ -2,12 +2,12 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import wandb
 from typer.testing import CliRunner
 
 from marble_cli.cli.app import app
@@ -16,7 +16,7 @@ from marble_cli.errors import ConfigError, MarbleError, RequestError
 from marble_cli.metrics import wandb_history
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
 from marble_cli.metrics.wandb_history import identity, send, starts, unsent
-from marble_cli.metrics.weights_and_biases import WandbRun
+from marble_cli.metrics.weights_and_biases import WandbRun, end_service
 from marble_cli.run.train import train
 from tests.metrics.service import Service, serving
 
@@ -32,9 +32,9 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Service
         monkeypatch.setenv("WANDB_BASE_URL", found.url)
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-        wandb.teardown()  # it remembers the service of the tests before
+        end_service()  # it remembers the service of the tests before
         yield found
-        wandb.teardown()
+        end_service()
 
 
 def made(folder: Path) -> Path:
@@ -199,7 +199,7 @@ def test_figures_are_kept_where_weights_and_biases_cannot_be_reached(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(wandb_history, "PATIENCE", 1.0)
-    wandb.teardown()
+    end_service()
     start(tmp_path, "online", 1, 2)
     assert "W&B cannot be reached" in caplog.text
     (kept,) = unsent(tmp_path)  # what was tried online holds nothing
@@ -207,7 +207,7 @@ def test_figures_are_kept_where_weights_and_biases_cannot_be_reached(
     assert identity(tmp_path).id == ID  # type: ignore[union-attr]
     with pytest.raises(MarbleError, match=r"W&B at http://127.0.0.1:9 cannot be reached: .* still there"):
         send(tmp_path)
-    wandb.teardown()
+    end_service()
 
 
 def test_an_online_start_says_what_is_missing(
@@ -233,7 +233,7 @@ def test_a_run_follows_its_variables_and_says_which_it_does_not(
 ) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
     monkeypatch.setenv("WANDB_MODE", "dryrun")
-    wandb.teardown()
+    end_service()
     WandbRun(Wandb(WandbMode.auto, None, None), made(tmp_path / "one"), "n", {}, ID).close()
     assert "not followed" not in caplog.text
     monkeypatch.setenv("WANDB_MODE", "online")
@@ -249,7 +249,7 @@ def test_a_run_follows_its_variables_and_says_which_it_does_not(
     monkeypatch.setenv("WANDB_MODE", "onlin")
     with pytest.raises(ConfigError, match="WANDB_MODE='onlin' is no mode"):
         WandbRun(Wandb(WandbMode.auto, None, None), tmp_path / "third", "n", {}, ID)
-    wandb.teardown()
+    end_service()
 
 
 def test_disabled_weights_and_biases_does_nothing(tmp_path: Path) -> None:
@@ -271,3 +271,14 @@ def test_the_command(service: Service, tmp_path: Path) -> None:
         f"{tmp_path / 'other'}: W&B lacks nothing",
     ]
     assert json.loads((tmp_path / "one" / "wandb" / "run.json").read_text())["id"] == ID
+
+
+def test_a_service_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may try for hours to send what nobody takes."""
+    stuck = tmp_path / "wandb-stuck"
+    shutil.copy(shutil.which("sleep") or "", stuck)
+    process = subprocess.Popen([stuck, "3600"])
+    monkeypatch.setattr(wandb_history, "PATIENCE", 0.2)
+    monkeypatch.setattr("wandb.teardown", process.wait)
+    end_service()
+    assert process.wait(10) < 0
