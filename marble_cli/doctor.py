@@ -86,7 +86,7 @@ def _folder() -> str:
 
 
 def _wandb() -> str:
-    from marble_cli.config.schema import Wandb, WandbMode
+    from marble_cli.config.schema import WandbConfig, WandbMode
     from marble_cli.metrics.wandb_destination import destination
 
-    return str(destination(Wandb(WandbMode.auto, None, None)))
+    return str(destination(WandbConfig(WandbMode.auto, None, None)))

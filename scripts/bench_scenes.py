@@ -11,7 +11,7 @@ from diffusers import (
 )
 
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import Model, RunConfig
+from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.families.sd3 import SD3
 from marble_cli.policy.load import load_policy, pick_device
@@ -47,7 +47,7 @@ class Scene:
         return sum(parameter.numel() for parameter in self.policy.parameters("trained").values())
 
 
-def random_policy(transformer: SD3Transformer2DModel, model: Model) -> PipelinePolicy:
+def random_policy(transformer: SD3Transformer2DModel, model: ModelConfig) -> PipelinePolicy:
     """A transformer with its LoRA pair, without text encoders and with a VAE that nothing is decoded by."""
     vae = AutoencoderKL(latent_channels=transformer.config.in_channels)
     pipeline = StableDiffusion3Pipeline(

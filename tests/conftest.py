@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import Model, RunConfig
+from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.rewards import guard
 
 torch.set_num_threads(1)  # the tensors are tiny, and sums do not depend on the machine
@@ -154,13 +154,13 @@ def run_config(base_overrides: list[str]) -> RunConfigMaker:
 
 
 @pytest.fixture(scope="session")
-def model(run_config: RunConfigMaker) -> Model:
+def model(run_config: RunConfigMaker) -> ModelConfig:
     """The `model` group that points at the random pipeline."""
     return run_config().model
 
 
 @pytest.fixture
-def policy(model: Model) -> Any:
+def policy(model: ModelConfig) -> Any:
     """A fresh policy over the random pipeline, its adapters as at the start of a run."""
     from marble_cli.policy.load import load_policy
 

@@ -21,7 +21,7 @@ from marble_cli.checkpoint.resume import differences
 from marble_cli.cli.app import main
 from marble_cli.config import references
 from marble_cli.config.compose import compose, dump, load_resolved
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.errors import ConfigError
 from marble_cli.plugins import installed
 from marble_cli.redaction import RedactedStream, is_secret, learn, learn_environment, learn_options, redact
@@ -386,7 +386,7 @@ def test_a_server_tells_its_clients_no_secret(monkeypatch: pytest.MonkeyPatch, e
     from marble_cli.rewards.api import Batch
     from marble_cli.rewards.elsewhere import protocol
     from marble_cli.rewards.elsewhere.server import Limits, build_app
-    from marble_cli.rewards.worker import Lane
+    from marble_cli.rewards.worker import RewardWorker
 
     class Mine:
         """Fails, and tells its key."""
@@ -402,8 +402,8 @@ def test_a_server_tells_its_clients_no_secret(monkeypatch: pytest.MonkeyPatch, e
     known = {"mine": EntryPoint("mine", "x:y", "marble.rewards")}
     monkeypatch.setattr("marble_cli.rewards.registry.installed", lambda: known)
     monkeypatch.setattr(EntryPoint, "load", lambda entry: Mine)
-    settings = Reward(plugin="mine", options={"api_key": SECRET})
-    lane = Lane("mine", settings, maker("mine", settings, "cpu"))
+    settings = RewardConfig(plugin="mine", options={"api_key": SECRET})
+    lane = RewardWorker("mine", settings, maker("mine", settings, "cpu"))
     batch = protocol.pack_batch(Batch(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ["a"], [{}]))
     answer = TestClient(build_app({"mine": lane}, {"mine": ""}, None, Limits())).post(
         "/score/mine", content=batch
@@ -434,7 +434,7 @@ def test_a_judges_key_is_looked_at_before_anything_is_loaded(key: str | None) ->
     os.environ.pop("JUDGE_KEY", None)
     if key is not None:
         os.environ["JUDGE_KEY"] = key
-    settings = Reward(plugin="judge", options={"api_key_env": "JUDGE_KEY"})
+    settings = RewardConfig(plugin="judge", options={"api_key_env": "JUDGE_KEY"})
     for look in (lambda: declare("mine", settings), lambda: maker("mine", settings, "cpu")):
         with pytest.raises(
             ConfigError, match=r"rewards.mine.api_key_env: the environment variable JUDGE_KEY"
@@ -456,5 +456,5 @@ def test_a_servers_token_is_refused_by_the_name_of_its_variable(token: str, give
     with pytest.raises(
         ConfigError, match=f"{variable} must be printable ASCII, with no space at its ends"
     ) as raised:
-        address("mine", Reward(plugin="mine", url="http://127.0.0.1:9", **given))
+        address("mine", RewardConfig(plugin="mine", url="http://127.0.0.1:9", **given))
     assert "zyxw" not in str(raised.value)

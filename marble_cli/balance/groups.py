@@ -21,7 +21,7 @@ class Entry:
     priority: float = 1.0
 
 
-def entries(config: schema.Balance, names: Sequence[str]) -> tuple[Entry, ...]:
+def entries(config: schema.BalanceConfig, names: Sequence[str]) -> tuple[Entry, ...]:
     """The entries that `balance.groups` and `balance.priorities` ask for.
 
     Args:
@@ -54,7 +54,7 @@ def entries(config: schema.Balance, names: Sequence[str]) -> tuple[Entry, ...]:
     return tuple(Entry(tuple(rows), config.priorities.get(name, 1.0)) for name, rows in members.items())
 
 
-def _group_of(config: schema.Balance, names: Sequence[str]) -> dict[str, str]:
+def _group_of(config: schema.BalanceConfig, names: Sequence[str]) -> dict[str, str]:
     """The group of every reward that is in one."""
     found: dict[str, str] = {}
     for group, rewards in config.groups.items():

@@ -13,7 +13,7 @@ from marble_cli.errors import ConfigError
 from marble_cli.plugins import balances
 from marble_cli.suggest import nearest
 
-Builder = Callable[[schema.Balance, Sequence[str], Sequence[float]], Balance | ScalarisedReward]
+Builder = Callable[[schema.BalanceConfig, Sequence[str], Sequence[float]], Balance | ScalarisedReward]
 
 
 def names() -> list[str]:
@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 
 def build(
-    config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]
+    config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]
 ) -> Balance | ScalarisedReward:
     """Build the balance that a configuration asks for.
 
@@ -53,7 +53,9 @@ def build(
 
 
 def _least_norm(unit: bool) -> Builder:
-    def builder(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
+    def builder(
+        config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]
+    ) -> Balance:
         parts = entries(config, names)
         _check_floor(
             config.floor,
@@ -69,23 +71,23 @@ def _least_norm(unit: bool) -> Builder:
     return builder
 
 
-def _equal(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
+def _equal(config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
     return Fixed((1.0,) * len(names))
 
 
-def _fixed(config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
+def _fixed(config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
     return Fixed(_weights(config, names, reward_weights))
 
 
 def _scalarised(
-    config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]
+    config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]
 ) -> ScalarisedReward:
     weights = _weights(config, names, reward_weights)
     return ScalarisedReward(Scalarisation(config.name), weights, config.reduce)
 
 
 def _weights(
-    config: schema.Balance, names: Sequence[str], reward_weights: Sequence[float]
+    config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]
 ) -> tuple[float, ...]:
     """The K weights, checked."""
     for name in config.weights:

@@ -10,7 +10,7 @@ import typer
 from marble_cli.cli.options import to_path
 
 if TYPE_CHECKING:
-    from marble_cli.config.schema import Balance
+    from marble_cli.config.schema import BalanceConfig
 
 EPILOG = "Example:  marble explain runs/first"
 
@@ -60,7 +60,7 @@ def explain(
         console.print(str(path), soft_wrap=True)
 
 
-def _balance(path: Path) -> tuple["Balance | None", list[str]]:
+def _balance(path: Path) -> tuple["BalanceConfig | None", list[str]]:
     """A run's settings of the balance; a run from elsewhere may name plugins that this environment lacks."""
     from marble_cli.config.compose import load_resolved
     from marble_cli.errors import ConfigError

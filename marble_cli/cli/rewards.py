@@ -12,8 +12,7 @@ from marble_cli.errors import RequestError
 from marble_cli.redaction import HIDDEN, is_secret, redact
 
 if TYPE_CHECKING:
-    from marble_cli.config.schema import Reward as Settings
-    from marble_cli.config.schema import RunConfig
+    from marble_cli.config.schema import RewardConfig, RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,10 +25,10 @@ Name = Annotated[
 ]
 
 
-def chosen(names: list[str], overrides: list[str]) -> "tuple[dict[str, Settings], RunConfig]":
+def chosen(names: list[str], overrides: list[str]) -> "tuple[dict[str, RewardConfig], RunConfig]":
     """The rewards `names` as overrides or conf/rewards have them, else the installed plugins; and the configuration."""
     from marble_cli.config.compose import choices, compose
-    from marble_cli.config.schema import Reward
+    from marble_cli.config.schema import RewardConfig
     from marble_cli.plugins import installed
     from marble_cli.suggest import nearest
 
@@ -42,14 +41,14 @@ def chosen(names: list[str], overrides: list[str]) -> "tuple[dict[str, Settings]
         needed = [f"rewards.{name}.optional=false" for name in wanted]
         overrides = [f"rewards=[{','.join(wanted)}]", *needed, *overrides]
     config = compose(overrides)
-    there = {name: Reward(plugin=name) for name in known} | config.rewards | config.eval_rewards
+    there = {name: RewardConfig(plugin=name) for name in known} | config.rewards | config.eval_rewards
     for name in names:
         if name not in there:
             raise RequestError(f"there is no reward {name!r}{nearest(name, there)}")
     return {name: there[name] for name in names}, config
 
 
-def _settings(name: str, overrides: list[str] | None) -> "Settings":
+def _settings(name: str, overrides: list[str] | None) -> "RewardConfig":
     return chosen([name], overrides or [])[0][name]
 
 
@@ -130,7 +129,7 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
     Console(file=out, markup=False).print(table)
 
 
-def _place(settings: "Settings") -> list[tuple[str, str]]:
+def _place(settings: "RewardConfig") -> list[tuple[str, str]]:
     """Where the reward lives."""
     from marble_cli.plugins import installed
     from marble_cli.rewards.registry import origin
@@ -145,7 +144,7 @@ def _place(settings: "Settings") -> list[tuple[str, str]]:
     return [("plugin", plugin), ("distribution", origin(settings.plugin))]
 
 
-def _options(settings: "Settings") -> list[tuple[str, str]]:
+def _options(settings: "RewardConfig") -> list[tuple[str, str]]:
     """The options that the reward takes, as far as its constructor is at hand."""
     import inspect
 
@@ -219,7 +218,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _on_gpu(name: str, settings: "Settings") -> Any:
+def _on_gpu(name: str, settings: "RewardConfig") -> Any:
     """A function that builds the reward on the GPU, or why there is none."""
     import torch
 

@@ -19,7 +19,7 @@ from marble_cli.redaction import learn, redact
 if TYPE_CHECKING:
     import socket
 
-    from marble_cli.config.schema import Reward as Settings
+    from marble_cli.config.schema import RewardConfig
     from marble_cli.rewards.elsewhere.server import Limits
 
 EPILOG = "Example:  marble rewards serve ocr clipscore --port 8600"
@@ -89,7 +89,7 @@ def _limits(images: int, size: int) -> "Limits":
     return Limits(images, size)
 
 
-def _asked(words: list[str]) -> tuple[dict[str, "Settings"], str]:
+def _asked(words: list[str]) -> tuple[dict[str, "RewardConfig"], str]:
     """Rewards and device of the command line: an override has a `=` or begins with `~`."""
     import torch
 
@@ -105,14 +105,14 @@ def _asked(words: list[str]) -> tuple[dict[str, "Settings"], str]:
     return rewards, device
 
 
-def _asked_by_a_run(watch: bool) -> tuple[dict[str, "Settings"], str, str | None]:
+def _asked_by_a_run(watch: bool) -> tuple[dict[str, "RewardConfig"], str, str | None]:
     """Rewards, device and token from standard input, which stays open as long as the run wants this server."""
-    from marble_cli.config.schema import Reward
+    from marble_cli.config.schema import RewardConfig
 
     request = json.loads(sys.stdin.buffer.readline())
     if watch:
         threading.Thread(target=_end_with_the_run, daemon=True).start()
-    rewards = {name: Reward(**row) for name, row in request["rewards"].items()}
+    rewards = {name: RewardConfig(**row) for name, row in request["rewards"].items()}
     return rewards, request["device"], request["token"]
 
 
@@ -127,7 +127,7 @@ def _end_with_the_run() -> None:
 
 
 def _serve(
-    rewards: dict[str, "Settings"],
+    rewards: dict[str, "RewardConfig"],
     device: str,
     host: str,
     port: int,
@@ -145,7 +145,7 @@ def _serve(
     from marble_cli.rewards.elsewhere.protocol import PROTOCOL
     from marble_cli.rewards.elsewhere.server import Served, build_app, health
     from marble_cli.rewards.registry import origin
-    from marble_cli.rewards.worker import Lane
+    from marble_cli.rewards.worker import RewardWorker
 
     learn(token)
     if token is None and not is_loopback(host):
@@ -162,7 +162,9 @@ def _serve(
         bound = stack.enter_context(_bind(host, port))
         lanes = {}
         for name, settings in rewards.items():
-            lanes[name] = stack.enter_context(closing(Lane(name, settings, maker(name, settings, device))))
+            lanes[name] = stack.enter_context(
+                closing(RewardWorker(name, settings, maker(name, settings, device)))
+            )
 
         class Announced(uvicorn.Server):
             """Says where it listens once it does."""

@@ -4,7 +4,7 @@ import dataclasses
 import types
 import typing
 
-from marble_cli.config.schema import Reward, RunConfig
+from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.suggest import nearest
 
 
@@ -28,7 +28,7 @@ def kind_of(key: str) -> typing.Any:
         if typing.get_origin(node) is dict:
             node = typing.get_args(node)[1]
         elif dataclasses.is_dataclass(node):
-            node = fields(node).get(part, typing.Any if node is Reward else None)
+            node = fields(node).get(part, typing.Any if node is RewardConfig else None)
         else:
             return typing.Any if node is typing.Any else None
     return node
@@ -42,7 +42,7 @@ def unknown_key(key: str) -> str | None:
         arguments = typing.get_args(node)
         if typing.get_origin(node) is dict:
             node = arguments[1]
-        elif node is Reward:
+        elif node is RewardConfig:
             return None  # an option of the plugin, compared with its constructor when that is at hand
         elif dataclasses.is_dataclass(node):
             known = fields(node)

@@ -30,7 +30,7 @@ from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolation
 
 from marble_cli.config.keys import fields, kind_of, required_kind, unknown_key
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.errors import ConfigError
 
 ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.$-]+))=(?P<value>.*)", re.DOTALL | re.ASCII)
@@ -171,7 +171,7 @@ def _below(kind: Any, key: Any) -> Any:
     if typing.get_origin(kind) is dict:
         return typing.get_args(kind)[1]
     if dataclasses.is_dataclass(kind):
-        return fields(kind).get(key, object if kind is Reward else None)
+        return fields(kind).get(key, object if kind is RewardConfig else None)
     return kind
 
 

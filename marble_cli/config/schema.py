@@ -97,14 +97,14 @@ class Run:
 
 
 @dataclass
-class Lora:
+class LoraConfig:
     rank: int = MISSING
     alpha: int = MISSING
     target_modules: list[str] = MISSING
 
 
 @dataclass
-class Model:
+class ModelConfig:
     path: str = MISSING
     revision: str | None = MISSING
     variant: str | None = None  # files of older runs lack it
@@ -118,11 +118,11 @@ class Model:
     compile: bool = MISSING
     device: str = MISSING
     train: Train = Train.lora  # files of older runs lack it
-    lora: Lora = field(default_factory=Lora)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass
-class Source:
+class SourceConfig:
     """Prompts of one kind: files under `data.root`, or splits of a dataset of the Hugging Face hub."""
 
     train: str = MISSING
@@ -139,13 +139,13 @@ class Source:
 
 
 @dataclass
-class Data:
+class DataConfig:
     root: str | None = MISSING
-    sources: dict[str, Source] = MISSING
+    sources: dict[str, SourceConfig] = MISSING
 
 
 @dataclass
-class Reward:
+class RewardConfig:
     """Host keys of one reward; every other key under `rewards.<name>` is an option of its plugin."""
 
     plugin: str = MISSING
@@ -162,19 +162,19 @@ class Reward:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-HOST = {field.name for field in fields(Reward)} - {
+HOST = {field.name for field in fields(RewardConfig)} - {
     "options"
 }  # keys of a reward that are no options of its plugin
 
 
 @dataclass
-class Advantage:
+class AdvantageConfig:
     std: AdvantageStd = MISSING
     clip: float = MISSING
 
 
 @dataclass
-class Behaviour:
+class BehaviourConfig:
     schedule: BehaviourSchedule = MISSING
     rate: float = MISSING
     maximum: float = MISSING
@@ -182,17 +182,17 @@ class Behaviour:
 
 
 @dataclass
-class Algorithm:
+class AlgorithmConfig:
     beta: float = MISSING
     kl_coef: float = MISSING
     training_noise: TrainingNoise = MISSING
     training_times: TrainingTimes = TrainingTimes.leading  # as in runs from before the key
-    advantage: Advantage = field(default_factory=Advantage)
-    behaviour: Behaviour = field(default_factory=Behaviour)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
 
 
 @dataclass
-class Balance:
+class BalanceConfig:
     name: str = MISSING
     mode: BalanceMode = MISSING
     solver: str = MISSING
@@ -212,7 +212,7 @@ class Balance:
 
 
 @dataclass
-class Optimizer:
+class OptimizerConfig:
     lr: float = MISSING
     betas: list[float] = MISSING
     weight_decay: float = MISSING
@@ -221,7 +221,7 @@ class Optimizer:
 
 
 @dataclass
-class Rollout:
+class RolloutConfig:
     groups: int = MISSING
     group_size: int = MISSING
     steps: int = MISSING
@@ -234,7 +234,7 @@ class Rollout:
 
 
 @dataclass
-class Evaluation:
+class EvaluationConfig:
     """How evaluations draw; what is None is as in the rollout, as in runs from before these keys."""
 
     steps: int | None = None
@@ -244,26 +244,26 @@ class Evaluation:
 
 
 @dataclass
-class Ema:
+class EmaConfig:
     decay: float = MISSING
     warmup: int = MISSING
     offset: int = 0  # none, as in runs from before the key
 
 
 @dataclass
-class Fsdp:
+class FsdpConfig:
     replicas: int = 1
     reshard: bool = True
 
 
 @dataclass
-class Trainer:
+class TrainerConfig:
     steps: int = MISSING
     seed: int = MISSING
     micro_batch_size: int = MISSING
     timestep_fraction: float = MISSING
     times_per_image: int | None = MISSING
-    ema: Ema = field(default_factory=Ema)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint_every: int = MISSING
     keep_last: int = MISSING
     keep_every: int = 0  # files of older runs lack this and the next
@@ -274,24 +274,24 @@ class Trainer:
     encode_ahead: int = MISSING
     max_skipped: int = MISSING
     parallel: Parallel = Parallel.ddp  # files of older runs lack this and the next
-    fsdp: Fsdp = field(default_factory=Fsdp)
+    fsdp: FsdpConfig = field(default_factory=FsdpConfig)
 
 
 @dataclass
-class Wandb:
+class WandbConfig:
     mode: WandbMode = MISSING
     project: str | None = MISSING
     entity: str | None = MISSING
 
 
 @dataclass
-class Logging:
-    wandb: Wandb = field(default_factory=Wandb)
+class LoggingConfig:
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     images_every: int = MISSING
 
 
 @dataclass
-class Launcher:
+class LauncherConfig:
     """Files of older runs hold `nproc` alone; what follows `grace` is of launcher=slurm."""
 
     name: LauncherName = LauncherName.local
@@ -313,15 +313,15 @@ class Launcher:
 @dataclass
 class RunConfig:
     run: Run = field(default_factory=Run)
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
-    rewards: dict[str, Reward] = field(default_factory=dict)
-    eval_rewards: dict[str, Reward] = field(default_factory=dict)
-    algorithm: Algorithm = field(default_factory=Algorithm)
-    balance: Balance = field(default_factory=Balance)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    rollout: Rollout = field(default_factory=Rollout)
-    evaluation: Evaluation = field(default_factory=Evaluation)
-    trainer: Trainer = field(default_factory=Trainer)
-    logging: Logging = field(default_factory=Logging)
-    launcher: Launcher = field(default_factory=Launcher)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rewards: dict[str, RewardConfig] = field(default_factory=dict)
+    eval_rewards: dict[str, RewardConfig] = field(default_factory=dict)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)

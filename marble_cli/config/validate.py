@@ -7,13 +7,13 @@ from urllib.parse import urlsplit
 
 from marble_cli.config.schema import (
     BalanceMode,
-    Launcher,
+    LauncherConfig,
     LauncherName,
     Quotes,
     Reduce,
-    Reward,
+    RewardConfig,
     RunConfig,
-    Source,
+    SourceConfig,
 )
 from marble_cli.errors import ConfigError
 from marble_cli.plugins import installed
@@ -116,7 +116,7 @@ def _is_address(url: str) -> bool:
     return usable and bare and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
-def _check_place(key: str, reward: Reward) -> None:
+def _check_place(key: str, reward: RewardConfig) -> None:
     """A reward lives in this process, at a url or in an isolated environment, and its options live with it."""
     if reward.url is None:
         if reward.token_env is not None:
@@ -140,7 +140,7 @@ def _check_place(key: str, reward: Reward) -> None:
         )
 
 
-def _check_source(path: str, source: Source) -> None:
+def _check_source(path: str, source: SourceConfig) -> None:
     """Keys of a prompt source that contradict each other.
 
     Raises:
@@ -183,7 +183,7 @@ def _check_source(path: str, source: Source) -> None:
         raise ConfigError(f"{path}.quoted_as={source.quoted_as}: expected a key of metadata, such as text.")
 
 
-def _launcher(launcher: Launcher) -> Iterator[tuple[str, object, bool, str]]:
+def _launcher(launcher: LauncherConfig) -> Iterator[tuple[str, object, bool, str]]:
     """As `_ranges`: what a launcher starts, and words that a line of sbatch's options can hold."""
     for key, low in (("nodes", 1), ("nproc", 1), ("max_restarts", 0), ("requeues", 0)):
         value = getattr(launcher, key)
@@ -223,7 +223,7 @@ def _launcher(launcher: Launcher) -> Iterator[tuple[str, object, bool, str]]:
     if launcher.name is LauncherName.local:
         for key in SLURM_ONLY:
             value = getattr(launcher, key)
-            unset = value == getattr(Launcher(nproc=1), key)
+            unset = value == getattr(LauncherConfig(nproc=1), key)
             yield f"launcher.{key}", value, unset, "launcher=slurm beside it"
 
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from marble_cli.config.schema import Data, Quotes, Source
+from marble_cli.config.schema import DataConfig, Quotes, SourceConfig
 from marble_cli.data.rows import Row, RowError, Rows, clean, json_rows, legible, text_rows
 from marble_cli.data.tables import hub_rows, parquet_rows
 from marble_cli.errors import DataError
@@ -30,7 +30,7 @@ class Prompt:
     negative: str = ""
 
 
-def lacking(data: Data) -> str | None:
+def lacking(data: DataConfig) -> str | None:
     """What is to be set before there are prompts: the folder that their files are in."""
     wanted = [
         file for source in data.sources.values() if source.hub is None for file in (source.train, source.test)
@@ -41,7 +41,7 @@ def lacking(data: Data) -> str | None:
     return f"{said}. Expected the one that holds {', '.join(wanted)}."
 
 
-def load_prompts(data: Data, split: str) -> dict[str, list[Prompt]]:
+def load_prompts(data: DataConfig, split: str) -> dict[str, list[Prompt]]:
     """The prompts of every source's `train` or `test` split, in their order there.
 
     Raises:
@@ -57,7 +57,7 @@ def load_prompts(data: Data, split: str) -> dict[str, list[Prompt]]:
     }
 
 
-def read_source(root: Path, name: str, source: Source, part: str) -> list[Prompt]:
+def read_source(root: Path, name: str, source: SourceConfig, part: str) -> list[Prompt]:
     """The prompts of one source's file `part` under `root`, or of the split `part` of its dataset.
 
     Raises:
@@ -80,7 +80,7 @@ def read_source(root: Path, name: str, source: Source, part: str) -> list[Prompt
     return prompts
 
 
-def _file_rows(path: Path, name: str, source: Source) -> Rows:
+def _file_rows(path: Path, name: str, source: SourceConfig) -> Rows:
     """Raises DataError if the file is missing or cannot be read."""
     suffix = path.suffix.lower()
     try:
@@ -100,7 +100,7 @@ def _missing(path: Path, name: str) -> str:
     return f"prompt file {path} of data.sources.{name} does not exist.{hint}"
 
 
-def _prompt(row: Row, name: str, source: Source) -> Prompt:
+def _prompt(row: Row, name: str, source: SourceConfig) -> Prompt:
     """Raises RowError if the row holds no prompt, or lacks what its source asks for."""
     text = _text(row, source.prompt_key)
     if not text:

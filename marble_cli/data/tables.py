@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from marble_cli.config.schema import Source
+from marble_cli.config.schema import SourceConfig
 from marble_cli.data.rows import Rows
 from marble_cli.errors import DataError
 
@@ -16,7 +16,7 @@ log = logging.getLogger("marble")
 READERS = ("parquet", "json", "csv", "text", "arrow", "imagefolder")
 
 
-def parquet_rows(path: Path, name: str, source: Source) -> Rows:
+def parquet_rows(path: Path, name: str, source: SourceConfig) -> Rows:
     """The rows of a Parquet file, without columns of bytes.
 
     Raises:
@@ -37,7 +37,7 @@ def parquet_rows(path: Path, name: str, source: Source) -> Rows:
     return _table_rows(str(path), table)
 
 
-def hub_rows(name: str, source: Source, split: str) -> Rows:
+def hub_rows(name: str, source: SourceConfig, split: str) -> Rows:
     """The rows of a split of a dataset of the hub, or of a folder that the datasets library can read.
 
     Raises:
@@ -89,7 +89,7 @@ def _tell_mixed(where: str, table: Any) -> None:
         )  # fmt: skip
 
 
-def _columns(where: str, schema: Any, name: str, source: Source) -> list[str]:
+def _columns(where: str, schema: Any, name: str, source: SourceConfig) -> list[str]:
     """The columns that a prompt can carry; what is left out is said.
 
     Raises:

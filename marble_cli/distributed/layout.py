@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from marble_cli.config.schema import Parallel, Trainer
+from marble_cli.config.schema import Parallel, TrainerConfig
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.distributed.shards import local, share
+from marble_cli.distributed.shards import local, local_shard
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Layout(Protocol):
     part: int  # which part of the parameters this rank holds; ranks with the same part hold the same numbers
     copies: int  # how many ranks hold it
 
-    def agreed(self) -> AbstractContextManager[None]:
-        """`Ranks.agreed` around the model's passes, if a pass waits for no other rank; else nothing."""
+    def raise_together(self) -> AbstractContextManager[None]:
+        """`Ranks.raise_together` around the model's passes, if a pass waits for no other rank; else nothing."""
         ...
 
     def place(
@@ -89,8 +89,8 @@ class Replicated:
         self.ranks = ranks
         self.part, self.copies = 0, ranks.world
 
-    def agreed(self) -> AbstractContextManager[None]:
-        return self.ranks.agreed()
+    def raise_together(self) -> AbstractContextManager[None]:
+        return self.ranks.raise_together()
 
     def place(
         self, transformer: nn.Module, blocks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
@@ -103,7 +103,7 @@ class Replicated:
 
     def reduce(self, rows: Rows, parameters: Sequence[Tensor]) -> Tensor:
         assert rows.together is not None
-        return self.ranks.sum(rows.together)
+        return self.ranks.all_reduce(rows.together)
 
     def total(self, amount: Tensor) -> Tensor:
         return amount.cpu()
@@ -132,7 +132,7 @@ class Sharded:
         if replicas == 1:
             self.mesh = self.mesh["shards"]
 
-    def agreed(self) -> AbstractContextManager[None]:
+    def raise_together(self) -> AbstractContextManager[None]:
         return nullcontext()  # a pass gathers blocks of all ranks: those that go on would wait within it
 
     def place(
@@ -158,9 +158,9 @@ class Sharded:
         passed = rows.passed.mul_(self.ranks.world)  # FSDP2 leaves the mean over ranks
         if not len(rows.mixed):
             return passed
-        parts = self.ranks.sum(rows.mixed).split([p.numel() for p in parameters], dim=1)
+        parts = self.ranks.all_reduce(rows.mixed).split([p.numel() for p in parameters], dim=1)
         own = [
-            share(part.unflatten(1, parameter.shape), parameter, dim=1).flatten(1)
+            local_shard(part.unflatten(1, parameter.shape), parameter, dim=1).flatten(1)
             for part, parameter in zip(parts, parameters, strict=True)
         ]
         return torch.cat([torch.cat(own, dim=1), passed])
@@ -171,7 +171,7 @@ class Sharded:
         return whole.cpu()
 
 
-def choose(trainer: Trainer, ranks: Ranks, device: torch.device) -> Layout:
+def choose(trainer: TrainerConfig, ranks: Ranks, device: torch.device) -> Layout:
     """The layout that `trainer.parallel` asks for."""
     if trainer.parallel is Parallel.ddp:
         return Replicated(ranks)

@@ -83,7 +83,7 @@ class Ranks:
         if self.world == 1:
             return
         for device in ("cpu", f"cuda:{self.local_rank}") if self.cuda else ("cpu",):
-            met = int(self.sum(torch.ones(1, device=device)))
+            met = int(self.all_reduce(torch.ones(1, device=device)))
             assert met == self.world, f"{met} of {self.world} processes answered"
 
     def _check_devices(self) -> None:
@@ -99,7 +99,7 @@ class Ranks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.grouped and kind is None:
-            self.wait()  # a launcher may end the others when one has gone
+            self.barrier()  # a launcher may end the others when one has gone
             dist.destroy_process_group()
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             raise LostError(
@@ -107,7 +107,7 @@ class Ranks:
             ) from error
 
     @contextmanager
-    def agreed(self) -> Iterator[None]:
+    def raise_together(self) -> Iterator[None]:
         """What is done within succeeds on all ranks or ends them all; no rank waits for one that has failed.
 
         All ranks come here, and within none may wait for another.
@@ -126,7 +126,7 @@ class Ranks:
                 raise error
             return
         code = error.exit_code if isinstance(error, MarbleError) else 1
-        told = self.objects(None if error is None else {"message": str(error), "exit_code": code})
+        told = self.all_gather_json(None if error is None else {"message": str(error), "exit_code": code})
         first = next((rank for rank, failure in enumerate(told) if failure), None)
         if first is None:
             return
@@ -137,7 +137,7 @@ class Ranks:
             f"process {first} failed: {told[first]['message']}", told[first]["exit_code"]
         ) from error
 
-    def objects(self, own: Any) -> list[Any]:
+    def all_gather_json(self, own: Any) -> list[Any]:
         """What JSON can hold of every rank, in their order, on all of them."""
         text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
         if self.world == 1:
@@ -152,33 +152,33 @@ class Ranks:
             json.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)
         ]
 
-    def object(self, own: Any) -> Any:
+    def broadcast_json(self, own: Any) -> Any:
         """What JSON can hold, of the main rank, on all of them."""
-        return self.objects(own if self.is_main else None)[0]
+        return self.all_gather_json(own if self.is_main else None)[0]
 
-    def share(self, count: int) -> range:
+    def rank_indices(self, count: int) -> range:
         """The indices of this rank among `count`, contiguous; `count` is a multiple of the world size."""
         each = count // self.world
         return range(self.rank * each, (self.rank + 1) * each)
 
-    def padded_share(self, count: int) -> list[int]:
+    def padded_rank_indices(self, count: int) -> list[int]:
         """The indices of this rank among `count`, as many on every rank: past the end, the last one again."""
         each = -(-count // self.world)
         return [min(i, count - 1) for i in range(self.rank * each, (self.rank + 1) * each)]
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def largest(self, value: Tensor) -> Tensor:
+    def all_reduce_max(self, value: Tensor) -> Tensor:
         """The largest of all ranks' values, in place."""
         if self.world > 1:
             dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
-    def gather(self, tensor: Tensor) -> Tensor:
+    def all_gather(self, tensor: Tensor) -> Tensor:
         """Concatenate the ranks' tensors of equal shape along the last dimension."""
         if self.world == 1:
             return tensor
@@ -187,19 +187,19 @@ class Ranks:
         dist.all_gather(parts, local)
         return torch.cat(parts, dim=-1)
 
-    def first(self, tensor: Tensor) -> Tensor:
+    def broadcast(self, tensor: Tensor) -> Tensor:
         """The main rank's `tensor`, in place, on every rank to the same bits."""
         if self.world > 1:
             dist.broadcast(tensor, 0)
         return tensor
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all ranks are here."""
         self.any(False)
 
     def any(self, flag: bool) -> bool:
         """True on every rank if `flag` is true on some rank."""
-        return bool(self.sum(torch.tensor(int(flag))))
+        return bool(self.all_reduce(torch.tensor(int(flag))))
 
 
 def _reason(error: Exception) -> str:

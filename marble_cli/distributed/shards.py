@@ -13,7 +13,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def like(part: Tensor, tensor: Tensor) -> Tensor:
+def as_dtensor(part: Tensor, tensor: Tensor) -> Tensor:
     """This rank's `part` [n] in the form of `tensor`, of which it holds as much."""
     if not isinstance(tensor, DTensor):
         return part.view_as(tensor)
@@ -24,7 +24,7 @@ def like(part: Tensor, tensor: Tensor) -> Tensor:
     return whole
 
 
-def share(whole: Tensor, like: Tensor, dim: int = 0) -> Tensor:
+def local_shard(whole: Tensor, like: Tensor, dim: int = 0) -> Tensor:
     """This rank's part of `whole`, cut along `dim` as `like` is along its first dimension; a view."""
     if not isinstance(like, DTensor):
         return whole
@@ -34,7 +34,7 @@ def share(whole: Tensor, like: Tensor, dim: int = 0) -> Tensor:
     return parts[place] if place < len(parts) else whole.narrow(dim, 0, 0)
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def full_on_rank0(tensor: Tensor) -> Tensor:
     """The whole tensor, copied to the CPU. Of a DTensor, for which all ranks must ask, the main rank's alone; others get an empty one."""
     if not isinstance(tensor, DTensor):
         return tensor.detach().to("cpu", copy=True)

@@ -57,7 +57,7 @@ def score_policy(
     Raises:
         RewardError: a reward broke its contract, or failed on too many images.
     """
-    count, own = len(prompts), ranks.padded_share(len(prompts))
+    count, own = len(prompts), ranks.padded_rank_indices(len(prompts))
     samples = rollout.collect(
         [prompts[i] for i in own],
         own,
@@ -83,7 +83,7 @@ def _pictures(own: Tensor, count: int, ranks: Ranks, device: torch.device) -> Te
         rank, offset = divmod(place, len(own))
         if rank == ranks.rank:
             picture.copy_(own[offset])
-    return ranks.sum(images.to(device)).cpu()
+    return ranks.all_reduce(images.to(device)).cpu()
 
 
 def paired_interval(

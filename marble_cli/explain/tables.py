@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from marble_cli.config.schema import Balance, BalanceMode
+from marble_cli.config.schema import BalanceConfig, BalanceMode
 from marble_cli.explain.analysis import Cosines, Explanation
 from marble_cli.explain.diagnosis import count, listed, percent
 
@@ -14,7 +14,7 @@ MATRIX = 8  # rewards whose matrix fits 80 columns
 
 
 def page(
-    found: Explanation, label: str, balance: Balance | None, said: Sequence[str]
+    found: Explanation, label: str, balance: BalanceConfig | None, said: Sequence[str]
 ) -> Iterator[RenderableType]:
     """Everything to print, part by part.
 
@@ -46,7 +46,7 @@ def page(
     yield sentences
 
 
-def header(found: Explanation, label: str, balance: Balance | None) -> Table:
+def header(found: Explanation, label: str, balance: BalanceConfig | None) -> Table:
     """What was run, and how the programme was solved."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("run", Text(label, style="bold"))
@@ -61,7 +61,7 @@ def header(found: Explanation, label: str, balance: Balance | None) -> Table:
     return table
 
 
-def _settings(balance: Balance) -> str:
+def _settings(balance: BalanceConfig) -> str:
     text = f"{balance.name}, mode {balance.mode.value}"
     if balance.mode is BalanceMode.amortized:
         text += f", refresh_every {balance.refresh_every}, ema {balance.ema:g}"

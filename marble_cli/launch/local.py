@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from marble_cli.config.compose import dump
-from marble_cli.config.schema import Launcher, RunConfig
+from marble_cli.config.schema import LauncherConfig, RunConfig
 from marble_cli.errors import MarbleError
 from marble_cli.interrupts import EXIT_CODES, EXIT_FILE, told_exit
 
@@ -129,7 +129,7 @@ def _go(config: RunConfig, resume: str, file: Path, told: Path) -> int:
     )
 
 
-def _settings(launcher: Launcher) -> Any:
+def _settings(launcher: LauncherConfig) -> Any:
     """Of the elastic launcher, whose own handlers are kept from the signals that `Stop` hears, and from SIGHUP, which nohup ignores."""
     from torch.distributed.launcher.api import LaunchConfig
 

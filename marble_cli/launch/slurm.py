@@ -9,7 +9,7 @@ from typing import Any
 
 from marble_cli import __version__
 from marble_cli.config.compose import dump
-from marble_cli.config.schema import Launcher, RunConfig
+from marble_cli.config.schema import LauncherConfig, RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.files import check_inside, check_writable, write_whole
 from marble_cli.interrupts import EXIT_FILE
@@ -119,7 +119,7 @@ def submit(config: RunConfig, resume: str) -> str:
     return done.stdout.strip().split(";")[0]  # the cluster's name may follow
 
 
-def how_to_follow(job: str, launcher: Launcher, folder: Path) -> str:
+def how_to_follow(job: str, launcher: LauncherConfig, folder: Path) -> str:
     """What can be done with a submitted job, in lines."""
     log = shlex.quote(str(folder / f"slurm-{job}.out"))
     return (

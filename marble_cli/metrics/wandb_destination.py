@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from marble_cli.config.schema import Wandb, WandbMode
+from marble_cli.config.schema import WandbConfig, WandbMode
 from marble_cli.errors import ConfigError
 
 SERVICE = "https://api.wandb.ai"
@@ -44,7 +44,7 @@ class Told:
     source: str
 
 
-def destination(settings: Wandb, environ: Mapping[str, str] | None = None) -> Destination:
+def destination(settings: WandbConfig, environ: Mapping[str, str] | None = None) -> Destination:
     """Decide where a run's figures go.
 
     Each of mode, project and team comes from the first of these that has it: the configuration, W&B's variable, W&B's

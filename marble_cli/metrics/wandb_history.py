@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 from omegaconf import OmegaConf
 
-from marble_cli.config.schema import Wandb, WandbMode
+from marble_cli.config.schema import WandbConfig, WandbMode
 from marble_cli.errors import MarbleError, RequestError
 from marble_cli.files import write_whole
 from marble_cli.metrics.jsonl import read
@@ -116,7 +116,7 @@ def send(folder: Path, *, running: bool = False) -> int:
     if running and not waiting[-1].name.startswith("offline-"):
         raise RequestError(f"{folder}: the run is still sending its figures itself. Sync when it has ended.")
     known = identity(folder) or _guess(folder)
-    service = destination(Wandb(WandbMode.online, None, None)).service
+    service = destination(WandbConfig(WandbMode.online, None, None)).service
     _check_reachable(service)
     with tempfile.TemporaryDirectory() as scratch:
         _upload(_rebuild(known, rows, folder / "samples", scratch), service, scratch)

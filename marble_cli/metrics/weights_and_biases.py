@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from marble_cli.config.schema import Wandb
+from marble_cli.config.schema import WandbConfig
 from marble_cli.interrupts import shielded
 from marble_cli.metrics import wandb_history as history
 from marble_cli.metrics.wandb_destination import destination
@@ -46,7 +46,7 @@ class WandbRun:
     """
 
     def __init__(
-        self, settings: Wandb, folder: Path, name: str, config: dict[str, Any], run_id: str | None
+        self, settings: WandbConfig, folder: Path, name: str, config: dict[str, Any], run_id: str | None
     ) -> None:
         self.run: Any = None
         self.folder, self.online = folder, False

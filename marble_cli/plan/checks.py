@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from marble_cli.config.schema import Parallel, Reward, RunConfig
+from marble_cli.config.schema import Parallel, RewardConfig, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.files import check_writable
@@ -85,7 +85,7 @@ def check_cache(config: RunConfig) -> None:
 
 
 def applicable(
-    reward: Reward, declaration: Declaration, prompts: Mapping[str, list[Prompt]]
+    reward: RewardConfig, declaration: Declaration, prompts: Mapping[str, list[Prompt]]
 ) -> dict[str, int]:
     """How many prompts of each source `reward` is asked about."""
     keys = required(reward, declaration)
@@ -123,7 +123,9 @@ def check_applicable(
             log.warning("reward %s applies to no held-out prompt, so evaluations leave it out", name)
 
 
-def _never(path: str, reward: Reward, declaration: Declaration, prompts: Mapping[str, list[Prompt]]) -> str:
+def _never(
+    path: str, reward: RewardConfig, declaration: Declaration, prompts: Mapping[str, list[Prompt]]
+) -> str:
     asked = [name for name in prompts if reward.sources is None or name in reward.sources]
     if not asked:
         return f"{path}.sources={reward.sources}: none of them has a weight. Expected one of: {', '.join(prompts)}."

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from marble_cli.config.schema import Reward, RunConfig
+from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.files import check_writable
@@ -93,7 +93,7 @@ def unsound(
 
 
 def _unsound(
-    path: str, reward: Reward, declaration: Declaration, split: str, sources: Mapping[str, list[Prompt]]
+    path: str, reward: RewardConfig, declaration: Declaration, split: str, sources: Mapping[str, list[Prompt]]
 ) -> Iterator[str]:
     keys = required(reward, declaration)
     asked = [

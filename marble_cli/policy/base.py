@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import ModelConfig
 
 Adapter = Literal["trained", "behaviour"] | None  # which weights act; None: the frozen model as loaded
 
@@ -152,10 +152,10 @@ class Family(Protocol):
     even_times: bool  # the pipeline asks its scheduler for the times 1, 1 - 1/n, ..., 1/n, then shifted
     float16: bool  # its range is enough for the model
 
-    def __init__(self, pipeline: Any, model: Model) -> None: ...
+    def __init__(self, pipeline: Any, model: ModelConfig) -> None: ...
 
     @staticmethod
-    def left_out(model: Model) -> tuple[str, ...]:
+    def left_out(model: ModelConfig) -> tuple[str, ...]:
         """Components of the pipeline that are not needed and not loaded."""
         ...
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import Family
 from marble_cli.policy.source import find_family, local_folder, networks, read_json, reading, tell_revision
 from marble_cli.policy.tokenizers import check_tokenizers, read_tokenizers
@@ -16,7 +16,7 @@ STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # of 
 INDEX = ".safetensors.index"
 
 
-def check_files(model: Model) -> None:
+def check_files(model: ModelConfig) -> None:
     """The folder of the model, where it has one here, holds weights of every network, and fitting tokenizers.
 
     Raises:
@@ -45,7 +45,7 @@ def _config(folder: Path, library: str, name: str) -> Any:
     )
 
 
-def check_weights(folder: Path, model: Model, family: type[Family], index: Mapping[str, Any]) -> None:
+def check_weights(folder: Path, model: ModelConfig, family: type[Family], index: Mapping[str, Any]) -> None:
     """Every network of the pipeline has its weights in `folder`, whole as far as their headers tell.
 
     Raises:

@@ -9,7 +9,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import Place, whole
 from marble_cli.errors import RequestError
 from marble_cli.policy.files import check_weights
@@ -44,7 +44,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
-def load_policy(model: Model, seed: int, place: Place = whole) -> PipelinePolicy:
+def load_policy(model: ModelConfig, seed: int, place: Place = whole) -> PipelinePolicy:
     """Load the frozen model and give it what is trained, a LoRA drawn from `seed`; `place` puts it on its device.
 
     Raises:
@@ -88,7 +88,7 @@ def load_policy(model: Model, seed: int, place: Place = whole) -> PipelinePolicy
     return PipelinePolicy(pipeline, family(pipeline, model), model, device, seed, place)
 
 
-def _index(model: Model, folder: Path | None) -> Path:
+def _index(model: ModelConfig, folder: Path | None) -> Path:
     """The model_index.json of the pipeline, fetched where it is on the hub."""
     if folder is not None:
         return folder / "model_index.json"

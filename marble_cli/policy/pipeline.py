@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from marble_cli.config.schema import Model, Train
+from marble_cli.config.schema import ModelConfig, Train
 from marble_cli.distributed.layout import Place, whole
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
@@ -35,7 +35,7 @@ class PipelinePolicy:
         self,
         pipeline: Any,
         family: Family,
-        model: Model,
+        model: ModelConfig,
         device: torch.device,
         seed: int,
         place: Place = whole,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from marble_cli.config.schema import Model, Train
+from marble_cli.config.schema import ModelConfig, Train
 from marble_cli.errors import CheckpointError
 
 SAMPLED = 64  # values of each weight that tell one model from another
@@ -30,7 +30,7 @@ def weights_digest(transformer: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def describe_origin(model: Model, weights: str, family: str, transformer: Any) -> dict[str, Any]:
+def describe_origin(model: ModelConfig, weights: str, family: str, transformer: Any) -> dict[str, Any]:
     """What trained weights are tied to; plain, for JSON.
 
     Args:

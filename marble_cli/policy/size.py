@@ -5,11 +5,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
-from peft import LoraConfig
 from torch import nn
 
-from marble_cli.config.schema import Lora, Model, Train
+from marble_cli.config.schema import LoraConfig, ModelConfig, Train
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.source import (
     DTYPES,
@@ -25,7 +25,7 @@ from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora import add_adapter
 
 
-def model_size(model: Model) -> ModelSize | None:
+def model_size(model: ModelConfig) -> ModelSize | None:
     """Sizes of a model whose configuration files are on this machine; None if they are not.
 
     Raises:
@@ -72,9 +72,9 @@ def _skeleton(folder: Path, library: str, name: str) -> Any:
         return component(component.config_class.from_dict(config))
 
 
-def _count_lora(transformer: nn.Module, lora: Lora) -> int:
+def _count_lora(transformer: nn.Module, lora: LoraConfig) -> int:
     """Parameters of one adapter, which `transformer` then has."""
-    config = LoraConfig(r=lora.rank, target_modules=list(lora.target_modules))
+    config = peft.LoraConfig(r=lora.rank, target_modules=list(lora.target_modules))
     add_adapter(transformer, config, "default")
     return sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
 

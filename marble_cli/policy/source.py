@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from marble_cli.config.schema import Model, Precision
+from marble_cli.config.schema import ModelConfig, Precision
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Family
 
@@ -52,7 +52,7 @@ def local_folder(path: str) -> Path | None:
     return folder
 
 
-def tell_revision(model: Model) -> None:
+def tell_revision(model: ModelConfig) -> None:
     """Say so if a folder is asked for a revision, which only the hub has."""
     if model.revision is not None and local_folder(model.path) is not None:
         log.warning("model.revision=%s has no effect: model.path=%s is a folder", model.revision, model.path)
@@ -68,7 +68,7 @@ def described(path: str) -> Path | None:
     return local_folder(path) or (known if (known / "model_index.json").is_file() else None)
 
 
-def find_family(model: Model, index: dict[str, Any]) -> type[Family]:
+def find_family(model: ModelConfig, index: dict[str, Any]) -> type[Family]:
     """The family of a pipeline by its model_index.json.
 
     Raises:
@@ -84,7 +84,9 @@ def find_family(model: Model, index: dict[str, Any]) -> type[Family]:
     return family
 
 
-def networks(model: Model, family: type[Family], index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def networks(
+    model: ModelConfig, family: type[Family], index: Mapping[str, Any]
+) -> dict[str, tuple[str, str]]:
     """Library and class of every network that the pipeline is loaded with, by its folder's name."""
     return {
         name: (kind[0], kind[1])
@@ -96,7 +98,7 @@ def networks(model: Model, family: type[Family], index: Mapping[str, Any]) -> di
 
 
 def image_tokens(
-    model: Model, family: type[Family], vae: Mapping[str, Any], transformer: Mapping[str, Any]
+    model: ModelConfig, family: type[Family], vae: Mapping[str, Any], transformer: Mapping[str, Any]
 ) -> int:
     """Tokens of an image, by the configurations of the VAE and the transformer.
 
@@ -116,7 +118,7 @@ def image_tokens(
     return (model.resolution // token) ** 2
 
 
-def check_fit(model: Model, family: type[Family], transformer: Mapping[str, Any]) -> None:
+def check_fit(model: ModelConfig, family: type[Family], transformer: Mapping[str, Any]) -> None:
     """Guidance, precision and length of prompts are such as the model can have.
 
     Raises:
@@ -138,7 +140,7 @@ def check_fit(model: Model, family: type[Family], transformer: Mapping[str, Any]
 
 
 @contextmanager
-def reading(model: Model) -> Iterator[None]:
+def reading(model: ModelConfig) -> Iterator[None]:
     """The model's files are read inside.
 
     Raises:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import Family
 from marble_cli.tokenizers import check_tokenizer
 
 
 def read_tokenizers(
-    folder: Path, model: Model, family: type[Family], index: Mapping[str, Any]
+    folder: Path, model: ModelConfig, family: type[Family], index: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The tokenizers of the pipeline in `folder` by the names that the pipeline gives them.
 

@@ -20,7 +20,7 @@ from marble_cli.config import schema
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.elsewhere.locate import maker
-from marble_cli.rewards.worker import Lane
+from marble_cli.rewards.worker import RewardWorker
 
 log = logging.getLogger("marble")
 
@@ -61,7 +61,7 @@ class PendingScores:
 class Scorer:
     """Scores batches with all lanes at once; at most `pending` batches wait at a time."""
 
-    lanes: list[Lane]
+    lanes: list[RewardWorker]
     pending: int
     warned: set[str] = field(default_factory=set)
 
@@ -128,14 +128,16 @@ class Scorer:
                 )  # fmt: skip
 
 
-def _remedy(lane: Lane) -> str:
+def _remedy(lane: RewardWorker) -> str:
     if lane.settings.url is not None:
         return f"See to its server at {lane.settings.url}"
     return f"Mend the plugin (marble rewards check {lane.name})"
 
 
 @contextmanager
-def open_scorer(rewards: Mapping[str, schema.Reward], device: str, pending: int = 4) -> Iterator[Scorer]:
+def open_scorer(
+    rewards: Mapping[str, schema.RewardConfig], device: str, pending: int = 4
+) -> Iterator[Scorer]:
     """Build every reward and keep it open.
 
     Args:
@@ -146,10 +148,10 @@ def open_scorer(rewards: Mapping[str, schema.Reward], device: str, pending: int 
     Raises:
         ConfigError, RewardError: a reward is unknown or cannot be built.
     """
-    lanes: list[Lane] = []
+    lanes: list[RewardWorker] = []
     try:
         for name, settings in rewards.items():
-            lanes.append(Lane(name, settings, maker(name, settings, device)))
+            lanes.append(RewardWorker(name, settings, maker(name, settings, device)))
         yield Scorer(lanes, pending)
     finally:
         for lane in lanes:

@@ -35,12 +35,14 @@ UNCHANGING = {str, int, float, bool, type(None)}
 BACK_OFF = tenacity.wait_exponential(multiplier=0.1, max=10.0)  # seconds
 
 
-def required(settings: schema.Reward, declaration: Declaration) -> list[str]:
+def required(settings: schema.RewardConfig, declaration: Declaration) -> list[str]:
     """The metadata keys without which a reward is not asked about a prompt."""
     return list(dict.fromkeys([*declaration.requires, *settings.requires]))
 
 
-def concerns(settings: schema.Reward, keys: list[str], metadata: Mapping[str, Any], source: str) -> bool:
+def concerns(
+    settings: schema.RewardConfig, keys: list[str], metadata: Mapping[str, Any], source: str
+) -> bool:
     """Whether a reward that requires `keys` is asked about a prompt with this metadata from this source."""
     of_its_sources = settings.sources is None or source in settings.sources
     return of_its_sources and all(map(metadata.__contains__, keys))
@@ -65,10 +67,10 @@ class Caller:
         self.calls.put(None)
 
 
-class Lane:
+class RewardWorker:
     """One reward's own thread: batches are scored one at a time, in the order in which they came."""
 
-    def __init__(self, name: str, settings: schema.Reward, make: Callable[[], Reward]):
+    def __init__(self, name: str, settings: schema.RewardConfig, make: Callable[[], Reward]):
         self.name, self.settings, self.make = name, settings, make
         self.reward = make()
         self.error: str | None = None

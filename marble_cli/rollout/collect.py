@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import OdeSolver, RolloutTimes, RunConfig
-from marble_cli.config.schema import Rollout as RolloutSettings
+from marble_cli.config.schema import OdeSolver, RolloutConfig, RolloutTimes, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
@@ -34,12 +33,12 @@ class Samples:
             RewardError: a plugin broke its contract on this rank.
             PeerError: on another; all ranks leave together.
         """
-        with ranks.agreed():
+        with ranks.raise_together():
             parts = [part.result() for part in self.pending]
 
         def all_of(kind: str) -> Tensor:
             own = torch.cat([getattr(part, kind) for part in parts], dim=1)
-            return ranks.gather(own.double())
+            return ranks.all_gather(own.double())
 
         return Scores(parts[0].names, all_of("values"), all_of("applicable").bool(), all_of("failed").bool())
 
@@ -145,7 +144,7 @@ class Rollout:
         return Samples(torch.cat(latents), torch.cat(pictures), embeddings, list(prompts), pending)
 
 
-def judged_as(config: RunConfig) -> RolloutSettings:
+def judged_as(config: RunConfig) -> RolloutConfig:
     """Return how evaluations draw: as the rollout, but for what `evaluation` sets."""
     own = {name: value for name, value in vars(config.evaluation).items() if value is not None}
     return replace(config.rollout, **own)
@@ -161,7 +160,7 @@ def evaluation_rollout(config: RunConfig, policy: Policy) -> Rollout:
     return _rollout(judged_as(config), config.trainer.seed, policy)
 
 
-def _rollout(settings: RolloutSettings, seed: int, policy: Policy) -> Rollout:
+def _rollout(settings: RolloutConfig, seed: int, policy: Policy) -> Rollout:
     return Rollout(
         policy, settings.solver, settings.steps, settings.batch_size, seed, settings.guidance_scale,
         settings.cfg_normalization, settings.cfg_truncation, settings.times,

@@ -43,8 +43,8 @@ def common_config(ranks: Ranks, config: RunConfig) -> RunConfig:
     """
     nodes = -(-ranks.world // ranks.local_world)
     config = replace(config, launcher=replace(config.launcher, nodes=nodes, nproc=ranks.local_world))
-    text = ranks.object(dump(config))
-    with ranks.agreed():
+    text = ranks.broadcast_json(dump(config))
+    with ranks.raise_together():
         ours = config if ranks.is_main else typed(OmegaConf.create(text))
         if dump(ours) != text:
             raise ConfigError(
@@ -68,9 +68,9 @@ def common_checkpoint(ranks: Ranks, folder: Path, checkpoint: Path | None, *, na
     """
     newest = max(map(store.step_of, store.steps(folder)), default=0)
     path = None if checkpoint is None else str(checkpoint)
-    seen = ranks.objects({"host": socket.gethostname(), "step": newest, "path": path})
+    seen = ranks.all_gather_json({"host": socket.gethostname(), "step": newest, "path": path})
     ahead = max(seen, key=lambda row: row["step"])
-    with ranks.agreed():
+    with ranks.raise_together():
         if ahead["step"] > seen[0]["step"] and not named:
             have = f"a checkpoint of step {seen[0]['step']}" if seen[0]["step"] else "no checkpoint"
             raise RequestError(
@@ -87,10 +87,10 @@ def read(ranks: Ranks, checkpoint: Path) -> Stored:
     Raises:
         CheckpointError: it is damaged.
     """
-    with ranks.agreed():
+    with ranks.raise_together():
         own = _digest(checkpoint)
-    digest, stored = ranks.object(own), None
-    with ranks.agreed():
+    digest, stored = ranks.broadcast_json(own), None
+    with ranks.raise_together():
         try:
             if ranks.is_main or own == digest:
                 stored = _load(checkpoint)
@@ -144,11 +144,11 @@ def _broadcast(ranks: Ranks, checkpoint: Path, stored: Stored | None) -> Stored:
             ],
             "groups": list(groups),
         }  # fmt: skip
-    plan = ranks.object(plan)
+    plan = ranks.broadcast_json(plan)
     received: dict[str, dict[str, Tensor]] = {group: {} for group in plan["groups"]}
     for group, name, shape, dtype in plan["tensors"]:
         own = groups[group][name] if ranks.is_main else torch.empty(shape, dtype=getattr(torch, dtype))
-        ranks.first(own.contiguous().view(-1).view(torch.uint8))
+        ranks.broadcast(own.contiguous().view(-1).view(torch.uint8))
         received[group][name] = own
     weights, ema = received.pop("/weights"), received.pop("/ema")
     state = TrainerState(plan["step"], received, plan["info"], plan["train"])

@@ -32,7 +32,7 @@ class Checkpoints:
     """
 
     folder: Path
-    settings: schema.Trainer
+    settings: schema.TrainerConfig
     policy: Policy
     optimizer: torch.optim.Optimizer
     layout: Layout
@@ -59,7 +59,7 @@ class Checkpoints:
             self.last_save_attempt = self.progress.step  # nor is one written at the end
             raise
         packed = self.pack()
-        with self.layout.ranks.agreed():
+        with self.layout.ranks.raise_together():
             self.write(packed, best)
 
     @contextmanager
@@ -87,7 +87,7 @@ class Checkpoints:
         except (StorageError, DeviceMemoryError) as second:  # what stopped the run is the news
             log.error("checkpointing step %d on the way out failed too: %s", self.progress.step, second)
         if together:
-            ranks.wait()  # a launcher may end the main rank, which still writes, when others have gone
+            ranks.barrier()  # a launcher may end the main rank, which still writes, when others have gone
 
     def pack(self) -> Packed | None:
         """Return what a checkpoint holds, for the main rank to write; of shards, the others send theirs."""

@@ -14,7 +14,7 @@ from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.distributed.shards import like, local
+from marble_cli.distributed.shards import as_dtensor, local
 from marble_cli.errors import StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation, score_policy
 from marble_cli.evaluate.verdict import base_scores, judge
@@ -94,12 +94,12 @@ class Trainer:
     def go(self, interrupt: Interrupt) -> int:
         """Step after step, with evaluations and checkpoints where they are due; returns the exit code."""
         settings = self.config.trainer
-        with self.ranks.agreed(), bounded("when the rewards were first tried", SMALLER_TRIAL):
+        with self.ranks.raise_together(), bounded("when the rewards were first tried", SMALLER_TRIAL):
             check_rewards(self.rollout, self.judges, self.sampler.sources)
         if settings.eval_every:
             with bounded("while prompts were encoded", SMALLER_ENCODERS):
-                own = [self.held_out[i] for i in self.ranks.padded_share(len(self.held_out))]
-                with self.ranks.agreed():
+                own = [self.held_out[i] for i in self.ranks.padded_rank_indices(len(self.held_out))]
+                with self.ranks.raise_together():
                     self.judged.prepare(own)
         if self.judgement_due():
             self.evaluate()
@@ -107,7 +107,7 @@ class Trainer:
             step = self.progress.step + 1
             self.prepare(step)
             metrics = self.step(step)
-            with self.ranks.agreed():
+            with self.ranks.raise_together():
                 self.recorder.record(metrics)
             self.progress.balance = remembered(self.descent.balance)
             self.progress.step, self.checkpoints.mid_update = step, False
@@ -128,8 +128,8 @@ class Trainer:
         if step > self.prepared:
             self.prepared = min(settings.steps, step + settings.encode_ahead - 1)
             steps = [self.sampler.step(s) for s in range(step, self.prepared + 1)]
-            own = self.ranks.share(self.config.rollout.groups)
-            with bounded("while prompts were encoded", SMALLER_ENCODERS), self.ranks.agreed():
+            own = self.ranks.rank_indices(self.config.rollout.groups)
+            with bounded("while prompts were encoded", SMALLER_ENCODERS), self.ranks.raise_together():
                 self.rollout.prepare([prompts[i] for prompts in steps for i in own])
 
     def judgement_due(self) -> bool:
@@ -166,9 +166,9 @@ class Trainer:
         """This rank's samples, and the prompt group [n] of every image of the step."""
         size = self.config.rollout.group_size
         prompts = [prompt for prompt in self.sampler.step(step) for _ in range(size)]
-        own = self.ranks.share(len(prompts))
+        own = self.ranks.rank_indices(len(prompts))
         self.recorder.stage("rollout", len(own))
-        with bounded(f"in the rollout of step {step}", SMALLER_ROLLOUT), self.layout.agreed():
+        with bounded(f"in the rollout of step {step}", SMALLER_ROLLOUT), self.layout.raise_together():
             samples = self.rollout.collect(
                 [prompts[i] for i in own],
                 own,
@@ -183,7 +183,7 @@ class Trainer:
     def update(self, step: int, samples: Samples, signal: Signal) -> dict[str, Any]:
         """Gradients, balance, AdamW, moving average, behaviour policy."""
         settings, algorithm = self.config.trainer, self.config.algorithm
-        own = torch.tensor(self.ranks.share(signal.rewards.shape[1]))
+        own = torch.tensor(self.ranks.rank_indices(signal.rewards.shape[1]))
         draws = signal.groups[own] if algorithm.training_noise is TrainingNoise.group else own
         times = training_times(
             self.rollout.times(), settings.timestep_fraction, settings.times_per_image, draws.tolist(),
@@ -198,7 +198,7 @@ class Trainer:
             log.warning("step %d: %s", step, warning)
         metrics: dict[str, Any] = dict(direction.metrics)
         squares = torch.linalg.vector_norm(direction.gradient, dtype=torch.float64).square()
-        norm = self.ranks.first(self.layout.total(squares)).sqrt().item()
+        norm = self.ranks.broadcast(self.layout.total(squares)).sqrt().item()
         if not math.isfinite(norm):
             self.skip(step, samples, data, signal)
             return metrics | {"skipped": 1}
@@ -236,14 +236,14 @@ class Trainer:
         parameters = list(self.policy.parameters("trained").values())
         parts = gradient.split([local(parameter).numel() for parameter in parameters])
         for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = like(part, parameter)
+            parameter.grad = as_dtensor(part, parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def evaluate(self) -> bool:
         """Score the moving average on held-out prompts; true if it is the best so far."""
         step = self.progress.step
-        self.recorder.stage("evaluate", len(self.ranks.padded_share(len(self.held_out))))
+        self.recorder.stage("evaluate", len(self.ranks.padded_rank_indices(len(self.held_out))))
         with self.policy.swapped(self.progress.ema), bounded("in an evaluation", SMALLER_ROLLOUT):
             evaluation = score_policy(
                 self.judged, "trained", self.held_out, self.judges, self.ranks, self.recorder.advance
@@ -254,7 +254,7 @@ class Trainer:
         verdict = judge(
             evaluation, self.progress.base_scores, self.scorer.names, list(self.config.eval_rewards)
         )
-        with self.ranks.agreed():
+        with self.ranks.raise_together():
             self.recorder.record({"step": step, "phase": "eval", **verdict.metrics})
             self.recorder.pictures(step, evaluation)
         self.progress.evaluated = step

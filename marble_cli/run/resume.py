@@ -60,7 +60,7 @@ def go_on(
     while True:
         stored = None if checkpoint is None else read(ranks, checkpoint)
         fault, progress = None, None
-        with ranks.agreed():
+        with ranks.raise_together():
             try:
                 progress = restore(stored, policy, optimizer, config, balance)
             except CheckpointError as error:
@@ -69,7 +69,7 @@ def go_on(
             assert progress is not None
             return checkpoint, progress
         older = None
-        with ranks.agreed():
+        with ranks.raise_together():
             if checkpoint is not None and ranks.is_main:
                 fault = fault or CheckpointError(f"{checkpoint} fits here, and not on another node.")
                 older = None if named else newest(folder, store.step_of(checkpoint))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from marble_cli.balance.cache import DirectionCache
 from marble_cli.checkpoint.store import BALANCE, TrainerState
-from marble_cli.distributed.shards import gathered, like, local, share
+from marble_cli.distributed.shards import as_dtensor, full_on_rank0, local, local_shard
 from marble_cli.policy.base import Policy
 from marble_cli.run.state_checks import MOMENTS, check_info, check_tensors
 
@@ -40,12 +40,12 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
     """The trainer's state, the trained weights and their moving average, the latter two as diffusers names them."""
     trained = policy.parameters("trained")
     moments = {
-        f"{name}|{moment}": gathered(optimizer.state[parameter][moment])
+        f"{name}|{moment}": full_on_rank0(optimizer.state[parameter][moment])
         for name, parameter in trained.items()
         for moment in MOMENTS
         if parameter in optimizer.state
     }
-    behaviour = {name: gathered(p) for name, p in policy.parameters("behaviour").items()}
+    behaviour = {name: full_on_rank0(p) for name, p in policy.parameters("behaviour").items()}
     origin = policy.origin()
     info: dict[str, Any] = {
         "cache": progress.cache.state_dict(),
@@ -86,7 +86,7 @@ def unpack(
     average = {name: parameter.detach().clone() for name, parameter in trained.items()}
     policy.load_trained(weights)
     for name, parameter in policy.parameters("behaviour").items():
-        local(parameter).copy_(share(state.tensors["behaviour"][name], parameter))
+        local(parameter).copy_(local_shard(state.tensors["behaviour"][name], parameter))
     moments = state.tensors["optimizer"]
     optimizer.state.clear()
     for name, parameter in trained.items():
@@ -112,4 +112,4 @@ def restored(moment: Tensor, parameter: Tensor) -> Tensor:
     """A moment of `parameter` as AdamW keeps it: in its form and on its device, or the count of steps, on the CPU."""
     if not moment.dim():
         return moment
-    return like(share(moment, parameter).to(parameter.device, copy=True), parameter)
+    return as_dtensor(local_shard(moment, parameter).to(parameter.device, copy=True), parameter)

@@ -47,7 +47,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         folder = Path(config.run.dir).absolute()  # wherever a plugin may go
         held = stack.enter_context(lock.RunLock(folder))
         checkpoint = None
-        with ranks.agreed():
+        with ranks.raise_together():
             check_geometry(config, ranks.world)
             device = own_device(config, ranks.world)
             if ranks.is_main:
@@ -65,7 +65,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         # All have looked before one writes.
         checkpoint = common_checkpoint(ranks, folder, checkpoint, named=named)
         layout = choose(config.trainer, ranks, device)
-        with ranks.agreed():
+        with ranks.raise_together():
             sources = load_prompts(config.data, "train")
             kept_back = load_prompts(config.data, "test")
             check_applicable(config, declarations, sources, kept_back)
@@ -78,7 +78,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                 store.sweep(folder)
             policy = load_policy(config.model, config.trainer.seed, layout.place)
         rewards = {**config.rewards, **config.eval_rewards}
-        with ranks.agreed():
+        with ranks.raise_together():
             judges = stack.enter_context(
                 open_scorer(rewards, str(policy.device), config.trainer.pending_batches)
             )
@@ -88,7 +88,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         )
         if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
             progress.wandb_id = None  # a run of its own
-        with ranks.agreed():
+        with ranks.raise_together():
             if ranks.is_main:
                 prepare(folder, checkpoint, progress, config)
             recorder = stack.enter_context(RunRecorder(config, folder, progress, main=ranks.is_main))

@@ -24,13 +24,13 @@ def solve_once(balance: Balance, gram: Tensor, ranks: Ranks) -> Solution:
     if ranks.world == 1:
         return balance(gram)
     told: dict[str, Any] = {}
-    with ranks.agreed():
+    with ranks.raise_together():
         if ranks.is_main:
             try:
                 told = _plain(balance(gram))
             except BalanceError as error:
                 told = {"error": str(error)}
-    told = ranks.object(told)
+    told = ranks.broadcast_json(told)
     if "error" in told:
         raise BalanceError(told["error"])
     tensors: dict[str, Any] = {
@@ -67,7 +67,7 @@ def check_alike(parameters: Mapping[str, Tensor], layout: Layout, step: int, wri
     if layout.copies == 1:
         return
     own = {"host": socket.gethostname(), "part": layout.part, "digest": digest(parameters)}
-    seen = layout.ranks.objects(own)
+    seen = layout.ranks.all_gather_json(own)
     if others := apart(seen):
         last = (
             f"the checkpoint of step {written} and those before it are"

@@ -10,7 +10,7 @@ from marble_cli.balance.base import Balance, Solution, active_rewards
 from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.metrics import describe_solution
-from marble_cli.config.schema import Algorithm
+from marble_cli.config.schema import AlgorithmConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import BalanceError
 from marble_cli.objective.coefficients import Coefficients, RewardCoefficients, advantage_coefficients
@@ -134,7 +134,7 @@ class OnlyScalarised:
     """One reward mixed from all; the rewards' own gradients are looked at and have no say."""
 
     reward: ScalarisedReward
-    algorithm: Algorithm
+    algorithm: AlgorithmConfig
 
     def rows(self, signal: Signal, coefficients: RewardCoefficients) -> Coefficients:
         mixed = scalarised_coefficients(signal, self.reward, self.algorithm)
@@ -153,7 +153,7 @@ class OnlyScalarised:
 def cached_weights(cache: DirectionCache, ranks: Ranks) -> Tensor | None:
     """Return the main rank's cached direction weights [K] on all ranks; None if nothing is cached."""
     weights = cache.direction_weights()
-    return None if weights is None else ranks.first(weights)
+    return None if weights is None else ranks.broadcast(weights)
 
 
 def left_out(names: list[str], solution: Solution) -> tuple[str, ...]:

@@ -168,7 +168,7 @@ class OutputSpace:
     ) -> Direction:
         parts, ranks = _chunks(step), step.layout.ranks
         inner = velocity_gram(step, parts, coefficients.rewards)
-        solution = solve_once(self.balance, ranks.first(ranks.sum(inner)), ranks)
+        solution = solve_once(self.balance, ranks.broadcast(ranks.all_reduce(inner)), ranks)
         metrics: dict[str, float] = {"balance/refresh": 1}
         if self.schedule.refreshes(step.number, cache):
             found, matrix = _apart(step, parts, signal, coefficients.rewards, coefficients.shared)
@@ -272,7 +272,7 @@ def _apart(
         scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
         scale = torch.cat([scale, torch.ones(len(matrix) - len(scale))])
         matrix = matrix * scale[:, None] * scale
-    return found, step.layout.ranks.first(matrix)
+    return found, step.layout.ranks.broadcast(matrix)
 
 
 def _share(step: Step, signal: Signal, fraction: float) -> tuple[list[Chunk], list[Chunk]]:

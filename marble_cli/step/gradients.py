@@ -14,7 +14,7 @@ from marble_cli.objective.coefficients import Coefficients
 from marble_cli.objective.nft import NftTerms, kl_term, mixed_loss, nft_terms, velocity_products
 from marble_cli.policy.base import Policy
 from marble_cli.step.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
-from marble_cli.step.per_sample import Mixer
+from marble_cli.step.per_sample import PerSampleGradients
 
 LARGEST = 2.0**-4  # of a cotangent: gradients, sums over many tokens, must not overflow float16 either
 
@@ -89,7 +89,7 @@ def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> G
     """Gradient of one mixture and the KL term together, R = 1: one backward pass a micro-batch."""
     parameters = list(step.policy.parameters("trained").values())
     rows, losses = step.layout.rows(parameters, mixed=0, passed=1), _no_losses(1)
-    with step.layout.agreed():
+    with step.layout.raise_together():
         for one in step.passes(parts):
             v = one.v_theta.detach().requires_grad_()
             policy, kl = step.loss(one, v, one.terms(v, step.objective.beta), mixture)
@@ -123,7 +123,7 @@ def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coe
     taken[-1] |= bool(step.objective.kl_coef)
     last = max(taken.nonzero().flatten().tolist(), default=None)
     # what is compiled takes one backward pass a forward pass
-    with step.layout.agreed(), torch.compiler.set_stance("force_eager"):
+    with step.layout.raise_together(), torch.compiler.set_stance("force_eager"):
         for one in step.passes(parts):
             v = one.v_theta.detach().requires_grad_()
             terms = one.terms(v, step.objective.beta)
@@ -143,7 +143,7 @@ def _by_mixing(
     """One backward pass, or two, for all rows but the last, and one for that.
 
     A loss splits into (p + q) (P + N) / 2 + (p - q) (P - N) / 2. Each half takes one backward pass whatever K is
-    (`Mixer`), and the even half none where its coefficients vanish, as they do with the shared term outside.
+    (`PerSampleGradients`), and the even half none where its coefficients vanish, as they do with the shared term outside.
     """
     parameters = list(step.policy.parameters("trained").values())
     count = len(rewards.p)
@@ -151,8 +151,8 @@ def _by_mixing(
     scale = step.objective.clip / step.objective.beta / step.data.samples
     even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
     with_rest = bool(rest.p.any() or rest.q.any() or step.objective.kl_coef)
-    mixer = Mixer(layers, rows.mixed)
-    with step.layout.agreed(), mixer.watching():
+    mixer = PerSampleGradients(layers, rows.mixed)
+    with step.layout.raise_together(), mixer.watching():
         for one in step.passes(parts):
             images = one.batch.indices
             v = one.v_theta.detach().requires_grad_()
@@ -182,7 +182,7 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
     """Gram matrix [K, K] float64 of the rewards' gradients with respect to this rank's velocities, by forward passes."""
     total = torch.zeros(len(rewards.p), len(rewards.p), dtype=torch.float64)
     objective = step.objective
-    with step.layout.agreed():
+    with step.layout.raise_together():
         for batch in noised_batches(step.data, parts, objective.seed, step.number):
             at = (batch.xt, batch.t, batch.embeddings)
             v_old, v_theta = (step.policy.velocity(*at, adapter) for adapter in ("behaviour", "trained"))
@@ -205,7 +205,7 @@ def _summed(step: Step, rows: Rows, parameters: list[nn.Parameter], losses: Tens
     The losses come first, over gloo, which raises if a rank is gone. NCCL would wait on the GPU for ever for
     that rank's gradients, and a checkpoint's weights, asked of this GPU afterwards, would wait behind them.
     """
-    losses = step.layout.ranks.sum(losses)
+    losses = step.layout.ranks.all_reduce(losses)
     return Gradients(step.layout.reduce(rows, parameters), losses)
 
 
@@ -242,7 +242,7 @@ def _representable(step: Step, cotangent: Tensor) -> tuple[Tensor, float]:
     """
     largest = cotangent.abs().max()
     if step.layout.sharded:
-        largest = step.layout.ranks.largest(largest)
+        largest = step.layout.ranks.all_reduce_max(largest)
     if not 0.0 < largest.item() < math.inf:
         return cotangent, 1.0
     factor = 2.0 ** (math.frexp(largest.item())[1] - math.frexp(LARGEST)[1])

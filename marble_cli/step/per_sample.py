@@ -18,7 +18,7 @@ from torch.nn import functional
 from marble_cli.errors import ConfigError
 
 
-class Mixer:
+class PerSampleGradients:
     """Adds the gradients of R mixtures to `rows` [R, P] while backward passes run.
 
     Args:
@@ -88,7 +88,7 @@ class _Linear(torch.autograd.Function):
     """y = x W^T; its backward pass feeds the mixer, or gives the weight's gradient where nothing is being mixed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, mixer: Mixer, row: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, mixer: PerSampleGradients, row: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.mixer, ctx.row = mixer, row
         return functional.linear(x, weight)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.constant import Scalarisation, ScalarisedReward
-from marble_cli.config.schema import Algorithm
+from marble_cli.config.schema import AlgorithmConfig
 from marble_cli.objective.advantages import (
     advantage_sum,
     advantages,
@@ -28,13 +28,15 @@ class Signal:
     optimality: Tensor
 
 
-def read_signal(rewards: Tensor, applicable: Tensor, groups: Tensor, algorithm: Algorithm) -> Signal:
+def read_signal(rewards: Tensor, applicable: Tensor, groups: Tensor, algorithm: AlgorithmConfig) -> Signal:
     """Advantages and optimalities of `rewards` [K, n] where `applicable` [K, n], by prompt group `groups` [n]."""
     advantage = advantages(rewards, applicable, groups, std=algorithm.advantage.std.value)
     return Signal(rewards, applicable, groups, advantage, optimality(advantage, algorithm.advantage.clip))
 
 
-def scalarised_coefficients(signal: Signal, reward: ScalarisedReward, algorithm: Algorithm) -> Coefficients:
+def scalarised_coefficients(
+    signal: Signal, reward: ScalarisedReward, algorithm: AlgorithmConfig
+) -> Coefficients:
     """Return the coefficients [n] of a balance that mixes rewards before there is a gradient.
 
     `weighted_sum` mixes raw rewards and then normalises; `advantage_sum` normalises each and then mixes.

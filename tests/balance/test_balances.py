@@ -19,7 +19,7 @@ REWARDS = ("ocr", "clipscore", "objects")
 GRADIENTS = torch.randn(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def config(name: str = "marble", **changes: Any) -> schema.Balance:
+def config(name: str = "marble", **changes: Any) -> schema.BalanceConfig:
     values: dict[str, Any] = {
         "solver": "osqp",
         "floor": 0.0,
@@ -28,7 +28,7 @@ def config(name: str = "marble", **changes: Any) -> schema.Balance:
         "refresh_every": 10,
         "warmup": 1,
     }
-    return schema.Balance(name=name, **{**values, **changes})
+    return schema.BalanceConfig(name=name, **{**values, **changes})
 
 
 def test_the_built_in_balances_are_these() -> None:
@@ -205,7 +205,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         Torchjd("X", lambda matrix: matrix.diagonal() / 0.0)(torch.eye(2))
 
 
-def second_only(options: schema.Balance, rewards: Any, weights: Any) -> LeastNorm:
+def second_only(options: schema.BalanceConfig, rewards: Any, weights: Any) -> LeastNorm:
     return LeastNorm(floor=options.floor)
 
 

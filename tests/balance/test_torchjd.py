@@ -22,7 +22,7 @@ STATEFUL = ["GradVac", "PCD"]
 
 
 def balance(name: str, rewards: int, **options: Any) -> Balance:
-    config = schema.Balance(
+    config = schema.BalanceConfig(
         f"torchjd:{name}", solver="osqp", floor=0.0, norm_priority=0.0, ema=0.7, refresh_every=10, warmup=1,
         options=options,
     )  # fmt: skip

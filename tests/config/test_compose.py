@@ -25,10 +25,10 @@ from marble_cli.config.schema import (
     Precision,
     Quotes,
     Reduce,
-    Reward,
+    RewardConfig,
     RunConfig,
     SharedTerm,
-    Source,
+    SourceConfig,
 )
 from marble_cli.errors import ConfigError
 
@@ -189,9 +189,9 @@ def test_a_rewards_keys_are_parted_into_the_hosts_and_its_own() -> None:
         ]
     )  # fmt: skip
     assert config.rewards == {
-        "colorfulness": Reward("colorfulness", options={"nested": {"a": [1, 2]}}),
-        "compressibility": Reward("compressibility", timeout=5.0, options={"quality": 50}),
-        "mine": Reward("compressibility", weight=2.0, sources=["text"], options={"quality": 40}),
+        "colorfulness": RewardConfig("colorfulness", options={"nested": {"a": [1, 2]}}),
+        "compressibility": RewardConfig("compressibility", timeout=5.0, options={"quality": 50}),
+        "mine": RewardConfig("compressibility", weight=2.0, sources=["text"], options={"quality": 40}),
     }
 
 
@@ -212,7 +212,7 @@ def test_rewards_are_left_out_added_and_weighted() -> None:
 
 def test_a_watched_reward_is_added() -> None:
     config = compose(["rewards=colorfulness", "+eval_rewards.small={plugin: compressibility, quality: 30}"])
-    assert config.eval_rewards == {"small": Reward("compressibility", options={"quality": 30})}
+    assert config.eval_rewards == {"small": RewardConfig("compressibility", options={"quality": 30})}
 
 
 def test_an_optional_reward_that_is_not_installed_is_left_out_and_said(
@@ -292,7 +292,7 @@ def test_a_source_takes_keys_that_no_file_names(tmp_path: Path) -> None:
     assert general.metadata == {"tag": "plain", "level": {"a": [1, 2]}}
     assert general.negative_prompt == "grey, blurred"
     assert config.data.sources["text"].quoted_as == "word"
-    assert more == Source("train[:9]", "test", 1.0, "owner/name", None, "main", "caption")
+    assert more == SourceConfig("train[:9]", "test", 1.0, "owner/name", None, "main", "caption")
     assert compose([], file) == config
     assert compose(["~data.sources.general.metadata.tag"], file).data.sources["general"].metadata == {
         "level": {"a": [1, 2]}
@@ -399,7 +399,7 @@ def test_a_chosen_group_replaces_the_files_whole(tmp_path: Path) -> None:
     config, file = written(tmp_path, *MANY)
     again = compose(["balance=mgda", "balance.floor=0.1", "rewards=[colorfulness]"], file)
     assert again.balance == compose(["balance=mgda", "balance.floor=0.1", BUILT_IN]).balance
-    assert again.rewards == {"colorfulness": Reward("colorfulness")}
+    assert again.rewards == {"colorfulness": RewardConfig("colorfulness")}
     assert again.model == config.model
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from marble_cli.config.schema import Data, Quotes, Source
+from marble_cli.config.schema import DataConfig, Quotes, SourceConfig
 from marble_cli.data.prompts import Prompt, held_out, load_prompts, quoted
 from marble_cli.errors import DataError
 
@@ -40,8 +40,8 @@ def test_plain_text_is_one_prompt_a_line(tmp_path: Path, read: Reader) -> None:
 
 
 def test_the_embedded_prompts_are_a_root_of_their_own() -> None:
-    source = Source(train="text/train.jsonl", test="text/test.jsonl")
-    first = load_prompts(Data(root="tiny", sources={"text": source}), "test")["text"][0]
+    source = SourceConfig(train="text/train.jsonl", test="text/test.jsonl")
+    first = load_prompts(DataConfig(root="tiny", sources={"text": source}), "test")["text"][0]
     file = files("marble_cli") / "assets" / "tiny" / "prompts" / "text" / "test.jsonl"
     assert first.text == json.loads(file.read_text().splitlines()[0])["prompt"]
 
@@ -192,9 +192,12 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path, read: Reader) -> None:
 
 
 def test_a_root_that_is_no_folder_is_told_what_it_should_hold(tmp_path: Path) -> None:
-    sources = {"a": Source(train="a/train.txt", test="a/test.txt"), "b": Source(hub="x", train="t", test="t")}
+    sources = {
+        "a": SourceConfig(train="a/train.txt", test="a/test.txt"),
+        "b": SourceConfig(hub="x", train="t", test="t"),
+    }
     with pytest.raises(DataError, match=r"nowhere is no folder\. .* holds a/train\.txt, a/test\.txt\."):
-        load_prompts(Data(root=str(tmp_path / "nowhere"), sources=sources), "train")
+        load_prompts(DataConfig(root=str(tmp_path / "nowhere"), sources=sources), "train")
 
 
 def test_held_out_takes_the_first_of_every_source() -> None:

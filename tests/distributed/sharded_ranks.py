@@ -17,7 +17,7 @@ from marble_cli.config.compose import compose
 from marble_cli.config.schema import Precision, Train
 from marble_cli.distributed.layout import Layout, Replicated, Sharded
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.distributed.shards import gathered, like, local, share
+from marble_cli.distributed.shards import as_dtensor, full_on_rank0, local, local_shard
 from marble_cli.objective.coefficients import reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
@@ -41,7 +41,7 @@ def randomise(policy: PipelinePolicy) -> None:
         for parameter in policy.parameters(adapter).values():
             noise = torch.randn(parameter.shape, generator=draw) * 0.02
             with torch.no_grad():
-                local(parameter).add_(share(noise, parameter))
+                local(parameter).add_(local_shard(noise, parameter))
 
 
 def whole_rows(rows: Tensor, policy: PipelinePolicy) -> Tensor:
@@ -49,7 +49,7 @@ def whole_rows(rows: Tensor, policy: PipelinePolicy) -> Tensor:
     parameters = list(policy.parameters("trained").values())
     parts = rows.split([local(parameter).numel() for parameter in parameters], dim=1)
     columns = [
-        torch.stack([gathered(like(row, parameter)).flatten() for row in part])
+        torch.stack([full_on_rank0(as_dtensor(row, parameter)).flatten() for row in part])
         for part, parameter in zip(parts, parameters, strict=True)
     ]
     return torch.cat(columns, dim=1)
@@ -64,9 +64,9 @@ def watched(ranks: Ranks) -> Iterator[list[tuple[int, ...]]]:
         shapes.append(tuple(tensor.shape))
         return Ranks.sum(ranks, tensor)
 
-    ranks.sum = sum  # type: ignore[method-assign]
+    ranks.all_reduce = sum  # type: ignore[method-assign]
     yield shapes
-    del ranks.sum
+    del ranks.all_reduce
 
 
 def training_set(policy: PipelinePolicy, ranks: Ranks) -> TrainingSet:
@@ -141,7 +141,7 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
         draw = torch.Generator().manual_seed(7)
         for parameter in policy.parameters("trained").values():
             whole = torch.randn(parameter.shape, generator=draw)
-            parameter.grad = like(share(whole, parameter).contiguous().flatten(), parameter)
+            parameter.grad = as_dtensor(local_shard(whole, parameter).contiguous().flatten(), parameter)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         states.append(pack(policy, optimizer, fresh(policy)))

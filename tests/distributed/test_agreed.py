@@ -31,7 +31,7 @@ run = Path(sys.argv[1])
 
 def outcome(ranks, *errors):
     try:
-        with ranks.agreed():
+        with ranks.raise_together():
             if errors[ranks.rank]:
                 raise errors[ranks.rank]
     except Exception as error:
@@ -39,14 +39,14 @@ def outcome(ranks, *errors):
 
 with Ranks() as ranks:
     me = ranks.rank
-    assert ranks.objects({"rank": me, "text": "ü" * me}) == [{"rank": 0, "text": ""}, {"rank": 1, "text": "ü"}]
-    assert ranks.object(me if me == 0 else None) == 0
+    assert ranks.all_gather_json({"rank": me, "text": "ü" * me}) == [{"rank": 0, "text": ""}, {"rank": 1, "text": "ü"}]
+    assert ranks.broadcast_json(me if me == 0 else None) == 0
     assert outcome(ranks, None, None) is None
     told = outcome(ranks, None, ConfigError("no key"))
     assert told == [("PeerError", 2, "process 1 failed: no key"), ("ConfigError", 2, "no key")][me], told
     told = outcome(ranks, ValueError("odd"), ConfigError("no key"))
     assert told == [("ValueError", None, "odd"), ("PeerError", 1, "process 0 failed: odd")][me], told
-    with ranks.agreed():  # they are still in step
+    with ranks.raise_together():  # they are still in step
         pass
 
     step = run / "checkpoints" / "step-00000003"
@@ -125,9 +125,9 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
 
 def test_one_rank_agrees_with_itself() -> None:
     with Ranks() as ranks:
-        assert ranks.objects([1, None]) == [[1, None]]
+        assert ranks.all_gather_json([1, None]) == [[1, None]]
         error = ConfigError("no key")
-        with pytest.raises(ConfigError) as caught, ranks.agreed():
+        with pytest.raises(ConfigError) as caught, ranks.raise_together():
             raise error
         assert caught.value is error
 

@@ -50,7 +50,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
         return zeros(*shape)
 
     def all_reduce(tensor: Tensor) -> None:
-        asked.append(("sum", tuple(tensor.shape)))
+        asked.append(("all_reduce", tuple(tensor.shape)))
         tensor.fill_(2)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -73,7 +73,7 @@ def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: li
     Ranks().__enter__()
     assert gpus == [
         ("set_device", 1), ("group", "cpu:gloo,cuda:nccl", ranks.JOINING),
-        ("on", "cpu"), ("sum", (1,)), ("on", "cuda:1"), ("sum", (1,)), ("from then on", ranks.PATIENCE),
+        ("on", "cpu"), ("all_reduce", (1,)), ("on", "cuda:1"), ("all_reduce", (1,)), ("from then on", ranks.PATIENCE),
     ]  # fmt: skip
 
 

@@ -37,15 +37,15 @@ with Ranks() as ranks:
     assert begun == [("cpu", 1)]  # they have met
     me = ranks.rank
     assert ranks.world == 2 and ranks.is_main == (me == 0)
-    assert list(ranks.share(6)) == ([0, 1, 2], [3, 4, 5])[me]
+    assert list(ranks.rank_indices(6)) == ([0, 1, 2], [3, 4, 5])[me]
     own = torch.tensor([1.0 + me, 10.0], dtype=torch.float64)
-    assert ranks.sum(own) is own and own.tolist() == [3.0, 20.0]
+    assert ranks.all_reduce(own) is own and own.tolist() == [3.0, 20.0]
     rows = torch.arange(6).reshape(2, 3).double()[:, :2] + 100 * me
-    assert ranks.gather(rows).tolist() == [[0, 1, 100, 101], [3, 4, 103, 104]]
+    assert ranks.all_gather(rows).tolist() == [[0, 1, 100, 101], [3, 4, 103, 104]]
     row = torch.tensor([me, 7])
-    assert ranks.gather(row).tolist() == [0, 7, 1, 7]
-    assert ranks.gather(rows.T).tolist() == [[0, 3, 100, 103], [1, 4, 101, 104]]
-    assert ranks.first(torch.tensor([me + 0.1], dtype=torch.float64)).tolist() == [0.1]
+    assert ranks.all_gather(row).tolist() == [0, 7, 1, 7]
+    assert ranks.all_gather(rows.T).tolist() == [[0, 3, 100, 103], [1, 4, 101, 104]]
+    assert ranks.broadcast(torch.tensor([me + 0.1], dtype=torch.float64)).tolist() == [0.1]
     assert ranks.any(me == 1) and ranks.any(True) and not ranks.any(False)
 print("done", me)
 """
@@ -61,11 +61,11 @@ def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.delenv(name, raising=False)
     with Ranks() as ranks:
         assert (ranks.rank, ranks.world, ranks.is_main) == (0, 1, True)
-        assert list(ranks.share(3)) == [0, 1, 2]
+        assert list(ranks.rank_indices(3)) == [0, 1, 2]
         tensor = torch.tensor([1.0])
-        assert ranks.sum(tensor) is tensor
-        assert ranks.gather(tensor) is tensor
-        assert ranks.first(tensor) is tensor
+        assert ranks.all_reduce(tensor) is tensor
+        assert ranks.all_gather(tensor) is tensor
+        assert ranks.broadcast(tensor) is tensor
         assert (ranks.any(True), ranks.any(False)) == (True, False)
         assert not torch.distributed.is_initialized()
 

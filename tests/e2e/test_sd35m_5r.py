@@ -11,7 +11,7 @@ from diffusers import SD3Transformer2DModel
 from peft import LoraConfig
 
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import Evaluation, OdeSolver, Quotes, RolloutTimes, TrainingTimes
+from marble_cli.config.schema import EvaluationConfig, OdeSolver, Quotes, RolloutTimes, TrainingTimes
 from marble_cli.metrics.jsonl import read
 from marble_cli.plan.plan import plan
 from marble_cli.policy.load import load_policy
@@ -74,7 +74,7 @@ def test_the_presets_are_the_published_recipe_and_ours() -> None:
     for config in (published, ours):
         assert [reward.plugin for reward in config.rewards.values()] == list(REWARDS)
         assert config.rewards["clipscore"].options["model"] == "openai/clip-vit-large-patch14"
-        assert config.evaluation == Evaluation(steps=40, solver=OdeSolver.euler)
+        assert config.evaluation == EvaluationConfig(steps=40, solver=OdeSolver.euler)
         assert [ema_decay(config.trainer.ema, s) for s in (1, 50, 99)] == [2 / 11, 51 / 60, 0.9]
         assert behaviour_eta(config.algorithm.behaviour, 10) == pytest.approx(0.01)
     assert published.model.max_sequence_length == 128

@@ -16,7 +16,7 @@ import tenacity
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import Reward, RunConfig
+from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.errors import ConfigError, RequestError, RewardError
 from marble_cli.plugins import installed
 from marble_cli.rewards.elsewhere.environment import find, install
@@ -73,7 +73,7 @@ def test_a_served_reward_scores_and_trains_a_run_whose_server_restarts(
     monkeypatch.setattr("marble_cli.rewards.worker.BACK_OFF", tenacity.wait_fixed(0.05))
     with (
         served(environment, "brightness", token="secret") as (url, process),
-        open_scorer({"far": Reward(plugin="brightness", url=url, retries=400)}, "cpu") as scorer,
+        open_scorer({"far": RewardConfig(plugin="brightness", url=url, retries=400)}, "cpu") as scorer,
     ):
         assert torch.equal(scores(scorer), EXPECTED)
         process.terminate()
@@ -156,21 +156,21 @@ def test_what_cannot_be_installed(home: Path) -> None:
 
 def test_an_isolated_reward_is_known_before_it_is_built(home: Path) -> None:
     assert (
-        declare("mine", Reward(plugin="brightness", isolated=True)).summary
+        declare("mine", RewardConfig(plugin="brightness", isolated=True)).summary
         == "How bright a picture is, 0 to 1."
     )
     with pytest.raises(
         ConfigError, match=r"isolated reward mine: rewards.mine.good_cals: .*did you mean 'good_calls'"
     ):
-        declare("mine", Reward(plugin="broken", isolated=True, options={"good_cals": 1}))
+        declare("mine", RewardConfig(plugin="broken", isolated=True, options={"good_cals": 1}))
     with pytest.raises(ConfigError, match="offers the reward 'brightnes'.*marble rewards install brightnes"):
-        declare("mine", Reward(plugin="brightnes", isolated=True))
+        declare("mine", RewardConfig(plugin="brightnes", isolated=True))
 
 
 def test_an_isolated_reward_scores_and_its_server_is_restarted_when_it_dies(
     home: Path, marble_logs: pytest.LogCaptureFixture
 ) -> None:
-    with open_scorer({"mine": Reward(plugin="brightness", isolated=True)}, "cpu") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="brightness", isolated=True)}, "cpu") as scorer:
         assert torch.equal(scores(scorer), EXPECTED)
         first = server(scorer).process
         assert first is not None
@@ -188,7 +188,7 @@ def test_an_isolated_reward_scores_and_its_server_is_restarted_when_it_dies(
 def test_a_server_that_hangs_is_restarted(
     home: Path, tmp_path: Path, marble_logs: pytest.LogCaptureFixture
 ) -> None:
-    settings = Reward(
+    settings = RewardConfig(
         plugin="hangs", isolated=True, timeout=1.0, options={"marker": str(tmp_path / "marker")}
     )
     with open_scorer({"mine": settings}, "cpu") as scorer:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from marble_cli.config.schema import Wandb, WandbMode
+from marble_cli.config.schema import WandbConfig, WandbMode
 from marble_cli.errors import ConfigError
 from marble_cli.metrics.wandb_destination import Destination, destination
 
@@ -35,7 +35,7 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
             places[name].parent.mkdir(parents=True, exist_ok=True)
             places[name].write_text(text)
         variables = {"HOME": str(home)} | (environ or {})
-        return destination(Wandb(WandbMode[mode], project, entity), variables)
+        return destination(WandbConfig(WandbMode[mode], project, entity), variables)
 
     return run
 
@@ -153,7 +153,7 @@ def test_the_configuration_wins_and_says_so(
 def test_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without HOME and passwd entry
-    assert destination(Wandb(WandbMode.auto, None, None), {}).mode == "offline"
+    assert destination(WandbConfig(WandbMode.auto, None, None), {}).mode == "offline"
 
 
 def test_in_words(decide: Decide) -> None:

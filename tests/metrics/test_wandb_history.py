@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from marble_cli.cli.app import app
-from marble_cli.config.schema import RunConfig, Wandb, WandbMode
+from marble_cli.config.schema import RunConfig, WandbConfig, WandbMode
 from marble_cli.errors import ConfigError, MarbleError, RequestError
 from marble_cli.metrics import wandb_history
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
@@ -49,7 +49,7 @@ def start(folder: Path, mode: str, first: int, last: int, run_id: str | None = I
     )
     truncate_after(folder / "metrics.jsonl", first - 1)
     metrics = MetricsLog(folder / "metrics.jsonl")
-    run = WandbRun(Wandb(WandbMode[mode], "p", None), folder, "n", {"a": 1}, run_id)
+    run = WandbRun(WandbConfig(WandbMode[mode], "p", None), folder, "n", {"a": 1}, run_id)
     for step in range(first, last + 1):
         rows = [{"step": step, "phase": "train", "loss": 0.5 * step, "start": first}]
         rows += [{"step": step, "phase": "eval", "reward/ocr/mean": 2.0 * step}] if step % 2 == 0 else []
@@ -162,7 +162,7 @@ def test_what_a_run_is_still_writing_stays_to_be_sent(service: Service, tmp_path
     last.rename(
         last.with_name(f"offline-run-20200101_000000-{ID}")
     )  # W&B's names tell starts apart by seconds
-    going = WandbRun(Wandb(WandbMode.online, "p", None), run, "n", {}, ID)
+    going = WandbRun(WandbConfig(WandbMode.online, "p", None), run, "n", {}, ID)
     with pytest.raises(RequestError, match="still sending its figures itself"):
         send(run, running=True)
     going.close()
@@ -234,10 +234,10 @@ def test_a_run_follows_its_variables_and_says_which_it_does_not(
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     end_service()
-    WandbRun(Wandb(WandbMode.auto, None, None), made(tmp_path / "one"), "n", {}, ID).close()
+    WandbRun(WandbConfig(WandbMode.auto, None, None), made(tmp_path / "one"), "n", {}, ID).close()
     assert "not followed" not in caplog.text
     monkeypatch.setenv("WANDB_MODE", "online")
-    WandbRun(Wandb(WandbMode.offline, "ours", None), made(tmp_path / "other"), "n", {}, ID).close()
+    WandbRun(WandbConfig(WandbMode.offline, "ours", None), made(tmp_path / "other"), "n", {}, ID).close()
     for words in (
         "mode=offline is set, so WANDB_MODE=online",
         "project=ours is set, so WANDB_PROJECT=theirs",
@@ -248,12 +248,12 @@ def test_a_run_follows_its_variables_and_says_which_it_does_not(
         assert [start.name.startswith("offline-") for start in starts(tmp_path / name)] == [True]
     monkeypatch.setenv("WANDB_MODE", "onlin")
     with pytest.raises(ConfigError, match="WANDB_MODE='onlin' is no mode"):
-        WandbRun(Wandb(WandbMode.auto, None, None), tmp_path / "third", "n", {}, ID)
+        WandbRun(WandbConfig(WandbMode.auto, None, None), tmp_path / "third", "n", {}, ID)
     end_service()
 
 
 def test_disabled_weights_and_biases_does_nothing(tmp_path: Path) -> None:
-    run = WandbRun(Wandb(WandbMode.disabled, "p", None), tmp_path, "n", {}, None)
+    run = WandbRun(WandbConfig(WandbMode.disabled, "p", None), tmp_path, "n", {}, None)
     run.write({"step": 1, "phase": "train", "x": 1.0})
     run.images(1, torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ["a cup"])
     run.close()

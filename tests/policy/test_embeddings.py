@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from marble_cli.config.schema import Model, Precision
+from marble_cli.config.schema import ModelConfig, Precision
 from marble_cli.errors import StorageError
 from marble_cli.policy.load import load_policy
 
@@ -20,7 +20,7 @@ PROMPTS = ["a red cup", 'a sign that says "47"', "a red cup", ""]
 
 
 @pytest.fixture
-def cached(model: Model, tmp_path: Path) -> Any:
+def cached(model: ModelConfig, tmp_path: Path) -> Any:
     return load_policy(replace(model, embedding_cache=str(tmp_path / "cache")), seed=0)
 
 
@@ -54,7 +54,7 @@ def test_every_prompt_is_encoded_once(cached: Any, calls: list[list[str]]) -> No
     assert calls[2:] == [[""]]
 
 
-def test_another_run_finds_them(cached: Any, model: Model, tmp_path: Path) -> None:
+def test_another_run_finds_them(cached: Any, model: ModelConfig, tmp_path: Path) -> None:
     cached.prepare(PROMPTS)
     again: Any = load_policy(replace(model, embedding_cache=str(tmp_path / "cache")), seed=5)
     assert again.cache.missing(PROMPTS) == []
@@ -65,7 +65,7 @@ def test_another_run_finds_them(cached: Any, model: Model, tmp_path: Path) -> No
 
 
 def test_other_encoders_are_told_apart(
-    cached: Any, model: Model, pipeline_folder: Path, tmp_path: Path
+    cached: Any, model: ModelConfig, pipeline_folder: Path, tmp_path: Path
 ) -> None:
     cached.prepare(PROMPTS)
     shutil.copytree(pipeline_folder, tmp_path / "other")
@@ -80,7 +80,7 @@ def test_other_encoders_are_told_apart(
 
 
 def test_other_tokenizers_configurations_and_libraries_are_told_apart(
-    cached: Any, model: Model, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cached: Any, model: ModelConfig, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(folder: Path) -> int:
         path, cache = str(folder), str(tmp_path / "cache")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import RequestError
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import load_policy
@@ -38,7 +38,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return folder
 
 
-def model_of(folder: Path, name: str, *overrides: str) -> Model:
+def model_of(folder: Path, name: str, *overrides: str) -> ModelConfig:
     tiny = TINY[name]
     return compose([
         "~preset", f"model={tiny.choice}", f"model.path={folder}", f"model.resolution={tiny.resolution}",
@@ -202,7 +202,7 @@ def in_shards(folder: Path) -> None:
     transformer.save_pretrained(folder, max_shard_size="4MB")
 
 
-def tiny_model(folder: Path, *overrides: str) -> Model:
+def tiny_model(folder: Path, *overrides: str) -> ModelConfig:
     return compose(["rewards=colorfulness", f"model.path={folder}", "model.device=cpu", *overrides]).model
 
 

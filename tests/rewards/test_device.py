@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from marble_cli.cli.rewards import _on_gpu
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.policy.load import pick_device
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.elsewhere.locate import maker
 from marble_cli.rewards.registry import build
 from marble_cli.rewards.scorer import open_scorer
-from marble_cli.rewards.worker import Lane
+from marble_cli.rewards.worker import RewardWorker
 from tests.rewards.test_scorer import pictures, submit
 
 Install = Callable[..., None]
@@ -130,7 +130,9 @@ def test_the_device_of_a_run_has_its_number(cuda: Cuda, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("device", ["cuda:3", "cuda"])
 def test_a_thread_of_a_reward_is_on_the_run_s_gpu(cuda: Cuda, seen: type[Any], device: str) -> None:
     cuda.set_device("cuda:3")
-    with open_scorer({"mine": Reward(plugin="seen"), "bare": Reward(plugin="plain")}, device) as scorer:
+    with open_scorer(
+        {"mine": RewardConfig(plugin="seen"), "bare": RewardConfig(plugin="plain")}, device
+    ) as scorer:
         for _ in range(2):
             assert submit(scorer, ["", ""]).applicable.all()
     assert cuda.current_device() == 3
@@ -150,7 +152,7 @@ def test_one_that_is_built_anew_is_there_too(cuda: Cuda, seen: type[Any]) -> Non
     """It is built in a thread whose current GPU is the first."""
     cuda.set_device("cuda:2")
     seen.hangs = 1
-    with open_scorer({"mine": Reward(plugin="seen", timeout=0.2, retries=1)}, "cuda") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="seen", timeout=0.2, retries=1)}, "cuda") as scorer:
         assert submit(scorer, ["", ""]).applicable.all()
     assert [(row["what"], row["device"], row["told"]) for row in seen.log] == [
         ("built", 2, "cuda:2"), ("called", 2, "cuda:2"), ("built", 2, "cuda:2"), ("called", 2, "cuda:2"),
@@ -162,7 +164,7 @@ def test_one_that_is_built_anew_is_there_too(cuda: Cuda, seen: type[Any]) -> Non
 @pytest.mark.parametrize(("own", "device"), [("cuda:1", 1), ("cuda", 3), ("cpu", 0)])
 def test_a_reward_s_own_device_counts(cuda: Cuda, seen: type[Any], own: str, device: int) -> None:
     cuda.set_device("cuda:3")
-    with open_scorer({"mine": Reward(plugin="seen", options={"device": own})}, "cuda:3") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="seen", options={"device": own})}, "cuda:3") as scorer:
         submit(scorer, [""])
     _, called = seen.log
     assert called["told"] == (f"cuda:{device}" if own != "cpu" else "cpu")
@@ -172,8 +174,8 @@ def test_a_reward_s_own_device_counts(cuda: Cuda, seen: type[Any], own: str, dev
 
 def test_a_server_s_threads_are_on_the_gpu_that_the_run_named(cuda: Cuda, seen: type[Any]) -> None:
     """As `marble rewards serve` makes them, in a process whose current GPU is the first."""
-    settings = Reward(plugin="seen")
-    with closing(Lane("mine", settings, maker("mine", settings, "cuda:3"))) as lane:
+    settings = RewardConfig(plugin="seen")
+    with closing(RewardWorker("mine", settings, maker("mine", settings, "cuda:3"))) as lane:
         lane.executor.submit(lane.attempt, Batch(pictures(1), [""], [{}])).result()
     assert [(row["what"], row["device"]) for row in seen.log] == [("built", 3), ("called", 3)]
     assert cuda.current_device() == 0
@@ -181,7 +183,7 @@ def test_a_server_s_threads_are_on_the_gpu_that_the_run_named(cuda: Cuda, seen: 
 
 def test_a_check_on_gpu_is_on_the_current_one(cuda: Cuda, seen: type[Any]) -> None:
     cuda.set_device("cuda:1")
-    make = _on_gpu("mine", Reward(plugin="seen"))
+    make = _on_gpu("mine", RewardConfig(plugin="seen"))
     assert not isinstance(make, str)
     make().call(Batch(pictures(1), [""], [{}]))
     assert [(row["told"], row["device"]) for row in seen.log] == [("cuda:1", 1)] * 2

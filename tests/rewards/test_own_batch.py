@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
 from marble_cli.rewards.worker import own_copy
@@ -73,7 +73,7 @@ def test_what_a_reward_changes_stays_its_own(install: Install) -> None:
     expected = copy.deepcopy((images, prompts, metadata))
     seen.clear()
     Touches.calls = 0
-    with open_scorer({name: Reward(plugin=name) for name in ("touches", "looks")}, "cpu") as scorer:
+    with open_scorer({name: RewardConfig(plugin=name) for name in ("touches", "looks")}, "cpu") as scorer:
         for _ in range(2):
             assert scorer.submit(images, prompts, metadata, [""] * 6).result().applicable.all()
     assert len(seen) == 5  # an attempt more
@@ -85,7 +85,7 @@ def test_what_a_reward_changes_stays_its_own(install: Install) -> None:
 def test_images_of_one_prompt_do_not_share_its_metadata(install: Install) -> None:
     install(grows=f"{HERE}grows")
     one = copy.deepcopy(KNOWN)
-    with open_scorer({"grows": Reward(plugin="grows")}, "cpu") as scorer:
+    with open_scorer({"grows": RewardConfig(plugin="grows")}, "cpu") as scorer:
         scores = scorer.submit(
             torch.zeros(3, 3, 4, 4, dtype=torch.uint8), ["a"] * 3, [one] * 3, [""] * 3
         ).result()
@@ -133,7 +133,7 @@ def test_metadata_of_another_type_is_that_picture_s_failure(
 ) -> None:
     install(reads=f"{HERE}Reads")
     metadata = [{"text": "abc", "times": 2.0}, bad, {}, {"text": "abcd"}, bad]
-    with open_scorer({"mine": Reward(plugin="reads", max_failed=0.6)}, "cpu") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="reads", max_failed=0.6)}, "cpu") as scorer:
         scores = score(scorer, metadata)
         scorer.check(scores)
         assert scorer.lanes[0].error == f"prompt 'prompt 1': {said}"

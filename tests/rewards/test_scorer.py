@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
 
@@ -37,7 +37,7 @@ def submit(
 
 def test_three_outcomes_are_kept_apart(install: Install) -> None:
     install(answers="Answers")
-    with open_scorer({"mine": Reward(plugin="answers", max_failed=0.9)}, "cpu") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="answers", max_failed=0.9)}, "cpu") as scorer:
         scores = submit(scorer, ["0.5", "nan", "inf", "-inf", "-2"])
     assert scores.names == ["mine"]
     assert scores.values.dtype == torch.float64
@@ -52,7 +52,7 @@ def test_a_failure_in_the_place_of_a_score_concerns_its_image_alone(
 ) -> None:
     install(partly="FailsInPart")
     reason = "ValueError: could not convert string to float: 'dunno'"
-    with open_scorer({"mine": Reward(plugin="partly", max_failed=0.3)}, "cpu") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="partly", max_failed=0.3)}, "cpu") as scorer:
         scores = submit(scorer, ["0.5", "dunno", "nan", "-2"])
         assert scores.applicable.tolist() == [[True, False, False, True]]
         assert scores.failed.tolist() == [[False, True, False, False]]
@@ -66,7 +66,7 @@ def test_a_failure_in_the_place_of_a_score_concerns_its_image_alone(
 
 def test_rewards_come_in_the_order_of_the_configuration(install: Install) -> None:
     install(answers="Answers", brightness="brightness")
-    rewards = {"b": Reward(plugin="answers"), "a": Reward(plugin="brightness")}
+    rewards = {"b": RewardConfig(plugin="answers"), "a": RewardConfig(plugin="brightness")}
     with open_scorer(rewards, "cpu") as scorer:
         scores = submit(scorer, ["7", "8", "9"])
         assert submit(scorer.only(["a"]), ["7", "8", "9"]).names == ["a"]
@@ -77,7 +77,7 @@ def test_rewards_come_in_the_order_of_the_configuration(install: Install) -> Non
 def test_what_a_reward_requires_decides_what_it_sees(install: Install) -> None:
     install(scaled="Scaled")
     metadata: list[Mapping[str, Any]] = [{}, {"text": "x"}, {"other": 1}, {"text": "y"}]
-    with open_scorer({"mine": Reward(plugin="scaled", options={"scale": 2.0})}, "cpu") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="scaled", options={"scale": 2.0})}, "cpu") as scorer:
         scores = submit(scorer, [""] * 4, metadata)
         nothing = submit(scorer, [""] * 2)
     assert scores.applicable.tolist() == [[False, True, False, True]]
@@ -91,14 +91,16 @@ def test_a_run_may_require_more_than_the_plugin_does(install: Install) -> None:
     install(scaled="Scaled")
     metadata: list[Mapping[str, Any]] = [{"text": "x"}, {"tag": 1}, {"text": "x", "tag": None}]
     with open_scorer(
-        {"mine": Reward(plugin="scaled", options={"scale": 2.0}, requires=["tag"])}, "cpu"
+        {"mine": RewardConfig(plugin="scaled", options={"scale": 2.0}, requires=["tag"])}, "cpu"
     ) as scorer:
         assert submit(scorer, [""] * 3, metadata).applicable.tolist() == [[False, False, True]]
 
 
 def test_sources_decide_what_a_reward_sees(install: Install) -> None:
     install(brightness="brightness")
-    with open_scorer({"mine": Reward(plugin="brightness", sources=["text", "general"])}, "cpu") as scorer:
+    with open_scorer(
+        {"mine": RewardConfig(plugin="brightness", sources=["text", "general"])}, "cpu"
+    ) as scorer:
         scores = submit(scorer, [""] * 3, sources=["general", "compositional", "text"])
     assert scores.applicable.tolist() == [[True, False, True]]
     assert scores.values[0, [0, 2]].tolist() == [0, 2]
@@ -106,7 +108,9 @@ def test_sources_decide_what_a_reward_sees(install: Install) -> None:
 
 def test_a_failure_is_retried(install: Install) -> None:
     install(raises="Raises")
-    with open_scorer({"mine": Reward(plugin="raises", options={"times": 2}, retries=2)}, "cpu") as scorer:
+    with open_scorer(
+        {"mine": RewardConfig(plugin="raises", options={"times": 2}, retries=2)}, "cpu"
+    ) as scorer:
         scores = submit(scorer, ["", ""])
         scorer.check(scores)
     assert scores.values.tolist() == [[1, 1]]
@@ -115,7 +119,7 @@ def test_a_failure_is_retried(install: Install) -> None:
 
 def test_a_failure_masks_its_own_batch_only(install: Install, caplog: pytest.LogCaptureFixture) -> None:
     install(raises="Raises")
-    settings = Reward(plugin="raises", options={"times": 3}, retries=2, max_failed=0.5)
+    settings = RewardConfig(plugin="raises", options={"times": 3}, retries=2, max_failed=0.5)
     with open_scorer({"mine": settings}, "cpu") as scorer:
         first, second = submit(scorer, ["", "", ""]), submit(scorer, ["", "", ""])
         assert first.failed.all()
@@ -141,7 +145,7 @@ def test_a_reward_that_always_fails_stops_the_run(
     install: Install, plugin: str, options: dict[str, Any], said: str
 ) -> None:
     install(broken=plugin)
-    with open_scorer({"mine": Reward(plugin="broken", options=options)}, "cpu") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="broken", options=options)}, "cpu") as scorer:
         scores = submit(scorer, ["", ""])
         assert scores.failed.all()
         with pytest.raises(RewardError, match=rf"reward mine failed on 2 of 2 .*max_failed=0.5.*{said}"):
@@ -150,7 +154,7 @@ def test_a_reward_that_always_fails_stops_the_run(
 
 def test_the_share_of_failures_counts_applicable_images_only(install: Install) -> None:
     install(answers="Answers")
-    with open_scorer({"mine": Reward(plugin="answers", max_failed=0.25)}, "cpu") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="answers", max_failed=0.25)}, "cpu") as scorer:
         scorer.check(submit(scorer, ["inf", "1", "2", "3"]))
         with pytest.raises(RewardError, match=r"failed on 1 of 2 images.*returned inf"):
             scorer.check(submit(scorer, ["inf", "1", "nan", "nan"]))
@@ -160,7 +164,7 @@ def test_a_reward_that_applies_nowhere_is_warned_of_once(
     install: Install, caplog: pytest.LogCaptureFixture
 ) -> None:
     install(answers="Answers")
-    with open_scorer({"mine": Reward(plugin="answers")}, "cpu") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="answers")}, "cpu") as scorer:
         for _ in range(2):
             scorer.check(submit(scorer, ["nan", "nan"]))
     assert caplog.text.count("reward mine applied to none of the 2 images") == 1
@@ -178,7 +182,7 @@ def test_a_reward_that_applies_nowhere_is_warned_of_once(
 def test_a_broken_contract_stops_the_run(install: Install, kind: str, message: str) -> None:
     install(returns="Returns")
     with (
-        open_scorer({"mine": Reward(plugin="returns", options={"kind": kind})}, "cpu") as scorer,
+        open_scorer({"mine": RewardConfig(plugin="returns", options={"kind": kind})}, "cpu") as scorer,
         pytest.raises(RewardError, match=f"reward mine {'returned ' if 'shape' in message else ''}{message}"),
     ):
         submit(scorer, ["", "", ""])
@@ -187,7 +191,7 @@ def test_a_broken_contract_stops_the_run(install: Install, kind: str, message: s
 def test_a_call_that_hangs_is_made_again_on_a_new_reward(install: Install, tmp_path: Path) -> None:
     install(hangs="Hangs")
     options = {"marker": str(tmp_path / "marker")}
-    with open_scorer({"mine": Reward(plugin="hangs", options=options, timeout=1.0)}, "cpu") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="hangs", options=options, timeout=1.0)}, "cpu") as scorer:
         scores = submit(scorer, ["", ""])
         assert scores.values.tolist() == [[1, 1]]
         assert submit(scorer, [""]).applicable.all()
@@ -199,8 +203,8 @@ def test_a_call_that_always_hangs_is_masked(
     install(hangs="Hangs", brightness="brightness")
     options = {"marker": str(tmp_path / "marker"), "once": False}
     rewards = {
-        "stuck": Reward(plugin="hangs", options=options, timeout=0.1, retries=1),
-        "fine": Reward(plugin="brightness"),
+        "stuck": RewardConfig(plugin="hangs", options=options, timeout=0.1, retries=1),
+        "fine": RewardConfig(plugin="brightness"),
     }
     with open_scorer(rewards, "cpu") as scorer:
         scores = submit(scorer, ["", "", ""])
@@ -214,7 +218,7 @@ def test_a_call_that_always_hangs_is_masked(
 def test_threads_left_behind_end_when_their_call_does(install: Install, tmp_path: Path) -> None:
     install(waits="Waits")
     marker = tmp_path / "marker"
-    settings = Reward(plugin="waits", options={"marker": str(marker)}, timeout=1.0, retries=0)
+    settings = RewardConfig(plugin="waits", options={"marker": str(marker)}, timeout=1.0, retries=0)
     with open_scorer({"late": settings}, "cpu") as scorer:
         assert submit(scorer, [""]).failed.all()
         marker.touch()
@@ -229,7 +233,7 @@ def test_closing_does_not_wait_for_a_call_that_hangs(install: Install, tmp_path:
     install(hangs="Hangs")
     options = {"marker": str(tmp_path / "marker"), "once": False}
     start = time.monotonic()
-    with open_scorer({"mine": Reward(plugin="hangs", options=options, timeout=600)}, "cpu") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="hangs", options=options, timeout=600)}, "cpu") as scorer:
         pending = scorer.submit(pictures(1), [""], [{}], [""])
         while scorer.lanes[0].awaited is None:
             time.sleep(0.01)
@@ -262,8 +266,8 @@ def test_few_batches_wait_at_a_time(install: Install, tmp_path: Path) -> None:
     install(waits="Waits", brightness="brightness")
     marker = tmp_path / "marker"
     rewards = {
-        "slow": Reward(plugin="waits", options={"marker": str(marker)}),
-        "quick": Reward(plugin="brightness"),
+        "slow": RewardConfig(plugin="waits", options={"marker": str(marker)}),
+        "quick": RewardConfig(plugin="brightness"),
     }
     submitted = []
     with open_scorer(rewards, "cpu", pending=2) as scorer:
@@ -286,7 +290,7 @@ def test_few_batches_wait_at_a_time(install: Install, tmp_path: Path) -> None:
 def test_scores_do_not_depend_on_batching(install: Install) -> None:
     install(answers="Answers", scaled="Scaled")
     rewards = {
-        "a": Reward(plugin="answers"), "s": Reward(plugin="scaled", options={"scale": 3.0}),
+        "a": RewardConfig(plugin="answers"), "s": RewardConfig(plugin="scaled", options={"scale": 3.0}),
     }  # fmt: skip
     prompts = [str(number) for number in (3, 1, "nan", 1, 5, 9, 2)]
     metadata: list[Mapping[str, Any]] = [{"text": "x"} if i % 3 else {} for i in range(7)]
@@ -307,7 +311,7 @@ def test_scores_do_not_depend_on_batching(install: Install) -> None:
 
 def test_scores_may_be_used_in_autograd_though_they_were_made_without(install: Install) -> None:
     install(brightness="brightness")
-    with open_scorer({"mine": Reward(plugin="brightness")}, "cpu") as scorer:
+    with open_scorer({"mine": RewardConfig(plugin="brightness")}, "cpu") as scorer:
         scores = submit(scorer, ["", ""])
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     (weight * scores.values).sum().backward()
@@ -317,7 +321,7 @@ def test_scores_may_be_used_in_autograd_though_they_were_made_without(install: I
 
 def test_a_reward_that_cannot_be_built_anew_stops_the_run_at_once(install: Install) -> None:
     install(mine="LosesItsFiles")
-    settings = Reward(plugin="mine", timeout=0.2, retries=400)
+    settings = RewardConfig(plugin="mine", timeout=0.2, retries=400)
     with (
         open_scorer({"mine": settings}, "cpu") as scorer,
         pytest.raises(RewardError, match="OSError: its weights are gone"),
@@ -327,7 +331,7 @@ def test_a_reward_that_cannot_be_built_anew_stops_the_run_at_once(install: Insta
 
 def test_every_lane_is_closed_when_one_cannot_be_built(install: Install) -> None:
     install(brightness="brightness", broken="Unbuildable")
-    rewards = {"first": Reward(plugin="brightness"), "second": Reward(plugin="broken")}
+    rewards = {"first": RewardConfig(plugin="brightness"), "second": RewardConfig(plugin="broken")}
     with pytest.raises(ConfigError, match="second could not be built"), open_scorer(rewards, "cpu"):
         raise AssertionError("unreachable")
     deadline = time.monotonic() + 10

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from marble_cli.config.schema import OdeSolver, Reward
+from marble_cli.config.schema import OdeSolver, RewardConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.rewards.builtin.colorfulness import colorfulness
@@ -28,8 +28,8 @@ PROMPTS = [
 @pytest.fixture
 def scorer() -> Iterator[Scorer]:
     rewards = {
-        "compressibility": Reward("compressibility"),
-        "colorfulness": Reward("colorfulness", sources=["text"]),
+        "compressibility": RewardConfig("compressibility"),
+        "colorfulness": RewardConfig("colorfulness", sources=["text"]),
     }
     with open_scorer(rewards, "cpu") as opened:
         yield opened

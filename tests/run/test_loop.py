@@ -17,7 +17,7 @@ from marble_cli.config.schema import RunConfig, TrainingTimes
 from marble_cli.errors import RewardError, TrainingError
 from marble_cli.metrics.jsonl import read
 from marble_cli.policy.load import load_policy
-from marble_cli.rewards.worker import Lane
+from marble_cli.rewards.worker import RewardWorker
 from marble_cli.run.recorder import RunRecorder
 from marble_cli.run.train import train
 from marble_cli.step.batches import TrainingSet
@@ -203,21 +203,21 @@ def test_a_broken_reward_stops_the_run_with_its_last_step_kept(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = {"n": 0}
-    original = Lane.score
+    original = RewardWorker.score
 
-    def failing(self: Lane, batch: Any, sources: Any) -> Any:
+    def failing(self: RewardWorker, batch: Any, sources: Any) -> Any:
         if self.name == "colorfulness":
             calls["n"] += 1
             if calls["n"] > 5:  # preflight and two steps of two batches
                 raise RewardError("reward colorfulness returned text")
         return original(self, batch, sources)
 
-    monkeypatch.setattr(Lane, "score", failing)
+    monkeypatch.setattr(RewardWorker, "score", failing)
     config = run_config(f"run.dir={tmp_path}", "trainer.steps=9", "trainer.checkpoint_every=9")
     with pytest.raises(RewardError, match="returned text"):
         train(config, resume="auto")
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000002"
-    monkeypatch.setattr(Lane, "score", original)
+    monkeypatch.setattr(RewardWorker, "score", original)
     assert train(run_config(f"run.dir={tmp_path}", "trainer.steps=3"), resume="auto") == 0
     assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 

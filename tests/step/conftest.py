@@ -10,7 +10,7 @@ from torch import Tensor
 
 from marble_cli.balance.base import Balance
 from marble_cli.balance.registry import build
-from marble_cli.config.schema import Model, RunConfig, Train
+from marble_cli.config.schema import ModelConfig, RunConfig, Train
 from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, PromptEmbeddings
@@ -40,7 +40,7 @@ class DoublePolicy(PipelinePolicy):
 @pytest.fixture(scope="session", params=list(Train), ids=lambda train: train.value)
 def double_policy(
     request: pytest.FixtureRequest,
-    model: Model,
+    model: ModelConfig,
     transformer_maker: Callable[..., Any],
     randomise: Callable[..., None],
 ) -> DoublePolicy:

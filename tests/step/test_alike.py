@@ -24,10 +24,10 @@ class Rank(Ranks):
         super().__init__("cpu")
         self.rank, self.world = rank, world
 
-    def objects(self, own: Any) -> list[Any]:
+    def all_gather_json(self, own: Any) -> list[Any]:
         return [None] * self.world
 
-    def object(self, own: Any) -> Any:
+    def broadcast_json(self, own: Any) -> Any:
         Rank.told = own if self.is_main else Rank.told
         return Rank.told
 
@@ -44,7 +44,7 @@ class Held:
     def ranks(self) -> "Held":
         return self
 
-    def objects(self, own: dict[str, Any]) -> list[dict[str, Any]]:
+    def all_gather_json(self, own: dict[str, Any]) -> list[dict[str, Any]]:
         return self.seen
 
 

@@ -417,7 +417,7 @@ def test_what_is_communicated(
     told: list[object] = []
 
     @contextmanager
-    def agreed() -> Iterator[None]:
+    def raise_together() -> Iterator[None]:
         told.append("passes")
         yield
         told.append("agreed")
@@ -426,8 +426,8 @@ def test_what_is_communicated(
         told.append(tuple(tensor.shape))
         return tensor
 
-    monkeypatch.setattr(made.layout.ranks, "agreed", agreed)
-    monkeypatch.setattr(made.layout.ranks, "sum", watched)
+    monkeypatch.setattr(made.layout.ranks, "raise_together", raise_together)
+    monkeypatch.setattr(made.layout.ranks, "all_reduce", watched)
     direct(made, case)
     size = sum(p.numel() for p in made.policy.parameters("trained").values())
     assert told == ["passes", "agreed", (rewards + 1,), (rewards, size)]
@@ -449,7 +449,9 @@ def test_a_pass_that_fails_sends_no_gradient(
         if not left:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(made.layout.ranks, "sum", lambda tensor: pytest.fail("a sum over ranks was begun"))
+    monkeypatch.setattr(
+        made.layout.ranks, "all_reduce", lambda tensor: pytest.fail("a sum over ranks was begun")
+    )
     with pytest.raises(torch.OutOfMemoryError):
         made.direct(STEP, case.signal, case.data, CACHE, advance)
 

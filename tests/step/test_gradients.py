@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.cache import DirectionCache
-from marble_cli.config.schema import Model, Precision, SharedTerm, Train
+from marble_cli.config.schema import ModelConfig, Precision, SharedTerm, Train
 from marble_cli.objective.coefficients import (
     Coefficients,
     RewardCoefficients,
@@ -195,7 +195,7 @@ def test_the_velocity_gram_matrix_is_autograds(case: Any, double_policy: Any, sh
 @pytest.mark.parametrize("train", list(Train))
 @pytest.mark.parametrize("precision", [Precision.fp16, Precision.bf16])
 def test_half_precision_keeps_the_gradients_of_a_large_step(
-    case: Any, model: Model, randomise: Callable[..., None], precision: Precision, train: Train
+    case: Any, model: ModelConfig, randomise: Callable[..., None], precision: Precision, train: Train
 ) -> None:
     """One sample of ten million moves a velocity by less than float16 can tell from zero."""
     signal = case.signal

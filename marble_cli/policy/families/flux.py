@@ -8,7 +8,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 from torch.nn import functional
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.families.guidance import plainly
 from marble_cli.policy.families.latents import decode_kl, pack, unpack
@@ -21,14 +21,14 @@ class Flux:
     float16 = True
     guided = staticmethod(plainly)
 
-    def __init__(self, pipeline: FluxPipeline, model: Model) -> None:
+    def __init__(self, pipeline: FluxPipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
         self.encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
         side = model.resolution // pipeline.vae_scale_factor
         self.latent_shape = (pipeline.transformer.config.in_channels // 4, side, side)
 
     @staticmethod
-    def left_out(model: Model) -> tuple[str, ...]:
+    def left_out(model: ModelConfig) -> tuple[str, ...]:
         return ()
 
     @staticmethod

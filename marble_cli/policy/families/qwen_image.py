@@ -7,7 +7,7 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.families.guidance import with_token_norms
 from marble_cli.policy.families.latents import pack, unpack
@@ -21,14 +21,14 @@ class QwenImage:
     float16 = True
     guided = staticmethod(with_token_norms)
 
-    def __init__(self, pipeline: QwenImagePipeline, model: Model) -> None:
+    def __init__(self, pipeline: QwenImagePipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
         self.encoders = (pipeline.text_encoder,)
         side = model.resolution // pipeline.vae_scale_factor
         self.latent_shape = (pipeline.transformer.config.in_channels // 4, side, side)
 
     @staticmethod
-    def left_out(model: Model) -> tuple[str, ...]:
+    def left_out(model: ModelConfig) -> tuple[str, ...]:
         return ()
 
     @staticmethod

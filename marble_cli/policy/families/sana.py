@@ -7,7 +7,7 @@ from typing import Any
 from diffusers import SanaPipeline
 from torch import Tensor
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.families.guidance import plainly
 from marble_cli.policy.families.masks import trimmed
@@ -23,14 +23,14 @@ class Sana:
     float16 = False  # the sums of the linear attention leave its range
     guided = staticmethod(plainly)
 
-    def __init__(self, pipeline: SanaPipeline, model: Model) -> None:
+    def __init__(self, pipeline: SanaPipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
         self.encoders = (pipeline.text_encoder,)
         side = model.resolution // pipeline.vae_scale_factor
         self.latent_shape = (pipeline.transformer.config.in_channels, side, side)
 
     @staticmethod
-    def left_out(model: Model) -> tuple[str, ...]:
+    def left_out(model: ModelConfig) -> tuple[str, ...]:
         return ()
 
     @staticmethod

@@ -6,7 +6,7 @@ from typing import Any
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.families.guidance import plainly
 from marble_cli.policy.families.latents import decode_kl
@@ -19,7 +19,7 @@ class SD3:
     float16 = True
     guided = staticmethod(plainly)
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline, model: Model) -> None:
+    def __init__(self, pipeline: StableDiffusion3Pipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
         encoders = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
         self.encoders = tuple(encoder for encoder in encoders if encoder is not None)
@@ -28,7 +28,7 @@ class SD3:
         self.latent_shape = (config.in_channels, side, side)
 
     @staticmethod
-    def left_out(model: Model) -> tuple[str, ...]:
+    def left_out(model: ModelConfig) -> tuple[str, ...]:
         """T5, where no token of it is asked for."""
         return ("text_encoder_3", "tokenizer_3") if model.max_sequence_length == 0 else ()
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import ZImagePipeline
 from torch import Tensor
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.families.guidance import beyond_positive
 from marble_cli.policy.families.latents import decode_kl
@@ -21,14 +21,14 @@ class ZImage:
     float16 = True
     guided = staticmethod(beyond_positive)
 
-    def __init__(self, pipeline: ZImagePipeline, model: Model) -> None:
+    def __init__(self, pipeline: ZImagePipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
         self.encoders = (pipeline.text_encoder,)
         side = model.resolution // pipeline.vae_scale_factor
         self.latent_shape = (pipeline.transformer.in_channels, side, side)
 
     @staticmethod
-    def left_out(model: Model) -> tuple[str, ...]:
+    def left_out(model: ModelConfig) -> tuple[str, ...]:
         return ()
 
     @staticmethod

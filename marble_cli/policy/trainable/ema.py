@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import Behaviour, BehaviourSchedule, Ema
+from marble_cli.config.schema import BehaviourConfig, BehaviourSchedule, EmaConfig
 
 
-def ema_decay(ema: Ema, step: int) -> float:
+def ema_decay(ema: EmaConfig, step: int) -> float:
     """Return the decay of the moving average after `step` updates (1-based).
 
     It rises, so that early steps are not dominated by the start: min(decay, s / (s + warmup)) with
@@ -17,7 +17,7 @@ def ema_decay(ema: Ema, step: int) -> float:
     return min(ema.decay, reached / (reached + ema.warmup)) if ema.warmup else ema.decay
 
 
-def behaviour_eta(behaviour: Behaviour, step: int) -> float:
+def behaviour_eta(behaviour: BehaviourConfig, step: int) -> float:
     """Share of the old behaviour policy kept after `step` updates (arXiv 2509.16117).
 
     `ramp`: min(rate * max(step - delay, 0), maximum); `flat`: maximum; `hold`: it never moves. The published

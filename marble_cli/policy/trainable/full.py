@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from marble_cli.distributed.shards import gathered, local, share
+from marble_cli.distributed.shards import full_on_rank0, local, local_shard
 from marble_cli.errors import CheckpointError
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.trainable.blocks import compile_blocks
@@ -61,7 +61,7 @@ class FullWeights:
     def state(self) -> dict[str, Tensor]:
         """Buffers among it, such as SD3's table of positions: a file of it is a whole model to diffusers."""
         state = self.transformer("trained").state_dict()
-        return {name: gathered(value) for name, value in state.items()}
+        return {name: full_on_rank0(value) for name, value in state.items()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
@@ -74,7 +74,7 @@ class FullWeights:
             )
         for adapter in self.transformers.keys() - {None}:
             for name, tensor in self.transformer(adapter).state_dict().items():
-                local(tensor).copy_(share(state[name], tensor))
+                local(tensor).copy_(local_shard(state[name], tensor))
 
 
 def _tensors(transformer: nn.Module) -> Iterator[Tensor]:

@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Callable
 
+import peft
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from marble_cli.config.schema import Lora
-from marble_cli.distributed.shards import gathered, local, share
+from marble_cli.config.schema import LoraConfig
+from marble_cli.distributed.shards import full_on_rank0, local, local_shard
 from marble_cli.errors import CheckpointError, ConfigError
 from marble_cli.policy.base import Adapter
 
@@ -17,7 +18,7 @@ ADAPTERS = ("trained", "behaviour")
 PREFIX = "transformer."
 
 
-def add_adapter(transformer: nn.Module, config: LoraConfig, name: str) -> None:
+def add_adapter(transformer: nn.Module, config: peft.LoraConfig, name: str) -> None:
     """Give `transformer` a LoRA.
 
     Raises:
@@ -36,10 +37,12 @@ class LoraPair:
     Implements `policy.base.Trainable`. `place` puts the transformer on its device, with which its parameters may become others.
     """
 
-    def __init__(self, transformer: nn.Module, lora: Lora, seed: int, place: Callable[[nn.Module], None]):
+    def __init__(
+        self, transformer: nn.Module, lora: LoraConfig, seed: int, place: Callable[[nn.Module], None]
+    ):
         self.transformer = transformer
         transformer.requires_grad_(False)
-        self.config = LoraConfig(
+        self.config = peft.LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
             init_lora_weights="gaussian",
@@ -116,7 +119,7 @@ class LoraPair:
 
     def state(self) -> dict[str, Tensor]:
         state = get_peft_model_state_dict(self.transformer, adapter_name="trained")
-        return {PREFIX + key: gathered(value) for key, value in state.items()}
+        return {PREFIX + key: full_on_rank0(value) for key, value in state.items()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
@@ -131,5 +134,5 @@ class LoraPair:
                 "Expected a checkpoint of the same model with the same model.lora.* settings."
             )
         for key, value in own.items():
-            local(value).copy_(share(state[key], value))
+            local(value).copy_(local_shard(state[key], value))
         self.copy("trained", "behaviour")

@@ -65,7 +65,7 @@ def reaches_here(host: str) -> bool:
     return is_loopback(host) or host.endswith(".localhost") or host in ("0.0.0.0", "::")
 
 
-def address(name: str, settings: schema.Reward) -> Address:
+def address(name: str, settings: schema.RewardConfig) -> Address:
     """Where the reward `name` is served, and its token from the environment.
 
     Raises:

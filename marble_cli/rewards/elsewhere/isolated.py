@@ -42,7 +42,7 @@ LAUNCHER = (
 STOP = 5.0  # seconds that a server has for stopping by itself
 
 
-def declared(name: str, settings: schema.Reward) -> Declaration:
+def declared(name: str, settings: schema.RewardConfig) -> Declaration:
     """What the reward declares, its options having been compared with its constructor where it is installed.
 
     Raises:
@@ -66,7 +66,7 @@ def declared(name: str, settings: schema.Reward) -> Declaration:
 class IsolatedServer:
     """The process that serves one reward; `start` again replaces it."""
 
-    def __init__(self, name: str, settings: schema.Reward, device: str):
+    def __init__(self, name: str, settings: schema.RewardConfig, device: str):
         self.name, self.settings, self.device = name, settings, device
         self.starts = 0
         self.process: subprocess.Popen[str] | None = None
@@ -153,7 +153,7 @@ def _command(plugin: str) -> list[str]:
     return find(plugin).command(*serve)
 
 
-def _request(name: str, settings: schema.Reward, device: str, token: str | None) -> str:
+def _request(name: str, settings: schema.RewardConfig, device: str, token: str | None) -> str:
     """The line that `marble rewards serve --stdin` reads. Its own patience is the longer one: the run decides."""
     row = {**asdict(settings), "isolated": False, "sources": None, "timeout": 2 * settings.timeout}
     return json.dumps({"rewards": {name: row}, "device": device, "token": token}) + "\n"

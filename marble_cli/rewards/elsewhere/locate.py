@@ -12,7 +12,7 @@ from marble_cli.rewards.device import numbered
 from marble_cli.rewards.registry import Reward, build, check_options, load_plugin
 
 
-def declare(name: str, settings: schema.Reward) -> Declaration:
+def declare(name: str, settings: schema.RewardConfig) -> Declaration:
     """What the reward declares, once all is known to be right that can be known without building it.
 
     Raises:
@@ -34,7 +34,7 @@ def declare(name: str, settings: schema.Reward) -> Declaration:
     return Declaration.of(plugin)
 
 
-def maker(name: str, settings: schema.Reward, device: str) -> Callable[[], Reward]:
+def maker(name: str, settings: schema.RewardConfig, device: str) -> Callable[[], Reward]:
     """A function that builds the reward, and builds it anew when called again.
 
     Args:

@@ -17,7 +17,7 @@ from marble_cli.errors import RewardError
 from marble_cli.redaction import redact
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.elsewhere import protocol
-from marble_cli.rewards.worker import Lane
+from marble_cli.rewards.worker import RewardWorker
 
 GONE = "the client has gone"  # nobody hears it
 
@@ -61,7 +61,7 @@ def health(served: Mapping[str, Served], limits: Limits) -> dict[str, Any]:
 
 
 def build_app(
-    lanes: Mapping[str, Lane], origins: Mapping[str, str], token: str | None, limits: Limits
+    lanes: Mapping[str, RewardWorker], origins: Mapping[str, str], token: str | None, limits: Limits
 ) -> FastAPI:
     """The application; `lanes` stay the caller's to close.
 
@@ -142,8 +142,8 @@ async def _read(request: Request, limits: Limits, busy: bool) -> Batch:
     return batch
 
 
-async def _score(lane: Lane, batch: Batch, request: Request) -> tuple[Tensor, BaseException | None]:
-    """What `Lane.attempt` gives for a batch, in its turn; dropped if its sender goes away before that."""
+async def _score(lane: RewardWorker, batch: Batch, request: Request) -> tuple[Tensor, BaseException | None]:
+    """What `RewardWorker.attempt` gives for a batch, in its turn; dropped if its sender goes away before that."""
     answer = asyncio.wrap_future(lane.executor.submit(lane.attempt, batch))
     gone = asyncio.ensure_future(request.receive())  # all of the body is read: this waits for a disconnection
     try:

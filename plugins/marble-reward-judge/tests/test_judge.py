@@ -23,7 +23,7 @@ from marble_reward_judge.unifiedreward import QUESTION, UnifiedReward
 from PIL import Image
 from torch import Tensor
 
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.errors import RewardError
 from marble_cli.rewards.conformance import RewardConformance
 from marble_cli.rewards.scorer import open_scorer
@@ -239,7 +239,7 @@ def test_an_answer_without_a_score_fails_its_picture_alone(server: "Server") -> 
     server.reply = lambda body, _: server.says(
         "I cannot say." if "bad" in str(body["messages"]) else "Final Score: 2.5"
     )
-    settings = Reward(plugin="unifiedreward", max_failed=0.2, options={"base_url": server.url})
+    settings = RewardConfig(plugin="unifiedreward", max_failed=0.2, options={"base_url": server.url})
     with open_scorer({"mine": settings}, "cpu") as scorer:
         scores = scorer.submit(pictures(3), ["good", "bad", "good"], [{}] * 3, [""] * 3).result()
         assert scores.failed.tolist() == [[False, True, False]]

@@ -17,7 +17,7 @@ from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
 from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.config.compose import compose, dump, load_resolved
-from marble_cli.config.schema import Model, OdeSolver, Precision, RunConfig, Train
+from marble_cli.config.schema import ModelConfig, OdeSolver, Precision, RunConfig, Train
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Adapter
@@ -29,7 +29,7 @@ from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import fresh, pack
 from marble_cli.run.train import train
 from marble_cli.seeds import noise
-from marble_cli.step.per_sample import Mixer
+from marble_cli.step.per_sample import PerSampleGradients
 from tests.policy.families.pipelines import TINY, Tiny
 
 PROMPTS = ["a red cup", "two boats and a very long sign", "a cat"]
@@ -44,7 +44,7 @@ class Case:
 
     tiny: Tiny
     overrides: tuple[str, ...]
-    model: Model
+    model: ModelConfig
     plain: Any
     policy: Any
 
@@ -284,7 +284,7 @@ def test_one_backward_pass_holds_the_gradients_of_every_mixture(
     parameters = list(policy.parameters("trained").values())
     rows = torch.zeros(2, sum(p.numel() for p in parameters))
     at = (xt, TIMES, policy.encode(PROMPTS), "trained")
-    mixer = Mixer(watched.layers(), rows)
+    mixer = PerSampleGradients(watched.layers(), rows)
     with mixer.watching():
         mixer.mix(watched.velocity(*at), cotangent, coefficients, retain_graph=False)
     for row, own in zip(rows, coefficients, strict=True):
@@ -522,7 +522,7 @@ def test_layers_that_do_not_keep_samples_apart_are_refused(case: Case) -> None:
     lora = replace(case.model.lora, target_modules=["all_x_embedder.2-1"])
     policy: Any = load_policy(replace(case.model, lora=lora), 0)
     rows = torch.zeros(1, sum(p.numel() for p in policy.parameters("trained").values()))
-    mixer, xt = Mixer(policy.layers(), rows), case.start()
+    mixer, xt = PerSampleGradients(policy.layers(), rows), case.start()
     with mixer.watching():
         velocity = policy.velocity(xt, TIMES, policy.encode(PROMPTS), "trained")
         with pytest.raises(ConfigError, match="whose input has 96 rows for 3 samples"):

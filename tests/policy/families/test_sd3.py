@@ -15,7 +15,7 @@ from torch import Tensor
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
-from marble_cli.config.schema import Model, Precision
+from marble_cli.config.schema import ModelConfig, Precision
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.load import load_policy
@@ -87,7 +87,7 @@ def test_at_the_start_all_three_velocities_agree(policy: Any, inputs: Inputs) ->
     torch.testing.assert_close(trained, base, rtol=0, atol=1e-6)
 
 
-def test_the_seed_alone_draws_the_adapters(model: Model) -> None:
+def test_the_seed_alone_draws_the_adapters(model: ModelConfig) -> None:
     before = torch.random.get_rng_state()
     one, again, other = (weights(load_policy(model, seed), "trained") for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -131,7 +131,7 @@ def test_swapped_weights_act_and_go_without_a_trace(
 
 
 def test_a_lora_is_loaded_into_both_adapters_bit_for_bit(
-    policy: Any, model: Model, randomise: Callable[..., None]
+    policy: Any, model: ModelConfig, randomise: Callable[..., None]
 ) -> None:
     randomise(policy)
     state = policy.trained_state()
@@ -149,7 +149,7 @@ def test_the_state_does_not_change_with_the_policy(policy: Any, randomise: Calla
     assert same(state, kept)
 
 
-def test_a_lora_of_another_shape_is_refused(policy: Any, model: Model) -> None:
+def test_a_lora_of_another_shape_is_refused(policy: Any, model: ModelConfig) -> None:
     wider = load_policy(replace(model, lora=replace(model.lora, rank=3)), seed=0)
     fewer = load_policy(replace(model, lora=replace(model.lora, target_modules=["to_q"])), seed=0)
     kept = policy.trained_state()
@@ -182,7 +182,7 @@ def test_an_exported_lora_means_the_same_to_plain_diffusers(
 
 
 def test_a_pipeline_saved_without_t5_has_the_zeros_that_diffusers_puts_there(
-    model: Model, plain: StableDiffusion3Pipeline
+    model: ModelConfig, plain: StableDiffusion3Pipeline
 ) -> None:
     """`model=sd3` asks for tokens of T5 that the folder does not have."""
     policy = load_policy(replace(model, max_sequence_length=20), 0)
@@ -224,7 +224,7 @@ def test_pictures_are_decoded_in_even_batches(
 
 
 def test_half_precision_keeps_adapters_and_velocities_in_float32(
-    model: Model, inputs: Inputs, policy: Any, randomise: Callable[..., None]
+    model: ModelConfig, inputs: Inputs, policy: Any, randomise: Callable[..., None]
 ) -> None:
     half = load_policy(replace(model, precision=Precision.bf16), seed=0)
     randomise(half)
@@ -238,18 +238,18 @@ def test_half_precision_keeps_adapters_and_velocities_in_float32(
     assert all(p.grad.dtype == torch.float32 for p in half.parameters("trained").values())
 
 
-def test_a_folder_without_a_pipeline_is_named(model: Model, tmp_path: Path) -> None:
+def test_a_folder_without_a_pipeline_is_named(model: ModelConfig, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no model_index.json") as error:
         load_policy(replace(model, path=str(tmp_path)), 0)
     assert str(tmp_path) in str(error.value)
 
 
-def test_a_hub_that_cannot_be_reached_is_said(model: Model) -> None:
+def test_a_hub_that_cannot_be_reached_is_said(model: ModelConfig) -> None:
     with pytest.raises(RequestError, match="model.path=nobody/nothing could not be loaded"):
         load_policy(replace(model, path="nobody/nothing"), 0)
 
 
-def test_an_unknown_pipeline_is_refused(model: Model, pipeline_folder: Path, tmp_path: Path) -> None:
+def test_an_unknown_pipeline_is_refused(model: ModelConfig, pipeline_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(pipeline_folder, folder)
     index = json.loads((folder / "model_index.json").read_text())
@@ -260,7 +260,7 @@ def test_an_unknown_pipeline_is_refused(model: Model, pipeline_folder: Path, tmp
 
 
 @pytest.mark.parametrize("precision", list(Precision))
-def test_sizes_are_the_real_ones(model: Model, precision: Precision) -> None:
+def test_sizes_are_the_real_ones(model: ModelConfig, precision: Precision) -> None:
     chosen = replace(model, precision=precision)
     policy: Any = load_policy(chosen, 0)
     size = model_size(chosen)
@@ -309,7 +309,7 @@ def _of_class(folder: Path, name: str) -> None:
     ],
 )  # fmt: skip
 def test_a_damaged_folder_is_named(
-    model: Model,
+    model: ModelConfig,
     pipeline_folder: Path,
     tmp_path: Path,
     damage: Callable[[Path], object],
@@ -332,7 +332,7 @@ def test_a_damaged_folder_is_named(
             look()
 
 
-def test_more_pixels_than_positions_are_refused(model: Model) -> None:
+def test_more_pixels_than_positions_are_refused(model: ModelConfig) -> None:
     for look in (model_size, lambda model: load_policy(model, 0)):
         with pytest.raises(
             RequestError, match=r"model\.resolution=4096: expected at most \d+ for this model"
@@ -340,5 +340,5 @@ def test_more_pixels_than_positions_are_refused(model: Model) -> None:
             look(replace(model, resolution=4096))
 
 
-def test_a_model_elsewhere_has_no_sizes(model: Model) -> None:
+def test_a_model_elsewhere_has_no_sizes(model: ModelConfig) -> None:
     assert model_size(replace(model, path="nobody/nothing")) is None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from marble_cli.config.schema import Behaviour, BehaviourSchedule, Ema
+from marble_cli.config.schema import BehaviourConfig, BehaviourSchedule, EmaConfig
 from marble_cli.policy.trainable.ema import behaviour_eta, blend, ema_decay
 
 
@@ -18,21 +18,21 @@ from marble_cli.policy.trainable.ema import behaviour_eta, blend, ema_decay
 def test_the_behaviour_policy_follows_its_schedule(
     schedule: BehaviourSchedule, expected: dict[int, float]
 ) -> None:
-    settings = Behaviour(schedule, rate=0.001, maximum=0.95)
+    settings = BehaviourConfig(schedule, rate=0.001, maximum=0.95)
     assert {step: behaviour_eta(settings, step) for step in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("settings", "flat", "rate", "maximum"),
     [
-        (Behaviour(BehaviourSchedule.ramp, rate=0.0, maximum=0.0), 0, 0.0, 0.0),
-        (Behaviour(BehaviourSchedule.ramp, rate=0.001, maximum=0.95), 0, 0.001, 0.95),
-        (Behaviour(BehaviourSchedule.ramp, rate=0.0075, maximum=0.999, delay=75), 75, 0.0075, 0.999),
+        (BehaviourConfig(BehaviourSchedule.ramp, rate=0.0, maximum=0.0), 0, 0.0, 0.0),
+        (BehaviourConfig(BehaviourSchedule.ramp, rate=0.001, maximum=0.95), 0, 0.001, 0.95),
+        (BehaviourConfig(BehaviourSchedule.ramp, rate=0.0075, maximum=0.999, delay=75), 75, 0.0075, 0.999),
     ],
     ids=["0", "1", "2"],
 )
 def test_the_published_decay_types_are_ramps(
-    settings: Behaviour, flat: int, rate: float, maximum: float
+    settings: BehaviourConfig, flat: int, rate: float, maximum: float
 ) -> None:
     """Step by step: nothing is kept for `flat` steps, then `rate` a step more, `maximum` at most."""
     for step in range(1, 2001):
@@ -46,14 +46,14 @@ def test_the_published_decay_types_are_ramps(
 
 def test_the_published_warm_up_of_the_average() -> None:
     for step in range(1, 200):
-        assert ema_decay(Ema(0.9, warmup=9, offset=1), step) == min((1 + step) / (10 + step), 0.9)
-    assert ema_decay(Ema(0.9, warmup=9), 1) == 0.1  # without the offset it is a step behind
-    assert [ema_decay(Ema(0.9, warmup=0, offset=5), step) for step in (1, 100)] == [0.9, 0.9]
+        assert ema_decay(EmaConfig(0.9, warmup=9, offset=1), step) == min((1 + step) / (10 + step), 0.9)
+    assert ema_decay(EmaConfig(0.9, warmup=9), 1) == 0.1  # without the offset it is a step behind
+    assert [ema_decay(EmaConfig(0.9, warmup=0, offset=5), step) for step in (1, 100)] == [0.9, 0.9]
 
 
 def test_the_decay_is_ramped_where_a_warm_up_is_asked_for() -> None:
-    assert [ema_decay(Ema(0.9, 0), step) for step in (1, 100)] == [0.9, 0.9]
-    assert [ema_decay(Ema(0.9, 10), step) for step in (1, 10, 1000)] == [1 / 11, 0.5, 0.9]
+    assert [ema_decay(EmaConfig(0.9, 0), step) for step in (1, 100)] == [0.9, 0.9]
+    assert [ema_decay(EmaConfig(0.9, 10), step) for step in (1, 10, 1000)] == [1 / 11, 0.5, 0.9]
 
 
 def test_blending_keeps_a_share_in_place() -> None:

@@ -19,7 +19,7 @@ from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export, transformer_config
 from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.config.compose import dump
-from marble_cli.config.schema import Model, Precision, RunConfig, Train
+from marble_cli.config.schema import ModelConfig, Precision, RunConfig, Train
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.evaluate.evaluate import evaluate
 from marble_cli.evaluate.generate import generate
@@ -44,12 +44,12 @@ Inputs = tuple[Tensor, Tensor, Any]
 
 
 @pytest.fixture(scope="module")
-def full(model: Model) -> Model:
+def full(model: ModelConfig) -> ModelConfig:
     return replace(model, train=Train.full)
 
 
 @pytest.fixture
-def policy(full: Model) -> Any:
+def policy(full: ModelConfig) -> Any:
     return load_policy(full, seed=0)
 
 
@@ -136,7 +136,7 @@ def test_swapped_weights_act_and_go_without_a_trace(policy: Any, inputs: Inputs)
     assert torch.equal(policy.velocity(*inputs, "trained"), velocity)
 
 
-def test_a_state_is_loaded_into_both_bit_for_bit(policy: Any, full: Model, plain: Any) -> None:
+def test_a_state_is_loaded_into_both_bit_for_bit(policy: Any, full: ModelConfig, plain: Any) -> None:
     nudge(policy)
     state = policy.trained_state()
     assert state.keys() == plain.state_dict().keys()
@@ -153,7 +153,7 @@ def test_a_state_is_loaded_into_both_bit_for_bit(policy: Any, full: Model, plain
     assert same(state, kept)
 
 
-def test_a_state_of_another_shape_is_refused(policy: Any, model: Model) -> None:
+def test_a_state_of_another_shape_is_refused(policy: Any, model: ModelConfig) -> None:
     kept = policy.trained_state()
     wider = {**kept, "proj_out.bias": torch.zeros(99)}
     for state in (wider, load_policy(model, seed=0).trained_state()):
@@ -172,7 +172,7 @@ def test_copies_are_made_when_they_are_needed(policy: Any, inputs: Inputs) -> No
     assert made.keys() == {None, "trained"}
 
 
-def test_half_precision_trains_float32_weights(policy: Any, full: Model, inputs: Inputs) -> None:
+def test_half_precision_trains_float32_weights(policy: Any, full: ModelConfig, inputs: Inputs) -> None:
     half = load_policy(replace(full, precision=Precision.bf16), seed=0)
     assert {p.dtype for p in half.transformer.parameters()} == {torch.bfloat16}
     assert {p.dtype for a in ("trained", "behaviour") for p in half.parameters(a).values()} == {torch.float32}
@@ -190,7 +190,7 @@ def test_half_precision_trains_float32_weights(policy: Any, full: Model, inputs:
 
 @COMPILER
 @QUIET
-def test_every_copy_is_compiled(full: Model) -> None:
+def test_every_copy_is_compiled(full: ModelConfig) -> None:
     compiled: Any = load_policy(replace(full, compile=True), seed=0)
     for adapter in (None, "behaviour", "trained"):
         blocks = compiled.trainable.transformer(adapter).transformer_blocks
@@ -198,7 +198,7 @@ def test_every_copy_is_compiled(full: Model) -> None:
 
 
 def test_checkpointing_acts_on_every_copy_and_changes_no_gradient(
-    policy: Any, full: Model, inputs: Inputs
+    policy: Any, full: ModelConfig, inputs: Inputs
 ) -> None:
     other: Any = load_policy(replace(full, gradient_checkpointing=True), seed=0)
     assert all(other.trainable.transformer(a).gradient_checkpointing for a in (None, "behaviour", "trained"))
@@ -212,7 +212,7 @@ def test_checkpointing_acts_on_every_copy_and_changes_no_gradient(
 
 
 @pytest.mark.parametrize("precision", list(Precision))
-def test_sizes_are_the_real_ones(full: Model, precision: Precision) -> None:
+def test_sizes_are_the_real_ones(full: ModelConfig, precision: Precision) -> None:
     chosen = replace(full, precision=precision)
     size, policy = model_size(chosen), load_policy(chosen, 0)
     assert size is not None
@@ -304,7 +304,7 @@ def test_formats_of_loras_are_refused(run: Path, tmp_path: Path, form: ExportFor
     assert not (tmp_path / "exported").exists()
 
 
-def test_it_is_judged_against_the_frozen_model(run: Path, full: Model) -> None:
+def test_it_is_judged_against_the_frozen_model(run: Path, full: ModelConfig) -> None:
     report = evaluate(str(run), "base", ["trainer.eval_prompts=1"], None)
     alone = {r.name: r.mean for r in evaluate("base", str(run), ["trainer.eval_prompts=1"], None).rewards}
     for result in report.rewards:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from marble_cli.config.schema import Model
+from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.load import load_policy
-from marble_cli.step.per_sample import Mixer
+from marble_cli.step.per_sample import PerSampleGradients
 
 ADAPTERS = ("trained", None, "behaviour", "trained")
 QUIET = pytest.mark.filterwarnings("ignore")  # the compiler warns of much that is its own
@@ -35,7 +35,7 @@ def results(policy: Any, randomise: Callable[..., None]) -> list[Tensor]:
     cotangent = torch.linspace(-1, 1, v.numel()).view_as(v)
     found += torch.autograd.grad(v, parameters, cotangent)
     rows = torch.zeros(2, sum(p.numel() for p in parameters))
-    mixer = Mixer(policy.layers(), rows)
+    mixer = PerSampleGradients(policy.layers(), rows)
     with mixer.watching():
         v = policy.velocity(*at, "trained")
         for kept in (True, False):
@@ -45,7 +45,7 @@ def results(policy: Any, randomise: Callable[..., None]) -> list[Tensor]:
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_it_changes_no_velocity_and_no_gradient(
-    model: Model, policy: Any, randomise: Callable[..., None], switch: str
+    model: ModelConfig, policy: Any, randomise: Callable[..., None], switch: str
 ) -> None:
     other = load_policy(replace(model, **{switch: True}), seed=0)
     with torch.random.fork_rng(devices=[]):
@@ -73,14 +73,14 @@ def saved_bytes(policy: Any) -> int:
     return sum(kept.values())
 
 
-def test_checkpointing_keeps_less(model: Model, policy: Any) -> None:
+def test_checkpointing_keeps_less(model: ModelConfig, policy: Any) -> None:
     assert saved_bytes(load_policy(replace(model, gradient_checkpointing=True), seed=0)) < 0.5 * saved_bytes(
         policy
     )
 
 
 @COMPILER
-def test_blocks_are_compiled(model: Model) -> None:
+def test_blocks_are_compiled(model: ModelConfig) -> None:
     compiled = load_policy(replace(model, compile=True), seed=0)
     assert all(block._compiled_call_impl is not None for block in compiled.transformer.transformer_blocks)
     assert isinstance(compiled.transformer.transformer_blocks, nn.ModuleList)

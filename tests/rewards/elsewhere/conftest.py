@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import uvicorn
 
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.elsewhere.locate import maker
 from marble_cli.rewards.elsewhere.server import Limits, build_app
-from marble_cli.rewards.worker import Lane
+from marble_cli.rewards.worker import RewardWorker
 
 Serve = Callable[..., str]
 
@@ -22,9 +22,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     monkeypatch.delenv("MARBLE_REWARD_TOKEN", raising=False)
     with ExitStack() as stack:
 
-        def start(rewards: Mapping[str, Reward], token: str | None = None, **limits: int) -> str:
+        def start(rewards: Mapping[str, RewardConfig], token: str | None = None, **limits: int) -> str:
             lanes = {
-                name: stack.enter_context(closing(Lane(name, settings, maker(name, settings, "cpu"))))
+                name: stack.enter_context(closing(RewardWorker(name, settings, maker(name, settings, "cpu"))))
                 for name, settings in rewards.items()
             }
             app = build_app(lanes, dict.fromkeys(lanes, "samples 1.0"), token, Limits(**limits))
@@ -43,10 +43,12 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def at(serve: Serve) -> Callable[..., Reward]:
+def at(serve: Serve) -> Callable[..., RewardConfig]:
     """A function that serves the plugin `mine` and gives the settings of a run that uses it."""
 
-    def make(served: Mapping[str, Any] | None = None, **asking: Any) -> Reward:
-        return Reward(plugin="mine", url=serve({"mine": Reward(plugin="mine", **(served or {}))}), **asking)
+    def make(served: Mapping[str, Any] | None = None, **asking: Any) -> RewardConfig:
+        return RewardConfig(
+            plugin="mine", url=serve({"mine": RewardConfig(plugin="mine", **(served or {}))}), **asking
+        )
 
     return make

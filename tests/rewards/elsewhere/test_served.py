@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.errors import ConfigError, RewardError, UnreachableError
 from marble_cli.rewards.conformance import Outcome, run_checks
 from marble_cli.rewards.elsewhere import protocol
@@ -25,7 +25,7 @@ from marble_cli.rewards.testing.samples import sample_batch
 
 Install = Callable[..., None]
 Serve = Callable[..., str]
-At = Callable[..., Reward]
+At = Callable[..., RewardConfig]
 
 
 def submit(scorer: Scorer, images: Tensor, prompts: Sequence[str]) -> Scores:
@@ -33,7 +33,7 @@ def submit(scorer: Scorer, images: Tensor, prompts: Sequence[str]) -> Scores:
     return scorer.submit(images, prompts, [{"text": "x", "n": i} for i in range(n)], [""] * n).result()
 
 
-def score(settings: Reward, images: Tensor, prompts: Sequence[str]) -> Scores:
+def score(settings: RewardConfig, images: Tensor, prompts: Sequence[str]) -> Scores:
     with open_scorer({"mine": settings}, "cpu") as scorer:
         return submit(scorer, images, prompts)
 
@@ -53,7 +53,7 @@ def test_scores_are_those_of_this_process_to_the_last_bit(
         0, 256, (37, 3, 24, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
     prompts = [f"a {i} ü" for i in range(37)]
-    here = score(Reward(plugin="mine", options=options), images, prompts)
+    here = score(RewardConfig(plugin="mine", options=options), images, prompts)
     there = score(at({"options": options}), images, prompts)
     assert same_bits(here.values, there.values)
     assert here.applicable.all()
@@ -151,8 +151,8 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(install: Install, at:
 def test_one_call_at_a_time_and_not_too_many_wait(install: Install, serve: Serve, tmp_path: Path) -> None:
     install(mine="Waits", quick="brightness")
     marker = tmp_path / "marker"
-    waits = Reward(plugin="mine", options={"marker": str(marker)})
-    url = serve({"mine": waits, "quick": Reward(plugin="quick")}, waiting=2)
+    waits = RewardConfig(plugin="mine", options={"marker": str(marker)})
+    url = serve({"mine": waits, "quick": RewardConfig(plugin="quick")}, waiting=2)
     body = protocol.pack_batch(sample_batch(()))
     answers: list[httpx.Response] = []
 
@@ -183,8 +183,8 @@ def test_a_token_is_needed_everywhere(
     install: Install, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(mine="brightness")
-    url = serve({"mine": Reward(plugin="mine")}, token="secret")
-    settings = Reward(plugin="mine", url=url)
+    url = serve({"mine": RewardConfig(plugin="mine")}, token="secret")
+    settings = RewardConfig(plugin="mine", url=url)
     batch = sample_batch(())
     for headers in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "secret"}):
         assert httpx.get(f"{url}/health", headers=headers).status_code == 401
@@ -218,8 +218,8 @@ def test_a_batch_that_is_too_large_stops_the_run(
     install: Install, serve: Serve, limits: dict[str, int], said: str
 ) -> None:
     install(mine="brightness")
-    url = serve({"mine": Reward(plugin="mine")}, **limits)
-    settings = Reward(plugin="mine", url=url)
+    url = serve({"mine": RewardConfig(plugin="mine")}, **limits)
+    settings = RewardConfig(plugin="mine", url=url)
     batch = sample_batch(())
     assert score(settings, batch.images[:5], batch.prompts[:5]).applicable.all()
     with pytest.raises(RewardError, match=said):
@@ -245,7 +245,7 @@ def test_no_proxy_stands_before_a_server_of_this_machine(
 
 def test_what_is_no_batch_is_refused(install: Install, serve: Serve) -> None:
     install(mine="brightness")
-    url = serve({"mine": Reward(plugin="mine")})
+    url = serve({"mine": RewardConfig(plugin="mine")})
     answer = httpx.post(f"{url}/score/mine", content=b"\x80\x04.")
     assert (answer.status_code, answer.json()["error"]["kind"]) == (400, "refused")
     answer = httpx.post(f"{url}/score/other", content=b"")
@@ -260,7 +260,7 @@ def test_a_client_that_goes_while_it_sends_takes_no_place(
     capsys: pytest.CaptureFixture[str], install: Install, serve: Serve
 ) -> None:
     install(mine="brightness")
-    url = serve({"mine": Reward(plugin="mine")}, waiting=1)
+    url = serve({"mine": RewardConfig(plugin="mine")}, waiting=1)
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as client:
         client.sendall(b"POST /score/mine HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nabc")
@@ -277,7 +277,7 @@ def test_a_client_that_goes_while_it_sends_takes_no_place(
 
 def test_what_a_server_lacks_is_named(install: Install, serve: Serve) -> None:
     install(mine="brightness")
-    url = serve({"mine": Reward(plugin="mine")})
+    url = serve({"mine": RewardConfig(plugin="mine")})
     with pytest.raises(ConfigError, match=r"does not serve 'min'; did you mean 'mine'\? Known: mine"):
         connect("x", "min", Address(url, None), 1.0)
     with pytest.raises(ConfigError, match="is no reward server"):

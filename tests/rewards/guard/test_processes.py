@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.interrupts import Interrupt
 from marble_cli.rewards.conformance import Outcome, run_checks
@@ -73,7 +73,7 @@ def test_handlers_are_set_once_more(interrupt: Interrupt) -> None:
 @pytest.mark.parametrize("stage", ["imported", "built", "called"])
 def test_a_pool_of_processes(write: Write, interrupt: Interrupt, stage: str) -> None:
     name = write(**{stage: POOL})
-    with open_scorer({name: Reward(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
+    with open_scorer({name: RewardConfig(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
         assert score(scorer).applicable.all(), scorer.lanes[0].error
     assert interrupt.exit_code is None
 
@@ -96,7 +96,7 @@ def test_a_signal_ends_a_child_and_not_the_run(
     seen.append(os.waitpid(child, 0)[1])
     """
     name = write(called=called, imported="seen = []")
-    with open_scorer({name: Reward(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
+    with open_scorer({name: RewardConfig(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
         assert score(scorer).applicable.all(), scorer.lanes[0].error
     [status] = sys.modules[name].seen
     expected = {signal.SIGINT: 9 << 8}  # KeyboardInterrupt, and what the child does then
@@ -123,7 +123,7 @@ def test_a_handler_that_a_child_has_kept_acts_as_before(interrupt: Interrupt) ->
 def test_a_forked_child_ends_with_the_plugin_s_code(write: Write, stage: str, code: str, status: int) -> None:
     work = f"child = os.fork()\nif child:\n    seen.append(os.waitpid(child, 0)[1])\nelse:\n    {code}"
     name = write(**{stage: work}, imported="seen = []")
-    with open_scorer({name: Reward(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
+    with open_scorer({name: RewardConfig(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
         assert score(scorer).applicable.all(), scorer.lanes[0].error
     assert sys.modules[name].seen == [status << 8]
 
@@ -138,7 +138,7 @@ def test_an_exit_is_the_reward_s_failure(write: Write, code: str) -> None:
     with pytest.raises(RewardError, match="could not be built: RuntimeError"):
         build(name, name, {}, "cpu")
     name = write(called=code)
-    with open_scorer({name: Reward(plugin=name, retries=0)}, "cpu") as scorer:
+    with open_scorer({name: RewardConfig(plugin=name, retries=0)}, "cpu") as scorer:
         assert score(scorer).failed.all()
     [first, *_] = run_checks(build(name, name, {}, "cpu"), sample_batch(()))
     assert first.outcome is Outcome.FAIL
@@ -268,7 +268,9 @@ def test_a_server_whose_reward_has_pools_scores_and_ends(
     ) as server:
         assert server.stdout is not None
         url = json.loads(server.stdout.readline())["url"]
-        with open_scorer({"far": Reward(plugin="pooled", url=url, timeout=60, retries=0)}, "cpu") as scorer:
+        with open_scorer(
+            {"far": RewardConfig(plugin="pooled", url=url, timeout=60, retries=0)}, "cpu"
+        ) as scorer:
             assert score(scorer).applicable.all(), scorer.lanes[0].error
         server.terminate()
         assert server.wait(30) == 143

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.conformance import Outcome, run_checks
 from marble_cli.rewards.registry import build
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
@@ -112,7 +112,7 @@ def test_what_is_changed_in_a_call(
     called = f"seen.append(read())\n{change}\nassert len(seen) > 1 or str(read()) != str(seen[0])"
     name, read = write(called=called, imported="seen = []"), READ[change]
     here = read()
-    with open_scorer({name: Reward(plugin=name, retries=0)}, "cpu") as scorer:
+    with open_scorer({name: RewardConfig(plugin=name, retries=0)}, "cpu") as scorer:
         plugin = sys.modules[name]
         plugin.read = read  # type: ignore[attr-defined]
         for _ in range(3):
@@ -128,7 +128,7 @@ def test_the_run_goes_on_with_its_own_streams_and_a_reward_with_its_own(write: W
     called = "seen.append((torch.rand(1).item(), np.random.rand(), random.random()))"
     name = write(called=called, imported="seen = []")
     before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()  # noqa: NPY002
-    with open_scorer({name: Reward(plugin=name)}, "cpu") as scorer:
+    with open_scorer({name: RewardConfig(plugin=name)}, "cpu") as scorer:
         for _ in range(3):
             score(scorer)
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -162,7 +162,7 @@ def test_the_host_may_change_its_own_settings_in_between(
     write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = write()
-    with open_scorer({name: Reward(plugin=name)}, "cpu") as scorer:
+    with open_scorer({name: RewardConfig(plugin=name)}, "cpu") as scorer:
         score(scorer)
         torch.set_float32_matmul_precision("high")
         try:
@@ -181,7 +181,7 @@ def test_of_two_that_are_called_at_once_neither_keeps_what_the_other_set(
         imported=imported, called="torch.set_default_dtype(torch.float64)\nbegan.set()\nassert go.wait(30)"
     )
     late = write(imported=imported, called="began.set()\nassert go.wait(30)")
-    with open_scorer({name: Reward(plugin=name) for name in (rude, late)}, "cpu") as scorer:
+    with open_scorer({name: RewardConfig(plugin=name) for name in (rude, late)}, "cpu") as scorer:
         first, second = sys.modules[rude], sys.modules[late]
         for _ in range(3):
             for plugin in (first, second):
