@@ -1,4 +1,10 @@
-"""OSQP's memory, kept from one programme to the next so that only numbers change, never their places."""
+"""Solve the balance's QP with OSQP, whose memory is kept from one step to the next.
+
+OSQP proposes, `simplex.refine` polishes and `simplex.gap` certifies (`solver`), so this module owes two things only:
+an answer that depends on the problem alone, and no answer where the problem is not convex. Public calls of OSQP give
+the first. They hide the second, because `update` drops the code by which OSQP refuses a matrix and `solve` then works
+on whatever was factored before. So `is_convex` decides that here, before OSQP is asked.
+"""
 
 from typing import Any
 
@@ -7,54 +13,66 @@ from scipy import sparse
 
 from marble_cli.balance.simplex import Array
 
-RHO = 0.1
+RHO = 0.1  # OSQP's first step size
+SIGMA = 1e-6  # OSQP adds this to the diagonal of U; rounding of K = 10,000 unit vectors is 1e6 times smaller
 
 
 class Workspace:
-    """One OSQP for each number of points met so far.
+    """Keep one OSQP per number of points, and write new numbers into it for each problem.
 
-    An answer depends on its programme alone, to the last bit, whatever was solved before: every number of the
-    programme is written anew, iterates start at zero, the step size `rho`, which OSQP adapts, is set back, and
-    OSQP's own rescaling, which would be undone and redone with rounding, is off (`standard_form` has done its
-    work). After a failure the OSQP is thrown away.
+    An answer depends on its problem alone, to the last bit. Four things ensure that: every number of the problem is
+    written again, iterates start at zero (`warm_starting`), the step size that OSQP adapts is set back to `RHO`, and
+    OSQP's own rescaling, which is undone and redone with rounding, is off. `standard_form` has done its work.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[int, Any] = {}
+        self._solvers: dict[int, Any] = {}
 
     def __call__(self, unit: Array, inverse: Array) -> Array:
         """Minimise y^T U y / 2 subject to u . y = 1, y >= 0.
 
         Args:
-            unit: U, [K, K] symmetric.
+            unit: U, [K, K] symmetric with a unit diagonal.
             inverse: u, [K].
 
         Returns:
-            [K] float64, to about 1e-9 unless iterations ran out; NaN where OSQP gives no answer.
+            [K] float64, to about 1e-9 unless iterations ran out; NaN if U is not convex or OSQP found no answer.
         """
         size = len(unit)
-        solver = self._kept.pop(size, None) or _setup(size)
-        # The wrapper's own methods drop the codes of failure that these return, and then show the last answer.
-        native = solver._solver
-        # Column by column down to the diagonal, which by symmetry is row by row up to it.
-        upper = unit[np.tri(size, dtype=bool)]
-        equality_and_bounds = np.column_stack([inverse, np.ones(size)]).ravel()
-        failed = (
-            native.update_rho(RHO)
-            or native.update_data_mat(P_x=upper, P_i=None, A_x=equality_and_bounds, A_i=None)
-            or native.solve()
-        )
-        if failed:
+        if not is_convex(unit):
             return np.full(size, np.nan)
-        self._kept[size] = solver
-        return np.array(native.solution.x, dtype=np.float64)
+        solver = self._solvers.get(size)
+        if solver is None:
+            solver = self._solvers[size] = _set_up(size)
+        solver.update_settings(rho=RHO)
+        # OSQP wants the upper triangle column by column; by symmetry that is the lower triangle row by row.
+        solver.update(
+            Px=unit[np.tri(size, dtype=bool)], Ax=np.column_stack([inverse, np.ones(size)]).ravel()
+        )
+        # A copy, because OSQP writes its next answer into the same memory.
+        return np.array(solver.solve(raise_error=False).x, dtype=np.float64)
 
 
-def _setup(size: int) -> Any:
-    """An OSQP with room for a dense U and u; its numbers are placeholders."""
+def is_convex(unit: Array) -> bool:
+    """Tell whether U [K, K] with a unit diagonal is finite and positive semidefinite as far as OSQP cares.
+
+    OSQP factors U + `SIGMA` I plus terms that are never negative, so it can refuse no matrix that passes. Inner
+    products always pass: their rounding, about K times 1e-16, is far below `SIGMA`.
+    """
+    if not np.isfinite(unit).all():
+        return False
+    try:
+        np.linalg.cholesky(unit + SIGMA * np.eye(len(unit)))
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def _set_up(size: int) -> Any:
+    """Make an OSQP with room for a dense U and u; its numbers are placeholders."""
     import osqp
 
-    solver = osqp.OSQP(algebra="builtin")  # others that are installed need not repeat their last digits
+    solver = osqp.OSQP(algebra="builtin")  # other algebras that are installed may round differently
     solver.setup(
         P=sparse.csc_matrix(np.triu(np.ones((size, size)))),
         q=np.zeros(size),
@@ -62,6 +80,7 @@ def _setup(size: int) -> Any:
         l=np.append(1.0, np.zeros(size)),
         u=np.append(1.0, np.full(size, np.inf)),
         rho=RHO,
+        sigma=SIGMA,
         adaptive_rho_tolerance=2.0,  # the default of 5 waits too long with many points
         scaling=0,
         warm_starting=False,
