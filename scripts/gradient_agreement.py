@@ -66,7 +66,7 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
                 advance=lambda count: None,
             )  # fmt: skip
             scores = samples.scores(ranks)
-            signal = read_signal(scores.values.nan_to_num(), scores.applicable, own // size, algorithm)
+            signal = read_signal(scores.values, scores.applicable, own // size, algorithm)
             rewards = reward_coefficients(
                 signal.optimality, signal.applicable, shared_term=SharedTerm.outside
             ).rewards

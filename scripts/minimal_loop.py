@@ -49,9 +49,7 @@ def train_step(
 
     # 2 Rewards, and 3 advantages: one estimator per reward, against the other images of the same prompt.
     scores = samples.scores(Ranks())
-    advantage = advantages(
-        scores.values.nan_to_num(), scores.applicable, images // size, std=algorithm.advantage.std.value
-    )
+    advantage = advantages(scores.values, scores.applicable, images // size, std=algorithm.advantage.std)
     r = optimality(advantage, algorithm.advantage.clip)
 
     # 4 Loss: affine in r, so a reward is a row of coefficients of P and N.

@@ -1,9 +1,10 @@
 """Solve the balance's QP with OSQP, whose memory is kept from one step to the next.
 
-OSQP proposes, `simplex.refine` polishes and `simplex.gap` certifies (`solver`), so this module owes two things only:
-an answer that depends on the problem alone, and no answer where the problem is not convex. Public calls of OSQP give
-the first. They hide the second, because `update` drops the code by which OSQP refuses a matrix and `solve` then works
-on whatever was factored before. So `is_convex` decides that here, before OSQP is asked.
+OSQP proposes, `simplex.refine` polishes and `simplex.gap` certifies (`solver`), so this module owes two
+things only: an answer that depends on the problem alone, and no answer where the problem is not convex.
+Public calls of OSQP give the first. They hide the second, because `update` drops the code by which OSQP
+refuses a matrix and `solve` then works on whatever was factored before. So `is_convex` decides that here,
+before OSQP is asked.
 """
 
 from typing import Any
@@ -14,15 +15,16 @@ from scipy import sparse
 from marble_cli.balance.simplex import Array
 
 RHO = 0.1  # OSQP's first step size
-SIGMA = 1e-6  # OSQP adds this to the diagonal of U; rounding of K = 10,000 unit vectors is 1e6 times smaller
+SIGMA = 1e-6  # OSQP adds this to the diagonal of U
 
 
 class Workspace:
     """Keep one OSQP per number of points, and write new numbers into it for each problem.
 
-    An answer depends on its problem alone, to the last bit. Four things ensure that: every number of the problem is
-    written again, iterates start at zero (`warm_starting`), the step size that OSQP adapts is set back to `RHO`, and
-    OSQP's own rescaling, which is undone and redone with rounding, is off. `standard_form` has done its work.
+    An answer depends on its problem alone, to the last bit. Four things ensure that: every number of the
+    problem is written again, iterates start at zero (`warm_starting`), the step size that OSQP adapts is set
+    back to `RHO`, and OSQP's own rescaling, which is undone and redone with rounding, is off. `standard_form`
+    has done its work.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,8 @@ class Workspace:
             inverse: u, [K].
 
         Returns:
-            [K] float64, to about 1e-9 unless iterations ran out; NaN if U is not convex or OSQP found no answer.
+            [K] float64, to about 1e-9 unless iterations ran out; NaN if U is not convex or OSQP found no
+            answer.
         """
         size = len(unit)
         if not is_convex(unit):
@@ -46,9 +49,7 @@ class Workspace:
             solver = self._solvers[size] = _set_up(size)
         solver.update_settings(rho=RHO)
         # OSQP wants the upper triangle column by column; by symmetry that is the lower triangle row by row.
-        solver.update(
-            Px=unit[np.tri(size, dtype=bool)], Ax=np.column_stack([inverse, np.ones(size)]).ravel()
-        )
+        solver.update(Px=unit[np.tri(size, dtype=bool)], Ax=np.column_stack([inverse, np.ones(size)]).ravel())
         # A copy, because OSQP writes its next answer into the same memory.
         return np.array(solver.solve(raise_error=False).x, dtype=np.float64)
 
@@ -56,8 +57,8 @@ class Workspace:
 def is_convex(unit: Array) -> bool:
     """Tell whether U [K, K] with a unit diagonal is finite and positive semidefinite as far as OSQP cares.
 
-    OSQP factors U + `SIGMA` I plus terms that are never negative, so it can refuse no matrix that passes. Inner
-    products always pass: their rounding, about K times 1e-16, is far below `SIGMA`.
+    OSQP factors U + `SIGMA` I plus terms that are never negative, so it can refuse no matrix that passes.
+    Inner products always pass: their rounding, about K times 1e-16, is far below `SIGMA`.
     """
     if not np.isfinite(unit).all():
         return False

@@ -18,6 +18,23 @@ class Geometry:
         return self.images * self.times
 
 
+def times_per_image(solver_times: int, fraction: float, per_image: int | None) -> tuple[int, int]:
+    """Return how many of the solver's times are trained on, and how many of these each image gets.
+
+    Args:
+        solver_times: times of the solver, `rollout.steps`.
+        fraction: `trainer.timestep_fraction` of them is trained on, at least one.
+        per_image: `trainer.times_per_image`; None gives each image all of them.
+    """
+    usable = max(1, int(solver_times * fraction))
+    return usable, usable if per_image is None else min(per_image, usable)
+
+
+def is_refresh(step: int, every: int, warmup: int) -> bool:
+    """Tell whether `step` (1-based) refreshes: the first `warmup` steps do, and steps 1, 1 + every, ..."""
+    return step <= warmup or (step - 1) % every == 0
+
+
 def processes(config: RunConfig) -> int:
     """Processes of the whole job."""
     return config.launcher.nodes * config.launcher.nproc
@@ -25,10 +42,9 @@ def processes(config: RunConfig) -> int:
 
 def geometry(config: RunConfig) -> Geometry:
     """Batch geometry of `config`."""
-    usable = max(1, int(config.rollout.steps * config.trainer.timestep_fraction))
-    wanted = config.trainer.times_per_image
-    times = usable if wanted is None else min(wanted, usable)
-    balance, steps = config.balance, config.trainer.steps
+    trainer = config.trainer
+    _, times = times_per_image(config.rollout.steps, trainer.timestep_fraction, trainer.times_per_image)
+    balance = config.balance
     every = balance.refresh_every if balance.mode is BalanceMode.amortized else 1
-    refresh = sum(step <= balance.warmup or (step - 1) % every == 0 for step in range(1, steps + 1))
+    refresh = sum(is_refresh(step, every, balance.warmup) for step in range(1, trainer.steps + 1))
     return Geometry(config.rollout.groups * config.rollout.group_size, times, refresh)

@@ -31,7 +31,7 @@ from marble_cli.run.inspection import keep_batch
 from marble_cli.run.state import Progress
 from marble_cli.step.batches import TrainingSet, training_times
 from marble_cli.step.direction import Descent
-from marble_cli.step.reward_signal import Signal, describe, read_signal
+from marble_cli.step.reward_signal import Signal, describe_signal, read_signal
 
 log = logging.getLogger("marble.run")
 
@@ -146,9 +146,9 @@ class Trainer:
         rolled = time.perf_counter()
         scores = samples.scores(self.ranks)
         self.scorer.check(scores)
-        signal = read_signal(scores.values.nan_to_num(), scores.applicable, groups, self.config.algorithm)
+        signal = read_signal(scores.values, scores.applicable, groups, self.config.algorithm)
         scored = time.perf_counter()
-        metrics: dict[str, Any] = {"step": step, "phase": "train", **describe(self.scorer.names, signal)}
+        metrics: dict[str, Any] = {"step": step, "phase": "train", **describe_signal(self.scorer.names, signal)}
         for k, name in enumerate(self.scorer.names):
             metrics[f"reward/{name}/failed"] = int(scores.failed[k].sum())
         metrics |= self.update(step, samples, signal)

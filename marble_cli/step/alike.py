@@ -1,4 +1,4 @@
-"""Keep the ranks' weights alike to the last bit, though processors round differently, and check that."""
+"""Keep the ranks' weights equal to the last bit, though processors round differently, and check this."""
 
 import hashlib
 import socket
@@ -16,32 +16,32 @@ from marble_cli.errors import BalanceError, TrainingError
 
 
 def solve_once(balance: Balance, gram: Tensor, ranks: Ranks) -> Solution:
-    """The main rank's solution for its Gram matrix [K, K], on all ranks.
+    """Solve the balance on the main rank for its Gram matrix [K, K], and return that solution on all ranks.
 
     Raises:
         BalanceError: the main rank's; on all ranks.
     """
     if ranks.world == 1:
         return balance(gram)
-    told: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     with ranks.raise_together():
         if ranks.is_main:
             try:
-                told = _plain(balance(gram))
+                answer = _as_json(balance(gram))
             except BalanceError as error:
-                told = {"error": str(error)}
-    told = ranks.broadcast_json(told)
-    if "error" in told:
-        raise BalanceError(told["error"])
+                answer = {"error": str(error)}
+    answer = ranks.broadcast_json(answer)
+    if "error" in answer:
+        raise BalanceError(answer["error"])
     tensors: dict[str, Any] = {
         name: torch.tensor(values, dtype=getattr(torch, dtype))
-        for name, (dtype, values) in told["tensors"].items()
+        for name, (dtype, values) in answer["tensors"].items()
     }
-    return Solution(**told["figures"], **tensors)
+    return Solution(**answer["figures"], **tensors)
 
 
-def _plain(solution: Solution) -> dict[str, Any]:
-    """For JSON, which keeps all digits of a float64."""
+def _as_json(solution: Solution) -> dict[str, Any]:
+    """Convert a solution for JSON, which keeps all digits of a float64."""
     fields = vars(solution)
     tensors: dict[str, Any] = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
     return {
@@ -53,7 +53,7 @@ def _plain(solution: Solution) -> dict[str, Any]:
 
 
 def check_alike(parameters: Mapping[str, Tensor], layout: Layout, step: int, written: int | None) -> None:
-    """Ranks that hold the same part of the trained weights hold the same bits.
+    """Check that ranks with the same part of the trained weights hold the same bits.
 
     Args:
         parameters: the trained ones, by name.
@@ -62,28 +62,29 @@ def check_alike(parameters: Mapping[str, Tensor], layout: Layout, step: int, wri
         written: the step of the last checkpoint, if there is one.
 
     Raises:
-        TrainingError: some do not; on all ranks.
+        TrainingError: some differ; on all ranks.
     """
     if layout.copies == 1:
         return
     own = {"host": socket.gethostname(), "part": layout.part, "digest": digest(parameters)}
-    seen = layout.ranks.all_gather_json(own)
-    if others := apart(seen):
-        last = (
+    rows = layout.ranks.all_gather_json(own)
+    if differences := describe_differences(rows):
+        earlier = (
             f"the checkpoint of step {written} and those before it are"
             if written
             else "earlier checkpoints are"
         )
         raise TrainingError(
-            f"after step {step} the trained weights of {others}, which have to be the same bits: a "
-            f"processor, its memory or a library computes differently there. Step {step} is not kept; {last}. "
-            "Take machines with the same hardware and software, and leave out one that differs again; the run "
-            "then goes on with --resume auto."
+            f"after step {step} the trained weights of {differences}, which have to be the same bits: a "
+            "processor, its memory or a library computes differently there. "
+            f"Step {step} is not kept; {earlier}. "
+            "Use machines with the same hardware and software, and leave out one that differs again. Then "
+            "continue the run with --resume auto."
         )
 
 
 def digest(parameters: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the bits that this rank holds of `parameters`."""
+    """Return the SHA-256 of the bits that this rank holds of `parameters`."""
     sha = hashlib.sha256()
     for name, parameter in parameters.items():
         sha.update(name.encode())
@@ -91,17 +92,17 @@ def digest(parameters: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def apart(seen: list[dict[str, Any]]) -> str:
-    """Which ranks' digests differ from that of the first rank with the same part, in words; empty if none.
+def describe_differences(rows: list[dict[str, Any]]) -> str:
+    """Name the ranks whose digests differ from that of the first rank with the same part; empty if none does.
 
     Args:
-        seen: `host`, `part` and `digest` of every rank, in their order.
+        rows: `host`, `part` and `digest` of every rank, in their order.
     """
-    first: dict[int, int] = {}
-    found = []
-    for rank, row in enumerate(seen):
-        start = first.setdefault(row["part"], rank)
-        if row["digest"] != seen[start]["digest"]:
-            other = f"process {start} on {seen[start]['host']}"
-            found.append(f"process {rank} on {row['host']} differ from those of {other}")
-    return ", ".join(found)
+    first_of_part: dict[int, int] = {}
+    differences = []
+    for rank, row in enumerate(rows):
+        first = first_of_part.setdefault(row["part"], rank)
+        if row["digest"] != rows[first]["digest"]:
+            other = f"process {first} on {rows[first]['host']}"
+            differences.append(f"process {rank} on {row['host']} differ from those of {other}")
+    return ", ".join(differences)

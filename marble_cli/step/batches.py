@@ -1,4 +1,4 @@
-"""What one step trains on: its images, each at its own training times and noise, in micro-batches."""
+"""Cut a step into training samples: its images at their own times and noise, in micro-batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from marble_cli.config.counts import times_per_image
 from marble_cli.config.schema import TrainingTimes
 from marble_cli.policy.base import PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.seeds import generator, noise
@@ -13,11 +14,15 @@ from marble_cli.seeds import generator, noise
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What this rank trains on in one step.
+    """The m images that this rank trains on in one step.
 
-    `x0` [m, C, H, W] and `embeddings` are this rank's images, `indices` [m] int64 their places among the step's n,
-    `draws` [m] int64 which draw of noise each gets (equal numbers, equal noise),
-    `times` [m, T] float32 the training times of each; `samples` is n T, over all ranks.
+    Attributes:
+        x0: [m, C, H, W] clean latents.
+        embeddings: of the m prompts.
+        indices: [m] int64 places of the images among the step's n.
+        draws: [m] int64; images with equal numbers get equal noise.
+        times: [m, T] float32 training times of each image.
+        samples: n T, the samples of all ranks.
     """
 
     x0: Tensor
@@ -63,9 +68,8 @@ def training_times(
     Returns:
         [len(draws), T] float32.
     """
-    share = max(1, int(len(times) * fraction))
-    count = share if per_image is None else min(per_image, share)
-    pool = times[:share] if rule is TrainingTimes.leading else times
+    usable, count = times_per_image(len(times), fraction, per_image)
+    pool = times[:usable] if rule is TrainingTimes.leading else times
     rows = [
         pool[torch.randperm(len(pool), generator=generator(seed, "times", step, i))[:count]] for i in draws
     ]
@@ -74,7 +78,7 @@ def training_times(
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples of a micro-batch: images by their `rows` [B] in the `TrainingSet`, at their times of one `column`."""
+    """One micro-batch: images by their `rows` [B] in the `TrainingSet`, at their times of one `column`."""
 
     rows: Tensor
     column: int
@@ -83,8 +87,8 @@ class Chunk:
 def chunks(data: TrainingSet, micro_batch_size: int) -> list[Chunk]:
     """Cut a training set into micro-batches, every image once in each column of times.
 
-    Neighbours, the images of one prompt, go to different micro-batches, so that each of these is a fair sample of the
-    step's prompts.
+    Neighbours, the images of one prompt, go to different micro-batches, so that each of these is a fair
+    sample of the step's prompts.
     """
     count = -(-len(data.x0) // micro_batch_size)
     return [
@@ -95,7 +99,7 @@ def chunks(data: TrainingSet, micro_batch_size: int) -> list[Chunk]:
 
 
 def split(parts: list[Chunk], fraction: float) -> tuple[list[Chunk], list[Chunk]]:
-    """A share of the micro-batches, at least one, evenly spread over them; and the others."""
+    """Split micro-batches into a share of at least one, evenly spread over them, and the others."""
     chosen = max(1, round(fraction * len(parts)))
     inside = {(2 * i + 1) * len(parts) // (2 * chosen) for i in range(chosen)}
     return (
@@ -105,7 +109,7 @@ def split(parts: list[Chunk], fraction: float) -> tuple[list[Chunk], list[Chunk]
 
 
 def noised_batches(data: TrainingSet, parts: list[Chunk], seed: int, step: int) -> Iterator[NoisedBatch]:
-    """The samples of `parts`, with noise that depends on seed, step, draw and column alone."""
+    """Yield the samples of `parts`, with noise that depends on seed, step, draw and column alone."""
     shape = tuple(data.x0.shape[1:])
     for part in parts:
         rows = part.rows

@@ -1,4 +1,4 @@
-"""What the rewards say of a step: scores turned into advantages and optimalities, and any mixture of them."""
+"""Turn a step's scores into its signal: advantages and optimalities, per reward or of one mixed reward."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,17 @@ from marble_cli.objective.coefficients import Coefficients, reward_coefficients
 
 @dataclass(frozen=True)
 class Signal:
-    """Of K rewards over the step's n images: `rewards`, `advantage`, `optimality` [K, n] float64, `applicable` bool."""
+    """Scores of K rewards for the step's n images, and what follows from them.
+
+    `applicable` alone says which reward scored which image. Values outside it are never read, and may be NaN.
+
+    Attributes:
+        rewards: [K, n] float64 scores.
+        applicable: [K, n] bool.
+        groups: [n] int64, the prompt of each image.
+        advantage: [K, n] float64.
+        optimality: [K, n] float64 in [0, 1].
+    """
 
     rewards: Tensor
     applicable: Tensor
@@ -29,34 +39,40 @@ class Signal:
 
 
 def read_signal(rewards: Tensor, applicable: Tensor, groups: Tensor, algorithm: AlgorithmConfig) -> Signal:
-    """Advantages and optimalities of `rewards` [K, n] where `applicable` [K, n], by prompt group `groups` [n]."""
-    advantage = advantages(rewards, applicable, groups, std=algorithm.advantage.std.value)
+    """Compute advantages and optimalities.
+
+    Args:
+        rewards: [K, n] scores; the value is ignored where not applicable.
+        applicable: [K, n] bool.
+        groups: [n] int64, the prompt of each image.
+        algorithm: has the deviation and the clip of the advantages.
+    """
+    advantage = advantages(rewards, applicable, groups, std=algorithm.advantage.std)
     return Signal(rewards, applicable, groups, advantage, optimality(advantage, algorithm.advantage.clip))
 
 
 def scalarised_coefficients(
     signal: Signal, reward: ScalarisedReward, algorithm: AlgorithmConfig
 ) -> Coefficients:
-    """Return the coefficients [n] of a balance that mixes rewards before there is a gradient.
+    """Return the coefficients [n] of the one loss of a balance that mixes rewards before the loss.
 
     `weighted_sum` mixes raw rewards and then normalises; `advantage_sum` normalises each and then mixes.
-
-    Raises:
-        ConfigError: the mixture is of another kind.
     """
     weights = torch.tensor(reward.weights, dtype=torch.float64)
-    if reward.kind is Scalarisation.weighted_sum:
-        rewards, applicable, groups = signal.rewards, signal.applicable, signal.groups
-        mixed, scored = weighted_sum(rewards, applicable, weights, groups, reduce=reward.reduce.value)
-        advantage = advantages(mixed, scored, groups, std=algorithm.advantage.std.value)
-    else:
-        advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
+    match reward.kind:
+        case Scalarisation.weighted_sum:
+            mixed, scored = weighted_sum(
+                signal.rewards, signal.applicable, weights, signal.groups, reduce=reward.reduce
+            )
+            advantage = advantages(mixed, scored, signal.groups, std=algorithm.advantage.std)
+        case Scalarisation.advantage_sum:
+            advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
     r = optimality(advantage, algorithm.advantage.clip)
     return reward_coefficients(r, scored).combined(torch.ones(1, dtype=torch.float64))
 
 
-def describe(names: list[str], signal: Signal) -> dict[str, float]:
-    """Metrics of the signal; a reward that applied nowhere has no mean."""
+def describe_signal(names: list[str], signal: Signal) -> dict[str, float]:
+    """Return the metrics of a step's rewards; a reward that applied nowhere has no mean."""
     metrics: dict[str, float] = {}
     for k, name in enumerate(names):
         mask = signal.applicable[k]

@@ -1,4 +1,4 @@
-"""What is told of a step's rewards."""
+"""The metrics of a step's rewards."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from marble_cli.config.schema import RunConfig
-from marble_cli.step.reward_signal import describe, read_signal
+from marble_cli.step.reward_signal import describe_signal, read_signal
 
 
 def test_metrics_count_only_what_applies(run_config: Any) -> None:
@@ -14,7 +14,7 @@ def test_metrics_count_only_what_applies(run_config: Any) -> None:
     rewards = torch.tensor([[1.0, 3.0, 5.0, 100.0], [2.0, 2.0, 0.0, 0.0], [9.0, 9.0, 9.0, 9.0]]).double()
     applicable = torch.tensor([[True, True, True, False], [True, True, False, False], [False] * 4])
     signal = read_signal(rewards, applicable, torch.tensor([0, 0, 1, 1]), config.algorithm)
-    assert describe(["a", "b", "nowhere"], signal) == {
+    assert describe_signal(["a", "b", "nowhere"], signal) == {
         "reward/a/applicable": 3,
         "reward/a/mean": 3.0,
         "reward/a/std": pytest.approx((8 / 3) ** 0.5),
