@@ -1,13 +1,24 @@
-"""Advantages: how much better an image is than its siblings of the same prompt, one estimator a reward."""
+"""Compare each image with the others of its prompt, per reward: advantages and optimalities.
+
+A reward that does not apply to an image has `applicable` false there, and that mask alone is read: a value
+outside it may be anything, NaN included.
+"""
 
 import torch
 from torch import Tensor
 
-from marble_cli.errors import ConfigError
+from marble_cli.config.schema import AdvantageStd, Reduce
+
+GLOBAL = AdvantageStd["global"]  # `global` is a keyword
 
 
 def advantages(
-    rewards: Tensor, applicable: Tensor, groups: Tensor, *, std: str = "global", epsilon: float = 1e-4
+    rewards: Tensor,
+    applicable: Tensor,
+    groups: Tensor,
+    *,
+    std: AdvantageStd = GLOBAL,
+    epsilon: float = 1e-4,
 ) -> Tensor:
     """Centre every reward on its prompt's group and divide it by a standard deviation.
 
@@ -15,32 +26,28 @@ def advantages(
         rewards: [K, n] scores of the whole step; the value is ignored where not applicable.
         applicable: [K, n] bool, true where reward k scored image i.
         groups: [n] int64, the prompt that image i was made for.
-        std: "global" divides by the deviation over all applicable images of the step, "group" by the group's
+        std: `global` divides by the deviation over all applicable images of the step, `group` by the group's
             own.
         epsilon: added to the deviation.
 
     Returns:
         [K, n] float64; zero where not applicable and in groups whose scores are all equal.
 
-    Raises:
-        ConfigError: `std` is neither "global" nor "group".
-
-    Source: arXiv 2402.03300, section 4.1.2, for every reward apart (arXiv 2605.06507).
+    Source: arXiv 2402.03300, section 4.1.2, for each reward separately (arXiv 2605.06507).
     """
     rewards = torch.where(applicable, rewards.double(), 0.0)
     group = torch.unique(groups, return_inverse=True)[1].to(rewards.device).expand_as(applicable)
     centred = torch.where(
         applicable & ~_equal(rewards, applicable, group), rewards - _mean(rewards, applicable, group), 0.0
     )
-    match std:
-        case "global":
-            everyone = torch.zeros_like(group)
-            spread = torch.where(applicable, rewards - _mean(rewards, applicable, everyone), 0.0)
-            deviation = _mean(spread.square(), applicable, everyone).sqrt()
-        case "group":
-            deviation = _mean(centred.square(), applicable, group).sqrt()
-        case _:
-            raise ConfigError(f"advantage.std: expected 'global' or 'group', got {std!r}")
+    if std is GLOBAL:
+        everyone = torch.zeros_like(group)
+        spread = torch.where(applicable, rewards - _mean(rewards, applicable, everyone), 0.0)
+        deviation = _mean(spread.square(), applicable, everyone).sqrt()
+    elif std is AdvantageStd.group:
+        deviation = _mean(centred.square(), applicable, group).sqrt()
+    else:
+        raise ValueError(f"std: expected a member of AdvantageStd, got {std!r}")
     return centred / (deviation + epsilon)
 
 
@@ -60,40 +67,41 @@ def optimality(advantage: Tensor, clip: float) -> Tensor:
 
 
 def weighted_sum(
-    rewards: Tensor, applicable: Tensor, weights: Tensor, groups: Tensor | None = None, *, reduce: str = "sum"
+    rewards: Tensor,
+    applicable: Tensor,
+    weights: Tensor,
+    groups: Tensor | None = None,
+    *,
+    reduce: Reduce = Reduce.sum,
 ) -> tuple[Tensor, Tensor]:
-    """Scalarise raw rewards, the baseline: one reward from the weighted ones of those that apply.
+    """Scalarise raw rewards, the baseline: one reward from the weighted ones that apply to an image.
 
     Args:
         rewards: [K, n]; the value is ignored where not applicable.
         applicable: [K, n] bool.
         weights: [K].
-        groups: [n] int64; when given, an image that lacks a score its group has is left out: in a sum a
-            missing score would read as a score of zero, and a mean without it has another scale.
-        reduce: "sum" is sum_k w_k m_ki R_ki (arXiv 2605.06507); "mean" divides that by sum_k w_k m_ki, as the
+        groups: [n] int64; if given, an image that lacks a score which others of its group have is left out.
+            In a sum the missing score would act like a score of zero, and a mean without it has another
+            scale.
+        reduce: `sum` is sum_k w_k m_ki R_ki (arXiv 2605.06507); `mean` divides that by sum_k w_k m_ki, as the
             code published with it does. An image whose applicable rewards all have weight zero has no mean.
 
     Returns:
         [1, n] float64 rewards and the [1, n] bool mask of the images that have one.
-
-    Raises:
-        ConfigError: `reduce` is neither "sum" nor "mean".
     """
     total = _weighted(rewards, applicable, weights)
-    scored = applicable.any(0, keepdim=True)
-    match reduce:
-        case "sum":
-            pass
-        case "mean":
-            weight = (applicable.double() * weights.to(total)[:, None]).sum(0, keepdim=True)
-            scored = weight > 0
-            total = total / weight.where(scored, torch.ones_like(weight))
-        case _:
-            raise ConfigError(f"balance.reduce: expected 'sum' or 'mean', got {reduce!r}")
+    if reduce is Reduce.sum:
+        scored = applicable.any(0, keepdim=True)
+    elif reduce is Reduce.mean:
+        weight = (applicable.double() * weights.to(total)[:, None]).sum(0, keepdim=True)
+        scored = weight > 0
+        total = total / weight.where(scored, torch.ones_like(weight))
+    else:
+        raise ValueError(f"reduce: expected a member of Reduce, got {reduce!r}")
     if groups is not None:
         group = torch.unique(groups, return_inverse=True)[1].to(rewards.device).expand_as(applicable)
-        wanted = _mean(applicable.double(), torch.ones_like(applicable), group) > 0
-        scored = scored & ~(wanted & ~applicable).any(0, keepdim=True)
+        in_group = _mean(applicable.double(), torch.ones_like(applicable), group) > 0
+        scored = scored & ~(in_group & ~applicable).any(0, keepdim=True)
     return torch.where(scored, total, 0.0), scored
 
 
@@ -122,7 +130,9 @@ def advantage_sum(
 
 
 def effective_samples(advantage: Tensor) -> float:
-    """How many images a reward's advantages speak for: (sum |A|)^2 / sum A^2, n where all are equal, 0 where all vanish.
+    """Count the images that a reward's advantages rest on: (sum |A|)^2 / sum A^2.
+
+    It is n if all |A| are equal, and 0 if all are zero.
 
     Args:
         advantage: [n] of the images that the reward applies to.
@@ -134,13 +144,13 @@ def effective_samples(advantage: Tensor) -> float:
 
 
 def _weighted(values: Tensor, applicable: Tensor, weights: Tensor) -> Tensor:
-    """[1, n] float64: sum over the applicable k of weights_k values_ki."""
+    """Return [1, n] float64, the sum over the applicable k of weights_k values_ki."""
     terms = torch.where(applicable, values.double(), 0.0) * weights.to(values.device).double()[:, None]
     return terms.sum(0, keepdim=True)
 
 
 def _mean(values: Tensor, applicable: Tensor, group: Tensor) -> Tensor:
-    """[K, n]: the mean of a reward over the applicable images of the image's group."""
+    """Return [K, n], the mean of a reward over the applicable images of each image's group."""
     slots = values.new_zeros(len(values), int(group.max()) + 1 if group.numel() else 1)
     member = applicable.to(values.dtype)
     count = slots.scatter_add(1, group, member).clamp(min=1.0)
@@ -148,7 +158,10 @@ def _mean(values: Tensor, applicable: Tensor, group: Tensor) -> Tensor:
 
 
 def _equal(values: Tensor, applicable: Tensor, group: Tensor) -> Tensor:
-    """[K, n] bool: the scores of the image's group are all the same; a rounded mean would leave noise."""
+    """Return [K, n] bool, true if all scores of the image's group are equal.
+
+    Their mean is rounded, so that centring them would leave noise in the place of zeros.
+    """
     slots = values.new_zeros(len(values), int(group.max()) + 1 if group.numel() else 1)
     low = torch.where(applicable, values, torch.inf)
     high = torch.where(applicable, values, -torch.inf)

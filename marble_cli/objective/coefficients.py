@@ -1,7 +1,8 @@
-"""Coefficients of the DiffusionNFT loss: all that tells one reward, or one mixture of rewards, from another.
+"""Make the coefficients of the DiffusionNFT loss, in which rewards and mixtures of rewards differ.
 
-A loss over the step is sum_i (p_i P_i + q_i N_i), scaled, with halves P_i and N_i that know nothing of rewards
-(`marble_cli.objective.nft`). So a reward is a pair of rows p and q, and every mixture of rewards is a sum of rows.
+A loss over the step is sum_i (p_i P_i + q_i N_i), scaled. The halves P_i and N_i do not depend on rewards
+(`marble_cli.objective.nft`). So a reward is a pair of rows p and q, and a mixture of rewards is a weighted
+sum of such rows.
 """
 
 from dataclasses import dataclass
@@ -30,18 +31,18 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class RewardCoefficients:
-    """Coefficients of every reward's own loss and of what stands outside the balance, made once per step.
+    """Coefficients of every reward's own loss and of the part outside the balance, made once per step.
 
     Attributes:
-        rewards: [K, n] of the losses that the balance weighs.
-        shared: [n] of the loss that is added once, whatever the weights; zero with the shared term inside.
+        rewards: [K, n], of the losses that the balance weighs.
+        shared: [n], of the loss that is added once, whatever the weights; zero with the shared term inside.
     """
 
     rewards: Coefficients
     shared: Coefficients
 
     def combined(self, weights: Tensor) -> Coefficients:
-        """Mix the rewards into one loss whose gradient is exactly sum_k w_k g_k + c, since the loss is affine.
+        """Mix the rewards into one loss; as the loss is affine, its gradient is exactly sum_k w_k g_k + c.
 
         p_i = sum_k w_k p_ki + shared_i and q_i alike. With the shared term inside these are the
         p_i = sum_k w_k m_ki r_ki n / n_k and q_i = sum_k w_k m_ki (1 - r_ki) n / n_k of the algorithm page.
@@ -59,14 +60,14 @@ class RewardCoefficients:
 def reward_coefficients(
     optimality: Tensor, applicable: Tensor, *, shared_term: SharedTerm = SharedTerm.inside
 ) -> RewardCoefficients:
-    """Return the coefficients with which the loss over the step is L_k = (1/n_k) sum_i m_ki l_i(r_ki).
+    """Return the coefficients with which a reward's loss is L_k = (1/n_k) sum_i m_ki l_i(r_ki).
 
     Args:
         optimality: [K, n] r_ki; the value is ignored where not applicable.
         applicable: [K, n] bool m_ki; rewards that apply nowhere get rows of zeros.
         shared_term: `outside` takes out of every L_k the part that does not depend on the reward,
-            (P_i + N_i) / 2, so that gradients are the h_k of the algorithm page. The part enters once, as
-            `shared`: its mean over the images that some reward applies to, so an image that nobody scored moves
+            (P_i + N_i) / 2, so that gradients are the h_k of the algorithm page. That part enters once, as
+            `shared`: its mean over the images that any reward applies to. An image without a score moves
             nothing.
     """
     images = applicable.shape[1]
@@ -83,14 +84,15 @@ def reward_coefficients(
 def advantage_coefficients(alpha: Tensor, advantage: Tensor, applicable: Tensor, clip: float) -> Coefficients:
     """Mix the advantages by the balance's shares, as published; for comparison.
 
-    r_i = clip(sum_k a_k A_ki / (2 A_max) + 1/2, 0, 1), p_i = r_i, q_i = 1 - r_i. Its gradient is not the balanced
-    direction: shares found for unit gradients act on raw ones, and the n / n_k of the masks are lost.
+    r_i = clip(sum_k a_k A_ki / (2 A_max) + 1/2, 0, 1), p_i = r_i, q_i = 1 - r_i. The gradient of this loss is
+    not the balanced direction: shares found for unit gradients act on raw ones, and the n / n_k of the masks
+    are lost.
 
     Args:
         alpha: [K] shares.
-        advantage: [K, n], ignored where not applicable.
-        applicable: [K, n] bool; an image that no reward applies to has r_i = 1/2, as published: it pulls the policy
-            towards the behaviour policy.
+        advantage: [K, n]; the value is ignored where not applicable.
+        applicable: [K, n] bool. An image that no reward applies to has r_i = 1/2, as published, and pulls the
+            policy towards the behaviour policy.
         clip: A_max.
 
     Returns:

@@ -1,8 +1,14 @@
-"""The DiffusionNFT loss (arXiv 2509.16117), split into what every reward shares and what it does not.
+"""Compute the DiffusionNFT loss (arXiv 2509.16117), with the rewards taken out of its expensive part.
 
-The loss of image i is affine in its optimality r: l_i(r) = (A_max / beta) (r P_i + (1 - r) N_i). P_i and N_i
-know nothing of rewards, so one forward pass serves them all: a reward, or any mixture, is a pair of
-coefficients (p_i, q_i), made in `marble_cli.objective.coefficients`.
+The loss of image i is affine in its optimality r: l_i(r) = (A_max / beta) (r P_i + (1 - r) N_i). Three steps
+make the loss of any reward, or of any mixture of rewards:
+
+1. `nft_terms` compares two implicit policies with the drawn latent: P_i and N_i, which do not depend on
+rewards. 2. `objective.coefficients` turns optimalities into coefficients p_i and q_i, per reward or mixture.
+3. `mixed_loss` adds up p_i P_i + q_i N_i.
+
+So one forward pass serves all rewards. `kl_term` is added outside the balance. `velocity_products` serves the
+balance in velocity space, which needs no backward pass per reward.
 """
 
 from dataclasses import dataclass
@@ -10,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MINIMUM_WEIGHT = 1e-5
+MINIMUM_WEIGHT = 1e-5  # of w+ and w-, which divide the squared residuals
 
 
 @dataclass(frozen=True)
 class NftTerms:
-    """The reward-free halves of the loss: `positive` P_i and `negative` N_i, both [B], differentiable."""
+    """The halves of the loss without rewards: `positive` P_i and `negative` N_i, both [B], differentiable."""
 
     positive: Tensor
     negative: Tensor
@@ -23,7 +29,13 @@ class NftTerms:
 
 @dataclass(frozen=True)
 class VelocityProducts:
-    """Inner products of dP_i/dv and dN_i/dv, each [B]: all that a Gram matrix in velocity space needs."""
+    """Inner products of dP_i/dv and dN_i/dv, each [B]; they suffice for a Gram matrix in velocity space.
+
+    Attributes:
+        positive: |dP_i/dv|^2.
+        cross: dP_i/dv . dN_i/dv.
+        negative: |dN_i/dv|^2.
+    """
 
     positive: Tensor
     cross: Tensor
@@ -31,10 +43,10 @@ class VelocityProducts:
 
 
 def nft_terms(x0: Tensor, xt: Tensor, t: Tensor, v_theta: Tensor, v_old: Tensor, *, beta: float) -> NftTerms:
-    """Compare the two implicit policies' predictions of the clean latent with the one that was drawn.
+    """Compare the two implicit policies' predictions of the clean latent with the drawn latent.
 
-    With v+ = (1-beta) v_old + beta v_theta and v- = (1+beta) v_old - beta v_theta, x0± = x_t - t v±, it is
-    P = mean((x0+ - x0)^2 / w+), w+ = stop_grad(mean |x0+ - x0|) and at least 1e-5; N alike with x0-.
+    With v+ = (1-beta) v_old + beta v_theta, v- = (1+beta) v_old - beta v_theta and x0± = x_t - t v±:
+    P = mean((x0+ - x0)^2 / w+), where w+ = stop_grad(mean |x0+ - x0|) is at least 1e-5. N is the same of x0-.
 
     Args:
         x0: [B, ...] clean latents of the behaviour policy.
@@ -45,7 +57,7 @@ def nft_terms(x0: Tensor, xt: Tensor, t: Tensor, v_theta: Tensor, v_old: Tensor,
         beta: guidance strength of the implicit policies.
 
     Returns:
-        Terms in float32, whatever lower precision came in, or in float64 if `v_theta` is.
+        Terms in float32, also for inputs of lower precision, or in float64 if `v_theta` is.
 
     Source: arXiv 2509.16117.
     """
@@ -72,7 +84,7 @@ def mixed_loss(terms: NftTerms, p: Tensor, q: Tensor, *, clip: float, beta: floa
 
 
 def kl_term(v_theta: Tensor, v_ref: Tensor) -> Tensor:
-    """Mean squared distance of the trained velocity from the frozen model's, per sample.
+    """Return the mean squared distance of the trained velocity from the frozen model's, per sample.
 
     Args:
         v_theta: [B, ...] differentiable.
@@ -88,10 +100,10 @@ def kl_term(v_theta: Tensor, v_ref: Tensor) -> Tensor:
 def velocity_products(
     x0: Tensor, xt: Tensor, t: Tensor, v_theta: Tensor, v_old: Tensor, *, beta: float
 ) -> VelocityProducts:
-    """Inner products of dP_i/dv_theta and dN_i/dv_theta in closed form, without a backward pass.
+    """Compute inner products of dP_i/dv_theta and dN_i/dv_theta in closed form, without a backward pass.
 
-    With D the number of elements of a sample and e± = x0± - x0, it is dP/dv = -2 t beta e+ / (D w+) and
-    dN/dv = +2 t beta e- / (D w-). Arguments are those of `nft_terms`.
+    With D the number of elements of a sample and e± = x0± - x0, the derivatives are dP/dv = -2 t beta e+ / (D
+    w+) and dN/dv = +2 t beta e- / (D w-). Arguments are those of `nft_terms`.
 
     Returns:
         Products in float32, or float64 if `v_theta` is; not differentiable.
@@ -110,7 +122,7 @@ def velocity_products(
 def _residuals(
     x0: Tensor, xt: Tensor, t: Tensor, v_theta: Tensor, v_old: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """x0+ - x0 and x0- - x0, both [B, D], in at least float32: half precision loses the small differences."""
+    """Return x0+ - x0 and x0- - x0, [B, D] in at least float32: half precision loses small differences."""
     dtype = torch.promote_types(v_theta.dtype, torch.float32)
     x0, xt, v_theta, v_old = (z.to(dtype).flatten(1) for z in (x0, xt, v_theta, v_old.detach()))
     time = t.to(dtype)[:, None]
@@ -120,7 +132,7 @@ def _residuals(
 
 
 def _weight(residual: Tensor) -> Tensor:
-    """[B, 1]: the mean absolute residual of a sample, a constant for the gradient."""
+    """Return [B, 1], the mean absolute residual of each sample, as a constant for the gradient."""
     return residual.detach().abs().mean(1, keepdim=True).clamp(min=MINIMUM_WEIGHT)
 
 

@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from marble_cli.config.compose import compose
+from marble_cli.config.schema import AdvantageStd, Reduce
 from marble_cli.errors import ConfigError
 from marble_cli.objective.advantages import advantage_sum, advantages, optimality, weighted_sum
 
@@ -21,8 +23,7 @@ STEP = st.builds(
 
 
 def draw(seed: int, rewards: int, sizes: list[int], share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores [K, n], a mask with about `share` true and shuffled group numbers, with NaN where not
-    applicable."""
+    """Draw scores [K, n], NaN where not applicable, a mask with about `share` true, and shuffled groups."""
     generator = torch.Generator().manual_seed(seed)
     groups = torch.repeat_interleave(torch.arange(len(sizes)) * 13 + 5, torch.tensor(sizes))
     groups = groups[torch.randperm(len(groups), generator=generator)]
@@ -31,7 +32,7 @@ def draw(seed: int, rewards: int, sizes: list[int], share: float) -> tuple[Tenso
     return torch.where(applicable, scores, torch.nan), applicable, groups
 
 
-def naive(scores: Tensor, applicable: Tensor, groups: Tensor, std: str, epsilon: float) -> Tensor:
+def naive(scores: Tensor, applicable: Tensor, groups: Tensor, std: AdvantageStd, epsilon: float) -> Tensor:
     """The definition, with lists and loops."""
     result = torch.zeros(scores.shape, dtype=torch.float64)
     for k, row in enumerate(scores.tolist()):
@@ -40,27 +41,27 @@ def naive(scores: Tensor, applicable: Tensor, groups: Tensor, std: str, epsilon:
             group = [row[j] for j in valid if groups[j] == groups[i]]
             if len(set(group)) == 1:
                 continue
-            population = [row[j] for j in valid] if std == "global" else group
+            population = [row[j] for j in valid] if std is AdvantageStd["global"] else group
             mean = math.fsum(population) / len(population)
             deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in population) / len(population))
             result[k, i] = (row[i] - math.fsum(group) / len(group)) / (deviation + epsilon)
     return result
 
 
-@pytest.mark.parametrize("std", ["global", "group"])
+@pytest.mark.parametrize("std", AdvantageStd)
 @given(step=STEP)
 @settings(max_examples=60, deadline=None)
-def test_advantages_are_their_definition(step: tuple[Tensor, Tensor, Tensor], std: str) -> None:
+def test_advantages_are_their_definition(step: tuple[Tensor, Tensor, Tensor], std: AdvantageStd) -> None:
     got = advantages(*step, std=std)
     assert got.dtype == torch.float64
     torch.testing.assert_close(got, naive(*step, std, 1e-4), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("std", ["global", "group"])
+@pytest.mark.parametrize("std", AdvantageStd)
 @given(step=STEP)
 @settings(max_examples=40, deadline=None)
 def test_every_group_has_mean_zero_and_the_rest_is_zero(
-    step: tuple[Tensor, Tensor, Tensor], std: str
+    step: tuple[Tensor, Tensor, Tensor], std: AdvantageStd
 ) -> None:
     _, applicable, groups = step
     got = advantages(*step, std=std)
@@ -75,8 +76,8 @@ def test_easier_prompts_do_not_matter(step: tuple[Tensor, Tensor, Tensor], shift
     scores, applicable, groups = step
     easier = scores + shift * torch.sin(groups.double())
     torch.testing.assert_close(
-        advantages(easier, applicable, groups, std="group"),
-        advantages(scores, applicable, groups, std="group"),
+        advantages(easier, applicable, groups, std=AdvantageStd.group),
+        advantages(scores, applicable, groups, std=AdvantageStd.group),
         rtol=1e-7,
         atol=1e-7,
     )
@@ -88,9 +89,9 @@ def test_easier_prompts_do_not_matter(step: tuple[Tensor, Tensor, Tensor], shift
     )
 
 
-@pytest.mark.parametrize("std", ["global", "group"])
+@pytest.mark.parametrize("std", AdvantageStd)
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e-30, 123456.789])
-def test_equal_scores_are_no_signal(std: str, value: float) -> None:
+def test_equal_scores_are_no_signal(std: AdvantageStd, value: float) -> None:
     groups = torch.tensor([0, 0, 0, 1, 1, 1, 1])
     scores = torch.tensor([[value] * 3 + [0.3, 0.1, 0.2, 0.9]], dtype=torch.float64)
     got = advantages(scores, torch.ones(1, 7, dtype=torch.bool), groups, std=std)
@@ -105,9 +106,9 @@ def test_a_reward_that_applies_nowhere_and_an_empty_step() -> None:
     assert advantages(scores[:, :0], nothing[:, :0], torch.zeros(0, dtype=torch.int64)).shape == (2, 0)
 
 
-def test_an_unknown_deviation_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"advantage\.std"):
-        advantages(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1).long(), std="batch")
+def test_an_unknown_deviation_is_refused_with_the_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"advantage\.std.*'batch'.*global, group"):
+        compose(["preset=tiny", "algorithm.advantage.std=batch"])
 
 
 def test_optimality_saturates_at_the_clip() -> None:
@@ -126,10 +127,10 @@ def test_the_weighted_sum_takes_what_applies() -> None:
 
 def test_the_mean_is_over_the_weights_of_what_applies() -> None:
     scores = torch.tensor([[1.0, 2.0, torch.nan, torch.nan], [10.0, torch.nan, 30.0, torch.nan]])
-    mean, scored = weighted_sum(scores, ~scores.isnan(), torch.tensor([2.0, 0.5]), reduce="mean")
+    mean, scored = weighted_sum(scores, ~scores.isnan(), torch.tensor([2.0, 0.5]), reduce=Reduce.mean)
     assert mean.tolist() == [[2.8, 2.0, 30.0, 0.0]]
     assert scored.tolist() == [[True, True, True, False]]
-    _, scored = weighted_sum(scores, ~scores.isnan(), torch.tensor([2.0, 0.0]), reduce="mean")
+    _, scored = weighted_sum(scores, ~scores.isnan(), torch.tensor([2.0, 0.0]), reduce=Reduce.mean)
     assert scored.tolist() == [[True, True, False, False]]  # the third has no weight to divide by
 
 
@@ -137,9 +138,12 @@ SOURCES = {"general": 3, "text": 4, "compositional": 4}  # rewards that apply to
 
 
 @pytest.mark.parametrize("weights", [[1.0] * 5, [0.0385, 1.0, 2.5, 0.3, 7.0], [1.0, 1.0, 1.0, 0.0, 0.0]])
-@pytest.mark.parametrize("reduce", ["sum", "mean"])
-def test_a_mixture_of_three_sources_is_what_it_says(weights: list[float], reduce: str) -> None:
-    """Three prompts a source, four images each: general rewards everywhere, the fourth on text, the fifth on the last."""
+@pytest.mark.parametrize("reduce", Reduce)
+def test_a_mixture_of_three_sources_is_what_it_says(weights: list[float], reduce: Reduce) -> None:
+    """Three prompts per source, four images each.
+
+    General rewards apply everywhere, the fourth to text, the fifth to the last source.
+    """
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(5, 36, generator=generator, dtype=torch.float64) * torch.tensor(
         [[20.0], [0.3], [0.3], [1], [1]]
@@ -155,7 +159,7 @@ def test_a_mixture_of_three_sources_is_what_it_says(weights: list[float], reduce
     for i in range(36):
         named = [k for k in range(5) if applicable[k, i]]
         value = sum(weights[k] * scores[k, i].item() for k in named)
-        rewards.append(value if reduce == "sum" else value / sum(weights[k] for k in named))
+        rewards.append(value if reduce is Reduce.sum else value / sum(weights[k] for k in named))
     assert scored.all()
     torch.testing.assert_close(mixed[0], torch.tensor(rewards, dtype=torch.float64), rtol=1e-14, atol=1e-14)
     means = [sum(rewards[4 * g : 4 * g + 4]) / 4 for g in range(9)]
@@ -167,14 +171,14 @@ def test_a_mixture_of_three_sources_is_what_it_says(weights: list[float], reduce
 
 
 @pytest.mark.parametrize("reduce", ["median", "", "Mean", "average"])
-def test_an_unknown_reduction_is_refused(reduce: str) -> None:
-    with pytest.raises(ConfigError, match=r"balance\.reduce: expected 'sum' or 'mean'"):
-        weighted_sum(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), torch.ones(1), reduce=reduce)
+def test_an_unknown_reduction_is_refused_with_the_configuration(reduce: str) -> None:
+    with pytest.raises(ConfigError, match=rf"balance\.reduce.*'{reduce}'.*sum, mean"):
+        compose(["preset=tiny", f"balance.reduce={reduce}"])
 
 
-@pytest.mark.parametrize("reduce", ["sum", "mean"])
-def test_a_failed_score_leaves_its_image_out_of_either(reduce: str) -> None:
-    """The mean over what is left would be of another scale than its siblings'."""
+@pytest.mark.parametrize("reduce", Reduce)
+def test_a_failed_score_leaves_its_image_out_of_either(reduce: Reduce) -> None:
+    """The mean over the scores that are left would have another scale than that of its siblings."""
     scores = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, torch.nan, torch.nan, torch.nan]])
     groups = torch.tensor([0, 0, 1, 1])
     _, scored = weighted_sum(scores, ~scores.isnan(), torch.ones(2), groups, reduce=reduce)
@@ -184,7 +188,7 @@ def test_a_failed_score_leaves_its_image_out_of_either(reduce: str) -> None:
 def test_summed_advantages_are_normalised_over_the_step() -> None:
     scores, applicable, groups = draw(3, 4, [6, 5, 7], 0.8)
     weights = torch.tensor([1.0, 2.0, 0.5, 0.0])
-    each = advantages(scores, applicable, groups, std="group")
+    each = advantages(scores, applicable, groups, std=AdvantageStd.group)
     total, scored = advantage_sum(each, applicable, weights)
     raw = (each * weights[:, None].double()).sum(0)
     values = [raw[i].item() for i in range(len(raw)) if applicable[:, i].any()]

@@ -1,5 +1,4 @@
-"""The loss against its definition, image by image; its gradients against autograd and against balanced
-sums."""
+"""The loss against its definition, image by image; its gradients against autograd and balanced sums."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from marble_cli.balance import gram, output_gram
-from marble_cli.config.schema import SharedTerm
+from marble_cli.config.schema import AdvantageStd, SharedTerm
 from marble_cli.objective.advantages import advantages, optimality
 from marble_cli.objective.coefficients import (
     Coefficients,
@@ -25,8 +24,7 @@ CLIP, BETA = 1.5, 0.2
 
 @dataclass(frozen=True)
 class Step:
-    """A small step in float64: two training times an image, uneven groups, masks, some advantages beyond the
-    clip."""
+    """A small step in float64: two times per image, uneven groups, masks, some advantages clipped."""
 
     net: nn.Module
     x0: Tensor
@@ -53,8 +51,7 @@ class Step:
         return reward_coefficients(self.r, self.applicable, shared_term=SharedTerm(shared_term))
 
     def gradient(self, mixture: Coefficients, micro_batches: int = 1) -> Tensor:
-        """Flat gradient of the mixed loss; coefficients are [n] of images, each of which has two training
-        times."""
+        """Return the flat gradient of the mixed loss; coefficients are [n], and each image has two times."""
         self.net.zero_grad()
         p, q = mixture.p.repeat_interleave(2), mixture.q.repeat_interleave(2)
         edges = torch.linspace(0, self.count, micro_batches + 1).long().tolist()
@@ -97,7 +94,7 @@ def step() -> Step:
         t=t,
         v_old=normal(2 * n, 3, 2, 2),
         applicable=applicable,
-        advantage=advantages(normal(5, n) ** 3, applicable, groups, std="group"),
+        advantage=advantages(normal(5, n) ** 3, applicable, groups, std=AdvantageStd.group),
     )
 
 
@@ -191,7 +188,7 @@ def test_an_image_that_nobody_scored_moves_nothing(step: Step) -> None:
 
 
 def test_an_image_that_nobody_scored_is_neither_good_nor_bad_as_published(step: Step) -> None:
-    """r = 1/2: the mean over all images pulls it towards the behaviour policy."""
+    """The r = 1/2: the mean over all images pulls it towards the behaviour policy."""
     applicable = step.applicable.clone()
     applicable[:, 4] = False
     alpha = torch.full((5,), 0.2, dtype=torch.float64)

@@ -16,7 +16,7 @@ from marble_cli.balance.constant import Scalarisation, ScalarisedReward
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.config.counts import geometry
-from marble_cli.config.schema import RunConfig, SharedTerm
+from marble_cli.config.schema import Reduce, RunConfig, SharedTerm
 from marble_cli.errors import BalanceError
 from marble_cli.objective.advantages import advantage_sum, advantages, optimality, weighted_sum
 from marble_cli.objective.coefficients import Coefficients, advantage_coefficients, reward_coefficients
@@ -167,7 +167,7 @@ def test_mixtures_are_the_gradient_of_one_loss(
     direction = direct(descent(*overrides), case)
     signal = case.signal
     if name == "weighted_sum":
-        mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups, reduce=reduce)
+        mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups, reduce=Reduce(reduce))
         advantage = advantages(mixed, scored, signal.groups)
     else:
         advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
