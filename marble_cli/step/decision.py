@@ -1,4 +1,8 @@
-"""Decide how the rewards' gradients combine: by a balance, by the cached weights where a balance fails, or not at all."""
+"""Decide how the rewards' gradients combine into one: by a balance, or as rewards that were mixed beforehand.
+
+A `Combination` answers three questions. Which losses does a refresh take gradients of? Which weights do these
+gradients get, given their Gram matrix? Which single loss does an amortised pass take instead?
+"""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,33 +24,33 @@ from marble_cli.step.reward_signal import Signal, scalarised_coefficients
 
 @dataclass(frozen=True)
 class Decision:
-    """How the rows of a refresh combine.
+    """Weights of a refresh's gradients.
 
     Attributes:
-        weights: [R] float64 factors of the rows.
-        cache: for the steps to come.
+        weights: [R] float64 factors of the gradients.
+        cache: for the next steps.
         metrics: of the balance.
-        compared: [K] weights that an amortised step would have taken instead, None if there are none.
+        amortised_weights: [K] that an amortised step would have used instead; None if there are none.
         warnings: for the log.
     """
 
     weights: Tensor
     cache: DirectionCache
     metrics: dict[str, float] = field(default_factory=dict)
-    compared: Tensor | None = None
+    amortised_weights: Tensor | None = None
     warnings: tuple[str, ...] = ()
 
 
 class Combination(Protocol):
-    """What turns K rewards into one direction."""
+    """Turn K rewards into one direction."""
 
-    def rows(self, signal: Signal, coefficients: RewardCoefficients) -> Coefficients:
-        """Return the coefficients [R, n] of the losses whose gradients a refresh takes, the K rewards first."""
+    def refresh_losses(self, signal: Signal, coefficients: RewardCoefficients) -> Coefficients:
+        """Return the coefficients [R, n] of the losses that a refresh takes gradients of, the K rewards first."""
 
     def decide(self, gram: Tensor, cache: DirectionCache) -> Decision:
-        """Weigh the rows behind a Gram matrix [R, R]."""
+        """Weigh the gradients of these losses, given their Gram matrix [R, R]."""
 
-    def single(
+    def amortised_loss(
         self, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache, weights: Tensor | None
     ) -> Coefficients:
         """Return the coefficients [n] of the one loss of an amortised pass.
@@ -55,13 +59,13 @@ class Combination(Protocol):
             signal: of the step.
             coefficients: of the step.
             cache: from the last refresh.
-            weights: [K] direction weights; None where nothing is cached.
+            weights: [K] direction weights; None if nothing is cached.
         """
 
 
 @dataclass(frozen=True)
 class Balanced:
-    """A balance weighs the rewards' gradients; its shares are smoothed by `ema` into the cache.
+    """Weigh the rewards' gradients by a balance, whose shares are smoothed by `ema` into the cache.
 
     With `advantage_clip` set, amortised passes mix advantages by the cached shares, as published.
     """
@@ -72,11 +76,11 @@ class Balanced:
     ema: float
     advantage_clip: float | None = None
 
-    def rows(self, signal: Signal, coefficients: RewardCoefficients) -> Coefficients:
+    def refresh_losses(self, signal: Signal, coefficients: RewardCoefficients) -> Coefficients:
         return coefficients.rewards
 
     def decide(self, gram: Tensor, cache: DirectionCache) -> Decision:
-        """Solve the balance on the main rank, for all.
+        """Solve the balance on the main rank, for all ranks.
 
         Raises:
             BalanceError: no solution is good enough.
@@ -84,10 +88,10 @@ class Balanced:
         solution = solve_once(self.balance, gram, self.ranks)
         updated = cache.update(solution, gram.diagonal().sqrt(), self.ema)
         metrics = {"balance/failed": 0, **describe_solution(self.names, solution, updated)}
-        compared = cache.direction_weights() if self.advantage_clip is None else None
-        return Decision(solution.weights, updated, metrics, compared, left_out(self.names, solution))
+        amortised = cache.direction_weights() if self.advantage_clip is None else None
+        return Decision(solution.weights, updated, metrics, amortised, warn_left_out(self.names, solution))
 
-    def single(
+    def amortised_loss(
         self, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache, weights: Tensor | None
     ) -> Coefficients:
         if self.advantage_clip is not None and cache.alpha is not None:
@@ -100,12 +104,12 @@ class Balanced:
 
 @dataclass(frozen=True)
 class WithCachedFallback:
-    """A balance that takes the cached weights once more where it fails; the cache stays as it is."""
+    """Weigh by a balance; if that fails, use the cached weights once more and leave the cache unchanged."""
 
     inner: Balanced
 
-    def rows(self, signal: Signal, coefficients: RewardCoefficients) -> Coefficients:
-        return self.inner.rows(signal, coefficients)
+    def refresh_losses(self, signal: Signal, coefficients: RewardCoefficients) -> Coefficients:
+        return self.inner.refresh_losses(signal, coefficients)
 
     def decide(self, gram: Tensor, cache: DirectionCache) -> Decision:
         """Solve the balance, or fall back.
@@ -123,28 +127,28 @@ class WithCachedFallback:
             warning = f"{error}. The step uses the cached weights, which stay as they are"
             return Decision(weights, cache, {"balance/failed": 1}, warnings=(warning,))
 
-    def single(
+    def amortised_loss(
         self, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache, weights: Tensor | None
     ) -> Coefficients:
-        return self.inner.single(signal, coefficients, cache, weights)
+        return self.inner.amortised_loss(signal, coefficients, cache, weights)
 
 
 @dataclass(frozen=True)
 class OnlyScalarised:
-    """One reward mixed from all; the rewards' own gradients are looked at and have no say."""
+    """Follow one reward mixed from all; the rewards' own gradients are only reported."""
 
     reward: ScalarisedReward
     algorithm: AlgorithmConfig
 
-    def rows(self, signal: Signal, coefficients: RewardCoefficients) -> Coefficients:
+    def refresh_losses(self, signal: Signal, coefficients: RewardCoefficients) -> Coefficients:
         mixed = scalarised_coefficients(signal, self.reward, self.algorithm)
         return coefficients.rewards.plus(Coefficients(mixed.p[None], mixed.q[None]))
 
     def decide(self, gram: Tensor, cache: DirectionCache) -> Decision:
-        """Take the last row, the scalarised reward's."""
+        """Give all weight to the last gradient, the mixed reward's."""
         return Decision(torch.eye(len(gram), dtype=torch.float64)[-1], cache)
 
-    def single(
+    def amortised_loss(
         self, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache, weights: Tensor | None
     ) -> Coefficients:
         return scalarised_coefficients(signal, self.reward, self.algorithm)
@@ -156,7 +160,7 @@ def cached_weights(cache: DirectionCache, ranks: Ranks) -> Tensor | None:
     return None if weights is None else ranks.broadcast(weights)
 
 
-def left_out(names: list[str], solution: Solution) -> tuple[str, ...]:
-    """Name the rewards that a balance left out, as a warning."""
+def warn_left_out(names: list[str], solution: Solution) -> tuple[str, ...]:
+    """Return a warning that names the rewards that a balance left out; none if there are none."""
     absent = [n for n, active in zip(names, solution.active.tolist(), strict=True) if not active]
     return (f"left out of the balance this step: {', '.join(absent)}",) if absent else ()

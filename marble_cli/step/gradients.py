@@ -1,4 +1,10 @@
-"""Policy gradients of one step: of one mixture of the rewards, or of every reward apart."""
+"""Take one step's policy gradients: of one mixture of the rewards, or of every reward separately.
+
+Both run forward passes over micro-batches (`Step.passes`), form the loss from coefficients (`Step.loss`), and
+return `Gradients`, one row per loss, summed over all ranks. `mixture_gradient` takes one backward pass per
+micro-batch. `reward_gradients` takes two or three, whatever the number of rewards, if all that is trained is
+adapters of linear layers (`PerSampleGradients`), else one per reward. `velocity_gram` takes none.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,12 +22,12 @@ from marble_cli.policy.base import Policy
 from marble_cli.step.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
 from marble_cli.step.per_sample import PerSampleGradients
 
-LARGEST = 2.0**-4  # of a cotangent: gradients, sums over many tokens, must not overflow float16 either
+LARGEST = 2.0**-4  # of a cotangent: gradients, which are sums over many tokens, must not overflow float16
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Constants of the loss: beta, A_max, the KL coefficient, the run's seed and the images a micro-batch."""
+    """Constants of the loss: beta, A_max, KL coefficient, the run's seed and the images per micro-batch."""
 
     beta: float
     clip: float
@@ -32,18 +38,34 @@ class Objective:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of R losses over all ranks' micro-batches: `rows` [R, n] in the dtype of the n parameters that this rank holds.
+    """Gradients of R losses over all ranks' micro-batches.
 
-    `losses` [R + 1] float64 are the policy losses and, last, the KL term.
+    Attributes:
+        rows: [R, n] in the dtype of the n parameters that this rank holds.
+        losses: [R + 1] float64, the policy losses and, last, the KL term, whose gradient is in the last row.
     """
 
     rows: Tensor
     losses: Tensor
 
+    def combined(self, weights: Tensor) -> "Gradients":
+        """Add up all rows but the last by their weights [R - 1], and the last as it is, to one row."""
+        # A reward with weight zero was left out and may have a gradient and a loss that are not finite.
+        weighed = weights != 0
+        row = self.rows[-1].clone()
+        for k in weighed.nonzero().flatten().tolist():
+            row.add_(self.rows[k], alpha=weights[k].item())
+        policy = weights[weighed] @ self.losses[:-2][weighed] + self.losses[-2]
+        return Gradients(row[None], torch.stack([policy, self.losses[-1]]))
+
+    def plus(self, other: "Gradients") -> "Gradients":
+        """Add the gradients of other micro-batches."""
+        return Gradients(self.rows + other.rows, self.losses + other.losses)
+
 
 @dataclass(frozen=True)
-class Pass:
-    """A micro-batch and its velocities [B, C, H, W]: `v_theta` with a graph behind it, the others without."""
+class ForwardPass:
+    """A micro-batch and its velocities [B, C, H, W]: `v_theta` has a graph, the others have none."""
 
     batch: NoisedBatch
     v_theta: Tensor
@@ -51,135 +73,156 @@ class Pass:
     v_ref: Tensor
 
     def terms(self, v: Tensor, beta: float) -> NftTerms:
-        """The halves of the loss at trained velocities `v`."""
+        """Return the halves of the loss at trained velocities `v`."""
         return nft_terms(self.batch.x0, self.batch.xt, self.batch.t, v, self.v_old, beta=beta)
 
 
 @dataclass(frozen=True)
 class Step:
-    """All that one step's gradients are taken of, on this rank."""
+    """Inputs of one step's gradients on this rank.
+
+    Attributes:
+        policy: whose trained weights the gradients are of.
+        layout: how ranks hold and sum gradients.
+        data: this rank's images.
+        objective: constants of the loss.
+        number: of the step; it enters the noise.
+        advance: called with the number of samples after every micro-batch.
+    """
 
     policy: Policy
     layout: Layout
     data: TrainingSet
     objective: Objective
     number: int
-    advance: Callable[[int], None]  # told how many samples each micro-batch held
+    advance: Callable[[int], None]
 
-    def passes(self, parts: list[Chunk]) -> Iterator[Pass]:
-        """Forward passes over `parts`; the frozen model's is spared where no KL term asks for it."""
+    def passes(self, parts: list[Chunk]) -> Iterator[ForwardPass]:
+        """Yield forward passes over the micro-batches `parts`; the frozen model runs only for a KL term."""
         policy = self.policy
         for batch in noised_batches(self.data, parts, self.objective.seed, self.number):
             at = (batch.xt, batch.t, batch.embeddings)
             with torch.no_grad():
                 v_old = policy.velocity(*at, "behaviour")
                 v_ref = policy.velocity(*at, None) if self.objective.kl_coef else v_old
-            yield Pass(batch, policy.velocity(*at, "trained"), v_old, v_ref)
+            yield ForwardPass(batch, policy.velocity(*at, "trained"), v_old, v_ref)
             self.advance(len(batch.indices))
 
-    def loss(self, one: Pass, v: Tensor, terms: NftTerms, mixture: Coefficients) -> tuple[Tensor, Tensor]:
-        """Policy loss of one mixture and KL term at velocities `v`, as parts of the step's."""
+    def loss(
+        self, forward: ForwardPass, v: Tensor, terms: NftTerms, mixture: Coefficients
+    ) -> tuple[Tensor, Tensor]:
+        """Return this micro-batch's part of the step's policy loss of one mixture, and of its KL term."""
         objective, count = self.objective, self.data.samples
-        p, q = mixture.of(one.batch.indices)
+        p, q = mixture.of(forward.batch.indices)
         policy = mixed_loss(terms, p, q, clip=objective.clip, beta=objective.beta, count=count)
-        return policy, objective.kl_coef * kl_term(v, one.v_ref).sum() / count
+        return policy, objective.kl_coef * kl_term(v, forward.v_ref).sum() / count
 
 
 def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> Gradients:
-    """Gradient of one mixture and the KL term together, R = 1: one backward pass a micro-batch."""
+    """Take the gradient of one mixture plus the KL term, R = 1, by one backward pass per micro-batch."""
     parameters = list(step.policy.parameters("trained").values())
-    rows, losses = step.layout.rows(parameters, mixed=0, passed=1), _no_losses(1)
+    rows, losses = step.layout.rows(parameters, mixed=0, passed=1), _zero_losses(1)
     with step.layout.raise_together():
-        for one in step.passes(parts):
-            v = one.v_theta.detach().requires_grad_()
-            policy, kl = step.loss(one, v, one.terms(v, step.objective.beta), mixture)
-            _backward(step, one, policy + kl, v, parameters, rows.passed[0])
+        for forward in step.passes(parts):
+            v = forward.v_theta.detach().requires_grad_()
+            policy, kl = step.loss(forward, v, forward.terms(v, step.objective.beta), mixture)
+            _backward(step, forward, policy + kl, v, parameters, rows.passed[0])
             losses += torch.stack([policy, kl]).detach().double().cpu()
-    return _summed(step, rows, parameters, losses)
+    return _sum_over_ranks(step, rows, parameters, losses)
 
 
-def reward_gradients(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coefficients) -> Gradients:
-    """Gradients of K losses and, in a last row, of the mixture `rest` and the KL term; R = K + 1.
+def reward_gradients(
+    step: Step, parts: list[Chunk], rewards: Coefficients, shared: Coefficients
+) -> Gradients:
+    """Take the gradients of K losses and, as a last row, of the shared loss plus the KL term; R = K + 1.
 
     Args:
         step: policy, data and constants.
         parts: the micro-batches to go through.
-        rewards: of K losses.
-        rest: of one.
+        rewards: [K, n], of K losses.
+        shared: [n], of the loss that is added once.
     """
     layers = step.policy.layers()
     if layers is None:
-        return _one_by_one(step, parts, rewards, rest)
-    return _by_mixing(step, parts, rewards, rest, layers)
+        return _one_by_one(step, parts, rewards, shared)
+    return _all_at_once(step, parts, rewards, shared, layers)
 
 
-def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coefficients) -> Gradients:
-    """One backward pass a row, whatever the parameters are of; none where the whole step, on all ranks, has no coefficients."""
+def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, shared: Coefficients) -> Gradients:
+    """Take one backward pass per row, for any parameters.
+
+    Rows whose coefficients are zero for the whole step are skipped.
+    """
     parameters = list(step.policy.parameters("trained").values())
     count = len(rewards.p) + 1
-    rows, losses = step.layout.rows(parameters, mixed=0, passed=count), _no_losses(count)
-    p, q = torch.cat([rewards.p, rest.p[None]]), torch.cat([rewards.q, rest.q[None]])
-    taken = p.any(1) | q.any(1)
-    taken[-1] |= bool(step.objective.kl_coef)
-    last = max(taken.nonzero().flatten().tolist(), default=None)
-    # what is compiled takes one backward pass a forward pass
+    rows, losses = step.layout.rows(parameters, mixed=0, passed=count), _zero_losses(count)
+    p, q = torch.cat([rewards.p, shared.p[None]]), torch.cat([rewards.q, shared.q[None]])
+    with_gradient = p.any(1) | q.any(1)
+    with_gradient[-1] |= bool(step.objective.kl_coef)
+    last = max(with_gradient.nonzero().flatten().tolist(), default=None)
+    # Compiled code allows one backward pass per forward pass.
     with step.layout.raise_together(), torch.compiler.set_stance("force_eager"):
-        for one in step.passes(parts):
-            v = one.v_theta.detach().requires_grad_()
-            terms = one.terms(v, step.objective.beta)
+        for forward in step.passes(parts):
+            v = forward.v_theta.detach().requires_grad_()
+            terms = forward.terms(v, step.objective.beta)
             for k, row in enumerate(rows.passed):
-                policy, kl = step.loss(one, v, terms, Coefficients(p[k], q[k]))
+                policy, kl = step.loss(forward, v, terms, Coefficients(p[k], q[k]))
                 losses[k] += policy.item()
-                if taken[k]:
+                if with_gradient[k]:
                     loss = policy + kl if k == count - 1 else policy
-                    _backward(step, one, loss, v, parameters, row, further=k != last)
+                    _backward(step, forward, loss, v, parameters, row, retain_graph=k != last)
             losses[-1] += kl.item()
-    return _summed(step, rows, parameters, losses)
+    return _sum_over_ranks(step, rows, parameters, losses)
 
 
-def _by_mixing(
-    step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coefficients, layers: list[nn.Linear]
+def _all_at_once(
+    step: Step, parts: list[Chunk], rewards: Coefficients, shared: Coefficients, layers: list[nn.Linear]
 ) -> Gradients:
-    """One backward pass, or two, for all rows but the last, and one for that.
+    """Take one or two backward passes for all rows but the last, and one for the last.
 
-    A loss splits into (p + q) (P + N) / 2 + (p - q) (P - N) / 2. Each half takes one backward pass whatever K is
-    (`PerSampleGradients`), and the even half none where its coefficients vanish, as they do with the shared term outside.
+    A loss splits into (p + q) (P + N) / 2 + (p - q) (P - N) / 2. Each half takes one backward pass, whatever
+    K is. The even half takes none if its coefficients are zero, as they are with the shared term outside.
     """
     parameters = list(step.policy.parameters("trained").values())
     count = len(rewards.p)
-    rows, losses = step.layout.rows(parameters, mixed=count, passed=1), _no_losses(count + 1)
+    rows, losses = step.layout.rows(parameters, mixed=count, passed=1), _zero_losses(count + 1)
     scale = step.objective.clip / step.objective.beta / step.data.samples
     even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
-    with_rest = bool(rest.p.any() or rest.q.any() or step.objective.kl_coef)
-    mixer = PerSampleGradients(layers, rows.mixed)
-    with step.layout.raise_together(), mixer.watching():
-        for one in step.passes(parts):
-            images = one.batch.indices
-            v = one.v_theta.detach().requires_grad_()
-            terms = one.terms(v, step.objective.beta)
-            policy, kl = step.loss(one, v, terms, rest)
-            sides = [
+    with_shared = bool(shared.p.any() or shared.q.any() or step.objective.kl_coef)
+    per_sample = PerSampleGradients(layers, rows.mixed)
+    with step.layout.raise_together(), per_sample.watching():
+        for forward in step.passes(parts):
+            images = forward.batch.indices
+            v = forward.v_theta.detach().requires_grad_()
+            terms = forward.terms(v, step.objective.beta)
+            policy, kl = step.loss(forward, v, terms, shared)
+            halves = [
                 (((terms.positive + sign * terms.negative) / 2).sum(), c[:, images])
                 for sign, c in ((1, even), (-1, odd))
                 if c.any()
             ]
-            for left, (side, c) in zip(range(len(sides) - 1, -1, -1), sides, strict=True):
-                (cotangent,) = torch.autograd.grad(side, v, retain_graph=True)
-                scaled, factor = _representable(step, cotangent)
-                mixer.mix(one.v_theta, scaled, factor * c, retain_graph=with_rest or left > 0)
-            if with_rest:
-                _backward(step, one, policy + kl, v, parameters, rows.passed[0])
+            for remaining, (half, c) in zip(range(len(halves) - 1, -1, -1), halves, strict=True):
+                (cotangent,) = torch.autograd.grad(half, v, retain_graph=True)
+                scaled, factor = _rescale_cotangent(step, cotangent)
+                retain = with_shared or remaining > 0
+                per_sample.mix(forward.v_theta, scaled, factor * c, retain_graph=retain)
+            if with_shared:
+                _backward(step, forward, policy + kl, v, parameters, rows.passed[0])
             p, q = rewards.of(images)
             each = scale * (
                 p @ terms.positive.detach().double().cpu() + q @ terms.negative.detach().double().cpu()
             )
             losses += torch.cat([each, torch.stack([policy, kl]).detach().double().cpu()])
-    return _summed(step, rows, parameters, losses)
+    return _sum_over_ranks(step, rows, parameters, losses)
 
 
 @torch.no_grad()
 def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tensor:
-    """Gram matrix [K, K] float64 of the rewards' gradients with respect to this rank's velocities, by forward passes."""
+    """Compute the Gram matrix of the rewards' gradients in this rank's velocities, by forward passes alone.
+
+    Returns:
+        [K, K] float64; the matrices of all ranks add up to the step's.
+    """
     total = torch.zeros(len(rewards.p), len(rewards.p), dtype=torch.float64)
     objective = step.objective
     with step.layout.raise_together():
@@ -189,18 +232,24 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
             products = velocity_products(batch.x0, batch.xt, batch.t, v_theta, v_old, beta=objective.beta)
             p, q = rewards.of(batch.indices)
             total += output_gram(
-                products.positive, products.cross, products.negative, p, q,
-                clip=objective.clip, beta=objective.beta, count=step.data.samples,
-            )  # fmt: skip
+                products.positive,
+                products.cross,
+                products.negative,
+                p,
+                q,
+                clip=objective.clip,
+                beta=objective.beta,
+                count=step.data.samples,
+            )
     return total
 
 
-def _no_losses(count: int) -> Tensor:
+def _zero_losses(count: int) -> Tensor:
     return torch.zeros(count + 1, dtype=torch.float64)
 
 
-def _summed(step: Step, rows: Rows, parameters: list[nn.Parameter], losses: Tensor) -> Gradients:
-    """Gradients and losses over all ranks' samples.
+def _sum_over_ranks(step: Step, rows: Rows, parameters: list[nn.Parameter], losses: Tensor) -> Gradients:
+    """Sum gradients and losses over all ranks' samples.
 
     The losses come first, over gloo, which raises if a rank is gone. NCCL would wait on the GPU for ever for
     that rank's gradients, and a checkpoint's weights, asked of this GPU afterwards, would wait behind them.
@@ -211,21 +260,21 @@ def _summed(step: Step, rows: Rows, parameters: list[nn.Parameter], losses: Tens
 
 def _backward(
     step: Step,
-    one: Pass,
+    forward: ForwardPass,
     loss: Tensor,
     v: Tensor,
     parameters: list[nn.Parameter],
     row: Tensor,
     *,
-    further: bool = False,
+    retain_graph: bool = False,
 ) -> None:
-    """Add to `row` [n] the gradient of `loss`, a function of the leaf `v` in the place of `one.v_theta`.
+    """Add to `row` [n] the gradient of `loss`, a function of the leaf `v` that replaces `forward.v_theta`.
 
-    Parameters that take no part add nothing. `further`: another pass over the same graphs is to come.
+    Parameters without a gradient add nothing.
     """
-    (cotangent,) = torch.autograd.grad(loss, v, retain_graph=further)
-    scaled, factor = _representable(step, cotangent)
-    one.v_theta.backward(scaled, retain_graph=further)
+    (cotangent,) = torch.autograd.grad(loss, v, retain_graph=retain_graph)
+    scaled, factor = _rescale_cotangent(step, cotangent)
+    forward.v_theta.backward(scaled, retain_graph=retain_graph)
     parts = row.split([local(parameter).numel() for parameter in parameters])
     for part, parameter in zip(parts, parameters, strict=True):
         if parameter.grad is not None:
@@ -233,12 +282,12 @@ def _backward(
             parameter.grad = None
 
 
-def _representable(step: Step, cotangent: Tensor) -> tuple[Tensor, float]:
-    """A cotangent brought to where half precision is at home, and what to multiply its gradients by.
+def _rescale_cotangent(step: Step, cotangent: Tensor) -> tuple[Tensor, float]:
+    """Rescale a cotangent into float16's range; return it and the factor that undoes the scaling.
 
-    One number among millions is small: in float16 most of a cotangent of a mean would be zero. The factor is a power of
-    two, so that in float32 nothing changes but the exponents. Where ranks sum their gradients before these are multiplied,
-    all take the largest one's.
+    A mean over millions of numbers has small derivatives, most of which would be zero in float16. The factor
+    is a power of two, so that float32 changes in its exponents only. Sharded ranks sum their gradients before
+    the factor is applied, so all of them take the factor of the largest cotangent.
     """
     largest = cotangent.abs().max()
     if step.layout.sharded:

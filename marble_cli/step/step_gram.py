@@ -1,0 +1,61 @@
+"""Estimate the whole step's Gram matrix from the gradients of a share of its micro-batches.
+
+Only this share takes the rewards' gradients separately (`balance.refresh_fraction`). A reward's row is scaled
+up by its applicable samples in the step over those in the share, so that rewards which the share happens to
+hold more or less of are compared alike.
+"""
+
+import torch
+from torch import Tensor
+
+from marble_cli.balance.gram import gram
+from marble_cli.step.batches import Chunk, chunks, split
+from marble_cli.step.gradients import Gradients, Step
+from marble_cli.step.reward_signal import Signal
+
+
+def all_chunks(step: Step) -> list[Chunk]:
+    """Cut this rank's images into the step's micro-batches."""
+    return chunks(step.data, step.objective.micro_batch_size)
+
+
+def choose_chunks(step: Step, signal: Signal, fraction: float) -> tuple[list[Chunk], list[Chunk]]:
+    """Choose the micro-batches that take the rewards' gradients separately; return them and the others.
+
+    All are chosen if the share has no sample of a reward that applies somewhere in the step.
+    """
+    parts = all_chunks(step)
+    chosen, others = split(parts, fraction)
+    missed = signal.applicable.any(1) & (_applicable_samples(step, chosen, signal) == 0)
+    return (parts, []) if missed.any() else (chosen, others)
+
+
+def step_gram(step: Step, chosen: list[Chunk], signal: Signal, gradients: Gradients) -> Tensor:
+    """Return the main rank's estimate of the step's Gram matrix, on all ranks.
+
+    Args:
+        step: data and layout.
+        chosen: the micro-batches that were gone through.
+        signal: of the step.
+        gradients: of R losses over `chosen`, K rewards first, and in a last row of the shared loss.
+
+    Returns:
+        [R, R] float64, without the last row.
+    """
+    matrix = step.layout.total(gram(gradients.rows[:-1]))
+    if len(chosen) < len(all_chunks(step)):
+        seen, times = _applicable_samples(step, chosen, signal), step.data.times.shape[1]
+        scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
+        scale = torch.cat([scale, torch.ones(len(matrix) - len(scale))])
+        matrix = matrix * scale[:, None] * scale
+    return step.layout.ranks.broadcast(matrix)
+
+
+def _applicable_samples(step: Step, chosen: list[Chunk], signal: Signal) -> Tensor:
+    """Count [K] applicable samples in the `chosen` micro-batches of all ranks.
+
+    Every rank chooses the same rows of its own images, which are an equal, contiguous part of the step's.
+    """
+    rows, each = torch.cat([part.rows for part in chosen]), len(step.data.x0)
+    images = torch.cat([rows + rank * each for rank in range(step.layout.ranks.world)])
+    return signal.applicable[:, images].sum(1)
