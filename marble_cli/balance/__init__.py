@@ -1,4 +1,4 @@
-"""Balances: from the Gram matrix of K reward gradients to one update direction."""
+"""Balance rewards: from the Gram matrix of K reward gradients to the weights of one update direction."""
 
 from marble_cli.balance.base import Balance, Solution, Stateful, cosines
 from marble_cli.balance.cache import DirectionCache

@@ -1,4 +1,4 @@
-"""What a balance is: a function from the Gram matrix of K reward gradients to an update direction."""
+"""Define a balance: a function from the Gram matrix of K reward gradients to an update direction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,25 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Below this share of its terms' magnitude, the square of a direction's norm is rounding and the direction
-# zero.
+# A direction whose squared norm is below this share of its terms' magnitude is zero up to rounding.
 ROUNDING = 1e-14
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A balance's answer for one Gram matrix; the direction is sum_k weights_k g_k.
+    """Answer of a balance for one Gram matrix; the direction is sum_k weights_k g_k.
 
     Attributes:
-        alpha: [K] float64 share of each reward; zero for one that is not active.
-        weights: [K] float64 factors of the raw gradients; zero for one that is not active.
-        active: [K] bool; false where the gradient is zero or not finite, so the reward has no say.
-        gap: optimality gap of the quadratic programme on gradients scaled to at most unit length; NaN where
-            no programme is solved.
-        solver: who found the accepted solution; "none" where there was nothing to solve.
-        fallbacks: how many solvers were refused before it.
+        alpha: [K] float64 share of each reward; zero if it is not active.
+        weights: [K] float64 factors of the raw gradients; zero for a reward that is not active.
+        active: [K] bool; false for a gradient that is zero or not finite, which leaves the balance.
+        gap: optimality gap of the QP on gradients scaled to at most unit length; NaN if no QP is solved.
+        solver: name of the solver of the accepted solution; "none" if there was nothing to solve.
+        fallbacks: number of solvers that were refused before.
         seconds: wall time of the solution.
-        unit: alpha weighs unit gradients (weights = alpha s / norm) rather than the gradients themselves.
+        unit: true if alpha weighs unit gradients (weights = alpha s / norm) instead of the raw gradients.
     """
 
     alpha: Tensor
@@ -41,33 +39,33 @@ class Solution:
 
 @runtime_checkable
 class Balance(Protocol):
-    """Anything that turns the Gram matrix [K, K] float64 of the raw gradients into a `Solution`."""
+    """Turn the Gram matrix [K, K] float64 of the raw gradients into a `Solution`."""
 
     def __call__(self, gram: Tensor) -> Solution: ...
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A balance whose answers depend on earlier ones.
+    """Balance with answers that depend on earlier ones.
 
-    Checkpoints hold its state, and a resumed run puts it back: equal states give equal answers, to the bit.
+    Checkpoints hold its state, and a resumed run restores it: equal states give equal answers, to the bit.
     """
 
     def state_dict(self) -> Mapping[str, Tensor]:
-        """Return what is remembered, by name: finite tensors of any type and shape, on any device."""
+        """Return the state by name: finite tensors of any type and shape, on any device."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> object:
-        """Replace what is remembered by a `state_dict`, whose tensors are on the CPU.
+        """Replace the state by that of a `state_dict`, whose tensors are on the CPU.
 
         Raises:
-            Exception: of any kind, if the state is not of this balance.
+            Exception: of any kind, if the state does not fit this balance.
         """
         ...
 
 
 def active_rewards(gram: Tensor) -> Tensor:
-    """[K] bool: the gradient is finite and not zero, so the reward takes part.
+    """Tell, as [K] bool, which gradients are finite and not zero; only these rewards enter the balance.
 
     Args:
         gram: [K, K] float64.
@@ -77,18 +75,18 @@ def active_rewards(gram: Tensor) -> Tensor:
 
 
 def cosines(gram: Tensor, weights: Tensor) -> Tensor:
-    """Cosine of the direction sum_k weights_k g_k with every gradient.
+    """Compute the cosine of the direction sum_k weights_k g_k with every gradient.
 
-    Pass the Gram matrix of [g_1 .. g_K, d] and weights [0 .. 0, 1] to compare K gradients with any other
-    direction.
+    To compare K gradients with any other direction d, pass the Gram matrix of [g_1 .. g_K, d] and weights
+    [0 .. 0, 1].
 
     Args:
         gram: [K, K] float64.
-        weights: [K] float64, ignored where the gradient is zero or not finite.
+        weights: [K] float64, ignored for a gradient that is zero or not finite.
 
     Returns:
-        [K] float64 in [-1, 1]; NaN for a gradient that is zero or not finite; zero all over where the
-        direction vanishes as far as rounding can tell.
+        [K] float64 in [-1, 1]; NaN for a gradient that is zero or not finite. All are zero if the direction
+        is zero up to rounding.
     """
     matrix, factors = gram.detach().double().cpu().numpy(), weights.detach().double().cpu().numpy()
     active = active_rewards(gram).cpu().numpy()
@@ -106,5 +104,5 @@ def cosines(gram: Tensor, weights: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, active: Tensor) -> Tensor:
-    """[K] float64: `values` of the active rewards in their places, zero elsewhere."""
+    """Return [K] float64 with the `values` of the active rewards at their places, and zero elsewhere."""
     return torch.zeros(len(active), dtype=torch.float64).masked_scatter(active, values.double())

@@ -1,4 +1,4 @@
-"""The direction cache: what amortised steps take over from the last refreshes."""
+"""Remember the shares and gradient norms of past refreshes, for the amortised steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from marble_cli.balance.base import Solution
 
 @dataclass(frozen=True)
 class DirectionCache:
-    """What amortised steps remember: smoothed shares `alpha` and gradient `norms`, both [K] float64.
+    """Shares and gradient norms, smoothed over refreshes, from which amortised steps take their weights.
 
-    A norm of zero means that the reward was never active. `unit` tells whether the shares are of unit
-    gradients.
+    Attributes:
+        alpha: [K] float64 shares; None before the first refresh.
+        norms: [K] float64, zero for a reward that was never active; None before the first refresh.
+        unit: true if the shares weigh unit gradients.
     """
 
     alpha: Tensor | None = None
@@ -25,13 +27,13 @@ class DirectionCache:
     def update(self, solution: Solution, norms: Tensor, ema: float) -> "DirectionCache":
         """Smooth a refresh into the cache: a <- ema a_cached + (1 - ema) a_new, and the norms alike.
 
-        A reward that is not active has said nothing: its norm stays, and so does its share, up to an equal
-        part for every silent reward; the active ones divide the rest. A refresh without any active reward
-        changes nothing.
+        A reward that is not active keeps its norm. It also keeps its share, as long as all inactive rewards
+        together hold no more than their number over K; the active rewards divide the rest. A refresh without
+        an active reward changes nothing.
 
         Args:
             solution: of this refresh.
-            norms: [K] norms of the raw gradients; ignored where not active.
+            norms: [K] norms of the raw gradients; ignored for rewards that are not active.
             ema: weight of the past, in [0, 1).
         """
         active = solution.active
@@ -41,11 +43,11 @@ class DirectionCache:
         if self.alpha is None or self.norms is None:
             return DirectionCache(solution.alpha, seen, solution.unit)
         total, equal_part = self.alpha.sum(), 1.0 - active.double().mean()
-        silent = torch.where(active, 0.0, self.alpha)
-        held = (silent.sum() / total).clamp(0.0, 1.0) if total > 0.0 else total
+        inactive = torch.where(active, 0.0, self.alpha)
+        held = (inactive.sum() / total).clamp(0.0, 1.0) if total > 0.0 else total
         kept = torch.minimum(held, equal_part)
-        silent = silent * (kept / held if held > 0.0 else held)
-        target = torch.where(active, solution.alpha * (1.0 - kept), silent)
+        inactive = inactive * (kept / held if held > 0.0 else held)
+        target = torch.where(active, solution.alpha * (1.0 - kept), inactive)
         known = torch.where(self.norms > 0.0, self.norms, seen)
         return DirectionCache(
             ema * self.alpha + (1.0 - ema) * target,
@@ -54,7 +56,7 @@ class DirectionCache:
         )
 
     def direction_weights(self) -> Tensor | None:
-        """[K] float64 factors w_k of the raw gradients, a_k s / |g_k| where `unit`; None if empty."""
+        """Return [K] float64 factors w_k of the raw gradients, a_k s / |g_k| if `unit`; None if empty."""
         if self.alpha is None or self.norms is None:
             return None
         seen = self.norms > 0.0
@@ -66,7 +68,7 @@ class DirectionCache:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON; numbers keep all their digits."""
+        """Return plain lists for JSON; numbers keep all their digits."""
         return {
             "alpha": None if self.alpha is None else self.alpha.tolist(),
             "norms": None if self.norms is None else self.norms.tolist(),
@@ -75,7 +77,7 @@ class DirectionCache:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "DirectionCache":
-        """The cache that `state_dict` described."""
+        """Restore the cache of a `state_dict`."""
         return cls(_tensor(state["alpha"]), _tensor(state["norms"]), bool(state["unit"]))
 
 

@@ -1,4 +1,4 @@
-"""What a Gram matrix tells of the rewards' conflict: who pulls against whom, and against a direction."""
+"""Measure conflict in a Gram matrix: between pairs of rewards, and between two directions."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from marble_cli.balance.gram import normalise
 
 
 def pairwise_cosines(gram: Tensor) -> Tensor:
-    """Cosines between K gradients.
+    """Compute the cosines between K gradients.
 
     Args:
         gram: [K, K] float64.
@@ -25,10 +25,10 @@ def pairwise_cosines(gram: Tensor) -> Tensor:
 
 
 def conflict_share(pairwise: Tensor) -> float:
-    """Share of the pairs of gradients that have a negative cosine; NaN where there is no pair.
+    """Return the share of the pairs of gradients that have a negative cosine; NaN if there is no pair.
 
     Args:
-        pairwise: [K, K] float64 cosines, NaN where there are none.
+        pairwise: [K, K] float64 cosines; NaN for gradients without one.
     """
     first, second = torch.triu_indices(len(pairwise), len(pairwise), offset=1)
     pairs = pairwise[first, second]
@@ -37,12 +37,12 @@ def conflict_share(pairwise: Tensor) -> float:
 
 
 def agreement(gram: Tensor, one: Tensor, other: Tensor) -> float:
-    """Cosine between the directions sum_k one_k g_k and sum_k other_k g_k; NaN if either vanishes.
+    """Compute the cosine between the directions sum_k one_k g_k and sum_k other_k g_k; NaN if either is zero.
 
     Args:
         gram: [K, K] float64.
-        one: [K] float64 weights, ignored where a gradient is zero or not finite.
-        other: [K] float64, alike.
+        one: [K] float64 weights, ignored for a gradient that is zero or not finite.
+        other: [K] float64, likewise.
     """
     active = active_rewards(gram)
     gram, one, other = gram[active][:, active], one[active], other[active]

@@ -1,4 +1,4 @@
-"""Balances that do not look at the gradients: equal and fixed shares, and rewards mixed before the loss."""
+"""Balance without the gradients: by equal or fixed shares, or by mixing rewards before the loss."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,12 +12,12 @@ from marble_cli.config.schema import Reduce
 
 @dataclass(frozen=True)
 class Fixed:
-    """Constant shares: the direction is sum_k a_k g_k, a_k proportional to `shares` over the active k."""
+    """Weigh gradients by constant shares: sum_k a_k g_k, a_k proportional to `shares` over the active k."""
 
     shares: tuple[float, ...]
 
     def __call__(self, gram: Tensor) -> Solution:
-        """Share out the step among the rewards whose gradient is neither zero nor non-finite."""
+        """Divide the step among the rewards whose gradient is finite and not zero."""
         gram = gram.double().cpu()
         active = active_rewards(gram)
         shares = torch.tensor(self.shares, dtype=torch.float64)[active]
@@ -26,7 +26,7 @@ class Fixed:
 
 
 class Scalarisation(StrEnum):
-    """What is mixed: raw rewards, or normalised advantages, as the functions of these names do."""
+    """Mix raw rewards, or normalised advantages, by the function of `objective.advantages` of this name."""
 
     weighted_sum = "weighted_sum"
     advantage_sum = "advantage_sum"
@@ -34,12 +34,12 @@ class Scalarisation(StrEnum):
 
 @dataclass(frozen=True)
 class ScalarisedReward:
-    """Rewards mixed into one before the loss: there is one gradient, and nothing left to balance.
+    """Mix rewards into one before the loss, which leaves one gradient and nothing to balance.
 
     Attributes:
-        kind: what is mixed.
+        kind: how they are mixed.
         weights: of the K rewards.
-        reduce: of `weighted_sum`: the sum over the rewards that apply to an image, or their mean.
+        reduce: for `weighted_sum`, the sum over the rewards that apply to an image, or their mean.
     """
 
     kind: Scalarisation

@@ -1,4 +1,4 @@
-"""Balances of the torchjd package, by name: `torchjd:UPGrad`."""
+"""Use aggregators of the torchjd package as balances, by name: `torchjd:UPGrad`."""
 
 import time
 import zlib
@@ -15,10 +15,10 @@ from marble_cli.errors import BalanceError, ConfigError
 from marble_cli.suggest import nearest
 
 PREFIX = "torchjd:"
-# Aggregators whose answer does not depend on the gradients' scale, were it not for an absolute number of theirs
-# (`norm_eps`) that takes over where gradients are small. They are given the matrix scaled to unit trace.
-# Not so FairGrad, whose direction has its own length, PCD, which compares this step's norms with those before, and GradVac,
-# whose `eps` is an argument.
+# Aggregators whose answer would not depend on the gradients' scale but for an absolute number (`norm_eps`),
+# which dominates for small gradients. They get the matrix scaled to unit trace. Not so FairGrad, whose
+# direction has its own length, PCD, which compares this step's norms with earlier ones, and GradVac, whose
+# `eps` is an option.
 SCALED = ("CAGrad", "DualProj", "IMTLG", "UPGrad")
 
 Weighting = Any  # of torchjd, a module: from a Gram matrix [m, m] to weights [m]
@@ -26,13 +26,13 @@ Weighting = Any  # of torchjd, a module: from a Gram matrix [m, m] to weights [m
 
 @dataclass(frozen=True)
 class Torchjd:
-    """A Gram-matrix aggregator of torchjd; its weights of the raw gradients are its shares."""
+    """Ask a Gram-matrix aggregator of torchjd, whose weights of the raw gradients are its shares."""
 
     name: str
     weighting: Weighting
 
     def __call__(self, gram: Tensor) -> Solution:
-        """Ask the aggregator about the rewards whose gradient is neither zero nor non-finite.
+        """Ask the aggregator about the rewards whose gradient is finite and not zero.
 
         Args:
             gram: [K, K] of the raw gradients.
@@ -46,7 +46,8 @@ class Torchjd:
         weights = gram.new_zeros(len(gram))
         if active.any():
             with torch.random.fork_rng(devices=[]):
-                # Some draw an order of the rewards; the matrix itself is the seed, so that a resumed run draws the same.
+                # Some draw an order of the rewards; the matrix itself is the seed, so that a resumed run
+                # draws the same.
                 torch.default_generator.manual_seed(zlib.crc32(gram.numpy().tobytes()))
                 weights = self._ask(gram, active)
         if not torch.isfinite(weights).all():
@@ -63,25 +64,25 @@ class Torchjd:
             matrix = matrix / matrix.trace()
         try:
             return spread(self._weighting(active)(matrix), active)
-        except Exception as error:  # theirs: too few gradients, a solver that failed
+        except Exception as error:  # of torchjd: too few gradients, a solver that failed
             raise BalanceError(
                 f"balance {PREFIX}{self.name} failed: {type(error).__name__}: {error}"
             ) from error
 
     def _weighting(self, active: Tensor) -> Weighting:
-        """The one to ask where these rewards [K] are active."""
+        """Return the weighting to ask if these rewards [K] are active."""
         return self.weighting
 
 
 @dataclass(frozen=True)
 class StatefulTorchjd(Torchjd):
-    """An aggregator with an average over the steps (GradVac, PCD); implements `balance.base.Stateful`.
+    """Ask an aggregator that averages over the steps (GradVac, PCD); implements `balance.base.Stateful`.
 
-    Every set of active rewards has a copy of the weighting, and so an average of its own: the package knows
-    rewards by their place alone, and would take one for another where one is left out.
+    Every set of active rewards has its own copy of the weighting, and so its own average. The package knows
+    rewards by their place alone, and would mistake one for another if one were left out.
     """
 
-    # By set: "101" is that without the second of three rewards.
+    # By set of active rewards: "101" lacks the second of three.
     copies: dict[str, Weighting] = field(default_factory=dict)
 
     def _weighting(self, active: Tensor) -> Weighting:
@@ -99,7 +100,7 @@ class StatefulTorchjd(Torchjd):
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the averages of a `state_dict`.
+        """Restore the averages of a `state_dict`.
 
         Raises:
             RuntimeError: a name or a shape is not this aggregator's.
@@ -122,11 +123,11 @@ def torchjd_balance(name: str, options: Mapping[str, Any], rewards: int) -> Torc
     Args:
         name: an aggregator of `torchjd.aggregation`, such as "UPGrad" or "CAGrad".
         options: its arguments by name, such as {"c": 0.5}.
-        rewards: K, for a first call that shows whether it takes them.
+        rewards: K, for a first call that shows whether the aggregator accepts that many.
 
     Raises:
-        ConfigError: torchjd, or a package that the aggregator needs, is not installed, it has no such aggregator, or
-            that takes more than the Gram matrix.
+        ConfigError: torchjd or a package that the aggregator needs is not installed, torchjd has no such
+            aggregator, or the aggregator needs more than the Gram matrix or refuses its arguments.
     """
     try:
         from torchjd import aggregation
@@ -149,18 +150,18 @@ def torchjd_balance(name: str, options: Mapping[str, Any], rewards: int) -> Torc
         _probe(weighting, rewards)
     except ImportError as error:
         raise ConfigError(f"balance.name: {PREFIX}{name} needs another package: {error}") from error
-    except Exception as error:  # whatever their constructors make of wrong arguments
+    except Exception as error:  # their constructors raise anything for wrong arguments
         raise ConfigError(
             f"balance.options={dict(options)}: {PREFIX}{name} refuses them: {error}. "
             "Expected its arguments, e.g. 'balance.options={n_byzantine: 1}' for Krum"
         ) from error
     if not hasattr(weighting, "reset"):
         return Torchjd(name, weighting)
-    weighting.reset()  # the matrix above is no step's
+    weighting.reset()  # forget the matrix of the probe
     return StatefulTorchjd(name, weighting)
 
 
 def _probe(weighting: Weighting, rewards: int) -> None:
-    """Call it on the identity [rewards, rewards], and leave torch's random state as it is."""
+    """Call a weighting on the identity [rewards, rewards], without changing torch's random state."""
     with torch.random.fork_rng(devices=[]):
         weighting(torch.eye(rewards, dtype=torch.float64))

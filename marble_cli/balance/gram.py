@@ -1,4 +1,4 @@
-"""Gram matrices: the inner products of K gradients, all that a balance needs to know of them."""
+"""Compute Gram matrices: the inner products of K gradients, the only input of a balance."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,17 @@ CHUNK = 1 << 18
 
 
 def gram(gradients: Tensor) -> Tensor:
-    """Inner products of K gradients, accumulated in float64 without a float64 copy of the whole.
+    """Compute the inner products of K gradients in float64, without a float64 copy of all of them.
 
     The sum runs over parameters, so the matrices of disjoint shards of the parameters add up to the whole
-    one's.
+    matrix.
 
     Args:
-        gradients: [K, P] of any floating dtype, on any device; a row may be non-finite.
+        gradients: [K, P] of any floating dtype, on any device; rows may be non-finite.
 
     Returns:
-        [K, K] float64 on the CPU, exactly symmetric; non-finite where a non-finite gradient takes part.
+        [K, K] float64 on the CPU, exactly symmetric; non-finite in the rows and columns of non-finite
+        gradients.
     """
     total = gradients.new_zeros(len(gradients), len(gradients), dtype=torch.float64)
     for chunk in torch.split(gradients.detach(), CHUNK, dim=1):
@@ -26,7 +27,7 @@ def gram(gradients: Tensor) -> Tensor:
 
 
 def normalise(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Gram matrix of the unit gradients, and the norms that were divided out.
+    """Return the Gram matrix of the unit gradients, and the norms that were divided out.
 
     Args:
         gram: [K, K] float64 with a positive, finite diagonal.

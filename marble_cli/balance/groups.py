@@ -1,4 +1,7 @@
-"""What enters the programme: rewards that stand alone, groups that speak with one voice, and their priorities."""
+"""Group rewards for the balance: each group enters the QP as one point, with one priority.
+
+A reward outside `balance.groups` is a group of its own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,25 +17,31 @@ from marble_cli.suggest import nearest
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One point of the programme: the mean of its `members`' gradients, numbers of rewards, divided by `priority`."""
+class RewardGroup:
+    """Rewards that enter the QP as one point: the mean of their gradients, divided by `priority`.
+
+    Attributes:
+        members: indices of the rewards.
+        priority: pi of the group; only the ratios of priorities matter.
+    """
 
     members: tuple[int, ...]
     priority: float = 1.0
 
 
-def entries(config: schema.BalanceConfig, names: Sequence[str]) -> tuple[Entry, ...]:
-    """The entries that `balance.groups` and `balance.priorities` ask for.
+def make_groups(config: schema.BalanceConfig, names: Sequence[str]) -> tuple[RewardGroup, ...]:
+    """Read `balance.groups` and `balance.priorities`.
 
     Args:
-        config: the `balance` group.
+        config: the `balance` group of the configuration.
         names: the K rewards' names.
 
     Returns:
-        Entries in the order of their first reward; none if both keys are empty, and every reward stands alone.
+        Groups that partition the rewards, in the order of their first reward. Empty if both keys are empty,
+        as every reward is then a group of its own.
 
     Raises:
-        ConfigError: a name is unknown, stands twice or for two things, or a group is empty.
+        ConfigError: a name is unknown, in two groups or used for a reward and a group, or a group is empty.
     """
     if not config.groups and not config.priorities:
         return ()
@@ -51,12 +60,12 @@ def entries(config: schema.BalanceConfig, names: Sequence[str]) -> tuple[Entry, 
     members: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         members.setdefault(group_of.get(name, name), []).append(index)
-    return tuple(Entry(tuple(rows), config.priorities.get(name, 1.0)) for name, rows in members.items())
+    return tuple(RewardGroup(tuple(rows), config.priorities.get(name, 1.0)) for name, rows in members.items())
 
 
 def _group_of(config: schema.BalanceConfig, names: Sequence[str]) -> dict[str, str]:
-    """The group of every reward that is in one."""
-    found: dict[str, str] = {}
+    """Map every reward in `balance.groups` to its group."""
+    group_of: dict[str, str] = {}
     for group, rewards in config.groups.items():
         if group in names:
             raise ConfigError(
@@ -69,25 +78,27 @@ def _group_of(config: schema.BalanceConfig, names: Sequence[str]) -> dict[str, s
                 raise ConfigError(
                     f"balance.groups.{group}: there is no reward {name!r} in this run{nearest(name, names)}"
                 )
-            if name in found:
+            if name in group_of:
                 raise ConfigError(
-                    f"balance.groups.{group}: {name} stands in {found[name]} already. Expected it once."
+                    f"balance.groups.{group}: {name} is in {group_of[name]} already. Expected it once."
                 )
-            found[name] = group
-    return found
+            group_of[name] = group
+    return group_of
 
 
 def join(gram: Array, members: NDArray[np.bool_], unit: bool) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Make one vector of every entry: the mean of its members' gradients, scaled to unit length if `unit`.
+    """Make one vector of every group: the mean of its members' gradients, scaled to unit length if `unit`.
+
+    Groups without a member and groups whose mean vanishes are dropped, which leaves E' of the E groups.
 
     Args:
         gram: [K, K] of the gradients, of unit length if `unit`; all of them active.
-        members: [E, K] which of them make up which entry.
-        unit: the means too are to have unit length.
+        members: [E, K] which of them make up which group.
+        unit: scale the means to unit length.
 
     Returns:
-        The Gram matrix [E', E'] of those entries that have members and whose mean does not vanish, their
-        combinations [E', K] of the gradients, and [E] which entries they are.
+        The Gram matrix [E', E'] of the vectors, their combinations [E', K] of the gradients, and [E] bool,
+        true for the groups that are left.
     """
     count = members.sum(axis=1)
     mean = members / np.maximum(count, 1)[:, None]
@@ -96,18 +107,18 @@ def join(gram: Array, members: NDArray[np.bool_], unit: bool) -> tuple[Array, Ar
         return mean @ gram @ mean.T, mean, count == 1
     vectors = mean @ _coordinates(gram)
     length = np.linalg.norm(vectors, axis=1)
-    stays: NDArray[np.bool_] = length > np.sqrt(ROUNDING) * (mean @ np.sqrt(gram.diagonal()))
-    vectors, mean, length = vectors[stays], mean[stays], length[stays, None]
+    kept: NDArray[np.bool_] = length > np.sqrt(ROUNDING) * (mean @ np.sqrt(gram.diagonal()))
+    vectors, mean, length = vectors[kept], mean[kept], length[kept, None]
     if unit:
         vectors, mean = vectors / length, mean / length
-    return vectors @ vectors.T, mean, stays
+    return vectors @ vectors.T, mean, kept
 
 
 def _coordinates(gram: Array) -> Array:
-    """[K, K] rows with these inner products.
+    """Return [K, K] rows with these inner products.
 
-    Means of rows have a Gram matrix that is one to the last digit even where they nearly cancel; sums of its
-    entries would not.
+    Means of rows have a valid Gram matrix, to the last digit, even if the rows nearly cancel. Sums over the
+    entries of `gram` would not.
     """
     length = np.sqrt(gram.diagonal())
     square, axes = np.linalg.eigh(gram / length[:, None] / length)

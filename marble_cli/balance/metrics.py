@@ -1,4 +1,4 @@
-"""What a step writes into metrics.jsonl of its balance; `marble explain` reads it back."""
+"""Describe a step's balance for metrics.jsonl, from which `marble explain` reads it."""
 
 import math
 from itertools import combinations
@@ -13,18 +13,17 @@ from marble_cli.balance.conflict import agreement, conflict_share, pairwise_cosi
 def describe_gradients(
     names: list[str], gram: Tensor, weights: Tensor, cached: Tensor | None
 ) -> dict[str, float]:
-    """Norms and cosines of the rewards' gradients.
+    """Return norms and cosines of the rewards' gradients.
 
     Args:
         names: of the K rewards.
-        gram: [R, R] float64 of their gradients, and of a mixture's besides where R = K + 1.
+        gram: [R, R] float64 of their gradients and, if R = K + 1, of a mixture's.
         weights: [R] of the direction that is applied.
-        cached: [K] direction weights that an amortised step would have used, None if there are none.
+        cached: [K] direction weights that an amortised step would have used; None if there are none.
     """
     count = len(names)
-    norms, along, pairwise = (
-        gram.diagonal().sqrt(), cosines(gram, weights), pairwise_cosines(gram[:count, :count])
-    )  # fmt: skip
+    norms, along = gram.diagonal().sqrt(), cosines(gram, weights)
+    pairwise = pairwise_cosines(gram[:count, :count])
     metrics: dict[str, float] = {}
     for k, name in enumerate(names):
         metrics[f"balance/grad_norm/{name}"] = norms[k].item()
@@ -40,7 +39,7 @@ def describe_gradients(
 
 
 def describe_solution(names: list[str], solution: Solution, cache: DirectionCache) -> dict[str, float]:
-    """Shares, weights and certificate of a balance, and the shares that are cached for the steps to come."""
+    """Return shares, weights and certificate of a balance, and the shares that are now cached."""
     metrics = {
         "balance/gap": solution.gap,
         "balance/solve_seconds": solution.seconds,
@@ -56,7 +55,7 @@ def describe_solution(names: list[str], solution: Solution, cache: DirectionCach
 
 
 def describe_cache(names: list[str], cache: DirectionCache) -> dict[str, float]:
-    """Shares and weights that an amortised step works with."""
+    """Return the shares and weights of an amortised step."""
     weights = cache.direction_weights()
     if cache.alpha is None or weights is None:
         return {}
@@ -67,5 +66,5 @@ def describe_cache(names: list[str], cache: DirectionCache) -> dict[str, float]:
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    """Without the figures that do not exist: a missing figure is a missing key."""
+    """Drop figures that are not finite: a missing figure is a missing key."""
     return {key: value for key, value in metrics.items() if math.isfinite(value)}

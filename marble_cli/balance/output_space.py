@@ -1,7 +1,7 @@
-"""The Gram matrix in velocity space: a balance at every step without a backward pass a reward.
+"""Compute the Gram matrix in velocity space, for a balance at every step without a backward pass per reward.
 
-With J the Jacobian of the velocities, g_k = J^T dL_k/dv, so balancing the dL_k/dv bounds the norm of the
-combined gradient from above by |J| times its own (MGDA-UB, arXiv 1810.04650, section 3.3).
+With J the Jacobian of the velocities, g_k = J^T dL_k/dv. So the norm of the combined gradient is at most |J|
+times the norm of the combined dL_k/dv, which the balance minimises (MGDA-UB, arXiv 1810.04650, section 3.3).
 """
 
 from torch import Tensor
@@ -18,10 +18,10 @@ def output_gram(
     beta: float,
     count: int,
 ) -> Tensor:
-    """Inner products of dL_k/dv over B samples; micro-batches of a step add up to the step's matrix.
+    """Compute inner products of dL_k/dv over B samples; micro-batches of a step add up to the step's matrix.
 
-    As L_k = (A_max / beta) sum_i (p_ki P_i + q_ki N_i) / count and a sample's velocity enters its own terms
-    only, <dL_k/dv, dL_l/dv> needs three numbers a sample.
+    L_k = (A_max / beta) sum_i (p_ki P_i + q_ki N_i) / count, and a sample's velocity enters its own terms
+    only. So <dL_k/dv, dL_l/dv> needs three numbers per sample.
 
     Args:
         positive: [B] |dP_i/dv|^2.

@@ -1,11 +1,11 @@
-"""From the `balance` group of the configuration to a `Balance`."""
+"""Build the balance that the `balance` group of the configuration names."""
 
 from collections.abc import Callable, Sequence
 
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import Fixed, Scalarisation, ScalarisedReward
 from marble_cli.balance.external import PREFIX, torchjd_balance
-from marble_cli.balance.groups import entries
+from marble_cli.balance.groups import make_groups
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.balance.solver import solvers
 from marble_cli.config import schema
@@ -17,7 +17,7 @@ Builder = Callable[[schema.BalanceConfig, Sequence[str], Sequence[float]], Balan
 
 
 def names() -> list[str]:
-    """Every balance that `balance.name` takes, those of plugins too; `torchjd:<Name>` comes on top."""
+    """List the balances that `balance.name` takes, with those of plugins but without `torchjd:<Name>`."""
     return sorted({*_BUILT_IN, *balances()})
 
 
@@ -32,7 +32,7 @@ def build(
         reward_weights: [K] the rewards' own weights; `balance.weights` overrides them by name.
 
     Returns:
-        A balance of gradients, or the mixture of rewards that takes its place before there is a gradient.
+        A balance of gradients, or a mixture of rewards, which leaves nothing to balance.
 
     Raises:
         ConfigError: unknown name, unknown solver, infeasible floor, groups or priorities that do not fit the
@@ -56,17 +56,14 @@ def _least_norm(unit: bool) -> Builder:
     def builder(
         config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]
     ) -> Balance:
-        parts = entries(config, names)
-        _check_floor(
-            config.floor,
-            len(parts) or len(names),
-            "entries (groups and lone rewards)" if parts else "rewards",
-        )
+        groups = make_groups(config, names)
+        entries = "entries (groups and single rewards)" if groups else "rewards"
+        _check_floor(config.floor, len(groups) or len(names), entries)
         if config.solver not in (known := solvers()):
             raise ConfigError(
                 f"balance.solver: {config.solver!r} is not installed{nearest(config.solver, known)}"
             )
-        return LeastNorm(unit, config.floor, config.solver, parts, config.norm_priority)
+        return LeastNorm(unit, config.floor, config.solver, groups, config.norm_priority)
 
     return builder
 
@@ -89,7 +86,7 @@ def _scalarised(
 def _weights(
     config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]
 ) -> tuple[float, ...]:
-    """The K weights, checked."""
+    """Return the K rewards' weights, overridden by `balance.weights` and checked."""
     for name in config.weights:
         if name not in names:
             raise ConfigError(
@@ -106,22 +103,22 @@ def _weights(
         raise ConfigError(f"reward weights: expected finite numbers of at least 0, got {', '.join(wrong)}")
     if not any(weights):
         raise ConfigError(
-            f"reward weights: all {len(names)} are zero, so nothing would be learnt; set one above 0"
+            f"reward weights: all {len(names)} are zero, so nothing would be learned. Set one above 0"
         )
     return weights
 
 
-def _check_floor(floor: float, count: int, what: str) -> None:
+def _check_floor(floor: float, count: int, entries: str) -> None:
     if not floor >= 0.0 or count * floor > 1.0:
         raise ConfigError(
-            f"balance.floor={floor}: {count} {what} cannot each have a share of at least that much;"
-            f" expected a number in [0, {1.0 / max(count, 1):g}]"
+            f"balance.floor={floor}: {count} {entries} cannot each have a share of at least that much. "
+            f"Expected a number in [0, {1.0 / max(count, 1):g}]"
         )
 
 
 _BUILT_IN: dict[str, Builder] = {
     "marble": _least_norm(unit=True),
-    # The same programme as `marble`; the trainer hands it the Gram matrix of `output_gram`.
+    # The same QP as `marble`, but of the Gram matrix of `output_gram`.
     "output_space": _least_norm(unit=True),
     "mgda": _least_norm(unit=False),
     "equal": _equal,

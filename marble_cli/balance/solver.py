@@ -1,4 +1,8 @@
-"""Least-norm combination of gradients: a solver proposes, an active set polishes, the gap disposes."""
+"""Solve the balance's QP: a solver proposes, an active-set method polishes, the gap certifies.
+
+`least_norm` tries the configured solver and then the active-set method alone. Each proposal goes through
+`simplex.refine`, and is accepted only if it is feasible to 1e-12 with a gap of at most 1e-10.
+"""
 
 import time
 import warnings
@@ -12,13 +16,21 @@ from marble_cli.balance.workspace import Workspace
 from marble_cli.errors import BalanceError
 
 MAXIMUM_GAP = 1e-10
-INFEASIBLE = 1e-12
+INFEASIBLE = 1e-12  # error in the sum of the shares or below the floor
 OWN = ("osqp", "active_set")
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """A certified solution: `alpha` [K], its `gap`, who found it, refused ones before it, wall `seconds`."""
+    """Certified solution of the QP.
+
+    Attributes:
+        alpha: [K] shares.
+        gap: certificate of `simplex.gap`.
+        solver: name of the solver.
+        fallbacks: number of solvers that were refused before.
+        seconds: wall time.
+    """
 
     alpha: Array
     gap: float
@@ -28,7 +40,7 @@ class Optimum:
 
 
 def solvers() -> list[str]:
-    """Names that `balance.solver` takes: our two, and every solver that qpsolvers finds installed."""
+    """List the names that `balance.solver` takes: our two and the solvers that qpsolvers finds."""
     import qpsolvers
 
     return [*OWN, *(name for name in qpsolvers.available_solvers if name not in OWN)]
@@ -43,15 +55,15 @@ def least_norm(
 ) -> Optimum:
     """Minimise |sum_k z_k p_k|^2 / 2 over z >= 0, sum z = 1, for points p_k = sum_j M_kj g_j of `mapping`.
 
-    Without priorities this is: minimise a^T G a / 2 subject to sum a = 1, a >= floor. With them, the direction d
-    has d . p_k >= pi_k |d|^2 for every k, with equality where z_k > 0.
+    Without priorities this is: minimise a^T G a / 2 subject to sum a = 1, a >= floor. With them, the
+    direction d has d . p_k >= pi_k |d|^2 for every k, with equality if z_k > 0.
 
     Args:
-        gram: [K, K] float64, positive diagonal; the gap is measured after scaling the points to at most unit length.
-        floor: least share, K floor <= 1.
-        solver: "osqp", "active_set" or a name known to qpsolvers; "active_set" stands in when it fails.
+        gram: [K, K] float64, positive diagonal. The gap is measured with points of at most unit length.
+        floor: smallest share, K floor <= 1.
+        solver: "osqp", "active_set" or a name known to qpsolvers; "active_set" replaces a solver that fails.
         priorities: [K] positive; all equal if None.
-        workspace: memory to reuse; the answer does not depend on it.
+        workspace: OSQP to reuse; the answer does not depend on it.
 
     Returns:
         A solution whose shares sum to one and reach the floor to 1e-12, and whose gap is at most 1e-10.
@@ -74,25 +86,25 @@ def least_norm(
         nearest = _nearest_point(points, at_origin, name, workspace)
         alpha = nearest @ combinations
         alpha /= alpha.sum()
-        found = gap(points, nearest) if _feasible(alpha, floor) else np.inf
-        if found <= MAXIMUM_GAP:
-            return Optimum(alpha, found, name, len(refused), time.perf_counter() - began)
-        refused.append(f"{name} (gap {found:.1e})")
+        measured = gap(points, nearest) if _feasible(alpha, floor) else np.inf
+        if measured <= MAXIMUM_GAP:
+            return Optimum(alpha, measured, name, len(refused), time.perf_counter() - began)
+        refused.append(f"{name} (gap {measured:.1e})")
     raise BalanceError(
-        f"balance.solver: {', '.join(refused)} missed the gap of {MAXIMUM_GAP:g} with {size} rewards;"
-        " the matrix may not be one of inner products. Try another solver, or report it with its entries"
+        f"balance.solver: {', '.join(refused)} missed the gap of {MAXIMUM_GAP:g} with {size} rewards. "
+        "The matrix may not be one of inner products. Try another solver, or report it with its entries"
     )
 
 
 def _feasible(alpha: Array, floor: float) -> bool:
-    """To 1e-12; false where a coefficient is NaN."""
+    """Tell whether shares sum to one and reach the floor to 1e-12; false if one is NaN."""
     return bool(abs(alpha.sum() - 1.0) <= INFEASIBLE and alpha.min() >= floor - INFEASIBLE)
 
 
 def _nearest_point(points: Array, at_origin: NDArray[np.bool_], solver: str, workspace: Workspace) -> Array:
-    """Coefficients [K] on the plain simplex, NaN where the solver failed."""
+    """Return coefficients [K] on the simplex; NaN if the solver failed."""
     if at_origin.any():
-        # A point at the origin is the nearest; several share, so that none is preferred.
+        # A point at the origin is the nearest. Several of them share equally.
         shared: Array = at_origin / at_origin.sum()
         return shared
     unit, inverse = standard_form(points)
@@ -105,7 +117,7 @@ def _nearest_point(points: Array, at_origin: NDArray[np.bool_], solver: str, wor
 
 
 def _propose(unit: Array, inverse: Array, solver: str, workspace: Workspace) -> Array:
-    """A solver's own answer to minimise y^T U y / 2, u . y = 1, y >= 0; NaN where it gives none."""
+    """Return a solver's own answer to: minimise y^T U y / 2, u . y = 1, y >= 0; NaN if it has none."""
     match solver:
         case "active_set":
             return np.eye(len(unit))[:, inverse.argmax()]
@@ -123,7 +135,7 @@ def _qpsolvers(unit: Array, inverse: Array, solver: str) -> Array:
         unit, np.zeros(size), A=inverse[None, :], b=np.ones(1), lb=np.zeros(size), ub=np.full(size, np.inf)
     )
     with warnings.catch_warnings():
-        # Sparse backends warn that our few dense numbers were converted for them.
+        # Sparse backends warn that they converted our few dense numbers.
         warnings.simplefilter("ignore")
         try:
             solution = qpsolvers.solve_problem(problem, solver=solver)

@@ -45,7 +45,7 @@ class Combination(Protocol):
     """Turn K rewards into one direction."""
 
     def refresh_losses(self, signal: Signal, coefficients: RewardCoefficients) -> Coefficients:
-        """Return the coefficients [R, n] of the losses that a refresh takes gradients of, the K rewards first."""
+        """Return the coefficients [R, n] of the losses whose gradients are taken, the K rewards first."""
 
     def decide(self, gram: Tensor, cache: DirectionCache) -> Decision:
         """Weigh the gradients of these losses, given their Gram matrix [R, R]."""

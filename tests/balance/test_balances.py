@@ -10,7 +10,7 @@ import torch
 
 from marble_cli.balance import Balance, build, cosines, gram, names, registry
 from marble_cli.balance.constant import ScalarisedReward
-from marble_cli.balance.groups import Entry
+from marble_cli.balance.groups import RewardGroup
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.config import schema
 from marble_cli.errors import BalanceError, ConfigError
@@ -78,9 +78,9 @@ def test_options_reach_the_programme() -> None:
     )
     assert build(config("mgda"), REWARDS, (1.0,) * 3) == LeastNorm(False, 0.0, "osqp")
     grouped = config(groups={"general": ["objects", "ocr"]}, priorities={"general": 2.0, "clipscore": 0.5})
-    assert build(grouped, REWARDS, (1.0,) * 3) == LeastNorm(entries=(Entry((0, 2), 2.0), Entry((1,), 0.5)))
+    assert build(grouped, REWARDS, (1.0,) * 3) == LeastNorm(groups=(RewardGroup((0, 2), 2.0), RewardGroup((1,), 0.5)))
     assert build(config(priorities={"objects": 3.0}), REWARDS, (1.0,) * 3) == LeastNorm(
-        entries=(Entry((0,)), Entry((1,)), Entry((2,), 3.0))
+        groups=(RewardGroup((0,)), RewardGroup((1,)), RewardGroup((2,), 3.0))
     )
 
 
@@ -96,8 +96,8 @@ def test_options_reach_the_programme() -> None:
         ({"name": "fixed", "weights": {"ocr": -1.0}}, r"ocr=-1\.0"),
         ({"name": "weighted_sum", "weights": dict.fromkeys(REWARDS, 0.0)}, "all 3 are zero"),
         ({"groups": {"a": ["orc"]}}, r"balance\.groups\.a.*'orc'.*did you mean 'ocr'"),
-        ({"groups": {"a": ["ocr"], "b": ["objects", "ocr"]}}, r"balance\.groups\.b: ocr stands in a"),
-        ({"groups": {"a": ["ocr", "ocr"]}}, r"balance\.groups\.a: ocr stands in a"),
+        ({"groups": {"a": ["ocr"], "b": ["objects", "ocr"]}}, r"balance\.groups\.b: ocr is in a"),
+        ({"groups": {"a": ["ocr", "ocr"]}}, r"balance\.groups\.a: ocr is in a"),
         ({"groups": {"a": []}}, r"balance\.groups\.a is empty.*objects"),
         ({"groups": {"ocr": ["ocr"]}}, r"balance\.groups\.ocr: a reward has this name"),
         ({"groups": {"a": ["ocr", "objects"]}, "floor": 0.6}, r"balance\.floor=0\.6: 2 entries.*0\.5"),

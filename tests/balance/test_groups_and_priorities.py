@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from marble_cli.balance import DirectionCache, Solution, cosines, gram
-from marble_cli.balance.groups import Entry
+from marble_cli.balance.groups import RewardGroup
 from marble_cli.balance.marble import LeastNorm
 
 SEEDS = st.integers(0, 2**31)
@@ -65,7 +65,7 @@ def test_the_direction_is_the_nearest_point_of_the_entries(
     """Beside a search of all faces, on the vectors themselves rather than their Gram matrix."""
     rows, parts = gradients(seed, rewards), partition(seed, rewards)
     pi = priorities(seed, len(parts))
-    solution = LeastNorm(unit, floor, entries=tuple(map(Entry, parts, pi)))(gram(rows))
+    solution = LeastNorm(unit, floor, groups=tuple(map(RewardGroup, parts, pi)))(gram(rows))
     own = voices(rows, parts, unit).numpy()
     points = (floor * own.sum(0) + (1.0 - len(parts) * floor) * own) / np.array(pi)[:, None]
     expected, found = nearest_of_all_faces(points), direction(solution, rows).numpy()
@@ -81,7 +81,7 @@ def test_the_direction_is_the_nearest_point_of_the_entries(
 def test_every_entry_goes_up_in_proportion_to_its_priority(seed: int, rewards: int, unit: bool) -> None:
     rows, parts = gradients(seed, rewards), partition(seed, rewards)
     pi = priorities(seed, len(parts))
-    solution = LeastNorm(unit, entries=tuple(map(Entry, parts, pi)))(gram(rows))
+    solution = LeastNorm(unit, groups=tuple(map(RewardGroup, parts, pi)))(gram(rows))
     d = direction(solution, rows)
     rate = voices(rows, parts, unit) @ (d / d.norm()) / torch.tensor(pi, dtype=torch.float64)
     assert rate.min() > 0.0
@@ -94,10 +94,10 @@ def test_every_entry_goes_up_in_proportion_to_its_priority(seed: int, rewards: i
 def test_the_floor_holds_on_the_final_shares_of_entries(seed: int, rewards: int, floor: float) -> None:
     rows, parts = gradients(seed, rewards), partition(seed, rewards)
     lone = LeastNorm(
-        True, floor, entries=tuple(Entry((k,), p) for k, p in enumerate(priorities(seed, rewards)))
+        True, floor, groups=tuple(RewardGroup((k,), p) for k, p in enumerate(priorities(seed, rewards)))
     )
     assert lone(gram(rows)).alpha.min() >= floor - 1e-12
-    solution = LeastNorm(True, floor, entries=tuple(map(Entry, parts)))(gram(rows))
+    solution = LeastNorm(True, floor, groups=tuple(map(RewardGroup, parts)))(gram(rows))
     own = rows / rows.norm(dim=1, keepdim=True)
     length = torch.stack([own[list(part)].mean(0).norm() for part in parts])
     share = length * torch.stack([solution.alpha[list(part)].sum() for part in parts])
@@ -111,7 +111,7 @@ def test_groups_of_one_and_equal_priorities_change_nothing(unit: bool, floor: fl
         matrix = gram(gradients(seed, 7))
         plain = LeastNorm(unit, floor)(matrix)
         for priority in (1.0, 0.5, 8.0):
-            alike = LeastNorm(unit, floor, entries=tuple(Entry((k,), priority) for k in range(7)))(matrix)
+            alike = LeastNorm(unit, floor, groups=tuple(RewardGroup((k,), priority) for k in range(7)))(matrix)
             assert torch.equal(alike.alpha, plain.alpha)
             assert torch.equal(alike.weights, plain.weights)
 
@@ -120,7 +120,7 @@ def test_orthogonal_gradients_share_by_priority() -> None:
     """z_k grows as pi_k squared and the share as z_k / pi_k; each goes up at its priority's rate."""
     rows = torch.diag(torch.tensor([3.0, 1e-3, 50.0], dtype=torch.float64))
     matrix = gram(rows)
-    solution = LeastNorm(entries=(Entry((0,), 1.0), Entry((1,), 2.0), Entry((2,), 5.0)))(matrix)
+    solution = LeastNorm(groups=(RewardGroup((0,), 1.0), RewardGroup((1,), 2.0), RewardGroup((2,), 5.0)))(matrix)
     torch.testing.assert_close(solution.alpha, torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64) / 8.0)
     torch.testing.assert_close(
         cosines(matrix, solution.weights), torch.tensor([1.0, 2.0, 5.0]).double() / 30**0.5
@@ -134,9 +134,9 @@ def test_published_reward_weights_act_the_other_way_round(weight: float) -> None
     rows = torch.nn.functional.normalize(torch.randn(3, 300, generator=draw, dtype=torch.float64))
     longer = rows * torch.tensor([weight, 1.0, 1.0], dtype=torch.float64)[:, None]
     published = LeastNorm(unit=False)(gram(longer)).weights @ longer
-    ours = LeastNorm(entries=(Entry((0,), 1 / weight), Entry((1,)), Entry((2,))))(gram(rows)).weights @ rows
+    ours = LeastNorm(groups=(RewardGroup((0,), 1 / weight), RewardGroup((1,)), RewardGroup((2,))))(gram(rows)).weights @ rows
     torch.testing.assert_close(published / published.norm(), ours / ours.norm(), rtol=0, atol=1e-7)
-    meant = LeastNorm(entries=(Entry((0,), weight), Entry((1,)), Entry((2,))))(gram(rows)).weights @ rows
+    meant = LeastNorm(groups=(RewardGroup((0,), weight), RewardGroup((1,)), RewardGroup((2,))))(gram(rows)).weights @ rows
     rates = rows @ published, rows @ meant
     torch.testing.assert_close(rates[0][0] / rates[0][1], torch.tensor(1 / weight).double())
     torch.testing.assert_close(rates[1][0] / rates[1][1], torch.tensor(weight).double())
@@ -146,7 +146,7 @@ def test_twins_in_a_group_count_once() -> None:
     rows = gradients(3, 4)
     doubled = torch.cat([rows, 7.0 * rows[:1]])
     plain = LeastNorm()(gram(rows))
-    apart = LeastNorm(entries=(Entry((0, 4)), Entry((1,)), Entry((2,)), Entry((3,))))(gram(doubled))
+    apart = LeastNorm(groups=(RewardGroup((0, 4)), RewardGroup((1,)), RewardGroup((2,)), RewardGroup((3,))))(gram(doubled))
     torch.testing.assert_close(apart.alpha[[0, 4]], plain.alpha[[0, 0]] / 2.0)
     torch.testing.assert_close(apart.alpha[1:4], plain.alpha[1:])
 
@@ -156,13 +156,13 @@ def test_only_active_members_speak_for_their_group(unit: bool) -> None:
     rows = gradients(4, 5)
     spoilt = rows.clone()
     spoilt[1] = torch.nan
-    entries = (Entry((0, 1, 2), 2.0), Entry((3,)), Entry((4,)))
-    solution = LeastNorm(unit, entries=entries)(gram(spoilt))
-    others = LeastNorm(unit, entries=(Entry((0, 1), 2.0), Entry((2,)), Entry((3,))))(gram(rows[[0, 2, 3, 4]]))
+    groups = (RewardGroup((0, 1, 2), 2.0), RewardGroup((3,)), RewardGroup((4,)))
+    solution = LeastNorm(unit, groups=groups)(gram(spoilt))
+    others = LeastNorm(unit, groups=(RewardGroup((0, 1), 2.0), RewardGroup((2,)), RewardGroup((3,))))(gram(rows[[0, 2, 3, 4]]))
     assert solution.active.tolist() == [True, False, True, True, True]
     torch.testing.assert_close(solution.weights[[0, 2, 3, 4]], others.weights)
     spoilt[[0, 2]] = 0.0
-    left = LeastNorm(unit, floor=0.2, entries=entries)(gram(spoilt))
+    left = LeastNorm(unit, floor=0.2, groups=groups)(gram(spoilt))
     assert left.active.tolist() == [False, False, False, True, True]
     torch.testing.assert_close(left.weights[3:], LeastNorm(unit, floor=0.2)(gram(rows[3:])).weights)
 
@@ -171,10 +171,10 @@ def test_only_active_members_speak_for_their_group(unit: bool) -> None:
 def test_a_group_whose_mean_vanishes_leaves(unit: bool) -> None:
     rows = gradients(5, 4)
     rows[1] = -rows[0]
-    solution = LeastNorm(unit, entries=(Entry((0, 1)), Entry((2,)), Entry((3,))))(gram(rows))
+    solution = LeastNorm(unit, groups=(RewardGroup((0, 1)), RewardGroup((2,)), RewardGroup((3,))))(gram(rows))
     assert solution.active.tolist() == [False, False, True, True]
     torch.testing.assert_close(solution.weights[2:], LeastNorm(unit)(gram(rows[2:])).weights)
-    none = LeastNorm(unit, entries=(Entry((0, 1)),))(gram(rows[:2]))
+    none = LeastNorm(unit, groups=(RewardGroup((0, 1)),))(gram(rows[:2]))
     assert not none.active.any()
     assert none.weights.tolist() == [0.0, 0.0]
     assert none.solver == "none"
@@ -187,7 +187,7 @@ def test_members_that_nearly_cancel_do_no_harm(seed: int, close: int, unit: bool
     rows = gradients(seed, 6, size)
     rows[1] = -rows[0] + 10.0**-close * rows[0].norm() * rows[1] / rows[1].norm()
     parts = [(0, 1), (2,), (3, 4), (5,)]
-    solution = LeastNorm(unit, entries=tuple(map(Entry, parts, priorities(seed, 4))))(gram(rows))
+    solution = LeastNorm(unit, groups=tuple(map(RewardGroup, parts, priorities(seed, 4))))(gram(rows))
     assert solution.gap <= 1e-13
     along = voices(rows, parts[1:], unit) @ direction(solution, rows)
     scale = voices(rows, parts[1:], unit).norm(dim=1) * (solution.weights @ rows.norm(dim=1))
@@ -196,7 +196,7 @@ def test_members_that_nearly_cancel_do_no_harm(seed: int, close: int, unit: bool
 
 def test_the_cache_repeats_a_refresh_with_groups() -> None:
     rows = gradients(6, 5)
-    solution = LeastNorm(entries=(Entry((0, 1), 3.0), Entry((2, 3)), Entry((4,))))(gram(rows))
+    solution = LeastNorm(groups=(RewardGroup((0, 1), 3.0), RewardGroup((2, 3)), RewardGroup((4,))))(gram(rows))
     weights = DirectionCache().update(solution, rows.norm(dim=1), 0.7).direction_weights()
     assert weights is not None
     torch.testing.assert_close(weights, solution.weights)
@@ -215,8 +215,8 @@ def test_norm_priority_leaves_orthogonal_gradients_a_plain_sum() -> None:
 def test_norm_priority_is_a_priority(seed: int, power: float, unit: bool) -> None:
     rows = gradients(seed, 5)
     norms = rows.norm(dim=1)
-    given_ones = tuple(Entry((k,), float(norm**power)) for k, norm in enumerate(norms))
-    one = LeastNorm(unit, entries=given_ones)(gram(rows))
+    given_ones = tuple(RewardGroup((k,), float(norm**power)) for k, norm in enumerate(norms))
+    one = LeastNorm(unit, groups=given_ones)(gram(rows))
     other = LeastNorm(unit, norm_priority=power)(gram(rows))
     torch.testing.assert_close(one.alpha, other.alpha, rtol=1e-6, atol=1e-9)
     assert cosines(gram(rows), other.weights).min() > -1e-6
