@@ -1,4 +1,4 @@
-"""What the balance of a run did, in numbers: a pure function of its metrics."""
+"""Summarise in numbers what the balance of a run did: a pure function of its metrics."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from typing import Any
 
 from marble_cli.metrics.history import History, Row, series
 
-SETTLED = 8  # refreshes below which drift and scatter of the shares cannot be told apart
-SAME = 1e-6  # between two shares; the programmes are solved far better than that
+SETTLED = 8  # fewer refreshes cannot separate drift from scatter of the shares
+SAME = 1e-6  # difference of equal shares; the QP is solved far better than that
 
 
 @dataclass(frozen=True)
 class Cosines:
     """Cosines over `count` steps; `negative` is the share of those below zero.
 
-    `error` is the standard error of the mean, taking the steps as independent; None of a single one.
+    `error` is the standard error of the mean, taking the steps as independent; None for a single step.
     """
 
     count: int
@@ -29,15 +29,16 @@ class Cosines:
 
 @dataclass(frozen=True)
 class RewardSummary:
-    """One reward over the run; None where the run recorded no such figure.
+    """Summary of one reward over the run; a figure is None if the run did not record it.
 
     Attributes:
-        alpha: mean share over the steps; `alpha_cached` the last one after smoothing.
-        alpha_lowest: the lowest share that a refresh solved for; `at_lowest` is how often one did, as a share of the
-            refreshes.
+        alpha: mean share over the steps.
+        alpha_cached: the last share after smoothing.
+        alpha_lowest: the lowest share that a refresh solved for.
+        at_lowest: share of the refreshes that solved for it.
         weight: median factor of the raw gradient.
         grad_norm: median norm of the raw gradient.
-        cosine: of the applied direction with the gradient, where measured.
+        cosine: of the applied direction with the gradient, if measured.
         effective_samples: median of (sum |A|)^2 / sum A^2 over a step's advantages; at most `applicable`, the
             median number of images that the reward applies to.
         start, end: means on held-out prompts at the first and last evaluation; `end` needs two.
@@ -68,18 +69,20 @@ class Pair:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the balance did; None where the run recorded no such figure.
+    """Summary of what the balance did; a figure is None if the run did not record it.
 
     Attributes:
-        steps: optimizer steps; `refreshes` of them took the gradients apart or solved the balance anew.
-        fallbacks: how many solvers were refused over the run.
-        largest_gap: of any solution; `solve_seconds` is the median of a solution's time.
+        steps: optimizer steps.
+        refreshes: steps that took every reward's gradient or solved the balance.
+        fallbacks: number of solvers that were refused over the run.
+        largest_gap: of all solutions.
+        solve_seconds: median time of a solution.
         pairs: of rewards, in their order; empty without pairwise cosines.
         conflict_share: share of the pairs of active rewards with a negative cosine, mean over the refreshes.
-        pushed_down: the lowest cosine of each measured step, so that `negative` is the share of steps in which
-            some reward was pushed down.
-        cached_pushed_down: the same of the direction that the cached weights would have given at a refresh, which is
-            how the steps between refreshes fare.
+        pushed_down: the lowest cosine of each measured step, so that `negative` is the share of steps in
+            which some reward was pushed down.
+        cached_pushed_down: the same of the direction that the cached weights would have given at a refresh,
+            as an estimate for the steps between refreshes.
         staleness: cosine of the direction that the cached weights would have given with the fresh one.
         scatter: see `scatter`.
     """
@@ -98,7 +101,7 @@ class Explanation:
     scatter: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values by reward name, for JSON; what is missing is null."""
+        """Return plain values by reward name, for JSON; a missing figure is null."""
         tree = asdict(self)
         tree["rewards"] = {reward.pop("name"): reward for reward in tree["rewards"]}
         return tree
@@ -126,7 +129,7 @@ def explain(history: History) -> Explanation:
 
 
 def cosines(values: Sequence[float]) -> Cosines | None:
-    """Summarise cosines; None of an empty list."""
+    """Summarise cosines; None for an empty list."""
     if not values:
         return None
     count = len(values)
@@ -135,14 +138,14 @@ def cosines(values: Sequence[float]) -> Cosines | None:
 
 
 def lowest_cosines(history: History, figure: str = "balance/cosine") -> list[tuple[int, float]]:
-    """(step, lowest cosine of the applied direction with any reward's gradient) of every step that measured it."""
+    """Return (step, lowest cosine of the applied direction with any gradient) where it was measured."""
     keys = [f"{figure}/{name}" for name in history.rewards]
     measured = [(row["step"], [row[key] for key in keys if key in row]) for row in history.train]
     return [(step, min(values)) for step, values in measured if values]
 
 
 def pairwise_key(rows: Sequence[Row], first: str, second: str) -> str:
-    """The figure that holds the cosine between two rewards' gradients, whichever of them it names first."""
+    """Return the key of the cosine between two rewards' gradients, which names either of them first."""
     key, turned = (f"balance/pairwise_cosine/{a}/{b}" for a, b in ((first, second), (second, first)))
     return turned if any(turned in row for row in rows) else key
 
@@ -150,8 +153,8 @@ def pairwise_key(rows: Sequence[Row], first: str, second: str) -> str:
 def scatter(shares: Sequence[Sequence[float]]) -> float | None:
     """Mean squared change between successive shares over twice their variance, all rewards together.
 
-    Near 1 where the shares scatter about a constant, near 0 where they drift; None where they hardly vary or
-    are too few to tell. Source: von Neumann 1941, the mean square successive difference.
+    The ratio is near 1 if the shares scatter about a constant and near 0 if they drift. It is None if they
+    hardly vary or are too few. Source: von Neumann 1941, the mean square successive difference.
 
     Args:
         shares: [K] lists of a reward's unsmoothed shares, in the order of the refreshes.
@@ -187,9 +190,9 @@ def _reward(history: History, name: str) -> RewardSummary:
 def _pairs(history: History) -> tuple[Pair, ...]:
     pairs = []
     for first, second in combinations(history.rewards, 2):
-        found = cosines(_values(history.train, pairwise_key(history.train, first, second)))
-        if found is not None:
-            pairs.append(Pair(first, second, found))
+        cosine = cosines(_values(history.train, pairwise_key(history.train, first, second)))
+        if cosine is not None:
+            pairs.append(Pair(first, second, cosine))
     return tuple(pairs)
 
 

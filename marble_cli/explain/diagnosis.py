@@ -1,4 +1,4 @@
-"""What a run's numbers say of its balance, in sentences; each says only what the numbers bear out."""
+"""Say in sentences what a run's numbers show of its balance, and no more than they show."""
 
 from collections.abc import Sequence
 
@@ -6,28 +6,28 @@ from scipy.stats import t
 
 from marble_cli.explain.analysis import Cosines, Explanation, Pair
 
-CHANCE = 0.05  # of calling any two rewards opposed that are not
+CHANCE = 0.05  # of reporting a conflict between any two rewards without one
 STALE = 0.9  # cosine of the cached with the fresh direction
 MOSTLY = 0.5  # share of the refreshes
-ENOUGH = 5  # refreshes that make a habit
+ENOUGH = 5  # refreshes before shares are reported
 FEW = 10.0  # effective samples of a reward in a step
 LONG = 3.0  # times the next longest gradient
 
 
 def diagnose(found: Explanation) -> tuple[str, ...]:
-    """The sentences that apply, the most important first."""
-    said = (
-        pushed_down(found), conflicts(found), stale_cache(found), least_shares(found), thin_signal(found),
-        long_gradient(found), fallen(found),
-    )  # fmt: skip
-    return tuple(sentence for sentence in said if sentence)
+    """Return the sentences that apply, the most important first."""
+    checks = (pushed_down, conflicts, stale_cache, least_shares, thin_signal, long_gradient, fallen)
+    return tuple(sentence for check in checks if (sentence := check(found)))
 
 
 def pushed_down(found: Explanation) -> str:
-    """Whether steps went against some reward's gradient, as far as that was measured."""
+    """Say how many of the measured steps went against some reward's gradient."""
     measured = found.pushed_down
     if measured is None:
-        return "Whether a step pushed some reward down is not known: no step measured the cosines of its direction."
+        return (
+            "Whether a step pushed some reward down is not known: "
+            "no step measured the cosines of its direction."
+        )
     unmeasured = found.steps - measured.count
     unknown = f"; {count(unmeasured, 'step')} did not measure it" if unmeasured else ""
     within = f"{count(measured.count, 'step')} that measured it"
@@ -43,7 +43,7 @@ def pushed_down(found: Explanation) -> str:
 
 
 def conflicts(found: Explanation) -> str | None:
-    """The pairs whose gradients are opposed beyond chance, at most three, or the most opposed one."""
+    """Name the pairs whose gradients conflict beyond chance, at most three, or the closest pair."""
     if not found.pairs:
         return None
     by_mean = sorted(found.pairs, key=lambda pair: pair.cosine.mean)
@@ -54,49 +54,52 @@ def conflicts(found: Explanation) -> str | None:
             f"No two rewards are opposed beyond chance; the lowest mean cosine is that of {_names(least)}, "
             f"{_mean(least.cosine)} over {count(least.cosine.count, 'refresh')}."
         )
-    most, others = opposed[0], [
+    most = opposed[0]
+    others = [
         f"{_names(pair)} ({percent(pair.cosine.negative)}, mean {_mean(pair.cosine)})" for pair in opposed[1:]
-    ]  # fmt: skip
+    ]
     return (
-        f"{_names(most)} conflict: the cosine of their gradients is below 0 in {percent(most.cosine.negative)} of "
-        f"{count(most.cosine.count, 'refresh')} (mean {_mean(most.cosine)})"
+        f"{_names(most)} conflict: the cosine of their gradients is below 0 in "
+        f"{percent(most.cosine.negative)} of {count(most.cosine.count, 'refresh')} "
+        f"(mean {_mean(most.cosine)})"
         f"{'; so do ' + '; '.join(others[:2]) if others else ''}"
         f"{f'; and {len(others) - 2} more' if len(others) > 2 else ''}."
     )
 
 
 def _opposed(cosine: Cosines, pairs: int) -> bool:
-    """Whether a mean cosine lies below zero by Student's t test, made stricter for the `pairs` that are tried."""
+    """Test whether a mean cosine is negative: Student's t, with Bonferroni's correction for `pairs` tests."""
     if not cosine.error:
         return cosine.error is not None and cosine.mean < 0
     return bool(pairs * t.cdf(cosine.mean / cosine.error, cosine.count - 1) < CHANCE)
 
 
 def stale_cache(found: Explanation) -> str | None:
-    """Whether the cached weights had lost the fresh direction, and whether following it faster would help."""
+    """Say if the cached weights lost the fresh direction, and if following it faster would help."""
     measured = found.staleness
     if measured is None or measured.mean >= STALE or found.refreshes == found.steps:
-        return None  # where every step is a refresh, none works with the cache
+        return None  # with a refresh at every step, the cache is never used
     text = (
-        f"The cache goes stale: mean cosine {measured.mean:.2f} between the cached and the fresh direction over "
-        f"{count(measured.count, 'refresh')}; a smaller balance.refresh_every or balance.ema would follow faster"
+        f"The cache goes stale: mean cosine {measured.mean:.2f} between the cached and the fresh direction "
+        f"over {count(measured.count, 'refresh')}; a smaller balance.refresh_every or balance.ema would "
+        "follow faster"
     )
     if found.scatter is None:
         return f"{text}."
     # Of n independent values the ratio has mean 1 and a standard deviation of about 1 / sqrt(n).
     if found.scatter > 1 - 2 / measured.count**0.5:
         return (
-            f"{text}, but the fresh shares show no drift beyond their scatter, so that it may follow noise; more images a step "
-            "(rollout.groups) would steady them."
+            f"{text}, but the fresh shares show no drift beyond their scatter, so that it may follow noise; "
+            "more images per step (rollout.groups) would steady them."
         )
     return f"{text}, and the fresh shares do drift."
 
 
 def least_shares(found: Explanation) -> str | None:
-    """Rewards that the programme gave one and the same least share most of the time."""
+    """Name the rewards that the QP gave one and the same lowest share most of the time."""
     if found.largest_gap is None or found.refreshes < ENOUGH:
         return None
-    equal = 1 / len(found.rewards)  # what two rewards always get, and one alone
+    equal = 1 / len(found.rewards)  # one or two rewards always get equal shares
     known = [
         f"{r.name} ({r.alpha_lowest:.2f}) in {percent(r.at_lowest)}"
         for r in found.rewards
@@ -109,7 +112,7 @@ def least_shares(found: Explanation) -> str | None:
 
 
 def thin_signal(found: Explanation) -> str | None:
-    """The reward with the fewest effective samples, if they are few."""
+    """Name the reward with the fewest effective samples, if they are few."""
     known = [(r.effective_samples, r) for r in found.rewards if r.effective_samples is not None]
     if not known:
         return None
@@ -117,11 +120,11 @@ def thin_signal(found: Explanation) -> str | None:
     if samples >= FEW:
         return None
     among = "" if reward.applicable is None else f" of {reward.applicable:.0f} images that it applies to"
-    return f"{reward.name} rests on few images: a median of {samples:.1f} effective samples a step{among}."
+    return f"{reward.name} rests on few images: a median of {samples:.1f} effective samples per step{among}."
 
 
 def long_gradient(found: Explanation) -> str | None:
-    """The reward whose gradient is by far the longest, if there is one."""
+    """Name the reward whose gradient is by far the longest, if there is one."""
     known = sorted(
         ((r.grad_norm, r.name) for r in found.rewards if r.grad_norm is not None and r.grad_norm > 0),
         reverse=True,
@@ -130,19 +133,19 @@ def long_gradient(found: Explanation) -> str | None:
         return None
     (longest, name), (following, other) = known[:2]
     return (
-        f"{name} has by far the longest gradient: median norm {longest:.3g}, {longest / following:.1f} times that of "
-        f"{other}, the next."
+        f"{name} has by far the longest gradient: median norm {longest:.3g}, {longest / following:.1f} times "
+        f"that of {other}, the next."
     )
 
 
 def fallen(found: Explanation) -> str | None:
-    """Rewards whose held-out mean is lower at the end than at the start."""
+    """Name the rewards whose held-out mean is lower at the end than at the start."""
     names = [r.name for r in found.rewards if r.start is not None and r.end is not None and r.end < r.start]
     if not names:
         return None
     return (
-        f"On held-out prompts {listed(names)} ended below the start; marble eval RUN --against base tells whether that "
-        "is more than chance."
+        f"On held-out prompts {listed(names)} ended below the start; marble eval RUN --against base tells "
+        "whether that is more than chance."
     )
 
 
@@ -155,14 +158,15 @@ def _mean(cosine: Cosines) -> str:
 
 
 def percent(share: float) -> str:
+    """Format a share: `25 %`."""
     return f"{share:.0%}".replace("%", " %")
 
 
 def count(number: int, noun: str) -> str:
-    """`1 step`, `2 steps`, `2 refreshes`."""
+    """Format a count: `1 step`, `2 steps`, `2 refreshes`."""
     return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("sh") else "s")
 
 
 def listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join names: `a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -1,4 +1,4 @@
-"""Pictures of what a run's balance did: conflicts, shares, cosines and Pareto moves."""
+"""Draw what a run's balance did: conflicts, shares, cosines and Pareto moves."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -21,17 +21,19 @@ MOVES = {2: (COLORS[0], "both improve"), 1: ("#A0A0A0", "one improves"), 0: (COL
 
 
 class MissingError(Exception):
-    """A picture lacks its figures; the message says which."""
+    """The run did not record the figures of a picture; the message says which."""
 
 
 def draw(history: History, found: Explanation, folder: Path) -> tuple[list[Path], list[str]]:
-    """Draw what the run recorded enough for.
+    """Draw every picture whose figures the run recorded.
 
     Args:
-        folder: where the PNG files go; made if need be.
+        history: the run's metrics.
+        found: their summary.
+        folder: of the PNG files; made if it does not exist.
 
     Returns:
-        The files, and what was not drawn with the reason.
+        The files, and the pictures that were not drawn, each with its reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn, left_out = [], []
@@ -46,10 +48,9 @@ def draw(history: History, found: Explanation, folder: Path) -> tuple[list[Path]
         try:
             with styled(history.rewards):
                 picture().savefig(path, dpi=RESOLUTION, bbox_inches="tight")
-        except (
-            Exception
-        ) as reason:  # MissingError, or whatever matplotlib may raise: the tables stand without it
-            path.unlink(missing_ok=True)  # of an earlier call: it would pass for this one's
+        # MissingError, or any error of matplotlib: the tables do not need the picture.
+        except Exception as reason:
+            path.unlink(missing_ok=True)  # an earlier call's file would be taken for this one's
             why = str(reason) if isinstance(reason, MissingError) else f"{type(reason).__name__}: {reason}"
             left_out.append(f"{path.name}, {why}")
         else:
@@ -58,7 +59,7 @@ def draw(history: History, found: Explanation, folder: Path) -> tuple[list[Path]
 
 
 def conflict(found: Explanation) -> Any:
-    """Heat map of the mean cosines between the rewards' gradients, with the share of refreshes below 0."""
+    """Draw the mean cosines between the rewards' gradients, with the share of refreshes below 0."""
     if not found.pairs:
         raise MissingError("no pairwise cosines of gradients are recorded")
     names = [reward.name for reward in found.rewards]
@@ -73,8 +74,8 @@ def conflict(found: Explanation) -> Any:
         panel.text(column, row - 0.08, f"{mean:+.2f}", color=color, ha="center", va="center")
         below = f"{pair.cosine.negative:.0%} < 0".replace("%", " %")
         panel.text(column, row + 0.18, below, color=color, ha="center", va="center", fontsize=6.5)
-    image = panel.imshow(means[1:, :-1], cmap="RdBu", vmin=-limit, vmax=limit,
-                         extent=(-0.5, len(names) - 1.5, len(names) - 0.5, 0.5))  # fmt: skip
+    extent = (-0.5, len(names) - 1.5, len(names) - 0.5, 0.5)
+    image = panel.imshow(means[1:, :-1], cmap="RdBu", vmin=-limit, vmax=limit, extent=extent)
     panel.set_xticks(range(len(names) - 1), [_label(name) for name in names[:-1]], rotation=30, ha="right")
     panel.set_yticks(range(1, len(names)), [_label(name) for name in names[1:]])
     panel.tick_params(length=0)
@@ -87,12 +88,12 @@ def conflict(found: Explanation) -> Any:
 
 
 def _label(name: str) -> str:
-    """A reward's name in lines that leave its neighbours room."""
+    """Break a reward's name into lines that fit between its neighbours'."""
     return caption(name, 18, 3)
 
 
 def shares(history: History) -> Any:
-    """Each reward's share over the steps: dots solved at the refreshes, the smoothed cache as a line."""
+    """Draw each reward's share over the steps: dots for refreshes, a line for the smoothed cache."""
     known = [
         name for name in history.rewards if history.fresh_shares(name)[0] or history.cached_shares(name)[0]
     ]
@@ -112,7 +113,7 @@ def shares(history: History) -> Any:
 
 
 def cosines(history: History) -> Any:
-    """Cosine of the applied direction with each reward's gradient; what lies below zero pushed the reward down."""
+    """Draw the cosine of the applied direction with each gradient; below zero it pushed the reward down."""
     known = [name for name in history.rewards if series(history.train, f"balance/cosine/{name}")[0]]
     if not known:
         raise MissingError("no cosines with the applied direction are recorded")
@@ -130,7 +131,7 @@ def cosines(history: History) -> Any:
 def _by_reward(
     history: History, names: Sequence[str], draw_panel: Callable[[Any, str, str], None], label: str
 ) -> Any:
-    """One panel a reward, all on the same axes."""
+    """Draw one panel per reward, all with the same axes."""
     figure, panels = _grid(len(names), sharex=True, sharey=True)
     for name, panel in zip(names, panels, strict=True):
         color = COLORS[history.rewards.index(name) % len(COLORS)]
@@ -142,17 +143,16 @@ def _by_reward(
     handles, labels = panels[0].get_legend_handles_labels()
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     for handle in legend.legend_handles:
-        handle.set_color("black")  # it stands for every panel
+        handle.set_color("black")  # the legend is of every panel
     return figure
 
 
 def _grid(count: int, **shared: Any) -> tuple[Any, list[Any]]:
-    """A figure of a page's width with `count` panels, those left over being blank."""
+    """Make a figure of a page's width with `count` panels; the rest of its grid stays blank."""
     columns = min(count, 3 if count <= 6 else 4)
     rows = -(-count // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(max(3.6, 7.2 * columns / max(3, columns)), 2.0 * rows + 0.4), squeeze=False, layout="constrained", **shared
-    )  # fmt: skip
+    size = (max(3.6, 7.2 * columns / max(3, columns)), 2.0 * rows + 0.4)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **shared)
     panels = list(axes.flat)
     for panel in panels[count:]:
         panel.axis("off")
@@ -160,7 +160,7 @@ def _grid(count: int, **shared: Any) -> tuple[Any, list[Any]]:
 
 
 def pareto(history: History, found: Explanation) -> Any:
-    """Held-out means of every two rewards against each other, an arrow from each evaluation to the next."""
+    """Draw the held-out means of every two rewards, an arrow from each evaluation to the next."""
     if len(history.rewards) < 2:
         raise MissingError("a single reward has none to be drawn against")
     pairs, title = _chosen(history.rewards, found.pairs)
@@ -183,7 +183,7 @@ def pareto(history: History, found: Explanation) -> Any:
 
 
 def _chosen(rewards: Sequence[str], pairs: Sequence[Pair]) -> tuple[list[tuple[str, str]], str | None]:
-    """Pairs of rewards to draw, in the run's order, and what to say if they are not all."""
+    """Choose the pairs of rewards to draw, in the run's order, and a title if they are not all."""
     order = list(combinations(rewards, 2))
     if len(order) <= PANELS:
         return order, None
@@ -194,7 +194,7 @@ def _chosen(rewards: Sequence[str], pairs: Sequence[Pair]) -> tuple[list[tuple[s
 
 
 def _path(history: History, first: str, second: str) -> np.ndarray:
-    """[E, 2] held-out means of two rewards at the evaluations that have both."""
+    """Return [E, 2], the held-out means of two rewards at the evaluations that have both."""
     one, other = (
         dict(zip(*series(history.held_out, f"reward/{name}/mean"), strict=True)) for name in (first, second)
     )
@@ -202,15 +202,12 @@ def _path(history: History, first: str, second: str) -> np.ndarray:
 
 
 def _trajectory(panel: Any, points: np.ndarray) -> None:
-    """Arrows through `points` [E, 2], coloured by how many of the two coordinates rose."""
+    """Draw arrows through `points` [E, 2], coloured by how many of the two coordinates rose."""
     improved = (np.diff(points, axis=0) > 0).sum(axis=1)
-    panel.scatter(*points.T, s=4, color="#A0A0A0", zorder=1)  # these set the limits of the axes
+    panel.scatter(*points.T, s=4, color="#A0A0A0", zorder=1)  # arrows do not set the axes' limits
     for start, end, number in zip(points, points[1:], improved, strict=False):
-        panel.annotate(
-            "", end, start,
-            arrowprops={"arrowstyle": "-|>", "color": MOVES[number][0], "lw": 1.2, "shrinkA": 0, "shrinkB": 0,
-                        "mutation_scale": 7},
-        )  # fmt: skip
+        arrow = {"arrowstyle": "-|>", "color": MOVES[number][0], "lw": 1.2, "mutation_scale": 7}
+        panel.annotate("", end, start, arrowprops={**arrow, "shrinkA": 0, "shrinkB": 0})
     panel.plot(*points[0], "o", color="black", mfc="white", ms=5, zorder=3)
     panel.plot(*points[-1], "o", color="black", ms=5, zorder=3)
     counts = [f"{label.split()[0]} {(improved == number).sum()}" for number, (_, label) in MOVES.items()]

@@ -1,4 +1,4 @@
-"""A run's balance for a reader of the terminal: tables that fit 80 columns and need no colour."""
+"""Show a run's balance in the terminal, in tables that fit 80 columns and need no colour."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,18 +10,18 @@ from marble_cli.config.schema import BalanceConfig, BalanceMode
 from marble_cli.explain.analysis import Cosines, Explanation
 from marble_cli.explain.diagnosis import count, listed, percent
 
-MATRIX = 8  # rewards whose matrix fits 80 columns
+MATRIX = 8  # the most rewards whose matrix fits 80 columns
 
 
 def page(
     found: Explanation, label: str, balance: BalanceConfig | None, said: Sequence[str]
 ) -> Iterator[RenderableType]:
-    """Everything to print, part by part.
+    """Yield all parts of the page.
 
     Args:
         found: the numbers.
         label: the run's name.
-        balance: its settings, None if its config.yaml tells nothing.
+        balance: its settings; None if its config.yaml has none.
         said: the diagnosis.
     """
     yield header(found, label, balance)
@@ -47,7 +47,7 @@ def page(
 
 
 def header(found: Explanation, label: str, balance: BalanceConfig | None) -> Table:
-    """What was run, and how the programme was solved."""
+    """Tabulate what was run, and how the QP was solved."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("run", Text(label, style="bold"))
     table.add_row("balance", "unknown" if balance is None else _settings(balance))
@@ -66,21 +66,19 @@ def _settings(balance: BalanceConfig) -> str:
     if balance.mode is BalanceMode.amortized:
         text += f", refresh_every {balance.refresh_every}, ema {balance.ema:g}"
     if balance.refresh_fraction < 1.0:
-        text += f", cosines of the {balance.refresh_fraction:g} of a step that the programme saw"
+        text += f", cosines of the {balance.refresh_fraction:g} of a step that the balance saw"
     return text
 
 
 def directions(found: Explanation) -> Table:
-    """Shares, weights and gradients by reward, and how the applied direction stood to each."""
+    """Tabulate shares, weights and gradients per reward, and the cosines of the applied direction."""
     table = _table(
         "Balance", "reward", "alpha", "cached", "weight", "|g|", "cosine", "lowest", "below 0", "steps"
     )
     for r in found.rewards:
         cosine = ("-", "-", "-", "-") if r.cosine is None else (*_cosine(r.cosine), str(r.cosine.count))
-        table.add_row(
-            r.name, _number(r.alpha, ".2f"), _number(r.alpha_cached, ".2f"), _number(r.weight, "#.2g"),
-            _number(r.grad_norm, "#.2g"), *cosine,
-        )  # fmt: skip
+        shares = (_number(r.alpha, ".2f"), _number(r.alpha_cached, ".2f"))
+        table.add_row(r.name, *shares, _number(r.weight, "#.2g"), _number(r.grad_norm, "#.2g"), *cosine)
     return table
 
 
@@ -90,19 +88,18 @@ def _cosine(cosine: Cosines) -> tuple[Text, Text, Text]:
 
 
 def signals(found: Explanation) -> Table:
-    """How many images speak for each reward, and where its held-out mean went."""
+    """Tabulate on how many images each reward rests, and how its held-out mean changed."""
     table = _table("Signal and outcome", "reward", "effective", "applicable", "start", "end", "change")
     for r in found.rewards:
         change = None if r.start is None or r.end is None else r.end - r.start
-        table.add_row(
-            r.name, _number(r.effective_samples, ".1f"), _number(r.applicable, ".0f"), _number(r.start, "#.4g"),
-            _number(r.end, "#.4g"), _signed(change, "+#.3g"),
-        )  # fmt: skip
+        images = (_number(r.effective_samples, ".1f"), _number(r.applicable, ".0f"))
+        held_out = (_number(r.start, "#.4g"), _number(r.end, "#.4g"), _signed(change, "+#.3g"))
+        table.add_row(r.name, *images, *held_out)
     return table
 
 
 def matrix(found: Explanation) -> Table:
-    """Mean pairwise cosines below the diagonal; columns are numbered like the rows."""
+    """Tabulate mean pairwise cosines below the diagonal; columns are numbered like the rows."""
     names = [reward.name for reward in found.rewards]
     means = {(pair.second, pair.first): pair.cosine.mean for pair in found.pairs}
     table = _table("Mean cosine between gradients", "reward", *(str(n) for n in range(1, len(names))))
@@ -114,7 +111,7 @@ def matrix(found: Explanation) -> Table:
 
 
 def most_opposed(found: Explanation) -> Table:
-    """The pairs with the lowest mean cosines, where the matrix would be too wide."""
+    """Tabulate the pairs with the lowest mean cosines, for runs whose matrix would be too wide."""
     table = _table("Most opposed gradients", "rewards", "cosine", "lowest", "below 0")
     for pair in sorted(found.pairs, key=lambda pair: pair.cosine.mean)[:MATRIX]:
         table.add_row(f"{pair.first}, {pair.second}", *_cosine(pair.cosine))
@@ -122,12 +119,13 @@ def most_opposed(found: Explanation) -> Table:
 
 
 def conflict(found: Explanation) -> Table:
-    """The figures of the run as a whole."""
+    """Tabulate the figures of the run as a whole."""
     table = Table(box=None, show_header=False, pad_edge=False)
     if (down := found.pushed_down) is not None:
         table.add_row(
             "some reward pushed down",
-            f"{percent(down.negative)} of {count(down.count, 'measured step')}, lowest cosine {down.lowest:+.2f}",
+            f"{percent(down.negative)} of {count(down.count, 'measured step')}, "
+            f"lowest cosine {down.lowest:+.2f}",
         )
     if (down := found.cached_pushed_down) is not None and found.refreshes < found.steps:
         table.add_row(
@@ -139,14 +137,16 @@ def conflict(found: Explanation) -> Table:
     if (stale := found.staleness) is not None:
         table.add_row(
             "cached with fresh direction",
-            f"cosine {stale.mean:.2f} on average, lowest {stale.lowest:.2f} ({count(stale.count, 'refresh')})",
+            f"cosine {stale.mean:.2f} on average, "
+            f"lowest {stale.lowest:.2f} ({count(stale.count, 'refresh')})",
         )
     return table
 
 
 def missing(found: Explanation) -> list[str]:
-    """What the tables leave blank for every reward."""
+    """List the figures that the tables leave blank for every reward."""
     rewards = found.rewards
+    evaluated = any(r.start is not None for r in rewards)
     parts = {
         "shares (alpha)": all(r.alpha is None for r in rewards),
         "gradient norms": all(r.grad_norm is None for r in rewards),
@@ -155,8 +155,8 @@ def missing(found: Explanation) -> list[str]:
         "staleness": found.staleness is None,
         "effective samples": all(r.effective_samples is None for r in rewards),
         "held-out means": all(r.start is None for r in rewards),
-        "a second held-out evaluation": any(r.start is not None for r in rewards) and all(r.end is None for r in rewards),
-    }  # fmt: skip
+        "a second held-out evaluation": evaluated and all(r.end is None for r in rewards),
+    }
     return [name for name, gone in parts.items() if gone]
 
 

@@ -146,7 +146,7 @@ def test_scatter_is_one_for_white_noise_and_nothing_for_constants() -> None:
 def test_few_samples_a_long_gradient_and_a_fall_are_named() -> None:
     rows = [refresh(1, advantage__objects__effective_samples=3.0, balance__grad_norm__ocr=20.0)]
     said = diagnose(explain(history(evaluation(0, 1, 1, 1), *rows, evaluation(1, 2, 2, 0.5))))
-    assert "objects rests on few images: a median of 3.0 effective samples a step of 24" in " ".join(said)
+    assert "objects rests on few images: a median of 3.0 effective samples per step of 24" in " ".join(said)
     assert "ocr has by far the longest gradient: median norm 20, 10.0 times that of clipscore" in " ".join(
         said
     )
