@@ -78,7 +78,9 @@ def test_options_reach_the_programme() -> None:
     )
     assert build(config("mgda"), REWARDS, (1.0,) * 3) == LeastNorm(False, 0.0, "osqp")
     grouped = config(groups={"general": ["objects", "ocr"]}, priorities={"general": 2.0, "clipscore": 0.5})
-    assert build(grouped, REWARDS, (1.0,) * 3) == LeastNorm(groups=(RewardGroup((0, 2), 2.0), RewardGroup((1,), 0.5)))
+    assert build(grouped, REWARDS, (1.0,) * 3) == LeastNorm(
+        groups=(RewardGroup((0, 2), 2.0), RewardGroup((1,), 0.5))
+    )
     assert build(config(priorities={"objects": 3.0}), REWARDS, (1.0,) * 3) == LeastNorm(
         groups=(RewardGroup((0,)), RewardGroup((1,)), RewardGroup((2,), 3.0))
     )

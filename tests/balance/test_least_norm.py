@@ -1,5 +1,4 @@
-"""MARBLE and MGDA: closed forms, an enumeration of all supports, and the properties every solution must
-have."""
+"""MARBLE and MGDA: closed forms, an enumeration of all supports, and the properties of every solution."""
 
 from itertools import combinations
 
@@ -15,6 +14,15 @@ from marble_cli.balance.marble import LeastNorm
 from marble_cli.balance.simplex import gap
 from marble_cli.balance.solver import MAXIMUM_GAP, least_norm, solvers
 from marble_cli.errors import BalanceError
+from tests.balance.properties import (
+    assert_certified,
+    assert_non_conflicting,
+    assert_permutation_equivariant,
+    assert_same_direction_in_any_order,
+    assert_scale_invariant,
+    direction,
+    unit_direction,
+)
 
 KINDS = ["plain", "scaled", "duplicate", "opposite", "correlated", "near_duplicate", "rank_one"]
 GRADIENTS = st.builds(
@@ -51,19 +59,11 @@ def sample(seed: int, rewards: int, size: int, kind: str) -> Tensor:
     return gradients
 
 
-def direction(solution: Solution, gradients: Tensor) -> Tensor:
-    return solution.weights @ torch.where(solution.active[:, None], gradients.double(), 0.0)
-
-
-def unit_direction(solution: Solution, gradients: Tensor) -> Tensor:
-    """sum_k a_k g_k / |g_k|: what the programme determines uniquely, on a scale of one."""
-    norms = torch.where(solution.active, gradients.double().norm(dim=1), 1.0)
-    return solution.alpha @ (torch.where(solution.active[:, None], gradients.double(), 0.0) / norms[:, None])
-
-
 def enumerate_supports(matrix: np.ndarray, floor: float) -> float:
-    """Least a^T G a over the feasible a: the best feasible stationary point over every set of free
-    coefficients."""
+    """Return the least a^T G a over the feasible a.
+
+    It is that of the best feasible stationary point over every set of free coefficients.
+    """
     size, best = len(matrix), np.inf
     for count in range(1, size + 1):
         for free in combinations(range(size), count):
@@ -79,25 +79,11 @@ def enumerate_supports(matrix: np.ndarray, floor: float) -> float:
     return float(best)
 
 
-def check(solution: Solution, gradients: Tensor, floor: float = 0.0) -> None:
-    """Feasible, certified, and against no reward."""
-    alpha = solution.alpha
-    count = int(solution.active.sum())
-    assert 0.0 <= solution.gap <= MAXIMUM_GAP
-    assert alpha.isfinite().all()
-    assert solution.weights.isfinite().all()
-    assert (alpha[~solution.active] == 0.0).all()
-    assert (solution.weights[~solution.active] == 0.0).all()
-    if not count:
-        return
-    assert abs(alpha.sum().item() - 1.0) < 1e-12
-    assert alpha[solution.active].min() >= floor - 1e-12
+def assert_solves(solution: Solution, gradients: Tensor, floor: float = 0.0) -> None:
+    """Feasible, certified and, without a floor, against no reward."""
+    assert_certified(solution, floor)
     if floor == 0.0:
-        along = cosines(gram(gradients), solution.weights)[solution.active]
-        assert along.min() > -1e-6
-        clean = torch.where(solution.active[:, None], gradients.double(), 0.0)
-        if direction(solution, gradients).norm() > 1e-3 * (solution.weights @ clean.norm(dim=1)):
-            assert along.min() > 0.0
+        assert_non_conflicting(solution, gradients)
 
 
 @given(gradients=GRADIENTS, unit=st.booleans(), floor=st.sampled_from([0.0, 0.05, 1.0 / 12]))
@@ -105,7 +91,7 @@ def check(solution: Solution, gradients: Tensor, floor: float = 0.0) -> None:
 def test_solutions_are_feasible_certified_and_descend_for_all(
     gradients: Tensor, unit: bool, floor: float
 ) -> None:
-    check(LeastNorm(unit, floor)(gram(gradients)), gradients, floor)
+    assert_solves(LeastNorm(unit, floor)(gram(gradients)), gradients, floor)
 
 
 @given(gradients=GRADIENTS, floor=st.sampled_from([0.0, 0.1]))
@@ -123,13 +109,10 @@ def test_the_optimum_is_the_best_of_all_supports(gradients: Tensor, floor: float
 @settings(max_examples=60, deadline=None)
 def test_the_order_of_rewards_does_not_matter(gradients: Tensor, seed: int) -> None:
     order = torch.randperm(len(gradients), generator=torch.Generator().manual_seed(seed))
-    one, other = LeastNorm()(gram(gradients)), LeastNorm()(gram(gradients[order]))
-    torch.testing.assert_close(
-        unit_direction(one, gradients), unit_direction(other, gradients[order]), rtol=0.0, atol=1e-6
-    )
+    assert_same_direction_in_any_order(LeastNorm(), gradients, order)
     singular = torch.linalg.svdvals(gradients / gradients.norm(dim=1, keepdim=True))
     if len(gradients) <= gradients.shape[1] and singular.min() > 1e-2:
-        torch.testing.assert_close(one.alpha[order], other.alpha, rtol=0.0, atol=1e-9)
+        assert_permutation_equivariant(LeastNorm(), gradients, order)
 
 
 @given(gradients=GRADIENTS, seed=st.integers(0, 1000))
@@ -137,10 +120,7 @@ def test_the_order_of_rewards_does_not_matter(gradients: Tensor, seed: int) -> N
 def test_the_scale_of_a_reward_does_not_matter(gradients: Tensor, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scale = 10.0 ** (12 * torch.rand(len(gradients), 1, generator=generator, dtype=torch.float64) - 6)
-    one, other = LeastNorm()(gram(gradients)), LeastNorm()(gram(gradients * scale))
-    torch.testing.assert_close(
-        unit_direction(one, gradients), unit_direction(other, gradients), rtol=0.0, atol=1e-6
-    )
+    assert_scale_invariant(LeastNorm(), gradients, scale)
 
 
 def test_two_gradients_in_closed_form() -> None:
@@ -175,7 +155,7 @@ def test_the_floor_holds_against_the_optimum() -> None:
 
 
 @pytest.mark.parametrize("unit", [True, False])
-def test_a_duplicate_shares_with_its_twin(unit: bool) -> None:
+def test_duplicates_share_equally(unit: bool) -> None:
     gradients = torch.tensor([[1.0, 0.3, 0.0], [1.0, 0.3, 0.0], [-0.2, 1.0, 0.0]], dtype=torch.float64)
     solution = LeastNorm(unit)(gram(gradients))
     assert solution.alpha[0].item() == pytest.approx(solution.alpha[1].item(), abs=1e-7)
@@ -192,41 +172,41 @@ def test_opposite_gradients_leave_no_direction() -> None:
 
 @pytest.mark.parametrize("unit", [True, False])
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf"), -float("inf")])
-def test_a_reward_without_a_usable_gradient_leaves(unit: bool, bad: float) -> None:
+def test_a_reward_without_a_finite_gradient_is_left_out(unit: bool, bad: float) -> None:
     gradients = sample(5, 4, 9, "plain").float()
     spoilt = gradients.clone()
     spoilt[2] = 0.0
     spoilt[2, 3] = bad
     solution = LeastNorm(unit, floor=0.05)(gram(spoilt))
     assert solution.active.tolist() == [True, True, False, True]
-    check(solution, spoilt, 0.05)
+    assert_solves(solution, spoilt, 0.05)
     others = LeastNorm(unit, floor=0.05)(gram(gradients[[0, 1, 3]]))
     torch.testing.assert_close(solution.weights[[0, 1, 3]], others.weights)
 
 
 @pytest.mark.parametrize("unit", [True, False])
-def test_the_last_one_left_is_the_direction(unit: bool) -> None:
+def test_a_single_active_gradient_is_the_direction(unit: bool) -> None:
     gradients = torch.stack([torch.zeros(5), torch.randn(5, generator=torch.Generator().manual_seed(0))])
     solution = LeastNorm(unit)(gram(gradients))
     torch.testing.assert_close(solution.weights, torch.tensor([0.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close(direction(solution, gradients), gradients[1].double())
 
 
-def test_with_none_left_nothing_moves() -> None:
+def test_without_an_active_gradient_weights_are_zero() -> None:
     solution = LeastNorm()(gram(torch.tensor([[0.0, 0.0], [torch.nan, 1.0]])))
     assert not solution.active.any()
     assert (solution.weights == 0.0).all()
     assert solution.solver == "none"
-    check(solution, torch.zeros(2, 2))
+    assert_solves(solution, torch.zeros(2, 2))
 
 
 @pytest.mark.parametrize("rewards", [1, 2, 3, 5, 17, 64, 128])
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_number_of_rewards(rewards: int, kind: str) -> None:
+def test_up_to_128_rewards_are_solved(rewards: int, kind: str) -> None:
     for size in (3, 200):
         gradients = sample(rewards, rewards, size, kind)
-        check(LeastNorm()(gram(gradients)), gradients)
-        check(LeastNorm(unit=False)(gram(gradients)), gradients)
+        assert_solves(LeastNorm()(gram(gradients)), gradients)
+        assert_solves(LeastNorm(unit=False)(gram(gradients)), gradients)
 
 
 @pytest.mark.parametrize("solver", solvers())
@@ -235,7 +215,7 @@ def test_every_solver_finds_the_same_direction(solver: str) -> None:
         gradients = sample(seed, 7, 5, KINDS[seed])
         reference = LeastNorm()(gram(gradients))
         solution = LeastNorm(solver=solver)(gram(gradients))
-        check(solution, gradients)
+        assert_solves(solution, gradients)
         torch.testing.assert_close(
             unit_direction(solution, gradients), unit_direction(reference, gradients), rtol=0.0, atol=1e-6
         )
@@ -250,7 +230,7 @@ def test_a_solver_that_fails_is_counted() -> None:
     assert optimum.gap <= MAXIMUM_GAP
 
 
-def test_what_cannot_be_certified_is_refused() -> None:
+def test_a_matrix_whose_gap_cannot_close_is_refused() -> None:
     """No Gram matrix has a negative eigenvalue; of this one no solution's gap closes."""
     with pytest.raises(BalanceError, match="gap"):
         least_norm(np.array([[1.0, -3.0, 1.5], [-3.0, 1.0, -3.0], [1.5, -3.0, 1.0]]))

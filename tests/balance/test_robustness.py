@@ -1,4 +1,4 @@
-"""Where programmes are hard: points that nearly coincide, lie in few dimensions or surround the origin."""
+"""Hard QPs: points that nearly coincide, lie in few dimensions or surround the origin."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -105,8 +105,8 @@ def test_the_direction_is_continuous(seed: int, size: int, kind: str, moved: int
     """Moving unit gradients by at most h moves the direction by at most h + sqrt(8 h max(|d|, h)).
 
     It is the hull's nearest point to the origin. With c' the image of d in the moved hull, |c' - d| <= h and
-    |(d' + c') / 2| >= |d'|, so the parallelogram law gives |d' - c'|^2 <= 2 |c'|^2 - 2 |d'|^2, where |c'| <= |d| + h
-    and |d'| >= |d| - h. The shares have no such bound: between twins they may jump.
+    |(d' + c') / 2| >= |d'|, so the parallelogram law gives |d' - c'|^2 <= 2 |c'|^2 - 2 |d'|^2, where
+    |c'| <= |d| + h and |d'| >= |d| - h. The shares have no such bound: between twins they may jump.
     """
     rows = points(seed, size, 5, kind)
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)

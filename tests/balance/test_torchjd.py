@@ -1,4 +1,4 @@
-"""Aggregators of torchjd: whatever the gradients' scale, from their own first step, and with a memory that lasts."""
+"""Aggregators of torchjd: independent of the gradients' scale, and with a state that checkpoints keep."""
 
 from typing import Any
 
@@ -14,18 +14,28 @@ aggregation = pytest.importorskip("torchjd.aggregation")
 
 SCALES = [1e-12, 1e-9, 1e-6, 1e-3, 1e3, 1e6, 1e9, 1e12]
 SCALE_FREE = [
-    ("UPGrad", {}, 4), ("DualProj", {}, 4), ("MGDA", {}, 4), ("AlignedMTL", {}, 4), ("IMTLG", {}, 4),
-    ("Krum", {"n_byzantine": 0}, 4), ("CAGrad", {"c": 0.5}, 4), ("PCD", {"eps": 0.0}, 4),
-    ("PCGrad", {}, 2), ("GradVac", {"eps": 0.0}, 2),  # of more rewards they draw an order, whose seed is the matrix
-]  # fmt: skip
+    *((name, {}, 4) for name in ("UPGrad", "DualProj", "MGDA", "AlignedMTL", "IMTLG")),
+    ("Krum", {"n_byzantine": 0}, 4),
+    ("CAGrad", {"c": 0.5}, 4),
+    ("PCD", {"eps": 0.0}, 4),
+    # These draw an order of three or more rewards, seeded by the matrix.
+    ("PCGrad", {}, 2),
+    ("GradVac", {"eps": 0.0}, 2),
+]
 STATEFUL = ["GradVac", "PCD"]
 
 
 def balance(name: str, rewards: int, **options: Any) -> Balance:
     config = schema.BalanceConfig(
-        f"torchjd:{name}", solver="osqp", floor=0.0, norm_priority=0.0, ema=0.7, refresh_every=10, warmup=1,
+        f"torchjd:{name}",
+        solver="osqp",
+        floor=0.0,
+        norm_priority=0.0,
+        ema=0.7,
+        refresh_every=10,
+        warmup=1,
         options=options,
-    )  # fmt: skip
+    )
     built = build(config, [f"r{k}" for k in range(rewards)], [1.0] * rewards)
     assert isinstance(built, Balance)
     return built
@@ -70,7 +80,7 @@ def test_upgrad_of_tiny_gradients_is_in_no_rewards_way() -> None:
 
 @pytest.mark.parametrize(("name", "options"), [("FairGrad", {"alpha": 1.0}), ("PCD", {})])
 @pytest.mark.parametrize("length", [1e-2, 0.75, 75.0])
-def test_what_depends_on_the_scale_sees_the_gradients_as_they_are(
+def test_aggregators_that_depend_on_the_scale_get_the_raw_matrix(
     name: str, options: dict[str, Any], length: float
 ) -> None:
     """From the first step on: no step before it has left a trace."""
@@ -94,7 +104,7 @@ def answers(built: Balance, *, silent: int | None = None, seeds: range) -> Tenso
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-def test_a_state_is_the_memory_of_all_steps_so_far(name: str) -> None:
+def test_a_restored_state_answers_as_the_original(name: str) -> None:
     one, other, fresh = (balance(name, 3) for _ in range(3))
     assert isinstance(one, Stateful)
     assert isinstance(other, Stateful)
@@ -111,8 +121,8 @@ def test_a_state_is_the_memory_of_all_steps_so_far(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-def test_a_reward_that_is_left_out_takes_no_other_rewards_place(name: str) -> None:
-    """Its average waits, and those of the others without it are their own."""
+def test_every_set_of_active_rewards_has_its_own_average(name: str) -> None:
+    """The average of all three waits while one reward is left out, and the two others have their own."""
     interrupted, plain = balance(name, 3), balance(name, 3)
     answers(interrupted, seeds=range(3))
     answers(plain, seeds=range(3))
@@ -144,7 +154,7 @@ def test_a_balance_without_memory_has_no_state() -> None:
 
 
 @pytest.mark.parametrize("name", ["GradVac", "PCGrad", "PCD"])
-def test_building_one_draws_nothing(name: str) -> None:
+def test_building_an_aggregator_leaves_the_random_state_unchanged(name: str) -> None:
     before = torch.get_rng_state()
     balance(name, 4)
     assert torch.equal(torch.get_rng_state(), before)

@@ -21,15 +21,24 @@ NAMES = ("clipscore", "ocr", "objects")
 
 def refresh(step: int, **figures: Any) -> dict[str, Any]:
     """A refresh step of three rewards; `figures` may replace any, None drops it."""
-    row: dict[str, Any] = {"step": step, "phase": "train", "balance/refresh": 1, "balance/gap": 1e-16 * step,
-                           "balance/fallbacks": 0, "balance/solve_seconds": 0.002}  # fmt: skip
+    row: dict[str, Any] = {
+        "step": step,
+        "phase": "train",
+        "balance/refresh": 1,
+        "balance/gap": 1e-16 * step,
+        "balance/fallbacks": 0,
+        "balance/solve_seconds": 0.002,
+    }
     for k, name in enumerate(NAMES):
         row |= {
-            f"reward/{name}/applicable": 24, f"advantage/{name}/effective_samples": 12.0 - k,
-            f"balance/alpha/{name}": (0.5, 0.3, 0.2)[k], f"balance/alpha_cached/{name}": (0.4, 0.3, 0.3)[k],
-            f"balance/weight/{name}": 1.0 + k, f"balance/grad_norm/{name}": 2.0 - 0.5 * k,
+            f"reward/{name}/applicable": 24,
+            f"advantage/{name}/effective_samples": 12.0 - k,
+            f"balance/alpha/{name}": (0.5, 0.3, 0.2)[k],
+            f"balance/alpha_cached/{name}": (0.4, 0.3, 0.3)[k],
+            f"balance/weight/{name}": 1.0 + k,
+            f"balance/grad_norm/{name}": 2.0 - 0.5 * k,
             f"balance/cosine/{name}": 0.1 + 0.1 * k,
-        }  # fmt: skip
+        }
     row |= {f"balance/pairwise_cosine/{a}/{b}": 0.2 for a, b in combinations(NAMES, 2)}
     row |= {f"balance/cached_cosine/{name}": 0.3 - 0.2 * k for k, name in enumerate(NAMES)}
     row |= {"balance/conflict_share": 0.0, "balance/staleness_cosine": 0.98}
@@ -94,8 +103,10 @@ def test_pairs_in_either_order_of_their_names() -> None:
     rows = [refresh(step, **turned, balance__conflict_share=1 / 3) for step in (1, 2)]
     found = explain(history(*rows))
     assert {(p.first, p.second): p.cosine.mean for p in found.pairs} == {
-        ("clipscore", "ocr"): -0.5, ("clipscore", "objects"): 0.2, ("ocr", "objects"): 0.2,
-    }  # fmt: skip
+        ("clipscore", "ocr"): -0.5,
+        ("clipscore", "objects"): 0.2,
+        ("ocr", "objects"): 0.2,
+    }
     assert found.conflict_share == pytest.approx(1 / 3)
 
 
@@ -105,7 +116,8 @@ def test_a_conflict_needs_more_than_chance() -> None:
         return diagnose(explain(history(*rows)))[1]
 
     assert said([-0.3, -0.2, -0.4, -0.3, 0.01]).startswith(
-        "ocr and objects conflict: the cosine of their gradients is below 0 in 80 % of 5 refreshes (mean -0.24 ±"
+        "ocr and objects conflict: the cosine of their gradients is below 0 in 80 % of 5 refreshes "
+        "(mean -0.24 ±"
     )
     assert said([-0.3, 0.2, -0.4, 0.3, 0.01, -0.1]).startswith("No two rewards are opposed beyond chance")
     assert said([-0.3, -0.2]).startswith("No two rewards are opposed beyond chance")
@@ -175,8 +187,11 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     drawn, left_out = draw(bare, found, tmp_path)
     assert drawn == []
     assert [reason.split(",")[0] for reason in left_out] == [
-        "conflict.png", "shares.png", "cosines.png", "pareto.png",
-    ]  # fmt: skip
+        "conflict.png",
+        "shares.png",
+        "cosines.png",
+        "pareto.png",
+    ]
 
 
 def test_json_holds_no_nan_and_skips_what_is_not_finite() -> None:
@@ -185,9 +200,10 @@ def test_json_holds_no_nan_and_skips_what_is_not_finite() -> None:
     assert tree["rewards"]["ocr"]["cosine"] is None
     assert tree["largest_gap"] is None
     assert tree["pairs"][0] == {
-        "first": "clipscore", "second": "ocr",
+        "first": "clipscore",
+        "second": "ocr",
         "cosine": {"count": 1, "mean": 0.2, "lowest": 0.2, "negative": 0.0, "error": None},
-    }  # fmt: skip
+    }
 
 
 def test_tables_fit_80_columns_and_carry_no_colour_codes() -> None:
@@ -202,8 +218,17 @@ def test_tables_fit_80_columns_and_carry_no_colour_codes() -> None:
 
 
 def test_one_reward(tmp_path: Path) -> None:
-    rows = [{"step": s, "phase": "train", "balance/refresh": 1, "balance/alpha/ocr": 1.0, "balance/gap": 0.0,
-             "balance/cosine/ocr": 1.0} for s in range(1, 7)]  # fmt: skip
+    rows = [
+        {
+            "step": s,
+            "phase": "train",
+            "balance/refresh": 1,
+            "balance/alpha/ocr": 1.0,
+            "balance/gap": 0.0,
+            "balance/cosine/ocr": 1.0,
+        }
+        for s in range(1, 7)
+    ]
     found = explain(history(*rows))
     assert diagnose(found) == (
         "No reward was pushed down in the 6 steps that measured it (lowest cosine +1.00, ocr).",

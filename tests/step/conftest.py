@@ -1,4 +1,4 @@
-"""A policy in float64 and a step with everything that makes gradients hard: masks, clipping, uneven groups."""
+"""A policy in float64 and a step with all that makes gradients hard: masks, clipping, uneven groups."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,7 +44,10 @@ def double_policy(
     transformer_maker: Callable[..., Any],
     randomise: Callable[..., None],
 ) -> DoublePolicy:
-    """Trained and behaviour weights differ, and both from the base: two adapters, or two whole transformers."""
+    """Trained and behaviour weights differ, and both from the base.
+
+    They are two adapters, or two whole transformers.
+    """
     model = replace(model, train=request.param)
     pipeline = load_policy(model, seed=0).pipeline
     with torch.random.fork_rng(devices=[]):
@@ -71,7 +74,10 @@ class Case:
         return Step(policy, Replicated(Ranks()), self.data, self.objective, STEP, lambda count: None)
 
     def definition(self, policy: DoublePolicy) -> tuple[Tensor, Tensor, Tensor]:
-        """P_i and N_i averaged over the times, [n], and the KL term: docs/algorithm.md image by image, differentiable."""
+        """Return P_i and N_i averaged over the times, [n], and the KL term, all differentiable.
+
+        They follow docs/algorithm.md image by image.
+        """
         data, positive, negative, distance = self.data, [], [], []
         for i in range(len(data.x0)):
             terms = []
@@ -136,14 +142,13 @@ def case(double_policy: DoublePolicy, run_config: Callable[..., RunConfig]) -> C
     applicable = torch.rand(5, 12, generator=draw) < torch.tensor([[1.0, 0.7, 0.8, 0.5, 0.0]]).T
     applicable[2, groups == 0] = False
     config = run_config(f"algorithm.advantage.clip={CLIP}")
-    signal = read_signal(torch.where(applicable, rewards, 0.0), applicable, groups, config.algorithm)
+    signal = read_signal(torch.where(applicable, rewards, torch.nan), applicable, groups, config.algorithm)
     x0 = torch.randn(12, *double_policy.latent_shape, generator=draw, dtype=torch.float64)
     encoded = double_policy.encode(["a red cup", "two boats", 'a sign that says "3"'])[groups]
     embeddings = PromptEmbeddings({name: tensor.double() for name, tensor in encoded.tensors.items()})
     times = torch.rand(12, 2, generator=draw) * 0.8 + 0.1
-    draws = torch.tensor(
-        [40 + i // 2 for i in range(12)]
-    )  # neighbours share noise, whatever their micro-batch
+    # Neighbours share noise, also across micro-batches.
+    draws = torch.tensor([40 + i // 2 for i in range(12)])
     data = TrainingSet(x0, embeddings, torch.arange(12), draws, times, samples=24)
     return Case(data, signal, Objective(BETA, CLIP, kl_coef=0.7, seed=SEED, micro_batch_size=5))
 
@@ -166,9 +171,13 @@ def descent(double_policy: DoublePolicy, case: Case, run_config: Callable[..., R
     def make(*overrides: str, balance: Balance | None = None) -> Descent:
         config = run_config(
             *(f"+rewards.{name}={{plugin: colorfulness}}" for name in NAMES[2:]),
-            f"algorithm.advantage.clip={CLIP}", f"algorithm.beta={BETA}", "algorithm.kl_coef=0.7",
-            f"trainer.seed={SEED}", "trainer.micro_batch_size=5", *overrides,
-        )  # fmt: skip
+            f"algorithm.advantage.clip={CLIP}",
+            f"algorithm.beta={BETA}",
+            "algorithm.kl_coef=0.7",
+            f"trainer.seed={SEED}",
+            "trainer.micro_batch_size=5",
+            *overrides,
+        )
         chosen = balance or build(
             config.balance, NAMES, [reward.weight for reward in config.rewards.values()]
         )

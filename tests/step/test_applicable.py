@@ -43,14 +43,29 @@ def test_prompts_that_a_reward_is_asked_about_are_counted(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["rewards.colorfulness.requires=[txt]"], "it requires the metadata 'txt', which no prompt of the sources general, text, compositional has"),
+        (
+            ["rewards.colorfulness.requires=[txt]"],
+            "it requires the metadata 'txt', which no prompt of the sources general, text, compositional has",
+        ),
         (["rewards.colorfulness.requires=[text,include]"], "the metadata 'text' and 'include'"),
-        (["rewards.colorfulness.requires=[text]", "rewards.colorfulness.sources=[general]"], "no prompt of the sources general has"),
-        (["rewards.colorfulness.requires=[text]", "data.sources.text.weight=0"], "of the sources general, compositional has"),
-        (["rewards.colorfulness.sources=[text]", "data.sources.text.weight=0"], "sources=['text']: none of them has a weight"),
-        (["+eval_rewards.it={plugin: colorfulness, requires: [txt]}"], "eval_rewards.it applies to no prompt"),
+        (
+            ["rewards.colorfulness.requires=[text]", "rewards.colorfulness.sources=[general]"],
+            "no prompt of the sources general has",
+        ),
+        (
+            ["rewards.colorfulness.requires=[text]", "data.sources.text.weight=0"],
+            "of the sources general, compositional has",
+        ),
+        (
+            ["rewards.colorfulness.sources=[text]", "data.sources.text.weight=0"],
+            "sources=['text']: none of them has a weight",
+        ),
+        (
+            ["+eval_rewards.it={plugin: colorfulness, requires: [txt]}"],
+            "eval_rewards.it applies to no prompt",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_reward_that_no_prompt_can_satisfy_is_refused(
     run_config: RunConfigMaker, overrides: list[str], said: str
 ) -> None:
@@ -85,10 +100,15 @@ def on_published(base_overrides: list[str], published: Path) -> RunConfigMaker:
 def test_the_published_folders_are_read_and_trained_on(on_published: RunConfigMaker, tmp_path: Path) -> None:
     """Guided rollouts from three sources, with a reward for each kind of metadata."""
     config = on_published(
-        "rewards.colorfulness.requires=[text]", "rewards.compressibility.requires=[include]",
-        "+rewards.every={plugin: colorfulness}", "rollout.groups=6", "rollout.guidance_scale=3", "trainer.eval_every=2",
-        "data.sources.pickscore.negative_prompt='blurred, grey'", f"run.dir={tmp_path / 'run'}",
-    )  # fmt: skip
+        "rewards.colorfulness.requires=[text]",
+        "rewards.compressibility.requires=[include]",
+        "+rewards.every={plugin: colorfulness}",
+        "rollout.groups=6",
+        "rollout.guidance_scale=3",
+        "trainer.eval_every=2",
+        "data.sources.pickscore.negative_prompt='blurred, grey'",
+        f"run.dir={tmp_path / 'run'}",
+    )
     prompts = load_prompts(config.data, "train")
     assert [prompts[name][1].metadata for name in ("pickscore", "ocr")] == [{}, {"text": "Gas 2"}]
     assert set(prompts["geneval"][0].metadata) == {"tag", "include", "exclude"}

@@ -167,7 +167,9 @@ def test_mixtures_are_the_gradient_of_one_loss(
     direction = direct(descent(*overrides), case)
     signal = case.signal
     if name == "weighted_sum":
-        mixed, scored = weighted_sum(signal.rewards, signal.applicable, weights, signal.groups, reduce=Reduce(reduce))
+        mixed, scored = weighted_sum(
+            signal.rewards, signal.applicable, weights, signal.groups, reduce=Reduce(reduce)
+        )
         advantage = advantages(mixed, scored, signal.groups)
     else:
         advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
@@ -251,7 +253,7 @@ def test_a_share_that_would_miss_a_reward_is_widened(descent: DescentMaker, case
 def test_a_share_of_the_micro_batches_stands_for_the_whole_step(
     descent: DescentMaker, double_policy: Any, case: Any
 ) -> None:
-    """Half of the samples are as good an estimate of the norms, not half of them; rewards alike however often they applied."""
+    """Norms from half of the samples are scaled up to the step's, by each reward's applicable samples."""
     made = descent("balance.mode=full", "balance.refresh_fraction=0.5", "trainer.micro_batch_size=12", INSIDE)
     direction = direct(made, case)
     (chosen,), _ = split(chunks(case.data, 12), 0.5)

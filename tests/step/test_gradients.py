@@ -137,18 +137,22 @@ def test_the_micro_batch_size_changes_nothing(
     torch.testing.assert_close(two.losses, one.losses, rtol=1e-12, atol=1e-15)
 
 
-def test_the_ranks_parts_add_up(case: Any, double_policy: Any) -> None:
+def test_gradients_of_the_ranks_parts_add_up(case: Any, double_policy: Any) -> None:
     whole, data = apart(double_policy, case), case.data
     halves = [
         replace(
             case,
             data=replace(
-                data, x0=data.x0[own], embeddings=data.embeddings[own], indices=data.indices[own], draws=data.draws[own],
+                data,
+                x0=data.x0[own],
+                embeddings=data.embeddings[own],
+                indices=data.indices[own],
+                draws=data.draws[own],
                 times=data.times[own],
             ),
         )
         for own in (slice(0, 7), slice(7, 12))
-    ]  # fmt: skip
+    ]
     results = [apart(double_policy, half) for half in halves]
     for k in (0, 1, 2, 3, 5):
         assert distance(results[0].rows[k] + results[1].rows[k], whole.rows[k]) < 1e-10
