@@ -85,8 +85,8 @@ class PerSampleGradients:
         if len(x) != samples:
             raise ConfigError(
                 f"model.lora.target_modules names a layer whose input has {len(x)} rows for {samples} "
-                "samples. Expected layers whose inputs have the samples as their first dimension, such as the "
-                "attention projections."
+                "samples. Expected layers whose inputs have the samples as their first dimension, such as "
+                "the attention projections."
             )
         x, delta = x.reshape(samples, -1, x.shape[-1]), delta.reshape(samples, -1, delta.shape[-1])
         row.addmm_(self.coefficients, torch.bmm(delta.mT, x).flatten(1).to(row))

@@ -1,6 +1,6 @@
 """Properties of balances, as assertions that apply to the answer of any of them.
 
-Gradients are float64 rows [K, P] that may be zero or not finite. A balance maps their Gram matrix to a solution.
+Gradients are float64 rows [K, P], possibly zero or not finite. Balances map their Gram matrix to shares.
 """
 
 import torch
