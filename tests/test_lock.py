@@ -17,7 +17,7 @@ from marble_cli import lock
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RequestError
-from marble_cli.lock import NAME, Holder, RunLock, is_held, this
+from marble_cli.lock import NAME, Holder, RunLock, is_held, this_process
 from marble_cli.plan.plan import plan
 from marble_cli.run.train import train
 
@@ -25,7 +25,7 @@ RunConfigMaker = Callable[..., RunConfig]
 
 # Holds a folder's lock until its input ends; imports neither torch nor a model.
 HOLD = "import sys; from pathlib import Path; from marble_cli.lock import RunLock\n"
-HOLD += "with RunLock(Path(sys.argv[1])) as held:\n    held.take(); print('held', flush=True); {more}; sys.stdin.read()"
+HOLD += "with RunLock(Path(sys.argv[1])) as held:\n    held.acquire(); print('held', flush=True); {more}; sys.stdin.read()"
 
 
 @contextmanager
@@ -44,8 +44,8 @@ def holding(folder: Path, more: str = "pass") -> Iterator[subprocess.Popen[str]]
 def take(folder: Path) -> None:
     """Take the folder, and let go of it."""
     with RunLock(folder) as held:
-        held.take()
-        held.take()  # once is enough
+        held.acquire()
+        held.acquire()  # once is enough
         assert Holder(**json.loads((folder / NAME).read_text())).pid == os.getpid()
     assert not (folder / NAME).exists()
 
@@ -58,7 +58,7 @@ def test_a_folder_is_taken_and_let_go_of(tmp_path: Path) -> None:
     for _ in range(2):
         take(tmp_path)
     held = RunLock(tmp_path)
-    held.take()
+    held.acquire()
     held.__exit__(ValueError, ValueError(), None)
     assert not is_held(tmp_path)
     with RunLock(tmp_path / "nowhere"):
@@ -69,7 +69,7 @@ def test_a_folder_is_taken_and_let_go_of(tmp_path: Path) -> None:
 def test_a_second_process_says_who_has_it(tmp_path: Path) -> None:
     with holding(tmp_path) as process:
         assert is_held(tmp_path)
-        said = rf"{tmp_path} is in use: process {process.pid} on {this().host} \(since \d{{4}}-\d\d-\d\d .*\) trains there\. Nothing was changed"
+        said = rf"{tmp_path} is in use: process {process.pid} on {this_process().host} \(since \d{{4}}-\d\d-\d\d .*\) trains there\. Nothing was changed"
         for attempt in (lambda: take(tmp_path), RunLock(tmp_path).check):
             with pytest.raises(RequestError, match=said) as refused:
                 attempt()
@@ -82,7 +82,7 @@ def test_a_second_process_says_who_has_it(tmp_path: Path) -> None:
 
 def test_the_same_process_has_it(tmp_path: Path) -> None:
     with RunLock(tmp_path) as held:
-        held.take()
+        held.acquire()
         with pytest.raises(RequestError, match=rf"in use: process {os.getpid()} "):
             take(tmp_path)
 
@@ -96,7 +96,7 @@ def test_what_a_killed_process_leaves_is_told_and_taken(
         assert (tmp_path / NAME).exists()
         assert not is_held(tmp_path)
         take(tmp_path)
-    assert f"process {process.pid} on {this().host}" in caplog.text
+    assert f"process {process.pid} on {this_process().host}" in caplog.text
     assert "is gone" in caplog.text
 
 
@@ -137,7 +137,7 @@ def test_who_left_it_decides(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    write(tmp_path, replace(this(), **({"started": 0, "job": "", "restart": 0} | changes)))  # type: ignore[arg-type]
+    write(tmp_path, replace(this_process(), **({"started": 0, "job": "", "restart": 0} | changes)))  # type: ignore[arg-type]
     if taken:
         take(tmp_path)
         assert "is gone" in caplog.text
@@ -173,7 +173,7 @@ def test_where_the_file_system_has_no_locks_the_process_is_looked_for(
                 take(tmp_path)
         else:
             take(tmp_path)
-        write(tmp_path, replace(this(), started=0, host="container-2"))  # perhaps another's process ids
+        write(tmp_path, replace(this_process(), started=0, host="container-2"))  # perhaps another's process ids
         with pytest.raises(RequestError, match="cannot be seen from"):
             take(tmp_path)
 
@@ -222,7 +222,7 @@ def test_the_lock_is_let_go_of_wherever_a_reward_goes(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     with RunLock(Path("run")) as held:
-        held.take()
+        held.acquire()
         monkeypatch.chdir("/")
     assert list((tmp_path / "run").iterdir()) == []
 
@@ -260,9 +260,9 @@ def test_a_run_has_its_folder_from_start_to_end(
 
 def test_a_lock_is_a_file_of_a_few_words(tmp_path: Path) -> None:
     with RunLock(tmp_path) as held:
-        held.take()
+        held.acquire()
         assert json.loads((tmp_path / NAME).read_text()).keys() == {
             "host", "boot", "pid", "started", "since", "job", "restart",
         }  # fmt: skip
-    assert lock._started(os.getpid()) > 0
-    assert lock._started(2**30) == -1
+    assert lock._start_tick(os.getpid()) > 0
+    assert lock._start_tick(2**30) == -1

@@ -15,7 +15,7 @@ from typing import Any
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import LauncherConfig, RunConfig
 from marble_cli.errors import MarbleError
-from marble_cli.interrupts import EXIT_CODES, EXIT_FILE, told_exit
+from marble_cli.interrupts import EXIT_CODES, EXIT_FILE, recorded_exit_code
 
 log = logging.getLogger("marble")
 
@@ -88,7 +88,7 @@ def launch(config: RunConfig, resume: str) -> int:
         try:
             return _go(config, resume, Path(folder) / "config.yaml", told)
         except SignalException as error:
-            code = told_exit(told)
+            code = recorded_exit_code(told)
             if code not in (None, *EXIT_CODES.values()):
                 assert code is not None
                 return code  # the run failed when it was to stop
@@ -115,7 +115,7 @@ def _go(config: RunConfig, resume: str, file: Path, told: Path) -> int:
             return 0
         except ChildFailedError as error:
             failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
-        if (code := told_exit(told)) is not None:
+        if (code := recorded_exit_code(told)) is not None:
             return code
         rank, code = _cause([(rank, failure.exitcode) for rank, failure in failures])
         if code > 0:

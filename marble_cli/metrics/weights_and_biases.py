@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from marble_cli.config.schema import WandbConfig
-from marble_cli.interrupts import shielded
+from marble_cli.interrupts import blocked_signals
 from marble_cli.metrics import wandb_history as history
 from marble_cli.metrics.wandb_destination import destination
 
@@ -66,7 +66,7 @@ class WandbRun:
                 settings=history.quiet(**limits if self.online else {}),
             )  # fmt: skip
 
-        with self._guarded(), shielded():
+        with self._guarded(), blocked_signals():
             before, last = history.starts(folder), history.identity(folder)
             known = run_id or (last.id if last else None)
             try:

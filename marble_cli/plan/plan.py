@@ -16,7 +16,7 @@ from marble_cli.config.counts import geometry, processes
 from marble_cli.config.schema import BalanceMode, Parallel, RunConfig, SharedTerm, Train
 from marble_cli.data.prompts import Prompt, lacking, load_prompts
 from marble_cli.errors import UnreachableError
-from marble_cli.files import WRITTEN, check_inside, check_writable
+from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.lock import RunLock
 from marble_cli.metrics.wandb_destination import destination
 from marble_cli.plan.checks import (
@@ -90,7 +90,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     folder = Path(config.run.dir)
     existing = check_writable(folder, "run.dir=")
-    check_inside(folder, WRITTEN)
+    check_inside(folder, RUN_ENTRIES)
     RunLock(folder).check()
     checkpoint = find_checkpoint(folder, config, resume)
     check_cache(config)

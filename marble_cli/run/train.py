@@ -11,7 +11,7 @@ from marble_cli.config.schema import Parallel, RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.distributed.layout import choose
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.files import WRITTEN, check_inside, check_writable
+from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.interrupts import Interrupt
 from marble_cli.metrics.wandb_destination import destination
 from marble_cli.plan.checks import (
@@ -52,9 +52,9 @@ def train(config: RunConfig, *, resume: str) -> int:
             device = own_device(config, ranks.world)
             if ranks.is_main:
                 check_writable(folder, "run.dir=")
-                check_inside(folder, WRITTEN)
+                check_inside(folder, RUN_ENTRIES)
                 if folder.is_dir():
-                    held.take()
+                    held.acquire()
                 destination(config.logging.wandb)
             check_cache(config)
             declarations = check_plugins(config)
@@ -74,7 +74,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             check_memory(config, device)
             if ranks.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
-                held.take()
+                held.acquire()
                 store.sweep(folder)
             policy = load_policy(config.model, config.trainer.seed, layout.place)
         rewards = {**config.rewards, **config.eval_rewards}

@@ -193,7 +193,7 @@ def test_without_a_home_the_runs_folder_serves(
     assert os.environ["HOME"] == str(tmp_path / "here" / "home")
     assert Path.home() == tmp_path / "here" / "home"
     assert [record.message for record in caplog.records] == [
-        "there is no home: HOME is not set, and the password file does not name one. Taken for it: "
+        "there is no home: HOME is not set, and the password file does not name one. Using "
         f"{tmp_path / 'here' / 'home'}"
     ]
 

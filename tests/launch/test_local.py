@@ -16,7 +16,7 @@ from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError, RequestError
-from marble_cli.interrupts import EXIT_FILE, shielded, tell_exit, told_exit
+from marble_cli.interrupts import EXIT_FILE, blocked_signals, record_exit_code, recorded_exit_code
 from marble_cli.launch.local import _cause
 from marble_cli.metrics.jsonl import read
 from tests.distributed.processes import marked, step, wait_for
@@ -111,19 +111,19 @@ def test_the_cause_of_failures(failures: list[tuple[int, int]], cause: tuple[int
 
 
 def test_the_first_that_ends_by_itself_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tell_exit(2)  # to nobody: no launcher asked
+    record_exit_code(2)  # to nobody: no launcher asked
     file = tmp_path / "exit"
     monkeypatch.setenv(EXIT_FILE, str(file))
-    assert told_exit(file) is None
-    tell_exit(0)
+    assert recorded_exit_code(file) is None
+    record_exit_code(0)
     assert not file.exists()
-    tell_exit(2)
-    tell_exit(143)
-    assert told_exit(file) == 2
+    record_exit_code(2)
+    record_exit_code(143)
+    assert recorded_exit_code(file) == 2
 
 
 def test_helpers_are_spared_what_asks_a_run_to_stop() -> None:
-    with shielded():
+    with blocked_signals():
         helper = subprocess.Popen(["sleep", "60"])
     other = subprocess.Popen(["sleep", "60"])
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
