@@ -198,7 +198,7 @@ class Trainer:
             log.warning("step %d: %s", step, warning)
         metrics: dict[str, Any] = dict(direction.metrics)
         squares = torch.linalg.vector_norm(direction.gradient, dtype=torch.float64).square()
-        norm = self.ranks.broadcast(self.layout.total(squares)).sqrt().item()
+        norm = self.ranks.broadcast(self.layout.sum_over_shards(squares)).sqrt().item()
         if not math.isfinite(norm):
             self.skip(step, samples, data, signal)
             return metrics | {"skipped": 1}

@@ -9,7 +9,7 @@ from marble_cli.checkpoint import store
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.config.schema import Parallel, RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
-from marble_cli.distributed.layout import choose
+from marble_cli.distributed.layout import choose_layout
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.interrupts import Interrupt
@@ -64,7 +64,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         named = resume not in ("auto", "never")
         # All have looked before one writes.
         checkpoint = common_checkpoint(ranks, folder, checkpoint, named=named)
-        layout = choose(config.trainer, ranks, device)
+        layout = choose_layout(config.trainer, ranks, device)
         with ranks.raise_together():
             sources = load_prompts(config.data, "train")
             kept_back = load_prompts(config.data, "test")

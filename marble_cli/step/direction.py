@@ -266,7 +266,7 @@ def _apart(
     applicable samples over those that were looked at. Every rank gets the main rank's.
     """
     found = reward_gradients(step, chosen, rows, rest)
-    matrix = step.layout.total(gram(found.rows[:-1]))
+    matrix = step.layout.sum_over_shards(gram(found.rows[:-1]))
     if len(chosen) < len(_chunks(step)):
         seen, times = _seen(step, chosen, signal), step.data.times.shape[1]
         scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)

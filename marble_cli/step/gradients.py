@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from marble_cli.balance.output_space import output_gram
-from marble_cli.distributed.layout import Layout, Rows
+from marble_cli.distributed.layout import GradientRows, Layout
 from marble_cli.distributed.shards import local
 from marble_cli.objective.coefficients import Coefficients
 from marble_cli.objective.nft import NftTerms, kl_term, mixed_loss, nft_terms, velocity_products
@@ -88,12 +88,12 @@ class Step:
 def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> Gradients:
     """Gradient of one mixture and the KL term together, R = 1: one backward pass a micro-batch."""
     parameters = list(step.policy.parameters("trained").values())
-    rows, losses = step.layout.rows(parameters, mixed=0, passed=1), _no_losses(1)
+    rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=1), _no_losses(1)
     with step.layout.raise_together():
         for one in step.passes(parts):
             v = one.v_theta.detach().requires_grad_()
             policy, kl = step.loss(one, v, one.terms(v, step.objective.beta), mixture)
-            _backward(step, one, policy + kl, v, parameters, rows.passed[0])
+            _backward(step, one, policy + kl, v, parameters, rows.autograd[0])
             losses += torch.stack([policy, kl]).detach().double().cpu()
     return _summed(step, rows, parameters, losses)
 
@@ -117,7 +117,7 @@ def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coe
     """One backward pass a row, whatever the parameters are of; none where the whole step, on all ranks, has no coefficients."""
     parameters = list(step.policy.parameters("trained").values())
     count = len(rewards.p) + 1
-    rows, losses = step.layout.rows(parameters, mixed=0, passed=count), _no_losses(count)
+    rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=count), _no_losses(count)
     p, q = torch.cat([rewards.p, rest.p[None]]), torch.cat([rewards.q, rest.q[None]])
     taken = p.any(1) | q.any(1)
     taken[-1] |= bool(step.objective.kl_coef)
@@ -127,7 +127,7 @@ def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, rest: Coe
         for one in step.passes(parts):
             v = one.v_theta.detach().requires_grad_()
             terms = one.terms(v, step.objective.beta)
-            for k, row in enumerate(rows.passed):
+            for k, row in enumerate(rows.autograd):
                 policy, kl = step.loss(one, v, terms, Coefficients(p[k], q[k]))
                 losses[k] += policy.item()
                 if taken[k]:
@@ -147,11 +147,11 @@ def _by_mixing(
     """
     parameters = list(step.policy.parameters("trained").values())
     count = len(rewards.p)
-    rows, losses = step.layout.rows(parameters, mixed=count, passed=1), _no_losses(count + 1)
+    rows, losses = step.layout.new_rows(parameters, per_sample=count, autograd=1), _no_losses(count + 1)
     scale = step.objective.clip / step.objective.beta / step.data.samples
     even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
     with_rest = bool(rest.p.any() or rest.q.any() or step.objective.kl_coef)
-    mixer = PerSampleGradients(layers, rows.mixed)
+    mixer = PerSampleGradients(layers, rows.per_sample)
     with step.layout.raise_together(), mixer.watching():
         for one in step.passes(parts):
             images = one.batch.indices
@@ -168,7 +168,7 @@ def _by_mixing(
                 scaled, factor = _representable(step, cotangent)
                 mixer.mix(one.v_theta, scaled, factor * c, retain_graph=with_rest or left > 0)
             if with_rest:
-                _backward(step, one, policy + kl, v, parameters, rows.passed[0])
+                _backward(step, one, policy + kl, v, parameters, rows.autograd[0])
             p, q = rewards.of(images)
             each = scale * (
                 p @ terms.positive.detach().double().cpu() + q @ terms.negative.detach().double().cpu()
@@ -199,7 +199,7 @@ def _no_losses(count: int) -> Tensor:
     return torch.zeros(count + 1, dtype=torch.float64)
 
 
-def _summed(step: Step, rows: Rows, parameters: list[nn.Parameter], losses: Tensor) -> Gradients:
+def _summed(step: Step, rows: GradientRows, parameters: list[nn.Parameter], losses: Tensor) -> Gradients:
     """Gradients and losses over all ranks' samples.
 
     The losses come first, over gloo, which raises if a rank is gone. NCCL would wait on the GPU for ever for

@@ -160,7 +160,7 @@ def test_a_long_wait_says_what_to_look_at_meanwhile(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The timer's own thread speaks; it is let run to its end here."""
-    monkeypatch.setattr(joining, "SOON", 0.0)
+    monkeypatch.setattr(joining, "LATE_AFTER", 0.0)
     timers: list[Any] = []
     start = joining.threading.Timer.start
     monkeypatch.setattr(joining.threading.Timer, "start", lambda self: (timers.append(self), start(self)))
