@@ -100,8 +100,8 @@ def _check_names(option: str, text: str) -> None:
     for letter in text:
         if unicodedata.category(letter) in UNPRINTABLE:
             raise RequestError(
-                f"{option}{text!r}: holds the character U+{ord(letter):04X}. Expected a path in UTF-8 "
-                "without line ends and other control characters."
+                f"{option}{text!r}: holds the character U+{ord(letter):04X}. Expected a path without line "
+                "ends and other control characters, in UTF-8."
             )
     for name in text.split("/"):
         if (size := len(os.fsencode(name))) > LONGEST_NAME:

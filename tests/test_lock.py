@@ -246,7 +246,7 @@ def test_a_run_has_its_folder_from_start_to_end(
 ) -> None:
     seen = []
     monkeypatch.setattr(
-        "marble_cli.run.train.prepare", lambda folder, *rest: seen.append((folder / NAME).read_text())
+        "marble_cli.run.train.prepare_folder", lambda folder, *rest: seen.append((folder / NAME).read_text())
     )
     config = run_config(f"run.dir={tmp_path / 'run'}", "trainer.steps=1")
     assert train(config, resume="auto") == 0

@@ -1,4 +1,4 @@
-"""Build a trainer from a configuration and what is loaded: the one way to one, for runs, benches, scripts and tests."""
+"""Build a trainer and its parts from a configuration, for runs, benches, scripts and tests."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,14 +36,14 @@ def build_balance(config: RunConfig) -> Balance | ScalarisedReward:
     """Return the balance of the run's rewards.
 
     Raises:
-        ConfigError: there is no such balance, or its settings do not fit the rewards.
+        ConfigError: the balance is unknown, or its settings do not fit the rewards.
     """
     weights = [reward.weight for reward in config.rewards.values()]
     return registry.build(config.balance, list(config.rewards), weights)
 
 
 def build_sampler(config: RunConfig, sources: Mapping[str, list[Prompt]]) -> PromptSampler:
-    """Return what draws each step's prompts from the training prompts by source."""
+    """Return the sampler that draws the prompts of each step from the training prompts of every source."""
     shares = {name: config.data.sources[name].weight for name in sources}
     return PromptSampler(sources, shares, config.rollout.groups, config.trainer.seed)
 
@@ -54,31 +54,42 @@ def build_trainer(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     balance: Balance | ScalarisedReward,
-    judges: Scorer,
+    eval_scorer: Scorer,
     sources: Mapping[str, list[Prompt]],
     held_out: list[Prompt],
     layout: Layout,
     recorder: Recorder,
     progress: Progress,
 ) -> Trainer:
-    """Return a trainer that goes on from `progress`.
+    """Return a trainer that continues after `progress`.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        policy: with the weights of `progress`.
-        optimizer: over its trained parameters.
-        balance: of the trained rewards.
-        judges: scores the trained and the watched rewards.
-        sources: training prompts by source.
-        held_out: prompts of evaluations.
+        config: the configuration of the run.
+        folder: the run's folder.
+        policy: the policy with the weights of `progress`.
+        optimizer: the optimizer of its trained parameters.
+        balance: the balance of the trained rewards.
+        eval_scorer: scores the trained and the watched rewards.
+        sources: the training prompts by source.
+        held_out: the prompts of evaluations.
         layout: how ranks hold parameters.
-        recorder: where figures and pictures go.
-        progress: the last finished step.
+        recorder: records metrics and pictures.
+        progress: the state after the last finished step.
     """
     names = list(config.rewards)
     return Trainer(
-        config, folder, policy, optimizer, judges.only(names), judges, build_sampler(config, sources), held_out,
-        training_rollout(config, policy), evaluation_rollout(config, policy),
-        make_descent(config, names, policy, balance, layout), layout, recorder, progress,
-    )  # fmt: skip
+        config=config,
+        folder=folder,
+        policy=policy,
+        optimizer=optimizer,
+        scorer=eval_scorer.only(names),
+        eval_scorer=eval_scorer,
+        sampler=build_sampler(config, sources),
+        held_out=held_out,
+        rollout=training_rollout(config, policy),
+        eval_rollout=evaluation_rollout(config, policy),
+        descent=make_descent(config, names, policy, balance, layout),
+        layout=layout,
+        recorder=recorder,
+        progress=progress,
+    )

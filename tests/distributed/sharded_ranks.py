@@ -22,7 +22,7 @@ from marble_cli.objective.coefficients import reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.run.build import build_optimizer
-from marble_cli.run.state import Progress, fresh, pack, unpack
+from marble_cli.run.state import Progress, initial_progress, pack, unpack
 from marble_cli.step.batches import TrainingSet, chunks
 from marble_cli.step.direction import make_descent
 from marble_cli.step.gradients import Step, mixture_gradient, reward_gradients
@@ -120,7 +120,7 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
         mixture = made.combined(torch.eye(len(names), dtype=torch.float64)[0])
         found.append(whole_rows(mixture_gradient(step, parts, mixture).rows, policy))
         directions.append(
-            descent.direct(1, signal, data, Progress(0, fresh(policy).cache, {}, {}).cache, lambda n: None)
+            descent.direct(1, signal, data, Progress(0, initial_progress(policy).cache, {}, {}).cache, lambda n: None)
         )
         for parameter in policy.parameters("trained").values():
             assert parameter.grad is None
@@ -144,7 +144,7 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
             parameter.grad = as_dtensor(local_shard(whole, parameter).contiguous().flatten(), parameter)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        states.append(pack(policy, optimizer, fresh(policy)))
+        states.append(pack(policy, optimizer, initial_progress(policy)))
     if ranks.is_main:
         same(states[0], states[1])
     # a state from the one layout, put into the other

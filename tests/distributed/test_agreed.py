@@ -25,7 +25,7 @@ import torch
 from marble_cli.checkpoint import store
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, ConfigError, PeerError, RequestError
-from marble_cli.run.agreement import common_checkpoint, read
+from marble_cli.run.agreement import agree_on_checkpoint, read_checkpoint
 
 run = Path(sys.argv[1])
 
@@ -50,14 +50,14 @@ with Ranks() as ranks:
         pass
 
     step = run / "checkpoints" / "step-00000003"
-    assert common_checkpoint(ranks, run, step if me == 0 else None, named=False) == step
+    assert agree_on_checkpoint(ranks, run, step if me == 0 else None, named=False) == step
     for turn in ("absent", "whole", "damaged"):  # of the second rank's disk
         if me == 1 and turn != "absent":
             import shutil
             shutil.copytree(sys.argv[2], run, dirs_exist_ok=True)
         if me == 1 and turn == "damaged":
             (step / "optimizer.safetensors").write_bytes(b"short")
-        stored = read(ranks, step)
+        stored = read_checkpoint(ranks, step)
         assert (stored.state.step, stored.state.info, stored.rewards) == (3, {"best": 0.1}, ["a", "b"]), turn
         assert stored.balance["name"] == "marble"
         groups = {**stored.state.tensors, "lora": stored.weights, "ema": stored.ema}
@@ -75,17 +75,17 @@ with Ranks() as ranks:
     if me == 1:
         (run / "checkpoints" / "step-00000007").mkdir()
     try:
-        common_checkpoint(ranks, run, step, named=False)
+        agree_on_checkpoint(ranks, run, step, named=False)
     except (RequestError, PeerError) as error:
         assert isinstance(error, RequestError if me == 0 else PeerError)
         for part in ("step 7", "step 3", str(run.absolute()) if me == 0 else "", "first node"):
             assert part in str(error), str(error)
     else:
         raise AssertionError("the later step was not noticed")
-    assert common_checkpoint(ranks, run, step, named=True) == step
+    assert agree_on_checkpoint(ranks, run, step, named=True) == step
     (step / "state.json").unlink(missing_ok=True)
     try:
-        read(ranks, step)
+        read_checkpoint(ranks, step)
     except (CheckpointError, PeerError) as error:
         assert isinstance(error, CheckpointError if me == 0 else PeerError) and error.exit_code == 2
     else:

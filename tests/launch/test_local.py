@@ -141,7 +141,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(ConfigError, match="2 processes on .* see 1 GPUs. Expected one each: lower --nproc"),
+        pytest.raises(ConfigError, match="2 processes on .* see 1 GPUs. Expected one GPU per process: lower --nproc"),
         Ranks(),
     ):
         raise AssertionError("joined")

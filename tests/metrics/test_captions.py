@@ -334,5 +334,5 @@ def test_a_run_outlives_its_sample_pictures(
     monkeypatch.setattr("marble_cli.run.recorder.image_grid", fail)
     recorder.pictures(2, evaluation)
     assert "step-00000002.png could not be drawn: RuntimeError: matplotlib is out of order" in caplog.text
-    assert "The run goes on without these pictures." in caplog.text
+    assert "The run continues without these pictures." in caplog.text
     assert Kept.captions == ["$5", "$5"]

@@ -181,7 +181,7 @@ def test_no_room_for_pictures(
     assert list(run.glob("samples/*")) == []
     log = (run / "log.txt").read_text()
     assert "samples/step-00000001.png could not be written: No space left on device" in log
-    assert "The run goes on without these pictures." in log
+    assert "The run continues without these pictures." in log
     assert store.resolve(str(run)).name == "step-00000001"
 
 

@@ -25,11 +25,11 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.metrics.jsonl import read
 from marble_cli.policy.load import load_policy
-from marble_cli.run.agreement import read as read_checkpoint
+from marble_cli.run.agreement import read_checkpoint
 from marble_cli.run.build import build_optimizer
 from marble_cli.run.loop import Trainer
 from marble_cli.run.resume import restore
-from marble_cli.run.state import fresh, pack
+from marble_cli.run.state import initial_progress, pack
 from marble_cli.run.train import train
 from tests.checkpoint.format_1 import rewrite_in_format_1
 
@@ -316,7 +316,7 @@ def test_what_is_packed_is_unpacked_bit_for_bit(
 ) -> None:
     config = run_config()
     policy = load_policy(config.model, 0)
-    optimizer, progress = build_optimizer(config, policy), fresh(policy)
+    optimizer, progress = build_optimizer(config, policy), initial_progress(policy)
     randomise(policy)
     for parameter in policy.parameters("trained").values():
         parameter.grad = torch.randn_like(parameter)
@@ -476,7 +476,7 @@ def test_another_drawing_of_evaluations_begins_at_a_new_start(
     rows = read(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["phase"]) for row in rows] == [(4, "eval"), (5, "train"), (5, "eval")]
     assert rows[0]["eval/composite"] == 0.0
-    assert "drew otherwise" in caplog.text
+    assert "drew images differently" in caplog.text
     assert rows[1]["balance/refresh"] == 0  # the balance goes on
 
 
