@@ -15,7 +15,7 @@ from marble_cli.cli.app import app
 from marble_cli.config.compose import dump, load_resolved
 from marble_cli.config.schema import LauncherName, RunConfig
 from marble_cli.errors import ConfigError, RequestError
-from marble_cli.launch.slurm import options, script
+from marble_cli.launch.slurm import render_script, sbatch_options
 from marble_cli.metrics.jsonl import read
 from tests.distributed.processes import step, wait_for
 
@@ -135,14 +135,14 @@ def test_which_endings_go_back_into_the_queue(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path, code: int, restarts: int, again: bool
 ) -> None:
     config = run_config("launcher=slurm", f"run.dir={tmp_path}")
-    assert run_script(cluster, script(config, "auto"), tmp_path, code, restarts)[1] is again
+    assert run_script(cluster, render_script(config, "auto"), tmp_path, code, restarts)[1] is again
 
 
 def test_a_job_that_comes_back_continues_itself(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     def resumed(resume: str, restarts: int) -> str:
-        text = script(run_config("launcher=slurm", f"run.dir={tmp_path}"), resume)
+        text = render_script(run_config("launcher=slurm", f"run.dir={tmp_path}"), resume)
         return run_script(cluster, text, tmp_path, 143, restarts)[0].splitlines()[-1]
 
     assert [resumed("auto", turn) for turn in (0, 1)] == ["auto", "auto"]
@@ -164,7 +164,7 @@ def test_the_options_of_a_job(run_config: Callable[..., RunConfig], tmp_path: Pa
         "launcher.extra.qos=high", "launcher.extra.exclusive=true", "launcher.extra={gres: 'gpu:a100:4', gpus-per-node: null}",
         "run.name='a run; of mine'", f"run.dir={tmp_path}",
     )  # fmt: skip
-    text = script(config, "auto")
+    text = render_script(config, "auto")
     asked = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
     assert asked == [
         "job-name=a-run--of-mine", "nodes=2", "ntasks-per-node=4", "cpus-per-task=6", "mem=200G", "time=1-12:00:00", "partition=gpu",
@@ -176,9 +176,9 @@ def test_the_options_of_a_job(run_config: Callable[..., RunConfig], tmp_path: Pa
         shlex.split(srun)
     )
     assert (
-        options(run_config("launcher=slurm", "launcher.nproc=4", "model.device=auto"))["gpus-per-node"] == 4
+        sbatch_options(run_config("launcher=slurm", "launcher.nproc=4", "model.device=auto"))["gpus-per-node"] == 4
     )
-    assert "gpus-per-node" not in options(run_config("launcher=slurm", "launcher.nproc=4"))  # device cpu
+    assert "gpus-per-node" not in sbatch_options(run_config("launcher=slurm", "launcher.nproc=4"))  # device cpu
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
