@@ -1,4 +1,4 @@
-"""Start the processes of a run on this machine with torch's elastic launcher, and restart them if one is killed."""
+"""Start the processes of a run on this machine with torch's elastic launcher, and restart killed ones."""
 
 import ctypes
 import logging

@@ -95,7 +95,7 @@ def agree_on_checkpoint(ranks: Ranks, folder: Path, checkpoint: Path | None, *, 
 
 
 def read_checkpoint(ranks: Ranks, checkpoint: Path) -> StoredCheckpoint:
-    """Read `checkpoint` on every rank: from its own disk if the files there are equal, else from the main rank.
+    """Read `checkpoint` on every rank: from its own disk if the files are equal, else from the main rank.
 
     Raises:
         CheckpointError: the main rank's checkpoint is damaged.

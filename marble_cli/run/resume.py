@@ -18,7 +18,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError
 from marble_cli.files import write_whole
-from marble_cli.metrics.wandb_history import forget
+from marble_cli.metrics.wandb_history import forget_identity
 from marble_cli.policy.base import Policy
 from marble_cli.policy.provenance import check_origin, read_origin
 from marble_cli.run.agreement import (
@@ -39,7 +39,7 @@ def prepare_folder(folder: Path, checkpoint: Path | None, progress: Progress, co
         log.warning("resuming before %s, which is kept as %s", path.name.split("-", 1)[1], path.name)
     store.point_best(folder, progress.best_step)
     if not (folder / "config.yaml").is_file():
-        forget(folder)
+        forget_identity(folder)
     if checkpoint is None or not (folder / "config.yaml").is_file():
         write_whole(folder / "config.yaml", dump(config))
 

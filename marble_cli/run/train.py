@@ -13,7 +13,7 @@ from marble_cli.distributed.layout import choose_layout
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.interrupts import Interrupt
-from marble_cli.metrics.wandb_destination import destination
+from marble_cli.metrics.wandb_destination import resolve_destination
 from marble_cli.plan.checks import (
     check_applicable,
     check_cache,
@@ -57,7 +57,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                 check_inside(folder, RUN_ENTRIES)
                 if folder.is_dir():
                     run_lock.acquire()
-                destination(config.logging.wandb)
+                resolve_destination(config.logging.wandb)
             check_cache(config)
             declarations = check_plugins(config)
             check_groups(config, declarations)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 
 
 def free_port() -> int:
@@ -53,7 +53,7 @@ def wait_for(condition: Callable[[], object], what: str, timeout: float = 120) -
 def step(run: Path) -> int:
     """The last step that a run has recorded."""
     file = run / "metrics.jsonl"
-    return max((row["step"] for row in read(file)), default=0) if file.is_file() else 0
+    return max((row["step"] for row in read_rows(file)), default=0) if file.is_file() else 0
 
 
 def weights(run: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.run.train import train
 from tests.distributed.processes import ends, job
 
@@ -158,7 +158,7 @@ def test_nodes_that_share_no_disk(
 
     for code, _, err in ends(job(commands, folders)):
         assert code == 0, err
-    assert [row["step"] for row in read(folders[0] / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_rows(folders[0] / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
     assert list(folders[1].iterdir()) == []
 
 

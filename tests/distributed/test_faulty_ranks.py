@@ -8,7 +8,7 @@ import pytest
 from marble_cli.checkpoint import store
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from tests.distributed.processes import ends, job
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -93,4 +93,4 @@ def test_one_bit_that_differs_is_noticed_at_the_next_checkpoint(
     ):  # fmt: skip
         assert part in first[2]
     assert kept(tmp_path / "run") == [2]
-    assert [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]

@@ -16,7 +16,7 @@ from marble_cli.config.compose import compose, dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.plan.checks import check_geometry
 from marble_cli.policy.load import load_policy
 from marble_cli.run.train import train
@@ -119,7 +119,7 @@ def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_p
     command = [sys.executable, "-m", "marble_cli", "train", "--config-name", str(file), "--nproc", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    rows, others = (read(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    rows, others = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [(row["step"], row["phase"]) for row in others] == [(row["step"], row["phase"]) for row in rows]
     assert [row["balance/refresh"] for row in rows if row["phase"] == "train"] == [1, 0, 1]
     clocks = ("time/", "throughput/", "balance/solve_seconds", "balance/gap")

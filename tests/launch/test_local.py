@@ -18,7 +18,7 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.interrupts import EXIT_FILE, blocked_signals, record_exit_code, recorded_exit_code
 from marble_cli.launch.local import _cause
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from tests.distributed.processes import marked, step, wait_for
 
 SETTINGS = ("trainer.steps=60", "trainer.checkpoint_every=1", "trainer.keep_last=1")
@@ -83,7 +83,7 @@ def test_a_killed_process_is_replaced_and_a_wish_to_stop_heard(run: Run) -> None
     assert process.wait(60) == 143
     run.assert_nothing_left()
     assert run.log.read_text().count("restart") == 1
-    done = [row["step"] for row in read(run.folder / "metrics.jsonl")]
+    done = [row["step"] for row in read_rows(run.folder / "metrics.jsonl")]
     assert done == list(range(1, len(done) + 1))
     assert (run.folder / "checkpoints" / "latest").read_text() == f"step-{done[-1]:08d}\n"
 

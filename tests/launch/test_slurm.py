@@ -16,7 +16,7 @@ from marble_cli.config.compose import dump, load_resolved
 from marble_cli.config.schema import LauncherName, RunConfig
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.launch.slurm import render_script, sbatch_options
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from tests.distributed.processes import step, wait_for
 
 COMMANDS = {
@@ -113,7 +113,7 @@ def test_a_job_at_its_limit_goes_on_where_it_was(
     assert job(run, restarts=1).wait(120) == 0, (run / "slurm-77.out").read_text()
     assert (cluster / "requeued").read_text() == "requeue 77\n"
     assert (run / "slurm-77.out").read_text().startswith("hello\n")
-    assert [row["step"] for row in read(run / "metrics.jsonl")] == list(range(1, 41))
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 41))
     launcher = load_resolved(run / "config.yaml").launcher
     assert (launcher.name, launcher.nodes, launcher.nproc) == (LauncherName.slurm, 1, 2)
 

@@ -23,7 +23,7 @@ from marble_cli.explain.figures import draw
 from marble_cli.metrics import captions, figures
 from marble_cli.metrics.captions import ABSENT, caption, fonts
 from marble_cli.metrics.figures import curves, image_grid, styled, try_to_draw
-from marble_cli.metrics.history import open_history
+from marble_cli.metrics.history import read_history
 from marble_cli.rewards.scorer import Scores
 from marble_cli.run.recorder import RunRecorder
 from marble_cli.run.state import Progress
@@ -233,7 +233,7 @@ def test_curves_and_explanations_take_any_name(tmp_path: Path, name: str) -> Non
         rows.append({**means, "step": step, "phase": "eval"})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
     curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    history = open_history(tmp_path)
+    history = read_history(tmp_path)
     drawn, left_out = draw(history, explain(history), tmp_path / "explain")
     assert {path.name for path in drawn} >= {"shares.png", "cosines.png", "pareto.png"}
     assert not [reason for reason in left_out if not reason.startswith("conflict.png")]
@@ -284,7 +284,7 @@ def test_a_picture_of_an_explanation_that_fails_leaves_the_others(
         raise RuntimeError("matplotlib is out of order")
 
     monkeypatch.setattr("marble_cli.explain.figures.shares", fail)
-    history = open_history(tmp_path)
+    history = read_history(tmp_path)
     drawn, left_out = draw(history, explain(history), tmp_path / "explain")
     assert [path.name for path in drawn] == ["cosines.png"]
     assert "shares.png, RuntimeError: matplotlib is out of order" in left_out

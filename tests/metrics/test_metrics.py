@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from marble_cli.metrics.figures import curves, image_grid
-from marble_cli.metrics.jsonl import MetricsLog, read, truncate_after
+from marble_cli.metrics.jsonl import MetricsLog, read_rows, truncate_after
 from marble_cli.metrics.terminal import TerminalView
 
 
@@ -31,9 +31,9 @@ def test_a_continued_run_rewrites_later_steps_and_a_torn_line(tmp_path: Path) ->
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps(row(step)) + "\n" for step in range(1, 5)) + '{"step": 5, "pha')
     truncate_after(path, 3)
-    assert [line["step"] for line in read(path)] == [1, 2, 3]
+    assert [line["step"] for line in read_rows(path)] == [1, 2, 3]
     truncate_after(path, 0)
-    assert read(path) == []
+    assert read_rows(path) == []
 
 
 def test_plain_lines_when_the_output_is_no_terminal() -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from marble_cli.config.schema import WandbConfig, WandbMode
 from marble_cli.errors import ConfigError
-from marble_cli.metrics.wandb_destination import Destination, destination
+from marble_cli.metrics.wandb_destination import WandbDestination, resolve_destination
 
-Decide = Callable[..., Destination]
+Decide = Callable[..., WandbDestination]
 KEY = {"WANDB_API_KEY": "0" * 40}
 OWN = {"WANDB_BASE_URL": "https://wandb.example.org:8443/"}
 
@@ -25,7 +25,7 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
     def run(
         environ: dict[str, str] | None = None, *, mode: str = "auto", project: str | None = None,
         entity: str | None = None, **files: str,
-    ) -> Destination:  # fmt: skip
+    ) -> WandbDestination:  # fmt: skip
         places = {
             "netrc": home / ".netrc",
             "system": home / ".config/wandb/settings",
@@ -35,7 +35,7 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
             places[name].parent.mkdir(parents=True, exist_ok=True)
             places[name].write_text(text)
         variables = {"HOME": str(home)} | (environ or {})
-        return destination(WandbConfig(WandbMode[mode], project, entity), variables)
+        return resolve_destination(WandbConfig(WandbMode[mode], project, entity), variables)
 
     return run
 
@@ -111,7 +111,7 @@ def test_project_and_team_have_an_order(decide: Decide) -> None:
     told = {"WANDB_PROJECT": "variable", "WANDB_ENTITY": "us", "WANDB_BASE_URL": "http://localhost:8080"}
     found = decide(told)
     assert (found.project, found.entity, found.service) == ("variable", "us", "http://localhost:8080")
-    assert found.unheard == ()
+    assert found.ignored == ()
     assert decide({"WANDB_PROJECT": ""}).project == "marble"
     found = decide(told, project="mine", entity="me")
     assert (found.project, found.entity) == ("mine", "me")
@@ -145,7 +145,7 @@ def test_the_configuration_wins_and_says_so(
     decide: Decide, environ: dict[str, str], asked: dict[str, str], said: list[str]
 ) -> None:
     found = decide(environ, **asked)
-    assert found.unheard == tuple(f"logging.wandb.{words}" for words in said)
+    assert found.ignored == tuple(f"logging.wandb.{words}" for words in said)
     if "mode" in asked:
         assert (found.mode, found.reason) == (asked["mode"], "logging.wandb.mode")
 
@@ -153,7 +153,7 @@ def test_the_configuration_wins_and_says_so(
 def test_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without HOME and passwd entry
-    assert destination(WandbConfig(WandbMode.auto, None, None), {}).mode == "offline"
+    assert resolve_destination(WandbConfig(WandbMode.auto, None, None), {}).mode == "offline"
 
 
 def test_in_words(decide: Decide) -> None:

@@ -15,7 +15,7 @@ from marble_cli.config.schema import RunConfig, WandbConfig, WandbMode
 from marble_cli.errors import ConfigError, MarbleError, RequestError
 from marble_cli.metrics import wandb_history
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
-from marble_cli.metrics.wandb_history import identity, send, starts, unsent
+from marble_cli.metrics.wandb_history import list_starts, list_unsent_starts, read_identity, upload_history
 from marble_cli.metrics.weights_and_biases import WandbRun, end_service
 from marble_cli.run.train import train
 from tests.metrics.service import Service, serving
@@ -85,7 +85,7 @@ def test_one_history_whatever_its_parts(
     for part in parts:
         start(run, *part)
     last = parts[-1][2]
-    assert send(run) == last
+    assert upload_history(run) == last
     assert list(service.histories) == [ID]
     assert service.steps(ID) == list(range(1, last + 1))
     assert service.values(ID, "loss") == [0.5 * step for step in range(1, last + 1)]
@@ -94,9 +94,9 @@ def test_one_history_whatever_its_parts(
     began = [max(first for _, first, end in parts if first <= step) for step in range(1, last + 1)]
     assert service.values(ID, "start") == began  # of steps done again, the last
     assert service.called[ID] == ("p", None, "n")
-    assert unsent(run) == []
+    assert list_unsent_starts(run) == []
     before = {key: dict(lines) for key, lines in service.histories.items()}
-    assert send(run) == 0
+    assert upload_history(run) == 0
     assert service.histories == before
 
 
@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_offline_after_a_sync_is_sent_whole_again(
     run = tmp_path / "run"
     for first, last in ((1, 3), (4, 6)):
         start(run, "offline", first, last)
-        assert send(run) == last
+        assert upload_history(run) == last
     assert service.steps(ID) == [1, 2, 3, 4, 5, 6]
 
 
@@ -114,10 +114,10 @@ def test_starts_without_a_checkpoint_s_id_have_that_of_the_first(service: Servic
     run = tmp_path / "run"
     start(run, "offline", 1, 3, run_id=None)  # killed before its first checkpoint
     start(run, "offline", 1, 4, run_id=None)
-    ids = {log.stem for part in starts(run) for log in part.glob("run-*.wandb")}
-    assert len(starts(run)) == 2
+    ids = {log.stem for part in list_starts(run) for log in part.glob("run-*.wandb")}
+    assert len(list_starts(run)) == 2
     assert len(ids) == 1
-    assert send(run) == 4
+    assert upload_history(run) == 4
     assert service.steps(ids.pop().removeprefix("run-")) == [1, 2, 3, 4]
 
 
@@ -126,7 +126,7 @@ def test_a_folder_that_was_cleared_holds_another_run(run_config: RunConfigMaker,
 
     def run_id() -> str:
         assert train(config, resume="auto") == 0
-        found = identity(tmp_path)
+        found = read_identity(tmp_path)
         assert found is not None
         return found.id
 
@@ -141,30 +141,30 @@ def test_a_folder_that_was_cleared_holds_another_run(run_config: RunConfigMaker,
 def test_what_is_not_taken_is_kept(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(run, "offline", 1, 3)
-    kept = unsent(run)
+    kept = list_unsent_starts(run)
     service.broken = True
     with pytest.raises(MarbleError, match=r"W&B did not take the run's history: .*everything is still there"):
-        send(run)
-    assert unsent(run) == kept
+        upload_history(run)
+    assert list_unsent_starts(run) == kept
     service.broken = False
-    assert send(run) == 3
+    assert upload_history(run) == 3
 
 
 def test_what_a_run_is_still_writing_stays_to_be_sent(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(run, "offline", 1, 3)
     start(run, "offline", 4, 5)
-    assert send(run, running=True) == 5
-    assert unsent(run) == starts(run)[-1:]
-    assert send(run) == 5
+    assert upload_history(run, running=True) == 5
+    assert list_unsent_starts(run) == list_starts(run)[-1:]
+    assert upload_history(run) == 5
     start(run, "offline", 6, 6)
-    last = starts(run)[-1]
+    last = list_starts(run)[-1]
     last.rename(
         last.with_name(f"offline-run-20200101_000000-{ID}")
     )  # W&B's names tell starts apart by seconds
     going = WandbRun(WandbConfig(WandbMode.online, "p", None), run, "n", {}, ID)
-    with pytest.raises(RequestError, match="still sending its figures itself"):
-        send(run, running=True)
+    with pytest.raises(RequestError, match="still sending its metrics itself"):
+        upload_history(run, running=True)
     going.close()
 
 
@@ -172,12 +172,12 @@ def test_a_run_without_a_word_of_what_it_is_called(service: Service, tmp_path: P
     run = tmp_path / "run"
     start(run, "offline", 1, 2)
     (run / "wandb" / "run.json").unlink()
-    assert send(run) == 2
+    assert upload_history(run) == 2
     assert service.called[ID] == ("marble", None, "n")
     start(run, "offline", 3, 3)
     (run / "wandb" / "run.json").write_text("{")
     with pytest.raises(RequestError, match=r"run\.json cannot be read .*Delete it"):
-        send(run)
+        upload_history(run)
 
 
 def test_pictures_come_along(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_pictures_come_along(service: Service, tmp_path: Path, monkeypatch: pyte
     (run / "samples").mkdir()
     for step in (2, 6):  # of step 6 there is no row: the evaluation was abandoned
         Image.new("RGB", (4, 4)).save(run / "samples" / f"step-{step:08d}.png")
-    assert send(run) == 4
+    assert upload_history(run) == 4
     shown = service.values(ID, "samples")
     assert [value is not None for value in shown] == [False, True, False, False]
 
@@ -202,11 +202,11 @@ def test_figures_are_kept_where_weights_and_biases_cannot_be_reached(
     end_service()
     start(tmp_path, "online", 1, 2)
     assert "W&B cannot be reached" in caplog.text
-    (kept,) = unsent(tmp_path)  # what was tried online holds nothing
+    (kept,) = list_unsent_starts(tmp_path)  # what was tried online holds nothing
     assert kept.name.startswith("offline-run-")
-    assert identity(tmp_path).id == ID  # type: ignore[union-attr]
+    assert read_identity(tmp_path).id == ID  # type: ignore[union-attr]
     with pytest.raises(MarbleError, match=r"W&B at http://127.0.0.1:9 cannot be reached: .* still there"):
-        send(tmp_path)
+        upload_history(tmp_path)
     end_service()
 
 
@@ -222,8 +222,8 @@ def test_an_online_start_says_what_is_missing(
 def test_a_start_offline_is_a_log_of_its_own_steps(tmp_path: Path) -> None:
     start(tmp_path, "offline", 1, 2)
     start(tmp_path, "offline", 3, 3)
-    assert len(starts(tmp_path)) == 2
-    found = identity(tmp_path)
+    assert len(list_starts(tmp_path)) == 2
+    found = read_identity(tmp_path)
     assert found is not None
     assert (found.id, found.name, found.project, found.config) == (ID, "n", "p", {"a": 1})
 
@@ -244,8 +244,8 @@ def test_a_run_follows_its_variables_and_says_which_it_does_not(
     ):
         assert f"logging.wandb.{words} is not followed" in caplog.text
     for name, project in (("one", "theirs"), ("other", "ours")):
-        assert identity(tmp_path / name).project == project  # type: ignore[union-attr]
-        assert [start.name.startswith("offline-") for start in starts(tmp_path / name)] == [True]
+        assert read_identity(tmp_path / name).project == project  # type: ignore[union-attr]
+        assert [start.name.startswith("offline-") for start in list_starts(tmp_path / name)] == [True]
     monkeypatch.setenv("WANDB_MODE", "onlin")
     with pytest.raises(ConfigError, match="WANDB_MODE='onlin' is no mode"):
         WandbRun(WandbConfig(WandbMode.auto, None, None), tmp_path / "third", "n", {}, ID)

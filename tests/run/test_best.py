@@ -8,7 +8,7 @@ import pytest
 from marble_cli.checkpoint import store
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.run.train import train
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -18,7 +18,7 @@ FIGURES = ("eval/composite", "reward/colorfulness/mean", "reward/compressibility
 
 
 def judged(run: Path, figure: str) -> dict[int, float]:
-    return {row["step"]: row[figure] for row in read(run / "metrics.jsonl") if row["phase"] == "eval"}
+    return {row["step"]: row[figure] for row in read_rows(run / "metrics.jsonl") if row["phase"] == "eval"}
 
 
 def best(run: Path) -> int | None:

@@ -24,7 +24,7 @@ from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RewardError, StorageError
 from marble_cli.files import write_whole
-from marble_cli.metrics.jsonl import MetricsLog, read
+from marble_cli.metrics.jsonl import MetricsLog, read_rows
 from marble_cli.run.checkpoints import Checkpoints
 from marble_cli.run.loop import Trainer
 from marble_cli.run.recorder import LogFile, RunRecorder
@@ -91,7 +91,7 @@ def whole(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) 
 def assert_same_run(run: Path, whole: Path) -> None:
     for file in sorted((whole / "checkpoints" / "step-00000003").rglob("*.safetensors")):
         assert (run / file.relative_to(whole)).read_bytes() == file.read_bytes()
-    rows, others = (read(folder / "metrics.jsonl") for folder in (run, whole))
+    rows, others = (read_rows(folder / "metrics.jsonl") for folder in (run, whole))
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     assert [row["loss/policy"] for row in rows] == [row["loss/policy"] for row in others]
 
@@ -157,7 +157,7 @@ def test_no_room_for_the_metrics(
     assert [path.name for path in store.steps(run)] == ["step-00000001"]
     with pytest.raises(StorageError, match=r"metrics.jsonl could not be written.* 0 bytes are free"):
         train(config, resume="auto")  # still full: said again, before anything is trained
-    assert [row["step"] for row in read(run / "metrics.jsonl")] == [1]
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1]
     assert not list(run.glob(".*"))
     disk.free()
     assert train(config, resume="auto") == 0
@@ -282,7 +282,7 @@ def test_a_row_is_there_whole_or_not(tmp_path: Path) -> None:
     assert file.read_bytes() == before
     rows.write({"step": 2, "phase": "train"})
     rows.close()
-    assert [row["step"] for row in read(file)] == [1, 2]
+    assert [row["step"] for row in read_rows(file)] == [1, 2]
 
 
 def test_a_file_that_is_written_anew_stays_as_it_was(tmp_path: Path) -> None:

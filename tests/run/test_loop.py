@@ -15,7 +15,7 @@ from torch import Tensor
 from marble_cli.checkpoint import store
 from marble_cli.config.schema import RunConfig, TrainingTimes
 from marble_cli.errors import RewardError, TrainingError
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.worker import RewardWorker
 from marble_cli.run.recorder import RunRecorder
@@ -78,7 +78,7 @@ def test_an_update_is_clipped_adamw_average_and_behaviour(
     for part, keep in (("lora", 0.0), ("ema", 0.7), ("behaviour", 0.25)):
         for got, after, before in zip(plain(weights(tmp_path, part)), trained, begin, strict=True):
             torch.testing.assert_close(got, keep * before + (1 - keep) * after, rtol=1e-4, atol=1e-7)
-    (row,) = read(tmp_path / "metrics.jsonl")
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
     assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert row["behaviour/eta"] == 0.25
 
@@ -99,7 +99,7 @@ def test_how_evaluations_draw_changes_what_is_judged_and_nothing_else(
     )
     assert train(alone, resume="auto") == 0
     plain, other, alone_rows = (
-        read(tmp_path / name / "metrics.jsonl") for name in ("plain", "other", "alone")
+        read_rows(tmp_path / name / "metrics.jsonl") for name in ("plain", "other", "alone")
     )
     for name in ("lora", "ema"):
         assert all(
@@ -173,7 +173,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
     )
     with caplog.at_level(logging.WARNING, "marble"):
         assert train(config, resume="auto") == 0
-    rows = read(tmp_path / "metrics.jsonl")
+    rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row.get("skipped") for row in rows] == [None, 1, None]
     assert "grad_norm" not in rows[1]
     assert "step 2: the gradient is not finite" in (tmp_path / "log.txt").read_text()
@@ -219,7 +219,7 @@ def test_a_broken_reward_stops_the_run_with_its_last_step_kept(
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000002"
     monkeypatch.setattr(RewardWorker, "score", original)
     assert train(run_config(f"run.dir={tmp_path}", "trainer.steps=3"), resume="auto") == 0
-    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> No
         f"run.dir={tmp_path}", "trainer.steps=2", "trainer.eval_every=2", "balance.refresh_every=2"
     )
     train(config, resume="auto")
-    rows = read(tmp_path / "metrics.jsonl")
+    rows = read_rows(tmp_path / "metrics.jsonl")
     each = {f"reward/{name}/{figure}" for name in config.rewards for figure in ("mean", "std", "applicable")}
     always = each | {
         "step",
@@ -279,7 +279,7 @@ def test_a_step_that_was_not_recorded_is_not_saved(
             train(run_config(*settings), resume="auto")
     assert [path.name for path in store.steps(tmp_path)] == ["step-00000001"]
     assert train(run_config(*settings), resume="auto") == 0
-    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_gradients_that_stay_infinite_stop_the_run(
@@ -295,6 +295,6 @@ def test_gradients_that_stay_infinite_stop_the_run(
     config = run_config(f"run.dir={tmp_path}", "trainer.steps=9", "trainer.max_skipped=2")
     with pytest.raises(TrainingError, match=r"of 3 steps in a row were not finite.*trainer\.max_skipped=2"):
         train(config, resume="auto")
-    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000004"
     assert len(list((tmp_path / "skipped").iterdir())) == 4

@@ -23,7 +23,7 @@ from marble_cli.config.compose import compose, dump
 from marble_cli.config.schema import OdeSolver, RolloutTimes, RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, RequestError
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.policy.load import load_policy
 from marble_cli.run.agreement import read_checkpoint
 from marble_cli.run.build import build_optimizer
@@ -73,12 +73,12 @@ def assert_same_run(folder: Path, other: Path, train: str = "lora", *, stateful:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
     infos = [json.loads((path / "state.json").read_text())["info"] for path in (ours, theirs)]
     assert infos[0] == infos[1]
-    assert timeless(read(folder / "metrics.jsonl")) == timeless(read(other / "metrics.jsonl"))
+    assert timeless(read_rows(folder / "metrics.jsonl")) == timeless(read_rows(other / "metrics.jsonl"))
 
 
 def test_the_run_is_worth_comparing(finished: Path) -> None:
     """Weights, average and behaviour all moved and differ, the cache is filled, and every kind of step was made."""
-    rows = read(finished / "metrics.jsonl")
+    rows = read_rows(finished / "metrics.jsonl")
     assert [(row["step"], row["phase"]) for row in rows] == [
         (0, "eval"), (1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train"), (4, "eval"),
     ]  # fmt: skip
@@ -473,7 +473,7 @@ def test_another_drawing_of_evaluations_begins_at_a_new_start(
         *SETTINGS, "trainer.steps=5", f"run.dir={tmp_path}", "evaluation.steps=5", "evaluation.solver=euler"
     )
     assert train(config, resume=str(finished)) == 0
-    rows = read(tmp_path / "metrics.jsonl")
+    rows = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["phase"]) for row in rows] == [(4, "eval"), (5, "train"), (5, "eval")]
     assert rows[0]["eval/composite"] == 0.0
     assert "drew images differently" in caplog.text
@@ -540,7 +540,7 @@ def test_a_checkpoint_of_other_rewards_gives_its_weights_and_no_balance(
     """Sequential training: one reward after another, from where the last run ended."""
     settings = ("rewards=[compressibility]", "trainer.steps=5", "trainer.eval_every=2", f"run.dir={tmp_path}")
     assert train(run_config(*settings), resume=str(finished)) == 0
-    rows = read(tmp_path / "metrics.jsonl")
+    rows = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["phase"]) for row in rows] == [(4, "eval"), (5, "train"), (5, "eval")]
     assert rows[0]["eval/composite"] == 0.0
     assert rows[1]["balance/refresh"] == 1
@@ -554,7 +554,7 @@ def test_a_checkpoint_of_another_balance_gives_no_cache(
     config = run_config("balance=mgda", "trainer.steps=5", f"run.dir={tmp_path}")
     assert train(config, resume=str(finished)) == 0
     assert "another balance" in caplog.text
-    assert read(tmp_path / "metrics.jsonl")[-1]["balance/refresh"] == 1
+    assert read_rows(tmp_path / "metrics.jsonl")[-1]["balance/refresh"] == 1
 
 
 def test_a_checkpoint_of_rewards_that_are_not_installed_still_gives_its_weights(
