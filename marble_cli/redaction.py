@@ -115,7 +115,7 @@ def learn_url(url: str) -> None:
 
 
 def learn_options(options: Mapping[str, Any]) -> None:
-    """Learn the secrets in a reward's options: `api_key` and similar keys, and variables named by `..._env`."""
+    """Learn the secrets in a reward's options: `api_key` and the like, and variables named by `..._env`."""
     for path, value in _strings(options):
         if path[-1].endswith("_env"):
             learn(os.environ.get(value))

@@ -7,7 +7,8 @@ from itertools import combinations, pairwise
 from statistics import fmean, median, stdev
 from typing import Any
 
-from marble_cli.metrics.history import History, Row, series
+from marble_cli.metrics.history import History, series
+from marble_cli.metrics.jsonl import Row
 
 SETTLED = 8  # refreshes below which drift and scatter of the shares cannot be told apart
 SAME = 1e-6  # between two shares; the programmes are solved far better than that

@@ -120,7 +120,9 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
         mixture = made.combined(torch.eye(len(names), dtype=torch.float64)[0])
         found.append(whole_rows(mixture_gradient(step, parts, mixture).rows, policy))
         directions.append(
-            descent.direct(1, signal, data, Progress(0, initial_progress(policy).cache, {}, {}).cache, lambda n: None)
+            descent.direct(
+                1, signal, data, Progress(0, initial_progress(policy).cache, {}, {}).cache, lambda n: None
+            )
         )
         for parameter in policy.parameters("trained").values():
             assert parameter.grad is None

@@ -1,4 +1,4 @@
-"""Two real processes: the verbs of `Ranks`, and a run that does not depend on how many there are."""
+"""The collectives of `Ranks` on two processes, and a run whose results do not depend on their number."""
 
 import re
 import subprocess
@@ -22,37 +22,11 @@ from marble_cli.policy.load import load_policy
 from marble_cli.run.train import train
 from tests.distributed.processes import ends, job
 
-VERBS = """
-import torch
-import torch.distributed as dist
-from marble_cli.distributed.ranks import Ranks
-
-begun = []
-all_reduce = dist.all_reduce
-def watched(tensor, *more):
-    begun.append((tensor.device.type, tensor.numel()))
-    return all_reduce(tensor, *more)
-dist.all_reduce = watched
-with Ranks() as ranks:
-    assert begun == [("cpu", 1)]  # they have met
-    me = ranks.rank
-    assert ranks.world == 2 and ranks.is_main == (me == 0)
-    assert list(ranks.rank_indices(6)) == ([0, 1, 2], [3, 4, 5])[me]
-    own = torch.tensor([1.0 + me, 10.0], dtype=torch.float64)
-    assert ranks.all_reduce(own) is own and own.tolist() == [3.0, 20.0]
-    rows = torch.arange(6).reshape(2, 3).double()[:, :2] + 100 * me
-    assert ranks.all_gather(rows).tolist() == [[0, 1, 100, 101], [3, 4, 103, 104]]
-    row = torch.tensor([me, 7])
-    assert ranks.all_gather(row).tolist() == [0, 7, 1, 7]
-    assert ranks.all_gather(rows.T).tolist() == [[0, 3, 100, 103], [1, 4, 101, 104]]
-    assert ranks.broadcast(torch.tensor([me + 0.1], dtype=torch.float64)).tolist() == [0.1]
-    assert ranks.any(me == 1) and ranks.any(True) and not ranks.any(False)
-print("done", me)
-"""
+PROGRAM = Path(__file__).with_name("collective_ranks.py")
 
 
 def test_the_verbs_mean_the_same_on_two_ranks() -> None:
-    for rank, (code, out, err) in enumerate(ends(job([("-W", "error", "-c", VERBS)] * 2))):
+    for rank, (code, out, err) in enumerate(ends(job([("-W", "error", PROGRAM)] * 2))):
         assert (code, out) == (0, f"done {rank}\n"), err
 
 

@@ -1,9 +1,8 @@
-"""`marble train launcher=slurm`: the script, and the jobs that it makes under stand-ins for SLURM's commands."""
+"""`marble train launcher=slurm`: the script, and the jobs that it makes under stand-ins for SLURM."""
 
 import os
 import re
 import shlex
-import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,88 +16,8 @@ from marble_cli.config.schema import LauncherName, RunConfig
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.launch.slurm import render_script, sbatch_options
 from marble_cli.metrics.jsonl import read_rows
-from tests.distributed.processes import step, wait_for
-
-COMMANDS = {
-    # Answers with the job's id as `--parsable` asks for.
-    "sbatch": 'echo "$PWD $*" >> "$FAKE/submitted"; echo "77;cluster"',
-    "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; echo other; else echo "$*" >> "$FAKE/requeued"; fi',
-    # Starts the tasks, sends them the signal that SLURM sends a step, and leaves with the highest code.
-    "srun": """
-tasks=(); command=()
-for word in "$@"; do
-  case $word in
-    --ntasks=*) count=${word#*=} ;;
-    --*) [ ${#command[@]} -gt 0 ] && command+=("$word") ;;
-    *) command+=("$word") ;;
-  esac
-done
-trap 'kill -USR1 "${tasks[@]}"' USR1
-for ((i = 0; i < count; i++)); do
-  SLURM_PROCID=$i SLURM_LOCALID=$i "${command[@]}" & tasks+=($!)
-done
-echo $$ > "$FAKE/srun.pid"
-highest=0
-for task in "${tasks[@]}"; do
-  while true; do
-    wait "$task"; code=$?
-    kill -0 "$task" 2> /dev/null || break  # or a signal ended the waiting
-  done
-  [ $code -gt $highest ] && highest=$code
-done
-exit $highest
-""",
-}
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of stand-ins on PATH, which note there what they were asked for."""
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    for name, body in COMMANDS.items():
-        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE", str(folder))
-    return folder
-
-
-def job(run: Path, restarts: int = 0) -> "subprocess.Popen[bytes]":
-    """What SLURM does with the script when its turn has come."""
-    environment = {**os.environ, "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-2]"}
-    if restarts:
-        environment["SLURM_RESTART_COUNT"] = str(restarts)
-    with (run / "slurm-77.out").open("ab") as output:
-        return subprocess.Popen(
-            ["bash", "job.sbatch"],
-            cwd=run,
-            stdout=output,
-            stderr=output,
-            env=environment,
-            start_new_session=True,
-        )
-
-
-def submitted(config: RunConfig, run: Path) -> str:
-    """Submit `config` as a job of two processes that writes to `run`; returns what is said of it."""
-    config.run.dir, file = str(run), run.parent.parent / f"{run.name}.yaml"
-    file.write_text(dump(config))
-    asked = ["train", "--config-name", str(file), "launcher=slurm", "launcher.nproc=2"]
-    done = CliRunner().invoke(app, [*asked, 'launcher.setup=["export GREETING=hello", "echo $GREETING"]'])
-    assert done.exception is None, done.exception
-    return done.stdout
-
-
-def stopped_at_its_limit(cluster: Path, run: Path) -> None:
-    """Start the job, and warn it once it has done two steps."""
-    first, output = job(run), run / "slurm-77.out"
-    wait_for(lambda: step(run) >= 2 or first.poll() is not None, "two steps")
-    os.kill(int((cluster / "srun").with_suffix(".pid").read_text()), signal.SIGUSR1)
-    assert first.wait(60) == 143, output.read_text()
-    assert (cluster / "requeued").read_text() == "requeue 77\n"
-    assert "back into the queue, restart 1 of 20" in output.read_text()
-    assert (run / "checkpoints" / "latest").read_text() == f"step-{step(run):08d}\n"
+from tests.distributed.processes import step
+from tests.launch.cluster import job, stopped_at_its_limit, submitted
 
 
 def test_a_job_at_its_limit_goes_on_where_it_was(
@@ -176,9 +95,12 @@ def test_the_options_of_a_job(run_config: Callable[..., RunConfig], tmp_path: Pa
         shlex.split(srun)
     )
     assert (
-        sbatch_options(run_config("launcher=slurm", "launcher.nproc=4", "model.device=auto"))["gpus-per-node"] == 4
+        sbatch_options(run_config("launcher=slurm", "launcher.nproc=4", "model.device=auto"))["gpus-per-node"]
+        == 4
     )
-    assert "gpus-per-node" not in sbatch_options(run_config("launcher=slurm", "launcher.nproc=4"))  # device cpu
+    assert "gpus-per-node" not in sbatch_options(
+        run_config("launcher=slurm", "launcher.nproc=4")
+    )  # device cpu
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 

@@ -64,7 +64,10 @@ def test_another_figure_is_sought_anew_when_a_run_goes_on(
     for steps, figure in ((3, FIGURES[1]), (6, FIGURES[2])):
         more = (f"trainer.steps={steps}", f"trainer.best={figure}", "trainer.keep_last=9")
         assert train(run_config(*settings, *more, f"run.dir={tmp_path}"), resume="auto") == 0
-    assert f"the best checkpoint was chosen by {FIGURES[1]} so far; from here on it is chosen by {FIGURES[2]}" in caplog.text
+    assert (
+        f"the best checkpoint was chosen by {FIGURES[1]} so far; from here on it is chosen by {FIGURES[2]}"
+        in caplog.text
+    )
     late = {step: value for step, value in judged(tmp_path, FIGURES[2]).items() if step > 3}
     assert best(tmp_path) == max(late, key=lambda step: late[step])
 
