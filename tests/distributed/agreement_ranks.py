@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from marble_cli.distributed.ranks import Ranks
@@ -17,7 +18,7 @@ run = Path(sys.argv[1])
 
 
 def outcome(ranks: Ranks, *errors: Exception | None) -> tuple[str, int | None, str] | None:
-    """Return the type, exit code and text of the error that this rank raises if each rank fails with its own of `errors`."""
+    """Let each rank fail with its entry of `errors`; return type, exit code and text of this rank's error."""
     try:
         with ranks.raise_together():
             if (error := errors[ranks.rank]) is not None:
@@ -35,10 +36,10 @@ with Ranks() as ranks:
     ]
     assert ranks.broadcast_json(me if me == 0 else None) == 0
     assert outcome(ranks, None, None) is None
-    told = outcome(ranks, None, ConfigError("no key"))
-    assert told == [("PeerError", 2, "process 1 failed: no key"), ("ConfigError", 2, "no key")][me], told
-    told = outcome(ranks, ValueError("odd"), ConfigError("no key"))
-    assert told == [("ValueError", None, "odd"), ("PeerError", 1, "process 0 failed: odd")][me], told
+    raised = outcome(ranks, None, ConfigError("no key"))
+    assert raised == [("PeerError", 2, "process 1 failed: no key"), ("ConfigError", 2, "no key")][me]
+    raised = outcome(ranks, ValueError("odd"), ConfigError("no key"))
+    assert raised == [("ValueError", None, "odd"), ("PeerError", 1, "process 0 failed: odd")][me]
     with ranks.raise_together():  # they are still in step
         pass
 
@@ -54,32 +55,27 @@ with Ranks() as ranks:
         assert stored.balance["name"] == "marble"
         groups = {**stored.state.tensors, "lora": stored.weights, "ema": stored.ema}
         balance = groups.pop("balance")  # whole numbers and scalars too, as PCD's
-        assert balance["steps"].dtype == torch.int64 and torch.equal(balance["steps"], torch.tensor(7)), turn
-        assert balance["seen"].tolist() == [True, False] and balance["none"].shape == (0, 2), turn
+        torch.testing.assert_close(balance["steps"], torch.tensor(7), rtol=0, atol=0)
+        assert balance["seen"].tolist() == [True, False], turn
+        assert balance["none"].shape == (0, 2), turn
         assert sorted(groups) == ["behaviour", "ema", "lora", "optimizer"]
         for group, tensors in groups.items():
             assert sorted(tensors) == ["bfloat16", "float32", "float64"]
             for kind, tensor in tensors.items():
                 draw = torch.Generator().manual_seed(sum(map(ord, group + kind)))
                 expected = torch.randn(3, 2, generator=draw).to(getattr(torch, kind))
-                assert tensor.dtype == expected.dtype and torch.equal(tensor, expected), (turn, group, kind)
+                assert tensor.dtype == expected.dtype, (turn, group, kind)
+                assert torch.equal(tensor, expected), (turn, group, kind)
 
     if me == 1:
         (run / "checkpoints" / "step-00000007").mkdir()
-    try:
+    with pytest.raises(RequestError if me == 0 else PeerError) as refused:
         agree_on_checkpoint(ranks, run, step, named=False)
-    except (RequestError, PeerError) as error:
-        assert isinstance(error, RequestError if me == 0 else PeerError)
-        for part in ("step 7", "step 3", str(run.absolute()) if me == 0 else "", "first node"):
-            assert part in str(error), str(error)
-    else:
-        raise AssertionError("the later step was not noticed")
+    for part in ("step 7", "step 3", str(run.absolute()) if me == 0 else "", "first node"):
+        assert part in str(refused.value), str(refused.value)
     assert agree_on_checkpoint(ranks, run, step, named=True) == step
     (step / "state.json").unlink(missing_ok=True)
-    try:
+    with pytest.raises(CheckpointError if me == 0 else PeerError) as damaged:
         read_checkpoint(ranks, step)
-    except (CheckpointError, PeerError) as error:
-        assert isinstance(error, CheckpointError if me == 0 else PeerError) and error.exit_code == 2
-    else:
-        raise AssertionError("read what is not there")
+    assert damaged.value.exit_code == 2
 print("done", me)

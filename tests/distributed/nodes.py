@@ -17,7 +17,7 @@ HERE = "/proc/self/cwd"  # an absolute path that each process has for itself, as
 def train_on_nodes_without_a_shared_disk(
     run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Check that the first process's configuration and disk are used, and that a later step elsewhere is refused."""
+    """Check that the first process's configuration and disk count; a later step elsewhere is refused."""
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Run by every rank of tests/distributed/test_sharding.py: what shards compute, beside what a whole policy does.
+"""Run by every rank of tests/distributed/test_sharding.py: compare a sharded policy with a whole one.
 
 Arguments: the configuration's file, and the number of replicas.
 """
@@ -35,7 +35,7 @@ replicas = int(sys.argv[2])
 
 
 def randomise(policy: PipelinePolicy) -> None:
-    """Trained and behaviour weights away from the start, the same whatever their layout."""
+    """Move trained and behaviour weights away from the start, equally in every layout."""
     draw = torch.Generator().manual_seed(4)
     for adapter in ("trained", "behaviour"):
         for parameter in policy.parameters(adapter).values():
@@ -45,7 +45,7 @@ def randomise(policy: PipelinePolicy) -> None:
 
 
 def whole_rows(rows: Tensor, policy: PipelinePolicy) -> Tensor:
-    """[R, P] on the main rank, of rows [R, n] of parts."""
+    """Gather rows [R, n] of shards into whole rows [R, P] on the main rank."""
     parameters = list(policy.parameters("trained").values())
     parts = rows.split([local(parameter).numel() for parameter in parameters], dim=1)
     columns = [
@@ -57,7 +57,7 @@ def whole_rows(rows: Tensor, policy: PipelinePolicy) -> Tensor:
 
 @contextmanager
 def watched(ranks: Ranks) -> Iterator[list[tuple[int, ...]]]:
-    """The shapes that are summed over ranks within, in order."""
+    """Record the shapes that are summed over ranks inside the block, in order."""
     shapes: list[tuple[int, ...]] = []
 
     def sum(tensor: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def training_set(policy: PipelinePolicy, ranks: Ranks) -> TrainingSet:
 
 
 def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> None:
-    """In half precision float32 adapters stand beside frozen weights of another type; blocks are then checkpointed, too."""
+    """Compare both layouts; in half precision adapters and frozen weights differ in type."""
     settings = replace(
         config.model,
         train=Train(kind),
@@ -149,7 +149,7 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
         states.append(pack(policy, optimizer, initial_progress(policy)))
     if ranks.is_main:
         same(states[0], states[1])
-    # a state from the one layout, put into the other
+    # Load the state of one layout into the other.
     randomise(policies[1])
     state, weights, average = states[0]
     progress = unpack(policies[1], optimizers[1], state, weights, average)

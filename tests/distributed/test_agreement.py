@@ -18,7 +18,7 @@ from tests.distributed.processes import ends, job
 PROGRAM = Path(__file__).with_name("agreement_ranks.py")
 
 
-def test_two_ranks_agree(tmp_path: Path) -> None:
+def test_two_ranks_agree_on_errors_and_checkpoint(tmp_path: Path) -> None:
     def tensors(group: str) -> dict[str, torch.Tensor]:
         drawn = {}
         for kind in (torch.float32, torch.float64, torch.bfloat16):
@@ -47,7 +47,7 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
         assert (code, out) == (0, f"done {rank}\n"), err
 
 
-def test_one_rank_agrees_with_itself() -> None:
+def test_single_rank_raises_its_own_error() -> None:
     with Ranks() as ranks:
         assert ranks.all_gather_json([1, None]) == [[1, None]]
         error = ConfigError("no key")
@@ -62,7 +62,7 @@ def test_nodes_without_a_shared_disk_use_the_first_nodes_checkpoint(
     train_on_nodes_without_a_shared_disk(run_config, tmp_path, monkeypatch)
 
 
-def test_what_all_ranks_find_wrong_is_told_once(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_error_on_all_ranks_is_printed_once(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(dump(run_config(f"data.root={tmp_path / 'nowhere'}", f"run.dir={tmp_path / 'run'}")))
     command = ("-m", "marble_cli", "train", "--config-name", file)

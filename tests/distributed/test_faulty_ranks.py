@@ -43,7 +43,7 @@ def kept(run: Path) -> list[int]:
     ("step", "shares"),
     [pytest.param(3, [], id="refresh"), pytest.param(4, ["broadcast float64"], id="amortised")],
 )
-def test_a_second_rank_without_memory_costs_no_finished_step(
+def test_out_of_memory_on_the_second_rank_keeps_the_last_step(
     ill: Callable[..., list[tuple[int, str, str]]], tmp_path: Path, step: int, shares: list[str]
 ) -> None:
     """In its last micro-batch. No rank has begun to sum gradients by then: with NCCL that would never end."""
@@ -59,7 +59,7 @@ def test_a_second_rank_without_memory_costs_no_finished_step(
         assert begun == [*told, "all_reduce int64"]  # the first's checkpoint is waited for
 
 
-def test_a_second_shard_without_memory_ends_all(
+def test_out_of_memory_on_the_second_shard_ends_all_ranks(
     ill: Callable[..., list[tuple[int, str, str]]], tmp_path: Path
 ) -> None:
     first, second = ill("memory", 4, "trainer.checkpoint_every=2", "trainer.parallel=fsdp")
@@ -70,7 +70,7 @@ def test_a_second_shard_without_memory_ends_all(
     assert kept(tmp_path / "run") == [2]
 
 
-def test_processors_that_round_differently_train_alike(
+def test_different_rounding_on_a_rank_gives_equal_weights(
     ill: Callable[..., list[tuple[int, str, str]]], tmp_path: Path
 ) -> None:
     """Shares are the main rank's: weights are the same bits, which every checkpoint makes sure of."""
@@ -80,7 +80,7 @@ def test_processors_that_round_differently_train_alike(
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_one_bit_that_differs_is_noticed_at_the_next_checkpoint(
+def test_differing_bit_is_found_at_the_next_checkpoint(
     ill: Callable[..., list[tuple[int, str, str]]], tmp_path: Path, parallel: str
 ) -> None:
     first, second = ill(
@@ -88,9 +88,11 @@ def test_one_bit_that_differs_is_noticed_at_the_next_checkpoint(
     )
     assert (first[0], second[0]) == (1, 1)
     for part in (
-        "after step 4 the trained weights of process 1 on ", "differ from those of process 0 on ",
-        "Step 4 is not kept; the checkpoint of step 2 and those before it are.", "--resume auto",
-    ):  # fmt: skip
+        "after step 4 the trained weights of process 1 on ",
+        "differ from those of process 0 on ",
+        "Step 4 is not kept; the checkpoint of step 2 and those before it are.",
+        "--resume auto",
+    ):
         assert part in first[2]
     assert kept(tmp_path / "run") == [2]
     assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]

@@ -25,12 +25,12 @@ from tests.distributed.processes import ends, job
 PROGRAM = Path(__file__).with_name("collective_ranks.py")
 
 
-def test_the_verbs_mean_the_same_on_two_ranks() -> None:
+def test_collectives_give_equal_results_on_two_ranks() -> None:
     for rank, (code, out, err) in enumerate(ends(job([("-W", "error", PROGRAM)] * 2))):
         assert (code, out) == (0, f"done {rank}\n"), err
 
 
-def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with Ranks() as ranks:
@@ -44,7 +44,7 @@ def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> No
         assert not torch.distributed.is_initialized()
 
 
-def test_groups_are_not_cut_between_ranks(run_config: Callable[..., RunConfig]) -> None:
+def test_groups_not_divisible_by_ranks_are_refused(run_config: Callable[..., RunConfig]) -> None:
     config = run_config("rollout.groups=5")
     check_geometry(config, 5)
     with pytest.raises(
@@ -55,7 +55,7 @@ def test_groups_are_not_cut_between_ranks(run_config: Callable[..., RunConfig]) 
         check_geometry(config, 8)
 
 
-def test_the_numbers_of_processes_that_the_paper_s_preset_takes() -> None:
+def test_paper_preset_accepts_the_documented_process_counts() -> None:
     """As docs/sd35m.md says."""
     page = (Path(__file__).parents[2] / "docs" / "sd35m.md").read_text()
     said = re.search(r"divides 48 trains the same \(([\d, or\n]+)\)", page)
@@ -75,17 +75,24 @@ def test_the_numbers_of_processes_that_the_paper_s_preset_takes() -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_path: Path, kind: str) -> None:
+def test_two_ranks_train_as_one_rank(run_config: Callable[..., RunConfig], tmp_path: Path, kind: str) -> None:
     """Refreshes, an amortised step and evaluations, through `marble train --nproc 2`.
 
     The rewards are smooth: one that counts bytes would turn a pixel's rounding into another advantage.
     """
     settings = [
-        "rewards=[colorfulness]", "+rewards.some={plugin: colorfulness, sources: [text, general]}",
-        "trainer.steps=3", "balance.refresh_every=2", "balance.shared_term=outside", "trainer.eval_every=3",
-        "algorithm.behaviour.rate=0.3", "rollout.groups=4", "rollout.batch_size=3", "trainer.micro_batch_size=3",
+        "rewards=[colorfulness]",
+        "+rewards.some={plugin: colorfulness, sources: [text, general]}",
+        "trainer.steps=3",
+        "balance.refresh_every=2",
+        "balance.shared_term=outside",
+        "trainer.eval_every=3",
+        "algorithm.behaviour.rate=0.3",
+        "rollout.groups=4",
+        "rollout.batch_size=3",
+        "trainer.micro_batch_size=3",
         f"model.train={kind}",
-    ]  # fmt: skip
+    ]
     one, two = (run_config(*settings, f"run.dir={tmp_path / name}") for name in ("one", "two"))
     assert train(one, resume="auto") == 0
     file = tmp_path / "two.yaml"

@@ -19,7 +19,7 @@ from tests.distributed.processes import step, wait_for
 from tests.launch.local_run import Run
 
 
-def test_a_killed_process_is_replaced_and_a_wish_to_stop_heard(run: Run) -> None:
+def test_killed_process_restarts_the_run_and_a_signal_stops_it(run: Run) -> None:
     process = run.start("trainer.steps=2000")
     run.reach(2, process)
     os.kill(run.ranks()[1], signal.SIGKILL)
@@ -35,7 +35,7 @@ def test_a_killed_process_is_replaced_and_a_wish_to_stop_heard(run: Run) -> None
     assert (run.folder / "checkpoints" / "latest").read_text() == f"step-{done[-1]:08d}\n"
 
 
-def test_without_its_launcher_nothing_goes_on(run: Run) -> None:
+def test_killed_launcher_ends_all_processes(run: Run) -> None:
     process = run.start("trainer.steps=2000")
     run.reach(1, process)
     process.kill()
@@ -53,11 +53,11 @@ def test_without_its_launcher_nothing_goes_on(run: Run) -> None:
         ([(0, 1), (1, -signal.SIGTERM)], (0, 1)),  # the launcher ended the other
     ],
 )
-def test_the_cause_of_failures(failures: list[tuple[int, int]], cause: tuple[int, int]) -> None:
+def test_cause_is_the_first_killed_rank(failures: list[tuple[int, int]], cause: tuple[int, int]) -> None:
     assert _cause(failures) == cause
 
 
-def test_the_first_that_ends_by_itself_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_recorded_exit_code_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record_exit_code(2)  # to nobody: no launcher asked
     file = tmp_path / "exit"
     monkeypatch.setenv(EXIT_FILE, str(file))
@@ -69,7 +69,7 @@ def test_the_first_that_ends_by_itself_says_why(tmp_path: Path, monkeypatch: pyt
     assert recorded_exit_code(file) == 2
 
 
-def test_helpers_are_spared_what_asks_a_run_to_stop() -> None:
+def test_blocked_signals_are_inherited_by_child_processes() -> None:
     with blocked_signals():
         helper = subprocess.Popen(["sleep", "60"])
     other = subprocess.Popen(["sleep", "60"])
@@ -97,7 +97,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert not Ranks("cpu").cuda
 
 
-def test_one_machine_cannot_start_another(tmp_path: Path) -> None:
+def test_local_launcher_with_several_nodes_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["train", "preset=tiny", f"run.dir={tmp_path}", "launcher.nodes=2"])
     assert isinstance(done.exception, RequestError)
     assert "launcher=local starts processes on this machine alone" in str(done.exception)

@@ -20,7 +20,7 @@ from tests.distributed.processes import step
 from tests.launch.cluster import job, stopped_at_its_limit, submitted
 
 
-def test_a_job_at_its_limit_goes_on_where_it_was(
+def test_job_at_its_time_limit_is_requeued_and_resumes(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     run = tmp_path / "my runs" / "it's $HOME"
@@ -38,7 +38,7 @@ def test_a_job_at_its_limit_goes_on_where_it_was(
 
 
 def run_script(cluster: Path, text: str, folder: Path, code: int, restarts: int = 0) -> tuple[str, bool]:
-    """The words with which a script's srun was called, when it leaves with `code`, and whether the job was queued again."""
+    """Run a script whose srun ends with `code`; return srun's arguments, and whether the job was requeued."""
     (cluster / "srun").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > "$FAKE/words"\nexit {code}\n')
     (cluster / "requeued").unlink(missing_ok=True)
     (folder / "job.sbatch").write_text(text)
@@ -48,16 +48,25 @@ def run_script(cluster: Path, text: str, folder: Path, code: int, restarts: int 
 
 @pytest.mark.parametrize(
     ("code", "restarts", "again"),
-    [(0, 0, False), (1, 0, False), (2, 0, False), (130, 0, False), (143, 0, True), (137, 3, True), (253, 0, True), (143, 20, False)],
-)  # fmt: skip
-def test_which_endings_go_back_into_the_queue(
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (2, 0, False),
+        (130, 0, False),
+        (143, 0, True),
+        (137, 3, True),
+        (253, 0, True),
+        (143, 20, False),
+    ],
+)
+def test_exit_code_decides_about_the_requeue(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path, code: int, restarts: int, again: bool
 ) -> None:
     config = run_config("launcher=slurm", f"run.dir={tmp_path}")
     assert run_script(cluster, render_script(config, "auto"), tmp_path, code, restarts)[1] is again
 
 
-def test_a_job_that_comes_back_continues_itself(
+def test_requeued_job_resumes_from_its_own_checkpoints(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     def resumed(resume: str, restarts: int) -> str:
@@ -76,20 +85,43 @@ def test_a_job_that_comes_back_continues_itself(
     assert resumed(named, 1) == "auto"
 
 
-def test_the_options_of_a_job(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_job_options_follow_the_configuration(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = run_config(
-        "launcher=slurm", "launcher.nodes=2", "launcher.nproc=4", "launcher.time=1-12:00:00", "launcher.partition=gpu",
-        "launcher.account=lab", "launcher.cpus_per_task=6", "launcher.memory=200G", "launcher.warning=90", "model.device=auto",
-        "launcher.extra.qos=high", "launcher.extra.exclusive=true", "launcher.extra={gres: 'gpu:a100:4', gpus-per-node: null}",
-        "run.name='a run; of mine'", f"run.dir={tmp_path}",
-    )  # fmt: skip
+        "launcher=slurm",
+        "launcher.nodes=2",
+        "launcher.nproc=4",
+        "launcher.time=1-12:00:00",
+        "launcher.partition=gpu",
+        "launcher.account=lab",
+        "launcher.cpus_per_task=6",
+        "launcher.memory=200G",
+        "launcher.warning=90",
+        "model.device=auto",
+        "launcher.extra.qos=high",
+        "launcher.extra.exclusive=true",
+        "launcher.extra={gres: 'gpu:a100:4', gpus-per-node: null}",
+        "run.name='a run; of mine'",
+        f"run.dir={tmp_path}",
+    )
     text = render_script(config, "auto")
     asked = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
     assert asked == [
-        "job-name=a-run--of-mine", "nodes=2", "ntasks-per-node=4", "cpus-per-task=6", "mem=200G", "time=1-12:00:00", "partition=gpu",
-        "account=lab", "signal=USR1@90", "requeue", "open-mode=append", "output=slurm-%j.out", "qos=high", "exclusive",
+        "job-name=a-run--of-mine",
+        "nodes=2",
+        "ntasks-per-node=4",
+        "cpus-per-task=6",
+        "mem=200G",
+        "time=1-12:00:00",
+        "partition=gpu",
+        "account=lab",
+        "signal=USR1@90",
+        "requeue",
+        "open-mode=append",
+        "output=slurm-%j.out",
+        "qos=high",
+        "exclusive",
         "gres=gpu:a100:4",
-    ]  # fmt: skip
+    ]
     srun = next(line for line in text.splitlines() if line.startswith("srun")).removesuffix("\\")
     assert {"--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=6", "--distribution=block"} <= set(
         shlex.split(srun)
@@ -104,7 +136,9 @@ def test_the_options_of_a_job(run_config: Callable[..., RunConfig], tmp_path: Pa
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
-def test_without_slurm_the_job_is_written(run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_missing_sbatch_is_refused_after_the_job_is_written(
+    run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, file = tmp_path / "run", tmp_path / "config.yaml"
     file.write_text(dump(run_config("launcher=slurm", "launcher.nproc=2", f"run.dir={run}")))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -117,7 +151,7 @@ def test_without_slurm_the_job_is_written(run_config: Callable[..., RunConfig], 
     assert "rollout.groups=2 is not a multiple of the 3 processes" in str(refused.exception)
 
 
-def test_a_refusal_of_sbatch_is_told(
+def test_refusal_by_sbatch_is_reported(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     (cluster / "sbatch").write_text("#!/bin/bash\necho 'invalid partition specified: gpux' >&2; exit 1\n")
@@ -128,7 +162,7 @@ def test_a_refusal_of_sbatch_is_told(
     assert "sbatch refused the job: invalid partition specified: gpux" in str(done.exception)
 
 
-def test_a_dry_run_shows_the_job_and_counts_all_processes(
+def test_dry_run_prints_the_job_and_counts_all_processes(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     file = tmp_path / "config.yaml"
@@ -158,11 +192,13 @@ def test_a_dry_run_shows_the_job_and_counts_all_processes(
         ("launcher.max_restarts=-1", "at least 0"),
     ],
 )
-def test_settings_that_cannot_be(run_config: Callable[..., RunConfig], override: str, expected: str) -> None:
+def test_invalid_launcher_setting_is_refused(
+    run_config: Callable[..., RunConfig], override: str, expected: str
+) -> None:
     with pytest.raises(ConfigError, match=expected):
         run_config("launcher=slurm", override)
 
 
-def test_a_local_run_has_no_partition(run_config: Callable[..., RunConfig]) -> None:
+def test_slurm_setting_of_a_local_run_is_refused(run_config: Callable[..., RunConfig]) -> None:
     with pytest.raises(ConfigError, match=r"launcher\.partition=gpu: expected launcher=slurm beside it"):
         run_config("launcher.partition=gpu")

@@ -1,4 +1,4 @@
-"""Where figures go: the configuration, then W&B's variables, its settings files, and the logins for its service."""
+"""Where metrics go: the configuration comes first, then W&B's variables, settings files and logins."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +23,13 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
     monkeypatch.chdir(here)
 
     def run(
-        environ: dict[str, str] | None = None, *, mode: str = "auto", project: str | None = None,
-        entity: str | None = None, **files: str,
-    ) -> WandbDestination:  # fmt: skip
+        environ: dict[str, str] | None = None,
+        *,
+        mode: str = "auto",
+        project: str | None = None,
+        entity: str | None = None,
+        **files: str,
+    ) -> WandbDestination:
         places = {
             "netrc": home / ".netrc",
             "system": home / ".config/wandb/settings",
@@ -42,17 +46,23 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
 
 @pytest.mark.parametrize(
     ("told", "mode"),
-    [("online", "online"), ("offline", "offline"), ("disabled", "disabled"), ("dryrun", "offline"), ("run", "online"),
-     ("shared", "shared")],
-)  # fmt: skip
+    [
+        ("online", "online"),
+        ("offline", "offline"),
+        ("disabled", "disabled"),
+        ("dryrun", "offline"),
+        ("run", "online"),
+        ("shared", "shared"),
+    ],
+)
 @pytest.mark.parametrize("logged_in", [True, False])
-def test_its_own_variable_decides_the_mode(decide: Decide, told: str, mode: str, logged_in: bool) -> None:
+def test_wandb_mode_variable_decides_the_mode(decide: Decide, told: str, mode: str, logged_in: bool) -> None:
     found = decide({"WANDB_MODE": told} | (KEY if logged_in else {}))
     assert (found.mode, found.reason) == (mode, "WANDB_MODE")
 
 
 @pytest.mark.parametrize("told", ["", "onlin", "Offline", "true"])
-def test_an_unknown_mode_is_refused(decide: Decide, told: str) -> None:
+def test_unknown_mode_is_refused(decide: Decide, told: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"WANDB_MODE='{told}' is no mode of W&B\. Expected online, offline"
     ):
@@ -63,7 +73,7 @@ def test_an_unknown_mode_is_refused(decide: Decide, told: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "wandb.example.org", "ftp://wandb.example.org", "https://"])
-def test_an_address_that_is_none_is_refused(decide: Decide, address: str) -> None:
+def test_invalid_address_is_refused(decide: Decide, address: str) -> None:
     with pytest.raises(ConfigError, match=r"WANDB_BASE_URL=.* is no address of W&B"):
         decide({"WANDB_BASE_URL": address})
 
@@ -86,7 +96,7 @@ def test_an_address_that_is_none_is_refused(decide: Decide, address: str) -> Non
         (OWN | KEY, "", "online"),
     ],
 )
-def test_without_a_mode_a_login_for_the_service_decides(
+def test_login_decides_if_no_mode_is_set(
     decide: Decide, environ: dict[str, str], netrc: str, mode: str
 ) -> None:
     found = decide(environ, netrc=netrc)
@@ -96,13 +106,13 @@ def test_without_a_mode_a_login_for_the_service_decides(
     )
 
 
-def test_a_netrc_file_elsewhere(decide: Decide, tmp_path: Path) -> None:
+def test_netrc_variable_names_the_file(decide: Decide, tmp_path: Path) -> None:
     (tmp_path / "logins").write_text("machine api.wandb.ai login user password key")
     found = decide({"NETRC": str(tmp_path / "logins")})
     assert (found.mode, found.reason) == ("online", f"login for api.wandb.ai in {tmp_path / 'logins'}")
 
 
-def test_project_and_team_have_an_order(decide: Decide) -> None:
+def test_project_and_team_come_from_the_first_source(decide: Decide) -> None:
     assert (decide().project, decide().entity) == ("marble", None)
     system = "[default]\nproject = system\nentity = them\nbase_url = https://wandb.example.org\n"
     assert (decide(system=system).project, decide().entity) == ("system", "them")
@@ -118,7 +128,7 @@ def test_project_and_team_have_an_order(decide: Decide) -> None:
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled", "online"])
-def test_settings_files_decide_the_mode(decide: Decide, mode: str) -> None:
+def test_settings_file_decides_the_mode(decide: Decide, mode: str) -> None:
     found = decide(KEY if mode != "online" else {}, system=f"[default]\nmode = {mode}\n")
     assert found.mode == mode
     assert found.reason.startswith("mode in ")
@@ -126,22 +136,34 @@ def test_settings_files_decide_the_mode(decide: Decide, mode: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["no section", "[other]\nmode = offline", "[default]\nmode", "\x00\xff"])
-def test_a_damaged_settings_file_says_nothing(decide: Decide, text: str) -> None:
+def test_damaged_settings_file_is_ignored(decide: Decide, text: str) -> None:
     assert decide(KEY, workspace=text).mode == "online"
 
 
 @pytest.mark.parametrize(
     ("environ", "asked", "said"),
     [
-        ({"WANDB_MODE": "offline"}, {"mode": "online"}, ["mode=online is set, so WANDB_MODE=offline is not followed"]),
-        ({"WANDB_MODE": "online"}, {"mode": "disabled"}, ["mode=disabled is set, so WANDB_MODE=online is not followed"]),
+        (
+            {"WANDB_MODE": "offline"},
+            {"mode": "online"},
+            ["mode=online is set, so WANDB_MODE=offline is not followed"],
+        ),
+        (
+            {"WANDB_MODE": "online"},
+            {"mode": "disabled"},
+            ["mode=disabled is set, so WANDB_MODE=online is not followed"],
+        ),
         ({"WANDB_MODE": "dryrun"}, {"mode": "offline"}, []),  # the same
         ({"WANDB_PROJECT": "a"}, {"project": "b"}, ["project=b is set, so WANDB_PROJECT=a is not followed"]),
         ({"WANDB_PROJECT": "a"}, {"project": "a"}, []),
-        ({"WANDB_ENTITY": "a", "WANDB_PROJECT": "c"}, {"entity": "b"}, ["entity=b is set, so WANDB_ENTITY=a is not followed"]),
+        (
+            {"WANDB_ENTITY": "a", "WANDB_PROJECT": "c"},
+            {"entity": "b"},
+            ["entity=b is set, so WANDB_ENTITY=a is not followed"],
+        ),
     ],
-)  # fmt: skip
-def test_the_configuration_wins_and_says_so(
+)
+def test_configuration_overrides_with_a_message(
     decide: Decide, environ: dict[str, str], asked: dict[str, str], said: list[str]
 ) -> None:
     found = decide(environ, **asked)
@@ -150,13 +172,13 @@ def test_the_configuration_wins_and_says_so(
         assert (found.mode, found.reason) == (asked["mode"], "logging.wandb.mode")
 
 
-def test_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_home_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without HOME and passwd entry
     assert resolve_destination(WandbConfig(WandbMode.auto, None, None), {}).mode == "offline"
 
 
-def test_in_words(decide: Decide) -> None:
+def test_destination_is_described_in_words(decide: Decide) -> None:
     assert str(decide({"WANDB_MODE": "disabled"})) == "disabled (WANDB_MODE)"
     assert str(decide(KEY | {"WANDB_ENTITY": "us"})) == (
         "online (WANDB_API_KEY), project us/marble at https://api.wandb.ai"

@@ -1,4 +1,4 @@
-"""However a run was stopped, continued and connected: `marble sync` leaves one history at W&B, each step in it once."""
+"""`marble sync` leaves one history at W&B with every step once, however a run was stopped and resumed."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def made(folder: Path) -> Path:
 
 
 def start(folder: Path, mode: str, first: int, last: int, run_id: str | None = ID) -> None:
-    """A start of the run that goes on before step `first` and is stopped after `last`; every second step is evaluated."""
+    """Start the run before step `first` and stop it after `last`; every second step is evaluated."""
     (made(folder) / "config.yaml").write_text(
         "run: {name: n}\nlogging: {wandb: {mode: auto, project: null, entity: null}}\n"
     )
@@ -78,7 +78,7 @@ def start(folder: Path, mode: str, first: int, last: int, run_id: str | None = I
         [("offline", 1, 4), ("disabled", 5, 6), ("offline", 7, 8)],  # nobody told W&B of two steps
     ],
 )
-def test_one_history_whatever_its_parts(
+def test_upload_leaves_one_history_for_any_sequence_of_starts(
     parts: list[tuple[str, int, int]], service: Service, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -100,9 +100,7 @@ def test_one_history_whatever_its_parts(
     assert service.histories == before
 
 
-def test_a_run_that_goes_on_offline_after_a_sync_is_sent_whole_again(
-    service: Service, tmp_path: Path
-) -> None:
+def test_offline_start_after_a_sync_uploads_everything_again(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for first, last in ((1, 3), (4, 6)):
         start(run, "offline", first, last)
@@ -110,7 +108,7 @@ def test_a_run_that_goes_on_offline_after_a_sync_is_sent_whole_again(
     assert service.steps(ID) == [1, 2, 3, 4, 5, 6]
 
 
-def test_starts_without_a_checkpoint_s_id_have_that_of_the_first(service: Service, tmp_path: Path) -> None:
+def test_starts_without_an_id_reuse_the_first_id(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(run, "offline", 1, 3, run_id=None)  # killed before its first checkpoint
     start(run, "offline", 1, 4, run_id=None)
@@ -121,7 +119,7 @@ def test_starts_without_a_checkpoint_s_id_have_that_of_the_first(service: Servic
     assert service.steps(ids.pop().removeprefix("run-")) == [1, 2, 3, 4]
 
 
-def test_a_folder_that_was_cleared_holds_another_run(run_config: RunConfigMaker, tmp_path: Path) -> None:
+def test_cleared_folder_gets_a_new_id(run_config: RunConfigMaker, tmp_path: Path) -> None:
     config = run_config(f"run.dir={tmp_path}", "logging.wandb.mode=offline", "trainer.steps=1")
 
     def run_id() -> str:
@@ -138,7 +136,7 @@ def test_a_folder_that_was_cleared_holds_another_run(run_config: RunConfigMaker,
     assert run_id() != first
 
 
-def test_what_is_not_taken_is_kept(service: Service, tmp_path: Path) -> None:
+def test_refused_upload_stays_unsent(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(run, "offline", 1, 3)
     kept = list_unsent_starts(run)
@@ -150,7 +148,7 @@ def test_what_is_not_taken_is_kept(service: Service, tmp_path: Path) -> None:
     assert upload_history(run) == 3
 
 
-def test_what_a_run_is_still_writing_stays_to_be_sent(service: Service, tmp_path: Path) -> None:
+def test_start_of_a_running_process_stays_unsent(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(run, "offline", 1, 3)
     start(run, "offline", 4, 5)
@@ -168,7 +166,7 @@ def test_what_a_run_is_still_writing_stays_to_be_sent(service: Service, tmp_path
     going.close()
 
 
-def test_a_run_without_a_word_of_what_it_is_called(service: Service, tmp_path: Path) -> None:
+def test_run_without_an_identity_file_is_inferred_or_refused(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(run, "offline", 1, 2)
     (run / "wandb" / "run.json").unlink()
@@ -180,7 +178,7 @@ def test_a_run_without_a_word_of_what_it_is_called(service: Service, tmp_path: P
         upload_history(run)
 
 
-def test_pictures_come_along(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_includes_pictures(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
     run = tmp_path / "run"
@@ -193,7 +191,7 @@ def test_pictures_come_along(service: Service, tmp_path: Path, monkeypatch: pyte
     assert [value is not None for value in shown] == [False, True, False, False]
 
 
-def test_figures_are_kept_where_weights_and_biases_cannot_be_reached(
+def test_unreachable_service_keeps_metrics_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
@@ -210,7 +208,7 @@ def test_figures_are_kept_where_weights_and_biases_cannot_be_reached(
     end_service()
 
 
-def test_an_online_start_says_what_is_missing(
+def test_online_start_warns_about_unsent_steps(
     service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(tmp_path, "offline", 1, 2)
@@ -219,7 +217,7 @@ def test_an_online_start_says_what_is_missing(
     assert f"W&B lacks earlier steps of this run; when it has ended: marble sync {tmp_path}" in caplog.text
 
 
-def test_a_start_offline_is_a_log_of_its_own_steps(tmp_path: Path) -> None:
+def test_offline_start_logs_its_own_steps(tmp_path: Path) -> None:
     start(tmp_path, "offline", 1, 2)
     start(tmp_path, "offline", 3, 3)
     assert len(list_starts(tmp_path)) == 2
@@ -228,7 +226,7 @@ def test_a_start_offline_is_a_log_of_its_own_steps(tmp_path: Path) -> None:
     assert (found.id, found.name, found.project, found.config) == (ID, "n", "p", {"a": 1})
 
 
-def test_a_run_follows_its_variables_and_says_which_it_does_not(
+def test_run_follows_wandb_variables_and_reports_ignored_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
@@ -252,7 +250,7 @@ def test_a_run_follows_its_variables_and_says_which_it_does_not(
     end_service()
 
 
-def test_disabled_weights_and_biases_does_nothing(tmp_path: Path) -> None:
+def test_disabled_wandb_writes_nothing(tmp_path: Path) -> None:
     run = WandbRun(WandbConfig(WandbMode.disabled, "p", None), tmp_path, "n", {}, None)
     run.write({"step": 1, "phase": "train", "x": 1.0})
     run.images(1, torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ["a cup"])
@@ -261,7 +259,7 @@ def test_disabled_weights_and_biases_does_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command(service: Service, tmp_path: Path) -> None:
+def test_sync_command_uploads_the_history(service: Service, tmp_path: Path) -> None:
     start(tmp_path / "one", "offline", 1, 2)
     start(tmp_path / "other", "disabled", 1, 2)
     shown = CliRunner().invoke(app, ["sync", str(tmp_path / "one"), str(tmp_path / "other")])
@@ -273,7 +271,7 @@ def test_the_command(service: Service, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "one" / "wandb" / "run.json").read_text())["id"] == ID
 
 
-def test_a_service_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may try for hours to send what nobody takes."""
     stuck = tmp_path / "wandb-stuck"
     shutil.copy(shutil.which("sleep") or "", stuck)

@@ -9,11 +9,12 @@ ODD = "zyxw \"98'\t76\\54é\n"
 def secretive() -> list[str]:
     """Overrides with a secret of each kind; the judge's plugin needs not be installed for a tree."""
     return [
-        "preset=tiny", "rewards=[colorfulness]",
+        "preset=tiny",
+        "rewards=[colorfulness]",
         f"+rewards.mine={{plugin: colorfulness, api_key: '{SECRET}', deep: [{{password: pass-7}}]}}",
         "+rewards.mine.base_url='http://me:word-8@far/v1'",
         "+rewards.mine.headers={Authorization: 'Bearer bear-9'}",
-    ]  # fmt: skip
+    ]
 
 
 HELD = (SECRET, "pass-7", "word-8", "bear-9")

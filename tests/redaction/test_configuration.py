@@ -12,7 +12,7 @@ from marble_cli.errors import ConfigError
 from tests.redaction.samples import HELD, SECRET, secretive
 
 
-def test_config_yaml_holds_references_and_repeats_the_run(tmp_path: Path) -> None:
+def test_config_yaml_has_references_and_repeats_the_run(tmp_path: Path) -> None:
     config = compose(secretive())
     text = dump(config)
     assert not any(secret in text for secret in HELD)
@@ -23,7 +23,7 @@ def test_config_yaml_holds_references_and_repeats_the_run(tmp_path: Path) -> Non
     assert dump(load_resolved(file)) == text
 
 
-def test_a_reference_is_to_the_users_own_variable() -> None:
+def test_reference_names_the_users_own_variable() -> None:
     os.environ["MINE_KEY"] = SECRET
     override = "+rewards.mine={plugin: colorfulness, api_key: '${oc.env:MINE_KEY}'}"
     config = compose(["preset=tiny", "rewards=[colorfulness]", override])
@@ -31,12 +31,12 @@ def test_a_reference_is_to_the_users_own_variable() -> None:
     assert "api_key: ${oc.env:MINE_KEY}" in dump(config)
 
 
-def test_repeating_without_the_secret_names_the_variable(tmp_path: Path) -> None:
+def test_missing_secret_is_refused_by_its_variable(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(dump(compose(secretive())))
     del os.environ[f"{references.PREFIX}REWARDS_MINE_OPTIONS_API_KEY"]
     with pytest.raises(ConfigError, match="MARBLE_SECRET_REWARDS_MINE_OPTIONS_API_KEY"):
         load_resolved(tmp_path / "config.yaml")
 
 
-def test_a_configuration_without_secrets_is_written_as_it_is() -> None:
+def test_configuration_without_secrets_is_written_unchanged() -> None:
     assert "oc.env" not in dump(compose(["preset=tiny"]))

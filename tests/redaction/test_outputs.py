@@ -23,7 +23,7 @@ from marble_cli.run.state import Progress
 from tests.redaction.samples import HELD, SECRET, secretive
 
 
-def test_a_runs_folder_and_weights_and_biases_show_no_secret(
+def test_run_folder_and_wandb_show_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: list[Any] = []
@@ -96,7 +96,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
     logger.handlers = handlers
 
 
-def test_what_a_plugin_prints_and_raises_shows_no_secret(run: Callable[..., str], tmp_path: Path) -> None:
+def test_plugin_output_and_errors_show_no_secret(run: Callable[..., str], tmp_path: Path) -> None:
     os.environ |= {"MINE_API_KEY": SECRET}
     picture = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(picture)
@@ -135,7 +135,7 @@ def test_commands_show_no_secret_that_they_were_given(
     assert "zyxw" not in said
 
 
-def test_standard_streams_hide_secrets_of_whoever_writes() -> None:
+def test_standard_streams_hide_secrets_of_all_writers() -> None:
     """Prints, warnings, tracebacks, other threads and loggers, in a process of its own."""
     code = (
         "import logging, os, sys, threading, warnings; from marble_cli.redaction import redact_output\n"
@@ -156,7 +156,7 @@ def test_standard_streams_hide_secrets_of_whoever_writes() -> None:
     assert done.stdout.endswith(b"x")
 
 
-def test_a_stream_keeps_what_the_other_was(tmp_path: Path) -> None:
+def test_redacted_stream_keeps_encoding_and_descriptor(tmp_path: Path) -> None:
     with (tmp_path / "ascii.txt").open("w", encoding="ascii", errors="backslashreplace") as file:
         stream = RedactedStream(file)
         assert stream.write("é\n") == 2

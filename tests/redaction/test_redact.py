@@ -18,9 +18,7 @@ from tests.redaction.samples import ODD, SECRET
 @pytest.mark.parametrize(
     "secret", [SECRET, ODD, f" {SECRET}", f"{SECRET}\r\n", "tr\x1bs\x00x", "пароль", "ab cd"]
 )
-def test_a_learned_value_is_hidden_in_every_form_that_messages_quote(
-    secret: str, form: Callable[[str], str]
-) -> None:
+def test_learned_value_is_hidden_in_every_quoted_form(secret: str, form: Callable[[str], str]) -> None:
     learn(secret)
     text = redact(f"before {form(secret)} after")
     assert text.startswith("before ")
@@ -30,13 +28,13 @@ def test_a_learned_value_is_hidden_in_every_form_that_messages_quote(
         assert part not in text
 
 
-def test_secrets_that_contain_each_other_are_hidden_whole() -> None:
+def test_nested_secrets_are_hidden_completely() -> None:
     learn("abcd")
     learn("abcd-efgh")
     assert redact("abcd abcd-efgh") == "*** ***"
 
 
-def test_what_is_too_short_or_empty_spoils_no_text() -> None:
+def test_short_or_empty_secrets_change_no_text() -> None:
     for value in (None, "", "a", "abc"):
         learn(value)
     assert redact("a cab abc") == "a cab abc"
@@ -66,26 +64,34 @@ def test_what_is_too_short_or_empty_spoils_no_text() -> None:
         ("a hf_0123456789abcdefghij b", "a *** b"),
     ],
 )
-def test_what_has_the_shape_of_a_secret(text: str, shown: str) -> None:
+def test_pattern_of_a_secret_is_hidden(text: str, shown: str) -> None:
     assert redact(text) == shown
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "step 3/10  ocr 0.512  1.2 s", "max_tokens=512 eos_token=</s> json_key=score",
+        "step 3/10  ocr 0.512  1.2 s",
+        "max_tokens=512 eos_token=</s> json_key=score",
         "api_key_env=JUDGE_KEY is not set",
-        "http://far:80/v1 and me@far", "a bearer of news", "the token is wrong or missing",
-        "authorization failed", "hf_transfer is not installed; sk-learn", "--token TOKEN", "'tokens': 'abc'",
-        "keyword=a monkey=b", "0" * 40,
-        "rewards.mine.token_env=MINE: no such variable", "a " * 10_000,
+        "http://far:80/v1 and me@far",
+        "a bearer of news",
+        "the token is wrong or missing",
+        "authorization failed",
+        "hf_transfer is not installed; sk-learn",
+        "--token TOKEN",
+        "'tokens': 'abc'",
+        "keyword=a monkey=b",
+        "0" * 40,
+        "rewards.mine.token_env=MINE: no such variable",
+        "a " * 10_000,
     ],
-)  # fmt: skip
-def test_what_is_no_secret_stays(text: str) -> None:
+)
+def test_text_without_secrets_is_unchanged(text: str) -> None:
     assert redact(text) == text
 
 
-def test_redacting_takes_no_time_that_grows_with_the_square() -> None:
+def test_redacting_takes_linear_time() -> None:
     for unit in ("a", "a.", "a_", "=", "://", "'", "Bearer ", "authorization", "api_", "?x"):
         redact(unit * 20_000)
 
@@ -102,7 +108,7 @@ def test_redacting_takes_no_time_that_grows_with_the_square() -> None:
         "aws_secret_access_key",
     ],
 )
-def test_variables_with_the_name_of_a_secret_are_learned(name: str) -> None:
+def test_variables_named_like_secrets_are_learned(name: str) -> None:
     os.environ[name] = SECRET
     learn_environment()
     assert redact(f"<{SECRET}>") == "<***>"
@@ -117,7 +123,7 @@ def test_variables_with_the_name_of_a_secret_are_learned(name: str) -> None:
         ("KEYBOARD", "something"),
     ],
 )
-def test_other_variables_are_not(name: str, value: str) -> None:
+def test_other_variables_are_not_learned(name: str, value: str) -> None:
     os.environ[name] = value
     learn_environment()
     assert redact(value) == value
@@ -137,7 +143,7 @@ def test_logins_on_disk_are_learned(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["api_key", "judge-api-key", "token", "Authorization", "client_secret", "password"]
 )
-def test_options_that_are_secrets(path: str) -> None:
+def test_secret_options_are_learned(path: str) -> None:
     assert is_secret(path, SECRET)
     assert not is_secret(path, "")
     assert not is_secret(path, 3)

@@ -15,7 +15,7 @@ from tests.redaction.samples import SECRET
 
 
 @pytest.mark.parametrize("each", [True, False])
-def test_a_server_tells_its_clients_no_secret(monkeypatch: pytest.MonkeyPatch, each: bool) -> None:
+def test_server_responses_show_no_secret(monkeypatch: pytest.MonkeyPatch, each: bool) -> None:
     from fastapi.testclient import TestClient
 
     from marble_cli.rewards.api import Batch
@@ -64,7 +64,7 @@ BAD_KEYS = [
 
 
 @pytest.mark.parametrize("key", [*BAD_KEYS, None])
-def test_a_judges_key_is_looked_at_before_anything_is_loaded(key: str | None) -> None:
+def test_invalid_judge_key_is_refused_before_loading(key: str | None) -> None:
     """As a dry run and `train` do first; the judge's own check is its plugin's test."""
     os.environ.pop("JUDGE_KEY", None)
     if key is not None:
@@ -83,7 +83,7 @@ def test_a_judges_key_is_looked_at_before_anything_is_loaded(key: str | None) ->
     "token", [f"{SECRET} ", f"{SECRET}\n", f"\t{SECRET}", "zyxwé", "zyxw\x1b98", "zyxw\u200b"]
 )
 @pytest.mark.parametrize("given", [{}, {"token_env": "OF_MINE"}])
-def test_a_servers_token_is_refused_by_the_name_of_its_variable(token: str, given: Mapping[str, Any]) -> None:
+def test_invalid_server_token_is_refused_by_its_variable(token: str, given: Mapping[str, Any]) -> None:
     from marble_cli.rewards.elsewhere.client import address
 
     variable = given.get("token_env", "MARBLE_REWARD_TOKEN")

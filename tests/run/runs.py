@@ -9,9 +9,14 @@ from marble_cli.metrics.jsonl import read_rows
 
 # Step 1 refreshes, 2 and 3 take the cached direction, 4 refreshes again and smooths.
 SETTINGS = [
-    "balance.refresh_every=3", "balance.shared_term=outside", "algorithm.behaviour.rate=0.3",
-    "trainer.checkpoint_every=2", "trainer.eval_every=2", "trainer.keep_last=9", "optimizer.lr=0.01",
-]  # fmt: skip
+    "balance.refresh_every=3",
+    "balance.shared_term=outside",
+    "algorithm.behaviour.rate=0.3",
+    "trainer.checkpoint_every=2",
+    "trainer.eval_every=2",
+    "trainer.keep_last=9",
+    "optimizer.lr=0.01",
+]
 
 
 WEIGHTS = {

@@ -13,7 +13,13 @@ from marble_cli.run.train import train
 
 RunConfigMaker = Callable[..., RunConfig]
 
-SETTINGS = ("trainer.eval_every=1", "trainer.checkpoint_every=1", "trainer.keep_last=1", "optimizer.lr=0.05", "algorithm.behaviour.rate=0.5")  # fmt: skip
+SETTINGS = (
+    "trainer.eval_every=1",
+    "trainer.checkpoint_every=1",
+    "trainer.keep_last=1",
+    "optimizer.lr=0.05",
+    "algorithm.behaviour.rate=0.5",
+)
 FIGURES = ("eval/composite", "reward/colorfulness/mean", "reward/compressibility/mean")
 
 
@@ -42,7 +48,7 @@ def runs(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-def test_the_best_is_the_highest_in_the_figure_that_was_asked_for(runs: dict[str, Path], figure: str) -> None:
+def test_best_checkpoint_has_the_highest_configured_metric(runs: dict[str, Path], figure: str) -> None:
     values = judged(runs[figure], figure)
     highest = max(values, key=lambda step: values[step])
     assert best(runs[figure]) == (highest or None)  # the start has no checkpoint
@@ -52,12 +58,12 @@ def test_the_best_is_the_highest_in_the_figure_that_was_asked_for(runs: dict[str
     assert state.info["best_step"] == (highest or None)
 
 
-def test_the_figures_do_not_agree(runs: dict[str, Path]) -> None:
+def test_metrics_choose_different_best_checkpoints(runs: dict[str, Path]) -> None:
     """Else the test above could not tell one from another."""
     assert len({best(run) for run in runs.values()}) > 1
 
 
-def test_another_figure_is_sought_anew_when_a_run_goes_on(
+def test_resume_with_another_best_metric_starts_the_best_anew(
     run_config: RunConfigMaker, runs: dict[str, Path], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     settings = [setting for setting in SETTINGS if not setting.startswith("trainer.keep_last")]
@@ -72,7 +78,7 @@ def test_another_figure_is_sought_anew_when_a_run_goes_on(
     assert best(tmp_path) == max(late, key=lambda step: late[step])
 
 
-def test_every_so_many_steps_are_kept_for_good(run_config: RunConfigMaker, tmp_path: Path) -> None:
+def test_keep_every_keeps_checkpoints_permanently(run_config: RunConfigMaker, tmp_path: Path) -> None:
     settings = ("trainer.checkpoint_every=1", "trainer.keep_last=1", f"run.dir={tmp_path}")
     assert train(run_config("trainer.steps=5", "trainer.keep_every=2", *settings), resume="auto") == 0
     assert kept(tmp_path) == [2, 4, 5]
@@ -80,7 +86,7 @@ def test_every_so_many_steps_are_kept_for_good(run_config: RunConfigMaker, tmp_p
     assert kept(tmp_path) == [4, 6]
 
 
-def test_going_back_gives_the_best_back(
+def test_resume_from_an_earlier_step_restores_the_best(
     run_config: RunConfigMaker, tmp_path: Path, runs: dict[str, Path]
 ) -> None:
     """With the checkpoint of a later best lost, the run is what it was when an earlier one was the best."""
@@ -102,11 +108,11 @@ def test_going_back_gives_the_best_back(
 
 
 @pytest.mark.parametrize("name", ["composite", "reward/colourfulness/mean", "reward/colorfulness/std"])
-def test_a_figure_that_no_evaluation_has_is_refused(run_config: RunConfigMaker, name: str) -> None:
+def test_unknown_best_metric_is_refused(run_config: RunConfigMaker, name: str) -> None:
     with pytest.raises(ConfigError, match=f"trainer.best={name}: .*Known: eval/composite, reward/color"):
         run_config(f"trainer.best={name}")
 
 
-def test_a_watched_reward_may_decide(run_config: RunConfigMaker) -> None:
+def test_watched_reward_can_choose_the_best(run_config: RunConfigMaker) -> None:
     watched = ("~rewards.compressibility", "+eval_rewards.other={plugin: compressibility}")
     assert run_config(*watched, "trainer.best=reward/other/mean").trainer.best == "reward/other/mean"

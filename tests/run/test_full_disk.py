@@ -1,6 +1,6 @@
 """A disk that is full, for real: what is said, what stays, and that the run goes on once there is room.
 
-Small file systems of their own where they can be mounted, and the process's limit on the size of a file elsewhere.
+Some tests mount a small file system; the others limit the size of the process's files.
 """
 
 import logging
@@ -100,7 +100,7 @@ def sizes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
-def test_no_room_for_a_checkpoint(
+def test_full_disk_at_a_checkpoint_keeps_earlier_ones(
     run_config: RunConfigMaker, disk: Disk, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, save = disk.folder / "run", Checkpoints.save
@@ -133,10 +133,10 @@ def test_no_room_for_a_checkpoint(
     assert_same_run(run, whole)
 
 
-def test_no_room_for_the_metrics(
+def test_full_disk_at_a_metrics_row_leaves_no_partial_row(
     run_config: RunConfigMaker, disk: Disk, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The row that does not fit leaves nothing, and its step is not kept, so that none is missing or twice there."""
+    """A row that does not fit leaves nothing, and its step is not checkpointed: none is lost or repeated."""
     run, step = disk.folder / "run", Trainer.step
     config = run_config("trainer.steps=3", *SETTINGS, f"run.dir={run}")
 
@@ -164,7 +164,7 @@ def test_no_room_for_the_metrics(
     assert_same_run(run, whole)
 
 
-def test_no_room_for_pictures(
+def test_full_disk_at_pictures_only_warns(
     run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are not worth the run."""
@@ -185,7 +185,7 @@ def test_no_room_for_pictures(
     assert store.resolve(str(run)).name == "step-00000001"
 
 
-def test_no_room_for_the_batch_of_a_skipped_step(
+def test_full_disk_at_a_skipped_batch_only_warns(
     run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, direct, skip = disk.folder / "run", Descent.direct, Trainer.skip
@@ -208,7 +208,9 @@ def test_no_room_for_the_batch_of_a_skipped_step(
     assert list(run.glob("skipped/*")) == []
 
 
-def test_no_room_for_embeddings(run_config: RunConfigMaker, disk: Disk, tmp_path: Path) -> None:
+def test_full_disk_at_embeddings_stops_with_the_option(
+    run_config: RunConfigMaker, disk: Disk, tmp_path: Path
+) -> None:
     cache, run = disk.folder / "cache", tmp_path / "run"
     config = run_config("trainer.steps=2", f"run.dir={run}", f"model.embedding_cache={cache}")
     disk.fill(leave=8192)
@@ -223,7 +225,7 @@ def test_no_room_for_embeddings(run_config: RunConfigMaker, disk: Disk, tmp_path
     assert train(config, resume="auto") == 0
 
 
-def test_what_stopped_a_run_is_told_first(
+def test_failed_salvage_is_logged_and_the_first_error_raised(
     run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reward breaks, and then there is no room for the checkpoint of the last finished step."""
@@ -244,10 +246,10 @@ def test_what_stopped_a_run_is_told_first(
     assert "step-00000001 could not be written" in log
 
 
-def test_a_limit_on_the_size_of_files_is_met_by_the_command(
+def test_file_size_limit_ends_the_command_with_one_message(
     run_config: RunConfigMaker, whole: Path, tmp_path: Path
 ) -> None:
-    """As a user's quota would: `marble train` in a process of its own exits with 1, one message and no debris."""
+    """With a limit such as a quota, `marble train` exits with 1, one message and no partial files."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "checkpoints" / "step-00000003")
@@ -272,7 +274,7 @@ def test_a_limit_on_the_size_of_files_is_met_by_the_command(
     assert_same_run(run, whole)
 
 
-def test_a_row_is_there_whole_or_not(tmp_path: Path) -> None:
+def test_metrics_row_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     rows = MetricsLog(file)
     rows.write({"step": 1, "phase": "train"})
@@ -285,7 +287,7 @@ def test_a_row_is_there_whole_or_not(tmp_path: Path) -> None:
     assert [row["step"] for row in read_rows(file)] == [1, 2]
 
 
-def test_a_file_that_is_written_anew_stays_as_it_was(tmp_path: Path) -> None:
+def test_rewritten_file_keeps_its_content_if_writing_fails(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     write_whole(file, "a: 1\n")
     with files_of_at_most(9), pytest.raises(StorageError, match="config.yaml could not be written"):
@@ -293,7 +295,7 @@ def test_a_file_that_is_written_anew_stays_as_it_was(tmp_path: Path) -> None:
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("config.yaml", "a: 1\n")]
 
 
-def test_a_log_without_room_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_log_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = LogFile(tmp_path / "log.txt")
     logger = logging.getLogger("marble")
     logger.addHandler(log)
@@ -313,7 +315,7 @@ def test_a_log_without_room_says_so_once(tmp_path: Path, caplog: pytest.LogCaptu
     assert any("Until there is room, lines are shown here only." in line for line in told)
 
 
-def test_no_room_for_an_export(whole: Path, tmp_path: Path) -> None:
+def test_full_disk_at_an_export_leaves_nothing(whole: Path, tmp_path: Path) -> None:
     with files_of_at_most(100), pytest.raises(StorageError, match="Choose another folder"):
         export(str(whole), tmp_path / "lora")
     assert list((tmp_path / "lora").iterdir()) == []

@@ -52,13 +52,19 @@ def directions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingSet, Direc
     return seen
 
 
-def test_an_update_is_clipped_adamw_average_and_behaviour(
+def test_update_clips_and_moves_weights_average_and_behaviour(
     run_config: RunConfigMaker, tmp_path: Path, directions: list[tuple[TrainingSet, Direction]]
 ) -> None:
     config = run_config(
-        f"run.dir={tmp_path}", "trainer.steps=1", "optimizer.lr=0.01", "optimizer.clip_norm=0.01", "optimizer.epsilon=0.1",
-        "trainer.ema.decay=0.7", "algorithm.behaviour.rate=0.25", "optimizer.weight_decay=0.5",
-    )  # fmt: skip
+        f"run.dir={tmp_path}",
+        "trainer.steps=1",
+        "optimizer.lr=0.01",
+        "optimizer.clip_norm=0.01",
+        "optimizer.epsilon=0.1",
+        "trainer.ema.decay=0.7",
+        "algorithm.behaviour.rate=0.25",
+        "optimizer.weight_decay=0.5",
+    )
     assert train(config, resume="auto") == 0
     start = load_policy(config.model, config.trainer.seed)
     parameters = start.parameters("trained")
@@ -86,7 +92,7 @@ def test_an_update_is_clipped_adamw_average_and_behaviour(
 @pytest.mark.parametrize(
     "overrides", [["evaluation.steps=7"], ["evaluation.solver=euler", "evaluation.guidance_scale=3"]]
 )
-def test_how_evaluations_draw_changes_what_is_judged_and_nothing_else(
+def test_evaluation_settings_change_only_evaluation_scores(
     run_config: RunConfigMaker, tmp_path: Path, overrides: list[str]
 ) -> None:
     """The rollout's own settings, given to a run that only evaluates, give the same figures."""
@@ -118,16 +124,21 @@ def test_how_evaluations_draw_changes_what_is_judged_and_nothing_else(
 
 
 @pytest.mark.parametrize("rule", list(TrainingTimes))
-def test_a_step_trains_on_the_times_of_the_rule(
+def test_step_trains_on_the_configured_times(
     run_config: RunConfigMaker,
     tmp_path: Path,
     directions: list[tuple[TrainingSet, Direction]],
     rule: TrainingTimes,
 ) -> None:
     config = run_config(
-        f"run.dir={tmp_path}", "trainer.steps=1", "rollout.steps=5", "rollout.groups=6", "trainer.times_per_image=null",
-        f"algorithm.training_times={rule.value}", "rollout.times=euler",
-    )  # fmt: skip
+        f"run.dir={tmp_path}",
+        "trainer.steps=1",
+        "rollout.steps=5",
+        "rollout.groups=6",
+        "trainer.times_per_image=null",
+        f"algorithm.training_times={rule.value}",
+        "rollout.times=euler",
+    )
     assert train(config, resume="auto") == 0
     times = directions[0][0].times
     assert times.shape == (18, 4)
@@ -139,13 +150,16 @@ def test_a_step_trains_on_the_times_of_the_rule(
 
 
 @pytest.mark.parametrize("kind", ["group", "image"])
-def test_images_of_a_prompt_share_noise_if_asked(
+def test_training_noise_group_shares_noise_per_prompt(
     run_config: RunConfigMaker, tmp_path: Path, directions: list[tuple[TrainingSet, Direction]], kind: str
 ) -> None:
     config = run_config(
-        f"run.dir={tmp_path}", "trainer.steps=1", "rollout.steps=9", f"algorithm.training_noise={kind}",
+        f"run.dir={tmp_path}",
+        "trainer.steps=1",
+        "rollout.steps=9",
+        f"algorithm.training_noise={kind}",
         "trainer.times_per_image=4",
-    )  # fmt: skip
+    )
     train(config, resume="auto")
     data = directions[0][0]
     assert data.draws.tolist() == ([0, 0, 0, 1, 1, 1] if kind == "group" else list(range(6)))
@@ -155,7 +169,7 @@ def test_images_of_a_prompt_share_noise_if_asked(
     assert same == ([True] * 3 + [False] * 3 if kind == "group" else [True] + [False] * 5)
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing(
+def test_non_finite_gradient_leaves_the_weights_unchanged(
     run_config: RunConfigMaker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -199,7 +213,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
     assert infos[0]["info"] == infos[1]["info"]
 
 
-def test_a_broken_reward_stops_the_run_with_its_last_step_kept(
+def test_broken_reward_stops_the_run_after_a_checkpoint(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = {"n": 0}
@@ -222,7 +236,7 @@ def test_a_broken_reward_stops_the_run_with_its_last_step_kept(
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> None:
+def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: Path) -> None:
     """What outside programs read; a key less or renamed is a decision."""
     config = run_config(
         f"run.dir={tmp_path}", "trainer.steps=2", "trainer.eval_every=2", "balance.refresh_every=2"
@@ -262,7 +276,7 @@ def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> No
     )
 
 
-def test_a_step_that_was_not_recorded_is_not_saved(
+def test_unrecorded_step_is_not_checkpointed(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ("trainer.steps=3", "trainer.checkpoint_every=1", f"run.dir={tmp_path}")
@@ -282,7 +296,7 @@ def test_a_step_that_was_not_recorded_is_not_saved(
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_gradients_that_stay_infinite_stop_the_run(
+def test_too_many_skipped_steps_stop_the_run(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Descent.direct

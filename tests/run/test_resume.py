@@ -32,12 +32,18 @@ from tests.run.runs import SETTINGS, WEIGHTS, assert_same_run, copied
 RunConfigMaker = Callable[..., RunConfig]
 
 
-def test_the_run_is_worth_comparing(finished: Path) -> None:
-    """Weights, average and behaviour all moved and differ, the cache is filled, and every kind of step was made."""
+def test_finished_run_has_moved_in_every_part(finished: Path) -> None:
+    """Weights, average and behaviour moved and differ, the cache is filled, every kind of step occurred."""
     rows = read_rows(finished / "metrics.jsonl")
     assert [(row["step"], row["phase"]) for row in rows] == [
-        (0, "eval"), (1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train"), (4, "eval"),
-    ]  # fmt: skip
+        (0, "eval"),
+        (1, "train"),
+        (2, "train"),
+        (2, "eval"),
+        (3, "train"),
+        (4, "train"),
+        (4, "eval"),
+    ]
     assert [row["balance/refresh"] for row in rows if row["phase"] == "train"] == [1, 0, 0, 1]
     assert [row["behaviour/eta"] for row in rows if row["phase"] == "train"] == pytest.approx(
         [0.3, 0.6, 0.9, 0.95]
@@ -57,7 +63,7 @@ def test_the_run_is_worth_comparing(finished: Path) -> None:
     assert rows[-1]["eval/composite"] != rows[3]["eval/composite"]
 
 
-def test_stopping_after_two_steps_changes_nothing(
+def test_resume_after_two_steps_equals_the_uninterrupted_run(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path
 ) -> None:
     for steps in (2, 4):
@@ -66,10 +72,10 @@ def test_stopping_after_two_steps_changes_nothing(
     assert_same_run(tmp_path, finished)
 
 
-def test_a_kill_between_checkpoints_changes_nothing(
+def test_resume_after_a_kill_equals_the_uninterrupted_run(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path
 ) -> None:
-    """As after a SIGKILL in step 4: metrics beyond the last checkpoint, one torn line, a half-written folder."""
+    """A SIGKILL in step 4 leaves later metrics, one truncated line and a half-written folder."""
     folder = copied(finished, tmp_path / "killed")
     shutil.rmtree(folder / "checkpoints" / "step-00000004")
     (folder / "checkpoints" / "latest").write_text("step-00000002\n")
@@ -82,7 +88,7 @@ def test_a_kill_between_checkpoints_changes_nothing(
 
 
 @pytest.mark.parametrize("alpha", [1, 4, 7])
-def test_a_run_is_resumed_bit_for_bit_whatever_alpha_is_to_the_rank(
+def test_resume_is_exact_for_any_ratio_of_alpha_to_rank(
     run_config: RunConfigMaker, tmp_path: Path, alpha: int
 ) -> None:
     """Files hold alpha / 3 times B, rounded: not what is trained on."""
@@ -108,9 +114,7 @@ def test_a_run_is_resumed_bit_for_bit_whatever_alpha_is_to_the_rank(
     assert any((written[name].double() / alpha * 3).float().ne(value).any() for name, value in exact.items())
 
 
-def test_a_checkpoint_of_format_1_is_resumed_bit_for_bit(
-    run_config: RunConfigMaker, finished: Path, tmp_path: Path
-) -> None:
+def test_resume_from_format_1_is_exact(run_config: RunConfigMaker, finished: Path, tmp_path: Path) -> None:
     folder = copied(finished, tmp_path / "older")
     shutil.rmtree(folder / "checkpoints" / "step-00000004")
     rewrite_in_format_1(folder / "checkpoints" / "step-00000002")
@@ -119,7 +123,7 @@ def test_a_checkpoint_of_format_1_is_resumed_bit_for_bit(
     assert_same_run(folder, finished)
 
 
-def test_full_weights_go_on_to_the_same_bytes(run_config: RunConfigMaker, tmp_path: Path) -> None:
+def test_resume_of_full_weights_is_exact(run_config: RunConfigMaker, tmp_path: Path) -> None:
     """After a kill in step 4, with the checkpoint of step 2; all that a run learns has moved by then."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = ("model.train=full", "trainer.steps=4", *SETTINGS, "optimizer.lr=0.001")
@@ -139,7 +143,7 @@ def test_full_weights_go_on_to_the_same_bytes(run_config: RunConfigMaker, tmp_pa
     assert still <= {"transformer_blocks.1.attn.norm_added_q.weight"}  # it leads nowhere
 
 
-def test_a_signal_writes_a_checkpoint_of_the_step_it_came_in(
+def test_signal_checkpoints_the_current_step(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Trainer.step
@@ -158,7 +162,7 @@ def test_a_signal_writes_a_checkpoint_of_the_step_it_came_in(
     assert_same_run(tmp_path, finished)
 
 
-def test_what_is_packed_is_unpacked_bit_for_bit(
+def test_unpack_inverts_pack_exactly(
     run_config: RunConfigMaker, randomise: Callable[..., None], tmp_path: Path
 ) -> None:
     config = run_config()
@@ -196,15 +200,13 @@ def test_what_is_packed_is_unpacked_bit_for_bit(
         assert all(torch.equal(value, theirs[place][name]) for name, value in moments.items())
 
 
-def test_a_continued_run_is_the_same_run_of_weights_and_biases(
-    run_config: RunConfigMaker, tmp_path: Path
-) -> None:
+def test_resumed_run_keeps_its_wandb_id(run_config: RunConfigMaker, tmp_path: Path) -> None:
     """Kept offline; a run that only starts from another's checkpoint is one of its own."""
     pytest.importorskip("wandb")
     settings = ("logging.wandb.mode=offline", "trainer.checkpoint_every=1")
 
     def ids(folder: Path) -> set[str]:
-        """W&B's ids of its folders, which are named offline-run-TIME-ID, and -1 behind if two began in one second."""
+        """Return W&B's ids by its folders, named offline-run-TIME-ID (-1 follows a second one)."""
         return {path.name.split("-")[3] for path in (folder / "wandb").glob("offline-run-*")}
 
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
@@ -218,7 +220,9 @@ def test_a_continued_run_is_the_same_run_of_weights_and_biases(
     assert {state["info"]["wandb_id"]} == ids(ours)
 
 
-def test_a_finished_run_is_left_alone(run_config: RunConfigMaker, finished: Path, tmp_path: Path) -> None:
+def test_resume_of_a_finished_run_changes_nothing(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path
+) -> None:
     folder = copied(finished, tmp_path / "again")
     before = {
         file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != "log.txt"
@@ -227,12 +231,12 @@ def test_a_finished_run_is_left_alone(run_config: RunConfigMaker, finished: Path
     assert {file: file.read_bytes() for file in before} == before
 
 
-def test_its_config_repeats_the_run(finished: Path, run_config: RunConfigMaker) -> None:
+def test_config_yaml_repeats_the_configuration(finished: Path, run_config: RunConfigMaker) -> None:
     config = run_config("trainer.steps=4", f"run.dir={finished}", *SETTINGS)
     assert compose([], str(finished / "config.yaml")) == config
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named(
+def test_damaged_checkpoint_is_skipped_with_a_warning(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = copied(finished, tmp_path / "damaged")

@@ -72,9 +72,12 @@ def resign(folder: Path) -> None:
 
 
 @REMEMBERING
-def test_a_balance_with_a_state_goes_on_with_it(
-    remembering: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:  # fmt: skip
+def test_stateful_balance_resumes_exactly(
+    remembering: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """After a stop between steps, and after an error in a step whose gradients were balanced already."""
     apply = Trainer.apply
 
@@ -97,7 +100,7 @@ def test_a_balance_with_a_state_goes_on_with_it(
 
 
 @REMEMBERING
-def test_a_checkpoint_from_before_balances_had_a_state_still_loads(
+def test_checkpoint_without_balance_state_loads_with_a_warning(
     remembering: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     older = tmp_path / "older"
@@ -116,7 +119,7 @@ def test_a_checkpoint_from_before_balances_had_a_state_still_loads(
 
 
 @REMEMBERING
-def test_a_state_that_the_balance_refuses_is_a_damage(
+def test_refused_balance_state_is_a_damaged_checkpoint(
     remembering: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"

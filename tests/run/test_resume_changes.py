@@ -21,23 +21,60 @@ RunConfigMaker = Callable[..., RunConfig]
 
 
 FREE = [
-    "trainer.steps=99", "trainer.checkpoint_every=7", "trainer.keep_last=1", "trainer.eval_every=0",
-    "trainer.keep_every=5", "trainer.best=reward/colorfulness/mean", "trainer.eval_prompts=1", "trainer.pending_batches=1", "run.name=other", "run.dir=elsewhere",
-    "trainer.micro_batch_size=3", "trainer.encode_ahead=3", "trainer.max_skipped=9", "rollout.batch_size=3", "model.embedding_cache=elsewhere",
-    "model.gradient_checkpointing=true", "model.compile=true", "logging.images_every=9", "logging.wandb.project=p", "launcher.nproc=2",
-    "rewards.colorfulness.isolated=true", "+rewards.colorfulness={url: 'http://far:8600', token_env: MINE}",
-]  # fmt: skip
+    "trainer.steps=99",
+    "trainer.checkpoint_every=7",
+    "trainer.keep_last=1",
+    "trainer.eval_every=0",
+    "trainer.keep_every=5",
+    "trainer.best=reward/colorfulness/mean",
+    "trainer.eval_prompts=1",
+    "trainer.pending_batches=1",
+    "run.name=other",
+    "run.dir=elsewhere",
+    "trainer.micro_batch_size=3",
+    "trainer.encode_ahead=3",
+    "trainer.max_skipped=9",
+    "rollout.batch_size=3",
+    "model.embedding_cache=elsewhere",
+    "model.gradient_checkpointing=true",
+    "model.compile=true",
+    "logging.images_every=9",
+    "logging.wandb.project=p",
+    "launcher.nproc=2",
+    "rewards.colorfulness.isolated=true",
+    "+rewards.colorfulness={url: 'http://far:8600', token_env: MINE}",
+]
 
 
 BOUND = [
-    "trainer.seed=1", "trainer.times_per_image=2", "trainer.ema.decay=0.5",
-    "optimizer.lr=0.5", "model.train=full", "model.lora.rank=3", "model.path=elsewhere", "data.sources.text.weight=2", "data.root=other",
-    "rewards.colorfulness.weight=2", "rewards.compressibility.quality=50", "~rewards.compressibility",
-    "rewards=[compressibility,colorfulness]", "+rewards.third={plugin: colorfulness}",
-    "balance=mgda", "balance.ema=0.1", "algorithm.beta=0.5", "rollout.groups=4", "rollout.times=euler",
-    "algorithm.training_times=any", "algorithm.behaviour.delay=3", "trainer.ema.offset=1", "data.sources.text.quoted_as=seen",
-    "evaluation.steps=4", "evaluation.solver=euler", "evaluation.times=euler", "evaluation.guidance_scale=2",
-]  # fmt: skip
+    "trainer.seed=1",
+    "trainer.times_per_image=2",
+    "trainer.ema.decay=0.5",
+    "optimizer.lr=0.5",
+    "model.train=full",
+    "model.lora.rank=3",
+    "model.path=elsewhere",
+    "data.sources.text.weight=2",
+    "data.root=other",
+    "rewards.colorfulness.weight=2",
+    "rewards.compressibility.quality=50",
+    "~rewards.compressibility",
+    "rewards=[compressibility,colorfulness]",
+    "+rewards.third={plugin: colorfulness}",
+    "balance=mgda",
+    "balance.ema=0.1",
+    "algorithm.beta=0.5",
+    "rollout.groups=4",
+    "rollout.times=euler",
+    "algorithm.training_times=any",
+    "algorithm.behaviour.delay=3",
+    "trainer.ema.offset=1",
+    "data.sources.text.quoted_as=seen",
+    "evaluation.steps=4",
+    "evaluation.solver=euler",
+    "evaluation.times=euler",
+    "evaluation.guidance_scale=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +83,14 @@ def plain(run_config: RunConfigMaker) -> RunConfig:
 
 
 @pytest.mark.parametrize("override", FREE)
-def test_a_run_may_go_on_with_another(run_config: RunConfigMaker, plain: RunConfig, override: str) -> None:
+def test_resume_with_a_free_setting_is_allowed(
+    run_config: RunConfigMaker, plain: RunConfig, override: str
+) -> None:
     assert all(one.may_change for one in differences(plain, run_config(override)))
 
 
 @pytest.mark.parametrize("override", BOUND)
-def test_a_run_may_not_go_on_with_another(
+def test_resume_with_a_bound_setting_is_refused(
     run_config: RunConfigMaker, plain: RunConfig, tmp_path: Path, override: str
 ) -> None:
     other = run_config(override)
@@ -67,16 +106,21 @@ def aged(folder: Path) -> None:
     """Take out of a run's configuration every key that came later than the first release."""
     tree: Any = OmegaConf.load(folder / "config.yaml")
     for key in (
-        "evaluation", "rollout.times", "algorithm.training_times", "algorithm.behaviour.delay", "trainer.ema.offset",
-        "balance.reduce", *(f"data.sources.{name}.quotes" for name in tree.data.sources),
-    ):  # fmt: skip
+        "evaluation",
+        "rollout.times",
+        "algorithm.training_times",
+        "algorithm.behaviour.delay",
+        "trainer.ema.offset",
+        "balance.reduce",
+        *(f"data.sources.{name}.quotes" for name in tree.data.sources),
+    ):
         group, _, last = key.rpartition(".")
         del (OmegaConf.select(tree, group) if group else tree)[last]
     OmegaConf.save(tree, folder / "config.yaml")
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_a_run_from_before_a_key_goes_on_as_it_was(
+def test_resume_of_a_run_without_newer_keys_is_exact(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path, named: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its shares are kept too: step 3 takes the cached direction."""
@@ -92,7 +136,7 @@ def test_a_run_from_before_a_key_goes_on_as_it_was(
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_key_that_a_run_lacks_can_be_set(finished: Path, tmp_path: Path) -> None:
+def test_newer_key_can_be_set_on_an_older_configuration(finished: Path, tmp_path: Path) -> None:
     aged(copied(finished, tmp_path))
     config = compose(
         ["evaluation.steps=40", "evaluation.solver=euler", "rollout.times=euler"],
@@ -103,7 +147,7 @@ def test_a_key_that_a_run_lacks_can_be_set(finished: Path, tmp_path: Path) -> No
     assert config.rollout.times is RolloutTimes.euler
 
 
-def test_another_drawing_of_evaluations_begins_at_a_new_start(
+def test_resume_with_other_evaluation_settings_resets_base_scores(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = run_config(
@@ -117,23 +161,23 @@ def test_another_drawing_of_evaluations_begins_at_a_new_start(
     assert rows[1]["balance/refresh"] == 0  # the balance goes on
 
 
-def test_the_order_in_which_options_are_given_does_not_matter(run_config: RunConfigMaker) -> None:
+def test_order_of_options_is_no_difference(run_config: RunConfigMaker) -> None:
     one = run_config("rewards.compressibility.quality=50", "rewards.compressibility.timeout=9")
     other = run_config("rewards.compressibility.timeout=9", "rewards.compressibility.quality=50")
     assert differences(one, other) == []
 
 
-def test_a_fresh_folder_starts_a_fresh_run(run_config: RunConfigMaker, tmp_path: Path) -> None:
+def test_empty_folder_has_no_checkpoint(run_config: RunConfigMaker, tmp_path: Path) -> None:
     for resume in ("auto", "never"):
         assert find_checkpoint(tmp_path, run_config(), resume) is None
 
 
-def test_never_means_never(run_config: RunConfigMaker, finished: Path) -> None:
+def test_resume_never_refuses_an_existing_run(run_config: RunConfigMaker, finished: Path) -> None:
     with pytest.raises(RequestError, match="--resume never"):
         find_checkpoint(finished, run_config("trainer.steps=4", *SETTINGS), "never")
 
 
-def test_a_named_checkpoint_is_taken(run_config: RunConfigMaker, finished: Path, tmp_path: Path) -> None:
+def test_named_checkpoint_is_used(run_config: RunConfigMaker, finished: Path, tmp_path: Path) -> None:
     named = finished / "checkpoints" / "step-00000002"
     config = run_config("trainer.steps=4", f"run.dir={tmp_path}", *SETTINGS)
     assert find_checkpoint(tmp_path, config, str(named)) == named
@@ -148,7 +192,7 @@ def test_a_named_checkpoint_is_taken(run_config: RunConfigMaker, finished: Path,
     assert find_checkpoint(tmp_path, config, "auto") == tmp_path / "checkpoints" / "step-00000004"
 
 
-def test_a_named_checkpoint_does_not_overwrite_another_run(
+def test_named_checkpoint_in_the_folder_of_another_run_is_refused(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.yaml").write_text(dump(run_config("trainer.seed=1")))
@@ -156,7 +200,7 @@ def test_a_named_checkpoint_does_not_overwrite_another_run(
         find_checkpoint(tmp_path, run_config(*SETTINGS), str(finished))
 
 
-def test_a_checkpoint_of_other_rewards_gives_its_weights_and_no_balance(
+def test_checkpoint_of_other_rewards_gives_only_its_weights(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Sequential training: one reward after another, from where the last run ended."""
@@ -170,7 +214,7 @@ def test_a_checkpoint_of_other_rewards_gives_its_weights_and_no_balance(
     assert "was trained on colorfulness, compressibility" in caplog.text
 
 
-def test_a_checkpoint_of_another_balance_gives_no_cache(
+def test_checkpoint_of_another_balance_gives_no_cache(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = run_config("balance=mgda", "trainer.steps=5", f"run.dir={tmp_path}")
@@ -179,7 +223,7 @@ def test_a_checkpoint_of_another_balance_gives_no_cache(
     assert read_rows(tmp_path / "metrics.jsonl")[-1]["balance/refresh"] == 1
 
 
-def test_a_checkpoint_of_rewards_that_are_not_installed_still_gives_its_weights(
+def test_checkpoint_of_uninstalled_rewards_gives_its_weights(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path
 ) -> None:
     origin = copied(finished, tmp_path / "theirs")
@@ -189,6 +233,6 @@ def test_a_checkpoint_of_rewards_that_are_not_installed_still_gives_its_weights(
     assert train(config, resume=str(origin)) == 0
 
 
-def test_a_named_checkpoint_must_exist(run_config: RunConfigMaker, tmp_path: Path) -> None:
+def test_missing_named_checkpoint_is_refused(run_config: RunConfigMaker, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="neither a checkpoint"):
         find_checkpoint(tmp_path, run_config(), str(tmp_path / "nowhere"))
