@@ -27,7 +27,7 @@ def home() -> Path | None:
         return None
 
 
-def settle_home(fallback: Path) -> None:
+def ensure_home(fallback: Path) -> None:
     """Set HOME if it is unset, for libraries and child processes that read only HOME.
 
     Args:

@@ -39,7 +39,7 @@ with RunLock(Path(sys.argv[1])) as held:
 
 @contextmanager
 def holding(folder: Path, more: str = "pass") -> Iterator[subprocess.Popen[str]]:
-    """Another process that has the folder."""
+    """Start another process that holds the folder's lock."""
     command = [sys.executable, "-c", HOLD.format(more=more), str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -51,10 +51,10 @@ def holding(folder: Path, more: str = "pass") -> Iterator[subprocess.Popen[str]]
 
 
 def take(folder: Path) -> None:
-    """Take the folder, and let go of it."""
+    """Acquire the folder's lock and release it."""
     with RunLock(folder) as held:
         held.acquire()
-        held.acquire()  # once is enough
+        held.acquire()  # no effect
         assert Holder(**json.loads((folder / NAME).read_text())).pid == os.getpid()
     assert not (folder / NAME).exists()
 
@@ -71,7 +71,7 @@ def test_lock_acquired_and_released_leaves_no_file(tmp_path: Path) -> None:
     held.__exit__(ValueError, ValueError(), None)
     assert not is_held(tmp_path)
     with RunLock(tmp_path / "nowhere"):
-        pass  # never taken
+        pass  # never acquired
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,7 +111,7 @@ def test_lock_of_a_killed_process_is_taken_over_with_a_warning(
 
 
 def test_lock_is_not_inherited_by_forked_children(tmp_path: Path) -> None:
-    """A reward that forks workers outlives nobody's lock."""
+    """A worker forked by a reward may outlive the run, but must not keep the lock."""
     more = "import os, time; child = os.fork(); child or time.sleep(60); print(child, flush=True)"
     with holding(tmp_path, more) as process:
         assert process.stdout is not None
@@ -119,7 +119,7 @@ def test_lock_is_not_inherited_by_forked_children(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         try:
-            os.kill(child, 0)  # it is still there
+            os.kill(child, 0)  # the child still runs
             take(tmp_path)
         finally:
             os.kill(child, signal.SIGKILL)
@@ -131,14 +131,14 @@ ELSEWHERE = {"host": "node-7", "boot": "another"}
 @pytest.mark.parametrize(
     ("changes", "taken"),
     [
-        ({}, True),  # its process id is ours by chance: of an earlier container
-        ({"pid": 1}, True),  # so is another's: the kernel says that nobody holds the file
-        ({"host": "container-2"}, True),  # the same kernel under another name
-        ({"boot": "another"}, True),  # this machine was started anew
+        ({}, True),  # an earlier container, with our process id by chance
+        ({"pid": 1}, True),  # another process's id by chance: the kernel's lock is free
+        ({"host": "container-2"}, True),  # the same kernel under another host name
+        ({"boot": "another"}, True),  # this machine was rebooted
         (ELSEWHERE, False),
         (ELSEWHERE | {"job": "99"}, False),  # another job
-        (ELSEWHERE | {"job": "12", "restart": 1}, False),  # the job's second start, and so is this
-        (ELSEWHERE | {"job": "12"}, True),  # the same job before it was put back into the queue
+        (ELSEWHERE | {"job": "12", "restart": 1}, False),  # the job's second start, as this one is
+        (ELSEWHERE | {"job": "12"}, True),  # the same job before its requeue
     ],
 )
 def test_left_lock_is_taken_over_only_if_its_holder_has_ended(
@@ -188,7 +188,7 @@ def test_lock_without_kernel_locks_depends_on_the_process(
             take(tmp_path)
         write(
             tmp_path, replace(this_process(), started=0, host="container-2")
-        )  # perhaps another's process ids
+        )  # perhaps another container's process ids
         with pytest.raises(RequestError, match="cannot be seen from"):
             take(tmp_path)
 
@@ -196,7 +196,7 @@ def test_lock_without_kernel_locks_depends_on_the_process(
 def test_lock_released_while_opening_is_acquired_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its lock would be one of a file that nobody else can find."""
+    """A lock on a deleted file would exclude nobody."""
     examine, opened = RunLock._examine, []
 
     def late(self: RunLock, descriptor: int, ours: Holder) -> Holder | None:

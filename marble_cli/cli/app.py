@@ -43,12 +43,12 @@ def root(
         False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
-    from marble_cli.paths import home, settle_home
+    from marble_cli.paths import ensure_home, home
 
     if home() is None and context.invoked_subcommand != "train":  # a run has a folder of its own
         spare = tempfile.TemporaryDirectory(prefix="marble-home-")
         atexit.register(spare.cleanup)
-        settle_home(Path(spare.name))
+        ensure_home(Path(spare.name))
 
 
 app.command("train", epilog=train.EPILOG)(train.train)

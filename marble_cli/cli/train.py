@@ -48,9 +48,9 @@ def train(
         typer.echo(dump(config), nl=False)
         return
     from marble_cli.config.schema import LauncherName
-    from marble_cli.paths import settle_home
+    from marble_cli.paths import ensure_home
 
-    settle_home(Path(config.run.dir) / "home")  # before a library asks for it
+    ensure_home(Path(config.run.dir) / "home")  # before a library asks for it
     from marble_cli.launch.local import end_with_launcher, launch, launched
 
     launcher, ours = config.launcher, not launched()  # to start, that is

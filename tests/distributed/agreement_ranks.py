@@ -40,12 +40,12 @@ with Ranks() as ranks:
     assert raised == [("PeerError", 2, "process 1 failed: no key"), ("ConfigError", 2, "no key")][me]
     raised = outcome(ranks, ValueError("odd"), ConfigError("no key"))
     assert raised == [("ValueError", None, "odd"), ("PeerError", 1, "process 0 failed: odd")][me]
-    with ranks.raise_together():  # they are still in step
+    with ranks.raise_together():  # the ranks are still synchronised
         pass
 
     step = run / "checkpoints" / "step-00000003"
     assert agree_on_checkpoint(ranks, run, step if me == 0 else None, named=False) == step
-    for turn in ("absent", "whole", "damaged"):  # of the second rank's disk
+    for turn in ("absent", "whole", "damaged"):  # the copy on the second rank's disk
         if me == 1 and turn != "absent":
             shutil.copytree(sys.argv[2], run, dirs_exist_ok=True)
         if me == 1 and turn == "damaged":
@@ -54,7 +54,7 @@ with Ranks() as ranks:
         assert (stored.state.step, stored.state.info, stored.rewards) == (3, {"best": 0.1}, ["a", "b"]), turn
         assert stored.balance["name"] == "marble"
         groups = {**stored.state.tensors, "lora": stored.weights, "ema": stored.ema}
-        balance = groups.pop("balance")  # whole numbers and scalars too, as PCD's
+        balance = groups.pop("balance")  # integers and scalars too, like the state of PCD
         torch.testing.assert_close(balance["steps"], torch.tensor(7), rtol=0, atol=0)
         assert balance["seen"].tolist() == [True, False], turn
         assert balance["none"].shape == (0, 2), turn

@@ -11,7 +11,7 @@ from marble_cli.metrics.jsonl import read_rows
 from marble_cli.run.train import train
 from tests.distributed.processes import ends, job
 
-HERE = "/proc/self/cwd"  # an absolute path that each process has for itself, as nodes have theirs
+HERE = "/proc/self/cwd"  # an absolute path that differs per process, as local disks differ per node
 
 
 def train_on_nodes_without_a_shared_disk(
@@ -32,7 +32,7 @@ def train_on_nodes_without_a_shared_disk(
         file.write_text(dump(config))
     commands = [("-m", "marble_cli", "train", "--config-name", file) for file in files]
 
-    first, second = ends(job(commands, folders[::-1]))  # the other node is the first now
+    first, second = ends(job(commands, folders[::-1]))  # the nodes are exchanged
     assert (first[0], second[0], second[2]) == (2, 2, "")
     assert first[2].count("marble:") == 1
     assert "holds a checkpoint of step 2 on" in first[2]

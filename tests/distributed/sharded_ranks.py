@@ -29,7 +29,7 @@ from marble_cli.step.gradients import Step, mixture_gradient, reward_gradients
 from marble_cli.step.reward_signal import read_signal
 
 CPU = torch.device("cpu")
-IMAGES = 8  # a rank's
+IMAGES = 8  # per rank
 config = compose([], sys.argv[1])
 replicas = int(sys.argv[2])
 
@@ -114,7 +114,7 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
         made = reward_coefficients(signal.optimality, signal.applicable, shared_term=descent.shared_term)
         with watched(ranks) as shapes:
             rows = reward_gradients(step, parts, made.rewards, made.shared).rows
-        # Losses first, over gloo: NCCL would wait for a rank that is gone.
+        # Losses are summed first, over gloo: NCCL would wait for a dead rank without end.
         assert shapes[0] == (len(rows) + 1,), shapes
         found.append(whole_rows(rows, policy))
         mixture = made.combined(torch.eye(len(names), dtype=torch.float64)[0])

@@ -1,4 +1,4 @@
-"""How ranks meet when a run starts, and what is said when they cannot."""
+"""Ranks connect when a run starts, and report what to check if they cannot."""
 
 import logging
 import socket
@@ -27,7 +27,7 @@ Environment = Callable[..., None]
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
-    """A function that makes this process the rank that its variables say."""
+    """Return a function that sets the environment variables of a rank."""
 
     def set_variables(rank: int, world: int, **more: object) -> None:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, **more}
@@ -41,7 +41,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
-    """Two GPUs that are not there, as far as making a process group goes; what was asked for, in order."""
+    """Simulate two GPUs for the creation of a process group; return the calls, in order."""
     asked: list[tuple[Any, ...]] = []
     zeros = torch.ones
 
@@ -166,7 +166,7 @@ def test_missing_variable_is_reported(environment: Environment) -> None:
 def test_long_wait_names_what_to_check(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The timer's own thread speaks; it is let run to its end here."""
+    """The warning comes from the timer's thread, which this test joins."""
     monkeypatch.setattr(joining, "LATE_AFTER", 0.0)
     timers: list[Any] = []
     start = joining.threading.Timer.start

@@ -14,7 +14,7 @@ from marble_cli.config.schema import RunConfig
 from tests.distributed.processes import step, wait_for
 
 COMMANDS = {
-    # Answers with the job's id as `--parsable` asks for.
+    # Prints the job's id, as with `--parsable`.
     "sbatch": 'echo "$PWD $*" >> "$FAKE/submitted"; echo "77;cluster"',
     "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; echo other; else echo "$*" >> "$FAKE/requeued"; fi',
     # Starts the tasks, sends them the signal that SLURM sends a step, and leaves with the highest code.
@@ -47,7 +47,7 @@ exit $highest
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of stand-ins on PATH, which note there what they were asked for."""
+    """Put a folder of stand-ins on PATH; they record their calls in it."""
     folder = tmp_path / "cluster"
     folder.mkdir()
     for name, body in COMMANDS.items():
@@ -59,7 +59,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def job(run: Path, restarts: int = 0) -> "subprocess.Popen[bytes]":
-    """What SLURM does with the script when its turn has come."""
+    """Start the job's script as SLURM does."""
     environment = {**os.environ, "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-2]"}
     if restarts:
         environment["SLURM_RESTART_COUNT"] = str(restarts)
@@ -75,7 +75,7 @@ def job(run: Path, restarts: int = 0) -> "subprocess.Popen[bytes]":
 
 
 def submitted(config: RunConfig, run: Path) -> str:
-    """Submit `config` as a job of two processes that writes to `run`; returns what is said of it."""
+    """Submit `config` as a job of two processes that writes to `run`; return the command's output."""
     config.run.dir, file = str(run), run.parent.parent / f"{run.name}.yaml"
     file.write_text(dump(config))
     asked = ["train", "--config-name", str(file), "launcher=slurm", "launcher.nproc=2"]
@@ -85,7 +85,7 @@ def submitted(config: RunConfig, run: Path) -> str:
 
 
 def stopped_at_its_limit(cluster: Path, run: Path) -> None:
-    """Start the job, and warn it once it has done two steps."""
+    """Start the job, send the warning signal after two steps, and check how it stops."""
     first, output = job(run), run / "slurm-77.out"
     wait_for(lambda: step(run) >= 2 or first.poll() is not None, "two steps")
     os.kill(int((cluster / "srun").with_suffix(".pid").read_text()), signal.SIGUSR1)

@@ -17,7 +17,7 @@ SETTINGS = ("trainer.steps=60", "trainer.checkpoint_every=1", "trainer.keep_last
 
 
 class Run:
-    """A run of two processes, recognised by a mark in their environment."""
+    """A run of two processes, identified by a mark in their environment."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self.folder, self.mark = Path(config.run.dir), f"MARBLE_TEST={folder}"

@@ -47,10 +47,10 @@ def test_killed_launcher_ends_all_processes(run: Run) -> None:
     ("failures", "cause"),
     [
         ([(1, 2)], (1, 2)),
-        ([(0, 1), (1, -signal.SIGKILL)], (1, -signal.SIGKILL)),  # the survivor was faster
+        ([(0, 1), (1, -signal.SIGKILL)], (1, -signal.SIGKILL)),  # the surviving rank was reported first
         ([(0, 2), (1, -signal.SIGABRT)], (0, 2)),
         ([(1, -signal.SIGABRT), (0, 1)], (1, -signal.SIGABRT)),
-        ([(0, 1), (1, -signal.SIGTERM)], (0, 1)),  # the launcher ended the other
+        ([(0, 1), (1, -signal.SIGTERM)], (0, 1)),  # the launcher terminated the other rank
     ],
 )
 def test_cause_is_the_first_killed_rank(failures: list[tuple[int, int]], cause: tuple[int, int]) -> None:
@@ -58,7 +58,7 @@ def test_cause_is_the_first_killed_rank(failures: list[tuple[int, int]], cause: 
 
 
 def test_first_recorded_exit_code_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record_exit_code(2)  # to nobody: no launcher asked
+    record_exit_code(2)  # writes nothing: no launcher set EXIT_FILE
     file = tmp_path / "exit"
     monkeypatch.setenv(EXIT_FILE, str(file))
     assert recorded_exit_code(file) is None

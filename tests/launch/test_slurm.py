@@ -80,7 +80,10 @@ def test_requeued_job_resumes_from_its_own_checkpoints(
     latest = tmp_path / "checkpoints" / "latest"
     latest.write_text("of before the job\n")
     os.utime(latest, (1, 1))
-    assert [resumed(named, turn) for turn in (0, 1)] == [named, named]  # none of its own yet
+    assert [resumed(named, turn) for turn in (0, 1)] == [
+        named,
+        named,
+    ]  # the job has no checkpoint of its own yet
     os.utime(latest, (2**32, 2**32))
     assert resumed(named, 1) == "auto"
 

@@ -17,7 +17,7 @@ class Service:
     url: str
     histories: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
     called: dict[str, tuple[str, str | None, str | None]] = field(default_factory=dict)
-    broken: bool = False  # answers every upload of figures with an error
+    broken: bool = False  # whether every upload of metrics is answered with an error
 
     def steps(self, run: str) -> list[int]:
         lines = self.histories[run]
@@ -32,13 +32,13 @@ class Service:
         if chunk is not None:
             lines = self.histories.setdefault(run, {})
             if chunk["offset"] == 0:
-                lines.clear()  # a history that begins again
+                lines.clear()  # the history starts again
             for place, line in enumerate(chunk["content"], start=chunk["offset"]):
                 lines[place] = json.loads(line)
 
 
 def answer(variables: dict[str, Any]) -> dict[str, Any]:
-    """What every question of the client's has an answer in."""
+    """Return an answer that satisfies every query of the client."""
     project = {"id": "p", "name": variables.get("project") or "p", "entity": {"id": "e", "name": "team"}}
     bucket = {
         "id": "b",

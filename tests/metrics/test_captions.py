@@ -1,4 +1,4 @@
-"""Whatever a prompt or a name holds can be drawn, and what cannot is a warning."""
+"""Any prompt or name can be drawn; a failure to draw is only a warning."""
 
 import json
 import logging
@@ -64,7 +64,7 @@ IMAGES = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    """What is known of fonts, and what was told, is of no other test."""
+    """Clear the caches of fonts and warnings around every test."""
     known = list(font_manager.fontManager.ttflist)
     for cached in (captions._family, captions._families, captions._letters, captions._tell):
         cached.cache_clear()
@@ -75,7 +75,7 @@ def _fresh() -> Iterator[None]:
 
 
 def shown(text: str, columns: int = 26, lines: int = 4) -> list[str]:
-    """The lines of a caption, drawn once; warnings are errors."""
+    """Draw a caption and return its lines; warnings are errors."""
     made = caption(text, columns, lines)
     with styled([text]):
         figure = plt.figure()
@@ -148,7 +148,7 @@ def test_literal_box_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def install(path: Path, name: str, letters: str) -> None:
-    """Write a font with a square for each of `letters`, and let matplotlib know it."""
+    """Write a font with a square for each of `letters`, and register it with matplotlib."""
     from fontTools.fontBuilder import FontBuilder
     from fontTools.pens.ttGlyphPen import TTGlyphPen
 
@@ -303,7 +303,7 @@ def test_styled_leaves_other_figures_open() -> None:
 
 
 def test_package_draws_all_text_without_mathematics() -> None:
-    """Whoever draws goes through `styled`: nothing else opens a context of settings or a figure."""
+    """All drawing goes through `styled`: nothing else opens a style context or a figure."""
     folder = Path(figures.__file__).parents[1]
     users = {
         str(path.relative_to(folder)): path.read_text("utf-8").count("rc_context")
@@ -317,7 +317,7 @@ def test_run_continues_if_sample_pictures_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Kept:
-        """W&B's side of a run."""
+        """A stand-in for the W&B side of a run."""
 
         captions: ClassVar[list[str]] = []
 

@@ -1,4 +1,4 @@
-"""Metric files and pictures."""
+"""The metrics file, the terminal view, and pictures."""
 
 import io
 import json

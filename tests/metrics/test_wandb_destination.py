@@ -16,7 +16,7 @@ OWN = {"WANDB_BASE_URL": "https://wandb.example.org:8443/"}
 
 @pytest.fixture
 def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
-    """`destination` of someone whose home and folder hold the given files, and nothing else."""
+    """Return `resolve_destination` for a user with only the given files and variables."""
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()
     here.mkdir()
@@ -68,7 +68,7 @@ def test_unknown_mode_is_refused(decide: Decide, told: str) -> None:
     ):
         decide({"WANDB_MODE": told})
     with pytest.raises(ConfigError, match="is no mode"):
-        decide({"WANDB_MODE": told}, mode="offline")  # W&B itself would stumble over it
+        decide({"WANDB_MODE": told}, mode="offline")  # W&B itself would fail at the variable
     assert decide({"WANDB_MODE": told}, mode="disabled").mode == "disabled"
 
 
@@ -91,8 +91,8 @@ def test_invalid_address_is_refused(decide: Decide, address: str) -> None:
         ({}, "default login anonymous password me@example.org", "offline"),
         ({}, "machine", "offline"),  # damaged
         (OWN, "machine wandb.example.org:8443 login user password key", "online"),
-        (OWN, "machine wandb.example.org login user password key", "offline"),  # another port's
-        (OWN, "machine api.wandb.ai login user password key", "offline"),  # not its host's
+        (OWN, "machine wandb.example.org login user password key", "offline"),  # without the service's port
+        (OWN, "machine api.wandb.ai login user password key", "offline"),  # another host
         (OWN | KEY, "", "online"),
     ],
 )
@@ -132,7 +132,7 @@ def test_settings_file_decides_the_mode(decide: Decide, mode: str) -> None:
     found = decide(KEY if mode != "online" else {}, system=f"[default]\nmode = {mode}\n")
     assert found.mode == mode
     assert found.reason.startswith("mode in ")
-    assert decide({"WANDB_MODE": "shared"}).mode == "shared"  # the variable wins
+    assert decide({"WANDB_MODE": "shared"}).mode == "shared"  # variables have priority over files
 
 
 @pytest.mark.parametrize("text", ["no section", "[other]\nmode = offline", "[default]\nmode", "\x00\xff"])
@@ -153,7 +153,7 @@ def test_damaged_settings_file_is_ignored(decide: Decide, text: str) -> None:
             {"mode": "disabled"},
             ["mode=disabled is set, so WANDB_MODE=online is not followed"],
         ),
-        ({"WANDB_MODE": "dryrun"}, {"mode": "offline"}, []),  # the same
+        ({"WANDB_MODE": "dryrun"}, {"mode": "offline"}, []),  # both mean offline
         ({"WANDB_PROJECT": "a"}, {"project": "b"}, ["project=b is set, so WANDB_PROJECT=a is not followed"]),
         ({"WANDB_PROJECT": "a"}, {"project": "a"}, []),
         (
@@ -174,7 +174,7 @@ def test_configuration_overrides_with_a_message(
 
 def test_missing_home_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without HOME and passwd entry
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as without HOME and passwd entry
     assert resolve_destination(WandbConfig(WandbMode.auto, None, None), {}).mode == "offline"
 
 

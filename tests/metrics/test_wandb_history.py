@@ -27,12 +27,12 @@ ID = "abc12345"
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Service]:
-    """A service that this process has a key for, and W&B knows none of its settings."""
+    """Start a service that this process has a key for, without other W&B settings."""
     with serving() as found:
         monkeypatch.setenv("WANDB_BASE_URL", found.url)
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-        end_service()  # it remembers the service of the tests before
+        end_service()  # the process remembers the service of earlier tests
         yield found
         end_service()
 
@@ -64,18 +64,21 @@ def start(folder: Path, mode: str, first: int, last: int, run_id: str | None = I
     "parts",
     [
         [("offline", 1, 5)],
-        [("offline", 1, 5), ("offline", 6, 8)],  # stopped and continued
+        [("offline", 1, 5), ("offline", 6, 8)],  # stopped and resumed
         [
             ("offline", 1, 5),
             ("offline", 4, 6),
             ("offline", 5, 8),
             ("offline", 7, 9),
-        ],  # killed, steps done again
-        [("offline", 1, 5), ("offline", 1, 3)],  # started over before a checkpoint, and then shorter
+        ],  # killed, steps repeated
+        [
+            ("offline", 1, 5),
+            ("offline", 1, 3),
+        ],  # started over before a checkpoint, and then shorter than before
         [("online", 1, 5), ("offline", 6, 8)],
         [("online", 1, 5), ("offline", 4, 8), ("offline", 9, 9)],
         [("offline", 1, 5), ("online", 6, 8)],
-        [("offline", 1, 4), ("disabled", 5, 6), ("offline", 7, 8)],  # nobody told W&B of two steps
+        [("offline", 1, 4), ("disabled", 5, 6), ("offline", 7, 8)],  # two steps were never logged to W&B
     ],
 )
 def test_upload_leaves_one_history_for_any_sequence_of_starts(
@@ -92,7 +95,7 @@ def test_upload_leaves_one_history_for_any_sequence_of_starts(
     evaluated = [None if step % 2 else 2.0 * step for step in range(1, last + 1)]
     assert service.values(ID, "eval/reward/ocr/mean") == evaluated
     began = [max(first for _, first, end in parts if first <= step) for step in range(1, last + 1)]
-    assert service.values(ID, "start") == began  # of steps done again, the last
+    assert service.values(ID, "start") == began  # repeated steps have the values of the last start
     assert service.called[ID] == ("p", None, "n")
     assert list_unsent_starts(run) == []
     before = {key: dict(lines) for key, lines in service.histories.items()}
@@ -159,7 +162,7 @@ def test_start_of_a_running_process_stays_unsent(service: Service, tmp_path: Pat
     last = list_starts(run)[-1]
     last.rename(
         last.with_name(f"offline-run-20200101_000000-{ID}")
-    )  # W&B's names tell starts apart by seconds
+    )  # W&B's folder names have a resolution of one second
     going = WandbRun(WandbConfig(WandbMode.online, "p", None), run, "n", {}, ID)
     with pytest.raises(RequestError, match="still sending its metrics itself"):
         upload_history(run, running=True)
@@ -184,7 +187,7 @@ def test_upload_includes_pictures(service: Service, tmp_path: Path, monkeypatch:
     run = tmp_path / "run"
     start(run, "offline", 1, 4)
     (run / "samples").mkdir()
-    for step in (2, 6):  # of step 6 there is no row: the evaluation was abandoned
+    for step in (2, 6):  # step 6 has a picture but no row
         Image.new("RGB", (4, 4)).save(run / "samples" / f"step-{step:08d}.png")
     assert upload_history(run) == 4
     shown = service.values(ID, "samples")
@@ -200,7 +203,7 @@ def test_unreachable_service_keeps_metrics_offline(
     end_service()
     start(tmp_path, "online", 1, 2)
     assert "W&B cannot be reached" in caplog.text
-    (kept,) = list_unsent_starts(tmp_path)  # what was tried online holds nothing
+    (kept,) = list_unsent_starts(tmp_path)  # the failed online attempt has no data
     assert kept.name.startswith("offline-run-")
     assert read_identity(tmp_path).id == ID  # type: ignore[union-attr]
     with pytest.raises(MarbleError, match=r"W&B at http://127.0.0.1:9 cannot be reached: .* still there"):
@@ -272,7 +275,7 @@ def test_sync_command_uploads_the_history(service: Service, tmp_path: Path) -> N
 
 
 def test_service_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may try for hours to send what nobody takes."""
+    """The service may retry an upload for hours."""
     stuck = tmp_path / "wandb-stuck"
     shutil.copy(shutil.which("sleep") or "", stuck)
     process = subprocess.Popen([stuck, "3600"])

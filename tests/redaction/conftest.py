@@ -9,7 +9,7 @@ from marble_cli import redaction
 
 @pytest.fixture(autouse=True)
 def _unlearned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that has learned nothing, and whose environment no test changes for others."""
+    """Clear the learned secrets, and restore the environment after every test."""
     monkeypatch.setattr(redaction, "_learned", {})
     monkeypatch.setattr(redaction, "_values", None)
     monkeypatch.setattr(os, "environ", os.environ.copy())

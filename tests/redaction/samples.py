@@ -1,13 +1,13 @@
 """Secrets that the tests of redaction try to leak."""
 
-SECRET = "zyxw-98.76/54+32"  # of no shape that would give it away
+SECRET = "zyxw-98.76/54+32"  # matches no pattern of a secret
 
 
 ODD = "zyxw \"98'\t76\\54é\n"
 
 
 def secretive() -> list[str]:
-    """Overrides with a secret of each kind; the judge's plugin needs not be installed for a tree."""
+    """Return overrides with a secret of each kind."""
     return [
         "preset=tiny",
         "rewards=[colorfulness]",

@@ -65,7 +65,7 @@ def test_log_txt_hides_what_a_traceback_quotes(tmp_path: Path) -> None:
 
 
 def leaky(images: object) -> None:
-    """Fails, and tells its key."""
+    """Fail with an error that contains the key."""
     print(f"printing {SECRET}")
     print(f"warning {SECRET}", file=sys.stderr)
     with socket.create_server(("127.0.0.1", 0)) as listener, httpx.Client(trust_env=False) as client:
@@ -75,7 +75,7 @@ def leaky(images: object) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
-    """Run `marble` with arguments and the reward `mine`, which is `leaky`; returns all that it wrote."""
+    """Run `marble` with the reward `mine`, which is `leaky`; return everything that it writes."""
     known = {**installed(), "mine": EntryPoint("mine", f"{__name__}:leaky", "marble.rewards")}
     for module in ("config.compose", "config.validate", "rewards.registry"):
         monkeypatch.setattr(f"marble_cli.{module}.installed", lambda: known)
@@ -136,7 +136,7 @@ def test_commands_show_no_secret_that_they_were_given(
 
 
 def test_standard_streams_hide_secrets_of_all_writers() -> None:
-    """Prints, warnings, tracebacks, other threads and loggers, in a process of its own."""
+    """Cover prints, warnings, tracebacks, other threads and loggers, in a separate process."""
     code = (
         "import logging, os, sys, threading, warnings; from marble_cli.redaction import redact_output\n"
         "secret = os.environ['MINE_TOKEN']; redact_output()\n"

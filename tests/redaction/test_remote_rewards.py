@@ -24,7 +24,7 @@ def test_server_responses_show_no_secret(monkeypatch: pytest.MonkeyPatch, each: 
     from marble_cli.rewards.worker import RewardWorker
 
     class Mine:
-        """Fails, and tells its key."""
+        """Fail with an error that contains the key."""
 
         def __init__(self, api_key: str) -> None:
             self.error = RuntimeError(f"not with {api_key}")
@@ -65,7 +65,7 @@ BAD_KEYS = [
 
 @pytest.mark.parametrize("key", [*BAD_KEYS, None])
 def test_invalid_judge_key_is_refused_before_loading(key: str | None) -> None:
-    """As a dry run and `train` do first; the judge's own check is its plugin's test."""
+    """A dry run and `train` check the key first; the plugin's tests cover the judge's own check."""
     os.environ.pop("JUDGE_KEY", None)
     if key is not None:
         os.environ["JUDGE_KEY"] = key

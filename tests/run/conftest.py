@@ -14,7 +14,7 @@ RunConfigMaker = Callable[..., RunConfig]
 
 @pytest.fixture(scope="module")
 def finished(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of four steps."""
+    """Return the folder of a finished run of four steps."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert train(run_config("trainer.steps=4", f"run.dir={folder}", *SETTINGS), resume="auto") == 0
     return folder

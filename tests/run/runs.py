@@ -7,7 +7,7 @@ from typing import Any
 
 from marble_cli.metrics.jsonl import read_rows
 
-# Step 1 refreshes, 2 and 3 take the cached direction, 4 refreshes again and smooths.
+# Step 1 refreshes, steps 2 and 3 use the cached direction, step 4 refreshes again and smooths.
 SETTINGS = [
     "balance.refresh_every=3",
     "balance.shared_term=outside",

@@ -1,4 +1,4 @@
-"""Which checkpoint is the best, by which figure, and which are kept beside it."""
+"""The best checkpoint by each metric, and the checkpoints that are kept besides."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ def kept(run: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def runs(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same run, with its best sought in each of the figures."""
+    """Return one run per metric that chooses the best checkpoint."""
     root = tmp_path_factory.mktemp("runs")
     folders = {figure: root / figure.replace("/", "-") for figure in FIGURES}
     for figure, folder in folders.items():
@@ -59,7 +59,7 @@ def test_best_checkpoint_has_the_highest_configured_metric(runs: dict[str, Path]
 
 
 def test_metrics_choose_different_best_checkpoints(runs: dict[str, Path]) -> None:
-    """Else the test above could not tell one from another."""
+    """Otherwise the test above could not distinguish the metrics."""
     assert len({best(run) for run in runs.values()}) > 1
 
 
@@ -89,7 +89,7 @@ def test_keep_every_keeps_checkpoints_permanently(run_config: RunConfigMaker, tm
 def test_resume_from_an_earlier_step_restores_the_best(
     run_config: RunConfigMaker, tmp_path: Path, runs: dict[str, Path]
 ) -> None:
-    """With the checkpoint of a later best lost, the run is what it was when an earlier one was the best."""
+    """If the checkpoint of the latest best is lost, the earlier best is restored."""
     figure = next(figure for figure, run in runs.items() if (best(run) or 0) > 1)
     settings = (*SETTINGS, "trainer.keep_last=9", f"trainer.best={figure}", f"run.dir={tmp_path}")
     assert train(run_config("trainer.steps=6", *settings), resume="auto") == 0

@@ -1,4 +1,4 @@
-"""A disk that is full, for real: what is said, what stays, and that the run goes on once there is room.
+"""A full disk: the message, the remaining files, and that the run resumes once there is space.
 
 Some tests mount a small file system; the others limit the size of the process's files.
 """
@@ -38,12 +38,12 @@ SETTINGS = ("trainer.checkpoint_every=1", "trainer.keep_last=9")
 
 @dataclass(frozen=True)
 class Disk:
-    """A file system of half a megabyte at `folder`."""
+    """A file system of half a megabyte, mounted at `folder`."""
 
     folder: Path
 
     def fill(self, leave: int = 0) -> None:
-        """Take all room but `leave` bytes."""
+        """Fill the disk except for `leave` bytes."""
         with (self.folder / "filler").open("wb", buffering=0) as stream:
             room = shutil.disk_usage(self.folder).free - leave
             while room > 0:
@@ -71,7 +71,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """No file can grow beyond `size` bytes."""
+    """Limit the size of files that this process writes to `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -82,7 +82,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three steps whose disk had room."""
+    """Return the folder of a run of three steps on a disk with space."""
     folder = tmp_path_factory.mktemp("whole")
     assert train(run_config("trainer.steps=3", *SETTINGS, f"run.dir={folder}"), resume="auto") == 0
     return folder
@@ -144,7 +144,7 @@ def test_full_disk_at_a_metrics_row_leaves_no_partial_row(
         metrics = step(self, number)
         if number == 2:
             file = self.folder / "metrics.jsonl"
-            with file.open("a") as stream:  # the last page of the file is its own; fill it all but 100 bytes
+            with file.open("a") as stream:  # fill the last page of the file except for 100 bytes
                 stream.write("\n" * (4096 - file.stat().st_size % 4096 - 100))
             disk.fill()
         return metrics
@@ -156,7 +156,7 @@ def test_full_disk_at_a_metrics_row_leaves_no_partial_row(
     assert (run / "metrics.jsonl").read_text().rstrip("\n").count("\n") == 0
     assert [path.name for path in store.steps(run)] == ["step-00000001"]
     with pytest.raises(StorageError, match=r"metrics.jsonl could not be written.* 0 bytes are free"):
-        train(config, resume="auto")  # still full: said again, before anything is trained
+        train(config, resume="auto")  # still full: reported again before training
     assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1]
     assert not list(run.glob(".*"))
     disk.free()
@@ -167,7 +167,7 @@ def test_full_disk_at_a_metrics_row_leaves_no_partial_row(
 def test_full_disk_at_pictures_only_warns(
     run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are not worth the run."""
+    """A failed picture does not stop the run."""
     run, pictures = disk.folder / "run", RunRecorder.pictures
 
     def filled(self: RunRecorder, *rest: Any) -> None:
@@ -228,7 +228,7 @@ def test_full_disk_at_embeddings_stops_with_the_option(
 def test_failed_salvage_is_logged_and_the_first_error_raised(
     run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reward breaks, and then there is no room for the checkpoint of the last finished step."""
+    """A reward breaks, and then the checkpoint of the last finished step does not fit on the disk."""
     run, step = disk.folder / "run", Trainer.step
 
     def broken(self: Trainer, number: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Signals ask for a stop, and leave the process as they found it."""
+"""Signals stop a run, and their handlers are restored afterwards."""
 
 import os
 import signal

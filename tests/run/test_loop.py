@@ -1,4 +1,4 @@
-"""What one step does to the weights, their average and the behaviour policy, and on what it trains."""
+"""One step updates the weights, their average and the behaviour policy on the right data."""
 
 import json
 import logging
@@ -27,19 +27,19 @@ RunConfigMaker = Callable[..., RunConfig]
 
 
 def weights(folder: Path, part: str, step: int = 1) -> dict[str, Tensor]:
-    """As trained: the files of a LoRA have alpha / rank in them."""
+    """Return the weights as trained: the files of a LoRA contain the factor alpha / rank."""
     state, lora, ema = store.load(folder / "checkpoints" / f"step-{step:08d}")
     return {"lora": lora, "ema": ema, **state.tensors}[part]
 
 
 def plain(state: dict[str, Tensor]) -> list[Tensor]:
-    """The tensors in the order of their names, which differ by prefixes only between files."""
+    """Return the tensors in the order of their names, which differ only in prefixes among files."""
     return [state[key] for key in sorted(state)]
 
 
 @pytest.fixture
 def directions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingSet, Direction]]:
-    """What every step trained on and the direction that it found, as they pass by."""
+    """Record the data and the direction of every step."""
     seen: list[tuple[TrainingSet, Direction]] = []
     original = Descent.direct
 
@@ -95,7 +95,7 @@ def test_update_clips_and_moves_weights_average_and_behaviour(
 def test_evaluation_settings_change_only_evaluation_scores(
     run_config: RunConfigMaker, tmp_path: Path, overrides: list[str]
 ) -> None:
-    """The rollout's own settings, given to a run that only evaluates, give the same figures."""
+    """A run that only evaluates gets the same scores from the same values in the rollout group."""
     settings = ("trainer.eval_every=1", "trainer.steps=1")
     for folder, more in (("plain", ["trainer.steps=1"]), ("other", overrides)):
         assert train(run_config(f"run.dir={tmp_path / folder}", *settings, *more), resume="auto") == 0
@@ -222,7 +222,7 @@ def test_broken_reward_stops_the_run_after_a_checkpoint(
     def failing(self: RewardWorker, batch: Any, sources: Any) -> Any:
         if self.name == "colorfulness":
             calls["n"] += 1
-            if calls["n"] > 5:  # preflight and two steps of two batches
+            if calls["n"] > 5:  # the first trial, and two steps of two batches
                 raise RewardError("reward colorfulness returned text")
         return original(self, batch, sources)
 
@@ -237,7 +237,7 @@ def test_broken_reward_stops_the_run_after_a_checkpoint(
 
 
 def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: Path) -> None:
-    """What outside programs read; a key less or renamed is a decision."""
+    """Other programs read these keys; removing or renaming one is a decision."""
     config = run_config(
         f"run.dir={tmp_path}", "trainer.steps=2", "trainer.eval_every=2", "balance.refresh_every=2"
     )

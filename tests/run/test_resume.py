@@ -91,7 +91,7 @@ def test_resume_after_a_kill_equals_the_uninterrupted_run(
 def test_resume_is_exact_for_any_ratio_of_alpha_to_rank(
     run_config: RunConfigMaker, tmp_path: Path, alpha: int
 ) -> None:
-    """Files hold alpha / 3 times B, rounded: not what is trained on."""
+    """Exported files hold B times alpha / 3, rounded, so they cannot be trained on exactly."""
     ratio = (
         "model.lora.rank=3",
         f"model.lora.alpha={alpha}",
@@ -124,7 +124,7 @@ def test_resume_from_format_1_is_exact(run_config: RunConfigMaker, finished: Pat
 
 
 def test_resume_of_full_weights_is_exact(run_config: RunConfigMaker, tmp_path: Path) -> None:
-    """After a kill in step 4, with the checkpoint of step 2; all that a run learns has moved by then."""
+    """A kill in step 4 leaves the checkpoint of step 2; by then every trained weight has moved."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = ("model.train=full", "trainer.steps=4", *SETTINGS, "optimizer.lr=0.001")
     assert train(run_config(*settings, f"run.dir={whole}"), resume="auto") == 0
@@ -140,7 +140,7 @@ def test_resume_of_full_weights_is_exact(run_config: RunConfigMaker, tmp_path: P
         for name in behaviour
         if any(torch.equal(a[name], b[name]) for a, b in combinations((base, trained, ema, behaviour), 2))
     }
-    assert still <= {"transformer_blocks.1.attn.norm_added_q.weight"}  # it leads nowhere
+    assert still <= {"transformer_blocks.1.attn.norm_added_q.weight"}  # its output is unused
 
 
 def test_signal_checkpoints_the_current_step(
@@ -201,7 +201,7 @@ def test_unpack_inverts_pack_exactly(
 
 
 def test_resumed_run_keeps_its_wandb_id(run_config: RunConfigMaker, tmp_path: Path) -> None:
-    """Kept offline; a run that only starts from another's checkpoint is one of its own."""
+    """A run that starts from another run's checkpoint gets a new id."""
     pytest.importorskip("wandb")
     settings = ("logging.wandb.mode=offline", "trainer.checkpoint_every=1")
 

@@ -23,7 +23,7 @@ RunConfigMaker = Callable[..., RunConfig]
 
 
 class Tiring:
-    """A balance of somebody else's: 1 / n at its n-th step, with a whole number as its state."""
+    """A third party's balance: weights of 1 / n at its n-th step, with an integer as its state."""
 
     def __init__(self, *_: Any) -> None:
         self.asked = torch.tensor(0)
@@ -44,7 +44,7 @@ class Tiring:
 def remembering(
     request: pytest.FixtureRequest, run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., RunConfig]:
-    """A function of a folder and a number of steps that composes a run with a balance that has a state."""
+    """Return a function that composes a run of a number of steps with a stateful balance."""
     name = request.param
     if name.startswith("torchjd:"):
         pytest.importorskip("torchjd")
@@ -65,7 +65,7 @@ REMEMBERING = pytest.mark.parametrize(
 
 
 def resign(folder: Path) -> None:
-    """Let the manifest of a step folder list the files that are there."""
+    """Rewrite the manifest of a step folder for its present files."""
     state = json.loads((folder / "state.json").read_text())
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.safetensors"))
     manifest.write(folder, store.step_of(folder), state["info"], files, state["scale"])
@@ -78,12 +78,12 @@ def test_stateful_balance_resumes_exactly(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """After a stop between steps, and after an error in a step whose gradients were balanced already."""
+    """Resume after a stop between steps, and after an error in a step that had balanced its gradients."""
     apply = Trainer.apply
 
     def broken(self: Trainer, gradient: torch.Tensor) -> None:
         if self.progress.step == 1:
-            self.checkpoints.mid_update = False  # nothing was changed yet
+            self.checkpoints.mid_update = False  # no weight was changed yet
             raise OSError("a cable was pulled")
         apply(self, gradient)
 

@@ -1,4 +1,4 @@
-"""Which settings may change when a run is resumed, and what a checkpoint of another run is used for."""
+"""Settings that may change when a run is resumed, and the use of checkpoints of other runs."""
 
 import shutil
 from collections.abc import Callable
@@ -103,7 +103,7 @@ def test_resume_with_a_bound_setting_is_refused(
 
 
 def aged(folder: Path) -> None:
-    """Take out of a run's configuration every key that came later than the first release."""
+    """Remove every key from a run's configuration that was added after the first release."""
     tree: Any = OmegaConf.load(folder / "config.yaml")
     for key in (
         "evaluation",
@@ -123,7 +123,7 @@ def aged(folder: Path) -> None:
 def test_resume_of_a_run_without_newer_keys_is_exact(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path, named: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its shares are kept too: step 3 takes the cached direction."""
+    """The cached shares are kept too: step 3 uses the cached direction."""
     old = copied(finished, tmp_path / "old")
     shutil.rmtree(old / "checkpoints" / "step-00000004")
     aged(old)
@@ -158,7 +158,7 @@ def test_resume_with_other_evaluation_settings_resets_base_scores(
     assert [(row["step"], row["phase"]) for row in rows] == [(4, "eval"), (5, "train"), (5, "eval")]
     assert rows[0]["eval/composite"] == 0.0
     assert "drew images differently" in caplog.text
-    assert rows[1]["balance/refresh"] == 0  # the balance goes on
+    assert rows[1]["balance/refresh"] == 0  # the balance continues
 
 
 def test_order_of_options_is_no_difference(run_config: RunConfigMaker) -> None:
@@ -203,7 +203,7 @@ def test_named_checkpoint_in_the_folder_of_another_run_is_refused(
 def test_checkpoint_of_other_rewards_gives_only_its_weights(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Sequential training: one reward after another, from where the last run ended."""
+    """Sequential training uses one reward after another."""
     settings = ("rewards=[compressibility]", "trainer.steps=5", "trainer.eval_every=2", f"run.dir={tmp_path}")
     assert train(run_config(*settings), resume=str(finished)) == 0
     rows = read_rows(tmp_path / "metrics.jsonl")
