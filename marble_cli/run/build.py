@@ -15,6 +15,7 @@ from marble_cli.distributed.layout import Layout
 from marble_cli.policy.base import Policy
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import evaluation_rollout, training_rollout
+from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.loop import Recorder, Trainer
 from marble_cli.run.state import Progress
 from marble_cli.step.direction import make_descent
@@ -77,17 +78,26 @@ def build_trainer(
         progress: the state after the last finished step.
     """
     names = list(config.rewards)
+    evaluations = Evaluations(
+        settings=config.trainer,
+        policy=policy,
+        scorer=eval_scorer,
+        rollout=evaluation_rollout(config, policy),
+        held_out=held_out,
+        trained=names,
+        watched=list(config.eval_rewards),
+        ranks=layout.ranks,
+        progress=progress,
+    )
     return Trainer(
         config=config,
         folder=folder,
         policy=policy,
         optimizer=optimizer,
         scorer=eval_scorer.only(names),
-        eval_scorer=eval_scorer,
         sampler=build_sampler(config, sources),
-        held_out=held_out,
         rollout=training_rollout(config, policy),
-        eval_rollout=evaluation_rollout(config, policy),
+        evaluations=evaluations,
         descent=make_descent(config, names, policy, balance, layout),
         layout=layout,
         recorder=recorder,

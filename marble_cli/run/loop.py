@@ -10,14 +10,12 @@ from typing import Any, Protocol
 import torch
 
 from marble_cli.config.schema import RunConfig, TrainingNoise
-from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import as_dtensor, local
 from marble_cli.errors import StorageError, TrainingError
-from marble_cli.evaluate.score import Evaluation, score_policy
-from marble_cli.evaluate.verdict import base_scores, judge
+from marble_cli.evaluate.score import Evaluation
 from marble_cli.interrupts import Interrupt
 from marble_cli.plan.checks import check_rewards
 from marble_cli.plan.memory import bounded
@@ -27,6 +25,7 @@ from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout, Samples
 from marble_cli.run.balance_state import copy_balance_state
 from marble_cli.run.checkpoints import Checkpoints
+from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.inspection import keep_batch
 from marble_cli.run.state import Progress
 from marble_cli.step.batches import TrainingSet, training_times
@@ -62,11 +61,9 @@ class Trainer:
         policy: the trained, behaviour and frozen policies.
         optimizer: AdamW over the trained parameters.
         scorer: scores the trained rewards.
-        eval_scorer: scores the trained and the watched rewards.
         sampler: draws the prompts of each step.
-        held_out: the prompts of evaluations.
         rollout: makes the images of a step.
-        eval_rollout: makes the images of an evaluation.
+        evaluations: scores the moving average on held-out prompts.
         descent: turns the reward signal of a step into its update direction.
         layout: how ranks hold parameters.
         recorder: records metrics and pictures.
@@ -80,11 +77,9 @@ class Trainer:
     policy: Policy
     optimizer: torch.optim.Optimizer
     scorer: Scorer
-    eval_scorer: Scorer
     sampler: PromptSampler
-    held_out: list[Prompt]
     rollout: Rollout
-    eval_rollout: Rollout
+    evaluations: Evaluations
     descent: Descent
     layout: Layout
     recorder: Recorder
@@ -115,14 +110,15 @@ class Trainer:
     def check_rewards(self) -> None:
         """Try every reward on two images of every prompt source, before the first step."""
         with self.ranks.raise_together(), bounded("when the rewards were first tried", SMALLER_TRIAL):
-            check_rewards(self.rollout, self.eval_scorer, self.sampler.sources)
+            check_rewards(self.rollout, self.evaluations.scorer, self.sampler.sources)
 
     def train(self, interrupt: Interrupt) -> int:
         """Run the remaining steps with their evaluations and checkpoints; return the exit code."""
         settings = self.config.trainer
         if settings.eval_every:
-            self.encode_held_out()
-        if self.evaluation_due():
+            with bounded("while prompts were encoded", SMALLER_ENCODERS), self.ranks.raise_together():
+                self.evaluations.encode_prompts()
+        if self.evaluations.are_due():
             self.evaluate()
         while self.progress.step < settings.steps:
             step = self.progress.step + 1
@@ -132,7 +128,7 @@ class Trainer:
                 self.recorder.record(metrics)
             self.progress.balance = copy_balance_state(self.descent.balance)
             self.progress.step, self.checkpoints.mid_update = step, False
-            best = self.evaluate() if self.evaluation_due() else False
+            best = self.evaluate() if self.evaluations.are_due() else False
             stop = self.ranks.any(interrupt.exit_code is not None)
             if stop or best or step == settings.steps or step % settings.checkpoint_every == 0:
                 self.checkpoints.save(best)
@@ -277,60 +273,13 @@ class Trainer:
         with bounded("while prompts were encoded", SMALLER_ENCODERS), self.ranks.raise_together():
             self.rollout.prepare([prompts[i] for prompts in steps for i in own])
 
-    def encode_held_out(self) -> None:
-        """Encode this rank's held-out prompts."""
-        own = [self.held_out[i] for i in self.ranks.padded_rank_indices(len(self.held_out))]
-        with bounded("while prompts were encoded", SMALLER_ENCODERS), self.ranks.raise_together():
-            self.eval_rollout.prepare(own)
-
-    def evaluation_due(self) -> bool:
-        """Tell whether the last finished step is due for an evaluation and has none yet."""
-        step, every = self.progress.step, self.config.trainer.eval_every
-        first = not self.progress.base_scores
-        due = every and (first or step % every == 0 or step == self.config.trainer.steps)
-        return bool(due) and self.progress.evaluated < step
-
     def evaluate(self) -> bool:
-        """Score the moving average on held-out prompts; return whether it is the best so far."""
-        step = self.progress.step
-        self.recorder.stage("evaluate", len(self.ranks.padded_rank_indices(len(self.held_out))))
-        with self.policy.swapped(self.progress.ema), bounded("in an evaluation", SMALLER_ROLLOUT):
-            evaluation = score_policy(
-                self.eval_rollout,
-                "trained",
-                self.held_out,
-                self.eval_scorer,
-                self.ranks,
-                self.recorder.advance,
-            )
-        first = not self.progress.base_scores
-        if first:
-            self.progress.base_scores = base_scores(evaluation)
-        verdict = judge(
-            evaluation, self.progress.base_scores, self.scorer.names, list(self.config.eval_rewards)
-        )
+        """Score the moving average on held-out prompts; tell whether it is the best so far."""
+        step, first = self.progress.step, not self.progress.base_scores
+        self.recorder.stage("evaluate", len(self.evaluations.own_prompts))
+        with bounded("in an evaluation", SMALLER_ROLLOUT):
+            evaluation, verdict = self.evaluations.score(self.recorder.advance)
         with self.ranks.raise_together():
             self.recorder.record({"step": step, "phase": "eval", **verdict.metrics})
             self.recorder.pictures(step, evaluation)
-        self.progress.evaluated = step
-        for warning in verdict.warnings:
-            log.warning("step %d: %s", step, warning)
-        return self.is_best(verdict.metrics, first)
-
-    def is_best(self, metrics: dict[str, Any], first: bool) -> bool:
-        """Compare an evaluation with the best so far in `trainer.best`, and keep the better value.
-
-        The `first` evaluation is the starting point that later ones have to exceed; it is never the best
-        itself.
-        """
-        key = self.config.trainer.best
-        value = metrics.get(key, math.nan)
-        if not math.isfinite(value):
-            log.warning("step %d: the evaluation has no %s; the best stays", self.progress.step, key)
-            return False
-        if self.progress.best is not None and value <= self.progress.best:
-            return False
-        self.progress.best = value
-        if not first:
-            self.progress.best_step = self.progress.step
-        return not first
+        return self.evaluations.finish(verdict, first)

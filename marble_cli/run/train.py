@@ -44,27 +44,20 @@ def train(config: RunConfig, *, resume: str) -> int:
     with Ranks(config.model.device, always=sharded) as ranks, Interrupt() as interrupt, ExitStack() as stack:
         log.disabled = not ranks.is_main  # the other ranks would log the same lines
         config = agree_on_config(ranks, config)
-        folder = Path(
-            config.run.dir
-        ).absolute()  # absolute, because a plugin may change the working directory
+        folder = Path(config.run.dir).absolute()  # a plugin may change the working directory
         run_lock = stack.enter_context(lock.RunLock(folder))
-        checkpoint = None
         with ranks.raise_together():
             check_geometry(config, ranks.world)
             device = own_device(config, ranks.world)
             if ranks.is_main:
-                check_writable(folder, "run.dir=")
-                check_inside(folder, RUN_ENTRIES)
-                if folder.is_dir():
-                    run_lock.acquire()
+                _check_folder(folder, run_lock)
                 resolve_destination(config.logging.wandb)
             check_cache(config)
             declarations = check_plugins(config)
             check_groups(config, declarations)
-            if ranks.is_main:
-                checkpoint = find_checkpoint(folder, config, resume)
+            checkpoint = find_checkpoint(folder, config, resume) if ranks.is_main else None
         named = resume not in ("auto", "never")
-        # From here on files are written: all ranks have checked what they can.
+        # No rank writes a file before all ranks have passed the checks above.
         checkpoint = agree_on_checkpoint(ranks, folder, checkpoint, named=named)
         layout = choose_layout(config.trainer, ranks, device)
         with ranks.raise_together():
@@ -107,5 +100,13 @@ def train(config: RunConfig, *, resume: str) -> int:
             recorder,
             progress,
         )
-        interrupt.arm()  # again: plugins and W&B may have set their own handlers
+        interrupt.arm()  # again, because plugins and W&B may have set their own handlers
         return trainer.run(interrupt)
+
+
+def _check_folder(folder: Path, run_lock: lock.RunLock) -> None:
+    """Check that the run's folder can be written, and lock it if it exists."""
+    check_writable(folder, "run.dir=")
+    check_inside(folder, RUN_ENTRIES)
+    if folder.is_dir():
+        run_lock.acquire()
