@@ -38,11 +38,8 @@ def joining(rank: int, world: int) -> Iterator[None]:
     late.start()
     try:
         yield
-    except (
-        dist.DistError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # ValueError: an environment variable is missing
+    # ValueError: an environment variable is missing.
+    except (dist.DistError, RuntimeError, ValueError) as error:
         raise JoinError(f"{process} cannot reach the others: {_reason(error)}. {ADVICE}") from error
     finally:
         late.cancel()

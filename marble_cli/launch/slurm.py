@@ -77,10 +77,10 @@ def sbatch_options(config: RunConfig) -> dict[str, Any]:
         "time": launcher.time,
         "partition": launcher.partition,
         "account": launcher.account,
-        "signal": f"USR1@{launcher.warning}"
-        if launcher.warning
-        else None,  # to all tasks, but not to the script
-        "requeue": True,  # after the failure of a node, too
+        # SLURM sends the signal to all tasks, but not to the script.
+        "signal": f"USR1@{launcher.warning}" if launcher.warning else None,
+        # Requeue the job after the failure of a node, too.
+        "requeue": True,
         "open-mode": "append",
         "output": "slurm-%j.out",
     } | {name.replace("_", "-"): value for name, value in launcher.extra.items()}

@@ -42,7 +42,7 @@ SMALLER_TRAINING = "Lower trainer.micro_batch_size or set model.gradient_checkpo
 
 
 class Recorder(Protocol):
-    """Records metrics, pictures and progress; every rank has a recorder, but only the main rank's writes."""
+    """Record metrics, pictures and progress; every rank has a recorder, but only the main rank's writes."""
 
     def stage(self, name: str, total: int) -> None: ...
     def advance(self, count: int) -> None: ...

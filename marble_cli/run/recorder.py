@@ -52,9 +52,8 @@ class RunRecorder:
     def __init__(self, config: RunConfig, folder: Path, progress: Progress, *, main: bool) -> None:
         self.config, self.folder, self.progress, self.main = config, folder, progress, main
         self.logger = logging.getLogger("marble")
-        self.journal = logging.getLogger(
-            "marble.journal"
-        )  # for log.txt only: the terminal shows this in another form
+        # Messages for log.txt only: the terminal shows these in another form.
+        self.journal = logging.getLogger("marble.journal")
 
     def __enter__(self) -> "RunRecorder":
         if self.main:

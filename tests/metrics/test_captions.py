@@ -66,11 +66,11 @@ IMAGES = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 def _fresh() -> Iterator[None]:
     """Clear the caches of fonts and warnings around every test."""
     known = list(font_manager.fontManager.ttflist)
-    for cached in (captions._family, captions._families, captions._letters, captions._tell):
+    for cached in (captions._family, captions._families, captions._letters, captions._warn_once):
         cached.cache_clear()
     yield
     font_manager.fontManager.ttflist[:] = known
-    for cached in (captions._family, captions._families, captions._letters, captions._tell):
+    for cached in (captions._family, captions._families, captions._letters, captions._warn_once):
         cached.cache_clear()
 
 
@@ -139,7 +139,7 @@ def test_letters_without_a_font_become_boxes_with_one_warning(caplog: pytest.Log
     assert shown(letter) == [ABSENT]
     told = [record.getMessage() for record in caplog.records if record.name == "marble"]
     assert len(told) == 1
-    assert "are in no installed font and stand as □ in pictures" in told[0]
+    assert "are in no installed font and appear as □ in pictures" in told[0]
 
 
 def test_literal_box_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
