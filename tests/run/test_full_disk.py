@@ -312,7 +312,7 @@ def test_full_log_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 5
     assert sum("log.txt could not be written: File too large" in line for line in told) == 1
-    assert any("Until there is room, lines are shown here only." in line for line in told)
+    assert any("Until there is space, lines are shown here only." in line for line in told)
 
 
 def test_full_disk_at_an_export_leaves_nothing(whole: Path, tmp_path: Path) -> None:
