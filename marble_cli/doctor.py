@@ -87,6 +87,6 @@ def _folder() -> str:
 
 def _wandb() -> str:
     from marble_cli.config.schema import WandbConfig, WandbMode
-    from marble_cli.metrics.wandb_destination import destination
+    from marble_cli.metrics.wandb_destination import resolve_destination
 
-    return str(destination(WandbConfig(WandbMode.auto, None, None)))
+    return str(resolve_destination(WandbConfig(WandbMode.auto, None, None)))

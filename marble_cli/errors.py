@@ -1,8 +1,8 @@
-"""Errors a user can act on: each says what was wrong, where, what was expected and what to do."""
+"""Errors that a user can act on: each says what was wrong, where, what was expected and what to do."""
 
 
 class MarbleError(Exception):
-    """A failure with a readable message; `exit_code` is what the command line exits with."""
+    """A failure with a readable message; `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
@@ -22,31 +22,31 @@ class DataError(RequestError):
 
 
 class CheckpointError(RequestError):
-    """A checkpoint is missing, damaged, of another format or of another run."""
+    """A checkpoint is missing or damaged, or belongs to another format or another run."""
 
 
 class StorageError(MarbleError):
-    """A checkpoint could not be written; earlier ones are untouched."""
+    """A file could not be written; earlier files are untouched."""
 
 
 class TrainingError(MarbleError):
-    """Training cannot go on: its gradients are not finite."""
+    """Training cannot continue, for example because its gradients are not finite."""
 
 
 class DeviceMemoryError(MarbleError):
-    """The device has no memory left; the run can go on with smaller batches."""
+    """The device ran out of memory; the run can be resumed with smaller batches."""
 
 
 class RewardError(MarbleError):
-    """A reward plugin broke its contract or failed too often; the run cannot go on."""
+    """A reward plugin broke its contract or failed too often; the run cannot continue."""
 
 
 class UnreachableError(RewardError):
-    """A reward's server does not answer."""
+    """The server of a reward does not answer."""
 
 
 class PeerError(MarbleError):
-    """Another process of the run failed and tells why; this one leaves with it and with its exit code."""
+    """Another process of the run failed; this process ends with the same message and exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -54,12 +54,12 @@ class PeerError(MarbleError):
 
 
 class JoinError(MarbleError):
-    """The processes of the run cannot reach one another when it starts."""
+    """The processes of the run cannot reach one another when the run starts."""
 
 
 class LostError(MarbleError):
-    """The other processes of the run cannot be reached: one of them has died, or the network has."""
+    """The other processes of the run can no longer be reached: a process or the network failed."""
 
 
 class BalanceError(MarbleError):
-    """A balance could not be solved or was asked for something infeasible."""
+    """A balance could not be solved, or its constraints are infeasible."""

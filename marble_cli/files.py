@@ -1,4 +1,4 @@
-"""Files and folders that a command writes: looked at before anything long begins, and written whole or not at all."""
+"""Check output paths before long work begins, and write files atomically: complete or not at all."""
 
 import os
 import shutil
@@ -11,24 +11,32 @@ from safetensors import SafetensorError
 
 from marble_cli.errors import RequestError, StorageError
 
-WRITTEN = (  # in a run's folder
-    "config.yaml", "metrics.jsonl", "log.txt", "checkpoints", "samples", "skipped", "wandb", "run.lock",
-)  # fmt: skip
+# Everything that a run writes into its folder.
+RUN_ENTRIES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "log.txt",
+    "checkpoints",
+    "samples",
+    "skipped",
+    "wandb",
+    "run.lock",
+)
 FREE_SOME = "Free some space and continue with --resume auto."
 
 
 def check_writable(folder: Path, option: str) -> Path:
-    """`folder` can be written, or made; it is not made here.
+    """Check that `folder` can be written or created, without creating it.
 
     Args:
-        folder: where a command is to write.
-        option: what stands before it on the command line, for the message.
+        folder: the folder that a command is going to write.
+        option: the text before the folder on the command line, for the message, e.g. `run.dir=`.
 
     Returns:
-        The nearest folder that exists already.
+        The nearest existing folder: `folder` itself or one above it.
 
     Raises:
-        RequestError: it cannot.
+        RequestError: the folder cannot be written.
     """
     existing = nearest_existing(folder)
     try:
@@ -41,35 +49,36 @@ def check_writable(folder: Path, option: str) -> Path:
 
 
 def nearest_existing(path: Path) -> Path:
-    """`path`, or the first folder above it that is there."""
+    """Return `path` if it exists, else the nearest existing folder above it."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
 
 
 def check_inside(folder: Path, names: tuple[str, ...]) -> None:
-    """None of `names` in `folder` is a link that leads out of it, where a command would write somewhere else.
+    """Check that none of the entries `names` of `folder` is a link that leads out of the folder.
 
     Raises:
-        RequestError: one does.
+        RequestError: an entry is such a link.
     """
     for name in names:
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise RequestError(
-                f"{folder / name} is a link that leads out of the folder, to {(folder / name).resolve()}. Nothing was "
-                "changed. Remove it; to keep a run on another disk, point run.dir= there."
+                f"{folder / name} is a link that leads out of the folder, to {(folder / name).resolve()}. "
+                "Nothing was changed. Remove the link; to keep a run on another disk, set run.dir= to a "
+                "folder there."
             )
 
 
 @contextmanager
 def writing(path: Path, remedy: str, needed: int | None = None) -> Iterator[None]:
-    """Whatever goes wrong when `path` is written within is told in one way, with the room that there is.
+    """Re-raise every failure to write `path` as a StorageError that reports the free space.
 
     Args:
-        path: what is written.
-        remedy: what the user can do, in whole sentences.
-        needed: bytes that it needs, where known.
+        path: the file or folder that is written inside the block.
+        remedy: what the user can do, in full sentences.
+        needed: the number of bytes that will be written, if known.
 
     Raises:
-        StorageError: the disk is full, a limit was reached, or the like.
+        StorageError: the disk is full, a limit was reached, or another I/O error occurred.
     """
     try:
         yield
@@ -83,8 +92,8 @@ def writing(path: Path, remedy: str, needed: int | None = None) -> Iterator[None
         ) from error
 
 
-def flush(path: Path) -> None:
-    """Have a file or a folder's listing on the disk before anything that follows."""
+def fsync(path: Path) -> None:
+    """Fsync a file or a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,16 +102,16 @@ def flush(path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file that is there whole or, if the process dies or the disk is full, as it was before.
+    """Write a text file atomically: if the process dies or the disk is full, the previous content stays.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path, FREE_SOME, len(text.encode())):
         try:
             temporary.write_text(text, encoding="utf-8")
-            flush(temporary)
+            fsync(temporary)
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
@@ -110,7 +119,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class AppendedFile:
-    """A text file that grows by whole pieces: of one that does not fit, nothing is left.
+    """A text file that grows by complete pieces; a piece that does not fit is removed again.
 
     Raises:
         StorageError: the file cannot be opened or written; its message ends with `remedy`.
@@ -119,7 +128,7 @@ class AppendedFile:
     def __init__(self, path: Path, remedy: str = FREE_SOME) -> None:
         self.path, self.remedy = path, remedy
         with writing(path, remedy):
-            self._stream = path.open("ab", buffering=0)  # with no buffer, nothing is left over for `close`
+            self._stream = path.open("ab", buffering=0)  # unbuffered, so that `close` has nothing to write
 
     def append(self, text: str) -> None:
         rest = text.encode()

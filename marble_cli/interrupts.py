@@ -1,4 +1,7 @@
-"""How a run is asked to stop, after the step under way and a checkpoint, and how its processes tell why they ended."""
+"""Handle the signals that stop a run, and record why its processes ended.
+
+A signal stops a run after the current step, and the run then writes a checkpoint.
+"""
 
 import os
 import signal
@@ -9,21 +12,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
 
-EXIT_FILE = "MARBLE_EXIT_FILE"  # variable with the path of a file for the exit code of a job's processes
+EXIT_FILE = "MARBLE_EXIT_FILE"  # environment variable: path of the file with a job's exit code
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
-
-
-KEPT = (*EXIT_CODES, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)  # whose handlers are the program's own
+# Signals whose handlers no library or plugin may change.
+PRESERVED = (*EXIT_CODES, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
 
 class Interrupt:
-    """While entered, `exit_code` is None until a signal asks the run to stop; a second Ctrl+C stops at once.
+    """Catch the signals that stop a run; a second Ctrl+C stops the process at once.
 
-    A process that is forked meanwhile, such as a worker of multiprocessing.Pool, is no run: signals do to it what
-    they did before.
+    `exit_code` is None until a signal arrives.
+    In processes forked inside the block, such as workers of multiprocessing.Pool, the previous handlers
+    apply.
     """
 
-    entered: ClassVar[list["Interrupt"]] = []
+    active: ClassVar[list["Interrupt"]] = []
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
@@ -32,22 +35,22 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         self._previous = {number: signal.getsignal(number) for number in EXIT_CODES}
-        self.entered.append(self)
+        self.active.append(self)
         self.arm()
         return self
 
     def arm(self) -> None:
-        """Handle the signals, once more if a library has set handlers of its own."""
+        """Install the handlers; call again if a library may have replaced them."""
         for number in EXIT_CODES:
             signal.signal(number, self._handle)
 
     def disarm(self) -> None:
-        """Handle the signals as before."""
+        """Restore the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # forked where Python did not see it
+        if os.getpid() != self._process:  # forked by C code, without Python's hook
             self.disarm()
             os.kill(os.getpid(), number)
             return
@@ -56,60 +59,63 @@ class Interrupt:
         self.exit_code = EXIT_CODES[signal.Signals(number)]
 
     def __exit__(self, *error: object) -> None:
-        self.entered.remove(self)
+        self.active.remove(self)
         self.disarm()
 
 
-def _in_forked_child() -> None:
-    if Interrupt.entered:
-        signal.set_wakeup_fd(-1)  # it would wake the parent
-        Interrupt.entered[0].disarm()
-        Interrupt.entered.clear()
+def _disarm_in_child() -> None:
+    if Interrupt.active:
+        signal.set_wakeup_fd(-1)  # the descriptor would wake the parent process
+        Interrupt.active[0].disarm()
+        Interrupt.active.clear()
 
 
-os.register_at_fork(after_in_child=_in_forked_child)
+os.register_at_fork(after_in_child=_disarm_in_child)
 
 
 @dataclass
-class Watch:
-    """What happened while handlers were `kept`: whether Ctrl+C was pressed, and which handlers were changed."""
+class HandlerReport:
+    """Whether Ctrl+C was pressed inside `preserved_handlers`, and which handlers were changed."""
 
     interrupted: bool = False
     changed: tuple[str, ...] = ()
 
 
 @contextmanager
-def kept() -> Iterator[Watch]:
-    """Put back the signal handlers and mask of the main thread, whatever is done to them within."""
-    watch = Watch()
-    before = {number: signal.getsignal(number) for number in KEPT}
+def preserved_handlers() -> Iterator[HandlerReport]:
+    """Restore the main thread's signal handlers and signal mask after the block."""
+    report = HandlerReport()
+    before = {number: signal.getsignal(number) for number in PRESERVED}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     ctrl_c = before[signal.SIGINT]
 
-    def noted(number: int, frame: FrameType | None) -> None:
-        watch.interrupted = True
+    def note_ctrl_c(number: int, frame: FrameType | None) -> None:
+        report.interrupted = True
         if callable(ctrl_c):
             ctrl_c(number, frame)
 
-    expected = before | ({signal.SIGINT: noted} if callable(ctrl_c) else {})
+    expected = before | ({signal.SIGINT: note_ctrl_c} if callable(ctrl_c) else {})
     if callable(ctrl_c):
-        signal.signal(signal.SIGINT, noted)
+        signal.signal(signal.SIGINT, note_ctrl_c)
     try:
-        yield watch
+        yield report
     finally:
-        found = {number: signal.getsignal(number) for number in KEPT}
-        watch.changed = tuple(number.name for number in KEPT if found[number] != expected[number])
+        after = {number: signal.getsignal(number) for number in PRESERVED}
+        report.changed = tuple(number.name for number in PRESERVED if after[number] != expected[number])
         if signal.pthread_sigmask(signal.SIG_SETMASK, mask) != mask:
-            watch.changed += ("the signals that are blocked",)
+            report.changed += ("the signals that are blocked",)
         for number, handler in before.items():
-            if handler is not None:  # of C, and out of reach
-                signal.signal(number, handler)  # also where it seems unchanged: C libraries set theirs unseen
+            if handler is not None:  # None: a handler of C code, which Python cannot restore
+                # Python does not see changes that C libraries make, so restore unchanged handlers too.
+                signal.signal(number, handler)
 
 
 @contextmanager
-def shielded() -> Iterator[None]:
-    """A process that is started within never receives these signals: SLURM sends them to whatever a job has started, and
-    the step under way still needs its reward servers and W&B's service. They end with the run that started them.
+def blocked_signals() -> Iterator[None]:
+    """Block the stop signals for every process that is started inside the block.
+
+    SLURM signals all processes of a job, but the current step still needs its reward servers and W&B's
+    service. These end with the run that started them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
     try:
@@ -118,17 +124,18 @@ def shielded() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def tell_exit(code: int) -> None:
-    """Leave word of this process's exit code for whoever started the job: the first that ends by itself says why.
+def record_exit_code(code: int) -> None:
+    """Write this process's exit code into the file named by `EXIT_FILE`, for the launcher of the job.
 
-    Those that follow it, or are killed because of it, say nothing. Where the word cannot be left, each one's own code counts.
+    Only the first process that fails by itself writes the file; its code is the job's. If the file cannot be
+    written, the launcher uses the exit codes of the processes.
     """
     if code and (file := os.environ.get(EXIT_FILE)):
         with suppress(OSError), Path(file).open("x", encoding="ascii") as stream:
             stream.write(f"{code}\n")
 
 
-def told_exit(file: Path) -> int | None:
-    """The exit code that was left there, if any was."""
+def recorded_exit_code(file: Path) -> int | None:
+    """Return the exit code in `file`, or None if there is none."""
     text = file.read_text(encoding="ascii") if file.is_file() else ""
     return int(text) if text.strip().isdigit() else None

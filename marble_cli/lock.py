@@ -1,8 +1,10 @@
-"""One run at a time in a run's folder: its file run.lock says which process has the folder, and is gone when that ends.
+"""Allow one run at a time in a run's folder.
 
-Processes of one machine are told apart by the kernel, which lets go of a lock when its process ends in any way, in a container
-too. File servers may pass locks on to other machines or not, so that a lock of another machine counts as held, unless an earlier
-start of the same SLURM job left it: that has ended, or this one would not run.
+The file run.lock names the process that uses the folder and is deleted when that process ends. On one machine
+the kernel decides whether a lock is held: it releases the lock when its process ends in any way, also in a
+container. A file server may or may not share locks among machines, so the lock of another machine counts as
+held. The exception is a lock left by an earlier start of the same SLURM job: that start has ended, otherwise
+this one would not run.
 """
 
 import fcntl
@@ -26,8 +28,16 @@ NAME = "run.lock"  # in a run's folder
 
 @dataclass(frozen=True)
 class Holder:
-    """A process: its machine by name and by the kernel's number of this boot, its id, the clock tick that it started at,
-    when it took the folder, and the SLURM job and how often that was restarted.
+    """The process that holds a folder.
+
+    Attributes:
+        host: the name of its machine.
+        boot: the kernel's id of the machine's current boot.
+        pid: the process id.
+        started: the clock tick since boot at which the process started.
+        since: the time at which it took the folder.
+        job: the SLURM job id, or empty.
+        restart: how often the SLURM job was restarted.
     """
 
     host: str
@@ -41,36 +51,41 @@ class Holder:
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} (since {self.since})"
 
-    def runs(self, ours: "Holder", free: bool | None) -> bool | None:
-        """Say whether it still runs, as far as `ours` can know; None where it cannot.
+    def is_running(self, ours: "Holder", free: bool | None) -> bool | None:
+        """Tell whether the process still runs; None if `ours` cannot find out.
 
         Args:
             ours: this process.
-            free: whether the kernel gave us its lock; None where the file system has no locks.
+            free: whether the kernel gave us the lock; None if the file system has no locks.
         """
         if free is False or (self.boot, self.pid, self.started) == (ours.boot, ours.pid, ours.started):
             return True
         if self.boot == ours.boot and (free or self.host == ours.host):
-            return False if free else _started(self.pid) == self.started
+            return False if free else _start_tick(self.pid) == self.started
         if (self.host == ours.host and self.boot != ours.boot) or (
             self.job and self.job == ours.job and self.restart < ours.restart
         ):
-            return False  # the machine was started anew since, or the job
+            return False  # since then the machine or the job was restarted
         return None
 
 
-def this() -> Holder:
-    """Return this process, as it takes a folder now."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
+def this_process() -> Holder:
+    """Return a description of this process, as the holder of a folder from now on."""
+    host, pid = socket.gethostname(), os.getpid()
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
     return Holder(
-        socket.gethostname(), boot.read_text().strip() if boot.is_file() else socket.gethostname(), os.getpid(),
-        _started(os.getpid()), time.strftime("%Y-%m-%d %H:%M:%S %z"), os.environ.get("SLURM_JOB_ID", ""),
-        int(os.environ.get("SLURM_RESTART_COUNT") or 0),
-    )  # fmt: skip
+        host=host,
+        boot=boot_id.read_text().strip() if boot_id.is_file() else host,
+        pid=pid,
+        started=_start_tick(pid),
+        since=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+    )
 
 
-def _started(pid: int) -> int:
-    """Return the clock tick since boot at which a process began; -1 where there is none of this id."""
+def _start_tick(pid: int) -> int:
+    """Return the clock tick since boot at which a process started; -1 if there is no such process."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
@@ -78,122 +93,125 @@ def _started(pid: int) -> int:
 
 
 class RunLock:
-    """The lock of a run's folder; a context manager that lets go of it, if it was taken.
+    """The lock of a run's folder; a context manager that releases the lock if it was acquired.
 
     Args:
-        folder: the run's; it has to exist when the lock is taken.
+        folder: the run's folder; it must exist when the lock is acquired.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.descriptor = folder.absolute() / NAME, -1  # whatever folder a reward changes to
+        # Absolute, because a reward may change the working directory.
+        self.path, self.descriptor = folder.absolute() / NAME, -1
 
     def __enter__(self) -> "RunLock":
         return self
 
-    def take(self) -> None:
-        """Take the folder, unless this object has it already.
+    def acquire(self) -> None:
+        """Lock the folder, unless this object holds it already.
 
         Raises:
-            RequestError: another process has it, or may have it.
-            StorageError: the disk has no room for the file.
+            RequestError: another process holds the folder, or may hold it.
+            StorageError: the lock file does not fit on the disk.
         """
         while self.descriptor < 0:
-            ours = this()
+            ours = this_process()
             with writing(self.path, FREE_SOME):
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
                 before = self._examine(descriptor, ours)
-                if not self._is_there(descriptor):  # another process let go of it meanwhile
+                if not self._is_linked(descriptor):  # another process released the lock meanwhile
                     continue
                 if before is not None:
                     log.warning(
-                        "%s is gone and never let go of %s; this run takes its place",
+                        "%s has ended without releasing %s; this run takes the folder over",
                         before,
                         self.path.parent,
                     )
                 with writing(self.path, FREE_SOME):
                     os.ftruncate(descriptor, 0)
                     os.pwrite(descriptor, (json.dumps(asdict(ours)) + "\n").encode(), 0)
-                    os.fsync(descriptor)  # other machines see it from now on
+                    os.fsync(descriptor)  # so that other machines see the holder
                 self.descriptor = descriptor
             finally:
                 if self.descriptor < 0:
                     os.close(descriptor)
 
-    def _is_there(self, descriptor: int) -> bool:
-        """Say whether the opened file still has its name."""
+    def _is_linked(self, descriptor: int) -> bool:
+        """Tell whether the opened file is still the one at `path`."""
         with suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
         return False
 
     def check(self) -> None:
-        """Look whether the folder could be taken; nothing is written.
+        """Check that the folder could be locked, without writing anything.
 
         Raises:
-            RequestError: another process has it, or may have it.
+            RequestError: another process holds the folder, or may hold it.
         """
         with suppress(FileNotFoundError):
             descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
             try:
-                self._examine(descriptor, this())
+                self._examine(descriptor, this_process())
             finally:
                 os.close(descriptor)
 
     def _examine(self, descriptor: int, ours: Holder) -> Holder | None:
-        """Return the process that ended without letting go, if one did; the kernel's lock of the file is ours from here on.
+        """Take the kernel's lock; return the previous holder if it ended without releasing the folder.
 
         Raises:
-            RequestError: a process has the file, or may have it.
+            RequestError: another process holds the file, or may hold it.
         """
         free = _lock(descriptor)
         before = self._read(descriptor)
-        runs = free is False if before is None else before.runs(ours, free)
-        if runs:
+        running = free is False if before is None else before.is_running(ours, free)
+        if running:
             raise RequestError(
-                f"{self.path.parent} is in use: {before or 'another process'} trains there. Nothing was changed. Wait for it "
-                "or stop it, or choose another folder with run.dir=..."
+                f"{self.path.parent} is in use: {before or 'another process'} trains there. Nothing was "
+                "changed. Wait for it or stop it, or choose another folder with run.dir=..."
             )
-        if runs is None:
+        if running is None:
             raise RequestError(
-                f"{self.path.parent} was taken by {before}. Whether that still runs cannot be seen from {ours.host}. Nothing "
-                f"was changed. If it has ended, delete {self.path} and start again; else choose another folder with run.dir=..."
+                f"{self.path.parent} was taken by {before}. Whether that process still runs cannot be seen "
+                f"from {ours.host}. Nothing was changed. If it has ended, delete {self.path} and start "
+                "again; else choose another folder with run.dir=..."
             )
         return before
 
     def _read(self, descriptor: int) -> Holder | None:
-        """Return who wrote the file; None where it is empty: just made, or by a process that ended before it wrote."""
+        """Return the holder in the file; None if its creator has not written it yet, or died first."""
         text = os.pread(descriptor, 1 << 16, 0)
         try:
             return Holder(**json.loads(text)) if text else None
         except (ValueError, TypeError) as error:
             raise RequestError(
-                f"{self.path} does not say which process has the run ({error}). Nothing was changed. If none has, delete it "
-                "and start again."
+                f"{self.path} does not say which process has the run ({error}). Nothing was changed. If no "
+                "process has the run, delete it and start again."
             ) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.descriptor >= 0:
-            with suppress(OSError):  # a folder that is gone, or that nobody may write any more, holds no lock
+            with suppress(OSError):  # the folder was deleted or made read-only
                 self.path.unlink()
             os.close(self.descriptor)
             self.descriptor = -1
 
 
 def is_held(folder: Path) -> bool:
-    """Say whether a process has the run, or may have it."""
+    """Tell whether a process holds the run's folder, or may hold it."""
     try:
         RunLock(folder).check()
-    except (RequestError, OSError):  # such as a file that only another user may open
+    except (RequestError, OSError):  # for example a file that only another user may open
         return True
     return False
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Ask the kernel for the file: True if it is ours, False if another process has it, None where it cannot tell.
+    """Ask the kernel for the file's lock, without waiting.
 
-    These locks are a process's own: children that it forks do not hold on to them.
+    Returns True if this process got the lock, False if another process has it, and None if the file system
+    has no locks. Forked children do not inherit these locks.
     """
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Keep standard output for a command's answer, down to the file descriptor that C libraries write to."""
+"""Reserve standard output for the result of a command, at the level of the file descriptor."""
 
 import atexit
 import ctypes
@@ -12,14 +12,13 @@ from typing import TextIO
 
 @contextmanager
 def reserved() -> Iterator[TextIO]:
-    """Keep standard output for what is written to the stream that this yields.
+    """Reserve standard output for the yielded stream.
 
-    Whatever else is printed within, by Python, a C library or another program, goes to standard error.
+    Anything else printed inside the block by Python, a C library or a child process goes to standard error.
     """
     outer = sys.stdout
-    if (
-        outer is None or sys.stderr is None
-    ):  # closed by whoever started the process: nothing can be kept apart
+    # The parent process closed one of the two streams, so they cannot be separated.
+    if outer is None or sys.stderr is None:
         with open(os.devnull, "w") as nowhere:
             yield outer or nowhere
         return
@@ -38,15 +37,15 @@ def reserved() -> Iterator[TextIO]:
 
 @contextmanager
 def answering() -> Iterator[TextIO]:
-    """Reserve standard output for a command's answer, until the process has ended."""
+    """Reserve standard output for a command's result until the process ends."""
     with reserved() as own:
         yield own
     atexit.unregister(_end)
-    atexit.register(_end)  # the last to be registered comes first, before those of plugins
+    atexit.register(_end)  # handlers run in reverse order, so this one runs before those of plugins
 
 
 def _flush(stream: TextIO) -> None:
-    """Write out what Python and the C library hold back."""
+    """Flush the buffers of Python and of the C library."""
     stream.flush()
     ctypes.CDLL(None).fflush(None)
 

@@ -1,4 +1,4 @@
-"""Paths as people write them: `~`, folders that are not there yet, names that no disk can hold; and the home."""
+"""Expand `~` in paths, check their names, and find the home folder."""
 
 import logging
 import os
@@ -10,19 +10,15 @@ from marble_cli.errors import RequestError
 
 log = logging.getLogger("marble")
 
-LONGEST_NAME = 255  # bytes that a file system gives to a name, as Linux, macOS and NFS have it
-LONGEST_PATH = 4096 - 160  # bytes that the system takes, less what a run appends
-NO_HOME = "MARBLE_NO_HOME"  # variable: HOME is borrowed for this process and what it starts
-UNPRINTABLE = (
-    "Cc",
-    "Cs",
-    "Zl",
-    "Zp",
-)  # control characters, bytes that are not UTF-8, ends of lines and paragraphs
+LONGEST_NAME = 255  # bytes, the limit of Linux, macOS and NFS
+LONGEST_PATH = 4096 - 160  # bytes; the difference is reserved for the names that a run appends
+NO_HOME = "MARBLE_NO_HOME"  # environment variable: HOME is a stand-in, for this process and its children
+# Unicode categories: control characters, bytes that are not UTF-8, line and paragraph separators.
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 
 
 def home() -> Path | None:
-    """The user's folder by HOME, else by the password file; None where neither says."""
+    """Return the user's home by HOME or the password file; None if neither names one."""
     if named := os.environ.get("HOME"):
         return Path(named)
     try:
@@ -31,11 +27,11 @@ def home() -> Path | None:
         return None
 
 
-def settle_home(instead: Path) -> None:
-    """Set HOME where nothing says what it is, for libraries and processes that look nowhere else.
+def ensure_home(fallback: Path) -> None:
+    """Set HOME if it is unset, for libraries and child processes that read only HOME.
 
     Args:
-        instead: what to take for it where the password file does not say either; it is told in a line.
+        fallback: the folder to use if the password file names no home either; a warning reports this.
     """
     if os.environ.get("HOME"):
         return
@@ -43,24 +39,24 @@ def settle_home(instead: Path) -> None:
     if found is None:
         os.environ[NO_HOME] = "1"
         log.warning(
-            "there is no home: HOME is not set, and the password file does not name one. Taken for it: %s",
-            instead,
+            "there is no home: HOME is not set, and the password file does not name one. Using %s",
+            fallback,
         )
-    os.environ["HOME"] = str(found or instead)
+    os.environ["HOME"] = str(found or fallback)
 
 
-def expand(said: str, text: str, instead: Path | None = None) -> Path:
-    """`text` as a path, with `~` and `~user` replaced.
+def expand(option: str, text: str, fallback: Path | None = None) -> Path:
+    """Return `text` as a path with `~` and `~user` replaced.
 
     Args:
-        said: what stands before it on the command line, for messages, e.g. `run.dir=`.
+        option: the text before the path on the command line, for messages, e.g. `run.dir=`.
         text: the path as written.
-        instead: what `~` stands for where there is no home.
+        fallback: the replacement of `~` if there is no home.
 
     Raises:
-        RequestError: there is no home, or no such user, or a name that no disk can hold.
+        RequestError: there is no home or no such user, or a name is too long or has control characters.
     """
-    _check_names(said, text)
+    _check_names(option, text)
     if not text.startswith("~"):
         return Path(text)
     user, _, rest = text[1:].partition("/")
@@ -68,45 +64,52 @@ def expand(said: str, text: str, instead: Path | None = None) -> Path:
         found = os.path.expanduser(f"~{user}")
         if found.startswith("~"):
             raise RequestError(
-                f"{said}{text}: there is no user {user!r}. Expected ~/ for your own folder; a folder whose name begins "
-                f"with ~ is written ./{text}"
+                f"{option}{text}: there is no user {user!r}. Expected ~/ for your own folder; write a folder "
+                f"whose name begins with ~ as ./{text}"
             )
         return Path(found) / rest
-    folder = home() or instead
+    folder = home() or fallback
     if folder is None:
         raise RequestError(
-            f"{said}{text}: there is no home: HOME is not set, and the password file does not name one. Set HOME, or write "
-            "the path without ~."
+            f"{option}{text}: there is no home: HOME is not set, and the password file does not name one. "
+            "Set HOME, or write the path without ~."
         )
     return folder / rest
 
 
-def absolute(said: str, text: str, instead: Path | None = None) -> Path:
-    """As `expand`, from the root; `..` stays, for what lies before it may be a link."""
-    path = expand(said, text, instead)
+def absolute(option: str, text: str, fallback: Path | None = None) -> Path:
+    """Expand `text` as `expand` does and make it absolute.
+
+    `..` is not resolved, because the folder before it may be a link.
+    """
+    path = expand(option, text, fallback)
     try:
         return path.absolute()
     except OSError as error:
         raise RequestError(
-            f"{said}{text}: the folder that marble was started in is gone ({error})."
+            f"{option}{text}: the folder that marble was started in no longer exists ({error})."
         ) from error
 
 
-def _check_names(said: str, text: str) -> None:
-    """Raises RequestError if the text can be no path, or none that a run could write."""
+def _check_names(option: str, text: str) -> None:
+    """Refuse a text that cannot be a path, or not one that a run could write.
+
+    Raises:
+        RequestError: the path or a name in it is too long, or has control characters.
+    """
     for letter in text:
         if unicodedata.category(letter) in UNPRINTABLE:
             raise RequestError(
-                f"{said}{text!r}: holds the character U+{ord(letter):04X}. Expected a path without line ends and other "
-                "control characters, in UTF-8."
+                f"{option}{text!r}: holds the character U+{ord(letter):04X}. Expected a path without line "
+                "ends and other control characters, in UTF-8."
             )
     for name in text.split("/"):
         if (size := len(os.fsencode(name))) > LONGEST_NAME:
             raise RequestError(
-                f"{said}{text[:20]}...: the name {name[:20]}... has {size} bytes, and a folder's or file's name at most "
-                f"{LONGEST_NAME}. Choose a shorter one."
+                f"{option}{text[:20]}...: the name {name[:20]}... has {size} bytes, and a folder's or file's "
+                f"name at most {LONGEST_NAME}. Choose a shorter name."
             )
     if (size := len(os.fsencode(text))) > LONGEST_PATH:
         raise RequestError(
-            f"{said}{text[:20]}...: it has {size} bytes. Expected a path of at most {LONGEST_PATH}."
+            f"{option}{text[:20]}...: it has {size} bytes. Expected a path of at most {LONGEST_PATH}."
         )

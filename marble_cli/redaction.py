@@ -1,7 +1,7 @@
-"""Keep secrets out of everything that leaves the process: keys, tokens and passwords become `***`.
+"""Replace secrets by `***` in everything that leaves the process: keys, tokens and passwords.
 
-A text is searched for the values that were learned and for what has the shape of a secret (`Bearer ...`, a
-password in a URL, `api_key=...`), so that an exception of a library that quotes one shows nothing either.
+A text is searched for the values that were learned and for patterns of secrets (`Bearer ...`, a password in a
+URL, `api_key=...`). The patterns also catch secrets that an exception of a library quotes.
 """
 
 import io
@@ -19,9 +19,11 @@ from typing import Any, TextIO
 from urllib.parse import quote, unquote, urlsplit
 
 HIDDEN = "***"
-SHORTEST = 4  # letters of a secret that is searched for: shorter ones are ordinary words
-LONG = 8  # letters from which on one is searched for inside words too, and a variable's name makes a secret
-NO_SECRET = "bos|eos|pad|unk|sep|cls|mask|stop|start|end|image|special|begin|next"  # _token: of a tokenizer
+SHORTEST = 4  # letters; shorter secrets are not searched for, because they are ordinary words
+# Letters from which on a secret is found inside words, and the name of a variable can mark its value as
+# secret.
+LONG = 8
+NO_SECRET = "bos|eos|pad|unk|sep|cls|mask|stop|start|end|image|special|begin|next"  # a tokenizer's ..._token
 NOT_AFTER = "".join(f"(?<!{word}_)" for word in NO_SECRET.split("|"))
 NAME = rf"""(?:\w+[_-])?
     (?: api[_-]?key | (?:access|secret|private|auth|encryption|signing)[_-]?key | secret | credentials?
@@ -50,7 +52,7 @@ _values: re.Pattern[str] | None = None
 
 
 def learn(secret: str | None) -> None:
-    """Take note of a value that no text may show, in the forms in which messages quote it."""
+    """Add a secret value to those that `redact` replaces, in every form in which messages may quote it."""
     global _values
     if not secret:
         return
@@ -72,18 +74,18 @@ def learn(secret: str | None) -> None:
 
 
 def _pattern(secret: str) -> str:
-    """A learned value as it is searched for: a short one, such as a local server's "test", as a whole word."""
+    """Return the pattern of a learned value; a short value, such as "test", must be a whole word."""
     return re.escape(secret) if len(secret) >= LONG else rf"(?<!\w){re.escape(secret)}(?!\w)"
 
 
 def learn_environment() -> None:
-    """Learn what the environment, the login of the Hugging Face hub and netrc hold."""
+    """Learn the secrets of the environment, the Hugging Face hub's login and netrc."""
     for name, value in os.environ.items():
         if VARIABLE.fullmatch(name) and len(value) >= LONG and not value.startswith(("/", "~", ".")):
             learn(value)
         elif "://" in value:
             learn_url(value)
-    absent = (OSError, ValueError, RuntimeError, netrc.NetrcParseError)  # no login, or no home to look in
+    absent = (OSError, ValueError, RuntimeError, netrc.NetrcParseError)  # no login, or no home folder
     with suppress(*absent):
         learn(_hub_token().read_text("utf-8").strip())
     with suppress(*absent):
@@ -92,7 +94,7 @@ def learn_environment() -> None:
 
 
 def _hub_token() -> Path:
-    """Where the Hugging Face hub's client keeps its token."""
+    """Return the path where the Hugging Face hub's client keeps its token."""
     home = os.environ.get("HF_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"
     )
@@ -100,7 +102,7 @@ def _hub_token() -> Path:
 
 
 def learn_url(url: str) -> None:
-    """Learn the password in a URL, if it has one, and the header that is made of it."""
+    """Learn the password in a URL, if any, and the HTTP header that contains it."""
     try:
         parts = urlsplit(url)
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
@@ -113,7 +115,7 @@ def learn_url(url: str) -> None:
 
 
 def learn_options(options: Mapping[str, Any]) -> None:
-    """Learn the secrets among a reward's keys: `api_key` and its like, and those in variables (`..._env`)."""
+    """Learn the secrets in a reward's options: `api_key` and the like, and variables named by `..._env`."""
     for path, value in _strings(options):
         if path[-1].endswith("_env"):
             learn(os.environ.get(value))
@@ -124,7 +126,7 @@ def learn_options(options: Mapping[str, Any]) -> None:
 
 
 def _strings(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every string in nested mappings and lists with the keys that lead to it."""
+    """Yield every string in nested mappings and lists, with its path of keys."""
     if isinstance(tree, str):
         yield path, tree
     elif isinstance(tree, Mapping):
@@ -136,12 +138,12 @@ def _strings(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def is_secret(key: str, value: Any) -> bool:
-    """Whether a configuration's value is a secret or holds one."""
+    """Tell whether the value of a configuration key is or contains a secret."""
     return isinstance(value, str) and value != "" and (bool(KEY.fullmatch(key)) or redact(value) != value)
 
 
 def redact(text: str) -> str:
-    """`text` with `***` for every secret in it."""
+    """Replace every secret in `text` by `***`."""
     if _values is not None:
         text = _values.sub(HIDDEN, text)
     for shape in SHAPES:
@@ -150,7 +152,7 @@ def redact(text: str) -> str:
 
 
 class RedactingFilter(logging.Filter):
-    """Redacts a record's message before a handler formats, wraps or colours it."""
+    """Redact the message of a log record before a handler formats, wraps or colours it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = redact(record.getMessage()), None
@@ -158,7 +160,7 @@ class RedactingFilter(logging.Filter):
 
 
 class RedactedStream(io.TextIOWrapper):
-    """A text stream on the buffer of another that redacts what is written, whoever writes it."""
+    """A text stream on the buffer of another stream that redacts everything written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(
@@ -170,12 +172,12 @@ class RedactedStream(io.TextIOWrapper):
         return len(text)
 
     def close(self) -> None:
-        """Leave the buffer open: it belongs to the stream that this one stands in for."""
+        """Flush, and leave the buffer open: it belongs to the replaced stream."""
         self.flush()
 
 
 def redact_output() -> None:
-    """Redact standard output and standard error: prints, warnings, tracebacks, whoever writes them."""
+    """Redact standard output and standard error: prints, warnings and tracebacks of any code."""
     learn_environment()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -4,13 +4,14 @@ Every layout runs in turn, several rounds over, with one thread a process; ratio
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from marble_cli.metrics.jsonl import read_rows
 
 LAYOUTS = {
     "1 process": (),
@@ -42,7 +43,7 @@ def main() -> None:
                 subprocess.run(
                     command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
                 )
-                rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+                rows = read_rows(run / "metrics.jsonl")
                 times[name] += rows[1:]
     print("| layout | images a second | of one process | rollout | training |\n|---|---:|---:|---:|---:|")
     one = times["1 process"]

@@ -23,7 +23,7 @@ from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Scorer, open_scorer
 from marble_cli.run.build import build_balance, build_optimizer, build_trainer
 from marble_cli.run.loop import Trainer
-from marble_cli.run.state import fresh
+from marble_cli.run.state import initial_progress
 
 REFRESH_EVERY = 10
 STEPS = {
@@ -54,7 +54,7 @@ def make_trainer(config: RunConfig, policy: Policy, scorer: Scorer) -> Trainer:
     """A trainer as `marble train` makes it, without a folder and without evaluations."""
     return build_trainer(
         config, Path("unused"), policy, build_optimizer(config, policy), build_balance(config), scorer,
-        load_prompts(config.data, "train"), [], Replicated(Ranks()), Silent(), fresh(policy),
+        load_prompts(config.data, "train"), [], Replicated(Ranks()), Silent(), initial_progress(policy),
     )  # fmt: skip
 
 

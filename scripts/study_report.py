@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from study import ABLATIONS, BASE, CELLS, METHODS, REWARDS
 
 from marble_cli.metrics.figures import COLORS, STYLE
-from marble_cli.metrics.history import open_history
+from marble_cli.metrics.history import read_history
 
 RESAMPLES = 4000
 SPECIALISTS = tuple(name for name in METHODS if name.startswith("only_"))
@@ -122,7 +122,7 @@ def summarise(directory: Path, name: str, unit: dict[str, float]) -> Cell | None
         reward: interval(float(gains[k]), drawn[:, k]) for k, reward in enumerate(REWARDS)
     } | {COMPOSITE: interval(float(gains.mean()), drawn.mean(axis=1))}  # fmt: skip
     files = sorted(directory.glob(f"{name}-[0-9]*/run*/metrics.jsonl"))
-    runs = [open_history(path.parent).train for path in files]
+    runs = [read_history(path.parent).train for path in files]
     rows = [row for run in runs for row in run]
     by_advantage = (
         "balance.amortize=advantage" in CELLS[name]

@@ -109,3 +109,19 @@ def test_the_installed_distribution_is_the_one_that_errors_and_environments_name
     assert found.version == __version__
     assert {"serve", "data", "torchjd", "solvers"} <= set(found.metadata.get_all("Provides-Extra") or [])
     assert {(e.group, e.name) for e in found.entry_points} >= {("console_scripts", "marble")}
+
+
+def test_every_data_file_of_the_package_is_declared() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packaged = {
+        path
+        for package, patterns in declared.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    files = [
+        path
+        for path in (ROOT / "marble_cli").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    ]
+    assert not set(files) - packaged

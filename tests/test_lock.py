@@ -1,4 +1,4 @@
-"""One run at a time in a folder: who has it is told, what is left by a process that is gone is taken."""
+"""One run at a time in a folder: the holder is named, and the lock of a dead process is taken over."""
 
 import fcntl
 import json
@@ -17,20 +17,29 @@ from marble_cli import lock
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RequestError
-from marble_cli.lock import NAME, Holder, RunLock, is_held, this
+from marble_cli.lock import NAME, Holder, RunLock, is_held, this_process
 from marble_cli.plan.plan import plan
 from marble_cli.run.train import train
 
 RunConfigMaker = Callable[..., RunConfig]
 
 # Holds a folder's lock until its input ends; imports neither torch nor a model.
-HOLD = "import sys; from pathlib import Path; from marble_cli.lock import RunLock\n"
-HOLD += "with RunLock(Path(sys.argv[1])) as held:\n    held.take(); print('held', flush=True); {more}; sys.stdin.read()"
+HOLD = """
+import sys
+from pathlib import Path
+from marble_cli.lock import RunLock
+
+with RunLock(Path(sys.argv[1])) as held:
+    held.acquire()
+    print("held", flush=True)
+    {more}
+    sys.stdin.read()
+"""
 
 
 @contextmanager
 def holding(folder: Path, more: str = "pass") -> Iterator[subprocess.Popen[str]]:
-    """Another process that has the folder."""
+    """Start another process that holds the folder's lock."""
     command = [sys.executable, "-c", HOLD.format(more=more), str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -42,10 +51,10 @@ def holding(folder: Path, more: str = "pass") -> Iterator[subprocess.Popen[str]]
 
 
 def take(folder: Path) -> None:
-    """Take the folder, and let go of it."""
+    """Acquire the folder's lock and release it."""
     with RunLock(folder) as held:
-        held.take()
-        held.take()  # once is enough
+        held.acquire()
+        held.acquire()  # no effect
         assert Holder(**json.loads((folder / NAME).read_text())).pid == os.getpid()
     assert not (folder / NAME).exists()
 
@@ -54,22 +63,23 @@ def write(folder: Path, holder: Holder) -> None:
     (folder / NAME).write_text(json.dumps(asdict(holder)))
 
 
-def test_a_folder_is_taken_and_let_go_of(tmp_path: Path) -> None:
+def test_lock_acquired_and_released_leaves_no_file(tmp_path: Path) -> None:
     for _ in range(2):
         take(tmp_path)
     held = RunLock(tmp_path)
-    held.take()
+    held.acquire()
     held.__exit__(ValueError, ValueError(), None)
     assert not is_held(tmp_path)
     with RunLock(tmp_path / "nowhere"):
-        pass  # never taken
+        pass  # never acquired
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_process_says_who_has_it(tmp_path: Path) -> None:
+def test_second_process_is_refused_with_the_holder(tmp_path: Path) -> None:
     with holding(tmp_path) as process:
         assert is_held(tmp_path)
-        said = rf"{tmp_path} is in use: process {process.pid} on {this().host} \(since \d{{4}}-\d\d-\d\d .*\) trains there\. Nothing was changed"
+        holder = rf"process {process.pid} on {this_process().host} \(since \d{{4}}-\d\d-\d\d .*\)"
+        said = rf"{tmp_path} is in use: {holder} trains there\. Nothing was changed"
         for attempt in (lambda: take(tmp_path), RunLock(tmp_path).check):
             with pytest.raises(RequestError, match=said) as refused:
                 attempt()
@@ -80,14 +90,14 @@ def test_a_second_process_says_who_has_it(tmp_path: Path) -> None:
     take(tmp_path)
 
 
-def test_the_same_process_has_it(tmp_path: Path) -> None:
+def test_second_lock_in_one_process_is_refused(tmp_path: Path) -> None:
     with RunLock(tmp_path) as held:
-        held.take()
+        held.acquire()
         with pytest.raises(RequestError, match=rf"in use: process {os.getpid()} "):
             take(tmp_path)
 
 
-def test_what_a_killed_process_leaves_is_told_and_taken(
+def test_lock_of_a_killed_process_is_taken_over_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with holding(tmp_path) as process:
@@ -96,12 +106,12 @@ def test_what_a_killed_process_leaves_is_told_and_taken(
         assert (tmp_path / NAME).exists()
         assert not is_held(tmp_path)
         take(tmp_path)
-    assert f"process {process.pid} on {this().host}" in caplog.text
-    assert "is gone" in caplog.text
+    assert f"process {process.pid} on {this_process().host}" in caplog.text
+    assert "has ended without releasing" in caplog.text
 
 
-def test_children_of_a_killed_process_do_not_hold_on(tmp_path: Path) -> None:
-    """A reward that forks workers outlives nobody's lock."""
+def test_lock_is_not_inherited_by_forked_children(tmp_path: Path) -> None:
+    """A worker forked by a reward may outlive the run, but must not keep the lock."""
     more = "import os, time; child = os.fork(); child or time.sleep(60); print(child, flush=True)"
     with holding(tmp_path, more) as process:
         assert process.stdout is not None
@@ -109,7 +119,7 @@ def test_children_of_a_killed_process_do_not_hold_on(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         try:
-            os.kill(child, 0)  # it is still there
+            os.kill(child, 0)  # the child still runs
             take(tmp_path)
         finally:
             os.kill(child, signal.SIGKILL)
@@ -121,26 +131,29 @@ ELSEWHERE = {"host": "node-7", "boot": "another"}
 @pytest.mark.parametrize(
     ("changes", "taken"),
     [
-        ({}, True),  # its process id is ours by chance: of an earlier container
-        ({"pid": 1}, True),  # so is another's: the kernel says that nobody holds the file
-        ({"host": "container-2"}, True),  # the same kernel under another name
-        ({"boot": "another"}, True),  # this machine was started anew
+        ({}, True),  # an earlier container, with our process id by chance
+        ({"pid": 1}, True),  # another process's id by chance: the kernel's lock is free
+        ({"host": "container-2"}, True),  # the same kernel under another host name
+        ({"boot": "another"}, True),  # this machine was rebooted
         (ELSEWHERE, False),
         (ELSEWHERE | {"job": "99"}, False),  # another job
-        (ELSEWHERE | {"job": "12", "restart": 1}, False),  # the job's second start, and so is this
-        (ELSEWHERE | {"job": "12"}, True),  # the same job before it was put back into the queue
+        (ELSEWHERE | {"job": "12", "restart": 1}, False),  # the job's second start, as this one is
+        (ELSEWHERE | {"job": "12"}, True),  # the same job before its requeue
     ],
 )
-def test_who_left_it_decides(
-    changes: dict[str, str | int], taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_left_lock_is_taken_over_only_if_its_holder_has_ended(
+    changes: dict[str, str | int],
+    taken: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    write(tmp_path, replace(this(), **({"started": 0, "job": "", "restart": 0} | changes)))  # type: ignore[arg-type]
+    write(tmp_path, replace(this_process(), **({"started": 0, "job": "", "restart": 0} | changes)))  # type: ignore[arg-type]
     if taken:
         take(tmp_path)
-        assert "is gone" in caplog.text
+        assert "has ended without releasing" in caplog.text
         return
     before = (tmp_path / NAME).read_bytes()
     with pytest.raises(
@@ -154,7 +167,7 @@ def test_who_left_it_decides(
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_where_the_file_system_has_no_locks_the_process_is_looked_for(
+def test_lock_without_kernel_locks_depends_on_the_process(
     alive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with holding(tmp_path) as process:
@@ -173,15 +186,17 @@ def test_where_the_file_system_has_no_locks_the_process_is_looked_for(
                 take(tmp_path)
         else:
             take(tmp_path)
-        write(tmp_path, replace(this(), started=0, host="container-2"))  # perhaps another's process ids
+        write(
+            tmp_path, replace(this_process(), started=0, host="container-2")
+        )  # perhaps another container's process ids
         with pytest.raises(RequestError, match="cannot be seen from"):
             take(tmp_path)
 
 
-def test_a_file_that_was_let_go_of_while_it_was_opened(
+def test_lock_released_while_opening_is_acquired_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its lock would be one of a file that nobody else can find."""
+    """A lock on a deleted file would exclude nobody."""
     examine, opened = RunLock._examine, []
 
     def late(self: RunLock, descriptor: int, ours: Holder) -> Holder | None:
@@ -196,19 +211,19 @@ def test_a_file_that_was_let_go_of_while_it_was_opened(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"host": 1}', "not json"])
-def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
+def test_damaged_lock_file_is_refused_by_name(text: str, tmp_path: Path) -> None:
     (tmp_path / NAME).write_text(text)
     with pytest.raises(RequestError, match=rf"{tmp_path / NAME} does not say which process.*delete it"):
         take(tmp_path)
     assert (tmp_path / NAME).read_text() == text
 
 
-def test_an_empty_file_is_nobody_s(tmp_path: Path) -> None:
+def test_empty_lock_file_is_free(tmp_path: Path) -> None:
     (tmp_path / NAME).touch()
     take(tmp_path)
 
 
-def test_an_empty_file_that_is_held_is_somebody_s(tmp_path: Path) -> None:
+def test_empty_lock_file_with_a_kernel_lock_is_held(tmp_path: Path) -> None:
     with holding(tmp_path, "import os; os.truncate(held.path, 0); print('cut', flush=True)") as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -216,18 +231,18 @@ def test_an_empty_file_that_is_held_is_somebody_s(tmp_path: Path) -> None:
             take(tmp_path)
 
 
-def test_the_lock_is_let_go_of_wherever_a_reward_goes(
+def test_lock_is_released_after_a_change_of_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     with RunLock(Path("run")) as held:
-        held.take()
+        held.acquire()
         monkeypatch.chdir("/")
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_run_leaves_a_folder_in_use_alone(run_config: RunConfigMaker, tmp_path: Path) -> None:
+def test_run_in_a_locked_folder_changes_nothing(run_config: RunConfigMaker, tmp_path: Path) -> None:
     config = run_config(f"run.dir={tmp_path}")
     with holding(tmp_path) as process:
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -241,12 +256,12 @@ def test_a_run_leaves_a_folder_in_use_alone(run_config: RunConfigMaker, tmp_path
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_run_has_its_folder_from_start_to_end(
+def test_run_holds_its_lock_from_start_to_end(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     monkeypatch.setattr(
-        "marble_cli.run.train.prepare", lambda folder, *rest: seen.append((folder / NAME).read_text())
+        "marble_cli.run.train.prepare_folder", lambda folder, *rest: seen.append((folder / NAME).read_text())
     )
     config = run_config(f"run.dir={tmp_path / 'run'}", "trainer.steps=1")
     assert train(config, resume="auto") == 0
@@ -258,11 +273,17 @@ def test_a_run_has_its_folder_from_start_to_end(
     assert not (tmp_path / "run" / NAME).exists()
 
 
-def test_a_lock_is_a_file_of_a_few_words(tmp_path: Path) -> None:
+def test_lock_file_is_json_with_the_holder(tmp_path: Path) -> None:
     with RunLock(tmp_path) as held:
-        held.take()
+        held.acquire()
         assert json.loads((tmp_path / NAME).read_text()).keys() == {
-            "host", "boot", "pid", "started", "since", "job", "restart",
-        }  # fmt: skip
-    assert lock._started(os.getpid()) > 0
-    assert lock._started(2**30) == -1
+            "host",
+            "boot",
+            "pid",
+            "started",
+            "since",
+            "job",
+            "restart",
+        }
+    assert lock._start_tick(os.getpid()) > 0
+    assert lock._start_tick(2**30) == -1

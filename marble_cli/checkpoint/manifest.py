@@ -14,7 +14,7 @@ from typing import Any
 
 from marble_cli.checkpoint.pickle_guard import is_pickled, refuse_pickled
 from marble_cli.errors import CheckpointError
-from marble_cli.files import flush
+from marble_cli.files import fsync
 
 FORMAT_VERSION = 2  # 1 kept a LoRA's B as trained, with alpha in the header
 NAME = "state.json"
@@ -52,7 +52,7 @@ def write(folder: Path, step: int, info: dict[str, Any], names: list[str], scale
     }
     text = json.dumps(manifest | {"sha256": own_digest(manifest)}, indent=1, allow_nan=False)
     (folder / NAME).write_text(text, encoding="utf-8")
-    flush(folder / NAME)
+    fsync(folder / NAME)
 
 
 def own_digest(manifest: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from marble_cli.checkpoint import manifest as manifests
 from marble_cli.checkpoint.manifest import REMEDY, STEP_FOLDER
 from marble_cli.checkpoint.pickle_guard import refuse_pickled
 from marble_cli.errors import CheckpointError, StorageError
-from marble_cli.files import FREE_SOME, flush, write_whole, writing
+from marble_cli.files import FREE_SOME, fsync, write_whole, writing
 from marble_cli.paths import expand
 
 log = logging.getLogger("marble")
@@ -101,7 +101,7 @@ def save(
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)
-            flush(parent)
+            fsync(parent)
         except (OSError, SafetensorError):
             _remove(temporary)
             raise

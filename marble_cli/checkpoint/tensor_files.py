@@ -11,7 +11,7 @@ from torch import Tensor
 
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.errors import CheckpointError
-from marble_cli.files import flush
+from marble_cli.files import fsync
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FORMAT = {"format": "pt"}  # what the Hugging Face libraries expect in every header
@@ -24,7 +24,7 @@ def write(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) 
     save_file(values, file, {**FORMAT, **header})
     if header:
         _sort_header(file)
-    flush(file)
+    fsync(file)
 
 
 def _sort_header(file: Path) -> None:

@@ -14,7 +14,7 @@ from marble_cli import __version__
 from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, sync, train
 from marble_cli.cli.encoding import take_every_text
 from marble_cli.errors import LostError, MarbleError, PeerError
-from marble_cli.interrupts import tell_exit
+from marble_cli.interrupts import record_exit_code
 from marble_cli.redaction import RedactingFilter, redact_output
 
 INTERRUPTED = 130
@@ -43,12 +43,12 @@ def root(
         False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
-    from marble_cli.paths import home, settle_home
+    from marble_cli.paths import ensure_home, home
 
     if home() is None and context.invoked_subcommand != "train":  # a run has a folder of its own
         spare = tempfile.TemporaryDirectory(prefix="marble-home-")
         atexit.register(spare.cleanup)
-        settle_home(Path(spare.name))
+        ensure_home(Path(spare.name))
 
 
 app.command("train", epilog=train.EPILOG)(train.train)
@@ -110,7 +110,7 @@ def _leave(code: str | int | None, *, follows: bool = False) -> NoReturn:
     """
     if "WORLD_SIZE" in os.environ and not isinstance(code, str):
         if not follows:
-            tell_exit(code or 0)
+            record_exit_code(code or 0)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)

@@ -32,18 +32,18 @@ def explain(
     from marble_cli.explain.figures import draw
     from marble_cli.explain.tables import page
     from marble_cli.files import check_writable
-    from marble_cli.metrics.history import open_history
+    from marble_cli.metrics.history import read_history
     from marble_cli.output import answering
 
     out = ctx.with_resource(answering())
-    history = open_history(run)
+    history = read_history(run)
     folder = output or run / "explain"
     check_writable(folder, "--output ")
     balance, notes = _balance(run / "config.yaml")
     found = numbers.explain(history)
     said = diagnose(found)
     drawn, left_out = draw(history, found, folder)
-    notes += ["the last line of metrics.jsonl is cut short and left out"] if history.torn else []
+    notes += ["the last line of metrics.jsonl is cut short and left out"] if history.truncated else []
     notes += [f"not drawn: {reason}" for reason in left_out]
     if as_json:
         tree = {"run": str(run), "balance": balance and asdict(balance), **found.to_json(), "diagnosis": said}

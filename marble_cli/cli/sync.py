@@ -16,11 +16,11 @@ def sync(
 ) -> None:
     """Upload the whole history of runs of which W&B lacks something."""
     from marble_cli.lock import is_held
-    from marble_cli.metrics.wandb_history import send
+    from marble_cli.metrics.wandb_history import upload_history
 
     for run in runs:
         if not (run / "config.yaml").is_file():
             raise RequestError(f"{run} is no run: it holds no config.yaml. Expected a run's folder.")
     for run in runs:
-        steps = send(run, running=is_held(run))
+        steps = upload_history(run, running=is_held(run))
         typer.echo(f"{run}: {steps} steps sent, as one history" if steps else f"{run}: W&B lacks nothing")

@@ -48,9 +48,9 @@ def train(
         typer.echo(dump(config), nl=False)
         return
     from marble_cli.config.schema import LauncherName
-    from marble_cli.paths import settle_home
+    from marble_cli.paths import ensure_home
 
-    settle_home(Path(config.run.dir) / "home")  # before a library asks for it
+    ensure_home(Path(config.run.dir) / "home")  # before a library asks for it
     from marble_cli.launch.local import end_with_launcher, launch, launched
 
     launcher, ours = config.launcher, not launched()  # to start, that is
@@ -78,13 +78,13 @@ def train(
 def _job(config: "RunConfig", resume: str, *, dry_run: bool) -> None:
     """Submit the run as a job of SLURM, or show what would be."""
     from marble_cli.config.counts import processes
-    from marble_cli.launch.slurm import how_to_follow, script, submit
+    from marble_cli.launch.slurm import describe_job, render_script, submit
     from marble_cli.plan.checks import check_geometry
     from marble_cli.plan.plan import plan
 
     if dry_run:
         plan(config, resume)
-        typer.echo(script(config, resume), nl=False)
+        typer.echo(render_script(config, resume), nl=False)
         return
     check_geometry(config, processes(config))
-    typer.echo(how_to_follow(submit(config, resume), config.launcher, Path(config.run.dir)))
+    typer.echo(describe_job(submit(config, resume), config.launcher, Path(config.run.dir)))

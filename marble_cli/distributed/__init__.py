@@ -1,1 +1,1 @@
-"""Processes of one job: torch.distributed behind the few verbs that the trainer needs."""
+"""The processes of a run: collectives of torch.distributed, and layouts of parameters."""

@@ -1,6 +1,6 @@
-"""How the transformer lies on the ranks: whole on each (`ddp`), or in shards (`fsdp`, torch's FSDP2).
+"""How the transformer is placed on the ranks: whole on each (`ddp`), or in shards (`fsdp`, torch's FSDP2).
 
-Either way a rank goes through its own samples, and gradients are sums over the samples of all ranks.
+In both layouts a rank processes its own samples, and gradients are sums over the samples of all ranks.
 """
 
 from collections.abc import Sequence
@@ -19,30 +19,41 @@ from marble_cli.distributed.shards import local, local_shard
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Gradients under way, in the order of the parameters.
+class GradientRows:
+    """Buffers that gradients accumulate in, one row per loss, in the order of the parameters.
 
-    `mixed` [K, P] of whole parameters, over this rank's samples; `passed` [R, n] of this rank's parts of them, as backward
-    passes leave these. `together` [K + R, P] is both at once, where they are alike.
+    K is the number of rows, P the number of all parameters, n the number that this rank holds.
+
+    Attributes:
+        per_sample: [K, P] gradients of whole parameters over this rank's samples, from per-sample gradients.
+        autograd: [R, n] gradients of this rank's shards, as backward passes leave them.
+        combined: [K + R, P] both as one tensor, if shards are whole parameters.
     """
 
-    mixed: Tensor
-    passed: Tensor
-    together: Tensor | None = None
+    per_sample: Tensor
+    autograd: Tensor
+    combined: Tensor | None = None
 
 
-class Place(Protocol):
-    """Puts a transformer, most of which are its `blocks`, on the device, to compute in `dtype`; what has no storage yet gets some."""
+class PlaceModel(Protocol):
+    """Place a transformer on its device, in the form in which it computes.
+
+    Args:
+        transformer: the model; parameters on the meta device get storage.
+        blocks: its repeated blocks, which hold most of the parameters.
+        device: where to place it.
+        dtype: the type to compute in.
+    """
 
     def __call__(
         self, transformer: nn.Module, blocks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
     ) -> None: ...
 
 
-def whole(
+def place_whole(
     transformer: nn.Module, blocks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
 ) -> None:
-    """A `Place` for all of it on one device."""
+    """Place the whole transformer on one device (a `PlaceModel`)."""
     if any(parameter.is_meta for parameter in transformer.parameters()):
         transformer.to_empty(device=device)
     else:
@@ -50,33 +61,40 @@ def whole(
 
 
 class Layout(Protocol):
-    """What the trainer needs to know of where parameters and gradients are."""
+    """Where parameters and gradients are.
+
+    Attributes:
+        ranks: the ranks of the run.
+        sharded: whether each rank holds only a shard of every parameter.
+        shard_index: which shard this rank holds; ranks with the same shard hold the same numbers.
+        replicas: the number of ranks that hold this shard.
+    """
 
     ranks: Ranks
     sharded: bool
-    part: int  # which part of the parameters this rank holds; ranks with the same part hold the same numbers
-    copies: int  # how many ranks hold it
+    shard_index: int
+    replicas: int
 
     def raise_together(self) -> AbstractContextManager[None]:
-        """`Ranks.raise_together` around the model's passes, if a pass waits for no other rank; else nothing."""
+        """Return `Ranks.raise_together` if a forward pass has no collectives, else a null context."""
         ...
 
     def place(
         self, transformer: nn.Module, blocks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
     ) -> None:
-        """A `Place`."""
+        """Place a transformer (a `PlaceModel`)."""
         ...
 
-    def rows(self, parameters: Sequence[Tensor], *, mixed: int, passed: int) -> Rows:
-        """Room for gradients of `parameters`, zero."""
+    def new_rows(self, parameters: Sequence[Tensor], *, per_sample: int, autograd: int) -> GradientRows:
+        """Allocate zeros for gradients of `parameters`: numbers of rows of either kind."""
         ...
 
-    def reduce(self, rows: Rows, parameters: Sequence[Tensor]) -> Tensor:
-        """[K + R, n]: this rank's parts of the gradients, mixed ones first, summed over all ranks' samples."""
+    def reduce(self, rows: GradientRows, parameters: Sequence[Tensor]) -> Tensor:
+        """Sum gradients over all ranks; return this rank's shards [K + R, n], `per_sample` first."""
         ...
 
-    def total(self, amount: Tensor) -> Tensor:
-        """The sum over parts of what was computed of this rank's, on the CPU."""
+    def sum_over_shards(self, value: Tensor) -> Tensor:
+        """Sum a value that every rank computed from its shard; return it on the CPU."""
         ...
 
 
@@ -87,7 +105,7 @@ class Replicated:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.part, self.copies = 0, ranks.world
+        self.shard_index, self.replicas = 0, ranks.world
 
     def raise_together(self) -> AbstractContextManager[None]:
         return self.ranks.raise_together()
@@ -95,50 +113,51 @@ class Replicated:
     def place(
         self, transformer: nn.Module, blocks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
     ) -> None:
-        whole(transformer, blocks, device, dtype)
+        place_whole(transformer, blocks, device, dtype)
 
-    def rows(self, parameters: Sequence[Tensor], *, mixed: int, passed: int) -> Rows:
-        together = parameters[0].new_zeros(mixed + passed, _size(parameters))
-        return Rows(together[:mixed], together[mixed:], together)
+    def new_rows(self, parameters: Sequence[Tensor], *, per_sample: int, autograd: int) -> GradientRows:
+        combined = parameters[0].new_zeros(per_sample + autograd, _count(parameters))
+        return GradientRows(combined[:per_sample], combined[per_sample:], combined)
 
-    def reduce(self, rows: Rows, parameters: Sequence[Tensor]) -> Tensor:
-        assert rows.together is not None
-        return self.ranks.all_reduce(rows.together)
+    def reduce(self, rows: GradientRows, parameters: Sequence[Tensor]) -> Tensor:
+        assert rows.combined is not None
+        return self.ranks.all_reduce(rows.combined)
 
-    def total(self, amount: Tensor) -> Tensor:
-        return amount.cpu()
+    def sum_over_shards(self, value: Tensor) -> Tensor:
+        return value.cpu()
 
 
 class Sharded:
-    """FSDP2: a rank holds a part of every parameter, and gathers a block's when it computes with it.
+    """FSDP2: a rank holds a shard of every parameter and gathers a block's parameters to compute with it.
 
-    With several `replicas`, each of these groups of neighbouring ranks holds one whole copy (HSDP).
+    With several `replicas`, neighbouring ranks form as many groups, and each group holds one whole copy
+    (HSDP).
 
     Args:
-        ranks: of which the process group must be there.
-        device: the ranks' kind of device.
-        replicas: whole copies; a divisor of the number of ranks.
-        reshard: give a block's parameters back after its forward pass and gather them again for the backward pass.
+        ranks: the ranks; their process group must exist.
+        device: the kind of device of the ranks.
+        replicas: the number of whole copies; a divisor of the number of ranks.
+        reshard: free a block's parameters after its forward pass and gather them again for the backward pass.
     """
 
     sharded = True
 
     def __init__(self, ranks: Ranks, device: torch.device, replicas: int, reshard: bool) -> None:
         self.ranks, self.reshard, self.device = ranks, reshard, device
-        self.part, self.copies = ranks.rank % (ranks.world // replicas), replicas
-        self.mesh = init_device_mesh(
-            device.type, (replicas, ranks.world // replicas), mesh_dim_names=("replicas", "shards")
-        )
+        shards = ranks.world // replicas
+        self.shard_index, self.replicas = ranks.rank % shards, replicas
+        self.mesh = init_device_mesh(device.type, (replicas, shards), mesh_dim_names=("replicas", "shards"))
         if replicas == 1:
             self.mesh = self.mesh["shards"]
 
     def raise_together(self) -> AbstractContextManager[None]:
-        return nullcontext()  # a pass gathers blocks of all ranks: those that go on would wait within it
+        # A pass gathers blocks from all ranks: if one rank fails, the others wait inside the pass.
+        return nullcontext()
 
     def place(
         self, transformer: nn.Module, blocks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype
     ) -> None:
-        # Inputs stay as they are: times in half precision would not be the ones that were asked for.
+        # Inputs are not cast: times in half precision would differ from the requested ones.
         precision = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
@@ -149,40 +168,44 @@ class Sharded:
         if any(parameter.is_meta for parameter in transformer.parameters()):
             transformer.to_empty(device=device)
 
-    def rows(self, parameters: Sequence[Tensor], *, mixed: int, passed: int) -> Rows:
+    def new_rows(self, parameters: Sequence[Tensor], *, per_sample: int, autograd: int) -> GradientRows:
         new_zeros = local(parameters[0]).new_zeros
-        size = sum(local(parameter).numel() for parameter in parameters)
-        return Rows(new_zeros(mixed, _size(parameters) if mixed else 0), new_zeros(passed, size))
+        whole = _count(parameters) if per_sample else 0
+        held = _count([local(parameter) for parameter in parameters])
+        return GradientRows(new_zeros(per_sample, whole), new_zeros(autograd, held))
 
-    def reduce(self, rows: Rows, parameters: Sequence[Tensor]) -> Tensor:
-        passed = rows.passed.mul_(self.ranks.world)  # FSDP2 leaves the mean over ranks
-        if not len(rows.mixed):
-            return passed
-        parts = self.ranks.all_reduce(rows.mixed).split([p.numel() for p in parameters], dim=1)
-        own = [
-            local_shard(part.unflatten(1, parameter.shape), parameter, dim=1).flatten(1)
-            for part, parameter in zip(parts, parameters, strict=True)
+    def reduce(self, rows: GradientRows, parameters: Sequence[Tensor]) -> Tensor:
+        autograd = rows.autograd.mul_(self.ranks.world)  # FSDP2 leaves the mean over ranks
+        if not len(rows.per_sample):
+            return autograd
+        sums = self.ranks.all_reduce(rows.per_sample).split([p.numel() for p in parameters], dim=1)
+        shards = [
+            local_shard(whole.unflatten(1, parameter.shape), parameter, dim=1).flatten(1)
+            for whole, parameter in zip(sums, parameters, strict=True)
         ]
-        return torch.cat([torch.cat(own, dim=1), passed])
+        return torch.cat([torch.cat(shards, dim=1), autograd])
 
-    def total(self, amount: Tensor) -> Tensor:
-        whole = amount.to(self.device)
-        torch.distributed.all_reduce(whole, group=self.mesh.get_group("shards"))
-        return whole.cpu()
+    def sum_over_shards(self, value: Tensor) -> Tensor:
+        total = value.to(self.device)
+        torch.distributed.all_reduce(total, group=self.mesh.get_group("shards"))
+        return total.cpu()
 
 
-def choose(trainer: TrainerConfig, ranks: Ranks, device: torch.device) -> Layout:
-    """The layout that `trainer.parallel` asks for."""
+def choose_layout(trainer: TrainerConfig, ranks: Ranks, device: torch.device) -> Layout:
+    """Return the layout named by `trainer.parallel`."""
     if trainer.parallel is Parallel.ddp:
         return Replicated(ranks)
     return Sharded(ranks, device, trainer.fsdp.replicas, trainer.fsdp.reshard)
 
 
 def _keep_for_backward(transformer: nn.Module, inputs: object) -> None:
-    """Reshard after the forward pass only where no backward pass will: parameters that change must not stay gathered."""
+    """Keep gathered parameters after a forward pass only if a backward pass follows.
+
+    Without one, the parameters may change before the next pass, so gathered copies would be stale.
+    """
     assert isinstance(transformer, FSDPModule)
     transformer.set_reshard_after_forward(not torch.is_grad_enabled())
 
 
-def _size(parameters: Sequence[Tensor]) -> int:
+def _count(parameters: Sequence[Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)

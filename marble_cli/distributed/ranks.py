@@ -1,4 +1,4 @@
-"""The ranks of a job: one process alone, or as many as a launcher started."""
+"""The ranks of a run: a single process, or as many as a launcher started."""
 
 import json
 import os
@@ -18,19 +18,19 @@ from torch.distributed.rendezvous import rendezvous
 from marble_cli.distributed.joining import joining
 from marble_cli.errors import ConfigError, LostError, MarbleError, PeerError
 
-# How long ranks wait for one that scores, writes or reads. One that dies is noticed at once, by its launcher.
+# How long ranks wait for a rank that scores, writes or reads. The launcher notices at once if a rank dies.
 PATIENCE = timedelta(hours=2)
-JOINING = timedelta(minutes=10)  # until all have met, when a run starts
+JOINING = timedelta(minutes=10)  # timeout for all ranks to join when a run starts
 
 
 class Ranks:
-    """This process's `rank` among `world`; a context manager that joins and leaves the process group.
+    """This process's `rank` among `world` ranks; a context manager that joins and leaves the process group.
 
-    A process alone has no group, unless it is there `always`. Tensors of a GPU travel over NCCL, those of the CPU over gloo.
+    Collectives on GPU tensors use NCCL, those on CPU tensors gloo.
 
     Args:
-        device: `cpu`, or anything else for a GPU where there is one: that of the process's number on its node.
-        always: have a process group of one, too.
+        device: `cpu`, or anything else for the GPU whose index is the process's local rank, if there is one.
+        always: create a process group for a single process, too.
     """
 
     def __init__(self, device: str = "auto", *, always: bool = False) -> None:
@@ -39,12 +39,12 @@ class Ranks:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.local_world = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         self.grouped = always or self.world > 1
-        self.leaving = False  # an error was agreed upon
+        self.leaving = False  # whether `raise_together` made all ranks raise
         self.cuda = device != "cpu" and torch.cuda.is_available()
 
     @classmethod
     def alone(cls) -> "Ranks":
-        """This process, whatever started it."""
+        """Return this process as a world of one, even if a launcher started it."""
         ranks = cls("cpu")
         ranks.rank, ranks.world, ranks.grouped = 0, 1, False
         return ranks
@@ -67,31 +67,32 @@ class Ranks:
                     world_size=self.world,
                     timeout=JOINING,
                 )
-                self._meet()
+                self._connect()
             store.set_timeout(PATIENCE)
+            # Private: torch has no public call that changes the timeout of every backend of a process group.
             dist.distributed_c10d._set_pg_timeout(PATIENCE)
         return self
 
     def _store(self) -> Any:
-        """Where the processes find one another's addresses."""
+        """Return the store through which the processes exchange their addresses."""
         if self.world == 1:
             return dist.HashStore()  # type: ignore[attr-defined]
         return next(rendezvous("env://", self.rank, self.world, timeout=JOINING))[0]
 
-    def _meet(self) -> None:
-        """A first sum over all ranks, over gloo and on GPUs over NCCL: that connects them when first used."""
+    def _connect(self) -> None:
+        """Run a first all-reduce over gloo and, on GPUs, NCCL, since backends connect at first use."""
         if self.world == 1:
             return
         for device in ("cpu", f"cuda:{self.local_rank}") if self.cuda else ("cpu",):
-            met = int(self.all_reduce(torch.ones(1, device=device)))
-            assert met == self.world, f"{met} of {self.world} processes answered"
+            joined = int(self.all_reduce(torch.ones(1, device=device)))
+            assert joined == self.world, f"{joined} of {self.world} processes answered"
 
     def _check_devices(self) -> None:
-        """Every process of this node has a GPU of its own; the node's first one says where it has not."""
-        if self.local_world > (found := torch.cuda.device_count()):
+        """Check that every process of this node has its own GPU; only local rank 0 shows the error."""
+        if self.local_world > (gpus := torch.cuda.device_count()):
             error = ConfigError(
-                f"{self.local_world} processes on {socket.gethostname()} see {found} GPUs. Expected one each: lower --nproc "
-                "(launcher.nproc), or let every process see all GPUs of its node."
+                f"{self.local_world} processes on {socket.gethostname()} see {gpus} GPUs. Expected one GPU "
+                "per process: lower --nproc (launcher.nproc), or let every process see all GPUs of its node."
             )
             raise error if self.local_rank == 0 else PeerError(str(error), error.exit_code)
 
@@ -99,7 +100,7 @@ class Ranks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.grouped and kind is None:
-            self.barrier()  # a launcher may end the others when one has gone
+            self.barrier()  # a launcher may kill the other processes when one has ended
             dist.destroy_process_group()
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             raise LostError(
@@ -108,13 +109,13 @@ class Ranks:
 
     @contextmanager
     def raise_together(self) -> Iterator[None]:
-        """What is done within succeeds on all ranks or ends them all; no rank waits for one that has failed.
+        """Raise together: if any rank fails inside the block, every rank raises. No collectives inside.
 
-        All ranks come here, and within none may wait for another.
+        All ranks must enter the block.
 
         Raises:
-            Exception: this rank's own, where it is the first that failed.
-            PeerError: another rank failed first; its message and exit code.
+            Exception: this rank's own error, if it is the lowest rank that failed.
+            PeerError: a lower rank failed; with the message and exit code of that rank.
         """
         error: Exception | None = None
         try:
@@ -126,19 +127,20 @@ class Ranks:
                 raise error
             return
         code = error.exit_code if isinstance(error, MarbleError) else 1
-        told = self.all_gather_json(None if error is None else {"message": str(error), "exit_code": code})
-        first = next((rank for rank, failure in enumerate(told) if failure), None)
+        own = None if error is None else {"message": str(error), "exit_code": code}
+        failures = self.all_gather_json(own)
+        first = next((rank for rank, failure in enumerate(failures) if failure), None)
         if first is None:
             return
         self.leaving = True
         if error is not None and first == self.rank:
             raise error
         raise PeerError(
-            f"process {first} failed: {told[first]['message']}", told[first]["exit_code"]
+            f"process {first} failed: {failures[first]['message']}", failures[first]["exit_code"]
         ) from error
 
     def all_gather_json(self, own: Any) -> list[Any]:
-        """What JSON can hold of every rank, in their order, on all of them."""
+        """Gather a JSON value from every rank; return all values in rank order, on every rank."""
         text = torch.frombuffer(bytearray(json.dumps(own).encode()), dtype=torch.uint8)
         if self.world == 1:
             return [json.loads(text.numpy().tobytes())]
@@ -153,27 +155,27 @@ class Ranks:
         ]
 
     def broadcast_json(self, own: Any) -> Any:
-        """What JSON can hold, of the main rank, on all of them."""
+        """Return the main rank's JSON value on every rank."""
         return self.all_gather_json(own if self.is_main else None)[0]
 
     def rank_indices(self, count: int) -> range:
-        """The indices of this rank among `count`, contiguous; `count` is a multiple of the world size."""
+        """Return this rank's contiguous share of the indices below `count`, a multiple of the world size."""
         each = count // self.world
         return range(self.rank * each, (self.rank + 1) * each)
 
     def padded_rank_indices(self, count: int) -> list[int]:
-        """The indices of this rank among `count`, as many on every rank: past the end, the last one again."""
-        each = -(-count // self.world)
-        return [min(i, count - 1) for i in range(self.rank * each, (self.rank + 1) * each)]
+        """Return this rank's share of the indices below `count`; the last index is repeated as padding."""
+        padded = -(-count // self.world) * self.world
+        return [min(index, count - 1) for index in self.rank_indices(padded)]
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, in place."""
+        """Sum a tensor over ranks, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def all_reduce_max(self, value: Tensor) -> Tensor:
-        """The largest of all ranks' values, in place."""
+        """Take the elementwise maximum over ranks, in place."""
         if self.world > 1:
             dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
@@ -188,21 +190,21 @@ class Ranks:
         return torch.cat(parts, dim=-1)
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """The main rank's `tensor`, in place, on every rank to the same bits."""
+        """Copy the main rank's `tensor` to every rank, in place and bit by bit."""
         if self.world > 1:
             dist.broadcast(tensor, 0)
         return tensor
 
     def barrier(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks have called this."""
         self.any(False)
 
     def any(self, flag: bool) -> bool:
-        """True on every rank if `flag` is true on some rank."""
+        """Tell, on every rank, whether `flag` is true on at least one rank."""
         return bool(self.all_reduce(torch.tensor(int(flag))))
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of a backend's error, without the place in its source."""
+    """Return the first sentence of a backend's error, without its source location."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"^\[\S+\] ", "", line).split(". ")[0]

@@ -7,7 +7,8 @@ from itertools import combinations, pairwise
 from statistics import fmean, median, stdev
 from typing import Any
 
-from marble_cli.metrics.history import History, Row, series
+from marble_cli.metrics.history import History, series
+from marble_cli.metrics.jsonl import Row
 
 SETTLED = 8  # fewer refreshes cannot separate drift from scatter of the shares
 SAME = 1e-6  # difference of equal shares; the QP is solved far better than that

@@ -1,1 +1,1 @@
-"""Where figures go: a JSON-lines file, W&B, the terminal, and pictures. All are handed plain dictionaries."""
+"""Where metrics go: metrics.jsonl, W&B, the terminal and pictures. All take plain dictionaries."""

@@ -1,4 +1,4 @@
-"""Text in pictures: no mathematics, in fonts that have its letters, in as many lines as there is room for."""
+"""Prepare text for pictures: without mathematics, in fonts that have its letters, wrapped and cut to size."""
 
 import logging
 import re
@@ -13,41 +13,33 @@ from rich.console import Console
 from rich.text import Text
 
 log = logging.getLogger("marble")
-logging.getLogger("matplotlib.font_manager").setLevel(
-    logging.ERROR
-)  # that a font has no bold face is no news
+# matplotlib warns about every font without a bold face.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
-FONT = "DejaVu Sans"  # comes with matplotlib
-NO_TEXT_FONTS = (
-    "Last Resort",
-    "cm",
-    "STIXNonUnicode",
-    "STIXSize",
-)  # beginnings: boxes, and parts of formulas
-ABSENT = "□"  # for a letter that no font has
-UNKNOWN = "\ufffd"  # for what is no letter
-LONGEST = 2000  # letters of a text that are looked at
-SELECTORS = (
-    *range(0xFE00, 0xFE10),
-    *range(0xE0100, 0xE01F0),
-    0x034F,
-)  # unseen, and of no category that says so
+FONT = "DejaVu Sans"  # ships with matplotlib
+# First letters of the names of fonts that have boxes or parts of formulas instead of text.
+NO_TEXT_FONTS = ("Last Resort", "cm", "STIXNonUnicode", "STIXSize")
+ABSENT = "□"  # replaces a letter that no font has
+UNKNOWN = "\ufffd"  # replaces a character that is no letter
+LONGEST = 2000  # letters; the rest of a text is ignored
+# Invisible characters whose Unicode category does not show this.
+SELECTORS = (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x034F)
 ELLIPSIS = " …"
-MARKS = "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]"  # that stack upon a letter
-STACKED = re.compile(f"({MARKS}{{3}}){MARKS}+")  # more than any language has, and higher than a line
+MARKS = "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]"  # marks that stack on a letter
+STACKED = re.compile(f"({MARKS}{{3}}){MARKS}+")  # more marks than any language uses, and higher than a line
 
 
 def caption(text: str, columns: int, lines: int) -> str:
-    """Return `text` as a picture may show it: wrapped, cut, with □ for letters that no font has.
+    """Return `text` for a picture: wrapped and cut, with □ for letters that no font has.
 
     Args:
-        text: a prompt, a name, anything.
-        columns: width of a line in letters; East Asian ones count twice.
-        lines: at most.
+        text: any text, such as a prompt or a name.
+        columns: the width of a line in letters; East Asian letters count twice.
+        lines: the greatest number of lines.
     """
     drawable = "".join(letter if _family(letter) else ABSENT for letter in _plain(text))
     if ABSENT in drawable and ABSENT not in text:
-        _tell()
+        _warn_once()
     wrapped = [
         line.plain.rstrip() for line in Text(drawable).wrap(Console(width=80), columns, overflow="fold")
     ]
@@ -58,24 +50,24 @@ def caption(text: str, columns: int, lines: int) -> str:
 
 
 def fonts(texts: Iterable[str]) -> dict[str, Any]:
-    """Return matplotlib's settings for a picture with these texts: no mathematics, fonts that have them."""
+    """Return matplotlib's settings for a picture with `texts`: no mathematics, fonts with their letters."""
     letters = dict.fromkeys(letter for text in texts for letter in _plain(text))
-    found = dict.fromkeys(family for letter in letters if (family := _family(letter)))
+    families = dict.fromkeys(family for letter in letters if (family := _family(letter)))
     return {
         "text.parse_math": False,
         "text.usetex": False,
-        "font.family": list(dict.fromkeys([FONT, *found])),
+        "font.family": list(dict.fromkeys([FONT, *families])),
     }
 
 
 def _plain(text: str) -> str:
-    """The beginning of a text on one line, composed and without what is not seen."""
-    seen = unicodedata.normalize("NFC", "".join(map(_seen, text[:LONGEST])))
-    return " ".join(STACKED.sub(r"\1", seen).split())
+    """Return the beginning of a text on one line, composed and without invisible characters."""
+    visible = unicodedata.normalize("NFC", "".join(map(_visible, text[:LONGEST])))
+    return " ".join(STACKED.sub(r"\1", visible).split())
 
 
-def _seen(letter: str) -> str:
-    """A letter as it is seen: white space as a space, marks of direction and the like as nothing."""
+def _visible(letter: str) -> str:
+    """Replace white space by a space, invisible characters by nothing, control characters by `UNKNOWN`."""
     category = unicodedata.category(letter)
     if letter.isspace() or category.startswith("Z"):
         return " "
@@ -86,7 +78,7 @@ def _seen(letter: str) -> str:
 
 @cache
 def _family(letter: str) -> str | None:
-    """The first font family that has a letter, matplotlib's own before others; None if none has it."""
+    """Return the first font family that has a letter, starting with matplotlib's own; None if none has it."""
     return next((family for family in _families() if ord(letter) in _letters(family)), None)
 
 
@@ -99,23 +91,22 @@ def _families() -> tuple[str, ...]:
 
 @cache
 def _letters(family: str) -> frozenset[int]:
-    """The code points that a family has, bold too, and matplotlib can draw: it cannot draw fonts of bitmaps."""
+    """Return the code points that a family has in normal and bold face; none for bitmap fonts."""
     try:
         faces = [font_manager.FontProperties(family=[family], weight=weight) for weight in ("normal", "bold")]
         paths = [font_manager.findfont(face, fallback_to_default=False) for face in faces]
-        known = [font_manager.get_font(path) for path in paths]
+        fonts = [font_manager.get_font(path) for path in paths]
         return frozenset.intersection(
-            *(frozenset(font.get_charmap() if font.scalable else ()) for font in known)
+            *(frozenset(font.get_charmap() if font.scalable else ()) for font in fonts)
         )
-    except (OSError, RuntimeError, ValueError):  # a damaged font, or one that is gone
+    except (OSError, RuntimeError, ValueError):  # the font file is damaged or was deleted
         return frozenset()
 
 
 @cache
-def _tell() -> None:
-    """Warn, once."""
+def _warn_once() -> None:
     log.warning(
-        "some letters are in no installed font and stand as %s in pictures. Install one that has them, "
+        "some letters are in no installed font and appear as %s in pictures. Install a font that has them, "
         "such as Noto Sans CJK.",
         ABSENT,
     )

@@ -1,4 +1,4 @@
-"""Pictures of a run: reward curves and image grids."""
+"""Draw the pictures of a run: reward curves and image grids."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -17,14 +17,14 @@ from marble_cli.errors import StorageError
 from marble_cli.files import writing
 from marble_cli.metrics.captions import caption, fonts
 from marble_cli.metrics.history import series
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 
-if TYPE_CHECKING:  # curves need no torch, and importing it takes seconds
+if TYPE_CHECKING:  # curves need no torch, which takes seconds to import
     from torch import Tensor
 
 log = logging.getLogger("marble")
 
-# Okabe and Ito's palette, told apart with any colour vision.
+# Okabe and Ito's palette, distinguishable with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE = {
     "font.size": 9,
@@ -38,7 +38,7 @@ STYLE = {
 
 @contextmanager
 def styled(texts: Iterable[str]) -> Iterator[None]:
-    """Draw in the style of all pictures, in fonts for the letters of `texts`; close figures at the end."""
+    """Apply the common style, with fonts for the letters of `texts`; close new figures at the end."""
     before = plt.get_fignums()
     try:
         with plt.rc_context(STYLE | fonts(texts)):
@@ -48,15 +48,21 @@ def styled(texts: Iterable[str]) -> Iterator[None]:
             plt.close(number)
 
 
-def try_to_draw(file: Path, comfort: str, draw: Callable[[], object]) -> None:
-    """Draw `file`, or warn why not, ending with `comfort`, and leave nothing half drawn."""
+def try_to_draw(file: Path, consequence: str, draw: Callable[[], object]) -> None:
+    """Draw `file`; if that fails, delete it and warn.
+
+    Args:
+        file: the picture that `draw` writes.
+        consequence: the last sentence of the warning, e.g. that the run continues.
+        draw: draws the picture.
+    """
     try:
-        with writing(file, comfort):
+        with writing(file, consequence):
             draw()
     except StorageError as error:
         log.warning("%s", error)
-    except Exception as error:  # matplotlib may raise anything, and no picture is worth a run or a report
-        log.warning("%s could not be drawn: %s: %s. %s", file, type(error).__name__, error, comfort)
+    except Exception as error:  # matplotlib may raise anything; a picture must not stop a run
+        log.warning("%s could not be drawn: %s: %s. %s", file, type(error).__name__, error, consequence)
     else:
         return
     file.unlink(missing_ok=True)
@@ -64,9 +70,9 @@ def try_to_draw(file: Path, comfort: str, draw: Callable[[], object]) -> None:
 
 def curves(metrics: Path, output: Path) -> Path:
     """Draw each reward's mean over steps (training batches and held-out prompts) and the balance's shares."""
-    rows = read(metrics)
+    rows = read_rows(metrics)
     train = [row for row in rows if row["phase"] == "train"]
-    judged = [row for row in rows if row["phase"] == "eval"]
+    held_out = [row for row in rows if row["phase"] == "eval"]
     names = list(dict.fromkeys(k.split("/")[1] for row in train for k in row if k.startswith("reward/")))
     columns = 3
     height = (len(names) + columns) // columns
@@ -79,7 +85,12 @@ def curves(metrics: Path, output: Path) -> Path:
                 *series(train, f"reward/{name}/mean"), color=color, alpha=0.35, lw=1, label="training batch"
             )
             panel.plot(
-                *series(judged, f"reward/{name}/mean"), color=color, lw=2, marker="o", ms=4, label="held out"
+                *series(held_out, f"reward/{name}/mean"),
+                color=color,
+                lw=2,
+                marker="o",
+                ms=4,
+                label="held out",
             )
             panel.set_title(caption(name, 34, 2), color=color)
             panel.set_xlabel("step")
@@ -98,13 +109,13 @@ def curves(metrics: Path, output: Path) -> Path:
 
 
 def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Path, columns: int = 6) -> Path:
-    """Draw labelled rows of images above one another, prompt by prompt.
+    """Draw labelled rows of images, with one column per prompt.
 
     Args:
         rows: (label, images uint8 [N, 3, H, W]); the same N prompts in every row.
         captions: the N prompts.
-        output: PNG file.
-        columns: prompts side by side before the block starts anew below.
+        output: the PNG file.
+        columns: the number of prompts per block; further blocks are drawn below.
     """
     blocks = -(-len(captions) // columns)
     tile, title, left = 1.5, 0.5, 0.3  # inches
@@ -134,8 +145,14 @@ def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Pa
                     )
                 if column == 0:
                     panel.text(
-                        -0.06, 0.5, caption(label, 24, 1), transform=panel.transAxes, rotation=90,
-                        va="center", ha="right", fontsize=7,
-                    )  # fmt: skip
+                        -0.06,
+                        0.5,
+                        caption(label, 24, 1),
+                        transform=panel.transAxes,
+                        rotation=90,
+                        va="center",
+                        ha="right",
+                        fontsize=7,
+                    )
         figure.savefig(output)
     return output

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one flat JSON object a line, appended and flushed."""
+"""Write and read `metrics.jsonl`: one flat JSON object per line, flushed after every line."""
 
 import json
 import math
@@ -6,49 +6,78 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from marble_cli.errors import RequestError
 from marble_cli.files import AppendedFile, write_whole
+
+Row = dict[str, Any]
 
 
 class MetricsLog:
-    """Appends to `path`; a figure that is not finite becomes a missing key.
+    """Append rows to `path`, leaving out values that are not finite.
 
     Raises:
-        StorageError: a row does not fit on the disk; nothing is left of it.
+        StorageError: a row does not fit on the disk; no part of the row stays in the file.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = AppendedFile(path)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        row = {key: value for key, value in metrics.items() if not _not_finite(value)}
+        row = {key: value for key, value in metrics.items() if not _is_not_finite(value)}
         self._file.append(json.dumps(row) + "\n")
 
     def close(self) -> None:
         self._file.close()
 
 
-def _not_finite(value: Any) -> bool:
+def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a torn last line, as a kill leaves it, is left out."""
-    rows = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of a metrics file up to the first damaged line; a kill may truncate the last line.
+
+    A missing file has no rows.
+    """
+    rows: list[Row] = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
     return rows
 
 
-def truncate_after(path: Path, step: int) -> None:
-    """Drop the rows of steps after `step`, atomically: those a continued run will write again.
+def read_checked_rows(path: Path) -> tuple[list[Row], bool]:
+    """Read the rows of a metrics file; also tell whether the last line is truncated, as a kill leaves it.
 
-    Continuing after step 0 means starting over, so nothing is kept.
+    Raises:
+        RequestError: another line is damaged.
+    """
+    rows: list[Row] = []
+    lines = path.read_bytes().strip().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:  # not JSON, or not even text
+            row = None
+            if number == len(lines):
+                return rows, True
+        if not isinstance(row, dict) or not {"step", "phase"} <= row.keys():
+            raise RequestError(
+                f"{path}, line {number}: expected a JSON object with step and phase. Restore the file or "
+                "remove the line."
+            )
+        rows.append(row)
+    return rows, False
+
+
+def truncate_after(path: Path, step: int) -> None:
+    """Drop the rows after `step` atomically; a resumed run writes them again.
+
+    Resuming after step 0 starts over, so then no row is kept.
     """
     if not path.is_file():
         return
-    kept = [row for row in read(path) if step > 0 and row["step"] <= step]
+    kept = [row for row in read_rows(path) if step > 0 and row["step"] <= step]
     write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live view on a terminal, plain lines elsewhere."""
+"""Show the progress of a run: a live view on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Mapping
@@ -11,11 +11,18 @@ from rich.table import Table
 
 
 def reward_names(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the names of the rewards that have a mean in a row of metrics."""
     return [key.split("/")[1] for key in metrics if key.startswith("reward/") and key.endswith("/mean")]
 
 
 class TerminalView:
-    """Progress of `total` steps from `first`; nested bars and the last reward means if the console is a terminal."""
+    """Show progress bars and the last reward means on a terminal, and a line per row elsewhere.
+
+    Args:
+        total: the last step of the run.
+        first: the last finished step at the start.
+        console: where to print; standard output if None.
+    """
 
     def __init__(self, total: int, first: int, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -24,9 +31,12 @@ class TerminalView:
         self.start: dict[str, float] = {}
         self.alphas: dict[str, float] = {}
         self.bars = Progress(
-            TextColumn("{task.description:<9}"), BarColumn(28), TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(), console=self.console,
-        )  # fmt: skip
+            TextColumn("{task.description:<9}"),
+            BarColumn(28),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
         self.steps = self.bars.add_task("step", total=total, completed=first)
         self.inner = self.bars.add_task("start", total=1)
         self.live = (
@@ -58,12 +68,13 @@ class TerminalView:
             self.message(self.line(metrics))
 
     def line(self, metrics: Mapping[str, Any]) -> str:
-        """The figures of one step or evaluation in a line."""
+        """Return a line with the reward means of one step or evaluation."""
         means = "  ".join(f"{name} {metrics[f'reward/{name}/mean']:.3f}" for name in reward_names(metrics))
         if metrics["phase"] == "eval":
             return f"eval {metrics['step']:>5}        {means}"
         left = (time.monotonic() - self.began) / max(1, self.done - self.first) * (self.total - self.done)
-        return f"step {metrics['step']:>5}/{self.total}  {means}  {metrics['time/step']:.1f} s, {left / 60:.1f} min left"
+        seconds = f"{metrics['time/step']:.1f} s, {left / 60:.1f} min left"
+        return f"step {metrics['step']:>5}/{self.total}  {means}  {seconds}"
 
     def _table(self, metrics: Mapping[str, Any]) -> Table:
         table = Table(box=None, pad_edge=False)

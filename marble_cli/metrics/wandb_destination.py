@@ -1,4 +1,7 @@
-"""Where figures go at Weights & Biases: what the configuration says, then W&B's own variables, settings files and logins."""
+"""Decide where metrics go at Weights & Biases.
+
+The configuration comes first, then W&B's own environment variables, settings files and logins.
+"""
 
 import configparser
 import netrc
@@ -12,22 +15,37 @@ from marble_cli.config.schema import WandbConfig, WandbMode
 from marble_cli.errors import ConfigError
 
 SERVICE = "https://api.wandb.ai"
-PROJECT = "marble"  # where neither the configuration nor W&B names one
+PROJECT = "marble"  # if neither the configuration nor W&B names a project
+# W&B's names of modes, and the mode that each means.
 MODES = {
-    "online": "online", "run": "online", "shared": "shared", "offline": "offline", "dryrun": "offline", "disabled": "disabled",
-}  # fmt: skip
+    "online": "online",
+    "run": "online",
+    "shared": "shared",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
 
 
 @dataclass(frozen=True)
-class Destination:
-    """Where figures go: a W&B mode (one of `MODES`' values) and why, project, team and service; and what is not followed."""
+class WandbDestination:
+    """Where metrics go.
+
+    Attributes:
+        mode: the mode of W&B, one of the values of `MODES`.
+        reason: the setting that chose the mode.
+        project: the project.
+        entity: the team, or None for the user's default.
+        service: the address of W&B's service.
+        ignored: messages about settings of W&B that the configuration overrides.
+    """
 
     mode: str
     reason: str
     project: str
     entity: str | None
     service: str
-    unheard: tuple[str, ...]
+    ignored: tuple[str, ...]
 
     def __str__(self) -> str:
         if self.mode == "disabled":
@@ -37,74 +55,81 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class Told:
-    """A value and what tells it: a variable or a file."""
+class Setting:
+    """The value of a setting of W&B, and its source: an environment variable or a file."""
 
     value: str
     source: str
 
 
-def destination(settings: WandbConfig, environ: Mapping[str, str] | None = None) -> Destination:
-    """Decide where a run's figures go.
+def resolve_destination(config: WandbConfig, environ: Mapping[str, str] | None = None) -> WandbDestination:
+    """Decide where a run's metrics go.
 
-    Each of mode, project and team comes from the first of these that has it: the configuration, W&B's variable, W&B's
-    settings file in this folder, that in the home folder. Without a mode, a login for the service decides.
+    Mode, project and team each come from the first of these that has it: the configuration, W&B's environment
+    variable, W&B's settings file in the working directory, W&B's settings file in the home folder. If none
+    has a mode, the run is online if there is a login for the service, else offline.
 
     Args:
-        settings: the run's `logging.wandb`.
-        environ: the environment's variables; this process's if None.
+        config: the run's `logging.wandb`.
+        environ: the environment variables; this process's if None.
 
     Raises:
-        ConfigError: a variable or file names a mode or an address that there is none of.
+        ConfigError: a variable or file names an unknown mode or an invalid address.
     """
     environ = os.environ if environ is None else environ
-    told = _told(environ)
-    asked = {
-        "mode": None if settings.mode is WandbMode.auto else settings.mode.value,
-        "project": settings.project,
-        "entity": settings.entity,
+    settings = _read_settings(environ)
+    configured = {
+        "mode": None if config.mode is WandbMode.auto else config.mode.value,
+        "project": config.project,
+        "entity": config.entity,
     }
-    unheard = tuple(
-        f"logging.wandb.{key}={value} is set, so {told[key].source}={told[key].value} is not followed"
-        for key, value in asked.items()
-        if value and key in told and MODES.get(told[key].value, told[key].value) not in (value, "")
+    ignored = tuple(
+        f"logging.wandb.{key}={value} is set, so {settings[key].source}={settings[key].value} is not followed"
+        for key, value in configured.items()
+        if value
+        and key in settings
+        and MODES.get(settings[key].value, settings[key].value) not in (value, "")
     )
-    service = _service(told)
-    mode, reason = asked["mode"], "logging.wandb.mode"
-    # W&B reads the variable itself, whatever it is told otherwise, and fails at a value that it does not know.
+    service = _service(settings)
+    mode, reason = configured["mode"], "logging.wandb.mode"
+    # Check the variable even if the configuration sets a mode: W&B reads it as well and fails at an unknown
+    # value.
     if mode != "disabled":
-        told_mode = _mode(told)
+        by_settings = _mode(settings)
         if mode is None:
-            mode, reason = told_mode or _by_login(service, told, environ)
-    return Destination(
-        mode, reason,
-        asked["project"] or (told["project"].value if "project" in told else "") or PROJECT,
-        asked["entity"] or (told["entity"].value if "entity" in told else "") or None,
-        service, unheard,
-    )  # fmt: skip
+            mode, reason = by_settings or _mode_by_login(service, settings, environ)
+    named = {key: setting.value for key, setting in settings.items()}
+    return WandbDestination(
+        mode=mode,
+        reason=reason,
+        project=configured["project"] or named.get("project") or PROJECT,
+        entity=configured["entity"] or named.get("entity") or None,
+        service=service,
+        ignored=ignored,
+    )
 
 
-def _told(environ: Mapping[str, str]) -> dict[str, Told]:
-    """Collect what W&B is told beside the configuration, by its own names of settings; variables win over files."""
+def _read_settings(environ: Mapping[str, str]) -> dict[str, Setting]:
+    """Read W&B's own settings by their names; variables have priority over files."""
     config = environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
     workspace = Path(".wandb" if Path(".wandb").exists() else "wandb")
-    told: dict[str, Told] = {}
+    settings: dict[str, Setting] = {}
     for file in (_expanded(config, environ) / "settings", workspace / "settings"):
-        told |= {key: Told(value, f"{key} in {file}") for key, value in _read(file).items()}
+        settings |= {key: Setting(value, f"{key} in {file}") for key, value in _read_file(file).items()}
     for key in ("mode", "project", "entity", "base_url", "api_key", "identity_token_file"):
         if (value := environ.get(f"WANDB_{key.upper()}")) is not None:
-            told[key] = Told(value, f"WANDB_{key.upper()}")
-    return told
+            settings[key] = Setting(value, f"WANDB_{key.upper()}")
+    return settings
 
 
 def _expanded(path: str, environ: Mapping[str, str]) -> Path:
-    """Return `path` with the home folder for `~`, where there is one."""
+    """Replace a leading `~/` by the home folder."""
     home = environ.get("HOME") or os.path.expanduser("~")
     return Path(home, path[2:]) if path.startswith("~/") else Path(path)
 
 
-def _read(file: Path) -> dict[str, str]:
-    """Read a settings file of W&B; it says nothing where it is absent or damaged, of which W&B itself warns."""
+def _read_file(file: Path) -> dict[str, str]:
+    """Read a settings file of W&B; empty if the file is missing or damaged, of which W&B itself warns."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read(file, encoding="utf-8")
@@ -113,33 +138,36 @@ def _read(file: Path) -> dict[str, str]:
     return dict(parser["default"]) if parser.has_section("default") else {}
 
 
-def _mode(told: Mapping[str, Told]) -> tuple[str, str] | None:
-    if "mode" not in told:
+def _mode(settings: Mapping[str, Setting]) -> tuple[str, str] | None:
+    if "mode" not in settings:
         return None
-    if (found := told["mode"]).value not in MODES:
+    if (mode := settings["mode"]).value not in MODES:
         raise ConfigError(
-            f"{found.source}={found.value!r} is no mode of W&B. Expected online, offline, shared, dryrun or disabled; or "
-            "unset it."
+            f"{mode.source}={mode.value!r} is no mode of W&B. Expected online, offline, shared, dryrun or "
+            "disabled; or unset it."
         )
-    return MODES[found.value], found.source
+    return MODES[mode.value], mode.source
 
 
-def _service(told: Mapping[str, Told]) -> str:
-    if "base_url" not in told:
+def _service(settings: Mapping[str, Setting]) -> str:
+    if "base_url" not in settings:
         return SERVICE
-    address = urlsplit((found := told["base_url"]).value)
+    address = urlsplit((setting := settings["base_url"]).value)
     if address.scheme not in ("http", "https") or not address.netloc:
         raise ConfigError(
-            f"{found.source}={found.value!r} is no address of W&B. Expected e.g. https://wandb.example.org; or unset it."
+            f"{setting.source}={setting.value!r} is no address of W&B. Expected e.g. "
+            "https://wandb.example.org; or unset it."
         )
-    return found.value.rstrip("/")
+    return setting.value.rstrip("/")
 
 
-def _by_login(service: str, told: Mapping[str, Told], environ: Mapping[str, str]) -> tuple[str, str]:
-    """Choose online where there is a login for the service: a key, a token or an entry of the netrc file."""
+def _mode_by_login(
+    service: str, settings: Mapping[str, Setting], environ: Mapping[str, str]
+) -> tuple[str, str]:
+    """Choose online if there is a login for the service: a key, a token or an entry of the netrc file."""
     for key in ("api_key", "identity_token_file"):
-        if key in told and told[key].value:
-            return "online", told[key].source
+        if key in settings and settings[key].value:
+            return "online", settings[key].source
     host = urlsplit(service).netloc
     file = _expanded(environ.get("NETRC") or "~/.netrc", environ)
     try:

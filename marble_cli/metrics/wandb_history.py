@@ -1,8 +1,8 @@
-"""What W&B lacks of a run, and how it is sent: as one history under one id, made anew from metrics.jsonl.
+"""Upload a run's history to W&B: one history under one id, rebuilt from metrics.jsonl.
 
-W&B keeps a folder for every start of a run (run-TIME-ID, or offline-run-TIME-ID) with the steps of that start alone. Uploaded
-one after the other, each would begin at the history's first line and write over the one before. metrics.jsonl holds every step
-once, whatever was stopped, killed and done again.
+W&B keeps a folder for every start of a run (run-TIME-ID, or offline-run-TIME-ID) with the steps of that start
+only. If these were uploaded one after the other, each would begin at the first line of the history and
+overwrite the one before. metrics.jsonl holds every step once, even if the run was stopped, killed or resumed.
 """
 
 import json
@@ -21,19 +21,19 @@ from omegaconf import OmegaConf
 from marble_cli.config.schema import WandbConfig, WandbMode
 from marble_cli.errors import MarbleError, RequestError
 from marble_cli.files import write_whole
-from marble_cli.metrics.jsonl import read
-from marble_cli.metrics.wandb_destination import PROJECT, destination
+from marble_cli.metrics.jsonl import Row, read_rows
+from marble_cli.metrics.wandb_destination import PROJECT, resolve_destination
 
-PATIENCE = 20.0  # seconds for the service to answer, at the start and at the end
-SENT = "sent"  # a file in the folder of a start: W&B has what the run had written when that start ended
+PATIENCE = 20.0  # seconds; timeout for the service to answer, at the start and at the end
+SENT = "sent"  # marker file in the folder of a start: W&B has all rows that were written until its end
 IDENTITY = "run.json"  # in a run's wandb/
-# Variables that would change an upload, or keep its errors from being told.
-NOT_OURS = ("WANDB_MODE", "WANDB_RESUME", "WANDB_RUN_ID", "WANDB_QUIET", "WANDB_SILENT")
+# Environment variables that would change an upload or hide its errors.
+REMOVED_VARIABLES = ("WANDB_MODE", "WANDB_RESUME", "WANDB_RUN_ID", "WANDB_QUIET", "WANDB_SILENT")
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What the run is called at W&B since its last start."""
+class RunIdentity:
+    """The id, name and place of a run at W&B, as of its last start."""
 
     id: str
     name: str
@@ -45,118 +45,129 @@ class Identity:
         write_whole(folder / "wandb" / IDENTITY, json.dumps(asdict(self), indent=1) + "\n")
 
 
-def identity(folder: Path) -> Identity | None:
-    """Read the run's, as its last start left it; None where it has not been started with W&B.
+def read_identity(folder: Path) -> RunIdentity | None:
+    """Read the identity that the last start of a run wrote; None if no start used W&B.
 
     Raises:
         RequestError: the file is damaged.
     """
     try:
-        return Identity(**json.loads((folder / "wandb" / IDENTITY).read_text(encoding="utf-8")))
+        return RunIdentity(**json.loads((folder / "wandb" / IDENTITY).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise RequestError(
-            f"{folder / 'wandb' / IDENTITY} cannot be read ({error}). Delete it: without it the folders beside it and "
-            "config.yaml say what the run is called."
+            f"{folder / 'wandb' / IDENTITY} cannot be read ({error}). Delete it: then the run's id and name "
+            "are taken from W&B's folders in wandb/ and from config.yaml."
         ) from error
 
 
-def forget(folder: Path) -> None:
-    """Let the next start be of another run: this folder's was cleared away."""
+def forget_identity(folder: Path) -> None:
+    """Delete the identity, so that the next start is a new run at W&B."""
     (folder / "wandb" / IDENTITY).unlink(missing_ok=True)
 
 
-def starts(folder: Path) -> list[Path]:
+def list_starts(folder: Path) -> list[Path]:
     """List W&B's folders of the run's starts, oldest first."""
-    found = (path for path in (folder / "wandb").glob("*run-*-*") if path.is_dir() and not path.is_symlink())
-    return sorted(found, key=lambda path: path.name.removeprefix("offline-"))
+    folders = (
+        path for path in (folder / "wandb").glob("*run-*-*") if path.is_dir() and not path.is_symlink()
+    )
+    return sorted(folders, key=lambda path: path.name.removeprefix("offline-"))
 
 
-def unsent(folder: Path) -> list[Path]:
-    """List the starts of which W&B may lack something, oldest first: offline, cut off, or given up by W&B."""
-    return [start for start in starts(folder) if is_unsent(start)]
+def list_unsent_starts(folder: Path) -> list[Path]:
+    """List the starts that W&B may lack data of, oldest first: offline, killed, or given up by W&B."""
+    return [start for start in list_starts(folder) if is_unsent(start)]
 
 
 def is_unsent(start: Path) -> bool:
+    """Tell whether W&B may lack data of a start."""
     return not (start / SENT).exists()
 
 
 def mark_sent(start: Path) -> None:
+    """Record that W&B has all data of a start."""
     (start / SENT).touch()
 
 
-def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the metrics under the names that W&B shows."""
+def wandb_row(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of metrics under the names that W&B shows."""
     prefix = "" if metrics["phase"] == "train" else "eval/"
     return {prefix + key: value for key, value in metrics.items() if key not in ("phase", "step")}
 
 
-def quiet(**more: Any) -> Any:
-    """Return settings of W&B for a run that logs figures and nothing of the machine."""
+def quiet_settings(**more: Any) -> Any:
+    """Return W&B settings of a run that logs metrics only, and nothing about the machine."""
     import wandb
 
     return wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True, **more)
 
 
-def send(folder: Path, *, running: bool = False) -> int:
-    """Upload the run's whole history over what W&B has of it; returns the number of its steps, 0 if W&B lacks nothing.
+def upload_history(folder: Path, *, running: bool = False) -> int:
+    """Upload the run's whole history to W&B; return the number of its steps, or 0 if W&B lacks nothing.
 
     Args:
-        folder: the run's.
-        running: a run is in the folder; what it is still writing stays to be sent.
+        folder: the run's folder.
+        running: whether a process still trains in the folder; its last start then stays unsent.
 
     Raises:
-        RequestError: the run is sending its figures itself.
-        MarbleError: W&B did not take them; nothing is lost.
+        RequestError: the running process sends its metrics itself.
+        MarbleError: W&B did not accept the upload; nothing is lost.
     """
-    waiting, rows = unsent(folder), read(folder / "metrics.jsonl")
+    waiting, rows = list_unsent_starts(folder), read_rows(folder / "metrics.jsonl")
     if not waiting or not rows:
         return 0
     if running and not waiting[-1].name.startswith("offline-"):
-        raise RequestError(f"{folder}: the run is still sending its figures itself. Sync when it has ended.")
-    known = identity(folder) or _guess(folder)
-    service = destination(WandbConfig(WandbMode.online, None, None)).service
+        raise RequestError(f"{folder}: the run is still sending its metrics itself. Sync when it has ended.")
+    identity = read_identity(folder) or _infer_identity(folder)
+    service = resolve_destination(WandbConfig(WandbMode.online, None, None)).service
     _check_reachable(service)
     with tempfile.TemporaryDirectory() as scratch:
-        _upload(_rebuild(known, rows, folder / "samples", scratch), service, scratch)
+        _upload(_rebuild(identity, rows, folder / "samples", scratch), service, scratch)
     for start in waiting[:-1] if running else waiting:
         mark_sent(start)
     return len({row["step"] for row in rows})
 
 
-def _guess(folder: Path) -> Identity:
-    """Find out what a run is called that has left no word of it: from its configuration, and the name of its last log."""
-    logs = [log for start in starts(folder) for log in start.glob("run-*.wandb")]
+def _infer_identity(folder: Path) -> RunIdentity:
+    """Infer the identity of a run without `run.json` from its configuration and W&B's last log."""
+    logs = [log for start in list_starts(folder) for log in start.glob("run-*.wandb")]
     if not logs:
         raise RequestError(
-            f"{folder / 'wandb'} holds neither {IDENTITY} nor a log of W&B's that says the run's id. Copy one of them back."
+            f"{folder / 'wandb'} holds neither {IDENTITY} nor a log of W&B with the run's id in its name. "
+            "Copy one of them back."
         )
     tree: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     settings = tree["logging"]["wandb"]
     run_id, project = logs[-1].stem.removeprefix("run-"), settings["project"] or PROJECT
-    return Identity(run_id, tree["run"]["name"], project, settings["entity"], tree)
+    return RunIdentity(run_id, tree["run"]["name"], project, settings["entity"], tree)
 
 
 def _check_reachable(service: str) -> None:
     try:
-        httpx.head(service, timeout=PATIENCE)  # W&B's command would try again for as long as it is let
+        httpx.head(service, timeout=PATIENCE)  # W&B's own command would retry without end
     except httpx.HTTPError as error:
         raise MarbleError(
-            f"W&B at {service} cannot be reached: {error}. Everything is still there."
+            f"W&B at {service} cannot be reached: {error}. All metrics are still there."
         ) from error
 
 
-def _rebuild(known: Identity, rows: list[dict[str, Any]], samples: Path, scratch: str) -> Path:
-    """Write an offline run of W&B's with all `rows` and the pictures of their evaluations; returns its folder."""
+def _rebuild(identity: RunIdentity, rows: list[Row], samples: Path, scratch: str) -> Path:
+    """Write an offline W&B run with all `rows` and the pictures of the evaluations; return its folder."""
     import wandb
 
     run = wandb.init(
-        id=known.id, name=known.name, project=known.project, entity=known.entity, config=known.config, dir=scratch,
-        mode="offline", settings=quiet(),
-    )  # fmt: skip
+        id=identity.id,
+        name=identity.name,
+        project=identity.project,
+        entity=identity.entity,
+        config=identity.config,
+        dir=scratch,
+        mode="offline",
+        settings=quiet_settings(),
+    )
     for row in rows:
-        values, picture = figures(row), samples / f"step-{row['step']:08d}.png"
+        values, picture = wandb_row(row), samples / f"step-{row['step']:08d}.png"
         if row["phase"] == "eval" and picture.is_file():
             values["samples"] = wandb.Image(str(picture))
         run.log(values, step=row["step"])
@@ -165,16 +176,20 @@ def _rebuild(known: Identity, rows: list[dict[str, Any]], samples: Path, scratch
 
 
 def _upload(start: Path, service: str, scratch: str) -> None:
-    """Upload an offline run by W&B's own command, whose exit code and mark of success do not tell of lost figures."""
+    """Upload an offline run with W&B's own command.
+
+    Its exit code and its marker of success do not reveal lost metrics, so its output is searched for errors,
+    too.
+    """
     command = [sys.executable, "-m", "wandb", "sync", str(start)]
-    environ = {key: value for key, value in os.environ.items() if key not in NOT_OURS}
+    environ = {key: value for key, value in os.environ.items() if key not in REMOVED_VARIABLES}
     environ |= {"WANDB_BASE_URL": service, "WANDB_DIR": scratch}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    said = [line.removeprefix("wandb: ") for line in (done.stdout + done.stderr).strip().splitlines()]
-    errors = [line.removeprefix("ERROR ") for line in said if line.startswith("ERROR ")]
+    output = [line.removeprefix("wandb: ") for line in (done.stdout + done.stderr).strip().splitlines()]
+    errors = [line.removeprefix("ERROR ") for line in output if line.startswith("ERROR ")]
     if done.returncode or errors or not any(start.glob("*.wandb.synced")):
-        reason = [*errors, *reversed(said), "no reason given"][0]
+        reason = [*errors, *reversed(output), "no reason given"][0]
         raise MarbleError(
-            f"W&B did not take the run's history: {reason.rstrip('.')}. Is there room, and a login (`wandb login`, or "
-            "WANDB_API_KEY)? Try again; everything is still there."
+            f"W&B did not take the run's history: {reason.rstrip('.')}. Check that there is free space and a "
+            "login (`wandb login`, or WANDB_API_KEY), and try again; everything is still there."
         )

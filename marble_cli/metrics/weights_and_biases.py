@@ -1,4 +1,4 @@
-"""Weights & Biases: a mirror of the metrics that never stops a run."""
+"""Mirror the metrics to Weights & Biases; failures of W&B never stop a run."""
 
 import logging
 import os
@@ -12,19 +12,19 @@ from typing import Any
 from torch import Tensor
 
 from marble_cli.config.schema import WandbConfig
-from marble_cli.interrupts import shielded
+from marble_cli.interrupts import blocked_signals
 from marble_cli.metrics import wandb_history as history
-from marble_cli.metrics.wandb_destination import destination
+from marble_cli.metrics.wandb_destination import resolve_destination
 
 log = logging.getLogger("marble")
 
 
 def end_service() -> None:
-    """End W&B's service of this process, by force if it does not end in time: it may try to send for hours."""
+    """End W&B's service of this process; kill it if it does not end in time, as it may retry for hours."""
     import wandb
 
     def end() -> None:
-        with suppress(Exception):  # whatever it has to say of its own end
+        with suppress(Exception):
             wandb.teardown()
 
     ending = threading.Thread(target=end, name="wandb-teardown", daemon=True)
@@ -32,7 +32,7 @@ def end_service() -> None:
     ending.join(history.PATIENCE)
     if ending.is_alive():
         for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):  # a process that has ended meanwhile
+            with suppress(OSError):  # the process has ended meanwhile
                 name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
                 if name.startswith("wandb") and int(rest.split()[1]) == os.getpid():
                     os.kill(int(stat.parent.name), signal.SIGKILL)
@@ -40,9 +40,9 @@ def end_service() -> None:
 
 
 class WandbRun:
-    """One start of the run at W&B, under <folder>/wandb; what cannot be sent is kept there, for `marble sync` later.
+    """One start of the run at W&B; data that cannot be sent stays in `<folder>/wandb` for `marble sync`.
 
-    All starts of a run in one folder have one id: `run_id`, else that of the start before.
+    All starts in one folder have the same id: `run_id`, else the id of the previous start.
     """
 
     def __init__(
@@ -50,37 +50,43 @@ class WandbRun:
     ) -> None:
         self.run: Any = None
         self.folder, self.online = folder, False
-        where = destination(settings)
-        for words in where.unheard:
-            log.warning("%s", words)
+        where = resolve_destination(settings)
+        for message in where.ignored:
+            log.warning("%s", message)
         if where.mode == "disabled":
             return
         import wandb
 
-        def start(mode: Any, known: str | None) -> Any:
+        def start(mode: Any, known_id: str | None) -> Any:
             self.online, patience = mode != "offline", history.PATIENCE
             limits = {"init_timeout": patience, "finish_timeout": patience, "finish_timeout_raises": True}
             return wandb.init(
-                project=where.project, entity=where.entity, name=name, dir=str(folder), config=config,
-                mode=mode, id=known, resume="allow" if known and mode == "online" else None,
-                settings=history.quiet(**limits if self.online else {}),
-            )  # fmt: skip
+                project=where.project,
+                entity=where.entity,
+                name=name,
+                dir=str(folder),
+                config=config,
+                mode=mode,
+                id=known_id,
+                resume="allow" if known_id and mode == "online" else None,
+                settings=history.quiet_settings(**limits if self.online else {}),
+            )
 
-        with self._guarded(), shielded():
-            before, last = history.starts(folder), history.identity(folder)
-            known = run_id or (last.id if last else None)
+        with self._guarded(), blocked_signals():
+            before, last = history.list_starts(folder), history.read_identity(folder)
+            known_id = run_id or (last.id if last else None)
             try:
-                self.run = start(where.mode, known)
-            except Exception as error:  # any trouble with the service must leave the training alone
+                self.run = start(where.mode, known_id)
+            except Exception as error:  # no failure of the service may stop the training
                 reason = str(error).splitlines()[0]
                 log.warning(
-                    "W&B cannot be reached (%s); figures are kept for `marble sync %s`", reason, folder
+                    "W&B cannot be reached (%s); metrics are kept for `marble sync %s`", reason, folder
                 )
-                for attempt in set(history.starts(folder)) - set(before):
-                    history.mark_sent(attempt)  # nothing was written to it
-                end_service()  # it may hold on to the id of what has just failed
-                self.run = start("offline", known)
-            identity = history.Identity(self.run.id, name, where.project, where.entity, config)
+                for attempt in set(history.list_starts(folder)) - set(before):
+                    history.mark_sent(attempt)  # the failed attempt has no data
+                end_service()  # the service may still reserve the id of the failed attempt
+                self.run = start("offline", known_id)
+            identity = history.RunIdentity(self.run.id, name, where.project, where.entity, config)
             identity.write(folder)
             if self.online and any(map(history.is_unsent, before)):
                 log.warning("W&B lacks earlier steps of this run; when it has ended: marble sync %s", folder)
@@ -92,7 +98,7 @@ class WandbRun:
     def write(self, metrics: Mapping[str, Any]) -> None:
         with self._guarded():
             if self.run is not None:
-                self.run.log(history.figures(metrics), step=metrics["step"])
+                self.run.log(history.wandb_row(metrics), step=metrics["step"])
 
     def images(self, step: int, images: Tensor, captions: list[str]) -> None:
         """Log pictures uint8 [N, 3, H, W] with their prompts."""
@@ -110,11 +116,12 @@ class WandbRun:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # as above: reported once, then left alone
+        except Exception as error:  # report once and stop logging: W&B must not stop the training
             log.warning(
-                "W&B takes no more figures (%s); `marble sync %s` sends all when the run has ended",
-                error, self.folder,
-            )  # fmt: skip
+                "W&B takes no more metrics (%s); `marble sync %s` sends all when the run has ended",
+                error,
+                self.folder,
+            )
             self.run = None
 
     def close(self) -> None:

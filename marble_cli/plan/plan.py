@@ -16,9 +16,9 @@ from marble_cli.config.counts import geometry, processes
 from marble_cli.config.schema import BalanceMode, Parallel, RunConfig, SharedTerm, Train
 from marble_cli.data.prompts import Prompt, lacking, load_prompts
 from marble_cli.errors import UnreachableError
-from marble_cli.files import WRITTEN, check_inside, check_writable
+from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.lock import RunLock
-from marble_cli.metrics.wandb_destination import destination
+from marble_cli.metrics.wandb_destination import resolve_destination
 from marble_cli.plan.checks import (
     applicable,
     check_applicable,
@@ -90,7 +90,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     folder = Path(config.run.dir)
     existing = check_writable(folder, "run.dir=")
-    check_inside(folder, WRITTEN)
+    check_inside(folder, RUN_ENTRIES)
     RunLock(folder).check()
     checkpoint = find_checkpoint(folder, config, resume)
     check_cache(config)
@@ -103,7 +103,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     except UnreachableError as error:  # most of the plan can be told all the same
         unreachable = error
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
-    counts, trainer, figures = geometry(config), config.trainer, destination(config.logging.wandb)
+    counts, trainer, figures = geometry(config), config.trainer, resolve_destination(config.logging.wandb)
     rows: list[tuple[str, str]] = [
         (
             "run",
@@ -119,7 +119,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("a refresh", f"on {_refreshed(config)} micro-batches"),
         ("processes", _shares(config)),
         ("the transformer", _layout(config)),
-        ("W&B", "; ".join([str(figures), *figures.unheard])),
+        ("W&B", "; ".join([str(figures), *figures.ignored])),
     ]
     size = model_size(config.model)
     device = pick_device(config.model.device)

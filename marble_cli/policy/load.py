@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.distributed.layout import Place, whole
+from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.errors import RequestError
 from marble_cli.policy.files import check_weights
 from marble_cli.policy.pipeline import PipelinePolicy
@@ -44,7 +44,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
-def load_policy(model: ModelConfig, seed: int, place: Place = whole) -> PipelinePolicy:
+def load_policy(model: ModelConfig, seed: int, place: PlaceModel = place_whole) -> PipelinePolicy:
     """Load the frozen model and give it what is trained, a LoRA drawn from `seed`; `place` puts it on its device.
 
     Raises:

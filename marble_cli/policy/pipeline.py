@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from marble_cli.config.schema import ModelConfig, Train
-from marble_cli.distributed.layout import Place, whole
+from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
 from marble_cli.policy.provenance import describe_origin, weights_digest
@@ -38,7 +38,7 @@ class PipelinePolicy:
         model: ModelConfig,
         device: torch.device,
         seed: int,
-        place: Place = whole,
+        place: PlaceModel = place_whole,
     ):
         self.pipeline, self.family, self.model, self.device = pipeline, family, model, device
         self.dtype = DTYPES[model.precision]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from marble_cli.interrupts import Watch, kept
+from marble_cli.interrupts import HandlerReport, preserved_handlers
 from marble_cli.output import reserved
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ class Guard:
             KeyboardInterrupt: Ctrl+C was pressed.
         """
         quiet = stage is not Stage.CALL and threading.current_thread() is threading.main_thread()
-        process, watch = os.getpid(), Watch()
+        process, report = os.getpid(), HandlerReport()
         changes: dict[str, str] = {}
         try:
             with ExitStack() as stack:
                 stack.enter_context(_AT_WORK.one_more(self.name, stage, changes))
                 if quiet:
                     stack.enter_context(_quiet(changes))
-                    watch = stack.enter_context(kept())
+                    report = stack.enter_context(preserved_handlers())
                 stack.enter_context(_thread(changes))
                 try:
                     return work()
@@ -71,12 +71,12 @@ class Guard:
         except Exception:
             raise
         except BaseException as error:
-            if watch.interrupted:
+            if report.interrupted:
                 raise
             raise RuntimeError(repr(error)) from error
         finally:
-            if watch.changed:
-                changes["signals"] = f"the handling of signals ({', '.join(watch.changed)})"
+            if report.changed:
+                changes["signals"] = f"the handling of signals ({', '.join(report.changed)})"
             self._tell(stage, changes)
 
     def _tell(self, stage: Stage, changes: dict[str, str]) -> None:

@@ -1,1 +1,1 @@
-"""Live through a run: build, train, resume, record."""
+"""The life of a run: build, train, resume, record."""

@@ -1,6 +1,6 @@
-"""What all ranks of a run must hold in common when it starts: the configuration, and the checkpoint to go on from.
+"""Agree on what all ranks of a run share at its start: the configuration, and the checkpoint to resume from.
 
-The main rank's counts. The others may run on nodes that do not see its disks.
+The main rank's values are used. Other ranks may run on nodes that do not see its disks.
 """
 
 import hashlib
@@ -23,8 +23,20 @@ from marble_cli.errors import CheckpointError, ConfigError, RequestError
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A checkpoint's content, and what is known of its run: rewards, balance and how evaluations drew."""
+class StoredCheckpoint:
+    """The content of a checkpoint, and the settings of its run that matter for resuming.
+
+    The settings are None if the run's `config.yaml` is missing.
+
+    Attributes:
+        path: the checkpoint's folder.
+        state: the trainer's state.
+        weights: the trained weights.
+        ema: the moving average of the weights.
+        rewards: the names of the rewards.
+        balance: the plain tree of the `balance` group.
+        evaluation: how evaluations drew their images, as `evaluation_settings` returns it.
+    """
 
     path: Path
     state: TrainerState
@@ -32,60 +44,61 @@ class Stored:
     ema: dict[str, Tensor]
     rewards: list[str] | None
     balance: dict[str, Any] | None
-    judged: dict[str, Any] | None  # as `judged_by`
+    evaluation: dict[str, Any] | None
 
 
-def common_config(ranks: Ranks, config: RunConfig) -> RunConfig:
-    """The main rank's configuration, with the processes that there really are.
+def agree_on_config(ranks: Ranks, config: RunConfig) -> RunConfig:
+    """Return the main rank's configuration, with the actual numbers of nodes and processes.
 
     Raises:
-        ConfigError: this rank cannot take it over as it is.
+        ConfigError: this rank cannot use that configuration unchanged.
     """
     nodes = -(-ranks.world // ranks.local_world)
     config = replace(config, launcher=replace(config.launcher, nodes=nodes, nproc=ranks.local_world))
     text = ranks.broadcast_json(dump(config))
     with ranks.raise_together():
-        ours = config if ranks.is_main else typed(OmegaConf.create(text))
-        if dump(ours) != text:
+        agreed = config if ranks.is_main else typed(OmegaConf.create(text))
+        if dump(agreed) != text:
             raise ConfigError(
-                f"the first process's configuration cannot be used on {socket.gethostname()}: an optional reward is "
-                "installed there and not here. Install the same rewards on every node."
+                f"the first process's configuration cannot be used on {socket.gethostname()}: an optional "
+                "reward is installed there and not here. Install the same rewards on every node."
             )
-    return ours
+    return agreed
 
 
-def common_checkpoint(ranks: Ranks, folder: Path, checkpoint: Path | None, *, named: bool) -> Path | None:
-    """The main rank's `checkpoint` on all ranks.
+def agree_on_checkpoint(ranks: Ranks, folder: Path, checkpoint: Path | None, *, named: bool) -> Path | None:
+    """Return the main rank's `checkpoint` on all ranks.
 
     Args:
-        ranks: all of them.
-        folder: the run's.
-        checkpoint: what the main rank goes on from; the others' is not looked at.
-        named: whether it was asked for by its path, whatever else there is.
+        ranks: the ranks of the run.
+        folder: the run's folder.
+        checkpoint: the checkpoint to resume from; only the main rank's value is used.
+        named: whether the user named the checkpoint; then a later one on another node is no error.
 
     Raises:
         RequestError: another node's disk holds a later step of the run.
     """
     newest = max(map(store.step_of, store.steps(folder)), default=0)
     path = None if checkpoint is None else str(checkpoint)
-    seen = ranks.all_gather_json({"host": socket.gethostname(), "step": newest, "path": path})
-    ahead = max(seen, key=lambda row: row["step"])
+    nodes = ranks.all_gather_json({"host": socket.gethostname(), "step": newest, "path": path})
+    main, ahead = nodes[0], max(nodes, key=lambda node: node["step"])
     with ranks.raise_together():
-        if ahead["step"] > seen[0]["step"] and not named:
-            have = f"a checkpoint of step {seen[0]['step']}" if seen[0]["step"] else "no checkpoint"
+        if ahead["step"] > main["step"] and not named:
+            have = f"a checkpoint of step {main['step']}" if main["step"] else "no checkpoint"
             raise RequestError(
-                f"{folder.absolute()} holds a checkpoint of step {ahead['step']} on {ahead['host']}, and {have} on "
-                f"{seen[0]['host']}, where the first process runs: they share no disk. Start with {ahead['host']} as the "
-                f"first node, or copy the folder to {seen[0]['host']}. Nothing was changed."
+                f"{folder.absolute()} holds a checkpoint of step {ahead['step']} on {ahead['host']}, and "
+                f"{have} on {main['host']}, where the first process runs: they share no disk. Start with "
+                f"{ahead['host']} as the first node, or copy the folder to {main['host']}. Nothing was "
+                "changed."
             )
-    return None if seen[0]["path"] is None else Path(seen[0]["path"])
+    return None if main["path"] is None else Path(main["path"])
 
 
-def read(ranks: Ranks, checkpoint: Path) -> Stored:
-    """Read `checkpoint` on every rank: from its own disk where that holds the same, else from the main rank.
+def read_checkpoint(ranks: Ranks, checkpoint: Path) -> StoredCheckpoint:
+    """Read `checkpoint` on every rank: from its own disk if the files are equal, else from the main rank.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the main rank's checkpoint is damaged.
     """
     with ranks.raise_together():
         own = _digest(checkpoint)
@@ -103,47 +116,61 @@ def read(ranks: Ranks, checkpoint: Path) -> Stored:
     return _broadcast(ranks, checkpoint, stored)
 
 
-def _load(checkpoint: Path) -> Stored:
+def _load(checkpoint: Path) -> StoredCheckpoint:
     state, weights, ema = store.load(checkpoint)
     written = checkpoint.parent.parent / "config.yaml"
     if not written.is_file():
-        return Stored(checkpoint, state, weights, ema, None, None, None)
+        return StoredCheckpoint(checkpoint, state, weights, ema, None, None, None)
     tree: Any = OmegaConf.to_container(completed(OmegaConf.load(written)))
-    return Stored(checkpoint, state, weights, ema, list(tree["rewards"]), tree["balance"], judged_by(tree))
+    return StoredCheckpoint(
+        checkpoint,
+        state,
+        weights,
+        ema,
+        rewards=list(tree["rewards"]),
+        balance=tree["balance"],
+        evaluation=evaluation_settings(tree),
+    )
 
 
-def judged_by(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return how evaluations draw by the plain tree of a run's whole configuration."""
+def evaluation_settings(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return how evaluations draw images: the `evaluation` group, with the rollout's value for each null.
+
+    Args:
+        tree: the plain tree of a run's configuration.
+    """
     rollout, own = tree["rollout"], tree["evaluation"]
     return {key: rollout[key] if value is None else value for key, value in own.items()}
 
 
 def _digest(checkpoint: Path) -> str | None:
-    """SHA-256 of the manifest, which holds those of all other files; None where there is none."""
+    """Return the SHA-256 of the manifest, which holds those of all other files; None without a manifest."""
     file = checkpoint / manifest.NAME
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
-def _broadcast(ranks: Ranks, checkpoint: Path, stored: Stored | None) -> Stored:
-    """The main rank's on all, one tensor after another; no rank holds more than it would have read."""
+def _broadcast(ranks: Ranks, checkpoint: Path, stored: StoredCheckpoint | None) -> StoredCheckpoint:
+    """Send the main rank's checkpoint to all ranks, tensor by tensor, so that no rank needs extra memory."""
     plan: dict[str, Any] = {}
     groups: dict[str, dict[str, Tensor]] = {}
     if ranks.is_main:
         assert stored is not None
-        groups = {
-            **stored.state.tensors,
-            "/weights": stored.weights,
-            "/ema": stored.ema,
-        }  # a file's name has no slash
+        # File names have no slash, so these two keys cannot collide with a group of the state.
+        groups = {**stored.state.tensors, "/weights": stored.weights, "/ema": stored.ema}
         plan = {
-            "step": stored.state.step, "train": stored.state.train, "info": stored.state.info, "rewards": stored.rewards, "balance": stored.balance,
-            "judged": stored.judged,
+            "step": stored.state.step,
+            "train": stored.state.train,
+            "info": stored.state.info,
+            "rewards": stored.rewards,
+            "balance": stored.balance,
+            "evaluation": stored.evaluation,
+            "groups": list(groups),
             "tensors": [
                 (group, name, list(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-                for group, tensors in groups.items() for name, tensor in tensors.items()
+                for group, tensors in groups.items()
+                for name, tensor in tensors.items()
             ],
-            "groups": list(groups),
-        }  # fmt: skip
+        }
     plan = ranks.broadcast_json(plan)
     received: dict[str, dict[str, Tensor]] = {group: {} for group in plan["groups"]}
     for group, name, shape, dtype in plan["tensors"]:
@@ -152,4 +179,6 @@ def _broadcast(ranks: Ranks, checkpoint: Path, stored: Stored | None) -> Stored:
         received[group][name] = own
     weights, ema = received.pop("/weights"), received.pop("/ema")
     state = TrainerState(plan["step"], received, plan["info"], plan["train"])
-    return Stored(checkpoint, state, weights, ema, plan["rewards"], plan["balance"], plan["judged"])
+    return StoredCheckpoint(
+        checkpoint, state, weights, ema, plan["rewards"], plan["balance"], plan["evaluation"]
+    )

@@ -1,4 +1,4 @@
-"""Build a trainer from a configuration and what is loaded: the one way to one, for runs, benches, scripts and tests."""
+"""Build a trainer and its parts from a configuration, for runs, benches, scripts and tests."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +15,7 @@ from marble_cli.distributed.layout import Layout
 from marble_cli.policy.base import Policy
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import evaluation_rollout, training_rollout
+from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.loop import Recorder, Trainer
 from marble_cli.run.state import Progress
 from marble_cli.step.direction import make_descent
@@ -36,14 +37,14 @@ def build_balance(config: RunConfig) -> Balance | ScalarisedReward:
     """Return the balance of the run's rewards.
 
     Raises:
-        ConfigError: there is no such balance, or its settings do not fit the rewards.
+        ConfigError: the balance is unknown, or its settings do not fit the rewards.
     """
     weights = [reward.weight for reward in config.rewards.values()]
     return registry.build(config.balance, list(config.rewards), weights)
 
 
 def build_sampler(config: RunConfig, sources: Mapping[str, list[Prompt]]) -> PromptSampler:
-    """Return what draws each step's prompts from the training prompts by source."""
+    """Return the sampler that draws the prompts of each step from the training prompts of every source."""
     shares = {name: config.data.sources[name].weight for name in sources}
     return PromptSampler(sources, shares, config.rollout.groups, config.trainer.seed)
 
@@ -54,31 +55,51 @@ def build_trainer(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     balance: Balance | ScalarisedReward,
-    judges: Scorer,
+    eval_scorer: Scorer,
     sources: Mapping[str, list[Prompt]],
     held_out: list[Prompt],
     layout: Layout,
     recorder: Recorder,
     progress: Progress,
 ) -> Trainer:
-    """Return a trainer that goes on from `progress`.
+    """Return a trainer that continues after `progress`.
 
     Args:
-        config: of the run.
-        folder: of the run.
-        policy: with the weights of `progress`.
-        optimizer: over its trained parameters.
-        balance: of the trained rewards.
-        judges: scores the trained and the watched rewards.
-        sources: training prompts by source.
-        held_out: prompts of evaluations.
+        config: the configuration of the run.
+        folder: the run's folder.
+        policy: the policy with the weights of `progress`.
+        optimizer: the optimizer of its trained parameters.
+        balance: the balance of the trained rewards.
+        eval_scorer: scores the trained and the watched rewards.
+        sources: the training prompts by source.
+        held_out: the prompts of evaluations.
         layout: how ranks hold parameters.
-        recorder: where figures and pictures go.
-        progress: the last finished step.
+        recorder: records metrics and pictures.
+        progress: the state after the last finished step.
     """
     names = list(config.rewards)
+    evaluations = Evaluations(
+        settings=config.trainer,
+        policy=policy,
+        scorer=eval_scorer,
+        rollout=evaluation_rollout(config, policy),
+        held_out=held_out,
+        trained=names,
+        watched=list(config.eval_rewards),
+        ranks=layout.ranks,
+        progress=progress,
+    )
     return Trainer(
-        config, folder, policy, optimizer, judges.only(names), judges, build_sampler(config, sources), held_out,
-        training_rollout(config, policy), evaluation_rollout(config, policy),
-        make_descent(config, names, policy, balance, layout), layout, recorder, progress,
-    )  # fmt: skip
+        config=config,
+        folder=folder,
+        policy=policy,
+        optimizer=optimizer,
+        scorer=eval_scorer.only(names),
+        sampler=build_sampler(config, sources),
+        rollout=training_rollout(config, policy),
+        evaluations=evaluations,
+        descent=make_descent(config, names, policy, balance, layout),
+        layout=layout,
+        recorder=recorder,
+        progress=progress,
+    )

@@ -1,4 +1,4 @@
-"""Write a run's checkpoints: where they are due, and on the way out of a failure."""
+"""Write a run's checkpoints: when they are due, and when the run fails."""
 
 import logging
 from collections.abc import Iterator
@@ -19,16 +19,23 @@ from marble_cli.step.alike import check_alike
 
 log = logging.getLogger("marble.run")
 
-ALIKE = (RewardError, TrainingError, BalanceError)  # raised on all ranks, which see the same
+# Raised on all ranks at the same point.
+ON_ALL_RANKS = (RewardError, TrainingError, BalanceError)
 
 
 @dataclass
 class Checkpoints:
-    """Checkpoints of a run's last finished step.
+    """Writes checkpoints of a run's last finished step.
 
     Attributes:
-        mid_update: true between the optimizer step and the bookkeeping; what is in memory then is of no step.
-        last_save_attempt: the last step of which a checkpoint was written, or could not be.
+        folder: the run's folder.
+        settings: how many checkpoints to keep.
+        policy: the policy to save.
+        optimizer: the optimizer to save.
+        layout: how ranks hold parameters.
+        progress: the state after the last finished step.
+        mid_update: true between the optimizer step and the bookkeeping; never write a checkpoint then.
+        last_save_attempt: the last step whose checkpoint was written or failed to be written.
     """
 
     folder: Path
@@ -42,21 +49,21 @@ class Checkpoints:
 
     @property
     def up_to_date(self) -> bool:
-        """Tell whether the last finished step has been saved, or could not be."""
+        """Tell whether saving the last finished step has been tried already."""
         return self.last_save_attempt == self.progress.step
 
     def save(self, best: bool) -> None:
-        """Write a checkpoint of the last finished step; where that fails, all ranks leave.
+        """Write a checkpoint of the last finished step; if that fails, all ranks raise.
 
         Raises:
-            TrainingError: the ranks' weights are not alike; no checkpoint is written.
+            TrainingError: the weights differ among ranks; no checkpoint is written.
         """
         try:
             check_alike(
                 self.policy.parameters("trained"), self.layout, self.progress.step, self.last_save_attempt
             )
         except TrainingError:
-            self.last_save_attempt = self.progress.step  # nor is one written at the end
+            self.last_save_attempt = self.progress.step  # so that none is written at the end either
             raise
         packed = self.pack()
         with self.layout.ranks.raise_together():
@@ -64,7 +71,7 @@ class Checkpoints:
 
     @contextmanager
     def salvage(self) -> Iterator[None]:
-        """Keep the last finished step if the run fails inside, and re-raise what stopped it."""
+        """If the run fails inside the block, checkpoint the last finished step and re-raise the error."""
         self.last_save_attempt = self.progress.step or None
         try:
             yield
@@ -74,23 +81,24 @@ class Checkpoints:
             raise
 
     def _keep(self, error: BaseException) -> None:
-        """Write a checkpoint on the way out of `error`, as far as the ranks can."""
+        """Write a checkpoint after `error`, if the remaining ranks can."""
         ranks = self.layout.ranks
-        together = ranks.world == 1 or ranks.leaving or isinstance(error, ALIKE)
+        together = ranks.world == 1 or ranks.leaving or isinstance(error, ON_ALL_RANKS)
         if self.layout.sharded and not together:
-            log.error("step %d is not kept: other processes hold parts of it", self.progress.step)
+            log.error("step %d is not kept: other processes hold shards of its weights", self.progress.step)
             return
         forget(error)
         try:
-            with bounded("as the step was to be kept", "Free the device"):
+            with bounded("while the last step was checkpointed", "Free the device"):
                 self.write(self.pack(), False)
-        except (StorageError, DeviceMemoryError) as second:  # what stopped the run is the news
+        except (StorageError, DeviceMemoryError) as second:  # log only: `error` is raised
             log.error("checkpointing step %d on the way out failed too: %s", self.progress.step, second)
         if together:
-            ranks.barrier()  # a launcher may end the main rank, which still writes, when others have gone
+            # A launcher may kill the main rank, which is still writing, when other ranks have ended.
+            ranks.barrier()
 
     def pack(self) -> Packed | None:
-        """Return what a checkpoint holds, for the main rank to write; of shards, the others send theirs."""
+        """Collect the content of a checkpoint on the main rank; with shards, all ranks take part."""
         if self.layout.ranks.is_main or self.layout.sharded:
             return pack(self.policy, self.optimizer, self.progress)
         return None

@@ -1,4 +1,4 @@
-"""One recorder for a run: the metrics file, W&B, the terminal, sample pictures and log.txt."""
+"""Record a run in the metrics file, W&B, the terminal, sample pictures and log.txt."""
 
 import logging
 from pathlib import Path
@@ -23,18 +23,21 @@ from marble_cli.run.state import Progress
 
 
 class LogFile(logging.Handler):
-    """log.txt, line by whole line. A line that does not fit is not worth the run: it is on the terminal still."""
+    """Write log.txt by complete lines.
+
+    A line that does not fit on the disk is dropped with a warning; the terminal still shows it.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.file, self.full = AppendedFile(path, "Until there is room, lines are shown here only."), False
+        self.file, self.full = AppendedFile(path, "Until there is space, lines are shown here only."), False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.file.append(redact(self.format(record)) + "\n")
             self.full = False
         except StorageError as error:
-            if not self.full:  # once, until there is room again
+            if not self.full:  # warn once, until there is space again
                 self.full = True
                 logging.getLogger("marble").warning("%s", error)
 
@@ -44,12 +47,13 @@ class LogFile(logging.Handler):
 
 
 class RunRecorder:
-    """Implements `trainer.loop.Recorder`; on other ranks than the main one it stays silent."""
+    """The `run.loop.Recorder` of a run; it records on the main rank only."""
 
     def __init__(self, config: RunConfig, folder: Path, progress: Progress, *, main: bool) -> None:
         self.config, self.folder, self.progress, self.main = config, folder, progress, main
         self.logger = logging.getLogger("marble")
-        self.journal = logging.getLogger("marble.journal")  # what the terminal shows in another form
+        # Messages for log.txt only: the terminal shows these in another form.
+        self.journal = logging.getLogger("marble.journal")
 
     def __enter__(self) -> "RunRecorder":
         if self.main:
@@ -117,5 +121,5 @@ class RunRecorder:
             folder.mkdir(exist_ok=True)
             image_grid([(f"step {step}", evaluation.images)], evaluation.captions, file)
 
-        try_to_draw(file, "The run goes on without these pictures.", draw)
+        try_to_draw(file, "The run continues without these pictures.", draw)
         self.wandb.images(step, evaluation.images, evaluation.captions)

@@ -1,4 +1,4 @@
-"""Put a run's folder, policy, optimizer and balance back to where a checkpoint has them."""
+"""Restore a run's folder, policy, optimizer and balance from a checkpoint."""
 
 import logging
 from dataclasses import replace
@@ -18,28 +18,33 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError
 from marble_cli.files import write_whole
-from marble_cli.metrics.wandb_history import forget
+from marble_cli.metrics.wandb_history import forget_identity
 from marble_cli.policy.base import Policy
 from marble_cli.policy.provenance import check_origin, read_origin
-from marble_cli.run.agreement import Stored, common_checkpoint, judged_by, read
-from marble_cli.run.balance_state import recall
-from marble_cli.run.state import Progress, fresh, unpack
+from marble_cli.run.agreement import (
+    StoredCheckpoint,
+    agree_on_checkpoint,
+    evaluation_settings,
+    read_checkpoint,
+)
+from marble_cli.run.balance_state import restore_balance_state
+from marble_cli.run.state import Progress, initial_progress, unpack
 
 log = logging.getLogger("marble.run")
 
 
-def prepare(folder: Path, checkpoint: Path | None, progress: Progress, config: RunConfig) -> None:
-    """Leave the run's folder as it was when `checkpoint` was written, and the configuration in it."""
+def prepare_folder(folder: Path, checkpoint: Path | None, progress: Progress, config: RunConfig) -> None:
+    """Restore the run's folder to its state at `checkpoint`, and write the configuration into it."""
     for path in store.set_aside(folder, progress.step) if checkpoint else ():
-        log.warning("going back before %s, which is kept as %s", path.name.split("-", 1)[1], path.name)
+        log.warning("resuming before %s, which is kept as %s", path.name.split("-", 1)[1], path.name)
     store.point_best(folder, progress.best_step)
     if not (folder / "config.yaml").is_file():
-        forget(folder)
+        forget_identity(folder)
     if checkpoint is None or not (folder / "config.yaml").is_file():
         write_whole(folder / "config.yaml", dump(config))
 
 
-def go_on(
+def resume_from(
     ranks: Ranks,
     folder: Path,
     checkpoint: Path | None,
@@ -50,15 +55,26 @@ def go_on(
     *,
     named: bool,
 ) -> tuple[Path | None, Progress]:
-    """Return the checkpoint and its progress, or an older one's where it does not fit the run and was not `named`.
+    """Restore policy, optimizer and balance from `checkpoint`, or from an older one if it does not fit.
 
-    The policy, the optimizer and the balance are then as the checkpoint has them.
+    Args:
+        ranks: the ranks of the run.
+        folder: the run's folder.
+        checkpoint: the checkpoint to try first; None starts from the beginning.
+        policy: the policy to restore.
+        optimizer: the optimizer to restore.
+        config: the configuration of the run.
+        balance: the balance to restore.
+        named: whether the user named the checkpoint; then no older one is tried.
+
+    Returns:
+        The checkpoint that was used, and its progress.
 
     Raises:
-        CheckpointError: it does not fit, and was named or is the last.
+        CheckpointError: the checkpoint does not fit, and was named or has no older one.
     """
     while True:
-        stored = None if checkpoint is None else read(ranks, checkpoint)
+        stored = None if checkpoint is None else read_checkpoint(ranks, checkpoint)
         fault, progress = None, None
         with ranks.raise_together():
             try:
@@ -71,31 +87,39 @@ def go_on(
         older = None
         with ranks.raise_together():
             if checkpoint is not None and ranks.is_main:
-                fault = fault or CheckpointError(f"{checkpoint} fits here, and not on another node.")
+                fault = fault or CheckpointError(f"{checkpoint} fits on this node, but not on another.")
                 older = None if named else newest(folder, store.step_of(checkpoint))
                 if older is None:
                     raise fault
                 passed_over(checkpoint, str(fault))
-        checkpoint = common_checkpoint(ranks, folder, older, named=True)
+        checkpoint = agree_on_checkpoint(ranks, folder, older, named=True)
 
 
 def restore(
-    stored: Stored | None,
+    stored: StoredCheckpoint | None,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     config: RunConfig,
     balance: Balance | ScalarisedReward | None = None,
 ) -> Progress:
-    """Put what a checkpoint holds into the policy, the optimizer and the balance; return its progress, or a fresh one.
+    """Load a checkpoint into the policy, the optimizer and the balance; return its progress.
 
-    What a run on other rewards, or one with another balance, knew of its rewards is of no use here and stays behind.
+    The state of the balance is dropped if the rewards or the balance have changed, and so are scores of
+    evaluations that drew their images differently.
+
+    Args:
+        stored: the checkpoint; None returns the progress of a new run.
+        policy: the policy to restore.
+        optimizer: the optimizer to restore.
+        config: the configuration of the run.
+        balance: the balance to restore.
 
     Raises:
-        CheckpointError: it is of another model, LoRA or kind of training, or holds what cannot be.
+        CheckpointError: the checkpoint belongs to another model, LoRA or kind of training, or is damaged.
     """
     metric = config.trainer.best
     if stored is None:
-        return replace(fresh(policy), best_metric=metric)
+        return replace(initial_progress(policy), best_metric=metric)
     checkpoint, state, rewards = stored.path, stored.state, stored.rewards
     check_origin(read_origin(state.info, state.train), policy.origin(), str(checkpoint))
     progress = unpack(policy, optimizer, state, stored.weights, stored.ema)
@@ -105,24 +129,29 @@ def restore(
     now = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(now, dict)
     if rewards is not None and rewards != list(config.rewards):
-        log.warning("%s was trained on %s; the balance starts afresh", checkpoint, ", ".join(rewards))
+        log.warning("%s was trained on %s; the balance starts anew", checkpoint, ", ".join(rewards))
         return Progress(progress.step, DirectionCache(), progress.ema, {}, best_metric=metric)
     if stored.balance not in (None, now["balance"]):
-        log.warning("%s was trained with another balance; ours starts afresh", checkpoint)
+        log.warning("%s was trained with another balance; this run's balance starts anew", checkpoint)
         progress.cache, progress.balance = DirectionCache(), None
     elif progress.step:
-        recall(balance, progress.balance, checkpoint)
-    if stored.judged not in (None, judged_by(now)):
-        log.warning("evaluations of %s drew otherwise; the start and the best are sought anew", checkpoint)
+        restore_balance_state(balance, progress.balance, checkpoint)
+    if stored.evaluation not in (None, evaluation_settings(now)):
+        log.warning(
+            "evaluations of %s drew images differently; base scores and the best are determined anew",
+            checkpoint,
+        )
         progress = replace(progress, base_scores={}, best=None, best_step=None, evaluated=-1)
     if progress.cache.alpha is not None and len(progress.cache.alpha) != len(config.rewards):
         raise CheckpointError(
-            f"{checkpoint} is damaged: its balance has shares of {len(progress.cache.alpha)} rewards, and the run has "
-            f"{len(config.rewards)}. {REMEDY}"
+            f"{checkpoint} is damaged: its balance has shares of {len(progress.cache.alpha)} rewards, and "
+            f"the run has {len(config.rewards)} rewards. {REMEDY}"
         )
     if progress.best_metric != metric:
         log.warning(
-            "the best was sought in %s so far, and is sought anew in %s", progress.best_metric, metric
+            "the best checkpoint was chosen by %s so far; from here on it is chosen by %s",
+            progress.best_metric,
+            metric,
         )
         progress.best, progress.best_step, progress.best_metric = None, None, metric
     return progress

@@ -1,4 +1,4 @@
-"""A run's state between two steps, to and from tensors and JSON: what a checkpoint must hold to continue exactly."""
+"""Convert a run's state between two steps to and from tensors and JSON, so that it can be resumed exactly."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,32 +12,50 @@ from marble_cli.distributed.shards import as_dtensor, full_on_rank0, local, loca
 from marble_cli.policy.base import Policy
 from marble_cli.run.state_checks import MOMENTS, check_info, check_tensors
 
-Packed = tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]  # see `pack`
+# The trainer's state, the trained weights and their moving average.
+Packed = tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]
 
 
 @dataclass
 class Progress:
-    """The last finished `step`, the balance's `cache`, the `ema` weights and the best evaluation so far."""
+    """The state after the last finished step.
+
+    Attributes:
+        step: the last finished step.
+        cache: the direction cache of the balance.
+        ema: the moving average of the trained weights, by parameter name.
+        base_scores: the scores of the first evaluation, by reward.
+        best: the best value of `best_metric` so far.
+        best_step: the step of the best checkpoint.
+        best_metric: the metric that chooses the best checkpoint.
+        evaluated: the last step that was evaluated; -1 for none.
+        wandb_id: the id of the run at W&B.
+        balance: the state of a `Stateful` balance after `step`.
+    """
 
     step: int
     cache: DirectionCache
     ema: dict[str, Tensor]
     base_scores: dict[str, list[float | None]]
     best: float | None = None
-    best_step: int | None = None  # whose checkpoint it is
+    best_step: int | None = None
     best_metric: str = "eval/composite"
-    evaluated: int = -1  # the last step that was evaluated
+    evaluated: int = -1
     wandb_id: str | None = None
-    balance: dict[str, Tensor] | None = None  # the state of a `Stateful` balance after `step`
+    balance: dict[str, Tensor] | None = None
 
 
-def fresh(policy: Policy) -> Progress:
+def initial_progress(policy: Policy) -> Progress:
+    """Return the progress of a run before its first step."""
     ema = {name: p.detach().clone() for name, p in policy.parameters("trained").items()}
     return Progress(0, DirectionCache(), ema, {})
 
 
 def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -> Packed:
-    """The trainer's state, the trained weights and their moving average, the latter two as diffusers names them."""
+    """Return the trainer's state, the trained weights and their moving average.
+
+    Weights have the names that diffusers uses.
+    """
     trained = policy.parameters("trained")
     moments = {
         f"{name}|{moment}": full_on_rank0(optimizer.state[parameter][moment])
@@ -74,10 +92,10 @@ def unpack(
     weights: dict[str, Tensor],
     ema: dict[str, Tensor],
 ) -> Progress:
-    """Put a checkpoint back into the policy and the optimizer; the inverse of `pack`.
+    """Load a checkpoint into the policy and the optimizer; the inverse of `pack`.
 
     Raises:
-        CheckpointError: it holds something else than `pack` gave, or does not fit this policy.
+        CheckpointError: the checkpoint is damaged, or does not fit this policy.
     """
     info = check_info(state.step, state.info)
     trained = policy.parameters("trained")
@@ -92,24 +110,24 @@ def unpack(
     for name, parameter in trained.items():
         if f"{name}|exp_avg" in moments:
             optimizer.state[parameter] = {
-                moment: restored(moments[f"{name}|{moment}"], parameter) for moment in MOMENTS
+                moment: _as_adamw(moments[f"{name}|{moment}"], parameter) for moment in MOMENTS
             }
     return Progress(
-        state.step,
-        DirectionCache.from_state(info["cache"]),
-        average,
-        info["base_scores"],
-        info["best"],
-        info["best_step"],
-        info["best_metric"],
-        info["evaluated"],
-        info["wandb_id"],
-        state.tensors.get(BALANCE),
+        step=state.step,
+        cache=DirectionCache.from_state(info["cache"]),
+        ema=average,
+        base_scores=info["base_scores"],
+        best=info["best"],
+        best_step=info["best_step"],
+        best_metric=info["best_metric"],
+        evaluated=info["evaluated"],
+        wandb_id=info["wandb_id"],
+        balance=state.tensors.get(BALANCE),
     )
 
 
-def restored(moment: Tensor, parameter: Tensor) -> Tensor:
-    """A moment of `parameter` as AdamW keeps it: in its form and on its device, or the count of steps, on the CPU."""
+def _as_adamw(moment: Tensor, parameter: Tensor) -> Tensor:
+    """Return a moment as AdamW keeps it: sharded and placed as `parameter`, but the step count on the CPU."""
     if not moment.dim():
         return moment
     return as_dtensor(local_shard(moment, parameter).to(parameter.device, copy=True), parameter)

@@ -1,4 +1,4 @@
-"""What a checkpoint's state must be like before a run takes it over: types, ranges, names and shapes."""
+"""Check the state in a checkpoint before a run uses it: types, ranges, names and shapes."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,38 +11,36 @@ from marble_cli.checkpoint.store import TrainerState
 from marble_cli.errors import CheckpointError
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-SINCE = {
-    "best_step": None,
-    "best_metric": "eval/composite",
-}  # what older checkpoints lack, and what it was then
-WANDB_ID = re.compile(r"[\w-]{1,128}", re.ASCII)  # it becomes part of a folder's name
+# Keys that older checkpoints lack, with the values that those releases used.
+ADDED_LATER = {"best_step": None, "best_metric": "eval/composite"}
+WANDB_ID = re.compile(r"[\w-]{1,128}", re.ASCII)  # the id becomes part of a folder's name
 
 
 def check_info(step: int, info: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a checkpoint, each of its type; numbers are known to be finite.
+    """Check the type of every value in a checkpoint's state; numbers were found to be finite before.
 
     Raises:
-        CheckpointError: naming the first that is not.
+        CheckpointError: a value has another type; names the first such value.
     """
-    whole = {**SINCE, **info}
-    for key, (good, expected) in FIGURES.items():
-        if key not in whole or not good(whole[key]):
+    values = {**ADDED_LATER, **info}
+    for key, (is_valid, expected) in EXPECTED.items():
+        if key not in values or not is_valid(values[key]):
             raise CheckpointError(
-                f"the checkpoint of step {step} is damaged: {key} is {str(whole.get(key))[:60]!r}. Expected {expected}. "
-                f"{REMEDY}"
+                f"the checkpoint of step {step} is damaged: {key} is {str(values.get(key))[:60]!r}. Expected "
+                f"{expected}. {REMEDY}"
             )
-    return whole
+    return values
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_integer(value: Any, least: int) -> bool:
     return type(value) is int and value >= least
 
 
-def _is_row(value: Any) -> bool:
+def _are_lengths(value: Any) -> bool:
     return isinstance(value, list) and all(_is_number(x) and x >= 0 for x in value)
 
 
@@ -52,26 +50,26 @@ def _is_cache(value: Any) -> bool:
     alpha, norms = (value.get(key, "none") for key in ("alpha", "norms"))
     if alpha is None or norms is None:
         return alpha is norms
-    return _is_numbers(alpha) and _is_row(norms) and len(alpha) == len(norms)
+    return _are_numbers(alpha) and _are_lengths(norms) and len(alpha) == len(norms)
 
 
-def _is_numbers(value: Any) -> bool:
+def _are_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(_is_number(x) for x in value)
 
 
-def _is_scores(value: Any) -> bool:
+def _are_scores(value: Any) -> bool:
     return isinstance(value, dict) and all(
         isinstance(row, list) and all(x is None or _is_number(x) for x in row) for row in value.values()
     )
 
 
-FIGURES: dict[str, tuple[Callable[[Any], bool], str]] = {
+EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cache": (_is_cache, "shares and norms of as many rewards"),
-    "base_scores": (_is_scores, "numbers or null by reward"),
+    "base_scores": (_are_scores, "numbers or null by reward"),
     "best": (lambda value: value is None or _is_number(value), "a number or null"),
-    "best_step": (lambda value: value is None or _is_whole(value, 0), "a step or null"),
-    "best_metric": (lambda value: isinstance(value, str), "the name of a figure"),
-    "evaluated": (lambda value: _is_whole(value, -1), "a step or -1"),
+    "best_step": (lambda value: value is None or _is_integer(value, 0), "a step or null"),
+    "best_metric": (lambda value: isinstance(value, str), "the name of a metric"),
+    "evaluated": (lambda value: _is_integer(value, -1), "a step or -1"),
     "wandb_id": (
         lambda value: value is None or (isinstance(value, str) and bool(WANDB_ID.fullmatch(value))),
         "up to 128 letters, digits, - and _, or null",
@@ -80,10 +78,10 @@ FIGURES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_tensors(state: TrainerState, trained: Mapping[str, nn.Parameter]) -> None:
-    """The behaviour policy and the optimizer's moments are those of the parameters `trained`, by name and shape.
+    """Check that behaviour weights and optimizer moments match the `trained` parameters in name and shape.
 
     Raises:
-        CheckpointError: naming what is missing, too much or of another shape.
+        CheckpointError: a tensor is missing, unknown or of another shape; names the first such tensor.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
     _check_shapes(state, "behaviour", shapes)
@@ -101,12 +99,12 @@ def check_tensors(state: TrainerState, trained: Mapping[str, nn.Parameter]) -> N
 
 
 def _check_shapes(state: TrainerState, group: str, expected: Mapping[str, tuple[int, ...]]) -> None:
-    found: Mapping[str, Tensor] = state.tensors.get(group, {})
-    wrong = sorted(expected.keys() ^ found.keys()) or [
-        name for name, shape in expected.items() if tuple(found[name].shape) != shape
+    tensors: Mapping[str, Tensor] = state.tensors.get(group, {})
+    wrong = sorted(expected.keys() ^ tensors.keys()) or [
+        name for name, shape in expected.items() if tuple(tensors[name].shape) != shape
     ]
     if wrong:
         raise CheckpointError(
-            f"{group}.safetensors of the checkpoint of step {state.step} does not fit this model: {wrong[0]} differs "
-            f"({len(wrong)} tensors in all). {REMEDY}"
+            f"{group}.safetensors of the checkpoint of step {state.step} does not fit this model: {wrong[0]} "
+            f"differs ({len(wrong)} tensors in all). {REMEDY}"
         )

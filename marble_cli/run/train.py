@@ -1,4 +1,4 @@
-"""`marble train`: from a configuration to a finished run folder."""
+"""`marble train`: train a configuration and fill the run's folder."""
 
 import logging
 from contextlib import ExitStack
@@ -9,11 +9,11 @@ from marble_cli.checkpoint import store
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.config.schema import Parallel, RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
-from marble_cli.distributed.layout import choose
+from marble_cli.distributed.layout import choose_layout
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.files import WRITTEN, check_inside, check_writable
+from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.interrupts import Interrupt
-from marble_cli.metrics.wandb_destination import destination
+from marble_cli.metrics.wandb_destination import resolve_destination
 from marble_cli.plan.checks import (
     check_applicable,
     check_cache,
@@ -25,75 +25,88 @@ from marble_cli.plan.checks import (
 from marble_cli.plan.memory import check_memory
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
-from marble_cli.run.agreement import common_checkpoint, common_config
+from marble_cli.run.agreement import agree_on_checkpoint, agree_on_config
 from marble_cli.run.build import build_balance, build_optimizer, build_trainer
 from marble_cli.run.recorder import RunRecorder
-from marble_cli.run.resume import go_on, prepare
+from marble_cli.run.resume import prepare_folder, resume_from
 
 log = logging.getLogger("marble.run")
 
 
 def train(config: RunConfig, *, resume: str) -> int:
-    """Run or continue a training; returns the exit code of the contract (0, 130 or 143).
+    """Start or resume a training run; return its exit code: 0, 130 or 143.
 
     Raises:
-        RequestError: something that was asked for cannot be.
+        RequestError: the request cannot be fulfilled.
         RewardError: a reward broke its contract or failed too often; a checkpoint is written first.
     """
     sharded = config.trainer.parallel is Parallel.fsdp
     with Ranks(config.model.device, always=sharded) as ranks, Interrupt() as interrupt, ExitStack() as stack:
-        log.disabled = not ranks.is_main  # of what every rank would say alike
-        config = common_config(ranks, config)
-        folder = Path(config.run.dir).absolute()  # wherever a plugin may go
-        held = stack.enter_context(lock.RunLock(folder))
-        checkpoint = None
+        log.disabled = not ranks.is_main  # the other ranks would log the same lines
+        config = agree_on_config(ranks, config)
+        folder = Path(config.run.dir).absolute()  # a plugin may change the working directory
+        run_lock = stack.enter_context(lock.RunLock(folder))
         with ranks.raise_together():
             check_geometry(config, ranks.world)
             device = own_device(config, ranks.world)
             if ranks.is_main:
-                check_writable(folder, "run.dir=")
-                check_inside(folder, WRITTEN)
-                if folder.is_dir():
-                    held.take()
-                destination(config.logging.wandb)
+                _check_folder(folder, run_lock)
+                resolve_destination(config.logging.wandb)
             check_cache(config)
             declarations = check_plugins(config)
             check_groups(config, declarations)
-            if ranks.is_main:
-                checkpoint = find_checkpoint(folder, config, resume)
+            checkpoint = find_checkpoint(folder, config, resume) if ranks.is_main else None
         named = resume not in ("auto", "never")
-        # All have looked before one writes.
-        checkpoint = common_checkpoint(ranks, folder, checkpoint, named=named)
-        layout = choose(config.trainer, ranks, device)
+        # No rank writes a file before all ranks have passed the checks above.
+        checkpoint = agree_on_checkpoint(ranks, folder, checkpoint, named=named)
+        layout = choose_layout(config.trainer, ranks, device)
         with ranks.raise_together():
             sources = load_prompts(config.data, "train")
-            kept_back = load_prompts(config.data, "test")
-            check_applicable(config, declarations, sources, kept_back)
-            prompts = held_out(kept_back, config.trainer.eval_prompts)
+            all_held_out = load_prompts(config.data, "test")
+            check_applicable(config, declarations, sources, all_held_out)
+            prompts = held_out(all_held_out, config.trainer.eval_prompts)
             balance = build_balance(config)
             check_memory(config, device)
             if ranks.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
-                held.take()
+                run_lock.acquire()
                 store.sweep(folder)
             policy = load_policy(config.model, config.trainer.seed, layout.place)
         rewards = {**config.rewards, **config.eval_rewards}
         with ranks.raise_together():
-            judges = stack.enter_context(
+            eval_scorer = stack.enter_context(
                 open_scorer(rewards, str(policy.device), config.trainer.pending_batches)
             )
         optimizer = build_optimizer(config, policy)
-        checkpoint, progress = go_on(
+        checkpoint, progress = resume_from(
             ranks, folder, checkpoint, policy, optimizer, config, balance, named=named
         )
         if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
-            progress.wandb_id = None  # a run of its own
+            progress.wandb_id = None  # a checkpoint of another run: W&B gets a new run
         with ranks.raise_together():
             if ranks.is_main:
-                prepare(folder, checkpoint, progress, config)
+                prepare_folder(folder, checkpoint, progress, config)
             recorder = stack.enter_context(RunRecorder(config, folder, progress, main=ranks.is_main))
         trainer = build_trainer(
-            config, folder, policy, optimizer, balance, judges, sources, prompts, layout, recorder, progress
+            config,
+            folder,
+            policy,
+            optimizer,
+            balance,
+            eval_scorer,
+            sources,
+            prompts,
+            layout,
+            recorder,
+            progress,
         )
-        interrupt.arm()  # whatever plugins and W&B have set
+        interrupt.arm()  # again, because plugins and W&B may have set their own handlers
         return trainer.run(interrupt)
+
+
+def _check_folder(folder: Path, run_lock: lock.RunLock) -> None:
+    """Check that the run's folder can be written, and lock it if it exists."""
+    check_writable(folder, "run.dir=")
+    check_inside(folder, RUN_ENTRIES)
+    if folder.is_dir():
+        run_lock.acquire()

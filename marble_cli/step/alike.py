@@ -64,9 +64,9 @@ def check_alike(parameters: Mapping[str, Tensor], layout: Layout, step: int, wri
     Raises:
         TrainingError: some differ; on all ranks.
     """
-    if layout.copies == 1:
+    if layout.replicas == 1:
         return
-    own = {"host": socket.gethostname(), "part": layout.part, "digest": digest(parameters)}
+    own = {"host": socket.gethostname(), "part": layout.shard_index, "digest": digest(parameters)}
     rows = layout.ranks.all_gather_json(own)
     if differences := describe_differences(rows):
         earlier = (

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from marble_cli.balance.output_space import output_gram
-from marble_cli.distributed.layout import Layout, Rows
+from marble_cli.distributed.layout import GradientRows, Layout
 from marble_cli.distributed.shards import local
 from marble_cli.objective.coefficients import Coefficients
 from marble_cli.objective.nft import NftTerms, kl_term, mixed_loss, nft_terms, velocity_products
@@ -121,12 +121,12 @@ class Step:
 def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> Gradients:
     """Take the gradient of one mixture plus the KL term, R = 1, by one backward pass per micro-batch."""
     parameters = list(step.policy.parameters("trained").values())
-    rows, losses = step.layout.rows(parameters, mixed=0, passed=1), _zero_losses(1)
+    rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=1), _zero_losses(1)
     with step.layout.raise_together():
         for forward in step.passes(parts):
             v = forward.v_theta.detach().requires_grad_()
             policy, kl = step.loss(forward, v, forward.terms(v, step.objective.beta), mixture)
-            _backward(step, forward, policy + kl, v, parameters, rows.passed[0])
+            _backward(step, forward, policy + kl, v, parameters, rows.autograd[0])
             losses += torch.stack([policy, kl]).detach().double().cpu()
     return _sum_over_ranks(step, rows, parameters, losses)
 
@@ -151,11 +151,11 @@ def reward_gradients(
 def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, shared: Coefficients) -> Gradients:
     """Take one backward pass per row, for any parameters.
 
-    Rows whose coefficients are zero for the whole step are skipped.
+    GradientRows whose coefficients are zero for the whole step are skipped.
     """
     parameters = list(step.policy.parameters("trained").values())
     count = len(rewards.p) + 1
-    rows, losses = step.layout.rows(parameters, mixed=0, passed=count), _zero_losses(count)
+    rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=count), _zero_losses(count)
     p, q = torch.cat([rewards.p, shared.p[None]]), torch.cat([rewards.q, shared.q[None]])
     with_gradient = p.any(1) | q.any(1)
     with_gradient[-1] |= bool(step.objective.kl_coef)
@@ -165,7 +165,7 @@ def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, shared: C
         for forward in step.passes(parts):
             v = forward.v_theta.detach().requires_grad_()
             terms = forward.terms(v, step.objective.beta)
-            for k, row in enumerate(rows.passed):
+            for k, row in enumerate(rows.autograd):
                 policy, kl = step.loss(forward, v, terms, Coefficients(p[k], q[k]))
                 losses[k] += policy.item()
                 if with_gradient[k]:
@@ -185,11 +185,11 @@ def _all_at_once(
     """
     parameters = list(step.policy.parameters("trained").values())
     count = len(rewards.p)
-    rows, losses = step.layout.rows(parameters, mixed=count, passed=1), _zero_losses(count + 1)
+    rows, losses = step.layout.new_rows(parameters, per_sample=count, autograd=1), _zero_losses(count + 1)
     scale = step.objective.clip / step.objective.beta / step.data.samples
     even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
     with_shared = bool(shared.p.any() or shared.q.any() or step.objective.kl_coef)
-    per_sample = PerSampleGradients(layers, rows.mixed)
+    per_sample = PerSampleGradients(layers, rows.per_sample)
     with step.layout.raise_together(), per_sample.watching():
         for forward in step.passes(parts):
             images = forward.batch.indices
@@ -207,7 +207,7 @@ def _all_at_once(
                 retain = with_shared or remaining > 0
                 per_sample.mix(forward.v_theta, scaled, factor * c, retain_graph=retain)
             if with_shared:
-                _backward(step, forward, policy + kl, v, parameters, rows.passed[0])
+                _backward(step, forward, policy + kl, v, parameters, rows.autograd[0])
             p, q = rewards.of(images)
             each = scale * (
                 p @ terms.positive.detach().double().cpu() + q @ terms.negative.detach().double().cpu()
@@ -248,7 +248,9 @@ def _zero_losses(count: int) -> Tensor:
     return torch.zeros(count + 1, dtype=torch.float64)
 
 
-def _sum_over_ranks(step: Step, rows: Rows, parameters: list[nn.Parameter], losses: Tensor) -> Gradients:
+def _sum_over_ranks(
+    step: Step, rows: GradientRows, parameters: list[nn.Parameter], losses: Tensor
+) -> Gradients:
     """Sum gradients and losses over all ranks' samples.
 
     The losses come first, over gloo, which raises if a rank is gone. NCCL would wait on the GPU for ever for

@@ -42,7 +42,7 @@ def step_gram(step: Step, chosen: list[Chunk], signal: Signal, gradients: Gradie
     Returns:
         [R, R] float64, without the last row.
     """
-    matrix = step.layout.total(gram(gradients.rows[:-1]))
+    matrix = step.layout.sum_over_shards(gram(gradients.rows[:-1]))
     if len(chosen) < len(all_chunks(step)):
         seen, times = _applicable_samples(step, chosen, signal), step.data.times.shape[1]
         scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)

@@ -15,9 +15,9 @@ from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.run.build import build_optimizer
-from marble_cli.run.resume import go_on
+from marble_cli.run.resume import resume_from
 from marble_cli.run.train import train
 from tests.checkpoint.damage import COMMON, relist, rewrite
 
@@ -81,7 +81,7 @@ def assert_refused_and_passed_over(marble: Callable[..., Any], run: Path, said: 
     assert continued.code == 0, told
     assert "step-00000003 is not usable and was passed over" in told
     assert said in words((run / "log.txt").read_text()) + told
-    assert [row["step"] for row in read(run / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1, 2, 3]
     for name in ("lora", "ema"):
         file = LAST / name / "pytorch_lora_weights.safetensors"
         assert (run / file).read_bytes() == (finished / file).read_bytes()
@@ -182,8 +182,8 @@ def test_a_state_that_cannot_be(
     config = run_config(*SETTINGS, f"run.dir={run}")
     optimizer = build_optimizer(config, policy)
     with pytest.raises(CheckpointError, match=re.escape(said)):
-        go_on(Ranks(), run, run / LAST, policy, optimizer, config, named=True)
-    checkpoint, progress = go_on(Ranks(), run, run / LAST, policy, optimizer, config, named=False)
+        resume_from(Ranks(), run, run / LAST, policy, optimizer, config, named=True)
+    checkpoint, progress = resume_from(Ranks(), run, run / LAST, policy, optimizer, config, named=False)
     assert checkpoint == run / "checkpoints" / "step-00000002"
     assert progress.step == 2
     assert "step-00000003 is not usable and was passed over" in caplog.text

@@ -11,7 +11,7 @@ from marble_cli.config.compose import compose, dump, load_resolved
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
 from marble_cli.files import check_writable
-from marble_cli.paths import NO_HOME, absolute, expand, home, settle_home
+from marble_cli.paths import NO_HOME, absolute, ensure_home, expand, home
 from marble_cli.rewards.elsewhere import environment
 
 BUILT_IN = "rewards=[colorfulness,compressibility]"
@@ -175,7 +175,7 @@ def test_the_home_is_known_by_the_variable_then_by_the_password_file(
     for unset in (lambda: monkeypatch.setenv("HOME", ""), lambda: monkeypatch.delenv("HOME")):
         unset()
         assert home() == Path(ME.pw_dir)
-        settle_home(Path("spare"))
+        ensure_home(Path("spare"))
         assert os.environ["HOME"] == ME.pw_dir
         assert NO_HOME not in os.environ
 
@@ -188,12 +188,12 @@ def test_without_a_home_the_runs_folder_serves(
     config = composed("model.embedding_cache=~/.cache/marble")
     assert config.model.embedding_cache == str(tmp_path / "here" / "home" / ".cache" / "marble")
     monkeypatch.setenv("HOME", "")
-    settle_home(tmp_path / "here" / "home")
-    settle_home(tmp_path / "again")
+    ensure_home(tmp_path / "here" / "home")
+    ensure_home(tmp_path / "again")
     assert os.environ["HOME"] == str(tmp_path / "here" / "home")
     assert Path.home() == tmp_path / "here" / "home"
     assert [record.message for record in caplog.records] == [
-        "there is no home: HOME is not set, and the password file does not name one. Taken for it: "
+        "there is no home: HOME is not set, and the password file does not name one. Using "
         f"{tmp_path / 'here' / 'home'}"
     ]
 
@@ -209,7 +209,7 @@ def test_what_would_outlive_the_run_is_refused_without_a_home(
     with pytest.raises(ConfigError, match="MARBLE_HOME=FOLDER"):
         environment.root()
     monkeypatch.setenv("HOME", "")
-    settle_home(tmp_path / "borrowed")
+    ensure_home(tmp_path / "borrowed")
     with pytest.raises(ConfigError, match="MARBLE_HOME=FOLDER"):
         environment.root()
     monkeypatch.setenv("MARBLE_HOME", str(tmp_path))

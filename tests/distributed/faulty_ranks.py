@@ -1,4 +1,4 @@
-"""`marble train` with a fault on the second rank alone; run by every rank of test_faulty_ranks.py.
+"""Run by every rank of test_faulty_ranks.py: `marble train` with a fault on the second rank only.
 
 Arguments: the fault, the step in which it comes, and those of `marble train`. Prints which collectives this
 rank began in that step.
@@ -53,7 +53,7 @@ def direct(
 
 
 def solve(self: LeastNorm, gram: torch.Tensor) -> Solution:
-    """A processor that rounds differently, far enough for float32 weights to notice."""
+    """Simulate a processor whose rounding changes float32 weights."""
     solution = solved(self, gram)
     return replace(solution, weights=solution.weights * 1.001) if fault == "rounding" and ill else solution
 
@@ -63,7 +63,7 @@ def apply(self: Trainer, gradient: torch.Tensor) -> None:
     if fault == "weights" and ill and self.progress.step + 1 == at:
         with torch.no_grad():
             weight = next(iter(self.policy.parameters("trained").values())).view(-1)
-            weight[3] = torch.nextafter(weight[3], torch.tensor(9.0))  # the last bit of one
+            weight[3] = torch.nextafter(weight[3], torch.tensor(9.0))  # flip the last bit of one weight
 
 
 def run(self: Trainer, *arguments: Any) -> int:

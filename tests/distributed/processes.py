@@ -1,4 +1,4 @@
-"""Processes that tests start, and what they leave."""
+"""Start processes for tests, and look at their results."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 
 
 def free_port() -> int:
@@ -21,20 +21,26 @@ def free_port() -> int:
 def job(
     commands: Sequence[Sequence[object]], folders: Sequence[Path] | None = None
 ) -> list["subprocess.Popen[str]"]:
-    """A rank for each command of this Python, in a folder of its own if these are given."""
+    """Start one rank per command of this Python, each in its own one of `folders` if these are given."""
     world = str(len(commands))
     common = {**os.environ, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         subprocess.Popen(
-            [sys.executable, *map(str, command)], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, *map(str, command)],
+            cwd=folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
-        for rank, (command, folder) in enumerate(zip(commands, folders or [None] * len(commands), strict=True))
-    ]  # fmt: skip
+        for rank, (command, folder) in enumerate(
+            zip(commands, folders or [None] * len(commands), strict=True)
+        )
+    ]
 
 
 def ends(processes: Sequence["subprocess.Popen[str]"], timeout: float = 120) -> list[tuple[int, str, str]]:
-    """(exit code, standard output, standard error) of each."""
+    """Wait for the processes; return (exit code, standard output, standard error) of each."""
     try:
         answers = [process.communicate(timeout=timeout) for process in processes]
     finally:
@@ -51,13 +57,13 @@ def wait_for(condition: Callable[[], object], what: str, timeout: float = 120) -
 
 
 def step(run: Path) -> int:
-    """The last step that a run has recorded."""
+    """Return the last step that a run has recorded."""
     file = run / "metrics.jsonl"
-    return max((row["step"] for row in read(file)), default=0) if file.is_file() else 0
+    return max((row["step"] for row in read_rows(file)), default=0) if file.is_file() else 0
 
 
 def weights(run: Path) -> dict[str, bytes]:
-    """The tensor files of a run's latest checkpoint."""
+    """Return the tensor files of a run's latest checkpoint."""
     folder = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     return {
         str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.safetensors"))
@@ -65,7 +71,7 @@ def weights(run: Path) -> dict[str, bytes]:
 
 
 def marked(mark: str) -> dict[int, str]:
-    """The processes whose environment holds the text `mark`, and their commands, but this one and those that have ended."""
+    """Return the commands of other processes whose environment contains `mark`, by process id."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:

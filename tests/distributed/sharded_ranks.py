@@ -1,4 +1,4 @@
-"""Run by every rank of tests/distributed/test_sharding.py: what shards compute, beside what a whole policy does.
+"""Run by every rank of tests/distributed/test_sharding.py: compare a sharded policy with a whole one.
 
 Arguments: the configuration's file, and the number of replicas.
 """
@@ -22,20 +22,20 @@ from marble_cli.objective.coefficients import reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.run.build import build_optimizer
-from marble_cli.run.state import Progress, fresh, pack, unpack
+from marble_cli.run.state import Progress, initial_progress, pack, unpack
 from marble_cli.step.batches import TrainingSet, chunks
 from marble_cli.step.direction import make_descent
 from marble_cli.step.gradients import Step, mixture_gradient, reward_gradients
 from marble_cli.step.reward_signal import read_signal
 
 CPU = torch.device("cpu")
-IMAGES = 8  # a rank's
+IMAGES = 8  # per rank
 config = compose([], sys.argv[1])
 replicas = int(sys.argv[2])
 
 
 def randomise(policy: PipelinePolicy) -> None:
-    """Trained and behaviour weights away from the start, the same whatever their layout."""
+    """Move trained and behaviour weights away from the start, equally in every layout."""
     draw = torch.Generator().manual_seed(4)
     for adapter in ("trained", "behaviour"):
         for parameter in policy.parameters(adapter).values():
@@ -45,7 +45,7 @@ def randomise(policy: PipelinePolicy) -> None:
 
 
 def whole_rows(rows: Tensor, policy: PipelinePolicy) -> Tensor:
-    """[R, P] on the main rank, of rows [R, n] of parts."""
+    """Gather rows [R, n] of shards into whole rows [R, P] on the main rank."""
     parameters = list(policy.parameters("trained").values())
     parts = rows.split([local(parameter).numel() for parameter in parameters], dim=1)
     columns = [
@@ -57,7 +57,7 @@ def whole_rows(rows: Tensor, policy: PipelinePolicy) -> Tensor:
 
 @contextmanager
 def watched(ranks: Ranks) -> Iterator[list[tuple[int, ...]]]:
-    """The shapes that are summed over ranks within, in order."""
+    """Record the shapes that are summed over ranks inside the block, in order."""
     shapes: list[tuple[int, ...]] = []
 
     def sum(tensor: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def training_set(policy: PipelinePolicy, ranks: Ranks) -> TrainingSet:
 
 
 def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> None:
-    """In half precision float32 adapters stand beside frozen weights of another type; blocks are then checkpointed, too."""
+    """Compare both layouts; in half precision adapters and frozen weights differ in type."""
     settings = replace(
         config.model,
         train=Train(kind),
@@ -114,13 +114,15 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
         made = reward_coefficients(signal.optimality, signal.applicable, shared_term=descent.shared_term)
         with watched(ranks) as shapes:
             rows = reward_gradients(step, parts, made.rewards, made.shared).rows
-        # Losses first, over gloo: NCCL would wait for a rank that is gone.
+        # Losses are summed first, over gloo: NCCL would wait for a dead rank without end.
         assert shapes[0] == (len(rows) + 1,), shapes
         found.append(whole_rows(rows, policy))
         mixture = made.combined(torch.eye(len(names), dtype=torch.float64)[0])
         found.append(whole_rows(mixture_gradient(step, parts, mixture).rows, policy))
         directions.append(
-            descent.direct(1, signal, data, Progress(0, fresh(policy).cache, {}, {}).cache, lambda n: None)
+            descent.direct(
+                1, signal, data, Progress(0, initial_progress(policy).cache, {}, {}).cache, lambda n: None
+            )
         )
         for parameter in policy.parameters("trained").values():
             assert parameter.grad is None
@@ -144,10 +146,10 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
             parameter.grad = as_dtensor(local_shard(whole, parameter).contiguous().flatten(), parameter)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        states.append(pack(policy, optimizer, fresh(policy)))
+        states.append(pack(policy, optimizer, initial_progress(policy)))
     if ranks.is_main:
         same(states[0], states[1])
-    # a state from the one layout, put into the other
+    # Load the state of one layout into the other.
     randomise(policies[1])
     state, weights, average = states[0]
     progress = unpack(policies[1], optimizers[1], state, weights, average)

@@ -1,4 +1,4 @@
-"""How ranks meet when a run starts, and what is said when they cannot."""
+"""Ranks connect when a run starts, and report what to check if they cannot."""
 
 import logging
 import socket
@@ -27,7 +27,7 @@ Environment = Callable[..., None]
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
-    """A function that makes this process the rank that its variables say."""
+    """Return a function that sets the environment variables of a rank."""
 
     def set_variables(rank: int, world: int, **more: object) -> None:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, **more}
@@ -41,7 +41,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
-    """Two GPUs that are not there, as far as making a process group goes; what was asked for, in order."""
+    """Simulate two GPUs for the creation of a process group; return the calls, in order."""
     asked: list[tuple[Any, ...]] = []
     zeros = torch.ones
 
@@ -68,13 +68,20 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     return asked
 
 
-def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: list[tuple[Any, ...]]) -> None:
+def test_gpus_connect_over_both_backends_at_start(
+    environment: Environment, gpus: list[tuple[Any, ...]]
+) -> None:
     environment(1, 2)
     Ranks().__enter__()
     assert gpus == [
-        ("set_device", 1), ("group", "cpu:gloo,cuda:nccl", ranks.JOINING),
-        ("on", "cpu"), ("all_reduce", (1,)), ("on", "cuda:1"), ("all_reduce", (1,)), ("from then on", ranks.PATIENCE),
-    ]  # fmt: skip
+        ("set_device", 1),
+        ("group", "cpu:gloo,cuda:nccl", ranks.JOINING),
+        ("on", "cpu"),
+        ("all_reduce", (1,)),
+        ("on", "cuda:1"),
+        ("all_reduce", (1,)),
+        ("from then on", ranks.PATIENCE),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -90,8 +97,8 @@ def test_gpus_meet_over_both_backends_at_once(environment: Environment, gpus: li
         (torch.AcceleratorError("CUDA error: out of memory\nCompile"), "others: CUDA error: out of memory."),
         (dist.DistStoreError("wait timeout after 9ms"), "others: wait timeout after 9ms."),
     ],
-)  # fmt: skip
-def test_a_first_sum_that_fails_says_what_to_look_at(
+)
+def test_failed_first_all_reduce_names_what_to_check(
     environment: Environment,
     gpus: list[tuple[Any, ...]],
     monkeypatch: pytest.MonkeyPatch,
@@ -119,7 +126,7 @@ def refused(reason: str) -> None:
         assert part in str(caught.value)
 
 
-def test_an_interface_that_is_not_there(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_interface_is_reported(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     environment(0, 1, GLOO_SOCKET_IFNAME="nosuch0")
     with (
         pytest.raises(JoinError, match="Unable to find address for: nosuch0. All processes"),
@@ -128,7 +135,7 @@ def test_an_interface_that_is_not_there(environment: Environment, monkeypatch: p
         raise AssertionError("joined")
 
 
-def test_a_port_that_is_taken(environment: Environment) -> None:
+def test_used_port_is_reported(environment: Environment) -> None:
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
@@ -137,7 +144,7 @@ def test_a_port_that_is_taken(environment: Environment) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "nowhere.invalid"])
-def test_a_first_machine_that_does_not_answer(
+def test_silent_first_machine_is_reported(
     environment: Environment, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     monkeypatch.setattr(ranks, "JOINING", timedelta(milliseconds=50))
@@ -145,22 +152,22 @@ def test_a_first_machine_that_does_not_answer(
     refused(rf"timed out after .* trying to connect to \({host}, 1\)")
 
 
-def test_the_others_do_not_come(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_processes_are_reported(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "JOINING", timedelta(milliseconds=50))
     environment(0, 2, MASTER_ADDR="127.0.0.1", MASTER_PORT=0)
     refused("1/2 clients joined")
 
 
-def test_a_variable_that_is_not_set(environment: Environment) -> None:
+def test_missing_variable_is_reported(environment: Environment) -> None:
     environment(0, 2)
     refused("environment variable MASTER_ADDR expected, but not set")
 
 
-def test_a_long_wait_says_what_to_look_at_meanwhile(
+def test_long_wait_names_what_to_check(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The timer's own thread speaks; it is let run to its end here."""
-    monkeypatch.setattr(joining, "SOON", 0.0)
+    """The warning comes from the timer's thread, which this test joins."""
+    monkeypatch.setattr(joining, "LATE_AFTER", 0.0)
     timers: list[Any] = []
     start = joining.threading.Timer.start
     monkeypatch.setattr(joining.threading.Timer, "start", lambda self: (timers.append(self), start(self)))
@@ -171,14 +178,14 @@ def test_a_long_wait_says_what_to_look_at_meanwhile(
         assert part in caplog.text
 
 
-def test_the_page_that_is_named_explains_what_to_look_at() -> None:
+def test_documentation_explains_what_to_check() -> None:
     page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith(("| `", "| free"))]
     for name in (*ADVISED[:4], "NCCL_DEBUG=INFO", "free memory"):
         assert any(name in row.split("|")[1] for row in rows), name
 
 
-def test_nothing_is_said_where_all_meet_soon(caplog: pytest.LogCaptureFixture) -> None:
+def test_quick_join_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with Ranks("cpu", always=True):
         pass
     assert caplog.text == ""

@@ -1,4 +1,4 @@
-"""Two real processes: the verbs of `Ranks`, and a run that does not depend on how many there are."""
+"""The collectives of `Ranks` on two processes, and a run whose results do not depend on their number."""
 
 import re
 import subprocess
@@ -16,47 +16,21 @@ from marble_cli.config.compose import compose, dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.plan.checks import check_geometry
 from marble_cli.policy.load import load_policy
 from marble_cli.run.train import train
 from tests.distributed.processes import ends, job
 
-VERBS = """
-import torch
-import torch.distributed as dist
-from marble_cli.distributed.ranks import Ranks
-
-begun = []
-all_reduce = dist.all_reduce
-def watched(tensor, *more):
-    begun.append((tensor.device.type, tensor.numel()))
-    return all_reduce(tensor, *more)
-dist.all_reduce = watched
-with Ranks() as ranks:
-    assert begun == [("cpu", 1)]  # they have met
-    me = ranks.rank
-    assert ranks.world == 2 and ranks.is_main == (me == 0)
-    assert list(ranks.rank_indices(6)) == ([0, 1, 2], [3, 4, 5])[me]
-    own = torch.tensor([1.0 + me, 10.0], dtype=torch.float64)
-    assert ranks.all_reduce(own) is own and own.tolist() == [3.0, 20.0]
-    rows = torch.arange(6).reshape(2, 3).double()[:, :2] + 100 * me
-    assert ranks.all_gather(rows).tolist() == [[0, 1, 100, 101], [3, 4, 103, 104]]
-    row = torch.tensor([me, 7])
-    assert ranks.all_gather(row).tolist() == [0, 7, 1, 7]
-    assert ranks.all_gather(rows.T).tolist() == [[0, 3, 100, 103], [1, 4, 101, 104]]
-    assert ranks.broadcast(torch.tensor([me + 0.1], dtype=torch.float64)).tolist() == [0.1]
-    assert ranks.any(me == 1) and ranks.any(True) and not ranks.any(False)
-print("done", me)
-"""
+PROGRAM = Path(__file__).with_name("collective_ranks.py")
 
 
-def test_the_verbs_mean_the_same_on_two_ranks() -> None:
-    for rank, (code, out, err) in enumerate(ends(job([("-W", "error", "-c", VERBS)] * 2))):
+def test_collectives_give_equal_results_on_two_ranks() -> None:
+    for rank, (code, out, err) in enumerate(ends(job([("-W", "error", PROGRAM)] * 2))):
         assert (code, out) == (0, f"done {rank}\n"), err
 
 
-def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with Ranks() as ranks:
@@ -70,7 +44,7 @@ def test_one_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> No
         assert not torch.distributed.is_initialized()
 
 
-def test_groups_are_not_cut_between_ranks(run_config: Callable[..., RunConfig]) -> None:
+def test_groups_not_divisible_by_ranks_are_refused(run_config: Callable[..., RunConfig]) -> None:
     config = run_config("rollout.groups=5")
     check_geometry(config, 5)
     with pytest.raises(
@@ -81,8 +55,8 @@ def test_groups_are_not_cut_between_ranks(run_config: Callable[..., RunConfig]) 
         check_geometry(config, 8)
 
 
-def test_the_numbers_of_processes_that_the_paper_s_preset_takes() -> None:
-    """As docs/sd35m.md says."""
+def test_paper_preset_accepts_the_documented_process_counts() -> None:
+    """The numbers are those in docs/sd35m.md."""
     page = (Path(__file__).parents[2] / "docs" / "sd35m.md").read_text()
     said = re.search(r"divides 48 trains the same \(([\d, or\n]+)\)", page)
     assert said is not None
@@ -101,17 +75,24 @@ def test_the_numbers_of_processes_that_the_paper_s_preset_takes() -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_path: Path, kind: str) -> None:
+def test_two_ranks_train_as_one_rank(run_config: Callable[..., RunConfig], tmp_path: Path, kind: str) -> None:
     """Refreshes, an amortised step and evaluations, through `marble train --nproc 2`.
 
     The rewards are smooth: one that counts bytes would turn a pixel's rounding into another advantage.
     """
     settings = [
-        "rewards=[colorfulness]", "+rewards.some={plugin: colorfulness, sources: [text, general]}",
-        "trainer.steps=3", "balance.refresh_every=2", "balance.shared_term=outside", "trainer.eval_every=3",
-        "algorithm.behaviour.rate=0.3", "rollout.groups=4", "rollout.batch_size=3", "trainer.micro_batch_size=3",
+        "rewards=[colorfulness]",
+        "+rewards.some={plugin: colorfulness, sources: [text, general]}",
+        "trainer.steps=3",
+        "balance.refresh_every=2",
+        "balance.shared_term=outside",
+        "trainer.eval_every=3",
+        "algorithm.behaviour.rate=0.3",
+        "rollout.groups=4",
+        "rollout.batch_size=3",
+        "trainer.micro_batch_size=3",
         f"model.train={kind}",
-    ]  # fmt: skip
+    ]
     one, two = (run_config(*settings, f"run.dir={tmp_path / name}") for name in ("one", "two"))
     assert train(one, resume="auto") == 0
     file = tmp_path / "two.yaml"
@@ -119,7 +100,7 @@ def test_two_ranks_train_as_one_does(run_config: Callable[..., RunConfig], tmp_p
     command = [sys.executable, "-m", "marble_cli", "train", "--config-name", str(file), "--nproc", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    rows, others = (read(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    rows, others = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [(row["step"], row["phase"]) for row in others] == [(row["step"], row["phase"]) for row in rows]
     assert [row["balance/refresh"] for row in rows if row["phase"] == "train"] == [1, 0, 1]
     clocks = ("time/", "throughput/", "balance/solve_seconds", "balance/gap")

@@ -1,4 +1,4 @@
-"""FSDP2 and HSDP on real processes: velocities, gradients, directions and checkpoints are those of a whole policy."""
+"""FSDP2 and HSDP on real processes compute what a whole policy computes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +11,14 @@ from tests.distributed.processes import ends, job
 
 
 @pytest.mark.parametrize(("world", "replicas"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.long)])
-def test_shards_compute_what_a_whole_policy_does(
+def test_shards_compute_as_a_whole_policy(
     run_config: Callable[..., RunConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     world: int,
     replicas: int,
 ) -> None:
-    """LoRA and full weights, with and without resharding; checkpoints of either layout fit the other, bit for bit."""
+    """LoRA and full weights, with and without resharding; checkpoints fit either layout, bit for bit."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     file = tmp_path / "config.yaml"
     file.write_text(dump(run_config("trainer.micro_batch_size=3", "algorithm.kl_coef=0.5")))

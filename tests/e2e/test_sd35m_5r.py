@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import EvaluationConfig, OdeSolver, Quotes, RolloutTimes, TrainingTimes
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.plan.plan import plan
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
@@ -159,7 +159,7 @@ def test_two_steps_on_small_models(small: list[str], tmp_path: Path, preset: str
         ]
     )
     assert train(config, resume="auto") == 0
-    trained = [row for row in read(tmp_path / "metrics.jsonl") if row["phase"] == "train"]
+    trained = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["phase"] == "train"]
     assert [row["balance/refresh"] for row in trained] == [1, 0]
     for row in trained:
         counts = {name: row[f"reward/{name}/applicable"] for name in REWARDS}

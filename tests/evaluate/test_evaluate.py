@@ -31,7 +31,7 @@ from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Scores
 from marble_cli.rollout.ode import make_scheduler
 from marble_cli.run.build import build_optimizer
-from marble_cli.run.state import fresh, pack
+from marble_cli.run.state import initial_progress, pack
 from marble_cli.seeds import noise
 from tests.checkpoint.damage import relist
 from tests.checkpoint.format_1 import rewrite_in_format_1
@@ -122,7 +122,7 @@ def run(
     policy: Any = load_policy(config.model, 0)
     for step in (1, 2):
         randomise(policy, seed=step)
-        progress = fresh(policy)
+        progress = initial_progress(policy)
         progress.step = step
         progress.ema = {name: 0.5 * value for name, value in progress.ema.items()}
         store.save(
@@ -258,7 +258,7 @@ def test_generated_pictures_are_guided_as_the_runs_were(
     config = run_config(f"run.dir={folder}", *overrides)
     policy: Any = load_policy(config.model, 0)
     randomise(policy)
-    progress = fresh(policy)
+    progress = initial_progress(policy)
     progress.step = 1
     store.save(folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False)
     (folder / "config.yaml").write_text(dump(config))
@@ -341,7 +341,7 @@ def test_the_base_is_drawn_and_judged_with_the_overrides_of_a_run(
     policy: Any = load_policy(load_resolved(run / "config.yaml").model, 0)
     store.save(
         tmp_path / "untrained",
-        *pack(policy, build_optimizer(load_resolved(run / "config.yaml"), policy), fresh(policy)),
+        *pack(policy, build_optimizer(load_resolved(run / "config.yaml"), policy), initial_progress(policy)),
         keep_last=1,
         best=False,
     )

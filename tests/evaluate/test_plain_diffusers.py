@@ -19,7 +19,7 @@ from marble_cli.evaluate.generate import generate
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.source import EMBEDDED
 from marble_cli.run.build import build_optimizer
-from marble_cli.run.state import fresh, pack
+from marble_cli.run.state import initial_progress, pack
 from marble_cli.seeds import noise
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -32,7 +32,7 @@ def run(randomise: Callable[..., None], tmp_path: Path) -> Path:
     config = compose(["~preset", "model.device=cpu", "rollout.steps=8", f"run.dir={tmp_path / 'run'}"])
     policy: Any = load_policy(config.model, 0)
     randomise(policy, scale=0.05)
-    progress = fresh(policy)
+    progress = initial_progress(policy)
     progress.step = 1
     optimizer = build_optimizer(config, policy)
     store.save(tmp_path / "run", *pack(policy, optimizer, progress), keep_last=1, best=False)

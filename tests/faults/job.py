@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 
 CLOCKS = ("time/", "throughput/", "balance/solve_seconds")
 IDENTICAL = "weights and metrics identical to the undisturbed run"
@@ -97,7 +97,7 @@ class Job:
     def step(self) -> int:
         """The last step that is recorded."""
         return max(
-            (row["step"] for row in read(self.run / "metrics.jsonl") if row["phase"] == "train"), default=0
+            (row["step"] for row in read_rows(self.run / "metrics.jsonl") if row["phase"] == "train"), default=0
         )
 
     def saving(self) -> bool:
@@ -122,7 +122,7 @@ class Job:
 
     def rows(self) -> list[dict[str, Any]]:
         """Metrics without what a clock measured."""
-        rows = read(self.run / "metrics.jsonl")
+        rows = read_rows(self.run / "metrics.jsonl")
         return [{key: row[key] for key in row if not key.startswith(CLOCKS)} for row in rows]
 
     def weights(self) -> dict[str, bytes]:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from marble_cli.config.schema import RunConfig
+from tests.distributed.nodes import train_on_nodes_without_a_shared_disk
 from tests.distributed.processes import step, wait_for, weights
-from tests.distributed.test_agreed import test_nodes_that_share_no_disk as nodes_that_share_no_disk
 from tests.faults.conftest import FaultRecorder
 from tests.faults.job import STARTED
-from tests.launch.test_local import SETTINGS, Run, run
-from tests.launch.test_slurm import cluster, job, stopped_at_its_limit, submitted
+from tests.launch.cluster import cluster, job, stopped_at_its_limit, submitted
+from tests.launch.local_run import SETTINGS, Run, run
 
 __all__ = ["cluster", "run"]  # fixtures
 pytestmark = pytest.mark.long
@@ -138,6 +138,6 @@ def test_nodes(
     monkeypatch: pytest.MonkeyPatch,
     record_fault: FaultRecorder,
 ) -> None:
-    nodes_that_share_no_disk(run_config, tmp_path, monkeypatch)
+    train_on_nodes_without_a_shared_disk(run_config, tmp_path, monkeypatch)
     outcome = "the first node's checkpoint goes around; exchanged, they refuse, exit code 2, and say which is further on"
-    record_fault("two nodes share no disk", 2, 0, outcome, "distributed/test_agreed.py")
+    record_fault("two nodes share no disk", 2, 0, outcome, "distributed/test_agreement.py")

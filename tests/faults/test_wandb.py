@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from marble_cli.metrics.wandb_history import unsent
+from marble_cli.metrics.wandb_history import list_unsent_starts
 from tests.faults.conftest import SETTINGS, FaultRecorder, JobMaker
 from tests.faults.job import check_identical
 
@@ -24,16 +24,16 @@ def test_a_run_that_never_reaches_weights_and_biases(
     os.kill(process.pid, signal.SIGTERM)
     run.end(process, 143)
     run.finish()
-    assert run.said().count(f"figures are kept for `marble sync {run.run}`") == 2
+    assert run.said().count(f"metrics are kept for `marble sync {run.run}`") == 2
     outcome = check_identical(run, undisturbed(SETTINGS, 1))
-    kept = unsent(run.run)
+    kept = list_unsent_starts(run.run)
     assert len(kept) == 2
     assert len({log.name for folder in kept for log in folder.glob("*.wandb")}) == 1  # one run of W&B's
     command = [sys.executable, "-m", "marble_cli", "sync", str(run.run)]
     sync = subprocess.run(command, env=run.environ, capture_output=True, text=True, check=False)
     assert sync.returncode == 1
     assert "W&B at http://127.0.0.1:9 cannot be reached" in sync.stderr
-    assert unsent(run.run) == kept
+    assert list_unsent_starts(run.run) == kept
     record_fault(
         "W&B cannot be reached, at two starts", 2, run.lost(),
         f"kept offline for `marble sync RUN`, which says so while there is still no connection; {outcome}", "metrics/test_metrics.py",

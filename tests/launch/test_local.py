@@ -1,10 +1,8 @@
-"""`marble train --nproc 2`: what ends one of its processes, or the launcher, and what is then left."""
+"""The local launcher: restarts, signals, exit codes, and processes that end with it."""
 
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,67 +10,16 @@ import torch
 from typer.testing import CliRunner
 
 from marble_cli.cli.app import app
-from marble_cli.config.compose import dump
-from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError, RequestError
-from marble_cli.interrupts import EXIT_FILE, shielded, tell_exit, told_exit
+from marble_cli.interrupts import EXIT_FILE, blocked_signals, record_exit_code, recorded_exit_code
 from marble_cli.launch.local import _cause
-from marble_cli.metrics.jsonl import read
-from tests.distributed.processes import marked, step, wait_for
-
-SETTINGS = ("trainer.steps=60", "trainer.checkpoint_every=1", "trainer.keep_last=1")
-
-
-class Run:
-    """A run of two processes, recognised by a mark in their environment."""
-
-    def __init__(self, config: RunConfig, folder: Path) -> None:
-        self.folder, self.mark = Path(config.run.dir), f"MARBLE_TEST={folder}"
-        self.config, self.log = folder / "config.yaml", folder / "log"
-        self.config.write_text(dump(config))
-
-    def start(self, *more: str) -> "subprocess.Popen[bytes]":
-        name, _, value = self.mark.partition("=")
-        command = [
-            sys.executable,
-            "-m",
-            "marble_cli",
-            "train",
-            "--config-name",
-            self.config,
-            "--nproc",
-            "2",
-            *more,
-        ]
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, name: value}, start_new_session=True
-            )
-
-    def ranks(self) -> list[int]:
-        return sorted(pid for pid, command in marked(self.mark).items() if "--resume" in command)
-
-    def reach(self, target: int, process: "subprocess.Popen[bytes]") -> None:
-        def there() -> bool:
-            assert process.poll() is None, self.log.read_text()
-            return step(self.folder) >= target
-
-        wait_for(there, f"step {target}")
-
-    def assert_nothing_left(self) -> None:
-        wait_for(lambda: not marked(self.mark), f"the end of {marked(self.mark)}", 10)
+from marble_cli.metrics.jsonl import read_rows
+from tests.distributed.processes import step, wait_for
+from tests.launch.local_run import Run
 
 
-@pytest.fixture
-def run(run_config: Callable[..., RunConfig], tmp_path: Path) -> Iterator[Run]:
-    started = Run(run_config(*SETTINGS, f"run.dir={tmp_path / 'run'}"), tmp_path)
-    yield started
-    for pid in marked(started.mark):
-        os.kill(pid, signal.SIGKILL)
-
-
-def test_a_killed_process_is_replaced_and_a_wish_to_stop_heard(run: Run) -> None:
+def test_killed_process_restarts_the_run_and_a_signal_stops_it(run: Run) -> None:
     process = run.start("trainer.steps=2000")
     run.reach(2, process)
     os.kill(run.ranks()[1], signal.SIGKILL)
@@ -83,12 +30,12 @@ def test_a_killed_process_is_replaced_and_a_wish_to_stop_heard(run: Run) -> None
     assert process.wait(60) == 143
     run.assert_nothing_left()
     assert run.log.read_text().count("restart") == 1
-    done = [row["step"] for row in read(run.folder / "metrics.jsonl")]
+    done = [row["step"] for row in read_rows(run.folder / "metrics.jsonl")]
     assert done == list(range(1, len(done) + 1))
     assert (run.folder / "checkpoints" / "latest").read_text() == f"step-{done[-1]:08d}\n"
 
 
-def test_without_its_launcher_nothing_goes_on(run: Run) -> None:
+def test_killed_launcher_ends_all_processes(run: Run) -> None:
     process = run.start("trainer.steps=2000")
     run.reach(1, process)
     process.kill()
@@ -100,30 +47,30 @@ def test_without_its_launcher_nothing_goes_on(run: Run) -> None:
     ("failures", "cause"),
     [
         ([(1, 2)], (1, 2)),
-        ([(0, 1), (1, -signal.SIGKILL)], (1, -signal.SIGKILL)),  # the survivor was faster
+        ([(0, 1), (1, -signal.SIGKILL)], (1, -signal.SIGKILL)),  # the surviving rank was reported first
         ([(0, 2), (1, -signal.SIGABRT)], (0, 2)),
         ([(1, -signal.SIGABRT), (0, 1)], (1, -signal.SIGABRT)),
-        ([(0, 1), (1, -signal.SIGTERM)], (0, 1)),  # the launcher ended the other
+        ([(0, 1), (1, -signal.SIGTERM)], (0, 1)),  # the launcher terminated the other rank
     ],
 )
-def test_the_cause_of_failures(failures: list[tuple[int, int]], cause: tuple[int, int]) -> None:
+def test_cause_is_the_first_killed_rank(failures: list[tuple[int, int]], cause: tuple[int, int]) -> None:
     assert _cause(failures) == cause
 
 
-def test_the_first_that_ends_by_itself_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tell_exit(2)  # to nobody: no launcher asked
+def test_first_recorded_exit_code_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record_exit_code(2)  # writes nothing: no launcher set EXIT_FILE
     file = tmp_path / "exit"
     monkeypatch.setenv(EXIT_FILE, str(file))
-    assert told_exit(file) is None
-    tell_exit(0)
+    assert recorded_exit_code(file) is None
+    record_exit_code(0)
     assert not file.exists()
-    tell_exit(2)
-    tell_exit(143)
-    assert told_exit(file) == 2
+    record_exit_code(2)
+    record_exit_code(143)
+    assert recorded_exit_code(file) == 2
 
 
-def test_helpers_are_spared_what_asks_a_run_to_stop() -> None:
-    with shielded():
+def test_blocked_signals_are_inherited_by_child_processes() -> None:
+    with blocked_signals():
         helper = subprocess.Popen(["sleep", "60"])
     other = subprocess.Popen(["sleep", "60"])
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
@@ -141,14 +88,16 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(ConfigError, match="2 processes on .* see 1 GPUs. Expected one each: lower --nproc"),
+        pytest.raises(
+            ConfigError, match="2 processes on .* see 1 GPUs. Expected one GPU per process: lower --nproc"
+        ),
         Ranks(),
     ):
         raise AssertionError("joined")
     assert not Ranks("cpu").cuda
 
 
-def test_one_machine_cannot_start_another(tmp_path: Path) -> None:
+def test_local_launcher_with_several_nodes_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["train", "preset=tiny", f"run.dir={tmp_path}", "launcher.nodes=2"])
     assert isinstance(done.exception, RequestError)
     assert "launcher=local starts processes on this machine alone" in str(done.exception)

@@ -1,9 +1,8 @@
-"""`marble train launcher=slurm`: the script, and the jobs that it makes under stand-ins for SLURM's commands."""
+"""`marble train launcher=slurm`: the script, and the jobs that it makes under stand-ins for SLURM."""
 
 import os
 import re
 import shlex
-import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,93 +14,13 @@ from marble_cli.cli.app import app
 from marble_cli.config.compose import dump, load_resolved
 from marble_cli.config.schema import LauncherName, RunConfig
 from marble_cli.errors import ConfigError, RequestError
-from marble_cli.launch.slurm import options, script
-from marble_cli.metrics.jsonl import read
-from tests.distributed.processes import step, wait_for
-
-COMMANDS = {
-    # Answers with the job's id as `--parsable` asks for.
-    "sbatch": 'echo "$PWD $*" >> "$FAKE/submitted"; echo "77;cluster"',
-    "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; echo other; else echo "$*" >> "$FAKE/requeued"; fi',
-    # Starts the tasks, sends them the signal that SLURM sends a step, and leaves with the highest code.
-    "srun": """
-tasks=(); command=()
-for word in "$@"; do
-  case $word in
-    --ntasks=*) count=${word#*=} ;;
-    --*) [ ${#command[@]} -gt 0 ] && command+=("$word") ;;
-    *) command+=("$word") ;;
-  esac
-done
-trap 'kill -USR1 "${tasks[@]}"' USR1
-for ((i = 0; i < count; i++)); do
-  SLURM_PROCID=$i SLURM_LOCALID=$i "${command[@]}" & tasks+=($!)
-done
-echo $$ > "$FAKE/srun.pid"
-highest=0
-for task in "${tasks[@]}"; do
-  while true; do
-    wait "$task"; code=$?
-    kill -0 "$task" 2> /dev/null || break  # or a signal ended the waiting
-  done
-  [ $code -gt $highest ] && highest=$code
-done
-exit $highest
-""",
-}
+from marble_cli.launch.slurm import render_script, sbatch_options
+from marble_cli.metrics.jsonl import read_rows
+from tests.distributed.processes import step
+from tests.launch.cluster import job, stopped_at_its_limit, submitted
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of stand-ins on PATH, which note there what they were asked for."""
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    for name, body in COMMANDS.items():
-        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE", str(folder))
-    return folder
-
-
-def job(run: Path, restarts: int = 0) -> "subprocess.Popen[bytes]":
-    """What SLURM does with the script when its turn has come."""
-    environment = {**os.environ, "SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "n[1-2]"}
-    if restarts:
-        environment["SLURM_RESTART_COUNT"] = str(restarts)
-    with (run / "slurm-77.out").open("ab") as output:
-        return subprocess.Popen(
-            ["bash", "job.sbatch"],
-            cwd=run,
-            stdout=output,
-            stderr=output,
-            env=environment,
-            start_new_session=True,
-        )
-
-
-def submitted(config: RunConfig, run: Path) -> str:
-    """Submit `config` as a job of two processes that writes to `run`; returns what is said of it."""
-    config.run.dir, file = str(run), run.parent.parent / f"{run.name}.yaml"
-    file.write_text(dump(config))
-    asked = ["train", "--config-name", str(file), "launcher=slurm", "launcher.nproc=2"]
-    done = CliRunner().invoke(app, [*asked, 'launcher.setup=["export GREETING=hello", "echo $GREETING"]'])
-    assert done.exception is None, done.exception
-    return done.stdout
-
-
-def stopped_at_its_limit(cluster: Path, run: Path) -> None:
-    """Start the job, and warn it once it has done two steps."""
-    first, output = job(run), run / "slurm-77.out"
-    wait_for(lambda: step(run) >= 2 or first.poll() is not None, "two steps")
-    os.kill(int((cluster / "srun").with_suffix(".pid").read_text()), signal.SIGUSR1)
-    assert first.wait(60) == 143, output.read_text()
-    assert (cluster / "requeued").read_text() == "requeue 77\n"
-    assert "back into the queue, restart 1 of 20" in output.read_text()
-    assert (run / "checkpoints" / "latest").read_text() == f"step-{step(run):08d}\n"
-
-
-def test_a_job_at_its_limit_goes_on_where_it_was(
+def test_job_at_its_time_limit_is_requeued_and_resumes(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     run = tmp_path / "my runs" / "it's $HOME"
@@ -113,13 +32,13 @@ def test_a_job_at_its_limit_goes_on_where_it_was(
     assert job(run, restarts=1).wait(120) == 0, (run / "slurm-77.out").read_text()
     assert (cluster / "requeued").read_text() == "requeue 77\n"
     assert (run / "slurm-77.out").read_text().startswith("hello\n")
-    assert [row["step"] for row in read(run / "metrics.jsonl")] == list(range(1, 41))
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, 41))
     launcher = load_resolved(run / "config.yaml").launcher
     assert (launcher.name, launcher.nodes, launcher.nproc) == (LauncherName.slurm, 1, 2)
 
 
 def run_script(cluster: Path, text: str, folder: Path, code: int, restarts: int = 0) -> tuple[str, bool]:
-    """The words with which a script's srun was called, when it leaves with `code`, and whether the job was queued again."""
+    """Run a script whose srun ends with `code`; return srun's arguments, and whether the job was requeued."""
     (cluster / "srun").write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" > "$FAKE/words"\nexit {code}\n')
     (cluster / "requeued").unlink(missing_ok=True)
     (folder / "job.sbatch").write_text(text)
@@ -129,20 +48,29 @@ def run_script(cluster: Path, text: str, folder: Path, code: int, restarts: int 
 
 @pytest.mark.parametrize(
     ("code", "restarts", "again"),
-    [(0, 0, False), (1, 0, False), (2, 0, False), (130, 0, False), (143, 0, True), (137, 3, True), (253, 0, True), (143, 20, False)],
-)  # fmt: skip
-def test_which_endings_go_back_into_the_queue(
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (2, 0, False),
+        (130, 0, False),
+        (143, 0, True),
+        (137, 3, True),
+        (253, 0, True),
+        (143, 20, False),
+    ],
+)
+def test_exit_code_decides_about_the_requeue(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path, code: int, restarts: int, again: bool
 ) -> None:
     config = run_config("launcher=slurm", f"run.dir={tmp_path}")
-    assert run_script(cluster, script(config, "auto"), tmp_path, code, restarts)[1] is again
+    assert run_script(cluster, render_script(config, "auto"), tmp_path, code, restarts)[1] is again
 
 
-def test_a_job_that_comes_back_continues_itself(
+def test_requeued_job_resumes_from_its_own_checkpoints(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     def resumed(resume: str, restarts: int) -> str:
-        text = script(run_config("launcher=slurm", f"run.dir={tmp_path}"), resume)
+        text = render_script(run_config("launcher=slurm", f"run.dir={tmp_path}"), resume)
         return run_script(cluster, text, tmp_path, 143, restarts)[0].splitlines()[-1]
 
     assert [resumed("auto", turn) for turn in (0, 1)] == ["auto", "auto"]
@@ -152,37 +80,68 @@ def test_a_job_that_comes_back_continues_itself(
     latest = tmp_path / "checkpoints" / "latest"
     latest.write_text("of before the job\n")
     os.utime(latest, (1, 1))
-    assert [resumed(named, turn) for turn in (0, 1)] == [named, named]  # none of its own yet
+    assert [resumed(named, turn) for turn in (0, 1)] == [
+        named,
+        named,
+    ]  # the job has no checkpoint of its own yet
     os.utime(latest, (2**32, 2**32))
     assert resumed(named, 1) == "auto"
 
 
-def test_the_options_of_a_job(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_job_options_follow_the_configuration(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = run_config(
-        "launcher=slurm", "launcher.nodes=2", "launcher.nproc=4", "launcher.time=1-12:00:00", "launcher.partition=gpu",
-        "launcher.account=lab", "launcher.cpus_per_task=6", "launcher.memory=200G", "launcher.warning=90", "model.device=auto",
-        "launcher.extra.qos=high", "launcher.extra.exclusive=true", "launcher.extra={gres: 'gpu:a100:4', gpus-per-node: null}",
-        "run.name='a run; of mine'", f"run.dir={tmp_path}",
-    )  # fmt: skip
-    text = script(config, "auto")
+        "launcher=slurm",
+        "launcher.nodes=2",
+        "launcher.nproc=4",
+        "launcher.time=1-12:00:00",
+        "launcher.partition=gpu",
+        "launcher.account=lab",
+        "launcher.cpus_per_task=6",
+        "launcher.memory=200G",
+        "launcher.warning=90",
+        "model.device=auto",
+        "launcher.extra.qos=high",
+        "launcher.extra.exclusive=true",
+        "launcher.extra={gres: 'gpu:a100:4', gpus-per-node: null}",
+        "run.name='a run; of mine'",
+        f"run.dir={tmp_path}",
+    )
+    text = render_script(config, "auto")
     asked = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
     assert asked == [
-        "job-name=a-run--of-mine", "nodes=2", "ntasks-per-node=4", "cpus-per-task=6", "mem=200G", "time=1-12:00:00", "partition=gpu",
-        "account=lab", "signal=USR1@90", "requeue", "open-mode=append", "output=slurm-%j.out", "qos=high", "exclusive",
+        "job-name=a-run--of-mine",
+        "nodes=2",
+        "ntasks-per-node=4",
+        "cpus-per-task=6",
+        "mem=200G",
+        "time=1-12:00:00",
+        "partition=gpu",
+        "account=lab",
+        "signal=USR1@90",
+        "requeue",
+        "open-mode=append",
+        "output=slurm-%j.out",
+        "qos=high",
+        "exclusive",
         "gres=gpu:a100:4",
-    ]  # fmt: skip
+    ]
     srun = next(line for line in text.splitlines() if line.startswith("srun")).removesuffix("\\")
     assert {"--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=6", "--distribution=block"} <= set(
         shlex.split(srun)
     )
     assert (
-        options(run_config("launcher=slurm", "launcher.nproc=4", "model.device=auto"))["gpus-per-node"] == 4
+        sbatch_options(run_config("launcher=slurm", "launcher.nproc=4", "model.device=auto"))["gpus-per-node"]
+        == 4
     )
-    assert "gpus-per-node" not in options(run_config("launcher=slurm", "launcher.nproc=4"))  # device cpu
+    assert "gpus-per-node" not in sbatch_options(
+        run_config("launcher=slurm", "launcher.nproc=4")
+    )  # device cpu
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
-def test_without_slurm_the_job_is_written(run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_missing_sbatch_is_refused_after_the_job_is_written(
+    run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, file = tmp_path / "run", tmp_path / "config.yaml"
     file.write_text(dump(run_config("launcher=slurm", "launcher.nproc=2", f"run.dir={run}")))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -195,7 +154,7 @@ def test_without_slurm_the_job_is_written(run_config: Callable[..., RunConfig], 
     assert "rollout.groups=2 is not a multiple of the 3 processes" in str(refused.exception)
 
 
-def test_a_refusal_of_sbatch_is_told(
+def test_refusal_by_sbatch_is_reported(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     (cluster / "sbatch").write_text("#!/bin/bash\necho 'invalid partition specified: gpux' >&2; exit 1\n")
@@ -206,7 +165,7 @@ def test_a_refusal_of_sbatch_is_told(
     assert "sbatch refused the job: invalid partition specified: gpux" in str(done.exception)
 
 
-def test_a_dry_run_shows_the_job_and_counts_all_processes(
+def test_dry_run_prints_the_job_and_counts_all_processes(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     file = tmp_path / "config.yaml"
@@ -236,11 +195,13 @@ def test_a_dry_run_shows_the_job_and_counts_all_processes(
         ("launcher.max_restarts=-1", "at least 0"),
     ],
 )
-def test_settings_that_cannot_be(run_config: Callable[..., RunConfig], override: str, expected: str) -> None:
+def test_invalid_launcher_setting_is_refused(
+    run_config: Callable[..., RunConfig], override: str, expected: str
+) -> None:
     with pytest.raises(ConfigError, match=expected):
         run_config("launcher=slurm", override)
 
 
-def test_a_local_run_has_no_partition(run_config: Callable[..., RunConfig]) -> None:
+def test_slurm_setting_of_a_local_run_is_refused(run_config: Callable[..., RunConfig]) -> None:
     with pytest.raises(ConfigError, match=r"launcher\.partition=gpu: expected launcher=slurm beside it"):
         run_config("launcher.partition=gpu")

@@ -1,4 +1,4 @@
-"""A stand-in for W&B's service on this machine: it takes what W&B's own client sends, and keeps each run's lines by offset."""
+"""A stand-in for W&B's service: it accepts what W&B's client sends and keeps each run's lines by offset."""
 
 import gzip
 import json
@@ -12,12 +12,12 @@ from typing import Any
 
 @dataclass
 class Service:
-    """Where it listens, the lines of every run's history, and what runs were called: (project, entity, name)."""
+    """The service's address, and every run's history and (project, entity, name)."""
 
     url: str
     histories: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
     called: dict[str, tuple[str, str | None, str | None]] = field(default_factory=dict)
-    broken: bool = False  # answers every upload of figures with an error
+    broken: bool = False  # whether every upload of metrics is answered with an error
 
     def steps(self, run: str) -> list[int]:
         lines = self.histories[run]
@@ -32,24 +32,33 @@ class Service:
         if chunk is not None:
             lines = self.histories.setdefault(run, {})
             if chunk["offset"] == 0:
-                lines.clear()  # a history that begins again
+                lines.clear()  # the history starts again
             for place, line in enumerate(chunk["content"], start=chunk["offset"]):
                 lines[place] = json.loads(line)
 
 
 def answer(variables: dict[str, Any]) -> dict[str, Any]:
-    """What every question of the client's has an answer in."""
+    """Return an answer that satisfies every query of the client."""
     project = {"id": "p", "name": variables.get("project") or "p", "entity": {"id": "e", "name": "team"}}
     bucket = {
-        "id": "b", "name": variables.get("name") or "x", "displayName": "d", "description": None, "config": "{}",
-        "sweepName": None, "historyLineCount": 0, "project": project,
-    }  # fmt: skip
+        "id": "b",
+        "name": variables.get("name") or "x",
+        "displayName": "d",
+        "description": None,
+        "config": "{}",
+        "sweepName": None,
+        "historyLineCount": 0,
+        "project": project,
+    }
     viewer = {"id": "v", "entity": "team", "username": "me", "flags": "{}", "teams": {"edges": []}}
     return {
-        "viewer": viewer, "serverInfo": {"cliVersionInfo": {}, "features": [], "latestLocalVersionInfo": None},
-        "upsertBucket": {"bucket": bucket, "inserted": True}, "model": None, "project": None,
+        "viewer": viewer,
+        "serverInfo": {"cliVersionInfo": {}, "features": [], "latestLocalVersionInfo": None},
+        "upsertBucket": {"bucket": bucket, "inserted": True},
+        "model": None,
+        "project": None,
         "createRunFiles": {"runID": "r", "uploadHeaders": [], "files": []},
-    }  # fmt: skip
+    }
 
 
 @contextmanager

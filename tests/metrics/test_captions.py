@@ -1,4 +1,4 @@
-"""Whatever a prompt or a name holds can be drawn, and what cannot is a warning."""
+"""Any prompt or name can be drawn; a failure to draw is only a warning."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from marble_cli.explain.figures import draw
 from marble_cli.metrics import captions, figures
 from marble_cli.metrics.captions import ABSENT, caption, fonts
 from marble_cli.metrics.figures import curves, image_grid, styled, try_to_draw
-from marble_cli.metrics.history import open_history
+from marble_cli.metrics.history import read_history
 from marble_cli.rewards.scorer import Scores
 from marble_cli.run.recorder import RunRecorder
 from marble_cli.run.state import Progress
@@ -58,24 +58,24 @@ ODD = {
     "blank": " \n ",
     "underscore": "_hidden",
     "markup": "[red]a[/red] <b>",
-}  # fmt: skip
+}
 IMAGES = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    """What is known of fonts, and what was told, is of no other test."""
+    """Clear the caches of fonts and warnings around every test."""
     known = list(font_manager.fontManager.ttflist)
-    for cached in (captions._family, captions._families, captions._letters, captions._tell):
+    for cached in (captions._family, captions._families, captions._letters, captions._warn_once):
         cached.cache_clear()
     yield
     font_manager.fontManager.ttflist[:] = known
-    for cached in (captions._family, captions._families, captions._letters, captions._tell):
+    for cached in (captions._family, captions._families, captions._letters, captions._warn_once):
         cached.cache_clear()
 
 
 def shown(text: str, columns: int = 26, lines: int = 4) -> list[str]:
-    """The lines of a caption, drawn once; warnings are errors."""
+    """Draw a caption and return its lines; warnings are errors."""
     made = caption(text, columns, lines)
     with styled([text]):
         figure = plt.figure()
@@ -86,7 +86,7 @@ def shown(text: str, columns: int = 26, lines: int = 4) -> list[str]:
 
 
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD)
-def test_any_text_can_be_drawn_and_fits(text: str) -> None:
+def test_any_text_is_drawn_and_fits(text: str) -> None:
     lines = shown(text)
     assert len(lines) <= 4
     assert all(cell_len(line) <= 26 for line in lines)
@@ -106,11 +106,11 @@ def test_any_text_can_be_drawn_and_fits(text: str) -> None:
         "markup",
     ],
 )
-def test_what_would_be_mathematics_is_taken_as_it_is(name: str) -> None:
+def test_mathematics_is_drawn_literally(name: str) -> None:
     assert " ".join(shown(ODD[name])) == ODD[name]
 
 
-def test_mathematics_stays_off_whatever_matplotlibrc_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mathematics_stays_off_despite_matplotlibrc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
     assert shown("$5") == ["$5"]
 
@@ -127,11 +127,11 @@ def test_mathematics_stays_off_whatever_matplotlibrc_says(monkeypatch: pytest.Mo
         ("", ""),
     ],
 )
-def test_what_is_no_letter(text: str, made: str) -> None:
+def test_invisible_and_control_characters_are_replaced(text: str, made: str) -> None:
     assert caption(text, 26, 4) == made
 
 
-def test_letters_of_no_font_are_boxes_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_letters_without_a_font_become_boxes_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     captions._families.cache_clear()
     letter = "\U0002a6d6"  # of CJK's extension B
     assert captions._family(letter) is None
@@ -139,16 +139,16 @@ def test_letters_of_no_font_are_boxes_and_told_once(caplog: pytest.LogCaptureFix
     assert shown(letter) == [ABSENT]
     told = [record.getMessage() for record in caplog.records if record.name == "marble"]
     assert len(told) == 1
-    assert "are in no installed font and stand as □ in pictures" in told[0]
+    assert "are in no installed font and appear as □ in pictures" in told[0]
 
 
-def test_a_box_that_was_asked_for_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+def test_literal_box_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert shown("□") == ["□"]
     assert not caplog.records
 
 
 def install(path: Path, name: str, letters: str) -> None:
-    """Write a font with a square for each of `letters`, and let matplotlib know it."""
+    """Write a font with a square for each of `letters`, and register it with matplotlib."""
     from fontTools.fontBuilder import FontBuilder
     from fontTools.pens.ttGlyphPen import TTGlyphPen
 
@@ -177,7 +177,7 @@ def install(path: Path, name: str, letters: str) -> None:
     captions._families.cache_clear()
 
 
-def test_a_font_that_is_installed_lends_its_letters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_installed_font_provides_its_letters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     install(tmp_path / "one.ttf", "Some Sans CJK", "山川")
     install(tmp_path / "two.ttf", "Another Serif", "海山")
     assert fonts(["山 and a $"])["font.family"] == [captions.FONT, "Some Sans CJK"]
@@ -187,7 +187,7 @@ def test_a_font_that_is_installed_lends_its_letters(tmp_path: Path, caplog: pyte
     image_grid([("山", IMAGES)], ["川海"], tmp_path / "grid.png")
 
 
-def test_fonts_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
+def test_unreadable_fonts_are_skipped(tmp_path: Path) -> None:
     install(tmp_path / "broken.ttf", "Broken Sans", "山")
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     assert shown("山 a") == ["□ a"]
@@ -197,7 +197,7 @@ def test_fonts_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
     assert shown("川 a") == ["□ a"]
 
 
-def test_a_long_text_ends_with_an_ellipsis() -> None:
+def test_long_text_ends_with_an_ellipsis() -> None:
     lines = shown("a red cube " * 3000)
     assert lines[0] == "a red cube a red cube a"
     assert [line.endswith(" …") for line in lines] == [False, False, False, True]
@@ -209,23 +209,26 @@ def test_a_long_text_ends_with_an_ellipsis() -> None:
 
 
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD)
-def test_grids_take_any_prompt_and_label(tmp_path: Path, text: str) -> None:
+def test_image_grid_draws_any_prompt_and_label(tmp_path: Path, text: str) -> None:
     image_grid([(text, IMAGES), ("base", IMAGES)], [text], tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as picture:
         assert min(picture.size) > 100
 
 
 @pytest.mark.parametrize("name", [name for name in ODD.values() if name.strip() and "/" not in name][:26:3])
-def test_curves_and_explanations_take_any_name(tmp_path: Path, name: str) -> None:
+def test_curves_and_explanations_draw_any_name(tmp_path: Path, name: str) -> None:
     other = "ocr"
     row: dict[str, Any] = {"phase": "train", "balance/refresh": 1, "balance/gap": 0.0, "time/step": 1.0}
     for k, reward in enumerate((name, other)):
         row |= {
-            f"reward/{reward}/mean": 0.1 + k, f"balance/alpha/{reward}": 0.5,
+            f"reward/{reward}/mean": 0.1 + k,
+            f"balance/alpha/{reward}": 0.5,
             f"balance/cosine/{reward}": 0.3 - k,
-            f"reward/{reward}/std": 0.1, f"reward/{reward}/applicable": 4, f"balance/grad_norm/{reward}": 1.0,
+            f"reward/{reward}/std": 0.1,
+            f"reward/{reward}/applicable": 4,
+            f"balance/grad_norm/{reward}": 1.0,
             f"balance/weight/{reward}": 0.5,
-        }  # fmt: skip
+        }
     row |= {f"balance/pair_cosine/{name}/{other}": -0.5}
     rows = [{**row, "step": 1}, {**row, "step": 2}]
     for step in (1, 2):
@@ -233,13 +236,13 @@ def test_curves_and_explanations_take_any_name(tmp_path: Path, name: str) -> Non
         rows.append({**means, "step": step, "phase": "eval"})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
     curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    history = open_history(tmp_path)
+    history = read_history(tmp_path)
     drawn, left_out = draw(history, explain(history), tmp_path / "explain")
     assert {path.name for path in drawn} >= {"shares.png", "cosines.png", "pareto.png"}
     assert not [reason for reason in left_out if not reason.startswith("conflict.png")]
 
 
-def test_what_matplotlib_raises_is_a_warning_and_leaves_nothing(
+def test_drawing_failure_warns_and_leaves_no_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "grid.png"
@@ -266,7 +269,7 @@ def test_what_matplotlib_raises_is_a_warning_and_leaves_nothing(
     assert plt.get_fignums() == []
 
 
-def test_a_picture_of_an_explanation_that_fails_leaves_the_others(
+def test_failed_picture_of_an_explanation_keeps_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {
@@ -284,14 +287,14 @@ def test_a_picture_of_an_explanation_that_fails_leaves_the_others(
         raise RuntimeError("matplotlib is out of order")
 
     monkeypatch.setattr("marble_cli.explain.figures.shares", fail)
-    history = open_history(tmp_path)
+    history = read_history(tmp_path)
     drawn, left_out = draw(history, explain(history), tmp_path / "explain")
     assert [path.name for path in drawn] == ["cosines.png"]
     assert "shares.png, RuntimeError: matplotlib is out of order" in left_out
     assert plt.get_fignums() == []
 
 
-def test_figures_of_others_stay_open() -> None:
+def test_styled_leaves_other_figures_open() -> None:
     mine = plt.figure()
     with styled([]):
         plt.figure()
@@ -299,8 +302,8 @@ def test_figures_of_others_stay_open() -> None:
     plt.close(mine)
 
 
-def test_every_text_of_the_package_is_drawn_with_mathematics_off() -> None:
-    """Whoever draws goes through `styled`: nothing else opens a context of settings or a figure."""
+def test_package_draws_all_text_without_mathematics() -> None:
+    """All drawing goes through `styled`: nothing else opens a style context or a figure."""
     folder = Path(figures.__file__).parents[1]
     users = {
         str(path.relative_to(folder)): path.read_text("utf-8").count("rc_context")
@@ -310,11 +313,11 @@ def test_every_text_of_the_package_is_drawn_with_mathematics_off() -> None:
     assert users == {"explain/figures.py": 0, "metrics/figures.py": 1}
 
 
-def test_a_run_outlives_its_sample_pictures(
+def test_run_continues_if_sample_pictures_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Kept:
-        """W&B's side of a run."""
+        """A stand-in for the W&B side of a run."""
 
         captions: ClassVar[list[str]] = []
 
@@ -334,5 +337,5 @@ def test_a_run_outlives_its_sample_pictures(
     monkeypatch.setattr("marble_cli.run.recorder.image_grid", fail)
     recorder.pictures(2, evaluation)
     assert "step-00000002.png could not be drawn: RuntimeError: matplotlib is out of order" in caplog.text
-    assert "The run goes on without these pictures." in caplog.text
+    assert "The run continues without these pictures." in caplog.text
     assert Kept.captions == ["$5", "$5"]

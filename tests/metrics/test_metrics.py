@@ -1,4 +1,4 @@
-"""Metric files and pictures."""
+"""The metrics file, the terminal view, and pictures."""
 
 import io
 import json
@@ -9,34 +9,38 @@ from PIL import Image
 from rich.console import Console
 
 from marble_cli.metrics.figures import curves, image_grid
-from marble_cli.metrics.jsonl import MetricsLog, read, truncate_after
+from marble_cli.metrics.jsonl import MetricsLog, read_rows, truncate_after
 from marble_cli.metrics.terminal import TerminalView
 
 
 def row(step: int, phase: str = "train") -> dict[str, object]:
     return {
-        "step": step, "phase": phase, "reward/ocr/mean": 0.1 * step, "reward/ocr/applicable": 4,
-        "balance/alpha/ocr": 0.5, "time/step": 1.0,
-    }  # fmt: skip
+        "step": step,
+        "phase": phase,
+        "reward/ocr/mean": 0.1 * step,
+        "reward/ocr/applicable": 4,
+        "balance/alpha/ocr": 0.5,
+        "time/step": 1.0,
+    }
 
 
-def test_a_figure_that_is_not_finite_is_a_missing_key(tmp_path: Path) -> None:
+def test_non_finite_value_is_left_out(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "m.jsonl")
     log.write({"step": 1, "a": float("nan"), "b": float("inf"), "c": 0.5})
     log.close()
     assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "c": 0.5}
 
 
-def test_a_continued_run_rewrites_later_steps_and_a_torn_line(tmp_path: Path) -> None:
+def test_truncate_after_drops_later_steps_and_a_truncated_line(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps(row(step)) + "\n" for step in range(1, 5)) + '{"step": 5, "pha')
     truncate_after(path, 3)
-    assert [line["step"] for line in read(path)] == [1, 2, 3]
+    assert [line["step"] for line in read_rows(path)] == [1, 2, 3]
     truncate_after(path, 0)
-    assert read(path) == []
+    assert read_rows(path) == []
 
 
-def test_plain_lines_when_the_output_is_no_terminal() -> None:
+def test_view_without_a_terminal_prints_plain_lines() -> None:
     out = io.StringIO()
     view = TerminalView(9, 0, Console(file=out, width=200))
     view.stage("rollout", 4)
@@ -47,7 +51,7 @@ def test_plain_lines_when_the_output_is_no_terminal() -> None:
     assert "\x1b" not in out.getvalue()
 
 
-def test_pictures_are_drawn(tmp_path: Path) -> None:
+def test_curves_and_image_grid_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     rows = [row(step) for step in range(1, 6)] + [row(5, "eval")]
     path.write_text("".join(json.dumps(line) + "\n" for line in rows))

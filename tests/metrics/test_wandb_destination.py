@@ -1,4 +1,4 @@
-"""Where figures go: the configuration, then W&B's variables, its settings files, and the logins for its service."""
+"""Where metrics go: the configuration comes first, then W&B's variables, settings files and logins."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,25 +7,29 @@ import pytest
 
 from marble_cli.config.schema import WandbConfig, WandbMode
 from marble_cli.errors import ConfigError
-from marble_cli.metrics.wandb_destination import Destination, destination
+from marble_cli.metrics.wandb_destination import WandbDestination, resolve_destination
 
-Decide = Callable[..., Destination]
+Decide = Callable[..., WandbDestination]
 KEY = {"WANDB_API_KEY": "0" * 40}
 OWN = {"WANDB_BASE_URL": "https://wandb.example.org:8443/"}
 
 
 @pytest.fixture
 def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
-    """`destination` of someone whose home and folder hold the given files, and nothing else."""
+    """Return `resolve_destination` for a user with only the given files and variables."""
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()
     here.mkdir()
     monkeypatch.chdir(here)
 
     def run(
-        environ: dict[str, str] | None = None, *, mode: str = "auto", project: str | None = None,
-        entity: str | None = None, **files: str,
-    ) -> Destination:  # fmt: skip
+        environ: dict[str, str] | None = None,
+        *,
+        mode: str = "auto",
+        project: str | None = None,
+        entity: str | None = None,
+        **files: str,
+    ) -> WandbDestination:
         places = {
             "netrc": home / ".netrc",
             "system": home / ".config/wandb/settings",
@@ -35,35 +39,41 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decide:
             places[name].parent.mkdir(parents=True, exist_ok=True)
             places[name].write_text(text)
         variables = {"HOME": str(home)} | (environ or {})
-        return destination(WandbConfig(WandbMode[mode], project, entity), variables)
+        return resolve_destination(WandbConfig(WandbMode[mode], project, entity), variables)
 
     return run
 
 
 @pytest.mark.parametrize(
     ("told", "mode"),
-    [("online", "online"), ("offline", "offline"), ("disabled", "disabled"), ("dryrun", "offline"), ("run", "online"),
-     ("shared", "shared")],
-)  # fmt: skip
+    [
+        ("online", "online"),
+        ("offline", "offline"),
+        ("disabled", "disabled"),
+        ("dryrun", "offline"),
+        ("run", "online"),
+        ("shared", "shared"),
+    ],
+)
 @pytest.mark.parametrize("logged_in", [True, False])
-def test_its_own_variable_decides_the_mode(decide: Decide, told: str, mode: str, logged_in: bool) -> None:
+def test_wandb_mode_variable_decides_the_mode(decide: Decide, told: str, mode: str, logged_in: bool) -> None:
     found = decide({"WANDB_MODE": told} | (KEY if logged_in else {}))
     assert (found.mode, found.reason) == (mode, "WANDB_MODE")
 
 
 @pytest.mark.parametrize("told", ["", "onlin", "Offline", "true"])
-def test_an_unknown_mode_is_refused(decide: Decide, told: str) -> None:
+def test_unknown_mode_is_refused(decide: Decide, told: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"WANDB_MODE='{told}' is no mode of W&B\. Expected online, offline"
     ):
         decide({"WANDB_MODE": told})
     with pytest.raises(ConfigError, match="is no mode"):
-        decide({"WANDB_MODE": told}, mode="offline")  # W&B itself would stumble over it
+        decide({"WANDB_MODE": told}, mode="offline")  # W&B itself would fail at the variable
     assert decide({"WANDB_MODE": told}, mode="disabled").mode == "disabled"
 
 
 @pytest.mark.parametrize("address", ["", "wandb.example.org", "ftp://wandb.example.org", "https://"])
-def test_an_address_that_is_none_is_refused(decide: Decide, address: str) -> None:
+def test_invalid_address_is_refused(decide: Decide, address: str) -> None:
     with pytest.raises(ConfigError, match=r"WANDB_BASE_URL=.* is no address of W&B"):
         decide({"WANDB_BASE_URL": address})
 
@@ -81,12 +91,12 @@ def test_an_address_that_is_none_is_refused(decide: Decide, address: str) -> Non
         ({}, "default login anonymous password me@example.org", "offline"),
         ({}, "machine", "offline"),  # damaged
         (OWN, "machine wandb.example.org:8443 login user password key", "online"),
-        (OWN, "machine wandb.example.org login user password key", "offline"),  # another port's
-        (OWN, "machine api.wandb.ai login user password key", "offline"),  # not its host's
+        (OWN, "machine wandb.example.org login user password key", "offline"),  # without the service's port
+        (OWN, "machine api.wandb.ai login user password key", "offline"),  # another host
         (OWN | KEY, "", "online"),
     ],
 )
-def test_without_a_mode_a_login_for_the_service_decides(
+def test_login_decides_if_no_mode_is_set(
     decide: Decide, environ: dict[str, str], netrc: str, mode: str
 ) -> None:
     found = decide(environ, netrc=netrc)
@@ -96,13 +106,13 @@ def test_without_a_mode_a_login_for_the_service_decides(
     )
 
 
-def test_a_netrc_file_elsewhere(decide: Decide, tmp_path: Path) -> None:
+def test_netrc_variable_names_the_file(decide: Decide, tmp_path: Path) -> None:
     (tmp_path / "logins").write_text("machine api.wandb.ai login user password key")
     found = decide({"NETRC": str(tmp_path / "logins")})
     assert (found.mode, found.reason) == ("online", f"login for api.wandb.ai in {tmp_path / 'logins'}")
 
 
-def test_project_and_team_have_an_order(decide: Decide) -> None:
+def test_project_and_team_come_from_the_first_source(decide: Decide) -> None:
     assert (decide().project, decide().entity) == ("marble", None)
     system = "[default]\nproject = system\nentity = them\nbase_url = https://wandb.example.org\n"
     assert (decide(system=system).project, decide().entity) == ("system", "them")
@@ -111,52 +121,64 @@ def test_project_and_team_have_an_order(decide: Decide) -> None:
     told = {"WANDB_PROJECT": "variable", "WANDB_ENTITY": "us", "WANDB_BASE_URL": "http://localhost:8080"}
     found = decide(told)
     assert (found.project, found.entity, found.service) == ("variable", "us", "http://localhost:8080")
-    assert found.unheard == ()
+    assert found.ignored == ()
     assert decide({"WANDB_PROJECT": ""}).project == "marble"
     found = decide(told, project="mine", entity="me")
     assert (found.project, found.entity) == ("mine", "me")
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled", "online"])
-def test_settings_files_decide_the_mode(decide: Decide, mode: str) -> None:
+def test_settings_file_decides_the_mode(decide: Decide, mode: str) -> None:
     found = decide(KEY if mode != "online" else {}, system=f"[default]\nmode = {mode}\n")
     assert found.mode == mode
     assert found.reason.startswith("mode in ")
-    assert decide({"WANDB_MODE": "shared"}).mode == "shared"  # the variable wins
+    assert decide({"WANDB_MODE": "shared"}).mode == "shared"  # variables have priority over files
 
 
 @pytest.mark.parametrize("text", ["no section", "[other]\nmode = offline", "[default]\nmode", "\x00\xff"])
-def test_a_damaged_settings_file_says_nothing(decide: Decide, text: str) -> None:
+def test_damaged_settings_file_is_ignored(decide: Decide, text: str) -> None:
     assert decide(KEY, workspace=text).mode == "online"
 
 
 @pytest.mark.parametrize(
     ("environ", "asked", "said"),
     [
-        ({"WANDB_MODE": "offline"}, {"mode": "online"}, ["mode=online is set, so WANDB_MODE=offline is not followed"]),
-        ({"WANDB_MODE": "online"}, {"mode": "disabled"}, ["mode=disabled is set, so WANDB_MODE=online is not followed"]),
-        ({"WANDB_MODE": "dryrun"}, {"mode": "offline"}, []),  # the same
+        (
+            {"WANDB_MODE": "offline"},
+            {"mode": "online"},
+            ["mode=online is set, so WANDB_MODE=offline is not followed"],
+        ),
+        (
+            {"WANDB_MODE": "online"},
+            {"mode": "disabled"},
+            ["mode=disabled is set, so WANDB_MODE=online is not followed"],
+        ),
+        ({"WANDB_MODE": "dryrun"}, {"mode": "offline"}, []),  # both mean offline
         ({"WANDB_PROJECT": "a"}, {"project": "b"}, ["project=b is set, so WANDB_PROJECT=a is not followed"]),
         ({"WANDB_PROJECT": "a"}, {"project": "a"}, []),
-        ({"WANDB_ENTITY": "a", "WANDB_PROJECT": "c"}, {"entity": "b"}, ["entity=b is set, so WANDB_ENTITY=a is not followed"]),
+        (
+            {"WANDB_ENTITY": "a", "WANDB_PROJECT": "c"},
+            {"entity": "b"},
+            ["entity=b is set, so WANDB_ENTITY=a is not followed"],
+        ),
     ],
-)  # fmt: skip
-def test_the_configuration_wins_and_says_so(
+)
+def test_configuration_overrides_with_a_message(
     decide: Decide, environ: dict[str, str], asked: dict[str, str], said: list[str]
 ) -> None:
     found = decide(environ, **asked)
-    assert found.unheard == tuple(f"logging.wandb.{words}" for words in said)
+    assert found.ignored == tuple(f"logging.wandb.{words}" for words in said)
     if "mode" in asked:
         assert (found.mode, found.reason) == (asked["mode"], "logging.wandb.mode")
 
 
-def test_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_home_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without HOME and passwd entry
-    assert destination(WandbConfig(WandbMode.auto, None, None), {}).mode == "offline"
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as without HOME and passwd entry
+    assert resolve_destination(WandbConfig(WandbMode.auto, None, None), {}).mode == "offline"
 
 
-def test_in_words(decide: Decide) -> None:
+def test_destination_is_described_in_words(decide: Decide) -> None:
     assert str(decide({"WANDB_MODE": "disabled"})) == "disabled (WANDB_MODE)"
     assert str(decide(KEY | {"WANDB_ENTITY": "us"})) == (
         "online (WANDB_API_KEY), project us/marble at https://api.wandb.ai"

@@ -1,4 +1,4 @@
-"""However a run was stopped, continued and connected: `marble sync` leaves one history at W&B, each step in it once."""
+"""`marble sync` leaves one history at W&B with every step once, however a run was stopped and resumed."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from marble_cli.config.schema import RunConfig, WandbConfig, WandbMode
 from marble_cli.errors import ConfigError, MarbleError, RequestError
 from marble_cli.metrics import wandb_history
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
-from marble_cli.metrics.wandb_history import identity, send, starts, unsent
+from marble_cli.metrics.wandb_history import list_starts, list_unsent_starts, read_identity, upload_history
 from marble_cli.metrics.weights_and_biases import WandbRun, end_service
 from marble_cli.run.train import train
 from tests.metrics.service import Service, serving
@@ -27,12 +27,12 @@ ID = "abc12345"
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Service]:
-    """A service that this process has a key for, and W&B knows none of its settings."""
+    """Start a service that this process has a key for, without other W&B settings."""
     with serving() as found:
         monkeypatch.setenv("WANDB_BASE_URL", found.url)
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-        end_service()  # it remembers the service of the tests before
+        end_service()  # the process remembers the service of earlier tests
         yield found
         end_service()
 
@@ -43,7 +43,7 @@ def made(folder: Path) -> Path:
 
 
 def start(folder: Path, mode: str, first: int, last: int, run_id: str | None = ID) -> None:
-    """A start of the run that goes on before step `first` and is stopped after `last`; every second step is evaluated."""
+    """Start the run before step `first` and stop it after `last`; every second step is evaluated."""
     (made(folder) / "config.yaml").write_text(
         "run: {name: n}\nlogging: {wandb: {mode: auto, project: null, entity: null}}\n"
     )
@@ -64,69 +64,70 @@ def start(folder: Path, mode: str, first: int, last: int, run_id: str | None = I
     "parts",
     [
         [("offline", 1, 5)],
-        [("offline", 1, 5), ("offline", 6, 8)],  # stopped and continued
+        [("offline", 1, 5), ("offline", 6, 8)],  # stopped and resumed
         [
             ("offline", 1, 5),
             ("offline", 4, 6),
             ("offline", 5, 8),
             ("offline", 7, 9),
-        ],  # killed, steps done again
-        [("offline", 1, 5), ("offline", 1, 3)],  # started over before a checkpoint, and then shorter
+        ],  # killed, steps repeated
+        [
+            ("offline", 1, 5),
+            ("offline", 1, 3),
+        ],  # started over before a checkpoint, and then shorter than before
         [("online", 1, 5), ("offline", 6, 8)],
         [("online", 1, 5), ("offline", 4, 8), ("offline", 9, 9)],
         [("offline", 1, 5), ("online", 6, 8)],
-        [("offline", 1, 4), ("disabled", 5, 6), ("offline", 7, 8)],  # nobody told W&B of two steps
+        [("offline", 1, 4), ("disabled", 5, 6), ("offline", 7, 8)],  # two steps were never logged to W&B
     ],
 )
-def test_one_history_whatever_its_parts(
+def test_upload_leaves_one_history_for_any_sequence_of_starts(
     parts: list[tuple[str, int, int]], service: Service, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     for part in parts:
         start(run, *part)
     last = parts[-1][2]
-    assert send(run) == last
+    assert upload_history(run) == last
     assert list(service.histories) == [ID]
     assert service.steps(ID) == list(range(1, last + 1))
     assert service.values(ID, "loss") == [0.5 * step for step in range(1, last + 1)]
     evaluated = [None if step % 2 else 2.0 * step for step in range(1, last + 1)]
     assert service.values(ID, "eval/reward/ocr/mean") == evaluated
     began = [max(first for _, first, end in parts if first <= step) for step in range(1, last + 1)]
-    assert service.values(ID, "start") == began  # of steps done again, the last
+    assert service.values(ID, "start") == began  # repeated steps have the values of the last start
     assert service.called[ID] == ("p", None, "n")
-    assert unsent(run) == []
+    assert list_unsent_starts(run) == []
     before = {key: dict(lines) for key, lines in service.histories.items()}
-    assert send(run) == 0
+    assert upload_history(run) == 0
     assert service.histories == before
 
 
-def test_a_run_that_goes_on_offline_after_a_sync_is_sent_whole_again(
-    service: Service, tmp_path: Path
-) -> None:
+def test_offline_start_after_a_sync_uploads_everything_again(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for first, last in ((1, 3), (4, 6)):
         start(run, "offline", first, last)
-        assert send(run) == last
+        assert upload_history(run) == last
     assert service.steps(ID) == [1, 2, 3, 4, 5, 6]
 
 
-def test_starts_without_a_checkpoint_s_id_have_that_of_the_first(service: Service, tmp_path: Path) -> None:
+def test_starts_without_an_id_reuse_the_first_id(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(run, "offline", 1, 3, run_id=None)  # killed before its first checkpoint
     start(run, "offline", 1, 4, run_id=None)
-    ids = {log.stem for part in starts(run) for log in part.glob("run-*.wandb")}
-    assert len(starts(run)) == 2
+    ids = {log.stem for part in list_starts(run) for log in part.glob("run-*.wandb")}
+    assert len(list_starts(run)) == 2
     assert len(ids) == 1
-    assert send(run) == 4
+    assert upload_history(run) == 4
     assert service.steps(ids.pop().removeprefix("run-")) == [1, 2, 3, 4]
 
 
-def test_a_folder_that_was_cleared_holds_another_run(run_config: RunConfigMaker, tmp_path: Path) -> None:
+def test_cleared_folder_gets_a_new_id(run_config: RunConfigMaker, tmp_path: Path) -> None:
     config = run_config(f"run.dir={tmp_path}", "logging.wandb.mode=offline", "trainer.steps=1")
 
     def run_id() -> str:
         assert train(config, resume="auto") == 0
-        found = identity(tmp_path)
+        found = read_identity(tmp_path)
         assert found is not None
         return found.id
 
@@ -138,62 +139,62 @@ def test_a_folder_that_was_cleared_holds_another_run(run_config: RunConfigMaker,
     assert run_id() != first
 
 
-def test_what_is_not_taken_is_kept(service: Service, tmp_path: Path) -> None:
+def test_refused_upload_stays_unsent(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(run, "offline", 1, 3)
-    kept = unsent(run)
+    kept = list_unsent_starts(run)
     service.broken = True
     with pytest.raises(MarbleError, match=r"W&B did not take the run's history: .*everything is still there"):
-        send(run)
-    assert unsent(run) == kept
+        upload_history(run)
+    assert list_unsent_starts(run) == kept
     service.broken = False
-    assert send(run) == 3
+    assert upload_history(run) == 3
 
 
-def test_what_a_run_is_still_writing_stays_to_be_sent(service: Service, tmp_path: Path) -> None:
+def test_start_of_a_running_process_stays_unsent(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(run, "offline", 1, 3)
     start(run, "offline", 4, 5)
-    assert send(run, running=True) == 5
-    assert unsent(run) == starts(run)[-1:]
-    assert send(run) == 5
+    assert upload_history(run, running=True) == 5
+    assert list_unsent_starts(run) == list_starts(run)[-1:]
+    assert upload_history(run) == 5
     start(run, "offline", 6, 6)
-    last = starts(run)[-1]
+    last = list_starts(run)[-1]
     last.rename(
         last.with_name(f"offline-run-20200101_000000-{ID}")
-    )  # W&B's names tell starts apart by seconds
+    )  # W&B's folder names have a resolution of one second
     going = WandbRun(WandbConfig(WandbMode.online, "p", None), run, "n", {}, ID)
-    with pytest.raises(RequestError, match="still sending its figures itself"):
-        send(run, running=True)
+    with pytest.raises(RequestError, match="still sending its metrics itself"):
+        upload_history(run, running=True)
     going.close()
 
 
-def test_a_run_without_a_word_of_what_it_is_called(service: Service, tmp_path: Path) -> None:
+def test_run_without_an_identity_file_is_inferred_or_refused(service: Service, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(run, "offline", 1, 2)
     (run / "wandb" / "run.json").unlink()
-    assert send(run) == 2
+    assert upload_history(run) == 2
     assert service.called[ID] == ("marble", None, "n")
     start(run, "offline", 3, 3)
     (run / "wandb" / "run.json").write_text("{")
     with pytest.raises(RequestError, match=r"run\.json cannot be read .*Delete it"):
-        send(run)
+        upload_history(run)
 
 
-def test_pictures_come_along(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_includes_pictures(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
     run = tmp_path / "run"
     start(run, "offline", 1, 4)
     (run / "samples").mkdir()
-    for step in (2, 6):  # of step 6 there is no row: the evaluation was abandoned
+    for step in (2, 6):  # step 6 has a picture but no row
         Image.new("RGB", (4, 4)).save(run / "samples" / f"step-{step:08d}.png")
-    assert send(run) == 4
+    assert upload_history(run) == 4
     shown = service.values(ID, "samples")
     assert [value is not None for value in shown] == [False, True, False, False]
 
 
-def test_figures_are_kept_where_weights_and_biases_cannot_be_reached(
+def test_unreachable_service_keeps_metrics_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
@@ -202,15 +203,15 @@ def test_figures_are_kept_where_weights_and_biases_cannot_be_reached(
     end_service()
     start(tmp_path, "online", 1, 2)
     assert "W&B cannot be reached" in caplog.text
-    (kept,) = unsent(tmp_path)  # what was tried online holds nothing
+    (kept,) = list_unsent_starts(tmp_path)  # the failed online attempt has no data
     assert kept.name.startswith("offline-run-")
-    assert identity(tmp_path).id == ID  # type: ignore[union-attr]
+    assert read_identity(tmp_path).id == ID  # type: ignore[union-attr]
     with pytest.raises(MarbleError, match=r"W&B at http://127.0.0.1:9 cannot be reached: .* still there"):
-        send(tmp_path)
+        upload_history(tmp_path)
     end_service()
 
 
-def test_an_online_start_says_what_is_missing(
+def test_online_start_warns_about_unsent_steps(
     service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(tmp_path, "offline", 1, 2)
@@ -219,16 +220,16 @@ def test_an_online_start_says_what_is_missing(
     assert f"W&B lacks earlier steps of this run; when it has ended: marble sync {tmp_path}" in caplog.text
 
 
-def test_a_start_offline_is_a_log_of_its_own_steps(tmp_path: Path) -> None:
+def test_offline_start_logs_its_own_steps(tmp_path: Path) -> None:
     start(tmp_path, "offline", 1, 2)
     start(tmp_path, "offline", 3, 3)
-    assert len(starts(tmp_path)) == 2
-    found = identity(tmp_path)
+    assert len(list_starts(tmp_path)) == 2
+    found = read_identity(tmp_path)
     assert found is not None
     assert (found.id, found.name, found.project, found.config) == (ID, "n", "p", {"a": 1})
 
 
-def test_a_run_follows_its_variables_and_says_which_it_does_not(
+def test_run_follows_wandb_variables_and_reports_ignored_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
@@ -244,15 +245,15 @@ def test_a_run_follows_its_variables_and_says_which_it_does_not(
     ):
         assert f"logging.wandb.{words} is not followed" in caplog.text
     for name, project in (("one", "theirs"), ("other", "ours")):
-        assert identity(tmp_path / name).project == project  # type: ignore[union-attr]
-        assert [start.name.startswith("offline-") for start in starts(tmp_path / name)] == [True]
+        assert read_identity(tmp_path / name).project == project  # type: ignore[union-attr]
+        assert [start.name.startswith("offline-") for start in list_starts(tmp_path / name)] == [True]
     monkeypatch.setenv("WANDB_MODE", "onlin")
     with pytest.raises(ConfigError, match="WANDB_MODE='onlin' is no mode"):
         WandbRun(WandbConfig(WandbMode.auto, None, None), tmp_path / "third", "n", {}, ID)
     end_service()
 
 
-def test_disabled_weights_and_biases_does_nothing(tmp_path: Path) -> None:
+def test_disabled_wandb_writes_nothing(tmp_path: Path) -> None:
     run = WandbRun(WandbConfig(WandbMode.disabled, "p", None), tmp_path, "n", {}, None)
     run.write({"step": 1, "phase": "train", "x": 1.0})
     run.images(1, torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ["a cup"])
@@ -261,7 +262,7 @@ def test_disabled_weights_and_biases_does_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command(service: Service, tmp_path: Path) -> None:
+def test_sync_command_uploads_the_history(service: Service, tmp_path: Path) -> None:
     start(tmp_path / "one", "offline", 1, 2)
     start(tmp_path / "other", "disabled", 1, 2)
     shown = CliRunner().invoke(app, ["sync", str(tmp_path / "one"), str(tmp_path / "other")])
@@ -273,8 +274,8 @@ def test_the_command(service: Service, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "one" / "wandb" / "run.json").read_text())["id"] == ID
 
 
-def test_a_service_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may try for hours to send what nobody takes."""
+def test_service_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service may retry an upload for hours."""
     stuck = tmp_path / "wandb-stuck"
     shutil.copy(shutil.which("sleep") or "", stuck)
     process = subprocess.Popen([stuck, "3600"])

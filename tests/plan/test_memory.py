@@ -334,7 +334,7 @@ def test_a_checkpoint_without_room_hides_no_error(
         train(run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9"), resume="auto")
     log = (tmp_path / "log.txt").read_text()
     assert (
-        "checkpointing step 1 on the way out failed too: out of memory as the step was to be kept: CUDA out of memory"
+        "checkpointing step 1 on the way out failed too: out of memory while the last step was checkpointed: CUDA out of memory"
         in log
     )
 

@@ -1,4 +1,4 @@
-"""Which checkpoint is the best, by which figure, and which are kept beside it."""
+"""The best checkpoint by each metric, and the checkpoints that are kept besides."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,17 +8,23 @@ import pytest
 from marble_cli.checkpoint import store
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.run.train import train
 
 RunConfigMaker = Callable[..., RunConfig]
 
-SETTINGS = ("trainer.eval_every=1", "trainer.checkpoint_every=1", "trainer.keep_last=1", "optimizer.lr=0.05", "algorithm.behaviour.rate=0.5")  # fmt: skip
+SETTINGS = (
+    "trainer.eval_every=1",
+    "trainer.checkpoint_every=1",
+    "trainer.keep_last=1",
+    "optimizer.lr=0.05",
+    "algorithm.behaviour.rate=0.5",
+)
 FIGURES = ("eval/composite", "reward/colorfulness/mean", "reward/compressibility/mean")
 
 
 def judged(run: Path, figure: str) -> dict[int, float]:
-    return {row["step"]: row[figure] for row in read(run / "metrics.jsonl") if row["phase"] == "eval"}
+    return {row["step"]: row[figure] for row in read_rows(run / "metrics.jsonl") if row["phase"] == "eval"}
 
 
 def best(run: Path) -> int | None:
@@ -32,7 +38,7 @@ def kept(run: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def runs(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same run, with its best sought in each of the figures."""
+    """Return one run per metric that chooses the best checkpoint."""
     root = tmp_path_factory.mktemp("runs")
     folders = {figure: root / figure.replace("/", "-") for figure in FIGURES}
     for figure, folder in folders.items():
@@ -42,7 +48,7 @@ def runs(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-def test_the_best_is_the_highest_in_the_figure_that_was_asked_for(runs: dict[str, Path], figure: str) -> None:
+def test_best_checkpoint_has_the_highest_configured_metric(runs: dict[str, Path], figure: str) -> None:
     values = judged(runs[figure], figure)
     highest = max(values, key=lambda step: values[step])
     assert best(runs[figure]) == (highest or None)  # the start has no checkpoint
@@ -52,24 +58,27 @@ def test_the_best_is_the_highest_in_the_figure_that_was_asked_for(runs: dict[str
     assert state.info["best_step"] == (highest or None)
 
 
-def test_the_figures_do_not_agree(runs: dict[str, Path]) -> None:
-    """Else the test above could not tell one from another."""
+def test_metrics_choose_different_best_checkpoints(runs: dict[str, Path]) -> None:
+    """Otherwise the test above could not distinguish the metrics."""
     assert len({best(run) for run in runs.values()}) > 1
 
 
-def test_another_figure_is_sought_anew_when_a_run_goes_on(
+def test_resume_with_another_best_metric_starts_the_best_anew(
     run_config: RunConfigMaker, runs: dict[str, Path], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     settings = [setting for setting in SETTINGS if not setting.startswith("trainer.keep_last")]
     for steps, figure in ((3, FIGURES[1]), (6, FIGURES[2])):
         more = (f"trainer.steps={steps}", f"trainer.best={figure}", "trainer.keep_last=9")
         assert train(run_config(*settings, *more, f"run.dir={tmp_path}"), resume="auto") == 0
-    assert f"the best was sought in {FIGURES[1]} so far, and is sought anew in {FIGURES[2]}" in caplog.text
+    assert (
+        f"the best checkpoint was chosen by {FIGURES[1]} so far; from here on it is chosen by {FIGURES[2]}"
+        in caplog.text
+    )
     late = {step: value for step, value in judged(tmp_path, FIGURES[2]).items() if step > 3}
     assert best(tmp_path) == max(late, key=lambda step: late[step])
 
 
-def test_every_so_many_steps_are_kept_for_good(run_config: RunConfigMaker, tmp_path: Path) -> None:
+def test_keep_every_keeps_checkpoints_permanently(run_config: RunConfigMaker, tmp_path: Path) -> None:
     settings = ("trainer.checkpoint_every=1", "trainer.keep_last=1", f"run.dir={tmp_path}")
     assert train(run_config("trainer.steps=5", "trainer.keep_every=2", *settings), resume="auto") == 0
     assert kept(tmp_path) == [2, 4, 5]
@@ -77,10 +86,10 @@ def test_every_so_many_steps_are_kept_for_good(run_config: RunConfigMaker, tmp_p
     assert kept(tmp_path) == [4, 6]
 
 
-def test_going_back_gives_the_best_back(
+def test_resume_from_an_earlier_step_restores_the_best(
     run_config: RunConfigMaker, tmp_path: Path, runs: dict[str, Path]
 ) -> None:
-    """With the checkpoint of a later best lost, the run is what it was when an earlier one was the best."""
+    """If the checkpoint of the latest best is lost, the earlier best is restored."""
     figure = next(figure for figure, run in runs.items() if (best(run) or 0) > 1)
     settings = (*SETTINGS, "trainer.keep_last=9", f"trainer.best={figure}", f"run.dir={tmp_path}")
     assert train(run_config("trainer.steps=6", *settings), resume="auto") == 0
@@ -99,11 +108,11 @@ def test_going_back_gives_the_best_back(
 
 
 @pytest.mark.parametrize("name", ["composite", "reward/colourfulness/mean", "reward/colorfulness/std"])
-def test_a_figure_that_no_evaluation_has_is_refused(run_config: RunConfigMaker, name: str) -> None:
+def test_unknown_best_metric_is_refused(run_config: RunConfigMaker, name: str) -> None:
     with pytest.raises(ConfigError, match=f"trainer.best={name}: .*Known: eval/composite, reward/color"):
         run_config(f"trainer.best={name}")
 
 
-def test_a_watched_reward_may_decide(run_config: RunConfigMaker) -> None:
+def test_watched_reward_can_choose_the_best(run_config: RunConfigMaker) -> None:
     watched = ("~rewards.compressibility", "+eval_rewards.other={plugin: compressibility}")
     assert run_config(*watched, "trainer.best=reward/other/mean").trainer.best == "reward/other/mean"

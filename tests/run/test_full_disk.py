@@ -1,6 +1,6 @@
-"""A disk that is full, for real: what is said, what stays, and that the run goes on once there is room.
+"""A full disk: the message, the remaining files, and that the run resumes once there is space.
 
-Small file systems of their own where they can be mounted, and the process's limit on the size of a file elsewhere.
+Some tests mount a small file system; the others limit the size of the process's files.
 """
 
 import logging
@@ -24,7 +24,7 @@ from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RewardError, StorageError
 from marble_cli.files import write_whole
-from marble_cli.metrics.jsonl import MetricsLog, read
+from marble_cli.metrics.jsonl import MetricsLog, read_rows
 from marble_cli.run.checkpoints import Checkpoints
 from marble_cli.run.loop import Trainer
 from marble_cli.run.recorder import LogFile, RunRecorder
@@ -38,12 +38,12 @@ SETTINGS = ("trainer.checkpoint_every=1", "trainer.keep_last=9")
 
 @dataclass(frozen=True)
 class Disk:
-    """A file system of half a megabyte at `folder`."""
+    """A file system of half a megabyte, mounted at `folder`."""
 
     folder: Path
 
     def fill(self, leave: int = 0) -> None:
-        """Take all room but `leave` bytes."""
+        """Fill the disk except for `leave` bytes."""
         with (self.folder / "filler").open("wb", buffering=0) as stream:
             room = shutil.disk_usage(self.folder).free - leave
             while room > 0:
@@ -71,7 +71,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """No file can grow beyond `size` bytes."""
+    """Limit the size of files that this process writes to `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -82,7 +82,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three steps whose disk had room."""
+    """Return the folder of a run of three steps on a disk with space."""
     folder = tmp_path_factory.mktemp("whole")
     assert train(run_config("trainer.steps=3", *SETTINGS, f"run.dir={folder}"), resume="auto") == 0
     return folder
@@ -91,7 +91,7 @@ def whole(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) 
 def assert_same_run(run: Path, whole: Path) -> None:
     for file in sorted((whole / "checkpoints" / "step-00000003").rglob("*.safetensors")):
         assert (run / file.relative_to(whole)).read_bytes() == file.read_bytes()
-    rows, others = (read(folder / "metrics.jsonl") for folder in (run, whole))
+    rows, others = (read_rows(folder / "metrics.jsonl") for folder in (run, whole))
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     assert [row["loss/policy"] for row in rows] == [row["loss/policy"] for row in others]
 
@@ -100,7 +100,7 @@ def sizes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
-def test_no_room_for_a_checkpoint(
+def test_full_disk_at_a_checkpoint_keeps_earlier_ones(
     run_config: RunConfigMaker, disk: Disk, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, save = disk.folder / "run", Checkpoints.save
@@ -133,10 +133,10 @@ def test_no_room_for_a_checkpoint(
     assert_same_run(run, whole)
 
 
-def test_no_room_for_the_metrics(
+def test_full_disk_at_a_metrics_row_leaves_no_partial_row(
     run_config: RunConfigMaker, disk: Disk, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The row that does not fit leaves nothing, and its step is not kept, so that none is missing or twice there."""
+    """A row that does not fit leaves nothing, and its step is not checkpointed: none is lost or repeated."""
     run, step = disk.folder / "run", Trainer.step
     config = run_config("trainer.steps=3", *SETTINGS, f"run.dir={run}")
 
@@ -144,7 +144,7 @@ def test_no_room_for_the_metrics(
         metrics = step(self, number)
         if number == 2:
             file = self.folder / "metrics.jsonl"
-            with file.open("a") as stream:  # the last page of the file is its own; fill it all but 100 bytes
+            with file.open("a") as stream:  # fill the last page of the file except for 100 bytes
                 stream.write("\n" * (4096 - file.stat().st_size % 4096 - 100))
             disk.fill()
         return metrics
@@ -156,18 +156,18 @@ def test_no_room_for_the_metrics(
     assert (run / "metrics.jsonl").read_text().rstrip("\n").count("\n") == 0
     assert [path.name for path in store.steps(run)] == ["step-00000001"]
     with pytest.raises(StorageError, match=r"metrics.jsonl could not be written.* 0 bytes are free"):
-        train(config, resume="auto")  # still full: said again, before anything is trained
-    assert [row["step"] for row in read(run / "metrics.jsonl")] == [1]
+        train(config, resume="auto")  # still full: reported again before training
+    assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1]
     assert not list(run.glob(".*"))
     disk.free()
     assert train(config, resume="auto") == 0
     assert_same_run(run, whole)
 
 
-def test_no_room_for_pictures(
+def test_full_disk_at_pictures_only_warns(
     run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are not worth the run."""
+    """A failed picture does not stop the run."""
     run, pictures = disk.folder / "run", RunRecorder.pictures
 
     def filled(self: RunRecorder, *rest: Any) -> None:
@@ -181,11 +181,11 @@ def test_no_room_for_pictures(
     assert list(run.glob("samples/*")) == []
     log = (run / "log.txt").read_text()
     assert "samples/step-00000001.png could not be written: No space left on device" in log
-    assert "The run goes on without these pictures." in log
+    assert "The run continues without these pictures." in log
     assert store.resolve(str(run)).name == "step-00000001"
 
 
-def test_no_room_for_the_batch_of_a_skipped_step(
+def test_full_disk_at_a_skipped_batch_only_warns(
     run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, direct, skip = disk.folder / "run", Descent.direct, Trainer.skip
@@ -208,7 +208,9 @@ def test_no_room_for_the_batch_of_a_skipped_step(
     assert list(run.glob("skipped/*")) == []
 
 
-def test_no_room_for_embeddings(run_config: RunConfigMaker, disk: Disk, tmp_path: Path) -> None:
+def test_full_disk_at_embeddings_stops_with_the_option(
+    run_config: RunConfigMaker, disk: Disk, tmp_path: Path
+) -> None:
     cache, run = disk.folder / "cache", tmp_path / "run"
     config = run_config("trainer.steps=2", f"run.dir={run}", f"model.embedding_cache={cache}")
     disk.fill(leave=8192)
@@ -223,10 +225,10 @@ def test_no_room_for_embeddings(run_config: RunConfigMaker, disk: Disk, tmp_path
     assert train(config, resume="auto") == 0
 
 
-def test_what_stopped_a_run_is_told_first(
+def test_failed_salvage_is_logged_and_the_first_error_raised(
     run_config: RunConfigMaker, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reward breaks, and then there is no room for the checkpoint of the last finished step."""
+    """A reward breaks, and then the checkpoint of the last finished step does not fit on the disk."""
     run, step = disk.folder / "run", Trainer.step
 
     def broken(self: Trainer, number: int) -> dict[str, Any]:
@@ -244,10 +246,10 @@ def test_what_stopped_a_run_is_told_first(
     assert "step-00000001 could not be written" in log
 
 
-def test_a_limit_on_the_size_of_files_is_met_by_the_command(
+def test_file_size_limit_ends_the_command_with_one_message(
     run_config: RunConfigMaker, whole: Path, tmp_path: Path
 ) -> None:
-    """As a user's quota would: `marble train` in a process of its own exits with 1, one message and no debris."""
+    """With a limit such as a quota, `marble train` exits with 1, one message and no partial files."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "checkpoints" / "step-00000003")
@@ -272,7 +274,7 @@ def test_a_limit_on_the_size_of_files_is_met_by_the_command(
     assert_same_run(run, whole)
 
 
-def test_a_row_is_there_whole_or_not(tmp_path: Path) -> None:
+def test_metrics_row_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     rows = MetricsLog(file)
     rows.write({"step": 1, "phase": "train"})
@@ -282,10 +284,10 @@ def test_a_row_is_there_whole_or_not(tmp_path: Path) -> None:
     assert file.read_bytes() == before
     rows.write({"step": 2, "phase": "train"})
     rows.close()
-    assert [row["step"] for row in read(file)] == [1, 2]
+    assert [row["step"] for row in read_rows(file)] == [1, 2]
 
 
-def test_a_file_that_is_written_anew_stays_as_it_was(tmp_path: Path) -> None:
+def test_rewritten_file_keeps_its_content_if_writing_fails(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     write_whole(file, "a: 1\n")
     with files_of_at_most(9), pytest.raises(StorageError, match="config.yaml could not be written"):
@@ -293,7 +295,7 @@ def test_a_file_that_is_written_anew_stays_as_it_was(tmp_path: Path) -> None:
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("config.yaml", "a: 1\n")]
 
 
-def test_a_log_without_room_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_log_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = LogFile(tmp_path / "log.txt")
     logger = logging.getLogger("marble")
     logger.addHandler(log)
@@ -310,10 +312,10 @@ def test_a_log_without_room_says_so_once(tmp_path: Path, caplog: pytest.LogCaptu
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 5
     assert sum("log.txt could not be written: File too large" in line for line in told) == 1
-    assert any("Until there is room, lines are shown here only." in line for line in told)
+    assert any("Until there is space, lines are shown here only." in line for line in told)
 
 
-def test_no_room_for_an_export(whole: Path, tmp_path: Path) -> None:
+def test_full_disk_at_an_export_leaves_nothing(whole: Path, tmp_path: Path) -> None:
     with files_of_at_most(100), pytest.raises(StorageError, match="Choose another folder"):
         export(str(whole), tmp_path / "lora")
     assert list((tmp_path / "lora").iterdir()) == []

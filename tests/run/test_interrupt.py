@@ -1,4 +1,4 @@
-"""Signals ask for a stop, and leave the process as they found it."""
+"""Signals stop a run, and their handlers are restored afterwards."""
 
 import os
 import signal
@@ -11,14 +11,14 @@ from marble_cli.interrupts import Interrupt
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
 )
-def test_a_signal_is_remembered_until_the_step_is_done(number: signal.Signals, code: int) -> None:
+def test_signal_sets_the_exit_code(number: signal.Signals, code: int) -> None:
     with Interrupt() as interrupt:
         assert interrupt.exit_code is None
         os.kill(os.getpid(), number)
         assert interrupt.exit_code == code
 
 
-def test_a_second_interrupt_stops_at_once() -> None:
+def test_second_ctrl_c_raises_keyboard_interrupt() -> None:
     def twice() -> None:
         with Interrupt():
             os.kill(os.getpid(), signal.SIGINT)
@@ -28,14 +28,14 @@ def test_a_second_interrupt_stops_at_once() -> None:
         twice()
 
 
-def test_a_second_term_does_not() -> None:
+def test_second_sigterm_is_ignored() -> None:
     with Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.exit_code == 143
 
 
-def test_the_handlers_before_come_back() -> None:
+def test_exit_restores_previous_handlers() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with Interrupt():
         assert signal.getsignal(signal.SIGTERM) != before[1]

@@ -1,4 +1,4 @@
-"""What one step does to the weights, their average and the behaviour policy, and on what it trains."""
+"""One step updates the weights, their average and the behaviour policy on the right data."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from torch import Tensor
 from marble_cli.checkpoint import store
 from marble_cli.config.schema import RunConfig, TrainingTimes
 from marble_cli.errors import RewardError, TrainingError
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.worker import RewardWorker
 from marble_cli.run.recorder import RunRecorder
@@ -27,19 +27,19 @@ RunConfigMaker = Callable[..., RunConfig]
 
 
 def weights(folder: Path, part: str, step: int = 1) -> dict[str, Tensor]:
-    """As trained: the files of a LoRA have alpha / rank in them."""
+    """Return the weights as trained: the files of a LoRA contain the factor alpha / rank."""
     state, lora, ema = store.load(folder / "checkpoints" / f"step-{step:08d}")
     return {"lora": lora, "ema": ema, **state.tensors}[part]
 
 
 def plain(state: dict[str, Tensor]) -> list[Tensor]:
-    """The tensors in the order of their names, which differ by prefixes only between files."""
+    """Return the tensors in the order of their names, which differ only in prefixes among files."""
     return [state[key] for key in sorted(state)]
 
 
 @pytest.fixture
 def directions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingSet, Direction]]:
-    """What every step trained on and the direction that it found, as they pass by."""
+    """Record the data and the direction of every step."""
     seen: list[tuple[TrainingSet, Direction]] = []
     original = Descent.direct
 
@@ -52,13 +52,19 @@ def directions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainingSet, Direc
     return seen
 
 
-def test_an_update_is_clipped_adamw_average_and_behaviour(
+def test_update_clips_and_moves_weights_average_and_behaviour(
     run_config: RunConfigMaker, tmp_path: Path, directions: list[tuple[TrainingSet, Direction]]
 ) -> None:
     config = run_config(
-        f"run.dir={tmp_path}", "trainer.steps=1", "optimizer.lr=0.01", "optimizer.clip_norm=0.01", "optimizer.epsilon=0.1",
-        "trainer.ema.decay=0.7", "algorithm.behaviour.rate=0.25", "optimizer.weight_decay=0.5",
-    )  # fmt: skip
+        f"run.dir={tmp_path}",
+        "trainer.steps=1",
+        "optimizer.lr=0.01",
+        "optimizer.clip_norm=0.01",
+        "optimizer.epsilon=0.1",
+        "trainer.ema.decay=0.7",
+        "algorithm.behaviour.rate=0.25",
+        "optimizer.weight_decay=0.5",
+    )
     assert train(config, resume="auto") == 0
     start = load_policy(config.model, config.trainer.seed)
     parameters = start.parameters("trained")
@@ -78,7 +84,7 @@ def test_an_update_is_clipped_adamw_average_and_behaviour(
     for part, keep in (("lora", 0.0), ("ema", 0.7), ("behaviour", 0.25)):
         for got, after, before in zip(plain(weights(tmp_path, part)), trained, begin, strict=True):
             torch.testing.assert_close(got, keep * before + (1 - keep) * after, rtol=1e-4, atol=1e-7)
-    (row,) = read(tmp_path / "metrics.jsonl")
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
     assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert row["behaviour/eta"] == 0.25
 
@@ -86,10 +92,10 @@ def test_an_update_is_clipped_adamw_average_and_behaviour(
 @pytest.mark.parametrize(
     "overrides", [["evaluation.steps=7"], ["evaluation.solver=euler", "evaluation.guidance_scale=3"]]
 )
-def test_how_evaluations_draw_changes_what_is_judged_and_nothing_else(
+def test_evaluation_settings_change_only_evaluation_scores(
     run_config: RunConfigMaker, tmp_path: Path, overrides: list[str]
 ) -> None:
-    """The rollout's own settings, given to a run that only evaluates, give the same figures."""
+    """A run that only evaluates gets the same scores from the same values in the rollout group."""
     settings = ("trainer.eval_every=1", "trainer.steps=1")
     for folder, more in (("plain", ["trainer.steps=1"]), ("other", overrides)):
         assert train(run_config(f"run.dir={tmp_path / folder}", *settings, *more), resume="auto") == 0
@@ -99,7 +105,7 @@ def test_how_evaluations_draw_changes_what_is_judged_and_nothing_else(
     )
     assert train(alone, resume="auto") == 0
     plain, other, alone_rows = (
-        read(tmp_path / name / "metrics.jsonl") for name in ("plain", "other", "alone")
+        read_rows(tmp_path / name / "metrics.jsonl") for name in ("plain", "other", "alone")
     )
     for name in ("lora", "ema"):
         assert all(
@@ -118,16 +124,21 @@ def test_how_evaluations_draw_changes_what_is_judged_and_nothing_else(
 
 
 @pytest.mark.parametrize("rule", list(TrainingTimes))
-def test_a_step_trains_on_the_times_of_the_rule(
+def test_step_trains_on_the_configured_times(
     run_config: RunConfigMaker,
     tmp_path: Path,
     directions: list[tuple[TrainingSet, Direction]],
     rule: TrainingTimes,
 ) -> None:
     config = run_config(
-        f"run.dir={tmp_path}", "trainer.steps=1", "rollout.steps=5", "rollout.groups=6", "trainer.times_per_image=null",
-        f"algorithm.training_times={rule.value}", "rollout.times=euler",
-    )  # fmt: skip
+        f"run.dir={tmp_path}",
+        "trainer.steps=1",
+        "rollout.steps=5",
+        "rollout.groups=6",
+        "trainer.times_per_image=null",
+        f"algorithm.training_times={rule.value}",
+        "rollout.times=euler",
+    )
     assert train(config, resume="auto") == 0
     times = directions[0][0].times
     assert times.shape == (18, 4)
@@ -139,13 +150,16 @@ def test_a_step_trains_on_the_times_of_the_rule(
 
 
 @pytest.mark.parametrize("kind", ["group", "image"])
-def test_images_of_a_prompt_share_noise_if_asked(
+def test_training_noise_group_shares_noise_per_prompt(
     run_config: RunConfigMaker, tmp_path: Path, directions: list[tuple[TrainingSet, Direction]], kind: str
 ) -> None:
     config = run_config(
-        f"run.dir={tmp_path}", "trainer.steps=1", "rollout.steps=9", f"algorithm.training_noise={kind}",
+        f"run.dir={tmp_path}",
+        "trainer.steps=1",
+        "rollout.steps=9",
+        f"algorithm.training_noise={kind}",
         "trainer.times_per_image=4",
-    )  # fmt: skip
+    )
     train(config, resume="auto")
     data = directions[0][0]
     assert data.draws.tolist() == ([0, 0, 0, 1, 1, 1] if kind == "group" else list(range(6)))
@@ -155,7 +169,7 @@ def test_images_of_a_prompt_share_noise_if_asked(
     assert same == ([True] * 3 + [False] * 3 if kind == "group" else [True] + [False] * 5)
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing(
+def test_non_finite_gradient_leaves_the_weights_unchanged(
     run_config: RunConfigMaker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -173,7 +187,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
     )
     with caplog.at_level(logging.WARNING, "marble"):
         assert train(config, resume="auto") == 0
-    rows = read(tmp_path / "metrics.jsonl")
+    rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row.get("skipped") for row in rows] == [None, 1, None]
     assert "grad_norm" not in rows[1]
     assert "step 2: the gradient is not finite" in (tmp_path / "log.txt").read_text()
@@ -199,7 +213,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
     assert infos[0]["info"] == infos[1]["info"]
 
 
-def test_a_broken_reward_stops_the_run_with_its_last_step_kept(
+def test_broken_reward_stops_the_run_after_a_checkpoint(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = {"n": 0}
@@ -208,7 +222,7 @@ def test_a_broken_reward_stops_the_run_with_its_last_step_kept(
     def failing(self: RewardWorker, batch: Any, sources: Any) -> Any:
         if self.name == "colorfulness":
             calls["n"] += 1
-            if calls["n"] > 5:  # preflight and two steps of two batches
+            if calls["n"] > 5:  # the first trial, and two steps of two batches
                 raise RewardError("reward colorfulness returned text")
         return original(self, batch, sources)
 
@@ -219,16 +233,16 @@ def test_a_broken_reward_stops_the_run_with_its_last_step_kept(
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000002"
     monkeypatch.setattr(RewardWorker, "score", original)
     assert train(run_config(f"run.dir={tmp_path}", "trainer.steps=3"), resume="auto") == 0
-    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> None:
-    """What outside programs read; a key less or renamed is a decision."""
+def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    """Other programs read these keys; removing or renaming one is a decision."""
     config = run_config(
         f"run.dir={tmp_path}", "trainer.steps=2", "trainer.eval_every=2", "balance.refresh_every=2"
     )
     train(config, resume="auto")
-    rows = read(tmp_path / "metrics.jsonl")
+    rows = read_rows(tmp_path / "metrics.jsonl")
     each = {f"reward/{name}/{figure}" for name in config.rewards for figure in ("mean", "std", "applicable")}
     always = each | {
         "step",
@@ -262,7 +276,7 @@ def test_the_metrics_are_these(run_config: RunConfigMaker, tmp_path: Path) -> No
     )
 
 
-def test_a_step_that_was_not_recorded_is_not_saved(
+def test_unrecorded_step_is_not_checkpointed(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ("trainer.steps=3", "trainer.checkpoint_every=1", f"run.dir={tmp_path}")
@@ -279,10 +293,10 @@ def test_a_step_that_was_not_recorded_is_not_saved(
             train(run_config(*settings), resume="auto")
     assert [path.name for path in store.steps(tmp_path)] == ["step-00000001"]
     assert train(run_config(*settings), resume="auto") == 0
-    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_gradients_that_stay_infinite_stop_the_run(
+def test_too_many_skipped_steps_stop_the_run(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Descent.direct
@@ -295,6 +309,6 @@ def test_gradients_that_stay_infinite_stop_the_run(
     config = run_config(f"run.dir={tmp_path}", "trainer.steps=9", "trainer.max_skipped=2")
     with pytest.raises(TrainingError, match=r"of 3 steps in a row were not finite.*trainer\.max_skipped=2"):
         train(config, resume="auto")
-    assert [row["step"] for row in read(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000004"
     assert len(list((tmp_path / "skipped").iterdir())) == 4

@@ -36,8 +36,8 @@ class Rank(Ranks):
 class Held:
     """What `check_alike` asks of a layout; `seen` is what all ranks say."""
 
-    copies: int
-    part: int
+    replicas: int
+    shard_index: int
     seen: list[dict[str, Any]]
 
     @property

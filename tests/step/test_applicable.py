@@ -10,7 +10,7 @@ from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt, load_prompts
 from marble_cli.errors import ConfigError
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.plan.checks import applicable, check_applicable, check_plugins
 from marble_cli.rewards.api import Declaration
 from marble_cli.run.train import train
@@ -113,7 +113,7 @@ def test_the_published_folders_are_read_and_trained_on(on_published: RunConfigMa
     assert [prompts[name][1].metadata for name in ("pickscore", "ocr")] == [{}, {"text": "Gas 2"}]
     assert set(prompts["geneval"][0].metadata) == {"tag", "include", "exclude"}
     assert train(config, resume="auto") == 0
-    rows = read(tmp_path / "run" / "metrics.jsonl")
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     trained = [row for row in rows if row["phase"] == "train"]
     assert len(trained) == 2
     for row in trained:

@@ -19,7 +19,7 @@ import httpx
 
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError
-from marble_cli.interrupts import shielded
+from marble_cli.interrupts import blocked_signals
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.elsewhere.client import Address, connect
 from marble_cli.rewards.elsewhere.environment import clean_environ, find
@@ -80,7 +80,7 @@ class IsolatedServer:
             ConfigError, RewardError: it cannot be built there, or has been stopped.
         """
         token = secrets.token_urlsafe(32)
-        with self.lock, shielded():
+        with self.lock, blocked_signals():
             if self.closed:
                 raise RewardError(f"reward {self.name} was closed")
             self._kill()

@@ -26,7 +26,7 @@ from marble_cli.policy.size import model_size
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.ode import make_scheduler, sample, sampling_times
 from marble_cli.run.build import build_optimizer
-from marble_cli.run.state import fresh, pack
+from marble_cli.run.state import initial_progress, pack
 from marble_cli.run.train import train
 from marble_cli.seeds import noise
 from marble_cli.step.per_sample import PerSampleGradients
@@ -352,7 +352,7 @@ def trained(
     config = run_config(*case.overrides, "model.lora.rank=2", "model.lora.alpha=3", f"run.dir={folder}")
     policy: Any = load_policy(config.model, 0)
     randomise(policy, seed=1)
-    progress = fresh(policy)
+    progress = initial_progress(policy)
     progress.step = 1
     randomise(policy, seed=2)
     store.save(folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False)

@@ -27,7 +27,7 @@ from marble_cli.evaluate.target import resolve_target
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
 from marble_cli.run.build import build_optimizer
-from marble_cli.run.state import fresh, pack
+from marble_cli.run.state import initial_progress, pack
 from marble_cli.seeds import noise
 from tests.policy.trainable.test_switches import COMPILER, QUIET
 
@@ -230,7 +230,7 @@ def run(run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathF
     )
     policy: Any = load_policy(config.model, 0)
     nudge(policy)
-    progress = fresh(policy)
+    progress = initial_progress(policy)
     progress.step = 1
     nudge(policy, seed=1)
     store.save(folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False)
@@ -328,7 +328,7 @@ def test_one_kind_is_refused_where_the_other_is_trained(
 ) -> None:
     """By what the folder's manifest lists, whatever is said in it."""
     policy: Any = load_policy(run_config(f"model.train={of}").model, 0)
-    state, trained, ema = pack(policy, build_optimizer(run_config(), policy), fresh(policy))
+    state, trained, ema = pack(policy, build_optimizer(run_config(), policy), initial_progress(policy))
     for info in (state.info, {}):
         store.save(tmp_path, replace(state, info=info), trained, ema, keep_last=1, best=False)
         other = load_policy(run_config(f"model.train={for_}").model, 0)

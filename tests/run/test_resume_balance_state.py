@@ -1,0 +1,134 @@
+"""A resumed run restores the state of its balance."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from marble_cli.balance import Solution, registry
+from marble_cli.checkpoint import manifest, store
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import CheckpointError
+from marble_cli.run.loop import Trainer
+from marble_cli.run.train import train
+from tests.run.runs import SETTINGS, WEIGHTS, assert_same_run, copied
+
+RunConfigMaker = Callable[..., RunConfig]
+
+
+class Tiring:
+    """A third party's balance: weights of 1 / n at its n-th step, with an integer as its state."""
+
+    def __init__(self, *_: Any) -> None:
+        self.asked = torch.tensor(0)
+
+    def __call__(self, gram: torch.Tensor) -> Solution:
+        self.asked += 1
+        weights = torch.ones(len(gram), dtype=torch.float64) / self.asked
+        return Solution(weights, weights, weights > 0, float("nan"), "tiring", 0, 0.0)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.asked = state["asked"].clone()
+
+
+@pytest.fixture
+def remembering(
+    request: pytest.FixtureRequest, run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., RunConfig]:
+    """Return a function that composes a run of a number of steps with a stateful balance."""
+    name = request.param
+    if name.startswith("torchjd:"):
+        pytest.importorskip("torchjd")
+    entry = EntryPoint("tiring", f"{__name__}:Tiring", "marble.balances")
+    monkeypatch.setattr(registry, "balances", lambda: {"tiring": entry})
+    overrides = (*SETTINGS, "balance.mode=full", "balance.shared_term=inside", "trainer.eval_every=0")
+
+    def make(folder: Path, steps: int) -> RunConfig:
+        config = run_config(*overrides, f"run.dir={folder}", f"trainer.steps={steps}")
+        return replace(config, balance=replace(config.balance, name=name))
+
+    return make
+
+
+REMEMBERING = pytest.mark.parametrize(
+    "remembering", ["torchjd:GradVac", "torchjd:PCD", "tiring"], indirect=True
+)
+
+
+def resign(folder: Path) -> None:
+    """Rewrite the manifest of a step folder for its present files."""
+    state = json.loads((folder / "state.json").read_text())
+    files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.safetensors"))
+    manifest.write(folder, store.step_of(folder), state["info"], files, state["scale"])
+
+
+@REMEMBERING
+def test_stateful_balance_resumes_exactly(
+    remembering: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Resume after a stop between steps, and after an error in a step that had balanced its gradients."""
+    apply = Trainer.apply
+
+    def broken(self: Trainer, gradient: torch.Tensor) -> None:
+        if self.progress.step == 1:
+            self.checkpoints.mid_update = False  # no weight was changed yet
+            raise OSError("a cable was pulled")
+        apply(self, gradient)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "apply", broken)
+        with pytest.raises(OSError, match="cable"):
+            train(remembering(tmp_path / "torn", 4), resume="auto")
+    assert (tmp_path / "torn" / "checkpoints" / "latest").read_text().strip() == "step-00000001"
+    for folder, steps in (("whole", 4), ("parts", 2), ("parts", 4), ("torn", 4)):
+        assert train(remembering(tmp_path / folder, steps), resume="auto") == 0
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", stateful=True)
+    assert_same_run(tmp_path / "torn", tmp_path / "whole", stateful=True)
+    assert "start anew" not in caplog.text
+
+
+@REMEMBERING
+def test_checkpoint_without_balance_state_loads_with_a_warning(
+    remembering: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = tmp_path / "older"
+    assert train(remembering(older, 2), resume="auto") == 0
+    whole = copied(older, tmp_path / "whole")
+    folder = older / "checkpoints" / "step-00000002"
+    (folder / "balance.safetensors").unlink()
+    resign(folder)
+    ends = []
+    for run in (older, whole):
+        assert train(remembering(run, 4), resume="auto") == 0
+        ends.append((run / "checkpoints" / "step-00000004" / WEIGHTS["lora"][0]).read_bytes())
+    assert ends[0] != ends[1]
+    assert caplog.text.count("holds no state of the balance") == 1
+    assert "its averages start anew" in caplog.text
+
+
+@REMEMBERING
+def test_refused_balance_state_is_a_damaged_checkpoint(
+    remembering: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    assert train(remembering(run, 4), resume="auto") == 0
+    folder = run / "checkpoints" / "step-00000004"
+    save_file({"111.other": torch.ones(1)}, folder / "balance.safetensors")
+    resign(folder)
+    with pytest.raises(CheckpointError, match=r"refuses its state: .*Use another step folder"):
+        train(remembering(tmp_path / "new", 5), resume=str(folder))
+    assert train(remembering(run, 4), resume="auto") == 0
+    assert "step-00000004 is not usable and was passed over" in caplog.text
+    assert store.load(folder)[0].tensors["balance"]
