@@ -17,14 +17,16 @@ EPILOG = "Example:  marble explain runs/first"
 
 def explain(
     ctx: typer.Context,
-    run: Annotated[Path, typer.Argument(parser=to_path, metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(parser=to_path, metavar="RUN", help="The folder of a run.")],
     output: Annotated[
         Path | None,
-        typer.Option(parser=to_path, metavar="DIR", help="Where the pictures go; RUN/explain if not given."),
+        typer.Option(
+            parser=to_path, metavar="DIR", help="The folder to write pictures to.", show_default="RUN/explain"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show what the balance of a run did, and draw it."""
+    """Show in tables and pictures how a run balanced its rewards."""
     from rich.console import Console
 
     from marble_cli.explain import analysis as numbers
@@ -61,7 +63,10 @@ def explain(
 
 
 def _balance(path: Path) -> tuple["BalanceConfig | None", list[str]]:
-    """A run's settings of the balance; a run from elsewhere may name plugins that this environment lacks."""
+    """Return a run's balance settings, or None and a note if the configuration cannot be loaded.
+
+    A run of another environment may name plugins that are not installed in this one.
+    """
     from marble_cli.config.compose import load_resolved
     from marble_cli.errors import ConfigError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from marble_cli.cli.rewards import chosen
+from marble_cli.cli.rewards.selection import select_rewards
 from marble_cli.plugins import installed
 
 MINE = "+rewards.mine={plugin: colorfulness}"
@@ -16,14 +16,14 @@ MINE = "+rewards.mine={plugin: colorfulness}"
 
 @pytest.mark.parametrize("names", [["hpsv2"], ["hpsv2", "mine"], ["mine", "hpsv2"]])
 def test_a_choice_has_the_defaults_of_its_file_whatever_stands_beside_it(names: Sequence[str]) -> None:
-    rewards, _ = chosen([*names], [MINE, "rewards.hpsv2.isolated=true", "rewards.hpsv2.retries=7"])
+    rewards, _ = select_rewards([*names], [MINE, "rewards.hpsv2.isolated=true", "rewards.hpsv2.retries=7"])
     assert [*rewards] == names
     assert rewards["hpsv2"].options == {"model": str(Path("models/hpsv2").absolute())}
     assert (rewards["hpsv2"].timeout, rewards["hpsv2"].retries) == (300, 7)
 
 
 def test_a_reward_that_is_given_whole_is_what_is_given() -> None:
-    rewards, _ = chosen(["hpsv2"], ["+rewards.hpsv2={plugin: colorfulness, timeout: 1}"])
+    rewards, _ = select_rewards(["hpsv2"], ["+rewards.hpsv2={plugin: colorfulness, timeout: 1}"])
     assert (rewards["hpsv2"].plugin, rewards["hpsv2"].timeout, rewards["hpsv2"].options) == (
         "colorfulness",
         1,

@@ -13,7 +13,7 @@ import pytest
         (("colorfulness", "--host", "0.0.0.0"), "no token is set"),
         (("colorfulnes",), "did you mean 'colorfulness'"),
         (("compressibility", "rewards.compressibility.qualty=3"), "did you mean 'quality'"),
-        (("trainer.steps=2",), "which reward?"),
+        (("trainer.steps=2",), "no reward is named"),
         (("colorfulness", "--host", "192.0.2.1", "--token", "x"), "cannot listen there"),
         (("colorfulness", "--token", "schlüssel"), "printable ASCII"),
         (("far", "+rewards.far={plugin: far, url: 'http://127.0.0.1:9'}"), "no reward server can be reached"),

@@ -17,7 +17,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
 SUFFIX = ".template"
 
 
-def write(name: str, output: Path | None) -> Path:
+def write_plugin(name: str, output: Path | None) -> Path:
     """Write the plugin distribution of a reward.
 
     Args:
