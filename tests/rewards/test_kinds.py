@@ -7,7 +7,7 @@ import pytest
 
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Declaration
-from marble_cli.rewards.applicability import fitted, metadata_problem
+from marble_cli.rewards.applicability import fit_metadata, metadata_problem
 from marble_cli.rewards.elsewhere.protocol import declaration_from_json, declaration_to_json
 
 OBJECTS = {"include": [{"class": str, "count": int, "color": str | None}]}
@@ -98,12 +98,12 @@ def test_a_key_that_may_be_missing_is_not_required() -> None:
 def test_whole_numbers_are_given_as_such_and_nothing_else_is_copied() -> None:
     types = Declaration.of(type("Plugin", (), {"requires": OBJECTS | {"level": int | None}})).types
     before = {"level": 47.0, "include": [{"class": "cup", "count": 2.0, "box": [1.0]}], "tag": 3.0}
-    after = fitted(types, before)
+    after = fit_metadata(types, before)
     assert repr(after) == "{'level': 47, 'include': [{'class': 'cup', 'count': 2, 'box': [1.0]}], 'tag': 3.0}"
     assert repr(before["level"]) == "47.0"
-    assert fitted(types, after) is after
+    assert fit_metadata(types, after) is after
     assert (
-        repr(fitted(Declaration.of(type("P", (), {"requires": {"a": int | float}})).types, {"a": 2.0}))
+        repr(fit_metadata(Declaration.of(type("P", (), {"requires": {"a": int | float}})).types, {"a": 2.0}))
         == "{'a': 2.0}"
     )
 

@@ -11,7 +11,7 @@ import torch
 from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
-from marble_cli.rewards.worker import own_copy
+from marble_cli.rewards.call_thread import copy_batch
 
 Install = Callable[..., None]
 KNOWN = {
@@ -96,7 +96,7 @@ def test_images_of_one_prompt_do_not_share_its_metadata(install: Install) -> Non
 def test_a_copy_is_equal_and_shares_nothing() -> None:
     row = KNOWN | {"nan": float("nan"), "set": {1}, "tuple": ([1],), "none": None, "array": torch.zeros(2)}
     batch = Batch(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), ["a"], [row])
-    [copied] = own_copy(batch).metadata
+    [copied] = copy_batch(batch).metadata
     assert repr(copied) == repr(row)
     for key in ("include", "tags", "set", "array"):
         assert copied[key] is not row[key]
@@ -136,7 +136,7 @@ def test_metadata_of_another_type_is_that_picture_s_failure(
     with open_scorer({"mine": RewardConfig(plugin="reads", max_failed=0.6)}, "cpu") as scorer:
         scores = score(scorer, metadata)
         scorer.check(scores)
-        assert scorer.lanes[0].error == f"prompt 'prompt 1': {said}"
+        assert scorer.workers[0].error == f"prompt 'prompt 1': {said}"
         nothing = score(scorer, [bad])
     assert scores.values[0].nan_to_num(-1).tolist() == [6, -1, -1, 4, -1]
     assert scores.failed.tolist() == [[False, True, False, False, True]]

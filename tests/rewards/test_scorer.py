@@ -235,7 +235,7 @@ def test_closing_does_not_wait_for_a_call_that_hangs(install: Install, tmp_path:
     start = time.monotonic()
     with open_scorer({"mine": RewardConfig(plugin="hangs", options=options, timeout=600)}, "cpu") as scorer:
         pending = scorer.submit(pictures(1), [""], [{}], [""])
-        while scorer.lanes[0].awaited is None:
+        while scorer.workers[0].pending_call is None:
             time.sleep(0.01)
     assert time.monotonic() - start < 30
     with pytest.raises(RewardError, match="reward mine was closed before it answered"):
@@ -247,11 +247,11 @@ def test_the_process_ends_though_a_call_hangs(tmp_path: Path) -> None:
 from importlib.metadata import EntryPoint
 import torch
 import marble_cli.rewards.registry as registry
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.scorer import open_scorer
 registry.installed = lambda: {{"hangs": EntryPoint("hangs", "sample_plugins:Hangs", "marble.rewards")}}
 options = {{"marker": {str(tmp_path / "marker")!r}, "once": False}}
-with open_scorer({{"mine": Reward(plugin="hangs", options=options, timeout=0.2, retries=0)}}, "cpu") as scorer:
+with open_scorer({{"mine": RewardConfig(plugin="hangs", options=options, timeout=0.2, retries=0)}}, "cpu") as scorer:
     scores = scorer.submit(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [""], [{{}}], [""]).result()
 print(int(scores.failed.sum()))
 """

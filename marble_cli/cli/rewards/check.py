@@ -58,7 +58,7 @@ def check(
 
 def _samples(declaration: "Declaration", metadata: str | None) -> "Batch":
     """Return the sample batch, with the metadata of --metadata on every prompt if given."""
-    from marble_cli.rewards.applicability import fitted
+    from marble_cli.rewards.applicability import fit_metadata
     from marble_cli.rewards.kinds import MetadataError
     from marble_cli.rewards.testing.samples import sample_batch
 
@@ -66,7 +66,7 @@ def _samples(declaration: "Declaration", metadata: str | None) -> "Batch":
         return sample_batch(declaration.requires)
     batch = sample_batch(())
     try:
-        known = fitted(declaration.types, parse_metadata(metadata))
+        known = fit_metadata(declaration.types, parse_metadata(metadata))
     except MetadataError as error:
         raise RequestError(f"--metadata {metadata!r}: {error}") from error
     return batch._replace(metadata=[known] * len(batch.prompts))

@@ -25,7 +25,8 @@ def list_rewards(
     if as_json:
         typer.echo(json.dumps({"marble": __version__, "rewards": rows}, indent=1), file=out)
         return
-    table = Table("reward", "what it scores", "required metadata", "distribution", box=None, pad_edge=False)
+    table = Table("reward", "what it scores", "requires", box=None, pad_edge=False)
+    table.add_column("distribution", overflow="fold")
     for row in rows:
         summary = f"[red]{escape(redact(row['error']))}[/]" if row["error"] else escape(row["summary"])
         table.add_row(row["name"], summary, ", ".join(row["requires"]), row["distribution"])

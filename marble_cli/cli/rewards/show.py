@@ -37,7 +37,7 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
             "range",
             f"{_bound(declaration.range[0], '-∞')} … {_bound(declaration.range[1], '∞')}, higher is better",
         ),
-        ("whole groups", "yes" if declaration.groupwise else "no"),
+        ("needs whole groups", "yes" if declaration.groupwise else "no"),
         ("license", declaration.license or "not declared"),
         ("citation", declaration.citation or "not declared"),
         *_option_rows(settings),

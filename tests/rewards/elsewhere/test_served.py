@@ -120,7 +120,7 @@ def test_a_plugin_that_exits_does_not_end_the_server(install: Install, at: At) -
     for _ in range(2):
         with open_scorer({"mine": settings}, "cpu") as scorer:
             assert submit(scorer, sample_batch(()).images, [""] * 6).failed.all()
-            assert scorer.lanes[0].error == "RemoteError: RuntimeError: SystemExit(3)"
+            assert scorer.workers[0].error == "RemoteError: RuntimeError: SystemExit(3)"
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_handlers_are_set_once_more(interrupt: Interrupt) -> None:
 def test_a_pool_of_processes(write: Write, interrupt: Interrupt, stage: str) -> None:
     name = write(**{stage: POOL})
     with open_scorer({name: RewardConfig(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
-        assert score(scorer).applicable.all(), scorer.lanes[0].error
+        assert score(scorer).applicable.all(), scorer.workers[0].error
     assert interrupt.exit_code is None
 
 
@@ -97,7 +97,7 @@ def test_a_signal_ends_a_child_and_not_the_run(
     """
     name = write(called=called, imported="seen = []")
     with open_scorer({name: RewardConfig(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
-        assert score(scorer).applicable.all(), scorer.lanes[0].error
+        assert score(scorer).applicable.all(), scorer.workers[0].error
     [status] = sys.modules[name].seen
     expected = {signal.SIGINT: 9 << 8}  # KeyboardInterrupt, and what the child does then
     assert status == expected.get(number, int(number))
@@ -124,7 +124,7 @@ def test_a_forked_child_ends_with_the_plugin_s_code(write: Write, stage: str, co
     work = f"child = os.fork()\nif child:\n    seen.append(os.waitpid(child, 0)[1])\nelse:\n    {code}"
     name = write(**{stage: work}, imported="seen = []")
     with open_scorer({name: RewardConfig(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
-        assert score(scorer).applicable.all(), scorer.lanes[0].error
+        assert score(scorer).applicable.all(), scorer.workers[0].error
     assert sys.modules[name].seen == [status << 8]
 
 
@@ -249,7 +249,7 @@ from marble_cli.rewards.scorer import open_scorer
 from marble_cli.interrupts import Interrupt
 with Interrupt(), open_scorer({"pooled": Reward(plugin="pooled", timeout=60, retries=0)}, "cpu") as scorer:
     scores = scorer.submit(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [""], [{}], [""]).result()
-    assert scores.applicable.all(), scorer.lanes[0].error
+    assert scores.applicable.all(), scorer.workers[0].error
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=pooled, capture_output=True, text=True, timeout=120
@@ -271,7 +271,7 @@ def test_a_server_whose_reward_has_pools_scores_and_ends(
         with open_scorer(
             {"far": RewardConfig(plugin="pooled", url=url, timeout=60, retries=0)}, "cpu"
         ) as scorer:
-            assert score(scorer).applicable.all(), scorer.lanes[0].error
+            assert score(scorer).applicable.all(), scorer.workers[0].error
         server.terminate()
         assert server.wait(30) == 143
     none_is_left(pooled)

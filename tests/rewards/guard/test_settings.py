@@ -116,7 +116,7 @@ def test_what_is_changed_in_a_call(
         plugin = sys.modules[name]
         plugin.read = read  # type: ignore[attr-defined]
         for _ in range(3):
-            assert score(scorer).applicable.all(), scorer.lanes[0].error
+            assert score(scorer).applicable.all(), scorer.workers[0].error
     assert len(plugin.seen) == 3
     assert str(plugin.seen[0]) == str(plugin.seen[2]) or "seed" in change  # in the thread that calls it
     assert read() == here
