@@ -14,11 +14,13 @@ NUMBERS = "biuf"  # numpy's kinds of bool, integers and floats
 
 
 def parse_answer(name: str, answer: Any, count: int) -> Tensor:
-    """Convert a plugin's answer to [count] float64 on the CPU: NaN is "does not apply", infinity is a failure.
+    """Convert a plugin's answer to [count] float64 on the CPU.
 
-    In a list, a score may be anything with one value: a number of Python, numpy, `fractions` or `decimal`, or a
-    tensor or array with one element, of any dtype and on any device. An exception in its place becomes infinity.
-    Masked elements of a numpy.ma array become NaN.
+    NaN says that the reward does not apply to an image, infinity that it failed.
+
+    In a list, a score may be anything with one value: a number of Python, numpy, `fractions` or `decimal`, or
+    a tensor or array with one element, of any dtype and on any device. An exception in its place becomes
+    infinity. Masked elements of a numpy.ma array become NaN.
 
     Raises:
         RewardError: the answer is not `count` numbers or failures.
@@ -43,7 +45,7 @@ def first_failure(answer: Any) -> BaseException | None:
 
 
 def _scores(answer: Any) -> list[Any]:
-    """Return the elements of a sequence or of a one-dimensional array of objects; nothing for other answers."""
+    """Return the elements of a sequence or of a one-dimensional array of objects, else an empty list."""
     if isinstance(answer, np.ndarray) and answer.dtype.kind == "O" and answer.ndim == 1:
         return list(answer)
     plain = isinstance(answer, Sequence) and not isinstance(answer, str | bytes | bytearray)

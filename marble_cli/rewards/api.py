@@ -1,29 +1,31 @@
 """Define what a reward plugin is. This module imports nothing heavy, and plugins need not import it.
 
-A reward is a class whose instances are called with a batch, or a function of a batch. The class is built once,
-with keyword arguments: `device`, `dtype` and the options under `rewards.<name>`. `device` and `dtype` are passed
-only if the constructor takes them; an option that it does not take is an error. A batch is
+A reward is a class whose instances are called with a batch, or a function of a batch. The class is built
+once, with keyword arguments: `device`, `dtype` and the options under `rewards.<name>`. `device` and `dtype`
+are passed only if the constructor takes them; an option that it does not take is an error. A batch is
 
     images    uint8 [B, 3, H, W], on the CPU
     prompts   B strings
     metadata  B mappings: the other columns of each prompt's row in the prompt file
 
-The answer is B floats as a tensor, array or list. Higher is better, and NaN says that the reward does not apply.
-In a list, an exception in the place of a float says that the reward failed on that image alone, and why; infinity
-also says that it failed, without a reason. If the reward raises, it has failed on the whole batch, and is called
-again. Parameters named `images`, `prompts` and `metadata` are passed by name, in any selection and order. A
-callable with one parameter of another name is given the whole `Batch`.
+The answer is B floats as a tensor, array or list. Higher is better, and NaN says that the reward does not
+apply. In a list, an exception in the place of a float says that the reward failed on that image alone, and
+why; infinity also says that it failed, without a reason. If the reward raises, it has failed on the whole
+batch, and is called again. Parameters named `images`, `prompts` and `metadata` are passed by name, in any
+selection and order. A callable with one parameter of another name is given the whole `Batch`.
 
 A reward may declare, as attributes of the class or function:
 
-    requires    metadata keys that a prompt must have for the reward to apply; the reward is not called with other
-                prompts. A mapping also gives types: with {"text": str}, a picture whose prompt has another type
-                under that key has failed, and the message names its prompt. {"text": str | None} is a key that may
-                be missing. `marble_cli.rewards.kinds` lists the types, e.g. [{"class": str, "count": int}].
+    requires    metadata keys that a prompt must have for the reward to apply; the reward is never called with
+                other prompts. A mapping also gives types: with {"text": str}, a picture whose prompt has
+                another type under that key has failed, and the message names its prompt. {"text": str | None}
+                is a key that may be missing. `marble_cli.rewards.kinds` lists the types, e.g. [{"class": str,
+                "count": int}].
     range       (low, high): the bounds of the scores, None for no bound
     license     of the plugin and of the weights that it loads
     citation    the paper or repository to cite
-    groupwise   true if the reward must see all images of a prompt in one call; in an evaluation that is one image
+    groupwise   true if the reward must see all images of a prompt in one call (one image, in an
+                evaluation)
 """
 
 from collections.abc import Mapping

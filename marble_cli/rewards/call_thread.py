@@ -57,7 +57,7 @@ def _serve_calls(call: Callable[[Batch], Any], guard: Guard, calls: Calls) -> No
 
 
 def settle(future: Future[Any], answer: Any = None, error: Exception | None = None) -> None:
-    """Set the result of `future` unless it has one: a worker may be closed while its reward still computes."""
+    """Set the result of `future` unless it has one: a worker may be closed while its reward computes."""
     with suppress(InvalidStateError):
         if error is None:
             future.set_result(answer)

@@ -1,7 +1,7 @@
 """Run a reward on its own GPU and CUDA stream, whichever thread builds or calls it.
 
-CUDA's current device is a setting of each thread, at first GPU 0. A plugin that calls `.to("cuda")`, or launches
-a kernel of its own, uses the current device.
+CUDA's current device is a setting of each thread, at first GPU 0. A plugin that calls `.to("cuda")`, or
+launches a kernel of its own, uses the current device.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,10 @@ from marble_cli.rewards.api import Batch
 
 
 def numbered(device: Any, run: Any = "cpu") -> Any:
-    """Number the device `cuda`: as the GPU of the `run`, else as this thread's current GPU; keep other devices."""
+    """Return `cuda` with a number, and other devices unchanged.
+
+    The number is that of the `run`'s GPU, or of this thread's current GPU if the run has none.
+    """
     import torch
 
     if device != "cuda" or not torch.cuda.is_available():
@@ -37,9 +40,9 @@ def current(device: Any) -> AbstractContextManager[Any]:
 def on(device: Any, call: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
     """Make `call` compute on this GPU; the thread that calls it must be the reward's own.
 
-    The work goes to a stream of its own and is finished when the call returns. On the rollout's stream, a reward
-    that waits for its inputs or scores would wait for everything queued there. On other devices this returns
-    `call` itself.
+    The work goes to a stream of its own and is finished when the call returns. On the rollout's stream, a
+    reward that waits for its inputs or scores would wait for everything queued there. On other devices this
+    returns `call` itself.
     """
     import torch
 

@@ -7,8 +7,8 @@
     {"key": kind, ...}                a mapping with at least these keys
     kind | None, (kind, kind, ...)    any of several; with None the key may be missing or null
 
-Inside marble a kind is JSON, because a reward's server sends it to the run: the name of a type, {"list": kind},
-{"dict": {key: kind}}, or a list of alternatives.
+Inside marble a kind is JSON, because a reward's server sends it to the run: the name of a type, {"list":
+kind}, {"dict": {key: kind}}, or a list of alternatives.
 """
 
 import reprlib
@@ -57,8 +57,8 @@ def normal(kind: Any) -> Kind:
         return NAMES[kind]
     except (KeyError, TypeError):
         raise RewardError(
-            f"`requires` names the type {kind!r}. Expected str, int, float, bool, list, dict, object, [type], "
-            '{"key": type}, or several with |.'
+            f"`requires` names the type {kind!r}. Expected str, int, float, bool, list, dict, object, "
+            '[type], {"key": type}, or several with |.'
         ) from None
 
 
@@ -133,7 +133,7 @@ def _keys(kinds: Mapping[str, Kind], value: Any, where: str) -> Any:
 def describe_kind(kind: Kind) -> str:
     """Describe a value of `kind` in words, for messages."""
     if isinstance(kind, list):
-        return " or ".join(map(described, kind))
+        return " or ".join(map(describe_kind, kind))
     if isinstance(kind, dict):
         return (
             f"a list, each {describe_kind(kind['list'])}"

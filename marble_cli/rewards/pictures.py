@@ -30,8 +30,8 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
 def read_picture(path: Path) -> Tensor:
     """Read the picture in a file, or the first one of an animation or of several pages.
 
-    The picture is rotated by its EXIF orientation, put on white where it is transparent, and scaled from 16 bits
-    to 8. Colour profiles are not applied.
+    The picture is rotated by its EXIF orientation, put on white where it is transparent, and scaled from 16
+    bits to 8. Colour profiles are not applied.
 
     Returns:
         uint8 [3, H, W].

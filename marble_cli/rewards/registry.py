@@ -39,7 +39,8 @@ def load_plugin(plugin: str) -> Any:
         return guard.run(Stage.IMPORT, known[plugin].load)
     except Exception as error:  # importing a plugin may raise anything
         raise RewardError(
-            f"reward {plugin} ({known[plugin].value}) cannot be imported: {error!r}. Reinstall its distribution."
+            f"reward {plugin} ({known[plugin].value}) cannot be imported: {error!r}. "
+            "Reinstall its distribution."
         ) from error
 
 
@@ -54,8 +55,8 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
     """Check the options under `rewards.<name>` against the constructor, without building anything.
 
     Raises:
-        ConfigError: an option is unknown, is a number where the constructor takes text, or is missing and has no
-            default.
+        ConfigError: an option is unknown, is a number where the constructor takes text, or is missing and has
+            no default.
     """
     taken = parameters(plugin)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
@@ -71,7 +72,7 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         if option in named and named[option].annotation in TEXT and isinstance(value, (bool, int, float)):
             raise ConfigError(
-                f"rewards.{name}.{option}={value}: expected text, and this was read as a {type(value).__name__}. "
+                f"rewards.{name}.{option}={value}: expected text, but got {type(value).__name__}. "
                 f"Put the text in quotes of its own: 'rewards.{name}.{option}=\"...\"'"
             )
     for key, parameter in named.items():
@@ -83,8 +84,8 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
 class Reward:
     """A reward that is built and can be called; its settings are a `schema.RewardConfig`.
 
-    `name` is its key under `rewards`. `call` must be made under `guard`. `close` releases its resources. `alive`
-    turns false when the process that serves it is gone.
+    `name` is its key under `rewards`. `call` must be made under `guard`. `close` releases its resources.
+    `alive` turns false when the process that serves it is gone.
     """
 
     name: str
@@ -106,8 +107,8 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
         dtype: name of the floating type that it should compute in.
 
     Raises:
-        ConfigError: there is no such plugin, an option is wrong, or the constructor raises ValueError or OSError,
-            for example because a file is missing.
+        ConfigError: there is no such plugin, an option is wrong, or the constructor raises ValueError or
+            OSError, for example because a file is missing.
         RewardError: the plugin cannot be imported, or its constructor raises another error.
     """
     loaded = load_plugin(plugin)
@@ -171,6 +172,6 @@ def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
         if len(needed) == len(Batch._fields):
             return lambda batch: reward(*batch)
     raise RewardError(
-        f"a reward cannot be called with the parameters ({', '.join(p.name for p in needed)}). Expected some of "
-        f"{', '.join(Batch._fields)}, all three under names of its own, or one that takes the whole batch."
+        f"a reward cannot be called with the parameters ({', '.join(p.name for p in needed)}). Expected some "
+        f"of {', '.join(Batch._fields)}, all three under other names, or one that takes the whole batch."
     )

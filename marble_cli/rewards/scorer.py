@@ -29,9 +29,9 @@ log = logging.getLogger("marble")
 class Scores:
     """Outcomes of n images for K rewards, in the order of `names`.
 
-    `applicable` [K, n] bool is true where there is a score, `failed` [K, n] bool where there should be one. Where
-    both are false the reward does not apply. `values` [K, n] float64 has the scores, NaN where `applicable` is
-    false.
+    `applicable` [K, n] bool is true where there is a score, `failed` [K, n] bool where there should be one.
+    Where both are false the reward does not apply. `values` [K, n] float64 has the scores, NaN where
+    `applicable` is false.
     """
 
     names: list[str]

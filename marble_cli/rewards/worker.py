@@ -1,7 +1,7 @@
 """One reward's worker: it asks the plugin for scores of each batch and turns the answers into outcomes.
 
-A failed call is retried; if it still fails, its images count as failed. A call that hangs is abandoned and the
-reward is built anew.
+A failed call is retried; if it still fails, its images count as failed. A call that hangs is abandoned and
+the reward is built anew.
 """
 
 import logging
@@ -48,8 +48,8 @@ def concerns(
 class Outcomes:
     """One reward's outcomes for a batch of B images.
 
-    `applicable` [B] bool is true for images with a score, `failed` [B] bool for images that should have one. If
-    both are false the reward does not apply. `values` [B] float64 has the scores, NaN elsewhere.
+    `applicable` [B] bool is true for images with a score, `failed` [B] bool for images that should have one.
+    If both are false the reward does not apply. `values` [B] float64 has the scores, NaN elsewhere.
     """
 
     values: Tensor
@@ -69,8 +69,8 @@ class Outcomes:
 class RewardWorker:
     """Scores batches with one reward, one at a time, in the order in which they are submitted.
 
-    `executor` is the worker's own thread; it makes the calls in a second one, a `CallThread`. `error` describes
-    the last failure.
+    `executor` is the worker's own thread; it makes the calls in a second one, a `CallThread`. `error`
+    describes the last failure.
     """
 
     def __init__(self, name: str, settings: schema.RewardConfig, make: Callable[[], Reward]):
@@ -211,9 +211,9 @@ def _describe_error(error: BaseException) -> str:
 
 
 def thread_hint(error: BaseException) -> str:
-    """Explain which threads build and call a reward, if an error mentions threads; else return an empty string.
+    """Explain which threads build and call a reward, if an error mentions threads.
 
-    Errors of signals, event loops and sqlite3 do.
+    Errors of signals, event loops and sqlite3 do. For other errors the explanation is empty.
     """
     if not re.search(r"\bthreads?\b", str(error), re.IGNORECASE):
         return ""

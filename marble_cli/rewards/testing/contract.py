@@ -1,4 +1,8 @@
-"""What the plugin contract asks of a reward: functions of a reward and a batch that say what they found, or raise."""
+"""Check one requirement of the plugin contract per function.
+
+A check is called with a reward and a batch. It returns a description of what it found, or raises
+`ContractError`.
+"""
 
 import copy
 import ctypes
@@ -11,28 +15,28 @@ import torch
 from torch import Tensor
 
 from marble_cli.errors import RewardError
-from marble_cli.rewards.answers import checked, failure
+from marble_cli.rewards.answers import first_failure, parse_answer
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.registry import Reward
-from marble_cli.rewards.worker import of_threads
+from marble_cli.rewards.worker import thread_hint
 
-TOLERANCE = 1e-5  # relative; what the batch's composition may change
-GPU_TOLERANCE = 1e-3  # relative; what another device may change
-MANY = 24  # images of a larger batch
+TOLERANCE = 1e-5  # relative change of a score in another batch
+GPU_TOLERANCE = 1e-3  # relative change of a score on another device
+MANY = 24  # images in a large batch
 ODD_PROMPTS = ("", " ", "a red cube " * 1000, "ein Schild „Straße“ 看板 🚦\n\t")
 OTHER_SIZES = ((96, 96), (64, 128), (120, 80))  # height and width
 
 
 class ContractError(Exception):
-    """A reward does not keep the contract; the message says how."""
+    """A reward breaks the contract; the message describes how."""
 
 
-class NotHere(Exception):  # noqa: N818 - it is no error
-    """A check cannot be made here; the message says why."""
+class CheckImpossible(Exception):  # noqa: N818 - no error of the reward
+    """A check cannot be made on this machine or for this reward; the message gives the reason."""
 
 
 def one_score_an_image(reward: Reward, batch: Batch) -> str:
-    """Each image gets one number: finite, or NaN where the reward does not apply."""
+    """Check that every image gets one number: finite, or NaN if the reward does not apply."""
     scores = _scores(reward, batch)
     if torch.isinf(scores).any():
         raise ContractError(
@@ -41,16 +45,16 @@ def one_score_an_image(reward: Reward, batch: Batch) -> str:
     applicable = ~torch.isnan(scores)
     if not applicable.any():
         raise ContractError(
-            f"it applies to none of the {len(scores)} samples; show it some that it applies to"
+            f"it applies to none of the {len(scores)} samples; pass --metadata that it applies to"
         )
     lowest, highest = scores[applicable].min().item(), scores[applicable].max().item()
     return f"{int(applicable.sum())} of {len(scores)} samples scored, between {lowest:.4g} and {highest:.4g}"
 
 
 def answers_in_numbers(reward: Reward, batch: Batch) -> str:
-    """Scores are floating or whole numbers, not complex ones, truth values or objects."""
+    """Check that scores are floats or integers, not complex numbers, bools or other objects."""
     answer = reward.call(_copy(batch))
-    checked(reward.name, answer, len(batch.images))
+    parse_answer(reward.name, answer, len(batch.images))
     scores = answer if isinstance(answer, list | tuple) else [answer]
     kinds = sorted({_kind(score) for score in scores})
     if "bool" in kinds:
@@ -59,12 +63,12 @@ def answers_in_numbers(reward: Reward, batch: Batch) -> str:
 
 
 def _kind(score: Any) -> str:
-    """The dtype of a tensor or array, else the type."""
+    """Return the dtype of a tensor or array, or the type of another object."""
     return str(getattr(score, "dtype", type(score).__name__)).removeprefix("torch.")
 
 
 def within_declared_range(reward: Reward, batch: Batch) -> str:
-    """No score lies outside the `range` that the reward declares."""
+    """Check that all scores are within the `range` that the reward declares."""
     low, high = reward.declaration.range
     scores = _scores(reward, batch)
     outside = (scores < (-torch.inf if low is None else low)) | (
@@ -78,27 +82,27 @@ def within_declared_range(reward: Reward, batch: Batch) -> str:
 
 
 def deterministic(reward: Reward, batch: Batch) -> str:
-    """Two calls with the same batch give exactly the same scores."""
+    """Check that two calls with the same batch give exactly the same scores."""
     _same(_scores(reward, batch), _scores(reward, batch), 0.0, "twice the same batch")
     return "two calls agree exactly"
 
 
 def independent_of_batching(reward: Reward, batch: Batch) -> str:
-    """An image's score does not depend on the images beside it."""
+    """Check that an image's score does not depend on the other images of the batch."""
     alone = torch.cat([_scores(reward, _rows(batch, [i])) for i in range(len(batch.prompts))])
     _same(_scores(reward, batch), alone, TOLERANCE, "together and one by one")
     return f"one by one as together, to {TOLERANCE:g}"
 
 
 def follows_the_order(reward: Reward, batch: Batch) -> str:
-    """Scores come in the order of the images."""
+    """Check that scores are in the order of the images."""
     order = list(range(len(batch.prompts)))[::-1]
     _same(_scores(reward, batch)[order], _scores(reward, _rows(batch, order)), TOLERANCE, "in reverse order")
     return f"a reversed batch gives reversed scores, to {TOLERANCE:g}"
 
 
 def leaves_its_inputs_alone(reward: Reward, batch: Batch) -> str:
-    """Images, prompts and metadata are the same after the call."""
+    """Check that a call changes neither images nor prompts nor metadata."""
     given = _copy(batch)
     _call(reward, given)
     if not torch.equal(given.images, batch.images):
@@ -111,9 +115,9 @@ def leaves_its_inputs_alone(reward: Reward, batch: Batch) -> str:
 
 
 def leaves_the_process_alone(reward: Reward, batch: Batch, here: bool = True) -> str:
-    """After it is imported, built and called, the process's and its thread's settings are what they were."""
+    """Check that import, build and calls leave the settings of the process and of its threads unchanged."""
     if not here:
-        raise NotHere("it computes in another process")
+        raise CheckImpossible("it computes in another process")
     _scores(reward, batch)
     if reward.guard.left:
         raise ContractError(
@@ -123,18 +127,20 @@ def leaves_the_process_alone(reward: Reward, batch: Batch, here: bool = True) ->
 
 
 def takes_any_picture_size(reward: Reward, batch: Batch) -> str:
-    """Pictures may be of another size, and need not be square."""
+    """Check that pictures may have other sizes and need not be square."""
     for size in OTHER_SIZES:
         images = torch.nn.functional.interpolate(batch.images, size, mode="nearest-exact")
         try:
             _scores(reward, batch._replace(images=images))
         except Exception as error:
-            raise ContractError(f"pictures of {size[0]} x {size[1]} pixels: {said(error)}") from error
+            raise ContractError(
+                f"pictures of {size[0]} x {size[1]} pixels: {describe_error(error)}"
+            ) from error
     return ", ".join(f"{height} x {width}" for height, width in OTHER_SIZES)
 
 
 def takes_any_batch_size(reward: Reward, batch: Batch) -> str:
-    """One image, and more than a plugin may have thought of."""
+    """Check a batch of one image and a large batch."""
     one, many = _rows(batch, [0]), _many(batch)
     _scores(reward, one)
     _scores(reward, many)
@@ -142,7 +148,7 @@ def takes_any_batch_size(reward: Reward, batch: Batch) -> str:
 
 
 def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
-    """Pictures are uint8: black and white ones are scored, and how they lie in memory does not matter."""
+    """Check that black and white pictures are scored, and that the memory layout does not matter."""
     extremes = batch.images.clone()
     extremes[0::2], extremes[1::2] = 0, 255
     scores = _scores(reward, batch._replace(images=extremes))
@@ -159,7 +165,7 @@ def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
 
 
 def survives_odd_prompts(reward: Reward, batch: Batch) -> str:
-    """An empty or very long prompt, or one in any script, gets a finite score or none; it is no reason to raise."""
+    """Check that an empty prompt, a very long one and other scripts get a finite score or none, and no error."""
     prompts = [ODD_PROMPTS[i % len(ODD_PROMPTS)] for i in range(len(batch.prompts))]
     scores = _scores(reward, batch._replace(prompts=prompts))
     if torch.isinf(scores).any():
@@ -168,7 +174,7 @@ def survives_odd_prompts(reward: Reward, batch: Batch) -> str:
 
 
 def time_an_image(reward: Reward, batch: Batch) -> str:
-    """How long an image takes; always passes."""
+    """Measure the time per image; this always passes."""
     _scores(reward, batch)
     start = time.perf_counter()
     _scores(reward, batch)
@@ -176,11 +182,11 @@ def time_an_image(reward: Reward, batch: Batch) -> str:
 
 
 def memory_an_image(reward: Reward, batch: Batch, here: bool) -> str:
-    """How much memory an image of a larger batch takes at most, on the GPU too if it is used; always passes."""
+    """Measure peak memory per image of a large batch, on the GPU too if it is used; this always passes."""
     if not here:
-        raise NotHere("it computes in another process")
+        raise CheckImpossible("it computes in another process")
     many = _many(batch)
-    _scores(reward, _rows(batch, [0]))  # what is allocated once is there already
+    _scores(reward, _rows(batch, [0]))  # allocates whatever is kept between calls
     cuda = torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -193,9 +199,9 @@ def memory_an_image(reward: Reward, batch: Batch, here: bool) -> str:
 
 
 def same_on_another_device(reward: Reward, batch: Batch, gpu: "Callable[[], Reward] | str") -> str:
-    """Built on the GPU it gives the scores that it gives here."""
+    """Check that the reward gives the same scores on the GPU as on the CPU."""
     if isinstance(gpu, str):
-        raise NotHere(gpu)
+        raise CheckImpossible(gpu)
     moved = gpu()
     try:
         _same(_scores(reward, batch), _scores(moved, batch), GPU_TOLERANCE, "on the CPU and on the GPU")
@@ -206,59 +212,68 @@ def same_on_another_device(reward: Reward, batch: Batch, gpu: "Callable[[], Rewa
 
 CheckFunction = Callable[[Reward, Batch], str]
 CONTRACT: tuple[CheckFunction, ...] = (
-    one_score_an_image, answers_in_numbers, within_declared_range, deterministic, independent_of_batching,
-    follows_the_order, takes_any_batch_size, takes_any_picture_size, takes_pictures_as_they_come, survives_odd_prompts,
+    one_score_an_image,
+    answers_in_numbers,
+    within_declared_range,
+    deterministic,
+    independent_of_batching,
+    follows_the_order,
+    takes_any_batch_size,
+    takes_any_picture_size,
+    takes_pictures_as_they_come,
+    survives_odd_prompts,
     leaves_its_inputs_alone,
-)  # fmt: skip
+)
 NOT_GROUPWISE: tuple[CheckFunction, ...] = (independent_of_batching, follows_the_order)
 
 
 def _peak_growth(call: Callable[[], object]) -> int:
-    """Bytes by which this process's resident memory during `call` exceeds what it was before.
+    """Return by how many bytes this process's resident memory grows at most during `call`.
 
     Raises:
-        NotHere: the system does not tell.
+        CheckImpossible: the system does not report the peak.
     """
     try:
-        # Else the call fills what earlier ones left behind, and grows nothing.
+        # Otherwise the call reuses memory that earlier calls freed, and nothing grows.
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is the present from here on
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present value
         before = _resident("VmRSS")
     except (AttributeError, OSError) as error:
-        raise NotHere(f"this system does not tell the peak of memory: {error}") from error
+        raise CheckImpossible(f"this system does not report the peak of memory: {error}") from error
     call()
     return max(0, _resident("VmHWM") - before)
 
 
 def _resident(key: str) -> int:
-    """Bytes of a row of /proc/self/status."""
+    """Return a row of /proc/self/status in bytes."""
     rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(rows[key].split()[0]) * 1024
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
+    """Return the message of an error, with its type if the plugin raised it."""
     if isinstance(error, ContractError | RewardError):
         return str(error)
-    return f"{type(error).__name__}: {error}{of_threads(error)}"
+    return f"{type(error).__name__}: {error}{thread_hint(error)}"
 
 
 def _scores(reward: Reward, batch: Batch) -> Tensor:
-    """Scores [B] float64 of a copy of the batch, so that a reward that writes on it spoils no other check."""
+    """Score a copy of the batch, [B] float64, so that a reward that changes it spoils no other check."""
     return _call(reward, _copy(batch))
 
 
 def _call(reward: Reward, batch: Batch) -> Tensor:
-    """Scores [B] float64 of a batch, called as the host does.
+    """Score a batch, [B] float64, as a worker does.
 
     Raises:
         RewardError: the answer is not B numbers.
-        ContractError: it reports a failure.
+        ContractError: the reward failed on an image.
     """
     count = len(batch.images)
     answer = reward.call(batch)
-    if reason := failure(answer):
-        raise ContractError(f"it failed on an image: {said(reason)}")
-    return checked(reward.name, answer, count)
+    if reason := first_failure(answer):
+        raise ContractError(f"it failed on an image: {describe_error(reason)}")
+    return parse_answer(reward.name, answer, count)
 
 
 def _copy(batch: Batch) -> Batch:
