@@ -9,8 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import tenacity
 import torch
@@ -44,8 +43,7 @@ def concerns(
     return of_its_sources and all(map(metadata.__contains__, keys))
 
 
-@dataclass(frozen=True)
-class Outcomes:
+class Outcomes(NamedTuple):
     """One reward's outcomes for a batch of B images.
 
     `applicable` [B] bool is true for images with a score, `failed` [B] bool for images that should have one.

@@ -165,7 +165,7 @@ def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
 
 
 def survives_odd_prompts(reward: Reward, batch: Batch) -> str:
-    """Check that an empty prompt, a very long one and other scripts get a finite score or none, and no error."""
+    """Check that an empty prompt, a very long one and other scripts cause no error and no infinite score."""
     prompts = [ODD_PROMPTS[i % len(ODD_PROMPTS)] for i in range(len(batch.prompts))]
     scores = _scores(reward, batch._replace(prompts=prompts))
     if torch.isinf(scores).any():

@@ -244,10 +244,10 @@ def none_is_left(folder: Path) -> None:
 def test_a_process_whose_reward_has_pools_ends_and_leaves_nobody_behind(pooled: Path) -> None:
     code = """
 import torch
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.interrupts import Interrupt
-with Interrupt(), open_scorer({"pooled": Reward(plugin="pooled", timeout=60, retries=0)}, "cpu") as scorer:
+with Interrupt(), open_scorer({"pooled": RewardConfig(plugin="pooled", timeout=60, retries=0)}, "cpu") as scorer:
     scores = scorer.submit(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [""], [{}], [""]).result()
     assert scores.applicable.all(), scorer.workers[0].error
 """
