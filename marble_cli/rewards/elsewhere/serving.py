@@ -36,7 +36,7 @@ def read_request() -> tuple[dict[str, RewardConfig], str, str | None]:
 
 
 def end_with_stdin() -> None:
-    """Stop this process when standard input closes: the run that started it has ended or no longer needs it."""
+    """Stop this process when the run that started it closes standard input, by its end at the latest."""
     threading.Thread(target=_stop_when_stdin_closes, daemon=True).start()
 
 
