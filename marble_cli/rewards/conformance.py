@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.call_thread import move_calls_to_thread
 from marble_cli.rewards.registry import Reward, build
-from marble_cli.rewards.testing import contract
+from marble_cli.rewards.testing import contract, measurements
+from marble_cli.rewards.testing.calls import CheckImpossible, describe_error
 from marble_cli.rewards.testing.contract import CONTRACT, NOT_GROUPWISE, CheckFunction
 from marble_cli.rewards.testing.samples import sample_batch
 
@@ -63,8 +64,8 @@ def run_checks(
         *others,
         partial(contract.leaves_the_process_alone, here=here),
         partial(contract.same_on_another_device, gpu=move_gpu_calls),
-        contract.time_an_image,
-        partial(contract.memory_an_image, here=here),
+        measurements.time_an_image,
+        partial(measurements.memory_an_image, here=here),
     ]
     threaded = move_calls_to_thread(replace(reward, close=lambda: None))
     try:
@@ -90,10 +91,10 @@ def _run(check: Callable[..., str], reward: Reward, batch: Batch) -> Check:
     name = _name(check)
     try:
         return Check(name, Outcome.PASS, check(reward, batch))
-    except contract.CheckImpossible as reason:
+    except CheckImpossible as reason:
         return Check(name, Outcome.SKIPPED, str(reason))
     except Exception as error:  # a plugin may raise anything
-        return Check(name, Outcome.FAIL, contract.describe_error(error))
+        return Check(name, Outcome.FAIL, describe_error(error))
 
 
 class RewardConformance:

@@ -103,13 +103,13 @@ def install(name: str, source: str | None) -> Environment:
     marble_arguments = _same_distribution(distribution(DISTRIBUTION), "[serve]")
     pip = [python, "-P", "-m", "pip", "install", "--upgrade", "--disable-pip-version-check"]
     command = [*pip, *marble_arguments, *plugin_arguments]
-    done = subprocess.run(
-        command, env=clean_environ(), stdout=2, check=False
-    )  # standard output has the answer
+    # pip writes to standard error: standard output is for the command's answer.
+    done = subprocess.run(command, env=clean_environ(), stdout=2, check=False)
     if done.returncode:
         raise RewardError(
             f"pip could not install {' '.join(plugin_arguments)} into {folder} "
-            f"(exit code {done.returncode}); see its messages above. pip follows its variables, such as PIP_INDEX_URL and PIP_CONSTRAINT."
+            f"(exit code {done.returncode}); see its messages above. "
+            "pip follows its variables, such as PIP_INDEX_URL and PIP_CONSTRAINT."
         )
     environment = Environment(folder, *_check_offer(python, name, source))
     record = {**asdict(environment), "folder": str(folder)}

@@ -1,8 +1,8 @@
 """Define the messages between a run and a reward server. Nothing is pickled and nothing is rounded.
 
     GET  /health          JSON: protocol, marble's version, limits, and each reward's declaration
-    POST /score/{name}    request, safetensors: `images` uint8 [B, 3, H, W], and `text` uint8 [N], the UTF-8 JSON
-                          of {"prompts": [...], "metadata": [...]}
+    POST /score/{name}    request, safetensors: `images` uint8 [B, 3, H, W], and `text` uint8 [N], the JSON
+                          {"prompts": [...], "metadata": [...]}
                           answer, safetensors: `scores` float64 [B], NaN where the reward does not apply and
                           infinite where it failed; in that case perhaps `reason`, UTF-8
 

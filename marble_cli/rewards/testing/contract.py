@@ -4,40 +4,35 @@ A check is called with a reward and a batch. It returns a description of what it
 `ContractError`.
 """
 
-import copy
-import ctypes
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from marble_cli.errors import RewardError
-from marble_cli.rewards.answers import first_failure, parse_answer
+from marble_cli.rewards.answers import parse_answer
 from marble_cli.rewards.api import Batch
+from marble_cli.rewards.call_thread import copy_batch
 from marble_cli.rewards.registry import Reward
-from marble_cli.rewards.worker import thread_hint
+from marble_cli.rewards.testing.calls import (
+    CheckImpossible,
+    ContractError,
+    call_reward,
+    describe_error,
+    repeat_samples,
+    score_copy,
+    select_samples,
+)
 
 TOLERANCE = 1e-5  # relative change of a score in another batch
 GPU_TOLERANCE = 1e-3  # relative change of a score on another device
-MANY = 24  # images in a large batch
 ODD_PROMPTS = ("", " ", "a red cube " * 1000, "ein Schild „Straße“ 看板 🚦\n\t")
 OTHER_SIZES = ((96, 96), (64, 128), (120, 80))  # height and width
 
 
-class ContractError(Exception):
-    """A reward breaks the contract; the message describes how."""
-
-
-class CheckImpossible(Exception):  # noqa: N818 - no error of the reward
-    """A check cannot be made on this machine or for this reward; the message gives the reason."""
-
-
 def one_score_an_image(reward: Reward, batch: Batch) -> str:
     """Check that every image gets one number: finite, or NaN if the reward does not apply."""
-    scores = _scores(reward, batch)
+    scores = score_copy(reward, batch)
     if torch.isinf(scores).any():
         raise ContractError(
             f"image {_first(torch.isinf(scores))} got {scores[torch.isinf(scores)][0].item()}"
@@ -53,7 +48,7 @@ def one_score_an_image(reward: Reward, batch: Batch) -> str:
 
 def answers_in_numbers(reward: Reward, batch: Batch) -> str:
     """Check that scores are floats or integers, not complex numbers, bools or other objects."""
-    answer = reward.call(_copy(batch))
+    answer = reward.call(copy_batch(batch))
     parse_answer(reward.name, answer, len(batch.images))
     scores = answer if isinstance(answer, list | tuple) else [answer]
     kinds = sorted({_kind(score) for score in scores})
@@ -70,7 +65,7 @@ def _kind(score: Any) -> str:
 def within_declared_range(reward: Reward, batch: Batch) -> str:
     """Check that all scores are within the `range` that the reward declares."""
     low, high = reward.declaration.range
-    scores = _scores(reward, batch)
+    scores = score_copy(reward, batch)
     outside = (scores < (-torch.inf if low is None else low)) | (
         scores > (torch.inf if high is None else high)
     )
@@ -83,28 +78,33 @@ def within_declared_range(reward: Reward, batch: Batch) -> str:
 
 def deterministic(reward: Reward, batch: Batch) -> str:
     """Check that two calls with the same batch give exactly the same scores."""
-    _same(_scores(reward, batch), _scores(reward, batch), 0.0, "twice the same batch")
+    _require_same(score_copy(reward, batch), score_copy(reward, batch), 0.0, "twice the same batch")
     return "two calls agree exactly"
 
 
 def independent_of_batching(reward: Reward, batch: Batch) -> str:
     """Check that an image's score does not depend on the other images of the batch."""
-    alone = torch.cat([_scores(reward, _rows(batch, [i])) for i in range(len(batch.prompts))])
-    _same(_scores(reward, batch), alone, TOLERANCE, "together and one by one")
+    alone = torch.cat([score_copy(reward, select_samples(batch, [i])) for i in range(len(batch.prompts))])
+    _require_same(score_copy(reward, batch), alone, TOLERANCE, "together and one by one")
     return f"one by one as together, to {TOLERANCE:g}"
 
 
 def follows_the_order(reward: Reward, batch: Batch) -> str:
     """Check that scores are in the order of the images."""
     order = list(range(len(batch.prompts)))[::-1]
-    _same(_scores(reward, batch)[order], _scores(reward, _rows(batch, order)), TOLERANCE, "in reverse order")
+    _require_same(
+        score_copy(reward, batch)[order],
+        score_copy(reward, select_samples(batch, order)),
+        TOLERANCE,
+        "in reverse order",
+    )
     return f"a reversed batch gives reversed scores, to {TOLERANCE:g}"
 
 
 def leaves_its_inputs_alone(reward: Reward, batch: Batch) -> str:
     """Check that a call changes neither images nor prompts nor metadata."""
-    given = _copy(batch)
-    _call(reward, given)
+    given = copy_batch(batch)
+    call_reward(reward, given)
     if not torch.equal(given.images, batch.images):
         raise ContractError("it changed the images")
     if given.prompts != batch.prompts:
@@ -118,7 +118,7 @@ def leaves_the_process_alone(reward: Reward, batch: Batch, here: bool = True) ->
     """Check that import, build and calls leave the settings of the process and of its threads unchanged."""
     if not here:
         raise CheckImpossible("it computes in another process")
-    _scores(reward, batch)
+    score_copy(reward, batch)
     if reward.guard.left:
         raise ContractError(
             f"it changed {', '.join(reward.guard.left.values())}; a run puts this back, and warns"
@@ -131,7 +131,7 @@ def takes_any_picture_size(reward: Reward, batch: Batch) -> str:
     for size in OTHER_SIZES:
         images = torch.nn.functional.interpolate(batch.images, size, mode="nearest-exact")
         try:
-            _scores(reward, batch._replace(images=images))
+            score_copy(reward, batch._replace(images=images))
         except Exception as error:
             raise ContractError(
                 f"pictures of {size[0]} x {size[1]} pixels: {describe_error(error)}"
@@ -141,9 +141,9 @@ def takes_any_picture_size(reward: Reward, batch: Batch) -> str:
 
 def takes_any_batch_size(reward: Reward, batch: Batch) -> str:
     """Check a batch of one image and a large batch."""
-    one, many = _rows(batch, [0]), _many(batch)
-    _scores(reward, one)
-    _scores(reward, many)
+    one, many = select_samples(batch, [0]), repeat_samples(batch)
+    score_copy(reward, one)
+    score_copy(reward, many)
     return f"1 and {len(many.prompts)} images"
 
 
@@ -151,13 +151,13 @@ def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
     """Check that black and white pictures are scored, and that the memory layout does not matter."""
     extremes = batch.images.clone()
     extremes[0::2], extremes[1::2] = 0, 255
-    scores = _scores(reward, batch._replace(images=extremes))
+    scores = score_copy(reward, batch._replace(images=extremes))
     if torch.isinf(scores).any():
         raise ContractError("a black or white picture got an infinite score")
     strided = batch._replace(images=batch.images.to(memory_format=torch.channels_last))
-    _same(
-        _scores(reward, batch),
-        _scores(reward, strided),
+    _require_same(
+        score_copy(reward, batch),
+        score_copy(reward, strided),
         TOLERANCE,
         "the same pictures, channels last in memory",
     )
@@ -167,35 +167,10 @@ def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
 def survives_odd_prompts(reward: Reward, batch: Batch) -> str:
     """Check that an empty prompt, a very long one and other scripts cause no error and no infinite score."""
     prompts = [ODD_PROMPTS[i % len(ODD_PROMPTS)] for i in range(len(batch.prompts))]
-    scores = _scores(reward, batch._replace(prompts=prompts))
+    scores = score_copy(reward, batch._replace(prompts=prompts))
     if torch.isinf(scores).any():
         raise ContractError(f"the prompt {prompts[_first(torch.isinf(scores))][:20]!r} got an infinite score")
     return f"empty, {max(map(len, prompts)):,} characters, other scripts"
-
-
-def time_an_image(reward: Reward, batch: Batch) -> str:
-    """Measure the time per image; this always passes."""
-    _scores(reward, batch)
-    start = time.perf_counter()
-    _scores(reward, batch)
-    return f"{(time.perf_counter() - start) / len(batch.prompts) * 1000:.1f} ms"
-
-
-def memory_an_image(reward: Reward, batch: Batch, here: bool) -> str:
-    """Measure peak memory per image of a large batch, on the GPU too if it is used; this always passes."""
-    if not here:
-        raise CheckImpossible("it computes in another process")
-    many = _many(batch)
-    _scores(reward, _rows(batch, [0]))  # allocates whatever is kept between calls
-    cuda = torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    texts = [f"{_peak_growth(lambda: _scores(reward, many)) / len(many.prompts) / 2**20:.1f} MiB"]
-    if cuda:
-        growth = torch.cuda.max_memory_allocated() - before
-        texts.append(f"{growth / len(many.prompts) / 2**20:.1f} MiB of GPU memory")
-    return f"{', '.join(texts)} in a batch of {len(many.prompts)}"
 
 
 def same_on_another_device(reward: Reward, batch: Batch, gpu: "Callable[[], Reward] | str") -> str:
@@ -204,7 +179,9 @@ def same_on_another_device(reward: Reward, batch: Batch, gpu: "Callable[[], Rewa
         raise CheckImpossible(gpu)
     moved = gpu()
     try:
-        _same(_scores(reward, batch), _scores(moved, batch), GPU_TOLERANCE, "on the CPU and on the GPU")
+        _require_same(
+            score_copy(reward, batch), score_copy(moved, batch), GPU_TOLERANCE, "on the CPU and on the GPU"
+        )
     finally:
         moved.close()
     return f"the same scores, to {GPU_TOLERANCE:g}"
@@ -227,70 +204,7 @@ CONTRACT: tuple[CheckFunction, ...] = (
 NOT_GROUPWISE: tuple[CheckFunction, ...] = (independent_of_batching, follows_the_order)
 
 
-def _peak_growth(call: Callable[[], object]) -> int:
-    """Return by how many bytes this process's resident memory grows at most during `call`.
-
-    Raises:
-        CheckImpossible: the system does not report the peak.
-    """
-    try:
-        # Otherwise the call reuses memory that earlier calls freed, and nothing grows.
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present value
-        before = _resident("VmRSS")
-    except (AttributeError, OSError) as error:
-        raise CheckImpossible(f"this system does not report the peak of memory: {error}") from error
-    call()
-    return max(0, _resident("VmHWM") - before)
-
-
-def _resident(key: str) -> int:
-    """Return a row of /proc/self/status in bytes."""
-    rows = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(rows[key].split()[0]) * 1024
-
-
-def describe_error(error: BaseException) -> str:
-    """Return the message of an error, with its type if the plugin raised it."""
-    if isinstance(error, ContractError | RewardError):
-        return str(error)
-    return f"{type(error).__name__}: {error}{thread_hint(error)}"
-
-
-def _scores(reward: Reward, batch: Batch) -> Tensor:
-    """Score a copy of the batch, [B] float64, so that a reward that changes it spoils no other check."""
-    return _call(reward, _copy(batch))
-
-
-def _call(reward: Reward, batch: Batch) -> Tensor:
-    """Score a batch, [B] float64, as a worker does.
-
-    Raises:
-        RewardError: the answer is not B numbers.
-        ContractError: the reward failed on an image.
-    """
-    count = len(batch.images)
-    answer = reward.call(batch)
-    if reason := first_failure(answer):
-        raise ContractError(f"it failed on an image: {describe_error(reason)}")
-    return parse_answer(reward.name, answer, count)
-
-
-def _copy(batch: Batch) -> Batch:
-    return Batch(batch.images.clone(), list(batch.prompts), copy.deepcopy(batch.metadata))
-
-
-def _rows(batch: Batch, rows: Sequence[int]) -> Batch:
-    return Batch(
-        batch.images[list(rows)], [batch.prompts[i] for i in rows], [batch.metadata[i] for i in rows]
-    )
-
-
-def _many(batch: Batch) -> Batch:
-    return _rows(batch, [i % len(batch.prompts) for i in range(MANY)])
-
-
-def _same(one: Tensor, other: Tensor, tolerance: float, how: str) -> None:
+def _require_same(one: Tensor, other: Tensor, tolerance: float, how: str) -> None:
     differ = ~torch.isclose(one, other, rtol=tolerance, atol=tolerance / 10, equal_nan=True)
     if differ.any():
         place = _first(differ)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from marble_cli.rewards.elsewhere.environment import _requirement
+from marble_cli.rewards.elsewhere.environment import _same_distribution
 
 
 @pytest.mark.parametrize(
@@ -41,5 +41,5 @@ def test_where_a_distribution_is_from(
     if direct is not None:
         url = direct["url"].format(folder=str(folder).replace(" ", "%20"))
         (site / "judges-1.5.dist-info" / "direct_url.json").write_text(json.dumps({**direct, "url": url}))
-    found = _requirement(distribution("judges"), "[serve]")
+    found = _same_distribution(distribution("judges"), "[serve]")
     assert found == [word.format(folder=folder) for word in expected]
