@@ -72,7 +72,7 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         if option in named and named[option].annotation in TEXT and isinstance(value, (bool, int, float)):
             raise ConfigError(
-                f"rewards.{name}.{option}={value}: the reward takes text, not {type(value).__name__}. "
+                f"rewards.{name}.{option}={value}: the reward takes text there, not {type(value).__name__}. "
                 f"Put the text in quotes of its own: 'rewards.{name}.{option}=\"...\"'"
             )
     for key, parameter in named.items():

@@ -84,18 +84,18 @@ def test_an_answer_is_copied() -> None:
         [1.0, np.ma.masked_array([99.0], [True])],
     ],
 )
-def test_what_is_masked_is_not_applicable(answer: Any) -> None:
+def test_masked_elements_are_not_applicable(answer: Any) -> None:
     values = parse_answer("mine", answer, 2)
     assert values[0] == 1.0
     assert torch.isnan(values[1])
 
 
-def test_truth_values_and_whole_numbers_count() -> None:
+def test_bools_and_integers_are_scores() -> None:
     assert parse_answer("mine", [True, False, np.True_, 2**60], 4).tolist() == [1, 0, 1, 2.0**60]
     assert parse_answer("mine", torch.tensor([True, False]), 2).tolist() == [1, 0]
 
 
-def test_an_exception_stands_for_a_failure() -> None:
+def test_an_exception_becomes_infinity() -> None:
     error = KeyboardInterrupt()
     assert parse_answer("mine", [1.0, ValueError("x"), error], 3).tolist() == [1.0, math.inf, math.inf]
     assert first_failure([1.0, error]) is error
@@ -137,7 +137,7 @@ def test_an_exception_stands_for_a_failure() -> None:
         (3.0, r"scores of shape \[\]"),
         ([], r"scores of shape \[0\]"),
     ],
-)  # fmt: skip
-def test_what_is_no_score_breaks_the_contract(answer: Any, said: str) -> None:
+)
+def test_an_answer_without_numbers_breaks_the_contract(answer: Any, said: str) -> None:
     with pytest.raises(RewardError, match=f"reward mine .*{said}"):
         parse_answer("mine", answer, 2)

@@ -97,10 +97,13 @@ class Seen:
     def _note(self, what: str) -> None:
         self.log.append(
             {
-                "what": what, "thread": threading.current_thread().name, "told": self.told,
-                "device": torch.cuda.current_device(), "stream": torch.cuda.current_stream(),
+                "what": what,
+                "thread": threading.current_thread().name,
+                "told": self.told,
+                "device": torch.cuda.current_device(),
+                "stream": torch.cuda.current_stream(),
             }
-        )  # fmt: skip
+        )
 
 
 def plain(images: Any) -> list[float]:
@@ -148,15 +151,18 @@ def test_a_thread_of_a_reward_is_on_the_run_s_gpu(cuda: Cuda, seen: type[Any], d
     assert len(streams) == 2
 
 
-def test_one_that_is_built_anew_is_there_too(cuda: Cuda, seen: type[Any]) -> None:
+def test_a_rebuilt_reward_is_on_the_same_gpu(cuda: Cuda, seen: type[Any]) -> None:
     """It is built in a thread whose current GPU is the first."""
     cuda.set_device("cuda:2")
     seen.hangs = 1
     with open_scorer({"mine": RewardConfig(plugin="seen", timeout=0.2, retries=1)}, "cuda") as scorer:
         assert submit(scorer, ["", ""]).applicable.all()
     assert [(row["what"], row["device"], row["told"]) for row in seen.log] == [
-        ("built", 2, "cuda:2"), ("called", 2, "cuda:2"), ("built", 2, "cuda:2"), ("called", 2, "cuda:2"),
-    ]  # fmt: skip
+        ("built", 2, "cuda:2"),
+        ("called", 2, "cuda:2"),
+        ("built", 2, "cuda:2"),
+        ("called", 2, "cuda:2"),
+    ]
     assert seen.log[2]["thread"] != seen.log[0]["thread"]
     assert seen.log[1]["stream"] is not seen.log[3]["stream"]
 

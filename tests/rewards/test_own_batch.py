@@ -10,8 +10,8 @@ import torch
 
 from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.api import Batch
-from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
 from marble_cli.rewards.call_thread import copy_batch
+from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
 
 Install = Callable[..., None]
 KNOWN = {
@@ -63,7 +63,7 @@ def grows(images: Any, metadata: Any) -> list[float]:
     return [float(len(row["tags"])) for row in metadata]
 
 
-def test_what_a_reward_changes_stays_its_own(install: Install) -> None:
+def test_changes_of_a_reward_stay_in_its_copy(install: Install) -> None:
     install(touches=f"{HERE}Touches", looks=f"{HERE}looks")
     images, prompts = (
         torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 4, 4).contiguous(),
@@ -128,7 +128,7 @@ def score(scorer: Scorer, metadata: list[dict[str, Any]]) -> Scores:
         ({"text": "a", "times": "2"}, "metadata times='2': expected a whole number or null"),
     ],
 )
-def test_metadata_of_another_type_is_that_picture_s_failure(
+def test_metadata_of_another_type_fails_its_image_alone(
     install: Install, caplog: pytest.LogCaptureFixture, bad: dict[str, Any], said: str
 ) -> None:
     install(reads=f"{HERE}Reads")

@@ -67,7 +67,7 @@ def png(width: int, depth: int, kind: int, row: bytes, *chunks: bytes) -> bytes:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", TURNS)
-def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_a_picture_is_rotated_by_its_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
     stored = np.zeros((16, 32, 3), np.uint8)
     stored[:8, :16] = (255, 0, 0)
     stored[8:, :8] = (0, 0, 255)
@@ -83,7 +83,7 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path, orientation: int, 
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_orientation_that_is_none_turns_nothing(tmp_path: Path, orientation: int) -> None:
+def test_an_invalid_orientation_is_ignored(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     file = saved(tmp_path, Image.new("RGB", (4, 2)), "a.png", exif=exif)
@@ -92,7 +92,7 @@ def test_an_orientation_that_is_none_turns_nothing(tmp_path: Path, orientation: 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0", b"Exif\0\0garbage!", b"\xff" * 40])
-def test_broken_exif_does_no_harm(tmp_path: Path, exif: bytes) -> None:
+def test_damaged_exif_is_ignored(tmp_path: Path, exif: bytes) -> None:
     file = saved(tmp_path, Image.new("RGB", (4, 2), (1, 2, 3)), "a.png", exif=exif)
     assert pixels(read_picture(file)) == [[1, 2, 3]] * 8
 
@@ -109,7 +109,7 @@ PALETTE = chunk(b"PLTE", bytes([*RED, 9, 9, 9]))
     ],
 )
 @pytest.mark.parametrize("suffix", ["png", "webp", "tiff", "tga"])
-def test_what_is_transparent_lies_on_white(
+def test_transparent_pixels_are_white(
     tmp_path: Path, suffix: str, mode: str, clear: Any, half: Any, solid: Any
 ) -> None:
     image = Image.new(mode, (3, 1))
@@ -152,11 +152,11 @@ def test_what_is_transparent_lies_on_white(
         (png(2, 16, 6, struct.pack(">8H", 0, 0, 0, 0, 51400, 0, 0, 65535)), [WHITE, RED]),
     ],
 )
-def test_transparent_values_of_png(tmp_path: Path, data: bytes, shown: list[list[int]]) -> None:
+def test_a_transparent_value_of_a_png_is_white(tmp_path: Path, data: bytes, shown: list[list[int]]) -> None:
     assert pixels(read_picture(written(tmp_path, data))) == shown
 
 
-def test_alpha_of_palettes_in_tiff_and_gif(tmp_path: Path) -> None:
+def test_transparent_palettes_of_tiff_and_gif_are_white(tmp_path: Path) -> None:
     image = Image.new("PA", (1, 1), (0, 0))
     assert pixels(read_picture(saved(tmp_path, image, "a.tiff"))) == [WHITE]
     clear = Image.new("P", (1, 1))
@@ -183,7 +183,7 @@ def test_sixteen_bits_of_tiff_are_scaled(tmp_path: Path, mode: str) -> None:
     assert pixels(read_picture(saved(tmp_path, image, "a.tiff"))) == [[0] * 3, [100] * 3, WHITE]
 
 
-def test_sixteen_bits_of_tiff_whose_white_is_zero(tmp_path: Path) -> None:
+def test_sixteen_bits_of_inverted_tiff_are_scaled(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 25700, 65535]], np.uint16))
     file = saved(tmp_path, image, "a.tiff", tiffinfo={262: 0})
     assert pixels(read_picture(file)) == [WHITE, [155] * 3, [0] * 3]
@@ -226,14 +226,14 @@ def test_other_colour_spaces_are_converted(
         ("F", "pfm", "floating point"),
     ],
 )
-def test_modes_without_a_scale_are_refused_by_name(tmp_path: Path, mode: str, suffix: str, kind: str) -> None:
+def test_a_mode_without_a_scale_is_refused(tmp_path: Path, mode: str, suffix: str, kind: str) -> None:
     file = saved(tmp_path, Image.new(mode, (2, 2)), f"a.{suffix}")
     with pytest.raises(RequestError, match=rf"a.{suffix} holds {kind} \(mode {mode}\)"):
         read_picture(file)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
-def test_of_several_pictures_the_first_is_read(tmp_path: Path, suffix: str) -> None:
+def test_the_first_of_several_pictures_is_read(tmp_path: Path, suffix: str) -> None:
     first, second = Image.new("RGB", (4, 4), (0, 0, 200)), Image.new("RGB", (4, 4), (0, 200, 0))
     options = {"lossless": True} if suffix == "webp" else {}
     file = saved(tmp_path, first, f"a.{suffix}", save_all=True, append_images=[second], **options)
@@ -264,7 +264,7 @@ def test_of_several_pictures_the_first_is_read(tmp_path: Path, suffix: str) -> N
         (png(2, 8, 2, b"\0"), "cannot be read"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, data: bytes, said: str) -> None:
+def test_a_file_that_is_no_picture_is_refused(tmp_path: Path, data: bytes, said: str) -> None:
     name = f"a.{said}" if said in ("dds", "avif") else "a.png"
     with pytest.raises(RequestError, match=name) as told:
         read_picture(written(tmp_path, data, name))
@@ -293,16 +293,14 @@ def header_only(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("width", "height"), [(20_000, 10_000), (PIXELS + 1, 1), (9_460, 9_460), (2**31 - 1, 2**31 - 1)]
 )
-def test_a_picture_with_too_many_pixels_is_refused_with_the_limit(
-    tmp_path: Path, width: int, height: int
-) -> None:
+def test_too_many_pixels_are_refused(tmp_path: Path, width: int, height: int) -> None:
     with pytest.raises(
         RequestError, match=rf"a.png has {width * height:,} pixels; at most {PIXELS:,} are read"
     ):
         read_picture(written(tmp_path, header_only(width, height), "a.png"))
 
 
-def test_the_limit_holds_whatever_others_set_in_pillow(
+def test_the_limit_does_not_depend_on_pillow_s_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
@@ -310,7 +308,7 @@ def test_the_limit_holds_whatever_others_set_in_pillow(
         read_picture(written(tmp_path, header_only(20_000, 10_000), "a.png"))
 
 
-def test_a_compressed_text_that_explodes_is_refused(tmp_path: Path) -> None:
+def test_a_decompression_bomb_in_text_is_refused(tmp_path: Path) -> None:
     bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 24)))
     with pytest.raises(RequestError, match="a.png cannot be read"):
         read_picture(written(tmp_path, png(1, 8, 0, b"\0", bomb), "a.png"))
@@ -329,7 +327,7 @@ def test_a_compressed_text_that_explodes_is_refused(tmp_path: Path) -> None:
         "esc\x1b.png",
     ],
 )
-def test_odd_names_are_read_and_named(tmp_path: Path, name: str) -> None:
+def test_files_with_odd_names_are_read_and_named(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     Image.new("RGB", (1, 1), (1, 2, 3)).save(file, format="PNG")
     assert pixels(read_picture(file)) == [[1, 2, 3]]
@@ -341,18 +339,18 @@ def test_odd_names_are_read_and_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["absent.png", "a" * 300, "nul\0.png", ".", "absent/a.png", "\udcff.png"])
-def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_path_that_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(RequestError, match="Expected a PNG"):
         read_picture(tmp_path / name)
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RequestError, match="pipe is no file"):
         read_picture(tmp_path / "pipe")
 
 
-def test_whatever_a_decoder_raises_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_error_of_a_decoder_becomes_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = saved(tmp_path, Image.new("RGB", (1, 1)), "a.png")
     for error in (
         NotImplementedError("x"),
@@ -371,7 +369,7 @@ def test_whatever_a_decoder_raises_is_a_message(tmp_path: Path, monkeypatch: pyt
             read_picture(file)
 
 
-def test_bytes_of_an_ordinary_picture_are_as_they_were(tmp_path: Path) -> None:
+def test_ordinary_pictures_are_read_byte_for_byte(tmp_path: Path) -> None:
     """What `rewards score` read before, for the pictures that it read rightly."""
     noise = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
     for suffix in ("png", "jpg", "bmp"):

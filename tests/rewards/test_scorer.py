@@ -47,7 +47,7 @@ def test_three_outcomes_are_kept_apart(install: Install) -> None:
     assert torch.isnan(scores.values[0, 1:4]).all()
 
 
-def test_a_failure_in_the_place_of_a_score_concerns_its_image_alone(
+def test_an_exception_in_the_answer_fails_its_image_alone(
     install: Install, caplog: pytest.LogCaptureFixture
 ) -> None:
     install(partly="FailsInPart")
@@ -74,7 +74,7 @@ def test_rewards_come_in_the_order_of_the_configuration(install: Install) -> Non
     assert scores.values.tolist() == [[7, 8, 9], [0, 1, 2]]
 
 
-def test_what_a_reward_requires_decides_what_it_sees(install: Install) -> None:
+def test_a_reward_scores_only_prompts_with_its_required_metadata(install: Install) -> None:
     install(scaled="Scaled")
     metadata: list[Mapping[str, Any]] = [{}, {"text": "x"}, {"other": 1}, {"text": "y"}]
     with open_scorer({"mine": RewardConfig(plugin="scaled", options={"scale": 2.0})}, "cpu") as scorer:
@@ -87,7 +87,7 @@ def test_what_a_reward_requires_decides_what_it_sees(install: Install) -> None:
     assert not nothing.failed.any()
 
 
-def test_a_run_may_require_more_than_the_plugin_does(install: Install) -> None:
+def test_settings_may_require_more_metadata_than_the_plugin(install: Install) -> None:
     install(scaled="Scaled")
     metadata: list[Mapping[str, Any]] = [{"text": "x"}, {"tag": 1}, {"text": "x", "tag": None}]
     with open_scorer(
@@ -96,7 +96,7 @@ def test_a_run_may_require_more_than_the_plugin_does(install: Install) -> None:
         assert submit(scorer, [""] * 3, metadata).applicable.tolist() == [[False, False, True]]
 
 
-def test_sources_decide_what_a_reward_sees(install: Install) -> None:
+def test_a_reward_scores_only_prompts_of_its_sources(install: Install) -> None:
     install(brightness="brightness")
     with open_scorer(
         {"mine": RewardConfig(plugin="brightness", sources=["text", "general"])}, "cpu"
@@ -160,7 +160,7 @@ def test_the_share_of_failures_counts_applicable_images_only(install: Install) -
             scorer.check(submit(scorer, ["inf", "1", "nan", "nan"]))
 
 
-def test_a_reward_that_applies_nowhere_is_warned_of_once(
+def test_a_reward_that_applies_to_no_image_warns_once(
     install: Install, caplog: pytest.LogCaptureFixture
 ) -> None:
     install(answers="Answers")
@@ -188,7 +188,7 @@ def test_a_broken_contract_stops_the_run(install: Install, kind: str, message: s
         submit(scorer, ["", "", ""])
 
 
-def test_a_call_that_hangs_is_made_again_on_a_new_reward(install: Install, tmp_path: Path) -> None:
+def test_a_call_that_hangs_is_retried_on_a_new_reward(install: Install, tmp_path: Path) -> None:
     install(hangs="Hangs")
     options = {"marker": str(tmp_path / "marker")}
     with open_scorer({"mine": RewardConfig(plugin="hangs", options=options, timeout=1.0)}, "cpu") as scorer:
@@ -215,7 +215,7 @@ def test_a_call_that_always_hangs_is_masked(
     assert caplog.text.count("building it anew") == 2
 
 
-def test_threads_left_behind_end_when_their_call_does(install: Install, tmp_path: Path) -> None:
+def test_an_abandoned_thread_ends_when_its_call_returns(install: Install, tmp_path: Path) -> None:
     install(waits="Waits")
     marker = tmp_path / "marker"
     settings = RewardConfig(plugin="waits", options={"marker": str(marker)}, timeout=1.0, retries=0)
@@ -242,7 +242,7 @@ def test_closing_does_not_wait_for_a_call_that_hangs(install: Install, tmp_path:
         pending.result()
 
 
-def test_the_process_ends_though_a_call_hangs(tmp_path: Path) -> None:
+def test_the_process_ends_while_a_call_hangs(tmp_path: Path) -> None:
     code = f"""
 from importlib.metadata import EntryPoint
 import torch
@@ -251,7 +251,8 @@ from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.scorer import open_scorer
 registry.installed = lambda: {{"hangs": EntryPoint("hangs", "sample_plugins:Hangs", "marble.rewards")}}
 options = {{"marker": {str(tmp_path / "marker")!r}, "once": False}}
-with open_scorer({{"mine": RewardConfig(plugin="hangs", options=options, timeout=0.2, retries=0)}}, "cpu") as scorer:
+settings = RewardConfig(plugin="hangs", options=options, timeout=0.2, retries=0)
+with open_scorer({{"mine": settings}}, "cpu") as scorer:
     scores = scorer.submit(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [""], [{{}}], [""]).result()
 print(int(scores.failed.sum()))
 """
@@ -262,7 +263,7 @@ print(int(scores.failed.sum()))
     assert done.stdout == "1\n"
 
 
-def test_few_batches_wait_at_a_time(install: Install, tmp_path: Path) -> None:
+def test_submit_waits_while_pending_batches_are_unfinished(install: Install, tmp_path: Path) -> None:
     install(waits="Waits", brightness="brightness")
     marker = tmp_path / "marker"
     rewards = {
@@ -290,8 +291,9 @@ def test_few_batches_wait_at_a_time(install: Install, tmp_path: Path) -> None:
 def test_scores_do_not_depend_on_batching(install: Install) -> None:
     install(answers="Answers", scaled="Scaled")
     rewards = {
-        "a": RewardConfig(plugin="answers"), "s": RewardConfig(plugin="scaled", options={"scale": 3.0}),
-    }  # fmt: skip
+        "a": RewardConfig(plugin="answers"),
+        "s": RewardConfig(plugin="scaled", options={"scale": 3.0}),
+    }
     prompts = [str(number) for number in (3, 1, "nan", 1, 5, 9, 2)]
     metadata: list[Mapping[str, Any]] = [{"text": "x"} if i % 3 else {} for i in range(7)]
     images = pictures(7)
@@ -299,17 +301,20 @@ def test_scores_do_not_depend_on_batching(install: Install) -> None:
         whole = scorer.submit(images, prompts, metadata, [""] * 7).result()
         for size in (1, 2, 3):
             parts = [
-                scorer.submit(images[i : i + size], prompts[i : i + size], metadata[i : i + size], [""] * len(
-                    prompts[i : i + size]
-                ))
+                scorer.submit(
+                    images[i : i + size],
+                    prompts[i : i + size],
+                    metadata[i : i + size],
+                    [""] * len(prompts[i : i + size]),
+                )
                 for i in range(0, 7, size)
-            ]  # fmt: skip
+            ]
             for field in ("values", "applicable", "failed"):
                 joined = torch.cat([getattr(part.result(), field) for part in parts], dim=1)
                 torch.testing.assert_close(joined, getattr(whole, field), equal_nan=True)
 
 
-def test_scores_may_be_used_in_autograd_though_they_were_made_without(install: Install) -> None:
+def test_scores_can_be_used_in_autograd(install: Install) -> None:
     install(brightness="brightness")
     with open_scorer({"mine": RewardConfig(plugin="brightness")}, "cpu") as scorer:
         scores = submit(scorer, ["", ""])
@@ -319,7 +324,7 @@ def test_scores_may_be_used_in_autograd_though_they_were_made_without(install: I
     assert weight.grad.item() == 1
 
 
-def test_a_reward_that_cannot_be_built_anew_stops_the_run_at_once(install: Install) -> None:
+def test_a_reward_that_cannot_be_rebuilt_stops_the_run_at_once(install: Install) -> None:
     install(mine="LosesItsFiles")
     settings = RewardConfig(plugin="mine", timeout=0.2, retries=400)
     with (
@@ -329,7 +334,7 @@ def test_a_reward_that_cannot_be_built_anew_stops_the_run_at_once(install: Insta
         submit(scorer, ["", ""])
 
 
-def test_every_lane_is_closed_when_one_cannot_be_built(install: Install) -> None:
+def test_every_worker_is_closed_if_one_cannot_be_built(install: Install) -> None:
     install(brightness="brightness", broken="Unbuildable")
     rewards = {"first": RewardConfig(plugin="brightness"), "second": RewardConfig(plugin="broken")}
     with pytest.raises(ConfigError, match="second could not be built"), open_scorer(rewards, "cpu"):

@@ -24,7 +24,7 @@ from marble_cli.rewards.elsewhere.environment import _same_distribution
         ),
     ],
 )
-def test_where_a_distribution_is_from(
+def test_pip_installs_a_distribution_from_its_origin(
     direct: dict[str, Any] | None, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "a source"

@@ -43,9 +43,10 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("plugin", "options"), [("brightness", {}), ("by_keyword", {}), ("Network", {}), ("Scaled", {"scale": 1 / 3})]
-)  # fmt: skip
-def test_scores_are_those_of_this_process_to_the_last_bit(
+    ("plugin", "options"),
+    [("brightness", {}), ("by_keyword", {}), ("Network", {}), ("Scaled", {"scale": 1 / 3})],
+)
+def test_served_scores_equal_local_ones_to_the_last_bit(
     install: Install, at: At, plugin: str, options: dict[str, Any]
 ) -> None:
     install(mine=plugin)
@@ -67,7 +68,7 @@ def test_three_outcomes_are_kept_apart(install: Install, at: At) -> None:
     assert scores.values[0, [0, 4]].tolist() == [0.1, -2.0]
 
 
-def test_a_failure_in_the_place_of_a_score_keeps_its_reason(install: Install, at: At) -> None:
+def test_an_exception_in_the_answer_keeps_its_reason(install: Install, at: At) -> None:
     install(mine="FailsInPart")
     with open_scorer({"mine": at(max_failed=0.2)}, "cpu") as scorer:
         scores = submit(scorer, sample_batch(()).images[:4], ["0.1", "dunno", "nan", "-2"])
@@ -80,7 +81,7 @@ def test_a_failure_in_the_place_of_a_score_keeps_its_reason(install: Install, at
             scorer.check(scores)
 
 
-def test_the_declaration_is_the_server_s(install: Install, at: At) -> None:
+def test_the_declaration_comes_from_the_server(install: Install, at: At) -> None:
     install(mine="Scaled")
     settings = at({"options": {"scale": 2.0}})
     install()  # nothing is installed on the run's side
@@ -100,7 +101,7 @@ def test_a_served_reward_passes_the_checks(install: Install, at: At) -> None:
     reward.close()
 
 
-def test_what_a_plugin_raises_is_told_and_retried(install: Install, at: At) -> None:
+def test_an_error_of_the_plugin_is_retried_and_reported(install: Install, at: At) -> None:
     install(mine="Raises")
     images = sample_batch(()).images
     assert score(at({"options": {"times": 2}}, retries=2), images, [""] * 6).applicable.all()
@@ -132,13 +133,15 @@ def test_a_broken_contract_stops_the_run(install: Install, at: At, kind: str, sa
         score(at({"options": {"kind": kind}}), sample_batch(()).images, [""] * 6)
 
 
-def test_a_call_that_hangs_at_the_server_is_made_again(install: Install, at: At, tmp_path: Path) -> None:
+def test_a_call_that_hangs_on_the_server_is_retried(install: Install, at: At, tmp_path: Path) -> None:
     install(mine="Hangs")
     settings = at({"options": {"marker": str(tmp_path / "marker")}, "timeout": 0.3}, timeout=5.0)
     assert score(settings, sample_batch(()).images, [""] * 6).applicable.all()
 
 
-def test_a_server_that_does_not_answer_in_time_is_given_up(install: Install, at: At, tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_in_time_fails_the_batch(
+    install: Install, at: At, tmp_path: Path
+) -> None:
     install(mine="Waits")
     marker = tmp_path / "marker"
     settings = at({"options": {"marker": str(marker)}}, timeout=0.3, retries=0)
@@ -148,7 +151,7 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(install: Install, at:
         assert submit(scorer, sample_batch(()).images, [""] * 6).applicable.all()
 
 
-def test_one_call_at_a_time_and_not_too_many_wait(install: Install, serve: Serve, tmp_path: Path) -> None:
+def test_calls_beyond_the_waiting_limit_are_refused(install: Install, serve: Serve, tmp_path: Path) -> None:
     install(mine="Waits", quick="brightness")
     marker = tmp_path / "marker"
     waits = RewardConfig(plugin="mine", options={"marker": str(marker)})
@@ -179,7 +182,7 @@ def test_one_call_at_a_time_and_not_too_many_wait(install: Install, serve: Serve
 # Who may ask, and for how much
 
 
-def test_a_token_is_needed_everywhere(
+def test_every_request_needs_the_token(
     install: Install, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(mine="brightness")
@@ -232,7 +235,7 @@ def test_a_batch_that_is_too_large_stops_the_run(
     assert httpx.post(f"{url}/score/mine", content=pieces()).status_code == 413
 
 
-def test_no_proxy_stands_before_a_server_of_this_machine(
+def test_a_local_server_is_reached_without_a_proxy(
     install: Install, at: At, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(mine="brightness")
@@ -243,7 +246,7 @@ def test_no_proxy_stands_before_a_server_of_this_machine(
     assert score(settings, batch.images, batch.prompts).applicable.all()
 
 
-def test_what_is_no_batch_is_refused(install: Install, serve: Serve) -> None:
+def test_a_body_that_is_no_batch_is_refused(install: Install, serve: Serve) -> None:
     install(mine="brightness")
     url = serve({"mine": RewardConfig(plugin="mine")})
     answer = httpx.post(f"{url}/score/mine", content=b"\x80\x04.")
@@ -256,7 +259,7 @@ def test_what_is_no_batch_is_refused(install: Install, serve: Serve) -> None:
     assert httpx.get(f"{url}/openapi.json").status_code == 404
 
 
-def test_a_client_that_goes_while_it_sends_takes_no_place(
+def test_a_client_that_disconnects_while_sending_frees_its_place(
     capsys: pytest.CaptureFixture[str], install: Install, serve: Serve
 ) -> None:
     install(mine="brightness")
@@ -275,7 +278,7 @@ def test_a_client_that_goes_while_it_sends_takes_no_place(
     assert not capsys.readouterr().err
 
 
-def test_what_a_server_lacks_is_named(install: Install, serve: Serve) -> None:
+def test_a_reward_that_is_not_served_is_named(install: Install, serve: Serve) -> None:
     install(mine="brightness")
     url = serve({"mine": RewardConfig(plugin="mine")})
     with pytest.raises(ConfigError, match=r"does not serve 'min'; did you mean 'mine'\? Known: mine"):
@@ -288,12 +291,15 @@ def test_what_a_server_lacks_is_named(install: Install, serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("health", "said"),
     [
-        ({"service": "marble-rewards", "protocol": 99, "marble": "9.0", "rewards": {}}, r"protocol 99 \(marble 9.0\), this marble 1"),
+        (
+            {"service": "marble-rewards", "protocol": 99, "marble": "9.0", "rewards": {}},
+            r"protocol 99 \(marble 9.0\), this marble 1",
+        ),
         ({"service": "another"}, "is no reward server"),
         ([], "is no reward server"),
     ],
-)  # fmt: skip
-def test_a_server_of_another_kind_is_named(health: Any, said: str) -> None:
+)
+def test_another_service_or_protocol_is_refused(health: Any, said: str) -> None:
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -311,14 +317,14 @@ def test_a_server_of_another_kind_is_named(health: Any, said: str) -> None:
         thread.join()
 
 
-def test_nobody_there_is_said() -> None:
+def test_an_unreachable_server_is_named() -> None:
     with pytest.raises(
         UnreachableError, match=r"rewards.x.url=http://127.0.0.1:9: no reward server can be reached"
     ):
         connect("x", "mine", Address("http://127.0.0.1:9", None), 1.0)
 
 
-def test_loopback() -> None:
+def test_only_loopback_hosts_are_loopback() -> None:
     assert all(is_loopback(host) for host in ("localhost", "127.0.0.1", "127.8.9.1", "::1"))
     assert not any(
         is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org")
@@ -344,7 +350,7 @@ def test_loopback() -> None:
         ("", False),
     ],
 )
-def test_which_hosts_no_proxy_stands_before(host: str, here: bool) -> None:
+def test_hosts_of_this_machine_are_recognised(host: str, here: bool) -> None:
     assert reaches_here(host) is here
 
 
@@ -358,7 +364,7 @@ def test_which_hosts_no_proxy_stands_before(host: str, here: bool) -> None:
         ("http://far", "socks9://far"),
     ],
 )
-def test_an_address_or_proxy_of_no_use_is_refused(
+def test_an_unusable_address_or_proxy_is_refused(
     monkeypatch: pytest.MonkeyPatch, url: str, proxy: str | None
 ) -> None:
     for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy"):
