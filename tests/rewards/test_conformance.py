@@ -1,8 +1,11 @@
 """The conformance suite finds what is wrong with a reward, and nothing wrong with a good one."""
 
 import dataclasses
+import gc
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -215,6 +218,23 @@ def test_a_suite_may_override_its_batch(install: Install) -> None:
             return sample_batch(())._replace(metadata=[{"text": "x"}] * 6)
 
     Own().test_one_score_an_image()
+
+
+def test_a_suite_closes_its_reward_after_its_last_test(install: Install) -> None:
+    install(good="Good")
+
+    class Suite(RewardConformance):
+        plugin = "good"
+
+    Suite().test_deterministic()
+    reward = weakref.ref(Suite().reward())
+    thread = next(thread for thread in threading.enumerate() if thread.name == "call-good")
+    Suite.teardown_class()  # as pytest calls it
+    Suite.teardown_class()  # without a reward there is nothing to close
+    thread.join(10)
+    assert not thread.is_alive()
+    gc.collect()
+    assert reward() is None
 
 
 def test_conformance_can_be_imported_without_pytest() -> None:
