@@ -29,7 +29,7 @@ def explain(
     """Show in tables and pictures how a run balanced its rewards."""
     from rich.console import Console
 
-    from marble_cli.explain import analysis as numbers
+    from marble_cli.explain.analysis import explain as analyse
     from marble_cli.explain.diagnosis import diagnose
     from marble_cli.explain.figures import draw
     from marble_cli.explain.tables import page
@@ -42,23 +42,28 @@ def explain(
     folder = output or run / "explain"
     check_writable(folder, "--output ")
     balance, notes = _balance(run / "config.yaml")
-    found = numbers.explain(history)
-    said = diagnose(found)
-    drawn, left_out = draw(history, found, folder)
+    analysis = analyse(history)
+    diagnosis = diagnose(analysis)
+    pictures, reasons = draw(history, analysis, folder)
     notes += ["the last line of metrics.jsonl is cut short and left out"] if history.torn else []
-    notes += [f"not drawn: {reason}" for reason in left_out]
+    notes += [f"not drawn: {reason}" for reason in reasons]
     if as_json:
-        tree = {"run": str(run), "balance": balance and asdict(balance), **found.to_json(), "diagnosis": said}
-        tree |= {"notes": notes, "pictures": [str(path) for path in drawn]}
+        tree = {
+            "run": str(run),
+            "balance": balance and asdict(balance),
+            **analysis.to_json(),
+            "diagnosis": diagnosis,
+        }
+        tree |= {"notes": notes, "pictures": [str(path) for path in pictures]}
         typer.echo(json.dumps(tree, indent=1, allow_nan=False, default=lambda choice: choice.value), file=out)
         return
     console = Console(file=out, highlight=False, markup=False)
-    for part in page(found, str(run), balance, said):
+    for part in page(analysis, str(run), balance, diagnosis):
         console.print(part)
         console.print()
     for note in notes:
         console.print(f"note: {note}")
-    for path in drawn:
+    for path in pictures:
         console.print(str(path), soft_wrap=True)
 
 

@@ -62,10 +62,10 @@ def run_checks(
     move_gpu_calls = gpu if isinstance(gpu, str) else partial(_build_with_thread, gpu)
     checks: list[Callable[..., str]] = [
         *others,
-        partial(contract.leaves_the_process_alone, here=here),
+        partial(contract.leaves_the_process_alone, in_process=here),
         partial(contract.same_on_another_device, gpu=move_gpu_calls),
         measurements.time_an_image,
-        partial(measurements.memory_an_image, here=here),
+        partial(measurements.memory_an_image, in_process=here),
     ]
     threaded = move_calls_to_thread(replace(reward, close=lambda: None))
     try:

@@ -51,7 +51,8 @@ def read_picture(path: Path) -> Tensor:
     except RequestError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        pixels = int(found[1]) if (found := re.search(r"\((\d+) pixels\)", str(error))) else 0
+        match = re.search(r"\((\d+) pixels\)", str(error))
+        pixels = int(match[1]) if match else 0
         raise RequestError(_too_large(shown, pixels)) from error
     except UnidentifiedImageError as error:
         empty = " is empty" if not path.stat().st_size else " is no picture that can be read"

@@ -221,14 +221,14 @@ def test_a_suite_may_override_its_batch(install: Install) -> None:
 
 
 def test_a_suite_closes_its_reward_after_its_last_test(install: Install) -> None:
-    install(good="Good")
+    install(mine="brightness")
 
     class Suite(RewardConformance):
-        plugin = "good"
+        plugin = "mine"
 
     Suite().test_deterministic()
     reward = weakref.ref(Suite().reward())
-    thread = next(thread for thread in threading.enumerate() if thread.name == "call-good")
+    thread = next(thread for thread in threading.enumerate() if thread.name == "call-mine")
     Suite.teardown_class()  # as pytest calls it
     Suite.teardown_class()  # without a reward there is nothing to close
     thread.join(10)

@@ -182,7 +182,7 @@ def _plugin_arguments(name: str, source: str | None) -> list[str]:
 def _same_distribution(known: Distribution, extra: str = "") -> list[str]:
     """Return pip's arguments for a distribution from the origin of the one installed here (PEP 610)."""
     # An egg-info of a checkout on sys.path may hide the installation, and does not record its origin.
-    origins = [found.read_text("direct_url.json") for found in distributions(name=known.name)]
+    origins = [copy.read_text("direct_url.json") for copy in distributions(name=known.name)]
     direct: dict[str, Any] = json.loads(next(filter(None, origins), "{}"))
     url = direct.get("url", "")
     path = Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else None

@@ -114,9 +114,9 @@ def leaves_its_inputs_alone(reward: Reward, batch: Batch) -> str:
     return "unchanged"
 
 
-def leaves_the_process_alone(reward: Reward, batch: Batch, here: bool = True) -> str:
+def leaves_the_process_alone(reward: Reward, batch: Batch, in_process: bool = True) -> str:
     """Check that import, build and calls leave the settings of the process and of its threads unchanged."""
-    if not here:
+    if not in_process:
         raise CheckImpossible("it computes in another process")
     score_copy(reward, batch)
     if reward.guard.left:

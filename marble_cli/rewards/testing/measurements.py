@@ -20,9 +20,9 @@ def time_an_image(reward: Reward, batch: Batch) -> str:
     return f"{(time.perf_counter() - start) / len(batch.prompts) * 1000:.1f} ms"
 
 
-def memory_an_image(reward: Reward, batch: Batch, here: bool) -> str:
+def memory_an_image(reward: Reward, batch: Batch, in_process: bool) -> str:
     """Measure peak memory per image of a large batch, on the GPU too if it is used; this always passes."""
-    if not here:
+    if not in_process:
         raise CheckImpossible("it computes in another process")
     many = repeat_samples(batch)
     score_copy(reward, select_samples(batch, [0]))  # allocates whatever is kept between calls
