@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from marble_cli.cli.rewards import _on_gpu
+from marble_cli.cli.rewards.check import gpu_maker
 from marble_cli.config.schema import RewardConfig
 from marble_cli.policy.load import pick_device
 from marble_cli.rewards.api import Batch
@@ -17,7 +17,7 @@ from marble_cli.rewards.elsewhere.locate import maker
 from marble_cli.rewards.registry import build
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rewards.worker import RewardWorker
-from tests.rewards.test_scorer import pictures, submit
+from tests.rewards.submission import pictures, submit
 
 Install = Callable[..., None]
 
@@ -181,15 +181,15 @@ def test_a_reward_s_own_device_counts(cuda: Cuda, seen: type[Any], own: str, dev
 def test_a_server_s_threads_are_on_the_gpu_that_the_run_named(cuda: Cuda, seen: type[Any]) -> None:
     """As `marble rewards serve` makes them, in a process whose current GPU is the first."""
     settings = RewardConfig(plugin="seen")
-    with closing(RewardWorker("mine", settings, maker("mine", settings, "cuda:3"))) as lane:
-        lane.executor.submit(lane.attempt, Batch(pictures(1), [""], [{}])).result()
+    with closing(RewardWorker("mine", settings, maker("mine", settings, "cuda:3"))) as worker:
+        worker.executor.submit(worker.attempt, Batch(pictures(1), [""], [{}])).result()
     assert [(row["what"], row["device"]) for row in seen.log] == [("built", 3), ("called", 3)]
     assert cuda.current_device() == 0
 
 
 def test_a_check_on_gpu_is_on_the_current_one(cuda: Cuda, seen: type[Any]) -> None:
     cuda.set_device("cuda:1")
-    make = _on_gpu("mine", RewardConfig(plugin="seen"))
+    make = gpu_maker("mine", RewardConfig(plugin="seen"))
     assert not isinstance(make, str)
     make().call(Batch(pictures(1), [""], [{}]))
     assert [(row["told"], row["device"]) for row in seen.log] == [("cuda:1", 1)] * 2

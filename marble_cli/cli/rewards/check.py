@@ -43,7 +43,7 @@ def check(
     try:
         batch = _samples(reward.declaration, metadata)
         in_process = settings.url is None and not settings.isolated
-        checks = run_checks(reward, batch, _gpu_maker(name, settings), in_process)
+        checks = run_checks(reward, batch, gpu_maker(name, settings), in_process)
     finally:
         reward.close()
     ok = not any(check.outcome is Outcome.FAIL for check in checks)
@@ -72,7 +72,7 @@ def _samples(declaration: "Declaration", metadata: str | None) -> "Batch":
     return batch._replace(metadata=[known] * len(batch.prompts))
 
 
-def _gpu_maker(name: str, settings: "RewardConfig") -> Any:
+def gpu_maker(name: str, settings: "RewardConfig") -> Any:
     """Return a function that builds the reward on the GPU, or the reason why that is impossible."""
     import torch
 
