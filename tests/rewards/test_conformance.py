@@ -226,9 +226,10 @@ def test_a_suite_closes_its_reward_after_its_last_test(install: Install) -> None
     class Suite(RewardConformance):
         plugin = "mine"
 
+    before = set(threading.enumerate())
     Suite().test_deterministic()
     reward = weakref.ref(Suite().reward())
-    thread = next(thread for thread in threading.enumerate() if thread.name == "call-mine")
+    (thread,) = set(threading.enumerate()) - before
     Suite.teardown_class()  # as pytest calls it
     Suite.teardown_class()  # without a reward there is nothing to close
     thread.join(10)
