@@ -1,4 +1,4 @@
-"""`marble` and `python -m marble_cli`."""
+"""Run the `marble` command: `python -m marble_cli`."""
 
 from marble_cli.cli.app import main
 

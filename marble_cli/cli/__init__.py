@@ -1,1 +1,1 @@
-"""The command line: one file a command; nothing heavy is imported at the top."""
+"""The command line: one file per command. Heavy imports are inside the commands, so that help is fast."""

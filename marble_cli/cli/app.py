@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 
 from marble_cli import __version__
-from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, sync, train
+from marble_cli.cli import doctor, evaluate, explain, export, generate, rewards, sync, train
 from marble_cli.cli.encoding import take_every_text
 from marble_cli.errors import LostError, MarbleError, PeerError
 from marble_cli.interrupts import record_exit_code
@@ -43,6 +43,7 @@ def root(
         False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
+    """Give libraries a home folder for the command if the user has none."""
     from marble_cli.paths import ensure_home, home
 
     if home() is None and context.invoked_subcommand != "train":  # a run has a folder of its own
@@ -55,9 +56,6 @@ app.command("train", epilog=train.EPILOG)(train.train)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("generate", epilog=generate.EPILOG)(generate.generate)
-rewards.app.command("serve", epilog=serve.EPILOG)(serve.serve)
-rewards.app.command("install", epilog=plugins.INSTALL)(plugins.install)
-rewards.app.command("new", epilog=plugins.NEW)(plugins.new)
 app.add_typer(rewards.app, name="rewards")
 app.command("export", epilog=export.EPILOG)(export.export)
 app.command("sync", epilog=sync.EPILOG)(sync.sync)
@@ -65,10 +63,10 @@ app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 
 
 def main() -> None:
-    """Run the command line; errors that a user can act on become one message and the contract's exit code."""
+    """Run the command line and exit; an error becomes one message and an exit code, without a traceback."""
     take_every_text()
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(library, "error")  # their advice is not for users of this program
+        os.environ.setdefault(library, "error")  # their warnings are not addressed to users of marble
     redact_output()
     handler = logging.StreamHandler()
     handler.addFilter(RedactingFilter())
@@ -91,22 +89,26 @@ def main() -> None:
     except KeyboardInterrupt:
         print("marble: interrupted", file=sys.stderr)
         _leave(INTERRUPTED)
-    except Exception as error:  # anything unforeseen: still no traceback, and how to get one
+    except Exception as error:
         if debug:
             raise
         print(
-            f"marble: {type(error).__name__}: {error}. This is not one of the errors that marble expects; "
-            "set MARBLE_DEBUG=1 to see where it arose.",
+            f"marble: {type(error).__name__}: {error}. This looks like a bug in marble. "
+            "Set MARBLE_DEBUG=1 for the traceback.",
             file=sys.stderr,
         )
         _leave(1)
 
 
 def _leave(code: str | int | None, *, follows: bool = False) -> NoReturn:
-    """Exit; one of several processes at once, with a word why unless it only `follows` another.
+    """Exit with `code`; a process of a distributed run skips the interpreter's orderly end.
 
-    What binds it to the others may hang once they are gone, and threads of gloo that still hold tensors abort the
-    interpreter's orderly end.
+    Connections to the other processes may hang once those are gone, and threads of gloo that still hold
+    tensors abort the orderly end.
+
+    Args:
+        code: the exit code, or a message as `sys.exit` takes it.
+        follows: whether this process ends because another one did, and so is not the one to record why.
     """
     if "WORLD_SIZE" in os.environ and not isinstance(code, str):
         if not follows:

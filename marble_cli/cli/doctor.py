@@ -11,7 +11,7 @@ EPILOG = "Example:  marble doctor --json"
 def doctor(
     ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """Check this machine and environment."""
+    """Check this machine and the installed packages."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

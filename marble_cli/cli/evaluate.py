@@ -17,14 +17,15 @@ def evaluate(
     overrides: Overrides = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="CHECKPOINT|RUN|base", help="Score this too, on the same prompts and noise."),
+        typer.Option(metavar="CHECKPOINT|RUN|base", help="Compare with this, on the same prompts and noise."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(parser=to_path, metavar="DIR", help="Write report and pictures there.")
+        Path | None,
+        typer.Option(parser=to_path, metavar="DIR", help="Write the report and pictures to this folder."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Score a checkpoint on held-out prompts, alone or against another."""
+    """Score a checkpoint on held-out prompts, alone or in comparison with another."""
     from rich.console import Console
 
     from marble_cli.evaluate.evaluate import evaluate as run

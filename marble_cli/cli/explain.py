@@ -17,17 +17,18 @@ EPILOG = "Example:  marble explain runs/first"
 
 def explain(
     ctx: typer.Context,
-    run: Annotated[Path, typer.Argument(parser=to_path, metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path, typer.Argument(parser=to_path, metavar="RUN", help="The folder of a run.")],
     output: Annotated[
         Path | None,
-        typer.Option(parser=to_path, metavar="DIR", help="Where the pictures go; RUN/explain if not given."),
+        typer.Option(
+            parser=to_path, metavar="DIR", help="The folder to write pictures to.", show_default="RUN/explain"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show what the balance of a run did, and draw it."""
+    """Show in tables and pictures how a run balanced its rewards."""
     from rich.console import Console
 
-    from marble_cli.explain import analysis as numbers
     from marble_cli.explain.diagnosis import diagnose
     from marble_cli.explain.figures import draw
     from marble_cli.explain.tables import page
@@ -40,28 +41,36 @@ def explain(
     folder = output or run / "explain"
     check_writable(folder, "--output ")
     balance, notes = _balance(run / "config.yaml")
-    found = numbers.explain(history)
-    said = diagnose(found)
-    drawn, left_out = draw(history, found, folder)
+    analysis = numbers.explain(history)
+    diagnosis = diagnose(analysis)
+    pictures, reasons = draw(history, analysis, folder)
     notes += ["the last line of metrics.jsonl is cut short and left out"] if history.truncated else []
-    notes += [f"not drawn: {reason}" for reason in left_out]
+    notes += [f"not drawn: {reason}" for reason in reasons]
     if as_json:
-        tree = {"run": str(run), "balance": balance and asdict(balance), **found.to_json(), "diagnosis": said}
-        tree |= {"notes": notes, "pictures": [str(path) for path in drawn]}
+        tree = {
+            "run": str(run),
+            "balance": balance and asdict(balance),
+            **analysis.to_json(),
+            "diagnosis": diagnosis,
+        }
+        tree |= {"notes": notes, "pictures": [str(path) for path in pictures]}
         typer.echo(json.dumps(tree, indent=1, allow_nan=False, default=lambda choice: choice.value), file=out)
         return
     console = Console(file=out, highlight=False, markup=False)
-    for part in page(found, str(run), balance, said):
+    for part in page(analysis, str(run), balance, diagnosis):
         console.print(part)
         console.print()
     for note in notes:
         console.print(f"note: {note}")
-    for path in drawn:
+    for path in pictures:
         console.print(str(path), soft_wrap=True)
 
 
 def _balance(path: Path) -> tuple["BalanceConfig | None", list[str]]:
-    """A run's settings of the balance; a run from elsewhere may name plugins that this environment lacks."""
+    """Return a run's balance settings, or None and a note if the configuration cannot be loaded.
+
+    A run of another environment may name plugins that are not installed in this one.
+    """
     from marble_cli.config.compose import load_resolved
     from marble_cli.errors import ConfigError
 

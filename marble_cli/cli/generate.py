@@ -8,8 +8,8 @@ import typer
 from marble_cli.cli.options import Overrides, Target, to_path
 
 EPILOG = (
-    "Example:  marble generate runs/demo-0 --prompt 'a red sign that says \"47\"'   or   "
-    "marble generate base ~preset model=flux model.path=DIR --prompt 'a red sign'"
+    "Example:  marble generate runs/demo-0 --prompt 'a red sign that says \"47\"'\n\n"
+    "Any base model:  marble generate base ~preset model=flux model.path=DIR --prompt 'a red sign'"
 )
 
 
@@ -17,13 +17,15 @@ def generate(
     target: Target,
     overrides: Overrides = None,
     *,
-    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="A prompt; may be given again.")],
+    prompt: Annotated[
+        list[str], typer.Option(metavar="TEXT", help="A prompt; repeat the option for more pictures.")
+    ],
     output: Annotated[
-        Path, typer.Option(parser=to_path, metavar="DIR", help="Where the PNG files go.")
+        Path, typer.Option(parser=to_path, metavar="DIR", help="The folder to write PNG files to.")
     ] = Path("outputs"),
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the initial noise.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="The seed of the initial noise.")] = 0,
 ) -> None:
-    """Draw one picture per prompt, as the target's run does or as overrides say."""
+    """Generate one picture per prompt, with the settings of the run or with overrides."""
     from marble_cli.evaluate.generate import generate as run
 
     for file in run(target, prompt, output, seed, overrides or []):

@@ -9,15 +9,16 @@ from marble_cli.paths import expand
 
 
 def to_path(text: str) -> Path:
-    """A path from the command line, where `--output=~/x` reaches us with its `~`."""
-    return expand("", str(text))  # a default is a path already
+    """Return a path of the command line, with `~` expanded: shells leave it in `--output=~/x`."""
+    return expand("", str(text))  # a default is a Path
 
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="OVERRIDE",
-        help="Configuration in Hydra's grammar: group=choice, key.path=value, +new=value, ~gone.",
+        help="Changes to the configuration, in Hydra's grammar: "
+        "group=choice, key.path=value, +new=value, ~removed.",
     ),
 ]
 Target = Annotated[

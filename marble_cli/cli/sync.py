@@ -12,15 +12,17 @@ EPILOG = "Example:  marble sync runs/first"
 
 
 def sync(
-    runs: Annotated[list[Path], typer.Argument(parser=to_path, metavar="RUN ...", help="Folders of runs.")],
+    runs: Annotated[
+        list[Path], typer.Argument(parser=to_path, metavar="RUN ...", help="The folders of one or more runs.")
+    ],
 ) -> None:
-    """Upload the whole history of runs of which W&B lacks something."""
+    """Upload runs' metrics that W&B lacks, such as those recorded offline."""
     from marble_cli.lock import is_held
     from marble_cli.metrics.wandb_history import upload_history
 
     for run in runs:
         if not (run / "config.yaml").is_file():
-            raise RequestError(f"{run} is no run: it holds no config.yaml. Expected a run's folder.")
+            raise RequestError(f"{run} is no run: it holds no config.yaml. Expected the folder of a run.")
     for run in runs:
         steps = upload_history(run, running=is_held(run))
         typer.echo(f"{run}: {steps} steps sent, as one history" if steps else f"{run}: W&B lacks nothing")

@@ -19,17 +19,17 @@ def train(
     config_name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="A config of the package, or a run's config.yaml to repeat that run."
+            metavar="NAME", help="A configuration of the package, or a run's config.yaml to repeat that run."
         ),
     ] = None,
     nproc: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Processes on each machine; launcher.nproc.")
+        int | None, typer.Option(metavar="N", min=1, help="Processes per machine (launcher.nproc).")
     ] = None,
     resume: Annotated[
         str,
         typer.Option(
             metavar="auto|never|PATH",
-            help="Continue what run.dir holds, refuse to, or start from a checkpoint.",
+            help="auto continues the run in run.dir, never refuses to, PATH starts from a checkpoint.",
         ),
     ] = "auto",
     dry_run: Annotated[
@@ -42,32 +42,32 @@ def train(
     """Train a model on several rewards, or continue a run."""
     from marble_cli.config.compose import compose, dump
 
-    asked = [*(overrides or []), *([f"launcher.nproc={nproc}"] if nproc else [])]
-    config = compose(asked, config_name)
+    words = [*(overrides or []), *([f"launcher.nproc={nproc}"] if nproc else [])]
+    config = compose(words, config_name)
     if print_config:
         typer.echo(dump(config), nl=False)
         return
     from marble_cli.config.schema import LauncherName
     from marble_cli.paths import ensure_home
 
-    ensure_home(Path(config.run.dir) / "home")  # before a library asks for it
+    ensure_home(Path(config.run.dir) / "home")  # before the import of a library that looks for it
     from marble_cli.launch.local import end_with_launcher, launch, launched
 
-    launcher, ours = config.launcher, not launched()  # to start, that is
-    if ours and launcher.name is LauncherName.slurm:
-        _job(config, resume, dry_run=dry_run)
+    launcher, starts_processes = config.launcher, not launched()
+    if starts_processes and launcher.name is LauncherName.slurm:
+        _submit_job(config, resume, dry_run=dry_run)
         return
     if dry_run:
         from marble_cli.plan.plan import plan
 
         plan(config, resume)
         return
-    if ours and launcher.nodes > 1:
+    if starts_processes and launcher.nodes > 1:
         raise RequestError(
-            f"launcher.nodes={launcher.nodes}: launcher=local starts processes on this machine alone. Expected 1, "
-            "launcher=slurm, or torchrun on every machine (docs/clusters.md)."
+            f"launcher.nodes={launcher.nodes}: launcher=local starts processes on this machine alone. "
+            "Expected 1, launcher=slurm, or torchrun on every machine (docs/clusters.md)."
         )
-    if ours and launcher.nproc > 1:
+    if starts_processes and launcher.nproc > 1:
         raise typer.Exit(launch(config, resume))
     end_with_launcher()
     from marble_cli.run.train import train as run
@@ -75,8 +75,8 @@ def train(
     raise typer.Exit(run(config, resume=resume))
 
 
-def _job(config: "RunConfig", resume: str, *, dry_run: bool) -> None:
-    """Submit the run as a job of SLURM, or show what would be."""
+def _submit_job(config: "RunConfig", resume: str, *, dry_run: bool) -> None:
+    """Submit the run as a SLURM job, or print its plan and script with --dry-run."""
     from marble_cli.config.counts import processes
     from marble_cli.launch.slurm import describe_job, render_script, submit
     from marble_cli.plan.checks import check_geometry

@@ -144,14 +144,14 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
         RewardError: a reward failed on all images that it was asked about.
     """
     policy = rollout.policy
-    rewards = [lane.reward.declaration for lane in scorer.lanes]
+    rewards = [lane.reward.declaration for lane in scorer.workers]
     prompts = [_sound(prompts, rewards) for prompts in sources.values() for _ in range(2)]
     latents = noise(rollout.seed, "preflight", 0, list(range(len(prompts))), policy.latent_shape)
     images = policy.decode(latents.to(policy.device))
     scores = scorer.submit(
         images, [p.text for p in prompts], [p.metadata for p in prompts], [p.source for p in prompts]
     ).result()
-    for k, lane in enumerate(scorer.lanes):
+    for k, lane in enumerate(scorer.workers):
         if scores.failed[k].any() and not scores.applicable[k].any():
             raise RewardError(
                 f"reward {lane.name} failed on the first image it was shown, before training began: {lane.error}. "

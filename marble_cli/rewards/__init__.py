@@ -1,1 +1,1 @@
-"""Rewards: the plugin API, the registry of installed plugins, and the scorer that runs them."""
+"""The plugin API of rewards, the registry of installed plugins, and the scorer that calls them."""

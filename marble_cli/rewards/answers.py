@@ -1,4 +1,4 @@
-"""What a plugin answers, as numbers."""
+"""Turn what a plugin answers into numbers."""
 
 import math
 from collections.abc import Sequence
@@ -10,17 +10,20 @@ from torch import Tensor
 
 from marble_cli.errors import RewardError
 
-NUMBERS = "biuf"  # numpy's kinds of truth values, whole and floating numbers
+NUMBERS = "biuf"  # numpy's kinds of bool, integers and floats
 
 
-def checked(name: str, answer: Any, count: int) -> Tensor:
-    """Return a plugin's answer as [count] float64 on the CPU, infinity where it reports a failure.
+def parse_answer(name: str, answer: Any, count: int) -> Tensor:
+    """Convert a plugin's answer to [count] float64 on the CPU.
 
-    In a list each score may be whatever has one value: a number of Python, numpy, `fractions` or `decimal`, a
-    tensor or array of one element in any type and on any device. What is masked in an array of numpy.ma is NaN.
+    NaN says that the reward does not apply to an image, infinity that it failed.
+
+    In a list, a score may be anything with one value: a number of Python, numpy, `fractions` or `decimal`, or
+    a tensor or array with one element, of any dtype and on any device. An exception in its place becomes
+    infinity. Masked elements of a numpy.ma array become NaN.
 
     Raises:
-        RewardError: it is not `count` numbers or failures.
+        RewardError: the answer is not `count` numbers or failures.
     """
     try:
         values = _tensor(answer)
@@ -31,18 +34,18 @@ def checked(name: str, answer: Any, count: int) -> Tensor:
     if tuple(values.shape) != (count,):
         raise RewardError(
             f"reward {name} returned scores of shape {list(values.shape)} for {count} images. "
-            f"Expected [{count}], one score an image."
+            f"Expected [{count}], one score per image."
         )
     return values
 
 
-def failure(answer: Any) -> BaseException | None:
+def first_failure(answer: Any) -> BaseException | None:
     """Return the first exception that stands in the place of a score in a plugin's answer."""
     return next((score for score in _scores(answer) if isinstance(score, BaseException)), None)
 
 
 def _scores(answer: Any) -> list[Any]:
-    """Return the elements of a list or the like, of an array of objects too; none of anything else."""
+    """Return the elements of a sequence or of a one-dimensional array of objects, else an empty list."""
     if isinstance(answer, np.ndarray) and answer.dtype.kind == "O" and answer.ndim == 1:
         return list(answer)
     plain = isinstance(answer, Sequence) and not isinstance(answer, str | bytes | bytearray)
@@ -50,10 +53,10 @@ def _scores(answer: Any) -> list[Any]:
 
 
 def _tensor(answer: Any) -> Tensor:
-    """Return a copy float64 of an answer, in its shape.
+    """Copy an answer to float64 on the CPU, in its own shape.
 
     Raises:
-        TypeError, ValueError, ArithmeticError, RuntimeError: it holds something else than numbers.
+        TypeError, ValueError, ArithmeticError, RuntimeError: an element is no number.
     """
     if isinstance(answer, Tensor):
         if answer.is_complex() or answer.layout is not torch.strided:
@@ -66,10 +69,10 @@ def _tensor(answer: Any) -> Tensor:
 
 
 def _number(score: Any) -> float:
-    """Return one score of a list; NaN if it is masked, infinity if it is an exception.
+    """Convert one score of a list: a masked one becomes NaN, an exception infinity.
 
     Raises:
-        TypeError, ValueError, ArithmeticError, RuntimeError: it is no number, or none that a float can hold.
+        TypeError, ValueError, ArithmeticError, RuntimeError: it is no number, or does not fit into a float.
     """
     if isinstance(score, BaseException):
         return math.inf
@@ -91,7 +94,7 @@ def _number(score: Any) -> float:
 
 
 def _plain(array: Any) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    """Return an array or scalar of numpy as a copy in float64, NaN where it is masked."""
+    """Copy an array or scalar of numpy to float64, NaN where it is masked."""
     if array.dtype.kind not in NUMBERS:
         raise TypeError(f"scores are {array.dtype}")
     return np.asarray(np.ma.filled(np.array(array, dtype=np.float64, subok=True), np.nan))

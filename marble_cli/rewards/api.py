@@ -1,29 +1,31 @@
-"""What a reward plugin is. This module imports nothing heavy, and a plugin need not import even this.
+"""Define what a reward plugin is. This module imports nothing heavy, and plugins need not import it.
 
-A reward is a class, built once with keyword arguments (`device`, `dtype` and the options under
-`rewards.<name>`; those that its constructor does not take are not passed, save that an unknown option is an
-error), whose instances are called with a batch; or it is a bare function of a batch. A batch is
+A reward is a class whose instances are called with a batch, or a function of a batch. The class is built
+once, with keyword arguments: `device`, `dtype` and the options under `rewards.<name>`. `device` and `dtype`
+are passed only if the constructor takes them; an option that it does not take is an error. A batch is
 
     images    uint8 [B, 3, H, W], on the CPU
     prompts   B strings
-    metadata  B mappings: what the prompt file says of each prompt beside its text
+    metadata  B mappings: the other columns of each prompt's row in the prompt file
 
-and the answer is B floats (tensor, array or list), higher is better, NaN where the reward does not apply. In a list an
-exception may stand in the place of a float: the reward failed on that image alone, and the exception says why. (Infinity
-means the same and says nothing.) A reward that raises has failed on the whole batch, which is then tried again.
-Parameters called `images`, `prompts` and `metadata` are passed by these names, in any choice and order; a
-callable with one parameter of another name is given the whole `Batch`.
+The answer is B floats as a tensor, array or list. Higher is better, and NaN says that the reward does not
+apply. In a list, an exception in the place of a float says that the reward failed on that image alone, and
+why; infinity also says that it failed, without a reason. If the reward raises, it has failed on the whole
+batch, and is called again. Parameters named `images`, `prompts` and `metadata` are passed by name, in any
+selection and order. A callable with one parameter of another name is given the whole `Batch`.
 
 A reward may declare, as attributes of the class or function:
 
-    requires    metadata keys without which it does not apply; the host never passes it such samples. A mapping says
-                of which type each is, {"text": str}: a picture whose prompt has another type there has failed, alone,
-                and its prompt is named; {"text": str | None} is a key that may be missing. `marble_cli.rewards.kinds`
-                has all types, [{"class": str, "count": int}] among them
-    range       (low, high): the scores' bounds, None where there is none
+    requires    metadata keys that a prompt must have for the reward to apply; the reward is never called with
+                other prompts. A mapping also gives types: with {"text": str}, a picture whose prompt has
+                another type under that key has failed, and the message names its prompt. {"text": str | None}
+                is a key that may be missing. `marble_cli.rewards.kinds` lists the types, e.g. [{"class": str,
+                "count": int}].
+    range       (low, high): the bounds of the scores, None for no bound
     license     of the plugin and of the weights that it loads
-    citation    what to cite
-    groupwise   true if it must see all images of a prompt in one call; in evaluations that is a single image
+    citation    the paper or repository to cite
+    groupwise   true if the reward must see all images of a prompt in one call (one image, in an
+                evaluation)
 """
 
 from collections.abc import Mapping
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """B images with their prompts: `images` uint8 [B, 3, H, W] on the CPU."""
+    """B images, uint8 [B, 3, H, W] on the CPU, with their prompts and metadata."""
 
     images: "Tensor"
     prompts: list[str]
@@ -47,7 +49,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a plugin says of itself; see this module's docstring."""
+    """The attributes that a plugin declares; see this module's docstring."""
 
     summary: str = ""
     requires: tuple[str, ...] = ()
@@ -55,7 +57,9 @@ class Declaration:
     license: str = ""
     citation: str = ""
     groupwise: bool = False
-    types: Mapping[str, Kind] = field(default_factory=dict)  # of metadata, in the host's form
+    types: Mapping[str, Kind] = field(
+        default_factory=dict
+    )  # of metadata values, as `kinds.normal` returns them
 
     @classmethod
     def of(cls, plugin: Any) -> "Declaration":
@@ -79,13 +83,13 @@ class Declaration:
 
 
 def required_types(requires: Any) -> tuple[tuple[str, ...], dict[str, Kind]]:
-    """Return the metadata keys that must be there, and the types of those that have one.
+    """Split the value of `requires` into the keys that a prompt must have and the types of keys.
 
     Args:
-        requires: a key, several, a mapping from key to type, or None.
+        requires: a key, several keys, a mapping from keys to types, or None.
 
     Raises:
-        RewardError: it is something else.
+        RewardError: it is none of these.
     """
     if isinstance(requires, str):
         return (requires,), {}

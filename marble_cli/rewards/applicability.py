@@ -1,4 +1,4 @@
-"""Whether a prompt's metadata is what a reward requires."""
+"""Check that a prompt's metadata has the types that a reward requires."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +7,10 @@ from marble_cli.rewards.api import Declaration, required_types
 from marble_cli.rewards.kinds import Kind, MetadataError, fit
 
 
-def fitted(types: Mapping[str, Kind], metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return `metadata` itself if its values are of `types`, or a copy with whole numbers for integral floats.
+def fit_metadata(types: Mapping[str, Kind], metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return metadata whose values have the required types, with integral floats such as 47.0 as integers.
+
+    Without such floats this is `metadata` itself.
 
     Raises:
         MetadataError: a value is of another type.
@@ -23,13 +25,16 @@ def fitted(types: Mapping[str, Kind], metadata: Mapping[str, Any]) -> Mapping[st
 
 
 def metadata_problem(reward: Any, metadata: Mapping[str, Any]) -> str | None:
-    """Say which value of a prompt's metadata is not of the type that a reward requires; None if all are.
+    """Describe the first value of a prompt's metadata whose type a reward does not accept.
 
-    A key that is missing is no problem: then the reward does not apply to the prompt.
+    A missing key is no problem: then the reward does not apply to the prompt.
 
     Args:
-        reward: its `Declaration`, its class or function, or what stands under its `requires`.
+        reward: its `Declaration`, its class or function, or the value of its `requires`.
         metadata: of one prompt.
+
+    Returns:
+        The description, or None if all types are accepted.
 
     Raises:
         RewardError: `requires` is malformed.
@@ -39,7 +44,7 @@ def metadata_problem(reward: Any, metadata: Mapping[str, Any]) -> str | None:
     else:
         _, types = required_types(getattr(reward, "requires", None) if callable(reward) else reward)
     try:
-        fitted(types, metadata)
+        fit_metadata(types, metadata)
     except MetadataError as error:
         return str(error)
     return None

@@ -1,8 +1,10 @@
-"""Does a reward keep the plugin contract? Run by `marble rewards check` and inherited by the test suites of plugins:
+"""Check that a reward keeps the plugin contract, for `marble rewards check` and for the tests of plugins.
 
-class TestSharpness(RewardConformance):
-    plugin = "sharpness"
-    options = {"radius": 2}
+A plugin's tests inherit the checks:
+
+    class TestSharpness(RewardConformance):
+        plugin = "sharpness"
+        options = {"radius": 2}
 """
 
 from collections.abc import Callable, Mapping
@@ -12,14 +14,17 @@ from functools import partial
 from typing import Any, ClassVar
 
 from marble_cli.rewards.api import Batch
+from marble_cli.rewards.call_thread import move_calls_to_thread
 from marble_cli.rewards.registry import Reward, build
-from marble_cli.rewards.testing import contract
+from marble_cli.rewards.testing import contract, measurements
+from marble_cli.rewards.testing.calls import CheckImpossible, describe_error
 from marble_cli.rewards.testing.contract import CONTRACT, NOT_GROUPWISE, CheckFunction
 from marble_cli.rewards.testing.samples import sample_batch
-from marble_cli.rewards.worker import called_as_in_a_run
 
 
 class Outcome(Enum):
+    """The outcome of a check; SKIPPED if it cannot be made or would repeat an earlier failure."""
+
     PASS = "pass"
     FAIL = "FAIL"
     SKIPPED = "skipped"
@@ -27,7 +32,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check; `detail` says what was found, or why it could not be made."""
+    """One check of a reward; `detail` describes what it found, or why it was skipped."""
 
     name: str
     outcome: Outcome
@@ -41,39 +46,40 @@ class Check:
 def run_checks(
     reward: Reward, batch: Batch, gpu: "Callable[[], Reward] | str" = "not asked for", here: bool = True
 ) -> list[Check]:
-    """Try everything that the contract asks for; what a reward raises is a failed check.
+    """Make every check of the contract; whatever a reward raises is a failed check.
 
-    It is called as in a run: in a thread of its own, under its guard. Where the first batch gets no scores, the
-    other checks would say the same again, and are skipped. A groupwise reward may look at its images together, so
-    what concerns the batch's composition is left out.
+    The reward is called as in a run: in a thread of its own, under its guard. If the first batch gets no
+    scores the other checks are skipped, because they would fail for the same reason. A groupwise reward may
+    compare images, so the checks of the batch's composition are left out for it.
 
     Args:
-        reward: as `registry.build` makes it.
-        batch: samples that it applies to, e.g. from `sample_batch`.
-        gpu: builds it on a GPU, or says why that cannot be.
-        here: whether it computes in this process, where its memory can be seen.
+        reward: as `registry.build` returns it.
+        batch: samples to which it applies, e.g. from `sample_batch`.
+        gpu: a function that builds it on a GPU, or the reason why that is impossible.
+        here: whether it computes in this process, where its memory can be measured.
     """
-    asked: list[Callable[..., str]] = [
-        function for function in CONTRACT if not (reward.declaration.groupwise and function in NOT_GROUPWISE)
+    first, *others = (f for f in CONTRACT if not (reward.declaration.groupwise and f in NOT_GROUPWISE))
+    move_gpu_calls = gpu if isinstance(gpu, str) else partial(_build_with_thread, gpu)
+    checks: list[Callable[..., str]] = [
+        *others,
+        partial(contract.leaves_the_process_alone, in_process=here),
+        partial(contract.same_on_another_device, gpu=move_gpu_calls),
+        measurements.time_an_image,
+        partial(measurements.memory_an_image, in_process=here),
     ]
-    if not isinstance(gpu, str):
-        gpu = partial(_built_as_in_a_run, gpu)
-    asked.append(partial(contract.leaves_the_process_alone, here=here))
-    asked += [partial(contract.same_on_another_device, gpu=gpu), contract.time_an_image]
-    asked.append(partial(contract.memory_an_image, here=here))
-    called = called_as_in_a_run(replace(reward, close=lambda: None))
+    threaded = move_calls_to_thread(replace(reward, close=lambda: None))
     try:
-        first = _run(asked[0], called, batch)
-        if not first.passed:
-            because = f"{first.name!r} comes first"
-            return [first, *(Check(_name(function), Outcome.SKIPPED, because) for function in asked[1:])]
-        return [first, *(_run(function, called, batch) for function in asked[1:])]
+        result = _run(first, threaded, batch)
+        if not result.passed:
+            reason = f"{result.name!r} comes first"
+            return [result, *(Check(_name(check), Outcome.SKIPPED, reason) for check in checks)]
+        return [result, *(_run(check, threaded, batch) for check in checks)]
     finally:
-        called.close()
+        threaded.close()
 
 
-def _built_as_in_a_run(build: Callable[[], Reward]) -> Reward:
-    return called_as_in_a_run(build())
+def _build_with_thread(build: Callable[[], Reward]) -> Reward:
+    return move_calls_to_thread(build())
 
 
 def _name(function: Callable[..., str]) -> str:
@@ -81,20 +87,20 @@ def _name(function: Callable[..., str]) -> str:
     return function.__name__.replace("_", " ")
 
 
-def _run(function: Callable[..., str], reward: Reward, batch: Batch) -> Check:
-    name = _name(function)
+def _run(check: Callable[..., str], reward: Reward, batch: Batch) -> Check:
+    name = _name(check)
     try:
-        return Check(name, Outcome.PASS, function(reward, batch))
-    except contract.NotHere as reason:
+        return Check(name, Outcome.PASS, check(reward, batch))
+    except CheckImpossible as reason:
         return Check(name, Outcome.SKIPPED, str(reason))
-    except Exception as error:  # whatever a plugin may raise
-        return Check(name, Outcome.FAIL, contract.said(error))
+    except Exception as error:  # a plugin may raise anything
+        return Check(name, Outcome.FAIL, describe_error(error))
 
 
 class RewardConformance:
-    """The checks as tests, for a plugin's own suite; name the plugin and its options in a subclass.
+    """The checks as tests, for the test suite of a plugin: a subclass names the plugin and its options.
 
-    `batch` may be overridden, for a reward that needs metadata which no embedded prompt has.
+    Override `batch` if the reward requires metadata that no embedded prompt has.
     """
 
     plugin: ClassVar[str]
@@ -102,15 +108,22 @@ class RewardConformance:
     device: ClassVar[str] = "cpu"
     _built: ClassVar[dict[type, Reward]] = {}
 
+    @classmethod
+    def teardown_class(cls) -> None:
+        """Close the reward after the last test of the class; pytest calls this."""
+        reward = cls._built.pop(cls, None)
+        if reward is not None:
+            reward.close()
+
     def reward(self) -> Reward:
-        """The reward, built once for all tests of the class."""
+        """Return the reward, which is built once for all tests of the class."""
         if type(self) not in self._built:
             built = build(self.plugin, self.plugin, self.options, self.device)
-            self._built[type(self)] = called_as_in_a_run(built)
+            self._built[type(self)] = move_calls_to_thread(built)
         return self._built[type(self)]
 
     def batch(self) -> Batch:
-        """Samples that the reward applies to."""
+        """Return samples to which the reward applies."""
         return sample_batch(self.reward().declaration.requires)
 
     def test_declares_a_license_and_a_summary(self) -> None:

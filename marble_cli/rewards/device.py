@@ -1,7 +1,7 @@
-"""A reward computes on its own GPU, and on a stream of its own there, whichever thread builds or calls it.
+"""Run a reward on its own GPU and CUDA stream, whichever thread builds or calls it.
 
-CUDA's current device belongs to a thread and is the first GPU to begin with. A plugin that says
-`.to("cuda")`, or launches a kernel of its own, means the current one.
+CUDA's current device is a setting of each thread, at first GPU 0. A plugin that calls `.to("cuda")`, or
+launches a kernel of its own, uses the current device.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,10 @@ from marble_cli.rewards.api import Batch
 
 
 def numbered(device: Any, run: Any = "cpu") -> Any:
-    """`cuda` with a number: the GPU of the `run`, or this thread's current one; any other device as it is."""
+    """Return `cuda` with a number, and other devices unchanged.
+
+    The number is that of the `run`'s GPU, or of this thread's current GPU if the run has none.
+    """
     import torch
 
     if device != "cuda" or not torch.cuda.is_available():
@@ -21,24 +24,25 @@ def numbered(device: Any, run: Any = "cpu") -> Any:
 
 
 def is_gpu(device: Any) -> bool:
-    """Whether `device` is a GPU with a number, and there are GPUs."""
+    """Tell whether `device` is a numbered GPU and CUDA is available."""
     import torch
 
     return str(device).startswith("cuda:") and torch.cuda.is_available()
 
 
 def current(device: Any) -> AbstractContextManager[Any]:
-    """While entered, a GPU is this thread's current one; nothing for other devices."""
+    """Return a context in which a GPU is this thread's current device; for other devices it does nothing."""
     import torch
 
     return torch.cuda.device(device) if is_gpu(device) else nullcontext()
 
 
 def on(device: Any, call: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
-    """`call` on this GPU, in a thread that only this reward uses; on other devices `call` itself.
+    """Make `call` compute on this GPU; the thread that calls it must be the reward's own.
 
-    Its work goes to a stream of its own and is done when it returns. On the rollout's stream, a reward that
-    waits for inputs or scores would wait for all that is queued there.
+    The work goes to a stream of its own and is finished when the call returns. On the rollout's stream, a
+    reward that waits for its inputs or scores would wait for everything queued there. On other devices this
+    returns `call` itself.
     """
     import torch
 
@@ -46,7 +50,7 @@ def on(device: Any, call: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
         return call
     with current(device):
         stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())  # weights may still be on their way
+        stream.wait_stream(torch.cuda.current_stream())  # weights may still be being copied
 
     def called(batch: Batch) -> Any:
         torch.cuda.set_device(device)

@@ -1,10 +1,10 @@
-"""A guard around a plugin's import, build and calls: what it does there stays its own.
+"""Guard the import, build and calls of plugins, so that what they change does not reach the run.
 
-Settings of the process and of the thread are noted and put back, and the reward that changed them is named.
-While rewards are called the main thread trains, and several may be called at once. Settings of the process are
-therefore noted while no reward is at work, so that they are the host's own, and are put back whenever a reward
-has done its work. Standard output, signal handlers and what else only a process in which nothing else goes on
-lets one look at are guarded when a plugin is imported and built in the main thread.
+Settings of the process and of the thread are read before and restored after, and a warning names the reward
+that changed them. Several rewards may be called at once while the main thread trains. Settings of the process
+are therefore read while no reward runs, so that the values are the run's own, and are restored whenever a
+reward has finished. Standard output, signal handlers and other settings that can only be examined while
+nothing else runs are guarded when a plugin is imported and built in the main thread.
 """
 
 import logging
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("marble")
 
 T = TypeVar("T")
-SHOWN = 120  # characters of values that a message shows at most
+SHOWN = 120  # longest values, in characters, that a message shows
 
 
 class Stage(Enum):
-    """What a plugin is asked to do; a value is the verb of messages."""
+    """The work that a plugin does; the values are verbs for messages."""
 
     IMPORT = "imported"
     BUILD = "built"
@@ -41,16 +41,16 @@ class Stage(Enum):
 
 @dataclass
 class Guard:
-    """The guard of one reward; `left` says of each setting, by name, how the reward left it behind changed."""
+    """The guard of one reward; `left` describes, by name, the settings that the reward left changed."""
 
     name: str
     left: dict[str, str] = field(default_factory=dict)
 
     def run(self, stage: Stage, work: Callable[[], T]) -> T:
-        """Have the plugin do its work and return what it gives; a process that it forks ends with the work.
+        """Let the plugin work and return its result; a process that it forks ends with the work.
 
         Raises:
-            Exception: what the plugin raises; a RuntimeError for what is no Exception, such as SystemExit.
+            Exception: whatever the plugin raises; RuntimeError for other exceptions, such as SystemExit.
             KeyboardInterrupt: Ctrl+C was pressed.
         """
         quiet = stage is not Stage.CALL and threading.current_thread() is threading.main_thread()
@@ -58,11 +58,11 @@ class Guard:
         changes: dict[str, str] = {}
         try:
             with ExitStack() as stack:
-                stack.enter_context(_AT_WORK.one_more(self.name, stage, changes))
+                stack.enter_context(_AT_WORK.guard_process(self.name, stage, changes))
                 if quiet:
-                    stack.enter_context(_quiet(changes))
+                    stack.enter_context(_guard_quiet_settings(changes))
                     report = stack.enter_context(preserved_handlers())
-                stack.enter_context(_thread(changes))
+                stack.enter_context(_guard_thread(changes))
                 try:
                     return work()
                 finally:
@@ -77,140 +77,147 @@ class Guard:
         finally:
             if report.changed:
                 changes["signals"] = f"the handling of signals ({', '.join(report.changed)})"
-            self._tell(stage, changes)
+            self._warn(stage, changes)
 
-    def _tell(self, stage: Stage, changes: dict[str, str]) -> None:
+    def _warn(self, stage: Stage, changes: dict[str, str]) -> None:
         new = {key: text for key, text in changes.items() if key not in self.left}
         self.left |= new
         if new:
             log.warning(
-                "reward %s, when it was %s, changed %s. This belongs to the whole process and was put back. Mend "
-                "the plugin, or give it a process of its own: rewards.%s.isolated=true",
-                self.name, stage.value, ", ".join(new.values()), self.name,
-            )  # fmt: skip
+                "reward %s, when it was %s, changed %s. This belongs to the whole process and was put back. "
+                "Mend the plugin, or give it a process of its own: rewards.%s.isolated=true",
+                self.name,
+                stage.value,
+                ", ".join(new.values()),
+                self.name,
+            )
 
 
 @dataclass
 class AtWork:
-    """The rewards that are at work now, and what the process was like before the first of them began."""
+    """The rewards that are working, and the state of the process before the first of them began.
+
+    `run_streams` are the random streams as the run left them, `start_streams` those that the first reward
+    began with, and `call_streams` those that the next call continues; None until a call has drawn from them.
+    """
 
     lock: threading.RLock = field(default_factory=threading.RLock)
-    now: list[tuple[str, Stage]] = field(default_factory=list)
+    working: list[tuple[str, Stage]] = field(default_factory=list)
     before: list[tuple["Setting", Any]] = field(default_factory=list)
-    host: "RandomState | None" = None
-    began: "RandomState | None" = None  # where the streams were for the first of them
-    called: "RandomState | None" = (
-        None  # where they are for rewards that are called, once one has drawn from them
-    )
+    run_streams: "RandomState | None" = None
+    start_streams: "RandomState | None" = None
+    call_streams: "RandomState | None" = None
 
     @contextmanager
-    def one_more(self, name: str, stage: Stage, changes: dict[str, str]) -> Iterator[None]:
-        """Note settings of the process if no other is at work; put back what was changed and say so in `changes`."""
+    def guard_process(self, name: str, stage: Stage, changes: dict[str, str]) -> Iterator[None]:
+        """Guard the settings of the process during a reward's work; describe what it changed in `changes`.
+
+        The settings are read when no other reward is working.
+        """
         from marble_cli.rewards.settings import PROCESS
 
         with self.lock:
-            if not self.now:
-                self.before = _note(PROCESS)
+            if not self.working:
+                self.before = _read_settings(PROCESS)
                 self._enter_streams(stage)
-            self.now.append((name, stage))
+            self.working.append((name, stage))
         try:
             yield
         finally:
             with self.lock:
-                self.now.remove((name, stage))
-                if not any(
-                    other is Stage.BUILD for _, other in self.now
-                ):  # loading a model may change some for a while
-                    beside = " or ".join(sorted({other for other, _ in self.now} - {name}))
-                    found = _put_back(self.before)
+                self.working.remove((name, stage))
+                # Loading a model may change settings for a while.
+                if not any(other is Stage.BUILD for _, other in self.working):
+                    others = " or ".join(sorted({other for other, _ in self.working} - {name}))
+                    restored = _restore_settings(self.before)
                     changes |= {
-                        key: f"{text} (or {beside} did)" if beside else text for key, text in found.items()
+                        key: f"{text} (or {others} did)" if others else text for key, text in restored.items()
                     }
-                if not self.now:
+                if not self.working:
                     changes |= self._leave_streams(stage)
 
     def _enter_streams(self, stage: Stage) -> None:
         from marble_cli.rewards.streams import RandomState
 
-        self.host = self.began = RandomState.read(gpus=stage is not Stage.CALL)
-        if stage is Stage.CALL and self.called is not None:
-            self.called.write()
-            self.began = self.called
+        self.run_streams = self.start_streams = RandomState.read(gpus=stage is not Stage.CALL)
+        if stage is Stage.CALL and self.call_streams is not None:
+            self.call_streams.write()
+            self.start_streams = self.call_streams
 
     def _leave_streams(self, stage: Stage) -> dict[str, str]:
-        """Put the host's streams back to where they were; those of rewards that are called go on next time.
+        """Restore the run's random streams; those of calls continue at the next call.
 
-        To draw from torch's stream, as every network does that is built, is not reported; to seed it is.
+        Drawing from torch's stream is not reported, because building any network does; seeding it is.
         """
         from marble_cli.rewards.streams import RandomState
 
-        assert self.host is not None
-        assert self.began is not None
-        ended = RandomState.read(gpus=bool(self.host.gpus))
-        moved = self.began.moved(ended)
-        if moved or self.began is not self.host:
-            self.host.write()
+        assert self.run_streams is not None
+        assert self.start_streams is not None
+        end = RandomState.read(gpus=bool(self.run_streams.gpus))
+        moved = self.start_streams.moved(end)
+        if moved or self.start_streams is not self.run_streams:
+            self.run_streams.write()
         if moved and stage is Stage.CALL:
-            self.called = ended
-        told = [] if stage is Stage.CALL else [name for name in moved if name != "torch"]
-        told += ["torch"] if self.began.seed != ended.seed else []
-        return {f"random {name}": f"{name}'s random numbers" for name in told}
+            self.call_streams = end
+        reported = [] if stage is Stage.CALL else [name for name in moved if name != "torch"]
+        reported += ["torch"] if self.start_streams.seed != end.seed else []
+        return {f"random {name}": f"{name}'s random numbers" for name in reported}
 
 
 _AT_WORK = AtWork()
 
 
 @contextmanager
-def _quiet(changes: dict[str, str]) -> Iterator[None]:
-    """Guard what only a process in which nothing else goes on lets one look at."""
+def _guard_quiet_settings(changes: dict[str, str]) -> Iterator[None]:
+    """Guard settings that can only be examined while nothing else runs in the process."""
     from marble_cli.rewards.settings import QUIET
 
-    before = _note(QUIET)
+    before = _read_settings(QUIET)
     try:
         with reserved():
             yield
     finally:
-        changes |= _put_back(before)
+        changes |= _restore_settings(before)
 
 
 @contextmanager
-def _thread(changes: dict[str, str]) -> Iterator[None]:
+def _guard_thread(changes: dict[str, str]) -> Iterator[None]:
     """Guard the settings of this thread."""
     import torch
 
     from marble_cli.rewards.settings import THREAD
 
-    before, gradients = _note(THREAD), torch.is_grad_enabled()
-    with torch.inference_mode(torch.is_inference_mode_enabled()):  # ends whatever mode is left on within
+    before, gradients = _read_settings(THREAD), torch.is_grad_enabled()
+    with torch.inference_mode(torch.is_inference_mode_enabled()):  # ends a mode that is left on inside
         torch.set_grad_enabled(gradients)
         try:
             yield
         finally:
-            changes |= _put_back(before)
+            changes |= _restore_settings(before)
 
 
-def _note(settings: "Sequence[Setting]") -> "list[tuple[Setting, Any]]":
+def _read_settings(settings: "Sequence[Setting]") -> "list[tuple[Setting, Any]]":
     return [(setting, setting.read()) for setting in settings]
 
 
-def _put_back(noted: "list[tuple[Setting, Any]]") -> dict[str, str]:
-    """Write settings that are no longer as noted; returns by name what was changed, in words."""
+def _restore_settings(values: "list[tuple[Setting, Any]]") -> dict[str, str]:
+    """Write back the settings that have changed; return a description of each change by name."""
     changed = {}
-    for setting, before in noted:
+    for setting, before in values:
         now = setting.read()
         if setting.same(before, now):
             continue
-        values = f"{before} -> {now}"
-        changed[setting.name] = f"{setting.name} ({values})" if len(values) < SHOWN else setting.name
+        change = f"{before} -> {now}"
+        changed[setting.name] = f"{setting.name} ({change})" if len(change) < SHOWN else setting.name
         try:
             setting.write(before)
-        except Exception as error:  # torch, the system: whatever it is, the others can still be put back
+        except Exception as error:  # the other settings can still be restored
             changed[setting.name] += f", which cannot be put back ({error})"
     return changed
 
 
 def _end_child() -> NoReturn:
-    """End a forked process that has come to the end of the plugin's code, as an exception under way says."""
+    """End a forked process at the end of the plugin's code, with the exit code of the current exception."""
     error = sys.exception()
     if error is None or (isinstance(error, SystemExit) and error.code is None):
         os._exit(0)

@@ -1,14 +1,14 @@
-"""Types of metadata: how a plugin writes them under `requires`, and whether a value is of one.
+"""Read the types of metadata that plugins write under `requires`, and check values against them.
 
     str, bool, list, dict, object     a value of that type; object is any value
-    int                               a whole number: 47.0, as a table writes 47, is given to the reward as 47
+    int                               a whole number; 47.0, as a table writes 47, reaches the reward as 47
     float                             a number
     [kind]                            a list of such values
     {"key": kind, ...}                a mapping with at least these keys
-    kind | None, (kind, kind, ...)    one of several; None says that the key may be missing or null
+    kind | None, (kind, kind, ...)    any of several; with None the key may be missing or null
 
-Inside the host a kind is what JSON can say, for it travels from a reward's server to a run: the name of a type,
-{"list": kind}, {"dict": {key: kind}}, or a list of several of which one fits.
+Inside marble a kind is JSON, because a reward's server sends it to the run: the name of a type, {"list":
+kind}, {"dict": {key: kind}}, or a list of alternatives.
 """
 
 import reprlib
@@ -21,26 +21,30 @@ from marble_cli.errors import RewardError
 Kind = str | list[Any] | dict[str, Any]
 
 WORDS = {
-    "str": "a string", "bool": "true or false", "int": "a whole number", "float": "a number", "list": "a list",
-    "dict": "a mapping", "object": "anything", "None": "null",
-}  # fmt: skip
-NAMES: dict[Any, str] = {
-    str: "str", bool: "bool", int: "int", float: "float", list: "list", dict: "dict", object: "object", Any: "object",
-    None: "None", NoneType: "None",
-}  # fmt: skip
+    "str": "a string",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "list": "a list",
+    "dict": "a mapping",
+    "object": "anything",
+    "None": "null",
+}
+NAMES: dict[Any, str] = {kind: kind.__name__ for kind in (str, bool, int, float, list, dict, object)}
+NAMES |= {Any: "object", None: "None", NoneType: "None"}
 SHOWN = reprlib.Repr()
 SHOWN.maxstring = SHOWN.maxother = 60
 
 
 class MetadataError(ValueError):
-    """A prompt's metadata is not of the type that a reward requires."""
+    """A value of a prompt's metadata has another type than a reward requires."""
 
 
 def normal(kind: Any) -> Kind:
-    """Return the host's form of a kind as a plugin writes it.
+    """Convert a kind from the form that plugins write to JSON.
 
     Raises:
-        RewardError: it is none.
+        RewardError: it is no kind.
     """
     origin = get_origin(kind)
     if isinstance(kind, tuple) or origin in (Union, UnionType):
@@ -53,8 +57,8 @@ def normal(kind: Any) -> Kind:
         return NAMES[kind]
     except (KeyError, TypeError):
         raise RewardError(
-            f"`requires` names the type {kind!r}. Expected str, int, float, bool, list, dict, object, [type], "
-            '{"key": type}, or several with |.'
+            f"`requires` names the type {kind!r}. Expected str, int, float, bool, list, dict, object, "
+            '[type], {"key": type}, or several with |.'
         ) from None
 
 
@@ -64,15 +68,17 @@ def optional(kind: Kind) -> bool:
 
 
 def fit(kind: Kind, value: Any, where: str) -> Any:
-    """Return `value` itself if it is of `kind`, or a copy with whole numbers for integral floats such as 47.0.
+    """Return `value` with integers in the place of integral floats such as 47.0 where `kind` has int.
+
+    Without such floats this is `value` itself.
 
     Args:
-        kind: in the host's form.
+        kind: as `normal` returns it.
         value: from a prompt's metadata.
         where: the name of the value in messages.
 
     Raises:
-        MetadataError: it is of another kind.
+        MetadataError: the value is of another kind.
     """
     if isinstance(kind, list):
         return _one_of(kind, value, where)
@@ -81,7 +87,7 @@ def fit(kind: Kind, value: Any, where: str) -> Any:
     if kind == "int" and type(value) is float and value.is_integer():
         return int(value)
     if not _is(kind, value):
-        raise MetadataError(f"{where}={SHOWN.repr(value)}: expected {described(kind)}")
+        raise MetadataError(f"{where}={SHOWN.repr(value)}: expected {describe_kind(kind)}")
     return value
 
 
@@ -94,29 +100,29 @@ def _is(kind: str, value: Any) -> bool:
 
 
 def _one_of(kinds: list[Kind], value: Any, where: str) -> Any:
-    found, reasons = [], []
+    matches, errors = [], []
     for kind in kinds:
         try:
-            found.append(fit(kind, value, where))
+            matches.append(fit(kind, value, where))
         except MetadataError as error:
-            reasons.append(error)
-    if not found:
-        deeper = [error for error in reasons if not str(error).startswith(f"{where}=")]
-        expected = f"{where}={SHOWN.repr(value)}: expected {described(kinds)}"
+            errors.append(error)
+    if not matches:
+        deeper = [error for error in errors if not str(error).startswith(f"{where}=")]
+        expected = f"{where}={SHOWN.repr(value)}: expected {describe_kind(kinds)}"
         raise deeper[0] if deeper else MetadataError(expected)
-    return next((fitted for fitted in found if fitted is value), found[0])
+    return next((match for match in matches if match is value), matches[0])
 
 
 def _items(kind: Kind, value: Any, where: str) -> Any:
     if not _is("list", value):
-        raise MetadataError(f"{where}={SHOWN.repr(value)}: expected {described({'list': kind})}")
+        raise MetadataError(f"{where}={SHOWN.repr(value)}: expected {describe_kind({'list': kind})}")
     fitted = [fit(kind, part, f"{where}[{place}]") for place, part in enumerate(value)]
     return value if all(a is b for a, b in zip(fitted, value, strict=True)) else fitted
 
 
 def _keys(kinds: Mapping[str, Kind], value: Any, where: str) -> Any:
     if not _is("dict", value):
-        raise MetadataError(f"{where}={SHOWN.repr(value)}: expected {described({'dict': dict(kinds)})}")
+        raise MetadataError(f"{where}={SHOWN.repr(value)}: expected {describe_kind({'dict': dict(kinds)})}")
     for key, kind in kinds.items():
         if key not in value and not optional(kind):
             raise MetadataError(f"{where}={SHOWN.repr(value)}: its key {key!r} is missing")
@@ -124,13 +130,13 @@ def _keys(kinds: Mapping[str, Kind], value: Any, where: str) -> Any:
     return value if all(fitted[key] is value[key] for key in fitted) else {**value, **fitted}
 
 
-def described(kind: Kind) -> str:
-    """Say in words what a value of `kind` is."""
+def describe_kind(kind: Kind) -> str:
+    """Describe a value of `kind` in words, for messages."""
     if isinstance(kind, list):
-        return " or ".join(map(described, kind))
+        return " or ".join(map(describe_kind, kind))
     if isinstance(kind, dict):
         return (
-            f"a list, each {described(kind['list'])}"
+            f"a list, each {describe_kind(kind['list'])}"
             if "list" in kind
             else f"a mapping with {', '.join(kind['dict'])}"
         )

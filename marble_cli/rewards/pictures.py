@@ -1,4 +1,4 @@
-"""Read a picture file as rewards see pictures, the way a viewer shows it, or say why that cannot be."""
+"""Read picture files into the form that rewards are given, with the look that a viewer shows."""
 
 import re
 import warnings
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from marble_cli.errors import RequestError
 
-PIXELS = 89_478_485  # at most, as Pillow warns of: a quarter of a GiB of RGBA
+PIXELS = 89_478_485  # at most; from there on Pillow warns: a quarter of a GiB as RGBA
 EXPECTED = "Expected a PNG, JPEG, WebP, GIF, BMP or TIFF file"
-RUNS_A_PROGRAM = ("EPS", "WMF", "MPEG")  # formats that Pillow hands to another program or to none
+RUNS_A_PROGRAM = ("EPS", "WMF", "MPEG")  # formats that Pillow hands to another program
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -28,17 +28,17 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
 
 
 def read_picture(path: Path) -> Tensor:
-    """Read the picture in a file; of an animation or several pages, the first.
+    """Read the picture in a file, or the first one of an animation or of several pages.
 
-    It is turned as its EXIF orientation says; what is transparent lies on white; 16 bits are scaled to 8.
-    Colour profiles are not applied.
+    The picture is rotated by its EXIF orientation, put on white where it is transparent, and scaled from 16
+    bits to 8. Colour profiles are not applied.
 
     Returns:
         uint8 [3, H, W].
 
     Raises:
-        RequestError: naming the file: there is none, or it is no picture, is cut short, has too many pixels,
-            or is of a mode without a scale.
+        RequestError: the file is missing, is no picture, is cut short, has too many pixels, or has a mode
+            without a scale; the message names it.
     """
     shown = str(path) if str(path).isprintable() else ascii(str(path))
     try:
@@ -51,14 +51,15 @@ def read_picture(path: Path) -> Tensor:
     except RequestError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        pixels = int(found[1]) if (found := re.search(r"\((\d+) pixels\)", str(error))) else 0
+        match = re.search(r"\((\d+) pixels\)", str(error))
+        pixels = int(match[1]) if match else 0
         raise RequestError(_too_large(shown, pixels)) from error
     except UnidentifiedImageError as error:
         empty = " is empty" if not path.stat().st_size else " is no picture that can be read"
         raise RequestError(f"{shown}{empty}. {EXPECTED}; convert others, such as SVG and HEIC.") from error
     except OSError as error:
         raise RequestError(f"{shown} cannot be read: {error.strerror or error}. {EXPECTED}.") from error
-    except Exception as error:  # Pillow's decoders raise what they like
+    except Exception as error:  # Pillow's decoders may raise anything
         raise RequestError(f"{shown} cannot be read: {type(error).__name__}: {error}. {EXPECTED}.") from error
 
 
@@ -68,7 +69,7 @@ def _too_large(shown: str, pixels: int) -> str:
 
 
 def _rgb(image: Image.Image, shown: str) -> Tensor:
-    """An open picture's pixels, uint8 [3, H, W]."""
+    """Return the pixels of an open picture, uint8 [3, H, W]."""
     if image.format in RUNS_A_PROGRAM:
         raise RequestError(f"{shown} is {image.format}, which is not read. {EXPECTED}.")
     if 0 in image.size:
@@ -85,20 +86,20 @@ def _rgb(image: Image.Image, shown: str) -> Tensor:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 if there is none that can be read, as viewers take it.
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or it cannot be read, as viewers do.
 
-    Pillow turns TIFF by itself when it is loaded.
+    Pillow rotates TIFF itself when it loads one.
     """
     if image.format == "TIFF":
         return 1
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # EXIF of any kind of brokenness, which does not make the picture unreadable
+    except Exception:  # the picture can be read although its EXIF is damaged
         return 1
 
 
 def _scale_transparency(image: Image.Image) -> None:
-    """Give a PNG's transparent value the depth that Pillow gives its pixels: 8 bits, from 2, 4 or 3 x 16."""
+    """Scale a PNG's transparent value to 8 bits, from 2, 4 or 3 x 16, as Pillow scales its pixels."""
     tiles = getattr(image, "tile", ())
     value, layout = image.info.get("transparency"), str(tiles[0][3]) if tiles else ""
     if isinstance(value, int) and layout in ("L;2", "L;4"):
@@ -108,10 +109,10 @@ def _scale_transparency(image: Image.Image) -> None:
 
 
 def _grey(image: Image.Image, shown: str) -> Image.Image:
-    """Scale modes of more than 8 bits to grey of 8, with alpha where a value is transparent.
+    """Scale a mode of more than 8 bits to 8-bit grey, with alpha where the picture has a transparent value.
 
     Raises:
-        RequestError: nothing says which value is white.
+        RequestError: the file does not define which value is white.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -134,7 +135,7 @@ def _grey(image: Image.Image, shown: str) -> Image.Image:
 
 
 def _white(image: Image.Image) -> int | None:
-    """The value of white in a picture of more than 8 bits; None if nothing says."""
+    """Return the value of white in a picture of more than 8 bits; None if the file does not define it."""
     if image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(BITS, (16,))
         return int(2 ** bits[0] - 1)
@@ -142,7 +143,7 @@ def _white(image: Image.Image) -> int | None:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """A picture as RGB, what is transparent on white."""
+    """Convert a picture to RGB, with white where it is transparent."""
     if image.mode == "LAB":
         from PIL import ImageCms
 

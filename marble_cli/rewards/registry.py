@@ -1,4 +1,4 @@
-"""From the name of an entry point to a reward that can be called."""
+"""Load plugins by the name of their entry point and build rewards that can be called."""
 
 import copy
 import inspect
@@ -14,18 +14,18 @@ from marble_cli.rewards.device import current, numbered, on
 from marble_cli.rewards.guard import Guard, Stage
 from marble_cli.suggest import nearest
 
-IMPORTS: dict[str, Guard] = {}  # by what an entry point names; Python imports it once
-TEXT = (str, str | None, "str", "str | None", "Optional[str]")  # annotations, as written or as strings
+IMPORTS: dict[str, Guard] = {}  # by the value of an entry point, because Python imports a module once
+TEXT = (str, str | None, "str", "str | None", "Optional[str]")  # annotations of text, evaluated or as strings
 
 
 def origin(plugin: str) -> str:
-    """Distribution and version that the entry point `plugin` comes from, as far as they are known."""
+    """Return distribution and version of the entry point `plugin`, or an empty string if they are unknown."""
     entry = installed().get(plugin)
     return f"{entry.dist.name} {entry.dist.version}" if entry and entry.dist else ""
 
 
 def load_plugin(plugin: str) -> Any:
-    """The class or function behind the entry point `plugin`.
+    """Import the class or function that the entry point `plugin` names.
 
     Raises:
         ConfigError: there is no such plugin.
@@ -37,24 +37,26 @@ def load_plugin(plugin: str) -> Any:
     try:
         guard = IMPORTS.setdefault(known[plugin].value, Guard(plugin))
         return guard.run(Stage.IMPORT, known[plugin].load)
-    except Exception as error:  # a plugin may fail to import in any way it likes
+    except Exception as error:  # importing a plugin may raise anything
         raise RewardError(
-            f"reward {plugin} ({known[plugin].value}) cannot be imported: {error!r}. Reinstall its distribution."
+            f"reward {plugin} ({known[plugin].value}) cannot be imported: {error!r}. "
+            "Reinstall its distribution."
         ) from error
 
 
 def parameters(plugin: Any) -> dict[str, inspect.Parameter]:
-    """What the plugin's constructor takes; a bare function has none."""
+    """Return the parameters of a plugin's constructor; a function has none."""
     if not inspect.isclass(plugin) or plugin.__init__ is object.__init__:
         return {}
     return dict(inspect.signature(plugin).parameters)
 
 
 def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
-    """Compare the options under `rewards.<name>` with the constructor, without building anything.
+    """Check the options under `rewards.<name>` against the constructor, without building anything.
 
     Raises:
-        ConfigError: an option is unknown or a number in the place of text, or one without a default is missing.
+        ConfigError: an option is unknown, is a number where the constructor takes text, or is missing and has
+            no default.
     """
     taken = parameters(plugin)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
@@ -70,7 +72,7 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         if option in named and named[option].annotation in TEXT and isinstance(value, (bool, int, float)):
             raise ConfigError(
-                f"rewards.{name}.{option}={value}: the reward takes text there, and this was read as a {type(value).__name__}. "
+                f"rewards.{name}.{option}={value}: the reward takes text there, not {type(value).__name__}. "
                 f"Put the text in quotes of its own: 'rewards.{name}.{option}=\"...\"'"
             )
     for key, parameter in named.items():
@@ -80,10 +82,10 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward ready to be called; `name` is its key in the configuration.
+    """A reward that is built and can be called; its settings are a `schema.RewardConfig`.
 
-    One that lives in another process may be gone, and then no longer `alive`; `close` lets go of what it holds. Whoever
-    makes a `call` does so under its `guard`.
+    `name` is its key under `rewards`. `call` must be made under `guard`. `close` releases its resources.
+    `alive` turns false when the process that serves it is gone.
     """
 
     name: str
@@ -105,9 +107,9 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
         dtype: name of the floating type that it should compute in.
 
     Raises:
-        ConfigError: there is no such plugin, an option is wrong, or a file is missing: what the constructor says with a
-            ValueError or an OSError.
-        RewardError: it cannot be imported, or constructed for another reason.
+        ConfigError: there is no such plugin, an option is wrong, or the constructor raises ValueError or
+            OSError, for example because a file is missing.
+        RewardError: the plugin cannot be imported, or its constructor raises another error.
     """
     loaded = load_plugin(plugin)
     check_options(name, loaded, options)
@@ -117,11 +119,14 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
         return Reward(name, Declaration.of(loaded), on(device, bind(loaded)), guard)
     taken = parameters(loaded)
     kinds = {p.kind for p in taken.values()}
-    # A constructor of (*args, **kwargs) and nothing else, such as torch.nn.Module's, says nothing of what it takes.
+    # A constructor of (*args, **kwargs) alone, such as torch.nn.Module's, does not tell what it takes.
     open_ended = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
     place = {"device": device, "dtype": _dtype(name, options.get("dtype", dtype))}
     place = {key: value for key, value in place.items() if open_ended or key in taken}
-    given = {**copy.deepcopy(dict(options)), **place}  # the plugin's own: config.yaml is written later
+    given = {
+        **copy.deepcopy(dict(options)),
+        **place,
+    }  # a copy: the plugin may change it, and config.yaml is written later
     try:
         with current(device):
             instance: Any = guard.run(Stage.BUILD, lambda: loaded(**given))
@@ -141,17 +146,15 @@ def _dtype(reward: str, name: str) -> Any:
 
 
 def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
-    """Let `reward` be called with a `Batch`, whichever form of the plugin API its parameters follow.
+    """Return a function of a `Batch` that passes a reward the parameters it takes.
 
     Raises:
-        RewardError: they follow none.
+        RewardError: the parameters follow no form of the plugin API.
     """
     if not callable(reward):
         raise RewardError(f"a reward is a class or a function, not {reward!r}")
-    shape = inspect.signature(
-        getattr(reward, "forward", reward)
-    )  # a torch.nn.Module is called through forward
-    taken = [p for p in shape.parameters.values() if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    signature = inspect.signature(getattr(reward, "forward", reward))  # torch.nn.Module calls its forward
+    taken = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_POSITIONAL]
     names = {p.name for p in taken}
     needed = [
         p
@@ -160,8 +163,8 @@ def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
     ]
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken)
     if all(p.name in Batch._fields for p in needed) and (open_ended or names & set(Batch._fields)):
-        wanted = Batch._fields if open_ended else tuple(f for f in Batch._fields if f in names)
-        return lambda batch: reward(**{field: getattr(batch, field) for field in wanted})
+        fields = Batch._fields if open_ended else tuple(f for f in Batch._fields if f in names)
+        return lambda batch: reward(**{field: getattr(batch, field) for field in fields})
     positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     if all(p.kind in positional for p in needed):
         if len(needed) <= 1:
@@ -169,6 +172,6 @@ def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
         if len(needed) == len(Batch._fields):
             return lambda batch: reward(*batch)
     raise RewardError(
-        f"a reward cannot be called with the parameters ({', '.join(p.name for p in needed)}). Expected some of "
-        f"{', '.join(Batch._fields)}, all three under names of its own, or one that takes the whole batch."
+        f"a reward cannot be called with the parameters ({', '.join(p.name for p in needed)}). Expected some "
+        f"of {', '.join(Batch._fields)}, all three under other names, or one that takes the whole batch."
     )

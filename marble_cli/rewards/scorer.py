@@ -1,8 +1,8 @@
 """Score batches of images with every reward, in the background, and keep three outcomes apart.
 
-Per reward and image there is a score, or the reward does not apply, or it failed. A failure is retried, then
-counted and masked for these images only; nobody makes up a score. A plugin that breaks its contract, or fails on
-too large a share of a step's images, stops the run.
+For every reward and image, either there is a score, or the reward does not apply, or it failed. A failure is
+retried; if it persists, these images alone are counted and masked. No score is made up. The run stops if a
+plugin breaks its contract, or fails on too large a share of a step's images.
 """
 
 import logging
@@ -20,17 +20,18 @@ from marble_cli.config import schema
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.elsewhere.locate import maker
-from marble_cli.rewards.worker import RewardWorker
+from marble_cli.rewards.worker import Outcomes, RewardWorker
 
 log = logging.getLogger("marble")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of n images by K rewards, in the order of `names`.
+    """Outcomes of n images for K rewards, in the order of `names`.
 
-    `values` [K, n] float64 is NaN where there is no score; `applicable` [K, n] bool tells where there is one, `failed`
-    [K, n] bool where there should have been. Where neither is true the reward does not apply.
+    `applicable` [K, n] bool is true where there is a score, `failed` [K, n] bool where there should be one.
+    Where both are false the reward does not apply. `values` [K, n] float64 has the scores, NaN where
+    `applicable` is false.
     """
 
     names: list[str]
@@ -41,37 +42,41 @@ class Scores:
 
 @dataclass(frozen=True)
 class PendingScores:
-    """The scores of a batch, while they are being made."""
+    """The scores of a batch that the workers are computing."""
 
     names: list[str]
-    futures: list[Future[tuple[Tensor, Tensor]]]
+    futures: list[Future[Outcomes]]
 
     def result(self) -> Scores:
-        """Wait for them.
+        """Wait for the scores.
 
         Raises:
             RewardError: a plugin broke its contract.
         """
-        parts = [future.result() for future in self.futures]
-        values, failed = (torch.stack(rows) for rows in zip(*parts, strict=True))
-        return Scores(self.names, values, ~torch.isnan(values), failed)
+        rows = [future.result() for future in self.futures]
+        return Scores(
+            self.names,
+            torch.stack([row.values for row in rows]),
+            torch.stack([row.applicable for row in rows]),
+            torch.stack([row.failed for row in rows]),
+        )
 
 
 @dataclass
 class Scorer:
-    """Scores batches with all lanes at once; at most `pending` batches wait at a time."""
+    """Scores batches with all workers at once; at most `pending` batches are unfinished at a time."""
 
-    lanes: list[RewardWorker]
+    workers: list[RewardWorker]
     pending: int
     warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.names = [lane.name for lane in self.lanes]
-        self.places = threading.BoundedSemaphore(self.pending)
+        self.names = [worker.name for worker in self.workers]
+        self.slots = threading.BoundedSemaphore(self.pending)
 
     def only(self, names: Sequence[str]) -> "Scorer":
-        """A scorer of some of these rewards; it shares their threads."""
-        return Scorer([lane for lane in self.lanes if lane.name in names], self.pending)
+        """Return a scorer of some of these rewards, which shares their workers."""
+        return Scorer([worker for worker in self.workers if worker.name in names], self.pending)
 
     def submit(
         self,
@@ -80,7 +85,7 @@ class Scorer:
         metadata: Sequence[Mapping[str, Any]],
         sources: Sequence[str],
     ) -> PendingScores:
-        """Begin to score a batch; waits only while `pending` batches are unfinished.
+        """Begin to score a batch; wait first if `pending` batches are unfinished.
 
         Args:
             images: uint8 [B, 3, H, W] on the CPU.
@@ -88,71 +93,72 @@ class Scorer:
             metadata: of each prompt.
             sources: the prompts' sources.
         """
-        self.places.acquire()
+        self.slots.acquire()
         batch = Batch(images, list(prompts), list(metadata))
-        futures = [lane.executor.submit(lane.score, batch, sources) for lane in self.lanes]
-        self._release_after(futures)
+        futures = [worker.executor.submit(worker.score, batch, sources) for worker in self.workers]
+        self._release_slot_after(futures)
         return PendingScores(self.names, futures)
 
-    def _release_after(self, futures: "list[Future[tuple[Tensor, Tensor]]]") -> None:
-        left, lock = [len(futures)], threading.Lock()
+    def _release_slot_after(self, futures: "list[Future[Outcomes]]") -> None:
+        unfinished, lock = [len(futures)], threading.Lock()
 
-        def finished(future: "Future[tuple[Tensor, Tensor]]") -> None:
+        def count_down(future: "Future[Outcomes]") -> None:
             with lock:
-                left[0] -= 1
-                if left[0] == 0:
-                    self.places.release()
+                unfinished[0] -= 1
+                if unfinished[0] == 0:
+                    self.slots.release()
 
         for future in futures:
-            future.add_done_callback(finished)
+            future.add_done_callback(count_down)
 
     def check(self, scores: Scores) -> None:
-        """Judge the outcomes of a whole step, over all ranks.
+        """Check the outcomes of a whole step, over all ranks, against `max_failed`.
 
         Raises:
             RewardError: a reward failed on a larger share of its images than `max_failed`.
         """
-        for k, lane in enumerate(self.lanes):
+        for k, worker in enumerate(self.workers):
             failed, scored = int(scores.failed[k].sum()), int(scores.applicable[k].sum())
-            if failed > lane.settings.max_failed * (failed + scored):
+            if failed > worker.settings.max_failed * (failed + scored):
                 raise RewardError(
-                    f"reward {lane.name} failed on {failed} of {failed + scored} images, more than "
-                    f"rewards.{lane.name}.max_failed={lane.settings.max_failed:g} allows. Last error: "
-                    f"{lane.error or 'on another rank'}. {_remedy(lane)}; a run then goes on with --resume auto."
+                    f"reward {worker.name} failed on {failed} of {failed + scored} images, more than "
+                    f"rewards.{worker.name}.max_failed={worker.settings.max_failed:g} allows. Last error: "
+                    f"{worker.error or 'on another rank'}. {_remedy(worker)}; then resume with --resume auto."
                 )
-            if not failed and not scored and lane.name not in self.warned:
-                self.warned.add(lane.name)
+            if not failed and not scored and worker.name not in self.warned:
+                self.warned.add(worker.name)
                 log.warning(
                     "reward %s applied to none of the %d images of this step; it is left out until it does",
-                    lane.name, scores.values.shape[1],
-                )  # fmt: skip
+                    worker.name,
+                    scores.values.shape[1],
+                )
 
 
-def _remedy(lane: RewardWorker) -> str:
-    if lane.settings.url is not None:
-        return f"See to its server at {lane.settings.url}"
-    return f"Mend the plugin (marble rewards check {lane.name})"
+def _remedy(worker: RewardWorker) -> str:
+    if worker.settings.url is not None:
+        return f"See to its server at {worker.settings.url}"
+    return f"Mend the plugin (marble rewards check {worker.name})"
 
 
 @contextmanager
 def open_scorer(
     rewards: Mapping[str, schema.RewardConfig], device: str, pending: int = 4
 ) -> Iterator[Scorer]:
-    """Build every reward and keep it open.
+    """Build every reward, and close all of them at the end.
 
     Args:
         rewards: settings by name.
         device: where rewards compute.
-        pending: batches that may wait to be scored.
+        pending: batches that may be unfinished at a time.
 
     Raises:
         ConfigError, RewardError: a reward is unknown or cannot be built.
     """
-    lanes: list[RewardWorker] = []
+    workers: list[RewardWorker] = []
     try:
         for name, settings in rewards.items():
-            lanes.append(RewardWorker(name, settings, maker(name, settings, device)))
-        yield Scorer(lanes, pending)
+            workers.append(RewardWorker(name, settings, maker(name, settings, device)))
+        yield Scorer(workers, pending)
     finally:
-        for lane in lanes:
-            lane.close()
+        for worker in workers:
+            worker.close()

@@ -1,8 +1,8 @@
-"""What belongs to the whole process or thread, and not to a reward that runs in it.
+"""List the settings of the process and of its threads that the guard restores after a plugin's work.
 
-Left to plugins, and neither noted nor put back: sys.path and what is imported, from which a plugin imports
-later; variables that concern libraries (HF_HOME, TOKENIZERS_PARALLELISM, ...); filters that silence warnings;
-resource limits.
+Plugins may change, and the guard neither reads nor restores: sys.path and imported modules, which a plugin
+may need later; environment variables of libraries (HF_HOME, TOKENIZERS_PARALLELISM, ...); filters that
+silence warnings; resource limits.
 """
 
 import gc
@@ -20,20 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 
-OURS = (
-    "MARBLE_", "WANDB_", "SLURM_", "MASTER_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
-    "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
-)  # fmt: skip
+RUN_VARIABLES = (  # prefixes of environment variables that concern the run
+    *("MARBLE_", "WANDB_", "SLURM_", "MASTER_", "TORCHELASTIC_"),
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+)
 LIBRARIES: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
 BACKENDS: tuple[Any, ...] = (
-    torch.backends, torch.backends.cuda.matmul,
-    *(part for library in LIBRARIES for part in (library, library.conv, library.rnn)), LIBRARIES[1].matmul,
-)  # fmt: skip
+    torch.backends,
+    torch.backends.cuda.matmul,
+    *(part for library in LIBRARIES for part in (library, library.conv, library.rnn)),
+    torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Something that can be read and written; `name` stands in messages, `same` compares what was read."""
+    """A setting with a name for messages, functions to read and write it, and a comparison of values."""
 
     name: str
     read: Callable[[], Any]
@@ -41,8 +44,8 @@ class Setting:
     same: Callable[[Any, Any], bool] = operator.eq
 
 
-def _of(owner: Any, *keys: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
-    """Return functions that read and write attributes of `owner`, together."""
+def _attributes(owner: Any, *keys: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    """Return functions that read and write several attributes of `owner` at once."""
 
     def read() -> Any:
         return tuple(getattr(owner, key) for key in keys)
@@ -55,7 +58,7 @@ def _of(owner: Any, *keys: str) -> tuple[Callable[[], Any], Callable[[Any], None
 
 
 def _read_precision() -> Any:
-    """Return the older settings, None where they cannot express the newer ones, and the newer ones."""
+    """Return torch's older settings, None if they cannot express the newer ones, and the newer ones."""
     older: list[Any] = []
     for read in (torch.get_float32_matmul_precision, lambda: torch.backends.cudnn.allow_tf32):
         try:
@@ -66,23 +69,23 @@ def _read_precision() -> Any:
 
 
 def _write_precision(value: Any) -> None:
-    (products, convolutions), newer = value
-    if products is not None:
-        torch.set_float32_matmul_precision(products)
-    if convolutions is not None:
-        torch.backends.cudnn.allow_tf32 = convolutions
+    (matmul_precision, allow_tf32), newer = value
+    if matmul_precision is not None:
+        torch.set_float32_matmul_precision(matmul_precision)
+    if allow_tf32 is not None:
+        torch.backends.cudnn.allow_tf32 = allow_tf32
     for backend, precision in zip(BACKENDS, newer, strict=True):
         backend.fp32_precision = precision
 
 
-def _folder() -> str | None:
+def _read_directory() -> str | None:
     try:
         return os.getcwd()
     except FileNotFoundError:  # it was removed
         return None
 
 
-def _go(folder: str | None) -> None:
+def _write_directory(folder: str | None) -> None:
     if folder is not None:
         os.chdir(folder)
 
@@ -95,8 +98,8 @@ def _read_anomalies() -> tuple[bool, bool]:
     return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
 
 
-# Of the process, whichever thread changes them. What libraries of the host's change for a moment, such as the
-# kernels that attention may use, must not be here: rewards are called while the main thread trains.
+# Settings of the process, whichever thread changes them. Rewards are called while the main thread trains, so
+# settings that its libraries change for a moment, such as the attention kernels, must not be in this list.
 PROCESS = (
     Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
     Setting(
@@ -106,12 +109,12 @@ PROCESS = (
     ),
     Setting(
         "cuDNN's settings",
-        *_of(torch.backends.cudnn, "enabled", "benchmark", "deterministic", "benchmark_limit"),
+        *_attributes(torch.backends.cudnn, "enabled", "benchmark", "deterministic", "benchmark_limit"),
     ),
     Setting("the precision of float32 products", _read_precision, _write_precision),
     Setting(
         "the precision of sums in half precision",
-        *_of(
+        *_attributes(
             torch.backends.cuda.matmul,
             "allow_fp16_reduced_precision_reduction",
             "allow_bf16_reduced_precision_reduction",
@@ -122,7 +125,7 @@ PROCESS = (
         _read_anomalies,
         lambda value: torch.autograd.set_detect_anomaly(*value),
     ),
-    Setting("the working directory", _folder, _go),
+    Setting("the working directory", _read_directory, _write_directory),
     Setting(
         "the level up to which logging is off",
         lambda: logging.root.manager.disable,
@@ -147,7 +150,7 @@ def _write_autocast(rows: Any) -> None:
 def _read_device() -> torch.device | None:
     try:
         return torch.get_default_device()
-    except (AssertionError, RuntimeError):  # of a kind that is not here
+    except (AssertionError, RuntimeError):  # a device of a kind that this machine lacks
         return None
 
 
@@ -160,12 +163,12 @@ def _flushes_denormals() -> bool:
     return smallest / 2 == 0.0
 
 
-# Of each thread.
+# Settings of each thread.
 THREAD = (
     Setting("gradients", torch.is_grad_enabled, torch.set_grad_enabled),
     Setting(
         "inference mode", torch.is_inference_mode_enabled, lambda mode: None
-    ),  # the guard's own context ends it
+    ),  # the guard's context ends it
     Setting("autocast", _read_autocast, _write_autocast),
     Setting(
         "the default device",
@@ -180,7 +183,7 @@ THREAD = (
 
 
 def _read_environ() -> dict[str, str]:
-    return {key: value for key, value in sorted(os.environ.items()) if key.startswith(OURS)}
+    return {key: value for key, value in sorted(os.environ.items()) if key.startswith(RUN_VARIABLES)}
 
 
 def _write_environ(before: dict[str, str]) -> None:
@@ -215,7 +218,7 @@ def _write_logging(before: Any) -> None:
 
 
 def _same_filters(before: list[Any], now: list[Any]) -> bool:
-    """Tell whether filters are the same but for new ones that make no errors of warnings."""
+    """Tell whether filters are the same except for new ones that do not turn warnings into errors."""
     return [row for row in now if row[0] == "error" or row in before] == before
 
 
@@ -237,7 +240,8 @@ def _write_kernels(values: tuple[bool, ...]) -> None:
         getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(value)
 
 
-# Of the process, and looked at only where nothing runs beside the plugin: at import and build in the main thread.
+# Settings of the process that are only guarded while nothing else runs: at import and build in the main
+# thread.
 QUIET = (
     Setting("the attention kernels", _read_kernels, _write_kernels),
     Setting("the environment variables of the run", _read_environ, _write_environ),

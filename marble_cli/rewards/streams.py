@@ -1,4 +1,4 @@
-"""The global streams of random numbers, which rewards may draw from and the run does not."""
+"""Save and restore the global random streams, from which rewards may draw and the run does not."""
 
 import random
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class RandomState:
-    """Where the global streams of torch, its GPUs, numpy and Python are; `seed` is torch's."""
+    """The state of the global random streams of torch, its GPUs, numpy and Python; `seed` is torch's."""
 
     seed: int
     cpu: torch.Tensor
@@ -20,9 +20,9 @@ class RandomState:
 
     @classmethod
     def read(cls, *, gpus: bool) -> "RandomState":
-        """Note where they are; on GPUs only if asked to, and if GPUs are in use."""
+        """Read the state; of GPUs only if `gpus` and if this process uses some."""
         devices = torch.cuda.get_rng_state_all() if gpus and torch.cuda.is_initialized() else ()
-        numpy = np.random.get_state()  # noqa: NPY002 - that stream is meant
+        numpy = np.random.get_state()  # noqa: NPY002 - the global stream is meant
         return cls(torch.initial_seed(), torch.get_rng_state(), tuple(devices), numpy, random.getstate())
 
     def write(self) -> None:
@@ -33,7 +33,7 @@ class RandomState:
         random.setstate(self.python)
 
     def moved(self, later: "RandomState") -> list[str]:
-        """Name the streams that are elsewhere in `later`."""
+        """Name the streams that have another state in `later`."""
         mine, theirs = (*self.gpus, self.cpu), (*later.gpus, later.cpu)
         return [
             name

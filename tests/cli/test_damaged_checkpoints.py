@@ -1,4 +1,4 @@
-"""What `marble train` and the commands that judge say of checkpoints that are damaged, foreign or no checkpoints."""
+"""Damaged and foreign checkpoints are refused by `marble train` and the commands that evaluate."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def foreign(
 
 
 def assert_refused_and_passed_over(marble: Callable[..., Any], run: Path, said: str, finished: Path) -> None:
-    """`eval` names the fault and stops; `train` names it and makes the last step again from the one before."""
+    """`eval` names the fault and stops; `train` names it and repeats the last step from the one before."""
     judged = marble("eval", run / LAST, "trainer.eval_prompts=1")
     assert judged.code == 2
     assert said in words(judged.err)
@@ -174,9 +174,14 @@ def huge_behaviour(folder: Path) -> None:
         (huge_behaviour, "behaviour.safetensors of the checkpoint of step 3 does not fit"),
     ],
 )
-def test_a_state_that_cannot_be(
-    run_config: RunConfigMaker, policy: Any, run: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Path], None], said: str
-) -> None:  # fmt: skip
+def test_an_impossible_state_is_refused(
+    run_config: RunConfigMaker,
+    policy: Any,
+    run: Path,
+    caplog: pytest.LogCaptureFixture,
+    harm: Callable[[Path], None],
+    said: str,
+) -> None:
     """Signed, so that no checksum tells; an older checkpoint takes its place, a named one is refused."""
     harm(run / LAST)
     config = run_config(*SETTINGS, f"run.dir={run}")
@@ -208,9 +213,12 @@ def test_no_command_takes_a_pickle(marble: Callable[..., Any], run: Path, tmp_pa
     train_to = ("train", "--config-name", run / "config.yaml", f"run.dir={tmp_path / 'new'}")
     for given in (file, file.parent):
         for command in (
-            (*train_to, "--resume", given), ("eval", given), ("generate", given, "--prompt", "a cup"),
-            ("export", given, tmp_path / "lora"), ("eval", run, "--against", given),
-        ):  # fmt: skip
+            (*train_to, "--resume", given),
+            ("eval", given),
+            ("generate", given, "--prompt", "a cup"),
+            ("export", given, tmp_path / "lora"),
+            ("eval", run, "--against", given),
+        ):
             refused = marble(*command)
             assert refused.code == 2
             assert f"{name} is a pickled file. marble unpickles nothing" in words(refused.err)

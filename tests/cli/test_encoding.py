@@ -1,4 +1,4 @@
-"""A terminal whose encoding lacks letters is shown them spelled, and nothing is lost once the work is done."""
+"""Standard output and error print any text in any encoding."""
 
 import io
 import subprocess
@@ -45,7 +45,7 @@ def test_tables_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "-inf ... inf" in written.getvalue().decode("ascii")
 
 
-def test_a_stream_that_is_none_of_a_terminal_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_without_encoding_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     take_every_text()
     print("größe")
@@ -55,9 +55,17 @@ def test_a_stream_that_is_none_of_a_terminal_is_left_alone(monkeypatch: pytest.M
 def test_the_command_speaks_ascii(arguments: list[str]) -> None:
     """`marble --help` draws boxes; a message quotes what was asked."""
     done = subprocess.run(
-        [sys.executable, "-m", "marble_cli", *arguments], capture_output=True, check=False,
-        env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": ""},
-    )  # fmt: skip
+        [sys.executable, "-m", "marble_cli", *arguments],
+        capture_output=True,
+        check=False,
+        env={
+            "PYTHONIOENCODING": "ascii",
+            "LC_ALL": "C",
+            "PYTHONUTF8": "0",
+            "PYTHONCOERCECLOCALE": "0",
+            "PATH": "",
+        },
+    )
     assert done.returncode == (0 if "--help" in arguments else 2), done.stderr
     assert (done.stdout + done.stderr).isascii()
     assert b"UnicodeEncodeError" not in done.stderr

@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 
 ROW = {
-    "step": 1, "phase": "train", "balance/refresh": 1, "balance/alpha/ocr": 0.6, "balance/alpha/clip": 0.4,
-    "balance/cosine/ocr": 0.2, "balance/cosine/clip": -0.1, "balance/pairwise_cosine/ocr/clip": -0.5,
-    "reward/ocr/applicable": 12, "reward/clip/applicable": 24,
-}  # fmt: skip
+    "step": 1,
+    "phase": "train",
+    "balance/refresh": 1,
+    "balance/alpha/ocr": 0.6,
+    "balance/alpha/clip": 0.4,
+    "balance/cosine/ocr": 0.2,
+    "balance/cosine/clip": -0.1,
+    "balance/pairwise_cosine/ocr/clip": -0.5,
+    "reward/ocr/applicable": 12,
+    "reward/clip/applicable": 24,
+}
 LINE = json.dumps(ROW) + "\n"
 
 
@@ -50,20 +57,20 @@ def test_json_and_output(marble: Callable, run: Path, tmp_path: Path) -> None:
     assert not (run / "explain").exists()
 
 
-def test_a_share_of_the_step_is_said(marble: Callable, run: Path) -> None:
+def test_a_dominant_share_of_the_step_is_reported(marble: Callable, run: Path) -> None:
     (run / "config.yaml").write_text(marble("train", "balance=marble_stepwise", "--print-config").out)
     shown = " ".join(marble("explain", run).out.split())
     assert "marble, mode full, cosines of the 0.25 of a step that the programme saw" in shown
 
 
-def test_a_torn_last_line_is_left_out_and_said(marble: Callable, run: Path) -> None:
+def test_a_torn_last_line_is_left_out_with_a_note(marble: Callable, run: Path) -> None:
     (run / "metrics.jsonl").write_text(LINE + LINE[:40])
     shown = marble("explain", run)
     assert shown.code == 0
     assert "note: the last line of metrics.jsonl is cut short" in shown.out
 
 
-def test_settings_that_cannot_be_read_are_said(marble: Callable, run: Path) -> None:
+def test_unreadable_settings_become_a_note(marble: Callable, run: Path) -> None:
     (run / "config.yaml").unlink()
     shown = marble("explain", run)
     assert shown.code == 0
@@ -83,7 +90,9 @@ def test_settings_that_cannot_be_read_are_said(marble: Callable, run: Path) -> N
         (LINE + "\xff\n" + LINE, "metrics.jsonl, line 2"),
     ],
 )
-def test_damaged_metrics(marble: Callable, tmp_path: Path, content: str | None, said: str) -> None:
+def test_damaged_metrics_are_refused(
+    marble: Callable, tmp_path: Path, content: str | None, said: str
+) -> None:
     if content is not None:
         (tmp_path / "metrics.jsonl").write_bytes(content.encode("latin-1"))
     shown = marble("explain", tmp_path)
@@ -93,7 +102,7 @@ def test_damaged_metrics(marble: Callable, tmp_path: Path, content: str | None, 
     assert not (tmp_path / "explain").exists()
 
 
-def test_what_is_no_run(marble: Callable, tmp_path: Path, run: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(marble: Callable, tmp_path: Path, run: Path) -> None:
     assert "nowhere is not a folder" in marble("explain", tmp_path / "nowhere").err
     shown = marble("explain", run, "--output", "/proc/x")
     assert shown.code == 2

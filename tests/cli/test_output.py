@@ -75,7 +75,7 @@ def test_tables_are_tables(marble: Callable, loud: str, command: str) -> None:
         assert f"NOISE of {source}" in shown.err or f"NOISE {source}" in shown.err
 
 
-def test_a_plan_holds_nothing_of_a_plugin(
+def test_a_plan_has_no_output_of_plugins(
     marble: Callable, loud: str, base_overrides: list[str], tmp_path: Path
 ) -> None:
     shown = marble("train", *base_overrides, "rewards=[loud]", f"run.dir={tmp_path / 'run'}", "--dry-run")
@@ -84,7 +84,7 @@ def test_a_plan_holds_nothing_of_a_plugin(
     assert "NOISE" not in shown.out
 
 
-def test_the_stream_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
+def test_standard_output_is_restored(capfd: pytest.CaptureFixture[str]) -> None:
     before = sys.stdout
 
     def fails() -> None:

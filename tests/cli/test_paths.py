@@ -90,7 +90,7 @@ def test_other_commands_have_a_home_for_a_while(marble: Marble) -> None:
 
 
 @pytest.mark.parametrize("directory", ["x" * 300, "a\nb", "~nobody-here/x", "/proc/nothing/x", "/dev/null/x"])
-def test_a_folder_that_cannot_be_is_one_message(marble: Marble, directory: str) -> None:
+def test_an_impossible_folder_is_one_message(marble: Marble, directory: str) -> None:
     told = marble("train", "preset=tiny", BUILT_IN, f"run.dir={directory}", "--dry-run")
     assert told.code == 2
     assert told.err.startswith("marble: run.dir=")

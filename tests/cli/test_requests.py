@@ -46,7 +46,7 @@ import pytest
         (("eval", "base", "rewards.colorfulness.wight=2"), "wight"),
     ],
 )
-def test_wrong_requests(
+def test_a_wrong_request_is_one_message(
     marble: Callable,
     arguments: tuple[str, ...],
     said: str,
@@ -71,23 +71,26 @@ def test_wrong_requests(
     ],
 )
 @pytest.mark.parametrize("dry", [True, False])
-def test_bad_prompt_files(
+def test_a_bad_prompt_file_is_one_message(
     marble: Callable, tmp_path: Path, content: str | None, said: str, dry: bool
 ) -> None:
     if content is not None:
         (tmp_path / "train.jsonl").write_text(content)
     (tmp_path / "test.jsonl").write_text('{"prompt": "a tree"}\n')
     overrides = (
-        "data=files", f"data.root={tmp_path}", "data.sources.prompts.train=train.jsonl",
-        "data.sources.prompts.test=test.jsonl", f"run.dir={tmp_path / 'run'}",
-    )  # fmt: skip
+        "data=files",
+        f"data.root={tmp_path}",
+        "data.sources.prompts.train=train.jsonl",
+        "data.sources.prompts.test=test.jsonl",
+        f"run.dir={tmp_path / 'run'}",
+    )
     shown = marble("train", *overrides, *(["--dry-run"] if dry else []))
     assert shown.code == 2
     assert said in shown.err
     assert "train.jsonl" in shown.err
 
 
-def test_a_folder_that_cannot_be_written(marble: Callable, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_message(marble: Callable, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     shown = marble("train", f"run.dir={tmp_path / 'file' / 'run'}")
     assert shown.code == 2
@@ -137,8 +140,10 @@ def test_rewards_check_passes_and_score_prints_json(marble: Callable, tmp_path: 
     assert marble("rewards", "check", "colorfulness").code == 0
     arguments = ("rewards", "score", "colorfulness", "--image", tmp_path / "grey.png", "--prompt", "grey")
     assert json.loads(marble(*arguments, "--json").out) == {
-        "reward": "colorfulness", "outcome": "score", "score": 0.0,
-    }  # fmt: skip
+        "reward": "colorfulness",
+        "outcome": "score",
+        "score": 0.0,
+    }
     assert marble(*arguments).out == "colorfulness: 0\n"
     asked = marble(
         *arguments, "rewards.colorfulness.requires=[text]", "rewards.colorfulness.sources=[text]", "--json"

@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from marble_cli.cli.rewards import chosen
+from marble_cli.cli.rewards.selection import select_rewards
 from marble_cli.plugins import installed
 
 MINE = "+rewards.mine={plugin: colorfulness}"
 
 
 @pytest.mark.parametrize("names", [["hpsv2"], ["hpsv2", "mine"], ["mine", "hpsv2"]])
-def test_a_choice_has_the_defaults_of_its_file_whatever_stands_beside_it(names: Sequence[str]) -> None:
-    rewards, _ = chosen([*names], [MINE, "rewards.hpsv2.isolated=true", "rewards.hpsv2.retries=7"])
+def test_a_choice_has_the_defaults_of_its_file(names: Sequence[str]) -> None:
+    rewards, _ = select_rewards([*names], [MINE, "rewards.hpsv2.isolated=true", "rewards.hpsv2.retries=7"])
     assert [*rewards] == names
     assert rewards["hpsv2"].options == {"model": str(Path("models/hpsv2").absolute())}
     assert (rewards["hpsv2"].timeout, rewards["hpsv2"].retries) == (300, 7)
 
 
-def test_a_reward_that_is_given_whole_is_what_is_given() -> None:
-    rewards, _ = chosen(["hpsv2"], ["+rewards.hpsv2={plugin: colorfulness, timeout: 1}"])
+def test_a_reward_given_whole_ignores_its_file() -> None:
+    rewards, _ = select_rewards(["hpsv2"], ["+rewards.hpsv2={plugin: colorfulness, timeout: 1}"])
     assert (rewards["hpsv2"].plugin, rewards["hpsv2"].timeout, rewards["hpsv2"].options) == (
         "colorfulness",
         1,
@@ -46,7 +46,7 @@ def raises(images: object) -> None:
 
 
 @pytest.mark.parametrize("more", [(), ("rewards.mine.max_failed=1",)])
-def test_a_failure_to_score_is_no_score_and_not_said_not_to_apply(
+def test_a_failure_exits_1_without_an_outcome(
     marble: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     with_mine = {**installed(), "mine": EntryPoint("mine", f"{__name__}:raises", "marble.rewards")}
@@ -70,7 +70,7 @@ def test_a_failure_to_score_is_no_score_and_not_said_not_to_apply(
     assert "RuntimeError: out of memory" in shown.err
 
 
-def test_a_score_and_none(marble: Callable, tmp_path: Path) -> None:
+def test_score_prints_the_outcome_as_json(marble: Callable, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "a.png")
     shown = marble(
         "rewards", "score", "colorfulness", "--image", tmp_path / "a.png", "--prompt", "a", "--json"
@@ -94,7 +94,7 @@ def test_a_picture_that_cannot_be_read_is_one_message(
     assert not shown.out
 
 
-def test_what_is_transparent_is_scored_on_white(marble: Callable, tmp_path: Path) -> None:
+def test_transparent_pixels_are_scored_as_white(marble: Callable, tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "a.png")
     shown = marble(
         "rewards", "score", "colorfulness", "--image", tmp_path / "a.png", "--prompt", "a", "--json"

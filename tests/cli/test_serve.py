@@ -13,13 +13,13 @@ import pytest
         (("colorfulness", "--host", "0.0.0.0"), "no token is set"),
         (("colorfulnes",), "did you mean 'colorfulness'"),
         (("compressibility", "rewards.compressibility.qualty=3"), "did you mean 'quality'"),
-        (("trainer.steps=2",), "which reward?"),
+        (("trainer.steps=2",), "no reward is named"),
         (("colorfulness", "--host", "192.0.2.1", "--token", "x"), "cannot listen there"),
         (("colorfulness", "--token", "schlüssel"), "printable ASCII"),
         (("far", "+rewards.far={plugin: far, url: 'http://127.0.0.1:9'}"), "no reward server can be reached"),
     ],
 )
-def test_what_cannot_be_served(
+def test_serve_refuses_bad_requests(
     marble: Callable, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.delenv("MARBLE_REWARD_TOKEN", raising=False)
@@ -30,7 +30,7 @@ def test_what_cannot_be_served(
     assert not shown.out
 
 
-def test_without_its_extra_the_command_to_install_it_is_named(
+def test_serve_without_its_extra_names_the_pip_command(
     marble: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in list(sys.modules):
@@ -42,7 +42,7 @@ def test_without_its_extra_the_command_to_install_it_is_named(
     assert "pip install 'marble-cli[serve]'" in shown.err
 
 
-def test_a_plan_is_told_though_a_server_cannot_be_reached(marble: Callable, tmp_path: Path) -> None:
+def test_a_plan_is_printed_although_a_server_is_unreachable(marble: Callable, tmp_path: Path) -> None:
     far = "+rewards.far={plugin: far, url: 'http://127.0.0.1:9'}"
     shown = marble(
         "train", "preset=tiny", "rewards=[colorfulness]", far, f"run.dir={tmp_path / 'run'}", "--dry-run"
@@ -52,7 +52,7 @@ def test_a_plan_is_told_though_a_server_cannot_be_reached(marble: Callable, tmp_
     assert "rewards.far.url=http://127.0.0.1:9: no reward server can be reached" in shown.err
 
 
-def test_new_says_what_is_next_and_what_it_refuses(
+def test_new_prints_next_steps_and_refuses_bad_names(
     marble: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

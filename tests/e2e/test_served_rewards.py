@@ -202,10 +202,10 @@ def test_a_server_that_hangs_is_restarted(
 def test_no_server_is_left_when_the_run_is_killed(home: Path) -> None:
     code = """
 import time
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.scorer import open_scorer
-with open_scorer({"mine": Reward(plugin="brightness", isolated=True)}, "cpu") as scorer:
-    print(scorer.lanes[0].make.__self__.process.pid, flush=True)
+with open_scorer({"mine": RewardConfig(plugin="brightness", isolated=True)}, "cpu") as scorer:
+    print(scorer.workers[0].make.__self__.process.pid, flush=True)
     time.sleep(3600)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
@@ -217,7 +217,7 @@ with open_scorer({"mine": Reward(plugin="brightness", isolated=True)}, "cpu") as
 
 
 def server(scorer: Scorer) -> IsolatedServer:
-    return scorer.lanes[0].make.__self__  # type: ignore[attr-defined, no-any-return]
+    return scorer.workers[0].make.__self__  # type: ignore[attr-defined, no-any-return]
 
 
 def gone(pid: int, within: float = 10.0) -> bool:

@@ -12,7 +12,7 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """A function that makes objects of `sample_plugins` the only installed rewards: `install(name="Object")`."""
+    """Make objects of `sample_plugins` the only installed rewards: `install(name="Object")`."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
     def make(**objects: str) -> None:

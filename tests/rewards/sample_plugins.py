@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -309,3 +309,12 @@ def endless(prompts: Sequence[str]) -> list[float]:
 def hungry(images: Tensor) -> Tensor:
     """Takes eight MiB an image."""
     return torch.ones(len(images), 2 << 20).mean(1) + brightness(images)
+
+
+class ReadsText:
+    """Length of the metadata `text`, which must be a string."""
+
+    requires: ClassVar = {"text": str}
+
+    def __call__(self, metadata: Any) -> list[float]:
+        return [float(len(row["text"])) for row in metadata]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from marble_cli.errors import RewardError
-from marble_cli.rewards.answers import checked, failure
+from marble_cli.rewards.answers import first_failure, parse_answer
 
 HALF = 0.5  # in every floating type
 
@@ -39,7 +39,7 @@ HALF = 0.5  # in every floating type
 )
 @pytest.mark.parametrize("kind", [list, tuple, deque])
 def test_each_element_of_a_list_is_a_float(kind: Any, score: Any) -> None:
-    values = checked("mine", kind([score, 1, math.nan]), 3)
+    values = parse_answer("mine", kind([score, 1, math.nan]), 3)
     assert values.dtype is torch.float64
     assert not values.requires_grad
     assert values[:2].tolist() == [0.5, 1.0]
@@ -61,14 +61,14 @@ def test_each_element_of_a_list_is_a_float(kind: Any, score: Any) -> None:
     ids=lambda answer: str(answer.dtype),
 )
 def test_arrays_of_any_floating_type(answer: Any) -> None:
-    values = checked("mine", answer, 2)
+    values = parse_answer("mine", answer, 2)
     assert values.tolist() == [0.5, 2.0]
     assert values.dtype is torch.float64
 
 
 def test_an_answer_is_copied() -> None:
     for answer in (torch.ones(2, dtype=torch.float64), np.ones(2)):
-        values = checked("mine", answer, 2)
+        values = parse_answer("mine", answer, 2)
         answer[:] = 7
         assert values.tolist() == [1, 1]
 
@@ -84,21 +84,21 @@ def test_an_answer_is_copied() -> None:
         [1.0, np.ma.masked_array([99.0], [True])],
     ],
 )
-def test_what_is_masked_is_not_applicable(answer: Any) -> None:
-    values = checked("mine", answer, 2)
+def test_masked_elements_are_not_applicable(answer: Any) -> None:
+    values = parse_answer("mine", answer, 2)
     assert values[0] == 1.0
     assert torch.isnan(values[1])
 
 
-def test_truth_values_and_whole_numbers_count() -> None:
-    assert checked("mine", [True, False, np.True_, 2**60], 4).tolist() == [1, 0, 1, 2.0**60]
-    assert checked("mine", torch.tensor([True, False]), 2).tolist() == [1, 0]
+def test_bools_and_integers_are_scores() -> None:
+    assert parse_answer("mine", [True, False, np.True_, 2**60], 4).tolist() == [1, 0, 1, 2.0**60]
+    assert parse_answer("mine", torch.tensor([True, False]), 2).tolist() == [1, 0]
 
 
-def test_an_exception_stands_for_a_failure() -> None:
+def test_an_exception_becomes_infinity() -> None:
     error = KeyboardInterrupt()
-    assert checked("mine", [1.0, ValueError("x"), error], 3).tolist() == [1.0, math.inf, math.inf]
-    assert failure([1.0, error]) is error
+    assert parse_answer("mine", [1.0, ValueError("x"), error], 3).tolist() == [1.0, math.inf, math.inf]
+    assert first_failure([1.0, error]) is error
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_an_exception_stands_for_a_failure() -> None:
         (3.0, r"scores of shape \[\]"),
         ([], r"scores of shape \[0\]"),
     ],
-)  # fmt: skip
-def test_what_is_no_score_breaks_the_contract(answer: Any, said: str) -> None:
+)
+def test_an_answer_without_numbers_breaks_the_contract(answer: Any, said: str) -> None:
     with pytest.raises(RewardError, match=f"reward mine .*{said}"):
-        checked("mine", answer, 2)
+        parse_answer("mine", answer, 2)

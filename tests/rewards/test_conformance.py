@@ -1,8 +1,11 @@
 """The conformance suite finds what is wrong with a reward, and nothing wrong with a good one."""
 
 import dataclasses
+import gc
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +71,7 @@ def test_a_good_reward_passes(install: Install, plugin: str, options: dict[str, 
         ("endless", {}, "survives odd prompts", "the prompt 'a red cube a red cub' got an infinite score"),
     ],
 )
-def test_what_is_wrong_is_found(
+def test_a_broken_reward_fails_the_check_of_its_defect(
     install: Install, plugin: str, options: dict[str, Any], check: str, detail: str
 ) -> None:
     install(mine=plugin)
@@ -92,12 +95,12 @@ def test_what_is_wrong_is_found(
         ),
     ],
 )
-def test_nothing_else_is_found(install: Install, plugin: str, only: set[str]) -> None:
+def test_a_broken_reward_passes_all_other_checks(install: Install, plugin: str, only: set[str]) -> None:
     install(mine=plugin)
     assert {name for name, check in outcomes("mine").items() if check.outcome is Outcome.FAIL} == only
 
 
-def test_a_reward_that_scores_nothing_is_not_tried_further(install: Install) -> None:
+def test_a_reward_without_scores_skips_the_other_checks(install: Install) -> None:
     install(mine="Raises")
     checks = outcomes("mine", times=1)  # it would pass the others
     assert checks.pop("one score an image").outcome is Outcome.FAIL
@@ -115,14 +118,14 @@ def test_a_reward_of_whole_groups_may_depend_on_its_batch(install: Install) -> N
     assert not any(check.outcome is Outcome.FAIL for check in checks.values())
 
 
-def test_memory_is_that_of_an_image(install: Install) -> None:
+def test_memory_is_measured_per_image(install: Install) -> None:
     install(hungry="hungry", lean="brightness")
     amounts = {plugin: outcomes(plugin)["memory an image"].detail for plugin in ("hungry", "lean")}
     assert 7.9 < float(amounts["hungry"].removesuffix(" MiB in a batch of 24")) < 9
     assert float(amounts["lean"].removesuffix(" MiB in a batch of 24")) < 1
 
 
-def test_a_reward_elsewhere_has_memory_of_its_own(install: Install) -> None:
+def test_the_memory_of_a_reward_in_another_process_is_not_measured(install: Install) -> None:
     install(mine="brightness")
     checks = run_checks(build("mine", "mine", {}, "cpu"), sample_batch(()), here=False)
     assert checks[-1] == Check("memory an image", Outcome.SKIPPED, "it computes in another process")
@@ -144,7 +147,7 @@ def test_another_device_gives_the_same_scores(install: Install) -> None:
     assert closed == [1.0001, 1.01, 1.01]
 
 
-def test_the_batch_given_is_left_alone(install: Install) -> None:
+def test_checks_do_not_change_the_batch(install: Install) -> None:
     install(mine="blackens")
     reward = build("mine", "mine", {}, "cpu")
     batch = sample_batch(())
@@ -153,7 +156,7 @@ def test_the_batch_given_is_left_alone(install: Install) -> None:
 
 
 @pytest.mark.parametrize("requires", [(), ("text",), ("include",)])
-def test_samples_have_what_a_reward_requires(requires: tuple[str, ...]) -> None:
+def test_samples_have_the_required_metadata(requires: tuple[str, ...]) -> None:
     batch = sample_batch(requires)
     assert batch.images.shape == (6, 3, 64, 64)
     assert batch.images.dtype == torch.uint8
@@ -166,13 +169,15 @@ def test_samples_have_what_a_reward_requires(requires: tuple[str, ...]) -> None:
     assert batch[1:] == again[1:]
 
 
-def test_samples_of_every_source_where_nothing_is_required() -> None:
+def test_samples_without_requirements_come_from_every_source() -> None:
     assert {frozenset(metadata) for metadata in sample_batch(()).metadata} == {
-        frozenset(), frozenset({"text"}), frozenset({"include"}),
-    }  # fmt: skip
+        frozenset(),
+        frozenset({"text"}),
+        frozenset({"include"}),
+    }
 
 
-def test_metadata_that_no_prompt_has_must_be_passed() -> None:
+def test_metadata_of_no_embedded_prompt_must_be_passed() -> None:
     with pytest.raises(
         ConfigError, match=r"""no embedded prompt has metadata 'depth'.*--metadata '{"depth": "..."}'"""
     ):
@@ -202,7 +207,7 @@ def test_a_suite_inherits_the_checks(install: Install) -> None:
     assert Good().reward() is Good().reward()
 
 
-def test_a_suite_may_bring_its_own_batch(install: Install) -> None:
+def test_a_suite_may_override_its_batch(install: Install) -> None:
     install(scaled="Scaled")
 
     class Own(RewardConformance):
@@ -215,6 +220,24 @@ def test_a_suite_may_bring_its_own_batch(install: Install) -> None:
     Own().test_one_score_an_image()
 
 
-def test_can_be_imported_without_pytest() -> None:
+def test_a_suite_closes_its_reward_after_its_last_test(install: Install) -> None:
+    install(mine="brightness")
+
+    class Suite(RewardConformance):
+        plugin = "mine"
+
+    before = set(threading.enumerate())
+    Suite().test_deterministic()
+    reward = weakref.ref(Suite().reward())
+    (thread,) = set(threading.enumerate()) - before
+    Suite.teardown_class()  # as pytest calls it
+    Suite.teardown_class()  # without a reward there is nothing to close
+    thread.join(10)
+    assert not thread.is_alive()
+    gc.collect()
+    assert reward() is None
+
+
+def test_conformance_can_be_imported_without_pytest() -> None:
     code = "import sys; sys.modules['pytest'] = None; import marble_cli.rewards.conformance"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

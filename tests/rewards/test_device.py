@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from marble_cli.cli.rewards import _on_gpu
+from marble_cli.cli.rewards.check import gpu_maker
 from marble_cli.config.schema import RewardConfig
 from marble_cli.policy.load import pick_device
 from marble_cli.rewards.api import Batch
@@ -17,7 +17,7 @@ from marble_cli.rewards.elsewhere.locate import maker
 from marble_cli.rewards.registry import build
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rewards.worker import RewardWorker
-from tests.rewards.test_scorer import pictures, submit
+from tests.rewards.submission import pictures, submit
 
 Install = Callable[..., None]
 
@@ -97,10 +97,13 @@ class Seen:
     def _note(self, what: str) -> None:
         self.log.append(
             {
-                "what": what, "thread": threading.current_thread().name, "told": self.told,
-                "device": torch.cuda.current_device(), "stream": torch.cuda.current_stream(),
+                "what": what,
+                "thread": threading.current_thread().name,
+                "told": self.told,
+                "device": torch.cuda.current_device(),
+                "stream": torch.cuda.current_stream(),
             }
-        )  # fmt: skip
+        )
 
 
 def plain(images: Any) -> list[float]:
@@ -148,15 +151,18 @@ def test_a_thread_of_a_reward_is_on_the_run_s_gpu(cuda: Cuda, seen: type[Any], d
     assert len(streams) == 2
 
 
-def test_one_that_is_built_anew_is_there_too(cuda: Cuda, seen: type[Any]) -> None:
+def test_a_rebuilt_reward_is_on_the_same_gpu(cuda: Cuda, seen: type[Any]) -> None:
     """It is built in a thread whose current GPU is the first."""
     cuda.set_device("cuda:2")
     seen.hangs = 1
     with open_scorer({"mine": RewardConfig(plugin="seen", timeout=0.2, retries=1)}, "cuda") as scorer:
         assert submit(scorer, ["", ""]).applicable.all()
     assert [(row["what"], row["device"], row["told"]) for row in seen.log] == [
-        ("built", 2, "cuda:2"), ("called", 2, "cuda:2"), ("built", 2, "cuda:2"), ("called", 2, "cuda:2"),
-    ]  # fmt: skip
+        ("built", 2, "cuda:2"),
+        ("called", 2, "cuda:2"),
+        ("built", 2, "cuda:2"),
+        ("called", 2, "cuda:2"),
+    ]
     assert seen.log[2]["thread"] != seen.log[0]["thread"]
     assert seen.log[1]["stream"] is not seen.log[3]["stream"]
 
@@ -175,15 +181,15 @@ def test_a_reward_s_own_device_counts(cuda: Cuda, seen: type[Any], own: str, dev
 def test_a_server_s_threads_are_on_the_gpu_that_the_run_named(cuda: Cuda, seen: type[Any]) -> None:
     """As `marble rewards serve` makes them, in a process whose current GPU is the first."""
     settings = RewardConfig(plugin="seen")
-    with closing(RewardWorker("mine", settings, maker("mine", settings, "cuda:3"))) as lane:
-        lane.executor.submit(lane.attempt, Batch(pictures(1), [""], [{}])).result()
+    with closing(RewardWorker("mine", settings, maker("mine", settings, "cuda:3"))) as worker:
+        worker.executor.submit(worker.attempt, Batch(pictures(1), [""], [{}])).result()
     assert [(row["what"], row["device"]) for row in seen.log] == [("built", 3), ("called", 3)]
     assert cuda.current_device() == 0
 
 
 def test_a_check_on_gpu_is_on_the_current_one(cuda: Cuda, seen: type[Any]) -> None:
     cuda.set_device("cuda:1")
-    make = _on_gpu("mine", RewardConfig(plugin="seen"))
+    make = gpu_maker("mine", RewardConfig(plugin="seen"))
     assert not isinstance(make, str)
     make().call(Batch(pictures(1), [""], [{}]))
     assert [(row["told"], row["device"]) for row in seen.log] == [("cuda:1", 1)] * 2

@@ -7,7 +7,7 @@ import pytest
 
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Declaration
-from marble_cli.rewards.applicability import fitted, metadata_problem
+from marble_cli.rewards.applicability import fit_metadata, metadata_problem
 from marble_cli.rewards.elsewhere.protocol import declaration_from_json, declaration_to_json
 
 OBJECTS = {"include": [{"class": str, "count": int, "color": str | None}]}
@@ -42,7 +42,7 @@ def objects(**entry: Any) -> dict[str, Any]:
         (OBJECTS, objects(count=2.0, color=None, more="x")),
     ],
 )
-def test_what_fits(requires: Any, metadata: dict[str, Any]) -> None:
+def test_a_value_of_the_required_type_is_accepted(requires: Any, metadata: dict[str, Any]) -> None:
     assert metadata_problem(requires, metadata) is None
 
 
@@ -64,11 +64,19 @@ def test_what_fits(requires: Any, metadata: dict[str, Any]) -> None:
         ({"words": ([str], None)}, {"words": [1]}, "metadata words[0]=1: expected a string"),
         (OBJECTS, objects(count=2.5), "metadata include[1].count=2.5: expected a whole number"),
         (OBJECTS, objects(color=3), "metadata include[1].color=3: expected a string or null"),
-        (OBJECTS, {"include": [{"class": "cup"}]}, "metadata include[0]={'class': 'cup'}: its key 'count' is missing"),
-        (OBJECTS, {"include": {}}, "metadata include={}: expected a list, each a mapping with class, count, color"),
+        (
+            OBJECTS,
+            {"include": [{"class": "cup"}]},
+            "metadata include[0]={'class': 'cup'}: its key 'count' is missing",
+        ),
+        (
+            OBJECTS,
+            {"include": {}},
+            "metadata include={}: expected a list, each a mapping with class, count, color",
+        ),
     ],
-)  # fmt: skip
-def test_what_does_not(requires: Any, metadata: dict[str, Any], said: str) -> None:
+)
+def test_a_value_of_another_type_is_refused(requires: Any, metadata: dict[str, Any], said: str) -> None:
     def plugin() -> None:
         """A reward."""
 
@@ -95,15 +103,15 @@ def test_a_key_that_may_be_missing_is_not_required() -> None:
     assert metadata_problem(lambda images: images, {"text": 13}) is None
 
 
-def test_whole_numbers_are_given_as_such_and_nothing_else_is_copied() -> None:
+def test_integral_floats_become_integers_and_nothing_else_is_copied() -> None:
     types = Declaration.of(type("Plugin", (), {"requires": OBJECTS | {"level": int | None}})).types
     before = {"level": 47.0, "include": [{"class": "cup", "count": 2.0, "box": [1.0]}], "tag": 3.0}
-    after = fitted(types, before)
+    after = fit_metadata(types, before)
     assert repr(after) == "{'level': 47, 'include': [{'class': 'cup', 'count': 2, 'box': [1.0]}], 'tag': 3.0}"
     assert repr(before["level"]) == "47.0"
-    assert fitted(types, after) is after
+    assert fit_metadata(types, after) is after
     assert (
-        repr(fitted(Declaration.of(type("P", (), {"requires": {"a": int | float}})).types, {"a": 2.0}))
+        repr(fit_metadata(Declaration.of(type("P", (), {"requires": {"a": int | float}})).types, {"a": 2.0}))
         == "{'a': 2.0}"
     )
 
@@ -111,6 +119,6 @@ def test_whole_numbers_are_given_as_such_and_nothing_else_is_copied() -> None:
 @pytest.mark.parametrize(
     "requires", [{"a": complex}, {"a": 3}, {"a": "str"}, {"a": [int, str]}, 5, [3], {"a": [{"b": 1}]}]
 )
-def test_what_is_no_type_is_refused(requires: Any) -> None:
+def test_a_requirement_that_is_no_type_is_refused(requires: Any) -> None:
     with pytest.raises(RewardError, match="`requires` (names the type|is) .*Expected"):
         metadata_problem(requires, {"a": 1})

@@ -10,8 +10,8 @@ import torch
 
 from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.api import Batch
+from marble_cli.rewards.call_thread import copy_batch
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
-from marble_cli.rewards.worker import own_copy
 
 Install = Callable[..., None]
 KNOWN = {
@@ -63,7 +63,7 @@ def grows(images: Any, metadata: Any) -> list[float]:
     return [float(len(row["tags"])) for row in metadata]
 
 
-def test_what_a_reward_changes_stays_its_own(install: Install) -> None:
+def test_changes_of_a_reward_stay_in_its_copy(install: Install) -> None:
     install(touches=f"{HERE}Touches", looks=f"{HERE}looks")
     images, prompts = (
         torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 4, 4).contiguous(),
@@ -96,7 +96,7 @@ def test_images_of_one_prompt_do_not_share_its_metadata(install: Install) -> Non
 def test_a_copy_is_equal_and_shares_nothing() -> None:
     row = KNOWN | {"nan": float("nan"), "set": {1}, "tuple": ([1],), "none": None, "array": torch.zeros(2)}
     batch = Batch(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), ["a"], [row])
-    [copied] = own_copy(batch).metadata
+    [copied] = copy_batch(batch).metadata
     assert repr(copied) == repr(row)
     for key in ("include", "tags", "set", "array"):
         assert copied[key] is not row[key]
@@ -128,7 +128,7 @@ def score(scorer: Scorer, metadata: list[dict[str, Any]]) -> Scores:
         ({"text": "a", "times": "2"}, "metadata times='2': expected a whole number or null"),
     ],
 )
-def test_metadata_of_another_type_is_that_picture_s_failure(
+def test_metadata_of_another_type_fails_its_image_alone(
     install: Install, caplog: pytest.LogCaptureFixture, bad: dict[str, Any], said: str
 ) -> None:
     install(reads=f"{HERE}Reads")
@@ -136,7 +136,7 @@ def test_metadata_of_another_type_is_that_picture_s_failure(
     with open_scorer({"mine": RewardConfig(plugin="reads", max_failed=0.6)}, "cpu") as scorer:
         scores = score(scorer, metadata)
         scorer.check(scores)
-        assert scorer.lanes[0].error == f"prompt 'prompt 1': {said}"
+        assert scorer.workers[0].error == f"prompt 'prompt 1': {said}"
         nothing = score(scorer, [bad])
     assert scores.values[0].nan_to_num(-1).tolist() == [6, -1, -1, 4, -1]
     assert scores.failed.tolist() == [[False, True, False, False, True]]

@@ -46,7 +46,7 @@ def test_naming_plugins_imports_none_of_them() -> None:
         ("Network", [0, 1, 2]),
     ],
 )
-def test_every_form_of_a_plugin_is_called_as_it_asks(
+def test_every_form_of_a_plugin_gets_the_parameters_it_takes(
     install: Install, plugin: str, scores: list[int]
 ) -> None:
     install(mine=plugin)
@@ -55,7 +55,7 @@ def test_every_form_of_a_plugin_is_called_as_it_asks(
     assert list(reward.call(batch())) == scores
 
 
-def test_a_class_is_built_with_its_options_and_its_place(install: Install) -> None:
+def test_a_class_is_built_with_its_options_device_and_dtype(install: Install) -> None:
     install(scaled="Scaled")
     reward = build("mine", "scaled", {"scale": 2.0, "offset": 1.0}, "xpu:7", "bfloat16")
     assert reward.call(batch()).tolist() == [1, 3, 5]
@@ -65,7 +65,7 @@ def test_a_class_is_built_with_its_options_and_its_place(install: Install) -> No
     assert (instance.device, instance.dtype) == ("xpu:7", torch.bfloat16)
 
 
-def test_the_place_may_be_an_option(install: Install) -> None:
+def test_device_and_dtype_may_be_options(install: Install) -> None:
     install(scaled="Scaled")
     reward = build("mine", "scaled", {"scale": 1.0, "device": "cpu", "dtype": "float16"}, "cuda:7")
     cell = reward.call.__closure__ or ()
@@ -116,7 +116,7 @@ def test_wrong_options_are_named_before_anything_is_built(
 
 @pytest.mark.parametrize("annotation", [str, "str", str | None, "str | None"])
 @pytest.mark.parametrize("value", [1.1, 7, True])
-def test_a_number_in_the_place_of_text_is_told(annotation: Any, value: object) -> None:
+def test_a_number_for_a_text_option_is_refused(annotation: Any, value: object) -> None:
     """Hydra has made it of `1.10`, say, and what was written is lost."""
 
     class Judge:
@@ -151,7 +151,9 @@ def test_a_constructor_may_take_any_option(install: Install) -> None:
         ("not_callable", r"a reward is a class or a function, not 3"),
     ],
 )
-def test_what_cannot_be_a_reward_is_refused(install: Install, plugin: str, message: str) -> None:
+def test_an_object_that_cannot_be_called_as_a_reward_is_refused(
+    install: Install, plugin: str, message: str
+) -> None:
     install(mine=plugin)
     with pytest.raises(RewardError, match=message):
         build("mine", "mine", {}, "cpu")
@@ -165,7 +167,7 @@ def test_what_cannot_be_a_reward_is_refused(install: Install, plugin: str, messa
         ("Particular", {"level": None}, RewardError, "TypeError: '<' not supported"),
     ],
 )
-def test_what_a_constructor_says_is_told(
+def test_an_error_of_the_constructor_is_in_the_message(
     install: Install, plugin: str, options: dict[str, Any], kind: type[Exception], said: str
 ) -> None:
     install(mine=plugin)

@@ -1,1 +1,1 @@
-"""Rewards that need nothing beyond the core's own dependencies; they enter through entry points like any other."""
+"""Rewards without further dependencies; they are found by their entry points, as plugins are."""

@@ -1,13 +1,13 @@
-"""Colourfulness of natural images (Hasler and Suesstrunk 2003)."""
+"""Score the colourfulness of natural images (Hasler and Suesstrunk 2003)."""
 
 from torch import Tensor
 
 
 def colorfulness(images: Tensor) -> Tensor:
-    """How colourful an image looks: 0 is grey, 109 and above is extremely colourful.
+    """Measure how colourful an image is: 0 is grey, 109 and above is extremely colourful.
 
-    With the opponent axes rg = R - G and yb = (R + G) / 2 - B, it is the length of their standard deviations plus 0.3
-    times the length of their means.
+    With the opponent axes rg = R - G and yb = (R + G) / 2 - B, the score is the norm of their standard
+    deviations plus 0.3 times the norm of their means.
 
     Args:
         images: uint8 [B, 3, H, W].

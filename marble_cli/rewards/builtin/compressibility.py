@@ -1,4 +1,4 @@
-"""How small an image gets as a JPEG, one of the rewards of DDPO."""
+"""Score how small an image is as a JPEG, one of the rewards of DDPO."""
 
 import io
 
@@ -20,7 +20,7 @@ class Compressibility:
         self.quality = quality
 
     def __call__(self, images: Tensor) -> list[float]:
-        """Scores of images uint8 [B, 3, H, W], in kB of 1,000 bytes."""
+        """Score images uint8 [B, 3, H, W], in kB of 1,000 bytes."""
         return [-self._bytes(image) / 1000 for image in images]
 
     def _bytes(self, image: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""The run's side: a served reward, called like any other."""
+"""Call a reward on a server, as a run calls any other reward."""
 
 import math
 import os
@@ -20,22 +20,25 @@ from marble_cli.rewards.guard import Guard
 from marble_cli.rewards.registry import Reward
 from marble_cli.suggest import nearest
 
-HEALTH_TIMEOUT = 10.0  # seconds for the health document
+HEALTH_TIMEOUT = 10.0  # seconds that a server has for sending the health document
 
 
 class RemoteError(Exception):
-    """A call that the server refused or could not answer; the lane tries again."""
+    """A call that the server refused or could not answer; the worker retries it."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is and what it must be shown; the token stays out of `repr` and messages."""
+    """The URL of a server and its token, which `repr` and messages leave out."""
 
     url: str
     token: str | None
 
     def client(self, timeout: float) -> httpx.Client:
-        """A connection a call, so that none that the server has dropped is used again; no proxy to this machine itself."""
+        """Return a client that opens a connection per call and uses no proxy to reach this machine.
+
+        A connection that is kept may have been closed by the server in the meantime.
+        """
         headers = {"Authorization": protocol.authorization(self.token)} if self.token else {}
         return httpx.Client(
             base_url=self.url,
@@ -50,7 +53,7 @@ class Address:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is reached from this machine alone."""
+    """Tell whether `host` can only be reached from this machine."""
     if host == "localhost":
         return True
     try:
@@ -60,16 +63,16 @@ def is_loopback(host: str) -> bool:
 
 
 def reaches_here(host: str) -> bool:
-    """Whether a client that asks `host` reaches this machine, where a proxy has no business."""
+    """Tell whether a client that connects to `host` reaches this machine, without a proxy."""
     host = host.lower().partition("%")[0].removeprefix("::ffff:").rstrip(".")
     return is_loopback(host) or host.endswith(".localhost") or host in ("0.0.0.0", "::")
 
 
 def address(name: str, settings: schema.RewardConfig) -> Address:
-    """Where the reward `name` is served, and its token from the environment.
+    """Return the address of the server of the reward `name`, with its token from the environment.
 
     Raises:
-        ConfigError: `token_env` names a variable that is not set, or its value is no token.
+        ConfigError: `token_env` names a variable that is not set, or the value cannot be a token.
     """
     assert settings.url is not None
     variable = settings.token_env or protocol.TOKEN_VARIABLE
@@ -77,7 +80,7 @@ def address(name: str, settings: schema.RewardConfig) -> Address:
     if settings.token_env and token is None:
         raise ConfigError(
             f"rewards.{name}.token_env={settings.token_env}: no such variable in the environment. "
-            "Expected one that holds the server's token."
+            "Expected a variable that holds the server's token."
         )
     if token is not None:
         learn(token)
@@ -86,11 +89,11 @@ def address(name: str, settings: schema.RewardConfig) -> Address:
 
 
 def examine(name: str, served: str, at: Address) -> Mapping[str, Any]:
-    """What the server at `at` says of its reward `served`, once it is known to be a server that we can talk to.
+    """Ask the server at `at` for its declaration of the reward `served`.
 
     Raises:
-        UnreachableError: nobody answers.
-        ConfigError: it is no reward server, speaks another protocol, wants another token, or lacks the reward.
+        UnreachableError: the server cannot be reached.
+        ConfigError: it is no reward server, speaks another protocol, refuses the token, or lacks the reward.
     """
     key = f"rewards.{name}.url={at.url}"
     try:
@@ -109,28 +112,30 @@ def examine(name: str, served: str, at: Address) -> Mapping[str, Any]:
         ) from error
     except httpx.HTTPError as error:
         raise UnreachableError(
-            f"{key}: no reward server can be reached there: {_reason(error)}. Start it: marble rewards serve {served}"
+            f"{key}: no reward server can be reached there: {_reason(error)}. "
+            f"Start it: marble rewards serve {served}"
         ) from error
     if answer.status_code == 401:
+        refused = "the token" if at.token else "a request without a token"
         raise ConfigError(
-            f"{key}: the server does not accept {'the token' if at.token else 'a request without a token'}. Expected "
-            f"its token in {protocol.TOKEN_VARIABLE}, or in the variable that rewards.{name}.token_env names."
+            f"{key}: the server does not accept {refused}. Expected its token in {protocol.TOKEN_VARIABLE}, "
+            f"or in the variable that rewards.{name}.token_env names."
         )
     try:
         document = answer.json()
         protocol_version, rewards = document["protocol"], document["rewards"]
-        theirs = document["service"] == protocol.SERVICE and answer.status_code == 200
+        is_reward_server = document["service"] == protocol.SERVICE and answer.status_code == 200
     except (ValueError, KeyError, TypeError):
-        theirs = False
-    if not theirs:
+        is_reward_server = False
+    if not is_reward_server:
         raise ConfigError(
-            f"{key}: what answers there (status {answer.status_code}) is no reward server. Expected the address "
-            "that `marble rewards serve` prints."
+            f"{key}: what answers there (status {answer.status_code}) is no reward server. "
+            "Expected the address that `marble rewards serve` prints."
         )
     if protocol_version != protocol.PROTOCOL:
         raise ConfigError(
-            f"{key}: the server speaks protocol {protocol_version} (marble {document.get('marble')}), this marble "
-            f"{protocol.PROTOCOL}. Install the same version on both sides."
+            f"{key}: the server speaks protocol {protocol_version} (marble {document.get('marble')}), "
+            f"this marble {protocol.PROTOCOL}. Install the same version on both sides."
         )
     if served not in rewards:
         raise ConfigError(f"{key}: that server does not serve {served!r}{nearest(served, rewards)}")
@@ -138,13 +143,13 @@ def examine(name: str, served: str, at: Address) -> Mapping[str, Any]:
 
 
 def connect(name: str, served: str, at: Address, timeout: float) -> Reward:
-    """The reward `served` of the server at `at`, as the reward `name`.
+    """Return the reward `served` of the server at `at`, as the run's reward `name`.
 
     Args:
         name: its key under `rewards`.
-        served: its name at the server.
-        at: the server.
-        timeout: seconds for one call.
+        served: its name on the server.
+        at: the server's address.
+        timeout: seconds per call.
 
     Raises:
         UnreachableError, ConfigError: as `examine`.
@@ -153,7 +158,7 @@ def connect(name: str, served: str, at: Address, timeout: float) -> Reward:
 
 
 def bind(name: str, served: str, at: Address, declaration: Declaration, timeout: float) -> Reward:
-    """As `connect`, of a server that has been examined."""
+    """Return a served reward as `connect` does, with a declaration that is known already."""
     client = at.client(timeout)
 
     def call(batch: Batch) -> Tensor | list[float | Exception]:
@@ -163,7 +168,7 @@ def bind(name: str, served: str, at: Address, declaration: Declaration, timeout:
 
 
 def _result(answer: httpx.Response) -> Tensor | list[float | Exception]:
-    """The scores, with exceptions where the plugin had some."""
+    """Read the scores of an answer, with exceptions where the plugin failed."""
     if answer.status_code == 200:
         scores, reason = protocol.unpack_scores(answer.content)
         if reason is None:

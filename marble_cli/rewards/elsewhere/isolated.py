@@ -1,7 +1,7 @@
-"""A reward in a server process of its own, in its isolated environment, for as long as a run needs it.
+"""Run a reward in a server process in its isolated environment, for as long as a run needs it.
 
-The server hears on its standard input which reward it is to serve, and stops when that closes. The write end is in the
-run's hands alone, so the kernel closes it however the run ends.
+The server reads from standard input which reward to serve, and stops when standard input closes. The run
+alone has the write end of that pipe, so the kernel closes it however the run ends.
 """
 
 import json
@@ -28,7 +28,7 @@ from marble_cli.rewards.registry import Reward
 
 log = logging.getLogger("marble")
 
-LAUNCHER = (
+LAUNCHER = (  # prefixes of variables by which a process would take itself for a rank of the run
     "RANK",
     "LOCAL_RANK",
     "WORLD_SIZE",
@@ -39,15 +39,15 @@ LAUNCHER = (
     "TORCHELASTIC_",
     "MARBLE_LAUNCHER",
 )
-STOP = 5.0  # seconds that a server has for stopping by itself
+STOP = 5.0  # seconds that a server has to stop before it is killed
 
 
-def declared(name: str, settings: schema.RewardConfig) -> Declaration:
-    """What the reward declares, its options having been compared with its constructor where it is installed.
+def declare_isolated(name: str, settings: schema.RewardConfig) -> Declaration:
+    """Return the reward's declaration, after its environment has checked its options.
 
     Raises:
         ConfigError: there is no environment for it, or an option is wrong.
-        RewardError: it cannot be imported there.
+        RewardError: it cannot be imported in its environment.
     """
     done = subprocess.run(
         [*_command(settings.plugin), "--dry-run"],
@@ -64,7 +64,7 @@ def declared(name: str, settings: schema.RewardConfig) -> Declaration:
 
 
 class IsolatedServer:
-    """The process that serves one reward; `start` again replaces it."""
+    """The process that serves one reward; `start` replaces a process that is there."""
 
     def __init__(self, name: str, settings: schema.RewardConfig, device: str):
         self.name, self.settings, self.device = name, settings, device
@@ -74,10 +74,10 @@ class IsolatedServer:
         self.lock = threading.Lock()
 
     def start(self) -> Reward:
-        """Start the process, in place of one that is still there, and wait until it serves.
+        """Start the process, kill an earlier one, and wait until it serves.
 
         Raises:
-            ConfigError, RewardError: it cannot be built there, or has been stopped.
+            ConfigError, RewardError: the reward cannot be built in its environment, or was closed.
         """
         token = secrets.token_urlsafe(32)
         with self.lock, blocked_signals():
@@ -93,12 +93,12 @@ class IsolatedServer:
                 stdout=subprocess.PIPE,
                 text=True,
                 env=_environ(),
-                start_new_session=True,  # Ctrl+C is the run's; and what the plugin starts ends with it
+                start_new_session=True,  # only the run gets Ctrl+C; the plugin's processes can be killed
             )
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            with suppress(BrokenPipeError):  # it ended at once: told below
+            with suppress(BrokenPipeError):  # the process has ended: reported below
                 process.stdin.write(_request(self.name, self.settings, self.device, token))
                 process.stdin.flush()
             answer = _answer(self.name, process.stdout)
@@ -117,14 +117,14 @@ class IsolatedServer:
         def call(batch: Batch) -> Any:
             try:
                 return served.call(batch)
-            except httpx.TransportError:  # on this machine, from a process of ours: it has died or hangs
+            except httpx.TransportError:  # a local process: it has died or hangs
                 lost.set()
                 raise
 
         return replace(served, call=call, close=self.stop, alive=lambda: not lost.is_set())
 
     def stop(self) -> None:
-        """End the process for good; a start that is under way fails."""
+        """End the process for good; a start in progress fails."""
         with self.lock:
             self.closed = True
             if self.process is not None and self.process.stdin is not None:
@@ -138,7 +138,9 @@ class IsolatedServer:
         if self.process is None:
             return
         with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # its session's group: it and what it started
+            os.killpg(
+                self.process.pid, signal.SIGKILL
+            )  # its group: the server and the processes that it started
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
@@ -148,27 +150,27 @@ class IsolatedServer:
 
 
 def _command(plugin: str) -> list[str]:
-    unlimited = str(2**62)  # what the run sends would be in its own memory otherwise
+    unlimited = str(2**62)  # the run has such a batch in memory already
     serve = ("rewards", "serve", "--stdin", "--max-images", unlimited, "--max-bytes", unlimited)
     return find(plugin).command(*serve)
 
 
 def _request(name: str, settings: schema.RewardConfig, device: str, token: str | None) -> str:
-    """The line that `marble rewards serve --stdin` reads. Its own patience is the longer one: the run decides."""
+    """Return the line that `marble rewards serve --stdin` reads; its timeout is longer than the run's own."""
     row = {**asdict(settings), "isolated": False, "sources": None, "timeout": 2 * settings.timeout}
     return json.dumps({"rewards": {name: row}, "device": device, "token": token}) + "\n"
 
 
 def _environ() -> dict[str, str]:
-    """Of a process that is none of the run's ranks."""
+    """Return the environment variables of a process that is no rank of the run."""
     return {key: value for key, value in clean_environ().items() if not key.startswith(LAUNCHER)}
 
 
 def _answer(name: str, lines: IO[str] | list[str]) -> dict[str, Any] | None:
-    """What the server says of itself on standard output; None if it ended without a word.
+    """Read the document that the server prints when it is ready; None if it ended before.
 
     Raises:
-        ConfigError, RewardError: what it could not do.
+        ConfigError, RewardError: the error that the server printed instead.
     """
     for line in lines:
         try:
@@ -184,6 +186,6 @@ def _answer(name: str, lines: IO[str] | list[str]) -> dict[str, Any] | None:
 
 def _ended(name: str, code: int) -> str:
     return (
-        f"isolated reward {name}: its server ended with exit code {code} before it served; what it wrote stands above. "
-        "`marble rewards install` repairs an environment."
+        f"isolated reward {name}: its server ended with exit code {code} before it served; see its messages "
+        "above. `marble rewards install` repairs an environment."
     )

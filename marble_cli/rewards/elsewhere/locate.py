@@ -1,4 +1,4 @@
-"""Where a reward lives: in this process, at a server, or in an isolated environment of its own."""
+"""Locate a reward: in this process, on a server, or in an isolated environment."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -13,11 +13,11 @@ from marble_cli.rewards.registry import Reward, build, check_options, load_plugi
 
 
 def declare(name: str, settings: schema.RewardConfig) -> Declaration:
-    """What the reward declares, once all is known to be right that can be known without building it.
+    """Return the reward's declaration, after every check that can be made without building it.
 
     Raises:
         ConfigError: there is no such plugin, environment or served reward, or an option is wrong.
-        RewardError: a plugin cannot be imported, or a server not be reached.
+        RewardError: the plugin cannot be imported, or the server cannot be reached.
     """
     _check_keys(name, settings.options)
     if settings.url is not None:
@@ -26,27 +26,27 @@ def declare(name: str, settings: schema.RewardConfig) -> Declaration:
 
         return declaration_from_json(examine(name, settings.plugin, address(name, settings)))
     if settings.isolated:
-        from marble_cli.rewards.elsewhere.isolated import declared
+        from marble_cli.rewards.elsewhere.isolated import declare_isolated
 
-        return declared(name, settings)
+        return declare_isolated(name, settings)
     plugin = load_plugin(settings.plugin)
     check_options(name, plugin, settings.options)
     return Declaration.of(plugin)
 
 
 def maker(name: str, settings: schema.RewardConfig, device: str) -> Callable[[], Reward]:
-    """A function that builds the reward, and builds it anew when called again.
+    """Return a function that builds the reward at every call.
 
     Args:
         name: its key under `rewards`.
         settings: of the reward.
-        device: where it should compute; a server decides that for itself.
+        device: where it should compute; a server ignores this.
 
     Raises:
-        ConfigError, RewardError: as `declare`; the function itself may raise them too.
+        ConfigError, RewardError: as `declare`; the function may raise them too.
     """
     _check_keys(name, settings.options)
-    device = numbered(device)  # once, in the thread that the run's GPU is current in
+    device = numbered(device)  # once, in the thread whose current device is the run's GPU
     if settings.url is not None:
         from marble_cli.rewards.elsewhere.client import address, bind, examine
         from marble_cli.rewards.elsewhere.protocol import declaration_from_json
@@ -62,10 +62,11 @@ def maker(name: str, settings: schema.RewardConfig, device: str) -> Callable[[],
 
 
 def _check_keys(name: str, options: Mapping[str, Any]) -> None:
-    """Learn the secrets among a reward's options, and refuse unusable keys before anything long begins.
+    """Register the secrets among a reward's options, and refuse keys that cannot be used.
 
     Raises:
-        ConfigError: an option such as `api_key_env` names a variable that is not set, or that holds no key.
+        ConfigError: an option such as `api_key_env` names a variable that is not set, or that cannot be a
+            key.
     """
     learn_options(options)
     for option, variable in options.items():
@@ -73,7 +74,9 @@ def _check_keys(name: str, options: Mapping[str, Any]) -> None:
             continue
         key = os.environ.get(variable)
         if not key:
-            raise ConfigError(f"rewards.{name}.{option}: the environment variable {variable} is not set.")
+            raise ConfigError(
+                f"rewards.{name}.{option}: the environment variable {variable} is not set. Set it to the key."
+            )
         if not key.isascii() or not key.isprintable() or " " in key:
             raise ConfigError(
                 f"rewards.{name}.{option}: the environment variable {variable} holds white space, a line "

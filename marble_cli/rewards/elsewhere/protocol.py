@@ -1,12 +1,13 @@
-"""What travels between a run and a reward server. Nothing is pickled and nothing is rounded.
+"""Define the messages between a run and a reward server. Nothing is pickled and nothing is rounded.
 
     GET  /health          JSON: protocol, marble's version, limits, and each reward's declaration
-    POST /score/{name}    safetensors: `images` uint8 [B, 3, H, W] and `text` uint8 [N], which is UTF-8 JSON of
-                          {"prompts": [...], "metadata": [...]}; the answer is safetensors: `scores` float64 [B], infinite
-                          where the reward failed, and then maybe `reason`, which is UTF-8
+    POST /score/{name}    request, safetensors: `images` uint8 [B, 3, H, W], and `text` uint8 [N], the JSON
+                          {"prompts": [...], "metadata": [...]}
+                          answer, safetensors: `scores` float64 [B], NaN where the reward does not apply and
+                          infinite where it failed; in that case perhaps `reason`, UTF-8
 
-Both ask for `Authorization: Bearer TOKEN` where the server has a token. What is refused or fails is answered in JSON,
-{"error": {"kind": ..., "message": ...}}, with one of the kinds below.
+If the server has a token, both require `Authorization: Bearer TOKEN`. A request that is refused or fails is
+answered with JSON, {"error": {"kind": ..., "message": ...}}, with one of the kinds below.
 """
 
 import dataclasses
@@ -25,17 +26,21 @@ SERVICE = "marble-rewards"
 PROTOCOL = 1
 TOKEN_VARIABLE = "MARBLE_REWARD_TOKEN"
 
-FAILURE = "failure"  # the plugin raised or did not answer: the lane tries again
+FAILURE = "failure"  # the plugin raised or did not answer: the worker retries
 CONTRACT = "contract"  # the plugin broke its contract: the run stops
-TOO_LARGE = "too large"  # the batch exceeds the server's limits: no use to try again
+TOO_LARGE = "too large"  # the batch exceeds the server's limits: retrying is useless
 REFUSED = "refused"  # wrong token, unknown reward, not a batch, too busy
 
 
 def authorization(token: str, source: str = "the token of a reward server") -> str:
-    """Return the header that shows `token`; `source` says where it is from.
+    """Return the value of the Authorization header for `token`.
+
+    Args:
+        token: the secret.
+        source: where the token is from, for the message.
 
     Raises:
-        ConfigError: a header cannot hold it.
+        ConfigError: the token cannot be in a header.
     """
     if not token.isascii() or not token.isprintable() or token != token.strip():
         raise ConfigError(
@@ -45,26 +50,26 @@ def authorization(token: str, source: str = "the token of a reward server") -> s
 
 
 def pack_batch(batch: Batch) -> bytes:
-    """A batch as it travels.
+    """Serialise a batch.
 
     Raises:
-        TypeError: metadata holds something that JSON cannot say.
+        TypeError: metadata has a value that JSON does not support.
     """
     text = json.dumps({"prompts": batch.prompts, "metadata": [dict(row) for row in batch.metadata]})
     return save({"images": batch.images.contiguous(), "text": _bytes(text)})
 
 
 def unpack_batch(data: bytes) -> Batch:
-    """The batch that `pack_batch` made.
+    """Restore a batch from `pack_batch`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the bytes are no batch.
     """
     try:
         tensors = load(data)
         images, text = tensors["images"], json.loads(tensors["text"].numpy().tobytes())
         prompts, metadata = text["prompts"], text["metadata"]
-    except Exception as error:  # whatever foreign bytes may cause
+    except Exception as error:  # foreign bytes may cause anything
         raise ValueError(f"the body is no batch: {type(error).__name__}: {error}") from error
     if images.dtype is not torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images are {images.dtype} {list(images.shape)}. Expected uint8 [B, 3, H, W].")
@@ -78,29 +83,31 @@ def unpack_batch(data: bytes) -> Batch:
 
 
 def pack_scores(scores: Tensor, reason: str | None = None) -> bytes:
-    """Scores float64 [B] as they travel, NaN and infinity included, and why some failed."""
+    """Serialise scores float64 [B], with NaN and infinity, and the reason why some failed."""
     return save({"scores": scores} | ({"reason": _bytes(reason)} if reason else {}))
 
 
 def unpack_scores(data: bytes) -> tuple[Tensor, str | None]:
-    """Scores float64 [B], the same bits, and why some failed.
+    """Restore scores float64 [B], bit by bit, and the reason why some failed.
 
     Raises:
-        ValueError: the answer holds none.
+        ValueError: the bytes hold no scores.
     """
     try:
         tensors = load(data)
         reason = tensors["reason"].numpy().tobytes().decode() if "reason" in tensors else None
         return tensors["scores"], reason
-    except Exception as error:  # whatever foreign bytes may cause
+    except Exception as error:  # foreign bytes may cause anything
         raise ValueError(f"the answer holds no scores: {type(error).__name__}: {error}") from error
 
 
 def declaration_to_json(declaration: Declaration) -> dict[str, Any]:
+    """Return a declaration as a JSON object."""
     return dataclasses.asdict(declaration)
 
 
 def declaration_from_json(row: Mapping[str, Any]) -> Declaration:
+    """Restore a declaration; keys that another version of marble adds or lacks are ignored."""
     known = {field.name: row[field.name] for field in dataclasses.fields(Declaration) if field.name in row}
     low, high = known.pop("range", (None, None))
     return Declaration(**{**known, "requires": tuple(known.get("requires", ())), "range": (low, high)})

@@ -1,4 +1,4 @@
-"""The server's side: rewards, each in a lane of its own, behind FastAPI."""
+"""Serve rewards with FastAPI, each in a worker of its own."""
 
 import asyncio
 import hmac
@@ -19,12 +19,12 @@ from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.elsewhere import protocol
 from marble_cli.rewards.worker import RewardWorker
 
-GONE = "the client has gone"  # nobody hears it
+GONE = "the client has gone"  # for the log: no one reads the answer
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server takes: images and bytes a call, and calls that may wait for one reward."""
+    """The limits of a server: images and bytes per call, and calls that may wait for one reward."""
 
     images: int = 512
     bytes: int = 1 << 30
@@ -33,21 +33,21 @@ class Limits:
 
 @dataclass(frozen=True)
 class Served:
-    """A reward as the health document shows it; `origin` is its distribution and version."""
+    """A reward as the health document describes it; `origin` is its distribution and version."""
 
     declaration: Declaration
     origin: str
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error."""
+    """A request that is answered with an HTTP status and an error."""
 
     def __init__(self, status: int, kind: str, message: str):
         self.status, self.kind, self.message = status, kind, message
 
 
 def health(served: Mapping[str, Served], limits: Limits) -> dict[str, Any]:
-    """What a client must know before it asks for scores."""
+    """Return the document that a client reads before it asks for scores."""
     return {
         "service": protocol.SERVICE,
         "protocol": protocol.PROTOCOL,
@@ -61,17 +61,16 @@ def health(served: Mapping[str, Served], limits: Limits) -> dict[str, Any]:
 
 
 def build_app(
-    lanes: Mapping[str, RewardWorker], origins: Mapping[str, str], token: str | None, limits: Limits
+    workers: Mapping[str, RewardWorker], origins: Mapping[str, str], token: str | None, limits: Limits
 ) -> FastAPI:
-    """The application; `lanes` stay the caller's to close.
+    """Return the application that serves rewards.
 
     Args:
-        lanes: of the rewards by name.
-        origins: distribution and version of each.
-        token: what clients must show, None for none.
+        workers: of the rewards by name; the caller closes them.
+        origins: distribution and version of each reward.
+        token: secret that clients must send, None for none.
         limits: of a call.
     """
-
     expected = protocol.authorization(token).encode() if token is not None else None
 
     async def authorised(request: Request) -> None:
@@ -88,18 +87,18 @@ def build_app(
 
     @app.get("/health")
     async def get_health() -> Response:
-        served = {name: Served(lane.reward.declaration, origins[name]) for name, lane in lanes.items()}
+        served = {name: Served(worker.reward.declaration, origins[name]) for name, worker in workers.items()}
         return _json(health(served, limits))
 
     @app.post("/score/{name}")
     async def score(name: str, request: Request) -> Response:
-        if name not in lanes:
-            raise RefusedError(404, protocol.REFUSED, f"{name!r} is not served here; {', '.join(lanes)} is")
+        if name not in workers:
+            raise RefusedError(404, protocol.REFUSED, f"{name!r} is not served here; {', '.join(workers)} is")
         busy = working[name] >= limits.waiting
         working[name] += 1
         try:
             batch = await _read(request, limits, busy)
-            scores, failure = await _score(lanes[name], batch, request)
+            scores, failure = await _score(workers[name], batch, request)
         except ClientDisconnect as error:
             raise RefusedError(499, protocol.REFUSED, GONE) from error
         finally:
@@ -115,7 +114,10 @@ def _json(document: dict[str, Any], status: int = 200) -> Response:
 
 
 async def _read(request: Request, limits: Limits, busy: bool) -> Batch:
-    """The batch of a request. One that is refused is read to its end all the same, so that its sender hears why."""
+    """Read the batch of a request.
+
+    A request that is refused is read to its end as well; otherwise its sender would not receive the answer.
+    """
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -133,19 +135,25 @@ async def _read(request: Request, limits: Limits, busy: bool) -> Batch:
         batch = protocol.unpack_batch(b"".join(chunks))
     except ValueError as error:
         raise RefusedError(400, protocol.REFUSED, str(error)) from error
-    if len(batch.images) > limits.images:
+    count = len(batch.images)
+    if count > limits.images:
         raise RefusedError(
             413,
             protocol.TOO_LARGE,
-            f"a batch of {len(batch.images)} images is more than the server takes, {limits.images} (--max-images)",
+            f"a batch of {count} images is more than the server takes, {limits.images} (--max-images)",
         )
     return batch
 
 
-async def _score(lane: RewardWorker, batch: Batch, request: Request) -> tuple[Tensor, BaseException | None]:
-    """What `RewardWorker.attempt` gives for a batch, in its turn; dropped if its sender goes away before that."""
-    answer = asyncio.wrap_future(lane.executor.submit(lane.attempt, batch))
-    gone = asyncio.ensure_future(request.receive())  # all of the body is read: this waits for a disconnection
+async def _score(worker: RewardWorker, batch: Batch, request: Request) -> tuple[Tensor, BaseException | None]:
+    """Return the result of `RewardWorker.attempt` for a batch.
+
+    The call waits for its turn, and is dropped if the client disconnects before that.
+    """
+    answer = asyncio.wrap_future(worker.executor.submit(worker.attempt, batch))
+    gone = asyncio.ensure_future(
+        request.receive()
+    )  # the body has been read, so this waits for a disconnection
     try:
         first: set[asyncio.Future[Any]] = {answer, gone}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)

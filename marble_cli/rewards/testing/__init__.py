@@ -1,1 +1,1 @@
-"""Check a reward against the contract, and scaffold a new one."""
+"""Check rewards against the plugin contract, and create new ones."""

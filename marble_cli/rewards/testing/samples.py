@@ -1,4 +1,4 @@
-"""Pictures and prompts to try a reward on, always the same."""
+"""Make the pictures and prompts on which rewards are checked."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +15,10 @@ SIDE = 64  # pixels of a sample picture
 
 
 def sample_batch(requires: Sequence[str]) -> Batch:
-    """Six pictures with prompts whose metadata has the keys `requires`, always the same.
+    """Return six pictures with prompts whose metadata has the keys `requires`, the same in every call.
 
-    Pictures are uint8 [6, 3, 64, 64]: flat, a gradient, noise, and rectangles on a ground. Prompts come in turn from
-    the embedded prompt files that have such metadata.
+    The pictures are uint8 [6, 3, 64, 64]: flat, a gradient, noise, and rectangles on a background. The
+    prompts are taken in turn from the embedded prompt files that have such metadata.
 
     Raises:
         ConfigError: no embedded prompt has these keys.
@@ -38,7 +38,7 @@ def sample_batch(requires: Sequence[str]) -> Batch:
 
 
 def _embedded_prompts() -> list[list[dict[str, Any]]]:
-    """Held-out rows of each embedded prompt source."""
+    """Read the held-out rows of each embedded prompt source."""
     folder = files("marble_cli") / "assets" / "tiny" / "prompts"
     if not folder.is_dir():
         raise ConfigError(
@@ -50,7 +50,7 @@ def _embedded_prompts() -> list[list[dict[str, Any]]]:
 
 
 def _pictures() -> Iterator[Tensor]:
-    """Six pictures uint8 [3, 64, 64]."""
+    """Yield six pictures uint8 [3, 64, 64]."""
     ramp = torch.linspace(0, 255, SIDE)
     flat = torch.tensor([200.0, 90.0, 40.0])[:, None, None].expand(3, SIDE, SIDE)
     yield flat.byte()

@@ -1,4 +1,4 @@
-"""A plugin distribution to begin from, filled in from the templates in assets/plugin."""
+"""Create a plugin distribution from the templates in assets/plugin."""
 
 import keyword
 import re
@@ -17,23 +17,23 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
 SUFFIX = ".template"
 
 
-def write(name: str, output: Path | None) -> Path:
+def write_plugin(name: str, output: Path | None) -> Path:
     """Write the plugin distribution of a reward.
 
     Args:
         name: of the reward, e.g. sharpness.
-        output: folder to write, which must not exist or be empty; None is marble-reward-NAME.
+        output: folder to write, which must be new or empty; None is marble-reward-NAME.
 
     Returns:
         The folder.
 
     Raises:
-        RequestError: the name cannot be used or is taken, or the folder holds something.
+        RequestError: the name is invalid or taken, or the folder is not empty.
     """
     if not NAME.fullmatch(name) or keyword.iskeyword(name):
         raise RequestError(
-            f"{name!r} cannot be a reward's name. Expected lower-case letters, digits and underscores after a letter, 50 "
-            "at most, e.g. sharpness."
+            f"{name!r} cannot be a reward's name. Expected a lower-case letter, then lower-case letters, "
+            "digits and underscores, 50 characters at most, e.g. sharpness."
         )
     if name in installed():
         raise RequestError(f"there is a reward {name!r} already, of {origin(name)}. Choose another name.")
@@ -45,10 +45,8 @@ def write(name: str, output: Path | None) -> Path:
             f"{folder} exists and is not overwritten. Choose another folder with --output DIR."
         )
     package = f"marble_reward_{name}"
-    values = {
-        "name": name, "distribution": distribution, "package": package,
-        "class": "".join(part.capitalize() for part in name.split("_")),
-    }  # fmt: skip
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    values = {"name": name, "distribution": distribution, "package": package, "class": class_name}
     for path, template in _templates(files("marble_cli") / "assets" / "plugin"):
         target = folder / path.replace("package", package, 1).removesuffix(SUFFIX)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +55,7 @@ def write(name: str, output: Path | None) -> Path:
 
 
 def _templates(folder: Traversable, below: str = "") -> Iterator[tuple[str, Traversable]]:
-    """Every template with its path, relative to the folder of all."""
+    """Yield every template with its path relative to the top folder."""
     for entry in sorted(folder.iterdir(), key=lambda e: e.name):
         if entry.is_dir():
             yield from _templates(entry, f"{below}{entry.name}/")

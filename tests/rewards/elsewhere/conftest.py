@@ -18,16 +18,16 @@ Serve = Callable[..., str]
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """A function that serves rewards and returns their address: `serve({"name": Reward(...)}, token=..., images=...)`."""
+    """Serve rewards and return the URL: `serve({"name": RewardConfig(...)}, token=..., images=...)`."""
     monkeypatch.delenv("MARBLE_REWARD_TOKEN", raising=False)
     with ExitStack() as stack:
 
         def start(rewards: Mapping[str, RewardConfig], token: str | None = None, **limits: int) -> str:
-            lanes = {
+            workers = {
                 name: stack.enter_context(closing(RewardWorker(name, settings, maker(name, settings, "cpu"))))
                 for name, settings in rewards.items()
             }
-            app = build_app(lanes, dict.fromkeys(lanes, "samples 1.0"), token, Limits(**limits))
+            app = build_app(workers, dict.fromkeys(workers, "samples 1.0"), token, Limits(**limits))
             server = uvicorn.Server(
                 uvicorn.Config(app, port=0, log_level="warning", lifespan="off", ws="none")
             )
@@ -44,7 +44,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
 @pytest.fixture
 def at(serve: Serve) -> Callable[..., RewardConfig]:
-    """A function that serves the plugin `mine` and gives the settings of a run that uses it."""
+    """Serve the plugin `mine` and return the settings of a run that uses it."""
 
     def make(served: Mapping[str, Any] | None = None, **asking: Any) -> RewardConfig:
         return RewardConfig(

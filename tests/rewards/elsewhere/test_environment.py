@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from marble_cli.rewards.elsewhere.environment import _requirement
+from marble_cli.rewards.elsewhere.environment import _same_distribution
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from marble_cli.rewards.elsewhere.environment import _requirement
         ),
     ],
 )
-def test_where_a_distribution_is_from(
+def test_pip_installs_a_distribution_from_its_origin(
     direct: dict[str, Any] | None, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "a source"
@@ -41,5 +41,5 @@ def test_where_a_distribution_is_from(
     if direct is not None:
         url = direct["url"].format(folder=str(folder).replace(" ", "%20"))
         (site / "judges-1.5.dist-info" / "direct_url.json").write_text(json.dumps({**direct, "url": url}))
-    found = _requirement(distribution("judges"), "[serve]")
+    found = _same_distribution(distribution("judges"), "[serve]")
     assert found == [word.format(folder=folder) for word in expected]

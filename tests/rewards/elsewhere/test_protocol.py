@@ -17,11 +17,11 @@ from marble_cli.rewards.elsewhere.protocol import (
     pack_scores,
     unpack_batch,
     unpack_scores,
-)  # fmt: skip
+)
 from marble_cli.rewards.testing.samples import sample_batch
 
 
-def test_a_batch() -> None:
+def test_a_batch_survives_the_wire() -> None:
     batch = sample_batch(())
     prompts = ['"quoted"\n\t', "", "看板 🚦", *batch.prompts[3:]]
     batch = batch._replace(prompts=prompts, images=batch.images.to(memory_format=torch.channels_last))
@@ -32,7 +32,7 @@ def test_a_batch() -> None:
     assert arrived.metadata == batch.metadata
 
 
-def test_scores_to_the_last_bit() -> None:
+def test_scores_survive_the_wire_to_the_last_bit() -> None:
     bits = np.random.default_rng(0).integers(0, 2**64, 4096, dtype=np.uint64)  # NaNs with payloads among them
     special = [0.0, -0.0, np.nan, np.inf, -np.inf, 5e-324, 0.1, 1 / 3, np.nextafter(1, 2)]
     bits = np.concatenate([bits, np.array(special).view(np.uint64)])
@@ -50,7 +50,7 @@ def test_scores_to_the_last_bit() -> None:
         Declaration(range=(float("-inf"), 1.0)),
     ],
 )
-def test_a_declaration(declaration: Declaration) -> None:
+def test_a_declaration_survives_the_wire(declaration: Declaration) -> None:
     assert declaration_from_json(declaration_to_json(declaration)) == declaration
 
 
@@ -81,7 +81,7 @@ def test_foreign_bytes_are_refused(data: bytes, said: str) -> None:
         unpack_batch(data)
 
 
-def test_why_a_score_failed() -> None:
+def test_the_reason_of_a_failure_survives_the_wire() -> None:
     scores, reason = unpack_scores(pack_scores(torch.tensor([1.0, torch.inf]), "ValueError: „warum“"))
     assert scores.tolist() == [1.0, float("inf")]
     assert reason == "ValueError: „warum“"
@@ -92,12 +92,12 @@ def test_foreign_scores_are_refused() -> None:
         unpack_scores(b"<html>")
 
 
-def test_metadata_that_json_cannot_say_is_no_batch() -> None:
+def test_metadata_outside_json_is_refused() -> None:
     with pytest.raises(TypeError):
         pack_batch(Batch(PICTURE, [""], [{"what": object()}]))
 
 
-def test_a_token_fits_a_header() -> None:
+def test_a_token_that_no_header_can_hold_is_refused() -> None:
     assert authorization("a b") == "Bearer a b"
     with pytest.raises(ConfigError, match="no space at its ends"):
         authorization("secret ")  # a header's value loses it on its way

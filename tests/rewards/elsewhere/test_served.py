@@ -1,11 +1,8 @@
-"""A served reward is the reward itself, and what is refused says why."""
+"""A served reward scores, declares and fails as one in this process does."""
 
-import json
-import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +12,17 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import RewardConfig
-from marble_cli.errors import ConfigError, RewardError, UnreachableError
+from marble_cli.errors import RewardError
 from marble_cli.rewards.conformance import Outcome, run_checks
 from marble_cli.rewards.elsewhere import protocol
-from marble_cli.rewards.elsewhere.client import Address, connect, examine, is_loopback, reaches_here
 from marble_cli.rewards.elsewhere.locate import declare, maker
-from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
+from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rewards.testing.samples import sample_batch
+from tests.rewards.elsewhere.scoring import score, submit
 
 Install = Callable[..., None]
 Serve = Callable[..., str]
 At = Callable[..., RewardConfig]
-
-
-def submit(scorer: Scorer, images: Tensor, prompts: Sequence[str]) -> Scores:
-    n = len(images)
-    return scorer.submit(images, prompts, [{"text": "x", "n": i} for i in range(n)], [""] * n).result()
-
-
-def score(settings: RewardConfig, images: Tensor, prompts: Sequence[str]) -> Scores:
-    with open_scorer({"mine": settings}, "cpu") as scorer:
-        return submit(scorer, images, prompts)
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -43,9 +30,10 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("plugin", "options"), [("brightness", {}), ("by_keyword", {}), ("Network", {}), ("Scaled", {"scale": 1 / 3})]
-)  # fmt: skip
-def test_scores_are_those_of_this_process_to_the_last_bit(
+    ("plugin", "options"),
+    [("brightness", {}), ("by_keyword", {}), ("Network", {}), ("Scaled", {"scale": 1 / 3})],
+)
+def test_served_scores_equal_local_ones_to_the_last_bit(
     install: Install, at: At, plugin: str, options: dict[str, Any]
 ) -> None:
     install(mine=plugin)
@@ -67,7 +55,7 @@ def test_three_outcomes_are_kept_apart(install: Install, at: At) -> None:
     assert scores.values[0, [0, 4]].tolist() == [0.1, -2.0]
 
 
-def test_a_failure_in_the_place_of_a_score_keeps_its_reason(install: Install, at: At) -> None:
+def test_an_exception_in_the_answer_keeps_its_reason(install: Install, at: At) -> None:
     install(mine="FailsInPart")
     with open_scorer({"mine": at(max_failed=0.2)}, "cpu") as scorer:
         scores = submit(scorer, sample_batch(()).images[:4], ["0.1", "dunno", "nan", "-2"])
@@ -80,7 +68,7 @@ def test_a_failure_in_the_place_of_a_score_keeps_its_reason(install: Install, at
             scorer.check(scores)
 
 
-def test_the_declaration_is_the_server_s(install: Install, at: At) -> None:
+def test_the_declaration_comes_from_the_server(install: Install, at: At) -> None:
     install(mine="Scaled")
     settings = at({"options": {"scale": 2.0}})
     install()  # nothing is installed on the run's side
@@ -100,7 +88,7 @@ def test_a_served_reward_passes_the_checks(install: Install, at: At) -> None:
     reward.close()
 
 
-def test_what_a_plugin_raises_is_told_and_retried(install: Install, at: At) -> None:
+def test_an_error_of_the_plugin_is_retried_and_reported(install: Install, at: At) -> None:
     install(mine="Raises")
     images = sample_batch(()).images
     assert score(at({"options": {"times": 2}}, retries=2), images, [""] * 6).applicable.all()
@@ -120,7 +108,7 @@ def test_a_plugin_that_exits_does_not_end_the_server(install: Install, at: At) -
     for _ in range(2):
         with open_scorer({"mine": settings}, "cpu") as scorer:
             assert submit(scorer, sample_batch(()).images, [""] * 6).failed.all()
-            assert scorer.lanes[0].error == "RemoteError: RuntimeError: SystemExit(3)"
+            assert scorer.workers[0].error == "RemoteError: RuntimeError: SystemExit(3)"
 
 
 @pytest.mark.parametrize(
@@ -132,13 +120,15 @@ def test_a_broken_contract_stops_the_run(install: Install, at: At, kind: str, sa
         score(at({"options": {"kind": kind}}), sample_batch(()).images, [""] * 6)
 
 
-def test_a_call_that_hangs_at_the_server_is_made_again(install: Install, at: At, tmp_path: Path) -> None:
+def test_a_call_that_hangs_on_the_server_is_retried(install: Install, at: At, tmp_path: Path) -> None:
     install(mine="Hangs")
     settings = at({"options": {"marker": str(tmp_path / "marker")}, "timeout": 0.3}, timeout=5.0)
     assert score(settings, sample_batch(()).images, [""] * 6).applicable.all()
 
 
-def test_a_server_that_does_not_answer_in_time_is_given_up(install: Install, at: At, tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_in_time_fails_the_batch(
+    install: Install, at: At, tmp_path: Path
+) -> None:
     install(mine="Waits")
     marker = tmp_path / "marker"
     settings = at({"options": {"marker": str(marker)}}, timeout=0.3, retries=0)
@@ -148,7 +138,7 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(install: Install, at:
         assert submit(scorer, sample_batch(()).images, [""] * 6).applicable.all()
 
 
-def test_one_call_at_a_time_and_not_too_many_wait(install: Install, serve: Serve, tmp_path: Path) -> None:
+def test_calls_beyond_the_waiting_limit_are_refused(install: Install, serve: Serve, tmp_path: Path) -> None:
     install(mine="Waits", quick="brightness")
     marker = tmp_path / "marker"
     waits = RewardConfig(plugin="mine", options={"marker": str(marker)})
@@ -176,194 +166,14 @@ def test_one_call_at_a_time_and_not_too_many_wait(install: Install, serve: Serve
     assert [answer.status_code for answer in answers] == [503, 503, 200, 200, 200]
 
 
-# Who may ask, and for how much
-
-
-def test_a_token_is_needed_everywhere(
-    install: Install, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(mine="brightness")
-    url = serve({"mine": RewardConfig(plugin="mine")}, token="secret")
-    settings = RewardConfig(plugin="mine", url=url)
-    batch = sample_batch(())
-    for headers in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "secret"}):
-        assert httpx.get(f"{url}/health", headers=headers).status_code == 401
-        answer = httpx.post(f"{url}/score/mine", headers=headers, content=protocol.pack_batch(batch))
-        assert answer.status_code == 401
-    with pytest.raises(ConfigError, match=r"does not accept a request without a token.*MARBLE_REWARD_TOKEN"):
-        declare("mine", settings)
-    monkeypatch.setenv("MARBLE_REWARD_TOKEN", "wrong")
-    with pytest.raises(ConfigError, match="does not accept the token"):
-        declare("mine", settings)
-    monkeypatch.setenv("OF_MINE", "secret")
-    settings.token_env = "OF_MINE"
-    assert score(settings, batch.images, batch.prompts).applicable.all()
-    monkeypatch.setenv("MARBLE_REWARD_TOKEN", "secret")
-    settings.token_env = None
-    assert score(settings, batch.images, batch.prompts).applicable.all()
-    settings.token_env = "NOWHERE"
-    with pytest.raises(ConfigError, match="token_env=NOWHERE: no such variable"):
-        declare("mine", settings)
-    assert "secret" not in repr(Address(url, "secret"))
-
-
-@pytest.mark.parametrize(
-    ("limits", "said"),
-    [
-        ({"images": 5}, r"a batch of 6 images is more than the server takes, 5 \(--max-images\)"),
-        ({"bytes": 70000}, r"a batch of \d+ bytes is more than the server takes, 70000 \(--max-bytes\)"),
-    ],
-)
-def test_a_batch_that_is_too_large_stops_the_run(
-    install: Install, serve: Serve, limits: dict[str, int], said: str
-) -> None:
-    install(mine="brightness")
-    url = serve({"mine": RewardConfig(plugin="mine")}, **limits)
-    settings = RewardConfig(plugin="mine", url=url)
-    batch = sample_batch(())
-    assert score(settings, batch.images[:5], batch.prompts[:5]).applicable.all()
-    with pytest.raises(RewardError, match=said):
-        score(settings, batch.images, batch.prompts)
-
-    def pieces() -> Any:  # without a Content-Length
-        data = protocol.pack_batch(batch)
-        yield from (data[i : i + 1000] for i in range(0, len(data), 1000))
-
-    assert httpx.post(f"{url}/score/mine", content=pieces()).status_code == 413
-
-
-def test_no_proxy_stands_before_a_server_of_this_machine(
-    install: Install, at: At, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(mine="brightness")
-    settings = at()
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    batch = sample_batch(())
-    assert score(settings, batch.images, batch.prompts).applicable.all()
-
-
-def test_what_is_no_batch_is_refused(install: Install, serve: Serve) -> None:
-    install(mine="brightness")
-    url = serve({"mine": RewardConfig(plugin="mine")})
-    answer = httpx.post(f"{url}/score/mine", content=b"\x80\x04.")
-    assert (answer.status_code, answer.json()["error"]["kind"]) == (400, "refused")
-    answer = httpx.post(f"{url}/score/other", content=b"")
-    assert (answer.status_code, answer.json()["error"]["message"]) == (
-        404,
-        "'other' is not served here; mine is",
-    )
-    assert httpx.get(f"{url}/openapi.json").status_code == 404
-
-
-def test_a_client_that_goes_while_it_sends_takes_no_place(
-    capsys: pytest.CaptureFixture[str], install: Install, serve: Serve
-) -> None:
-    install(mine="brightness")
-    url = serve({"mine": RewardConfig(plugin="mine")}, waiting=1)
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as client:
-        client.sendall(b"POST /score/mine HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nabc")
-        body = protocol.pack_batch(sample_batch(()))
-        while httpx.post(f"{url}/score/mine", content=body).status_code != 503:
-            time.sleep(0.01)  # it has not been read yet
-    deadline = time.monotonic() + 10
-    while (status := httpx.post(f"{url}/score/mine", content=body).status_code) == 503:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert status == 200
-    assert not capsys.readouterr().err
-
-
-def test_what_a_server_lacks_is_named(install: Install, serve: Serve) -> None:
-    install(mine="brightness")
-    url = serve({"mine": RewardConfig(plugin="mine")})
-    with pytest.raises(ConfigError, match=r"does not serve 'min'; did you mean 'mine'\? Known: mine"):
-        connect("x", "min", Address(url, None), 1.0)
-    with pytest.raises(ConfigError, match="is no reward server"):
-        connect("x", "mine", Address(f"{url}/score", None), 1.0)
-    assert httpx.get(f"{url}/health").json()["rewards"]["mine"]["origin"] == "samples 1.0"
-
-
-@pytest.mark.parametrize(
-    ("health", "said"),
-    [
-        ({"service": "marble-rewards", "protocol": 99, "marble": "9.0", "rewards": {}}, r"protocol 99 \(marble 9.0\), this marble 1"),
-        ({"service": "another"}, "is no reward server"),
-        ([], "is no reward server"),
-    ],
-)  # fmt: skip
-def test_a_server_of_another_kind_is_named(health: Any, said: str) -> None:
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps(health).encode())
-
-        def log_message(self, *what: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Answers) as server:
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        with pytest.raises(ConfigError, match=said):
-            connect("x", "mine", Address(f"http://127.0.0.1:{server.server_port}", None), 1.0)
-        thread.join()
-
-
-def test_nobody_there_is_said() -> None:
-    with pytest.raises(
-        UnreachableError, match=r"rewards.x.url=http://127.0.0.1:9: no reward server can be reached"
-    ):
-        connect("x", "mine", Address("http://127.0.0.1:9", None), 1.0)
-
-
-def test_loopback() -> None:
-    assert all(is_loopback(host) for host in ("localhost", "127.0.0.1", "127.8.9.1", "::1"))
-    assert not any(
-        is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org")
-    )
-
-
-@pytest.mark.parametrize(
-    ("host", "here"),
-    [
-        ("127.0.0.1", True),
-        ("127.9.9.9", True),
-        ("::1", True),
-        ("::1%lo", True),
-        ("::ffff:127.0.0.1", True),
-        ("0.0.0.0", True),
-        ("::", True),
-        ("LocalHost.", True),
-        ("far.localhost", True),
-        ("localhost.example", False),
-        ("notlocalhost", False),
-        ("10.0.0.1", False),
-        ("::ffff:10.0.0.1", False),
-        ("", False),
-    ],
-)
-def test_which_hosts_no_proxy_stands_before(host: str, here: bool) -> None:
-    assert reaches_here(host) is here
-
-
-@pytest.mark.parametrize(
-    ("url", "proxy"),
-    [
-        ("http://[::1", None),
-        ("http://far:port", None),
-        ("ftp://far", None),
-        ("http://far:80\x00", None),
-        ("http://far", "socks9://far"),
-    ],
-)
-def test_an_address_or_proxy_of_no_use_is_refused(
-    monkeypatch: pytest.MonkeyPatch, url: str, proxy: str | None
-) -> None:
-    for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    if proxy:
-        monkeypatch.setenv("HTTP_PROXY", proxy)
-    with pytest.raises(ConfigError, match="rewards.mine.url=.*no request can be made"):
-        examine("mine", "mine", Address(url, None))
+def test_metadata_of_another_type_fails_its_image_alone(install: Install, at: At) -> None:
+    install(mine="ReadsText")
+    settings = at(max_failed=0.5)
+    install()  # the types come from the server's declaration
+    metadata: list[dict[str, Any]] = [{"text": "abc"}, {"text": 13}, {}]
+    with open_scorer({"mine": settings}, "cpu") as scorer:
+        scores = scorer.submit(sample_batch(()).images[:3], ["a", "b", "c"], metadata, [""] * 3).result()
+        assert scorer.workers[0].error == "prompt 'b': metadata text=13: expected a string"
+    assert scores.applicable.tolist() == [[True, False, False]]
+    assert scores.failed.tolist() == [[False, True, False]]
+    assert scores.values[0, 0].item() == 3.0

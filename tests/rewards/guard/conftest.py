@@ -20,8 +20,8 @@ NUMBERS = itertools.count()
 def write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Write]:
     """A function that writes and installs a module with the reward `Reward`, and returns its name.
 
-    `write(imported="...", built="...", called="...")` has it execute statements when it is imported, built and called;
-    `write(source="...")` gives the module whole.
+    `write(imported="...", built="...", called="...")` makes it run statements when it is imported, built and
+    called; `write(source="...")` writes the source as it is.
     """
     monkeypatch.syspath_prepend(str(tmp_path))
     entries = dict(installed())
@@ -44,7 +44,8 @@ def module(imported: str, built: str, called: str) -> str:
         return textwrap.indent(textwrap.dedent(code).strip() or "pass", " " * 8)
 
     return f'''
-import ctypes, gc, locale, logging, multiprocessing, os, random, signal, socket, subprocess, sys, threading, time, warnings
+import ctypes, gc, locale, logging, multiprocessing, os, random, signal
+import socket, subprocess, sys, threading, time, warnings
 import numpy as np
 import torch
 

@@ -1,4 +1,4 @@
-"""Signals, forks, threads and exits of a plugin: the run's handlers hold, its children are no runs, and Ctrl+C is heard."""
+"""Signals, forks, threads and exits of a plugin do not reach the run, and Ctrl+C does."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def interrupt() -> Iterator[Interrupt]:
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])",
     ],
 )
-def test_the_run_s_handlers_hold(
+def test_a_plugin_cannot_replace_the_run_s_signal_handlers(
     write: Write, interrupt: Interrupt, caplog: pytest.LogCaptureFixture, stage: str, change: str
 ) -> None:
     kept = [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGPIPE)]
@@ -63,7 +63,7 @@ def test_the_run_s_handlers_hold(
     assert f"reward {name}, when it was {stage}, changed the handling of signals (" in caplog.text
 
 
-def test_handlers_are_set_once_more(interrupt: Interrupt) -> None:
+def test_arming_again_restores_the_handlers_of_the_run(interrupt: Interrupt) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     interrupt.arm()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -71,10 +71,10 @@ def test_handlers_are_set_once_more(interrupt: Interrupt) -> None:
 
 
 @pytest.mark.parametrize("stage", ["imported", "built", "called"])
-def test_a_pool_of_processes(write: Write, interrupt: Interrupt, stage: str) -> None:
+def test_a_reward_may_use_a_pool_of_processes(write: Write, interrupt: Interrupt, stage: str) -> None:
     name = write(**{stage: POOL})
     with open_scorer({name: RewardConfig(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
-        assert score(scorer).applicable.all(), scorer.lanes[0].error
+        assert score(scorer).applicable.all(), scorer.workers[0].error
     assert interrupt.exit_code is None
 
 
@@ -97,7 +97,7 @@ def test_a_signal_ends_a_child_and_not_the_run(
     """
     name = write(called=called, imported="seen = []")
     with open_scorer({name: RewardConfig(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
-        assert score(scorer).applicable.all(), scorer.lanes[0].error
+        assert score(scorer).applicable.all(), scorer.workers[0].error
     [status] = sys.modules[name].seen
     expected = {signal.SIGINT: 9 << 8}  # KeyboardInterrupt, and what the child does then
     assert status == expected.get(number, int(number))
@@ -124,7 +124,7 @@ def test_a_forked_child_ends_with_the_plugin_s_code(write: Write, stage: str, co
     work = f"child = os.fork()\nif child:\n    seen.append(os.waitpid(child, 0)[1])\nelse:\n    {code}"
     name = write(**{stage: work}, imported="seen = []")
     with open_scorer({name: RewardConfig(plugin=name, timeout=60, retries=0)}, "cpu") as scorer:
-        assert score(scorer).applicable.all(), scorer.lanes[0].error
+        assert score(scorer).applicable.all(), scorer.workers[0].error
     assert sys.modules[name].seen == [status << 8]
 
 
@@ -145,14 +145,14 @@ def test_an_exit_is_the_reward_s_failure(write: Write, code: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["imported", "built"])
-def test_ctrl_c_is_heard(write: Write, stage: str) -> None:
+def test_ctrl_c_during_a_build_interrupts(write: Write, stage: str) -> None:
     name = write(**{stage: "os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(1)"})
     with pytest.raises(KeyboardInterrupt):
         build(name, name, {}, "cpu")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_what_a_build_says_is_wrong_is_said(write: Write) -> None:
+def test_an_error_of_a_build_is_in_the_message(write: Write) -> None:
     name = write(built="raise OSError('no weights')")
     with pytest.raises(ConfigError, match="no weights"):
         build(name, name, {}, "cpu")
@@ -224,7 +224,7 @@ class Reward:
 
 @pytest.fixture
 def pooled(tmp_path: Path) -> Path:
-    """A folder that offers, to a Python that is started in it, the reward `pooled`, which has processes of its own."""
+    """A folder in which Python finds the installed reward `pooled`, which has processes of its own."""
     (tmp_path / "pooled.py").write_text(POOLED)
     offered = tmp_path / "pooled-1.0.dist-info"
     offered.mkdir()
@@ -241,15 +241,16 @@ def none_is_left(folder: Path) -> None:
     assert len(workers) == 4
 
 
-def test_a_process_whose_reward_has_pools_ends_and_leaves_nobody_behind(pooled: Path) -> None:
+def test_a_process_whose_reward_has_pools_ends_with_its_workers(pooled: Path) -> None:
     code = """
 import torch
-from marble_cli.config.schema import Reward
+from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.interrupts import Interrupt
-with Interrupt(), open_scorer({"pooled": Reward(plugin="pooled", timeout=60, retries=0)}, "cpu") as scorer:
+settings = RewardConfig(plugin="pooled", timeout=60, retries=0)
+with Interrupt(), open_scorer({"pooled": settings}, "cpu") as scorer:
     scores = scorer.submit(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [""], [{}], [""]).result()
-    assert scores.applicable.all(), scorer.lanes[0].error
+    assert scores.applicable.all(), scorer.workers[0].error
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=pooled, capture_output=True, text=True, timeout=120
@@ -271,7 +272,7 @@ def test_a_server_whose_reward_has_pools_scores_and_ends(
         with open_scorer(
             {"far": RewardConfig(plugin="pooled", url=url, timeout=60, retries=0)}, "cpu"
         ) as scorer:
-            assert score(scorer).applicable.all(), scorer.lanes[0].error
+            assert score(scorer).applicable.all(), scorer.workers[0].error
         server.terminate()
         assert server.wait(30) == 143
     none_is_left(pooled)

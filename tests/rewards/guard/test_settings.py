@@ -26,49 +26,121 @@ Write = Callable[..., str]
 
 # How a plugin changes it, how to see it, and what the warning says.
 EVERYWHERE: list[tuple[str, Callable[[], Any], str]] = [
-    ("torch.set_default_dtype(torch.float64)", torch.get_default_dtype, "the default dtype (torch.float32 -> torch.float64)"),
+    (
+        "torch.set_default_dtype(torch.float64)",
+        torch.get_default_dtype,
+        "the default dtype (torch.float32 -> torch.float64)",
+    ),
     ("torch.set_default_device('meta')", torch.get_default_device, "the default device (cpu -> meta)"),
     ("torch.set_grad_enabled(not torch.is_grad_enabled())", torch.is_grad_enabled, "gradients ("),
-    ("global held; held = torch.inference_mode(not torch.is_inference_mode_enabled()); held.__enter__()",
-     torch.is_inference_mode_enabled, "inference mode ("),  # and gradients
-    ("torch.autocast('cpu', torch.bfloat16).__enter__()", lambda: torch.is_autocast_enabled("cpu"), "autocast"),
-    ("torch.use_deterministic_algorithms(True)", torch.are_deterministic_algorithms_enabled, "deterministic algorithms"),
-    ("torch.use_deterministic_algorithms(True, warn_only=True)",
-     torch.is_deterministic_algorithms_warn_only_enabled, "deterministic algorithms"),
+    (
+        "global held; held = torch.inference_mode(not torch.is_inference_mode_enabled()); held.__enter__()",
+        torch.is_inference_mode_enabled,
+        "inference mode (",
+    ),  # and gradients
+    (
+        "torch.autocast('cpu', torch.bfloat16).__enter__()",
+        lambda: torch.is_autocast_enabled("cpu"),
+        "autocast",
+    ),
+    (
+        "torch.use_deterministic_algorithms(True)",
+        torch.are_deterministic_algorithms_enabled,
+        "deterministic algorithms",
+    ),
+    (
+        "torch.use_deterministic_algorithms(True, warn_only=True)",
+        torch.is_deterministic_algorithms_warn_only_enabled,
+        "deterministic algorithms",
+    ),
     ("torch.backends.cudnn.benchmark = True", lambda: torch.backends.cudnn.benchmark, "cuDNN's settings"),
-    ("torch.backends.cudnn.deterministic = True", lambda: torch.backends.cudnn.deterministic, "cuDNN's settings"),
+    (
+        "torch.backends.cudnn.deterministic = True",
+        lambda: torch.backends.cudnn.deterministic,
+        "cuDNN's settings",
+    ),
     ("torch.backends.cudnn.enabled = False", lambda: torch.backends.cudnn.enabled, "cuDNN's settings"),
-    ("torch.set_float32_matmul_precision('medium')", torch.get_float32_matmul_precision, "the precision of float32 products"),
-    ("torch.backends.cuda.matmul.allow_tf32 = True", lambda: torch.backends.cuda.matmul.allow_tf32,
-     "the precision of float32 products"),
-    ("torch.backends.cudnn.allow_tf32 = False", lambda: torch.backends.cudnn.allow_tf32, "the precision of float32 products"),
+    (
+        "torch.set_float32_matmul_precision('medium')",
+        torch.get_float32_matmul_precision,
+        "the precision of float32 products",
+    ),
+    (
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        lambda: torch.backends.cuda.matmul.allow_tf32,
+        "the precision of float32 products",
+    ),
+    (
+        "torch.backends.cudnn.allow_tf32 = False",
+        lambda: torch.backends.cudnn.allow_tf32,
+        "the precision of float32 products",
+    ),
     ("torch.backends.fp32_precision = 'tf32'", _read_precision, "the precision of float32 products"),
-    ("torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False",
-     lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction, "the precision of sums"),
+    (
+        "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False",
+        lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        "the precision of sums",
+    ),
     ("torch.autograd.set_detect_anomaly(True)", torch.is_anomaly_enabled, "autograd's search for anomalies"),
     ("torch.set_num_threads(torch.get_num_threads() + 2)", torch.get_num_threads, "the number of threads"),
-    ("torch.set_flush_denormal(True)", lambda: sys.float_info.min / 2 == 0, "the flushing of denormal numbers"),
+    (
+        "torch.set_flush_denormal(True)",
+        lambda: sys.float_info.min / 2 == 0,
+        "the flushing of denormal numbers",
+    ),
     ("np.seterr(all='raise')", np.geterr, "numpy's treatment of errors"),
-    ("torch.manual_seed(7)", lambda: (torch.initial_seed(), torch.get_rng_state().tolist()), "torch's random numbers"),
+    (
+        "torch.manual_seed(7)",
+        lambda: (torch.initial_seed(), torch.get_rng_state().tolist()),
+        "torch's random numbers",
+    ),
     ("os.chdir('/')", os.getcwd, "the working directory"),
-    ("logging.disable(logging.CRITICAL)", lambda: logging.root.manager.disable, "the level up to which logging is off"),
+    (
+        "logging.disable(logging.CRITICAL)",
+        lambda: logging.root.manager.disable,
+        "the level up to which logging is off",
+    ),
     ("socket.setdefaulttimeout(0.5)", socket.getdefaulttimeout, "the timeout of sockets"),
-]  # fmt: skip
+]
 IN_QUIET: list[tuple[str, Callable[[], Any], str]] = [
     ("random.seed(7)", random.getstate, "Python's random numbers"),
     ("np.random.seed(7)", lambda: repr(np.random.get_state()), "numpy's random numbers"),  # noqa: NPY002
-    ("torch.backends.cuda.enable_flash_sdp(False)", torch.backends.cuda.flash_sdp_enabled, "the attention kernels"),
-    ("os.environ['WANDB_MODE'] = 'disabled'", lambda: os.environ.get("WANDB_MODE"), "the environment variables"),
-    ("os.environ['OMP_NUM_THREADS'] = '77'", lambda: os.environ.get("OMP_NUM_THREADS"), "the environment variables"),
+    (
+        "torch.backends.cuda.enable_flash_sdp(False)",
+        torch.backends.cuda.flash_sdp_enabled,
+        "the attention kernels",
+    ),
+    (
+        "os.environ['WANDB_MODE'] = 'disabled'",
+        lambda: os.environ.get("WANDB_MODE"),
+        "the environment variables",
+    ),
+    (
+        "os.environ['OMP_NUM_THREADS'] = '77'",
+        lambda: os.environ.get("OMP_NUM_THREADS"),
+        "the environment variables",
+    ),
     ("os.environ.pop('RANK', None)", lambda: os.environ.get("RANK"), "the environment variables"),
     ("os.umask(0)", lambda: (os.umask(0o22), os.umask(0o22))[1], "the mask of new files' rights"),
-    ("logging.basicConfig(level=0, force=True)", lambda: (logging.root.level, list(logging.root.handlers)), "the run's loggers"),
-    ("logging.getLogger('marble').disabled = True", lambda: logging.getLogger("marble").disabled, "the run's loggers"),
-    ("warnings.filterwarnings('error', 'of that')", lambda: [row for row in warnings.filters if row[0] == "error"], "which warnings"),
+    (
+        "logging.basicConfig(level=0, force=True)",
+        lambda: (logging.root.level, list(logging.root.handlers)),
+        "the run's loggers",
+    ),
+    (
+        "logging.getLogger('marble').disabled = True",
+        lambda: logging.getLogger("marble").disabled,
+        "the run's loggers",
+    ),
+    (
+        "warnings.filterwarnings('error', 'of that')",
+        lambda: [row for row in warnings.filters if row[0] == "error"],
+        "which warnings",
+    ),
     ("locale.setlocale(locale.LC_ALL, 'C')", lambda: locale.setlocale(locale.LC_ALL), "the locale"),
     ("import io; sys.stderr = io.StringIO()", lambda: sys.stderr, "standard error"),
     ("gc.disable()", gc.isenabled, "garbage collection"),
-]  # fmt: skip
+]
 READ = {change: read for change, read, _ in EVERYWHERE}
 
 
@@ -87,7 +159,7 @@ def _start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("stage", ["imported", "built"])
 @pytest.mark.parametrize(("change", "read", "said"), EVERYWHERE + IN_QUIET)
-def test_what_is_changed_at_import_or_build(
+def test_changes_at_import_or_build_are_restored_and_named(
     write: Write,
     caplog: pytest.LogCaptureFixture,
     stage: str,
@@ -106,7 +178,7 @@ def test_what_is_changed_at_import_or_build(
 
 
 @pytest.mark.parametrize(("change", "said"), [(change, said) for change, _, said in EVERYWHERE])
-def test_what_is_changed_in_a_call(
+def test_changes_in_a_call_are_restored_and_named(
     write: Write, caplog: pytest.LogCaptureFixture, change: str, said: str
 ) -> None:
     called = f"seen.append(read())\n{change}\nassert len(seen) > 1 or str(read()) != str(seen[0])"
@@ -116,7 +188,7 @@ def test_what_is_changed_in_a_call(
         plugin = sys.modules[name]
         plugin.read = read  # type: ignore[attr-defined]
         for _ in range(3):
-            assert score(scorer).applicable.all(), scorer.lanes[0].error
+            assert score(scorer).applicable.all(), scorer.workers[0].error
     assert len(plugin.seen) == 3
     assert str(plugin.seen[0]) == str(plugin.seen[2]) or "seed" in change  # in the thread that calls it
     assert read() == here
@@ -144,7 +216,7 @@ def test_a_network_may_be_built(write: Write, caplog: pytest.LogCaptureFixture) 
     assert not caplog.records
 
 
-def test_the_check_fails_with_what_is_left_behind(write: Write) -> None:
+def test_the_check_names_the_settings_left_changed(write: Write) -> None:
     rude = write(imported="torch.set_default_dtype(torch.float64)", called="os.chdir('/')")
     polite = write(
         built="self.x = torch.nn.Linear(4, 4)", called="with torch.no_grad(): self.x(torch.rand(4))"
@@ -173,7 +245,7 @@ def test_the_host_may_change_its_own_settings_in_between(
     assert not caplog.records
 
 
-def test_of_two_that_are_called_at_once_neither_keeps_what_the_other_set(
+def test_rewards_called_at_once_do_not_keep_each_other_s_settings(
     write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     imported = "began, go = threading.Event(), threading.Event()"

@@ -1,0 +1,95 @@
+"""`marble rewards show`."""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from marble_cli.cli.options import Overrides
+from marble_cli.cli.rewards.selection import Name, select_reward
+from marble_cli.redaction import HIDDEN, is_secret, redact
+
+if TYPE_CHECKING:
+    from marble_cli.config.schema import RewardConfig
+    from marble_cli.rewards.api import Declaration
+
+EPILOG = "Example:  marble rewards show ocr"
+
+
+def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
+    """Show what a reward scores, which metadata it requires, and its options."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from marble_cli.output import answering
+
+    out = ctx.with_resource(answering())
+    settings = select_reward(name, overrides)
+    declaration = _declaration(name, settings)
+    requires = ", ".join(declaration.requires)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for label, value in (
+        ("reward", name),
+        ("scores", declaration.summary),
+        *_location_rows(settings),
+        ("applies to", f"prompts with the metadata {requires}" if requires else "every prompt"),
+        (
+            "range",
+            f"{_bound(declaration.range[0], '-∞')} … {_bound(declaration.range[1], '∞')}, higher is better",
+        ),
+        ("needs whole groups", "yes" if declaration.groupwise else "no"),
+        ("license", declaration.license or "not declared"),
+        ("citation", declaration.citation or "not declared"),
+        *_option_rows(settings),
+    ):
+        table.add_row(label, value)
+    Console(file=out, markup=False).print(table)
+
+
+def _declaration(name: str, settings: "RewardConfig") -> "Declaration":
+    from marble_cli.rewards.api import Declaration
+    from marble_cli.rewards.elsewhere.locate import declare
+    from marble_cli.rewards.registry import load_plugin
+
+    if settings.url is not None or settings.isolated:
+        return declare(name, settings)
+    # Options are not checked: a reward may be shown before its required options are chosen.
+    return Declaration.of(load_plugin(settings.plugin))
+
+
+def _bound(value: float | None, unbounded: str) -> str:
+    return unbounded if value is None else f"{value:g}"
+
+
+def _location_rows(settings: "RewardConfig") -> list[tuple[str, str]]:
+    """Name the plugin and the distribution, environment or server that provides it."""
+    from marble_cli.plugins import installed
+    from marble_cli.rewards.registry import origin
+
+    if settings.url is not None:
+        return [("served as", settings.plugin), ("by", settings.url)]
+    if settings.isolated:
+        from marble_cli.rewards.elsewhere.environment import find
+
+        return [("plugin", settings.plugin), ("isolated in", str(find(settings.plugin).folder))]
+    plugin = f"{settings.plugin} = {installed()[settings.plugin].value}"
+    return [("plugin", plugin), ("distribution", origin(settings.plugin))]
+
+
+def _option_rows(settings: "RewardConfig") -> list[tuple[str, str]]:
+    """List the constructor's options, or those that are set where the constructor is in another process."""
+    from marble_cli.rewards.registry import load_plugin, parameters
+
+    if settings.url is not None or settings.isolated:
+        return [(f"option {key}", _shown(key, value)) for key, value in settings.options.items()]
+    rows = []
+    for key, parameter in parameters(load_plugin(settings.plugin)).items():
+        if key not in ("device", "dtype") and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            value = settings.options.get(key, parameter.default)
+            shown = "required" if value is inspect.Parameter.empty else _shown(key, value)
+            rows.append((f"option {key}", shown))
+    return rows
+
+
+def _shown(key: str, value: Any) -> str:
+    return HIDDEN if is_secret(key, value) else redact(repr(value))

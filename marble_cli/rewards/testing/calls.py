@@ -1,0 +1,59 @@
+"""Call a reward with samples, as the checks of the contract and the measurements do."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from marble_cli.errors import RewardError
+from marble_cli.rewards.answers import first_failure, parse_answer
+from marble_cli.rewards.api import Batch
+from marble_cli.rewards.call_thread import copy_batch
+from marble_cli.rewards.registry import Reward
+from marble_cli.rewards.worker import thread_hint
+
+MANY = 24  # images in a large batch
+
+
+class ContractError(Exception):
+    """A reward breaks the contract; the message describes how."""
+
+
+class CheckImpossible(Exception):  # noqa: N818 - no error of the reward
+    """A check cannot be made on this machine or for this reward; the message gives the reason."""
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the message of an error, with its type if the plugin raised it."""
+    if isinstance(error, ContractError | RewardError):
+        return str(error)
+    return f"{type(error).__name__}: {error}{thread_hint(error)}"
+
+
+def score_copy(reward: Reward, batch: Batch) -> Tensor:
+    """Score a copy of the batch, [B] float64, so that a reward that changes it spoils no other check."""
+    return call_reward(reward, copy_batch(batch))
+
+
+def call_reward(reward: Reward, batch: Batch) -> Tensor:
+    """Score a batch, [B] float64, as a worker does.
+
+    Raises:
+        RewardError: the answer is not B numbers.
+        ContractError: the reward failed on an image.
+    """
+    count = len(batch.images)
+    answer = reward.call(batch)
+    if reason := first_failure(answer):
+        raise ContractError(f"it failed on an image: {describe_error(reason)}")
+    return parse_answer(reward.name, answer, count)
+
+
+def select_samples(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Return the samples at `rows`, in that order; a row may be repeated."""
+    prompts, metadata = [batch.prompts[i] for i in rows], [batch.metadata[i] for i in rows]
+    return Batch(batch.images[list(rows)], prompts, metadata)
+
+
+def repeat_samples(batch: Batch) -> Batch:
+    """Return a large batch that repeats the samples of `batch`."""
+    return select_samples(batch, [i % len(batch.prompts) for i in range(MANY)])
