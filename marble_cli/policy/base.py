@@ -1,18 +1,15 @@
-"""Define `Policy`, an image model as training and evaluation see it, and `Family`, what one kind of model adds to it."""
+"""Define `Policy`, an image model that is trained, and `Family`, what one kind of image model adds to it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.diffusers_types import Pipeline
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from marble_cli.policy.diffusers_types import Pipeline, TextEncoder
 
 Adapter = Literal["trained", "behaviour"] | None  # which weights act; None: the frozen model as loaded
 
@@ -39,7 +36,7 @@ class PromptEmbeddings:
 
 @dataclass(frozen=True)
 class RepeatedEmbeddings:
-    """Hold the embeddings of n samples, of which many share a prompt: sample i has row `rows[i]` of `distinct`."""
+    """Hold the embeddings of n samples, many of one prompt: sample i has row `rows[i]` of `distinct`."""
 
     distinct: PromptEmbeddings
     rows: Tensor  # [n] int64, on the embeddings' device
@@ -95,7 +92,7 @@ class Policy(Protocol):
     even_times: bool  # see `Family`
 
     def prepare(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
-        """Encode the prompts and negative prompts of the next steps into the embedding cache, if there is one."""
+        """Encode prompts and negative prompts of later steps into the embedding cache, if there is one."""
         ...
 
     def encode(self, prompts: Sequence[str], *, negative: bool = False) -> PromptEmbeddings:
@@ -153,7 +150,7 @@ class Policy(Protocol):
 class Family(Protocol):
     """How pipelines of one class encode prompts, call their transformer and decode latents."""
 
-    encoders: "tuple[PreTrainedModel, ...]"  # the text encoders
+    encoders: tuple[TextEncoder, ...]  # the text encoders
     latent_shape: tuple[int, int, int]  # (C, H, W)
     even_times: bool  # the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own
     float16: bool  # whether the model's values stay within float16's range
@@ -187,7 +184,10 @@ class Family(Protocol):
         ...
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        """Return d xt / d t [B, C, H, W] for xt = (1 - t) x0 + t noise; inputs have the transformer's dtype."""
+        """Return d xt / d t [B, C, H, W], where xt = (1 - t) x0 + t noise.
+
+        `xt` has the transformer's dtype.
+        """
         ...
 
     def decode(self, x0: Tensor) -> Tensor:

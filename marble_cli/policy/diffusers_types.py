@@ -1,13 +1,16 @@
-"""Declare the members of diffusers' objects that marble uses: diffusers has no types that a checker could read.
+"""Declare the members of diffusers' objects that marble uses; a type checker cannot read diffusers itself.
 
-`Transformer` and `Autoencoder` are classes, because a protocol cannot extend `nn.Module`. None is ever created.
+`Transformer` and `Autoencoder` are classes because a protocol cannot extend `nn.Module`; neither is created.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class Transformer(nn.Module):
@@ -30,6 +33,13 @@ class Autoencoder(nn.Module):
     decode: Callable[..., tuple[Tensor, ...]]  # with return_dict=False: the pixels
 
 
+class TextEncoder(nn.Module):
+    """A text encoder of transformers."""
+
+    config: "PretrainedConfig"
+    device: torch.device
+
+
 class Scheduler(Protocol):
     """A diffusers scheduler for flow models."""
 
@@ -41,7 +51,9 @@ class Scheduler(Protocol):
         """Start the next trajectory at this index of `timesteps`."""
         ...
 
-    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool) -> tuple[Tensor]:
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
+    ) -> tuple[Tensor]:
         """Take one step of the solver from `sample`."""
         ...
 

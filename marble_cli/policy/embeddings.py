@@ -20,10 +20,11 @@ from torch import Tensor
 from marble_cli.errors import RequestError
 from marble_cli.files import writing
 from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.diffusers_types import TextEncoder
 from marble_cli.policy.provenance import digest_tensors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("marble")
 
@@ -86,7 +87,9 @@ class EmbeddingCache:
             return None
         complete = [row for row in rows if row is not None]
         names = complete[0]
-        return PromptEmbeddings({name: torch.stack([row[name] for row in complete]).to(device) for name in names})
+        return PromptEmbeddings(
+            {name: torch.stack([row[name] for row in complete]).to(device) for name in names}
+        )
 
     def _read_file(self, file: Path) -> dict[str, Tensor] | None:
         try:
@@ -95,8 +98,9 @@ class EmbeddingCache:
             return None
         except OSError as error:
             raise RequestError(
-                f"model.embedding_cache={self.folder} cannot be read: {error.strerror}. Grant read access, name "
-                "another folder, or set model.embedding_cache=null, which keeps the text encoders on the device."
+                f"model.embedding_cache={self.folder} cannot be read: {error.strerror}. Grant read "
+                "access, name another folder, or set model.embedding_cache=null, which keeps the text "
+                "encoders on the device."
             ) from error
         except SafetensorError as error:
             log.warning("embeddings %s are damaged (%s) and are encoded again", file, error)
@@ -106,12 +110,12 @@ class EmbeddingCache:
 
 
 def fingerprint(
-    encoders: "Sequence[PreTrainedModel]", tokenizers: "Sequence[PreTrainedTokenizerBase]", *settings: object
+    encoders: Sequence[TextEncoder], tokenizers: "Sequence[PreTrainedTokenizerBase]", *settings: object
 ) -> str:
     """Return a SHA-256 of everything that embeddings depend on, wherever the encoders were loaded from.
 
-    It covers `settings`, the versions of the libraries that hold templates and instructions, the tokenizers, and
-    the configuration and some values of every weight of the text encoders.
+    It covers `settings`, the versions of the libraries that hold templates and instructions, the tokenizers,
+    and the configuration and some values of every weight of the text encoders.
     """
     libraries = [version(library) for library in ("diffusers", "transformers")]
     digest = hashlib.sha256(repr((libraries, *settings)).encode())

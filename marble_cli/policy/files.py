@@ -85,13 +85,18 @@ def _weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
         whole, index = folder / f"{stem}{mark}.safetensors", folder / f"{stem}{INDEX}{mark}.json"
         if index.is_file():
             parts = read_json(index).get("weight_map")
-            return [folder / part for part in sorted(set(parts.values()))] if isinstance(parts, dict) else [index]
+            return (
+                [folder / part for part in sorted(set(parts.values()))]
+                if isinstance(parts, dict)
+                else [index]
+            )
         if whole.is_file():
             return [whole]
     others = list_variants(folder, stem)
     if others:
         raise ValueError(
-            f"{folder} holds weights of the variant {' and '.join(others)} alone. Set model.variant={others[0]}"
+            f"{folder} holds weights of the variant {' and '.join(others)} alone. "
+            f"Set model.variant={others[0]}"
         )
     pickled = next((file.name for file in sorted(folder.glob(f"{stem}*.bin"))), None)
     present = f"{pickled}, which is pickled and is not read" if pickled else "no weights"
@@ -100,6 +105,8 @@ def _weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
 
 def list_variants(folder: Path, stem: str) -> list[str]:
     """Return the variants in which `folder` holds weights, e.g. fp16."""
-    single = {file.name.split(".")[1] for file in folder.glob(f"{stem}.*.safetensors") if "-of-" not in file.name}
+    single = {
+        file.name.split(".")[1] for file in folder.glob(f"{stem}.*.safetensors") if "-of-" not in file.name
+    }
     sharded = {file.name.split(".")[-2] for file in folder.glob(f"{stem}{INDEX}.*.json")}
     return sorted(single | sharded)

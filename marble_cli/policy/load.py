@@ -29,9 +29,9 @@ from marble_cli.policy.tokenizers import check_tokenizers, read_tokenizers
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that `model.device` names; `auto` is this process's GPU if there is one, else the CPU.
+    """Return the device that `model.device` names; a GPU's index is always set.
 
-    A GPU's index is always set.
+    `auto` is this process's GPU if there is one, else the CPU.
 
     Raises:
         RequestError: there is no such device.
@@ -56,8 +56,8 @@ def load_policy(model: ModelConfig, seed: int, place: Place = whole) -> Pipeline
         place: puts the transformer on its device, for instance in shards.
 
     Raises:
-        RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached; or the
-            resolution does not fit it.
+        RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached; or
+            the resolution does not fit it.
         ConfigError: the guidance, the precision, the length of prompts or the LoRA targets do not fit it.
     """
     _disable_progress_bars()
@@ -74,7 +74,8 @@ def load_policy(model: ModelConfig, seed: int, place: Place = whole) -> Pipeline
                 read_json(folder / name / "config.json")
             check_weights(folder, model, family, index)
             tokenizers = read_tokenizers(folder, model, family, index)
-        # diffusers warns about most components that a pipeline was saved without, unless they are given as None.
+        # diffusers warns about most components that a pipeline was saved without, unless they are given as
+        # None.
         absent = [name for name, kind in index.items() if kind == [None, None]]
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder or model.path),

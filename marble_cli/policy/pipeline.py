@@ -1,4 +1,4 @@
-"""Make a policy of a diffusers pipeline of any supported family: frozen and trained weights, one precision."""
+"""Make a policy of a diffusers pipeline of any supported family: frozen and trained weights."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,7 +61,9 @@ class PipelinePolicy:
         )
         self.latent_shape, self.even_times = family.latent_shape, family.even_times
         self.guided = family.guided
-        self.tokens = count_image_tokens(model, type(family), pipeline.vae.config, pipeline.transformer.config)
+        self.tokens = count_image_tokens(
+            model, type(family), pipeline.vae.config, pipeline.transformer.config
+        )
         self.cache = self._open_cache()
         for frozen in (pipeline.vae, *(() if self.cache else family.encoders)):
             frozen.to(device)
@@ -91,7 +93,7 @@ class PipelinePolicy:
     @contextmanager
     def _encoders_on_device(self) -> Iterator[None]:
         for encoder in self.family.encoders:
-            encoder.to(self.device)  # type: ignore[arg-type]
+            encoder.to(self.device)
         try:
             yield
         finally:

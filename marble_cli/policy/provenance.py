@@ -96,8 +96,9 @@ def check_origin(theirs: Mapping[str, Any], ours: Mapping[str, Any], checkpoint:
     for key in ("rank", "alpha", "target_modules") if ours["train"] == "lora" else ():
         if theirs.get(key, ours[key]) != ours[key]:
             raise CheckpointError(
-                f"{checkpoint} has other LoRA settings: model.lora.{key} was {theirs[key]} and is {ours[key]} here. "
-                "Expected a checkpoint of the same model with the same model.lora.* settings."
+                f"{checkpoint} has other LoRA settings: model.lora.{key} was {theirs[key]} and is "
+                f"{ours[key]} here. Expected a checkpoint of the same model with the same "
+                "model.lora.* settings."
             )
     same_precision = theirs.get("precision") == ours["precision"]
     if same_precision and theirs.get("weights", ours["weights"]) != ours["weights"]:

@@ -54,8 +54,8 @@ def local_folder(path: str) -> Path | None:
         return None
     if not (folder / "model_index.json").is_file():
         raise RequestError(
-            f"model.path={path}: no model_index.json there. Expected a folder written by save_pretrained of a "
-            "diffusers pipeline, a hub id such as stabilityai/stable-diffusion-3.5-medium, or tiny."
+            f"model.path={path}: no model_index.json there. Expected a folder written by save_pretrained of "
+            "a diffusers pipeline, a hub id such as stabilityai/stable-diffusion-3.5-medium, or tiny."
         )
     return folder
 
@@ -69,8 +69,8 @@ def warn_unused_revision(model: ModelConfig) -> None:
 def config_folder(path: str) -> Path | None:
     """Return a folder with the configuration files of the model `path`; None if this machine has none.
 
-    The package includes the configurations of some published models, so that a run on them can be planned without
-    fetching anything. Such a folder has no weights.
+    The package includes the configurations of some published models, so that a run on them can be planned
+    without fetching anything. Such a folder has no weights.
     """
     known = ASSETS / "models" / path.replace("/", "--")
     return local_folder(path) or (known if (known / "model_index.json").is_file() else None)
@@ -96,7 +96,7 @@ def find_family(model: ModelConfig, index: dict[str, Any]) -> type[Family]:
 def list_networks(
     model: ModelConfig, family: type[Family], index: Mapping[str, Any]
 ) -> dict[str, tuple[str, str]]:
-    """Return (library, class) of every network of the pipeline that is loaded, by the network's folder name."""
+    """Return (library, class) of every network that is loaded, by the network's folder name."""
     return {
         name: (kind[0], kind[1])
         for name, kind in index.items()
@@ -112,7 +112,8 @@ def count_image_tokens(
     """Count the tokens of an image from the configurations of the VAE and the transformer.
 
     Raises:
-        RequestError: the resolution is not a multiple of a token's side, or exceeds the transformer's positions.
+        RequestError: the resolution is not a multiple of a token's side, or exceeds the transformer's
+            positions.
     """
     token = family.downscaling(vae, transformer)
     if model.resolution % token:

@@ -41,7 +41,9 @@ def _read_tokenizer(folder: Path, library: str, name: str) -> "PreTrainedTokeniz
 
 
 def check_tokenizers(
-    tokenizers: "Mapping[str, PreTrainedTokenizerBase]", encoders: "Mapping[str, PretrainedConfig]", where: str
+    tokenizers: "Mapping[str, PreTrainedTokenizerBase]",
+    encoders: "Mapping[str, PretrainedConfig]",
+    where: str,
 ) -> None:
     """Check that every tokenizer belongs to its text encoder.
 

@@ -14,7 +14,7 @@ from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
 from marble_cli.policy.base import Policy
 from marble_cli.rewards.scorer import Scorer
-from marble_cli.rollout.collect import evaluation_rollout, training_rollout
+from marble_cli.rollout.collect import Rollout, evaluation_settings
 from marble_cli.run.loop import Recorder, Trainer
 from marble_cli.run.state import Progress
 from marble_cli.step.direction import make_descent
@@ -77,8 +77,10 @@ def build_trainer(
         progress: the last finished step.
     """
     names = list(config.rewards)
+    rollout = Rollout(policy, config.rollout, config.trainer.seed)
+    evaluation = Rollout(policy, evaluation_settings(config.rollout, config.evaluation), config.trainer.seed)
     return Trainer(
         config, folder, policy, optimizer, judges.only(names), judges, build_sampler(config, sources), held_out,
-        training_rollout(config, policy), evaluation_rollout(config, policy),
+        rollout, evaluation,
         make_descent(config, names, policy, balance, layout), layout, recorder, progress,
     )  # fmt: skip

@@ -142,8 +142,8 @@ def test_a_rows_own_text_beats_what_it_quotes(tmp_path: Path, read: Reader) -> N
         ('{"prompt": " "}\n', 'line 1: no text under the key "prompt"'),
         ('{"prompt": 3}\n', "line 1: no text under the key \"prompt\" but '3' (int)"),
         ('["a"]\n', "line 1: no JSON object"),
-        ('{"prompt": "a", "text": 1, "text": 2}\n', 'line 1: the key "text" stands twice'),
-        ('{"prompt": "a", "include": [{"class": "b", "class": "c"}]}\n', 'line 1: the key "class" stands twice'),
+        ('{"prompt": "a", "text": 1, "text": 2}\n', 'line 1: the key "text" appears twice'),
+        ('{"prompt": "a", "include": [{"class": "b", "class": "c"}]}\n', 'line 1: the key "class" appears twice'),
         ('{"prompt": "a", "negative_prompt": ["b"]}\n', 'line 1: no text under the key "negative_prompt"'),
         ('{"prompt": "\\ud83d"}\n', "line 1: the text under the key \"prompt\" holds half a character"),
         (b'{"prompt": "a"}\n{"prompt": "\xe9"}\n', "line 2: byte 13 (0xe9) is not UTF-8"),
@@ -196,7 +196,7 @@ def test_a_root_that_is_no_folder_is_told_what_it_should_hold(tmp_path: Path) ->
         "a": SourceConfig(train="a/train.txt", test="a/test.txt"),
         "b": SourceConfig(hub="x", train="t", test="t"),
     }
-    with pytest.raises(DataError, match=r"nowhere is no folder\. .* holds a/train\.txt, a/test\.txt\."):
+    with pytest.raises(DataError, match=r"nowhere is not a folder\. .* holds a/train\.txt, a/test\.txt\."):
         load_prompts(DataConfig(root=str(tmp_path / "nowhere"), sources=sources), "train")
 
 

@@ -59,7 +59,7 @@ def test_a_parquet_file_is_a_prompt_a_row(
     assert read("p.parquet") == [
         Prompt(row["prompt"], metadata, "signs") for row, metadata in zip(ROWS, METADATA, strict=True)
     ]
-    assert "columns left out, for they hold no text or numbers: image" in caplog.text
+    assert "columns left out because they hold no text or numbers: image" in caplog.text
     assert [p.metadata["text"] for p in read("p.parquet", metadata={"text": "none"})] == ["47", "none"]
 
 
@@ -136,7 +136,7 @@ def test_a_column_of_several_types_is_left_out_with_the_types(
     rows = [{"prompt": f"p{i}", "text": value} for i, value in enumerate(values)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert all(not prompt.metadata for prompt in read("train", hub=str(folder)))
-    assert f"column left out, for its rows differ in type: text ({types})" in caplog.text
+    assert f"column left out because its rows differ in type: text ({types})" in caplog.text
     assert "no text or numbers" not in caplog.text
 
 
@@ -156,7 +156,7 @@ def test_a_dataset_of_pictures_is_read_without_them(
     rows = {"image": [{"bytes": b"no picture", "path": None}], "caption": ["a cup"]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
     assert read("train", hub=str(folder), prompt_key="caption") == [Prompt("a cup", {}, "signs")]
-    assert "left out, for they hold no text or numbers: image" in caplog.text
+    assert "left out because they hold no text or numbers: image" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from marble_cli.config.schema import OdeSolver, RewardConfig
+from marble_cli.config.schema import OdeSolver, RewardConfig, RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.rewards.builtin.colorfulness import colorfulness
@@ -38,7 +38,11 @@ def scorer() -> Iterator[Scorer]:
 @pytest.fixture
 def rollout(policy: Any, randomise: Callable[..., None]) -> Rollout:
     randomise(policy)
-    return Rollout(policy, OdeSolver.dpm2, steps=4, batch_size=3, seed=5)
+    return Rollout(policy, RolloutConfig(steps=4, solver=OdeSolver.dpm2, batch_size=3), seed=5)
+
+
+def with_settings(rollout: Rollout, **changes: Any) -> Rollout:
+    return replace(rollout, settings=replace(rollout.settings, **changes))
 
 
 def collect(rollout: Rollout, scorer: Scorer, rows: list[int] | None = None, **changes: Any) -> Samples:
@@ -75,7 +79,7 @@ def test_images_of_a_prompt_differ(rollout: Rollout, scorer: Scorer) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 50])
 def test_the_batch_size_changes_nothing(rollout: Rollout, scorer: Scorer, size: int) -> None:
-    one, other = collect(rollout, scorer), collect(replace(rollout, batch_size=size), scorer)
+    one, other = collect(rollout, scorer), collect(with_settings(rollout, batch_size=size), scorer)
     torch.testing.assert_close(other.x0, one.x0, rtol=0, atol=1e-4)
     assert (other.images.int() - one.images.int()).abs().max() <= 1
 
@@ -116,7 +120,7 @@ def test_the_base_models_images_are_the_plain_pipelines(
         [prompt.text for prompt in PROMPTS], latents=begin, num_inference_steps=4, guidance_scale=1.0,
         max_sequence_length=0, height=16, width=16, output_type="pt",
     ).images  # fmt: skip
-    euler = replace(rollout, solver=OdeSolver.euler)
+    euler = with_settings(rollout, solver=OdeSolver.euler)
     ours = collect(euler, scorer, adapter=None, purpose="evaluate", step=0).images
     assert ours.float().std() > 1
     assert (ours.int() - (theirs * 255).round().int()).abs().max() <= 1
@@ -139,7 +143,7 @@ def test_guidance_and_negative_prompts_are_the_plain_pipelines(
     ).images  # fmt: skip
 
     def ours(prompts: list[Prompt], scale: float) -> torch.Tensor:
-        guided = replace(rollout, solver=OdeSolver.euler, guidance_scale=scale)
+        guided = with_settings(rollout, solver=OdeSolver.euler, guidance_scale=scale)
         return guided.collect(
             prompts, range(7), scorer=scorer, adapter=None, purpose="evaluate", step=0, advance=lambda n: None
         ).x0

@@ -17,7 +17,7 @@ from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
 from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.config.compose import compose, dump, load_resolved
-from marble_cli.config.schema import ModelConfig, OdeSolver, Precision, RunConfig, Train
+from marble_cli.config.schema import ModelConfig, OdeSolver, Precision, RolloutConfig, RunConfig, Train
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Adapter
@@ -196,7 +196,8 @@ class Unscored:
 
 def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Tensor:
     """As a rollout, evaluations and `marble generate` make them, in batches of two: [3, C, H, W]."""
-    rollout = Rollout(policy, OdeSolver.euler, STEPS, batch_size=2, seed=0, guidance_scale=scale, **bounds)
+    settings = RolloutConfig(steps=STEPS, solver=OdeSolver.euler, batch_size=2, guidance_scale=scale, **bounds)
+    rollout = Rollout(policy, settings, seed=0)
     prompts = [Prompt(text, {}, "any", away) for text, away in zip(PROMPTS, NEGATIVES, strict=True)]
     rollout.prepare(prompts)
     samples = rollout.collect(

@@ -157,7 +157,7 @@ def test_a_state_of_another_shape_is_refused(policy: Any, model: ModelConfig) ->
     kept = policy.trained_state()
     wider = {**kept, "proj_out.bias": torch.zeros(99)}
     for state in (wider, load_policy(model, seed=0).trained_state()):
-        with pytest.raises(CheckpointError, match=r"do not fit this model: .* model\.train=full"):
+        with pytest.raises(CheckpointError, match=r"does not fit this model: .* model\.train=full"):
             policy.load_trained(state)
     assert same(policy.trained_state(), kept)
 
