@@ -58,8 +58,8 @@ def hub_rows(name: str, source: SourceConfig, split: str) -> SourceRows:
             dataset = builder.as_dataset(split=split)
     except Exception as error:  # the library and the network raise many types
         raise DataError(
-            f"{where}: {_first_line(error)}. Expected a dataset that can be reached (for a gated one: hf auth "
-            "login), or a folder of .jsonl or .parquet files, and one of its splits."
+            f"{where}: {_first_line(error)}. Expected a dataset that can be reached (for a gated one: hf "
+            "auth login), or a folder of .jsonl or .parquet files, and one of its splits."
         ) from error
     if reader not in READERS:
         raise DataError(f"{where}: its files are of the kind {reader}. Expected one of {', '.join(READERS)}.")

@@ -12,7 +12,7 @@ from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.manifest import REMEDY
-from marble_cli.checkpoint.resume import newest, passed_over
+from marble_cli.checkpoint.resume import newest_checkpoint, warn_skipped
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
@@ -72,10 +72,10 @@ def go_on(
         with ranks.raise_together():
             if checkpoint is not None and ranks.is_main:
                 fault = fault or CheckpointError(f"{checkpoint} fits here, and not on another node.")
-                older = None if named else newest(folder, store.step_of(checkpoint))
+                older = None if named else newest_checkpoint(folder, store.step_of(checkpoint))
                 if older is None:
                     raise fault
-                passed_over(checkpoint, str(fault))
+                warn_skipped(checkpoint, str(fault))
         checkpoint = common_checkpoint(ranks, folder, older, named=True)
 
 

@@ -156,7 +156,7 @@ def test_what_is_no_lora_is_not_exported(
     harm(tensors)
     tensor_files.write(folder / FILES[1], tensors, {})
     relist(folder, FILES[1])
-    with pytest.raises(CheckpointError, match=f"{FILES[1]} is no LoRA of one rank"):
+    with pytest.raises(CheckpointError, match=f"{FILES[1]} is not a LoRA of one rank"):
         export(str(tmp_path), tmp_path / "exported", form)
     assert not (tmp_path / "exported").exists()
 

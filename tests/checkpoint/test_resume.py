@@ -76,10 +76,11 @@ def test_what_must_not_change_is_told_before_what_may(
     other = run_config("optimizer.lr=0.5", "trainer.steps=9", "logging.images_every=3", f"run.dir={tmp_path}")
     expected = (
         f"{tmp_path} belongs to a run with another configuration ({tmp_path}/config.yaml). Nothing was changed. "
-        "What differs:\n"
+        "Keys that must not change:\n"
         "  optimizer.lr: 0.0003 there, 0.5 now\n"
-        "What may change when a run goes on: trainer.steps: 2 there, 9 now; logging.images_every: 0 there, 3 now.\n"
-        f"Choose another folder with run.dir=..., or continue that run: marble train --config-name {tmp_path}/config.yaml"
+        "Keys that may change: trainer.steps: 2 there, 9 now; logging.images_every: 0 there, 3 now.\n"
+        "Choose another folder with run.dir=..., or resume that run: "
+        f"marble train --config-name {tmp_path}/config.yaml"
     )
     for command in (partial(train, other, resume="auto"), partial(plan, other)):  # a dry run says the same
         with pytest.raises(RequestError) as refused:

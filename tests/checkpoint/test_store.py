@@ -110,7 +110,7 @@ def test_nothing_is_deleted_for_a_checkpoint_that_reads_back_wrongly(
         flip(folder)
 
     monkeypatch.setattr(manifest, "write", bad_disk)
-    with pytest.raises(StorageError, match="reads back as something else.*untouched.*was altered") as error:
+    with pytest.raises(StorageError, match="reads back differently.*untouched.*was altered") as error:
         write(tmp_path, 2, keep_last=1)
     assert error.value.exit_code == 1
     assert store.resolve(str(tmp_path)) == older
@@ -131,7 +131,7 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
     (folder.parent / ".step-00000002.tmp" / "lora").mkdir(parents=True)
     (folder.parent / ".latest.tmp").write_text("st")
     (folder.parent / ".step-00000003.tmp").symlink_to(folder)
-    store.sweep(tmp_path)
+    store.remove_leftovers(tmp_path)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["latest", "step-00000001"]
     store.load(folder)
 
@@ -157,7 +157,7 @@ def test_a_pickle_is_no_checkpoint(tmp_path: Path, name: str) -> None:
     file.parent.mkdir()
     file.write_bytes(pickled(file))
     for given in (file, file.parent) if file.suffix else (file,):
-        with pytest.raises(CheckpointError, match=f"{name} is a pickled file. marble unpickles nothing"):
+        with pytest.raises(CheckpointError, match=f"{name} is a pickled file. marble never unpickles"):
             store.resolve(str(given))
     torch.save({"a": torch.ones(1)}, file.with_name("archive"))
     with pytest.raises(CheckpointError, match="archive is a pickled file"):

@@ -144,7 +144,7 @@ def test_columns_that_are_left_out_are_named_with_their_types(
     table: Path, read: Reader, caplog: pytest.LogCaptureFixture
 ) -> None:
     read("p.parquet")
-    assert "for they hold no text or numbers: image (binary)" in caplog.text
+    assert "because they hold no text or numbers: image (binary)" in caplog.text
 
 
 def test_a_dataset_of_pictures_is_read_without_them(
