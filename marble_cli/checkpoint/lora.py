@@ -1,4 +1,4 @@
-"""Store a LoRA so that every loader applies it alike: B contains alpha / rank, and alpha = rank in the header.
+"""Store a LoRA so that every loader applies it alike: alpha / rank is folded into B.
 
 In memory, `lora_A` [rank, in] and `lora_B` [out, rank] are as trained, and `scale * B @ A` is added to a
 layer's weight, with scale = alpha / rank (Hu et al., arXiv 2106.09685, section 4.1). In a file, B is

@@ -83,8 +83,8 @@ def save(
         if bad := tensor_files.not_finite(tensors):
             raise StorageError(
                 f"step {state.step} is not saved: {bad} of {name} is not finite, so no run could resume "
-                "from it. Earlier checkpoints are untouched; resume from one with --resume auto and e.g. a lower "
-                "optimizer.lr."
+                "from it. Earlier checkpoints are untouched; resume from one with --resume auto and e.g. "
+                "a lower optimizer.lr."
             )
     temporary = parent / f".{final.name}.tmp"
     size = sum(t.nbytes + len(name) + HEADER for tensors in groups.values() for name, t in tensors.items())

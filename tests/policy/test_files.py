@@ -1,4 +1,4 @@
-"""A pipeline's folder without its vocabulary or weights is refused by runs and dry runs alike, and named."""
+"""Folders of pipelines that lack a vocabulary or weights are refused by name, by runs and dry runs alike."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import ModelConfig
@@ -23,21 +22,6 @@ FAMILIES = ["sd3", "flux_schnell", "qwen_image", "sana", "z_image"]
 Edit = Callable[[Path], None]
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny pipeline, made once."""
-    made: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            torch.manual_seed(0)
-            TINY[name].make().save_pretrained(made[name])
-        return made[name]
-
-    return folder
-
-
 def model_of(folder: Path, name: str, *overrides: str) -> ModelConfig:
     tiny = TINY[name]
     return compose([
@@ -48,8 +32,8 @@ def model_of(folder: Path, name: str, *overrides: str) -> ModelConfig:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_whole_pipeline_passes(written: Callable[[str], Path], name: str) -> None:
-    check_files(model_of(written(name), name))
+def test_a_whole_pipeline_passes(tiny_folder: Callable[[str], Path], name: str) -> None:
+    check_files(model_of(tiny_folder(name), name))
 
 
 def test_the_embedded_pipeline_passes() -> None:
@@ -87,10 +71,10 @@ def gone(folder: Path) -> None:
 @pytest.mark.parametrize("edit", [without_vocabulary, with_few_words, without_settings, cut_short, gone])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_tokenizer_that_would_know_no_word_is_refused(
-    written: Callable[[str], Path], tmp_path: Path, name: str, edit: Edit
+    tiny_folder: Callable[[str], Path], tmp_path: Path, name: str, edit: Edit
 ) -> None:
     folder = tmp_path / "[red] pipeline"
-    shutil.copytree(written(name), folder)
+    shutil.copytree(tiny_folder(name), folder)
     tokenizer = sorted(folder.glob("tokenizer*"))[-1]
     edit(tokenizer)
     model = model_of(folder, name)
@@ -107,9 +91,9 @@ def test_a_tokenizer_that_would_know_no_word_is_refused(
     ("key", "said"), [(None, "has no model_max_length"), (10**30, "positions for"), (500, "positions for")]
 )
 def test_clip_must_know_where_to_cut(
-    written: Callable[[str], Path], tmp_path: Path, key: int | None, said: str
+    tiny_folder: Callable[[str], Path], tmp_path: Path, key: int | None, said: str
 ) -> None:
-    shutil.copytree(written("flux_schnell"), tmp_path / "p")
+    shutil.copytree(tiny_folder("flux_schnell"), tmp_path / "p")
     file = tmp_path / "p" / "tokenizer" / "tokenizer_config.json"
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({**settings, "model_max_length": key} if key else {
@@ -119,8 +103,8 @@ def test_clip_must_know_where_to_cut(
         check_files(model_of(tmp_path / "p", "flux_schnell"))
 
 
-def test_t5_that_is_left_out_need_not_be_there(written: Callable[[str], Path], tmp_path: Path) -> None:
-    shutil.copytree(written("sd3"), tmp_path / "p")
+def test_t5_that_is_left_out_need_not_be_there(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder("sd3"), tmp_path / "p")
     for part in ("tokenizer_3", "text_encoder_3"):
         shutil.rmtree(tmp_path / "p" / part)
     check_files(replace(model_of(tmp_path / "p", "sd3"), max_sequence_length=0))
