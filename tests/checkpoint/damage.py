@@ -167,6 +167,15 @@ COMMON: dict[str, tuple[Callable[[Path], None], str]] = {
     "newer": (age, "format 99; this version reads 1"),
     "pickle": (add_pickle, "is a pickled file"),
 }
+OUTSIDE_NAMES = (
+    "../../x.safetensors",
+    "/etc/x.safetensors",
+    "lora/../x.safetensors",
+    "a\\x.safetensors",
+    "x.pt",
+    "",
+    "a/b/x.safetensors",
+)
 RARE: dict[str, tuple[Callable[[Path], None], str]] = {
     "grown": (grow, "has grown"),
     "disguised pickle": (disguise_pickle, "not a safetensors file"),
@@ -180,11 +189,11 @@ RARE: dict[str, tuple[Callable[[Path], None], str]] = {
     "linked folder": (link_folder, "is a link that leads out"),
     "infinite weight": (spoil, "not finite"),
     "whole numbers": (count, "int64"),
+    **{f"named {name}": (named(name), "not a tensor file of this folder") for name in OUTSIDE_NAMES},
     **{
-        f"named {name}": (named(name), "not a tensor file of this folder")
-        for name in ("../../x.safetensors", "/etc/x.safetensors", "lora/../x.safetensors", "a\\x.safetensors", "x.pt", "", "a/b/x.safetensors")
+        f"bytes {value}": (entry("bytes", value), "the bytes of")
+        for value in (-1, 2**63, 1e30, True, "9", None)
     },
-    **{f"bytes {value}": (entry("bytes", value), "the bytes of") for value in (-1, 2**63, 1e30, True, "9", None)},
     **{f"sha256 {value}": (entry("sha256", value), "the sha256 of") for value in (7, "00", None)},
     **{f"step {value}": (stated("step", value), "step is") for value in (-1, 1.5, True, "2", None)},
     "another step": (stated("step", 7), "it is of step 7"),
@@ -194,4 +203,4 @@ RARE: dict[str, tuple[Callable[[Path], None], str]] = {
     "format": (stated("format_version", "1"), "format_version is '1'"),
     **{f"figure {text}": (figure(text), "is not a finite number") for text in ("NaN", "-Infinity", "1e999")},
     "figure of many digits": (figure("1" * 5000), "is damaged"),
-}  # fmt: skip
+}

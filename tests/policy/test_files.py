@@ -24,19 +24,28 @@ Edit = Callable[[Path], None]
 
 def model_of(folder: Path, name: str, *overrides: str) -> ModelConfig:
     tiny = TINY[name]
-    return compose([
-        "~preset", f"model={tiny.choice}", f"model.path={folder}", f"model.resolution={tiny.resolution}",
-        f"model.max_sequence_length={tiny.max_sequence_length}", "model.precision=fp32", "model.device=cpu",
-        "model.embedding_cache=null", *tiny.overrides, *overrides,
-    ]).model  # fmt: skip
+    return compose(
+        [
+            "~preset",
+            f"model={tiny.choice}",
+            f"model.path={folder}",
+            f"model.resolution={tiny.resolution}",
+            f"model.max_sequence_length={tiny.max_sequence_length}",
+            "model.precision=fp32",
+            "model.device=cpu",
+            "model.embedding_cache=null",
+            *tiny.overrides,
+            *overrides,
+        ]
+    ).model
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_whole_pipeline_passes(tiny_folder: Callable[[str], Path], name: str) -> None:
+def test_whole_pipeline_passes(tiny_folder: Callable[[str], Path], name: str) -> None:
     check_files(model_of(tiny_folder(name), name))
 
 
-def test_the_embedded_pipeline_passes() -> None:
+def test_embedded_pipeline_passes() -> None:
     check_files(compose(["rewards=colorfulness"]).model)
 
 
@@ -70,7 +79,7 @@ def gone(folder: Path) -> None:
 
 @pytest.mark.parametrize("edit", [without_vocabulary, with_few_words, without_settings, cut_short, gone])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_tokenizer_that_would_know_no_word_is_refused(
+def test_tokenizer_without_words_is_refused(
     tiny_folder: Callable[[str], Path], tmp_path: Path, name: str, edit: Edit
 ) -> None:
     folder = tmp_path / "[red] pipeline"
@@ -90,20 +99,26 @@ def test_a_tokenizer_that_would_know_no_word_is_refused(
 @pytest.mark.parametrize(
     ("key", "said"), [(None, "has no model_max_length"), (10**30, "positions for"), (500, "positions for")]
 )
-def test_clip_must_know_where_to_cut(
+def test_clip_tokenizer_without_a_usable_length_is_refused(
     tiny_folder: Callable[[str], Path], tmp_path: Path, key: int | None, said: str
 ) -> None:
     shutil.copytree(tiny_folder("flux_schnell"), tmp_path / "p")
     file = tmp_path / "p" / "tokenizer" / "tokenizer_config.json"
     settings = json.loads(file.read_text())
-    file.write_text(json.dumps({**settings, "model_max_length": key} if key else {
-        name: value for name, value in settings.items() if name != "model_max_length"
-    }))  # fmt: skip
+    file.write_text(
+        json.dumps(
+            {**settings, "model_max_length": key}
+            if key
+            else {name: value for name, value in settings.items() if name != "model_max_length"}
+        )
+    )
     with pytest.raises(RequestError, match=said):
         check_files(model_of(tmp_path / "p", "flux_schnell"))
 
 
-def test_t5_that_is_left_out_need_not_be_there(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_missing_t5_passes_if_no_token_of_it_is_used(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
     shutil.copytree(tiny_folder("sd3"), tmp_path / "p")
     for part in ("tokenizer_3", "text_encoder_3"):
         shutil.rmtree(tmp_path / "p" / part)
@@ -132,10 +147,19 @@ class Words:
 @pytest.mark.parametrize(
     ("words", "added", "vocabulary"),
     [
-        (49408, 0, 49408), (32000, 100, 32128), (151643, 26, 152064), (151643, 26, 151936), (30522, 0, 30524),
-        (256000, 0, 256000), (270, 3, 1000), (514, 0, 642), (9, 0, 9), (49408, 3, 49408), (32100, 28, 32128),
+        (49408, 0, 49408),
+        (32000, 100, 32128),
+        (151643, 26, 152064),
+        (151643, 26, 151936),
+        (30522, 0, 30524),
+        (256000, 0, 256000),
+        (270, 3, 1000),
+        (514, 0, 642),
+        (9, 0, 9),
+        (49408, 3, 49408),
+        (32100, 28, 32128),
     ],
-)  # fmt: skip
+)
 def test_padded_vocabularies_and_added_tokens_are_sound(words: int, added: int, vocabulary: int) -> None:
     check_tokenizer(Words(words, added), vocabulary, "here")
 
@@ -152,12 +176,12 @@ def test_padded_vocabularies_and_added_tokens_are_sound(words: int, added: int, 
         (64, 0, 644),
     ],
 )
-def test_a_vocabulary_that_is_far_too_small_is_not(words: int, added: int, vocabulary: int) -> None:
+def test_vocabulary_that_is_far_too_small_is_refused(words: int, added: int, vocabulary: int) -> None:
     with pytest.raises(ValueError, match=r"^the tokenizer of here (has no vocabulary|knows)"):
         check_tokenizer(Words(words, added), vocabulary, "here")
 
 
-def test_a_length_must_be_said() -> None:
+def test_tokenizer_must_state_its_length() -> None:
     check_tokenizer(Words(9, longest=10**30, model_max_length=10**30), 9, "here")
     with pytest.raises(ValueError, match="no model_max_length"):
         check_tokenizer(Words(9, longest=10**30), 9, "here")
@@ -191,7 +215,7 @@ def tiny_model(folder: Path, *overrides: str) -> ModelConfig:
 
 
 @pytest.mark.parametrize("variant", ["fp16", "bf16", "1.10"])
-def test_weights_of_a_variant_are_named_and_loaded_when_asked_for(tmp_path: Path, variant: str) -> None:
+def test_weights_of_a_variant_are_named_and_load_with_model_variant(tmp_path: Path, variant: str) -> None:
     folder = embedded(tmp_path / "p")
     as_variant(folder, variant.replace(".", "_"))
     variant = variant.replace(".", "_")
@@ -206,7 +230,7 @@ def test_weights_of_a_variant_are_named_and_loaded_when_asked_for(tmp_path: Path
     assert load_policy(asked, 0).weights == plain.weights
 
 
-def test_a_network_without_the_variant_has_the_plain_weights(tmp_path: Path) -> None:
+def test_network_without_the_variant_uses_the_plain_weights(tmp_path: Path) -> None:
     folder = embedded(tmp_path / "p")
     as_variant(folder / "vae", "fp16")
     check_files(tiny_model(folder, "model.variant=fp16"))
@@ -214,7 +238,7 @@ def test_a_network_without_the_variant_has_the_plain_weights(tmp_path: Path) -> 
         check_files(tiny_model(folder))
 
 
-def test_weights_in_shards_are_whole(tmp_path: Path) -> None:
+def test_missing_shard_of_weights_is_named(tmp_path: Path) -> None:
     folder = embedded(tmp_path / "p")
     in_shards(folder / "transformer")
     parts = sorted((folder / "transformer").glob("*-of-*.safetensors"))
@@ -226,7 +250,7 @@ def test_weights_in_shards_are_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
-def test_a_network_without_weights_is_named(tmp_path: Path, part: str) -> None:
+def test_network_without_weights_is_named(tmp_path: Path, part: str) -> None:
     folder = embedded(tmp_path / "p")
     (file,) = (folder / part).glob("*.safetensors")
     whole = file.read_bytes()
@@ -241,7 +265,7 @@ def test_a_network_without_weights_is_named(tmp_path: Path, part: str) -> None:
         check_files(tiny_model(folder))
 
 
-def test_a_revision_beside_a_folder_is_told_to_have_no_effect(caplog: pytest.LogCaptureFixture) -> None:
+def test_revision_of_a_folder_is_reported_to_have_no_effect(caplog: pytest.LogCaptureFixture) -> None:
     check_files(tiny_model(EMBEDDED))
     assert not caplog.records
     check_files(tiny_model(EMBEDDED, "model.revision=1.10"))

@@ -65,11 +65,11 @@ def load_plain(folder: str | Path) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a plain pipeline: times [n + 1], latents [n + 1, 3, C, H, W] and images [3, 3, H, W], 0 to 1."""
+    """What a plain pipeline computes."""
 
-    times: Tensor
-    latents: Tensor
-    images: Tensor
+    times: Tensor  # [n + 1]
+    latents: Tensor  # [n + 1, 3, C, H, W]
+    images: Tensor  # [3, 3, H, W] in [0, 1]
 
 
 def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
@@ -81,9 +81,15 @@ def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
         return {}
 
     images = pipeline(
-        prompt=list(PROMPTS), num_inference_steps=STEPS, height=side, width=side, latents=seen[0], output_type="pt",
-        callback_on_step_end=keep, **{**case.tiny.arguments, **more},
-    ).images  # fmt: skip
+        prompt=list(PROMPTS),
+        num_inference_steps=STEPS,
+        height=side,
+        width=side,
+        latents=seen[0],
+        output_type="pt",
+        callback_on_step_end=keep,
+        **{**case.tiny.arguments, **more},
+    ).images
     if case.tiny.packed:
         scale = pipeline.vae_scale_factor
         seen = [pipeline._unpack_latents(x, side, side, scale).reshape(begin.shape) for x in seen]

@@ -57,7 +57,7 @@ def velocity(case: Case, transformer: nn.Module) -> Tensor:
 @pytest.fixture(scope="session")
 @torch.no_grad()
 def expected(case: Case, trained: Path) -> dict[str, Tensor]:
-    """Return the velocities of the trained weights, `lora`, and of their average, `ema`, with the run's alpha."""
+    """Return the velocities of the trained weights, `lora`, and of their average, `ema`."""
     policy: Any = load_policy(load_resolved(trained / "config.yaml").model, 0)
     _, *states = store.load(store.resolve(str(trained)))
     at, result = (case.start(), TIMES, policy.encode(PROMPTS)), {}

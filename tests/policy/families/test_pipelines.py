@@ -27,7 +27,7 @@ from tests.policy.families.cases import (
 
 
 def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
-    """What the plain pipeline makes of one prompt: tokens [l, D], less those that it masks, and the pooled vector."""
+    """Encode one prompt with the plain pipeline: tokens [l, D] without masked ones, and the pooled vector."""
     pipeline, length = case.plain, case.tiny.max_sequence_length
     match case.tiny.choice:
         case "sd3":
@@ -39,9 +39,10 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
         case "sana":
             call = inspect.signature(pipeline.__call__).parameters
             tokens, mask, *_ = pipeline.encode_prompt(
-                prompt, max_sequence_length=length,
+                prompt,
+                max_sequence_length=length,
                 complex_human_instruction=call["complex_human_instruction"].default,
-            )  # fmt: skip
+            )
             return tokens[mask.bool()], None
         case _:
             return pipeline.encode_prompt(prompt, max_sequence_length=length)[0][0], None
@@ -68,7 +69,7 @@ def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> No
 
 @torch.no_grad()
 def test_times_velocities_and_pictures_equal_the_pipelines_own(case: Case) -> None:
-    """Each sample is taken at another of the trajectory's times, so that none can be mixed up with a neighbour's."""
+    """Each sample is taken at another time of the trajectory, so that mixed-up samples would show."""
     run, policy = plain_run(case, case.plain), case.policy
     assert torch.equal(sampling_times(case.scheduler(OdeSolver.euler)), run.times[:-1])
     rows = torch.arange(len(PROMPTS))
@@ -144,7 +145,7 @@ def test_velocity_in_a_batch_equals_that_of_the_sample_alone(case: Case) -> None
 
 
 def test_times_of_the_second_order_solver_have_the_pipelines_shift(case: Case) -> None:
-    """t = s u / (1 + (s - 1) u) of diffusers' even u, with the shift s of the pipeline at this resolution."""
+    """Times are s u / (1 + (s - 1) u) of diffusers' even u, with the pipeline's shift s."""
     config = case.plain.scheduler.config
     shift = torch.tensor(config.shift)
     if config.use_dynamic_shifting:

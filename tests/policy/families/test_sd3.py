@@ -47,9 +47,12 @@ def plain(pipeline_folder: Path) -> StableDiffusion3Pipeline:
 def plain_velocity(pipeline: StableDiffusion3Pipeline, inputs: Inputs) -> Tensor:
     xt, t, embeddings = inputs
     return pipeline.transformer(
-        hidden_states=xt, timestep=t * 1000, encoder_hidden_states=embeddings.tensors["tokens"],
-        pooled_projections=embeddings.tensors["pooled"], return_dict=False,
-    )[0]  # fmt: skip
+        hidden_states=xt,
+        timestep=t * 1000,
+        encoder_hidden_states=embeddings.tensors["tokens"],
+        pooled_projections=embeddings.tensors["pooled"],
+        return_dict=False,
+    )[0]
 
 
 def test_embeddings_equal_the_pipelines_own(policy: Any, plain: StableDiffusion3Pipeline) -> None:

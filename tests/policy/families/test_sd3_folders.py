@@ -86,7 +86,7 @@ def _of_class(folder: Path, name: str) -> None:
         (lambda folder: _cut(folder, "transformer"), "diffusion_pytorch_model.safetensors", True),
         (lambda folder: _cut(folder, "text_encoder"), "", True),
     ],
-)  # fmt: skip
+)
 def test_damaged_folder_is_refused_by_name(
     model: ModelConfig,
     pipeline_folder: Path,

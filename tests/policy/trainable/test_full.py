@@ -49,9 +49,12 @@ def still(policy: Any) -> set[str]:
 def plain_velocity(transformer: Any, inputs: Inputs) -> Tensor:
     xt, t, embeddings = inputs
     velocity: Tensor = transformer(
-        hidden_states=xt, timestep=t * 1000, encoder_hidden_states=embeddings.tensors["tokens"],
-        pooled_projections=embeddings.tensors["pooled"], return_dict=False,
-    )[0]  # fmt: skip
+        hidden_states=xt,
+        timestep=t * 1000,
+        encoder_hidden_states=embeddings.tensors["tokens"],
+        pooled_projections=embeddings.tensors["pooled"],
+        return_dict=False,
+    )[0]
     return velocity
 
 
