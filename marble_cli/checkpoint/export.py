@@ -60,7 +60,7 @@ def _export_lora(
     weights = lora.folded(average, state.scale)
     header = lora.header(weights) if form is ExportFormat.diffusers else {}
     if form is ExportFormat.comfyui:
-        family = _origin(state.info).get("family")
+        family = _read_provenance(state.info).get("family")
         check_mapped(lora.layers(weights), family if isinstance(family, str) else None)
     config = None
     if form is ExportFormat.peft:
@@ -118,10 +118,10 @@ def _exporting(file: Path, config: tuple[Path, dict[str, Any]] | None, size: int
             raise
 
 
-def _origin(info: Mapping[str, Any]) -> Mapping[str, Any]:
+def _read_provenance(info: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a checkpoint states about its weights' model; empty in older checkpoints."""
-    origin = info.get("origin")
-    return origin if isinstance(origin, dict) else {}
+    provenance = info.get("origin")
+    return provenance if isinstance(provenance, dict) else {}
 
 
 def transformer_config(info: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def transformer_config(info: Mapping[str, Any], checkpoint: Path) -> dict[str, A
     Raises:
         CheckpointError: the checkpoint has none, or it names no class.
     """
-    config = _origin(info).get("transformer")
+    config = _read_provenance(info).get("transformer")
     name = config.get("_class_name") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(name, str) or not name.isidentifier():
         raise CheckpointError(

@@ -99,7 +99,8 @@ def describe_differences(found: list[Difference]) -> str:
 
 def _tree(config: RunConfig) -> dict[str, Any]:
     tree: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    return tree  # type: ignore[no-any-return]
+    values: dict[str, Any] = tree
+    return values
 
 
 def _at(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:

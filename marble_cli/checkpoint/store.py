@@ -144,7 +144,7 @@ def step_of(folder: Path) -> int:
 
 
 def set_aside(run: Path, step: int) -> list[Path]:
-    """Rename the checkpoints after `step`, from which a run is resumed anew, and return their new paths."""
+    """Rename the checkpoints after `step`, to which a run goes back, and return their new paths."""
     moved = []
     for folder in steps(run):
         if step_of(folder) > step:
@@ -282,7 +282,7 @@ def resolve(spec: str) -> Path:
 
 
 def newest_valid(run: Path, before: int | None = None) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """Return the newest valid step folder (of steps before `before`), and the skipped ones with the reason."""
+    """Return the newest valid step folder (of steps below `before`), and the skipped ones with reasons."""
     skipped = []
     for folder in steps(run):
         if before is not None and step_of(folder) >= before:

@@ -130,7 +130,7 @@ class Policy(Protocol):
         """Return the trained weights on the CPU, by diffusers' keys: an unscaled LoRA, or a transformer."""
         ...
 
-    def origin(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """Return what the trained weights belong to, ready for JSON; see `policy.provenance`."""
         ...
 

@@ -13,7 +13,7 @@ from marble_cli.distributed.layout import Place, whole
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
-from marble_cli.policy.provenance import describe_origin, weights_digest
+from marble_cli.policy.provenance import describe_provenance, weights_digest
 from marble_cli.policy.source import DTYPES, count_image_tokens
 from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
 from marble_cli.policy.trainable.full import FullWeights
@@ -150,8 +150,8 @@ class PipelinePolicy:
     def trained_state(self) -> dict[str, Tensor]:
         return self.trainable.state()
 
-    def origin(self) -> dict[str, Any]:
-        return describe_origin(self.model, self.weights, type(self.family).__name__, self.transformer)
+    def provenance(self) -> dict[str, Any]:
+        return describe_provenance(self.model, self.weights, type(self.family).__name__, self.transformer)
 
     def load_trained(self, state: dict[str, Tensor]) -> None:
         self.trainable.load(state)

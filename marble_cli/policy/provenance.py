@@ -36,7 +36,7 @@ def weights_digest(transformer: Transformer) -> str:
     return digest.hexdigest()
 
 
-def describe_origin(
+def describe_provenance(
     model: ModelConfig, weights: str, family: str, transformer: Transformer
 ) -> dict[str, Any]:
     """Return what trained weights belong to, ready for JSON.
@@ -47,7 +47,7 @@ def describe_origin(
         family: the name of its `Family`.
         transformer: if it is trained as a whole, its configuration is included, as diffusers writes it.
     """
-    origin = {
+    provenance = {
         "train": model.train.value,
         "model": model.path,
         "precision": model.precision.value,
@@ -57,31 +57,31 @@ def describe_origin(
     if model.train is Train.full:
         config = json.loads(transformer.to_json_string())
         config.pop("_name_or_path", None)  # a folder of this machine
-        return origin | {"transformer": config}
-    return origin | {
+        return provenance | {"transformer": config}
+    return provenance | {
         "rank": model.lora.rank,
         "alpha": model.lora.alpha,
         "target_modules": sorted(model.lora.target_modules),
     }
 
 
-def read_origin(info: Mapping[str, Any], train: str) -> Mapping[str, Any]:
-    """Return the origin that a checkpoint's `info` states, with the kind of its weights, `train`.
+def read_provenance(info: Mapping[str, Any], train: str) -> Mapping[str, Any]:
+    """Return the provenance that a checkpoint's `info` states, with the kind of its weights, `train`.
 
     Old checkpoints state none; then only `train` is known.
     """
-    origin = info.get("origin", {})
-    return (origin if isinstance(origin, dict) else {}) | {"train": train}
+    stated = info.get("origin", {})
+    return (stated if isinstance(stated, dict) else {}) | {"train": train}
 
 
-def check_origin(theirs: Mapping[str, Any], ours: Mapping[str, Any], checkpoint: str) -> None:
+def check_provenance(theirs: Mapping[str, Any], ours: Mapping[str, Any], checkpoint: str) -> None:
     """Check that a checkpoint's weights may be loaded into a policy.
 
     Weights in two precisions are not compared: rounding makes them differ.
 
     Args:
-        theirs: the checkpoint's origin; keys that it lacks are not compared.
-        ours: the policy's origin.
+        theirs: the checkpoint's provenance; keys that it lacks are not compared.
+        ours: the policy's provenance.
         checkpoint: the checkpoint's name, for the message.
 
     Raises:

@@ -20,7 +20,7 @@ from marble_cli.errors import CheckpointError
 from marble_cli.files import write_whole
 from marble_cli.metrics.wandb_history import forget
 from marble_cli.policy.base import Policy
-from marble_cli.policy.provenance import check_origin, read_origin
+from marble_cli.policy.provenance import check_provenance, read_provenance
 from marble_cli.run.agreement import Stored, common_checkpoint, judged_by, read
 from marble_cli.run.balance_state import recall
 from marble_cli.run.state import Progress, fresh, unpack
@@ -97,7 +97,7 @@ def restore(
     if stored is None:
         return replace(fresh(policy), best_metric=metric)
     checkpoint, state, rewards = stored.path, stored.state, stored.rewards
-    check_origin(read_origin(state.info, state.train), policy.origin(), str(checkpoint))
+    check_provenance(read_provenance(state.info, state.train), policy.provenance(), str(checkpoint))
     progress = unpack(policy, optimizer, state, stored.weights, stored.ema)
     log.info("continuing after step %d from %s", progress.step, checkpoint)
     if progress.step >= config.trainer.steps:

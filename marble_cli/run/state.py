@@ -46,7 +46,7 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
         if parameter in optimizer.state
     }
     behaviour = {name: full_on_rank0(p) for name, p in policy.parameters("behaviour").items()}
-    origin = policy.origin()
+    provenance = policy.provenance()
     info: dict[str, Any] = {
         "cache": progress.cache.state_dict(),
         "base_scores": progress.base_scores,
@@ -55,7 +55,7 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
         "best_metric": progress.best_metric,
         "evaluated": progress.evaluated,
         "wandb_id": progress.wandb_id,
-        "origin": origin,
+        "origin": provenance,
     }
     with policy.swapped(progress.ema):
         ema = policy.trained_state()

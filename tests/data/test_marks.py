@@ -180,7 +180,7 @@ def test_joined_files_lose_their_inner_marks(tmp_path: Path, read: Reader) -> No
     assert [p.text for p in read("p.jsonl")] == ["a", "b"]
 
 
-def test_old_line_ends_are_no_prompt(tmp_path: Path, read: Reader) -> None:
+def test_lone_carriage_return_within_a_line_is_refused(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.txt").write_bytes(b"a cup\ra boat\ra tree\r")
     with pytest.raises(
         DataError, match=r"line 1: it holds a lone carriage return \(U\+000D\) at character 6"
