@@ -26,7 +26,7 @@ class Payload:
 
 
 def pickled(folder: Path) -> bytes:
-    """A pickle that would leave `unpickled` beside the step folder."""
+    """A pickle that would create `unpickled` next to the step folder."""
     return pickle.dumps(Payload(folder.parent / "unpickled"))
 
 
@@ -150,7 +150,7 @@ def stated(key: str, value: Any) -> Callable[[Path], None]:
 
 
 def figure(text: str) -> Callable[[Path], None]:
-    """Put a JSON number into `info`, as it stands."""
+    """Put a JSON number into `info`, unchanged."""
 
     def harm(folder: Path) -> None:
         path = folder / manifest.NAME

@@ -232,7 +232,7 @@ def test_comfyui_gets_layers_that_it_maps_and_no_others(family: str) -> None:
     ],
 )
 def test_comfyui_export_of_sana_is_refused(layers: list[str]) -> None:
-    """Even where its layers have the names of another family's."""
+    """Also if its layers have the names of another family's."""
     with pytest.raises(RequestError, match="ComfyUI's loader does not map a LoRA of Sana") as error:
         check_mapped(layers, "Sana")
     assert error.value.exit_code == 2

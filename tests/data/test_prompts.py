@@ -84,7 +84,7 @@ def test_negative_prompt_of_the_row_beats_that_of_the_source(tmp_path: Path, rea
     ],
 )
 def test_quoted_text_equals_the_published_rewards_target(tmp_path: Path, read: Reader, text: str) -> None:
-    """Flow-GRPO takes what stands after the first straight double quote, up to the next."""
+    """Flow-GRPO takes the text after the first straight double quote, up to the next."""
     (tmp_path / "p.txt").write_text(text + "\n")
     (prompt,) = read("p.txt", quoted_as="text")
     assert prompt.metadata == {"text": text.split('"')[1]}

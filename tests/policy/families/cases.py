@@ -65,7 +65,7 @@ def load_plain(folder: str | Path) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """What a plain pipeline computes."""
+    """The results of a plain pipeline."""
 
     times: Tensor  # [n + 1]
     latents: Tensor  # [n + 1, 3, C, H, W]

@@ -95,7 +95,7 @@ def test_damaged_folder_is_refused_by_name(
     named: str,
     weights: bool,
 ) -> None:
-    """In a plan as well, where it is not the weights that are damaged."""
+    """Plans refuse the folder too, unless only weights are damaged."""
     folder = tmp_path / "damaged"
     shutil.copytree(pipeline_folder, folder)
     damage(folder)
