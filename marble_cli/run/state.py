@@ -62,7 +62,7 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
     tensors = {"behaviour": behaviour, "optimizer": moments}
     if progress.balance is not None:
         tensors[BALANCE] = progress.balance
-    scale = origin["alpha"] / origin["rank"] if origin["train"] == "lora" else 1.0
+    scale = provenance["alpha"] / provenance["rank"] if provenance["train"] == "lora" else 1.0
     return TrainerState(progress.step, tensors, info, origin["train"], scale), policy.trained_state(), ema
 
 
