@@ -63,7 +63,7 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
     if progress.balance is not None:
         tensors[BALANCE] = progress.balance
     scale = provenance["alpha"] / provenance["rank"] if provenance["train"] == "lora" else 1.0
-    return TrainerState(progress.step, tensors, info, origin["train"], scale), policy.trained_state(), ema
+    return TrainerState(progress.step, tensors, info, provenance["train"], scale), policy.trained_state(), ema
 
 
 @torch.no_grad()
