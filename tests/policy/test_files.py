@@ -55,7 +55,7 @@ def without_vocabulary(folder: Path) -> None:
 
 
 def with_few_words(folder: Path) -> None:
-    """A byte-pair vocabulary without its merges and most of its words, or a sentencepiece vocabulary reduced likewise."""
+    """Keep few words of a byte-pair vocabulary, without its merges, or of a sentencepiece vocabulary."""
     file = folder / "tokenizer.json"
     tree = json.loads(file.read_text())
     vocabulary = tree["model"]["vocab"]
