@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.base import PromptEmbeddings
-from marble_cli.policy.source import described, read_json
+from marble_cli.policy.source import config_folder, read_json
 from marble_cli.rollout.ode import make_scheduler, sample
 from marble_cli.seeds import noise
 
@@ -48,7 +48,7 @@ def settings(small: bool, *overrides: str) -> RunConfig:
 
 def make(config: RunConfig, small: bool, images: int) -> Scene:
     """One micro-batch of `images` on a random transformer of the model's own configuration, in the VAE's latent space."""
-    folder = described(MODEL)
+    folder = config_folder(MODEL)
     assert folder is not None
     shape = read_json(folder / "transformer" / "config.json") | (SMALL if small else {})
     with torch.random.fork_rng():

@@ -23,7 +23,7 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.objective.coefficients import Coefficients, reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
-from marble_cli.rollout.collect import training_rollout
+from marble_cli.rollout.collect import Rollout
 from marble_cli.run.build import build_sampler
 from marble_cli.step.batches import TrainingSet, chunks, training_times
 from marble_cli.step.gradients import Objective, Step, reward_gradients
@@ -56,7 +56,7 @@ def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tupl
     ranks = Ranks.alone()
     together, alone = [], []
     with open_scorer(config.rewards, str(policy.device)) as scorer:
-        rollout = training_rollout(config, policy)
+        rollout = Rollout(policy, config.rollout, config.trainer.seed)
         times = rollout.times()[: max(1, int(config.rollout.steps * 0.99))]
         for step in range(1, steps + 1):
             prompts = [prompt for prompt in sampler.step(step) for _ in range(size)]

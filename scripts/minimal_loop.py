@@ -28,7 +28,7 @@ from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.trainable.ema import behaviour_eta, blend
 from marble_cli.rewards.scorer import Scorer, open_scorer
-from marble_cli.rollout.collect import Rollout, training_rollout
+from marble_cli.rollout.collect import Rollout
 from marble_cli.run.build import build_balance, build_optimizer, build_sampler
 from marble_cli.step.batches import NoisedBatch, TrainingSet, chunks, noised_batches, training_times
 
@@ -83,7 +83,7 @@ def train_step(
         parameter.grad = part.view_as(parameter)
     optimizer.step()
     trained, behaviour = dict(policy.parameters("trained")), dict(policy.parameters("behaviour"))
-    blend(behaviour, trained, behaviour_eta(algorithm.behaviour, step))  # type: ignore[arg-type]
+    blend(behaviour, trained, behaviour_eta(algorithm.behaviour, step))
     return torch.cosine_similarity(balanced[None], rows[:-1])
 
 
@@ -116,7 +116,7 @@ def main(steps: int, overrides: list[str]) -> Policy:
         raise SystemExit(f"balance={config.balance.name} mixes rewards before there are gradients to balance")
     sampler = build_sampler(config, load_prompts(config.data, "train"))
     optimizer = build_optimizer(config, policy)
-    rollout = training_rollout(config, policy)
+    rollout = Rollout(policy, config.rollout, config.trainer.seed)
     with open_scorer(config.rewards, str(policy.device)) as scorer:
         for step in range(1, steps + 1):
             cosine = train_step(config, policy, rollout, scorer, balance, sampler, optimizer, step)

@@ -1,10 +1,11 @@
-"""The layers whose LoRA ComfyUI's loader maps, by a model's family and as diffusers names them.
+"""Know which layers of each model family ComfyUI's LoRA loader maps, by diffusers' names.
 
-Keys are diffusers' own, `transformer.LAYER.lora_A.weight`. ComfyUI leaves out what it does not map, with a line
-in its log.
+Keys in a file are diffusers' own, `transformer.LAYER.lora_A.weight`. ComfyUI skips what it does not map and
+only logs that.
 
 Source: comfy/lora.py at 17358c8 and comfy/utils.py at 09708ea of Comfy-Org/ComfyUI (`model_lora_keys_unet`,
-`mmdit_to_diffusers`, `flux_to_diffusers`, `z_image_to_diffusers`). Qwen-Image has diffusers' names there.
+`mmdit_to_diffusers`, `flux_to_diffusers`, `z_image_to_diffusers`). ComfyUI uses diffusers' names for
+Qwen-Image.
 """
 
 import re
@@ -31,18 +32,18 @@ MAPPED = {
 
 
 def check_mapped(layers: Sequence[str], family: str | None) -> None:
-    """Refuse a LoRA of which ComfyUI would leave out a part.
+    """Refuse a LoRA of which ComfyUI would skip a part.
 
     Args:
         layers: the names of the layers that the LoRA adapts.
-        family: the name of the model's family; None where an older checkpoint does not tell.
+        family: the name of the model's family; None if an older checkpoint does not state it.
 
     Raises:
         RequestError: the family is not mapped, or a layer is not.
     """
     known = list(MAPPED) if family is None else [family]
-    left = [[name for name in layers if not re.fullmatch(MAPPED.get(key, "(?!)"), name)] for key in known]
-    missing = min(left, key=len)
+    unmapped = [[name for name in layers if not re.fullmatch(MAPPED.get(key, "(?!)"), name)] for key in known]
+    missing = min(unmapped, key=len)
     if not missing:
         return
     if len(missing) == len(layers) and family not in MAPPED:

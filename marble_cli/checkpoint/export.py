@@ -1,7 +1,7 @@
-"""`marble export`: a checkpoint's weights for diffusers, peft or ComfyUI.
+"""`marble export`: write a checkpoint's weights for diffusers, peft or ComfyUI.
 
-A LoRA is written so that it acts with scale 1 wherever it is loaded. A whole transformer is for diffusers
-alone: `from_pretrained(..., subfolder="transformer")`.
+A LoRA is written with scale 1, so that every loader applies it alike. A whole transformer is for diffusers
+only: `from_pretrained(..., subfolder="transformer")`.
 """
 
 import json
@@ -22,26 +22,27 @@ from marble_cli.checkpoint.store import TrainerState
 from marble_cli.errors import CheckpointError, RequestError, StorageError
 from marble_cli.files import check_writable, write_whole, writing
 
-FILES = {  # of a LoRA
+LORA_FILES = {
     ExportFormat.diffusers: store.WEIGHTS["lora"],
     ExportFormat.peft: "adapter_model.safetensors",
     ExportFormat.comfyui: "comfyui_lora.safetensors",
 }
 PEFT_CONFIG = "adapter_config.json"
-PEFT_PREFIX = "base_model.model."  # of every key, before the name of a layer
+PEFT_PREFIX = "base_model.model."  # of every key, before the layer's name
 
 
 def export(target: str, directory: Path, form: ExportFormat = ExportFormat.diffusers) -> Path:
     """Write the verified moving average of `target` to `directory`; return the file of weights.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or there is none.
-        StorageError: there is no room for it.
-        RequestError: `directory` holds such a file, the format cannot hold the weights, or `target` is base.
+        CheckpointError: the checkpoint is damaged or does not exist.
+        StorageError: the disk is full.
+        RequestError: `directory` already holds such a file, the format cannot hold the weights, or `target`
+            is base.
     """
     if target == "base":
         raise RequestError(
-            "export base: nothing was trained of the base model. Expected a checkpoint or a run."
+            "export base: the base model has no trained weights. Expected a checkpoint or a run."
         )
     checkpoint = store.resolve(target)
     state, _, average = store.load(checkpoint)
@@ -59,14 +60,14 @@ def _export_lora(
     weights = lora.folded(average, state.scale)
     header = lora.header(weights) if form is ExportFormat.diffusers else {}
     if form is ExportFormat.comfyui:
-        family = _origin(state.info).get("family")
+        family = _read_provenance(state.info).get("family")
         check_mapped(lora.layers(weights), family if isinstance(family, str) else None)
     config = None
     if form is ExportFormat.peft:
         entries = {"peft_type": "LORA", "inference_mode": True, **lora.settings(weights)}
         config = directory / PEFT_CONFIG, entries
         weights = {PEFT_PREFIX + key.removeprefix(lora.PREFIX): value for key, value in weights.items()}
-    file = directory / FILES[form]
+    file = directory / LORA_FILES[form]
     with _exporting(file, config, sum(value.nbytes for value in weights.values())):
         tensor_files.write(file, weights, header)
     return file
@@ -88,11 +89,18 @@ def _export_transformer(checkpoint: Path, state: TrainerState, directory: Path, 
 
 @contextmanager
 def _exporting(file: Path, config: tuple[Path, dict[str, Any]] | None, size: int) -> Iterator[None]:
-    """Write `file` of about `size` bytes inside, then its configuration; a failure leaves neither behind.
+    """Check that `file` may be written, run the block that writes it, then write its configuration.
+
+    A failure leaves neither behind.
+
+    Args:
+        file: the file of weights.
+        config: path and content of the JSON file next to it, if there is one.
+        size: bytes that `file` needs, about.
 
     Raises:
-        RequestError: one of them exists, or their folder cannot be written.
-        StorageError: there is no room for them.
+        RequestError: one of the files exists, or their folder cannot be written.
+        StorageError: the disk is full.
     """
     files = [file] if config is None else [file, config[0]]
     if existing := [path for path in files if path.exists()]:
@@ -110,19 +118,19 @@ def _exporting(file: Path, config: tuple[Path, dict[str, Any]] | None, size: int
             raise
 
 
-def _origin(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a checkpoint says its weights belong to; nothing in older ones."""
-    origin = info.get("origin")
-    return origin if isinstance(origin, dict) else {}
+def _read_provenance(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a checkpoint states about its weights' model; empty in older checkpoints."""
+    provenance = info.get("origin")
+    return provenance if isinstance(provenance, dict) else {}
 
 
 def transformer_config(info: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint of a whole transformer knows of its architecture, as diffusers' config.json says it.
+    """Return the config.json for diffusers of the whole transformer in a checkpoint.
 
     Raises:
-        CheckpointError: that is nothing, or no such configuration.
+        CheckpointError: the checkpoint has none, or it names no class.
     """
-    config = _origin(info).get("transformer")
+    config = _read_provenance(info).get("transformer")
     name = config.get("_class_name") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(name, str) or not name.isidentifier():
         raise CheckpointError(

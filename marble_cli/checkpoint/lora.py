@@ -1,8 +1,9 @@
-"""A LoRA in files that act alike everywhere: alpha / rank is part of B, and the header states alpha = rank.
+"""Store a LoRA so that every loader applies it alike: alpha / rank is folded into B.
 
 In memory, `lora_A` [rank, in] and `lora_B` [out, rank] are as trained, and `scale * B @ A` is added to a
-layer's weight, with scale = alpha / rank (Hu et al., arXiv 2106.09685, section 4.1). Loaders that do not read
-the header (ComfyUI, converters, older diffusers) take the scale to be 1; with a folded B they are right.
+layer's weight, with scale = alpha / rank (Hu et al., arXiv 2106.09685, section 4.1). In a file, B is
+*folded*: multiplied by the scale. Loaders that ignore the header (ComfyUI, converters, older diffusers)
+assume scale 1, which is then right.
 """
 
 import json
@@ -17,25 +18,25 @@ from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.tensor_files import not_finite
 from marble_cli.errors import CheckpointError
 
-HEADER = "lora_adapter_metadata"  # the entry of a file's header from which diffusers rebuilds a LoRA
-PREFIX = "transformer."  # of every key, before the name of a layer
+HEADER = "lora_adapter_metadata"  # header entry from which diffusers rebuilds a LoRA
+PREFIX = "transformer."  # of every key, before the layer's name
 A, B = ".lora_A.weight", ".lora_B.weight"
 
 
 def folded(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Return the LoRA of scale 1 that acts as `state` does with `scale`; B is rounded once."""
+    """Return the LoRA of scale 1 that equals `state` with `scale`; B is rounded once."""
     return {k: (v.double() * scale).to(v.dtype) if k.endswith(B) else v for k, v in state.items()}
 
 
 def unfolded(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Return the LoRA as trained, up to the rounding of `folded`."""
+    """Return the LoRA that was folded into `state`, up to the rounding of `folded`."""
     return {k: (v.double() / scale).to(v.dtype) if k.endswith(B) else v for k, v in state.items()}
 
 
 def rounded(state: Mapping[str, Tensor], scale: float, name: str) -> dict[str, Tensor]:
-    """Return every B of `state`, as `PARAMETER|name`, if folding may change a bit of one; else nothing.
+    """Return every B of `state`, as `PARAMETER|name`, if folding loses a bit of one, else an empty dict.
 
-    A power of two changes none, except in values that leave their type's normal range.
+    A scale that is a power of two loses none, except in values that leave their type's normal range.
     """
     ups = {key: value for key, value in state.items() if key.endswith(B)}
     back = unfolded(folded(ups, scale), scale)
@@ -47,13 +48,13 @@ def rounded(state: Mapping[str, Tensor], scale: float, name: str) -> dict[str, T
 def as_trained(
     state: Mapping[str, Tensor], scale: float, name: str, kept: dict[str, Tensor], step: int
 ) -> dict[str, Tensor]:
-    """Return the LoRA that was folded into `state`, to the bit; take its `PARAMETER|name` out of `kept`.
+    """Return the LoRA that was folded into `state`, bit for bit, and remove its `PARAMETER|name` from `kept`.
 
     Raises:
-        CheckpointError: `kept` lacks some or has others, or the scale takes the LoRA out of range.
+        CheckpointError: `kept` lacks a B or has others, or unfolding makes a value infinite.
     """
-    end = f"|{name}"
-    own = {PREFIX + key.removesuffix(end): kept.pop(key) for key in list(kept) if key.endswith(end)}
+    suffix = f"|{name}"
+    own = {PREFIX + key.removesuffix(suffix): kept.pop(key) for key in list(kept) if key.endswith(suffix)}
     expected = {key: value.shape for key, value in state.items() if key.endswith(B)}
     if own or not _is_power_of_two(scale):
         found = {key: value.shape for key, value in own.items()}
@@ -65,7 +66,8 @@ def as_trained(
     result = unfolded(state, scale) | own
     if bad := not_finite(result):
         raise CheckpointError(
-            f"the checkpoint of step {step} is damaged: its scale {scale} makes {bad} of {name}/ infinite. {REMEDY}"
+            f"the checkpoint of step {step} is damaged: its scale {scale} makes {bad} of {name}/ infinite. "
+            f"{REMEDY}"
         )
     return result
 
@@ -75,21 +77,24 @@ def _is_power_of_two(scale: float) -> bool:
 
 
 def check(state: Mapping[str, Tensor], file: Path) -> None:
-    """Check that a file's tensors are the A [rank, in] and B [out, rank] of layers, all of one rank.
+    """Check that a file holds A [rank, in] and B [out, rank] for every layer, and nothing else.
+
+    All layers must have one rank.
 
     Raises:
-        CheckpointError: they are not.
+        CheckpointError: the file holds something else.
     """
     pairs = {f"{PREFIX}{layer}{part}" for layer in layers(state) for part in (A, B)}
     ranks = {value.shape[key.endswith(B)] for key, value in state.items() if value.dim() == 2}
     if not pairs or pairs != state.keys() or len(ranks) != 1 or any(v.dim() != 2 for v in state.values()):
-        raise CheckpointError(f"{file} is no LoRA of one rank, with A and B for every layer. {REMEDY}")
+        raise CheckpointError(f"{file} is not a LoRA of one rank, with A and B for every layer. {REMEDY}")
 
 
 def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return what peft needs to rebuild a folded LoRA: rank, alpha and layers, by the names of `LoraConfig`.
 
-    Nothing else: diffusers hands all entries to `LoraConfig`, which refuses what its release does not know.
+    Only these: diffusers passes all entries to `LoraConfig`, which refuses keys that its release does not
+    know.
     """
     rank = next((value.shape[0] for key, value in state.items() if key.endswith(A)), 0)
     return {"r": rank, "lora_alpha": rank, "target_modules": layers(state)}
@@ -101,13 +106,13 @@ def layers(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def header(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return what a file of a folded LoRA states in its header, as diffusers' `save_lora_weights` does."""
+    """Return the header of a file of a folded LoRA, as diffusers' `save_lora_weights` writes it."""
     entries = {PREFIX + key: value for key, value in settings(state).items()}
     return {HEADER: json.dumps(entries, sort_keys=True)}
 
 
 def stated_scale(entries: Mapping[str, str]) -> float | None:
-    """Return alpha / rank by a file's header; None if the header does not state both as numbers above 0."""
+    """Return alpha / rank from a file's header; None if the header does not state both as numbers above 0."""
     try:
         stated = json.loads(entries.get(HEADER, ""))
         scale = float(stated[f"{PREFIX}lora_alpha"]) / float(stated[f"{PREFIX}r"])

@@ -1,6 +1,6 @@
-"""state.json of a step folder: step, the trainer's figures, and size and SHA-256 of every file beside it.
+"""Read, write and check state.json of a step folder: step, trainer state, and size and SHA-256 of every file.
 
-Whoever wrote it, what it says is checked before a file that it names is opened.
+Its content is not trusted: all of it is checked before a file that it names is opened.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from marble_cli.files import fsync
 
 FORMAT_VERSION = 2  # 1 kept a LoRA's B as trained, with alpha in the header
 NAME = "state.json"
-LARGEST = 64 * 2**20  # bytes of a state.json; held-out scores at the start are most of it
+LARGEST = 64 * 2**20  # bytes of a state.json; most of them are the base model's held-out scores
 STEP_FOLDER = re.compile(r"step-\d{8,15}", re.ASCII)
 TENSOR_FILE = re.compile(r"([\w-]+/)?[\w-]+\.safetensors", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -27,15 +27,12 @@ REMEDY = "Use another step folder of the run, or --resume auto, which takes the 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A step, the trainer's `info`, (bytes, SHA-256) of the tensor files by name, and a LoRA's folded scale.
-
-    The scale is None in format 1, which folds none.
-    """
+    """The content of a state.json."""
 
     step: int
-    info: dict[str, Any]
-    files: dict[str, tuple[int, str]]
-    scale: float | None
+    info: dict[str, Any]  # the trainer's figures
+    files: dict[str, tuple[int, str]]  # (bytes, SHA-256) of the tensor files by name
+    scale: float | None  # the folded scale of a LoRA; None in format 1, which does not fold
 
 
 def write(folder: Path, step: int, info: dict[str, Any], names: list[str], scale: float | None) -> None:
@@ -56,7 +53,7 @@ def write(folder: Path, step: int, info: dict[str, Any], names: list[str], scale
 
 
 def own_digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content, which its own entry `sha256` is not part of."""
+    """Return the SHA-256 of a manifest's content without its entry `sha256`."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -67,20 +64,20 @@ def _digest(path: Path) -> str:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a step folder, none of whose files has been looked at.
+    """Read the manifest of a step folder; the files that it lists are not opened.
 
     Raises:
-        CheckpointError: there is none, or it is damaged, altered, of a newer format or says what cannot be.
+        CheckpointError: there is none, or it is damaged, altered, of a newer format or inconsistent.
     """
     path = folder / NAME
-    _check_place(folder)
+    _check_links(folder)
     if not path.is_file():
         refuse_pickled(folder)
-        raise CheckpointError(f"{folder} is no checkpoint: it has no {NAME}. {REMEDY}")
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {NAME}. {REMEDY}")
     try:
         if (size := path.stat().st_size) > LARGEST:
             raise ValueError(f"it has {size:,} bytes, and {LARGEST:,} at most are believed")
-        content = json.loads(path.read_bytes(), parse_float=_finite, parse_constant=_finite)
+        content = json.loads(path.read_bytes(), parse_float=_parse_finite, parse_constant=_parse_finite)
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
         version = content.get("format_version")
@@ -91,30 +88,30 @@ def read(folder: Path) -> Manifest:
             )
         if content.get("sha256") != own_digest(content):
             raise CheckpointError(f"{path} was altered: its SHA-256 differs from the one it states. {REMEDY}")
-        return _typed(folder, content)
+        return _parse_manifest(folder, content)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}. {REMEDY}") from error
 
 
-def _check_place(folder: Path) -> None:
-    """A step folder of a run lies in the run's folder, and its manifest in it."""
+def _check_links(folder: Path) -> None:
+    """Check that no link leads out of the run's folder or out of the step folder."""
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     for path, home in ((folder, run), (folder / NAME, folder)):
         if not path.resolve().is_relative_to(home.resolve()):
             raise CheckpointError(f"{path} is a link that leads out of {home}. {REMEDY}")
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text} is not a finite number")
     return value
 
 
-def _typed(folder: Path, content: dict[str, Any]) -> Manifest:
-    """The manifest that a JSON object holds.
+def _parse_manifest(folder: Path, content: dict[str, Any]) -> Manifest:
+    """Make a manifest of a JSON object.
 
     Raises:
-        ValueError: a part of it has another type, or cannot be true.
+        ValueError: an entry has the wrong type or an impossible value.
     """
     version, step, info, listing = (content.get(key) for key in ("format_version", "step", "info", "files"))
     scale = content.get("scale")
@@ -127,13 +124,13 @@ def _typed(folder: Path, content: dict[str, Any]) -> Manifest:
     if STEP_FOLDER.fullmatch(folder.name) and int(folder.name.removeprefix("step-")) != step:
         raise ValueError(f"it is of step {step}, and the folder's name says {folder.name}")
     if not isinstance(info, dict):
-        raise ValueError("info is no object")
+        raise ValueError("info is not an object")
     if not isinstance(listing, dict):
-        raise ValueError("files is no object")
+        raise ValueError("files is not an object")
     files = {}
     for name, entry in listing.items():
         if not TENSOR_FILE.fullmatch(name):
-            raise ValueError(f"it names {name!r}, which is no tensor file of this folder")
+            raise ValueError(f"it lists {name!r}, which is not a tensor file of this folder")
         size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
         if type(size) is not int or not 0 <= size < 2**63:
             raise ValueError(f"the bytes of {name} are {size!r}, not a whole number from 0 to 2^63 - 1")
@@ -144,26 +141,26 @@ def _typed(folder: Path, content: dict[str, Any]) -> Manifest:
 
 
 def check_files(folder: Path, manifest: Manifest, *, contents: bool = True) -> None:
-    """The folder holds the files that its manifest lists, whole, and no others.
+    """Check that the folder holds exactly the files that its manifest lists, unchanged.
 
     Args:
         folder: the step folder.
-        manifest: its own.
-        contents: compare the SHA-256, which reads every byte, and not the sizes alone.
+        manifest: the folder's manifest.
+        contents: whether to compare digests, which reads every byte; sizes are always compared.
 
     Raises:
-        CheckpointError: naming the first file that is missing, altered, or should not be there.
+        CheckpointError: a file is missing, altered or not listed; the message names the first one.
     """
-    for place, folders, names in os.walk(folder):
-        for path in (Path(place, name) for name in (*folders, *names)):
+    for parent, folders, names in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *names)):
             if path.is_symlink():
-                raise CheckpointError(f"{path} is a link; a checkpoint holds its files itself. {REMEDY}")
-        for path in (Path(place, name) for name in names):
+                raise CheckpointError(f"{path} is a link; a checkpoint must hold its files itself. {REMEDY}")
+        for path in (Path(parent, name) for name in names):
             if str(path.relative_to(folder)) not in (NAME, *manifest.files):
                 if is_pickled(path):
                     refuse_pickled(path)
                 raise CheckpointError(
-                    f"{path} is not of this checkpoint: {NAME} does not list it. Move it away. {REMEDY}"
+                    f"{path} is not part of this checkpoint: {NAME} does not list it. Move it away. {REMEDY}"
                 )
     for name, (size, digest) in manifest.files.items():
         file = folder / name

@@ -1,4 +1,4 @@
-"""Files that only unpickling could read, which marble does not do: it runs whatever code they hold."""
+"""Recognise and refuse pickled files. marble never unpickles: that would run whatever code a file holds."""
 
 import zipfile
 from itertools import chain, islice
@@ -7,12 +7,14 @@ from pathlib import Path
 from marble_cli.errors import CheckpointError
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
-PROTOCOLS = tuple(bytes((0x80, version)) for version in range(2, 6))  # how a pickle of protocol 2 to 5 begins
-LOOKED_AT = 10_000  # files of a folder
+PROTOCOLS = tuple(
+    bytes((0x80, version)) for version in range(2, 6)
+)  # first bytes of a pickle of protocol 2 to 5
+MOST_FILES = 10_000  # that are examined in a folder
 
 
 def is_pickled(file: Path) -> bool:
-    """By its name, or by how it begins, `file` is a pickle or torch's archive of one."""
+    """Return whether `file` is a pickle or torch's archive of one, by its name or first bytes."""
     if not file.is_file():
         return False
     if file.suffix.lower() in SUFFIXES:
@@ -28,18 +30,18 @@ def is_pickled(file: Path) -> bool:
 
 
 def refuse_pickled(path: Path) -> None:
-    """Refuse a pickled file, or a folder that holds one by its name.
+    """Raise an error if `path` is a pickled file, or a folder with one by its name.
 
     Raises:
-        CheckpointError: naming the file.
+        CheckpointError: the message names the file.
     """
     if path.is_dir():
-        files = islice(chain(path.glob("*"), path.glob("*/*")), LOOKED_AT)
+        files = islice(chain(path.glob("*"), path.glob("*/*")), MOST_FILES)
         found = next((file for file in files if file.suffix.lower() in SUFFIXES), None)
     else:
         found = path if is_pickled(path) else None
     if found is not None:
         raise CheckpointError(
-            f"{found} is a pickled file. marble unpickles nothing: it would run whatever code the file holds. Expected a "
-            "step folder of safetensors files, as `marble train` writes it."
+            f"{found} is a pickled file. marble never unpickles, because that would run whatever code the "
+            "file holds. Expected a step folder of safetensors files, as `marble train` writes it."
         )

@@ -1,8 +1,8 @@
-"""Step folders of a run: safetensors and one JSON manifest with the SHA-256 of every file.
+"""Save and load step folders: safetensors files and one JSON manifest with the SHA-256 of every file.
 
 A folder is written under a temporary name, flushed to disk and renamed: it exists whole or not at all. The
-files of a LoRA are folded (`checkpoint.lora`). Tensors that folding rounds are kept beside the optimizer's
-moments as well, so that `load` gives back to the bit what `save` was given.
+files of a LoRA are folded (`checkpoint.lora`). Tensors that folding rounds are also kept exactly, in the
+optimizer's file, so that `load` returns bit for bit what was passed to `save`.
 """
 
 import logging
@@ -24,33 +24,30 @@ from marble_cli.paths import expand
 
 log = logging.getLogger("marble")
 
-FOLDERS = {"lora": "lora", "full": "transformer"}  # of the trained weights, by what these are
+FOLDERS = {"lora": "lora", "full": "transformer"}  # of the trained weights, by their kind
 WEIGHTS = {  # the names that diffusers looks for
     "lora": "pytorch_lora_weights.safetensors",
     "full": "diffusion_pytorch_model.safetensors",
 }
-HEADER = 100  # bytes, about, that a tensor takes in a file's header beside its name
-BALANCE = "balance"  # the group of tensors that a balance with state remembers: whole numbers too
-ROUNDED = "optimizer"  # the group that also holds the tensors that folding rounds: `PARAMETER|lora`, `|ema`
+HEADER = 100  # bytes per tensor in a file's header, about, besides its name
+BALANCE = "balance"  # the group with a balance's state, which may hold integers
+# The group that also holds the tensors that folding rounds, as `PARAMETER|lora` and `PARAMETER|ema`.
+ROUNDED = "optimizer"
 
 
 @dataclass
 class TrainerState:
-    """What the trainer needs beside the trained weights: named groups of tensors (one file each) and JSON-able `info`.
-
-    `train` says what these weights are, `lora` or `full`; `scale` is a LoRA's alpha / rank, None if a
-    checkpoint of format 1 does not state it.
-    """
+    """What a checkpoint holds besides the trained weights."""
 
     step: int
-    tensors: dict[str, dict[str, Tensor]]
-    info: dict[str, Any]
-    train: str = "lora"
-    scale: float | None = 1.0
+    tensors: dict[str, dict[str, Tensor]]  # groups of tensors by name; one file per group
+    info: dict[str, Any]  # ready for JSON
+    train: str = "lora"  # the kind of the trained weights: lora or full
+    scale: float | None = 1.0  # a LoRA's alpha / rank; None if a checkpoint of format 1 does not state it
 
 
 def weight_files(train: str) -> tuple[str, str]:
-    """The files of a step folder with the trained weights and with their moving average."""
+    """Return the names of a step folder's files with the trained weights and with their moving average."""
     return f"{FOLDERS[train]}/{WEIGHTS[train]}", f"ema/{WEIGHTS[train]}"
 
 
@@ -64,29 +61,30 @@ def save(
     best: bool,
     keep_every: int = 0,
 ) -> Path:
-    """Write a step folder, read it back, point `latest` (and `best`) at it and delete what is no longer kept.
+    """Write a step folder, verify it, point `latest` (and `best`) at it and delete old step folders.
 
     Args:
         run: the run's folder.
         state: the trainer's state.
-        trained: the trained weights, as diffusers names them.
-        ema: its moving average, alike.
-        keep_last: newest whole step folders to keep; the best is kept besides.
-        best: whether this is the best so far.
-        keep_every: steps that are multiples of it are kept for good; 0 for none.
+        trained: the trained weights, by diffusers' names.
+        ema: their moving average, by the same names.
+        keep_last: how many of the newest valid step folders to keep; the best is always kept.
+        best: whether this is the best checkpoint so far.
+        keep_every: steps that are multiples of this are never deleted; 0 for none.
 
     Raises:
-        StorageError: the disk is full, the folder cannot be written or reads back as something else, or a value is
-            not finite; earlier checkpoints stay.
+        StorageError: the disk is full, the folder cannot be written, it reads back differently, or a value is
+            not finite. Earlier checkpoints stay.
     """
     parent = run / "checkpoints"
     final = parent / f"step-{state.step:08d}"
-    groups, header = _files(state, trained, ema)
+    groups, header = _arrange_files(state, trained, ema)
     for name, tensors in groups.items():
         if bad := tensor_files.not_finite(tensors):
             raise StorageError(
-                f"step {state.step} is not kept: {bad} of {name} is not finite, so it could not be gone on from. Earlier "
-                "checkpoints are untouched; continue from one with --resume auto and e.g. a lower optimizer.lr."
+                f"step {state.step} is not saved: {bad} of {name} is not finite, so no run could resume "
+                "from it. Earlier checkpoints are untouched; resume from one with --resume auto and e.g. "
+                "a lower optimizer.lr."
             )
     temporary = parent / f".{final.name}.tmp"
     size = sum(t.nbytes + len(name) + HEADER for tensors in groups.values() for name, t in tensors.items())
@@ -109,7 +107,8 @@ def save(
         manifests.check_files(final, manifests.read(final))
     except CheckpointError as error:
         raise StorageError(
-            f"{final} was written and reads back as something else. Earlier checkpoints are untouched. Look at the disk. {error}"
+            f"{final} reads back differently from what was written. Earlier checkpoints are untouched. "
+            f"Check the disk. {error}"
         ) from error
     for pointer in ("latest", "best") if best else ("latest",):
         write_whole(parent / pointer, final.name + "\n")
@@ -117,10 +116,10 @@ def save(
     return final
 
 
-def _files(
+def _arrange_files(
     state: TrainerState, trained: dict[str, Tensor], ema: dict[str, Tensor]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """Return the tensors of a step folder's files, by name, and the header of the files of weights."""
+    """Return the tensors of each file of a step folder, and the header of the files of weights."""
     groups, header = dict(state.tensors), dict[str, str]()
     if state.train == "lora":
         assert state.scale is not None
@@ -134,18 +133,18 @@ def _files(
 
 
 def steps(run: Path) -> list[Path]:
-    """A run's step folders, newest first."""
-    found = (p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name))
-    return sorted(found, key=step_of, reverse=True)
+    """Return a run's step folders, newest first."""
+    folders = (p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name))
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def step_of(folder: Path) -> int:
-    """The step that a step folder's name states."""
+    """Return the step in a step folder's name."""
     return int(folder.name.removeprefix("step-"))
 
 
 def set_aside(run: Path, step: int) -> list[Path]:
-    """Rename the checkpoints after `step`, which a run that goes back to it leaves behind; returns their new paths."""
+    """Rename the checkpoints after `step`, to which a run goes back, and return their new paths."""
     moved = []
     for folder in steps(run):
         if step_of(folder) > step:
@@ -154,26 +153,29 @@ def set_aside(run: Path, step: int) -> list[Path]:
                 times += 1
                 name = f"abandoned-{folder.name}-{times}"
             moved.append(folder.rename(folder.with_name(name)))
-            if _pointed(run, "best") == folder.name:
+            if _read_pointer(run, "best") == folder.name:
                 (run / "checkpoints" / "best").unlink()
     return moved
 
 
 def point_best(run: Path, step: int | None) -> None:
-    """Where no checkpoint is the best, because a run went back, let that of `step` be it again."""
+    """Point `best` at the checkpoint of `step`, unless it points at one.
+
+    `set_aside` removes the pointer if the best checkpoint is one of those set aside.
+    """
     name = None if step is None else f"step-{step:08d}"
-    if name is not None and _pointed(run, "best") is None and (run / "checkpoints" / name).is_dir():
+    if name is not None and _read_pointer(run, "best") is None and (run / "checkpoints" / name).is_dir():
         write_whole(run / "checkpoints" / "best", f"{name}\n")
 
 
-def sweep(run: Path) -> None:
-    """Remove what a process that died while it wrote or deleted a checkpoint has left."""
-    for left in (run / "checkpoints").glob(".*.tmp"):
-        _remove(left)
+def remove_leftovers(run: Path) -> None:
+    """Remove temporary folders of a process that died while it wrote or deleted a checkpoint."""
+    for leftover in (run / "checkpoints").glob(".*.tmp"):
+        _remove(leftover)
 
 
-def _pointed(run: Path, pointer: str) -> str | None:
-    """The name of the step folder that `latest` or `best` names, if it names one."""
+def _read_pointer(run: Path, pointer: str) -> str | None:
+    """Return the name of the step folder that the pointer file `latest` or `best` holds, or None."""
     path = run / "checkpoints" / pointer
     if not path.is_file():
         return None
@@ -183,21 +185,21 @@ def _pointed(run: Path, pointer: str) -> str | None:
 
 
 def _retain(written: Path, keep_last: int, keep_every: int) -> None:
-    """Delete step folders beside `written`, which was verified, that nothing keeps; a damaged one does not count."""
-    run, whole = written.parent.parent, 0
-    best = _pointed(run, "best")
+    """Delete the run's step folders that `save` does not keep; `written`, just verified, always stays."""
+    run, valid = written.parent.parent, 0
+    best = _read_pointer(run, "best")
     for folder in steps(run):
-        if whole < max(1, keep_last) or folder == written:
-            whole += _is_whole(folder)
+        if valid < max(1, keep_last) or folder == written:
+            valid += _is_complete(folder)
         elif folder.name != best and not (keep_every and step_of(folder) % keep_every == 0):
             doomed = folder.with_name(f".{folder.name}.tmp")
             _remove(doomed)
-            folder.rename(doomed)  # half deleted, it shall not pass for a checkpoint
+            folder.rename(doomed)  # a half-deleted folder must not look like a checkpoint
             _remove(doomed)
 
 
-def _is_whole(folder: Path) -> bool:
-    """By its manifest and the sizes of its files; their contents are not read."""
+def _is_complete(folder: Path) -> bool:
+    """Check a step folder by its manifest and the sizes of its files; their contents are not read."""
     try:
         manifests.check_files(folder, manifests.read(folder), contents=False)
     except CheckpointError:
@@ -206,7 +208,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file, link or folder; what cannot be is left, and said, for it is in nobody's way but the disk's."""
+    """Delete a file, link or folder; on failure only warn, because a leftover merely takes disk space."""
     try:
         if path.is_symlink() or path.is_file():
             path.unlink()
@@ -220,7 +222,8 @@ def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tenso
     """Read and verify the trainer's state, the trained weights and their moving average, as they were saved.
 
     Raises:
-        CheckpointError: something is missing, altered, not finite, of a newer format, or no checkpoint at all.
+        CheckpointError: a file is missing, altered, not finite or of a newer format, or `folder` is no
+            checkpoint.
     """
     manifest = manifests.read(folder)
     train = "full" if weight_files("full")[0] in manifest.files else "lora"
@@ -252,7 +255,7 @@ def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tenso
 
 
 def resolve(spec: str) -> Path:
-    """The step folder that a checkpoint's or a run's path names; of a run, the latest.
+    """Return the step folder that a path names: itself, or the latest of a run.
 
     Raises:
         CheckpointError: there is none, or it is pickled.
@@ -265,21 +268,21 @@ def resolve(spec: str) -> Path:
         if path.exists():
             refuse_pickled(path)
         raise CheckpointError(
-            f"{spec} is neither a checkpoint (a folder with state.json) nor a run (a folder with checkpoints/). "
-            "Expected e.g. runs/demo, runs/demo/checkpoints/step-00000010, or base."
+            f"{spec} is neither a checkpoint (a folder with state.json) nor a run (a folder with "
+            "checkpoints/). Expected e.g. runs/demo, runs/demo/checkpoints/step-00000010, or base."
         )
-    name = _pointed(path, "latest")
+    name = _read_pointer(path, "latest")
     if name is not None and (parent / name).is_dir():
         return parent / name
-    found = steps(path)
-    if not found:
+    folders = steps(path)
+    if not folders:
         refuse_pickled(parent)
-        raise CheckpointError(f"{parent} holds no checkpoint yet. Train on, or name another run.")
-    return found[0]
+        raise CheckpointError(f"{parent} holds no checkpoint yet. Train further, or name another run.")
+    return folders[0]
 
 
 def newest_valid(run: Path, before: int | None = None) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The newest step folder (of those before a step) that verifies, and those passed over with the reason."""
+    """Return the newest valid step folder (of steps below `before`), and the skipped ones with reasons."""
     skipped = []
     for folder in steps(run):
         if before is not None and step_of(folder) >= before:

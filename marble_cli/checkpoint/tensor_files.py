@@ -1,4 +1,4 @@
-"""Safetensors files: written so that equal content is equal bytes, read with every value checked."""
+"""Write safetensors files reproducibly, byte for byte, and check every value when reading them."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ FORMAT = {"format": "pt"}  # what the Hugging Face libraries expect in every hea
 
 
 def write(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write `tensors`, and in the file's header `format: pt` and the strings of `header`; flush the file."""
+    """Write `tensors` with `format: pt` and the strings of `header` in the file's header; flush the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     values = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     save_file(values, file, {**FORMAT, **header})
@@ -28,7 +28,7 @@ def write(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) 
 
 
 def _sort_header(file: Path) -> None:
-    """Put the strings of a file's header in order: safetensors writes several in random order."""
+    """Sort the strings in a file's header, which safetensors writes in random order."""
     with file.open("r+b") as stream:
         size = int.from_bytes(stream.read(8), "little")
         content = json.loads(stream.read(size))
@@ -39,25 +39,26 @@ def _sort_header(file: Path) -> None:
 
 
 def read(file: Path, *, floats: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors of a file, all of them finite and, with `floats`, of a floating type, and its header's strings.
+    """Read the tensors of a file and the strings of its header.
 
     Raises:
-        CheckpointError: they are not, or the file holds something else.
+        CheckpointError: the file is not a safetensors file, a value is not finite, or, with `floats`, a
+            tensor is not of a floating type.
     """
     try:
         tensors = load_file(file)
         with safe_open(file, "pt") as content:
             header = content.metadata() or {}
-    except (OSError, SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that torch has not
-        raise CheckpointError(f"{file} is no safetensors file: {error}. {REMEDY}") from error
-    strange = [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
-    if floats and strange:
-        raise CheckpointError(f"{file} is of no use: {strange[0]} is {tensors[strange[0]].dtype}. {REMEDY}")
+    except (OSError, SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that torch lacks
+        raise CheckpointError(f"{file} is not a safetensors file: {error}. {REMEDY}") from error
+    wrong = [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
+    if floats and wrong:
+        raise CheckpointError(f"{file} is damaged: {wrong[0]} is {tensors[wrong[0]].dtype}. {REMEDY}")
     if bad := not_finite(tensors):
-        raise CheckpointError(f"{file} is of no use: {bad} has values that are not finite. {REMEDY}")
+        raise CheckpointError(f"{file} is damaged: {bad} has values that are not finite. {REMEDY}")
     return tensors, header
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of a tensor with a value that is not finite, if there is one."""
+    """Return the name of the first tensor with a value that is not finite, or None."""
     return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)

@@ -41,7 +41,7 @@ def explain(
     folder = output or run / "explain"
     check_writable(folder, "--output ")
     balance, notes = _balance(run / "config.yaml")
-    analysis = numbers.explain(history)
+    analysis = analyse(history)
     diagnosis = diagnose(analysis)
     pictures, reasons = draw(history, analysis, folder)
     notes += ["the last line of metrics.jsonl is cut short and left out"] if history.truncated else []

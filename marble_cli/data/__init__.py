@@ -1,1 +1,1 @@
-"""Prompts: where they come from and which of them a step trains on."""
+"""Prompts: read them from files and datasets, and choose those of each step."""

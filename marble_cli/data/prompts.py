@@ -1,4 +1,4 @@
-"""Prompts from their sources: files of text, JSON lines or Parquet, and datasets of the hub."""
+"""Read prompts from their sources: files of text, JSON lines or Parquet, and datasets of the hub."""
 
 import difflib
 import re
@@ -10,45 +10,44 @@ from pathlib import Path
 from typing import Any
 
 from marble_cli.config.schema import DataConfig, Quotes, SourceConfig
-from marble_cli.data.rows import Row, RowError, Rows, clean, json_rows, legible, text_rows
+from marble_cli.data.rows import Row, RowError, SourceRows, clean_text, json_rows, strip_marks, text_rows
 from marble_cli.data.tables import hub_rows, parquet_rows
 from marble_cli.errors import DataError
 
-NEGATIVE = "negative_prompt"  # the key of a row's own
+NEGATIVE = "negative_prompt"  # key of a row's own negative prompt
 QUOTED = re.compile(r'"([^"]*)"')
 QUOTED_CURLY = re.compile("\u201c([^\u201d]*)\u201d")
-NAMED = 3  # bad lines that a message names
+LISTED_FAULTS = 3  # bad rows that a message lists
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt, what rewards may know of it, the name of its source, and what guidance leads away from."""
+    """One prompt with its metadata."""
 
     text: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""
-    negative: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # passed to rewards
+    source: str = ""  # name of its source in `data.sources`
+    negative: str = ""  # negative prompt, used with guidance
 
 
-def lacking(data: DataConfig) -> str | None:
-    """What is to be set before there are prompts: the folder that their files are in."""
-    wanted = [
-        file for source in data.sources.values() if source.hub is None for file in (source.train, source.test)
-    ]
-    if not wanted or data.root == "tiny" or (data.root and Path(data.root).is_dir()):
+def find_root_fault(data: DataConfig) -> str | None:
+    """Return an error message if prompt files are configured and `data.root` is not a folder, else None."""
+    sources = [source for source in data.sources.values() if source.hub is None]
+    needed = [file for source in sources for file in (source.train, source.test)]
+    if not needed or data.root == "tiny" or (data.root and Path(data.root).is_dir()):
         return None
-    said = f"data.root={data.root} is no folder" if data.root else "data.root is not set"
-    return f"{said}. Expected the one that holds {', '.join(wanted)}."
+    fault = f"data.root={data.root} is not a folder" if data.root else "data.root is not set"
+    return f"{fault}. Expected the folder that holds {', '.join(needed)}."
 
 
 def load_prompts(data: DataConfig, split: str) -> dict[str, list[Prompt]]:
-    """The prompts of every source's `train` or `test` split, in their order there.
+    """Read the prompts of every source's `train` or `test` split, in file order.
 
     Raises:
-        DataError: a file or dataset is missing, empty or has bad lines, which are named.
+        DataError: a file or dataset is missing, empty or has bad rows, which are listed.
     """
-    if (lack := lacking(data)) is not None:
-        raise DataError(lack)
+    if (fault := find_root_fault(data)) is not None:
+        raise DataError(fault)
     embedded = Path(str(files("marble_cli") / "assets" / "tiny" / "prompts"))
     root = embedded if data.root == "tiny" else Path(data.root or ".")
     return {
@@ -58,10 +57,10 @@ def load_prompts(data: DataConfig, split: str) -> dict[str, list[Prompt]]:
 
 
 def read_source(root: Path, name: str, source: SourceConfig, part: str) -> list[Prompt]:
-    """The prompts of one source's file `part` under `root`, or of the split `part` of its dataset.
+    """Read the prompts of one source: of the file `part` under `root`, or of its dataset's split `part`.
 
     Raises:
-        DataError: it is missing, holds no prompt, or has bad lines, which are named.
+        DataError: the source is missing, holds no prompt, or has bad rows, which are listed.
     """
     rows = hub_rows(name, source, part) if source.hub is not None else _file_rows(root / part, name, source)
     prompts, bad = [], list[str]()
@@ -69,102 +68,111 @@ def read_source(root: Path, name: str, source: SourceConfig, part: str) -> list[
         try:
             row = rows.parse(raw)
             if row is not None:
-                prompts.append(_prompt(row, name, source))
+                prompts.append(_make_prompt(row, name, source))
         except RowError as error:
             bad.append(f"{rows.unit} {number}: {error}")
     if bad:
-        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise DataError(f"{rows.where}, {'; '.join(bad[:NAMED])}{more}. {rows.expected}")
+        more = f"; and {len(bad) - LISTED_FAULTS} more" if len(bad) > LISTED_FAULTS else ""
+        raise DataError(f"{rows.where}, {'; '.join(bad[:LISTED_FAULTS])}{more}. {rows.expected}")
     if not prompts:
-        raise DataError(f"{rows.where} of data.sources.{name} is empty. Expected one prompt a {rows.unit}.")
+        raise DataError(f"{rows.where} of data.sources.{name} is empty. Expected one prompt per {rows.unit}.")
     return prompts
 
 
-def _file_rows(path: Path, name: str, source: SourceConfig) -> Rows:
-    """Raises DataError if the file is missing or cannot be read."""
+def _file_rows(path: Path, name: str, source: SourceConfig) -> SourceRows:
+    """Open a prompt file by its ending.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+    """
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
             return parquet_rows(path, name, source)
         return text_rows(path, source.prompt_key) if suffix == ".txt" else json_rows(path)
     except FileNotFoundError:
-        raise DataError(_missing(path, name)) from None
+        raise DataError(_describe_missing_file(path, name)) from None
     except OSError as error:
         raise DataError(f"prompt file {path} of data.sources.{name} cannot be read: {error}") from error
 
 
-def _missing(path: Path, name: str) -> str:
-    beside = [str(file) for file in path.parent.glob("*") if file.is_file()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(str(path), beside, n=1)
+def _describe_missing_file(path: Path, name: str) -> str:
+    siblings = [str(file) for file in path.parent.glob("*") if file.is_file()]
+    near = difflib.get_close_matches(str(path), siblings, n=1)
     hint = f" Did you mean {near[0]}?" if near else " Set data.root and data.sources to your files."
     return f"prompt file {path} of data.sources.{name} does not exist.{hint}"
 
 
-def _prompt(row: Row, name: str, source: SourceConfig) -> Prompt:
-    """Raises RowError if the row holds no prompt, or lacks what its source asks for."""
-    text = _text(row, source.prompt_key)
+def _make_prompt(row: Row, name: str, source: SourceConfig) -> Prompt:
+    """Make a prompt of a row.
+
+    Raises:
+        RowError: the row holds no prompt, or no quoted text where its source requires one.
+    """
+    text = _read_text(row, source.prompt_key)
     if not text:
         raise RowError(f'no text under the key "{source.prompt_key}" (its keys: {", ".join(row) or "none"})')
-    negative = _text(row, NEGATIVE) or source.negative_prompt or ""
-    own = {key: _plain(row[key], key) for key in row if key not in (source.prompt_key, NEGATIVE)}
+    negative = _read_text(row, NEGATIVE) or source.negative_prompt or ""
+    own = {key: _clean_metadata(row[key], key) for key in row if key not in (source.prompt_key, NEGATIVE)}
     metadata = source.metadata | {key: value for key, value in own.items() if value is not None}
     if source.quoted_as is not None and source.quoted_as not in metadata:
-        wanted = quoted(text) if source.quotes is Quotes.required else after_straight_quote(text)
-        if wanted.strip():
-            metadata[source.quoted_as] = wanted
+        target = quoted(text) if source.quotes is Quotes.required else after_straight_quote(text)
+        if target.strip():
+            metadata[source.quoted_as] = target
         elif source.quotes is Quotes.required:
-            raise RowError(f"no text in double quotes, which data.sources.{name}.quoted_as asks for")
+            raise RowError(f"no text in double quotes, which data.sources.{name}.quoted_as requires")
     return Prompt(text, metadata, name, negative)
 
 
-def _text(row: Row, key: str) -> str:
+def _read_text(row: Row, key: str) -> str:
     value = row.get(key)
     if value is None:
         return ""
     if not isinstance(value, str):
         raise RowError(f'no text under the key "{key}" but {str(value)[:40]!r} ({type(value).__name__})')
-    with _under(key):
-        return clean(value)
+    with _naming_key(key):
+        return clean_text(value)
 
 
 @contextmanager
-def _under(key: str) -> Iterator[None]:
-    """Say of what is wrong with a text which key it stands under."""
+def _naming_key(key: str) -> Iterator[None]:
+    """Add the key to a RowError about a text."""
     try:
         yield
     except RowError as error:
         raise RowError(f'the text under the key "{key}" holds {error}') from None
 
 
-def _plain(value: Any, key: str) -> Any:
-    """Metadata with texts that are legible, and without the keys that a table fills with null where a row has none."""
+def _clean_metadata(value: Any, key: str) -> Any:
+    """Remove byte-order marks from texts, and the null values that tables give to missing nested keys."""
     if isinstance(value, dict):
-        return {inner: _plain(part, key) for inner, part in value.items() if part is not None}
+        return {inner: _clean_metadata(part, key) for inner, part in value.items() if part is not None}
     if isinstance(value, list):
-        return [_plain(part, key) for part in value]
+        return [_clean_metadata(part, key) for part in value]
     if not isinstance(value, str) or (value.isascii() and value.isprintable()):
         return value
-    with _under(key):
-        return legible(value)
+    with _naming_key(key):
+        return strip_marks(value)
 
 
 def quoted(text: str) -> str:
-    """What stands between the first two straight double quotes, else between the first curly ones; "" without any.
+    """Return the text in the first straight double quotes, else in the first curly ones, else "".
 
-    Source: the target of the OCR reward of Flow-GRPO, arXiv 2505.05470, where there are straight ones.
+    Source: with straight quotes, the target of the OCR reward of Flow-GRPO, arXiv 2505.05470.
     """
     found = QUOTED.search(text) or QUOTED_CURLY.search(text)
     return found.group(1) if found else ""
 
 
 def after_straight_quote(text: str) -> str:
-    """Return what follows the first straight double quote, up to the next if there is one; "" without any.
+    """Return the text from the first straight double quote up to the next, or to the end; "" without any.
 
-    Source: the target of the OCR reward published with arXiv 2605.06507, which takes the rest of `a 12" record`.
+    Source: the target of the OCR reward published with arXiv 2605.06507, which takes the rest of `a 12"
+    record`.
     """
     return text.partition('"')[2].partition('"')[0]
 
 
 def held_out(prompts: Mapping[str, list[Prompt]], per_source: int) -> list[Prompt]:
-    """The first `per_source` prompts of every source's test split, sources in their order."""
+    """Return the first `per_source` prompts of every source, in the order of the sources."""
     return [prompt for rows in prompts.values() for prompt in rows[:per_source]]

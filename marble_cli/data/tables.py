@@ -1,4 +1,7 @@
-"""Tables as rows: Parquet files and the datasets of the Hugging Face hub. Their libraries are imported where needed."""
+"""Read tables as rows: Parquet files and datasets of the Hugging Face hub.
+
+Their libraries are optional and imported only if a source needs them.
+"""
 
 import importlib
 import json
@@ -7,28 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from marble_cli.config.schema import SourceConfig
-from marble_cli.data.rows import Rows
+from marble_cli.data.rows import SourceRows
 from marble_cli.errors import DataError
 
 log = logging.getLogger("marble")
 
-# How the datasets library reads what it finds. Its other readers unpickle files, or hold nothing but media.
+# Readers of the datasets library that are allowed. Its others unpickle files, or read only media.
 READERS = ("parquet", "json", "csv", "text", "arrow", "imagefolder")
 
 
-def parquet_rows(path: Path, name: str, source: SourceConfig) -> Rows:
-    """The rows of a Parquet file, without columns of bytes.
+def parquet_rows(path: Path, name: str, source: SourceConfig) -> SourceRows:
+    """Read the rows of a Parquet file, without columns of bytes.
 
     Raises:
-        DataError: pyarrow is missing, the file is no Parquet file, or it lacks the prompt's column.
+        DataError: pyarrow is missing, the file is no Parquet file, or it lacks the prompts' column.
     """
-    parquet = _library("pyarrow.parquet", f"data.sources.{name} is a Parquet file")
-    pyarrow = _library("pyarrow", "")
+    parquet = _import_library("pyarrow.parquet", f"data.sources.{name} is a Parquet file")
+    pyarrow = _import_library("pyarrow", "")
     try:
         with parquet.ParquetFile(path) as file:
-            columns = _columns(str(path), file.schema_arrow, name, source)
+            columns = _usable_columns(str(path), file.schema_arrow, name, source)
             table = file.read(columns=columns)
-            _tell_mixed(str(path), file.read(columns=_mixed(file.schema_arrow)))
+            _warn_mixed(str(path), file.read(columns=_mixed_columns(file.schema_arrow)))
     except pyarrow.ArrowException as error:
         raise DataError(
             f"prompt file {path} of data.sources.{name} cannot be read: {_first_line(error)}. "
@@ -37,13 +40,14 @@ def parquet_rows(path: Path, name: str, source: SourceConfig) -> Rows:
     return _table_rows(str(path), table)
 
 
-def hub_rows(name: str, source: SourceConfig, split: str) -> Rows:
-    """The rows of a split of a dataset of the hub, or of a folder that the datasets library can read.
+def hub_rows(name: str, source: SourceConfig, split: str) -> SourceRows:
+    """Read the rows of one split of a dataset, on the hub or in a folder that the datasets library can read.
 
     Raises:
-        DataError: the datasets library is missing, the dataset cannot be had, or it lacks the split or the column.
+        DataError: the datasets library is missing, the dataset cannot be read, or it lacks the split or the
+            column.
     """
-    datasets = _library("datasets", f"data.sources.{name}.hub names a dataset")
+    datasets = _import_library("datasets", f"data.sources.{name}.hub names a dataset")
     datasets.disable_progress_bars()
     where = f"data.sources.{name}.hub={source.hub}, split {split!r}"
     try:
@@ -52,48 +56,53 @@ def hub_rows(name: str, source: SourceConfig, split: str) -> Rows:
         if reader in READERS:
             builder.download_and_prepare()
             dataset = builder.as_dataset(split=split)
-    except Exception as error:  # the library and the network have many
+    except Exception as error:  # the library and the network raise many types
         raise DataError(
-            f"{where}: {_first_line(error)}. Expected a dataset that can be reached (for a gated one: hf auth "
-            "login), or a folder of .jsonl or .parquet files, and one of its splits."
+            f"{where}: {_first_line(error)}. Expected a dataset that can be reached (for a gated one: hf "
+            "auth login), or a folder of .jsonl or .parquet files, and one of its splits."
         ) from error
     if reader not in READERS:
         raise DataError(f"{where}: its files are of the kind {reader}. Expected one of {', '.join(READERS)}.")
-    _tell_mixed(where, dataset.select_columns(_mixed(dataset.features.arrow_schema)).with_format("arrow")[:])
-    dataset = dataset.select_columns(_columns(where, dataset.features.arrow_schema, name, source))
+    _warn_mixed(
+        where, dataset.select_columns(_mixed_columns(dataset.features.arrow_schema)).with_format("arrow")[:]
+    )
+    dataset = dataset.select_columns(_usable_columns(where, dataset.features.arrow_schema, name, source))
     return _table_rows(where, dataset.with_format("arrow")[:])
 
 
-def _table_rows(where: str, table: Any) -> Rows:
-    return Rows(where, "row", "Expected text in every row.", table.to_pylist(), dict)
+def _table_rows(where: str, table: Any) -> SourceRows:
+    return SourceRows(where, "row", "Expected text in every row.", table.to_pylist(), dict)
 
 
-def _mixed(schema: Any) -> list[str]:
-    """Columns of JSON, which the datasets library makes of one whose rows differ in type."""
+def _mixed_columns(schema: Any) -> list[str]:
+    """List the columns of JSON, which the datasets library makes of a column whose rows differ in type."""
     return [field.name for field in schema if getattr(field.type, "extension_name", None) == "arrow.json"]
 
 
-def _tell_mixed(where: str, table: Any) -> None:
-    """Say which columns are left out because their rows differ in type.
+def _warn_mixed(where: str, table: Any) -> None:
+    """Warn about columns that are left out because their rows differ in type.
 
-    They could not be read row by row: the library keeps the text "47" and the number 47 alike.
+    Their rows cannot be told apart: the library stores the text "47" and the number 47 alike.
     """
-    for name in _mixed(table.schema):
+    for name in _mixed_columns(table.schema):
         types = {
             type(json.loads(cell)).__name__ for cell in table.column(name).to_pylist() if cell is not None
         }
         types |= {"str"} if len(types) == 1 else set()  # text that looks like the others
         log.warning(
-            "%s: column left out, for its rows differ in type: %s (%s). Give them one type; .jsonl files under data.root may "
-            "have several", where, name, ", ".join(sorted(types)),
-        )  # fmt: skip
+            "%s: column left out because its rows differ in type: %s (%s). Give them one type; .jsonl files "
+            "under data.root may have several",
+            where,
+            name,
+            ", ".join(sorted(types)),
+        )
 
 
-def _columns(where: str, schema: Any, name: str, source: SourceConfig) -> list[str]:
-    """The columns that a prompt can carry; what is left out is said.
+def _usable_columns(where: str, schema: Any, name: str, source: SourceConfig) -> list[str]:
+    """List the columns of text, numbers, and lists and records of them; warn about others.
 
     Raises:
-        DataError: the prompt's is not among them.
+        DataError: the prompts' column is not among them.
     """
     plain = [field.name for field in schema if _is_plain(field.type)]
     if plain.count(source.prompt_key) != 1:
@@ -102,15 +111,19 @@ def _columns(where: str, schema: Any, name: str, source: SourceConfig) -> list[s
             f"{', '.join(plain) or 'none'}. Set data.sources.{name}.prompt_key to the column of the prompts."
         )
     left_out = [
-        f"{field.name} ({field.type})" for field in schema if field.name not in (*plain, *_mixed(schema))
+        f"{field.name} ({field.type})"
+        for field in schema
+        if field.name not in (*plain, *_mixed_columns(schema))
     ]
     if left_out:
-        log.warning("%s: columns left out, for they hold no text or numbers: %s", where, ", ".join(left_out))
+        log.warning(
+            "%s: columns left out because they hold no text or numbers: %s", where, ", ".join(left_out)
+        )
     return plain
 
 
 def _is_plain(kind: Any) -> bool:
-    """Whether an Arrow type is text, a number, a truth value, or lists and records of them."""
+    """Return whether an Arrow type is text, a number, a boolean, or lists and records of them."""
     from pyarrow import types
 
     if types.is_struct(kind):
@@ -124,12 +137,13 @@ def _is_plain(kind: Any) -> bool:
     return bool(text or number or types.is_boolean(kind) or types.is_null(kind))
 
 
-def _library(module: str, why: str) -> Any:
+def _import_library(module: str, why: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise DataError(
-            f"{why}, for which {module.split('.')[0]} is missing here ({error}). Install it: pip install 'marble-cli[data]'"
+            f"{why}, for which {module.split('.')[0]} is missing here ({error}). "
+            "Install it: pip install 'marble-cli[data]'"
         ) from error
 
 

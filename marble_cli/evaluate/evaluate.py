@@ -19,7 +19,7 @@ from marble_cli.metrics.figures import image_grid, try_to_draw
 from marble_cli.policy.base import Adapter, Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import Scorer, open_scorer
-from marble_cli.rollout.collect import evaluation_rollout
+from marble_cli.rollout.collect import Rollout, evaluation_settings
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,8 @@ def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> E
     target.put_into(policy)
     prompts = held_out(load_prompts(config.data, "test"), config.trainer.eval_prompts)
     adapter: Adapter = None if target.weights is None else "trained"
-    return score_policy(
-        evaluation_rollout(config, policy), adapter, prompts, scorer, Ranks.alone(), lambda n: None
-    )
+    rollout = Rollout(policy, evaluation_settings(config.rollout, config.evaluation), config.trainer.seed)
+    return score_policy(rollout, adapter, prompts, scorer, Ranks.alone(), lambda n: None)
 
 
 def evaluate(target: str, against: str | None, overrides: list[str], output: Path | None) -> EvalReport:

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from marble_cli.data.prompts import Prompt
 from marble_cli.evaluate.target import resolve_target, run_config
 from marble_cli.files import check_writable, writing
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.load import load_policy
-from marble_cli.rollout.collect import evaluation_rollout
-from marble_cli.rollout.ode import Velocity, is_guided, sample
+from marble_cli.rollout.collect import Rollout, evaluation_settings
 from marble_cli.seeds import noise
 
 
@@ -31,20 +31,11 @@ def generate(
     chosen.put_into(policy)
     adapter: Adapter = None if chosen.weights is None else "trained"
     files = []
-    rollout = evaluation_rollout(config, policy)
-    scale = rollout.guidance_scale
-
-    def towards(text: str, *, negative: bool = False) -> Velocity:
-        embeddings = policy.encode([text], negative=negative)
-        return lambda xt, t: policy.velocity(xt, t, embeddings, adapter)
-
-    policy.prepare(prompts, [""] if is_guided(scale) else [])
-    for index, prompt in enumerate(prompts):
-        velocity = towards(prompt)
-        if is_guided(scale):
-            velocity = rollout.guided(velocity, towards("", negative=True))
-        begin = noise(seed, "generate", 0, [index], policy.latent_shape).to(policy.device)
-        x0 = sample(velocity, begin, rollout.scheduler())
+    rollout = Rollout(policy, evaluation_settings(config.rollout, config.evaluation), config.trainer.seed)
+    rollout.prepare([Prompt(text) for text in prompts])
+    for index, text in enumerate(prompts):
+        start = noise(seed, "generate", 0, [index], policy.latent_shape)
+        x0 = rollout.draw(rollout.encode([Prompt(text)]), slice(1), start, adapter)
         file = output / f"{index:03d}.png"
         with writing(file, "Choose another --output."):
             output.mkdir(parents=True, exist_ok=True)

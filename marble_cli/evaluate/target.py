@@ -11,7 +11,7 @@ from marble_cli.checkpoint import store
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.base import Policy
-from marble_cli.policy.provenance import check_origin, read_origin
+from marble_cli.policy.provenance import check_provenance, read_provenance
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Target:
     label: str
     weights: dict[str, Tensor] | None
     checkpoint: Path | None
-    origin: Mapping[str, Any] = field(default_factory=dict)  # as in `Policy`
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # as in `Policy`
 
     def put_into(self, policy: Policy) -> None:
         """Let `policy` be this one.
@@ -30,7 +30,7 @@ class Target:
             CheckpointError: it is of another model, of other LoRA settings, or another kind of training.
         """
         if self.weights is not None:
-            check_origin(self.origin, policy.origin(), self.label)
+            check_provenance(self.provenance, policy.provenance(), self.label)
             policy.load_trained(self.weights)
 
     @property
@@ -52,7 +52,9 @@ def resolve_target(spec: str) -> Target:
         return Target("base", None, None)
     path = store.resolve(spec)
     state, _, ema = store.load(path)
-    return Target(f"{path.parent.parent.name}/{path.name}", ema, path, read_origin(state.info, state.train))
+    return Target(
+        f"{path.parent.parent.name}/{path.name}", ema, path, read_provenance(state.info, state.train)
+    )
 
 
 def run_config(overrides: Sequence[str], *targets: Target | None) -> RunConfig:

@@ -14,7 +14,7 @@ from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.store import step_of
 from marble_cli.config.counts import geometry, processes
 from marble_cli.config.schema import BalanceMode, Parallel, RunConfig, SharedTerm, Train
-from marble_cli.data.prompts import Prompt, lacking, load_prompts
+from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.lock import RunLock
@@ -37,7 +37,7 @@ from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.worker import required
-from marble_cli.rollout.collect import judged_as
+from marble_cli.rollout.collect import evaluation_settings
 
 MORE_PROCESSES = (16, 8, 4, 2)
 UTILISATION = 0.7  # share of a large matrix product's speed that a run on `tiny` reached on two CPU cores
@@ -86,7 +86,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         UnreachableError: a reward's server does not answer; the plan is printed first.
     """
     check_geometry(config, processes(config))
-    unset = lacking(config.data) if config.data.root is None else None
+    unset = find_root_fault(config.data) if config.data.root is None else None
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     folder = Path(config.run.dir)
     existing = check_writable(folder, "run.dir=")
@@ -191,7 +191,7 @@ def _rewards(
 
 
 def _evaluation(config: RunConfig) -> str:
-    drawn = judged_as(config)
+    drawn = evaluation_settings(config.rollout, config.evaluation)
     prompts = f"the first {config.trainer.eval_prompts} held-out prompts of each source"
     return f"{prompts}, {drawn.steps} steps of {drawn.solver.value}"
 

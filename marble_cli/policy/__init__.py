@@ -1,1 +1,1 @@
-"""Policies: image models seen as prompt -> velocity -> picture, with their LoRA adapters."""
+"""Policies: image models that turn a prompt and noise into a picture, and the weights that are trained."""

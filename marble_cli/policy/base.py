@@ -1,4 +1,4 @@
-"""What the trainer, the rollout and the evaluation need of an image model, and what a family of models adds to that."""
+"""Define `Policy`, an image model that is trained, and `Family`, what one kind of image model adds to it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from marble_cli.config.schema import ModelConfig
+from marble_cli.policy.diffusers_types import Pipeline, TextEncoder
 
 Adapter = Literal["trained", "behaviour"] | None  # which weights act; None: the frozen model as loaded
 
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """What a family's transformer wants to know of B prompts: `tensors` [B, ...] by name, in the model's dtype; masks are bool."""
+    """Hold the transformer's inputs for B prompts.
+
+    `tensors` are [B, ...] by name, in the model's dtype; masks are bool. Names depend on the family.
+    """
 
     tensors: Mapping[str, Tensor]
 
@@ -32,7 +36,7 @@ class PromptEmbeddings:
 
 @dataclass(frozen=True)
 class RepeatedEmbeddings:
-    """Embeddings of n samples, the i-th being row `rows[i]` of `distinct`: many images of a prompt share its one row."""
+    """Hold the embeddings of n samples, many of one prompt: sample i has row `rows[i]` of `distinct`."""
 
     distinct: PromptEmbeddings
     rows: Tensor  # [n] int64, on the embeddings' device
@@ -46,40 +50,36 @@ class RepeatedEmbeddings:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a run's plan needs to know of a model.
+    """Hold the sizes that a run's plan needs."""
 
-    Parameters of the transformer, and those that are trained; image tokens; bytes of the frozen transformer and VAE, and of the text
-    encoders; the transformer's blocks, and outputs that a token has in all linear layers of theirs.
-    """
-
-    transformer: int
-    trained: int
-    tokens: int
-    frozen_bytes: int
-    encoder_bytes: int
-    blocks: int
-    features: int
+    transformer: int  # parameters
+    trained: int  # parameters that are trained
+    tokens: int  # per image
+    frozen_bytes: int  # of the frozen transformer and the VAE
+    encoder_bytes: int  # of the text encoders
+    blocks: int  # repeated blocks of the transformer
+    features: int  # outputs per token, summed over all linear layers of the blocks
 
 
 class Trainable(Protocol):
-    """What is trained of a pipeline's transformer: a pair of LoRA adapters in it, or float32 copies of all its weights."""
+    """The weights that are trained: a pair of LoRA adapters, or float32 copies of the whole transformer."""
 
-    layers: list[nn.Linear] | None  # as `Policy.layers`
+    layers: list[nn.Linear] | None  # see `Policy.layers`
 
     def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, nn.Parameter]:
-        """As in `Policy`."""
+        """Return the parameters as `Policy.parameters` does."""
         ...
 
     def activate(self, adapter: Adapter) -> None:
-        """Let `pipeline.transformer` act with these weights."""
+        """Make `pipeline.transformer` compute with these weights."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """As `Policy.trained_state`."""
+        """Return the trained weights as `Policy.trained_state` does."""
         ...
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """As `Policy.load_trained`."""
+        """Load weights as `Policy.load_trained` does."""
         ...
 
 
@@ -87,107 +87,113 @@ class Policy(Protocol):
     """A flow model over latents with trained, behaviour and frozen weights."""
 
     device: torch.device
-    latent_shape: tuple[int, int, int]
-    tokens: int  # of an image, as the transformer sees it
-    even_times: bool  # as in `Family`
+    latent_shape: tuple[int, int, int]  # (C, H, W)
+    tokens: int  # image tokens of the transformer
+    even_times: bool  # see `Family`
 
     def prepare(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
-        """Make the embeddings of prompts and negative prompts that are to come, in one go, where these are cached."""
+        """Encode prompts and negative prompts of later steps into the embedding cache, if there is one."""
         ...
 
     def encode(self, prompts: Sequence[str], *, negative: bool = False) -> PromptEmbeddings:
-        """Embeddings of the prompts, or of negative prompts."""
+        """Return the embeddings of prompts, or of negative prompts."""
         ...
 
     def guided(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-        """As in `Family`."""
+        """Combine two velocities as `Family.guided` does."""
         ...
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
-        """Velocity [B, C, H, W] float32 at `xt` [B, C, H, W] and times `t` [B] in (0, 1]."""
+        """Return the velocity [B, C, H, W] float32 at `xt` [B, C, H, W] and times `t` [B] in (0, 1]."""
         ...
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Images uint8 [B, 3, H, W] on the CPU from latents [B, C, H, W]."""
+        """Return images uint8 [B, 3, H, W] on the CPU from latents [B, C, H, W]."""
         ...
 
     def scheduler_config(self) -> dict[str, object]:
-        """The configuration of the model's flow scheduler, as diffusers names its keys."""
+        """Return the configuration of the model's flow scheduler, by diffusers' keys."""
         ...
 
     def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, torch.nn.Parameter]:
-        """The float32 parameters that are trained, or those of the behaviour policy, by a name that both share."""
+        """Return the float32 parameters of the trained or the behaviour policy; both have the same names."""
         ...
 
     def layers(self) -> list[torch.nn.Linear] | None:
-        """The linear layers, without bias, whose weights are `parameters("trained")`, in their order; None if others are too."""
+        """Return the linear layers without bias whose weights are `parameters("trained")`, in that order.
+
+        None if other parameters are trained too.
+        """
         ...
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return the trained weights on the CPU, by diffusers' keys: an unscaled LoRA, or a transformer."""
         ...
 
-    def origin(self) -> dict[str, Any]:
-        """What the trained weights belong to; plain, for JSON: see `policy.origin`."""
+    def provenance(self) -> dict[str, Any]:
+        """Return what the trained weights belong to, ready for JSON; see `policy.provenance`."""
         ...
 
     def load_trained(self, state: dict[str, Tensor]) -> None:
-        """Put a `trained_state` into the trained and the behaviour weights.
+        """Load a `trained_state` into the trained and the behaviour weights.
 
         Raises:
-            CheckpointError: it does not fit.
+            CheckpointError: the state does not fit.
         """
         ...
 
     def swapped(self, weights: dict[str, Tensor]) -> AbstractContextManager[None]:
-        """For a while, let `weights` stand in the place of the trained."""
+        """Replace the trained weights by `weights` inside a `with` block."""
         ...
 
 
 class Family(Protocol):
-    """How pipelines of one class encode prompts, call their transformer and decode; stateless beside the pipeline."""
+    """How pipelines of one class encode prompts, call their transformer and decode latents."""
 
-    encoders: tuple[nn.Module, ...]  # the text encoders
-    latent_shape: tuple[int, int, int]
-    even_times: bool  # the pipeline asks its scheduler for the times 1, 1 - 1/n, ..., 1/n, then shifted
-    float16: bool  # its range is enough for the model
+    encoders: tuple[TextEncoder, ...]  # the text encoders
+    latent_shape: tuple[int, int, int]  # (C, H, W)
+    even_times: bool  # the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own
+    float16: bool  # whether the model's values stay within float16's range
 
-    def __init__(self, pipeline: Any, model: ModelConfig) -> None: ...
+    def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None: ...
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:
-        """Components of the pipeline that are not needed and not loaded."""
+        """Return the names of the pipeline's components that are not loaded because nothing needs them."""
         ...
 
     @staticmethod
     def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
-        """Pixels that one image token spans on a side, by the configurations of the VAE and the transformer."""
+        """Return the pixels that an image token spans on a side, from both configurations."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """Embeddings of the prompts on the encoders' device; a prompt's rows do not depend on those beside it."""
+        """Return the prompts' embeddings on the encoders' device; no row depends on the other prompts."""
         ...
 
     def encode_negative(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """Embeddings of negative prompts, alike."""
+        """Return the embeddings of negative prompts, as `encode` does of prompts."""
         ...
 
     @property
     def guided(self) -> Callable[[Tensor, Tensor, float], Tensor]:
-        """Combine the velocities [B, C, H, W] with the prompt and with the negative prompt under guidance.
+        """Combine the velocities [B, C, H, W] of the prompt and of the negative prompt under guidance.
 
-        The last argument is a scale above 1 that means what it means to the pipeline.
+        The last argument is a scale above 1, with the meaning it has in the pipeline.
         """
         ...
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        """D xt / d t [B, C, H, W] where xt = (1 - t) x0 + t noise, from inputs in the transformer's dtype."""
+        """Return d xt / d t [B, C, H, W], where xt = (1 - t) x0 + t noise.
+
+        `xt` has the transformer's dtype.
+        """
         ...
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W], -1 to 1, of latents [B, C, H, W] in the VAE's dtype."""
+        """Return pixels [B, 3, H, W] in [-1, 1] from latents [B, C, H, W] in the VAE's dtype."""
         ...
 
     def scheduler_config(self) -> dict[str, Any]:
-        """As in `Policy`."""
+        """Return the configuration of the flow scheduler as `Policy.scheduler_config` does."""
         ...

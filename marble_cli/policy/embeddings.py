@@ -1,6 +1,6 @@
-"""Prompt embeddings on disk: each prompt is encoded once, and the text encoders need not stay on the GPU.
+"""Cache prompt embeddings on disk: each prompt is encoded once, and the text encoders leave the GPU.
 
-SD3.5's T5 alone has 4.7 billion parameters that training never touches.
+SD3.5's T5 alone has 4.7 billion parameters, which training never changes.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import torch
@@ -20,38 +20,45 @@ from torch import Tensor
 from marble_cli.errors import RequestError
 from marble_cli.files import writing
 from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.diffusers_types import TextEncoder
+from marble_cli.policy.provenance import digest_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("marble")
 
 NO_ROOM = (
     "Every prompt takes as much. Free some space or set model.embedding_cache= to a folder with more; "
-    "a run can be continued so with --resume auto."
+    "then resume the run with --resume auto."
 )
-SAMPLED = 64  # values of each weight that tell one text encoder from another
 
 
 class EmbeddingCache:
-    """One safetensors file a prompt in `folder`, named by the prompt and by all that its embeddings depend on."""
+    """Keep one safetensors file per prompt in `folder`.
+
+    A file's name is a digest of the prompt and of `identity`, all else that its embeddings depend on.
+    """
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.identity = folder, identity
 
     def file(self, prompt: str, *, negative: bool = False) -> Path:
-        kind = " negative" if negative else ""  # some families encode a prompt otherwise
+        kind = " negative" if negative else ""  # some families encode negative prompts differently
         name = hashlib.sha256(f"{self.identity}{kind}\n{prompt}".encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def missing(self, prompts: Iterable[str], *, negative: bool = False) -> list[str]:
-        """Those of the prompts, each once, whose embeddings are yet to be made."""
+        """Return the prompts without a file, each once."""
         return [
             prompt for prompt in dict.fromkeys(prompts) if not self.file(prompt, negative=negative).is_file()
         ]
 
     def write(self, prompt: str, embeddings: PromptEmbeddings, *, negative: bool = False) -> None:
-        """Keep the embeddings of one prompt; a file is whole or not there, whoever else writes it.
+        """Write the embeddings of one prompt atomically; several processes may write the same file.
 
         Raises:
-            StorageError: there is no room for it, or the folder cannot be written.
+            StorageError: there is no room for the file, or the folder cannot be written.
         """
         file = self.file(prompt, negative=negative)
         temporary = file.with_name(f"{file.name}.{uuid4().hex}.writing")
@@ -67,55 +74,57 @@ class EmbeddingCache:
     def read(
         self, prompts: Sequence[str], device: torch.device, *, negative: bool = False
     ) -> PromptEmbeddings | None:
-        """The embeddings of `prompts`; None if a file of theirs is damaged or gone; what is damaged is removed.
+        """Read the embeddings of `prompts`; return None if a file is missing or was damaged.
+
+        Damaged files are removed.
 
         Raises:
             RequestError: a file cannot be read.
-            StorageError: a damaged one cannot be removed.
+            StorageError: a damaged file cannot be removed.
         """
-        rows = [self._row(self.file(prompt, negative=negative)) for prompt in prompts]
+        rows = [self._read_file(self.file(prompt, negative=negative)) for prompt in prompts]
         if any(row is None for row in rows):
             return None
-        whole = [row for row in rows if row is not None]
+        complete = [row for row in rows if row is not None]
+        names = complete[0]
         return PromptEmbeddings(
-            {name: torch.stack([row[name] for row in whole]).to(device) for name in whole[0]}
+            {name: torch.stack([row[name] for row in complete]).to(device) for name in names}
         )
 
-    def _row(self, file: Path) -> dict[str, Tensor] | None:
+    def _read_file(self, file: Path) -> dict[str, Tensor] | None:
         try:
             return load(file.read_bytes())
-        except FileNotFoundError:  # another process found it damaged
+        except FileNotFoundError:  # another process removed it as damaged
             return None
         except OSError as error:
             raise RequestError(
-                f"model.embedding_cache={self.folder} cannot be read: {error.strerror}. Give rights there, name another "
-                "folder, or set model.embedding_cache=null, which keeps the text encoders on the device."
+                f"model.embedding_cache={self.folder} cannot be read: {error.strerror}. Grant read "
+                "access, name another folder, or set model.embedding_cache=null, which keeps the text "
+                "encoders on the device."
             ) from error
         except SafetensorError as error:
-            log.warning("embeddings %s are damaged (%s); they are made anew", file, error)
+            log.warning("embeddings %s are damaged (%s) and are encoded again", file, error)
         with writing(file, NO_ROOM):
             file.unlink(missing_ok=True)
         return None
 
 
-def fingerprint(encoders: Sequence[Any], tokenizers: Sequence[Any], *settings: object) -> str:
-    """SHA-256 of all that embeddings depend on, wherever it was loaded from.
+def fingerprint(
+    encoders: Sequence[TextEncoder], tokenizers: "Sequence[PreTrainedTokenizerBase]", *settings: object
+) -> str:
+    """Return a SHA-256 of everything that embeddings depend on, wherever the encoders were loaded from.
 
-    These are `settings`, the libraries that hold templates and instructions, the tokenizers, and the configuration and
-    some values of every weight of the text encoders.
+    It covers `settings`, the versions of the libraries that hold templates and instructions, the tokenizers,
+    and the configuration and some values of every weight of the text encoders.
     """
     libraries = [version(library) for library in ("diffusers", "transformers")]
     digest = hashlib.sha256(repr((libraries, *settings)).encode())
     for tokenizer in tokenizers:
-        known = sorted(tokenizer.get_vocab().items())
+        vocabulary = sorted(tokenizer.get_vocab().items())
         manner = (tokenizer.padding_side, tokenizer.model_max_length, tokenizer.chat_template)
-        digest.update(repr((known, sorted(tokenizer.special_tokens_map.items()), manner)).encode())
+        digest.update(repr((vocabulary, sorted(tokenizer.special_tokens_map.items()), manner)).encode())
     for encoder in encoders:
         config = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}
         digest.update(repr(sorted(config.items())).encode())
-        for name, parameter in encoder.state_dict().items():
-            flat = parameter.flatten()
-            chosen = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
-            digest.update(f"{name} {tuple(parameter.shape)}".encode())
-            digest.update(chosen.double().cpu().numpy().tobytes())
+        digest_tensors(digest, encoder.state_dict().items())
     return digest.hexdigest()

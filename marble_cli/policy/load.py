@@ -1,4 +1,4 @@
-"""From the configuration to a policy on its device."""
+"""Load a pipeline from the configuration and put it on its device as a policy."""
 
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,26 @@ from huggingface_hub import hf_hub_download
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.errors import RequestError
+from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.files import check_weights
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.source import (
     DTYPES,
-    check_fit,
+    check_model_settings,
+    explain_load_errors,
     find_family,
+    list_networks,
     local_folder,
-    networks,
     read_json,
-    reading,
-    tell_revision,
+    warn_unused_revision,
 )
 from marble_cli.policy.tokenizers import check_tokenizers, read_tokenizers
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU of this process where there is one, else the CPU; a GPU has its number.
+    """Return the device that `model.device` names; a GPU's index is always set.
+
+    `auto` is this process's GPU if there is one, else the CPU.
 
     Raises:
         RequestError: there is no such device.
@@ -40,62 +43,72 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise RequestError(f"model.device={name}: {reason}. Expected auto, cpu, cuda or cuda:N.") from error
-    # A bare `cuda` is another GPU in another thread: each has its own current GPU, the first to begin with.
+    # The current GPU belongs to a thread, so a bare `cuda` could mean another GPU in another thread.
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
 def load_policy(model: ModelConfig, seed: int, place: PlaceModel = place_whole) -> PipelinePolicy:
-    """Load the frozen model and give it what is trained, a LoRA drawn from `seed`; `place` puts it on its device.
+    """Load the frozen model and add the weights that are trained.
+
+    Args:
+        model: the configuration group.
+        seed: draws the LoRA's initial weights.
+        place: puts the transformer on its device, for instance in shards.
 
     Raises:
-        RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached; or the
-            resolution does not fit it.
+        RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached; or
+            the resolution does not fit it.
         ConfigError: the guidance, the precision, the length of prompts or the LoRA targets do not fit it.
     """
-    _quiet()
+    _disable_progress_bars()
     device = pick_device(model.device)
     folder = local_folder(model.path)
-    tell_revision(model)
-    with reading(model):
-        index = read_json(_index(model, folder))
+    warn_unused_revision(model)
+    with explain_load_errors(model):
+        index = read_json(_index_file(model, folder))
         family = find_family(model, index)
-        tokenizers: dict[str, Any] = {}  # those of the hub come with the pipeline
+        tokenizers: dict[str, Any] = {}  # a pipeline from the hub brings its own
         if folder is not None:
-            for name in networks(model, family, index):
-                read_json(
-                    folder / name / "config.json"
-                )  # without it transformers makes do with another shape
+            for name in list_networks(model, family, index):
+                # Without this file transformers would silently build a network of default shape.
+                read_json(folder / name / "config.json")
             check_weights(folder, model, family, index)
             tokenizers = read_tokenizers(folder, model, family, index)
+        # diffusers warns about most components that a pipeline was saved without, unless they are given as
+        # None.
+        absent = [name for name, kind in index.items() if kind == [None, None]]
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder or model.path),
             revision=model.revision,
             variant=model.variant,
             dtype=DTYPES[model.precision],
             use_safetensors=True,
-            # diffusers wants to be told of most components that a pipeline was saved without.
-            **dict.fromkeys((*family.left_out(model), *(k for k, v in index.items() if v == [None, None]))),
+            **dict.fromkeys((*family.left_out(model), *absent)),
             **tokenizers,
         )
-        parts = {name: part for name, part in pipeline.components.items() if part is not None}
-        check_tokenizers(
-            {name: part for name, part in parts.items() if name.startswith("tokenizer")},
-            {name: part.config for name, part in parts.items() if name.startswith("text_encoder")},
-            str(folder or model.path),
-        )
-    check_fit(model, family, pipeline.transformer.config)
+        _check_loaded_tokenizers(pipeline, str(folder or model.path))
+    check_model_settings(model, family, pipeline.transformer.config)
     pipeline.set_progress_bar_config(disable=True)
     return PipelinePolicy(pipeline, family(pipeline, model), model, device, seed, place)
 
 
-def _index(model: ModelConfig, folder: Path | None) -> Path:
-    """The model_index.json of the pipeline, fetched where it is on the hub."""
+def _check_loaded_tokenizers(pipeline: Pipeline, where: str) -> None:
+    parts = {name: part for name, part in pipeline.components.items() if part is not None}
+    check_tokenizers(
+        {name: part for name, part in parts.items() if name.startswith("tokenizer")},
+        {name: part.config for name, part in parts.items() if name.startswith("text_encoder")},
+        where,
+    )
+
+
+def _index_file(model: ModelConfig, folder: Path | None) -> Path:
+    """Return the pipeline's model_index.json, fetched if the model is on the hub."""
     if folder is not None:
         return folder / "model_index.json"
     return Path(hf_hub_download(model.path, "model_index.json", revision=model.revision))
 
 
-def _quiet() -> None:
-    """The libraries' own progress bars would tear the run's view apart."""
+def _disable_progress_bars() -> None:
+    """Disable the libraries' progress bars, which would break up the run's own display."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()

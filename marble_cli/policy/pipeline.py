@@ -1,4 +1,4 @@
-"""A diffusers pipeline of any supported family as a policy: frozen and trained weights, one precision."""
+"""Make a policy of a diffusers pipeline of any supported family: frozen and trained weights."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,29 +11,29 @@ from torch import Tensor, nn
 from marble_cli.config.schema import ModelConfig, Train
 from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
+from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
-from marble_cli.policy.provenance import describe_origin, weights_digest
-from marble_cli.policy.source import DTYPES, image_tokens
+from marble_cli.policy.provenance import describe_provenance, weights_digest
+from marble_cli.policy.source import DTYPES, count_image_tokens
 from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
 from marble_cli.policy.trainable.full import FullWeights
 from marble_cli.policy.trainable.lora import LoraPair
 
-DECODED_PIXELS = {
-    "cpu": 2**17,
-    "cuda": 2**21,
-}  # at once: a GPU's memory bounds them; on a CPU larger buffers are slower
-ENCODED_TOKENS = 2**13  # at once: Qwen-Image's encoder keeps all layers' outputs, and logits of 152,064 words
+# Pixels decoded at once: memory bounds them on a GPU, and larger buffers are slower on a CPU.
+DECODED_PIXELS = {"cpu": 2**17, "cuda": 2**21}
+# Tokens encoded at once: Qwen-Image's encoder keeps the outputs of all layers and logits of 152,064 words.
+ENCODED_TOKENS = 2**13
 
 
 class PipelinePolicy:
-    """A pipeline with what is trained of it; implements `policy.base.Policy`.
+    """A pipeline with weights that are trained; implements `policy.base.Policy`.
 
     `place` puts a transformer on the device, for instance in shards.
     """
 
     def __init__(
         self,
-        pipeline: Any,
+        pipeline: Pipeline,
         family: Family,
         model: ModelConfig,
         device: torch.device,
@@ -51,29 +51,31 @@ class PipelinePolicy:
         if model.compile:
             compile_blocks(self.transformer)
 
-        def put(transformer: nn.Module) -> None:
+        def place_transformer(transformer: nn.Module) -> None:
             place(transformer, repeated_blocks(transformer), device, self.dtype)
 
         self.trainable: Trainable = (
-            FullWeights(pipeline, model.compile, put)
+            FullWeights(pipeline, model.compile, place_transformer)
             if model.train is Train.full
-            else LoraPair(self.transformer, model.lora, seed, put)
+            else LoraPair(self.transformer, model.lora, seed, place_transformer)
         )
         self.latent_shape, self.even_times = family.latent_shape, family.even_times
         self.guided = family.guided
-        self.tokens = image_tokens(model, type(family), pipeline.vae.config, pipeline.transformer.config)
-        self.cache = None
-        if model.embedding_cache is not None:
-            settings = (type(family).__name__, model.precision.value, model.max_sequence_length)
-            tokenizers = [
-                part
-                for name, part in pipeline.components.items()
-                if name.startswith("tokenizer") and part is not None
-            ]
-            identity = fingerprint(family.encoders, tokenizers, *settings)
-            self.cache = EmbeddingCache(Path(model.embedding_cache), identity)
+        self.tokens = count_image_tokens(
+            model, type(family), pipeline.vae.config, pipeline.transformer.config
+        )
+        self.cache = self._open_cache()
         for frozen in (pipeline.vae, *(() if self.cache else family.encoders)):
             frozen.to(device)
+
+    def _open_cache(self) -> EmbeddingCache | None:
+        if self.model.embedding_cache is None:
+            return None
+        settings = (type(self.family).__name__, self.model.precision.value, self.model.max_sequence_length)
+        components = self.pipeline.components.items()
+        tokenizers = [part for name, part in components if name.startswith("tokenizer") and part is not None]
+        identity = fingerprint(self.family.encoders, tokenizers, *settings)
+        return EmbeddingCache(Path(self.model.embedding_cache), identity)
 
     def prepare(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
         if self.cache is None:
@@ -81,16 +83,15 @@ class PipelinePolicy:
         missing = self.cache.missing(prompts), self.cache.missing(negatives, negative=True)
         if not any(missing):
             return
-        with self._encoders_at_hand(), torch.no_grad():
-            # One by one: to the last bit, what is cached depends on nothing else.
+        with self._encoders_on_device(), torch.no_grad():
+            # One prompt per call, so that no bit of an embedding depends on the other prompts.
             for prompt in missing[0]:
                 self.cache.write(prompt, self.family.encode([prompt]))
             for prompt in missing[1]:
                 self.cache.write(prompt, self.family.encode_negative([prompt]), negative=True)
 
     @contextmanager
-    def _encoders_at_hand(self) -> Iterator[None]:
-        """The text encoders on the device, for a while."""
+    def _encoders_on_device(self) -> Iterator[None]:
         for encoder in self.family.encoders:
             encoder.to(self.device)
         try:
@@ -104,22 +105,22 @@ class PipelinePolicy:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], *, negative: bool = False) -> PromptEmbeddings:
         if self.cache is None:
-            return self._encode_at_hand(prompts, negative)
+            return self._encode_in_parts(prompts, negative)
         if negative:
             self.prepare((), prompts)
         else:
             self.prepare(prompts)
-        found = self.cache.read(prompts, self.device, negative=negative)
-        return self.encode(prompts, negative=negative) if found is None else found
+        cached = self.cache.read(prompts, self.device, negative=negative)
+        # A damaged file was removed by `read`; the next round encodes its prompt again.
+        return self.encode(prompts, negative=negative) if cached is None else cached
 
-    def _encode_at_hand(self, prompts: Sequence[str], negative: bool) -> PromptEmbeddings:
-        """By the encoders on the device, in parts that these have room for."""
+    def _encode_in_parts(self, prompts: Sequence[str], negative: bool) -> PromptEmbeddings:
+        """Encode with the encoders on the device, as many prompts at once as memory allows."""
         encode = self.family.encode_negative if negative else self.family.encode
         length = self.model.max_sequence_length
-        at_once = max(1, ENCODED_TOKENS // length) if length else len(prompts)  # CLIPs are small
-        parts = [
-            encode(prompts[start : start + at_once]).tensors for start in range(0, len(prompts), at_once)
-        ]
+        at_once = max(1, ENCODED_TOKENS // length) if length else len(prompts)  # CLIP encoders are small
+        starts = range(0, len(prompts), at_once)
+        parts = [encode(prompts[start : start + at_once]).tensors for start in starts]
         return PromptEmbeddings({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
@@ -132,7 +133,8 @@ class PipelinePolicy:
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         at_once = max(1, DECODED_PIXELS.get(self.device.type, 2**21) // self.model.resolution**2)
-        batches = x0.to(self.pipeline.vae.dtype).tensor_split(-(-len(x0) // at_once))  # as even as can be
+        # Batches of nearly equal size: a last batch of one image would take as long as several.
+        batches = x0.to(self.pipeline.vae.dtype).tensor_split(-(-len(x0) // at_once))
         parts = [self.family.decode(batch).float() for batch in batches]
         return ((torch.cat(parts) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
@@ -148,8 +150,8 @@ class PipelinePolicy:
     def trained_state(self) -> dict[str, Tensor]:
         return self.trainable.state()
 
-    def origin(self) -> dict[str, Any]:
-        return describe_origin(self.model, self.weights, type(self.family).__name__, self.transformer)
+    def provenance(self) -> dict[str, Any]:
+        return describe_provenance(self.model, self.weights, type(self.family).__name__, self.transformer)
 
     def load_trained(self, state: dict[str, Tensor]) -> None:
         self.trainable.load(state)

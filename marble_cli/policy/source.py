@@ -1,4 +1,4 @@
-"""Where a model comes from: the embedded one, a folder, or the hub; and which family its pipeline belongs to."""
+"""Locate a model (the embedded one, a folder, or the hub) and find its pipeline's family."""
 
 import importlib
 import json
@@ -19,9 +19,17 @@ from marble_cli.policy.base import Family
 log = logging.getLogger("marble.run")
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
-BROKEN = (  # what diffusers and transformers raise on files that are damaged or do not belong together
-    OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError,
-)  # fmt: skip
+# What diffusers and transformers raise on files that are damaged or do not belong together.
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
 ASSETS = Path(str(files("marble_cli") / "assets"))
 EMBEDDED = ASSETS / "tiny" / "pipeline"
 FAMILIES = {  # by the pipeline's class
@@ -34,10 +42,10 @@ FAMILIES = {  # by the pipeline's class
 
 
 def local_folder(path: str) -> Path | None:
-    """The pipeline's folder on this machine; None if `path` is a hub id. `tiny` is the embedded model.
+    """Return the pipeline's folder on this machine; None if `path` is a hub id. `tiny` is the embedded model.
 
     Raises:
-        RequestError: `path` is a folder's, and no pipeline is in it.
+        RequestError: `path` names a folder that holds no pipeline.
     """
     if path == "tiny":
         return EMBEDDED
@@ -46,48 +54,49 @@ def local_folder(path: str) -> Path | None:
         return None
     if not (folder / "model_index.json").is_file():
         raise RequestError(
-            f"model.path={path}: no model_index.json there. Expected a folder written by save_pretrained of a "
-            "diffusers pipeline, a hub id such as stabilityai/stable-diffusion-3.5-medium, or tiny."
+            f"model.path={path}: no model_index.json there. Expected a folder written by save_pretrained of "
+            "a diffusers pipeline, a hub id such as stabilityai/stable-diffusion-3.5-medium, or tiny."
         )
     return folder
 
 
-def tell_revision(model: ModelConfig) -> None:
-    """Say so if a folder is asked for a revision, which only the hub has."""
+def warn_unused_revision(model: ModelConfig) -> None:
+    """Warn if `model.revision` is set for a folder; only models on the hub have revisions."""
     if model.revision is not None and local_folder(model.path) is not None:
         log.warning("model.revision=%s has no effect: model.path=%s is a folder", model.revision, model.path)
 
 
-def described(path: str) -> Path | None:
-    """A folder with the configuration files of `path`, with or without weights; None where nothing is known of it.
+def config_folder(path: str) -> Path | None:
+    """Return a folder with the configuration files of the model `path`; None if this machine has none.
 
-    The configurations of some published models come with the package, so that a run on them can be planned without
-    fetching anything.
+    The package includes the configurations of some published models, so that a run on them can be planned
+    without fetching anything. Such a folder has no weights.
     """
     known = ASSETS / "models" / path.replace("/", "--")
     return local_folder(path) or (known if (known / "model_index.json").is_file() else None)
 
 
 def find_family(model: ModelConfig, index: dict[str, Any]) -> type[Family]:
-    """The family of a pipeline by its model_index.json.
+    """Return the family of a pipeline from its model_index.json.
 
     Raises:
-        RequestError: there is none for its class.
+        RequestError: no family supports the pipeline's class.
     """
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
         raise RequestError(
-            f"model.path={model.path} is a {name}, which marble cannot train. Expected one of: {', '.join(FAMILIES)}."
+            f"model.path={model.path} is a {name}, which marble cannot train. "
+            f"Expected one of: {', '.join(FAMILIES)}."
         )
     module, _, attribute = FAMILIES[name].partition(":")
     family: type[Family] = getattr(importlib.import_module(module), attribute)
     return family
 
 
-def networks(
+def list_networks(
     model: ModelConfig, family: type[Family], index: Mapping[str, Any]
 ) -> dict[str, tuple[str, str]]:
-    """Library and class of every network that the pipeline is loaded with, by its folder's name."""
+    """Return (library, class) of every network that is loaded, by the network's folder name."""
     return {
         name: (kind[0], kind[1])
         for name, kind in index.items()
@@ -97,13 +106,14 @@ def networks(
     }
 
 
-def image_tokens(
+def count_image_tokens(
     model: ModelConfig, family: type[Family], vae: Mapping[str, Any], transformer: Mapping[str, Any]
 ) -> int:
-    """Tokens of an image, by the configurations of the VAE and the transformer.
+    """Count the tokens of an image from the configurations of the VAE and the transformer.
 
     Raises:
-        RequestError: the resolution is no whole number of them, or more than the transformer has positions for.
+        RequestError: the resolution is not a multiple of a token's side, or exceeds the transformer's
+            positions.
     """
     token = family.downscaling(vae, transformer)
     if model.resolution % token:
@@ -118,11 +128,13 @@ def image_tokens(
     return (model.resolution // token) ** 2
 
 
-def check_fit(model: ModelConfig, family: type[Family], transformer: Mapping[str, Any]) -> None:
-    """Guidance, precision and length of prompts are such as the model can have.
+def check_model_settings(model: ModelConfig, family: type[Family], transformer: Mapping[str, Any]) -> None:
+    """Check that the model supports the configured guidance, precision and prompt length.
+
+    Only models with distilled guidance take guidance as an input, and they need it.
 
     Raises:
-        ConfigError: one is not. Models into which guidance was distilled take it as an input, and they alone.
+        ConfigError: the model does not support one of them.
     """
     distilled = transformer.get("guidance_embeds", False)
     if distilled and model.guidance is None:
@@ -140,15 +152,15 @@ def check_fit(model: ModelConfig, family: type[Family], transformer: Mapping[str
 
 
 @contextmanager
-def reading(model: ModelConfig) -> Iterator[None]:
-    """The model's files are read inside.
+def explain_load_errors(model: ModelConfig) -> Iterator[None]:
+    """Re-raise errors of the libraries that read a model's files as a RequestError that names `model.path`.
 
     Raises:
-        RequestError: they are damaged, or no pipeline's, or cannot be reached.
+        RequestError: the files are damaged, are not a pipeline's, or cannot be reached.
     """
     try:
         yield
-    except BROKEN as error:
+    except LOAD_ERRORS as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().split("\n")[0]
         raise RequestError(
             f"model.path={model.path} could not be loaded: {reason.rstrip('. ')}. "
@@ -157,10 +169,10 @@ def reading(model: ModelConfig) -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: the file holds no JSON object.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""From prompts to latents: ODE samplers over a velocity and the batches that they fill."""
+"""Draw images: from prompts and noise to latents with an ODE solver over a velocity."""

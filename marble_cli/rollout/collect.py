@@ -1,97 +1,124 @@
-"""One step's rollout: prompts to latents with the behaviour policy, scored while the next batch is made."""
+"""Draw and score the images of one step: prompts to latents; a batch is scored while the next is drawn."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import OdeSolver, RolloutConfig, RolloutTimes, RunConfig
+from marble_cli.config.schema import EvaluationConfig, RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
+from marble_cli.policy.diffusers_types import Scheduler
 from marble_cli.rewards.scorer import PendingScores, Scorer, Scores
-from marble_cli.rollout.ode import Velocity, guided, is_guided, make_scheduler, sample, sampling_times
+from marble_cli.rollout.ode import Velocity, guide, is_guided, make_scheduler, sample, sampling_times
 from marble_cli.seeds import noise
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images of one step on this rank: latents `x0` [n, C, H, W], `images` uint8 [n, 3, H, W] and their prompts."""
+    """The images of one step on this rank, with their latents, prompts and pending scores."""
 
-    x0: Tensor
-    images: Tensor
+    x0: Tensor  # [n, C, H, W] float32
+    images: Tensor  # [n, 3, H, W] uint8
     embeddings: RepeatedEmbeddings
     prompts: list[Prompt]
-    pending: list[PendingScores]
+    pending: list[PendingScores]  # one per batch
 
     def scores(self, ranks: Ranks) -> Scores:
-        """The scores of all ranks' images, in their order, after the rewards that are still at work.
+        """Wait for the rewards and return the scores of all ranks' images, in rank order.
 
         Raises:
             RewardError: a plugin broke its contract on this rank.
-            PeerError: on another; all ranks leave together.
+            PeerError: a plugin broke its contract on another rank.
         """
         with ranks.raise_together():
             parts = [part.result() for part in self.pending]
 
-        def all_of(kind: str) -> Tensor:
-            own = torch.cat([getattr(part, kind) for part in parts], dim=1)
+        def gather(field: str) -> Tensor:
+            own = torch.cat([getattr(part, field) for part in parts], dim=1)
             return ranks.all_gather(own.double())
 
-        return Scores(parts[0].names, all_of("values"), all_of("applicable").bool(), all_of("failed").bool())
+        return Scores(parts[0].names, gather("values"), gather("applicable").bool(), gather("failed").bool())
+
+
+@dataclass(frozen=True)
+class PromptVectors:
+    """Embeddings of the prompts of n images and, with guidance, of their negative prompts."""
+
+    positive: RepeatedEmbeddings
+    negative: RepeatedEmbeddings | None
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """How samples are made: policy, solver, its `steps`, images a batch, seed, guidance, times.
-
-    A `guidance_scale` of 0 or 1 is none; the two keys after it are explained at `sampler.guided`.
-    """
+    """Draw images with a policy, as `settings` say; `seed` is that of the noise."""
 
     policy: Policy
-    solver: OdeSolver
-    steps: int
-    batch_size: int
+    settings: RolloutConfig
     seed: int
-    guidance_scale: float = 1.0
-    cfg_normalization: float = 0.0
-    cfg_truncation: float = 1.0
-    spacing: RolloutTimes = RolloutTimes.solver
 
-    def scheduler(self) -> Any:
-        """Return a scheduler of diffusers with the times set."""
-        policy = self.policy
+    @property
+    def is_guided(self) -> bool:
+        return is_guided(self.settings.guidance_scale)
+
+    def scheduler(self) -> Scheduler:
+        """Make a scheduler with its times set."""
+        policy, settings = self.policy, self.settings
         return make_scheduler(
             policy.scheduler_config(),
-            self.solver,
-            self.steps,
+            settings.solver,
+            settings.steps,
             policy.tokens,
-            times=self.spacing,
+            times=settings.times,
             even=policy.even_times,
         )
 
     def times(self) -> Tensor:
-        """The solver's times [steps] float32 in (0, 1], falling."""
+        """Return the solver's times [steps] float32 in (0, 1], falling."""
         return sampling_times(self.scheduler())
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
-        """Tell the policy which prompts are to come."""
-        negatives = [prompt.negative for prompt in prompts] if is_guided(self.guidance_scale) else []
+        """Have the policy encode the prompts of later steps, if it caches embeddings."""
+        negatives = [prompt.negative for prompt in prompts] if self.is_guided else []
         self.policy.prepare([prompt.text for prompt in prompts], negatives)
 
+    def encode(self, prompts: Sequence[Prompt]) -> PromptVectors:
+        """Encode the prompts and, with guidance, their negative prompts."""
+        positive = self._encode([prompt.text for prompt in prompts])
+        if not self.is_guided:
+            return PromptVectors(positive, None)
+        return PromptVectors(positive, self._encode([prompt.negative for prompt in prompts], negative=True))
+
     def _encode(self, texts: list[str], *, negative: bool = False) -> RepeatedEmbeddings:
-        """Embeddings of `texts`, each distinct one encoded and kept once."""
+        """Encode each distinct text once."""
         row = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         encoded = self.policy.encode(list(row), negative=negative)
         return RepeatedEmbeddings(encoded, torch.tensor([row[text] for text in texts], device=encoded.device))
 
-    def guided(self, positive: Velocity, negative: Velocity) -> Velocity:
-        """Return the velocity guided away from the negative prompt's, as the policy's family does."""
-        return guided(
-            positive, negative, self.policy.guided, self.guidance_scale, self.cfg_normalization, self.cfg_truncation
-        )  # fmt: skip
+    @torch.no_grad()
+    def draw(self, prompts: PromptVectors, images: slice, start: Tensor, adapter: Adapter) -> Tensor:
+        """Draw one batch: integrate from noise to x0 [B, C, H, W].
+
+        Args:
+            prompts: the prompts of all images.
+            images: the batch, as a slice of them.
+            start: noise [B, C, H, W] float32.
+            adapter: the weights that draw.
+        """
+        settings = self.settings
+        velocity = self._velocity(prompts.positive[images], adapter)
+        if prompts.negative is not None:
+            velocity = guide(
+                velocity,
+                self._velocity(prompts.negative[images], adapter),
+                self.policy.guided,
+                settings.guidance_scale,
+                settings.cfg_normalization,
+                settings.cfg_truncation,
+            )
+        return sample(velocity, start.to(self.policy.device), self.scheduler())
 
     def _velocity(self, embeddings: PromptEmbeddings, adapter: Adapter) -> Velocity:
         return lambda xt, t: self.policy.velocity(xt, t, embeddings, adapter)
@@ -108,60 +135,41 @@ class Rollout:
         step: int,
         advance: Callable[[int], None],
     ) -> Samples:
-        """Make one image for each of `prompts`, and have each batch scored while the next is made.
+        """Draw one image per entry of `prompts`; each batch is scored while the next is drawn.
 
         Args:
             prompts: the prompt of each image; equal neighbours form a group.
-            indices: the image's place in the whole step over all ranks: it alone picks its noise.
+            indices: each image's index in the whole step over all ranks. With `purpose` and `step` it alone
+                decides the image's noise.
             scorer: scores each batch in the background.
-            adapter: the policy that draws.
-            purpose: what the noise is for, part of its seed.
+            adapter: the weights that draw.
+            purpose: what the images are for; part of the noise's seed.
             step: part of the noise's seed.
-            advance: told how many images each batch made.
+            advance: called with the number of images after each batch.
         """
-        embeddings = self._encode([prompt.text for prompt in prompts])
-        away = None
-        if is_guided(self.guidance_scale):
-            away = self._encode([prompt.negative for prompt in prompts], negative=True)
-        latents, pictures, pending = [], [], list[PendingScores]()
-        for start in range(0, len(prompts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            begin = noise(self.seed, purpose, step, list(indices[part]), self.policy.latent_shape)
-            velocity = self._velocity(embeddings[part], adapter)
-            if away is not None:
-                velocity = self.guided(velocity, self._velocity(away[part], adapter))
-            x0 = sample(velocity, begin.to(self.policy.device), self.scheduler())
-            images = self.policy.decode(x0)
-            chosen = prompts[part]
+        vectors = self.encode(prompts)
+        latents, images, pending = [], [], list[PendingScores]()
+        for first in range(0, len(prompts), self.settings.batch_size):
+            batch = slice(first, first + self.settings.batch_size)
+            start = noise(self.seed, purpose, step, list(indices[batch]), self.policy.latent_shape)
+            x0 = self.draw(vectors, batch, start, adapter)
+            decoded = self.policy.decode(x0)
+            chosen = prompts[batch]
             pending.append(
                 scorer.submit(
-                    images, [p.text for p in chosen], [p.metadata for p in chosen], [p.source for p in chosen]
+                    decoded,
+                    [p.text for p in chosen],
+                    [p.metadata for p in chosen],
+                    [p.source for p in chosen],
                 )
             )
             latents.append(x0)
-            pictures.append(images)
-            advance(len(images))
-        return Samples(torch.cat(latents), torch.cat(pictures), embeddings, list(prompts), pending)
+            images.append(decoded)
+            advance(len(decoded))
+        return Samples(torch.cat(latents), torch.cat(images), vectors.positive, list(prompts), pending)
 
 
-def judged_as(config: RunConfig) -> RolloutConfig:
-    """Return how evaluations draw: as the rollout, but for what `evaluation` sets."""
-    own = {name: value for name, value in vars(config.evaluation).items() if value is not None}
-    return replace(config.rollout, **own)
-
-
-def training_rollout(config: RunConfig, policy: Policy) -> Rollout:
-    """Return what makes the images that are trained on."""
-    return _rollout(config.rollout, config.trainer.seed, policy)
-
-
-def evaluation_rollout(config: RunConfig, policy: Policy) -> Rollout:
-    """Return what makes the images that are judged or looked at."""
-    return _rollout(judged_as(config), config.trainer.seed, policy)
-
-
-def _rollout(settings: RolloutConfig, seed: int, policy: Policy) -> Rollout:
-    return Rollout(
-        policy, settings.solver, settings.steps, settings.batch_size, seed, settings.guidance_scale,
-        settings.cfg_normalization, settings.cfg_truncation, settings.times,
-    )  # fmt: skip
+def evaluation_settings(rollout: RolloutConfig, evaluation: EvaluationConfig) -> RolloutConfig:
+    """Return how evaluations draw: as in the rollout, except for the keys that `evaluation` sets."""
+    own = {name: value for name, value in vars(evaluation).items() if value is not None}
+    return replace(rollout, **own)

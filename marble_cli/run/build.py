@@ -14,7 +14,7 @@ from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
 from marble_cli.policy.base import Policy
 from marble_cli.rewards.scorer import Scorer
-from marble_cli.rollout.collect import evaluation_rollout, training_rollout
+from marble_cli.rollout.collect import Rollout, evaluation_settings
 from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.loop import Recorder, Trainer
 from marble_cli.run.state import Progress
@@ -82,7 +82,7 @@ def build_trainer(
         settings=config.trainer,
         policy=policy,
         scorer=eval_scorer,
-        rollout=evaluation_rollout(config, policy),
+        rollout=Rollout(policy, evaluation_settings(config.rollout, config.evaluation), config.trainer.seed),
         held_out=held_out,
         trained=names,
         watched=list(config.eval_rewards),
@@ -96,7 +96,7 @@ def build_trainer(
         optimizer=optimizer,
         scorer=eval_scorer.only(names),
         sampler=build_sampler(config, sources),
-        rollout=training_rollout(config, policy),
+        rollout=Rollout(policy, config.rollout, config.trainer.seed),
         evaluations=evaluations,
         descent=make_descent(config, names, policy, balance, layout),
         layout=layout,

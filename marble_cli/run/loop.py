@@ -229,9 +229,9 @@ class Trainer:
         self.apply(direction.gradient * min(1.0, self.config.optimizer.clip_norm / (norm + 1e-6)))
         self.progress.cache = direction.cache
         trained = dict(self.policy.parameters("trained"))
-        blend(self.progress.ema, trained, ema_decay(settings.ema, step))  # type: ignore[arg-type]
+        blend(self.progress.ema, trained, ema_decay(settings.ema, step))
         eta = behaviour_eta(algorithm.behaviour, step)
-        blend(dict(self.policy.parameters("behaviour")), trained, eta)  # type: ignore[arg-type]
+        blend(self.policy.parameters("behaviour"), trained, eta)
         return eta
 
     def apply(self, gradient: torch.Tensor) -> None:

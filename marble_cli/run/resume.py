@@ -12,7 +12,7 @@ from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.manifest import REMEDY
-from marble_cli.checkpoint.resume import newest, passed_over
+from marble_cli.checkpoint.resume import newest_checkpoint, warn_skipped
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
@@ -20,7 +20,7 @@ from marble_cli.errors import CheckpointError
 from marble_cli.files import write_whole
 from marble_cli.metrics.wandb_history import forget_identity
 from marble_cli.policy.base import Policy
-from marble_cli.policy.provenance import check_origin, read_origin
+from marble_cli.policy.provenance import check_provenance, read_provenance
 from marble_cli.run.agreement import (
     StoredCheckpoint,
     agree_on_checkpoint,
@@ -88,10 +88,10 @@ def resume_from(
         with ranks.raise_together():
             if checkpoint is not None and ranks.is_main:
                 fault = fault or CheckpointError(f"{checkpoint} fits on this node, but not on another.")
-                older = None if named else newest(folder, store.step_of(checkpoint))
+                older = None if named else newest_checkpoint(folder, store.step_of(checkpoint))
                 if older is None:
                     raise fault
-                passed_over(checkpoint, str(fault))
+                warn_skipped(checkpoint, str(fault))
         checkpoint = agree_on_checkpoint(ranks, folder, older, named=True)
 
 
@@ -121,7 +121,7 @@ def restore(
     if stored is None:
         return replace(initial_progress(policy), best_metric=metric)
     checkpoint, state, rewards = stored.path, stored.state, stored.rewards
-    check_origin(read_origin(state.info, state.train), policy.origin(), str(checkpoint))
+    check_provenance(read_provenance(state.info, state.train), policy.provenance(), str(checkpoint))
     progress = unpack(policy, optimizer, state, stored.weights, stored.ema)
     log.info("continuing after step %d from %s", progress.step, checkpoint)
     if progress.step >= config.trainer.steps:

@@ -64,7 +64,7 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
         if parameter in optimizer.state
     }
     behaviour = {name: full_on_rank0(p) for name, p in policy.parameters("behaviour").items()}
-    origin = policy.origin()
+    provenance = policy.provenance()
     info: dict[str, Any] = {
         "cache": progress.cache.state_dict(),
         "base_scores": progress.base_scores,
@@ -73,15 +73,15 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
         "best_metric": progress.best_metric,
         "evaluated": progress.evaluated,
         "wandb_id": progress.wandb_id,
-        "origin": origin,
+        "origin": provenance,
     }
     with policy.swapped(progress.ema):
         ema = policy.trained_state()
     tensors = {"behaviour": behaviour, "optimizer": moments}
     if progress.balance is not None:
         tensors[BALANCE] = progress.balance
-    scale = origin["alpha"] / origin["rank"] if origin["train"] == "lora" else 1.0
-    return TrainerState(progress.step, tensors, info, origin["train"], scale), policy.trained_state(), ema
+    scale = provenance["alpha"] / provenance["rank"] if provenance["train"] == "lora" else 1.0
+    return TrainerState(progress.step, tensors, info, provenance["train"], scale), policy.trained_state(), ema
 
 
 @torch.no_grad()

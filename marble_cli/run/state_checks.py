@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.store import TrainerState
 from marble_cli.errors import CheckpointError
+from marble_cli.policy.trainable.fit import describe_misfits, find_misfits
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 # Keys that older checkpoints lack, with the values that those releases used.
@@ -99,12 +100,8 @@ def check_tensors(state: TrainerState, trained: Mapping[str, nn.Parameter]) -> N
 
 
 def _check_shapes(state: TrainerState, group: str, expected: Mapping[str, tuple[int, ...]]) -> None:
-    tensors: Mapping[str, Tensor] = state.tensors.get(group, {})
-    wrong = sorted(expected.keys() ^ tensors.keys()) or [
-        name for name, shape in expected.items() if tuple(tensors[name].shape) != shape
-    ]
-    if wrong:
+    found: Mapping[str, Tensor] = state.tensors.get(group, {})
+    if misfits := find_misfits(expected, found):
         raise CheckpointError(
-            f"{group}.safetensors of the checkpoint of step {state.step} does not fit this model: {wrong[0]} "
-            f"differs ({len(wrong)} tensors in all). {REMEDY}"
+            f"{group}.safetensors of the checkpoint of step {state.step} {describe_misfits(misfits)}. {REMEDY}"
         )

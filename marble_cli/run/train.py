@@ -70,7 +70,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             if ranks.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
                 run_lock.acquire()
-                store.sweep(folder)
+                store.remove_leftovers(folder)
             policy = load_policy(config.model, config.trainer.seed, layout.place)
         rewards = {**config.rewards, **config.eval_rewards}
         with ranks.raise_together():

@@ -26,7 +26,7 @@ class Payload:
 
 
 def pickled(folder: Path) -> bytes:
-    """A pickle that would leave `unpickled` beside the step folder."""
+    """A pickle that would create `unpickled` next to the step folder."""
     return pickle.dumps(Payload(folder.parent / "unpickled"))
 
 
@@ -150,7 +150,7 @@ def stated(key: str, value: Any) -> Callable[[Path], None]:
 
 
 def figure(text: str) -> Callable[[Path], None]:
-    """Put a JSON number into `info`, as it stands."""
+    """Put a JSON number into `info`, unchanged."""
 
     def harm(folder: Path) -> None:
         path = folder / manifest.NAME
@@ -163,13 +163,22 @@ COMMON: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (cut, "cut short"),
     "flipped": (flip, "was altered"),
     "missing": (lose, "is missing"),
-    "additional": (add, "notes.txt is not of this checkpoint"),
+    "additional": (add, "notes.txt is not part of this checkpoint"),
     "newer": (age, "format 99; this version reads 1"),
     "pickle": (add_pickle, "is a pickled file"),
 }
+OUTSIDE_NAMES = (
+    "../../x.safetensors",
+    "/etc/x.safetensors",
+    "lora/../x.safetensors",
+    "a\\x.safetensors",
+    "x.pt",
+    "",
+    "a/b/x.safetensors",
+)
 RARE: dict[str, tuple[Callable[[Path], None], str]] = {
     "grown": (grow, "has grown"),
-    "disguised pickle": (disguise_pickle, "no safetensors file"),
+    "disguised pickle": (disguise_pickle, "not a safetensors file"),
     "nameless pickle": (nameless_pickle, "is a pickled file"),
     "edited": (edit, "was altered"),
     "garbled": (garble, "is damaged"),
@@ -180,18 +189,18 @@ RARE: dict[str, tuple[Callable[[Path], None], str]] = {
     "linked folder": (link_folder, "is a link that leads out"),
     "infinite weight": (spoil, "not finite"),
     "whole numbers": (count, "int64"),
+    **{f"named {name}": (named(name), "not a tensor file of this folder") for name in OUTSIDE_NAMES},
     **{
-        f"named {name}": (named(name), "no tensor file of this folder")
-        for name in ("../../x.safetensors", "/etc/x.safetensors", "lora/../x.safetensors", "a\\x.safetensors", "x.pt", "", "a/b/x.safetensors")
+        f"bytes {value}": (entry("bytes", value), "the bytes of")
+        for value in (-1, 2**63, 1e30, True, "9", None)
     },
-    **{f"bytes {value}": (entry("bytes", value), "the bytes of") for value in (-1, 2**63, 1e30, True, "9", None)},
     **{f"sha256 {value}": (entry("sha256", value), "the sha256 of") for value in (7, "00", None)},
     **{f"step {value}": (stated("step", value), "step is") for value in (-1, 1.5, True, "2", None)},
     "another step": (stated("step", 7), "it is of step 7"),
-    "info": (stated("info", []), "info is no object"),
-    "files": (stated("files", []), "files is no object"),
+    "info": (stated("info", []), "info is not an object"),
+    "files": (stated("files", []), "files is not an object"),
     "no LoRA": (stated("files", {}), "does not list lora"),
     "format": (stated("format_version", "1"), "format_version is '1'"),
     **{f"figure {text}": (figure(text), "is not a finite number") for text in ("NaN", "-Infinity", "1e999")},
     "figure of many digits": (figure("1" * 5000), "is damaged"),
-}  # fmt: skip
+}

@@ -42,7 +42,7 @@ def saved(run: Path, scale: float) -> Path:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_files_hold_the_product_and_load_gives_back_what_was_trained(tmp_path: Path, scale: float) -> None:
+def test_files_hold_the_folded_lora_and_load_returns_the_trained_one(tmp_path: Path, scale: float) -> None:
     folder = saved(tmp_path, scale)
     state, *weights = store.load(folder)
     assert state.scale == scale
@@ -60,11 +60,11 @@ def test_files_hold_the_product_and_load_gives_back_what_was_trained(tmp_path: P
 
 
 @pytest.mark.parametrize(("scale", "kept"), [(2.0, 0), (1.0, 0), (4.0, 0), (3.0, 4), (1 / 3, 4)])
-def test_a_tensor_is_kept_twice_only_if_folding_rounds_it(tmp_path: Path, scale: float, kept: int) -> None:
+def test_tensor_is_kept_twice_only_if_folding_rounds_it(tmp_path: Path, scale: float, kept: int) -> None:
     assert len(load_file(saved(tmp_path, scale) / "optimizer.safetensors")) == kept
 
 
-def test_halving_the_smallest_numbers_loses_nothing(tmp_path: Path) -> None:
+def test_scale_that_halves_subnormal_numbers_loses_nothing(tmp_path: Path) -> None:
     assert saved(tmp_path, 0.5)
     assert any(
         "lora_B" in key for key in load_file(tmp_path / "checkpoints/step-00000001/optimizer.safetensors")
@@ -80,9 +80,10 @@ def test_headers_hold_what_every_peft_knows_and_equal_weights_are_equal_files(tm
         assert header["format"] == "pt"
         settings = json.loads(header["lora_adapter_metadata"])
         assert settings == {
-            "transformer.r": 3, "transformer.lora_alpha": 3,
+            "transformer.r": 3,
+            "transformer.lora_alpha": 3,
             "transformer.target_modules": ["blocks.0.attn.to_q", "blocks.1.attn.to_out.0"],
-        }  # fmt: skip
+        }
         fields = {field.name for field in dataclasses.fields(LoraConfig)}
         assert {key.removeprefix("transformer.") for key in settings} <= fields
     contents = [(folder / name).read_bytes() for name in FILES]
@@ -94,18 +95,24 @@ def test_headers_hold_what_every_peft_knows_and_equal_weights_are_equal_files(tm
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "{}", "[" * 10**5, '{"transformer.r": 0, "transformer.lora_alpha": 1}',
-        '{"transformer.r": 2, "transformer.lora_alpha": null}', '{"transformer.r": 2}',
+        "",
+        "{",
+        "[]",
+        "{}",
+        "[" * 10**5,
+        '{"transformer.r": 0, "transformer.lora_alpha": 1}',
+        '{"transformer.r": 2, "transformer.lora_alpha": null}',
+        '{"transformer.r": 2}',
         '{"transformer.r": 2, "transformer.lora_alpha": -4}',
         '{"transformer.r": 2, "transformer.lora_alpha": Infinity}',
     ],
-)  # fmt: skip
-def test_a_header_without_usable_numbers_states_no_scale(text: str) -> None:
+)
+def test_header_without_usable_numbers_states_no_scale(text: str) -> None:
     assert lora.stated_scale({"lora_adapter_metadata": text}) is None
     assert lora.stated_scale({}) is None
 
 
-def test_the_strings_of_a_header_survive_their_sorting(tmp_path: Path) -> None:
+def test_strings_of_a_header_survive_their_sorting(tmp_path: Path) -> None:
     entries = {"z": 'quotes " and \\ and é\n\t\x01', "a": "雪", "lora_adapter_metadata": "{}"}
     tensor_files.write(tmp_path / "x.safetensors", {"ünï": torch.arange(3.0)}, entries)
     tensors, header = tensor_files.read(tmp_path / "x.safetensors")
@@ -148,7 +155,7 @@ def an_alpha(tensors: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("harm", [dict.clear, without_b, another_rank, a_vector, an_alpha])
 @pytest.mark.parametrize("form", list(ExportFormat))
-def test_what_is_no_lora_is_not_exported(
+def test_export_of_something_else_than_a_lora_is_refused(
     tmp_path: Path, harm: Callable[[dict[str, Tensor]], None], form: ExportFormat
 ) -> None:
     folder = saved(tmp_path, 2.0)
@@ -156,20 +163,20 @@ def test_what_is_no_lora_is_not_exported(
     harm(tensors)
     tensor_files.write(folder / FILES[1], tensors, {})
     relist(folder, FILES[1])
-    with pytest.raises(CheckpointError, match=f"{FILES[1]} is no LoRA of one rank"):
+    with pytest.raises(CheckpointError, match=f"{FILES[1]} is not a LoRA of one rank"):
         export(str(tmp_path), tmp_path / "exported", form)
     assert not (tmp_path / "exported").exists()
 
 
 @pytest.mark.parametrize("scale", [0.0, -2.0, True, "2", None, 2, 10**400])
-def test_a_scale_that_is_none_is_refused(tmp_path: Path, scale: object) -> None:
+def test_impossible_scale_is_refused(tmp_path: Path, scale: object) -> None:
     folder = saved(tmp_path, 2.0)
     rewrite(folder, lambda content: content.update(scale=scale))
     with pytest.raises(CheckpointError, match=r"scale is .*, not a number above 0"):
         store.load(folder)
 
 
-def test_a_scale_that_takes_weights_out_of_range_is_refused(tmp_path: Path) -> None:
+def test_scale_that_takes_weights_out_of_range_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path, 2.0)
     rewrite(folder, lambda content: content.update(scale=2.0**-900))
     with pytest.raises(CheckpointError, match="its scale .* makes .*infinite"):
@@ -202,7 +209,7 @@ COMFYUI = {
         + ["layers.0.feed_forward.w2", "layers.29.adaLN_modulation.0"],
         ["layers.0.attention.add_q_proj", "transformer_blocks.0.attn.to_q"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("family", COMFYUI)
@@ -224,8 +231,8 @@ def test_comfyui_gets_layers_that_it_maps_and_no_others(family: str) -> None:
         ["transformer_blocks.0.attn2.to_q"],
     ],
 )
-def test_comfyui_is_said_not_to_map_sana(layers: list[str]) -> None:
-    """Even where its layers have the names of another family's."""
+def test_comfyui_export_of_sana_is_refused(layers: list[str]) -> None:
+    """Also if its layers have the names of another family's."""
     with pytest.raises(RequestError, match="ComfyUI's loader does not map a LoRA of Sana") as error:
         check_mapped(layers, "Sana")
     assert error.value.exit_code == 2

@@ -30,16 +30,21 @@ OTHERWISE = [
     ("rewards.colorfulness.requires=[text]", ['rewards.colorfulness.requires: [] there, ["text"] now']),
     ("~rewards.compressibility", ["rewards.compressibility: there, and not now"]),
     ("+rewards.third={plugin: colorfulness}", ["rewards.third: new"]),
-    ("rewards=[compressibility,colorfulness]",
-     ['the order of rewards: ["colorfulness", "compressibility"] there, ["compressibility", "colorfulness"] now']),
+    (
+        "rewards=[compressibility,colorfulness]",
+        [
+            'the order of rewards: ["colorfulness", "compressibility"] there, '
+            '["compressibility", "colorfulness"] now'
+        ],
+    ),
     ("data.root=" + "x" * 99, [re.compile(r"data\.root: /\S+ there, [^ ]+\.\.\. now")]),
     ("+rewards.colorfulness.api_key=abcdef", ["rewards.colorfulness.api_key: new"]),
     ("algorithm.training_noise=image", ["algorithm.training_noise: group there, image now"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("override", "said"), OTHERWISE)
-def test_what_differs_is_told(
+def test_differences_are_listed(
     run_config: RunConfigMaker, plain: RunConfig, override: str, said: list[str | re.Pattern[str]]
 ) -> None:
     found = [str(one) for one in differences(plain, run_config(override)) if not one.may_change]
@@ -48,7 +53,7 @@ def test_what_differs_is_told(
         assert re.fullmatch(expected if isinstance(expected, re.Pattern) else re.escape(expected), words)
 
 
-def test_a_run_may_move_with_its_data(run_config: RunConfigMaker, tmp_path: Path) -> None:
+def test_moved_run_with_moved_data_may_resume(run_config: RunConfigMaker, tmp_path: Path) -> None:
     """Paths are absolute; one that is gone may have another in its place, and one that is there may not."""
     places = [tmp_path / name for name in ("before", "after", "third")]
     for place in places:
@@ -62,24 +67,26 @@ def test_a_run_may_move_with_its_data(run_config: RunConfigMaker, tmp_path: Path
     assert not all(one.may_change for one in differences(there, third))
 
 
-def test_secrets_are_not_told() -> None:
+def test_secrets_are_not_shown_in_differences() -> None:
     for key in ("rewards.judge.api_key", "rewards.judge.token", "rewards.judge.password"):
         assert str(Difference(key, "abc", "abcd", False)) == f"{key}: (not shown) there, (not shown) now"
     assert "abc" not in str(Difference("rewards.judge.api_key", ABSENT, "abc", False))
 
 
-def test_what_must_not_change_is_told_before_what_may(
+def test_message_lists_keys_that_must_not_change_before_those_that_may(
     run_config: RunConfigMaker, plain: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").write_text(dump(plain))
     before = (tmp_path / "config.yaml").read_bytes()
     other = run_config("optimizer.lr=0.5", "trainer.steps=9", "logging.images_every=3", f"run.dir={tmp_path}")
     expected = (
-        f"{tmp_path} belongs to a run with another configuration ({tmp_path}/config.yaml). Nothing was changed. "
-        "What differs:\n"
+        f"{tmp_path} belongs to a run with another configuration ({tmp_path}/config.yaml). "
+        "Nothing was changed. "
+        "Keys that must not change:\n"
         "  optimizer.lr: 0.0003 there, 0.5 now\n"
-        "What may change when a run goes on: trainer.steps: 2 there, 9 now; logging.images_every: 0 there, 3 now.\n"
-        f"Choose another folder with run.dir=..., or continue that run: marble train --config-name {tmp_path}/config.yaml"
+        "Keys that may change: trainer.steps: 2 there, 9 now; logging.images_every: 0 there, 3 now.\n"
+        "Choose another folder with run.dir=..., or resume that run: "
+        f"marble train --config-name {tmp_path}/config.yaml"
     )
     for command in (partial(train, other, resume="auto"), partial(plan, other)):  # a dry run says the same
         with pytest.raises(RequestError) as refused:
@@ -96,7 +103,7 @@ def test_many_differences_are_counted(run_config: RunConfigMaker, plain: RunConf
         find_checkpoint(tmp_path, run_config(*more), "auto")
 
 
-def test_a_dry_run_says_from_where_it_would_go_on(
+def test_dry_run_names_the_checkpoint_it_would_resume_from(
     run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = f"run.dir={tmp_path}"

@@ -26,20 +26,21 @@ def kept(run: Path) -> list[int]:
     return sorted(store.step_of(folder) for folder in store.steps(run))
 
 
-def test_the_manifest_tells_whole_weights_from_a_lora(tmp_path: Path) -> None:
+def test_manifest_decides_between_whole_weights_and_a_lora(tmp_path: Path) -> None:
     state = store.TrainerState(3, {}, {}, "full")
     folder = store.save(tmp_path, state, {"a": torch.ones(2)}, {"a": torch.zeros(2)}, keep_last=1, best=False)
     back, trained, ema = store.load(folder)
     assert (back.train, trained["a"].tolist(), ema["a"].tolist()) == ("full", [1, 1], [0, 0])
     assert {str(file.relative_to(folder)) for file in folder.rglob("*.safetensors")} == {
-        "transformer/diffusion_pytorch_model.safetensors", "ema/diffusion_pytorch_model.safetensors",
-    }  # fmt: skip
+        "transformer/diffusion_pytorch_model.safetensors",
+        "ema/diffusion_pytorch_model.safetensors",
+    }
     rewrite(folder, lambda content: content["files"].pop("ema/diffusion_pytorch_model.safetensors"))
     with pytest.raises(CheckpointError, match="does not list ema/diffusion_pytorch_model.safetensors"):
         store.load(folder)
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_load_returns_what_was_saved(tmp_path: Path) -> None:
     folder = write(tmp_path, 10)
     assert folder.name == "step-00000010"
     state, lora, ema = store.load(folder)
@@ -50,7 +51,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("harm", "said"), (COMMON | RARE).values(), ids=(COMMON | RARE).keys())
-def test_a_damaged_checkpoint_is_refused_and_passed_over(tmp_path: Path, harm, said: str) -> None:
+def test_damaged_checkpoint_is_refused_and_passed_over(tmp_path: Path, harm, said: str) -> None:
     run = tmp_path / "run"
     older, newer = write(run, 1), write(run, 2)
     harm(newer)
@@ -69,7 +70,7 @@ def test_retention_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     assert kept(tmp_path) == [2, 4, 5]
 
 
-def test_retention_keeps_every_so_many_steps_for_good(tmp_path: Path) -> None:
+def test_retention_keeps_multiples_of_keep_every(tmp_path: Path) -> None:
     for step in range(1, 10):
         write(tmp_path, step, keep_last=1, keep_every=3, best=step == 2)
     assert kept(tmp_path) == [2, 3, 6, 9]
@@ -92,7 +93,7 @@ def test_damaged_checkpoints_are_not_counted_as_kept(tmp_path: Path, harm) -> No
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def test_the_only_valid_checkpoint_stays_beside_newer_damaged_ones(tmp_path: Path) -> None:
+def test_only_valid_checkpoint_stays_beside_newer_damaged_ones(tmp_path: Path) -> None:
     """A flipped byte changes no size; what was written now was read back, and stays."""
     flip(write(tmp_path, 8))
     flip(write(tmp_path, 9))
@@ -100,7 +101,7 @@ def test_the_only_valid_checkpoint_stays_beside_newer_damaged_ones(tmp_path: Pat
     assert store.newest_valid(tmp_path)[0] == valid
 
 
-def test_nothing_is_deleted_for_a_checkpoint_that_reads_back_wrongly(
+def test_checkpoint_that_reads_back_differently_deletes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older, good = write(tmp_path, 1), manifest.write
@@ -110,14 +111,14 @@ def test_nothing_is_deleted_for_a_checkpoint_that_reads_back_wrongly(
         flip(folder)
 
     monkeypatch.setattr(manifest, "write", bad_disk)
-    with pytest.raises(StorageError, match="reads back as something else.*untouched.*was altered") as error:
+    with pytest.raises(StorageError, match="reads back differently.*untouched.*was altered") as error:
         write(tmp_path, 2, keep_last=1)
     assert error.value.exit_code == 1
     assert store.resolve(str(tmp_path)) == older
     assert store.newest_valid(tmp_path)[0] == older
 
 
-def test_weights_that_are_not_finite_push_nothing_out(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_delete_nothing(tmp_path: Path) -> None:
     older = write(tmp_path, 1)
     state = store.TrainerState(2, {}, {})
     bad = LORA | {"transformer.a.lora_A.weight": torch.full((2, 3), torch.nan)}
@@ -126,12 +127,12 @@ def test_weights_that_are_not_finite_push_nothing_out(tmp_path: Path) -> None:
     assert store.newest_valid(tmp_path) == (older, [])
 
 
-def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     (folder.parent / ".step-00000002.tmp" / "lora").mkdir(parents=True)
     (folder.parent / ".latest.tmp").write_text("st")
     (folder.parent / ".step-00000003.tmp").symlink_to(folder)
-    store.sweep(tmp_path)
+    store.remove_leftovers(tmp_path)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["latest", "step-00000001"]
     store.load(folder)
 
@@ -143,7 +144,7 @@ def test_resolve_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
         store.resolve(str(tmp_path / "nowhere"))
 
 
-def test_a_pointer_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+def test_pointer_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     folder = write(tmp_path, 3)
     (tmp_path / "checkpoints" / "latest").write_text("../../elsewhere")
     assert store.resolve(str(tmp_path)) == folder
@@ -152,12 +153,12 @@ def test_a_pointer_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.pt", "last.ckpt", "pytorch_model.bin", "weights"])
-def test_a_pickle_is_no_checkpoint(tmp_path: Path, name: str) -> None:
+def test_pickled_file_is_refused(tmp_path: Path, name: str) -> None:
     file = tmp_path / "theirs" / name
     file.parent.mkdir()
     file.write_bytes(pickled(file))
     for given in (file, file.parent) if file.suffix else (file,):
-        with pytest.raises(CheckpointError, match=f"{name} is a pickled file. marble unpickles nothing"):
+        with pytest.raises(CheckpointError, match=f"{name} is a pickled file. marble never unpickles"):
             store.resolve(str(given))
     torch.save({"a": torch.ones(1)}, file.with_name("archive"))
     with pytest.raises(CheckpointError, match="archive is a pickled file"):
@@ -165,7 +166,7 @@ def test_a_pickle_is_no_checkpoint(tmp_path: Path, name: str) -> None:
     assert not (file.parent.parent / "unpickled").exists()
 
 
-def test_checkpoints_after_the_one_gone_back_to_are_set_aside(tmp_path: Path) -> None:
+def test_checkpoints_after_the_resumed_step_are_set_aside(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write(tmp_path, step)
     moved = store.set_aside(tmp_path, 1)
@@ -176,7 +177,7 @@ def test_checkpoints_after_the_one_gone_back_to_are_set_aside(tmp_path: Path) ->
     assert [path.name for path in store.set_aside(tmp_path, 1)] == ["abandoned-step-00000002-2"]
 
 
-def test_going_back_gives_the_best_of_then_its_name_again(tmp_path: Path) -> None:
+def test_best_pointer_is_restored_after_going_back(tmp_path: Path) -> None:
     best = tmp_path / "checkpoints" / "best"
     for step in (1, 2, 3):
         write(tmp_path, step, best=step != 2)

@@ -221,7 +221,7 @@ def test_no_command_takes_a_pickle(marble: Callable[..., Any], run: Path, tmp_pa
         ):
             refused = marble(*command)
             assert refused.code == 2
-            assert f"{name} is a pickled file. marble unpickles nothing" in words(refused.err)
+            assert f"{name} is a pickled file. marble never unpickles" in words(refused.err)
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "lora").exists()
 

@@ -35,7 +35,7 @@ import pytest
         (("eval", "nowhere"), "nowhere is neither a checkpoint"),
         (("generate", "nowhere", "--prompt", "a tree"), "nowhere is neither a checkpoint"),
         (("export", "nowhere", "lora"), "nowhere is neither a checkpoint"),
-        (("export", "base", "lora"), "nothing was trained of the base model"),
+        (("export", "base", "lora"), "the base model has no trained weights"),
         (("export", "nowhere", "lora", "--format", "peft"), "nowhere is neither a checkpoint"),
         (("export", "base", "lora", "--format", "kohya"), "'kohya' is not one of"),
         (("rewards", "show", "colorfulnes"), "did you mean 'colorfulness'"),

@@ -13,7 +13,7 @@ Reader = Callable[..., list[Prompt]]
 
 @pytest.fixture
 def read(tmp_path: Path) -> Reader:
-    """Prompts of a source `signs` whose train split is `part`, a file under `tmp_path`; keywords are its other keys."""
+    """Return a reader of a source `signs`, the file `part` under `tmp_path`; keywords are its other keys."""
 
     def reader(part: str, **keys: object) -> list[Prompt]:
         source = SourceConfig(train=part, test=part, **keys)  # type: ignore[arg-type]

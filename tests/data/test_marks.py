@@ -1,4 +1,4 @@
-"""Marks of encodings, control and invisible characters in prompt files: dropped, refused or blank, never a prompt."""
+"""Byte-order marks, control and invisible characters in prompt files are removed or refused."""
 
 import json
 from collections.abc import Callable
@@ -29,9 +29,28 @@ CONTROLS = [
     "\r",
 ]
 BLANK = [
-    "\ufeff", "\u200b", "\u200c", "\u200d", "\u2060", "\u00ad", "\u180e", "\u200e\u200f", "\u202a\u202c", "\u2066\u2069",
-    " \u200b\t\u200b ", "\u2028", "\u2029", "\u3000", "\u00a0", "\x0c", "\x85", "\r", "\ufe0f", "\u0301", "\ufeff\ufeff",
-]  # fmt: skip
+    "\ufeff",
+    "\u200b",
+    "\u200c",
+    "\u200d",
+    "\u2060",
+    "\u00ad",
+    "\u180e",
+    "\u200e\u200f",
+    "\u202a\u202c",
+    "\u2066\u2069",
+    " \u200b\t\u200b ",
+    "\u2028",
+    "\u2029",
+    "\u3000",
+    "\u00a0",
+    "\x0c",
+    "\x85",
+    "\r",
+    "\ufe0f",
+    "\u0301",
+    "\ufeff\ufeff",
+]
 ENDINGS = [".txt", ".jsonl", ".parquet"]
 
 
@@ -61,7 +80,7 @@ def test_control_characters_are_refused_with_file_and_line(
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
-def test_control_characters_are_refused_in_metadata_too(tmp_path: Path, read: Reader, ending: str) -> None:
+def test_control_characters_in_metadata_are_refused(tmp_path: Path, read: Reader, ending: str) -> None:
     with pytest.raises(
         DataError, match=r'row 1|line 1: the text under the key "text" holds a control character'
     ):
@@ -74,7 +93,7 @@ def test_control_characters_are_refused_in_metadata_too(tmp_path: Path, read: Re
 
 
 @pytest.mark.parametrize("blank", BLANK)
-def test_a_line_without_a_letter_is_blank(tmp_path: Path, read: Reader, blank: str) -> None:
+def test_line_without_a_letter_is_blank(tmp_path: Path, read: Reader, blank: str) -> None:
     assert [p.text for p in read(write(tmp_path, ".txt", ["a", blank, "b"]))] == ["a", "b"]
     for ending in (".jsonl", ".parquet"):
         with pytest.raises(DataError, match='no text under the key "prompt"'):
@@ -85,20 +104,30 @@ def test_a_line_without_a_letter_is_blank(tmp_path: Path, read: Reader, blank: s
 @pytest.mark.parametrize(
     ("written", "text"),
     [
-        ("\ufeffa cup", "a cup"), ("a \ufeffcup", "a cup"), ("a cup\u200b", "a cup"), ("\u200b a cup \u2060", "a cup"),
-        ("\u200d\u200ca cup\u00ad", "a cup"), ("a cup\x0c", "a cup"), ("\x0ca cup", "a cup"), ("a cup\x85", "a cup"),
-        ("a\tcup", "a\tcup"), ("a b\u00f6at\u2028b", "a b\u00f6at\u2028b"),
-        ("an \U0001f469\u200d\U0001f680", "an \U0001f469\u200d\U0001f680"), ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647"),
-        ("flag \U0001f3f4\U000e0067\U000e0062\U000e007f", "flag \U0001f3f4\U000e0067\U000e0062\U000e007f"), ("heart \u2764\ufe0f", "heart \u2764\ufe0f"), ("e\u0301", "e\u0301"),
+        ("\ufeffa cup", "a cup"),
+        ("a \ufeffcup", "a cup"),
+        ("a cup\u200b", "a cup"),
+        ("\u200b a cup \u2060", "a cup"),
+        ("\u200d\u200ca cup\u00ad", "a cup"),
+        ("a cup\x0c", "a cup"),
+        ("\x0ca cup", "a cup"),
+        ("a cup\x85", "a cup"),
+        ("a\tcup", "a\tcup"),
+        ("a b\u00f6at\u2028b", "a b\u00f6at\u2028b"),
+        ("an \U0001f469\u200d\U0001f680", "an \U0001f469\u200d\U0001f680"),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647"),
+        ("flag \U0001f3f4\U000e0067\U000e0062\U000e007f", "flag \U0001f3f4\U000e0067\U000e0062\U000e007f"),
+        ("heart \u2764\ufe0f", "heart \u2764\ufe0f"),
+        ("e\u0301", "e\u0301"),
     ],
-)  # fmt: skip
-def test_marks_are_dropped_and_what_has_a_meaning_stays(
+)
+def test_marks_are_dropped_and_meaningful_characters_stay(
     tmp_path: Path, read: Reader, ending: str, written: str, text: str
 ) -> None:
     assert [p.text for p in read(write(tmp_path, ending, [written]))] == [text]
 
 
-def test_a_prompt_of_several_lines_stays_whole_where_a_row_can_hold_it(tmp_path: Path, read: Reader) -> None:
+def test_prompt_of_several_lines_in_one_row_stays_whole(tmp_path: Path, read: Reader) -> None:
     for ending in (".jsonl", ".parquet"):
         assert [p.text for p in read(write(tmp_path, ending, ["a\nb", "a\r\nb"]))] == ["a\nb", "a\r\nb"]
         (row,) = read(write(tmp_path, ending, [" 1\n 2\t\ufeff3 "], "text"))
@@ -110,7 +139,7 @@ LINES = 'a cup\n\n  a böat "47"\n'
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("order", ["", "-le", "-be"])
-def test_a_file_with_a_mark_is_read_as_it_says(
+def test_file_with_a_byte_order_mark_is_read_in_its_encoding(
     tmp_path: Path, read: Reader, encoding: str, order: str
 ) -> None:
     if encoding == "utf-8-sig" and order:
@@ -124,7 +153,7 @@ def test_a_file_with_a_mark_is_read_as_it_says(
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("ending", [".txt", ".jsonl"])
-def test_a_file_in_utf_16_without_a_mark_is_told_with_the_remedy(
+def test_utf_16_file_without_a_mark_is_refused_with_the_remedy(
     tmp_path: Path, read: Reader, encoding: str, ending: str
 ) -> None:
     text = LINES if ending == ".txt" else '{"prompt": "a cup"}\n'
@@ -136,13 +165,13 @@ def test_a_file_in_utf_16_without_a_mark_is_told_with_the_remedy(
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfea", b"\xfe\xff\xd8\x00\x00a", b"\xff\xfe\x00\x00a"])
-def test_a_damaged_file_with_a_mark_is_told(tmp_path: Path, read: Reader, content: bytes) -> None:
+def test_damaged_file_with_a_mark_is_refused(tmp_path: Path, read: Reader, content: bytes) -> None:
     (tmp_path / "p.txt").write_bytes(content)
     with pytest.raises(DataError, match=r"p\.txt begins with the mark of UTF-(16|32) and is damaged"):
         read("p.txt")
 
 
-def test_joined_files_keep_no_marks(tmp_path: Path, read: Reader) -> None:
+def test_joined_files_lose_their_inner_marks(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.txt").write_bytes("\ufeffa\n\ufeffb\n\ufeff\n".encode())
     assert [p.text for p in read("p.txt")] == ["a", "b"]
     (tmp_path / "p.jsonl").write_bytes(
@@ -151,7 +180,7 @@ def test_joined_files_keep_no_marks(tmp_path: Path, read: Reader) -> None:
     assert [p.text for p in read("p.jsonl")] == ["a", "b"]
 
 
-def test_old_line_ends_are_no_prompt(tmp_path: Path, read: Reader) -> None:
+def test_lone_carriage_return_within_a_line_is_refused(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.txt").write_bytes(b"a cup\ra boat\ra tree\r")
     with pytest.raises(
         DataError, match=r"line 1: it holds a lone carriage return \(U\+000D\) at character 6"

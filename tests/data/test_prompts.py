@@ -23,23 +23,27 @@ def test_json_lines_carry_metadata(tmp_path: Path, read: Reader) -> None:
     assert second.metadata == {}
 
 
-def test_genevals_format_is_read_as_it_is(tmp_path: Path, read: Reader) -> None:
+def test_geneval_rows_are_read_unchanged(tmp_path: Path, read: Reader) -> None:
     row = {
-        "tag": "position", "include": [{"class": "bed", "count": 1}, {"class": "zebra", "count": 1, "position": ["right of", 0]}],
+        "tag": "position",
+        "include": [
+            {"class": "bed", "count": 1},
+            {"class": "zebra", "count": 1, "position": ["right of", 0]},
+        ],
         "prompt": "a photo of a zebra right of a bed",
-    }  # fmt: skip
+    }
     (tmp_path / "train_metadata.jsonl").write_text(json.dumps(row) + "\n")
     assert read("train_metadata.jsonl") == [
         Prompt(row["prompt"], {"tag": row["tag"], "include": row["include"]}, "signs")  # type: ignore[arg-type]
     ]
 
 
-def test_plain_text_is_one_prompt_a_line(tmp_path: Path, read: Reader) -> None:
+def test_plain_text_has_one_prompt_per_line(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.txt").write_bytes("\ufeffa cup\r\n  a böat\u2028b  \n\n".encode())
     assert [prompt.text for prompt in read("p.txt")] == ["a cup", "a böat\u2028b"]
 
 
-def test_the_embedded_prompts_are_a_root_of_their_own() -> None:
+def test_root_tiny_reads_the_embedded_prompts() -> None:
     source = SourceConfig(train="text/train.jsonl", test="text/test.jsonl")
     first = load_prompts(DataConfig(root="tiny", sources={"text": source}), "test")["text"][0]
     file = files("marble_cli") / "assets" / "tiny" / "prompts" / "text" / "test.jsonl"
@@ -49,13 +53,13 @@ def test_the_embedded_prompts_are_a_root_of_their_own() -> None:
 # Keys of a source
 
 
-def test_the_prompt_may_have_another_key(tmp_path: Path, read: Reader) -> None:
+def test_prompt_key_names_the_key_of_the_prompt(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.jsonl").write_text('{"caption": "a cup", "prompt": "not this"}\n')
     (prompt,) = read("p.jsonl", prompt_key="caption")
     assert (prompt.text, prompt.metadata) == ("a cup", {"prompt": "not this"})
 
 
-def test_metadata_of_a_source_is_that_of_its_rows_without_it(tmp_path: Path, read: Reader) -> None:
+def test_source_metadata_fills_rows_that_lack_it(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "tag": "own"}\n{"prompt": "b"}\n')
     assert [p.metadata for p in read("p.jsonl", metadata={"tag": "all", "level": 2})] == [
         {"tag": "own", "level": 2},
@@ -63,7 +67,7 @@ def test_metadata_of_a_source_is_that_of_its_rows_without_it(tmp_path: Path, rea
     ]
 
 
-def test_negative_prompts_are_the_rows_or_the_sources(tmp_path: Path, read: Reader) -> None:
+def test_negative_prompt_of_the_row_beats_that_of_the_source(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "negative_prompt": " blurry "}\n{"prompt": "b"}\n')
     assert [(p.negative, p.metadata) for p in read("p.jsonl")] == [("blurry", {}), ("", {})]
     assert [p.negative for p in read("p.jsonl", negative_prompt="grey")] == ["blurry", "grey"]
@@ -79,10 +83,8 @@ def test_negative_prompts_are_the_rows_or_the_sources(tmp_path: Path, read: Read
         'apron with "Queen Anne\'s" on it',
     ],
 )
-def test_quoted_text_is_the_target_that_the_published_reward_takes(
-    tmp_path: Path, read: Reader, text: str
-) -> None:
-    """Flow-GRPO takes what stands after the first straight double quote, up to the next."""
+def test_quoted_text_equals_the_published_rewards_target(tmp_path: Path, read: Reader, text: str) -> None:
+    """Flow-GRPO takes the text after the first straight double quote, up to the next."""
     (tmp_path / "p.txt").write_text(text + "\n")
     (prompt,) = read("p.txt", quoted_as="text")
     assert prompt.metadata == {"text": text.split('"')[1]}
@@ -102,10 +104,10 @@ def test_quoted_text_is_the_target_that_the_published_reward_takes(
         ("it's 'so'", None),
     ],
 )
-def test_straight_quotes_alone_give_the_published_target(
+def test_straight_quotes_give_the_published_target(
     tmp_path: Path, read: Reader, text: str, target: str | None
 ) -> None:
-    """What str.split finds after the first straight double quote; a prompt without stands without the metadata."""
+    """As str.split finds it after the first straight double quote; other prompts lack the metadata."""
     (tmp_path / "p.txt").write_text(text + "\n")
     (prompt,) = read("p.txt", quoted_as="text", quotes=Quotes.straight)
     assert prompt.metadata == ({} if target is None else {"text": target})
@@ -113,18 +115,18 @@ def test_straight_quotes_alone_give_the_published_target(
     assert (parts[1].strip() if len(parts) > 1 else "") == (target or "").strip()
 
 
-def test_a_rows_own_text_beats_straight_quotes(tmp_path: Path, read: Reader) -> None:
+def test_own_text_beats_straight_quotes(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "says \\"B\\"", "text": "A"}\n')
     assert read("p.jsonl", quoted_as="text", quotes=Quotes.straight)[0].metadata == {"text": "A"}
 
 
-def test_curly_quotes_are_taken_where_there_are_no_straight_ones() -> None:
+def test_curly_quotes_are_used_without_straight_ones() -> None:
     assert quoted("a \u201cHello\u201d sign") == "Hello"
     assert quoted("a cat's \u201dHello\u201c") == ""
     assert quoted('12" wide') == ""
 
 
-def test_a_rows_own_text_beats_what_it_quotes(tmp_path: Path, read: Reader) -> None:
+def test_own_text_beats_quoted_text(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.jsonl").write_text(
         '{"prompt": "no quotes", "text": "A"}\n{"prompt": "says \\"B\\"", "text": null}\n'
     )
@@ -142,17 +144,20 @@ def test_a_rows_own_text_beats_what_it_quotes(tmp_path: Path, read: Reader) -> N
         ('{"prompt": " "}\n', 'line 1: no text under the key "prompt"'),
         ('{"prompt": 3}\n', "line 1: no text under the key \"prompt\" but '3' (int)"),
         ('["a"]\n', "line 1: no JSON object"),
-        ('{"prompt": "a", "text": 1, "text": 2}\n', 'line 1: the key "text" stands twice'),
-        ('{"prompt": "a", "include": [{"class": "b", "class": "c"}]}\n', 'line 1: the key "class" stands twice'),
+        ('{"prompt": "a", "text": 1, "text": 2}\n', 'line 1: the key "text" appears twice'),
+        (
+            '{"prompt": "a", "include": [{"class": "b", "class": "c"}]}\n',
+            'line 1: the key "class" appears twice',
+        ),
         ('{"prompt": "a", "negative_prompt": ["b"]}\n', 'line 1: no text under the key "negative_prompt"'),
-        ('{"prompt": "\\ud83d"}\n', "line 1: the text under the key \"prompt\" holds half a character"),
+        ('{"prompt": "\\ud83d"}\n', 'line 1: the text under the key "prompt" holds half a character'),
         (b'{"prompt": "a"}\n{"prompt": "\xe9"}\n', "line 2: byte 13 (0xe9) is not UTF-8"),
         ('{"prompt": "a", "n": ' + "9" * 5000 + "}\n", "line 1: JSON that cannot be read"),
         ("[" * 100_000 + "\n", "line 1: JSON that cannot be read"),
         ("\n\n", "is empty"),
     ],
-)  # fmt: skip
-def test_a_bad_file_is_named_with_its_line(
+)
+def test_bad_file_is_refused_with_its_line(
     tmp_path: Path, read: Reader, content: str | bytes, said: str
 ) -> None:
     (tmp_path / "p.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -162,7 +167,7 @@ def test_a_bad_file_is_named_with_its_line(
     assert "\n" not in str(error.value)
 
 
-def test_bad_lines_of_text_are_named(tmp_path: Path, read: Reader) -> None:
+def test_bad_lines_of_text_are_listed(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.txt").write_bytes(b"a cup\n\nb\xffat\n")
     with pytest.raises(
         DataError, match=r"p\.txt, line 3: byte 2 \(0xff\) is not UTF-8\. Expected one prompt"
@@ -173,7 +178,7 @@ def test_bad_lines_of_text_are_named(tmp_path: Path, read: Reader) -> None:
         read("p.txt", quoted_as="text")
 
 
-def test_many_bad_lines_are_told_together(tmp_path: Path, read: Reader) -> None:
+def test_many_bad_lines_are_counted_in_one_message(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n' + "{}\n" * 2 + "3\n" + "{}\n" * 5)
     with pytest.raises(DataError) as error:
         read("p.jsonl")
@@ -182,7 +187,7 @@ def test_many_bad_lines_are_told_together(tmp_path: Path, read: Reader) -> None:
     assert "line 4: no JSON object; and 5 more. Expected" in said
 
 
-def test_a_missing_file_names_the_nearest(tmp_path: Path, read: Reader) -> None:
+def test_missing_file_suggests_the_nearest_name(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "train.jsonl").write_text('{"prompt": "a"}\n')
     with pytest.raises(DataError, match=r"Did you mean .*train\.jsonl"):
         read("trian.jsonl")
@@ -191,12 +196,12 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path, read: Reader) -> None:
         read("folder.txt")
 
 
-def test_a_root_that_is_no_folder_is_told_what_it_should_hold(tmp_path: Path) -> None:
+def test_root_that_is_not_a_folder_is_refused_with_the_expected_files(tmp_path: Path) -> None:
     sources = {
         "a": SourceConfig(train="a/train.txt", test="a/test.txt"),
         "b": SourceConfig(hub="x", train="t", test="t"),
     }
-    with pytest.raises(DataError, match=r"nowhere is no folder\. .* holds a/train\.txt, a/test\.txt\."):
+    with pytest.raises(DataError, match=r"nowhere is not a folder\. .* holds a/train\.txt, a/test\.txt\."):
         load_prompts(DataConfig(root=str(tmp_path / "nowhere"), sources=sources), "train")
 
 

@@ -22,12 +22,12 @@ def sampler(groups: int = 4, seed: int = 0, weights: dict[str, float] | None = N
     return PromptSampler(SOURCES, weights or dict.fromkeys(SOURCES, 1.0), groups, seed)
 
 
-def test_a_step_does_not_depend_on_those_before() -> None:
+def test_step_does_not_depend_on_earlier_calls() -> None:
     forward = [sampler().step(step) for step in range(1, 9)]
     assert [sampler().step(step) for step in range(8, 0, -1)] == forward[::-1]
 
 
-def test_the_seed_matters() -> None:
+def test_other_seed_draws_other_prompts() -> None:
     assert [sampler(seed=0).step(s) for s in range(1, 5)] != [sampler(seed=1).step(s) for s in range(1, 5)]
 
 
@@ -42,14 +42,14 @@ def test_shares_are_exact_to_a_prompt(groups: int, steps: int, weights: list[flo
         assert abs(served[name] - groups * steps * weight / sum(weights)) <= 1.0 + 1e-9
 
 
-def test_every_prompt_comes_once_an_epoch() -> None:
+def test_every_prompt_comes_once_per_epoch() -> None:
     drawn = [prompt.text for step in range(1, 8) for prompt in sampler(groups=3).step(step)]
     assert len(drawn) == 21
     assert set(Counter(drawn).values()) == {1}
 
 
-def test_an_epochs_order_is_the_seeds_alone() -> None:
-    """Steps in any order, over epochs of two sources of unlike length, against the permutations themselves."""
+def test_order_of_an_epoch_depends_on_the_seed_alone() -> None:
+    """Steps in any order, over epochs of two sources of different length, against the permutations."""
     sources = {name: [Prompt(f"{name}{i}", {}, name) for i in range(n)] for name, n in (("a", 5), ("b", 3))}
     chosen = PromptSampler(sources, {"a": 1.0, "b": 1.0}, 4, 9)
     orders = {
@@ -69,7 +69,7 @@ def test_an_epochs_order_is_the_seeds_alone() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
 def test_ranks_split_a_step_into_whole_groups(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between them the ranks hold the prompts of one process, in its order, and all images of a prompt are on one."""
+    """Together, ranks hold one process's prompts in its order; all images of a prompt are on one rank."""
     size, expected = 3, [prompt.text for prompt in sampler(12).step(5) for _ in range(3)]
     monkeypatch.setenv("WORLD_SIZE", str(world))
     parts = []
@@ -83,7 +83,7 @@ def test_ranks_split_a_step_into_whole_groups(world: int, monkeypatch: pytest.Mo
         assert len(part) == len(expected) // world
 
 
-def test_large_sources_cost_a_step_nothing() -> None:
+def test_step_time_does_not_grow_with_the_source() -> None:
     """One order an epoch: a hundred steps of 48 prompts would else take several seconds."""
     sources = {name: [Prompt(name, {}, name)] * 200_000 for name in "abc"}
     chosen = PromptSampler(sources, dict.fromkeys(sources, 1.0), 48, 0)

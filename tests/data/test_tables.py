@@ -1,4 +1,4 @@
-"""Prompts from Parquet files and from datasets, here folders that the datasets library reads without a network."""
+"""Prompts from Parquet files and from datasets: here folders that need no network."""
 
 import io
 import json
@@ -21,10 +21,13 @@ Reader = Callable[..., list[Prompt]]
 ROWS: list[dict[str, Any]] = [
     {"prompt": 'a sign that says "47"', "text": "47", "include": None, "level": 1, "image": b"\x89PNG"},
     {
-        "prompt": "two red boats", "text": None, "include": [{"class": "boat", "color": "red", "position": None}],
-        "level": 2, "image": b"\x89PNG",
+        "prompt": "two red boats",
+        "text": None,
+        "include": [{"class": "boat", "color": "red", "position": None}],
+        "level": 2,
+        "image": b"\x89PNG",
     },
-]  # fmt: skip
+]
 METADATA = [{"text": "47", "level": 1}, {"include": [{"class": "boat", "color": "red"}], "level": 2}]
 
 
@@ -53,13 +56,13 @@ def dataset(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_parquet_file_is_a_prompt_a_row(
+def test_parquet_file_has_one_prompt_per_row(
     table: Path, read: Reader, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert read("p.parquet") == [
         Prompt(row["prompt"], metadata, "signs") for row, metadata in zip(ROWS, METADATA, strict=True)
     ]
-    assert "columns left out, for they hold no text or numbers: image" in caplog.text
+    assert "columns left out because they hold no text or numbers: image" in caplog.text
     assert [p.metadata["text"] for p in read("p.parquet", metadata={"text": "none"})] == ["47", "none"]
 
 
@@ -80,7 +83,7 @@ def test_columns_of_every_plain_kind_are_metadata(tmp_path: Path, read: Reader) 
     assert read("p.parquet")[0].metadata == {**plain, "kind": "big"}
 
 
-def test_a_bad_row_is_named_with_its_number(tmp_path: Path, read: Reader) -> None:
+def test_bad_row_is_refused_with_its_number(tmp_path: Path, read: Reader) -> None:
     texts = ["a", None, "b", "", "c"]
     parquet.write_table(pyarrow.table({"prompt": texts}), tmp_path / "p.parquet")
     with pytest.raises(
@@ -92,7 +95,7 @@ def test_a_bad_row_is_named_with_its_number(tmp_path: Path, read: Reader) -> Non
         read("p.parquet")
 
 
-def test_a_missing_column_names_those_that_there_are(table: Path, read: Reader) -> None:
+def test_missing_column_lists_the_existing_ones(table: Path, read: Reader) -> None:
     with pytest.raises(
         DataError, match=r"no column 'caption' .* It has: prompt, text, include, level\. Set .*prompt_key"
     ):
@@ -101,7 +104,7 @@ def test_a_missing_column_names_those_that_there_are(table: Path, read: Reader) 
         read("p.parquet", prompt_key="image")
 
 
-def test_what_is_no_parquet_file_is_refused(tmp_path: Path, table: Path, read: Reader) -> None:
+def test_file_that_is_not_parquet_is_refused(tmp_path: Path, table: Path, read: Reader) -> None:
     (tmp_path / "text.parquet").write_text("a cup\n")
     (tmp_path / "cut.parquet").write_bytes(table.read_bytes()[:-20])
     for name in ("text.parquet", "cut.parquet"):
@@ -113,7 +116,7 @@ def test_what_is_no_parquet_file_is_refused(tmp_path: Path, table: Path, read: R
         read("pp.parquet")
 
 
-def test_a_dataset_is_read_by_its_splits(dataset: Path, read: Reader) -> None:
+def test_dataset_is_read_by_split(dataset: Path, read: Reader) -> None:
     prompts = read("train", hub=str(dataset))
     assert prompts == [Prompt(f"train {i}", {"level": i}, "signs", "grey") for i in range(10)]
     assert [p.text for p in read("test", hub=str(dataset))] == ["test 0", "test 1"]
@@ -124,11 +127,15 @@ def test_a_dataset_is_read_by_its_splits(dataset: Path, read: Reader) -> None:
 @pytest.mark.parametrize(
     ("values", "types"),
     [
-        (["47", 13], "int, str"), (["47", None, 13], "int, str"), (["a", ["b"]], "list, str"), (["a", True], "bool, str"),
-        ([{"class": "cup"}, "cup"], "dict, str"), (["x", 1.5, 2], "float, int, str"),
+        (["47", 13], "int, str"),
+        (["47", None, 13], "int, str"),
+        (["a", ["b"]], "list, str"),
+        (["a", True], "bool, str"),
+        ([{"class": "cup"}, "cup"], "dict, str"),
+        (["x", 1.5, 2], "float, int, str"),
     ],
-)  # fmt: skip
-def test_a_column_of_several_types_is_left_out_with_the_types(
+)
+def test_column_of_several_types_is_left_out_with_the_types(
     tmp_path: Path, read: Reader, caplog: pytest.LogCaptureFixture, values: list[Any], types: str
 ) -> None:
     folder = tmp_path / "mixed"
@@ -136,7 +143,7 @@ def test_a_column_of_several_types_is_left_out_with_the_types(
     rows = [{"prompt": f"p{i}", "text": value} for i, value in enumerate(values)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert all(not prompt.metadata for prompt in read("train", hub=str(folder)))
-    assert f"column left out, for its rows differ in type: text ({types})" in caplog.text
+    assert f"column left out because its rows differ in type: text ({types})" in caplog.text
     assert "no text or numbers" not in caplog.text
 
 
@@ -144,10 +151,10 @@ def test_columns_that_are_left_out_are_named_with_their_types(
     table: Path, read: Reader, caplog: pytest.LogCaptureFixture
 ) -> None:
     read("p.parquet")
-    assert "for they hold no text or numbers: image (binary)" in caplog.text
+    assert "because they hold no text or numbers: image (binary)" in caplog.text
 
 
-def test_a_dataset_of_pictures_is_read_without_them(
+def test_dataset_of_pictures_is_read_without_the_pictures(
     tmp_path: Path, read: Reader, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "pictures"
@@ -156,7 +163,7 @@ def test_a_dataset_of_pictures_is_read_without_them(
     rows = {"image": [{"bytes": b"no picture", "path": None}], "caption": ["a cup"]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
     assert read("train", hub=str(folder), prompt_key="caption") == [Prompt("a cup", {}, "signs")]
-    assert "left out, for they hold no text or numbers: image" in caplog.text
+    assert "left out because they hold no text or numbers: image" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -178,7 +185,7 @@ def test_a_dataset_of_pictures_is_read_without_them(
         ("train[", {}, r"split 'train\['"),
     ],
 )
-def test_what_a_dataset_lacks_is_told_with_what_it_has(
+def test_missing_part_of_a_dataset_lists_the_existing_ones(
     dataset: Path, read: Reader, part: str, keys: dict[str, str], said: str
 ) -> None:
     with pytest.raises(DataError, match=said) as error:
@@ -187,7 +194,7 @@ def test_what_a_dataset_lacks_is_told_with_what_it_has(
     assert str(error.value).startswith("data.sources.signs.hub=")
 
 
-def test_a_dataset_that_would_be_unpickled_is_refused(tmp_path: Path, read: Reader) -> None:
+def test_dataset_that_would_be_unpickled_is_refused(tmp_path: Path, read: Reader) -> None:
     """The library unpickles what its reader of archives finds in them."""
     folder = tmp_path / "archives"
     folder.mkdir()
@@ -214,7 +221,7 @@ def test_a_dataset_that_would_be_unpickled_is_refused(tmp_path: Path, read: Read
         ),
     ],
 )
-def test_a_missing_library_is_named_with_the_command_that_installs_it(
+def test_missing_library_names_the_command_that_installs_it(
     table: Path,
     read: Reader,
     monkeypatch: pytest.MonkeyPatch,

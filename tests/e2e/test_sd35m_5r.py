@@ -16,7 +16,7 @@ from marble_cli.metrics.jsonl import read_rows
 from marble_cli.plan.plan import plan
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
-from marble_cli.policy.source import described, read_json
+from marble_cli.policy.source import config_folder, read_json
 from marble_cli.policy.trainable.ema import behaviour_eta, ema_decay
 from marble_cli.policy.trainable.lora import add_adapter
 from marble_cli.run.train import train
@@ -48,7 +48,7 @@ PUBLISHED, ALL = 24 * 7 + 23, 24 * 7 + 23 + 13 * 4
 def test_the_lora_is_on_the_published_layers(overrides: list[str], layers: int) -> None:
     """In the real architecture, without storage: 191 layers and 18.8 million parameters, none of the second attention."""
     config = compose(overrides)
-    folder = described(config.model.path)
+    folder = config_folder(config.model.path)
     assert folder is not None
     with torch.device("meta"):
         transformer = SD3Transformer2DModel.from_config(read_json(folder / "transformer" / "config.json"))

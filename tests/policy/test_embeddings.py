@@ -41,7 +41,7 @@ def same(one: Any, other: Any) -> None:
         torch.testing.assert_close(tensor, other.tensors[name], rtol=1e-5, atol=1e-6)
 
 
-def test_they_are_the_encoders_own(cached: Any, policy: Any) -> None:
+def test_cached_embeddings_equal_the_encoders_own(cached: Any, policy: Any) -> None:
     same(cached.encode(PROMPTS), policy.encode(PROMPTS))
 
 
@@ -54,7 +54,9 @@ def test_every_prompt_is_encoded_once(cached: Any, calls: list[list[str]]) -> No
     assert calls[2:] == [[""]]
 
 
-def test_another_run_finds_them(cached: Any, model: ModelConfig, tmp_path: Path) -> None:
+def test_cache_is_shared_with_other_runs_of_the_same_precision(
+    cached: Any, model: ModelConfig, tmp_path: Path
+) -> None:
     cached.prepare(PROMPTS)
     again: Any = load_policy(replace(model, embedding_cache=str(tmp_path / "cache")), seed=5)
     assert again.cache.missing(PROMPTS) == []
@@ -64,7 +66,7 @@ def test_another_run_finds_them(cached: Any, model: ModelConfig, tmp_path: Path)
     assert half.cache.missing(PROMPTS) == list(dict.fromkeys(PROMPTS))
 
 
-def test_other_encoders_are_told_apart(
+def test_cache_of_other_encoders_is_not_used(
     cached: Any, model: ModelConfig, pipeline_folder: Path, tmp_path: Path
 ) -> None:
     cached.prepare(PROMPTS)
@@ -79,7 +81,7 @@ def test_other_encoders_are_told_apart(
     assert len(other.cache.missing(PROMPTS)) == 3
 
 
-def test_other_tokenizers_configurations_and_libraries_are_told_apart(
+def test_cache_of_other_tokenizers_configurations_or_libraries_is_not_used(
     cached: Any, model: ModelConfig, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(folder: Path) -> int:
@@ -101,7 +103,7 @@ def test_other_tokenizers_configurations_and_libraries_are_told_apart(
     assert missing(pipeline_folder) == 3
 
 
-def test_a_folder_that_cannot_be_written_is_named(cached: Any, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written_is_named(cached: Any, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(
         StorageError, match=r"cache/\S+ could not be written: Not a directory.*embedding_cache"
@@ -109,7 +111,7 @@ def test_a_folder_that_cannot_be_written_is_named(cached: Any, tmp_path: Path) -
         cached.prepare(PROMPTS)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_half(
+def test_full_disk_is_reported_and_leaves_no_partial_file(
     cached: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached.prepare(PROMPTS[:1])
@@ -127,7 +129,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half(
     assert cached.cache.missing(PROMPTS) == [PROMPTS[1], ""]
 
 
-def test_files_are_as_readable_as_any(cached: Any, tmp_path: Path) -> None:
+def test_cache_files_have_default_permissions(cached: Any, tmp_path: Path) -> None:
     """A cache may serve several people."""
     cached.prepare(PROMPTS)
     (tmp_path / "plain").touch()
@@ -135,7 +137,7 @@ def test_files_are_as_readable_as_any(cached: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[:40], lambda whole: b"", lambda whole: b"\xff" * 90])
-def test_a_damaged_file_is_made_anew(
+def test_damaged_file_is_encoded_again(
     cached: Any, policy: Any, calls: list[list[str]], damage: Callable[[bytes], bytes]
 ) -> None:
     cached.prepare(PROMPTS)
@@ -145,12 +147,12 @@ def test_a_damaged_file_is_made_anew(
     assert calls[3:] == [[PROMPTS[1]]]
 
 
-def test_encoders_leave_the_device_whatever_happens(cached: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoders_leave_the_device_after_an_error(cached: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     moves: list[tuple[Any, Any]] = []
     for encoder in cached.family.encoders:
         monkeypatch.setattr(encoder, "to", lambda device, e=encoder: moves.append((e, device)))
     there = [(encoder, cached.device) for encoder in cached.family.encoders]
-    with suppress(ZeroDivisionError), cached._encoders_at_hand():
+    with suppress(ZeroDivisionError), cached._encoders_on_device():
         assert moves == there
         raise ZeroDivisionError
     assert moves == there + [(encoder, "cpu") for encoder in cached.family.encoders]

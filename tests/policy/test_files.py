@@ -1,4 +1,4 @@
-"""A pipeline's folder without its vocabulary or weights is refused by runs and dry runs alike, and named."""
+"""Folders of pipelines that lack a vocabulary or weights are refused by name, by runs and dry runs alike."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import ModelConfig
@@ -23,36 +22,30 @@ FAMILIES = ["sd3", "flux_schnell", "qwen_image", "sana", "z_image"]
 Edit = Callable[[Path], None]
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny pipeline, made once."""
-    made: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            torch.manual_seed(0)
-            TINY[name].make().save_pretrained(made[name])
-        return made[name]
-
-    return folder
-
-
 def model_of(folder: Path, name: str, *overrides: str) -> ModelConfig:
     tiny = TINY[name]
-    return compose([
-        "~preset", f"model={tiny.choice}", f"model.path={folder}", f"model.resolution={tiny.resolution}",
-        f"model.max_sequence_length={tiny.max_sequence_length}", "model.precision=fp32", "model.device=cpu",
-        "model.embedding_cache=null", *tiny.overrides, *overrides,
-    ]).model  # fmt: skip
+    return compose(
+        [
+            "~preset",
+            f"model={tiny.choice}",
+            f"model.path={folder}",
+            f"model.resolution={tiny.resolution}",
+            f"model.max_sequence_length={tiny.max_sequence_length}",
+            "model.precision=fp32",
+            "model.device=cpu",
+            "model.embedding_cache=null",
+            *tiny.overrides,
+            *overrides,
+        ]
+    ).model
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_whole_pipeline_passes(written: Callable[[str], Path], name: str) -> None:
-    check_files(model_of(written(name), name))
+def test_whole_pipeline_passes(tiny_folder: Callable[[str], Path], name: str) -> None:
+    check_files(model_of(tiny_folder(name), name))
 
 
-def test_the_embedded_pipeline_passes() -> None:
+def test_embedded_pipeline_passes() -> None:
     check_files(compose(["rewards=colorfulness"]).model)
 
 
@@ -62,7 +55,7 @@ def without_vocabulary(folder: Path) -> None:
 
 
 def with_few_words(folder: Path) -> None:
-    """A byte-pair vocabulary without its merges and most of its words, or a sentencepiece one alike."""
+    """Keep few words of a byte-pair vocabulary, without its merges, or of a sentencepiece vocabulary."""
     file = folder / "tokenizer.json"
     tree = json.loads(file.read_text())
     vocabulary = tree["model"]["vocab"]
@@ -86,11 +79,11 @@ def gone(folder: Path) -> None:
 
 @pytest.mark.parametrize("edit", [without_vocabulary, with_few_words, without_settings, cut_short, gone])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_tokenizer_that_would_know_no_word_is_refused(
-    written: Callable[[str], Path], tmp_path: Path, name: str, edit: Edit
+def test_tokenizer_without_words_is_refused(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, name: str, edit: Edit
 ) -> None:
     folder = tmp_path / "[red] pipeline"
-    shutil.copytree(written(name), folder)
+    shutil.copytree(tiny_folder(name), folder)
     tokenizer = sorted(folder.glob("tokenizer*"))[-1]
     edit(tokenizer)
     model = model_of(folder, name)
@@ -106,21 +99,27 @@ def test_a_tokenizer_that_would_know_no_word_is_refused(
 @pytest.mark.parametrize(
     ("key", "said"), [(None, "has no model_max_length"), (10**30, "positions for"), (500, "positions for")]
 )
-def test_clip_must_know_where_to_cut(
-    written: Callable[[str], Path], tmp_path: Path, key: int | None, said: str
+def test_clip_tokenizer_without_a_usable_length_is_refused(
+    tiny_folder: Callable[[str], Path], tmp_path: Path, key: int | None, said: str
 ) -> None:
-    shutil.copytree(written("flux_schnell"), tmp_path / "p")
+    shutil.copytree(tiny_folder("flux_schnell"), tmp_path / "p")
     file = tmp_path / "p" / "tokenizer" / "tokenizer_config.json"
     settings = json.loads(file.read_text())
-    file.write_text(json.dumps({**settings, "model_max_length": key} if key else {
-        name: value for name, value in settings.items() if name != "model_max_length"
-    }))  # fmt: skip
+    file.write_text(
+        json.dumps(
+            {**settings, "model_max_length": key}
+            if key
+            else {name: value for name, value in settings.items() if name != "model_max_length"}
+        )
+    )
     with pytest.raises(RequestError, match=said):
         check_files(model_of(tmp_path / "p", "flux_schnell"))
 
 
-def test_t5_that_is_left_out_need_not_be_there(written: Callable[[str], Path], tmp_path: Path) -> None:
-    shutil.copytree(written("sd3"), tmp_path / "p")
+def test_missing_t5_passes_if_no_token_of_it_is_used(
+    tiny_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_folder("sd3"), tmp_path / "p")
     for part in ("tokenizer_3", "text_encoder_3"):
         shutil.rmtree(tmp_path / "p" / part)
     check_files(replace(model_of(tmp_path / "p", "sd3"), max_sequence_length=0))
@@ -148,10 +147,19 @@ class Words:
 @pytest.mark.parametrize(
     ("words", "added", "vocabulary"),
     [
-        (49408, 0, 49408), (32000, 100, 32128), (151643, 26, 152064), (151643, 26, 151936), (30522, 0, 30524),
-        (256000, 0, 256000), (270, 3, 1000), (514, 0, 642), (9, 0, 9), (49408, 3, 49408), (32100, 28, 32128),
+        (49408, 0, 49408),
+        (32000, 100, 32128),
+        (151643, 26, 152064),
+        (151643, 26, 151936),
+        (30522, 0, 30524),
+        (256000, 0, 256000),
+        (270, 3, 1000),
+        (514, 0, 642),
+        (9, 0, 9),
+        (49408, 3, 49408),
+        (32100, 28, 32128),
     ],
-)  # fmt: skip
+)
 def test_padded_vocabularies_and_added_tokens_are_sound(words: int, added: int, vocabulary: int) -> None:
     check_tokenizer(Words(words, added), vocabulary, "here")
 
@@ -168,12 +176,12 @@ def test_padded_vocabularies_and_added_tokens_are_sound(words: int, added: int, 
         (64, 0, 644),
     ],
 )
-def test_a_vocabulary_that_is_far_too_small_is_not(words: int, added: int, vocabulary: int) -> None:
+def test_vocabulary_that_is_far_too_small_is_refused(words: int, added: int, vocabulary: int) -> None:
     with pytest.raises(ValueError, match=r"^the tokenizer of here (has no vocabulary|knows)"):
         check_tokenizer(Words(words, added), vocabulary, "here")
 
 
-def test_a_length_must_be_said() -> None:
+def test_tokenizer_must_state_its_length() -> None:
     check_tokenizer(Words(9, longest=10**30, model_max_length=10**30), 9, "here")
     with pytest.raises(ValueError, match="no model_max_length"):
         check_tokenizer(Words(9, longest=10**30), 9, "here")
@@ -207,7 +215,7 @@ def tiny_model(folder: Path, *overrides: str) -> ModelConfig:
 
 
 @pytest.mark.parametrize("variant", ["fp16", "bf16", "1.10"])
-def test_weights_of_a_variant_are_named_and_loaded_when_asked_for(tmp_path: Path, variant: str) -> None:
+def test_weights_of_a_variant_are_named_and_load_with_model_variant(tmp_path: Path, variant: str) -> None:
     folder = embedded(tmp_path / "p")
     as_variant(folder, variant.replace(".", "_"))
     variant = variant.replace(".", "_")
@@ -222,7 +230,7 @@ def test_weights_of_a_variant_are_named_and_loaded_when_asked_for(tmp_path: Path
     assert load_policy(asked, 0).weights == plain.weights
 
 
-def test_a_network_without_the_variant_has_the_plain_weights(tmp_path: Path) -> None:
+def test_network_without_the_variant_uses_the_plain_weights(tmp_path: Path) -> None:
     folder = embedded(tmp_path / "p")
     as_variant(folder / "vae", "fp16")
     check_files(tiny_model(folder, "model.variant=fp16"))
@@ -230,7 +238,7 @@ def test_a_network_without_the_variant_has_the_plain_weights(tmp_path: Path) -> 
         check_files(tiny_model(folder))
 
 
-def test_weights_in_shards_are_whole(tmp_path: Path) -> None:
+def test_missing_shard_of_weights_is_named(tmp_path: Path) -> None:
     folder = embedded(tmp_path / "p")
     in_shards(folder / "transformer")
     parts = sorted((folder / "transformer").glob("*-of-*.safetensors"))
@@ -242,7 +250,7 @@ def test_weights_in_shards_are_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
-def test_a_network_without_weights_is_named(tmp_path: Path, part: str) -> None:
+def test_network_without_weights_is_named(tmp_path: Path, part: str) -> None:
     folder = embedded(tmp_path / "p")
     (file,) = (folder / part).glob("*.safetensors")
     whole = file.read_bytes()
@@ -257,7 +265,7 @@ def test_a_network_without_weights_is_named(tmp_path: Path, part: str) -> None:
         check_files(tiny_model(folder))
 
 
-def test_a_revision_beside_a_folder_is_told_to_have_no_effect(caplog: pytest.LogCaptureFixture) -> None:
+def test_revision_of_a_folder_is_reported_to_have_no_effect(caplog: pytest.LogCaptureFixture) -> None:
     check_files(tiny_model(EMBEDDED))
     assert not caplog.records
     check_files(tiny_model(EMBEDDED, "model.revision=1.10"))

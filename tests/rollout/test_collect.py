@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from marble_cli.config.schema import OdeSolver, RewardConfig
+from marble_cli.config.schema import OdeSolver, RewardConfig, RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.rewards.builtin.colorfulness import colorfulness
@@ -38,7 +38,11 @@ def scorer() -> Iterator[Scorer]:
 @pytest.fixture
 def rollout(policy: Any, randomise: Callable[..., None]) -> Rollout:
     randomise(policy)
-    return Rollout(policy, OdeSolver.dpm2, steps=4, batch_size=3, seed=5)
+    return Rollout(policy, RolloutConfig(steps=4, solver=OdeSolver.dpm2, batch_size=3), seed=5)
+
+
+def with_settings(rollout: Rollout, **changes: Any) -> Rollout:
+    return replace(rollout, settings=replace(rollout.settings, **changes))
 
 
 def collect(rollout: Rollout, scorer: Scorer, rows: list[int] | None = None, **changes: Any) -> Samples:
@@ -74,13 +78,13 @@ def test_images_of_a_prompt_differ(rollout: Rollout, scorer: Scorer) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 50])
-def test_the_batch_size_changes_nothing(rollout: Rollout, scorer: Scorer, size: int) -> None:
-    one, other = collect(rollout, scorer), collect(replace(rollout, batch_size=size), scorer)
+def test_images_do_not_depend_on_the_batch_size(rollout: Rollout, scorer: Scorer, size: int) -> None:
+    one, other = collect(rollout, scorer), collect(with_settings(rollout, batch_size=size), scorer)
     torch.testing.assert_close(other.x0, one.x0, rtol=0, atol=1e-4)
     assert (other.images.int() - one.images.int()).abs().max() <= 1
 
 
-def test_ranks_make_the_same_images_between_them(rollout: Rollout, scorer: Scorer) -> None:
+def test_ranks_draw_the_same_images_as_one_process(rollout: Rollout, scorer: Scorer) -> None:
     whole = collect(rollout, scorer)
     parts = [collect(rollout, scorer, rows) for rows in ([0, 1, 2, 3], [4, 5, 6])]
     torch.testing.assert_close(torch.cat([part.x0 for part in parts]), whole.x0, rtol=0, atol=1e-4)
@@ -95,7 +99,7 @@ def test_noise_depends_on_seed_purpose_step_and_place_alone() -> None:
     assert abs(noise(0, "rollout", 1, list(range(500)), (20,)).std() - 1) < 0.02
 
 
-def test_policies_are_compared_on_the_same_noise(rollout: Rollout, scorer: Scorer) -> None:
+def test_all_policies_draw_from_the_same_noise(rollout: Rollout, scorer: Scorer) -> None:
     behaviour, again, base = (collect(rollout, scorer, adapter=a) for a in ("behaviour", "behaviour", None))
     assert torch.equal(behaviour.x0, again.x0)
     assert not torch.allclose(behaviour.x0, base.x0, atol=0.01)
@@ -104,7 +108,7 @@ def test_policies_are_compared_on_the_same_noise(rollout: Rollout, scorer: Score
     torch.testing.assert_close(collect(rollout, scorer).x0, base.x0, rtol=0, atol=1e-5)
 
 
-def test_the_base_models_images_are_the_plain_pipelines(
+def test_base_model_draws_the_plain_pipelines_images(
     rollout: Rollout, scorer: Scorer, pipeline_folder: Path
 ) -> None:
     pipeline = StableDiffusion3Pipeline.from_pretrained(
@@ -113,17 +117,23 @@ def test_the_base_models_images_are_the_plain_pipelines(
     pipeline.set_progress_bar_config(disable=True)
     begin = noise(5, "evaluate", 0, list(range(7)), rollout.policy.latent_shape)
     theirs = pipeline(
-        [prompt.text for prompt in PROMPTS], latents=begin, num_inference_steps=4, guidance_scale=1.0,
-        max_sequence_length=0, height=16, width=16, output_type="pt",
-    ).images  # fmt: skip
-    euler = replace(rollout, solver=OdeSolver.euler)
+        [prompt.text for prompt in PROMPTS],
+        latents=begin,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        max_sequence_length=0,
+        height=16,
+        width=16,
+        output_type="pt",
+    ).images
+    euler = with_settings(rollout, solver=OdeSolver.euler)
     ours = collect(euler, scorer, adapter=None, purpose="evaluate", step=0).images
     assert ours.float().std() > 1
     assert (ours.int() - (theirs * 255).round().int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("scale", [2.0, 4.5])
-def test_guidance_and_negative_prompts_are_the_plain_pipelines(
+def test_guided_latents_equal_the_plain_pipelines(
     rollout: Rollout, scorer: Scorer, pipeline_folder: Path, scale: float
 ) -> None:
     pipeline = StableDiffusion3Pipeline.from_pretrained(
@@ -134,12 +144,19 @@ def test_guidance_and_negative_prompts_are_the_plain_pipelines(
     away = ["", "", "grey", "grey", "blurred", "", "grey"]
     prompts = [replace(prompt, negative=negative) for prompt, negative in zip(PROMPTS, away, strict=True)]
     theirs = pipeline(
-        [prompt.text for prompt in prompts], negative_prompt=away, latents=begin, num_inference_steps=4,
-        guidance_scale=scale, max_sequence_length=0, height=16, width=16, output_type="latent",
-    ).images  # fmt: skip
+        [prompt.text for prompt in prompts],
+        negative_prompt=away,
+        latents=begin,
+        num_inference_steps=4,
+        guidance_scale=scale,
+        max_sequence_length=0,
+        height=16,
+        width=16,
+        output_type="latent",
+    ).images
 
     def ours(prompts: list[Prompt], scale: float) -> torch.Tensor:
-        guided = replace(rollout, solver=OdeSolver.euler, guidance_scale=scale)
+        guided = with_settings(rollout, solver=OdeSolver.euler, guidance_scale=scale)
         return guided.collect(
             prompts, range(7), scorer=scorer, adapter=None, purpose="evaluate", step=0, advance=lambda n: None
         ).x0

@@ -33,7 +33,7 @@ def error(solver: OdeSolver, steps: int) -> float:
     return float((sample(growth, NOISE, chosen) - exact).abs().max())
 
 
-def test_the_second_order_solver_is_of_second_order() -> None:
+def test_error_of_the_second_order_solver_falls_quadratically() -> None:
     euler = [error(OdeSolver.euler, steps) for steps in (16, 32)]
     dpm2 = [error(OdeSolver.dpm2, steps) for steps in (16, 32)]
     assert 1.8 < euler[0] / euler[1] < 2.2
@@ -76,8 +76,8 @@ def test_times_fall_in_the_unit_interval(solver: OdeSolver, steps: int, shift: f
     assert torch.equal(torch.stack(seen), times[:, None].expand(-1, 2))
 
 
-def test_times_are_crowded_towards_noise_by_the_shift() -> None:
-    """t' = s t / (1 + (s - 1) t); the Euler scheduler's are as diffusers makes them, smallest time shifted twice."""
+def test_shift_moves_times_towards_noise() -> None:
+    """Times t become s t / (1 + (s - 1) t); Euler's are diffusers', which shifts the smallest time twice."""
     plain, shifted = (sampling_times(scheduler(OdeSolver.dpm2, 10, shift=s)) for s in (1.0, 3.0))
     torch.testing.assert_close(shifted, 3 * plain / (1 + 2 * plain))
     theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -85,7 +85,7 @@ def test_times_are_crowded_towards_noise_by_the_shift() -> None:
     assert torch.equal(sampling_times(scheduler(OdeSolver.euler, 10, shift=3.0)), theirs.sigmas[:-1])
 
 
-def test_a_shift_that_depends_on_the_resolution_is_the_pipelines() -> None:
+def test_dynamic_shift_equals_the_pipelines() -> None:
     config = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
     config |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
     for tokens in (256, 1024, 4096):
@@ -99,10 +99,12 @@ def test_a_shift_that_depends_on_the_resolution_is_the_pipelines() -> None:
 
 
 def second_order(times: list[float], x: Tensor) -> Tensor:
-    """DPM-Solver++(2M) along `growth` in float64 (arXiv 2211.01095, algorithm 2), written for x / t and alpha / t.
+    """Integrate `growth` with DPM-Solver++(2M) in float64, written for x / t and alpha / t.
 
-    With alpha = 1 - t, x / t grows by the change of alpha / t times the clean latent, extrapolated half a step in
-    log(alpha / t); the first and the last step do not extrapolate.
+    With alpha = 1 - t, x / t grows by the change of alpha / t times the clean latent, extrapolated half a
+    step in log(alpha / t); the first and the last step do not extrapolate.
+
+    Source: arXiv 2211.01095, algorithm 2.
     """
 
     def log_ratio(t: float) -> float:
@@ -120,7 +122,7 @@ def second_order(times: list[float], x: Tensor) -> Tensor:
 
 
 def euler_times(steps: int, shift: float) -> list[float]:
-    """Those of a flow pipeline's Euler scheduler of 1,000 times, computed by hand: shifted twice at the lower end."""
+    """Compute the times of a pipeline's Euler scheduler with 1,000 times: its lower end is shifted twice."""
 
     def shifted(u: float) -> float:
         return shift * u / (1 + (shift - 1) * u)
@@ -129,7 +131,7 @@ def euler_times(steps: int, shift: float) -> list[float]:
     return [shifted(1 + (low - 1) * place / max(steps - 1, 1)) for place in range(steps)]
 
 
-def test_the_published_rollout_has_the_times_of_the_pipeline() -> None:
+def test_times_of_the_published_rollout_equal_the_pipelines() -> None:
     """Of Stable Diffusion 3.5: shift 3, 25 steps."""
     pair = [
         sampling_times(make_scheduler({"shift": 3.0}, OdeSolver.dpm2, 25, 1024, times=times))
@@ -146,7 +148,7 @@ def test_the_published_rollout_has_the_times_of_the_pipeline() -> None:
 @pytest.mark.parametrize("times", list(RolloutTimes))
 @pytest.mark.parametrize("steps", [1, 2, 3, 8, 14, 15, 25])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_second_order_updates_are_those_of_the_paper(times: RolloutTimes, steps: int, shift: float) -> None:
+def test_second_order_updates_equal_the_papers(times: RolloutTimes, steps: int, shift: float) -> None:
     chosen = make_scheduler({"shift": shift}, OdeSolver.dpm2, steps, 256, times=times)
     where = euler_times(steps, shift) if times is RolloutTimes.euler else sampling_times(chosen).tolist()
     found = sample(growth, NOISE, chosen)
@@ -155,7 +157,7 @@ def test_second_order_updates_are_those_of_the_paper(times: RolloutTimes, steps:
 
 @pytest.mark.parametrize("even", [False, True])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_the_times_are_the_euler_solver_s_in_every_family(even: bool, dynamic: bool) -> None:
+def test_euler_times_are_the_same_for_both_solvers_in_every_family(even: bool, dynamic: bool) -> None:
     config = {"shift": 3.0, "use_dynamic_shifting": dynamic, "base_shift": 0.5, "max_shift": 1.15}
     config |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
     euler, dpm2 = (
@@ -168,14 +170,14 @@ def test_the_times_are_the_euler_solver_s_in_every_family(even: bool, dynamic: b
 
 
 @pytest.mark.parametrize("solver", list(OdeSolver))
-def test_a_scheduler_remembers_nothing_of_the_last_trajectory(solver: OdeSolver) -> None:
+def test_reused_scheduler_forgets_the_last_trajectory(solver: OdeSolver) -> None:
     used, fresh = scheduler(solver, 6), scheduler(solver, 6)
     sample(growth, TARGET, used)
     assert torch.equal(sample(growth, NOISE, used), sample(growth, NOISE, fresh))
 
 
 @pytest.mark.parametrize("solver", list(OdeSolver))
-def test_each_sample_goes_its_own_way(solver: OdeSolver) -> None:
+def test_samples_do_not_depend_on_one_another(solver: OdeSolver) -> None:
     both = sample(growth, NOISE, scheduler(solver, 6))
     apart = torch.cat([sample(growth, row[None], scheduler(solver, 6)) for row in NOISE])
     assert torch.equal(both, apart)

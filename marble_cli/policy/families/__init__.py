@@ -1,1 +1,1 @@
-"""Wrap one family of diffusers pipelines per file."""
+"""The supported model families, one file per family."""

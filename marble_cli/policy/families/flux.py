@@ -1,16 +1,16 @@
-"""FLUX.1 family: dev, whose guidance is distilled into an input of the transformer, and schnell."""
+"""FLUX.1: dev, whose guidance is distilled into an input of the transformer, and schnell."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import FluxPipeline
 from torch import Tensor
 from torch.nn import functional
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
-from marble_cli.policy.families.guidance import plainly
+from marble_cli.policy.diffusers_types import Pipeline
+from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.latents import decode_kl, pack, unpack
 
 
@@ -19,13 +19,13 @@ class Flux:
 
     even_times = True
     float16 = True
-    guided = staticmethod(plainly)
+    guided = staticmethod(guide_from_negative)
 
-    def __init__(self, pipeline: FluxPipeline, model: ModelConfig) -> None:
+    def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
-        self.encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+        self.encoders = (pipeline.components["text_encoder"], pipeline.components["text_encoder_2"])
         side = model.resolution // pipeline.vae_scale_factor
-        self.latent_shape = (pipeline.transformer.config.in_channels // 4, side, side)
+        self.latent_shape = (pipeline.transformer.config["in_channels"] // 4, side, side)
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ class Flux:
         return scale
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """The padding of T5 is not masked: the transformer was trained to see it."""
+        # T5's padding is not masked: the transformer was trained to see it.
         tokens, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),
             device=self.encoders[0].device,

@@ -1,7 +1,9 @@
-"""Classifier-free guidance as the families' pipelines do it; source: Ho and Salimans, arXiv 2207.12598.
+"""Classifier-free guidance as the families' pipelines apply it.
 
-Each takes the velocities [B, C, H, W] float32 with the prompt and with the negative prompt, and the scale that the
-pipeline calls by that name.
+Each function takes the velocities [B, C, H, W] float32 of the prompt (v+) and of the negative prompt (v-),
+and the scale s, with the meaning it has in the pipeline.
+
+Source: Ho and Salimans, arXiv 2207.12598.
 """
 
 import torch
@@ -10,26 +12,26 @@ from torch import Tensor
 from marble_cli.policy.families.latents import pack, unpack
 
 
-def plainly(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-    """Return v- + s (v+ - v-): s = 1 is the prompt's own velocity. SD3, FLUX.1, Sana."""
+def guide_from_negative(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """Return v- + s (v+ - v-): s = 1 gives v+. For SD3, FLUX.1 and Sana."""
     return negative + scale * (positive - negative)
 
 
-def beyond_positive(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-    """Return v+ + s (v+ - v-): s = 0 is the prompt's own velocity. Z-Image."""
+def guide_from_positive(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """Return v+ + s (v+ - v-): s = 0 gives v+. For Z-Image."""
     return positive + scale * (positive - negative)
 
 
-def with_token_norms(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-    """Return v- + s (v+ - v-), every 2 x 2 patch of it as long as that of v+. Qwen-Image."""
-    tokens = pack(plainly(positive, negative, scale))
+def guide_with_token_norms(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """Return v- + s (v+ - v-) with every 2 x 2 patch scaled to the norm of v+'s. For Qwen-Image."""
+    tokens = pack(guide_from_negative(positive, negative, scale))
     norms = torch.linalg.vector_norm(pack(positive), dim=2, keepdim=True)
     tokens = tokens * (norms / torch.linalg.vector_norm(tokens, dim=2, keepdim=True))
     return unpack(tokens, *positive.shape[2:])
 
 
-def bounded_norm(guided: Tensor, positive: Tensor, bound: float) -> Tensor:
-    """Return `guided`, each sample shortened to at most `bound` times the norm of the prompt's own velocity."""
+def bound_norm(guided: Tensor, positive: Tensor, bound: float) -> Tensor:
+    """Return `guided` with each sample's norm limited to `bound` times the norm of `positive`."""
     norms = torch.linalg.vector_norm(guided, dim=(1, 2, 3), keepdim=True)
     most = bound * torch.linalg.vector_norm(positive, dim=(1, 2, 3), keepdim=True)
     return torch.where(norms > most, guided * (most / norms), guided)

@@ -1,4 +1,4 @@
-"""Prompts of different lengths as rows of one length, and back to no more than a batch needs."""
+"""Pad prompts of different lengths to one length, and trim the padding that a batch does not need."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,19 @@ from torch.nn import functional
 from marble_cli.policy.base import PromptEmbeddings
 
 
-def padded(prompts: Sequence[Tensor], length: int) -> PromptEmbeddings:
-    """`tokens` [B, `length`, D] and their `mask` [B, `length`] bool of B prompts [l, D], l at most `length`."""
+def pad_prompts(prompts: Sequence[Tensor], length: int) -> PromptEmbeddings:
+    """Pad B prompts [l, D], l <= `length`, to `tokens` [B, `length`, D] with a `mask` [B, `length`] bool."""
     tokens = [functional.pad(prompt, (0, 0, 0, length - len(prompt))) for prompt in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].device)
     mask = torch.arange(length, device=lengths.device) < lengths[:, None]
     return PromptEmbeddings({"tokens": torch.stack(tokens), "mask": mask})
 
 
-def trimmed(embeddings: PromptEmbeddings) -> tuple[Tensor, Tensor | None]:
-    """`tokens` [B, L, D] and `mask` [B, L] up to the end of the longest prompt; no mask where all are as long."""
+def trim_padding(embeddings: PromptEmbeddings) -> tuple[Tensor, Tensor | None]:
+    """Return `tokens` [B, L, D] and `mask` [B, L] bool, where L is the length of the longest prompt.
+
+    The mask is None if all prompts have that length.
+    """
     mask = embeddings.tensors["mask"].bool()
     length = int(mask.sum(1).max())
     mask = mask[:, :length]

@@ -1,17 +1,17 @@
-"""Qwen-Image family."""
+"""Qwen-Image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
-from marble_cli.policy.families.guidance import with_token_norms
+from marble_cli.policy.diffusers_types import Pipeline
+from marble_cli.policy.families.guidance import guide_with_token_norms
 from marble_cli.policy.families.latents import pack, unpack
-from marble_cli.policy.families.masks import padded, trimmed
+from marble_cli.policy.families.masks import pad_prompts, trim_padding
 
 
 class QwenImage:
@@ -19,13 +19,13 @@ class QwenImage:
 
     even_times = True
     float16 = True
-    guided = staticmethod(with_token_norms)
+    guided = staticmethod(guide_with_token_norms)
 
-    def __init__(self, pipeline: QwenImagePipeline, model: ModelConfig) -> None:
+    def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
-        self.encoders = (pipeline.text_encoder,)
+        self.encoders = (pipeline.components["text_encoder"],)
         side = model.resolution // pipeline.vae_scale_factor
-        self.latent_shape = (pipeline.transformer.config.in_channels // 4, side, side)
+        self.latent_shape = (pipeline.transformer.config["in_channels"] // 4, side, side)
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:
@@ -41,14 +41,14 @@ class QwenImage:
         tokens, mask = self.pipeline.encode_prompt(
             prompt=list(prompts), device=self.encoders[0].device, max_sequence_length=length
         )
-        if mask is None:  # all prompts are of one length
-            return padded(list(tokens), length)
-        return padded([row[valid.bool()] for row, valid in zip(tokens, mask, strict=True)], length)
+        if mask is None:  # all prompts have one length
+            return pad_prompts(list(tokens), length)
+        return pad_prompts([row[valid.bool()] for row, valid in zip(tokens, mask, strict=True)], length)
 
     encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        tokens, mask = trimmed(embeddings)
+        tokens, mask = trim_padding(embeddings)
         height, width = xt.shape[2:]
         velocity: Tensor = self.pipeline.transformer(
             hidden_states=pack(xt),
@@ -61,11 +61,11 @@ class QwenImage:
         return unpack(velocity, height, width)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """The VAE is one of videos; a picture is a single frame."""
+        # The VAE is made for videos; a picture is one frame.
         vae = self.pipeline.vae
         mean, std = (
             torch.tensor(values, dtype=x0.dtype, device=x0.device)[:, None, None]
-            for values in (vae.config.latents_mean, vae.config.latents_std)
+            for values in (vae.config["latents_mean"], vae.config["latents_std"])
         )
         pixels: Tensor = vae.decode((x0 * std + mean)[:, :, None], return_dict=False)[0]
         return pixels[:, :, 0]

@@ -1,4 +1,4 @@
-"""Sana family: linear attention over few tokens of a deeply compressing autoencoder."""
+"""Sana: linear attention over the few tokens of an autoencoder with strong compression."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,11 @@ from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
-from marble_cli.policy.families.guidance import plainly
-from marble_cli.policy.families.masks import trimmed
+from marble_cli.policy.diffusers_types import Pipeline
+from marble_cli.policy.families.guidance import guide_from_negative
+from marble_cli.policy.families.masks import trim_padding
 
-# What the pipeline puts before a prompt where its caller says nothing else.
+# The instruction that the pipeline prepends to prompts by default.
 INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 
 
@@ -20,14 +21,14 @@ class Sana:
     """A `SanaPipeline`; implements `policy.base.Family`."""
 
     even_times = False
-    float16 = False  # the sums of the linear attention leave its range
-    guided = staticmethod(plainly)
+    float16 = False  # sums in the linear attention exceed its range
+    guided = staticmethod(guide_from_negative)
 
-    def __init__(self, pipeline: SanaPipeline, model: ModelConfig) -> None:
+    def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
-        self.encoders = (pipeline.text_encoder,)
+        self.encoders = (pipeline.components["text_encoder"],)
         side = model.resolution // pipeline.vae_scale_factor
-        self.latent_shape = (pipeline.transformer.config.in_channels, side, side)
+        self.latent_shape = (pipeline.transformer.config["in_channels"], side, side)
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:
@@ -42,8 +43,7 @@ class Sana:
         return self._encode(prompts, INSTRUCTION)
 
     def encode_negative(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """No instruction stands before them."""
-        return self._encode(prompts, None)
+        return self._encode(prompts, None)  # the pipeline prepends no instruction to these
 
     def _encode(self, prompts: Sequence[str], instruction: list[str] | None) -> PromptEmbeddings:
         tokens, mask, _, _ = self.pipeline.encode_prompt(
@@ -56,23 +56,22 @@ class Sana:
         return PromptEmbeddings({"tokens": tokens, "mask": mask.bool()})
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        tokens, mask = trimmed(embeddings)
+        tokens, mask = trim_padding(embeddings)
         transformer = self.pipeline.transformer
         velocity: Tensor = transformer(
             xt,
             encoder_hidden_states=tokens,
             encoder_attention_mask=mask,
-            timestep=t * 1000 * transformer.config.timestep_scale,
+            timestep=t * 1000 * transformer.config["timestep_scale"],
             return_dict=False,
         )[0]
-        return velocity[:, : xt.shape[1]]  # a variance may follow
+        return velocity[:, : xt.shape[1]]  # some models also predict a variance
 
     def decode(self, x0: Tensor) -> Tensor:
         vae = self.pipeline.vae
-        pixels: Tensor = vae.decode(x0 / vae.config.scaling_factor, return_dict=False)[0]
-        return pixels
+        return vae.decode(x0 / vae.config["scaling_factor"], return_dict=False)[0]
 
     def scheduler_config(self) -> dict[str, Any]:
-        """Published pipelines have a DPM-Solver, which names its shift otherwise."""
+        # Published pipelines have a DPM-Solver, whose key for the shift is `flow_shift`.
         config = self.pipeline.scheduler.config
         return {"shift": config.get("flow_shift", config.get("shift", 1.0))}

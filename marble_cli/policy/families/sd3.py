@@ -1,14 +1,14 @@
-"""Stable Diffusion 3 family: SD3, SD3.5-Medium and Large, and the embedded `tiny` model."""
+"""Stable Diffusion 3: SD3, SD3.5-Medium and Large, and the embedded `tiny` model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
-from marble_cli.policy.families.guidance import plainly
+from marble_cli.policy.diffusers_types import Pipeline
+from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.latents import decode_kl
 
 
@@ -17,19 +17,19 @@ class SD3:
 
     even_times = False
     float16 = True
-    guided = staticmethod(plainly)
+    guided = staticmethod(guide_from_negative)
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline, model: ModelConfig) -> None:
+    def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
-        encoders = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
+        names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+        encoders = [pipeline.components[name] for name in names]
         self.encoders = tuple(encoder for encoder in encoders if encoder is not None)
-        config = pipeline.transformer.config
         side = model.resolution // pipeline.vae_scale_factor
-        self.latent_shape = (config.in_channels, side, side)
+        self.latent_shape = (pipeline.transformer.config["in_channels"], side, side)
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:
-        """T5, where no token of it is asked for."""
+        # Without tokens of T5 its encoder is not needed.
         return ("text_encoder_3", "tokenizer_3") if model.max_sequence_length == 0 else ()
 
     @staticmethod

@@ -1,17 +1,17 @@
-"""Z-Image family: Z-Image and Z-Image-Turbo."""
+"""Z-Image and Z-Image-Turbo."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import ZImagePipeline
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
-from marble_cli.policy.families.guidance import beyond_positive
+from marble_cli.policy.diffusers_types import Pipeline
+from marble_cli.policy.families.guidance import guide_from_positive
 from marble_cli.policy.families.latents import decode_kl
-from marble_cli.policy.families.masks import padded
+from marble_cli.policy.families.masks import pad_prompts
 
 
 class ZImage:
@@ -19,13 +19,13 @@ class ZImage:
 
     even_times = True
     float16 = True
-    guided = staticmethod(beyond_positive)
+    guided = staticmethod(guide_from_positive)
 
-    def __init__(self, pipeline: ZImagePipeline, model: ModelConfig) -> None:
+    def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
-        self.encoders = (pipeline.text_encoder,)
+        self.encoders = (pipeline.components["text_encoder"],)
         side = model.resolution // pipeline.vae_scale_factor
-        self.latent_shape = (pipeline.transformer.in_channels, side, side)
+        self.latent_shape = (pipeline.transformer.config["in_channels"], side, side)
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ class ZImage:
 
     @staticmethod
     def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
-        scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2  # the pipeline knows no other patches
+        scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2  # patches are always 2 x 2
         return scale
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
@@ -44,16 +44,16 @@ class ZImage:
             do_classifier_free_guidance=False,
             max_sequence_length=length,
         )
-        return padded(rows, length)
+        return pad_prompts(rows, length)
 
     encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        """The transformer's time runs from noise to picture, and so does its velocity."""
+        # The transformer's time runs from noise to picture, so that its velocity has the opposite sign.
         lengths = embeddings.tensors["mask"].sum(1).tolist()
         prompts = [row[:length] for row, length in zip(embeddings.tensors["tokens"], lengths, strict=True)]
-        forward = self.pipeline.transformer(list(xt[:, :, None]), 1 - t, prompts, return_dict=False)[0]
-        return -torch.stack(forward)[:, :, 0]
+        outputs = self.pipeline.transformer(list(xt[:, :, None]), 1 - t, prompts, return_dict=False)[0]
+        return -torch.stack(outputs)[:, :, 0]
 
     def decode(self, x0: Tensor) -> Tensor:
         return decode_kl(self.pipeline.vae, x0)

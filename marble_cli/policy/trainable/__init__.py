@@ -1,1 +1,1 @@
-"""Hold what is trained: a LoRA or whole transformers, and their moving average."""
+"""The weights that are trained (a LoRA or a whole transformer) and their moving averages."""

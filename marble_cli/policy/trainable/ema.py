@@ -1,4 +1,6 @@
-"""Exponential moving averages of adapters: the one that is evaluated, and the behaviour policy's schedule."""
+"""Moving averages of the trained weights: the one that is evaluated, and the behaviour policy."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -9,19 +11,22 @@ from marble_cli.config.schema import BehaviourConfig, BehaviourSchedule, EmaConf
 def ema_decay(ema: EmaConfig, step: int) -> float:
     """Return the decay of the moving average after `step` updates (1-based).
 
-    It rises, so that early steps are not dominated by the start: min(decay, s / (s + warmup)) with
-    s = step + offset. Warm-up 9 and offset 1 are min(decay, (1 + step) / (10 + step)), as published with
-    arXiv 2509.16117.
+    With a warm-up, it rises to `decay`, so that the initial weights do not dominate early steps: min(decay, s
+    / (s + warmup)) with s = step + offset. Warm-up 9 and offset 1 are min(decay, (1 + step) / (10 + step)),
+    as published with arXiv 2509.16117.
     """
-    reached = step + ema.offset
-    return min(ema.decay, reached / (reached + ema.warmup)) if ema.warmup else ema.decay
+    s = step + ema.offset
+    return min(ema.decay, s / (s + ema.warmup)) if ema.warmup else ema.decay
 
 
 def behaviour_eta(behaviour: BehaviourConfig, step: int) -> float:
-    """Share of the old behaviour policy kept after `step` updates (arXiv 2509.16117).
+    """Return the share of the behaviour policy that is kept after `step` updates.
 
-    `ramp`: min(rate * max(step - delay, 0), maximum); `flat`: maximum; `hold`: it never moves. The published
-    decay types are ramps: 0 has maximum 0, 1 rate 0.001 and maximum 0.95, 2 delay 75, rate 0.0075 and maximum 0.999.
+    `ramp` is min(rate * max(step - delay, 0), maximum), `flat` is maximum, and `hold` is 1: the policy never
+    changes. The published decay types are ramps: type 0 has maximum 0; type 1 rate 0.001 and maximum 0.95;
+    type 2 delay 75, rate 0.0075 and maximum 0.999.
+
+    Source: arXiv 2509.16117.
     """
     match behaviour.schedule:
         case BehaviourSchedule.ramp:
@@ -33,7 +38,7 @@ def behaviour_eta(behaviour: BehaviourConfig, step: int) -> float:
 
 
 @torch.no_grad()
-def blend(target: dict[str, Tensor], source: dict[str, Tensor], keep: float) -> None:
-    """Target <- keep * target + (1 - keep) * source, in place, matched by name."""
+def blend(target: Mapping[str, Tensor], source: Mapping[str, Tensor], keep: float) -> None:
+    """Update in place, by name: target <- keep * target + (1 - keep) * source."""
     for name, tensor in target.items():
         tensor.lerp_(source[name], 1.0 - keep)

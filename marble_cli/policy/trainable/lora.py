@@ -1,4 +1,4 @@
-"""Two LoRA adapters in one transformer (peft): the trained policy and the behaviour policy."""
+"""Train LoRA adapters: one transformer holds the trained and the behaviour policy's (peft)."""
 
 import warnings
 from collections.abc import Callable
@@ -13,32 +13,35 @@ from marble_cli.config.schema import LoraConfig
 from marble_cli.distributed.shards import full_on_rank0, local, local_shard
 from marble_cli.errors import CheckpointError, ConfigError
 from marble_cli.policy.base import Adapter
+from marble_cli.policy.diffusers_types import Transformer
+from marble_cli.policy.trainable.fit import describe_misfits, find_misfits
 
 ADAPTERS = ("trained", "behaviour")
 PREFIX = "transformer."
 
 
-def add_adapter(transformer: nn.Module, config: peft.LoraConfig, name: str) -> None:
-    """Give `transformer` a LoRA.
+def add_adapter(transformer: Transformer, config: peft.LoraConfig, name: str) -> None:
+    """Add a LoRA adapter to `transformer`.
 
     Raises:
-        ConfigError: it has no such modules.
+        ConfigError: the transformer has none of the target modules.
     """
     try:
-        transformer.add_adapter(config, adapter_name=name)  # type: ignore[operator]
+        transformer.add_adapter(config, adapter_name=name)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"model.lora.target_modules={sorted(config.target_modules)}: {reason}") from error
 
 
 class LoraPair:
-    """The trained and the behaviour adapter of `transformer`; equal at the start, B zero, A gaussian from `seed`.
+    """The trained and the behaviour adapter of one transformer; implements `policy.base.Trainable`.
 
-    Implements `policy.base.Trainable`. `place` puts the transformer on its device, with which its parameters may become others.
+    Both start equal: B is zero and A is gaussian, drawn from `seed`. `place` puts the transformer on its
+    device, which may replace its parameters.
     """
 
     def __init__(
-        self, transformer: nn.Module, lora: LoraConfig, seed: int, place: Callable[[nn.Module], None]
+        self, transformer: Transformer, lora: LoraConfig, seed: int, place: Callable[[nn.Module], None]
     ):
         self.transformer = transformer
         transformer.requires_grad_(False)
@@ -49,28 +52,26 @@ class LoraPair:
             target_modules=list(lora.target_modules),
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # peft doubts that two adapters in one model are meant.
+            # peft warns because one model has two adapters, which is intended here.
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
             torch.manual_seed(seed)
             for name in ADAPTERS:
                 add_adapter(transformer, self.config, name)
         for module in transformer.modules():
-            if isinstance(
-                module, BaseTunerLayer
-            ):  # under autocast a copy of every input in float32 is of no use
-                module.cast_input_dtype_enabled = False
+            if isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False  # a float32 copy of inputs is useless under autocast
         for name in ADAPTERS:
-            for parameter in self._find(name).values():
+            for parameter in self._find_parameters(name).values():
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(name == "trained")
         place(transformer)
-        self._parameters = {name: self._find(name) for name in ADAPTERS}
-        self.layers: list[nn.Linear] | None = self._layers()
+        self._parameters = {name: self._find_parameters(name) for name in ADAPTERS}
+        self.layers: list[nn.Linear] | None = self._find_layers()
         self.copy("trained", "behaviour")
         self._active: Adapter = "behaviour"
         self.activate("trained")
 
-    def _find(self, adapter: str) -> dict[str, nn.Parameter]:
+    def _find_parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         marker = f".{adapter}."
         return {
             name.replace(marker, "."): parameter
@@ -78,19 +79,19 @@ class LoraPair:
             if "lora_" in name and marker in name
         }
 
-    def _layers(self) -> list[nn.Linear]:
-        """The layers whose weights are the trained adapter, in its order.
+    def _find_layers(self) -> list[nn.Linear]:
+        """Return the layers whose weights are the trained adapter's parameters, in their order.
 
         Raises:
-            ConfigError: some part of it is not a linear layer's weight.
+            ConfigError: a parameter is not the weight of a linear layer without bias.
         """
         linear = [module for module in self.transformer.modules() if isinstance(module, nn.Linear)]
         owners = {id(layer.weight): layer for layer in linear if layer.bias is None}
         trained = self._parameters["trained"]
         if strange := [name for name, parameter in trained.items() if id(parameter) not in owners]:
             raise ConfigError(
-                f"model.lora.target_modules={sorted(self.config.target_modules)}: {strange[0]} is no linear layer's "
-                "weight. Expected linear layers only, such as the attention projections."
+                f"model.lora.target_modules={sorted(self.config.target_modules)}: {strange[0]} is not a "
+                "linear layer's weight. Expected linear layers only, such as the attention projections."
             )
         return [owners[id(parameter)] for parameter in trained.values()]
 
@@ -98,15 +99,15 @@ class LoraPair:
         return self._parameters[adapter]
 
     def activate(self, adapter: Adapter) -> None:
-        """Make `adapter` the one that acts; None switches both off."""
+        """Make `adapter` the active one; None disables both."""
         if adapter == self._active:
             return
         if adapter is None:
-            self.transformer.disable_adapters()  # type: ignore[operator]
+            self.transformer.disable_adapters()
         else:
             if self._active is None:
-                self.transformer.enable_adapters()  # type: ignore[operator]
-            self.transformer.set_adapter(adapter)  # type: ignore[operator]
+                self.transformer.enable_adapters()
+            self.transformer.set_adapter(adapter)
         self._active = adapter
         for name in ADAPTERS:
             for parameter in self._parameters[name].values():
@@ -127,10 +128,9 @@ class LoraPair:
             PREFIX + key: value
             for key, value in get_peft_model_state_dict(self.transformer, adapter_name="trained").items()
         }
-        wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
-        if wrong:
+        if misfits := find_misfits({key: value.shape for key, value in own.items()}, state):
             raise CheckpointError(
-                f"the LoRA does not fit this model: {wrong[0]} differs ({len(wrong)} tensors in all). "
+                f"the LoRA {describe_misfits(misfits)}. "
                 "Expected a checkpoint of the same model with the same model.lora.* settings."
             )
         for key, value in own.items():

@@ -1,23 +1,20 @@
-"""Tiny random pipelines of every family, of the real classes; tokenizers learn their merges from the templates."""
+"""Make tiny random pipelines of every family, of the real classes; tokenizers learn from the templates."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Metaspace
-from tokenizers.trainers import BpeTrainer
+from tokenizers.pre_tokenizers import Metaspace
 
 from tests.conftest import make_pipeline
+from tests.policy.families.components import autoencoder_kl, learn_merges, qwen_tokenizer, t5
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """How to make a pipeline for a choice of conf/model, and how to call it without classifier-free guidance."""
+    """How to make a pipeline for a choice of conf/model, and how to call it without guidance."""
 
     choice: str
     make: Callable[[], Any]
@@ -27,51 +24,6 @@ class Tiny:
     arguments: dict[str, Any] = field(default_factory=dict)
     packed: bool = False
     overrides: tuple[str, ...] = ()
-
-
-def learn_merges(text: str, specials: list[str], splitter: Any) -> tuple[dict[str, int], list[Any]]:
-    """Vocabulary and merges of a byte-pair encoding that knows the words of `text`."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = splitter
-    alphabet = sorted({*ByteLevel.alphabet(), "▁"})
-    trainer = BpeTrainer(
-        vocab_size=1000, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([text], trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    return model["vocab"], [tuple(merge) for merge in model["merges"]]
-
-
-def t5() -> tuple[Any, Any]:
-    """Encoder of width 16 and its tokenizer of letters."""
-    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
-
-    letters = [chr(code) for code in range(33, 127)]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((a, -3.0) for a in letters)]
-    config = T5Config(
-        vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
-        feed_forward_proj="gated-gelu",
-    )  # fmt: skip
-    return T5EncoderModel(config), T5TokenizerFast(vocab=vocabulary, extra_ids=0)
-
-
-def qwen_tokenizer(text: str) -> Any:
-    from transformers import Qwen2Tokenizer
-
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocabulary, merges = learn_merges(text, specials, ByteLevel(add_prefix_space=False))
-    return Qwen2Tokenizer(vocab=vocabulary, merges=merges, extra_special_tokens=specials[1:])
-
-
-def autoencoder_kl() -> Any:
-    """A VAE that shrinks by 4."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=32,
-        use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.3, shift_factor=0.1,
-    )  # fmt: skip
 
 
 def sd3() -> Any:
@@ -89,9 +41,16 @@ def flux(guided: bool) -> Any:
     pipeline = make_pipeline()
     encoder, tokenizer = t5()
     transformer = FluxTransformer2DModel(
-        in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=16, pooled_projection_dim=8, guidance_embeds=guided, axes_dims_rope=(2, 2, 4),
-    )  # fmt: skip
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=8,
+        guidance_embeds=guided,
+        axes_dims_rope=(2, 2, 4),
+    )
     scheduler = (
         FlowMatchEulerDiscreteScheduler(
             shift=3.0, use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64
@@ -100,9 +59,14 @@ def flux(guided: bool) -> Any:
         else FlowMatchEulerDiscreteScheduler(shift=1.0)
     )
     return FluxPipeline(
-        scheduler=scheduler, vae=autoencoder_kl(), text_encoder=CLIPTextModel(pipeline.text_encoder.config),
-        tokenizer=pipeline.tokenizer, text_encoder_2=encoder, tokenizer_2=tokenizer, transformer=transformer,
-    )  # fmt: skip
+        scheduler=scheduler,
+        vae=autoencoder_kl(),
+        text_encoder=CLIPTextModel(pipeline.text_encoder.config),
+        tokenizer=pipeline.tokenizer,
+        text_encoder_2=encoder,
+        tokenizer_2=tokenizer,
+        transformer=transformer,
+    )
 
 
 def qwen_image() -> Any:
@@ -115,33 +79,61 @@ def qwen_image() -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     vae = AutoencoderKLQwenImage(
-        base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True],
-        latents_mean=[0.3, -0.2, 0.1, 0.4], latents_std=[1.2, 0.8, 1.5, 0.9],
-    )  # fmt: skip
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.3, -0.2, 0.1, 0.4],
+        latents_std=[1.2, 0.8, 1.5, 0.9],
+    )
     with torch.no_grad():
         vae.decoder.conv_out.weight.mul_(6.0)  # else all pictures are grey
     text = {
-        "vocab_size": 1000, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-        "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": 1000,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=996, video_token_id=997, vision_start_token_id=998,
+        text_config=text,
+        vision_config=vision,
+        image_token_id=996,
+        video_token_id=997,
+        vision_start_token_id=998,
         vision_end_token_id=999,
-    )  # fmt: skip
+    )
     transformer = QwenImageTransformer2DModel(
-        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=16, axes_dims_rope=(2, 2, 4),
-    )  # fmt: skip
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(2, 2, 4),
+    )
     scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, base_image_seq_len=4, max_image_seq_len=64,
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=0.9,
+        base_image_seq_len=4,
+        max_image_seq_len=64,
         shift_terminal=0.02,
-    )  # fmt: skip
+    )
     pipeline = QwenImagePipeline(
-        scheduler=scheduler, vae=vae, text_encoder=Qwen2_5_VLForConditionalGeneration(config), tokenizer=None,
+        scheduler=scheduler,
+        vae=vae,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=None,
         transformer=transformer,
-    )  # fmt: skip
+    )
     pipeline.register_modules(tokenizer=qwen_tokenizer(pipeline.prompt_template_encode))
     return pipeline
 
@@ -164,21 +156,40 @@ def sana() -> Any:
     specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     vocabulary, merges = learn_merges("\n".join(INSTRUCTION), specials, Metaspace(prepend_scheme="never"))
     config = Gemma2Config(
-        vocab_size=1000, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8,
-    )  # fmt: skip
+        vocab_size=1000,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+    )
     transformer = SanaTransformer2DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2,
-        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
         sample_size=32,
-    )  # fmt: skip
+    )
     scheduler = DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, algorithm_type="dpmsolver++",
-    )  # fmt: skip
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=3.0,
+        algorithm_type="dpmsolver++",
+    )
     return SanaPipeline(
-        tokenizer=GemmaTokenizer(vocab=vocabulary, merges=merges), text_encoder=Gemma2Model(config), vae=vae,
-        transformer=transformer, scheduler=scheduler,
-    )  # fmt: skip
+        tokenizer=GemmaTokenizer(vocab=vocabulary, merges=merges),
+        text_encoder=Gemma2Model(config),
+        vae=vae,
+        transformer=transformer,
+        scheduler=scheduler,
+    )
 
 
 def z_image() -> Any:
@@ -191,32 +202,60 @@ def z_image() -> Any:
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     config = Qwen3Config(
-        vocab_size=1000, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=8,
-    )  # fmt: skip
+        vocab_size=1000,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
     transformer = ZImageTransformer2DModel(
-        in_channels=4, dim=16, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
-        axes_dims=[2, 2, 4], axes_lens=[256, 32, 32],
-    )  # fmt: skip
+        in_channels=4,
+        dim=16,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[2, 2, 4],
+        axes_lens=[256, 32, 32],
+    )
     with torch.no_grad():
         for token in (transformer.x_pad_token, transformer.cap_pad_token):
             token.normal_()
     return ZImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=autoencoder_kl(), text_encoder=Qwen3Model(config),
-        tokenizer=tokenizer, transformer=transformer,
-    )  # fmt: skip
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder_kl(),
+        text_encoder=Qwen3Model(config),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
 
 
 TINY = {
     "sd3": Tiny("sd3", sd3, 16, 20, 4, {"guidance_scale": 1.0, "max_sequence_length": 20}),
     "flux_dev": Tiny(
-        "flux", partial(flux, guided=True), 32, 20, 16, {"guidance_scale": 2.0, "max_sequence_length": 20}, True,
+        "flux",
+        partial(flux, guided=True),
+        32,
+        20,
+        16,
+        {"guidance_scale": 2.0, "max_sequence_length": 20},
+        True,
         ("model.guidance=2.0",),
     ),
     "flux_schnell": Tiny(
-        "flux", partial(flux, guided=False), 32, 20, 16, {"max_sequence_length": 20}, True, ("model.guidance=null",)
+        "flux",
+        partial(flux, guided=False),
+        32,
+        20,
+        16,
+        {"max_sequence_length": 20},
+        True,
+        ("model.guidance=null",),
     ),
     "qwen_image": Tiny("qwen_image", qwen_image, 32, 200, 16, {"true_cfg_scale": 1.0}, True),
     "sana": Tiny("sana", sana, 32, 300, 64, {"guidance_scale": 1.0, "use_resolution_binning": False}),
     "z_image": Tiny("z_image", z_image, 32, 100, 16, {"guidance_scale": 0.0, "max_sequence_length": 100}),
-}  # fmt: skip
+}

@@ -1,7 +1,5 @@
-"""The SD3 policy against plain diffusers: what it loads, its three velocities, and the LoRA files it writes."""
+"""The SD3 policy against plain diffusers: what it loads, its three velocities and its LoRA files."""
 
-import json
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -16,13 +14,14 @@ from torch import Tensor
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
 from marble_cli.config.schema import ModelConfig, Precision
-from marble_cli.errors import CheckpointError, RequestError
+from marble_cli.errors import CheckpointError
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import DECODED_PIXELS
-from marble_cli.policy.size import model_size
+from tests.policy.weights import copy_weights, have_same_weights
 
 PROMPTS = ["a red cup", 'a sign that says "47"']
+
 
 Inputs = tuple[Tensor, Tensor, PromptEmbeddings]
 
@@ -48,20 +47,15 @@ def plain(pipeline_folder: Path) -> StableDiffusion3Pipeline:
 def plain_velocity(pipeline: StableDiffusion3Pipeline, inputs: Inputs) -> Tensor:
     xt, t, embeddings = inputs
     return pipeline.transformer(
-        hidden_states=xt, timestep=t * 1000, encoder_hidden_states=embeddings.tensors["tokens"],
-        pooled_projections=embeddings.tensors["pooled"], return_dict=False,
-    )[0]  # fmt: skip
+        hidden_states=xt,
+        timestep=t * 1000,
+        encoder_hidden_states=embeddings.tensors["tokens"],
+        pooled_projections=embeddings.tensors["pooled"],
+        return_dict=False,
+    )[0]
 
 
-def weights(policy: Any, adapter: str) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in policy.parameters(adapter).items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-def test_embeddings_are_the_pipelines_own(policy: Any, plain: StableDiffusion3Pipeline) -> None:
+def test_embeddings_equal_the_pipelines_own(policy: Any, plain: StableDiffusion3Pipeline) -> None:
     tokens, _, pooled, _ = plain.encode_prompt(
         PROMPTS, None, None, do_classifier_free_guidance=False, max_sequence_length=0
     )
@@ -71,31 +65,33 @@ def test_embeddings_are_the_pipelines_own(policy: Any, plain: StableDiffusion3Pi
     assert torch.equal(embeddings[torch.tensor([1])].tensors["tokens"], tokens[1:])
 
 
-def test_the_base_velocity_is_the_plain_transformers(
+def test_frozen_velocity_equals_the_plain_transformers(
     policy: Any, inputs: Inputs, plain: StableDiffusion3Pipeline, randomise: Callable[..., None]
 ) -> None:
     randomise(policy)
     assert torch.equal(policy.velocity(*inputs, None), plain_velocity(plain, inputs))
 
 
-def test_at_the_start_all_three_velocities_agree(policy: Any, inputs: Inputs) -> None:
+def test_velocities_of_all_three_policies_agree_at_the_start(policy: Any, inputs: Inputs) -> None:
     trained, behaviour, base = (policy.velocity(*inputs, a) for a in ("trained", "behaviour", None))
-    assert same(weights(policy, "trained"), weights(policy, "behaviour"))
+    assert have_same_weights(copy_weights(policy, "trained"), copy_weights(policy, "behaviour"))
     assert all((p == 0).all() for name, p in policy.parameters("trained").items() if "lora_B" in name)
     assert all(p.std() > 0 for name, p in policy.parameters("trained").items() if "lora_A" in name)
     assert torch.equal(trained, behaviour)
     torch.testing.assert_close(trained, base, rtol=0, atol=1e-6)
 
 
-def test_the_seed_alone_draws_the_adapters(model: ModelConfig) -> None:
+def test_initial_adapters_depend_on_the_seed_alone(model: ModelConfig) -> None:
     before = torch.random.get_rng_state()
-    one, again, other = (weights(load_policy(model, seed), "trained") for seed in (3, 3, 4))
+    one, again, other = (copy_weights(load_policy(model, seed), "trained") for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert same(one, again)
-    assert not same(one, other)
+    assert have_same_weights(one, again)
+    assert not have_same_weights(one, other)
 
 
-def test_adapters_switch_in_any_order(policy: Any, inputs: Inputs, randomise: Callable[..., None]) -> None:
+def test_velocities_do_not_depend_on_the_order_of_switching(
+    policy: Any, inputs: Inputs, randomise: Callable[..., None]
+) -> None:
     randomise(policy)
     first = {adapter: policy.velocity(*inputs, adapter) for adapter in ("trained", None, "behaviour")}
     assert not torch.allclose(first["trained"], first["behaviour"])
@@ -105,7 +101,7 @@ def test_adapters_switch_in_any_order(policy: Any, inputs: Inputs, randomise: Ca
 
 
 @pytest.mark.parametrize("before", ["trained", "behaviour", None])
-def test_gradients_reach_the_trained_adapter_alone(
+def test_gradients_reach_only_the_trained_adapter(
     policy: Any, inputs: Inputs, randomise: Callable[..., None], before: Any
 ) -> None:
     randomise(policy)
@@ -118,48 +114,48 @@ def test_gradients_reach_the_trained_adapter_alone(
     assert not any(p.requires_grad for p in policy.transformer.parameters() if id(p) not in own)
 
 
-def test_swapped_weights_act_and_go_without_a_trace(
+def test_swapped_weights_act_inside_the_block_and_are_restored(
     policy: Any, inputs: Inputs, randomise: Callable[..., None]
 ) -> None:
     randomise(policy)
-    kept, velocity = weights(policy, "trained"), policy.velocity(*inputs, "trained")
-    with suppress(ZeroDivisionError), policy.swapped(weights(policy, "behaviour")):
+    kept, velocity = copy_weights(policy, "trained"), policy.velocity(*inputs, "trained")
+    with suppress(ZeroDivisionError), policy.swapped(copy_weights(policy, "behaviour")):
         torch.testing.assert_close(policy.velocity(*inputs, "trained"), policy.velocity(*inputs, "behaviour"))
         raise ZeroDivisionError
-    assert same(weights(policy, "trained"), kept)
+    assert have_same_weights(copy_weights(policy, "trained"), kept)
     assert torch.equal(policy.velocity(*inputs, "trained"), velocity)
 
 
-def test_a_lora_is_loaded_into_both_adapters_bit_for_bit(
+def test_loaded_lora_fills_both_adapters_bit_for_bit(
     policy: Any, model: ModelConfig, randomise: Callable[..., None]
 ) -> None:
     randomise(policy)
     state = policy.trained_state()
     other = load_policy(model, seed=9)
     other.load_trained(state)
-    assert same(other.trained_state(), state)
-    assert same(weights(other, "trained"), weights(policy, "trained"))
-    assert same(weights(other, "behaviour"), weights(policy, "trained"))
+    assert have_same_weights(other.trained_state(), state)
+    assert have_same_weights(copy_weights(other, "trained"), copy_weights(policy, "trained"))
+    assert have_same_weights(copy_weights(other, "behaviour"), copy_weights(policy, "trained"))
 
 
-def test_the_state_does_not_change_with_the_policy(policy: Any, randomise: Callable[..., None]) -> None:
+def test_trained_state_is_a_copy(policy: Any, randomise: Callable[..., None]) -> None:
     state = policy.trained_state()
     kept = {key: value.clone() for key, value in state.items()}
     randomise(policy)
-    assert same(state, kept)
+    assert have_same_weights(state, kept)
 
 
-def test_a_lora_of_another_shape_is_refused(policy: Any, model: ModelConfig) -> None:
+def test_lora_of_another_shape_is_refused(policy: Any, model: ModelConfig) -> None:
     wider = load_policy(replace(model, lora=replace(model.lora, rank=3)), seed=0)
     fewer = load_policy(replace(model, lora=replace(model.lora, target_modules=["to_q"])), seed=0)
     kept = policy.trained_state()
     for other in (wider, fewer):
         with pytest.raises(CheckpointError, match=r"does not fit this model: transformer\."):
             policy.load_trained(other.trained_state())
-    assert same(policy.trained_state(), kept)
+    assert have_same_weights(policy.trained_state(), kept)
 
 
-def test_an_exported_lora_means_the_same_to_plain_diffusers(
+def test_exported_lora_has_the_same_velocity_in_diffusers(
     policy: Any, inputs: Inputs, pipeline_folder: Path, tmp_path: Path, randomise: Callable[..., None]
 ) -> None:
     randomise(policy)
@@ -167,7 +163,7 @@ def test_an_exported_lora_means_the_same_to_plain_diffusers(
     state = store.TrainerState(1, {}, {}, scale=settings.alpha / settings.rank)
     assert state.scale != 1
     lora = policy.trained_state()
-    with policy.swapped(weights(policy, "behaviour")):
+    with policy.swapped(copy_weights(policy, "behaviour")):
         ema = policy.trained_state()
     checkpoint = store.save(tmp_path, state, lora, ema, keep_last=1, best=False)
     export(str(tmp_path), tmp_path / "exported")
@@ -181,7 +177,7 @@ def test_an_exported_lora_means_the_same_to_plain_diffusers(
         )
 
 
-def test_a_pipeline_saved_without_t5_has_the_zeros_that_diffusers_puts_there(
+def test_pipeline_saved_without_t5_has_zeros_for_its_tokens_as_in_diffusers(
     model: ModelConfig, plain: StableDiffusion3Pipeline
 ) -> None:
     """`model=sd3` asks for tokens of T5 that the folder does not have."""
@@ -193,7 +189,7 @@ def test_a_pipeline_saved_without_t5_has_the_zeros_that_diffusers_puts_there(
     assert not tokens[:, -20:].any()
 
 
-def test_pictures_are_the_pipelines_own(policy: Any, plain: StableDiffusion3Pipeline) -> None:
+def test_decoded_pictures_equal_the_pipelines_own(policy: Any, plain: StableDiffusion3Pipeline) -> None:
     latents = torch.randn(3, *policy.latent_shape, generator=torch.Generator().manual_seed(1))
     scaled = latents / plain.vae.config.scaling_factor + plain.vae.config.shift_factor
     with torch.no_grad():
@@ -205,7 +201,7 @@ def test_pictures_are_the_pipelines_own(policy: Any, plain: StableDiffusion3Pipe
 
 
 @pytest.mark.parametrize(("images", "batches"), [(9, [5, 4]), (8, [8]), (17, [6, 6, 5]), (1, [1])])
-def test_pictures_are_decoded_in_even_batches(
+def test_decoding_uses_batches_of_even_size(
     policy: Any, monkeypatch: pytest.MonkeyPatch, images: int, batches: list[int]
 ) -> None:
     """Of at most eight here; a last batch of one would take as long as some."""
@@ -236,109 +232,3 @@ def test_half_precision_keeps_adapters_and_velocities_in_float32(
     torch.testing.assert_close(velocity, policy.velocity(*inputs, "trained"), rtol=0.1, atol=0.1)
     velocity.square().mean().backward()
     assert all(p.grad.dtype == torch.float32 for p in half.parameters("trained").values())
-
-
-def test_a_folder_without_a_pipeline_is_named(model: ModelConfig, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no model_index.json") as error:
-        load_policy(replace(model, path=str(tmp_path)), 0)
-    assert str(tmp_path) in str(error.value)
-
-
-def test_a_hub_that_cannot_be_reached_is_said(model: ModelConfig) -> None:
-    with pytest.raises(RequestError, match="model.path=nobody/nothing could not be loaded"):
-        load_policy(replace(model, path="nobody/nothing"), 0)
-
-
-def test_an_unknown_pipeline_is_refused(model: ModelConfig, pipeline_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "other"
-    shutil.copytree(pipeline_folder, folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
-    for look in (lambda m: load_policy(m, 0), model_size):
-        with pytest.raises(RequestError, match=r"is a StableDiffusionXLPipeline.*StableDiffusion3Pipeline"):
-            look(replace(model, path=str(folder)))
-
-
-@pytest.mark.parametrize("precision", list(Precision))
-def test_sizes_are_the_real_ones(model: ModelConfig, precision: Precision) -> None:
-    chosen = replace(model, precision=precision)
-    policy: Any = load_policy(chosen, 0)
-    size = model_size(chosen)
-    assert size is not None
-    adapter = sum(p.numel() for p in policy.parameters("trained").values())
-    assert size.trained == adapter
-    assert size.transformer == sum(p.numel() for p in policy.transformer.parameters()) - 2 * adapter
-    assert size.tokens == 4
-    parts = [
-        policy.pipeline.vae,
-        policy.transformer,
-        policy.pipeline.text_encoder,
-        policy.pipeline.text_encoder_2,
-    ]
-    own = {id(p) for a in ("trained", "behaviour") for p in policy.parameters(a).values()}
-    held = sum(p.numel() * p.element_size() for m in parts for p in m.parameters() if id(p) not in own)
-    assert size.frozen_bytes + size.encoder_bytes == pytest.approx(held, rel=0.01)
-
-
-def _cut(folder: Path, part: str) -> None:
-    file = next((folder / part).glob("*.safetensors"))
-    file.write_bytes(file.read_bytes()[:100])
-
-
-def _without(folder: Path, part: str) -> None:
-    index = json.loads((folder / "model_index.json").read_text())
-    del index[part]
-    (folder / "model_index.json").write_text(json.dumps(index))
-
-
-def _of_class(folder: Path, name: str) -> None:
-    text = (folder / "model_index.json").read_text()
-    (folder / "model_index.json").write_text(text.replace("SD3Transformer2DModel", name))
-
-
-@pytest.mark.parametrize(
-    ("damage", "named", "weights"),
-    [
-        (lambda folder: (folder / "model_index.json").write_text("{"), "is not valid JSON", False),
-        (lambda folder: (folder / "model_index.json").write_text("[1]"), "holds no JSON object", False),
-        (lambda folder: (folder / "vae" / "config.json").unlink(), "vae", False),
-        (lambda folder: _without(folder, "transformer"), "transformer", False),
-        (lambda folder: _of_class(folder, "NoSuchModel"), "NoSuchModel", False),
-        (lambda folder: _cut(folder, "transformer"), "diffusion_pytorch_model.safetensors", True),
-        (lambda folder: _cut(folder, "text_encoder"), "", True),
-    ],
-)  # fmt: skip
-def test_a_damaged_folder_is_named(
-    model: ModelConfig,
-    pipeline_folder: Path,
-    tmp_path: Path,
-    damage: Callable[[Path], object],
-    named: str,
-    weights: bool,
-) -> None:
-    """In a plan as well, where it is not the weights that are damaged."""
-    folder = tmp_path / "damaged"
-    shutil.copytree(pipeline_folder, folder)
-    damage(folder)
-    model = replace(model, path=str(folder))
-    for look in (
-        (lambda: load_policy(model, 0),)
-        if weights
-        else (lambda: load_policy(model, 0), lambda: model_size(model))
-    ):
-        with pytest.raises(
-            RequestError, match=rf"model\.path=.*could not be loaded.*{named}.*(?<!\.)\. Expected"
-        ):
-            look()
-
-
-def test_more_pixels_than_positions_are_refused(model: ModelConfig) -> None:
-    for look in (model_size, lambda model: load_policy(model, 0)):
-        with pytest.raises(
-            RequestError, match=r"model\.resolution=4096: expected at most \d+ for this model"
-        ):
-            look(replace(model, resolution=4096))
-
-
-def test_a_model_elsewhere_has_no_sizes(model: ModelConfig) -> None:
-    assert model_size(replace(model, path="nobody/nothing")) is None

@@ -15,9 +15,7 @@ from marble_cli.policy.trainable.ema import behaviour_eta, blend, ema_decay
         (BehaviourSchedule.hold, {1: 1.0, 5000: 1.0}),
     ],
 )
-def test_the_behaviour_policy_follows_its_schedule(
-    schedule: BehaviourSchedule, expected: dict[int, float]
-) -> None:
+def test_behaviour_eta_follows_the_schedule(schedule: BehaviourSchedule, expected: dict[int, float]) -> None:
     settings = BehaviourConfig(schedule, rate=0.001, maximum=0.95)
     assert {step: behaviour_eta(settings, step) for step in expected} == pytest.approx(expected)
 
@@ -31,7 +29,7 @@ def test_the_behaviour_policy_follows_its_schedule(
     ],
     ids=["0", "1", "2"],
 )
-def test_the_published_decay_types_are_ramps(
+def test_published_decay_types_are_ramps(
     settings: BehaviourConfig, flat: int, rate: float, maximum: float
 ) -> None:
     """Step by step: nothing is kept for `flat` steps, then `rate` a step more, `maximum` at most."""
@@ -44,19 +42,19 @@ def test_the_published_decay_types_are_ramps(
         )
 
 
-def test_the_published_warm_up_of_the_average() -> None:
+def test_warm_up_9_and_offset_1_give_the_published_decay() -> None:
     for step in range(1, 200):
         assert ema_decay(EmaConfig(0.9, warmup=9, offset=1), step) == min((1 + step) / (10 + step), 0.9)
     assert ema_decay(EmaConfig(0.9, warmup=9), 1) == 0.1  # without the offset it is a step behind
     assert [ema_decay(EmaConfig(0.9, warmup=0, offset=5), step) for step in (1, 100)] == [0.9, 0.9]
 
 
-def test_the_decay_is_ramped_where_a_warm_up_is_asked_for() -> None:
+def test_warm_up_ramps_the_decay() -> None:
     assert [ema_decay(EmaConfig(0.9, 0), step) for step in (1, 100)] == [0.9, 0.9]
     assert [ema_decay(EmaConfig(0.9, 10), step) for step in (1, 10, 1000)] == [1 / 11, 0.5, 0.9]
 
 
-def test_blending_keeps_a_share_in_place() -> None:
+def test_blend_keeps_a_share_in_place() -> None:
     kept = torch.tensor([1.0, 2.0])
     target = {"a": kept}
     blend(target, {"a": torch.tensor([5.0, 6.0]), "b": torch.zeros(1)}, 0.75)

@@ -1,6 +1,5 @@
 """Gradient checkpointing and compilation change memory and speed, and nothing else."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,13 +11,13 @@ from torch import Tensor, nn
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.load import load_policy
 from marble_cli.step.per_sample import PerSampleGradients
+from tests.policy.trainable.compiler import NEEDS_COMPILER, WITHOUT_COMPILER_WARNINGS
 
 ADAPTERS = ("trained", None, "behaviour", "trained")
-QUIET = pytest.mark.filterwarnings("ignore")  # the compiler warns of much that is its own
-COMPILER = pytest.mark.skipif(
-    shutil.which("gcc") is None, reason="torch.compile needs a C++ compiler on a CPU"
-)
-SWITCHES = ["gradient_checkpointing", pytest.param("compile", marks=[COMPILER, QUIET])]
+SWITCHES = [
+    "gradient_checkpointing",
+    pytest.param("compile", marks=[NEEDS_COMPILER, WITHOUT_COMPILER_WARNINGS]),
+]
 
 
 def results(policy: Any, randomise: Callable[..., None]) -> list[Tensor]:
@@ -44,7 +43,7 @@ def results(policy: Any, randomise: Callable[..., None]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_it_changes_no_velocity_and_no_gradient(
+def test_switch_changes_no_velocity_and_no_gradient(
     model: ModelConfig, policy: Any, randomise: Callable[..., None], switch: str
 ) -> None:
     other = load_policy(replace(model, **{switch: True}), seed=0)
@@ -56,7 +55,7 @@ def test_it_changes_no_velocity_and_no_gradient(
 
 
 def saved_bytes(policy: Any) -> int:
-    """What a forward pass keeps for its backward pass, weights apart."""
+    """Return the bytes that a forward pass keeps for its backward pass, without the weights."""
     weights = {p.untyped_storage().data_ptr() for p in policy.transformer.parameters()}
     kept: dict[int, int] = {}
 
@@ -73,14 +72,14 @@ def saved_bytes(policy: Any) -> int:
     return sum(kept.values())
 
 
-def test_checkpointing_keeps_less(model: ModelConfig, policy: Any) -> None:
+def test_gradient_checkpointing_saves_memory(model: ModelConfig, policy: Any) -> None:
     assert saved_bytes(load_policy(replace(model, gradient_checkpointing=True), seed=0)) < 0.5 * saved_bytes(
         policy
     )
 
 
-@COMPILER
-def test_blocks_are_compiled(model: ModelConfig) -> None:
+@NEEDS_COMPILER
+def test_compile_compiles_every_block(model: ModelConfig) -> None:
     compiled = load_policy(replace(model, compile=True), seed=0)
     assert all(block._compiled_call_impl is not None for block in compiled.transformer.transformer_blocks)
     assert isinstance(compiled.transformer.transformer_blocks, nn.ModuleList)

@@ -1,0 +1,69 @@
+"""Declare the members of diffusers' objects that marble uses; a type checker cannot read diffusers itself.
+
+`Transformer` and `Autoencoder` are classes because a protocol cannot extend `nn.Module`; neither is created.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class Transformer(nn.Module):
+    """A diffusers transformer with peft's adapter methods."""
+
+    config: Mapping[str, Any]
+    to_json_string: Callable[[], str]  # of `config`
+    enable_gradient_checkpointing: Callable[[], None]
+    add_adapter: Callable[..., None]
+    set_adapter: Callable[[str], None]
+    enable_adapters: Callable[[], None]
+    disable_adapters: Callable[[], None]
+
+
+class Autoencoder(nn.Module):
+    """A diffusers VAE."""
+
+    config: Mapping[str, Any]
+    dtype: torch.dtype
+    decode: Callable[..., tuple[Tensor, ...]]  # with return_dict=False: the pixels
+
+
+class TextEncoder(nn.Module):
+    """A text encoder of transformers."""
+
+    config: "PretrainedConfig"
+    device: torch.device
+
+
+class Scheduler(Protocol):
+    """A diffusers scheduler for flow models."""
+
+    config: Mapping[str, Any]
+    sigmas: Tensor  # [steps + 1] float32, falling to 0
+    timesteps: Tensor  # [steps]
+
+    def set_begin_index(self, begin_index: int) -> None:
+        """Start the next trajectory at this index of `timesteps`."""
+        ...
+
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, *, return_dict: bool
+    ) -> tuple[Tensor]:
+        """Take one step of the solver from `sample`."""
+        ...
+
+
+class Pipeline(Protocol):
+    """A diffusers pipeline of any supported family."""
+
+    transformer: Transformer
+    vae: Autoencoder
+    scheduler: Scheduler
+    components: Mapping[str, Any]  # by the names in model_index.json; None if a component is not loaded
+    vae_scale_factor: int  # pixels that one latent spans on a side
+    encode_prompt: Callable[..., tuple[Any, ...]]  # arguments and results differ by family

@@ -1,0 +1,103 @@
+"""Load each tiny pipeline plainly and as a policy, and run the plain pipeline for comparison."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from marble_cli.config.schema import ModelConfig, OdeSolver
+from marble_cli.policy.base import Adapter
+from marble_cli.rollout.ode import make_scheduler, sample
+from marble_cli.seeds import noise
+from tests.policy.families.pipelines import Tiny
+
+PROMPTS = ["a red cup", "two boats and a very long sign", "a cat"]
+
+
+NEGATIVES = ["blurred", "", "grey, dull and with a frame"]
+
+
+TIMES = torch.tensor([0.25, 0.5, 1.0])
+
+
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family: its tiny pipeline in a folder, loaded plainly and as a policy with random adapters."""
+
+    tiny: Tiny
+    overrides: tuple[str, ...]
+    model: ModelConfig
+    plain: Any
+    policy: Any
+
+    def start(self) -> Tensor:
+        """Noise [3, C, H, W] of a rollout."""
+        return noise(0, "test", 0, list(range(len(PROMPTS))), self.policy.latent_shape)
+
+    def scheduler(self, solver: OdeSolver) -> Any:
+        policy = self.policy
+        return make_scheduler(policy.scheduler_config(), solver, STEPS, policy.tokens, even=policy.even_times)
+
+    @torch.no_grad()
+    def images(self, policy: Any, adapter: Adapter, solver: OdeSolver = OdeSolver.euler) -> Tensor:
+        """As a rollout draws them, uint8 [3, 3, H, W]."""
+        embeddings = policy.encode(PROMPTS)
+        x0 = sample(
+            lambda xt, t: policy.velocity(xt, t, embeddings, adapter), self.start(), self.scheduler(solver)
+        )
+        return policy.decode(x0)
+
+
+def load_plain(folder: str | Path) -> Any:
+    """Sana's pipeline takes the Euler solver here, with the shift of its own."""
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    if type(pipeline).__name__ == "SanaPipeline":
+        pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    return pipeline
+
+
+@dataclass(frozen=True)
+class Run:
+    """The results of a plain pipeline."""
+
+    times: Tensor  # [n + 1]
+    latents: Tensor  # [n + 1, 3, C, H, W]
+    images: Tensor  # [3, 3, H, W] in [0, 1]
+
+
+def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
+    begin, side = case.start(), case.tiny.resolution
+    seen = [pipeline._pack_latents(begin, *begin.shape) if case.tiny.packed else begin]
+
+    def keep(_: Any, step: int, t: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(state["latents"])
+        return {}
+
+    images = pipeline(
+        prompt=list(PROMPTS),
+        num_inference_steps=STEPS,
+        height=side,
+        width=side,
+        latents=seen[0],
+        output_type="pt",
+        callback_on_step_end=keep,
+        **{**case.tiny.arguments, **more},
+    ).images
+    if case.tiny.packed:
+        scale = pipeline.vae_scale_factor
+        seen = [pipeline._unpack_latents(x, side, side, scale).reshape(begin.shape) for x in seen]
+    return Run(pipeline.scheduler.sigmas, torch.stack(seen), images)
+
+
+def assert_same_images(got: Tensor, plain: Tensor) -> None:
+    """uint8 against 0 to 1: no further apart than rounding to whole numbers."""
+    assert got.float().std() > 5
+    assert got[0].ne(got[1]).any()
+    assert (got - plain * 255).abs().max() < 0.51

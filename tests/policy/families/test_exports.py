@@ -1,0 +1,133 @@
+"""An exported LoRA acts as trained in diffusers, peft and ComfyUI, for every family."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from marble_cli.checkpoint import store
+from marble_cli.checkpoint.export import export
+from marble_cli.checkpoint.formats import ExportFormat
+from marble_cli.config.compose import dump, load_resolved
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import RequestError
+from marble_cli.policy.load import load_policy
+from marble_cli.run.build import build_optimizer
+from marble_cli.run.state import initial_progress, pack
+from tests.policy.families.cases import PROMPTS, TIMES, Case, load_plain
+
+
+@pytest.fixture(scope="session")
+def trained(
+    case: Case,
+    run_config: Callable[..., RunConfig],
+    randomise: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A run's folder with one checkpoint of random weights; alpha / rank is 1.5."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = run_config(*case.overrides, "model.lora.rank=2", "model.lora.alpha=3", f"run.dir={folder}")
+    policy: Any = load_policy(config.model, 0)
+    randomise(policy, seed=1)
+    progress = initial_progress(policy)
+    progress.step = 1
+    randomise(policy, seed=2)
+    store.save(folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False)
+    (folder / "config.yaml").write_text(dump(config))
+    return folder
+
+
+@torch.no_grad()
+def velocity(case: Case, transformer: nn.Module) -> Tensor:
+    """By the policy's own way to call a transformer, with `transformer` in the place of its own."""
+    pipeline = case.policy.pipeline
+    own, pipeline.transformer = pipeline.transformer, transformer
+    try:
+        return case.policy.family.velocity(case.start(), TIMES, case.policy.encode(PROMPTS))
+    finally:
+        pipeline.transformer = own
+
+
+@pytest.fixture(scope="session")
+@torch.no_grad()
+def expected(case: Case, trained: Path) -> dict[str, Tensor]:
+    """Return the velocities of the trained weights, `lora`, and of their average, `ema`."""
+    policy: Any = load_policy(load_resolved(trained / "config.yaml").model, 0)
+    _, *states = store.load(store.resolve(str(trained)))
+    at, result = (case.start(), TIMES, policy.encode(PROMPTS)), {}
+    for name, state in zip(("lora", "ema"), states, strict=True):
+        policy.load_trained(state)
+        result[name] = policy.velocity(*at, "trained")
+        assert (result[name] - policy.velocity(*at, None)).abs().max() > 0.01
+    assert (result["lora"] - result["ema"]).abs().max() > 0.01
+    return result
+
+
+def plain_transformer(case: Case) -> Any:
+    """Return a copy of the plain transformer that a test may change."""
+    return copy.deepcopy(case.plain.transformer).eval()
+
+
+def merged(case: Case, file: Path, prefix: str) -> Any:
+    """A loader that knows nothing of alpha, ranks or headers: W + B @ A."""
+    transformer, tensors = plain_transformer(case), load_file(file)
+    weights = dict(transformer.named_parameters())
+    layers = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
+    assert tensors.keys() == {f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"}
+    for layer in layers:
+        product = tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"]
+        weights[f"{layer.removeprefix(prefix)}.weight"].data += product
+    return transformer
+
+
+def assert_same_velocity(case: Case, transformer: nn.Module, expected: Tensor) -> None:
+    torch.testing.assert_close(velocity(case, transformer), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_export_loaded_by_diffusers_acts_as_trained(
+    case: Case, trained: Path, expected: dict[str, Tensor], tmp_path: Path, header: bool
+) -> None:
+    file = export(str(trained), tmp_path)
+    assert file == tmp_path / "pytorch_lora_weights.safetensors"
+    assert file.read_bytes() == next(trained.glob("checkpoints/*/ema/*")).read_bytes()
+    if not header:
+        save_file(load_file(file), file)
+    pipeline = load_plain(case.model.path)
+    pipeline.load_lora_weights(tmp_path)
+    assert_same_velocity(case, pipeline.transformer, expected["ema"])
+
+
+def test_export_loaded_by_peft_acts_as_trained(
+    case: Case, trained: Path, expected: dict[str, Tensor], tmp_path: Path
+) -> None:
+    file = export(str(trained), tmp_path, ExportFormat.peft)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert_same_velocity(case, PeftModel.from_pretrained(plain_transformer(case), tmp_path), expected["ema"])
+    assert_same_velocity(case, merged(case, file, "base_model.model."), expected["ema"])
+
+
+def test_export_for_comfyui_acts_as_trained_or_is_refused(
+    case: Case, trained: Path, expected: dict[str, Tensor], tmp_path: Path
+) -> None:
+    if case.tiny.choice == "sana":
+        with pytest.raises(RequestError, match="ComfyUI's loader does not map a LoRA of Sana"):
+            export(str(trained), tmp_path / "comfyui", ExportFormat.comfyui)
+        assert not (tmp_path / "comfyui").exists()
+        return
+    file = export(str(trained), tmp_path, ExportFormat.comfyui)
+    assert_same_velocity(case, merged(case, file, "transformer."), expected["ema"])
+
+
+@pytest.mark.parametrize("name", ["lora", "ema"])
+def test_checkpoint_files_act_as_trained_without_alpha(
+    case: Case, trained: Path, expected: dict[str, Tensor], name: str
+) -> None:
+    (file,) = trained.glob(f"checkpoints/*/{name}/pytorch_lora_weights.safetensors")
+    assert_same_velocity(case, merged(case, file, "transformer."), expected[name])

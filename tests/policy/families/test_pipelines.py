@@ -1,0 +1,178 @@
+"""Every family draws what the plain diffusers pipeline of its class draws."""
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from torch import Tensor
+
+from marble_cli.config.schema import OdeSolver, RolloutConfig
+from marble_cli.data.prompts import Prompt
+from marble_cli.policy.load import load_policy
+from marble_cli.rollout.collect import Rollout
+from marble_cli.rollout.ode import sampling_times
+from tests.policy.families.cases import (
+    NEGATIVES,
+    PROMPTS,
+    STEPS,
+    TIMES,
+    Case,
+    assert_same_images,
+    plain_run,
+)
+
+
+def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
+    """Encode one prompt with the plain pipeline: tokens [l, D] without masked ones, and the pooled vector."""
+    pipeline, length = case.plain, case.tiny.max_sequence_length
+    match case.tiny.choice:
+        case "sd3":
+            tokens, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, max_sequence_length=length)
+            return tokens[0], pooled[0]
+        case "flux":
+            tokens, pooled, _ = pipeline.encode_prompt(prompt, max_sequence_length=length)
+            return tokens[0], pooled[0]
+        case "sana":
+            call = inspect.signature(pipeline.__call__).parameters
+            tokens, mask, *_ = pipeline.encode_prompt(
+                prompt,
+                max_sequence_length=length,
+                complex_human_instruction=call["complex_human_instruction"].default,
+            )
+            return tokens[mask.bool()], None
+        case _:
+            return pipeline.encode_prompt(prompt, max_sequence_length=length)[0][0], None
+
+
+@torch.no_grad()
+def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> None:
+    together, alone = (case.policy.encode(prompts) for prompts in (PROMPTS, PROMPTS[:1]))
+    for name, tensor in together.tensors.items():
+        assert tensor.shape[1:] == alone.tensors[name].shape[1:]
+    for row, prompt in enumerate(PROMPTS):
+        expected, pooled = plain_prompt(case, prompt)
+        tokens, length = together.tensors["tokens"][row], len(expected)
+        torch.testing.assert_close(tokens[:length], expected, rtol=1e-5, atol=1e-5)
+        assert len(together) == len(PROMPTS)
+        if pooled is not None:
+            torch.testing.assert_close(together.tensors["pooled"][row], pooled, rtol=1e-5, atol=1e-5)
+            assert length == len(tokens)
+        else:
+            assert length < len(tokens) == case.tiny.max_sequence_length
+            mask = together.tensors["mask"][row]
+            assert mask.tolist() == [place < length for place in range(len(tokens))]
+
+
+@torch.no_grad()
+def test_times_velocities_and_pictures_equal_the_pipelines_own(case: Case) -> None:
+    """Each sample is taken at another time of the trajectory, so that mixed-up samples would show."""
+    run, policy = plain_run(case, case.plain), case.policy
+    assert torch.equal(sampling_times(case.scheduler(OdeSolver.euler)), run.times[:-1])
+    rows = torch.arange(len(PROMPTS))
+    slopes = run.latents.diff(dim=0) / run.times.diff()[:, None, None, None, None]
+    got = policy.velocity(run.latents[rows, rows], run.times[rows], policy.encode(PROMPTS), None)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, slopes[rows, rows], rtol=1e-4, atol=2e-5)
+    assert_same_images(case.images(policy, None), run.images)
+
+
+class Unscored:
+    """A scorer that is not asked for scores."""
+
+    def submit(self, *_: Any) -> None: ...
+
+
+def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Tensor:
+    """As a rollout, evaluations and `marble generate` make them, in batches of two: [3, C, H, W]."""
+    settings = RolloutConfig(
+        steps=STEPS, solver=OdeSolver.euler, batch_size=2, guidance_scale=scale, **bounds
+    )
+    rollout = Rollout(policy, settings, seed=0)
+    prompts = [Prompt(text, {}, "any", away) for text, away in zip(PROMPTS, NEGATIVES, strict=True)]
+    rollout.prepare(prompts)
+    samples = rollout.collect(
+        prompts, range(3), scorer=Unscored(), adapter=None, purpose="test", step=0, advance=lambda n: None
+    )  # type: ignore[arg-type]
+    return samples.x0
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+def test_guided_latents_equal_the_pipelines_own(
+    case: Case, tmp_path: Path, scale: float, cached: bool
+) -> None:
+    """A number that is copied from there draws the same pictures here."""
+    policy = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0) if cached else case.policy
+    name = "true_cfg_scale" if case.tiny.packed else "guidance_scale"
+    run = plain_run(case, case.plain, negative_prompt=list(NEGATIVES), **{name: scale})
+    ours = guided_latents(case, policy, scale)
+    torch.testing.assert_close(ours, run.latents[-1], rtol=1e-5, atol=1e-5)
+    assert (ours - guided_latents(case, policy, 1.0)).abs().amax(dim=(1, 2, 3)).min() > 1e-2
+    assert_same_images(policy.decode(ours), run.images)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_negative_prompts_without_guidance_have_no_effect(case: Case, scale: float) -> None:
+    run = plain_run(case, case.plain)
+    torch.testing.assert_close(
+        guided_latents(case, case.policy, scale), run.latents[-1], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("case", ["z_image"], indirect=True)
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), (0.5, 1.0), (0.0, 0.3), (1.2, 0.6)])
+def test_bounds_of_guidance_equal_the_z_image_pipelines_own(case: Case, bounds: tuple[float, float]) -> None:
+    names = ("cfg_normalization", "cfg_truncation")
+    given = dict(zip(names, bounds, strict=True))
+    run = plain_run(case, case.plain, negative_prompt=list(NEGATIVES), guidance_scale=4.0, **given)
+    ours = guided_latents(case, case.policy, 4.0, **given)
+    torch.testing.assert_close(ours, run.latents[-1], rtol=1e-5, atol=1e-5)
+    assert (ours - guided_latents(case, case.policy, 4.0)).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_velocity_in_a_batch_equals_that_of_the_sample_alone(case: Case) -> None:
+    """Alone, its prompt is not padded at all."""
+    policy, xt = case.policy, case.start()
+    together = policy.velocity(xt, TIMES, policy.encode(PROMPTS), "trained")
+    for i, prompt in enumerate(PROMPTS):
+        alone = policy.velocity(xt[i : i + 1], TIMES[i : i + 1], policy.encode([prompt]), "trained")
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+def test_times_of_the_second_order_solver_have_the_pipelines_shift(case: Case) -> None:
+    """Times are s u / (1 + (s - 1) u) of diffusers' even u, with the pipeline's shift s."""
+    config = case.plain.scheduler.config
+    shift = torch.tensor(config.shift)
+    if config.use_dynamic_shifting:
+        slope = (config.max_shift - config.base_shift) / (64 - 4)
+        shift = torch.tensor(config.base_shift + slope * (case.tiny.tokens - 4)).exp()
+    even = 1 - torch.linspace(1, 1 / 1000, STEPS + 1).flip(0)[:-1]
+    times = sampling_times(case.scheduler(OdeSolver.dpm2))
+    torch.testing.assert_close(times, shift * even / (1 + (shift - 1) * even))
+    if case.tiny.choice == "sana":
+        own = DPMSolverMultistepScheduler.from_pretrained(case.model.path, subfolder="scheduler")
+        own.set_timesteps(STEPS)
+        assert torch.equal(times, own.sigmas[:-1])
+
+
+def test_cached_embeddings_equal_those_of_single_prompts(case: Case, tmp_path: Path) -> None:
+    cached = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0)
+    alone = [case.policy.encode([prompt]) for prompt in PROMPTS]
+    for name, tensor in cached.encode(PROMPTS).tensors.items():
+        assert torch.equal(tensor, torch.cat([one.tensors[name] for one in alone]))
+
+
+def test_many_prompts_are_encoded_in_parts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy: Any = load_policy(case.model, 0)
+    whole, sizes, encode = policy.encode(PROMPTS), list[int](), policy.family.encode
+    monkeypatch.setattr(policy.family, "encode", lambda part: sizes.append(len(part)) or encode(part))
+    monkeypatch.setattr("marble_cli.policy.pipeline.ENCODED_TOKENS", 2 * case.model.max_sequence_length + 1)
+    parts = policy.encode(PROMPTS)
+    assert sizes == [2, 1]
+    for name, tensor in whole.tensors.items():
+        torch.testing.assert_close(parts.tensors[name], tensor, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,50 @@
+"""Sizes computed from configuration files are the real ones, and settings that a model lacks are refused."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from marble_cli.config.schema import Precision
+from marble_cli.errors import ConfigError, RequestError
+from marble_cli.policy.load import load_policy
+from marble_cli.policy.size import model_size
+from tests.policy.families.cases import Case
+
+
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
+def test_computed_sizes_equal_those_of_the_loaded_model(case: Case, precision: Precision) -> None:
+    model = replace(case.model, precision=precision)
+    policy: Any = load_policy(model, 0)
+    size = model_size(model)
+    assert size is not None
+    adapter = sum(p.numel() for p in policy.parameters("trained").values())
+    assert size.trained == adapter
+    assert size.transformer == sum(p.numel() for p in policy.transformer.parameters()) - 2 * adapter
+    assert size.tokens == policy.tokens == case.tiny.tokens
+    own = {id(p) for a in ("trained", "behaviour") for p in policy.parameters(a).values()}
+
+    def held(*parts: nn.Module) -> int:
+        weights = {id(p): p for part in parts for p in part.parameters() if id(p) not in own}
+        return sum(p.numel() * p.element_size() for p in weights.values())
+
+    assert size.frozen_bytes == pytest.approx(held(policy.pipeline.vae, policy.transformer), rel=0.01)
+    assert size.encoder_bytes == pytest.approx(held(*policy.family.encoders), rel=0.01)
+
+
+def test_settings_that_do_not_fit_the_model_are_refused(case: Case) -> None:
+    uneven = replace(case.model, resolution=case.tiny.resolution + 2)
+    for look in (model_size, lambda model: load_policy(model, 0)):
+        with pytest.raises(RequestError, match=r"model\.resolution=\d+: expected a multiple of \d+"):
+            look(uneven)
+    other, said = (3.5, "3.5") if case.model.guidance is None else (None, "null")
+    wrong = [(replace(case.model, guidance=other), rf"model\.guidance={said}: .*Expected")]
+    if case.tiny.choice == "sana":
+        wrong.append((replace(case.model, precision=Precision.fp16), "model.precision=fp16"))
+    if case.tiny.choice != "sd3":
+        wrong.append((replace(case.model, max_sequence_length=0), "model.max_sequence_length=0.*at least 1"))
+    for model, message in wrong:
+        for look in (model_size, lambda model: load_policy(model, 0)):
+            with pytest.raises(ConfigError, match=message):
+                look(model)

@@ -1,0 +1,128 @@
+"""Every family trains: gradients, adapted layers, resumed runs and half precision."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from marble_cli.checkpoint import store
+from marble_cli.checkpoint.export import export
+from marble_cli.config.schema import Precision, RunConfig, Train
+from marble_cli.errors import ConfigError
+from marble_cli.policy.load import load_policy
+from marble_cli.run.train import train
+from marble_cli.step.per_sample import PerSampleGradients
+from tests.policy.families.cases import (
+    PROMPTS,
+    TIMES,
+    Case,
+    assert_same_images,
+    load_plain,
+    plain_run,
+)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_per_sample_gradients_equal_autograd_for_every_mixture(
+    case: Case, checkpointing: bool, randomise: Callable[..., None]
+) -> None:
+    policy, draw, xt = case.policy, torch.Generator().manual_seed(5), case.start()
+    watched = policy
+    if checkpointing:
+        watched = load_policy(replace(case.model, gradient_checkpointing=True), 0)
+        randomise(watched)
+    cotangent = torch.randn(xt.shape, generator=draw)
+    coefficients = torch.randn(2, len(xt), generator=draw)
+    parameters = list(policy.parameters("trained").values())
+    rows = torch.zeros(2, sum(p.numel() for p in parameters))
+    at = (xt, TIMES, policy.encode(PROMPTS), "trained")
+    mixer = PerSampleGradients(watched.layers(), rows)
+    with mixer.watching():
+        mixer.mix(watched.velocity(*at), cotangent, coefficients, retain_graph=False)
+    for row, own in zip(rows, coefficients, strict=True):
+        loss = (policy.velocity(*at) * cotangent * own[:, None, None, None]).sum()
+        parts = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
+        expected = torch.cat([part.flatten() for part in parts])
+        assert (row - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_default_targets_adapt_every_attention_projection(case: Case) -> None:
+    adapted = {name.split(".lora_")[0] for name in case.policy.parameters("trained")}
+    assert adapted == {
+        name
+        for name, module in case.plain.transformer.named_modules()
+        if isinstance(module, nn.Linear)
+        and any(part.startswith(("to_", "add_")) for part in name.split(".")[-2:])
+    }
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
+    case: Case, run_config: Callable[..., RunConfig], tmp_path: Path, kind: str
+) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    config = run_config(
+        *case.overrides,
+        f"run.dir={whole}",
+        f"model.train={kind}",
+        f"optimizer.lr={0.1 if kind == 'lora' else 0.01}",
+        "rollout.group_size=2",
+        "trainer.steps=2",
+        "trainer.checkpoint_every=1",
+        "trainer.ema.decay=0.1",
+    )
+    assert train(config, resume="auto") == 0
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-00000002")
+    assert train(replace(config, run=replace(config.run, dir=str(resumed))), resume="auto") == 0
+    for name in store.weight_files(kind):
+        one, two = (f / "checkpoints/step-00000002" / name for f in (whole, resumed))
+        assert one.read_bytes() == two.read_bytes()
+    file = export(str(whole), tmp_path / "exported")
+    policy = load_policy(replace(case.model, train=Train(kind)), seed=7)
+    policy.load_trained(store.load(store.resolve(str(whole)))[2])
+    plain = load_plain(case.model.path)
+    base = plain_run(case, case.plain).images
+    if kind == "lora":
+        plain.load_lora_weights(file.parent)
+    else:
+        plain.transformer = type(plain.transformer).from_pretrained(
+            file.parents[1], subfolder="transformer", local_files_only=True
+        )
+    images = plain_run(case, plain).images
+    assert_same_images(case.images(policy, "trained"), images)
+    assert (images - base).abs().max() * 255 > 5
+
+
+def test_half_precision_is_close_and_keeps_gradients_in_float32(
+    case: Case, randomise: Callable[..., None]
+) -> None:
+    half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
+    randomise(half)
+    got, exact = (p.velocity(case.start(), TIMES, p.encode(PROMPTS), "trained") for p in (half, case.policy))
+    assert got.dtype == torch.float32
+    assert (got - exact).norm() < 0.05 * exact.norm()
+    got.square().mean().backward()
+    gradients = [p.grad for p in half.parameters("trained").values() if p.grad is not None]
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
+    # In the last block the text's queries and outputs lead nowhere.
+    assert sum(bool(g.any()) for g in gradients) >= 0.8 * len(half.layers())
+    assert half.decode(case.start()).float().std() > 5
+
+
+@pytest.mark.parametrize("case", ["z_image"], indirect=True)
+def test_layer_that_mixes_samples_is_refused(case: Case) -> None:
+    """Z-Image embeds the patches of all samples as one list."""
+    lora = replace(case.model.lora, target_modules=["all_x_embedder.2-1"])
+    policy: Any = load_policy(replace(case.model, lora=lora), 0)
+    rows = torch.zeros(1, sum(p.numel() for p in policy.parameters("trained").values()))
+    mixer, xt = PerSampleGradients(policy.layers(), rows), case.start()
+    with mixer.watching():
+        velocity = policy.velocity(xt, TIMES, policy.encode(PROMPTS), "trained")
+        with pytest.raises(ConfigError, match="whose input has 96 rows for 3 samples"):
+            mixer.mix(velocity, xt, torch.ones(1, 3), retain_graph=False)

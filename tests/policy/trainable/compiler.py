@@ -1,0 +1,12 @@
+"""Marks of tests that compile."""
+
+import shutil
+
+import pytest
+
+WITHOUT_COMPILER_WARNINGS = pytest.mark.filterwarnings(
+    "ignore"
+)  # the compiler's own, of which there are many
+NEEDS_COMPILER = pytest.mark.skipif(
+    shutil.which("gcc") is None, reason="torch.compile needs a C++ compiler on a CPU"
+)
