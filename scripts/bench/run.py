@@ -108,10 +108,10 @@ def run_sheet(times: Mapping[str, list[Times]], images: int) -> Sheet:
     return Sheet(
         "A whole run on tiny with five rewards",
         f"{images} images per step; medians of {len(train['plain'])} alternating steps of the real trainer. "
-        f"The speed is that of a run that refreshes in one of {REFRESH_EVERY} steps and amortises the others: "
-        f"{REFRESH_EVERY} (rollout + plain) / ({REFRESH_EVERY - 1} (rollout + amortised) + (rollout + refresh)). "
-        "Rollout and the scoring of five rewards are the same in all. The last column compares with a run that "
-        "trains on one reward and scores only that.",
+        f"The speed is that of a run that refreshes in one of {REFRESH_EVERY} steps and amortises the "
+        f"others: {REFRESH_EVERY} (rollout + plain) / ({REFRESH_EVERY - 1} (rollout + amortised) + (rollout "
+        "+ refresh)). Rollout and the scoring of five rewards are the same in all. The last column "
+        "compares with a run that trains on one reward and scores only that.",
         COLUMNS,
         rows,
     )

@@ -143,8 +143,9 @@ def measure_parts(ours: Scene, recipe: Scene, repeats: int) -> tuple[Sheet, Seco
         memory, teraflops = peaks[key] / 2**30, operations[key] / 1e12
         rows.append((part, side, median, memory, teraflops, utilisation, speed_up))
     note = (
-        f"{len(ours.data.x0)} images of {ours.policy.tokens} tokens; medians of {repeats} alternating repeats. "
-        "Peaks exclude weights and adapters; utilisation is of the operations computed, against dense bfloat16."
+        f"{len(ours.data.x0)} images of {ours.policy.tokens} tokens; medians of {repeats} alternating "
+        "repeats. Peaks exclude weights and adapters; utilisation is of the operations computed, against "
+        "dense bfloat16."
     )
     return Sheet("Parts of a step", note, COLUMNS, rows), seconds
 

@@ -135,8 +135,8 @@ def compare_solvers(sizes: tuple[int, ...], problems: int) -> Sheet:
     left_out = f" Left out, because not installed: {', '.join(absent)}." if absent else ""
     return Sheet(
         "Solvers of the balance's QP",
-        f"{problems} random problems per size. The gap is a^T G a - min_k (G a)_k, taken after negative shares are "
-        f"set to zero and the rest rescaled. UPGrad solves another QP.{left_out}",
+        f"{problems} random problems per size. The gap is a^T G a - min_k (G a)_k, taken after negative "
+        f"shares are set to zero and the rest rescaled. UPGrad solves another QP.{left_out}",
         {"solver": "", "K": ".0f", "median ms": ".3f", "worst gap": ".1e"},
         rows,
     )
