@@ -1,4 +1,4 @@
-"""Measure how much of a step's gradient is signal: the cosines between the gradients of independent steps, per reward.
+"""Measure how much of each reward's gradient is signal, by the cosines between independent steps.
 
     python -m scripts.gradient_agreement [--steps 5] [OVERRIDE ...]
 
@@ -86,7 +86,7 @@ def step_gradients(trainer: Trainer, number: int, single_times: Tensor) -> tuple
 
 
 def measure(config: RunConfig, steps: int) -> tuple[Tensor, list[tuple[float, Tensor]]]:
-    """Measure the agreement [K] over the configured times, and pairs (t, agreement [K]) for each single time."""
+    """Return the agreement [K] over the configured times, and (t, agreement [K]) of each single time."""
     policy = load_policy(config.model, config.trainer.seed)
     with open_scorer(config.rewards, str(policy.device)) as scorer:
         trainer = make_trainer(config, policy, scorer)

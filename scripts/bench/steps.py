@@ -186,7 +186,7 @@ def time_steps(scene: Scene, repeats: int) -> Sheet:
 
 
 def measure_memory(scene: Scene) -> Sheet:
-    """Measure how far a refresh's peak of memory exceeds a plain step's, and compare that with K gradients."""
+    """Measure how far a refresh's peak of memory exceeds a plain step's, next to K gradients."""
     device, vector = scene.policy.device, 4 * scene.parameters()
     plain = peak_bytes(step_job(scene, 1, plain=True), device)
     rows: list[tuple[Cell, ...]] = [("plain", 1.0, plain / 1e6, None, None, None)]

@@ -1,4 +1,4 @@
-"""The cells of the study: every method and ablation, as overrides of `marble train` at equal image budgets."""
+"""The cells of the study: overrides of `marble train` per method, at equal image budgets."""
 
 REWARDS = ("clipscore", "colorfulness", "compressibility", "ocr", "objects")
 SEEDS = (0, 1, 2)

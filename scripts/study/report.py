@@ -23,16 +23,16 @@ PAGE = Template("""# Results of the study
 
 Written by `python -m scripts.study.report` from $done of $planned runs of `make study`.
 
-Gains are over the base model on held-out prompts, in units of the base's standard deviation, with half of a 95 %
-bootstrap interval over seeds and prompts. A gain is bold if its interval excludes zero.
+Gains are over the base model on held-out prompts, in units of the base's standard deviation, with half of a
+95 % bootstrap interval over seeds and prompts. A gain is bold if its interval excludes zero.
 
 - *Composite*: the mean of the five gains.
 - *Worst reward*: the smallest of them.
 - *All five up*: seeds in which the mean of every reward rose.
-- *A reward pushed down*: share of the steps that measured every reward's gradient in which the applied direction
-  had a negative cosine with one of them.
-- *Between refreshes*: share of the refreshes before which the cached weights of the amortised steps would have
-  pushed a reward down.
+- *A reward pushed down*: share of the steps with a measured gradient of every reward in which the applied
+  direction had a negative cosine with one of them.
+- *Between refreshes*: share of the refreshes before which the cached weights of the amortised steps would
+  have pushed a reward down.
 - *images/s*: from the tenth percentile of the steps' times. The runs shared the machine with others, so this
   compares roughly; [`make bench`](../bench.md) compares exactly.
 

@@ -17,7 +17,7 @@ from scripts.study.cells import BASE, BUDGET, CELLS, REWARDS, SEQUENTIAL, STEPS,
 
 
 def run_cell(directory: Path, name: str, seed: int) -> None:
-    """Train and score a cell in a folder of `directory`; its scores are written last, and whole or not at all."""
+    """Train and score a cell in `directory`; its scores are written last, whole or not at all."""
     folder = directory / f"{name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cell.json").write_text(cell_settings(name))
@@ -53,7 +53,7 @@ def train(folder: Path, *overrides: str, resume: str = "auto") -> None:
 
 
 def train_sequence(folder: Path, overrides: tuple[str, ...]) -> Path:
-    """Train on one reward after another, each run from the last weights of the one before; return the last run."""
+    """Train on the rewards one after another, each from the previous run's weights; return the last run."""
     resume = "auto"
     for place, name in enumerate(REWARDS, start=1):
         stage = folder / f"run-{place}-{name}"

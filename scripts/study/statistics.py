@@ -1,4 +1,4 @@
-"""Summarise the scores of the study: gains over the base model with bootstrap intervals, and what the balance did."""
+"""Summarise the study: gains over the base model with bootstrap intervals, and the balance's conduct."""
 
 import json
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ class Cell:
 
 
 def base_statistics(directory: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Return every reward's mean and standard deviation on the base model, over all seeds' held-out images."""
+    """Return every reward's mean and standard deviation on the base model, over all seeds."""
     paths = sorted(directory.glob(f"{BASE}-[0-9]*/scores.json"))
     rows = [json.loads(path.read_text()) for path in paths]
     scores = {reward: [v for row in rows for v in row[reward] if v is not None] for reward in REWARDS}
@@ -174,7 +174,7 @@ def lowest_cosines(rows: Rows) -> list[float]:
 
 
 def pushed_down_by_cache(rows: Rows) -> list[bool]:
-    """Tell for every refresh after amortised steps whether the cached weights would have pushed a reward down.
+    """Tell per refresh after amortised steps whether the cached weights would have pushed a reward down.
 
     The cached weights are those of the amortised steps before the refresh; the gradients are the refresh's.
     """

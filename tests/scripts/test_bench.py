@@ -1,4 +1,4 @@
-"""The benchmarks at their smallest size: both sides compute the same, and figures follow from what was measured."""
+"""The benchmarks at their smallest size: both sides compute the same, and their figures are right."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def test_a_refresh_holds_one_vector_a_reward(scene: scenes.Scene) -> None:
     rows = {row[:2]: row for row in steps.measure_memory(scene).rows}
     vector = 4 * scene.parameters() / 1e6
     one, other = (rows["refresh, shared term inside", k][2] for k in (5.0, 8.0))
-    # Three more of float32, and of float64 in the Gram matrix: next to nothing else is alive in so small a model.
+    # Three more rows of float32, and of float64 in the Gram matrix; little else is alive in so small a model.
     assert 3 * vector < other - one < 10 * vector  # type: ignore[operator]
 
 
