@@ -156,5 +156,5 @@ def test_incomplete_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["text_projection.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(OSError, match=r"its weights lack text_projection\.weight"):
+    with pytest.raises(OSError, match=r"its weights lack 1 parameters, text_projection\.weight"):
         HpsV2(str(tmp_path))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from marble_reward_clip.clipscore import ClipScore
-from marble_reward_clip.hpsv2 import HpsV2, fit_in_square, repaired
+from marble_reward_clip.hpsv2 import HpsV2, fit_in_square, repair
 from marble_reward_clip.pickscore import PickScore
 from numpy.typing import NDArray
 from PIL import Image
@@ -82,7 +82,7 @@ READ_ALIKE = [
 @pytest.mark.parametrize(("prompt", "read"), READ_ALIKE)
 def test_prompts_are_repaired(prompt: str, read: str) -> None:
     """As by open_clip's tokenizer; the right column is what that hands to its byte pairs."""
-    assert repaired(prompt) == read
+    assert repair(prompt) == read
     texts = HpsV2("tiny").clip.texts([prompt, read])
     assert torch.equal(texts[0], texts[1])
 

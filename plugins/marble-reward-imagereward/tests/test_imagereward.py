@@ -166,7 +166,7 @@ def test_incomplete_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["head.7.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(OSError, match=r"its weights lack head\.7\.weight"):
+    with pytest.raises(OSError, match=r"its weights lack 1 parameters, head\.7\.weight"):
         ImageReward(str(tmp_path))
 
 
@@ -194,7 +194,7 @@ def test_another_model_s_checkpoint_is_named(
     tmp_path: Path, published: Original, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"mlp.layers.0.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
-    assert "it holds no " in refusal([str(tmp_path / "other.pt"), str(tmp_path / "new")], capsys)
+    assert "it lacks " in refusal([str(tmp_path / "other.pt"), str(tmp_path / "new")], capsys)
     torch.save(published.float().state_dict(), tmp_path / "small.pt")
     assert "has shape " in refusal([str(tmp_path / "small.pt"), str(tmp_path / "new")], capsys)
     assert not (tmp_path / "new").exists()

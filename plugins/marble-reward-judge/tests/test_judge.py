@@ -180,7 +180,7 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     (message,) = failures(UnifiedReward(url, attempts=2)(pictures(1), ["p"]))
     assert message is not None
-    assert message.startswith(f"{url}/chat/completions is not reached: ")
+    assert message.startswith(f"{url}/chat/completions cannot be reached: ")
     assert message.endswith("(2 attempts)")
 
 
@@ -189,7 +189,7 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (401, "Set api_key_env"),
         (403, "Set api_key_env"),
-        (404, "Check base_url, which mostly ends in /v1, and model"),
+        (404, "Check base_url, which usually ends in /v1, and model"),
     ],
 )
 def test_a_refusal_concerns_the_whole_batch_and_is_not_tried_again(

@@ -282,7 +282,7 @@ def test_other_machines_are_reached_through_the_proxy(
 ) -> None:
     monkeypatch.delenv("NO_PROXY", raising=False)
     (error,) = judge("http://judge.example/v1", attempts=1)(pictures(1), ["p"])
-    assert "is not reached" in str(error)
+    assert "cannot be reached" in str(error)
     assert proxy() == 1
 
 

@@ -1,6 +1,5 @@
 """The `objects` reward against pictures whose contents are known."""
 
-import importlib
 import math
 import sys
 from collections import Counter
@@ -11,28 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from marble_reward_objects.reward import PALETTE, Objects, Thing, _symmetry, agreement, find
+from marble_reward_objects.reward import PALETTE, Objects, Thing, _symmetry, agreement, find_objects
 from torch import Tensor
 
 from marble_cli.rewards.conformance import RewardConformance
-
-SCRIPTS = Path(__file__).parents[3] / "scripts"
+from scripts.tiny import painter
+from scripts.tiny import world as tiny
 
 
 class TestObjectsConformance(RewardConformance):
     plugin = "objects"
-
-
-@pytest.fixture(scope="module")
-def world() -> ModuleType:
-    """The generator of the tiny model's pictures, which stands beside the plugins in the repository."""
-    if not SCRIPTS.is_dir():
-        pytest.skip("not in a checkout")
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module("tiny_world")
-    finally:
-        sys.path.remove(str(SCRIPTS))
 
 
 def grid(side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,18 +57,18 @@ def include(*entries: tuple[str, str, int]) -> dict[str, Any]:
 @pytest.mark.parametrize("color", ["red", "orange", "yellow", "green", "blue", "purple", "black"])
 @pytest.mark.parametrize("name", ["circle", "square", "triangle", "diamond"])
 def test_names_every_colour_and_shape(color: str, name: str) -> None:
-    assert find(picture([(color, name)])) == [Thing(color, name)]
+    assert find_objects(picture([(color, name)])) == [Thing(color, name)]
 
 
 @pytest.mark.parametrize("side", [48, 64, 97, 300, 512])
 def test_picture_size_does_not_matter(side: int) -> None:
     things = [("red", "circle"), ("blue", "square"), ("green", "triangle")]
-    assert find(picture(things, side)) == [Thing(*thing) for thing in things]
+    assert find_objects(picture(things, side)) == [Thing(*thing) for thing in things]
 
 
 def test_pictures_need_not_be_square() -> None:
     image = torch.cat([picture([("red", "circle")]), picture([("blue", "diamond")])], dim=2)
-    assert find(image) == [Thing("red", "circle"), Thing("blue", "diamond")]
+    assert find_objects(image) == [Thing("red", "circle"), Thing("blue", "diamond")]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The `ocr` reward on rendered text."""
 
-import importlib
 import logging
 import math
 import socket
@@ -15,14 +14,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from marble_reward_ocr.reward import Ocr, similarity, wanted_text
+from marble_reward_ocr.reward import Ocr, required_text, similarity
 from marble_reward_ocr.text import FOLDS
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from marble_cli.rewards.conformance import RewardConformance
-
-SCRIPTS = Path(__file__).parents[3] / "scripts"
+from scripts.tiny import painter
+from scripts.tiny import world as tiny
 
 
 class TestOcrConformance(RewardConformance):
@@ -32,18 +31,6 @@ class TestOcrConformance(RewardConformance):
 @pytest.fixture(scope="module")
 def reward() -> Ocr:
     return Ocr()
-
-
-@pytest.fixture(scope="module")
-def world() -> ModuleType:
-    """The generator of the tiny model's pictures, which stands beside the plugins in the repository."""
-    if not SCRIPTS.is_dir():
-        pytest.skip("not in a checkout")
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module("tiny_world")
-    finally:
-        sys.path.remove(str(SCRIPTS))
 
 
 def written(text: str, height: int, width: int, size: int) -> Tensor:
@@ -67,7 +54,7 @@ def written(text: str, height: int, width: int, size: int) -> Tensor:
     ],
 )
 def test_what_is_wanted(prompt: str, metadata: dict[str, Any], wanted: str) -> None:
-    assert wanted_text(prompt, metadata) == wanted
+    assert required_text(prompt, metadata) == wanted
 
 
 def test_metadata_that_is_no_string_is_refused(reward: Ocr) -> None:
@@ -151,7 +138,7 @@ def test_needs_no_network(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
 
 def test_an_installation_without_models_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RECOGNISER", "absent.onnx")
-    with pytest.raises(FileNotFoundError, match="does not carry absent.onnx"):
+    with pytest.raises(FileNotFoundError, match="lacks absent.onnx"):
         Ocr()
 
 

@@ -63,7 +63,8 @@ class Aesthetic:
         """Score a batch.
 
         Args:
-            images: uint8 [B, 3, H, W]; resized, cropped and normalised as the CLIP model's image processor says.
+            images: uint8 [B, 3, H, W]; resized, cropped and normalised as the CLIP model's image processor
+                says.
 
         Returns:
             [B] float32 on the CPU.

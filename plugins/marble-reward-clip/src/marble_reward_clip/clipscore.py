@@ -28,12 +28,12 @@ class ClipScore:
         """Load a CLIP model, its tokenizer and its image processor.
 
         Args:
-            model: a folder, a repository of the Hugging Face hub such as laion/CLIP-ViT-H-14-laion2B-s32B-b79K, or
-                `tiny`: the one that marble carries.
+            model: a folder, a repository of the Hugging Face hub such as
+                laion/CLIP-ViT-H-14-laion2B-s32B-b79K, or `tiny`: the one that marble carries.
             device: where to compute.
             dtype: precision of the model.
-            resize: `processor` resizes as the model's image processor says; `bilinear` as the published scorer of
-                DiffusionNFT and MARBLE does, see `scale_shorter_edge`.
+            resize: `processor` resizes as the model's image processor says; `bilinear` as the published
+                scorer of DiffusionNFT and MARBLE does, see `scale_shorter_edge`.
 
         Raises:
             ValueError: `resize` has another value.
@@ -61,8 +61,8 @@ class ClipScore:
 def scale_shorter_edge(images: Tensor, side: int) -> Tensor:
     """Scale the shorter edge to `side` by an antialiased bilinear filter, crop the centre and normalise.
 
-    Values are neither rounded nor clipped in between. As in torchvision, the longer edge is rounded down and the
-    crop's corner to an even number.
+    Values are neither rounded nor clipped in between. As in torchvision, the longer edge is rounded down and
+    the crop's corner to an even number.
 
     Args:
         images: uint8 [B, 3, H, W].

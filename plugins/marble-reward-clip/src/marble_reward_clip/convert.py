@@ -1,7 +1,7 @@
-"""Convert published pickled weights to a folder that a reward loads: python -m marble_reward_clip.convert --help.
+"""Convert published pickled weights to a folder that a reward loads.
 
-Only this command, run once by hand, reads a pickled file. It uses torch's restricted unpickler, which creates only
-tensors and plain containers, and writes safetensors.
+Usage: python -m marble_reward_clip.convert --help. Only this command, run once by hand, reads a pickled file.
+It uses torch's restricted unpickler, which creates only tensors and plain containers, and writes safetensors.
 """
 
 import argparse
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Convert the checkpoint that the command line names; return 0, or 2 after an error."""
     parser = argparse.ArgumentParser(
         prog="python -m marble_reward_clip.convert",
-        description="Convert published pickled weights to a folder of safetensors; rewards read no pickled file.",
+        description="Convert published pickled weights to safetensors; rewards read no pickled file.",
     )
     models = parser.add_subparsers(dest="model", required=True)
     hpsv2 = models.add_parser("hpsv2", help="HPS_v2.1_compressed.pt of xswu/HPSv2")
@@ -174,7 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("checkpoint", type=Path, help="the published file")
         command.add_argument("folder", type=Path, help="a new folder")
     hpsv2.add_argument(
-        "--tokenizer", default=TOKENIZER, help="a folder or hub repository with CLIP's tokenizer (%(default)s)"
+        "--tokenizer",
+        default=TOKENIZER,
+        help="a folder or hub repository with CLIP's tokenizer (%(default)s)",
     )
     options = parser.parse_args(arguments)
     try:

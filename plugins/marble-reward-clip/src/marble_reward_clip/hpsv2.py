@@ -28,8 +28,9 @@ class HpsV2:
         """Load the model and its tokenizer.
 
         Args:
-            model: a folder that `python -m marble_reward_clip.convert hpsv2` wrote, or a repository of the Hugging
-                Face hub with the same files. The published weights are pickled, and rewards read no pickled file.
+            model: a folder that `python -m marble_reward_clip.convert hpsv2` wrote, or a repository of the
+                Hugging Face hub with the same files. The published weights are pickled, and rewards read no
+                pickled file.
             device: where to compute.
             dtype: precision of the model.
 
@@ -55,8 +56,8 @@ class HpsV2:
 def repair(prompt: str) -> str:
     """Clean a prompt as open_clip's tokenizer does, which the published code uses.
 
-    Repairs mangled Unicode and straightens curly quotes (ftfy), resolves HTML entities that are escaped once or twice,
-    turns white space into single blanks and letters into lower case.
+    Repairs mangled Unicode and straightens curly quotes (ftfy), resolves HTML entities that are escaped once
+    or twice, turns white space into single blanks and letters into lower case.
     """
     unescaped = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return " ".join(unescaped.split()).lower()
@@ -65,8 +66,8 @@ def repair(prompt: str) -> str:
 def fit_in_square(images: Tensor, side: int) -> Tensor:
     """Scale the longer edge to `side`, pad the shorter one with black on both sides and normalise.
 
-    The published code converts pictures to [0, 1] before resizing, so values are neither rounded nor clipped in
-    between, as Pillow would do.
+    The published code converts pictures to [0, 1] before resizing, so values are neither rounded nor clipped
+    in between, as Pillow would do.
 
     Args:
         images: uint8 [B, 3, H, W].
