@@ -103,7 +103,8 @@ class ChatServer:
             Answers in the order of the images; an error takes the place of an answer that could not be had.
 
         Raises:
-            ServerError: the server refuses the key, or knows no such model or address. This concerns every picture.
+            ServerError: the server refuses the key, or knows no such model or address. This concerns every
+                picture.
         """
         try:
             return asyncio.run(self._ask_all(images, questions))

@@ -111,8 +111,9 @@ def _read_include(include: Any) -> list[Thing]:
 def agreement(found: Sequence[Thing], wanted: Sequence[Thing]) -> float:
     """Compare the objects in a picture with those of the prompt: 0 to 1.
 
-    Objects are paired one to one with the largest sum of credits; a pair earns 1/2 for the colour and 1/2 for the
-    shape. The sum is divided by the larger of the two counts, so missing and surplus objects cost the same.
+    Objects are paired one to one with the largest sum of credits; a pair earns 1/2 for the colour and 1/2 for
+    the shape. The sum is divided by the larger of the two counts, so missing and surplus objects cost the
+    same.
     """
     if not found or not wanted:
         return 0.0
@@ -144,8 +145,8 @@ def _working_copy(image: Tensor) -> Array:
 def _distance_from_ground(lab: Array) -> Array:
     """Measure the distance of each pixel [h, w] from the ground in CIE Lab units.
 
-    The ground may have two tones (stripes, dots). The line between the two is ground as well, since antialiased
-    pixels lie on it. The tones are those of the picture's frame, whose width is 1/16 of a side.
+    The ground may have two tones (stripes, dots). The line between the two is ground as well, since
+    antialiased pixels lie on it. The tones are those of the picture's frame, whose width is 1/16 of a side.
     """
     height, width = lab.shape[:2]
     frame = np.ones((height, width), bool)
@@ -178,8 +179,8 @@ def _two_tones(pixels: Array) -> tuple[Array, Array]:
 def _objects(distance: Array) -> list[Mask]:
     """Return masks [h, w] of the objects, given the distance [h, w] from the ground.
 
-    Each patch of high contrast is cut again at half of its own contrast. There an antialiased edge runs, and the
-    cut separates objects that a faint bridge joins.
+    Each patch of high contrast is cut again at half of its own contrast. There an antialiased edge runs, and
+    the cut separates objects that a faint bridge joins.
     """
     return [
         part

@@ -33,11 +33,11 @@ class Ocr:
         """Load the models, which compute on one thread of the CPU and use no network.
 
         Args:
-            detect: detect lines of text before reading them. False reads the whole picture as one line, which is ten
-                times faster. None detects lines if a side of the picture has more than 128 pixels.
-            fold: which texts are equal. "canonical": those that Unicode holds equal, apart from invisible characters;
-                "compatible": also full width, ligatures and the like; "lookalike": also letters, quotes and dashes
-                of the same shape.
+            detect: detect lines of text before reading them. False reads the whole picture as one line, which
+                is ten times faster. None detects lines if a side of the picture has more than 128 pixels.
+            fold: which texts are equal. "canonical": those that Unicode holds equal, apart from invisible
+                characters; "compatible": also full width, ligatures and the like; "lookalike": also letters,
+                quotes and dashes of the same shape.
 
         Raises:
             ValueError: there is no such `fold`.
