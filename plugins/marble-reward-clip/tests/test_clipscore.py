@@ -19,7 +19,7 @@ from .tiny_models import MEAN, STD
 
 
 def bilinear(image: Tensor, side: int) -> NDArray[np.float64]:
-    """uint8 [3, H, W] to [side, side, 3]: Pillow's antialiased bilinear on floating numbers, a channel at a time."""
+    """Map uint8 [3, H, W] to [side, side, 3] by Pillow's bilinear filter on floats, channel by channel."""
     short = min(image.shape[1:])
     height, width = (int(side * edge / short) for edge in image.shape[1:])
     top, left = round((height - side) / 2), round((width - side) / 2)

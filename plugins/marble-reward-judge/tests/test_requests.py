@@ -39,8 +39,10 @@ def test_request_holds_model_question_and_picture(server: "Server") -> None:
     (body,) = server.bodies
     assert server.paths == ["/v1/chat/completions"]
     assert {key: body[key] for key in ("model", "temperature", "max_tokens")} == {
-        "model": "UnifiedReward-7b-v1.5", "temperature": 0, "max_tokens": 512
-    }  # fmt: skip
+        "model": "UnifiedReward-7b-v1.5",
+        "temperature": 0,
+        "max_tokens": 512,
+    }
     (message,) = body["messages"]
     assert message["role"] == "user"
     assert [part["type"] for part in message["content"]] == ["image_url", "text"]

@@ -18,13 +18,13 @@ class TestObjectsConformance(RewardConformance):
 
 
 def grid(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates x and y [side, side] in [-1, 1]."""
+    """Return coordinates x and y [side, side] in [-1, 1]."""
     rows, columns = np.mgrid[:side, :side]
     return (columns - (side - 1) / 2) / (side / 2), (rows - (side - 1) / 2) / (side / 2)
 
 
 def shape(name: str, side: int) -> np.ndarray:
-    """A mask [side, side]."""
+    """Return the mask [side, side] of a shape."""
     x, y = grid(side)
     masks: dict[str, np.ndarray] = {
         "circle": x**2 + y**2 < 0.8,
@@ -78,7 +78,7 @@ def test_pictures_need_not_be_square() -> None:
         (include(("blue", "circle", 1), ("red", "square", 1)), (0.5 + 0.5) / 3),
     ],
 )
-def test_credit_for_what_is_right(wanted: dict[str, Any], score: float) -> None:
+def test_score_counts_right_colours_shapes_and_numbers(wanted: dict[str, Any], score: float) -> None:
     image = picture([("red", "circle"), ("red", "circle"), ("blue", "square")])
     assert Objects()(image[None], [wanted]) == pytest.approx([score])
 
@@ -126,7 +126,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         (include(("red", "circle", 0)), "count=0"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_and_nothing_else(wanted: dict[str, Any], message: str) -> None:
+def test_unknown_requirement_fails_only_its_image(wanted: dict[str, Any], message: str) -> None:
     both = torch.stack([picture([("red", "circle")])] * 2)
     refused, score = Objects()(both, [wanted, include(("red", "circle", 1))])
     assert isinstance(refused, ValueError)

@@ -29,7 +29,7 @@ def reward() -> Ocr:
 
 
 def written(text: str, height: int, width: int, size: int) -> Tensor:
-    """A picture of `text`: uint8 [1, 3, height, width]."""
+    """Paint a picture of `text`: uint8 [1, 3, height, width]."""
     picture = Image.new("RGB", (width, height), (230, 226, 214))
     font = ImageFont.load_default(size)
     ImageDraw.Draw(picture).text((width / 2, height / 2), text, (20, 30, 90), font, "mm")
@@ -48,7 +48,9 @@ def written(text: str, height: int, width: int, size: int) -> Tensor:
         ('an empty ""', {}, ""),
     ],
 )
-def test_what_is_wanted(prompt: str, metadata: dict[str, Any], wanted: str) -> None:
+def test_required_text_comes_from_metadata_or_quotes(
+    prompt: str, metadata: dict[str, Any], wanted: str
+) -> None:
     assert required_text(prompt, metadata) == wanted
 
 
@@ -114,7 +116,7 @@ def test_large_pictures_do_not_change_how_small_ones_are_read(reward: Ocr) -> No
     assert reward.read(small[0]) == before == "47"
 
 
-def test_what_the_reader_raises_is_passed_on(reward: Ocr) -> None:
+def test_errors_of_the_reader_are_passed_on(reward: Ocr) -> None:
     with pytest.raises(Exception, match=r"."):
         reward(torch.zeros(1, 5, 64, 64, dtype=torch.uint8), ["a sign"], [{"text": "47"}])
 
