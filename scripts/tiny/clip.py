@@ -42,7 +42,8 @@ def train_clip(
         batch: images per step.
         draw: picks the images.
     """
-    model: Any = make_clip(tokenizer).to(DEVICE).train()
+    model: Any = make_clip(tokenizer)
+    model.to(DEVICE).train()
     updater = Updater(model, steps, lr=1.5e-3, weight_decay=0.05)
     track = Track("clip", steps)
     for step in track:

@@ -60,7 +60,7 @@ class Updater:
     def update(self, loss: Tensor) -> None:
         """Take one optimizer step on a loss."""
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.rate.step()
