@@ -58,7 +58,7 @@ def judge(server: Server) -> Callable[..., Judge]:
 
     def make(url: str | None = None, **options: Any) -> Judge:
         settings = {"template": "Rate: {prompt}", "pattern": r"(\d+)", "low": 0, "high": 10, **options}
-        return Judge(url or server.url, "a-model", **settings)
+        return Judge(server.url if url is None else url, "a-model", **settings)
 
     return make
 
