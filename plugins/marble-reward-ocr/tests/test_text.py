@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from marble_reward_ocr.reward import Ocr
-from marble_reward_ocr.text import FOLDS, UNSEEN, canonical, compatible, lookalike
+from marble_reward_ocr.text import FOLDS, INVISIBLE, canonical, compatible, lookalike
 
 EQUIVALENT = [
     ("caf\u00e9", "cafe\u0301"),
@@ -27,7 +27,7 @@ EQUIVALENT = [
     ("\u1e9b\u0323", "\u017f\u0323\u0307"),
     ("\uf900", "\u8c48"),
 ]
-UNSEEN_IN = [
+INVISIBLE_IN = [
     "\u00ad",
     "\u034f",
     "\u061c",
@@ -95,7 +95,7 @@ def test_canonical_forms_are_the_same(fold: Callable[[str], str], one: str, othe
 
 
 @pytest.mark.parametrize("fold", FOLDS.values())
-@pytest.mark.parametrize("letter", UNSEEN_IN)
+@pytest.mark.parametrize("letter", INVISIBLE_IN)
 def test_invisible_characters_do_not_count(fold: Callable[[str], str], letter: str) -> None:
     assert fold(f"{letter}sa{letter}le{letter}") == "sale"
     assert fold(f"e{letter}\u0301") == "\u00e9"
@@ -146,7 +146,7 @@ def test_equivalent_texts_fold_alike(text: str) -> None:
 
 def test_visible_format_characters_count() -> None:
     """Signs of Arabic and Syriac numbers are of Unicode's category Cf, and are seen."""
-    assert not UNSEEN.search("\u0600\u06dd\u070f\u08e2\U000110bd")
+    assert not INVISIBLE.search("\u0600\u06dd\u070f\u08e2\U000110bd")
 
 
 def test_an_unknown_fold_is_refused() -> None:
