@@ -17,18 +17,18 @@ $(VENV)/installed: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject
 	touch $@
 
 demo: install
-	$(BIN)/python scripts/demo.py --seed $(SEED)
+	$(BIN)/python -m scripts.demo --seed $(SEED)
 
-# What MARBLE costs beside its alternatives: about ten minutes. BENCH="--quick" or BENCH="--output FILE.md --json FILE".
+# Measure what MARBLE costs beside its alternatives: about ten minutes. BENCH="--quick" or BENCH="--output FILE.md --json FILE".
 bench: install
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/bench.py $(BENCH)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m scripts.bench $(BENCH)
 
 test: install
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-# Every fault for real, at random instants, for minutes each. FAULTS="--output docs/reliability.md" writes its table.
+# Try every fault for real, at random instants: minutes each. FAULTS="--output docs/reliability.md" writes its table.
 test-faults: install
-	$(BIN)/python scripts/faults.py $(FAULTS)
+	$(BIN)/python -m scripts.faults $(FAULTS)
 
 lint: install
 	$(BIN)/ruff check .
@@ -40,14 +40,14 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every balance against every other, then docs/study/results.md: about two hours on two cores; goes on where it was stopped.
+# Compare all balances, then write docs/study/results.md: about two hours on two cores; resumes if stopped.
 study: install
-	$(BIN)/python scripts/study.py
-	$(BIN)/python scripts/study_report.py
+	$(BIN)/python -m scripts.study
+	$(BIN)/python -m scripts.study.report
 
-# Make the embedded model anew: about half an hour on two cores.
+# Train the embedded model from scratch: about half an hour on two cores.
 pretrain: install
-	$(BIN)/python scripts/pretrain_tiny.py
+	$(BIN)/python -m scripts.tiny.pretrain
 
 clean:
 	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache

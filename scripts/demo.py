@@ -1,9 +1,9 @@
 """Fine-tune the embedded `tiny` model on five rewards at once, then show what changed.
 
-    python scripts/demo.py [--seed 0] [--directory runs/demo-0] [OVERRIDE ...]
+    python -m scripts.demo [--seed 0] [--directory runs/demo-0] [OVERRIDE ...]
 
-Ends with the table of base against trained on held-out prompts and names the two pictures that it drew. Running it
-again continues an unfinished run.
+Ends with a table that compares base and trained model on held-out prompts, and with the paths of two
+pictures. Running the script again resumes an unfinished run.
 """
 
 import argparse
@@ -13,42 +13,41 @@ from pathlib import Path
 
 from marble_cli.metrics.figures import curves
 
-JUDGED_PROMPTS = 400  # held-out prompts a source
+EVAL_PROMPTS = 400  # held-out prompts per source
 
 
-def marble(*arguments: object) -> int:
+def run_marble(*arguments: object) -> int:
+    """Run a command of marble and return its exit code."""
     return subprocess.run([sys.executable, "-m", "marble_cli", *map(str, arguments)], check=False).returncode
 
 
-def main(directory: Path, seed: int, overrides: list[str]) -> int:
-    trained = marble(
-        "train", "preset=tiny", "run.name=demo", f"run.dir={directory}", f"trainer.seed={seed}", *overrides
-    )
-    if trained:
-        return trained
-    print(f"judging base and trained on {JUDGED_PROMPTS} held-out prompts a source", flush=True)
-    judged = marble(
-        "eval",
-        directory,
-        "--against",
-        "base",
-        "--output",
-        directory,
-        f"trainer.eval_prompts={JUDGED_PROMPTS}",
-    )
-    if judged:
-        return judged
+def run_demo(directory: Path, seed: int, overrides: list[str]) -> int:
+    """Train, evaluate and draw the curves; return the exit code of the first command that failed, else 0."""
+    settings = ("preset=tiny", "run.name=demo", f"run.dir={directory}", f"trainer.seed={seed}")
+    if code := run_marble("train", *settings, *overrides):
+        return code
+    print(f"comparing base and trained model on {EVAL_PROMPTS} held-out prompts per source", flush=True)
+    options = ("--against", "base", "--output", directory)
+    if code := run_marble("eval", directory, *options, f"trainer.eval_prompts={EVAL_PROMPTS}"):
+        return code
     print(f"curves:   {curves(directory / 'metrics.jsonl', directory / 'curves.png')}")
     return 0
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
+    """Run the demonstration that the command line asks for; return its exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m scripts.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--directory", type=Path, help="the run's folder; runs/demo-SEED if not given")
-    parser.add_argument("overrides", nargs="*", help="any override of marble train")
-    options = parser.parse_args()
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run (%(default)s)")
+    parser.add_argument("--directory", type=Path, help="folder of the run (runs/demo-SEED)")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="settings, as for `marble train`")
+    options = parser.parse_args(arguments)
     directory = options.directory or Path(f"runs/demo-{options.seed}")
-    sys.exit(main(directory, options.seed, options.overrides))
+    return run_demo(directory, options.seed, options.overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,7 @@
-"""Try every fault for real (`pytest -m long`) and make the table of docs/reliability.md of what was measured."""
+"""Try every fault for real (`pytest -m long`) and write the table of docs/reliability.md.
+
+python -m scripts.faults [--output FILE.md] [--records FILE]
+"""
 
 import argparse
 import json
@@ -15,37 +18,26 @@ import torch
 BEGIN = "<!-- What stands between these lines is made by scripts/faults.py. -->"
 END = "<!-- End of what scripts/faults.py makes. -->"
 ROOT = Path(__file__).resolve().parents[1]
-RECORDS = "MARBLE_FAULT_RECORDS"  # tests/faults/conftest.py writes there
+RECORDS = "MARBLE_FAULT_RECORDS"  # environment variable: the file that tests/faults/conftest.py writes to
+
+Rows = list[dict[str, Any]]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="put the table between the marks of FILE; else print it"
-    )
-    parser.add_argument(
-        "--records", type=Path, metavar="FILE", help="take what was measured before; run nothing"
-    )
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        records, code = asked.records, 0
-        if records is None:
-            records = Path(folder) / "records.jsonl"
-            records.touch()
-            command = [sys.executable, "-m", "pytest", "-m", "long", "--durations=10", "tests"]
-            environ = os.environ | {RECORDS: str(records)}
-            code = subprocess.run(command, cwd=ROOT, env=environ, check=False).returncode
-        rows = [json.loads(line) for line in records.read_text().splitlines()]
-    text = f"{table(rows)}\n\n{provenance(rows)}\n"
-    if code or asked.output is None:  # what failed is in no document
-        print(text)
-    else:
-        put(text, asked.output)
-    return code
+def measure(records: Path) -> int:
+    """Run the long tests, which append a JSON line per fault to `records`; return pytest's exit code."""
+    records.touch()
+    command = [sys.executable, "-m", "pytest", "-m", "long", "--durations=10", "tests"]
+    environment = os.environ | {RECORDS: str(records)}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown of the records."""
+def read_records(records: Path) -> Rows:
+    """Read what the tests recorded."""
+    return [json.loads(line) for line in records.read_text().splitlines()]
+
+
+def fault_table(rows: Rows) -> str:
+    """Return the records as a table in Markdown."""
     lines = [
         "| fault | tried | steps lost | outcome | its short form in `make test` |",
         "|---|---:|---:|---|---|",
@@ -57,27 +49,61 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def provenance(rows: list[dict[str, Any]]) -> str:
-    """When, where and how the table was made."""
+def provenance(rows: Rows) -> str:
+    """Say when, where and how the records were measured."""
     minutes = sum(row["seconds"] for row in rows) / 60
+    latest = max((row["date"] for row in rows), default="no day")
     return (
-        f"Measured on {max((row['date'] for row in rows), default='no day')} with `make test-faults` on {os.cpu_count()} cores "
-        f"({platform.machine()}, no GPU used), Python {platform.python_version()}, torch {torch.__version__}, in {minutes:.0f} minutes."
+        f"Measured on {latest} with `make test-faults` on {os.cpu_count()} cores ({platform.machine()}, no "
+        f"GPU used), Python {platform.python_version()}, torch {torch.__version__}, in {minutes:.0f} "
+        "minutes."
     )
 
 
-def put(text: str, file: Path) -> None:
-    """Replace what stands between the marks of `file`.
+def replace_between_marks(text: str, page: Path) -> None:
+    """Replace the part of `page` between the lines `BEGIN` and `END`.
 
     Raises:
-        ValueError: it has no marks.
+        ValueError: the page lacks one of these lines.
     """
-    before, begin, rest = file.read_text().partition(f"{BEGIN}\n")
+    before, begin, rest = page.read_text().partition(f"{BEGIN}\n")
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{file} has no lines {BEGIN!r} and {END!r}")
-    file.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+        raise ValueError(f"{page} has no lines {BEGIN!r} and {END!r}; add both where the table belongs")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def main(arguments: list[str]) -> int:
+    """Measure the faults and publish the table; return pytest's exit code.
+
+    After a failure the table is only printed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.md",
+        help="put the table between the marks of this file, instead of printing it",
+    )
+    parser.add_argument(
+        "--records", type=Path, metavar="FILE", help="use the records of an earlier run, and run no test"
+    )
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        records = options.records or Path(folder) / "records.jsonl"
+        code = 0 if options.records else measure(records)
+        rows = read_records(records)
+    text = f"{fault_table(rows)}\n\n{provenance(rows)}\n"
+    if code or options.output is None:
+        print(text)
+    else:
+        replace_between_marks(text, options.output)
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

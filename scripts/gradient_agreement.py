@@ -1,14 +1,15 @@
-"""How much of a step's gradient is signal: cosines between the gradients of independent steps, reward by reward.
+"""Measure how much of each reward's gradient is signal, by the cosines between independent steps.
 
-    python scripts/gradient_agreement.py [--steps 5] [OVERRIDE ...]
+    python -m scripts.gradient_agreement [--steps 5] [OVERRIDE ...]
 
-Rolls out several steps from the base model without training and takes every reward's own gradient (the shared term left
-out) on each. Two steps share nothing but the model, so the mean cosine c between them says that a share c of a gradient's
-squared length is signal and the rest is noise. Printed for all training times of the configuration together and for each
-of the solver's times alone.
+Rolls out several steps from the base model without training, and takes every reward's own gradient on each,
+without the shared term. Two steps have only the model in common. If the mean cosine between their gradients
+is c, a share c of a gradient's squared length is signal and the rest is noise. The first row uses the
+configured training times, the others one of the solver's times alone.
 """
 
 import argparse
+import sys
 
 import torch
 from rich.console import Console
@@ -17,80 +18,98 @@ from torch import Tensor
 
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig, SharedTerm, TrainingNoise
-from marble_cli.data.prompts import load_prompts
-from marble_cli.distributed.layout import Replicated
-from marble_cli.distributed.ranks import Ranks
 from marble_cli.objective.coefficients import Coefficients, reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
-from marble_cli.rollout.collect import Rollout
-from marble_cli.run.build import build_sampler
+from marble_cli.run.loop import Trainer
 from marble_cli.step.batches import TrainingSet, chunks, training_times
 from marble_cli.step.gradients import Objective, Step, reward_gradients
 from marble_cli.step.reward_signal import read_signal
+from scripts.trainer import make_trainer
+
+LAST_TIME_LEFT_OUT = 0.99  # share of the solver's times to look at: hardly any signal is left at the last
 
 
 def agreement(steps: Tensor) -> Tensor:
-    """Mean cosine [K] between the gradients [S, K, P] of different steps."""
+    """Return the mean cosine [K] between gradients [S, K, P] of different steps."""
     unit = steps / torch.linalg.vector_norm(steps, dim=2, keepdim=True)
     cosine = torch.einsum("skp,tkp->kst", unit, unit)
     count = len(steps)
     return (cosine.sum((1, 2)) - count) / (count * (count - 1))
 
 
-def gradients(step: Step, rewards: Coefficients) -> Tensor:
-    """Each reward's own gradient [K, P] float64 on all micro-batches of a step."""
-    nothing = Coefficients(torch.zeros_like(rewards.p[0]), torch.zeros_like(rewards.q[0]))
+def reward_rows(step: Step, rewards: Coefficients) -> Tensor:
+    """Return each reward's own gradient [K, P] float64 over all micro-batches of a step."""
+    no_shared_term = Coefficients(torch.zeros_like(rewards.p[0]), torch.zeros_like(rewards.q[0]))
     parts = chunks(step.data, step.objective.micro_batch_size)
-    return reward_gradients(step, parts, rewards, nothing).rows[:-1].double()
+    return reward_gradients(step, parts, rewards, no_shared_term).rows[:-1].double()
 
 
-def measure(config: RunConfig, steps: int) -> tuple[list[str], Tensor, list[tuple[float, Tensor]]]:
-    """Rewards' names, their agreement [K] over the configured times, and (t, agreement [K]) for each time alone."""
-    policy = load_policy(config.model, config.trainer.seed)
-    sampler = build_sampler(config, load_prompts(config.data, "train"))
-    trainer, algorithm, size = config.trainer, config.algorithm, config.rollout.group_size
-    objective = Objective(
-        algorithm.beta, algorithm.advantage.clip, 0.0, trainer.seed, trainer.micro_batch_size
+def step_gradients(trainer: Trainer, number: int, single_times: Tensor) -> tuple[Tensor, Tensor]:
+    """Roll out one step and take its gradients without updating any weight.
+
+    Args:
+        trainer: of the base model.
+        number: of the step, which its prompts and noise depend on.
+        single_times: [T] solver times to train on alone.
+
+    Returns:
+        Gradients [K, P] over the configured training times, and [T, K, P] over each single time.
+    """
+    settings, algorithm = trainer.config.trainer, trainer.config.algorithm
+    samples, groups = trainer.roll_out(number)
+    scores = samples.scores(trainer.ranks)
+    signal = read_signal(scores.values.nan_to_num(), scores.applicable, groups, algorithm)
+    coefficients = reward_coefficients(signal.optimality, signal.applicable, shared_term=SharedTerm.outside)
+    images = torch.arange(len(groups))
+    draws = groups if algorithm.training_noise is TrainingNoise.group else images
+    configured = training_times(
+        trainer.rollout.times(),
+        settings.timestep_fraction,
+        settings.times_per_image,
+        draws.tolist(),
+        settings.seed,
+        number,
+        algorithm.training_times,
     )
-    ranks = Ranks.alone()
-    together, alone = [], []
+    # No KL term: only the rewards' own gradients are compared.
+    clip = algorithm.advantage.clip
+    objective = Objective(algorithm.beta, clip, 0.0, settings.seed, settings.micro_batch_size)
+
+    def gradients(times: Tensor) -> Tensor:
+        data = TrainingSet(samples.x0, samples.embeddings, images, draws, times, times.numel())
+        step = Step(trainer.policy, trainer.layout, data, objective, number, lambda count: None)
+        return reward_rows(step, coefficients.rewards)
+
+    alone = [gradients(time.repeat(len(images), 1)) for time in single_times]
+    return gradients(configured), torch.stack(alone)
+
+
+def measure(config: RunConfig, steps: int) -> tuple[Tensor, list[tuple[float, Tensor]]]:
+    """Return the agreement [K] over the configured times, and (t, agreement [K]) of each single time."""
+    policy = load_policy(config.model, config.trainer.seed)
     with open_scorer(config.rewards, str(policy.device)) as scorer:
-        rollout = Rollout(policy, config.rollout, config.trainer.seed)
-        times = rollout.times()[: max(1, int(config.rollout.steps * 0.99))]
-        for step in range(1, steps + 1):
-            prompts = [prompt for prompt in sampler.step(step) for _ in range(size)]
-            own = torch.arange(len(prompts))
-            samples = rollout.collect(
-                prompts, own.tolist(), scorer=scorer, adapter="behaviour", purpose="rollout", step=step,
-                advance=lambda count: None,
-            )  # fmt: skip
-            scores = samples.scores(ranks)
-            signal = read_signal(scores.values, scores.applicable, own // size, algorithm)
-            rewards = reward_coefficients(
-                signal.optimality, signal.applicable, shared_term=SharedTerm.outside
-            ).rewards
-            draws = own // size if algorithm.training_noise is TrainingNoise.group else own
-            chosen = training_times(
-                rollout.times(), trainer.timestep_fraction, trainer.times_per_image, draws.tolist(),
-                trainer.seed, step, algorithm.training_times,
-            )  # fmt: skip
-
-            found = [
-                gradients(Step(policy, Replicated(ranks), data, objective, step, lambda count: None), rewards)
-                for at in (chosen, *(t.repeat(len(own), 1) for t in times))
-                for data in [TrainingSet(samples.x0, samples.embeddings, own, draws, at, at.numel())]
-            ]
-            together.append(found[0])
-            alone.append(torch.stack(found[1:]))
-    each = torch.stack(alone)
-    singles = [(float(t), agreement(each[:, place])) for place, t in enumerate(times)]
-    return list(config.rewards), agreement(torch.stack(together)), singles
+        trainer = make_trainer(config, policy, scorer)
+        times = trainer.rollout.times()[: max(1, int(config.rollout.steps * LAST_TIME_LEFT_OUT))]
+        per_step = [step_gradients(trainer, number, times) for number in range(1, steps + 1)]
+    together = torch.stack([configured for configured, _ in per_step])
+    alone = torch.stack([singles for _, singles in per_step], dim=1)
+    return agreement(together), [(float(t), agreement(rows)) for t, rows in zip(times, alone, strict=True)]
 
 
-def main(steps: int, overrides: list[str]) -> None:
-    names, together, singles = measure(compose(["preset=tiny", *overrides]), steps)
-    table = Table("training times", *names, box=None)
+def main(arguments: list[str]) -> None:
+    """Measure what the command line asks for and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.gradient_agreement",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--steps", type=int, default=5, help="independent steps to compare (%(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="settings, as for `marble train`")
+    options = parser.parse_args(arguments)
+    config = compose(["preset=tiny", *options.overrides])
+    together, singles = measure(config, options.steps)
+    table = Table("training times", *config.rewards, box=None)
     table.add_row("as configured", *(f"{value:.3f}" for value in together.tolist()))
     for t, values in singles:
         table.add_row(f"t = {t:.3f} alone", *(f"{value:.3f}" for value in values.tolist()))
@@ -98,10 +117,4 @@ def main(steps: int, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("overrides", nargs="*", help="any override of marble train")
-    options = parser.parse_args()
-    main(options.steps, options.overrides)
+    main(sys.argv[1:])

@@ -29,6 +29,7 @@ def explain(
     """Show in tables and pictures how a run balanced its rewards."""
     from rich.console import Console
 
+    from marble_cli.explain.analysis import explain as analyse
     from marble_cli.explain.diagnosis import diagnose
     from marble_cli.explain.figures import draw
     from marble_cli.explain.tables import page

@@ -1,22 +1,19 @@
-"""The benchmarks on the smallest settings: they compare equal things, and their figures are what they say they are."""
+"""The benchmarks at their smallest size: both sides compute the same, and their figures are right."""
 
-import itertools
 import json
-import sys
+import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import bench
-import bench_run as whole
-import bench_scenes as scenes
-import bench_solvers as solvers
-import bench_steps as steps
-import bench_tools as tools
+from marble_cli.config.compose import compose
+from scripts.bench import __main__ as bench
+from scripts.bench import parallel, report, scenes, sd35m, solvers, steps, timing
+from scripts.bench import run as whole
+from tests.scripts.smallest import SMALL, run_in_process
 
 CPU = torch.device("cpu")
 
@@ -66,7 +63,7 @@ def test_a_refresh_holds_one_vector_a_reward(scene: scenes.Scene) -> None:
     rows = {row[:2]: row for row in steps.measure_memory(scene).rows}
     vector = 4 * scene.parameters() / 1e6
     one, other = (rows["refresh, shared term inside", k][2] for k in (5.0, 8.0))
-    # Three more of float32, and of float64 in the Gram matrix: next to nothing else is alive in so small a model.
+    # Three more rows of float32, and of float64 in the Gram matrix; little else is alive in so small a model.
     assert 3 * vector < other - one < 10 * vector  # type: ignore[operator]
 
 
@@ -81,26 +78,26 @@ def test_the_peak_is_that_of_tensors_alive_at_once() -> None:
         return [torch.ones(size) for _ in range(5)]
 
     one_after_the_other()
-    assert tools.peak_bytes(together, CPU) == pytest.approx(5 * 4 * size, rel=0.01)
-    assert tools.peak_bytes(one_after_the_other, CPU) < 3 * 4 * size
+    assert timing.peak_bytes(together, CPU) == pytest.approx(5 * 4 * size, rel=0.01)
+    assert timing.peak_bytes(one_after_the_other, CPU) < 3 * 4 * size
 
 
 def test_jobs_take_turns_and_the_first_round_does_not_count() -> None:
     turns: list[str] = []
-    seconds = tools.alternate({name: lambda name=name: turns.append(name) for name in "ab"}, 3)  # type: ignore[misc]
+    seconds = timing.alternate({name: lambda name=name: turns.append(name) for name in "ab"}, 3)  # type: ignore[misc]
     assert "".join(turns) == "abababab"
     assert [len(times) for times in seconds.values()] == [3, 3]
-    assert tools.ratio([2.0, 30.0, 4.0], [1.0, 10.0, 2.0]) == 2.0
+    assert timing.ratio([2.0, 30.0, 4.0], [1.0, 10.0, 2.0]) == 2.0
 
 
 def test_a_run_is_put_together_from_its_steps() -> None:
-    trained = dict(zip([*whole.STEPS, whole.ALONE], [1.0, 1.0, 2.0, 1.1, 1.5, 1.0], strict=True))
+    trained = dict(zip([*whole.STEPS, whole.SINGLE], [1.0, 1.0, 2.0, 1.1, 1.5, 1.0], strict=True))
     times = {
         name: [{"time/rollout": 0.75, "time/reward": 0.25, "time/train": seconds}] * 2
         for name, seconds in trained.items()
     }
-    times[whole.ALONE] = [step | {"time/reward": 0.05} for step in times[whole.ALONE]]
-    speeds = {row[0]: row[4:] for row in whole.run_sheet(times, "a few").rows}
+    times[whole.SINGLE] = [step | {"time/reward": 0.05} for step in times[whole.SINGLE]]
+    speeds = {row[0]: row[4:] for row in whole.run_sheet(times, 4).rows}
     assert speeds["plain"] == speeds["amortised"] == (None, None)
     assert speeds["refresh"] == pytest.approx((20 / 21, 18 / 21))
     assert speeds["refresh on a quarter"] == pytest.approx((20 / 20.1, 18 / 20.1))
@@ -108,11 +105,15 @@ def test_a_run_is_put_together_from_its_steps() -> None:
 
 def test_the_real_trainer_is_timed() -> None:
     small = (
-        "rollout.groups=2", "rollout.group_size=2", "rollout.steps=2", "trainer.micro_batch_size=2",
-        "rewards=[colorfulness,compressibility]", "balance.floor=0",
-    )  # fmt: skip
+        "rollout.groups=2",
+        "rollout.group_size=2",
+        "rollout.steps=2",
+        "trainer.micro_batch_size=2",
+        "rewards=[colorfulness,compressibility]",
+        "balance.floor=0",
+    )
     rows = whole.time_run(1, small).rows
-    assert [row[0] for row in rows] == [*whole.STEPS, whole.ALONE]
+    assert [row[0] for row in rows] == [*whole.STEPS, whole.SINGLE]
     assert all(number > 0 for row in rows for number in row[1:4])  # type: ignore[operator]
 
 
@@ -136,19 +137,45 @@ def test_every_installed_solver_is_compared() -> None:
     assert {row[0]: row[3] for row in rows}["OSQP at 1e-9, polished"] < 1e-8  # type: ignore[operator]
 
 
-def test_tables_are_written_for_people_and_for_machines(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_tables_reach_the_terminal_the_page_and_the_json_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = bench.Plan(1, (), (), sizes=(3,), problems=1)
+    """Without `memory` and `run`, which have tests of their own."""
+    scene = partial(scenes.random_scene, 2, 1, 4, 8, text_tokens=3)
+    monkeypatch.setattr(bench, "quick_plan", lambda: bench.Plan(1, (scene,), (), sizes=(3,), problems=1))
     page, data = tmp_path / "bench.md", tmp_path / "bench.json"
-    bench.main(plan, ["solvers"], page, data)
+    options = ["--quick", "--parts", "steps", "solvers", "--json", str(data), "--output", str(page)]
+    bench.main(options)
     shown = capsys.readouterr().out
     assert "marble: LeastNorm" in shown
-    assert max(map(len, shown.splitlines())) <= bench.WIDTH
+    assert max(map(len, shown.splitlines())) <= report.WIDTH
     written = page.read_text()
-    assert bench.machine()["torch"] in written
+    assert report.describe_machine()["torch"] in written
+    assert f"`python -m scripts.bench {' '.join(options)}`" in written
     assert written.count("\n| marble: LeastNorm | 3 | ") == 1
-    widths = {line.count("|") for line in itertools.islice(written.splitlines(), 3, None) if "|" in line}
-    assert widths == {5}
-    (table,) = json.loads(data.read_text())["tables"]
-    assert table["rows"][0]["worst gap"] < 1e-10
+    for section in written.split("\n## ")[1:]:
+        assert len({line.count("|") for line in section.splitlines() if line.startswith("|")}) == 1
+    of_steps, of_solvers = json.loads(data.read_text())["tables"]
+    assert of_steps["rows"]
+    assert of_solvers["rows"][0]["worst gap"] < 1e-10
+
+
+def test_parallel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = run_in_process(monkeypatch, parallel)
+    for layout in parallel.LAYOUTS.values():
+        more = [f"launcher.nproc={layout[1]}", *layout[2:]] if layout else []
+        compose([*parallel.SETTINGS, *more])
+    monkeypatch.setattr(parallel, "LAYOUTS", {"1 process": ()})
+    parallel.main(["--rounds", "1", "--steps", "2", *SMALL])
+    assert len(commands) == 1
+    row = r"\| 1 process \| [\d.]+ \| 1\.00 x \| 1\.00 x \| 1\.00 x \|"
+    assert re.search(row, capsys.readouterr().out)
+
+
+def test_sd35m(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures, page = tmp_path / "bench.json", tmp_path / "bench.md"
+    sd35m.main(["--small", "--repeats", "1", "--json", str(figures), "--output", str(page)])
+    tables = json.loads(figures.read_text())["tables"]
+    assert [{row["whose"] for row in table["rows"]} for table in tables] == [{"ours", "recipe"}] * 2
+    assert "directions of ours and of the recipe" in capsys.readouterr().out
+    assert "## The whole step" in page.read_text()

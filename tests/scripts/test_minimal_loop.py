@@ -1,6 +1,5 @@
-"""The algorithm on one page takes the trainer's first step."""
+"""The algorithm on one page takes the same first step as the trainer."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,14 @@ import torch
 from marble_cli.policy.base import Policy
 from marble_cli.policy.load import load_policy
 from marble_cli.run import train as run
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import minimal_loop
+from scripts import minimal_loop
 
 
 @pytest.mark.parametrize(
     "overrides",
     [["balance=marble"], ["balance=marble", "balance.shared_term=inside", "trainer.times_per_image=2"]],
 )
-def test_the_first_step_is_the_trainers(
+def test_first_step_equals_the_trainers(
     base_overrides: list[str],
     overrides: list[str],
     tmp_path: Path,
@@ -40,7 +37,7 @@ def test_the_first_step_is_the_trainers(
         for name, tensor in load_policy(config.model, 0).parameters("trained").items()
     }
     assert run.train(config, resume="never") == 0
-    minimal = minimal_loop.main(1, [*base_overrides, *overrides])
+    minimal = minimal_loop.train(1, [*base_overrides, *overrides])
     assert "step 1: colorfulness +" in capsys.readouterr().out
     for adapter in ("trained", "behaviour"):
         one, other = policies[0].parameters(adapter), minimal.parameters(adapter)  # type: ignore[arg-type]
@@ -50,3 +47,8 @@ def test_the_first_step_is_the_trainers(
         (tensor - start[name]).abs().max() > 1e-5
         for name, tensor in policies[0].parameters("trained").items()
     )
+
+
+def test_a_sum_of_rewards_is_refused() -> None:
+    with pytest.raises(SystemExit, match=r"balance=weighted_sum.*balance=marble"):
+        minimal_loop.main(["balance=weighted_sum", "rewards=[colorfulness,compressibility]"])

@@ -7,7 +7,7 @@ from .tiny_models import write_clip, write_predictor
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random CLIP model, its tokenizer and its image processor."""
+    """Write a small random CLIP model with tokenizer and image processor."""
     place = tmp_path_factory.mktemp("clip")
     write_clip(place)
     return place
@@ -15,7 +15,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random aesthetic predictor for the embeddings of `folder`."""
+    """Write a small random aesthetic predictor for the embeddings of `folder`."""
     place = tmp_path_factory.mktemp("predictor")
     write_predictor(place)
     return place

@@ -1,4 +1,4 @@
-"""CLIP computed step by step in float64: Pillow by hand, words looked up here, the two towers called apart."""
+"""CLIP computed step by step in float64, with Pillow, and tokens looked up here."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def halved(excess: int) -> int:
 
 
 def cropped(image: Tensor, begin: Callable[[int], int] = halved) -> NDArray[np.float64]:
-    """uint8 [3, H, W] to [SIDE, SIDE, 3]: shorter edge to SIDE by Pillow's bicubic, centre crop, normalised."""
+    """Map uint8 [3, H, W] to [SIDE, SIDE, 3]: Pillow's bicubic resize, centre crop, normalisation."""
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     width, height = picture.size
     short = min(width, height)

@@ -28,12 +28,17 @@ def score(predictor: Path, embedding: NDArray[np.float64]) -> float:
 def test_has_the_published_layers() -> None:
     shapes = {name: [*tensor.shape] for name, tensor in Predictor(768).state_dict().items()}
     assert shapes == {
-        "layers.0.weight": [1024, 768], "layers.0.bias": [1024],
-        "layers.2.weight": [128, 1024], "layers.2.bias": [128],
-        "layers.4.weight": [64, 128], "layers.4.bias": [64],
-        "layers.6.weight": [16, 64], "layers.6.bias": [16],
-        "layers.7.weight": [1, 16], "layers.7.bias": [1],
-    }  # fmt: skip
+        "layers.0.weight": [1024, 768],
+        "layers.0.bias": [1024],
+        "layers.2.weight": [128, 1024],
+        "layers.2.bias": [128],
+        "layers.4.weight": [64, 128],
+        "layers.4.bias": [64],
+        "layers.6.weight": [16, 64],
+        "layers.6.bias": [16],
+        "layers.7.weight": [1, 16],
+        "layers.7.bias": [1],
+    }
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

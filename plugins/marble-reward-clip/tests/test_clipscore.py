@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from marble_reward_clip.clipscore import ClipScore, shorter_edge
+from marble_reward_clip.clipscore import ClipScore, scale_shorter_edge
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -19,7 +19,7 @@ from .tiny_models import MEAN, STD
 
 
 def bilinear(image: Tensor, side: int) -> NDArray[np.float64]:
-    """uint8 [3, H, W] to [side, side, 3]: Pillow's antialiased bilinear on floating numbers, a channel at a time."""
+    """Map uint8 [3, H, W] to [side, side, 3] by Pillow's bilinear filter on floats, channel by channel."""
     short = min(image.shape[1:])
     height, width = (int(side * edge / short) for edge in image.shape[1:])
     top, left = round((height - side) / 2), round((width - side) / 2)
@@ -40,7 +40,7 @@ def test_the_published_resize_is_bilinear_on_floating_numbers(height: int, width
     images = pictures(2, height, width)
     expected = np.stack([bilinear(image, side) for image in images]).transpose(0, 3, 1, 2)
     # A value rounded to a byte would be off by up to 7e-3.
-    np.testing.assert_allclose(shorter_edge(images, side).numpy(), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(scale_shorter_edge(images, side).numpy(), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

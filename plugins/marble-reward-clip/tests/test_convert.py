@@ -68,9 +68,14 @@ class OpenClip(nn.Module):
         super().__init__()
         text, vision = config.text_config, config.vision_config
         self.visual = Visual(
-            vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers,
-            vision.num_attention_heads, vision.intermediate_size, config.projection_dim,
-        )  # fmt: skip
+            vision.image_size,
+            vision.patch_size,
+            vision.hidden_size,
+            vision.num_hidden_layers,
+            vision.num_attention_heads,
+            vision.intermediate_size,
+            config.projection_dim,
+        )
         self.transformer = Transformer(
             text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.intermediate_size
         )
@@ -99,7 +104,7 @@ def open_clip(config: CLIPConfig) -> OpenClip:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> CLIPConfig:
-    """A small architecture in the place of ViT-H-14, with its activation."""
+    """Replace ViT-H-14 by a small architecture with the same activation."""
     config = clip_config(hidden_act=convert.vit_h_14().vision_config.hidden_act, num_attention_heads=4)
     monkeypatch.setattr(convert, "vit_h_14", lambda: config)
     return config
@@ -112,7 +117,7 @@ def tokenizer(tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-def test_a_converted_model_embeds_as_the_original(
+def test_converted_model_embeds_like_the_original(
     small: CLIPConfig, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = open_clip(small)
@@ -136,7 +141,7 @@ def test_a_converted_model_embeds_as_the_original(
 
 
 @torch.no_grad()
-def test_the_other_activation_would_show(small: CLIPConfig) -> None:
+def test_another_activation_changes_the_embeddings(small: CLIPConfig) -> None:
     original, pixels = open_clip(small), torch.randn(2, 3, 32, 32)
     weights = convert.from_open_clip(original.state_dict())
     images = nn.functional.normalize(original.visual(pixels))
@@ -150,8 +155,8 @@ def test_the_other_activation_would_show(small: CLIPConfig) -> None:
     assert differences["quick_gelu"] > 1e-4
 
 
-def test_the_architecture_is_open_clip_s_vit_h_14() -> None:
-    """Every tensor of a ViT-H-14 under open_clip's names has a place, and the sum of them is the published size."""
+def test_architecture_has_every_tensor_of_open_clips_vit_h_14() -> None:
+    """Also compares the number of parameters with the published one."""
     config = convert.vit_h_14()
     with torch.device("meta"):
         original, ours = OpenClip(config).state_dict(), CLIPModel(config).state_dict()
@@ -190,7 +195,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     )
 
 
-def test_another_model_s_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"layers.0.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
     for model, lacks in (("hpsv2", "it lacks 910 of 910 tensors"), ("aesthetic", "it lacks 9 of 10 tensors")):
         assert lacks in refusal([model, str(tmp_path / "other.pt"), str(tmp_path / "new")], capsys)
@@ -205,9 +210,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(
     assert "cannot be loaded: it is no torch file, or holds more than tensors." in said
 
 
-def test_a_folder_with_something_in_it_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nonempty_folder_is_refused_and_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_predictor(tmp_path / "full", width=768)
     torch.save(load_file(tmp_path / "full" / "model.safetensors"), tmp_path / "predictor.pth")
     said = refusal(["aesthetic", str(tmp_path / "predictor.pth"), str(tmp_path / "full")], capsys)

@@ -35,13 +35,13 @@ def score(
 PROMPTS = ["a cup", "a red kite", "a cup", "two", "a blue cup and a red kite", ""]
 
 
-def test_neighbours_do_not_matter(score: Callable[[Tensor, Sequence[str]], Tensor]) -> None:
+def test_scores_do_not_depend_on_the_batch(score: Callable[[Tensor, Sequence[str]], Tensor]) -> None:
     images = pictures(6, 48, 56)
     alone = torch.cat([score(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(6)])
     torch.testing.assert_close(score(images, PROMPTS), alone, rtol=1e-5, atol=1e-5)
 
 
-def test_a_large_batch_is_taken_in_parts(
+def test_large_batch_is_embedded_in_parts(
     score: Callable[[Tensor, Sequence[str]], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = pictures(6, 48, 56)
@@ -53,7 +53,7 @@ def test_a_large_batch_is_taken_in_parts(
     assert seen == [2, 2, 2]
 
 
-def test_more_images_than_a_part_holds(score: Callable[[Tensor, Sequence[str]], Tensor]) -> None:
+def test_scores_of_several_parts_keep_their_order(score: Callable[[Tensor, Sequence[str]], Tensor]) -> None:
     images = pictures(2 * clip.CHUNK + 3, 33, 32)
     prompts = [" ".join(["red"] * (i % 75)) for i in range(len(images))]
     scores = score(images, prompts)
@@ -78,14 +78,14 @@ def test_long_prompts_are_cut(folder: Path, build: Build) -> None:
 
 
 @WITH_PROMPTS
-def test_an_empty_prompt_is_a_prompt(folder: Path, build: Build) -> None:
+def test_empty_prompt_is_scored(folder: Path, build: Build) -> None:
     assert build(str(folder)).clip.texts([""])[0].numpy() == pytest.approx(
         text_embedding(folder, ""), abs=2e-6
     )
 
 
 @WITH_PROMPTS
-def test_computes_in_the_given_type(folder: Path, build: Build) -> None:
+def test_models_have_the_given_precision(folder: Path, build: Build) -> None:
     images, prompts = pictures(2, 32, 32), ["a cup", "a kite"]
     full, half = build(str(folder)), build(str(folder), dtype=torch.bfloat16)
     assert half.clip.model.dtype == torch.bfloat16
@@ -150,11 +150,11 @@ def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_incomplete_weights_are_refused(folder: Path, tmp_path: Path) -> None:
-    """Else what is missing would be drawn at random, and the score with it."""
+    """Without a refusal transformers would draw missing weights at random."""
     for file in folder.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = load_file(folder / "model.safetensors")
     del weights["text_projection.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(OSError, match=r"its weights lack text_projection\.weight"):
+    with pytest.raises(OSError, match=r"its weights lack 1 parameters, text_projection\.weight"):
         HpsV2(str(tmp_path))

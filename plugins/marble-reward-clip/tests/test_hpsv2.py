@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from marble_reward_clip.clipscore import ClipScore
-from marble_reward_clip.hpsv2 import HpsV2, fit_in_square, repaired
+from marble_reward_clip.hpsv2 import HpsV2, fit_in_square, repair
 from marble_reward_clip.pickscore import PickScore
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,7 +21,7 @@ from .tiny_models import MEAN, STD
 
 
 def fitted(image: Tensor, side: int) -> NDArray[np.float64]:
-    """uint8 [3, H, W] to [side, side, 3]: Pillow's bicubic on floating numbers, a channel at a time, on black."""
+    """Map uint8 [3, H, W] to [side, side, 3] by Pillow's bicubic filter on floats, on a black ground."""
     height, width = (round(edge * side / max(image.shape[1:])) for edge in image.shape[1:])
     square = np.zeros((side, side, 3))
     top, left = (side - height) // 2, (side - width) // 2
@@ -41,7 +41,7 @@ def test_a_picture_is_fitted_into_the_square(height: int, width: int, side: int)
     np.testing.assert_allclose(fit_in_square(images, side).numpy(), expected, rtol=0, atol=1e-4)
 
 
-def test_nothing_is_rounded_or_clipped_in_between() -> None:
+def test_fitting_neither_rounds_nor_clips() -> None:
     edge = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     edge[..., 4:] = 255
     pixels = fit_in_square(edge, 32) * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
@@ -49,14 +49,14 @@ def test_nothing_is_rounded_or_clipped_in_between() -> None:
     assert pixels.max() > 1.01
 
 
-def test_a_picture_of_the_square_s_size_is_only_normalised() -> None:
+def test_picture_of_the_models_size_is_only_normalised() -> None:
     image = pictures(1, SIDE, SIDE)
     pixels = fit_in_square(image, SIDE)[0].permute(1, 2, 0).numpy()
     assert pixels == pytest.approx((image[0].permute(1, 2, 0).numpy() / 255 - MEAN) / STD, abs=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_is_the_cosine_of_the_embeddings(folder: Path, height: int, width: int) -> None:
+def test_score_is_the_cosine_of_the_embeddings(folder: Path, height: int, width: int) -> None:
     images, prompts = pictures(3, height, width), ["a red cup", "two blue kite and a cup", ""]
     expected = [
         image_embedding(folder, fitted(image, SIDE)) @ text_embedding(folder, prompt)
@@ -82,7 +82,7 @@ READ_ALIKE = [
 @pytest.mark.parametrize(("prompt", "read"), READ_ALIKE)
 def test_prompts_are_repaired(prompt: str, read: str) -> None:
     """As by open_clip's tokenizer; the right column is what that hands to its byte pairs."""
-    assert repaired(prompt) == read
+    assert repair(prompt) == read
     texts = HpsV2("tiny").clip.texts([prompt, read])
     assert torch.equal(texts[0], texts[1])
 

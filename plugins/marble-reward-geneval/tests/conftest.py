@@ -1,10 +1,13 @@
-"""Tiny models of the real classes, written once a session."""
+"""Tiny models of the real classes, written once per session, and pictures for them."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch import Tensor
 
 
 def _tiny_models() -> ModuleType:
@@ -18,7 +21,7 @@ def _tiny_models() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
-    """What writes the models."""
+    """Return the module that writes the models."""
     return _tiny_models()
 
 
@@ -38,3 +41,15 @@ def detr(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tiny.write_clip(tmp_path_factory.mktemp("clip"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Callable[..., Tensor]:
+    """Return a function that draws patches of colour."""
+
+    def draw(count: int, height: int = 64, width: int = 64, seed: int = 0) -> Tensor:
+        coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+        fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
+        return (fine.clamp(0, 1) * 255).byte()
+
+    return draw

@@ -12,7 +12,7 @@ MARGIN = 0.1
 
 
 def square(x: float, y: float, side: float = 10, score: float = 0.95) -> Detection:
-    """A square box about a centre."""
+    """Return a square box about a centre."""
     return Detection((x - side / 2, y - side / 2, x + side / 2, y + side / 2), score)
 
 
@@ -42,7 +42,7 @@ def request(tag: str, include: list[dict[str, Any]], exclude: list[dict[str, Any
 def both(
     wanted: Request, found: dict[str, list[Detection]], colors: Painted | None = None
 ) -> tuple[float, float]:
-    """The strict and the soft score."""
+    """Return the strict and the soft score."""
     paint = colors or Painted()
     return strict(wanted, found, paint, MARGIN).score, soft(wanted, found, paint, MARGIN).score
 
@@ -51,7 +51,7 @@ def both(
     ("count", "expected"),
     [(0, (0, 0)), (1, (1, 1)), (2, (1, 0)), (3, (1, -1)), (16, (1, -14))],  # soft: 1 - |count - 1| / 1
 )
-def test_single_object(count: int, expected: tuple[float, float]) -> None:
+def test_score_of_a_single_object(count: int, expected: tuple[float, float]) -> None:
     wanted = request("single_object", [{"class": "bench", "count": 1}])
     assert both(wanted, {"bench": many(count), "dog": many(2)}) == expected
 
@@ -59,7 +59,7 @@ def test_single_object(count: int, expected: tuple[float, float]) -> None:
 @pytest.mark.parametrize(
     ("benches", "cats", "expected"), [(1, 1, (1, 1)), (1, 0, (0, 0.5)), (0, 0, (0, 0)), (2, 1, (1, 0.5))]
 )
-def test_two_objects(benches: int, cats: int, expected: tuple[float, float]) -> None:
+def test_score_of_two_objects(benches: int, cats: int, expected: tuple[float, float]) -> None:
     wanted = request("two_object", [{"class": "bench", "count": 1}, {"class": "cat", "count": 1}])
     assert both(wanted, {"bench": many(benches), "cat": many(cats)}) == expected
 
@@ -75,13 +75,13 @@ def test_two_objects(benches: int, cats: int, expected: tuple[float, float]) -> 
         (5, (0, -0.5)),
     ],  # 1 - |count - 2| / 2
 )
-def test_counting_with_its_exclusion(count: int, expected: tuple[float, float]) -> None:
+def test_score_of_counting_with_an_exclusion(count: int, expected: tuple[float, float]) -> None:
     wanted = request("counting", [{"class": "bench", "count": 2}], [{"class": "bench", "count": 3}])
     assert wanted.counting
     assert both(wanted, {"bench": many(count)}) == expected
 
 
-def test_an_excluded_class_that_is_not_included() -> None:
+def test_score_of_an_excluded_class_that_is_not_included() -> None:
     wanted = request("single_object", [{"class": "bench", "count": 1}], [{"class": "dog", "count": 2}])
     assert both(wanted, {"bench": many(1), "dog": many(1)}) == (1, 1)
     assert both(wanted, {"bench": many(1), "dog": many(2)}) == (0, 0.5)
@@ -90,7 +90,7 @@ def test_an_excluded_class_that_is_not_included() -> None:
     )
 
 
-def test_a_colour() -> None:
+def test_score_of_a_colour() -> None:
     wanted = request("colors", [{"class": "bench", "count": 1, "color": "red"}])
     first, second = square(0, 0, score=0.9), square(30, 0, score=0.8)
     assert both(wanted, {"bench": [first]}, Painted((first, "red"))) == (1, 1)
@@ -103,7 +103,7 @@ def test_a_colour() -> None:
     assert both(wanted, {"bench": [first, second]}, paint) == (0, 0)  # the red one is the less certain
 
 
-def test_a_colour_of_several() -> None:
+def test_score_of_a_colour_of_several_objects() -> None:
     wanted = request("colors", [{"class": "cup", "count": 2, "color": "red"}])
     one, other = many(2)
     assert both(wanted, {"cup": [one, other]}, Painted((one, "red"), (other, "red"))) == (1, 1)
@@ -127,7 +127,7 @@ def test_colours_are_bound_to_their_objects() -> None:
 POSITION = [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]}]
 
 
-def test_a_position() -> None:
+def test_score_of_a_position() -> None:
     wanted = request("position", POSITION)
     cat = square(50, 50)
     assert both(wanted, {"cat": [cat], "dog": [square(20, 50)]}) == (1, 1)
@@ -159,7 +159,7 @@ def test_a_wrong_colour_earns_no_position() -> None:
     assert both(wanted, {"cat": [cat], "dog": [dog]}, Painted((dog, "pink"))) == (0, 0.5)
 
 
-def test_reasons_say_what_is_missing() -> None:
+def test_reasons_name_the_missing_requirements() -> None:
     wanted = request("position", POSITION)
     verdict = strict(wanted, {"cat": [square(50, 50)], "dog": [square(80, 50)]}, Painted(), MARGIN)
     assert verdict.reasons == ("expected dog left of its target, found it right of",)
@@ -170,7 +170,7 @@ def test_reasons_say_what_is_missing() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "expected"),
     [
-        # Sides 10 and 10: each axis gives up 0.1 * 20 = 2; what is left over the offset's length must be above 1/2.
+        # Sides 10 and 10: each axis loses 0.1 * 20 = 2. The rest over the offset's length must be above 1/2.
         (5, 0, {"right of"}),  # 3 / 5
         (4, 0, set()),  # 2 / 4 is not above 1/2
         (4.01, 0, {"right of"}),
@@ -188,12 +188,12 @@ def test_reasons_say_what_is_missing() -> None:
         (0, 0, set()),
     ],
 )
-def test_relations(x: float, y: float, expected: set[str]) -> None:
+def test_relation_holds_above_half_of_the_offset(x: float, y: float, expected: set[str]) -> None:
     assert relations(square(100 + x, 100 + y).box, square(100, 100).box, MARGIN) == expected
 
 
-def test_relations_take_each_side_into_account() -> None:
-    # 10 wide and 40 high against 20 by 20: the axes give up 3 and 6. Offset (10, 14), length 17.2: 7 and 8 are left.
+def test_relation_depends_on_both_sizes() -> None:
+    # 10 x 40 against 20 x 20: the axes lose 3 and 6. The offset (10, 14) has length 17.2; 7 and 8 are left.
     one, other = (5.0, -6.0, 15.0, 34.0), (-10.0, -10.0, 10.0, 10.0)
     assert relations(one, other, 0.1) == set()
     assert relations(one, other, 0.0) == {"right of", "below"}  # 10 / 17.2 = 0.58 and 14 / 17.2 = 0.81
@@ -207,7 +207,7 @@ def test_selection_threshold_order_and_number() -> None:
     assert [thing.score for thing in select(things, 0.0, 2, 1.0)] == [0.95, 0.5]
 
 
-def test_selection_drops_what_overlaps() -> None:
+def test_selection_drops_overlapping_boxes() -> None:
     better = Detection((0, 0, 9, 9), 0.9)  # 100 pixels, both corners belong to it
     half = Detection((0, 0, 9, 4), 0.8)  # 50 pixels of these
     apart = Detection((50, 50, 59, 59), 0.7)
@@ -229,12 +229,21 @@ def test_classes_are_those_of_the_benchmark() -> None:
 @pytest.mark.parametrize(
     ("label", "name"),
     [
-        ("mouse", "computer mouse"), ("remote", "tv remote"), ("keyboard", "computer keyboard"), ("tvmonitor", "tv"),
-        ("motorbike", "motorcycle"), ("aeroplane", "airplane"), ("sofa", "couch"), ("pottedplant", "potted plant"),
-        ("diningtable", "dining table"), ("cat", "cat"), ("Traffic_Light", "traffic light"), ("N/A", None),
+        ("mouse", "computer mouse"),
+        ("remote", "tv remote"),
+        ("keyboard", "computer keyboard"),
+        ("tvmonitor", "tv"),
+        ("motorbike", "motorcycle"),
+        ("aeroplane", "airplane"),
+        ("sofa", "couch"),
+        ("pottedplant", "potted plant"),
+        ("diningtable", "dining table"),
+        ("cat", "cat"),
+        ("Traffic_Light", "traffic light"),
+        ("N/A", None),
         ("street sign", None),
     ],
-)  # fmt: skip
+)
 def test_labels_of_detectors(label: str, name: str | None) -> None:
     assert class_of(label) == name
 

@@ -1,13 +1,14 @@
 """Small random models of the classes that the `geneval` reward loads, written to folders.
 
-Some of their weights are scaled up, so that they see different things in different places and are sure of some: an
-untrained detector finds nothing otherwise.
+Some of their weights are scaled up, so that they find different objects in different places with high scores.
+An untrained detector would find nothing.
 """
 
 import json
 from pathlib import Path
 
 import torch
+from marble_reward_geneval.classes import CLASSES
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -24,104 +25,36 @@ from transformers import (
     SwinConfig,
 )
 
-COCO = [
-    "person",
-    "bicycle",
-    "car",
-    "motorcycle",
-    "airplane",
-    "bus",
-    "train",
-    "truck",
-    "boat",
-    "traffic_light",
-    "fire_hydrant",
-    "stop_sign",
-    "parking_meter",
-    "bench",
-    "bird",
-    "cat",
-    "dog",
-    "horse",
-    "sheep",
-    "cow",
-    "elephant",
-    "bear",
-    "zebra",
-    "giraffe",
-    "backpack",
-    "umbrella",
-    "handbag",
-    "tie",
-    "suitcase",
-    "frisbee",
-    "skis",
-    "snowboard",
-    "sports_ball",
-    "kite",
-    "baseball_bat",
-    "baseball_glove",
-    "skateboard",
-    "surfboard",
-    "tennis_racket",
-    "bottle",
-    "wine_glass",
-    "cup",
-    "fork",
-    "knife",
-    "spoon",
-    "bowl",
-    "banana",
-    "apple",
-    "sandwich",
-    "orange",
-    "broccoli",
-    "carrot",
-    "hot_dog",
-    "pizza",
-    "donut",
-    "cake",
-    "chair",
-    "couch",
-    "potted_plant",
-    "bed",
-    "dining_table",
-    "toilet",
-    "tv",
-    "laptop",
-    "mouse",
-    "remote",
-    "keyboard",
-    "cell_phone",
-    "microwave",
-    "oven",
-    "toaster",
-    "sink",
-    "refrigerator",
-    "book",
-    "clock",
-    "vase",
-    "scissors",
-    "teddy_bear",
-    "hair_drier",
-    "toothbrush",
-]
-LABELS = [name.replace("_", " ") for name in COCO]
+# COCO's own names of three of GenEval's classes.
+COCO_NAMES = {"computer mouse": "mouse", "tv remote": "remote", "computer keyboard": "keyboard"}
+LABELS = [COCO_NAMES.get(name, name) for name in CLASSES]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def write_mask2former(folder: Path, side: int = 64, seed: int = 0) -> Path:
-    """Mask2Former with a Swin backbone, 12 queries, COCO's 80 labels; pictures are resized to `side` pixels."""
+    """Write a Mask2Former with Swin, 12 queries and COCO's 80 labels, for pictures of `side` pixels."""
     torch.manual_seed(seed)
     backbone = SwinConfig(
-        embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4], window_size=4, image_size=side,
+        embed_dim=16,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 2, 4],
+        window_size=4,
+        image_size=side,
         out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    )
     config = Mask2FormerConfig(
-        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
-        dim_feedforward=32, encoder_layers=1, decoder_layers=2, num_attention_heads=2, num_queries=12,
+        backbone_config=backbone,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=32,
+        dim_feedforward=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        num_queries=12,
         id2label=dict(enumerate(LABELS)),
-    )  # fmt: skip
+    )
     model = Mask2FormerForUniversalSegmentation(config).eval()
     with torch.no_grad():
         model.class_predictor.weight.normal_(std=1.2)
@@ -133,17 +66,32 @@ def write_mask2former(folder: Path, side: int = 64, seed: int = 0) -> Path:
 
 
 def write_detr(folder: Path, side: int = 64, seed: int = 0) -> Path:
-    """DETR with a ResNet backbone, 10 queries and COCO's 80 labels among 91 numbers, as its weights have them."""
+    """Write a DETR with a ResNet, 10 queries and COCO's 80 labels, numbered up to 90 as usual."""
     torch.manual_seed(seed)
     backbone = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
-    )  # fmt: skip
+        embedding_size=8,
+        hidden_sizes=[8, 16, 16, 16],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage4"],
+    )
     labels = {0: "N/A"} | {number + 1: label for number, label in enumerate(LABELS)}
     config = DetrConfig(
-        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, d_model=32,
-        encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
-        decoder_ffn_dim=32, num_queries=10, id2label=labels, init_std=0.2,
-    )  # fmt: skip
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=10,
+        id2label=labels,
+        init_std=0.2,
+    )
     model = DetrForObjectDetection(config).eval()
     with torch.no_grad():
         model.model.query_position_embeddings.weight.normal_(std=3.0)
@@ -154,7 +102,7 @@ def write_detr(folder: Path, side: int = 64, seed: int = 0) -> Path:
 
 
 def write_clip(folder: Path, side: int = 32, seed: int = 0) -> Path:
-    """A CLIP model whose tokenizer knows the words of GenEval's texts."""
+    """Write a CLIP model whose tokenizer knows the words of GenEval's texts."""
     torch.manual_seed(seed)
     texts = (
         "a photo of object red orange yellow green blue purple pink brown black white - colored computer tv"
@@ -162,9 +110,13 @@ def write_clip(folder: Path, side: int = 32, seed: int = 0) -> Path:
     words = ["<start>", "<end>", *dict.fromkeys([*texts.split(), *" ".join(LABELS).split()])]
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {
-        **small, "vocab_size": len(words), "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1,
+        **small,
+        "vocab_size": len(words),
+        "max_position_embeddings": 16,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
         "pad_token_id": 1,
-    }  # fmt: skip
+    }
     vision = {**small, "image_size": side, "patch_size": 8}
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<end>"))
@@ -173,22 +125,42 @@ def write_clip(folder: Path, side: int = 32, seed: int = 0) -> Path:
         single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 1)]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<start>", eos_token="<end>", pad_token="<end>", unk_token="<end>",
+        tokenizer_object=tokenizer,
+        bos_token="<start>",
+        eos_token="<end>",
+        pad_token="<end>",
+        unk_token="<end>",
         model_max_length=16,
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     processor = {
-        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": side},
-        "resample": 3, "do_center_crop": True, "crop_size": {"height": side, "width": side}, "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": MEAN, "image_std": STD, "do_convert_rgb": True,
-    }  # fmt: skip
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": MEAN,
+        "image_std": STD,
+        "do_convert_rgb": True,
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 
 def _write_processor(folder: Path, kind: str, side: int, **more: int) -> None:
     processor = {
-        "image_processor_type": kind, "do_resize": True, "size": {"shortest_edge": side, "longest_edge": 2 * side},
-        "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": MEAN,
-        "image_std": STD, **more,
-    }  # fmt: skip
+        "image_processor_type": kind,
+        "do_resize": True,
+        "size": {"shortest_edge": side, "longest_edge": 2 * side},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": MEAN,
+        "image_std": STD,
+        **more,
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))

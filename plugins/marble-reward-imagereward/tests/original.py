@@ -1,6 +1,6 @@
-"""ImageReward written out with torch's layers alone, under the names of the published checkpoint.
+"""ImageReward in plain layers of torch, with the names of the published checkpoint.
 
-One picture and one prompt at a time and without padding, so that no mask is needed. Sources: ImageReward, arXiv
+Scores one picture and one prompt at a time without padding, so no mask is needed. Sources: ImageReward, arXiv
 2304.05977; BLIP, arXiv 2201.12086.
 """
 
@@ -152,9 +152,15 @@ class Original(nn.Module):
             }
         )
         layers = nn.Sequential(
-            nn.Linear(width, 1024), nn.Dropout(), nn.Linear(1024, 128), nn.Dropout(), nn.Linear(128, 64),
-            nn.Dropout(), nn.Linear(64, 16), nn.Linear(16, 1),
-        )  # fmt: skip
+            nn.Linear(width, 1024),
+            nn.Dropout(),
+            nn.Linear(1024, 128),
+            nn.Dropout(),
+            nn.Linear(128, 64),
+            nn.Dropout(),
+            nn.Linear(64, 16),
+            nn.Linear(16, 1),
+        )
         self.mlp = nn.ModuleDict({"layers": layers})
 
     @torch.no_grad()
@@ -168,7 +174,7 @@ class Original(nn.Module):
 
 
 def original(config: BlipConfig, seed: int = 0) -> Original:
-    """A random one."""
+    """Make a network with random weights."""
     torch.manual_seed(seed)
     model = Original(config).eval()
     randomise(model)
@@ -176,7 +182,7 @@ def original(config: BlipConfig, seed: int = 0) -> Original:
 
 
 def cropped(image: Tensor, side: int) -> NDArray[np.float64]:
-    """uint8 [3, H, W] to [side, side, 3]: torchvision's Resize, CenterCrop and Normalize by Pillow and numpy."""
+    """Map uint8 [3, H, W] to [side, side, 3] like torchvision's Resize, CenterCrop and Normalize."""
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
     short = min(picture.size)
     picture = picture.resize(tuple(side * edge // short for edge in picture.size), Image.Resampling.BICUBIC)

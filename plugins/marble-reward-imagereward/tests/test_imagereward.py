@@ -35,7 +35,7 @@ def published() -> Original:
 
 @pytest.fixture(scope="module")
 def folder(published: Original, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the command makes of a small checkpoint in the published layout."""
+    """Convert a small checkpoint in the published layout."""
     place = tmp_path_factory.mktemp("imagereward")
     torch.save(published.state_dict(), place / "ImageReward.pt")
     write_tokenizer(place / "tokenizer")
@@ -52,7 +52,7 @@ def folder(published: Original, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_scores_as_the_original(folder: Path, published: Original, height: int, width: int) -> None:
+def test_scores_equal_the_originals(folder: Path, published: Original, height: int, width: int) -> None:
     images = pictures(len(PROMPTS), height, width)
     exact = published.double()
     expected = [exact.score(image, prompt) for image, prompt in zip(images, PROMPTS, strict=True)]
@@ -61,7 +61,7 @@ def test_scores_as_the_original(folder: Path, published: Original, height: int, 
     assert found.numpy() == pytest.approx(expected, abs=1e-4)
 
 
-def test_pictures_and_prompts_matter(folder: Path) -> None:
+def test_score_depends_on_picture_and_prompt(folder: Path) -> None:
     scored = ImageReward(str(folder))
     assert scored(pictures(5, 48, 48), ["a cup"] * 5).std() > 0.1
     assert scored(pictures(1, 48, 48).expand(4, -1, -1, -1), PROMPTS).std() > 0.1
@@ -69,7 +69,7 @@ def test_pictures_and_prompts_matter(folder: Path) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [*SIZES, (512, 333), (333, 512), (225, 224), (229, 224)])
 @pytest.mark.parametrize("side", [32, 224])
-def test_preprocessing(height: int, width: int, side: int) -> None:
+def test_preprocessing_equals_torchvisions(height: int, width: int, side: int) -> None:
     image = pictures(1, height, width)[0]
     expected = cropped(image, side).transpose(2, 0, 1)
     np.testing.assert_allclose(preprocess(image, side).numpy(), expected, rtol=0, atol=1e-6)
@@ -86,13 +86,13 @@ def test_the_head_keeps_its_precision(folder: Path) -> None:
     torch.testing.assert_close(found, expected, atol=0.1, rtol=0.05)
 
 
-def test_neighbours_do_not_matter(folder: Path) -> None:
+def test_scores_do_not_depend_on_the_batch(folder: Path) -> None:
     scored, images = ImageReward(str(folder)), pictures(4, 48, 56)
     alone = torch.cat([scored(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(scored(images, PROMPTS), alone, rtol=1e-5, atol=1e-5)
 
 
-def test_more_images_than_a_part_holds(folder: Path) -> None:
+def test_scores_of_several_parts_keep_their_order(folder: Path) -> None:
     scored, images = ImageReward(str(folder)), pictures(2 * reward.CHUNK + 3, 33, 32)
     prompts = [" ".join(["red"] * i) for i in range(len(images))]
     picked = [0, reward.CHUNK - 1, reward.CHUNK, len(images) - 1]
@@ -160,13 +160,13 @@ def test_a_folder_without_a_vocabulary_is_refused(folder: Path, tmp_path: Path) 
 
 
 def test_incomplete_weights_are_refused(folder: Path, tmp_path: Path) -> None:
-    """Else what is missing would be drawn at random, and the score with it."""
+    """Without a refusal transformers would draw missing weights at random."""
     for file in folder.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = load_file(folder / "model.safetensors")
     del weights["head.7.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(OSError, match=r"its weights lack head\.7\.weight"):
+    with pytest.raises(OSError, match=r"its weights lack 1 parameters, head\.7\.weight"):
         ImageReward(str(tmp_path))
 
 
@@ -190,13 +190,21 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert "absent.pt' cannot be loaded: [Errno 2] No such file" in said
 
 
-def test_another_model_s_checkpoint_is_named(
-    tmp_path: Path, published: Original, capsys: pytest.CaptureFixture[str]
+def test_checkpoint_of_another_model_is_refused(
+    tmp_path: Path,
+    published: Original,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.save({"mlp.layers.0.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
-    assert "it holds no " in refusal([str(tmp_path / "other.pt"), str(tmp_path / "new")], capsys)
-    torch.save(published.float().state_dict(), tmp_path / "small.pt")
-    assert "has shape " in refusal([str(tmp_path / "small.pt"), str(tmp_path / "new")], capsys)
+    assert "it lacks " in refusal([str(tmp_path / "other.pt"), str(tmp_path / "new")], capsys)
+    torch.save(published.state_dict(), tmp_path / "small.pt")
+    assert "it lacks " in refusal([str(tmp_path / "small.pt"), str(tmp_path / "new")], capsys)
+    monkeypatch.setattr(convert, "published_config", imagereward_config)
+    wrong = published.state_dict() | {"mlp.layers.0.weight": torch.zeros(2, 2)}
+    torch.save(wrong, tmp_path / "wrong.pt")
+    said = refusal([str(tmp_path / "wrong.pt"), str(tmp_path / "new")], capsys)
+    assert "head.0.weight has shape [2, 2], not [1024, " in said
     assert not (tmp_path / "new").exists()
 
 
@@ -208,9 +216,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(
     assert "cannot be loaded: it is no torch file, or holds more than tensors." in said
 
 
-def test_a_folder_with_something_in_it_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nonempty_folder_is_refused_and_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     said = refusal([str(tmp_path / "ImageReward.pt"), str(tmp_path / "full")], capsys)

@@ -16,19 +16,34 @@ WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "blue", "cup", "kite", 
 def imagereward_config(side: int = 32) -> BlipConfig:
     """Two layers an encoder, of different widths."""
     vision = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "image_size": side, "patch_size": 8, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
-    }  # fmt: skip
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": side,
+        "patch_size": 8,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    }
     text = {
-        "vocab_size": len(WORDS), "hidden_size": 24, "encoder_hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40, "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12, "pad_token_id": 0, "bos_token_id": 1, "sep_token_id": 2,
-    }  # fmt: skip
+        "vocab_size": len(WORDS),
+        "hidden_size": 24,
+        "encoder_hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 40,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "sep_token_id": 2,
+    }
     return BlipConfig(text_config=text, vision_config=vision, architectures=["ImageRewardModel"])
 
 
 def write_imagereward(folder: Path, seed: int = 0) -> None:
-    """The model and its tokenizer (of `WORDS`)."""
+    """Write the model and its tokenizer (of `WORDS`)."""
     torch.manual_seed(seed)
     model = ImageRewardModel(imagereward_config())
     randomise(model)
@@ -37,7 +52,7 @@ def write_imagereward(folder: Path, seed: int = 0) -> None:
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Every parameter, biases and norms too, and far enough from zero for pictures and prompts to matter."""
+    """Draw every parameter, biases and norms too, far enough from zero for pictures and prompts to matter."""
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=2 * parameter.shape[-1] ** -0.5)
@@ -46,7 +61,7 @@ def randomise(model: torch.nn.Module) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Marks and padding as BERT's."""
+    """Write a tokenizer of `WORDS` with BERT's special tokens and padding."""
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(

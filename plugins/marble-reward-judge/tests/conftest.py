@@ -1,4 +1,4 @@
-"""A chat-completions server on the loopback, run in a thread."""
+"""A chat-completions server on the loopback interface, run in a thread, and judges that ask it."""
 
 import json
 import threading
@@ -9,13 +9,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import tenacity
+from marble_reward_judge import chat
+from marble_reward_judge.judge import Judge
 
 Reply = tuple[int, Mapping[str, str], str]  # status, headers, body
 
 
 @dataclass
 class Server:
-    """What the server was asked, and how it answers: `reply` is given a request's body and its number."""
+    """Received requests, and the way to answer them: `reply` is given a request's body and number."""
 
     url: str = ""
     reply: Callable[[dict[str, Any], int], Reply] = lambda body, number: Server.says("Final Score: 4")
@@ -30,7 +33,7 @@ class Server:
 
     @staticmethod
     def says(text: str | None) -> Reply:
-        """A chat completion with this text."""
+        """Return a chat completion with this text."""
         message = {"role": "assistant", "content": text}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
         return 200, {}, json.dumps({"id": "1", "object": "chat.completion", "choices": choices})
@@ -40,9 +43,29 @@ class Server:
         return text
 
 
+@pytest.fixture(autouse=True)
+def _no_waits_and_no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry at once, and ignore the proxies of this machine's environment."""
+    monkeypatch.setattr(chat, "BACK_OFF", tenacity.wait_none())
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture
+def judge(server: Server) -> Callable[..., Judge]:
+    """Return a function that makes a judge of the server, or of another `url`."""
+
+    def make(url: str | None = None, **options: Any) -> Judge:
+        settings = {"template": "Rate: {prompt}", "pattern": r"(\d+)", "low": 0, "high": 10, **options}
+        return Judge(server.url if url is None else url, "a-model", **settings)
+
+    return make
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """The server; it answers as `reply` says, after `seconds`."""
+    """Run the server, which answers with `reply` after `seconds`."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     state = Server()
 
@@ -74,7 +97,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 self.close_connection = True
 
         def log_message(self, *arguments: Any) -> None:
-            """Keep still."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         state.url = f"http://127.0.0.1:{http.server_address[1]}/v1"

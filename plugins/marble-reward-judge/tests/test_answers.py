@@ -1,4 +1,4 @@
-"""What counts as a judge's score: after thinking, whole, and on the scale."""
+"""Answers of judges: a score counts after the thinking, in a complete answer, and on the scale."""
 
 import json
 from typing import Any
@@ -31,7 +31,9 @@ TAGS = [
 
 @pytest.mark.parametrize(("opening", "closing"), TAGS)
 @pytest.mark.parametrize(("reader", "form"), READERS)
-def test_a_draft_is_no_score(reader: ScoreReader, form: str, opening: str, closing: str) -> None:
+def test_a_score_inside_the_thinking_does_not_count(
+    reader: ScoreReader, form: str, opening: str, closing: str
+) -> None:
     draft, final = form.format(2), form.format(4)
     for cut in (True, False):
         with pytest.raises(UnreadableAnswerError, match="was cut" if cut else "has no score"):
@@ -47,14 +49,14 @@ def test_a_draft_is_no_score(reader: ScoreReader, form: str, opening: str, closi
 @pytest.mark.parametrize(
     "text", ["{}", "{}. But wait, the han", "<think>hm</think>{}", "<think>{}</think>", "{}</thi"]
 )
-def test_no_score_of_an_answer_that_was_cut_counts(reader: ScoreReader, form: str, text: str) -> None:
+def test_a_score_in_a_cut_answer_does_not_count(reader: ScoreReader, form: str, text: str) -> None:
     with pytest.raises(
         UnreadableAnswerError, match="was cut at max_tokens before it had a score that counts"
     ):
         reader(Answer(text.format(form.format(1)), True))
 
 
-def test_thinking_is_left_out_wherever_it_stands() -> None:
+def test_conclusion_leaves_out_all_thinking() -> None:
     assert conclusion("a<think>b</think>c<think>d</think>e") == "ace"
     assert conclusion("<think>a<think>b</think>c</think>d") == "d"
     assert conclusion("a < b, 1 > 0") == "a < b, 1 > 0"
@@ -103,7 +105,7 @@ def test_the_last_whole_object_with_the_key_counts(text: str) -> None:
         "[" * 100_000 + '{"score":' * 100_000,
     ],
 )
-def test_what_is_no_object_with_the_key_is_no_score(text: str) -> None:
+def test_text_without_an_object_with_the_key_has_no_score(text: str) -> None:
     with pytest.raises(UnreadableAnswerError, match="has no score"):
         BY_KEY(Answer(text, False))
 
@@ -122,7 +124,7 @@ def test_what_is_no_object_with_the_key_is_no_score(text: str) -> None:
         ("40e-1", 4),
     ],
 )
-def test_a_score_as_text(written: str, score: float) -> None:
+def test_a_score_as_text_is_read(written: str, score: float) -> None:
     assert BY_KEY(Answer(json.dumps({"score": written}), False)) == score
 
 
@@ -148,18 +150,18 @@ def test_a_score_as_text(written: str, score: float) -> None:
         "4/0",
     ],
 )
-def test_text_that_is_no_score_on_the_scale(written: str) -> None:
+def test_text_on_another_scale_is_refused(written: str) -> None:
     with pytest.raises(UnreadableAnswerError, match="has no score"):
         BY_KEY(Answer(json.dumps({"score": written}), False))
 
 
-def test_per_cent_are_a_scale_that_ends_at_a_hundred() -> None:
+def test_percentages_need_a_scale_that_ends_at_a_hundred() -> None:
     reader = ScoreReader(None, "score", 0, 100)
     assert reader(Answer('{"score": "80%"}', False)) == 80
     assert reader(Answer('{"score": "80/100"}', False)) == 80
 
 
-def test_unifiedreward_reads_no_score_of_another_scale() -> None:
+def test_unifiedreward_refuses_a_score_on_another_scale() -> None:
     assert UNIFIED(Answer("**Final Score:** 4 / 5", False)) == 4
     with pytest.raises(UnreadableAnswerError, match="has no score"):
         UNIFIED(Answer("Final Score: 4/10", False))
@@ -187,7 +189,7 @@ def completion(message: Any, **choice: Any) -> bytes:
         {"content": [{"type": "reasoning", "text": "Score: 1"}, {"type": "text", "text": "Score: 3"}]},
     ],
 )
-def test_dialects_of_content(message: dict[str, Any]) -> None:
+def test_every_dialect_of_content_is_read(message: dict[str, Any]) -> None:
     assert read_completion(completion(message)) == Answer("Score: 3", False)
 
 
@@ -195,7 +197,7 @@ def test_dialects_of_content(message: dict[str, Any]) -> None:
     "reason", ["length", "LENGTH", "max_tokens", "MAX_TOKENS", "model_length", "content_filter", "abort"]
 )
 @pytest.mark.parametrize("content", ["Score: 3", None, []])
-def test_reasons_to_finish_that_are_no_end(reason: str, content: Any) -> None:
+def test_finish_reasons_of_cut_answers(reason: str, content: Any) -> None:
     answer = read_completion(completion({"content": content}, finish_reason=reason))
     assert answer == Answer(content or "", True)
 
@@ -228,12 +230,12 @@ def test_reasons_to_finish_that_are_no_end(reason: str, content: Any) -> None:
         (completion({"content": "Score: 3"}, finish_reason="error"), "an error", 500),
     ],
 )
-def test_what_holds_no_answer(body: bytes, message: str, status: int | None) -> None:
+def test_a_body_without_an_answer_is_an_error(body: bytes, message: str, status: int | None) -> None:
     with pytest.raises(CompletionError, match=message) as raised:
         read_completion(body)
     assert raised.value.status == status
 
 
-def test_an_error_that_is_null_is_none() -> None:
+def test_an_error_of_null_is_no_error() -> None:
     document = {"error": None, **json.loads(completion({"content": "Score: 3"}))}
     assert read_completion(json.dumps(document).encode()) == Answer("Score: 3", False)

@@ -1,12 +1,8 @@
 """The `ocr` reward on rendered text."""
 
-import importlib
 import logging
 import math
 import socket
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import marble_reward_ocr.reward as module
@@ -15,14 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from marble_reward_ocr.reward import Ocr, similarity, wanted_text
+from marble_reward_ocr.reward import Ocr, required_text, similarity
 from marble_reward_ocr.text import FOLDS
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from marble_cli.rewards.conformance import RewardConformance
-
-SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 
 class TestOcrConformance(RewardConformance):
@@ -34,20 +28,8 @@ def reward() -> Ocr:
     return Ocr()
 
 
-@pytest.fixture(scope="module")
-def world() -> ModuleType:
-    """The generator of the tiny model's pictures, which stands beside the plugins in the repository."""
-    if not SCRIPTS.is_dir():
-        pytest.skip("not in a checkout")
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module("tiny_world")
-    finally:
-        sys.path.remove(str(SCRIPTS))
-
-
 def written(text: str, height: int, width: int, size: int) -> Tensor:
-    """A picture of `text`: uint8 [1, 3, height, width]."""
+    """Paint a picture of `text`: uint8 [1, 3, height, width]."""
     picture = Image.new("RGB", (width, height), (230, 226, 214))
     font = ImageFont.load_default(size)
     ImageDraw.Draw(picture).text((width / 2, height / 2), text, (20, 30, 90), font, "mm")
@@ -66,8 +48,10 @@ def written(text: str, height: int, width: int, size: int) -> Tensor:
         ('an empty ""', {}, ""),
     ],
 )
-def test_what_is_wanted(prompt: str, metadata: dict[str, Any], wanted: str) -> None:
-    assert wanted_text(prompt, metadata) == wanted
+def test_required_text_comes_from_metadata_or_quotes(
+    prompt: str, metadata: dict[str, Any], wanted: str
+) -> None:
+    assert required_text(prompt, metadata) == wanted
 
 
 def test_metadata_that_is_no_string_is_refused(reward: Ocr) -> None:
@@ -132,7 +116,7 @@ def test_large_pictures_do_not_change_how_small_ones_are_read(reward: Ocr) -> No
     assert reward.read(small[0]) == before == "47"
 
 
-def test_what_the_reader_raises_is_passed_on(reward: Ocr) -> None:
+def test_errors_of_the_reader_are_passed_on(reward: Ocr) -> None:
     with pytest.raises(Exception, match=r"."):
         reward(torch.zeros(1, 5, 64, 64, dtype=torch.uint8), ["a sign"], [{"text": "47"}])
 
@@ -151,14 +135,16 @@ def test_needs_no_network(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
 
 def test_an_installation_without_models_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RECOGNISER", "absent.onnx")
-    with pytest.raises(FileNotFoundError, match="does not carry absent.onnx"):
+    with pytest.raises(FileNotFoundError, match="lacks absent.onnx"):
         Ocr()
 
 
-def test_reads_the_tiny_world(world: ModuleType, reward: Ocr) -> None:
-    """Every sign, saturation and pattern; what was not asked for scores what its digits have in common with it."""
-    random, paint = np.random.default_rng(21), world.Painter()
-    scenes = [world.draw_scene(random, "text") for _ in range(60)]
+def test_reads_the_tiny_world(reward: Ocr) -> None:
+    """Covers every sign, saturation and pattern; another text scores by the digits in common."""
+    # Outside a checkout there is no generator of the tiny model's pictures.
+    world, painter = (pytest.importorskip(f"scripts.tiny.{name}") for name in ("world", "painter"))
+    random, paint = np.random.default_rng(21), painter.Painter()
+    scenes = [world.random_scene(random, "text") for _ in range(60)]
     images = torch.from_numpy(np.stack([paint(scene) for scene in scenes])).permute(0, 3, 1, 2)
     prompts = [world.caption(scene) for scene in scenes]
     assert np.mean(reward(images, prompts, [{}] * len(scenes))) >= 0.98

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from marble_reward_ocr.reward import Ocr
-from marble_reward_ocr.text import FOLDS, UNSEEN, canonical, compatible, lookalike
+from marble_reward_ocr.text import FOLDS, INVISIBLE, canonical, compatible, lookalike
 
 EQUIVALENT = [
     ("caf\u00e9", "cafe\u0301"),
@@ -27,12 +27,33 @@ EQUIVALENT = [
     ("\u1e9b\u0323", "\u017f\u0323\u0307"),
     ("\uf900", "\u8c48"),
 ]
-UNSEEN_IN = [
-    "\u00ad", "\u034f", "\u061c", "\u115f", "\u180e", "\u200b", "\u200c", "\u200d",
-    "\u200e", "\u200f", "\u202a", "\u202c", "\u202e", "\u2060",
-    "\u2063", "\u2066", "\u2069", "\u3164", "\ufe00", "\ufe0e", "\ufe0f", "\ufeff", "\uffa0",
-    "\U000e0100", "\U000e0067",
-]  # fmt: skip
+INVISIBLE_IN = [
+    "\u00ad",
+    "\u034f",
+    "\u061c",
+    "\u115f",
+    "\u180e",
+    "\u200b",
+    "\u200c",
+    "\u200d",
+    "\u200e",
+    "\u200f",
+    "\u202a",
+    "\u202c",
+    "\u202e",
+    "\u2060",
+    "\u2063",
+    "\u2066",
+    "\u2069",
+    "\u3164",
+    "\ufe00",
+    "\ufe0e",
+    "\ufe0f",
+    "\ufeff",
+    "\uffa0",
+    "\U000e0100",
+    "\U000e0067",
+]
 COMPATIBLE = [
     ("\uff2f\uff30\uff25\uff2e", "OPEN"),
     ("\uff14\uff17", "47"),
@@ -74,8 +95,8 @@ def test_canonical_forms_are_the_same(fold: Callable[[str], str], one: str, othe
 
 
 @pytest.mark.parametrize("fold", FOLDS.values())
-@pytest.mark.parametrize("letter", UNSEEN_IN)
-def test_what_is_not_seen_does_not_count(fold: Callable[[str], str], letter: str) -> None:
+@pytest.mark.parametrize("letter", INVISIBLE_IN)
+def test_invisible_characters_do_not_count(fold: Callable[[str], str], letter: str) -> None:
     assert fold(f"{letter}sa{letter}le{letter}") == "sale"
     assert fold(f"e{letter}\u0301") == "\u00e9"
     assert fold(letter * 3) == ""
@@ -90,7 +111,7 @@ def test_compatible_forms_are_the_same_by_option(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
-def test_what_looks_alike_is_the_same_by_option(one: str, other: str) -> None:
+def test_lookalikes_are_the_same_by_option(one: str, other: str) -> None:
     assert lookalike(one) == lookalike(other)
     assert canonical(one) != canonical(other)
 
@@ -99,7 +120,7 @@ def test_what_looks_alike_is_the_same_by_option(one: str, other: str) -> None:
     ("one", "other"), [("0", "O"), ("1", "l"), ("e", "\u00e9"), ("\u0448", "w"), ("a", "b"), (".", ",")]
 )
 @pytest.mark.parametrize("fold", FOLDS.values())
-def test_what_differs_stays_apart(fold: Callable[[str], str], one: str, other: str) -> None:
+def test_different_texts_stay_different(fold: Callable[[str], str], one: str, other: str) -> None:
     assert fold(one) != fold(other)
 
 
@@ -125,7 +146,7 @@ def test_equivalent_texts_fold_alike(text: str) -> None:
 
 def test_visible_format_characters_count() -> None:
     """Signs of Arabic and Syriac numbers are of Unicode's category Cf, and are seen."""
-    assert not UNSEEN.search("\u0600\u06dd\u070f\u08e2\U000110bd")
+    assert not INVISIBLE.search("\u0600\u06dd\u070f\u08e2\U000110bd")
 
 
 def test_an_unknown_fold_is_refused() -> None:

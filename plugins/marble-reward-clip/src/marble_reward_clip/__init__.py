@@ -1,0 +1,1 @@
+"""Rewards of the CLIP family: clipscore, pickscore, hpsv2 and aesthetic."""

@@ -1,26 +1,29 @@
-"""How beautiful a picture is in the eyes of LAION's aesthetic predictor, whatever its prompt."""
+"""The `aesthetic` reward: the beauty of a picture by LAION's aesthetic predictor."""
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
-from marble_reward_clip.clip import Clip, preprocessing
-from marble_reward_clip.loading import check_tensors, loading, locate
+from marble_cli.pretrained import check_tensors, loading
+from marble_reward_clip.clip import Clip, clip_source, preprocessing
 
 
 class Predictor(nn.Module):
-    """From an embedding [B, D] of length 1 to a score [B]; linear layers with nothing but dropout between them."""
+    """Maps embeddings [B, D] of length 1 to scores [B] by linear layers with only dropout between them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, 1024), nn.Dropout(0.2),
-            nn.Linear(1024, 128), nn.Dropout(0.2),
-            nn.Linear(128, 64), nn.Dropout(0.1),
+            nn.Linear(width, 1024),
+            nn.Dropout(0.2),
+            nn.Linear(1024, 128),
+            nn.Dropout(0.2),
+            nn.Linear(128, 64),
+            nn.Dropout(0.1),
             nn.Linear(64, 16),
             nn.Linear(16, 1),
-        )  # fmt: skip
+        )
 
     def forward(self, embeddings: Tensor) -> Tensor:
         scores: Tensor = self.layers(embeddings)[:, 0]
@@ -28,7 +31,7 @@ class Predictor(nn.Module):
 
 
 class Aesthetic:
-    """How beautiful is the picture, whatever its prompt? LAION's aesthetic predictor v2; about 1 to 10."""
+    """The beauty of the picture, whatever its prompt: LAION's aesthetic predictor v2; about 1 to 10."""
 
     license = "Apache-2.0; weights MIT (openai/clip-vit-*) and Apache-2.0 (predictor)"
     citation = "LAION-5B, arXiv 2210.08402; github.com/christophschuhmann/improved-aesthetic-predictor"
@@ -46,7 +49,7 @@ class Aesthetic:
             model: the CLIP model: a folder or a repository of the Hugging Face hub.
             predictor: a folder or repository with the predictor's weights in model.safetensors.
             device: where CLIP computes; the predictor is small and stays on the CPU.
-            dtype: what CLIP computes in; the predictor computes in float32.
+            dtype: precision of CLIP; the predictor computes in float32.
 
         Raises:
             OSError: either cannot be found or fetched, is incomplete, or has no safetensors weights.
@@ -57,26 +60,29 @@ class Aesthetic:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Scores [B] float32 on the CPU.
+        """Score a batch.
 
         Args:
-            images: uint8 [B, 3, H, W]; resized, cropped and normalised as the CLIP model's image processor says.
+            images: uint8 [B, 3, H, W]; resized, cropped and normalised as the CLIP model's image processor
+                says.
+
+        Returns:
+            [B] float32 on the CPU.
         """
         scores: Tensor = self.predictor(self.clip.images(images, self.preprocess))
         return scores
 
 
 def load_predictor(source: str, width: int) -> Predictor:
-    """The predictor in `source`, for embeddings of `width` numbers.
+    """Load a predictor for embeddings of `width` numbers from a folder or a hub repository.
 
     Raises:
-        OSError: it cannot be found or fetched, or does not fit.
+        OSError: the predictor cannot be found or fetched, or does not fit.
     """
-    source = locate(source)
+    source = clip_source(source)
     predictor = Predictor(width)
-    with loading(
-        f"the aesthetic predictor {source!r}", f"model.safetensors with five layers on {width} numbers"
-    ):
+    expected = f"model.safetensors with five layers on {width} numbers"
+    with loading(f"the aesthetic predictor {source!r}", expected):
         weights = load_file(str(cached_file(source, "model.safetensors")))
         check_tensors(weights, predictor.state_dict())
         predictor.load_state_dict(weights)

@@ -1,6 +1,7 @@
 """A CLIP model that embeds pictures and prompts."""
 
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -9,13 +10,24 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
+from marble_cli.pretrained import HUB, check_complete, loading, resolve_source
 from marble_cli.tokenizers import check_tokenizer
-from marble_reward_clip.loading import HUB, loading, locate
 
-CHUNK = 32  # pictures or prompts embedded at once: bounds the memory that a batch takes, whatever its size
+CHUNK = 32  # pictures or prompts embedded at once, which bounds the memory for batches of any size
 
-# From uint8 [b, 3, H, W] to what the model looks at, float [b, 3, side, side].
+# Maps images uint8 [b, 3, H, W] to the model's input, float [b, 3, side, side].
 Preprocess = Callable[[Tensor], Tensor]
+
+
+def clip_source(model: str, remedy: str = HUB) -> str:
+    """Return the folder or the hub repository that an option names; `tiny` is the model that marble carries.
+
+    Raises:
+        OSError: the value is written as a path, and there is no such folder.
+    """
+    if model == "tiny":
+        model = str(files("marble_cli") / "assets" / "tiny" / "clip")
+    return resolve_source(model, remedy)
 
 
 class Clip:
@@ -29,19 +41,19 @@ class Clip:
         remedy: str = HUB,
         clean: Callable[[str], str] = str,
     ) -> None:
-        """Load it.
+        """Load the model and its tokenizer.
 
         Args:
             model: a folder, a repository of the Hugging Face hub, or `tiny`: the one that marble carries.
             device: where to compute.
-            dtype: what to compute in.
-            remedy: what to do where it cannot be loaded.
-            clean: what is done to a prompt before the tokenizer reads it.
+            dtype: precision of the model.
+            remedy: advice for the message if the model cannot be loaded.
+            clean: prepares a prompt for the tokenizer.
 
         Raises:
             OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
         """
-        source = locate(model, remedy)
+        source = clip_source(model, remedy)
         with loading(
             f"the CLIP model {source!r}",
             "the files of a CLIPModel: config.json, model.safetensors and a tokenizer",
@@ -51,8 +63,7 @@ class Clip:
                 source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
             clip, report = loaded
-            if report["missing_keys"]:  # they would be drawn at random
-                raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+            check_complete(clip, report)
             self.tokenizer = AutoTokenizer.from_pretrained(source)
             check_tokenizer(self.tokenizer, clip.config.text_config.vocab_size, source)
         self.clean = clean
@@ -63,7 +74,7 @@ class Clip:
 
     @torch.no_grad()
     def images(self, images: Tensor, preprocess: Preprocess) -> Tensor:
-        """Embeddings [B, D] float32 on the CPU of images uint8 [B, 3, H, W].
+        """Embed images uint8 [B, 3, H, W] as [B, D] float32 on the CPU.
 
         Raises:
             TypeError: the images are not uint8.
@@ -74,7 +85,7 @@ class Clip:
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings [B, D] float32 on the CPU of B prompts, cut to the model's length."""
+        """Embed B prompts, cut to the model's length, as [B, D] float32 on the CPU."""
         prompts = [self.clean(prompt) for prompt in prompts]
         distinct = list(dict.fromkeys(prompts))
         row = {prompt: place for place, prompt in enumerate(distinct)}
@@ -82,29 +93,30 @@ class Clip:
         return torch.cat([self._text(part) for part in parts])[[row[prompt] for prompt in prompts]]
 
     def cosines(self, images: Tensor, prompts: Sequence[str], preprocess: Preprocess) -> Tensor:
-        """Cosine [B] float32 on the CPU, in [-1, 1], of each image with its prompt."""
+        """Compute the cosine of each image with its prompt: [B] float32 on the CPU, in [-1, 1]."""
         return (self.images(images, preprocess) * self.texts(prompts)).sum(dim=1).clamp(-1, 1)
 
     def _image(self, pixels: Tensor) -> Tensor:
-        seen = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype))
-        return normalize(self.model.visual_projection(seen.pooler_output).float(), dim=1).cpu()
+        output = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype))
+        return normalize(self.model.visual_projection(output.pooler_output).float(), dim=1).cpu()
 
     def _text(self, prompts: list[str]) -> Tensor:
-        words = self.tokenizer(
+        tokens = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         ).to(self.model.device)
-        read = self.model.text_model(input_ids=words["input_ids"], attention_mask=words["attention_mask"])
-        return normalize(self.model.text_projection(read.pooler_output).float(), dim=1).cpu()
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        output = self.model.text_model(input_ids=ids, attention_mask=mask)
+        return normalize(self.model.text_projection(output.pooler_output).float(), dim=1).cpu()
 
 
 class TorchvisionCrop(CLIPImageProcessorPil):
-    """Crops the centre as torchvision does, and with it open_clip and OpenAI's CLIP.
+    """Crops the centre as torchvision does, and so open_clip and OpenAI's CLIP.
 
-    Where the excess is odd, half of it is rounded to an even number; transformers rounds it down.
+    Half of an odd excess is rounded to an even number; transformers rounds it down.
     """
 
     def center_crop(self, image: NDArray[Any], size: Any, **more: Any) -> NDArray[Any]:  # type: ignore[override]
-        """Cut `size` from an image [C, H, W] that is at least as large; a smaller one is left to transformers."""
+        """Crop an image [C, H, W] to `size`; transformers handles images that are smaller."""
         height, width = image.shape[-2:]
         if height < size.height or width < size.width:
             return super().center_crop(image, size, **more)
@@ -113,22 +125,22 @@ class TorchvisionCrop(CLIPImageProcessorPil):
 
 
 def preprocessing(model: str, processor: type[CLIPImageProcessorPil] = TorchvisionCrop) -> Preprocess:
-    """Resize, crop and normalise with Pillow as the model's preprocessor_config.json says.
+    """Return a function that resizes, crops and normalises with Pillow, as preprocessor_config.json says.
 
     Args:
-        model: as of `Clip`.
-        processor: whose centre crop it is.
+        model: as for `Clip`.
+        processor: determines the centre crop.
 
     Raises:
-        OSError: it cannot be found, fetched or read.
+        OSError: the configuration cannot be found, fetched or read.
     """
-    source = locate(model)
-    with loading(f"the CLIP model {source!r}", "a preprocessor_config.json beside its weights"):
+    source = clip_source(model)
+    with loading(f"the CLIP model {source!r}", "a preprocessor_config.json next to its weights"):
         reader = processor.from_pretrained(source)
 
     def preprocess(images: Tensor) -> Tensor:
-        made = reader(list(images.numpy()), input_data_format="channels_first", return_tensors="pt")
-        pixels: Tensor = made["pixel_values"]
+        inputs = reader(list(images.numpy()), input_data_format="channels_first", return_tensors="pt")
+        pixels: Tensor = inputs["pixel_values"]
         return pixels
 
     return preprocess

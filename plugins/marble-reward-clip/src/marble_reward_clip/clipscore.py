@@ -1,4 +1,4 @@
-"""How well a picture fits its prompt in the eyes of a CLIP model."""
+"""The `clipscore` reward: the cosine of a CLIP model's embeddings of picture and prompt."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -28,38 +28,41 @@ class ClipScore:
         """Load a CLIP model, its tokenizer and its image processor.
 
         Args:
-            model: a folder, a repository of the Hugging Face hub such as laion/CLIP-ViT-H-14-laion2B-s32B-b79K, or
-                `tiny`: the one that marble carries.
+            model: a folder, a repository of the Hugging Face hub such as
+                laion/CLIP-ViT-H-14-laion2B-s32B-b79K, or `tiny`: the one that marble carries.
             device: where to compute.
-            dtype: what to compute in.
-            resize: `processor`, as the model's image processor says; `bilinear`, as the published scorer of
-                DiffusionNFT and MARBLE does, see `shorter_edge`.
+            dtype: precision of the model.
+            resize: `processor` resizes as the model's image processor says; `bilinear` as the published
+                scorer of DiffusionNFT and MARBLE does, see `scale_shorter_edge`.
 
         Raises:
-            ValueError: `resize` is neither.
+            ValueError: `resize` has another value.
             OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
         """
         if resize not in ("processor", "bilinear"):
             raise ValueError(f"resize={resize!r}: expected processor or bilinear")
         self.clip = Clip(model, device, dtype)
-        bilinear = partial(shorter_edge, side=self.clip.side)
+        bilinear = partial(scale_shorter_edge, side=self.clip.side)
         self.preprocess = bilinear if resize == "bilinear" else preprocessing(model)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Cosines [B] float32 on the CPU, in [-1, 1].
+        """Score a batch.
 
         Args:
             images: uint8 [B, 3, H, W]; resized, cropped and normalised as `resize` says.
             prompts: B prompts; cut to the model's length.
+
+        Returns:
+            Cosines [B] float32 on the CPU, in [-1, 1].
         """
         return self.clip.cosines(images, prompts, self.preprocess)
 
 
-def shorter_edge(images: Tensor, side: int) -> Tensor:
+def scale_shorter_edge(images: Tensor, side: int) -> Tensor:
     """Scale the shorter edge to `side` by an antialiased bilinear filter, crop the centre and normalise.
 
-    Values are neither rounded nor clipped in between. The longer edge is cut to whole pixels and the crop's corner
-    is rounded to even, as torchvision does both.
+    Values are neither rounded nor clipped in between. As in torchvision, the longer edge is rounded down and
+    the crop's corner to an even number.
 
     Args:
         images: uint8 [B, 3, H, W].

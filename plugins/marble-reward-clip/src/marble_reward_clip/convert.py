@@ -1,7 +1,7 @@
-"""From published pickled weights to a folder that a reward loads: python -m marble_reward_clip.convert --help.
+"""Convert published pickled weights to a folder that a reward loads.
 
-This command, run once by hand, is all that reads a pickled file, and it does so with torch's restricted unpickler,
-which makes tensors and plain containers only. What it writes is safetensors.
+Usage: python -m marble_reward_clip.convert --help. Only this command, run once by hand, reads a pickled file.
+It uses torch's restricted unpickler, which creates only tensors and plain containers, and writes safetensors.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
+from marble_cli.pretrained import check_tensors, loading, resolve_source
 from marble_reward_clip.aesthetic import Predictor
-from marble_reward_clip.loading import check_tensors, loading, locate
 
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 FILE = "Download it again, or name the right one."
 EMBEDDING = 768  # numbers in an embedding of CLIP ViT-L/14
 
-# open_clip's names, and those of transformers' CLIPModel.
+# From open_clip's names to those of transformers' CLIPModel.
 NAMES = {
     "logit_scale": "logit_scale",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -38,7 +38,8 @@ NAMES = {
     "visual.ln_post.weight": "vision_model.post_layernorm.weight",
     "visual.ln_post.bias": "vision_model.post_layernorm.bias",
 }
-TRANSPOSED = {  # used as `x @ projection` there, as a linear layer here
+# A matrix of `x @ projection` in open_clip, the weight of a linear layer in transformers.
+TRANSPOSED = {
     "text_projection": "text_projection.weight",
     "visual.proj": "visual_projection.weight",
 }
@@ -50,24 +51,28 @@ PARTS = {
     "mlp.c_fc.": "mlp.fc1",
     "mlp.c_proj.": "mlp.fc2",
 }
-PACKED = "attn.in_proj_"  # query, key and value on top of each other
+PACKED = "attn.in_proj_"  # rows of query, key and value, in this order
 
 
 def vit_h_14() -> CLIPConfig:
-    """The architecture of HPS v2: open_clip's ViT-H-14, whose activation is the exact GELU."""
+    """Return the architecture of HPS v2: open_clip's ViT-H-14, whose activation is the exact GELU."""
     common = {"hidden_act": "gelu", "num_attention_heads": 16, "projection_dim": 1024}
     text = {**common, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
     vision = {
-        **common, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "image_size": 224,
+        **common,
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "image_size": 224,
         "patch_size": 14,
-    }  # fmt: skip
+    }
     return CLIPConfig(
         text_config=text, vision_config=vision, projection_dim=1024, architectures=["CLIPModel"]
     )
 
 
 def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of open_clip's CLIP under the names of transformers' CLIPModel; names that are not its are left out."""
+    """Rename the weights of open_clip's CLIP to those of transformers' CLIPModel; drop unknown names."""
     return dict(pair for name, tensor in state.items() for pair in _renamed(name, tensor))
 
 
@@ -91,8 +96,8 @@ def convert_hpsv2(checkpoint: Path, folder: Path, tokenizer: str) -> None:
 
     Args:
         checkpoint: the published .pt file.
-        folder: written: config.json, model.safetensors and the tokenizer.
-        tokenizer: a folder or hub repository with CLIP's tokenizer; checkpoints hold none.
+        folder: gets config.json, model.safetensors and the tokenizer.
+        tokenizer: a folder or hub repository with CLIP's tokenizer, which the checkpoint lacks.
 
     Raises:
         OSError: the checkpoint or the tokenizer is not as expected.
@@ -103,10 +108,10 @@ def convert_hpsv2(checkpoint: Path, folder: Path, tokenizer: str) -> None:
     weights = from_open_clip(read_checkpoint(checkpoint))
     with loading(f"the checkpoint {str(checkpoint)!r}", "the weights of an open_clip ViT-H-14", FILE):
         check_tensors(weights, expected)
-    source = locate(tokenizer)
+    source = resolve_source(tokenizer)
     with loading(f"the tokenizer of {source!r}", "the files of CLIP's tokenizer"):
         words = AutoTokenizer.from_pretrained(source)
-    write(weights, folder)
+    write_weights(weights, folder)
     config.save_pretrained(folder)
     words.save_pretrained(folder)
 
@@ -121,45 +126,46 @@ def convert_aesthetic(checkpoint: Path, folder: Path) -> None:
     expected = Predictor(EMBEDDING).state_dict()
     with loading(f"the checkpoint {str(checkpoint)!r}", f"five linear layers on {EMBEDDING} numbers", FILE):
         check_tensors(weights, expected)
-    write({name: weights[name] for name in expected}, folder)
+    write_weights({name: weights[name] for name in expected}, folder)
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickled checkpoint, by name.
+    """Read the tensors of a pickled checkpoint, by name.
 
     Raises:
-        OSError: there is none, or it holds something else.
+        OSError: there is no such file, or it holds something else.
     """
     with loading(f"the checkpoint {str(path)!r}", "a file of torch tensors by name", FILE):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except UnpicklingError as error:  # whose message advises to let the file run code
+        except UnpicklingError as error:
+            # Its own message advises to let the file run code.
             raise ValueError("it is no torch file, or holds more than tensors") from error
         state = state.get("state_dict", state)
         return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def check_new(folder: Path) -> None:
-    """Nothing is written over.
+    """Refuse to write over anything.
 
     Raises:
-        OSError: there is something in the folder.
+        OSError: the folder is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OSError(f"{str(folder)!r} is not empty. Name a new folder.")
 
 
-def write(weights: dict[str, Tensor], folder: Path) -> None:
-    """Save the weights, as transformers does."""
+def write_weights(weights: dict[str, Tensor], folder: Path) -> None:
+    """Write model.safetensors, as transformers does."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert what the command line names; 0, or 2 if it cannot be done."""
+    """Convert the checkpoint that the command line names; return 0, or 2 after an error."""
     parser = argparse.ArgumentParser(
         prog="python -m marble_reward_clip.convert",
-        description="Turn published pickled weights into a folder of safetensors, once; rewards read no pickled file.",
+        description="Convert published pickled weights to safetensors; rewards read no pickled file.",
     )
     models = parser.add_subparsers(dest="model", required=True)
     hpsv2 = models.add_parser("hpsv2", help="HPS_v2.1_compressed.pt of xswu/HPSv2")
@@ -172,17 +178,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=TOKENIZER,
         help="a folder or hub repository with CLIP's tokenizer (%(default)s)",
     )
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        check_new(asked.folder)
-        if asked.model == "hpsv2":
-            convert_hpsv2(asked.checkpoint, asked.folder, asked.tokenizer)
+        check_new(options.folder)
+        if options.model == "hpsv2":
+            convert_hpsv2(options.checkpoint, options.folder, options.tokenizer)
         else:
-            convert_aesthetic(asked.checkpoint, asked.folder)
+            convert_aesthetic(options.checkpoint, options.folder)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {asked.folder}")
+    print(f"wrote {options.folder}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Which picture of a prompt people prefer, learned from the Human Preference Dataset v2."""
+"""The `hpsv2` reward: which picture of a prompt people prefer, by Human Preference Score v2.1."""
 
 import html
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 class HpsV2:
-    """Do people prefer this picture for its prompt? Human Preference Score v2.1; about 0.2 to 0.35."""
+    """Preference of people for the picture, given its prompt: HPS v2.1; about 0.2 to 0.35."""
 
     range = (-1.0, 1.0)
     license = "Apache-2.0; weights Apache-2.0 (xswu/HPSv2)"
@@ -28,32 +28,36 @@ class HpsV2:
         """Load the model and its tokenizer.
 
         Args:
-            model: a folder that `python -m marble_reward_clip.convert hpsv2` wrote, or a repository of the Hugging
-                Face hub that holds the same. The published weights are pickled; a reward reads none that are.
+            model: a folder that `python -m marble_reward_clip.convert hpsv2` wrote, or a repository of the
+                Hugging Face hub with the same files. The published weights are pickled, and rewards read no
+                pickled file.
             device: where to compute.
-            dtype: what to compute in.
+            dtype: precision of the model.
 
         Raises:
             OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
         """
-        self.clip = Clip(model, device, dtype, CONVERT, repaired)
+        self.clip = Clip(model, device, dtype, CONVERT, repair)
         self.preprocess = partial(fit_in_square, side=self.clip.side)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Cosines [B] float32 on the CPU, in [-1, 1].
+        """Score a batch.
 
         Args:
-            images: uint8 [B, 3, H, W]; made as long as the model's side and padded with black, see `fit_in_square`.
-            prompts: B prompts; repaired, see `repaired`, and cut to the model's length.
+            images: uint8 [B, 3, H, W]; scaled to the model's side and padded with black, see `fit_in_square`.
+            prompts: B prompts; repaired, see `repair`, and cut to the model's length.
+
+        Returns:
+            Cosines [B] float32 on the CPU, in [-1, 1].
         """
         return self.clip.cosines(images, prompts, self.preprocess)
 
 
-def repaired(prompt: str) -> str:
-    """Return `prompt` as open_clip's tokenizer, which the published code uses, reads it.
+def repair(prompt: str) -> str:
+    """Clean a prompt as open_clip's tokenizer does, which the published code uses.
 
-    Mangled Unicode is mended and curly quotes become straight (ftfy), HTML entities become what they mean, also those
-    that were escaped twice, white space becomes single blanks, and letters are lower case.
+    Repairs mangled Unicode and straightens curly quotes (ftfy), resolves HTML entities that are escaped once
+    or twice, turns white space into single blanks and letters into lower case.
     """
     unescaped = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return " ".join(unescaped.split()).lower()
@@ -62,8 +66,8 @@ def repaired(prompt: str) -> str:
 def fit_in_square(images: Tensor, side: int) -> Tensor:
     """Scale the longer edge to `side`, pad the shorter one with black on both sides and normalise.
 
-    The published code turns a picture into numbers in [0, 1] before it resizes it, so values are neither rounded nor
-    clipped in between as they would be by Pillow.
+    The published code converts pictures to [0, 1] before resizing, so values are neither rounded nor clipped
+    in between, as Pillow would do.
 
     Args:
         images: uint8 [B, 3, H, W].

@@ -1,4 +1,4 @@
-"""Which picture of a prompt people would pick, learned from the choices in Pick-a-Pic."""
+"""The `pickscore` reward: which picture of a prompt people would pick, learned from Pick-a-Pic."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from marble_reward_clip.clip import Clip, preprocessing
 
 
 class PickScore:
-    """Would people pick this picture for its prompt? A CLIP fine-tuned on Pick-a-Pic; about 20."""
+    """Preference of people for the picture, given its prompt: CLIP fine-tuned on Pick-a-Pic; about 20."""
 
     license = "Apache-2.0; weights under no stated license (yuvalkirstain/PickScore_v1)"
     citation = "Pick-a-Pic, arXiv 2305.01569"
@@ -26,23 +26,24 @@ class PickScore:
         Args:
             model: a folder or a repository of the Hugging Face hub.
             device: where to compute.
-            dtype: what to compute in.
+            dtype: precision of the model.
 
         Raises:
             OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
         """
         self.clip = Clip(model, device, dtype)
-        # Its published code reads pictures, and prompts, by transformers alone.
+        # The published code prepares pictures and prompts by transformers alone.
         self.preprocess = preprocessing(model, CLIPImageProcessorPil)
         self.range = (-self.clip.logit_scale, self.clip.logit_scale)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """exp(logit_scale) * cosine [B] float64 on the CPU.
-
-        It is the score of the paper, section 4. Flow-GRPO and DiffusionNFT divide it by 26.
+        """Score a batch as in section 4 of the paper; Flow-GRPO and DiffusionNFT divide this by 26.
 
         Args:
             images: uint8 [B, 3, H, W]; resized, cropped and normalised as the model's image processor says.
             prompts: B prompts; cut to the model's length.
+
+        Returns:
+            exp(logit_scale) * cosine [B] float64 on the CPU.
         """
         return self.clip.logit_scale * self.clip.cosines(images, prompts, self.preprocess).double()

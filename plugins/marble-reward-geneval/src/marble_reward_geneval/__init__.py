@@ -1,0 +1,1 @@
+"""GenEval as a reward: objects, counts, colours and positions."""

@@ -1,4 +1,4 @@
-"""The colour of an object, as a CLIP model names it from its texts alone, in GenEval's manner."""
+"""Name the colour of an object with a CLIP model's zero-shot classification, as GenEval does."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
+from marble_cli.pretrained import check_complete, loading, resolve_source
 from marble_cli.tokenizers import check_tokenizer
 from marble_reward_geneval.classes import COLORS
 from marble_reward_geneval.rules import Detection
-from marble_reward_geneval.weights import check_complete, loading, locate
 
-GROUND = 0x99  # the grey around an object that has a mask
+BACKGROUND = 0x99  # the grey around an object that has a mask
 TEMPLATES = (
     "a photo of a {color} {name}",
     "a photo of a {color}-colored {name}",
@@ -27,13 +27,13 @@ EXPECTED = (
 
 
 class TorchvisionCrop(CLIPImageProcessorPil):
-    """Crops the centre as torchvision does, which GenEval uses by open_clip.
+    """Crops the centre as torchvision does, which GenEval uses through open_clip.
 
-    Where the excess is odd, half of it is rounded to an even number; transformers rounds it down.
+    Half of an odd excess is rounded to an even number; transformers rounds it down.
     """
 
     def center_crop(self, image: NDArray[Any], size: Any, **more: Any) -> NDArray[Any]:  # type: ignore[override]
-        """Cut `size` from an image [C, H, W] that is at least as large; a smaller one is left to transformers."""
+        """Crop an image [C, H, W] to `size`; transformers handles images that are smaller."""
         height, width = image.shape[-2:]
         if height < size.height or width < size.width:
             return super().center_crop(image, size, **more)
@@ -42,7 +42,7 @@ class TorchvisionCrop(CLIPImageProcessorPil):
 
 
 class ColorClassifier:
-    """Names the colours of objects of a class; the texts of each class are encoded once."""
+    """Names the colours of objects; the texts of each class are embedded once."""
 
     def __init__(self, source: str, device: str | torch.device, dtype: torch.dtype) -> None:
         """Load a CLIP model.
@@ -50,50 +50,48 @@ class ColorClassifier:
         Args:
             source: a folder or a repository of the Hugging Face hub.
             device: where to compute.
-            dtype: what to compute in.
+            dtype: precision of the model.
 
         Raises:
-            OSError: it cannot be found or fetched, or has no safetensors weights.
+            OSError: the model cannot be found or fetched, is incomplete, or has no safetensors weights.
         """
-        place = locate(source)
-        with loading(source, EXPECTED):
+        source = resolve_source(source)
+        with loading(f"the CLIP model {source!r}", EXPECTED):
             loaded: Any = CLIPModel.from_pretrained(
-                place, dtype=dtype, use_safetensors=True, output_loading_info=True
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
             model, report = loaded
             check_complete(model, report)
-            self.tokenizer = AutoTokenizer.from_pretrained(place)
-            check_tokenizer(self.tokenizer, model.config.text_config.vocab_size, str(place))
-            self.processor = TorchvisionCrop.from_pretrained(place)
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
+            check_tokenizer(self.tokenizer, model.config.text_config.vocab_size, source)
+            self.processor = TorchvisionCrop.from_pretrained(source)
         self.model = model.to(device).eval().requires_grad_(False)
         self.length: int = model.config.text_config.max_position_embeddings
         self.texts: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def __call__(self, image: Tensor, objects: Sequence[Detection], name: str) -> list[str]:
-        """The colour of each object of the class `name` in an image uint8 [3, H, W]."""
+        """Name the colour of each object of the class `name` in an image uint8 [3, H, W]."""
         return [COLORS[place] for place in self.similarities(image, objects, name).argmax(1).tolist()]
 
     @torch.no_grad()
     def similarities(self, image: Tensor, objects: Sequence[Detection], name: str) -> Tensor:
-        """Cosines [n, 10] float32 of n objects with the ten colours, on the CPU."""
+        """Compute the cosines [n, 10] float32 of n objects with the ten colours, on the CPU."""
         crops = [crop(image.numpy(), thing) for thing in objects]
-        pixels = self.processor(crops, input_data_format="channels_first", return_tensors="pt")[
-            "pixel_values"
-        ]
-        given = pixels.to(self.model.device, self.model.dtype)
-        seen = self.model.get_image_features(pixel_values=given).pooler_output
-        return (normalize(seen.float(), dim=-1) @ self._texts_of(name).T).cpu()
+        inputs = self.processor(crops, input_data_format="channels_first", return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
+        embeddings = self.model.get_image_features(pixel_values=pixels).pooler_output
+        return (normalize(embeddings.float(), dim=-1) @ self._texts_of(name).T).cpu()
 
     def _texts_of(self, name: str) -> Tensor:
-        """Unit embeddings [10, D] of the colours for a class: the templates' unit embeddings, averaged."""
+        """Average the templates' unit embeddings per colour of a class; return them normalised, [10, D]."""
         if name not in self.texts:
             texts = [template.format(color=color, name=name) for color in COLORS for template in TEMPLATES]
-            given = self.tokenizer(
+            tokens = self.tokenizer(
                 texts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
             ).to(self.model.device)
             embedded = self.model.get_text_features(
-                input_ids=given["input_ids"], attention_mask=given["attention_mask"]
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
             ).pooler_output
             unit = normalize(embedded.float(), dim=-1).view(len(COLORS), len(TEMPLATES), -1)
             self.texts[name] = normalize(unit.mean(1), dim=-1)
@@ -101,10 +99,10 @@ class ColorClassifier:
 
 
 def crop(image: NDArray[np.uint8], thing: Detection) -> NDArray[np.uint8]:
-    """The object's box cut from an image [3, H, W], grey outside its mask; at least a pixel wide and high."""
+    """Cut an object's box from an image [3, H, W], at least one pixel large; grey outside its mask."""
     height, width = image.shape[1:]
     left, top, right, bottom = (round(edge) for edge in thing.box)
     left, top = min(left, width - 1), min(top, height - 1)
     place = np.s_[top : max(bottom, top + 1), left : max(right, left + 1)]
     cut = image[:, *place]
-    return cut if thing.mask is None else np.where(thing.mask[place], cut, np.uint8(GROUND))
+    return cut if thing.mask is None else np.where(thing.mask[place], cut, np.uint8(BACKGROUND))

@@ -1,4 +1,4 @@
-"""Detectors of transformers, with and without masks: pictures in, objects of GenEval's classes out."""
+"""Detect objects of GenEval's classes with models of transformers, with and without masks."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,17 +15,20 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
+from marble_cli.pretrained import check_complete, loading, resolve_source
 from marble_reward_geneval.classes import class_of
 from marble_reward_geneval.rules import Detection
-from marble_reward_geneval.weights import check_complete, loading, locate
 
 SEGMENTERS = ("mask2former", "maskformer")
-MOST = 100  # candidates a picture, as in mmdetection's Mask2Former
-EXPECTED = "config.json of Mask2Former, MaskFormer or an object detector, model.safetensors, preprocessor_config.json"
+MAX_CANDIDATES = 100  # per picture, as in mmdetection's Mask2Former
+EXPECTED = (
+    "config.json of Mask2Former, MaskFormer or an object detector, model.safetensors, "
+    "preprocessor_config.json"
+)
 
 
 class Detector:
-    """An instance segmentation model or a box detector; `classes` are GenEval's names that it knows."""
+    """An instance segmentation model or a box detector; `classes` are the GenEval classes that it knows."""
 
     def __init__(self, source: str, device: str | torch.device, dtype: torch.dtype, batch_size: int) -> None:
         """Load a detector and its image processor.
@@ -33,112 +36,114 @@ class Detector:
         Args:
             source: a folder or a repository of the Hugging Face hub.
             device: where to compute.
-            dtype: what to compute in; scores and masks are made in float32.
-            batch_size: pictures at a time.
+            dtype: precision of the model; scores and masks are computed in float32.
+            batch_size: pictures per forward pass.
 
         Raises:
-            OSError: it cannot be found or fetched, has no safetensors weights or is no detector.
-            ValueError: it knows none of GenEval's classes.
+            OSError: the model cannot be found or fetched, has no safetensors weights or is no detector.
+            ValueError: the model knows none of GenEval's classes.
         """
-        place = locate(source)
-        with loading(source, EXPECTED):
-            config: Any = AutoConfig.from_pretrained(place)
+        source = resolve_source(source)
+        with loading(f"the detector {source!r}", EXPECTED):
+            config: Any = AutoConfig.from_pretrained(source)
             family: Any
             if config.model_type in SEGMENTERS:
                 family, self.read = AutoModelForUniversalSegmentation, self._read_masks
             elif config.model_type in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
                 family, self.read = AutoModelForObjectDetection, self._read_boxes
             else:
-                raise ValueError(f"it is of the type {config.model_type!r}.")
+                raise ValueError(f"it is of the type {config.model_type!r}")
             model, report = family.from_pretrained(
-                place, dtype=dtype, use_safetensors=True, output_loading_info=True
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True
             )
             check_complete(model, report)
-            self.processor: Any = AutoImageProcessor.from_pretrained(place, backend="pil")
+            self.processor: Any = AutoImageProcessor.from_pretrained(source, backend="pil")
         self.model = model.to(device).eval().requires_grad_(False)
         self.batch_size = batch_size
         self.names = {int(number): class_of(label) for number, label in model.config.id2label.items()}
         self.classes = [name for name in self.names.values() if name is not None]
         if not self.classes:
+            labels = ", ".join(list(model.config.id2label.values())[:5])
             raise ValueError(
-                f"the detector {source!r} has the labels {', '.join(list(model.config.id2label.values())[:5])}, ...: "
-                "none is a COCO class. Give one trained on COCO."
+                f"the detector {source!r} has the labels {labels}, ...: none is a COCO class. Choose a "
+                "detector that was trained on COCO."
             )
 
     @torch.no_grad()
     def __call__(self, images: Tensor, threshold: float) -> Iterator[dict[str, list[Detection]]]:
-        """The objects in each picture, by class; in each class as the model has them.
+        """Yield the objects of each picture by class, in the model's order.
 
-        They are found as they are asked for, a few pictures at a time: masks are as large as the picture. Pictures of one call have one size, so that the processor pads none of them for the sake of another.
+        Pictures are processed a few at a time, because masks are as large as the picture. All pictures of a
+        call have one size, so the processor pads none of them to the size of another.
 
         Args:
             images: uint8 [B, 3, H, W].
-            threshold: objects of a score up to it may be left out.
+            threshold: objects with a score up to this may be left out.
         """
         height, width = images.shape[2:]
         for part in images.split(self.batch_size):
-            given = self.processor(
+            inputs = self.processor(
                 list(part.numpy()), input_data_format="channels_first", return_tensors="pt"
             ).to(self.model.device)
-            given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
-            yield from self.read(self.model(**given), (height, width), threshold)
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+            yield from self.read(self.model(**inputs), (height, width), threshold)
 
     def _read_masks(
         self, outputs: Any, size: tuple[int, int], threshold: float
     ) -> list[dict[str, list[Detection]]]:
-        found = []
+        pictures = []
         for classes, masks in zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True):
             scores, labels, shapes = instances(classes, masks, size, threshold)
             boxes = [box_of(shape) for shape in shapes]
-            found.append(self._by_class(scores, labels, boxes, list(shapes.numpy())))
-        return found
+            pictures.append(self._by_class(scores, labels, boxes, list(shapes.numpy())))
+        return pictures
 
     def _read_boxes(
         self, outputs: Any, size: tuple[int, int], threshold: float
     ) -> list[dict[str, list[Detection]]]:
         outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()
-        read = self.processor.post_process_object_detection(
+        answers = self.processor.post_process_object_detection(
             outputs, threshold=threshold, target_sizes=[size] * len(outputs.logits)
         )
         bounds = torch.tensor([size[1], size[0]] * 2)
-        found = []
-        for answer in read:
+        pictures = []
+        for answer in answers:
             boxes = torch.minimum(answer["boxes"].cpu().clamp(min=0), bounds).tolist()
-            found.append(self._by_class(answer["scores"].cpu(), answer["labels"].cpu(), boxes, None))
-        return found
+            pictures.append(self._by_class(answer["scores"].cpu(), answer["labels"].cpu(), boxes, None))
+        return pictures
 
     def _by_class(
         self, scores: Tensor, labels: Tensor, boxes: list[Any], masks: list[Any] | None
     ) -> dict[str, list[Detection]]:
-        found: dict[str, list[Detection]] = defaultdict(list)
+        detections: dict[str, list[Detection]] = defaultdict(list)
         for place, (score, label) in enumerate(zip(scores.tolist(), labels.tolist(), strict=True)):
             name = self.names.get(label)
             if name is not None:
-                found[name].append(
-                    Detection(tuple(boxes[place]), score, None if masks is None else masks[place])
-                )
-        return dict(found)
+                mask = None if masks is None else masks[place]
+                detections[name].append(Detection(tuple(boxes[place]), score, mask))
+        return dict(detections)
 
 
 def instances(
     class_logits: Tensor, mask_logits: Tensor, size: tuple[int, int], threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The instances that the queries of a mask transformer speak of, as mmdetection reads them for GenEval.
+    """Read the instances from a mask transformer's queries, as mmdetection does for GenEval.
 
-    A candidate is a query and a class; the 100 likeliest are kept. Its mask is where the mask's logit is above 0, and
-    its score is the class's probability times the mean probability of the mask's own pixels.
+    A candidate is a query and a class; the 100 likeliest are kept. Its mask is where the mask's logit is
+    above 0. Its score is the class's probability times the mean probability of the mask's own pixels.
 
     Args:
-        class_logits: [Q, C + 1], the last of them of no object.
+        class_logits: [Q, C + 1]; the last class means no object.
         mask_logits: [Q, h, w]; resized bilinearly to the picture.
-        size: the picture's height and width.
-        threshold: candidates whose class is not more probable than this are left out; no score is higher than that.
+        size: height and width of the picture.
+        threshold: candidates whose class is at most this probable are left out; their scores would be lower
+            still.
 
     Returns:
-        scores [n] float32, labels [n] int64 and masks [n, H, W] bool, on the CPU.
+        Scores [n] float32, labels [n] int64 and masks [n, H, W] bool, on the CPU.
     """
     probabilities = class_logits.float().softmax(-1)[:, :-1]
-    best, place = probabilities.flatten().topk(min(MOST, probabilities.numel()))
+    best, place = probabilities.flatten().topk(min(MAX_CANDIDATES, probabilities.numel()))
     best, place = best[best > threshold], place[best > threshold]
     query, label = place // probabilities.shape[1], place % probabilities.shape[1]
     if not len(query):
@@ -150,7 +155,7 @@ def instances(
 
 
 def box_of(mask: Tensor) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a mask [H, W] bool, the last two beyond its last pixel; zeros if it is empty."""
+    """Return left, top, right and bottom of a mask [H, W], the last two exclusive; zeros if it is empty."""
     rows, columns = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
     if not rows:
         return (0.0, 0.0, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""What a prompt asks for, read from metadata in GenEval's format."""
+"""Read a prompt's requirements from metadata in GenEval's format."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 
 from marble_reward_geneval.classes import COLORS, RELATIONS, TAGS
 
-LISTED = 16  # known names that a message lists at most
+MAX_LISTED = 16  # names in a message; longer lists are only counted
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """`count` objects of a class, of a colour if one is named, in a relation to the objects of an earlier entry."""
+    """A requirement: `count` objects of a class, perhaps with a colour and a relation to an earlier entry."""
 
     name: str
     count: int
@@ -22,7 +22,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Unwanted:
-    """So many objects of a class are too many."""
+    """A prohibition: `count` or more objects of a class."""
 
     name: str
     count: int
@@ -30,7 +30,7 @@ class Unwanted:
 
 @dataclass(frozen=True)
 class Request:
-    """All that one prompt asks for; `counting` is its tag, which has a threshold of its own."""
+    """The requirements of one prompt; prompts tagged `counting` have a detection threshold of their own."""
 
     include: tuple[Wanted, ...]
     exclude: tuple[Unwanted, ...] = ()
@@ -38,15 +38,15 @@ class Request:
 
 
 def read_request(prompt: str, metadata: Mapping[str, Any], classes: Collection[str]) -> Request:
-    """The request of one prompt.
+    """Read the requirements of one prompt.
 
     Args:
-        prompt: to be named in messages.
-        metadata: with `include` and perhaps `exclude` and `tag`. A key whose value is None is taken to be absent.
+        prompt: for messages.
+        metadata: with `include` and perhaps `exclude` and `tag`; None means that a key is absent.
         classes: names that the detector knows.
 
     Raises:
-        ValueError: the metadata is malformed, or asks for what cannot be judged; names the prompt.
+        ValueError: the metadata is malformed, or has a requirement that cannot be judged. Names the prompt.
     """
     try:
         tag = metadata.get("tag")
@@ -118,5 +118,5 @@ def _known(what: str, name: Any, known: Iterable[str]) -> str:
         return str(name)
     close = get_close_matches(str(name), known, n=1, cutoff=0.5)
     meant = f"; did you mean {close[0]!r}?" if close else "."
-    names = ", ".join(known) if len(known) <= LISTED else f"{len(known)} names, of COCO's classes"
+    names = ", ".join(known) if len(known) <= MAX_LISTED else f"{len(known)} names, of COCO's classes"
     raise ValueError(f"{what}={name!r} is unknown{meant} Known: {names}")

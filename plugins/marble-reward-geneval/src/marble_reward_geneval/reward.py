@@ -1,4 +1,4 @@
-"""Does a picture show the objects of its prompt: how many, in which colours, where?"""
+"""The `geneval` reward: the objects of a prompt, their counts, colours and positions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ MODES = {"soft": rules.soft, "strict": rules.strict}
 
 
 class GenEval:
-    """Objects, counts, colours and positions of the prompt, by GenEval's rules; 1 is all of them."""
+    """Share of the prompt's objects, counts, colours and positions that the picture shows; 1 is all."""
 
     requires: ClassVar = {
         "include": [{"class": str, "count": int, "color": str | None, "position": list | None}],
@@ -46,17 +46,19 @@ class GenEval:
         """Load the detector and the CLIP model that names colours.
 
         Args:
-            detector: a folder or hub repository of Mask2Former, MaskFormer or an object detector of transformers.
+            detector: a folder or hub repository of Mask2Former, MaskFormer or an object detector of
+                transformers.
             clip: a folder or hub repository of a CLIP model.
-            mode: `soft`, a mean of credits, or `strict`, 1 if all holds and else 0.
-            threshold: an object's score must be above it.
+            mode: `soft`, a mean of credits, or `strict`, 1 if every requirement holds, else 0.
+            threshold: an object's score must be above this.
             counting_threshold: the same for prompts tagged `counting`.
-            max_objects: of a class, at most.
-            max_overlap: intersection over union from which on the less certain of two boxes is dropped; 1 drops none.
+            max_objects: largest number of objects per class.
+            max_overlap: intersection over union at which the less certain of two boxes is dropped; 1 drops
+                none.
             position_threshold: share of both sizes by which centres must differ before a position counts.
-            batch_size: pictures that the detector sees at a time.
+            batch_size: pictures per forward pass of the detector.
             device: where to compute.
-            dtype: what the models compute in.
+            dtype: precision of the models.
 
         Raises:
             OSError: a model cannot be found or fetched.
@@ -73,12 +75,16 @@ class GenEval:
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
     ) -> list[float | Exception]:
-        """B scores, at most 1; a ValueError where the metadata is malformed or asks for what cannot be judged.
+        """Score a batch.
 
         Args:
             images: uint8 [B, 3, H, W].
-            prompts: named in messages.
-            metadata: each with `include` in GenEval's format.
+            prompts: B prompts, for messages.
+            metadata: B mappings, each with `include` in GenEval's format.
+
+        Returns:
+            B scores of at most 1. A ValueError takes the place of a score if the metadata is malformed, or
+            has a requirement that cannot be judged.
         """
         verdicts = self.verdicts(images, prompts, metadata)
         return [v.score if isinstance(v, Verdict) else v for v in verdicts]
@@ -86,7 +92,7 @@ class GenEval:
     def verdicts(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
     ) -> list[Verdict | ValueError]:
-        """Scores with their reasons; arguments as of a call."""
+        """Score a batch with reasons; arguments as in a call."""
         requests = [self._request(*row) for row in zip(prompts, metadata, strict=True)]
         found = self.detector(images, min(self.threshold, self.counting_threshold))
         return [self._verdict(*row) for row in zip(images, requests, found, strict=True)]

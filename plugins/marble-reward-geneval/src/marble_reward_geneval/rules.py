@@ -1,4 +1,4 @@
-"""GenEval's rules: from what was detected to a score, with reasons (arXiv 2310.11513 and its evaluation script)."""
+"""Score detections by GenEval's rules, with reasons (arXiv 2310.11513 and its evaluation script)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """One object: its box (left, top, right, bottom in pixels), its score in [0, 1], its mask [H, W] if there is one."""
+    """One object: box (left, top, right, bottom in pixels), score in [0, 1], and perhaps a mask [H, W]."""
 
     box: Box
     score: float
@@ -23,7 +23,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A score, and what is missing for a full one."""
+    """A score, and the reasons why it is not full."""
 
     score: float
     reasons: tuple[str, ...]
@@ -36,13 +36,13 @@ ColorsOf = Callable[[Sequence[Detection], str], list[str]]
 def select(
     detections: Sequence[Detection], threshold: float, max_objects: int, max_overlap: float
 ) -> list[Detection]:
-    """The detections of one class that count, best first.
+    """Select the detections of one class that count, best first.
 
     Args:
         detections: in any order.
-        threshold: a score must be above it.
-        max_objects: so many at most.
-        max_overlap: one whose box has this intersection over union with a better one, or more, is dropped; 1 drops none.
+        threshold: a score must be above this.
+        max_objects: largest number to keep.
+        max_overlap: intersection over union with a better box at which a detection is dropped; 1 drops none.
     """
     best = sorted((d for d in detections if d.score > threshold), key=lambda d: d.score, reverse=True)
     kept: list[Detection] = []
@@ -53,7 +53,7 @@ def select(
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes whose corners are pixels that belong to them."""
+    """Compute the intersection over union of two boxes, whose corners are pixels inside them."""
     shared = _area(
         (max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3]))
     )
@@ -66,10 +66,10 @@ def _area(box: Box) -> float:
 
 
 def relations(box: Box, target: Box, margin: float) -> set[str]:
-    """Where `box` lies as seen from `target`.
+    """Return the relations of `box` to `target`: at most two of left of, right of, above, below.
 
-    The offset of the centres is shortened along each axis by `margin` times the sum of both sizes. What is left, over
-    the offset's full length, must be above 1/2 along an axis for the relation to hold: at most two do.
+    The offset of the centres is shortened along each axis by `margin` times the sum of both sizes. A relation
+    holds if the rest along its axis is more than half of the offset's full length.
     """
     offset = [(box[i] + box[i + 2] - target[i] - target[i + 2]) / 2 for i in (0, 1)]
     sizes = [box[i + 2] - box[i] + target[i + 2] - target[i] for i in (0, 1)]
@@ -85,16 +85,16 @@ def relations(box: Box, target: Box, margin: float) -> set[str]:
 
 
 def strict(request: Request, found: Found, colors_of: ColorsOf, margin: float) -> Verdict:
-    """1 if the picture is correct as the benchmark has it, else 0.
+    """Score 1 if the picture is correct by the benchmark's rules, else 0.
 
-    Of each class the `count` best detections must be there, all of the colour and in the position asked for; further
-    ones do no harm unless `exclude` forbids them.
+    The `count` best detections of each class must exist, all with the required colour and position. Further
+    detections do no harm unless `exclude` forbids them.
 
     Args:
-        request: what is wanted.
-        found: the detections of each class, best first.
-        colors_of: the colours of some detections of a class.
-        margin: of `relations`.
+        request: the requirements.
+        found: detections by class, best first.
+        colors_of: names the colours of detections of a class.
+        margin: as in `relations`.
     """
     chosen = [list(found.get(wanted.name, ()))[: wanted.count] for wanted in request.include]
     _, reasons = _credits(request, chosen, colors_of, margin)
@@ -106,14 +106,15 @@ def strict(request: Request, found: Found, colors_of: ColorsOf, margin: float) -
 
 
 def soft(request: Request, found: Found, colors_of: ColorsOf, margin: float) -> Verdict:
-    """The mean credit of all that was asked for; at most 1, below 0 for many more objects than wanted.
+    """Average the credits of all requirements: at most 1, and below 0 for many more objects than required.
 
-    Each entry of `include` has a credit for the count, 1 - |found - count| / count, one for the colour if it names
-    one, likewise of the objects that have it, and one for the position if it has one, 1 or 0. Colour and position earn
-    nothing unless the count is exact, the position nothing unless the colour is. An entry of `exclude` whose class is
-    not included has a credit of 1 or 0; the exact count speaks for the others.
+    Each entry of `include` earns a credit for the count, 1 - |found - count| / count; one for its colour, if
+    any, by the same formula for the objects of that colour; and one for its position, if any, of 1 or 0.
+    Colour and position earn nothing unless the count is exact, and the position nothing unless the colour is.
+    An entry of `exclude` earns 1 or 0 if its class is not included; the count of an included class decides by
+    itself.
 
-    Args: as of `strict`.
+    Args: as for `strict`.
     """
     every = [list(found.get(wanted.name, ())) for wanted in request.include]
     credits, reasons = _credits(request, every, colors_of, margin)
@@ -130,10 +131,12 @@ def soft(request: Request, found: Found, colors_of: ColorsOf, margin: float) -> 
 def _credits(
     request: Request, chosen: Sequence[list[Detection]], colors_of: ColorsOf, margin: float
 ) -> tuple[list[float], list[str]]:
-    """Credits of all entries of `include`, and why some are not full; `chosen` are the objects of each entry."""
+    """Return the credits of all entries of `include`, whose objects are `chosen`, and the faults."""
     credits: list[float] = []
     reasons: list[str] = []
-    matched: list[list[Detection] | None] = []  # an entry that failed is no target for a position
+    matched: list[
+        list[Detection] | None
+    ] = []  # None for an entry that failed: it is no target for a position
     for wanted, objects in zip(request.include, chosen, strict=True):
         earned, reason = _entry(wanted, objects, matched, colors_of, margin)
         credits += earned
@@ -149,7 +152,7 @@ def _entry(
     colors_of: ColorsOf,
     margin: float,
 ) -> tuple[list[float], str]:
-    """Credits of one entry, and what is wrong with it ("" if nothing is)."""
+    """Return the credits of one entry, and its fault ("" if there is none)."""
     credits, reason = [_closeness(len(objects), wanted.count)], ""
     if len(objects) != wanted.count:
         reason = f"expected {wanted.count} {wanted.name}, found {len(objects)}"
@@ -178,7 +181,7 @@ def _misplaced(
     matched: Sequence[list[Detection] | None],
     margin: float,
 ) -> str:
-    """What is wrong with the position of some objects, "" if nothing is: each stands so to each target."""
+    """Describe a wrong position, "" if there is none; every object must relate so to every target."""
     relation, place = position
     targets = matched[place]
     if targets is None:

@@ -1,7 +1,8 @@
-"""From the published ImageReward.pt to a folder that the reward loads: python -m marble_reward_imagereward.convert --help.
+"""Convert the published ImageReward.pt to a folder that the reward loads.
 
-This command, run once by hand, is all that reads a pickled file, and it does so with torch's restricted unpickler,
-which makes tensors and plain containers only. What it writes is safetensors.
+Usage: python -m marble_reward_imagereward.convert --help. Only this command, run once by hand, reads a
+pickled file. It uses torch's restricted unpickler, which creates only tensors and plain containers, and
+writes safetensors.
 """
 
 import argparse
@@ -16,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from marble_reward_imagereward.loading import loading
+from marble_cli.pretrained import check_tensors, loading, resolve_source
 from marble_reward_imagereward.model import ImageRewardModel, published_config
 
 TOKENIZER = "google-bert/bert-base-uncased"
 
-# The published names that differ from ours, in order; each holds for a part of a name.
+# From published names to ours: regular expressions and replacements, applied in this order.
 RENAMED = (
     (r"^mlp\.layers\.", "head."),
     (r"^blip\.text_encoder\.", "text_model."),
@@ -37,7 +38,7 @@ RENAMED = (
 
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published weights under the names of `ImageRewardModel`; names that are not its keep theirs."""
+    """Rename the published weights to those of `ImageRewardModel`; unknown names stay as they are."""
     renamed = {}
     for name, tensor in state.items():
         for pattern, replacement in RENAMED:
@@ -46,38 +47,32 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def read(checkpoint: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the checkpoint that `expected` names, under these names.
+def read_checkpoint(checkpoint: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read the tensors that `expected` names from the published checkpoint.
 
-    The projections of BLIP's contrastive loss, which the score does not use, are left out.
+    Leaves out the projections of BLIP's contrastive loss, which the score does not use.
 
     Raises:
-        OSError: there is no such file, or it lacks a tensor, or one has another shape.
+        OSError: there is no such file, or a tensor is missing or has another shape.
     """
-    with loading(
-        f"the checkpoint {str(checkpoint)!r}",
-        "the weights of ImageReward v1.0",
-        "Download it again, or name the right one.",
-    ):
+    remedy = "Download it again, or name the right one."
+    with loading(f"the checkpoint {str(checkpoint)!r}", "the weights of ImageReward v1.0", remedy):
         try:
             weights = rename(torch.load(checkpoint, map_location="cpu", weights_only=True))
-        except UnpicklingError as error:  # whose message advises to let the file run code
+        except UnpicklingError as error:
+            # Its own message advises to let the file run code.
             raise ValueError("it is no torch file, or holds more than tensors") from error
-        for name, tensor in expected.items():
-            if name not in weights:
-                raise ValueError(f"it holds no {name}")
-            if weights[name].shape != tensor.shape:
-                raise ValueError(f"{name} has shape {[*weights[name].shape]}, not {[*tensor.shape]}")
+        check_tensors(weights, expected)
     return {name: weights[name].contiguous() for name in expected}
 
 
 def convert(checkpoint: Path, folder: Path, tokenizer: str) -> None:
-    """Write the folder of the published checkpoint.
+    """Write the model folder of the published checkpoint.
 
     Args:
         checkpoint: ImageReward.pt.
-        folder: written: config.json, model.safetensors and the tokenizer.
-        tokenizer: a folder or hub repository with BERT's uncased tokenizer; the checkpoint holds none.
+        folder: gets config.json, model.safetensors and the tokenizer.
+        tokenizer: a folder or hub repository with BERT's uncased tokenizer, which the checkpoint lacks.
 
     Raises:
         OSError: the checkpoint, the tokenizer or the folder is not as expected.
@@ -87,13 +82,10 @@ def convert(checkpoint: Path, folder: Path, tokenizer: str) -> None:
     config = published_config()
     with torch.device("meta"):
         expected = ImageRewardModel(config).state_dict()
-    weights = read(checkpoint, expected)
-    with loading(
-        f"the tokenizer of {tokenizer!r}",
-        "the files of BERT's uncased tokenizer",
-        "Where the hub cannot be reached, fetch them elsewhere with `hf download` and give the folder.",
-    ):
-        words = AutoTokenizer.from_pretrained(tokenizer)
+    weights = read_checkpoint(checkpoint, expected)
+    source = resolve_source(tokenizer)
+    with loading(f"the tokenizer of {source!r}", "the files of BERT's uncased tokenizer"):
+        words = AutoTokenizer.from_pretrained(source)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
@@ -101,11 +93,10 @@ def convert(checkpoint: Path, folder: Path, tokenizer: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert what the command line names; 0, or 2 if it cannot be done."""
+    """Convert the checkpoint that the command line names; return 0, or 2 after an error."""
     parser = argparse.ArgumentParser(
         prog="python -m marble_reward_imagereward.convert",
-        description="Turn the published pickled weights into a folder of safetensors, once; the reward reads no "
-        "pickled file.",
+        description="Convert the published pickled weights to safetensors; the reward reads no pickled file.",
     )
     parser.add_argument("checkpoint", type=Path, help="ImageReward.pt of THUDM/ImageReward")
     parser.add_argument("folder", type=Path, help="a new folder")
@@ -114,13 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=TOKENIZER,
         help="a folder or hub repository with BERT's uncased tokenizer (%(default)s)",
     )
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        convert(asked.checkpoint, asked.folder, asked.tokenizer)
+        convert(options.checkpoint, options.folder, options.tokenizer)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {asked.folder}")
+    print(f"wrote {options.folder}")
     return 0
 
 

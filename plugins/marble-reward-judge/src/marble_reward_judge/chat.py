@@ -1,4 +1,4 @@
-"""Ask an OpenAI-compatible server about pictures: many at once but never too many, tried again where that may help."""
+"""Ask an OpenAI-compatible server about pictures, with bounded concurrency and retries."""
 
 import asyncio
 import ssl
@@ -17,30 +17,31 @@ from torch import Tensor
 from marble_reward_judge.completion import Answer, CompletionError, read_completion
 from marble_reward_judge.endpoint import address, extras, is_here, key
 
-PATIENCE = 60.0  # seconds that a server may ask for before a further attempt
+MAX_RETRY_AFTER = 60.0  # seconds; a longer Retry-After of the server is cut to this
 BACK_OFF = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)  # seconds
-BUSY = (408, 409, 425, 429)  # statuses that may pass, beside 5xx
-FOR_ALL = {
+TEMPORARY = (408, 409, 425, 429)  # statuses worth another attempt, like every 5xx
+# Statuses that concern every question, and the remedy.
+FATAL = {
     401: "it refuses the key. Set api_key_env to the name of an environment variable that holds a valid one",
     403: "it refuses the key. Set api_key_env to the name of an environment variable that holds a valid one",
-    404: "it knows no such address or model. Check base_url, which mostly ends in /v1, and model",
+    404: "it knows no such address or model. Check base_url, which usually ends in /v1, and model",
 }
 
 
 class ServerError(Exception):
-    """The server's fault in answering one question: it is not reached, is busy, or answers with nothing of use."""
+    """The server did not answer a question: it is unreachable or busy, or its answer is of no use."""
 
 
-class _PassingError(ServerError):
-    """A fault that may pass; `pause` is how long the server asks to be left alone, in seconds."""
+class _TemporaryError(ServerError):
+    """A failure worth another attempt, `retry_after` seconds later if the server says so."""
 
-    def __init__(self, message: str, pause: float | None = None) -> None:
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.pause = pause
+        self.retry_after = retry_after
 
 
-class _OneQuestionError(ServerError):
-    """A fault of one question, which asking again does not mend."""
+class _QuestionError(ServerError):
+    """A failure of one question that another attempt would not mend."""
 
 
 class ChatServer:
@@ -58,21 +59,21 @@ class ChatServer:
         attempts: int,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note how to reach it; nothing is sent.
+        """Check and keep the settings; nothing is sent.
 
         Args:
-            base_url: its address, e.g. http://127.0.0.1:8000/v1.
-            model: the name under which it serves the model.
-            api_key_env: name of the environment variable that holds the key; None if it asks for none.
-            temperature: of sampling; 0 takes the likeliest word; None is not sent.
-            max_tokens: length of an answer at most; None is not sent.
-            concurrency: requests under way at a time.
+            base_url: address of the server, e.g. http://127.0.0.1:8000/v1.
+            model: name of the model on the server.
+            api_key_env: name of the environment variable with the key; None if the server needs none.
+            temperature: of sampling; 0 takes the likeliest token; None leaves it to the server.
+            max_tokens: largest length of an answer; None leaves it to the server.
+            concurrency: largest number of simultaneous requests.
             request_timeout: seconds for one request.
-            attempts: requests for one answer at most.
-            extra_body: further keys of a request, which count before those above.
+            attempts: largest number of requests for one answer.
+            extra_body: further keys of a request, which override those above.
 
         Raises:
-            ValueError: an argument is of no use, or the variable with the key is not set or holds no key.
+            ValueError: an argument is invalid, or the variable with the key is not set or holds no key.
         """
         base, self.auth = address(base_url)
         self.url = f"{base}/chat/completions"
@@ -92,14 +93,18 @@ class ChatServer:
         self.concurrency, self.timeout, self.attempts = concurrency, request_timeout, attempts
 
     def ask(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[Answer | ServerError]:
-        """One answer a picture, in their order; where there is none, the error that says why.
+        """Ask one question per picture.
 
         Args:
-            images: uint8 [3, H, W] each; sent as PNG, so that nothing is lost.
-            questions: one for each.
+            images: uint8 [3, H, W] each; sent as PNG, which loses nothing.
+            questions: one per image.
+
+        Returns:
+            Answers in the order of the images; an error takes the place of an answer that could not be had.
 
         Raises:
-            ServerError: the server refuses the key, or knows no such model or address: that concerns every picture.
+            ServerError: the server refuses the key, or knows no such model or address. This concerns every
+                picture.
         """
         try:
             return asyncio.run(self._ask_all(images, questions))
@@ -118,7 +123,7 @@ class ChatServer:
         return [task.result() for task in tasks]
 
     def _client(self) -> httpx.AsyncClient:
-        """Return a client for a batch; it uses the environment's proxies, though not for this machine itself.
+        """Return a client for a batch; it uses the environment's proxies, except for servers on this machine.
 
         Raises:
             ServerError: a proxy that the environment names cannot be used.
@@ -134,7 +139,7 @@ class ChatServer:
         except (httpx.InvalidURL, ImportError, ValueError) as error:
             raise ServerError(
                 f"{self.url} cannot be asked: {error}. "
-                "Check the variables that name proxies, such as HTTPS_PROXY."
+                "Check the environment variables of proxies, such as HTTPS_PROXY."
             ) from error
 
     async def _ask(
@@ -142,15 +147,15 @@ class ChatServer:
     ) -> Answer | ServerError:
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.attempts),
-            wait=_pause,
-            retry=tenacity.retry_if_exception_type(_PassingError),
+            wait=_seconds_to_wait,
+            retry=tenacity.retry_if_exception_type(_TemporaryError),
             reraise=True,
         )
         try:
             return await retrying(self._request, client, places, image, question)
-        except _PassingError as error:
+        except _TemporaryError as error:
             return ServerError(f"{error} ({self.attempts} attempts)")
-        except _OneQuestionError as error:
+        except _QuestionError as error:
             return ServerError(str(error))
 
     async def _request(
@@ -165,44 +170,46 @@ class ChatServer:
             try:
                 response = await client.post(self.url, json=body)
             except httpx.TimeoutException as error:
-                raise _PassingError(f"{self.url} did not answer within {self.timeout:g} s") from error
+                raise _TemporaryError(f"{self.url} did not answer within {self.timeout:g} s") from error
             except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError) as error:
-                kind = _OneQuestionError if _is_distrusted(error) else _PassingError
-                raise kind(f"{self.url} is not reached: {str(error) or repr(error)}") from error
-            except (
-                httpx.HTTPError,
-                httpx.InvalidURL,
-                ValueError,
-            ) as error:  # ValueError: of the prompt, as JSON
-                raise _OneQuestionError(f"{self.url}: {type(error).__name__}: {error}") from error
+                kind = _QuestionError if _is_distrusted(error) else _TemporaryError
+                raise kind(f"{self.url} cannot be reached: {str(error) or repr(error)}") from error
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+                # A ValueError is of the prompt: JSON cannot hold it.
+                raise _QuestionError(f"{self.url}: {type(error).__name__}: {error}") from error
         return self._read(response)
 
     def _read(self, response: httpx.Response) -> Answer:
-        said = f"{self.url} answered {response.status_code}: {response.text[:200]!r}"
+        message = f"{self.url} answered {response.status_code}: {response.text[:200]!r}"
+        retry_after = response.headers.get("Retry-After")
+        if response.is_redirect:
+            location = response.headers.get("Location")
+            message += f", which leads to {location!r}. Set base_url to where it leads"
         if response.status_code != 200:
-            if response.is_redirect:
-                said += (
-                    f", which leads to {response.headers.get('Location')!r}. Set base_url to where it leads"
-                )
-            self._refuse(response.status_code, said, response.headers.get("Retry-After"))
+            _raise_for_status(response.status_code, message, retry_after)
         try:
             return read_completion(response.content)
         except CompletionError as error:
             if error.status is not None:
-                self._refuse(error.status, said, response.headers.get("Retry-After"))
-            raise _OneQuestionError(f"{said}, {error}") from error
+                _raise_for_status(error.status, message, retry_after)
+            raise _QuestionError(f"{message}, {error}") from error
 
-    def _refuse(self, status: int, said: str, retry_after: str | None) -> NoReturn:
-        """Raise what an answer with `status` that is no success means."""
-        if status in FOR_ALL:
-            raise ServerError(f"{said}. {FOR_ALL[status]}.")
-        if status in BUSY or status >= 500:
-            raise _PassingError(said, _retry_after(retry_after))
-        raise _OneQuestionError(said)
+
+def _raise_for_status(status: int, message: str, retry_after: str | None) -> NoReturn:
+    """Raise the error that an unsuccessful status means.
+
+    Raises:
+        ServerError: always; of a kind that says whether another attempt or another question may succeed.
+    """
+    if status in FATAL:
+        raise ServerError(f"{message}. {FATAL[status]}.")
+    if status in TEMPORARY or status >= 500:
+        raise _TemporaryError(message, _parse_retry_after(retry_after))
+    raise _QuestionError(message)
 
 
 def _is_distrusted(error: BaseException | None) -> bool:
-    """Whether a connection failed because a certificate is not trusted, which asking again does not mend."""
+    """Tell whether a connection failed for an untrusted certificate, which another attempt would not mend."""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return True
@@ -210,15 +217,18 @@ def _is_distrusted(error: BaseException | None) -> bool:
     return False
 
 
-def _pause(state: tenacity.RetryCallState) -> float:
-    """Seconds until the next attempt: what the server asks for, up to `PATIENCE`, else growing and random."""
+def _seconds_to_wait(state: tenacity.RetryCallState) -> float:
+    """Return the seconds until the next attempt.
+
+    These are the server's Retry-After, up to `MAX_RETRY_AFTER`, else a growing random time.
+    """
     error = state.outcome.exception() if state.outcome else None
-    asked = error.pause if isinstance(error, _PassingError) else None
-    return BACK_OFF(state) if asked is None else min(asked, PATIENCE)
+    retry_after = error.retry_after if isinstance(error, _TemporaryError) else None
+    return BACK_OFF(state) if retry_after is None else min(retry_after, MAX_RETRY_AFTER)
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header means, which holds seconds or a date; None if it holds neither."""
+def _parse_retry_after(value: str | None) -> float | None:
+    """Return the seconds of a Retry-After header, given as seconds or as a date; None if it is neither."""
     if value is None:
         return None
     try:
@@ -232,7 +242,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def data_url(image: Tensor) -> str:
-    """An image uint8 [3, H, W] as a data URL of a PNG."""
+    """Encode an image uint8 [3, H, W] as a data URL of a PNG."""
     file = BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, format="PNG", compress_level=1)
     return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"

@@ -1,16 +1,16 @@
-"""What a chat completion says, in the dialects of OpenAI-compatible servers."""
+"""Read chat completions in the dialects of OpenAI-compatible servers."""
 
 import json
 from dataclasses import dataclass
 from typing import Any
 
-# Reasons to finish that are no end of an answer: its length, the content filter, and a request given up.
+# Finish reasons of incomplete answers: their length, the content filter, and an aborted request.
 CUT = ("length", "max_tokens", "max_output_tokens", "model_length", "content_filter", "abort")
-UNNAMED = 500  # the status of an error in a successful answer that names none
+DEFAULT_STATUS = 500  # of an error inside a successful answer that names no status
 
 
 class CompletionError(Exception):
-    """A successful answer holds no text; `status` is that of the error which it holds instead."""
+    """A successful answer without text; `status` is that of an error in the text's place, if there is one."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -19,23 +19,23 @@ class CompletionError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said; `cut` if it had no room to end."""
+    """The text of an answer; `cut` tells whether the model had no room to end it."""
 
     text: str
     cut: bool
 
 
 def read_completion(body: bytes) -> Answer:
-    """Return the first choice's text.
+    """Return the text of the first choice.
 
-    Content is a string or a list of parts, whose text is joined; reasoning that stands apart is passed over.
-    An answer that was cut before it said anything is an empty one.
+    Content is a string or a list of parts, whose texts are joined. Separate parts of reasoning are ignored.
+    An answer that was cut before its first word is empty.
 
     Args:
         body: JSON, UTF-8.
 
     Raises:
-        CompletionError: it is no chat completion, has no text, or is an error in the guise of a success.
+        CompletionError: the body is no chat completion, has no text, or holds an error.
     """
     try:
         document = json.loads(body)
@@ -59,7 +59,7 @@ def read_completion(body: bytes) -> Answer:
 
 
 def _check_error(part: dict[str, Any]) -> None:
-    """Raise the error that an answer or a choice of one holds, if it does."""
+    """Raise the error that an answer or one of its choices holds, if there is one."""
     error = part.get("error")
     if part.get("object") == "error":
         error = part
@@ -67,11 +67,11 @@ def _check_error(part: dict[str, Any]) -> None:
         return
     code = error.get("code") or error.get("status") if isinstance(error, dict) else None
     known = str(code).isascii() and str(code).isdigit() and 400 <= int(str(code)) < 600
-    raise CompletionError("which is an error", int(str(code)) if known else UNNAMED)
+    raise CompletionError("which is an error", int(str(code)) if known else DEFAULT_STATUS)
 
 
 def _text(content: Any) -> str | None:
-    """The text of a message's content; None if it has none."""
+    """Return the text of a message's content, None if there is none."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

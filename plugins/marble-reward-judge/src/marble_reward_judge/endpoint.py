@@ -1,4 +1,4 @@
-"""A server's address, the key for it and what requests hold besides: looked at before anything is sent."""
+"""Check a server's address, its key and further keys of requests, before anything is sent."""
 
 import json
 import os
@@ -11,10 +11,10 @@ import httpx
 
 
 def address(base_url: str) -> tuple[str, tuple[str, str] | None]:
-    """Return `base_url` without a slash at its end and without user and password, and these.
+    """Split `base_url` into an address without a final slash, and user and password if it has them.
 
     Raises:
-        ValueError: it is no address of HTTP.
+        ValueError: this is no HTTP address.
     """
     expected = "expected an address such as http://127.0.0.1:8000/v1"
     try:
@@ -29,10 +29,11 @@ def address(base_url: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def key(variable: str) -> str:
-    """Return the key that an environment variable holds.
+    """Return the key in an environment variable.
 
     Raises:
-        ValueError: it is not set, or no header can hold its value, which is not shown.
+        ValueError: the variable is not set, or no header can hold its value. The message does not show the
+            value.
     """
     value = os.environ.get(variable, "")
     where = f"the environment variable {variable}, which api_key_env names,"
@@ -49,15 +50,15 @@ def key(variable: str) -> str:
     else:
         return value
     raise ValueError(
-        f"{where} {fault}: expected a key of printable ASCII alone. Its value is not shown; set it anew"
+        f"{where} {fault}: expected a key of printable ASCII characters. Its value is not shown; set it again"
     )
 
 
 def extras(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the further keys of a request.
+    """Return the further keys of a request as a plain dictionary.
 
     Raises:
-        ValueError: they hold what JSON cannot say, or what the judge itself decides.
+        ValueError: JSON cannot hold them, or the judge itself sets one of them.
     """
     if taken := body.keys() & {"messages", "stream", "n"}:
         raise ValueError(f"extra_body.{min(taken)}: the judge decides that itself")

@@ -1,4 +1,4 @@
-"""A vision-language model that judges by the user's own question."""
+"""The `judge` reward: a vision-language model that answers the user's own question."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ Scores = list[float | Exception]
 
 
 class Judge:
-    """What a vision-language model behind an OpenAI-compatible server says of the picture, as a number."""
+    """Score of the picture by a vision-language model behind an OpenAI-compatible server."""
 
     license = "Apache-2.0; the model under its own licence"
     citation = "of the model that is asked"
@@ -35,27 +35,27 @@ class Judge:
         attempts: int = 4,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note what to ask; nothing is sent.
+        """Check and keep the question and the server's settings; nothing is sent.
 
         Args:
-            base_url: the server's address, e.g. http://127.0.0.1:8000/v1.
-            model: the name under which it serves the model.
-            template: the question, which follows the picture; `{prompt}` in it becomes the prompt.
-            pattern: a regular expression with one group, the score; its last match counts. Or:
-            json_key: key of the score in the JSON object that the answer holds.
-            low: the judge's lowest score; an answer outside the scale is a failure.
-            high: its highest.
-            raw: give scores as they are, instead of mapping [low, high] onto [0, 1].
-            api_key_env: name of the environment variable that holds the key; the key itself stands nowhere.
-            temperature: of sampling; 0 takes the likeliest word; None is not sent.
-            max_tokens: length of an answer at most; None is not sent.
-            concurrency: requests under way at a time.
+            base_url: address of the server, e.g. http://127.0.0.1:8000/v1.
+            model: name of the model on the server.
+            template: the question, which follows the picture; `{prompt}` is replaced by the prompt.
+            pattern: a regular expression with one group, the score; its last match counts. Either this, or:
+            json_key: key of the score in a JSON object in the answer.
+            low: the lowest score on the judge's scale; an answer outside the scale is a failure.
+            high: the highest score.
+            raw: return scores as they are, instead of mapping [low, high] onto [0, 1].
+            api_key_env: name of the environment variable with the key, which is written nowhere.
+            temperature: of sampling; 0 takes the likeliest token; None leaves it to the server.
+            max_tokens: largest length of an answer; None leaves it to the server.
+            concurrency: largest number of simultaneous requests.
             request_timeout: seconds for one request.
-            attempts: requests for one answer at most.
+            attempts: largest number of requests for one answer.
             extra_body: further keys of a request, e.g. {"max_completion_tokens": 512}.
 
         Raises:
-            ValueError: an option is of no use, or the variable with the key is not set or holds no key.
+            ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
         if "{prompt}" not in template:
             raise ValueError(f"template={template!r}: expected {{prompt}} where the prompt belongs")
@@ -68,16 +68,26 @@ class Judge:
         self.range = (low, high) if raw else (0.0, 1.0)
         self.template = template
         self.server = ChatServer(
-            base_url, model, api_key_env, temperature, max_tokens, concurrency, request_timeout, attempts,
+            base_url,
+            model,
+            api_key_env,
+            temperature,
+            max_tokens,
+            concurrency,
+            request_timeout,
+            attempts,
             extra_body,
-        )  # fmt: skip
+        )
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
-        """B scores; where there is none, the error that says why.
+        """Score a batch.
 
         Args:
-            images: uint8 [B, 3, H, W]; sent as they are.
+            images: uint8 [B, 3, H, W]; sent at this size.
             prompts: B prompts.
+
+        Returns:
+            B scores; an error takes the place of a score that could not be had.
 
         Raises:
             ServerError: the server refuses the key, or knows no such model or address.

@@ -1,4 +1,4 @@
-"""Find the score in what a judge says."""
+"""Find the score in a judge's answer."""
 
 import json
 import re
@@ -8,13 +8,14 @@ from typing import Any
 
 from marble_reward_judge.completion import Answer
 
-SHOWN = 120  # characters of an answer in a message
+SHOWN = 120  # characters of an answer that a message quotes
 NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 SCORE = re.compile(
     rf"(?P<score>[-+]?{NUMBER}(?:[eE][-+]?\d+)?)\s*(?:(?:/|out of)\s*(?P<end>{NUMBER})|(?P<percent>%))?",
     re.ASCII,
 )
-THINKING = (  # how models mark it: opening and closing
+# Marks that models put around their thinking: opening and closing.
+THINKING = (
     (r"<(?:seed:)?think(?:ing)?>", r"</(?:seed:)?think(?:ing)?>"),
     (r"<(?:thought|reasoning)>", r"</(?:thought|reasoning)>"),
     (r"\[think\]", r"\[/think\]"),
@@ -22,29 +23,30 @@ THINKING = (  # how models mark it: opening and closing
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
 )
 DECODER = json.JSONDecoder(strict=False)  # models write line ends into strings
-BEGINS = re.compile(r'\{\s*"[^"\\]*"\s*:')  # an object of JSON
-BRACES = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)  # and strings, in which they mean nothing
+OBJECT_START = re.compile(r'\{\s*"[^"\\]*"\s*:')
+BRACES = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)  # or strings, whose braces do not count
 
 
 class UnreadableAnswerError(Exception):
-    """A judge's answer has no score, or one that is not on its scale."""
+    """A judge's answer has no score, or one outside its scale."""
 
 
 class ScoreReader:
-    """Reads a number from an answer, by a regular expression or a key of a JSON object."""
+    """Reads a number from an answer by a regular expression, or by the key of a JSON object."""
 
     def __init__(
         self, pattern: str | None, json_key: str | None, low: float | None, high: float | None
     ) -> None:
-        """
+        """Check and keep the settings.
+
         Args:
             pattern: a regular expression with one group, the number; its last match counts.
-            json_key: key of the number in the JSON object that the answer holds.
-            low: the scale's lower end, None if it has none.
-            high: its upper end.
+            json_key: key of the number in a JSON object in the answer.
+            low: lower end of the scale, None if there is none.
+            high: upper end of the scale, None if there is none.
 
         Raises:
-            ValueError: not exactly one of `pattern` and `json_key` is given, or one of them or the scale is of no use.
+            ValueError: not exactly one of `pattern` and `json_key` is given, or an argument is invalid.
         """
         if (pattern is None) == (json_key is None):
             raise ValueError("give one of pattern (a regular expression) and json_key, to find the score by")
@@ -56,13 +58,14 @@ class ScoreReader:
         self.find = _by_pattern(pattern) if pattern is not None else _by_key(str(json_key))
 
     def __call__(self, answer: Answer) -> float:
-        """The score as the judge gave it.
+        """Return the score as the judge gave it.
 
         Raises:
-            UnreadableAnswerError: there is none, it is not on the scale, or the answer does not end after it.
+            UnreadableAnswerError: there is no score, it is not on the scale, or the answer is incomplete.
         """
         end = answer.text[-SHOWN:]
-        if answer.cut:  # the last score counts, and nobody knows which was to be the last
+        if answer.cut:
+            # The last score counts, and a complete answer might have had a later one.
             raise UnreadableAnswerError(
                 f"the answer was cut at max_tokens before it had a score that counts: {end!r}. "
                 "Raise max_tokens"
@@ -80,10 +83,11 @@ class ScoreReader:
         return score
 
     def _number(self, value: Any) -> float:
-        """Return a score as a number; text may be "4", "4/5", "4 out of 5" or "80%", if the scale ends there.
+        """Convert a score; text may be "4", or "4/5", "4 out of 5" and "80%" if the scale ends at 5 or 100.
 
         Raises:
-            ValueError, TypeError: it is none, or is of another scale.
+            TypeError: the value is no number.
+            ValueError: the value is on another scale.
         """
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
@@ -96,9 +100,9 @@ class ScoreReader:
 
 
 def conclusion(text: str) -> str:
-    """What an answer says once it has thought: the text outside and after thinking.
+    """Return the text outside and after the thinking.
 
-    Models whose template opens the thinking answer with its end alone.
+    If a model's template opens the thinking, the answer has only the closing mark.
 
     Raises:
         ValueError: the thinking does not end.
@@ -126,22 +130,23 @@ def _by_key(key: str) -> Callable[[str], Any]:
 
 
 def objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text, those inside others left out.
+    """Yield the JSON objects in a text, without those inside others.
 
-    Braces that begin no object are prose. What begins as an object and is no JSON hides what stands inside.
+    Braces that begin no object are prose. Text that begins as an object but is no JSON is skipped with all
+    its content.
     """
     place = 0
     while (place := text.find("{", place)) >= 0:
         try:
             found, place = DECODER.raw_decode(text, place)
         except (ValueError, RecursionError):
-            place = _end(text, place) if BEGINS.match(text, place) else place + 1
+            place = _end(text, place) if OBJECT_START.match(text, place) else place + 1
         else:
             yield found
 
 
 def _end(text: str, start: int) -> int:
-    """The place after the brace that balances the one at `start`, or the end; braces in strings are none."""
+    """Return the place after the brace that closes the one at `start`, or the end; strings are skipped."""
     depth = 0
     for part in BRACES.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(part[0], 0)

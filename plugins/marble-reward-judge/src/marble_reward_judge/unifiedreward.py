@@ -1,4 +1,4 @@
-"""UnifiedReward, a vision-language model trained to score pictures, asked as the RL recipes ask it."""
+"""The `unifiedreward` reward: a vision-language model trained to score pictures, asked as RL recipes do."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,18 +7,15 @@ from torch import Tensor
 
 from marble_reward_judge.judge import Judge, Scores
 
-# The model's interface: its training question, in the form in which Flow-GRPO puts it, to the letter.
+# The model was trained on this question; it is spelled exactly as in Flow-GRPO.
 QUESTION = (
-    "<image>\n"
-    "You are given a text caption and a generated image based on that caption. Your task is to evaluate this image "
-    "based on two key criteria:\n"
-    "1. Alignment with the Caption: Assess how well this image aligns with the provided caption. Consider the accuracy "
-    "of depicted objects, their relationships, and attributes as described in the caption.\n"
-    "2. Overall Image Quality: Examine the visual quality of this image, including clarity, detail preservation, color "
-    "accuracy, and overall aesthetic appeal.\n"
-    "Based on the above criteria, assign a score from 1 to 5 after 'Final Score:'.\n"
-    "Your task is provided as follows:\n"
-    "Text Caption: [{prompt}]"
+    "<image>\nYou are given a text caption and a generated image based on that caption. Your task is to "
+    "evaluate this image based on two key criteria:\n1. Alignment with the Caption: Assess how well this "
+    "image aligns with the provided caption. Consider the accuracy of depicted objects, their "
+    "relationships, and attributes as described in the caption.\n2. Overall Image Quality: Examine the "
+    "visual quality of this image, including clarity, detail preservation, color accuracy, and overall "
+    "aesthetic appeal.\nBased on the above criteria, assign a score from 1 to 5 after 'Final "
+    "Score:'.\nYour task is provided as follows:\nText Caption: [{prompt}]"
 )
 PATTERN = r"Final Score:[\s*]*(\d+(?:\.\d+)?(?:\s*/\s*\d+)?)"  # "4/10" is on another scale, not 4
 LOW, HIGH = 1.0, 5.0
@@ -43,24 +40,39 @@ class UnifiedReward:
         attempts: int = 4,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note how to reach the server; nothing is sent.
+        """Check and keep the settings of the server; nothing is sent.
 
-        Args: as of `Judge`.
+        Args: as for `Judge`.
 
         Raises:
-            ValueError: an option is of no use, or the variable with the key is not set or holds no key.
+            ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
         self.judge = Judge(
-            base_url, model, QUESTION, PATTERN, None, LOW, HIGH, True, api_key_env, temperature, max_tokens,
-            concurrency, request_timeout, attempts, extra_body,
-        )  # fmt: skip
+            base_url,
+            model,
+            template=QUESTION,
+            pattern=PATTERN,
+            low=LOW,
+            high=HIGH,
+            raw=True,
+            api_key_env=api_key_env,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            concurrency=concurrency,
+            request_timeout=request_timeout,
+            attempts=attempts,
+            extra_body=extra_body,
+        )
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
-        """B scores in [0.2, 1]; where there is none, the error that says why.
+        """Score a batch.
 
         Args:
-            images: uint8 [B, 3, H, W]; sent as they are.
+            images: uint8 [B, 3, H, W]; sent at this size.
             prompts: B prompts.
+
+        Returns:
+            B scores in [0.2, 1]; an error takes the place of a score that could not be had.
 
         Raises:
             ServerError: the server refuses the key, or knows no such model or address.

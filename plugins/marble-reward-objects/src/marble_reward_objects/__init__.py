@@ -1,0 +1,1 @@
+"""The `objects` reward: coloured shapes, recognised without a neural network."""

@@ -1,4 +1,4 @@
-"""Whether a picture shows the objects that were asked for: how many, of what shape, in what colour."""
+"""The `objects` reward: counts, shapes and colours of the objects in a picture."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from torch import Tensor
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-WORKING_SIDE = 128  # larger pictures are shrunk to it: shapes need no more
-SPECK = 0.006  # of the picture's area: what is smaller is no object
-CONTRAST = 12.0  # CIE Lab units by which an object stands out from the ground at least
-PATTERN = 25.0  # CIE Lab units between the two tones of a patterned ground at most
+MAX_SIDE = 128  # pixels; larger pictures are shrunk to this, which is enough for shapes
+SPECK = 0.006  # share of the picture's area; smaller patches are no objects
+CONTRAST = 12.0  # smallest distance of an object from the ground, in CIE Lab units
+PATTERN = 25.0  # largest distance of the two tones of a patterned ground, in CIE Lab units
 
 PALETTE: dict[str, tuple[tuple[int, int, int], ...]] = {
     "red": ((214, 48, 49), (255, 0, 0)),
@@ -37,25 +37,24 @@ SATURATIONS = (1.0, 0.75, 0.5)
 LIGHTNESS_WEIGHT = 0.5  # shading changes lightness more than hue
 
 SHAPES = ("circle", "square", "triangle", "diamond")
-TRIANGULAR = 0.33  # threefold symmetry from which on a shape is a triangle: an equilateral one has 0.66, a flat one 0.55
-UNEVEN = 0.2  # threefold symmetry up to which it may be another shape
-ROUND = (
-    0.13  # fourfold symmetry up to which a shape is a circle; a square has 3/7, one with rounded corners less
-)
-ELONGATED = 0.35  # more is neither circle nor square; an ellipse half as long again as wide has 5/13
-SOLID = 0.85  # share of its convex hull that a shape fills at least
+# Bounds of `_symmetry`. An equilateral triangle has a threefold symmetry of 0.66, a flat one of 0.55.
+TRIANGULAR = 0.33  # more is a triangle
+UNEVEN = 0.2  # a larger threefold symmetry is no other known shape
+ROUND = 0.13  # a smaller fourfold symmetry is a circle; a square has 3/7, with rounded corners less
+ELONGATED = 0.35  # more is neither circle nor square; an ellipse with axes of 3 : 2 has 5/13
+SOLID = 0.85  # smallest share of its convex hull that a shape fills
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its colour's and its shape's name; an unknown shape is "other"."""
+    """One object by the names of its colour and shape; an unknown shape is "other"."""
 
     color: str
     shape: str
 
 
 class Objects:
-    """Do the objects of the prompt stand in the picture: their count, colours and shapes? 1 is yes, 0 is no."""
+    """Agreement of the picture's objects with the prompt's in count, colour and shape: 0 to 1."""
 
     requires: ClassVar = {"include": [{"class": str, "color": str, "count": int}]}
     range = (0.0, 1.0)
@@ -63,24 +62,32 @@ class Objects:
     citation = "in the manner of GenEval, arXiv 2310.11513"
 
     def __call__(self, images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> list[float | ValueError]:
-        """Scores in [0, 1]; a ValueError where `include` is malformed or asks for what cannot be judged.
+        """Score a batch.
 
         Args:
             images: uint8 [B, 3, H, W].
-            metadata: each with `include`, a list of {"class": shape, "color": name, "count": n}.
+            metadata: B mappings, each with `include`, a list of {"class": shape, "color": name, "count": n}.
+
+        Returns:
+            B scores in [0, 1]. A ValueError takes the place of a score if `include` is malformed, or names a
+            shape or colour that this reward does not know.
         """
         return [self._score(*row) for row in zip(images, metadata, strict=True)]
 
     def _score(self, image: Tensor, metadata: Mapping[str, Any]) -> float | ValueError:
         try:
-            wanted = _wanted(metadata["include"])
+            wanted = _read_include(metadata["include"])
         except ValueError as error:
             return error
-        return agreement(find(image), wanted)
+        return agreement(find_objects(image), wanted)
 
 
-def _wanted(include: Any) -> list[Thing]:
-    """The objects that one prompt's `include` asks for."""
+def _read_include(include: Any) -> list[Thing]:
+    """Return the objects that a prompt requires.
+
+    Raises:
+        ValueError: `include` is malformed, or names an unknown shape or colour.
+    """
     if not isinstance(include, Sequence) or isinstance(include, str) or not include:
         raise ValueError(f"metadata include={include!r}: expected a list of objects")
     things = []
@@ -102,10 +109,11 @@ def _wanted(include: Any) -> list[Thing]:
 
 
 def agreement(found: Sequence[Thing], wanted: Sequence[Thing]) -> float:
-    """How well what was found matches what was wanted, in [0, 1].
+    """Compare the objects in a picture with those of the prompt: 0 to 1.
 
-    Objects are paired one to one so that the sum of credits is largest; a pair earns 1/2 for the colour and 1/2 for
-    the shape. The sum is divided by the larger of the two counts: missing and needless objects cost alike.
+    Objects are paired one to one with the largest sum of credits; a pair earns 1/2 for the colour and 1/2 for
+    the shape. The sum is divided by the larger of the two counts, so missing and surplus objects cost the
+    same.
     """
     if not found or not wanted:
         return 0.0
@@ -116,8 +124,8 @@ def agreement(found: Sequence[Thing], wanted: Sequence[Thing]) -> float:
     return float(credits[rows, columns].sum()) / max(len(found), len(wanted))
 
 
-def find(image: Tensor) -> list[Thing]:
-    """The objects in an image uint8 [3, H, W], in reading order of their first pixels."""
+def find_objects(image: Tensor) -> list[Thing]:
+    """Find the objects in an image uint8 [3, H, W], in reading order of their first pixels."""
     rgb = _working_copy(image)
     lab = rgb2lab(rgb)
     distance = _distance_from_ground(lab)
@@ -125,20 +133,20 @@ def find(image: Tensor) -> list[Thing]:
 
 
 def _working_copy(image: Tensor) -> Array:
-    """The image as [h, w, 3] float64 in [0, 1], its longer side at most `WORKING_SIDE`."""
+    """Convert an image to [h, w, 3] float64 in [0, 1] whose longer side has at most `MAX_SIDE` pixels."""
     picture = image.double()[None] / 255
     longest = max(image.shape[1:])
-    if longest > WORKING_SIDE:
-        size = [max(1, round(side * WORKING_SIDE / longest)) for side in image.shape[1:]]
+    if longest > MAX_SIDE:
+        size = [max(1, round(side * MAX_SIDE / longest)) for side in image.shape[1:]]
         picture = torch.nn.functional.interpolate(picture, size, mode="area")
     return np.asarray(picture[0].permute(1, 2, 0))
 
 
 def _distance_from_ground(lab: Array) -> Array:
-    """How far each pixel [h, w] is from the ground in CIE Lab.
+    """Measure the distance of each pixel [h, w] from the ground in CIE Lab units.
 
-    The ground may have two tones (stripes, dots): the line between them, whose inner points are antialiased pixels,
-    is ground. The tones are those of the picture's frame, 1/16 of its side wide.
+    The ground may have two tones (stripes, dots). The line between the two is ground as well, since
+    antialiased pixels lie on it. The tones are those of the picture's frame, whose width is 1/16 of a side.
     """
     height, width = lab.shape[:2]
     frame = np.ones((height, width), bool)
@@ -152,7 +160,7 @@ def _distance_from_ground(lab: Array) -> Array:
 
 
 def _two_tones(pixels: Array) -> tuple[Array, Array]:
-    """The ground's two tones [3] among the frame's pixels [n, 3]; they are equal on a plain ground."""
+    """Find the ground's two tones [3] in the frame's pixels [n, 3]; they are equal on a plain ground."""
     first = np.median(pixels, axis=0)
     away = np.linalg.norm(pixels - first, axis=1)
     second = pixels[np.argsort(away, kind="stable")[int(0.9 * len(pixels))]]
@@ -161,17 +169,18 @@ def _two_tones(pixels: Array) -> tuple[Array, Array]:
         if nearer_second.all() or not nearer_second.any():
             return first, first
         first, second = np.median(pixels[~nearer_second], axis=0), np.median(pixels[nearer_second], axis=0)
-    if np.linalg.norm(first - second) > PATTERN:  # an object or some scenery reaches the frame
+    if np.linalg.norm(first - second) > PATTERN:
+        # The second tone is no pattern: an object or some scenery reaches the frame.
         larger = second if nearer_second.mean() > 0.5 else first
         return larger, larger
     return first, second
 
 
 def _objects(distance: Array) -> list[Mask]:
-    """Masks [h, w] of the objects, from the distance [h, w] to the ground.
+    """Return masks [h, w] of the objects, given the distance [h, w] from the ground.
 
-    A patch that stands out is cut once more at half of its own contrast: that is where an antialiased edge runs, and
-    it parts objects that a faint bridge joins.
+    Each patch of high contrast is cut again at half of its own contrast. There an antialiased edge runs, and
+    the cut separates objects that a faint bridge joins.
     """
     return [
         part
@@ -181,7 +190,7 @@ def _objects(distance: Array) -> list[Mask]:
 
 
 def _patches(mask: Mask) -> list[Mask]:
-    """The connected parts of a mask, in reading order of their first pixels, without specks."""
+    """Return the connected parts of a mask in reading order of their first pixels, without specks."""
     labels = label(mask, connectivity=1)  # type: ignore[no-untyped-call]
     areas = np.bincount(labels.ravel())
     smallest = max(9, SPECK * mask.size)
@@ -194,7 +203,7 @@ def _describe(mask: Mask, distance: Array, lab: Array) -> Thing:
 
 
 def _anchors() -> tuple[list[str], Array]:
-    """Names and CIE Lab colours [n, 3] of every palette colour at every saturation."""
+    """Return names and CIE Lab colours [n, 3] of every palette colour at every saturation."""
     names, colors = [], []
     for name, shades in PALETTE.items():
         for shade in shades:
@@ -209,13 +218,13 @@ NAMES, ANCHORS = _anchors()
 
 
 def _color(lab: Array) -> str:
-    """The name nearest to a CIE Lab colour [3]."""
+    """Name a CIE Lab colour [3] by the nearest anchor."""
     difference = (ANCHORS - lab) * (LIGHTNESS_WEIGHT, 1.0, 1.0)
     return NAMES[int(np.linalg.norm(difference, axis=1).argmin())]
 
 
 def _shape(mask: Mask) -> str:
-    """The name of a mask's shape, "other" if it is none of ours."""
+    """Name the shape of a mask; "other" if it is none of `SHAPES`."""
     elongation, threefold, fourfold = _symmetry(mask)
     region = regionprops(mask.astype(np.uint8))[0]  # type: ignore[no-untyped-call]
     if region.solidity < SOLID:
@@ -230,11 +239,11 @@ def _shape(mask: Mask) -> str:
 
 
 def _symmetry(mask: Mask) -> tuple[float, float, float]:
-    """Complex moments of a mask about its centroid: elongation, threefold and fourfold symmetry.
+    """Compute complex moments of a mask about its centroid: elongation, threefold and fourfold symmetry.
 
-    With z = x + iy from the centroid they are |sum z^2| / sum |z|^2, |sum z^3| / sum |z|^3 and
-    Re(sum z^4) / sum |z|^4. The last is -3/7 for a square on its side and 3/7 for one on its corner; all are 0 for a
-    disc, and none depends on the shape's size.
+    With z = x + iy from the centroid they are |sum z^2| / sum |z|^2, |sum z^3| / sum |z|^3 and Re(sum z^4) /
+    sum |z|^4. The last is -3/7 for a square on its side and 3/7 for one on its corner; all are 0 for a disc,
+    and none depends on the shape's size.
     """
     rows, columns = np.nonzero(mask)
     z = (columns - columns.mean()) + 1j * (rows - rows.mean())

@@ -1,0 +1,1 @@
+"""The `ocr` reward: legible text."""

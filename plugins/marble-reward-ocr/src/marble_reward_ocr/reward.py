@@ -1,4 +1,4 @@
-"""Whether the text that was asked for can be read in the picture."""
+"""The `ocr` reward: legibility of the prompt's text in the picture."""
 
 import math
 import re
@@ -16,36 +16,32 @@ from marble_reward_ocr.text import FOLDS
 
 DETECTOR, RECOGNISER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 QUOTED = re.compile('["\u201c\u201d]([^"\u201c\u201d]+)["\u201c\u201d]')
-DETECT_ABOVE = 128  # pixels: up to here a picture is taken for one line of text
-DETECTOR_SIDE = 192  # pixels: smaller pictures are enlarged to it before text is looked for
-LINE = (
-    3,
-    48,
-    96,
-)  # the recogniser's input: lines are scaled to 48 pixels' height and padded to 96 pixels' width
+DETECT_ABOVE = 128  # pixels; smaller pictures are read as one line of text
+DETECTOR_SIDE = 192  # pixels; smaller pictures are enlarged to this before lines are detected
+LINE = (3, 48, 96)  # channels, height and smallest width of the recogniser's input
 
 
 class Ocr:
-    """Can the text of the prompt be read in the picture? 1 is letter by letter, 0 is not at all."""
+    """Legibility of the prompt's text in the picture: 1 if every letter is right, 0 if none is."""
 
-    requires: ClassVar = {"text": str | None}  # without it, what the prompt has in double quotes is wanted
+    requires: ClassVar = {"text": str | None}  # without `text`, the prompt's part in double quotes counts
     range = (0.0, 1.0)
     license = "Apache-2.0, models (PP-OCRv6) Apache-2.0"
     citation = "PaddleOCR, arXiv 2507.05595; as a reward: Flow-GRPO, arXiv 2505.05470"
 
     def __init__(self, detect: bool | None = None, fold: str = "canonical") -> None:
-        """Load the reader; it computes on one thread of the CPU and never reaches for the network.
+        """Load the models, which compute on one thread of the CPU and use no network.
 
         Args:
-            detect: look for lines of text before reading them; false takes the whole picture for one line, which is
-                ten times faster; None looks for them in pictures of more than 128 pixels a side.
-            fold: which texts are the same. "canonical": those that Unicode holds equal, whatever unseen
-                characters they have; "compatible": full width, ligatures and the like too; "lookalike": also
-                letters, quotes and dashes of one shape.
+            detect: detect lines of text before reading them. False reads the whole picture as one line, which
+                is ten times faster. None detects lines if a side of the picture has more than 128 pixels.
+            fold: which texts are equal. "canonical": those that Unicode holds equal, apart from invisible
+                characters; "compatible": also full width, ligatures and the like; "lookalike": also letters,
+                quotes and dashes of the same shape.
 
         Raises:
             ValueError: there is no such `fold`.
-            FileNotFoundError: the installed `rapidocr` does not carry the models.
+            FileNotFoundError: the installed `rapidocr` lacks the models.
         """
         if fold not in FOLDS:
             raise ValueError(f"fold={fold!r}: expected one of {', '.join(FOLDS)}")
@@ -56,44 +52,48 @@ class Ocr:
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
     ) -> list[float]:
-        """Scores in [0, 1], NaN where no text is asked for.
+        """Score a batch.
 
-        With the wanted text w and what was read, both folded, in lower case and without white space, a score
-        is 1 - d / |w|: d is 0 if w stands in what was read, else their Levenshtein distance, |w| at most.
+        Both the required text w and the text in the picture are folded, in lower case and without white
+        space. The score is 1 - d / |w|, where d is 0 if the picture's text contains w, else their Levenshtein
+        distance, cut to |w|.
 
         Args:
             images: uint8 [B, 3, H, W].
-            prompts: B prompts; the first part in double quotes is wanted where the metadata has no `text`.
+            prompts: B prompts; the first part in double quotes is required if the metadata has no `text`.
             metadata: B mappings.
+
+        Returns:
+            B scores in [0, 1], NaN if no text is required.
 
         Raises:
             ValueError: a `text` is no string.
         """
-        wanted = [self.fold(wanted_text(*pair)) for pair in zip(prompts, metadata, strict=True)]
+        wanted = [self.fold(required_text(*pair)) for pair in zip(prompts, metadata, strict=True)]
         return [
             similarity(text, self.fold(self.read(image))) if text else math.nan
             for image, text in zip(images, wanted, strict=True)
         ]
 
     def read(self, image: Tensor) -> str:
-        """The text in an image uint8 [3, H, W], its lines from top to bottom."""
+        """Read the text in an image uint8 [3, H, W], its lines from top to bottom."""
         detect = max(image.shape[1:]) > DETECT_ABOVE if self.detect is None else self.detect
         answer = (self.page if detect else self.line)(_bgr(image))
         return "".join(getattr(answer, "txts", None) or ())
 
 
 def _bgr(image: Tensor) -> NDArray[np.uint8]:
-    """An image uint8 [3, H, W] as the reader wants it: [H, W, 3], blue first."""
+    """Convert an image uint8 [3, H, W] to the reader's format: [H, W, 3], blue first."""
     return np.ascontiguousarray(image.flip(0).permute(1, 2, 0).numpy())
 
 
 def _reader(*, use_det: bool) -> rapidocr.RapidOCR:
-    """A reader that keeps its switches: those given in a call would stay set for later calls."""
+    """Make a reader with fixed switches; rapidocr would keep switches of a call for later calls."""
     folder = Path(rapidocr.__file__).parent / "models"
     for name in (DETECTOR, RECOGNISER):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"the installed rapidocr does not carry {name} in {folder}. Reinstall it: pip install "
+                f"the installed rapidocr lacks {name} in {folder}. Reinstall it: pip install "
                 "--force-reinstall --no-deps 'rapidocr~=3.10.0'"
             )
     return rapidocr.RapidOCR(
@@ -112,8 +112,12 @@ def _reader(*, use_det: bool) -> rapidocr.RapidOCR:
     )
 
 
-def wanted_text(prompt: str, metadata: Mapping[str, Any]) -> str:
-    """What should be legible: the metadata's `text`, else the first part of the prompt in double quotes, else ""."""
+def required_text(prompt: str, metadata: Mapping[str, Any]) -> str:
+    """Return the metadata's `text`, else the first part of the prompt in double quotes, else "".
+
+    Raises:
+        ValueError: `text` is no string.
+    """
     text = metadata.get("text")
     if text is not None and not isinstance(text, str):
         raise ValueError(f"metadata text={text!r}: expected a string")
@@ -124,7 +128,9 @@ def wanted_text(prompt: str, metadata: Mapping[str, Any]) -> str:
 
 
 def similarity(wanted: str, read: str) -> float:
-    """1 - (Levenshtein distance, at most |wanted|) / |wanted|, and 1 if `wanted` stands in `read`; `wanted` is not empty.
+    """Compare two folded texts: 1 if `read` contains `wanted`, else 1 - (Levenshtein distance) / |wanted|.
+
+    The distance is cut to |wanted|, which is not empty.
 
     Source: the OCR reward of Flow-GRPO, arXiv 2505.05470.
     """

@@ -1,18 +1,18 @@
-"""When two texts are the same: case, white space, Unicode's equivalences and letters that look alike."""
+"""Fold texts so that equal ones compare equal: case, white space, Unicode's equivalences, lookalikes."""
 
 import re
 import unicodedata
 from collections.abc import Callable
 
-# Unicode 16's Default_Ignorable_Code_Point: what is not seen, such as zero width, soft hyphens, byte order
-# marks, marks of direction and variation selectors.
-UNSEEN = re.compile(
+# Unicode 16's Default_Ignorable_Code_Point: invisible characters such as zero-width ones, soft hyphens, byte
+# order marks, marks of direction and variation selectors.
+INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e0fff]"
 )
-# Lower-case letters of other alphabets and the Latin ones whose shape they or their capitals share: as case
-# does not matter, both count, so Cyrillic "в" is "b" because "В" is "B".
+# Lower-case letters of other alphabets, and the Latin letters that share their shape or that of their
+# capitals. Case does not matter, so Cyrillic "в" becomes "b" because "В" looks like "B".
 LETTERS = ("авекмнорстухіјѕһԁԛԝαβεζηικμνορτυχ", "abekmhopctyxijshdqwabezhikmnoptyx")
 MARKS = {
     "'": "\u2018\u2019\u201a\u201b\u2032\u02bc\u02b9\u02c8\u00b4\u055a\ua78c",
@@ -30,20 +30,20 @@ ALIKE = str.maketrans(
 
 
 def canonical(text: str) -> str:
-    """`text` without what is not seen, composed (NFC), in lower case and without white space."""
-    composed = unicodedata.normalize("NFC", UNSEEN.sub("", text))
+    """Remove invisible characters, compose (NFC), turn to lower case and remove white space."""
+    composed = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
     return unicodedata.normalize("NFC", "".join(composed.lower().split()))
 
 
 def compatible(text: str) -> str:
-    """As `canonical`, with full width, ligatures, superscripts and the like as what they stand for (NFKC)."""
+    """Fold like `canonical`, and also replace full width, ligatures, superscripts and the like (NFKC)."""
     return canonical(
-        unicodedata.normalize("NFKC", canonical(unicodedata.normalize("NFKC", UNSEEN.sub("", text))))
+        unicodedata.normalize("NFKC", canonical(unicodedata.normalize("NFKC", INVISIBLE.sub("", text))))
     )
 
 
 def lookalike(text: str) -> str:
-    """As `compatible`, with plain quotes and dashes, and Greek and Cyrillic letters as Latin ones alike."""
+    """Fold like `compatible`, and also map quotes, dashes, Greek and Cyrillic letters to Latin lookalikes."""
     return canonical(compatible(text).translate(ALIKE))
 
 

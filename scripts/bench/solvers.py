@@ -1,7 +1,7 @@
-"""Solvers of the balance's quadratic programme on random Gram matrices: how long, and how far from the optimum.
+"""Compare solvers of the balance's QP on random Gram matrices: time and distance from the optimum.
 
-The programme is: minimise a^T G a / 2 over the simplex. The gap a^T G a - min_k (G a)_k of a feasible a is zero at the
-optimum only, so no solver is measured against another.
+The QP is: minimise a^T G a / 2 over the simplex. The gap a^T G a - min_k (G a)_k of a feasible a is zero at
+the optimum only, so no solver serves as the reference of another.
 """
 
 import statistics
@@ -16,10 +16,10 @@ import qpsolvers
 import scipy.optimize
 import scipy.sparse
 import torch
-from bench_tools import Cell, Sheet
 from numpy.typing import NDArray
 
 from marble_cli.balance.marble import LeastNorm
+from scripts.bench.report import Cell, Sheet
 
 Array = NDArray[np.float64]
 Solver = Callable[[Array], Array]
@@ -27,10 +27,10 @@ PRECISE = {"eps_abs": 1e-9, "eps_rel": 1e-9, "polishing": True}
 
 
 def random_gram(rewards: int, seed: int) -> Array:
-    """Inner products [K, K] of K unit vectors that share a direction, each to a degree of its own."""
-    draw = np.random.default_rng((rewards, seed))
-    vectors = draw.normal(size=(rewards, 2 * rewards))
-    vectors += draw.uniform(0.0, 2.0, size=(rewards, 1)) * draw.normal(size=2 * rewards)
+    """Draw the inner products [K, K] of K unit vectors that share a direction to varying degrees."""
+    random = np.random.default_rng((rewards, seed))
+    vectors = random.normal(size=(rewards, 2 * rewards))
+    vectors += random.uniform(0.0, 2.0, size=(rewards, 1)) * random.normal(size=2 * rewards)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     product: Array = vectors @ vectors.T
     np.fill_diagonal(product, 1.0)
@@ -38,7 +38,7 @@ def random_gram(rewards: int, seed: int) -> Array:
 
 
 def slsqp(gram: Array) -> Array:
-    """Shares [K] by scipy's SLSQP from equal shares, with default tolerance, as the published MARBLE code asks for them."""
+    """Solve for shares [K] as the published code does: by SLSQP from equal shares, default tolerance."""
     size = len(gram)
     result = scipy.optimize.minimize(
         lambda a: 0.5 * a @ gram @ a,
@@ -52,29 +52,37 @@ def slsqp(gram: Array) -> Array:
 
 
 def marble() -> Solver:
-    """The balance as the trainer calls it, certificate included: one object for all steps."""
+    """Return the balance as the trainer calls it, certificate included; one object serves all steps."""
     balance = LeastNorm()
     return lambda gram: balance(torch.from_numpy(gram)).alpha.numpy()
 
 
 def through_qpsolvers(name: str, **settings: Any) -> Solver:
-    """A solver that qpsolvers knows, set up anew for every problem."""
+    """Return a solver that qpsolvers knows; it is set up for every problem separately."""
 
     def solve(gram: Array) -> Array:
         size = len(gram)
         form = np.asarray if name in qpsolvers.dense_solvers else scipy.sparse.csc_matrix
         problem = qpsolvers.Problem(
-            form(gram), np.zeros(size), A=form(np.ones((1, size))), b=np.ones(1),
-            lb=np.zeros(size), ub=np.ones(size),
-        )  # fmt: skip
-        found: Any = qpsolvers.solve_problem(problem, solver=name, **settings).x
-        return _feasible(found)
+            form(gram),
+            np.zeros(size),
+            A=form(np.ones((1, size))),
+            b=np.ones(1),
+            lb=np.zeros(size),
+            ub=np.ones(size),
+        )
+        shares: Any = qpsolvers.solve_problem(problem, solver=name, **settings).x
+        return _feasible(shares)
 
     return solve
 
 
 def torchjd_weighting(name: str) -> Solver:
-    """A weighting of torchjd, on the same float64 Gram matrix."""
+    """Return a weighting of torchjd that is given the same float64 Gram matrix.
+
+    Raises:
+        ImportError: torchjd, or a package that the weighting needs, is not installed.
+    """
     from torchjd import aggregation
 
     weighting = getattr(aggregation, f"{name}Weighting")()
@@ -82,7 +90,7 @@ def torchjd_weighting(name: str) -> Solver:
 
 
 def all_solvers() -> dict[str, Solver]:
-    """Every solver that is installed, by the name it is listed under."""
+    """Return every installed solver by the name that the table lists."""
     solvers: dict[str, Solver] = {
         "marble: LeastNorm": marble(),
         "scipy: SLSQP, as published": slsqp,
@@ -98,13 +106,18 @@ def all_solvers() -> dict[str, Solver]:
 
 
 def gap(gram: Array, alpha: Array) -> float:
-    """How far the objective of feasible shares can still fall, at most."""
-    along = gram @ alpha
-    return float(alpha @ along - along.min())
+    """Return an upper bound of how far the objective of feasible shares [K] can still fall."""
+    slopes = gram @ alpha
+    return float(alpha @ slopes - slopes.min())
 
 
 def compare_solvers(sizes: tuple[int, ...], problems: int) -> Sheet:
-    """Median seconds and worst gap of every solver on the same random problems, on one thread."""
+    """Measure the median time and the worst gap of every solver on the same random problems, on one thread.
+
+    Args:
+        sizes: numbers K of rewards.
+        problems: random Gram matrices per size.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rows: list[tuple[Cell, ...]] = []
@@ -114,23 +127,23 @@ def compare_solvers(sizes: tuple[int, ...], problems: int) -> Sheet:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 milliseconds, gaps = _measure(solver, matrices)
-            # UPGrad solves another programme, to which this gap says nothing.
+            # UPGrad solves another QP, for which this gap means nothing.
             worst = None if name.endswith("UPGrad") else max(gaps)
             rows.append((name, float(size), milliseconds, worst))
     torch.set_num_threads(threads)
     absent = [name for name in ("torchjd: MGDA", "torchjd: UPGrad") if name not in all_solvers()]
-    passed_over = f" Not installed and passed over: {', '.join(absent)}." if absent else ""
+    left_out = f" Left out, because not installed: {', '.join(absent)}." if absent else ""
     return Sheet(
-        "Solvers of the balance's quadratic programme",
-        f"{problems} random problems a size. Shares below zero are cut off and the rest rescaled before the gap is "
-        f"taken, a^T G a - min_k (G a)_k. UPGrad solves another programme.{passed_over}",
+        "Solvers of the balance's QP",
+        f"{problems} random problems per size. The gap is a^T G a - min_k (G a)_k, taken after negative "
+        f"shares are set to zero and the rest rescaled. UPGrad solves another QP.{left_out}",
         {"solver": "", "K": ".0f", "median ms": ".3f", "worst gap": ".1e"},
         rows,
     )
 
 
 def _measure(solver: Solver, matrices: list[Array]) -> tuple[float, list[float]]:
-    """Median milliseconds and all gaps, after one solution that does not count."""
+    """Return the median milliseconds and all gaps, after one solution that warms up."""
     solver(matrices[0])
     seconds, gaps = [], []
     for matrix in matrices:
@@ -142,6 +155,7 @@ def _measure(solver: Solver, matrices: list[Array]) -> tuple[float, list[float]]
 
 
 def _feasible(x: Array) -> Array:
+    """Set negative shares to zero and rescale the rest to a sum of one."""
     positive = np.maximum(x, 0.0)
     shares: Array = positive / positive.sum()
     return shares

@@ -1,4 +1,7 @@
-"""Policies with a step's images and rewards to measure on: the embedded model, and a larger one made in memory."""
+"""Scenes to measure on: a policy with the images and rewards of one step.
+
+The policy is the embedded model, or a larger one that is made in memory.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -20,13 +23,23 @@ from marble_cli.policy.source import DTYPES
 from marble_cli.step.batches import TrainingSet
 from marble_cli.step.reward_signal import Signal, read_signal
 
-REWARDS = 8  # of which a measurement takes the first K
+REWARDS = 8  # a measurement takes the first K of them
 GROUP_SIZE = 4
+HEAD_DIM = 64
+SD3_TEXT_PARTS = 6  # three text encoders and three tokenizers
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A policy and one step of one micro-batch: `data`, and what `REWARDS` random rewards say of it."""
+    """A policy and one step whose images fit one micro-batch.
+
+    Attributes:
+        name: of the model and its images, for headings.
+        config: settings of the step.
+        policy: the model, with trained and behaviour adapters.
+        data: latents, embeddings and training times.
+        signal: the scores of `REWARDS` random rewards, with their advantages.
+    """
 
     name: str
     config: RunConfig
@@ -35,24 +48,30 @@ class Scene:
     signal: Signal
 
     def rewards(self, count: int) -> Signal:
-        """The first `count` rewards' part of the signal."""
-        whole = self.signal
-        return Signal(
-            whole.rewards[:count], whole.applicable[:count], whole.groups, whole.advantage[:count],
-            whole.optimality[:count],
-        )  # fmt: skip
+        """Return the signal of the first `count` rewards."""
+        signal = self.signal
+        return replace(
+            signal,
+            rewards=signal.rewards[:count],
+            applicable=signal.applicable[:count],
+            advantage=signal.advantage[:count],
+            optimality=signal.optimality[:count],
+        )
 
     def parameters(self) -> int:
-        """How many numbers are trained."""
+        """Count the trained numbers."""
         return sum(parameter.numel() for parameter in self.policy.parameters("trained").values())
 
 
 def random_policy(transformer: SD3Transformer2DModel, model: ModelConfig) -> PipelinePolicy:
-    """A transformer with its LoRA pair, without text encoders and with a VAE that nothing is decoded by."""
+    """Make a policy of a transformer with its adapters, without text encoders.
+
+    Its VAE only fixes the shape of the latents; nothing is decoded.
+    """
     vae = AutoencoderKL(latent_channels=transformer.config.in_channels)
     pipeline = StableDiffusion3Pipeline(
-        transformer, FlowMatchEulerDiscreteScheduler(), vae, *[None] * 6
-    )  # text encoders and tokenizers
+        transformer, FlowMatchEulerDiscreteScheduler(), vae, *[None] * SD3_TEXT_PARTS
+    )
     side = transformer.config.sample_size * pipeline.vae_scale_factor
     model = replace(model, resolution=side)
     pipeline.to(DTYPES[model.precision])
@@ -60,7 +79,7 @@ def random_policy(transformer: SD3Transformer2DModel, model: ModelConfig) -> Pip
 
 
 def tiny_scene(images: int) -> Scene:
-    """The embedded model with the settings of its preset."""
+    """Make a scene of the embedded model with the settings of its preset."""
     config = compose(["preset=tiny"])
     policy = load_policy(config.model, seed=0)
     embeddings = policy.encode(["a red circle above a blue square"] * images)
@@ -70,11 +89,18 @@ def tiny_scene(images: int) -> Scene:
 
 
 def random_scene(layers: int, heads: int, side: int, images: int, text_tokens: int = 32) -> Scene:
-    """A random model of `layers` blocks of width 64 `heads` over latents of `side`, with the paper's LoRA of rank 32.
+    """Make a scene of a random SD3 model with the paper's LoRA of rank 32.
 
-    It is float32 on a CPU and bfloat16 under autocast on a GPU.
+    The model computes in float32 on a CPU, and in bfloat16 under autocast on a GPU.
+
+    Args:
+        layers: transformer blocks.
+        heads: attention heads; the blocks are 64 times as wide.
+        side: height and width of the latents.
+        images: in the micro-batch.
+        text_tokens: per prompt.
     """
-    width, device = 64 * heads, pick_device("auto")
+    width, device = HEAD_DIM * heads, pick_device("auto")
     precision = "bf16" if device.type == "cuda" else "fp32"
     overrides = (
         "model.lora.rank=32",
@@ -86,10 +112,19 @@ def random_scene(layers: int, heads: int, side: int, images: int, text_tokens: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = SD3Transformer2DModel(
-            sample_size=side, patch_size=2, in_channels=16, out_channels=16, num_layers=layers, attention_head_dim=64,
-            num_attention_heads=heads, joint_attention_dim=width, caption_projection_dim=width,
-            pooled_projection_dim=width, pos_embed_max_size=side, qk_norm="rms_norm",
-        )  # fmt: skip
+            sample_size=side,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=layers,
+            attention_head_dim=HEAD_DIM,
+            num_attention_heads=heads,
+            joint_attention_dim=width,
+            caption_projection_dim=width,
+            pooled_projection_dim=width,
+            pos_embed_max_size=side,
+            qk_norm="rms_norm",
+        )
         tokens, pooled = torch.randn(images, text_tokens, width), torch.randn(images, width)
     size = sum(parameter.numel() for parameter in transformer.parameters())
     policy = random_policy(transformer, config.model)
@@ -103,27 +138,31 @@ def random_scene(layers: int, heads: int, side: int, images: int, text_tokens: i
 
 
 def make_scene(name: str, config: RunConfig, policy: PipelinePolicy, embeddings: PromptEmbeddings) -> Scene:
-    """Random latents and rewards; each reward leaves out 30 to 60 % of the images, as rewards of one source do."""
-    draw = torch.Generator().manual_seed(0)
+    """Draw random latents, training times and scores for one step.
+
+    Each reward applies to 40 to 70 % of the images, as rewards do that need metadata of one prompt source.
+    """
+    generator = torch.Generator().manual_seed(0)
     images = len(embeddings)
     groups = torch.arange(images) // GROUP_SIZE
     applicable = torch.zeros(REWARDS, images, dtype=torch.bool)
     for row, share in zip(applicable, torch.linspace(0.4, 0.7, REWARDS).tolist(), strict=True):
-        row[torch.randperm(images, generator=draw)[: round(share * images)]] = True
-    rewards = torch.randn(REWARDS, images, generator=draw, dtype=torch.float64) * applicable
-    _part_adapters(policy, draw)
-    own = torch.arange(images)
-    x0 = torch.randn(images, *policy.latent_shape, generator=draw).to(policy.device)
-    times = torch.rand(images, 1, generator=draw) * 0.8 + 0.1
+        row[torch.randperm(images, generator=generator)[: round(share * images)]] = True
+    rewards = torch.randn(REWARDS, images, generator=generator, dtype=torch.float64) * applicable
+    _randomise_adapters(policy, generator)
+    indices = torch.arange(images)
+    x0 = torch.randn(images, *policy.latent_shape, generator=generator).to(policy.device)
+    times = torch.rand(images, 1, generator=generator) * 0.8 + 0.1
     config = replace(config, trainer=replace(config.trainer, micro_batch_size=images))
     signal = read_signal(rewards, applicable, groups, config.algorithm)
-    return Scene(name, config, policy, TrainingSet(x0, embeddings, own, own, times, images), signal)
+    data = TrainingSet(x0, embeddings, indices, indices, times, images)
+    return Scene(name, config, policy, data, signal)
 
 
 @torch.no_grad()
-def _part_adapters(policy: PipelinePolicy, draw: torch.Generator) -> None:
-    """Let trained, behaviour and base velocities differ, as they do once a run is under way."""
+def _randomise_adapters(policy: PipelinePolicy, generator: torch.Generator) -> None:
+    """Make trained, behaviour and base velocities differ, as they do after the first step of a run."""
     for adapter in ("trained", "behaviour"):
         for name, parameter in policy.parameters(adapter).items():
             if "lora_B" in name:
-                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=draw))
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))

@@ -1,8 +1,9 @@
-"""What one training step costs: single-reward, amortised, refresh, and a refresh by one backward pass a reward.
+"""Compare the cost of training steps: single-reward, amortised, refresh, and the published refresh.
 
-All are taken through the trainer's `Descent` on the same micro-batch, so what is timed is what a run does between its
-rollout and its optimizer. `published_refresh` is the comparison: the same forward passes and the recipe of the published
-MARBLE code after them. The two must agree on the direction before anything is timed.
+Ours go through the trainer's `Descent` on the same micro-batch, so the times cover what a run does between
+its rollout and its optimizer. `published_refresh` takes the same forward passes and then follows the
+published MARBLE code: one backward pass per reward. Both must agree on the direction before anything is
+timed.
 """
 
 import statistics
@@ -11,9 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from bench_scenes import Scene
-from bench_solvers import slsqp
-from bench_tools import Cell, Job, Sheet, alternate, peak_bytes, ratio
 from torch import Tensor
 
 from marble_cli.balance.base import Balance, cosines
@@ -28,15 +26,28 @@ from marble_cli.objective.coefficients import reward_coefficients
 from marble_cli.objective.nft import kl_term, mixed_loss, nft_terms
 from marble_cli.step.batches import chunks, noised_batches
 from marble_cli.step.direction import make_descent
+from scripts.bench.report import Cell, Sheet
+from scripts.bench.scenes import Scene
+from scripts.bench.solvers import slsqp
+from scripts.bench.timing import Job, alternate, peak_bytes, ratio
 
-STEP = 2  # not a first step, so that only `refresh_every` decides
+STEP = 2  # a first step always refreshes; from the second on `refresh_every` decides
 AMORTISED_REWARDS, REFRESHED_REWARDS = 5, (2, 5, 8)
-AGREEMENT = 0.999  # the least cosine; bfloat16 comes to 0.99998
+AGREEMENT = 0.999  # the smallest cosine accepted; bfloat16 reaches 0.99998
+TIME_COLUMNS = {"step": "", "K": ".0f", "seconds": ".3f", "x plain": ".3f", "x published": ".3f"}
+MEMORY_COLUMNS = {
+    "step": "",
+    "K": ".0f",
+    "peak MB": ".1f",
+    "over plain MB": ".1f",
+    "K P MB": ".1f",
+    "beyond K P, % of plain": ".1f",
+}
 
 
 @dataclass(frozen=True)
 class PublishedRefresh:
-    """Gradient rows [K, P] float32 of the rewards, and the `direction` [P] taken in the last backward pass."""
+    """The rewards' gradients `rows` [K, P] float32, and the `direction` [P] of the last backward pass."""
 
     rows: Tensor
     direction: Tensor
@@ -45,20 +56,21 @@ class PublishedRefresh:
 def published_refresh(
     scene: Scene, rewards: int, solve: Callable[[Tensor], Tensor] | None = None
 ) -> PublishedRefresh:
-    """A refresh as the published code takes it: K backward passes that keep the graph, a QP, and the mixed loss's pass.
+    """Refresh as the published code does: K backward passes, a QP, and a pass of the mixed loss.
 
-    Each reward's gradient is copied into a flat vector; their float32 Gram matrix goes to scipy's SLSQP. Weights,
-    masks and loss are this project's, so that both compute the same thing.
+    Each reward's gradient is copied into a flat vector; their float32 Gram matrix goes to scipy's SLSQP.
+    Weights, masks and loss are those of this project, so that both sides compute the same direction.
 
     Args:
         scene: policy and data.
         rewards: K.
-        solve: from the rows to weights [K]; by SLSQP on the float32 Gram matrix of the unit gradients if None.
+        solve: maps the rows [K, P] to weights [K]; by default SLSQP on the float32 Gram matrix of the unit
+            gradients.
     """
     policy, algorithm, signal = scene.policy, scene.config.algorithm, scene.rewards(rewards)
     parameters = list(policy.parameters("trained").values())
-    rewards_alone = reward_coefficients(signal.optimality, signal.applicable).rewards
-    p, q = rewards_alone.p, rewards_alone.q
+    coefficients = reward_coefficients(signal.optimality, signal.applicable).rewards
+    p, q = coefficients.p, coefficients.q
     (batch,) = noised_batches(
         scene.data, chunks(scene.data, len(scene.data.x0)), scene.config.trainer.seed, STEP
     )
@@ -69,11 +81,15 @@ def published_refresh(
     terms = nft_terms(batch.x0, batch.xt, batch.t, v_theta, v_old, beta=algorithm.beta)
     losses = [
         mixed_loss(
-            terms, p[k, batch.indices], q[k, batch.indices],
-            clip=algorithm.advantage.clip, beta=algorithm.beta, count=scene.data.samples,
+            terms,
+            p[k, batch.indices],
+            q[k, batch.indices],
+            clip=algorithm.advantage.clip,
+            beta=algorithm.beta,
+            count=scene.data.samples,
         )
         for k in range(rewards)
-    ]  # fmt: skip
+    ]
     rows = v_theta.new_empty(rewards, scene.parameters())
     for row, loss in zip(rows, losses, strict=True):
         row.copy_(_flat(torch.autograd.grad(loss, parameters, retain_graph=True)))
@@ -84,7 +100,7 @@ def published_refresh(
 
 
 def _published_weights(rows: Tensor) -> Tensor:
-    """Shares of the unit gradients, as factors of the raw ones."""
+    """Solve for the shares of the unit gradients, and express them as weights [K] of the raw gradients."""
     matrix = rows @ rows.T
     norms = matrix.diagonal().sqrt()
     alpha = torch.from_numpy(slsqp((matrix / norms[:, None] / norms).double().cpu().numpy()))
@@ -92,27 +108,29 @@ def _published_weights(rows: Tensor) -> Tensor:
 
 
 def _flat(parts: tuple[Tensor, ...]) -> Tensor:
+    """Join gradients to one vector [P]."""
     return torch.cat([part.flatten() for part in parts])
 
 
 def step_job(
     scene: Scene, rewards: int, *, refresh: bool = False, outside: bool = False, plain: bool = False
 ) -> Callable[[], Tensor]:
-    """A function that takes one step through the trainer's `Descent` and returns the direction [P].
+    """Return a job that takes one step through the trainer's `Descent` and returns the direction [P].
 
     Args:
         scene: policy and data.
         rewards: K.
-        refresh: every reward's own gradient rather than one backward pass with cached weights.
-        outside: the shared term stays outside the balance.
-        plain: single-reward training: one reward, or one mixture of them made beforehand.
+        refresh: take every reward's own gradient, instead of one backward pass with cached weights.
+        outside: keep the shared term outside the balance.
+        plain: train on a single reward, or on one weighted sum of several.
     """
-    config = scene.config
-    shared = SharedTerm.outside if outside else SharedTerm.inside
-    every = 1 if refresh else 10
-    config = replace(
-        config, balance=replace(config.balance, shared_term=shared, refresh_every=every, warmup=0)
+    settings = replace(
+        scene.config.balance,
+        shared_term=SharedTerm.outside if outside else SharedTerm.inside,
+        refresh_every=1 if refresh else 10,
+        warmup=0,
     )
+    config = replace(scene.config, balance=settings)
     balance: Balance | ScalarisedReward = LeastNorm()
     if plain:
         balance = ScalarisedReward(Scalarisation.weighted_sum, (1.0,) * rewards)
@@ -125,10 +143,10 @@ def step_job(
 
 
 def check_agreement(scene: Scene, rewards: int) -> float:
-    """The cosine between the trainer's direction and the published recipe's, with the QP solved exactly in both.
+    """Return the cosine between the trainer's and the published direction, both with an exact QP.
 
     Raises:
-        AssertionError: they differ; a comparison of their times would be of no use.
+        AssertionError: the directions differ, so comparing times would mean nothing.
     """
     ours = step_job(scene, rewards, refresh=True)()
     theirs = published_refresh(scene, rewards, lambda rows: LeastNorm()(gram(rows)).weights).direction
@@ -141,7 +159,7 @@ def check_agreement(scene: Scene, rewards: int) -> float:
 
 
 def time_steps(scene: Scene, repeats: int) -> Sheet:
-    """Seconds of every kind of step, and their ratios to a plain step and to the published recipe's refresh."""
+    """Time every kind of step, and compare it with a plain step and with the published refresh."""
     cosine = min(check_agreement(scene, rewards) for rewards in REFRESHED_REWARDS)
     jobs: dict[tuple[str, int], Job] = {
         ("plain", 1): step_job(scene, 1, plain=True),
@@ -153,21 +171,22 @@ def time_steps(scene: Scene, repeats: int) -> Sheet:
         jobs["refresh, shared term outside", k] = step_job(scene, k, refresh=True, outside=True)
     seconds = alternate(jobs, repeats)
     rows: list[tuple[Cell, ...]] = []
-    for (name, k), took in seconds.items():
+    for (name, k), times in seconds.items():
         published = seconds.get(("published refresh", k))
-        against = ratio(took, published) if published and name.startswith("refresh") else None
-        rows.append((name, float(k), statistics.median(took), ratio(took, seconds["plain", 1]), against))
+        to_published = ratio(times, published) if published and name.startswith("refresh") else None
+        to_plain = ratio(times, seconds["plain", 1])
+        rows.append((name, float(k), statistics.median(times), to_plain, to_published))
     return Sheet(
         scene.name,
-        f"One micro-batch; medians of {repeats} alternating repeats. Before timing, refresh and published refresh "
-        f"agreed on the direction (cosine at least {np.floor(cosine * 1e6) / 1e6:.6f}).",
-        {"step": "", "K": ".0f", "seconds": ".3f", "x plain": ".3f", "x published": ".3f"},
+        f"One micro-batch; medians of {repeats} alternating repeats. Before timing, refresh and published "
+        f"refresh agreed on the direction (cosine at least {np.floor(cosine * 1e6) / 1e6:.6f}).",
+        TIME_COLUMNS,
         rows,
     )
 
 
 def measure_memory(scene: Scene) -> Sheet:
-    """Peak bytes of a refresh over those of a plain step, beside K vectors of the trained parameters."""
+    """Measure how far a refresh's peak of memory exceeds a plain step's, next to K gradients."""
     device, vector = scene.policy.device, 4 * scene.parameters()
     plain = peak_bytes(step_job(scene, 1, plain=True), device)
     rows: list[tuple[Cell, ...]] = [("plain", 1.0, plain / 1e6, None, None, None)]
@@ -180,22 +199,15 @@ def measure_memory(scene: Scene) -> Sheet:
             peak = peak_bytes(job, device)
             beyond = 100 * (peak - plain - k * vector) / plain
             rows.append((name, float(k), peak / 1e6, (peak - plain) / 1e6, k * vector / 1e6, beyond))
-    how = (
+    source = (
         "torch.cuda.max_memory_allocated"
         if device.type == "cuda"
-        else "the allocator's own record in torch.profiler"
+        else "the allocations that torch.profiler saw"
     )
     return Sheet(
         f"Memory, {scene.name}",
-        f"Peak of live tensor memory during one step beyond what was there before, by {how}. "
+        f"Peak of the tensor memory that one step adds, by {source}. "
         "K P is K gradients of the trained parameters in float32.",
-        {
-            "step": "",
-            "K": ".0f",
-            "peak MB": ".1f",
-            "over plain MB": ".1f",
-            "K P MB": ".1f",
-            "beyond K P, % of plain": ".1f",
-        },
+        MEMORY_COLUMNS,
         rows,
     )
