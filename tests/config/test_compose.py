@@ -221,7 +221,7 @@ def test_an_optional_reward_that_is_not_installed_is_left_out_and_said(
     with caplog.at_level(logging.WARNING, "marble"):
         config = compose([BUILT_IN, "+rewards.more={plugin: nowhere, optional: true}"])
     assert list(config.rewards) == ["colorfulness", "compressibility"]
-    assert "reward more is not installed; the run goes on without it" in caplog.text
+    assert "reward more is not installed; the run leaves it out" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["url: 'http://far:8600'", "isolated: true"])
@@ -474,8 +474,8 @@ def test_configs_are_chosen_by_name() -> None:
         ("+rewards.x=3", "rewards.x=3: expected keys"),
         ("+rewards.x={plugin: colorfulnes}", "rewards.x.plugin=colorfulnes: no such reward is installed; did you mean"),
         ("+rewards.x={plugin: far, url: far:80}", "rewards.x.url=far:80: expected http://HOST:PORT"),
-        ("+rewards.x={plugin: far, url: 'http://me:word@far:80'}", "a token stands in the environment"),
-        ("+rewards.x={plugin: far, url: 'http://:word@far:80'}", "a token stands in the environment"),
+        ("+rewards.x={plugin: far, url: 'http://me:word@far:80'}", "a token belongs in the environment"),
+        ("+rewards.x={plugin: far, url: 'http://:word@far:80'}", "a token belongs in the environment"),
         ("+rewards.x={plugin: far, url: 'http://['}", "rewards.x.url=http://[: expected http://HOST:PORT"),
         ("+rewards.x={plugin: far, url: 'http://far:99999'}", "rewards.x.url=http://far:99999: expected http://HOST:PORT"),
         ("+rewards.x={plugin: far, url: 'http://far:many'}", "rewards.x.url=http://far:many: expected http://HOST:PORT"),
@@ -483,7 +483,7 @@ def test_configs_are_chosen_by_name() -> None:
         ("+rewards.x={plugin: far, url: 'http://far:80', depth: 3}", "rewards.x.depth: the options of a reward with a url"),
         ("rewards.colorfulness.token_env=MINE", "no rewards.colorfulness.url that it belongs to"),
         ("+eval_rewards.x={plugin: colorfulnes}", "eval_rewards.x.plugin=colorfulnes"),
-        ("+eval_rewards.colorfulness={plugin: colorfulness}", "stands under rewards and eval_rewards"),
+        ("+eval_rewards.colorfulness={plugin: colorfulness}", "eval_rewards.colorfulness: rewards.colorfulness has the same name"),
         ("rewards.colorfulness.sources=[txt]", "there is no source 'txt'; did you mean 'text'"),
         ("rewards=[]", "rewards is empty"),
         ("trainer.steps=many", "trainer.steps: Value 'many'"),
@@ -535,7 +535,7 @@ def test_a_mistake_is_told_with_what_was_meant(override: str, said: str) -> None
         *((f"{key}=1.0", "[0, 1)") for key in ("trainer.ema.decay", "balance.ema")),
         *((f"{key}={value}", "above 0") for key in ("optimizer.lr", "algorithm.beta", "balance.priorities.colorfulness")
           for value in ("nan", "inf")),
-        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "0 or at least 1; both 0 and 1 are none"), ("rollout.guidance_scale=inf", "at least 1"), ("rollout.cfg_normalization=-1", "at least 0"), ("rollout.cfg_truncation=1.1", "[0, 1]"), ("model.resolution=7", "at least 8"), ("model.embedding_cache=", "a folder or null"), ("model.path=", "a folder, a hub id or tiny"), ("model.guidance=-1", "at least 0"),
+        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "0 or at least 1; both 0 and 1 mean no guidance"), ("rollout.guidance_scale=inf", "at least 1"), ("rollout.cfg_normalization=-1", "at least 0"), ("rollout.cfg_truncation=1.1", "[0, 1]"), ("model.resolution=7", "at least 8"), ("model.embedding_cache=", "a folder or null"), ("model.path=", "a folder, a hub id or tiny"), ("model.guidance=-1", "at least 0"),
         ("model.guidance=nan", "at least 0"), ("optimizer.betas=[0.9]", "two numbers"),
         ("optimizer.betas=[0.9,1.0]", "two numbers"),
     ],

@@ -146,7 +146,7 @@ def test_numbers_stay_numbers() -> None:
         ("trainer.times_per_image=ü", "trainer.times_per_image=ü: expected a whole number"),
         ("rewards.colorfulness.mark=How (good, bad)?", "'rewards.colorfulness.mark=\"How (good, bad)?\"'"),
         ("data.sources.text.metadata.tag=größe", "e.g. 'data.sources.text.metadata.tag=\"größe\"'"),
-        ("model.lora.target_modules=[to_q,(]", "stands in quotes of its own"),
+        ("model.lora.target_modules=[to_q,(]", "needs quotes of its own"),
         ("balance=ü", "cannot be read"),
         ("rnu.name=ü", "there is no key 'rnu.name'; did you mean 'run"),
         ("run.nmae=a(b", "did you mean 'run.name'"),
