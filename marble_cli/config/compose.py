@@ -1,4 +1,4 @@
-"""Compose overrides into a typed configuration, by Hydra's compose API, and dump a file that repeats the run."""
+"""Compose overrides into a typed configuration, by Hydra, and dump a file that repeats the run."""
 
 import logging
 from collections.abc import Sequence
@@ -43,13 +43,14 @@ def compose(overrides: Sequence[str] = (), config_name: str | None = None) -> Ru
     """Compose a run's configuration.
 
     Args:
-        overrides: in Hydra's grammar, e.g. `trainer.steps=10`, `balance=mgda`, `+rewards.mine={plugin: mine}` or
-            `~rewards.ocr`.
-        config_name: a config of the package, or the path of a resolved file, such as a run's config.yaml. None means
-            the package's root config.
+        overrides: in Hydra's grammar, e.g. `trainer.steps=10`, `balance=mgda`, `+rewards.mine={plugin: mine}`
+            or `~rewards.ocr`.
+        config_name: a config of the package, or the path of a resolved file, such as a run's config.yaml.
+            None means the package's root config.
 
     Raises:
-        ConfigError: a key, choice, type or combination is wrong; the message names this and the nearest right one.
+        ConfigError: a key, choice, type or combination is wrong; the message names this and the nearest right
+            one.
     """
     parsed = parse(overrides)
     with initialize_config_module(MODULE, version_base=None):
@@ -97,8 +98,8 @@ def _root(config_name: str | None) -> str:
     known = [name for name in _options("") if not name.startswith("_") and name != REPLAY]
     if config_name is not None and config_name not in known:
         raise ConfigError(
-            f"--config-name: there is no config {config_name!r}{nearest(config_name, known)}, or the path of a "
-            "resolved file such as runs/demo/config.yaml"
+            f"--config-name: there is no config {config_name!r}{nearest(config_name, known)}, or the path of "
+            "a resolved file such as runs/demo/config.yaml"
         )
     return config_name or ROOT
 
@@ -158,7 +159,8 @@ def _compose(name: str, overrides: list[Override]) -> DictConfig:
 def _line(override: Override) -> str:
     """Return the override as Hydra accepts it.
 
-    Rewards, prompt sources, launchers and the mappings `BY_NAME` may hold keys that no file names: these need "++".
+    Rewards, prompt sources, launchers and the mappings `BY_NAME` may hold keys that no file names: these need
+    "++".
     """
     line = str(override.input_line)
     parts = override.key_or_group.split(".")
@@ -202,7 +204,7 @@ def _read(path: Path) -> DictConfig:
 
 
 def _replay(path: Path, overrides: list[Override]) -> DictConfig:
-    """Apply overrides to a resolved file: a chosen group replaces the file's group, a value replaces a value."""
+    """Apply overrides to a resolved file: a choice replaces the file's whole group, a value a value."""
     written = _read(path)
     typed(written)
     tree = completed(written)

@@ -61,9 +61,9 @@ class Reader(HydraOverrideVisitor):
 def parse(words: Sequence[str]) -> list[Override]:
     """Parse overrides in Hydra's grammar.
 
-    A key whose type is text takes its value as written: `run.name=1.10` is neither a number nor `1.1`. Quotes,
-    backslashes and `${...}` keep Hydra's meaning, and so does null for a key that may be null. For such a key, a
-    value that Hydra's lexer cannot read is text too.
+    A key whose type is text takes its value as written: `run.name=1.10` is neither a number nor `1.1`.
+    Quotes, backslashes and `${...}` keep Hydra's meaning, and so does null for a key that may be null. For
+    such a key, a value that Hydra's lexer cannot read is text too.
 
     Raises:
         ConfigError: an override cannot be read, or gives several values.
@@ -193,6 +193,6 @@ def _unreadable(word: str, assignment: re.Match[str] | None, kind: Any) -> str:
     quoted = shlex.quote(f"{assignment['key']}={QuotedString(value, Quote.double).with_quotes()}")
     hint = f", e.g. {quoted}" if value.isprintable() and not value.startswith(("[", "{")) else ""
     return (
-        f"override {word!r} cannot be read. Text with brackets, commas, quotes, = or letters beyond a to z needs "
-        f"quotes of its own, inside those of the shell, also in a list or mapping{hint}"
+        f"override {word!r} cannot be read. Text with brackets, commas, quotes, = or letters beyond a to z "
+        f"needs quotes of its own, inside those of the shell, also in a list or mapping{hint}"
     )

@@ -14,8 +14,9 @@ WRITTEN_AS_PATH = ("~/", "./", "../")
 def make_absolute(config: RunConfig) -> None:
     """Replace every path of `config` by an absolute one, and `~` by the user's home.
 
-    A key that also takes a hub id is a path if its value begins with `.`, `/` or `~`, or names an existing folder. An
-    option of a reward is a path if its value begins with `./`, `../` or `~/`, or holds a `/` and names a folder.
+    A key that also takes a hub id is a path if its value begins with `.`, `/` or `~`, or names an existing
+    folder. An option of a reward is a path if its value begins with `./`, `../` or `~/`, or holds a `/` and
+    names a folder.
 
     Raises:
         ConfigError: the file system cannot hold a path, or a `~user` does not exist.

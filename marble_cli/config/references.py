@@ -1,4 +1,4 @@
-"""Keep secrets out of files: a reference to an environment variable replaces each, so a run can be repeated."""
+"""Replace secrets in files by references to environment variables, so that a run can be repeated."""
 
 import os
 import re
