@@ -242,7 +242,7 @@ OTHERS = {
 @pytest.mark.parametrize("error", SHORTAGES.values(), ids=SHORTAGES)
 def test_a_shortage_of_memory_is_called_one(error: Exception) -> None:
     reason = re.escape(str(error).splitlines()[0] if str(error) else type(error).__name__)
-    said = rf"^out of memory in an evaluation: {reason} Lower rollout.batch_size; the run then goes on with"
+    said = rf"^out of memory in an evaluation: {reason} Lower rollout.batch_size; then resume the run with"
     with pytest.raises(DeviceMemoryError, match=said) as caught, bounded("in an evaluation", SMALLER_ROLLOUT):
         raise error
     assert caught.value.__cause__ is error
