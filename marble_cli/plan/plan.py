@@ -202,7 +202,7 @@ def _evaluation(config: RunConfig) -> str:
 
 
 def _shares(config: RunConfig) -> str:
-    """Describe each process's part of a step, for the run's processes and for more that divide the prompts."""
+    """Describe each process's part of a step, for the run's processes and for more that also fit."""
     counts, size = geometry(config), config.trainer.micro_batch_size
 
     def share(processes: int) -> str:
