@@ -17,9 +17,12 @@ def test_weights_of_balance_that_finds_its_own_are_refused() -> None:
     assert compose([BUILT_IN, "balance=fixed", "balance.weights.colorfulness=2"]).balance.weights == {
         "colorfulness": 2.0
     }
-    assert compose([BUILT_IN, "balance=weighted_sum", "balance.weights={colorfulness: 2, compressibility: 1}"]).balance.weights == {
-        "colorfulness": 2.0, "compressibility": 1.0,
-    }  # fmt: skip
+    assert compose(
+        [BUILT_IN, "balance=weighted_sum", "balance.weights={colorfulness: 2, compressibility: 1}"]
+    ).balance.weights == {
+        "colorfulness": 2.0,
+        "compressibility": 1.0,
+    }
     with pytest.raises(ConfigError, match="finds its own"):
         compose([BUILT_IN, "balance=mgda", "balance.weights.colorfulness=2"])
     with pytest.raises(ConfigError, match=r"balance\.options: balance=marble takes none"):

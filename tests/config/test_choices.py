@@ -19,9 +19,11 @@ def choices() -> list[str]:
     root = files("marble_cli") / ".." / "conf"
     return sorted(
         f"{group.name}={file.name.removesuffix('.yaml')}"
-        for group in root.iterdir() if group.is_dir() and not group.name.startswith("_")
-        for file in group.iterdir() if file.name.endswith(".yaml")
-    )  # fmt: skip
+        for group in root.iterdir()
+        if group.is_dir() and not group.name.startswith("_")
+        for file in group.iterdir()
+        if file.name.endswith(".yaml")
+    )
 
 
 def test_every_group_has_a_file() -> None:

@@ -17,11 +17,19 @@ from tests.config.composing import BUILT_IN
 def test_override_gets_type_of_its_key() -> None:
     config = compose(
         [
-            BUILT_IN, "trainer.steps=7", "optimizer.lr=1", "model.precision=bf16", "rollout.solver=euler",
-            "trainer.times_per_image=null", "balance.shared_term=outside", "optimizer.betas=[0.5,0.6]",
-            "run.dir='a folder/${run.name}'", "run.name=x", "algorithm.advantage.std=group",
+            BUILT_IN,
+            "trainer.steps=7",
+            "optimizer.lr=1",
+            "model.precision=bf16",
+            "rollout.solver=euler",
+            "trainer.times_per_image=null",
+            "balance.shared_term=outside",
+            "optimizer.betas=[0.5,0.6]",
+            "run.dir='a folder/${run.name}'",
+            "run.name=x",
+            "algorithm.advantage.std=group",
         ]
-    )  # fmt: skip
+    )
     assert (config.trainer.steps, config.trainer.times_per_image) == (7, None)
     assert isinstance(config.optimizer.lr, float)
     assert config.model.precision is Precision.bf16

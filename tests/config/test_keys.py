@@ -17,26 +17,31 @@ REWARD = "plugin weight sources requires timeout retries max_failed optional url
 
 GROUP_KEYS = {
     "run": "name dir",
-    "model": "path revision variant clip precision resolution max_sequence_length guidance embedding_cache gradient_checkpointing "
-    "compile device train",
+    "model": "path revision variant clip precision resolution max_sequence_length guidance embedding_cache "
+    "gradient_checkpointing compile device train",
     "model.lora": "rank alpha target_modules",
     "data": "root",
-    "data.sources.*": "train test weight hub subset revision prompt_key quoted_as quotes negative_prompt metadata.*",
+    "data.sources.*": "train test weight hub subset revision prompt_key quoted_as quotes negative_prompt "
+    "metadata.*",
     "rewards.*": REWARD,
     "eval_rewards.*": REWARD,
     "algorithm": "beta kl_coef training_noise training_times",
     "algorithm.advantage": "std clip",
     "algorithm.behaviour": "schedule rate maximum delay",
-    "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term weights.* options.* groups.* priorities.* norm_priority reduce",
+    "balance": "name mode solver refresh_every refresh_fraction warmup ema floor amortize shared_term "
+    "weights.* options.* groups.* priorities.* norm_priority reduce",
     "optimizer": "lr betas weight_decay epsilon clip_norm",
-    "rollout": "groups group_size steps solver times guidance_scale cfg_normalization cfg_truncation batch_size",
+    "rollout": "groups group_size steps solver times guidance_scale cfg_normalization cfg_truncation "
+    "batch_size",
     "evaluation": "steps solver times guidance_scale",
-    "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last keep_every best eval_every "
-    "eval_prompts encode_ahead max_skipped pending_batches parallel fsdp.replicas fsdp.reshard",
+    "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last "
+    "keep_every best eval_every eval_prompts encode_ahead max_skipped pending_batches parallel fsdp.replicas "
+    "fsdp.reshard",
     "trainer.ema": "decay warmup offset",
     "logging": "images_every",
     "logging.wandb": "mode project entity",
-    "launcher": "name nodes nproc max_restarts grace time partition account cpus_per_task memory warning requeues setup extra.*",
+    "launcher": "name nodes nproc max_restarts grace time partition account cpus_per_task memory warning "
+    "requeues setup extra.*",
 }
 
 

@@ -36,18 +36,33 @@ RunConfigMaker = Callable[..., RunConfig]
         ("rewards.colorfulnes.weight=2", "did you mean 'colorfulness'"),
         ("+rewards.x={weight: 1}", "'+rewards.x={plugin: NAME}'"),
         ("+rewards.x=3", "rewards.x=3: expected keys"),
-        ("+rewards.x={plugin: colorfulnes}", "rewards.x.plugin=colorfulnes: no such reward is installed; did you mean"),
+        (
+            "+rewards.x={plugin: colorfulnes}",
+            "rewards.x.plugin=colorfulnes: no such reward is installed; did you mean",
+        ),
         ("+rewards.x={plugin: far, url: far:80}", "rewards.x.url=far:80: expected http://HOST:PORT"),
         ("+rewards.x={plugin: far, url: 'http://me:word@far:80'}", "a token belongs in the environment"),
         ("+rewards.x={plugin: far, url: 'http://:word@far:80'}", "a token belongs in the environment"),
         ("+rewards.x={plugin: far, url: 'http://['}", "rewards.x.url=http://[: expected http://HOST:PORT"),
-        ("+rewards.x={plugin: far, url: 'http://far:99999'}", "rewards.x.url=http://far:99999: expected http://HOST:PORT"),
-        ("+rewards.x={plugin: far, url: 'http://far:many'}", "rewards.x.url=http://far:many: expected http://HOST:PORT"),
+        (
+            "+rewards.x={plugin: far, url: 'http://far:99999'}",
+            "rewards.x.url=http://far:99999: expected http://HOST:PORT",
+        ),
+        (
+            "+rewards.x={plugin: far, url: 'http://far:many'}",
+            "rewards.x.url=http://far:many: expected http://HOST:PORT",
+        ),
         ("+rewards.x={plugin: far, url: 'http://far:80', isolated: true}", "Expected one of them"),
-        ("+rewards.x={plugin: far, url: 'http://far:80', depth: 3}", "rewards.x.depth: the options of a reward with a url"),
+        (
+            "+rewards.x={plugin: far, url: 'http://far:80', depth: 3}",
+            "rewards.x.depth: the options of a reward with a url",
+        ),
         ("rewards.colorfulness.token_env=MINE", "no rewards.colorfulness.url that it belongs to"),
         ("+eval_rewards.x={plugin: colorfulnes}", "eval_rewards.x.plugin=colorfulnes"),
-        ("+eval_rewards.colorfulness={plugin: colorfulness}", "eval_rewards.colorfulness: rewards.colorfulness has the same name"),
+        (
+            "+eval_rewards.colorfulness={plugin: colorfulness}",
+            "eval_rewards.colorfulness: rewards.colorfulness has the same name",
+        ),
         ("rewards.colorfulness.sources=[txt]", "there is no source 'txt'; did you mean 'text'"),
         ("rewards=[]", "rewards is empty"),
         ("trainer.steps=many", "trainer.steps: Value 'many'"),
@@ -67,7 +82,7 @@ RunConfigMaker = Callable[..., RunConfig]
         ("~trainer.steps", "trainer.steps has no value"),
         ("model.path=???", "model.path has no value"),
     ],
-)  # fmt: skip
+)
 def test_mistake_is_refused_with_nearest_or_expected(override: str, said: str) -> None:
     rewards = [] if override.startswith("rewards=") else [BUILT_IN]
     with pytest.raises(ConfigError) as error:
@@ -80,30 +95,89 @@ def test_mistake_is_refused_with_nearest_or_expected(override: str, said: str) -
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        *((f"{key}=0", "at least 1") for key in (
-            "rollout.groups", "rollout.steps", "rollout.batch_size", "trainer.micro_batch_size",
-            "trainer.checkpoint_every", "trainer.keep_last", "trainer.eval_prompts", "trainer.pending_batches", "trainer.encode_ahead",
-            "trainer.times_per_image", "balance.refresh_every", "model.lora.rank", "launcher.nproc")),
-        *((f"{key}=-1", "at least 0") for key in (
-            "trainer.steps", "trainer.eval_every", "trainer.keep_every", "trainer.ema.warmup", "balance.warmup", "algorithm.kl_coef",
-            "algorithm.behaviour.rate", "optimizer.weight_decay", "model.max_sequence_length",
-            "data.sources.text.weight", "rewards.colorfulness.weight", "rewards.colorfulness.retries")),
+        *(
+            (f"{key}=0", "at least 1")
+            for key in (
+                "rollout.groups",
+                "rollout.steps",
+                "rollout.batch_size",
+                "trainer.micro_batch_size",
+                "trainer.checkpoint_every",
+                "trainer.keep_last",
+                "trainer.eval_prompts",
+                "trainer.pending_batches",
+                "trainer.encode_ahead",
+                "trainer.times_per_image",
+                "balance.refresh_every",
+                "model.lora.rank",
+                "launcher.nproc",
+            )
+        ),
+        *(
+            (f"{key}=-1", "at least 0")
+            for key in (
+                "trainer.steps",
+                "trainer.eval_every",
+                "trainer.keep_every",
+                "trainer.ema.warmup",
+                "balance.warmup",
+                "algorithm.kl_coef",
+                "algorithm.behaviour.rate",
+                "optimizer.weight_decay",
+                "model.max_sequence_length",
+                "data.sources.text.weight",
+                "rewards.colorfulness.weight",
+                "rewards.colorfulness.retries",
+            )
+        ),
         ("balance.refresh_fraction=0", "(0, 1]"),
-        ("balance.norm_priority=-1", "[0, 4]"), ("balance.refresh_fraction=1.1", "(0, 1]"),
-        *((f"{key}=0", "above 0") for key in (
-            "algorithm.beta", "algorithm.advantage.clip", "optimizer.lr", "optimizer.epsilon", "optimizer.clip_norm",
-            "model.lora.alpha", "rewards.colorfulness.timeout", "balance.priorities.colorfulness")),
-        *((f"{key}={value}", "[0, 1") for key in (
-            "trainer.timestep_fraction", "trainer.ema.decay", "balance.ema", "balance.floor",
-            "algorithm.behaviour.maximum", "rewards.colorfulness.max_failed") for value in (-0.1, 1.1, "nan")),
+        ("balance.norm_priority=-1", "[0, 4]"),
+        ("balance.refresh_fraction=1.1", "(0, 1]"),
+        *(
+            (f"{key}=0", "above 0")
+            for key in (
+                "algorithm.beta",
+                "algorithm.advantage.clip",
+                "optimizer.lr",
+                "optimizer.epsilon",
+                "optimizer.clip_norm",
+                "model.lora.alpha",
+                "rewards.colorfulness.timeout",
+                "balance.priorities.colorfulness",
+            )
+        ),
+        *(
+            (f"{key}={value}", "[0, 1")
+            for key in (
+                "trainer.timestep_fraction",
+                "trainer.ema.decay",
+                "balance.ema",
+                "balance.floor",
+                "algorithm.behaviour.maximum",
+                "rewards.colorfulness.max_failed",
+            )
+            for value in (-0.1, 1.1, "nan")
+        ),
         *((f"{key}=1.0", "[0, 1)") for key in ("trainer.ema.decay", "balance.ema")),
-        *((f"{key}={value}", "above 0") for key in ("optimizer.lr", "algorithm.beta", "balance.priorities.colorfulness")
-          for value in ("nan", "inf")),
-        ("rollout.group_size=1", "at least 2"), ("rollout.guidance_scale=0.5", "0 or at least 1; both 0 and 1 mean no guidance"), ("rollout.guidance_scale=inf", "at least 1"), ("rollout.cfg_normalization=-1", "at least 0"), ("rollout.cfg_truncation=1.1", "[0, 1]"), ("model.resolution=7", "at least 8"), ("model.embedding_cache=", "a folder or null"), ("model.path=", "a folder, a hub id or tiny"), ("model.guidance=-1", "at least 0"),
-        ("model.guidance=nan", "at least 0"), ("optimizer.betas=[0.9]", "two numbers"),
+        *(
+            (f"{key}={value}", "above 0")
+            for key in ("optimizer.lr", "algorithm.beta", "balance.priorities.colorfulness")
+            for value in ("nan", "inf")
+        ),
+        ("rollout.group_size=1", "at least 2"),
+        ("rollout.guidance_scale=0.5", "0 or at least 1; both 0 and 1 mean no guidance"),
+        ("rollout.guidance_scale=inf", "at least 1"),
+        ("rollout.cfg_normalization=-1", "at least 0"),
+        ("rollout.cfg_truncation=1.1", "[0, 1]"),
+        ("model.resolution=7", "at least 8"),
+        ("model.embedding_cache=", "a folder or null"),
+        ("model.path=", "a folder, a hub id or tiny"),
+        ("model.guidance=-1", "at least 0"),
+        ("model.guidance=nan", "at least 0"),
+        ("optimizer.betas=[0.9]", "two numbers"),
         ("optimizer.betas=[0.9,1.0]", "two numbers"),
     ],
-)  # fmt: skip
+)
 def test_value_out_of_range_is_refused_with_key_and_range(
     run_config: RunConfigMaker, override: str, expected: str
 ) -> None:

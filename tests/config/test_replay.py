@@ -13,10 +13,17 @@ from marble_cli.errors import ConfigError
 from tests.config.composing import BUILT_IN, written
 
 MANY = [
-    "rewards=[compressibility,colorfulness]", "+rewards.mine={plugin: compressibility, quality: 40, sources: [text]}",
-    "+eval_rewards.watch={plugin: colorfulness}", "balance=fixed", "balance.weights.mine=3", "model.lora.rank=5",
-    "trainer.times_per_image=null", "optimizer.lr=1e-5", "run.dir='with space/${run.name}'", "model.revision='123'",
-]  # fmt: skip
+    "rewards=[compressibility,colorfulness]",
+    "+rewards.mine={plugin: compressibility, quality: 40, sources: [text]}",
+    "+eval_rewards.watch={plugin: colorfulness}",
+    "balance=fixed",
+    "balance.weights.mine=3",
+    "model.lora.rank=5",
+    "trainer.times_per_image=null",
+    "optimizer.lr=1e-5",
+    "run.dir='with space/${run.name}'",
+    "model.revision='123'",
+]
 
 
 def test_dumped_file_composes_to_same_configuration(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Configuration of rewards: the keys of the schema, the options of plugins, and rewards that are not installed."""
+"""Configuration of rewards: keys of the schema, options of plugins, and rewards that are not installed."""
 
 import logging
 
@@ -14,11 +14,13 @@ from tests.config.composing import BUILT_IN
 def test_reward_keys_are_split_into_schema_and_plugin_options() -> None:
     config = compose(
         [
-            BUILT_IN, "+rewards.mine={plugin: compressibility, weight: 2, quality: 40, sources: [text]}",
-            "rewards.compressibility.quality=50", "rewards.compressibility.timeout=5",
+            BUILT_IN,
+            "+rewards.mine={plugin: compressibility, weight: 2, quality: 40, sources: [text]}",
+            "rewards.compressibility.quality=50",
+            "rewards.compressibility.timeout=5",
             "+rewards.colorfulness.nested={a: [1, 2]}",
         ]
-    )  # fmt: skip
+    )
     assert config.rewards == {
         "colorfulness": RewardConfig("colorfulness", options={"nested": {"a": [1, 2]}}),
         "compressibility": RewardConfig("compressibility", timeout=5.0, options={"quality": 50}),
@@ -29,8 +31,10 @@ def test_reward_keys_are_split_into_schema_and_plugin_options() -> None:
 def test_reward_is_removed_added_and_weighted() -> None:
     assert list(compose([BUILT_IN, "~rewards.colorfulness"]).rewards) == ["compressibility"]
     assert list(compose([BUILT_IN, "+rewards.b={plugin: colorfulness}"]).rewards) == [
-        "colorfulness", "compressibility", "b",
-    ]  # fmt: skip
+        "colorfulness",
+        "compressibility",
+        "b",
+    ]
     assert (
         compose([BUILT_IN, "rewards.compressibility.weight=0.25"]).rewards["compressibility"].weight == 0.25
     )

@@ -16,10 +16,14 @@ from tests.config.composing import BUILT_IN, written
 
 def test_source_takes_keys_that_no_file_names(tmp_path: Path) -> None:
     config, file = written(
-        tmp_path, BUILT_IN, "data.sources.text.quoted_as=word", "data.sources.general.metadata.tag=plain",
-        "data.sources.general.metadata.level={a: [1, 2]}", "data.sources.general.negative_prompt='grey, blurred'",
+        tmp_path,
+        BUILT_IN,
+        "data.sources.text.quoted_as=word",
+        "data.sources.general.metadata.tag=plain",
+        "data.sources.general.metadata.level={a: [1, 2]}",
+        "data.sources.general.negative_prompt='grey, blurred'",
         "+data.sources.more={hub: owner/name, revision: main, train: 'train[:9]', test: test, prompt_key: caption}",
-    )  # fmt: skip
+    )
     general, more = config.data.sources["general"], config.data.sources["more"]
     assert general.metadata == {"tag": "plain", "level": {"a": [1, 2]}}
     assert general.negative_prompt == "grey, blurred"
@@ -56,7 +60,10 @@ def test_paper_quotes_differs_from_paper_only_in_quotes() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ("data.sources.text.quotes=straight", "data.sources.text.quotes=straight: nothing asks for what is in quotes"),
+        (
+            "data.sources.text.quotes=straight",
+            "data.sources.text.quotes=straight: nothing asks for what is in quotes",
+        ),
         ("data.sources.text.quotes=curly", "data.sources.text.quotes"),
         ("data=hub", "data.sources.prompts.hub has no value"),
         ("data.sources.txt.weight=2", "data.sources.txt: there is no such source; did you mean 'text'"),
@@ -64,19 +71,31 @@ def test_paper_quotes_differs_from_paper_only_in_quotes() -> None:
         ("+data.sources.more={train: a.txt}", "data.sources.more={train: FILE, test: FILE}"),
         ("data.sources.txt.train=a.txt", "data.sources.txt: there is no such source; did you mean 'text'"),
         ("+data.sources.more=3", "data.sources.more"),
-        ("data.sources.text.train=a.csv", "data.sources.text.train=a.csv: expected a file that ends in .txt, .jsonl"),
+        (
+            "data.sources.text.train=a.csv",
+            "data.sources.text.train=a.csv: expected a file that ends in .txt, .jsonl",
+        ),
         ("data.sources.text.train=", "data.sources.text.train is empty. Expected a name."),
         ("data.sources.text.hub=' '", "data.sources.text.hub is empty. Expected a name, or null."),
-        ("data.sources.text.subset=x", "data.sources.text.subset=x: files have none. Expected it beside data.sources.text.hub"),
+        (
+            "data.sources.text.subset=x",
+            "data.sources.text.subset=x: files have none. Expected it beside data.sources.text.hub",
+        ),
         ("data.sources.text.revision=x", "data.sources.text.revision=x: files have none"),
-        ("data=files data.root=x data.sources.prompts.prompt_key=caption", "train.txt is plain text, which has no keys"),
+        (
+            "data=files data.root=x data.sources.prompts.prompt_key=caption",
+            "train.txt is plain text, which has no keys",
+        ),
         ("data.sources.text.metadata.prompt=x", "data.sources.text says already where 'prompt' comes from"),
         ("data.sources.text.metadata.negative_prompt=x", "says already where 'negative_prompt' comes from"),
         ("data.sources.text.metadata.t=x data.sources.text.quoted_as=t", "says already where 't' comes from"),
-        ("data.sources.text.quoted_as=prompt", "data.sources.text.quoted_as=prompt: expected a key of metadata"),
+        (
+            "data.sources.text.quoted_as=prompt",
+            "data.sources.text.quoted_as=prompt: expected a key of metadata",
+        ),
         ("data.sources.text.metadata=x", "data.sources.text.metadata"),
     ],
-)  # fmt: skip
+)
 def test_contradicting_source_keys_are_refused(overrides: str, said: str) -> None:
     parts = overrides.split(" data") if " data" in overrides else [overrides]
     with pytest.raises(ConfigError) as error:

@@ -27,8 +27,14 @@ from marble_cli.run.train import train
 from marble_cli.step.direction import Descent
 
 SIZE = ModelSize(
-    transformer=1_000_000, trained=10_000, tokens=16, frozen_bytes=5_000_000, encoder_bytes=700_000, blocks=4, features=100
-)  # fmt: skip
+    transformer=1_000_000,
+    trained=10_000,
+    tokens=16,
+    frozen_bytes=5_000_000,
+    encoder_bytes=700_000,
+    blocks=4,
+    features=100,
+)
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -60,9 +66,15 @@ def test_activations_are_about_what_a_training_pass_keeps(
     run_config: RunConfigMaker, transformer_folder: Path, checkpointing: bool, train: str
 ) -> None:
     config = run_config(
-        f"model.path={transformer_folder}", "model.resolution=64", "model.lora.rank=4", "trainer.micro_batch_size=4",
-        "model.precision=bf16", "rollout.groups=4", f"model.gradient_checkpointing={checkpointing}", f"model.train={train}",
-    )  # fmt: skip
+        f"model.path={transformer_folder}",
+        "model.resolution=64",
+        "model.lora.rank=4",
+        "trainer.micro_batch_size=4",
+        "model.precision=bf16",
+        "rollout.groups=4",
+        f"model.gradient_checkpointing={checkpointing}",
+        f"model.train={train}",
+    )
     policy: Any = load_policy(config.model, seed=0)
     policy.trainable.activate("trained")
     weights = {p.untyped_storage().data_ptr() for p in policy.pipeline.transformer.parameters()}
@@ -105,10 +117,20 @@ def transformer_folder(tmp_path_factory: pytest.TempPathFactory, pipeline_folder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline.transformer = SD3Transformer2DModel(
-            sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=6, attention_head_dim=32,
-            num_attention_heads=4, joint_attention_dim=16, caption_projection_dim=128, pooled_projection_dim=16,
-            pos_embed_max_size=16, qk_norm="rms_norm", dual_attention_layers=(0, 1, 2),
-        )  # fmt: skip
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=6,
+            attention_head_dim=32,
+            num_attention_heads=4,
+            joint_attention_dim=16,
+            caption_projection_dim=128,
+            pooled_projection_dim=16,
+            pos_embed_max_size=16,
+            qk_norm="rms_norm",
+            dual_attention_layers=(0, 1, 2),
+        )
     pipeline.save_pretrained(folder)
     return folder
 
