@@ -173,8 +173,10 @@ def test_texts_in_lists_and_mappings_are_taken_as_written_too() -> None:
     lora = composed("model.lora.target_modules=[to_q, 1e3, 007, true, null, '1.10', a\\,b]").model.lora
     assert lora.target_modules == ["to_q", "1e3", "007", "true", "null", "1.10", "a,b"]
     config = composed(
-        "+data.sources.more={train: 1.txt, test: 2.txt, weight: 2, quoted_as: 1.10, subset: null, metadata: {a: 1.10, b: x}}",
-        "+rewards.mine={plugin: colorfulness, weight: 1e1, requires: [1.10, true], timeout: 5, token_env: null, depth: 1.10}",
+        "+data.sources.more={train: 1.txt, test: 2.txt, weight: 2, quoted_as: 1.10, subset: null, "
+        "metadata: {a: 1.10, b: x}}",
+        "+rewards.mine={plugin: colorfulness, weight: 1e1, requires: [1.10, true], timeout: 5, "
+        "token_env: null, depth: 1.10}",
         "balance.groups={both: [colorfulness, compressibility]}",
         "launcher=slurm",
         "launcher.setup=[true, ulimit -n 1_000]",

@@ -22,7 +22,8 @@ def test_source_takes_keys_that_no_file_names(tmp_path: Path) -> None:
         "data.sources.general.metadata.tag=plain",
         "data.sources.general.metadata.level={a: [1, 2]}",
         "data.sources.general.negative_prompt='grey, blurred'",
-        "+data.sources.more={hub: owner/name, revision: main, train: 'train[:9]', test: test, prompt_key: caption}",
+        "+data.sources.more={hub: owner/name, revision: main, train: 'train[:9]', test: test, "
+        "prompt_key: caption}",
     )
     general, more = config.data.sources["general"], config.data.sources["more"]
     assert general.metadata == {"tag": "plain", "level": {"a": [1, 2]}}

@@ -150,7 +150,8 @@ def test_a_model_too_large_is_refused_before_it_is_loaded(
         check_memory(config, torch.device("cpu"))
     with pytest.raises(
         RequestError,
-        match=r"Train a LoRA \(model\.train=lora\), share it among more processes \(trainer\.parallel=fsdp\), use",
+        match=r"Train a LoRA \(model\.train=lora\), share it among more processes "
+        r"\(trainer\.parallel=fsdp\), use",
     ):
         check_memory(run_config("model.train=full"), torch.device("cpu"))
     check_memory(run_config("model.path=nobody/nothing"), torch.device("cpu"))
@@ -356,8 +357,8 @@ def test_a_checkpoint_without_room_hides_no_error(
         train(run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9"), resume="auto")
     log = (tmp_path / "log.txt").read_text()
     assert (
-        "checkpointing step 1 on the way out failed too: out of memory as the step was to be kept: CUDA out of memory"
-        in log
+        "checkpointing step 1 on the way out failed too: out of memory as the step was to be kept: "
+        "CUDA out of memory" in log
     )
 
 
