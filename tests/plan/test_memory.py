@@ -363,7 +363,10 @@ def test_a_checkpoint_without_room_hides_no_error(
 
 
 def test_shards(run_config: RunConfigMaker) -> None:
-    """Eight processes, four a copy; float32: 4 MB of the frozen weights are the transformer's, in four blocks."""
+    """Eight processes, four a copy; float32.
+
+    4 MB of the frozen weights are the transformer's, in four blocks.
+    """
     settings = ("rollout.groups=8", "launcher.nproc=8", "trainer.parallel=fsdp", "trainer.fsdp.replicas=2")
     rest, transformer = 5_700_000 - 4_000_000, 4_000_000
     sharded, kept = (

@@ -50,7 +50,10 @@ def test_times_are_as_many_as_training_draws(
 
 
 def test_time_is_that_of_the_passes(run_config: RunConfigMaker) -> None:
-    """A step draws 6 images in 3 passes and trains on 6 samples: 3 forward, 1 backward as dear as 2, one more at a refresh."""
+    """A step draws 6 images in 3 passes and trains on 6 samples.
+
+    3 forward, 1 backward as dear as 2, one more at a refresh.
+    """
     forward = 2 * 1_000_000 * 16
     step, further = 6 * 3 + 6 * (3 + 2), 6 * 2
 
