@@ -1,4 +1,4 @@
-"""What a machine and its environment offer a run: versions, devices, solvers, rewards, the embedded model."""
+"""Examine a machine and its environment: versions, devices, solvers, rewards, the embedded model."""
 
 import platform
 import shutil
@@ -12,7 +12,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "hydra-core", "qpsolve
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: whether it is as a run needs it, and what was found."""
+    """Result of one check: its name, whether a run can use what was found, and what was found."""
 
     name: str
     ok: bool
@@ -20,8 +20,8 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything; a look that fails is a finding, not an error."""
-    looks: list[tuple[str, Callable[[], str]]] = [
+    """Run every check; a check that fails becomes a finding, not an error."""
+    checks: list[tuple[str, Callable[[], str]]] = [
         ("python", platform.python_version),
         *((package, lambda package=package: version(package)) for package in PACKAGES),
         ("device", _device),
@@ -31,15 +31,15 @@ def examine() -> list[Finding]:
         ("this folder", _folder),
         ("W&B", _wandb),
     ]
-    return [_look(name, look) for name, look in looks]
+    return [_check(name, check) for name, check in checks]
 
 
-def _look(name: str, look: Callable[[], str]) -> Finding:
+def _check(name: str, check: Callable[[], str]) -> Finding:
     try:
-        return Finding(name, True, look())
+        return Finding(name, True, check())
     except PackageNotFoundError:
         return Finding(name, False, f"not installed: pip install {name}")
-    except Exception as error:  # the point is to report whatever is wrong
+    except Exception as error:  # whatever is wrong is to be reported
         return Finding(name, False, f"{type(error).__name__}: {error}")
 
 
@@ -59,7 +59,8 @@ def _solver() -> str:
 
     gram = np.array([[1.0, -0.5, 0.2], [-0.5, 1.0, 0.1], [0.2, 0.1, 1.0]])
     optimum = least_norm(gram)
-    return f"{optimum.solver}, gap {optimum.gap:.0e}; also {', '.join(n for n in solvers() if n != optimum.solver)}"
+    others = ", ".join(name for name in solvers() if name != optimum.solver)
+    return f"{optimum.solver}, gap {optimum.gap:.0e}; also {others}"
 
 
 def _rewards() -> str:

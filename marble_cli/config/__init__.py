@@ -1,0 +1,1 @@
+"""Compose, type and check the configuration of a run."""

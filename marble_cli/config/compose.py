@@ -1,4 +1,4 @@
-"""From overrides to a typed configuration, by Hydra's compose API, and back to a file that repeats the run."""
+"""Compose overrides into a typed configuration, by Hydra, and dump a file that repeats the run."""
 
 import logging
 from collections.abc import Sequence
@@ -29,29 +29,28 @@ log = logging.getLogger("marble")
 
 MODULE = "marble_cli.conf"
 ROOT = "config"
-BY_NAME = (
-    "weights",
-    "options",
-    "groups",
-    "priorities",
-)  # keys of `balance` whose keys are names of the run's own
+# Mappings of `balance` whose keys are names that the user chooses.
+BY_NAME = ("weights", "options", "groups", "priorities")
 GROUPS = (
-    "preset", "model", "data", "rewards", "algorithm", "balance", "optimizer", "rollout", "evaluation", "trainer",
-    "logging", "launcher",
-)  # fmt: skip
-REPLAY = "replay"  # the name under which a resolved file is composed
+    *("preset", "model", "data", "rewards", "algorithm", "balance", "optimizer"),
+    *("rollout", "evaluation", "trainer", "logging", "launcher"),
+)
+# Name under which a resolved file is composed.
+REPLAY = "replay"
 
 
 def compose(overrides: Sequence[str] = (), config_name: str | None = None) -> RunConfig:
     """Compose a run's configuration.
 
     Args:
-        overrides: in Hydra's grammar: `trainer.steps=10`, `balance=mgda`, `+rewards.mine={plugin: mine}`, `~rewards.ocr`.
-        config_name: a config of the package, or the path of a resolved file, such as a run's config.yaml. None is
-            the package's root config.
+        overrides: in Hydra's grammar, e.g. `trainer.steps=10`, `balance=mgda`, `+rewards.mine={plugin: mine}`
+            or `~rewards.ocr`.
+        config_name: a config of the package, or the path of a resolved file, such as a run's config.yaml.
+            None means the package's root config.
 
     Raises:
-        ConfigError: a key, choice, type or combination is wrong; the message names it and the nearest right one.
+        ConfigError: a key, choice, type or combination is wrong; the message names this and the nearest right
+            one.
     """
     parsed = parse(overrides)
     with initialize_config_module(MODULE, version_base=None):
@@ -64,17 +63,17 @@ def compose(overrides: Sequence[str] = (), config_name: str | None = None) -> Ru
 
 
 def choices(group: str) -> list[str]:
-    """The choices of a configuration group, those of installed plugins among them."""
+    """Return the choices of a configuration group, including those of installed plugins."""
     with initialize_config_module(MODULE, version_base=None):
         _register_plugins([])
         return _options(group)
 
 
 def load_resolved(path: Path) -> RunConfig:
-    """The configuration that `dump` wrote to `path`.
+    """Load the configuration that `dump` wrote to `path`.
 
     Raises:
-        ConfigError: it cannot be read or holds something else.
+        ConfigError: the file cannot be read or holds something else.
     """
     try:
         return typed(_read(path))
@@ -83,24 +82,24 @@ def load_resolved(path: Path) -> RunConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """YAML that `compose([], path)` turns into the same configuration, with references for secrets."""
+    """Return YAML that `compose([], path)` turns into the same configuration, with references for secrets."""
     return OmegaConf.to_yaml(without_secrets(config))
 
 
 def completed(tree: Any) -> DictConfig:
-    """Return a run's resolved `tree` with the defaults of keys that it lacks, as files of older runs do."""
-    since = OmegaConf.to_container(OmegaConf.structured(RunConfig), enum_to_str=True)
-    whole = OmegaConf.merge(since, tree)
-    assert isinstance(whole, DictConfig)
-    return whole
+    """Add the defaults of missing keys to a run's resolved `tree`, as files of older runs lack some keys."""
+    defaults = OmegaConf.to_container(OmegaConf.structured(RunConfig), enum_to_str=True)
+    merged = OmegaConf.merge(defaults, tree)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _root(config_name: str | None) -> str:
     known = [name for name in _options("") if not name.startswith("_") and name != REPLAY]
     if config_name is not None and config_name not in known:
         raise ConfigError(
-            f"--config-name: there is no config {config_name!r}{nearest(config_name, known)}, or the path of a "
-            "resolved file such as runs/demo/config.yaml"
+            f"--config-name: there is no config {config_name!r}{nearest(config_name, known)}, or the path of "
+            "a resolved file such as runs/demo/config.yaml"
         )
     return config_name or ROOT
 
@@ -114,7 +113,7 @@ def _options(group: str) -> list[str]:
 
 
 def _register_plugins(overrides: list[Override]) -> None:
-    """Make installed plugins, and torchjd's balances if one is asked for, choices of their groups."""
+    """Register installed plugins, and an overridden balance of torchjd, as choices of their groups."""
     store = ConfigStore.instance()
     written = set(_options("rewards"))
     for name in installed().keys() - written:
@@ -128,7 +127,7 @@ def _register_plugins(overrides: list[Override]) -> None:
 
 
 def _check(overrides: list[Override]) -> None:
-    """Choices exist and keys are in the schema; Hydra's own messages name neither what is near nor what there is."""
+    """Refuse unknown choices and keys, as Hydra's own messages name neither near nor known names."""
     for override in overrides:
         key = override.key_or_group
         if key in GROUPS:
@@ -147,18 +146,22 @@ def _check(overrides: list[Override]) -> None:
 
 def _compose(name: str, overrides: list[Override]) -> DictConfig:
     _check(overrides)
-    gone = [o for o in overrides if o.is_delete() and o.key_or_group not in GROUPS]
+    removals = [o for o in overrides if o.is_delete() and o.key_or_group not in GROUPS]
     try:
-        tree = hydra_compose(name, [_line(o) for o in overrides if o not in gone])
-        for override in gone:
+        tree = hydra_compose(name, [_line(o) for o in overrides if o not in removals])
+        for override in removals:
             _check_present(tree, override)
-        return hydra_compose(name, [_line(o) for o in overrides]) if gone else tree
+        return hydra_compose(name, [_line(o) for o in overrides]) if removals else tree
     except HydraException as error:
         raise ConfigError(_reason(error)) from error
 
 
 def _line(override: Override) -> str:
-    """The override as Hydra takes it: rewards, prompt sources, launchers and `BY_NAME` may hold keys that no file names."""
+    """Return the override as Hydra accepts it.
+
+    Rewards, prompt sources, launchers and the mappings `BY_NAME` may hold keys that no file names: these need
+    "++".
+    """
     line = str(override.input_line)
     parts = override.key_or_group.split(".")
     of_reward = parts[0] in ("rewards", "eval_rewards") and len(parts) > 2
@@ -181,7 +184,7 @@ def _check_present(tree: DictConfig, override: Override) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The lines of a Hydra error that tell what was wrong, the cause first."""
+    """Join the lines of a Hydra error into one, the cause first."""
     text = str(error).strip()
     if error.__cause__ is not None and str(error.__cause__) not in text:
         text = f"{str(error.__cause__).splitlines()[0]} ({text})"
@@ -201,7 +204,7 @@ def _read(path: Path) -> DictConfig:
 
 
 def _replay(path: Path, overrides: list[Override]) -> DictConfig:
-    """A resolved file with overrides: a chosen group replaces the file's whole, a value replaces a value."""
+    """Apply overrides to a resolved file: a choice replaces the file's whole group, a value a value."""
     written = _read(path)
     typed(written)
     tree = completed(written)
@@ -222,10 +225,10 @@ def _replay(path: Path, overrides: list[Override]) -> DictConfig:
 
 
 def typed(tree: DictConfig) -> RunConfig:
-    """Give an untyped tree the schema's types and check what types cannot say.
+    """Convert an untyped tree to the schema's types, then check ranges and combinations.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type or out of range, or one that is missing.
+        ConfigError: a key is unknown or has no value, or its value is of the wrong type or out of range.
     """
     tree = tree.copy()
     OmegaConf.set_struct(tree, False)
@@ -252,7 +255,7 @@ def typed(tree: DictConfig) -> RunConfig:
 
 
 def _reward(path: str, row: Any, rows: Any) -> dict[str, Any]:
-    """Part a reward's keys into the host's and its plugin's options."""
+    """Split a reward's keys into those of the schema and the options of its plugin."""
     if not OmegaConf.is_dict(row):
         raise ConfigError(f"{path}={row}: expected keys, e.g. '+{path}={{plugin: NAME, weight: 1.0}}'.")
     if "plugin" not in row:
@@ -267,7 +270,7 @@ def _reward(path: str, row: Any, rows: Any) -> dict[str, Any]:
 
 
 def _check_sources(tree: DictConfig) -> None:
-    """Prompt sources that hold overrides and lack their prompts are misspelt ones."""
+    """Refuse prompt sources without prompts: their names are misspelt in an override."""
     sources = OmegaConf.select(tree, "data.sources")
     for name, source in sources.items() if OmegaConf.is_dict(sources) else ():
         if OmegaConf.is_dict(source) and not {"train", "test"} <= set(source):
@@ -279,11 +282,11 @@ def _check_sources(tree: DictConfig) -> None:
 
 
 def _drop_optional(config: RunConfig) -> None:
-    """Leave out, and say so, optional rewards whose plugin is not installed."""
+    """Remove optional rewards whose plugin is not installed, with a warning."""
     known = installed()
     for rewards in (config.rewards, config.eval_rewards):
         for name, reward in list(rewards.items()):
             elsewhere = reward.url is not None or reward.isolated
             if reward.optional and not elsewhere and reward.plugin not in known:
-                log.warning("reward %s is not installed; the run goes on without it", name)
+                log.warning("reward %s is not installed; the run leaves it out", name)
                 del rewards[name]

@@ -1,4 +1,4 @@
-"""Counts of a step: images, training times, refreshes, and what falls to each process."""
+"""Count the images, training times and refreshes of a run, and its processes."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from marble_cli.config.schema import BalanceMode, RunConfig
 
 @dataclass(frozen=True)
 class Geometry:
-    """Counts of one step over all processes."""
+    """Images and training times of one step, over all processes, and refresh steps of the whole run."""
 
     images: int
     times: int
@@ -36,12 +36,12 @@ def is_refresh(step: int, every: int, warmup: int) -> bool:
 
 
 def processes(config: RunConfig) -> int:
-    """Processes of the whole job."""
+    """Return the number of processes of the whole job."""
     return config.launcher.nodes * config.launcher.nproc
 
 
 def geometry(config: RunConfig) -> Geometry:
-    """Batch geometry of `config`."""
+    """Return the batch geometry of a run."""
     trainer = config.trainer
     _, times = times_per_image(config.rollout.steps, trainer.timestep_fraction, trainer.times_per_image)
     balance = config.balance

@@ -1,4 +1,4 @@
-"""The tree of configuration keys, read off the schema: which keys there are and which one was meant."""
+"""Look up configuration keys in the schema: their types, and the nearest key to an unknown one."""
 
 import dataclasses
 import types
@@ -9,20 +9,20 @@ from marble_cli.suggest import nearest
 
 
 def fields(node: typing.Any) -> dict[str, typing.Any]:
-    """The types of the keys below a dataclass."""
+    """Return the types of a dataclass's fields by name."""
     hints = typing.get_type_hints(node)
     return {field.name: hints[field.name] for field in dataclasses.fields(node)}
 
 
 def required_kind(kind: typing.Any) -> typing.Any:
-    """The type without null: `str` of `str | None`."""
+    """Return a type without null: `str` for `str | None`."""
     if typing.get_origin(kind) not in (types.UnionType, typing.Union):
         return kind
     return next(part for part in typing.get_args(kind) if part is not type(None))
 
 
 def kind_of(key: str) -> typing.Any:
-    """The type of the dotted `key`; Any for what plugins and prompts define, None if there is no such key."""
+    """Return the type of a dotted key: Any if plugins or prompts define it, None if there is no such key."""
     node: typing.Any = RunConfig
     for part in key.split("."):
         if typing.get_origin(node) is dict:
@@ -35,7 +35,7 @@ def kind_of(key: str) -> typing.Any:
 
 
 def unknown_key(key: str) -> str | None:
-    """Why the dotted `key` is none of the configuration's, with the nearest one that is; None if it is one."""
+    """Say why a dotted key does not exist, with the nearest one that does; return None if it exists."""
     node: typing.Any = RunConfig
     path: list[str] = []
     for part in key.split("."):
@@ -43,7 +43,7 @@ def unknown_key(key: str) -> str | None:
         if typing.get_origin(node) is dict:
             node = arguments[1]
         elif node is RewardConfig:
-            return None  # an option of the plugin, compared with its constructor when that is at hand
+            return None  # an option of the plugin: its constructor is compared later
         elif dataclasses.is_dataclass(node):
             known = fields(node)
             if part not in known:

@@ -1,4 +1,4 @@
-"""From words of the command line to Hydra's overrides; a key of text takes its value as it was written."""
+"""Parse words of the command line into Hydra's overrides, keeping the values of text keys as written."""
 
 import dataclasses
 import re
@@ -40,14 +40,14 @@ SIGNS = {"": OverrideType.CHANGE, "+": OverrideType.ADD, "++": OverrideType.FORC
 
 @dataclass(frozen=True)
 class Written:
-    """A number, truth value, null or cast as Hydra reads it, and the text that it was read from."""
+    """A number, boolean, null or cast as Hydra reads it, with the text as written."""
 
     value: Any
     text: str
 
 
 class Reader(HydraOverrideVisitor):
-    """Hydra's own reading, except that numbers, truth values, nulls and calls keep their text."""
+    """Hydra's own visitor, except that numbers, booleans, nulls and calls keep their text."""
 
     def visitPrimitive(self, ctx: Any) -> Any:  # noqa: N802
         value = super().visitPrimitive(ctx)
@@ -59,14 +59,14 @@ class Reader(HydraOverrideVisitor):
 
 
 def parse(words: Sequence[str]) -> list[Override]:
-    """Read overrides in Hydra's grammar.
+    """Parse overrides in Hydra's grammar.
 
-    A key whose type is text takes its value as it was written: `run.name=1.10` is neither a number nor `1.1`. Quotes,
-    backslashes and `${...}` keep Hydra's meaning, and so does null where a key may have none. What Hydra's lexer cannot
-    read is text too, for such a key.
+    A key whose type is text takes its value as written: `run.name=1.10` is neither a number nor `1.1`.
+    Quotes, backslashes and `${...}` keep Hydra's meaning, and so does null for a key that may be null. For
+    such a key, a value that Hydra's lexer cannot read is text too.
 
     Raises:
-        ConfigError: an override cannot be read, or asks for several values.
+        ConfigError: an override cannot be read, or gives several values.
     """
     return [_parse(word) for word in words]
 
@@ -93,12 +93,16 @@ def _parse(word: str) -> Override:
 
 
 def _is_home(value: str, kind: Any) -> bool:
-    """Whether a value of any type is a path below the home, which Hydra cannot read."""
+    """Return whether a value of any type is a path below the home, which Hydra cannot read."""
     return kind is Any and value.startswith("~")
 
 
 def _read(word: str) -> Override:
-    """Raises HydraException."""
+    """Parse one override.
+
+    Raises:
+        HydraException: the grammar does not allow the word.
+    """
     listener = HydraErrorListener()
     lexer = OverrideLexer(InputStream(word))
     lexer.removeErrorListeners()
@@ -111,7 +115,7 @@ def _read(word: str) -> Override:
 
 
 def _text(raw: str, override: Override | None, kind: Any) -> QuotedString | None:
-    """The value of a key of text."""
+    """Return the value of a text key."""
     value = override._value if override is not None else None
     if isinstance(value, Written) and value.value is None and kind is not str:
         return None
@@ -121,7 +125,7 @@ def _text(raw: str, override: Override | None, kind: Any) -> QuotedString | None
 
 
 def _check_interpolation(name: str, value: QuotedString | None) -> None:
-    """Raises ConfigError if the text holds `${` and no interpolation that OmegaConf can read."""
+    """Refuse text that holds `${` and that OmegaConf cannot read as an interpolation."""
     if value is None or "${" not in value.text:
         return
     try:
@@ -137,7 +141,7 @@ def _quote(text: str) -> QuotedString:
 
 
 def _assign(assignment: re.Match[str], value: Any) -> Override:
-    """The override that gives a key `value`, whose texts are in quotes."""
+    """Return the override that sets a key to `value`, whose texts are in quotes."""
     name = assignment["name"]
     sign = SIGNS[assignment["key"].removesuffix(name)]
     override = Override(sign, name, ValueType.ELEMENT, value)
@@ -146,14 +150,14 @@ def _assign(assignment: re.Match[str], value: Any) -> Override:
 
 
 def _is_container(kind: Any, value: dict[str, Any] | list[Any]) -> bool:
-    """Whether keys or elements of `value` have types of their own."""
+    """Return whether the keys or elements of `value` have types of their own."""
     kind = required_kind(kind)
     origin = typing.get_origin(kind)
     return origin is list if isinstance(value, list) else origin is dict or dataclasses.is_dataclass(kind)
 
 
 def _settle(value: Any, kind: Any) -> Any:
-    """The value with texts in quotes where its type is text, and what Hydra read where it is not."""
+    """Return `value` with its texts in quotes, and with what Hydra read for all other types."""
     base = required_kind(kind)
     if isinstance(value, list):
         inner = typing.get_args(base)[0] if typing.get_origin(base) is list else Any
@@ -167,7 +171,7 @@ def _settle(value: Any, kind: Any) -> Any:
 
 
 def _below(kind: Any, key: Any) -> Any:
-    """The type of `key` in a mapping of the type `kind`."""
+    """Return the type of `key` in a mapping of type `kind`."""
     if typing.get_origin(kind) is dict:
         return typing.get_args(kind)[1]
     if dataclasses.is_dataclass(kind):
@@ -189,6 +193,6 @@ def _unreadable(word: str, assignment: re.Match[str] | None, kind: Any) -> str:
     quoted = shlex.quote(f"{assignment['key']}={QuotedString(value, Quote.double).with_quotes()}")
     hint = f", e.g. {quoted}" if value.isprintable() and not value.startswith(("[", "{")) else ""
     return (
-        f"override {word!r} cannot be read. Text with brackets, commas, quotes, = or letters beyond a to z stands in quotes "
-        f"of its own, inside those of the shell, also in a list or mapping{hint}"
+        f"override {word!r} cannot be read. Text with brackets, commas, quotes, = or letters beyond a to z "
+        f"needs quotes of its own, inside those of the shell, also in a list or mapping{hint}"
     )

@@ -1,4 +1,4 @@
-"""Which keys are paths. They are made absolute once, so that nothing depends on the working directory later."""
+"""Make the paths of a configuration absolute once, so that the working directory no longer matters."""
 
 import os
 from pathlib import Path
@@ -12,57 +12,59 @@ WRITTEN_AS_PATH = ("~/", "./", "../")
 
 
 def make_absolute(config: RunConfig) -> None:
-    """Replace every path of `config` by an absolute one, `~` by the user's folder.
+    """Replace every path of `config` by an absolute one, and `~` by the user's home.
 
-    Keys that take the id of something on the hub as well are paths if they begin with `.`, `/` or `~` or name a folder
-    that is there. So are options of rewards, if they begin with `./`, `../` or `~/`, or hold a `/` and name one.
+    A key that also takes a hub id is a path if its value begins with `.`, `/` or `~`, or names an existing
+    folder. An option of a reward is a path if its value begins with `./`, `../` or `~/`, or holds a `/` and
+    names a folder.
 
     Raises:
-        ConfigError: a path cannot be one, or there is no such user.
+        ConfigError: the file system cannot hold a path, or a `~user` does not exist.
     """
     try:
         config.run.dir = str(absolute("run.dir=", config.run.dir))
-        spare = Path(config.run.dir) / "home"
-        _settle(config, spare)
+        fallback_home = Path(config.run.dir) / "home"
+        _settle(config, fallback_home)
     except RequestError as error:
         raise ConfigError(str(error)) from error
 
 
-def _settle(config: RunConfig, spare: Path) -> None:
+def _settle(config: RunConfig, fallback_home: Path) -> None:
     model, data = config.model, config.data
-    model.path = _folder_or_id("model.path=", model.path, spare)
-    model.clip = _folder_or_id("model.clip=", model.clip, spare)
+    model.path = _folder_or_id("model.path=", model.path, fallback_home)
+    model.clip = _folder_or_id("model.clip=", model.clip, fallback_home)
     if model.embedding_cache is not None:
-        model.embedding_cache = str(absolute("model.embedding_cache=", model.embedding_cache, spare))
+        model.embedding_cache = str(absolute("model.embedding_cache=", model.embedding_cache, fallback_home))
     if data.root and data.root != "tiny":
-        data.root = str(absolute("data.root=", data.root, spare))
+        data.root = str(absolute("data.root=", data.root, fallback_home))
     for name, source in data.sources.items():
-        said = f"data.sources.{name}"
+        key = f"data.sources.{name}"
         if source.hub is not None:
-            source.hub = _folder_or_id(f"{said}.hub=", source.hub, spare)
+            source.hub = _folder_or_id(f"{key}.hub=", source.hub, fallback_home)
         else:  # below data.root
-            source.train = str(expand(f"{said}.train=", source.train, spare))
-            source.test = str(expand(f"{said}.test=", source.test, spare))
+            source.train = str(expand(f"{key}.train=", source.train, fallback_home))
+            source.test = str(expand(f"{key}.test=", source.test, fallback_home))
     for group, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards)):
         for name, reward in rewards.items():
             reward.options = {
-                key: _option(f"{group}.{name}.{key}=", value, spare) for key, value in reward.options.items()
+                key: _option(f"{group}.{name}.{key}=", value, fallback_home)
+                for key, value in reward.options.items()
             }
 
 
-def _folder_or_id(said: str, text: str, spare: Path) -> str:
+def _folder_or_id(key: str, text: str, fallback_home: Path) -> str:
     if text.startswith((".", "/", "~")) or (text != "tiny" and os.path.exists(text)):
-        return str(absolute(said, text, spare))
+        return str(absolute(key, text, fallback_home))
     return text
 
 
-def _option(said: str, value: Any, spare: Path) -> Any:
+def _option(key: str, value: Any, fallback_home: Path) -> Any:
     if isinstance(value, list):
-        return [_option(said, part, spare) for part in value]
+        return [_option(key, part, fallback_home) for part in value]
     if isinstance(value, dict):
-        return {key: _option(said, part, spare) for key, part in value.items()}
+        return {name: _option(key, part, fallback_home) for name, part in value.items()}
     if not isinstance(value, str) or "\n" in value:
         return value
     if value.startswith(WRITTEN_AS_PATH) or ("/" in value and os.path.isdir(value)):
-        return str(absolute(said, value, spare))
+        return str(absolute(key, value, fallback_home))
     return value

@@ -1,4 +1,4 @@
-"""Secrets in a configuration: files hold references to environment variables, and a run can be repeated."""
+"""Replace secrets in files by references to environment variables, so that a run can be repeated."""
 
 import os
 import re
@@ -10,7 +10,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from marble_cli.config.schema import RunConfig
 from marble_cli.redaction import is_secret, learn, learn_options
 
-PREFIX = "MARBLE_SECRET_"  # of variables for secrets that came from none
+# Prefix of the variables that hold secrets which came from no variable.
+PREFIX = "MARBLE_SECRET_"
 
 
 def without_secrets(config: RunConfig) -> DictConfig:
@@ -22,7 +23,7 @@ def without_secrets(config: RunConfig) -> DictConfig:
 
 
 def keep_secrets(config: RunConfig) -> None:
-    """Learn the configuration's secrets, and put each that stands in no variable into one."""
+    """Register the configuration's secrets for redaction, and put each into a variable if none holds it."""
     for reward in (*config.rewards.values(), *config.eval_rewards.values()):
         learn_options({"token_env": reward.token_env, **reward.options})
     for _, _, value, path in _secrets(OmegaConf.structured(config)):
@@ -33,7 +34,7 @@ def keep_secrets(config: RunConfig) -> None:
 def _secrets(
     node: DictConfig | ListConfig, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[Any, Any, str, tuple[str, ...]]]:
-    """The nodes and keys that hold secrets, with their values and paths."""
+    """Yield each secret as the node and key that hold it, its value and its path."""
     for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
         value, place = node[key], (*path, str(key))
         if isinstance(value, DictConfig | ListConfig):
@@ -43,6 +44,6 @@ def _secrets(
 
 
 def _variable(value: str, path: tuple[str, ...]) -> str:
-    """The variable that holds a secret: the user's own, or one that is named after its place."""
+    """Return the variable that holds a secret: the user's own, or one named after the secret's path."""
     own = sorted(name for name, held in os.environ.items() if held == value and not name.startswith(PREFIX))
     return own[0] if own else PREFIX + re.sub(r"\W", "_", "_".join(path)).upper()

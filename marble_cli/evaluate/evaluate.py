@@ -24,7 +24,10 @@ from marble_cli.rollout.collect import Rollout, evaluation_settings
 
 @dataclass(frozen=True)
 class RewardResult:
-    """One reward on the `n` images that it scored, beside `failed` that it should have; `difference` and its 95 % interval only against another policy."""
+    """Result of one reward on the `n` images that it scored; on `failed` further images it failed.
+
+    `reference`, `difference` and its 95 % interval from `low` to `high` are set only against another policy.
+    """
 
     name: str
     n: int
@@ -38,7 +41,7 @@ class RewardResult:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """What `marble eval` found, for a reader (`table`) or a program (`to_json`)."""
+    """Report of `marble eval`: a table for a reader, JSON for a program."""
 
     target: str
     against: str | None
@@ -87,7 +90,10 @@ class EvalReport:
 
 
 def compare(one: Evaluation, other: Evaluation | None) -> list[RewardResult]:
-    """Results by reward; differences over the images that the reward scored for both policies."""
+    """Compare two policies reward by reward, over the images that the reward scored for both.
+
+    Without `other`, the results are those of `one` alone.
+    """
     results = []
     for k, name in enumerate(one.scores.names):
         both, failed = one.scores.applicable[k], int(one.scores.failed[k].sum())
@@ -107,7 +113,7 @@ def compare(one: Evaluation, other: Evaluation | None) -> list[RewardResult]:
 
 
 def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> Evaluation:
-    """Images and scores of one target."""
+    """Draw and score the held-out prompts with one target's weights, which `policy` then holds."""
     target.put_into(policy)
     prompts = held_out(load_prompts(config.data, "test"), config.trainer.eval_prompts)
     adapter: Adapter = None if target.weights is None else "trained"
@@ -116,7 +122,7 @@ def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> E
 
 
 def evaluate(target: str, against: str | None, overrides: list[str], output: Path | None) -> EvalReport:
-    """Judge `target`, optionally against another policy, and write images to `output` if given.
+    """Evaluate `target`, against another policy if given, and write images to `output` if given.
 
     Raises:
         RequestError: a target, override or reward is wrong.

@@ -1,4 +1,4 @@
-"""`marble generate`: pictures of given prompts from a checkpoint, a run or the base model."""
+"""`marble generate`: images of given prompts from a checkpoint, a run or the base model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from marble_cli.seeds import noise
 def generate(
     target: str, prompts: list[str], output: Path, seed: int, overrides: Sequence[str] = ()
 ) -> list[Path]:
-    """Draw one image per prompt and write `000.png`, `001.png`, ... into `output`; return the files.
+    """Draw one image per prompt, write `000.png`, `001.png`, ... into `output`, and return the files.
 
     Raises:
         RequestError: the target, an override or `output` is wrong.

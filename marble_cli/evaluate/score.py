@@ -1,4 +1,4 @@
-"""Score a policy on held-out prompts with noise that depends on the prompt's place alone."""
+"""Score a policy on held-out prompts, with noise that depends only on the prompt's index."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,17 +13,21 @@ from marble_cli.policy.base import Adapter
 from marble_cli.rewards.scorer import Scorer, Scores
 from marble_cli.rollout.collect import Rollout
 
-SHOWN = 12  # pictures of an evaluation, at most
+# Largest number of images of an evaluation that are kept to be looked at.
+SHOWN = 12
 
 
 def shown(count: int) -> list[int]:
-    """The places among `count` prompts whose pictures are kept to be looked at."""
+    """Return the indices, among `count` prompts, whose images are kept to be looked at."""
     return list(range(0, count, max(1, count // SHOWN)))[:SHOWN]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One image a prompt, scored [K, n]; `images` uint8 [m, 3, H, W] are those of the prompts that are `shown`."""
+    """Scores [K, n] of one image per prompt.
+
+    `images`, uint8 [m, 3, H, W], are those at the `shown` indices.
+    """
 
     prompts: list[Prompt]
     images: Tensor
@@ -31,11 +35,11 @@ class Evaluation:
 
     @property
     def captions(self) -> list[str]:
-        """Of the images."""
+        """Prompts of `images`."""
         return [self.prompts[i].text for i in shown(len(self.prompts))]
 
     def summary(self) -> dict[str, tuple[float, float, int]]:
-        """Mean, standard deviation and number of applicable images, by reward that applied anywhere."""
+        """Return mean, standard deviation and number of scored images of each reward that scored any."""
         result = {}
         for k, name in enumerate(self.scores.names):
             values = self.scores.values[k][self.scores.applicable[k]]
@@ -52,7 +56,7 @@ def score_policy(
     ranks: Ranks,
     advance: Callable[[int], None],
 ) -> Evaluation:
-    """Draw one image for each of `prompts` with `adapter` and score it; each rank does its share.
+    """Draw and score one image per prompt with `adapter`, each rank its part of the prompts.
 
     Raises:
         RewardError: a reward broke its contract, or failed on too many images.
@@ -72,24 +76,24 @@ def score_policy(
         every.names, every.values[:, :count], every.applicable[:, :count], every.failed[:, :count]
     )
     scorer.check(scores)
-    return Evaluation(prompts, _pictures(samples.images, count, ranks, rollout.policy.device), scores)
+    return Evaluation(prompts, _gather_shown(samples.images, count, ranks, rollout.policy.device), scores)
 
 
-def _pictures(own: Tensor, count: int, ranks: Ranks, device: torch.device) -> Tensor:
-    """The images to be shown, of which each rank has some among its `own`."""
-    places = shown(count)
-    images = own.new_zeros(len(places), *own.shape[1:])
-    for picture, place in zip(images, places, strict=True):
-        rank, offset = divmod(place, len(own))
+def _gather_shown(own: Tensor, count: int, ranks: Ranks, device: torch.device) -> Tensor:
+    """Gather the images at the `shown` indices from all ranks; `own` are those of this rank."""
+    indices = shown(count)
+    images = own.new_zeros(len(indices), *own.shape[1:])
+    for image, index in zip(images, indices, strict=True):
+        rank, offset = divmod(index, len(own))
         if rank == ranks.rank:
-            picture.copy_(own[offset])
+            image.copy_(own[offset])
     return ranks.all_reduce(images.to(device)).cpu()
 
 
 def paired_interval(
     difference: np.ndarray, *, resamples: int = 10_000, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of paired differences [n] float64, seeded.
+    """Return the seeded percentile bootstrap interval of the mean of paired differences [n], float64.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """

@@ -1,4 +1,4 @@
-"""What `marble eval`, `generate` and `export` are pointed at: a checkpoint, a run, or the base model."""
+"""Resolve the target of `marble eval`, `generate` and `export`: a checkpoint, a run, or the base model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from marble_cli.policy.provenance import check_provenance, read_provenance
 
 @dataclass(frozen=True)
 class Target:
-    """A named policy: its `weights` (the moving average), None for the base model."""
+    """A named policy with its weights (the moving average), which are None for the base model."""
 
     label: str
     weights: dict[str, Tensor] | None
@@ -24,10 +24,11 @@ class Target:
     provenance: Mapping[str, Any] = field(default_factory=dict)  # as in `Policy`
 
     def put_into(self, policy: Policy) -> None:
-        """Let `policy` be this one.
+        """Load the target's weights into `policy`.
 
         Raises:
-            CheckpointError: it is of another model, of other LoRA settings, or another kind of training.
+            CheckpointError: the weights belong to another model, other LoRA settings or another
+                `model.train`.
         """
         if self.weights is not None:
             check_provenance(self.provenance, policy.provenance(), self.label)
@@ -35,7 +36,7 @@ class Target:
 
     @property
     def config(self) -> Path | None:
-        """The configuration of the run that wrote the checkpoint, where it stands in its folder."""
+        """Path of the configuration of the checkpoint's run, None if there is no such file."""
         if self.checkpoint is None:
             return None
         path = self.checkpoint.parent.parent / "config.yaml"
@@ -46,7 +47,8 @@ def resolve_target(spec: str) -> Target:
     """Load what `spec` names: `base`, a checkpoint folder, or a run folder (its latest checkpoint).
 
     Raises:
-        CheckpointError, RequestError: it names nothing, or the checkpoint is damaged.
+        CheckpointError: the checkpoint is damaged.
+        RequestError: `spec` names nothing.
     """
     if spec == "base":
         return Target("base", None, None)
@@ -58,9 +60,9 @@ def resolve_target(spec: str) -> Target:
 
 
 def run_config(overrides: Sequence[str], *targets: Target | None) -> RunConfig:
-    """Compose the configuration to draw and judge with: a run's, changed by `overrides` as in `marble train`.
+    """Compose the configuration for drawing and scoring: a run's, with `overrides` as in `marble train`.
 
-    The run is that of the first of `targets` that has one. If none has, the package's configuration is taken.
+    The run is that of the first of `targets` that has one. If none has, the package's configuration is used.
 
     Raises:
         ConfigError: an override is wrong.

@@ -1,4 +1,4 @@
-"""Held-out evaluation inside a run: gains over the start, the best checkpoint, and signs of reward hacking."""
+"""Judge an evaluation inside a run: gains over the start, and signs of reward hacking."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from marble_cli.evaluate.score import Evaluation, paired_interval
 
 @dataclass(frozen=True)
 class Verdict:
-    """Metrics of an evaluation, its composite gain, and what deserves a warning."""
+    """Metrics of an evaluation, its composite gain and its warnings."""
 
     metrics: dict[str, Any]
     composite: float
@@ -19,7 +19,7 @@ class Verdict:
 
 
 def base_scores(evaluation: Evaluation) -> dict[str, list[float | None]]:
-    """Every held-out image's scores at the start, None where a reward does not apply; plain, for JSON."""
+    """Return each reward's scores as plain lists for JSON, None for images that it does not apply to."""
     return {
         name: [value if applies else None for value, applies in zip(row, mask, strict=True)]
         for name, row, mask in zip(
@@ -37,18 +37,20 @@ def judge(
     """Compare an evaluation with the start of the run, image by image.
 
     Args:
-        evaluation: on the run's held-out prompts.
+        evaluation: evaluation on the run's held-out prompts.
         start: `base_scores` of the evaluation before the first step.
-        trained: rewards that are trained on; the composite is the mean of their gains, each in units of the standard
-            deviation that it had at the start.
-        watched: rewards that are not; one that falls beyond its 95 % interval while a trained one rises beyond its own
-            is a sign of reward hacking.
+        trained: names of the rewards that are trained on. The composite is the mean of their gains, each
+            divided by the standard deviation of the scores at the start.
+        watched: names of the rewards that are not trained on. If the mean of one falls and that of a trained
+            one rises, each with a 95 % interval that excludes 0, reward hacking is likely.
     """
     metrics: dict[str, Any] = {}
     for name, (mean, std, count) in evaluation.summary().items():
         metrics |= {
-            f"reward/{name}/mean": mean, f"reward/{name}/std": std, f"reward/{name}/applicable": count,
-        }  # fmt: skip
+            f"reward/{name}/mean": mean,
+            f"reward/{name}/std": std,
+            f"reward/{name}/applicable": count,
+        }
     for name, failed in zip(evaluation.scores.names, evaluation.scores.failed, strict=True):
         metrics[f"reward/{name}/failed"] = int(failed.sum())
     scores = dict(zip(evaluation.scores.names, evaluation.scores.values, strict=True))
@@ -64,17 +66,17 @@ def judge(
             rose += [name] if low > 0 else []
         elif name in watched and high < 0:
             fell.append(name)
-    warnings = (
-        f"{', '.join(fell)} fell since the start while {', '.join(rose)} rose, each beyond its 95 % interval: "
-        "a sign of reward hacking",
+    warning = (
+        f"{', '.join(fell)} fell since the start while {', '.join(rose)} rose, each beyond its 95 % "
+        "interval: a sign of reward hacking"
     )
     composite = sum(gains) / max(1, len(gains))
     metrics["eval/composite"] = composite
-    return Verdict(metrics, composite, warnings if fell and rose else ())
+    return Verdict(metrics, composite, (warning,) if fell and rose else ())
 
 
 def _paired(now: Tensor | None, before: list[float | None]) -> np.ndarray:
-    """[m, 2] float64: scores now and at the start of the images that have both."""
+    """Pair the scores now and at the start: [m, 2] float64 over the images that have both."""
     if now is None or len(now) != len(before):
         return np.empty((0, 2))
     rows = np.stack([now.numpy(), np.array([np.nan if v is None else v for v in before])], axis=1)

@@ -1,4 +1,4 @@
-"""What is checked within seconds of a run's start, before anything long begins."""
+"""Check a run within seconds of its start, before anything long begins."""
 
 import logging
 from collections.abc import Mapping
@@ -23,25 +23,26 @@ log = logging.getLogger("marble.run")
 
 
 def check_plugins(config: RunConfig) -> dict[str, Declaration]:
-    """Every reward's plugin can be imported and takes the options that it is given, here or where it is isolated; every
-    server serves what is asked of it.
+    """Check that every reward can be made with its options, in this process, its environment or its server.
 
     Returns:
-        What each reward declares.
+        The declaration of each reward, by name.
 
     Raises:
-        ConfigError: an option is unknown or missing, or a server or isolated environment is not what is needed.
-        RewardError: a plugin cannot be imported, or a server not be reached.
+        ConfigError: an option is unknown or missing, or a server or isolated environment does not fit its
+            reward.
+        RewardError: a plugin cannot be imported, or a server cannot be reached.
     """
     rewards = {**config.rewards, **config.eval_rewards}
     return {name: declare(name, reward) for name, reward in rewards.items()}
 
 
 def check_geometry(config: RunConfig, world: int) -> None:
-    """Every rank gets the same number of whole groups, and every replica of a sharded model the same number of ranks.
+    """Check that each rank gets as many whole groups, and each replica of the model as many ranks.
 
     Raises:
-        ConfigError: the number of processes does not divide rollout.groups, or trainer.fsdp.replicas does not divide it.
+        ConfigError: the number of processes does not divide rollout.groups, or trainer.fsdp.replicas does not
+            divide the number of processes.
     """
     if config.rollout.groups % world:
         raise ConfigError(
@@ -51,22 +52,23 @@ def check_geometry(config: RunConfig, world: int) -> None:
     trainer = config.trainer
     if trainer.parallel is Parallel.fsdp and world % trainer.fsdp.replicas:
         raise ConfigError(
-            f"trainer.fsdp.replicas={trainer.fsdp.replicas}: {world} processes cannot be shared evenly among them. "
-            f"Expected a divisor of {world}."
+            f"trainer.fsdp.replicas={trainer.fsdp.replicas}: {world} processes cannot be divided evenly "
+            f"among these replicas. Expected a divisor of {world}."
         )
 
 
 def own_device(config: RunConfig, world: int) -> torch.device:
-    """The device of this process, which is the current one where it is a GPU.
+    """Pick the device of this process. A GPU becomes torch's current one.
 
     Raises:
         RequestError: there is no such device.
-        ConfigError: all processes are told to use the same GPU.
+        ConfigError: model.device names one GPU for several processes.
     """
     device = pick_device(config.model.device)
     if world > 1 and ":" in config.model.device:
         raise ConfigError(
-            f"model.device={config.model.device}: {world} processes cannot all use one. Expected auto, cuda or cpu."
+            f"model.device={config.model.device}: {world} processes cannot all use one device. Expected "
+            "auto, cuda or cpu."
         )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
@@ -74,10 +76,12 @@ def own_device(config: RunConfig, world: int) -> torch.device:
 
 
 def check_cache(config: RunConfig) -> None:
-    """The embedding cache is a folder, which may be read-only while nothing is missing there, or can be made.
+    """Check that the folder of the embedding cache exists or can be made.
+
+    An existing folder may be read-only, as long as no embedding is missing in it.
 
     Raises:
-        RequestError: it is neither.
+        RequestError: the folder can neither be read nor made.
     """
     cache = config.model.embedding_cache
     if cache is not None and not (folder := Path(cache)).is_dir():
@@ -87,7 +91,7 @@ def check_cache(config: RunConfig) -> None:
 def applicable(
     reward: RewardConfig, declaration: Declaration, prompts: Mapping[str, list[Prompt]]
 ) -> dict[str, int]:
-    """How many prompts of each source `reward` is asked about."""
+    """Count the prompts of each source that `reward` scores."""
     keys = required(reward, declaration)
     return {
         name: sum(concerns(reward, keys, prompt.metadata, name) for prompt in rows)
@@ -96,7 +100,7 @@ def applicable(
 
 
 def trained_on(config: RunConfig, prompts: Mapping[str, list[Prompt]]) -> dict[str, list[Prompt]]:
-    """The sources that a step draws from."""
+    """Return the sources that training draws from: those with a weight above 0."""
     return {name: rows for name, rows in prompts.items() if config.data.sources[name].weight > 0}
 
 
@@ -106,10 +110,11 @@ def check_applicable(
     train: Mapping[str, list[Prompt]],
     held_out: Mapping[str, list[Prompt]],
 ) -> None:
-    """Every trained reward applies to some prompt that is trained on, every watched one to some held-out prompt.
+    """Check that each trained reward applies to a training prompt, each watched one to a held-out prompt.
 
     Raises:
-        ConfigError: one never can; the message names the metadata that it requires and the sources that lack it.
+        ConfigError: a reward applies to none; the message names the metadata that the reward requires and the
+            sources that lack it.
     """
     for group, rewards, prompts in (
         ("rewards", config.rewards, trained_on(config, train)),
@@ -117,35 +122,38 @@ def check_applicable(
     ):
         for name, reward in rewards.items():
             if not sum(applicable(reward, declarations[name], prompts).values()):
-                raise ConfigError(_never(f"{group}.{name}", reward, declarations[name], prompts))
+                raise ConfigError(_explain_no_prompts(f"{group}.{name}", reward, declarations[name], prompts))
     for name, reward in config.rewards.items():
         if config.trainer.eval_every and not sum(applicable(reward, declarations[name], held_out).values()):
             log.warning("reward %s applies to no held-out prompt, so evaluations leave it out", name)
 
 
-def _never(
+def _explain_no_prompts(
     path: str, reward: RewardConfig, declaration: Declaration, prompts: Mapping[str, list[Prompt]]
 ) -> str:
-    asked = [name for name in prompts if reward.sources is None or name in reward.sources]
-    if not asked:
-        return f"{path}.sources={reward.sources}: none of them has a weight. Expected one of: {', '.join(prompts)}."
+    names = [name for name in prompts if reward.sources is None or name in reward.sources]
+    if not names:
+        known = ", ".join(prompts)
+        return f"{path}.sources={reward.sources}: none of them has a weight. Expected one of: {known}."
     keys = " and ".join(map(repr, required(reward, declaration)))
     return (
         f"{path} applies to no prompt: it requires the metadata {keys}, which no prompt of the sources "
-        f"{', '.join(asked)} has. Write it into the prompt files, give it with data.sources.<name>.quoted_as or .metadata, "
-        f"or leave the reward out: ~{path}"
+        f"{', '.join(names)} has. Write it into the prompt files, give it with data.sources.<name>.quoted_as "
+        f"or .metadata, or leave the reward out: ~{path}"
     )
 
 
 def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[Prompt]]) -> None:
-    """Two images of a prompt of every source, whose metadata is as rewards require it, through every reward.
+    """Score two random images per source with every reward, before anything long begins.
+
+    The prompt is the source's first one whose metadata has the types that the rewards require.
 
     Raises:
-        RewardError: a reward failed on all images that it was asked about.
+        RewardError: a reward failed on every image that it was asked to score.
     """
     policy = rollout.policy
-    rewards = [lane.reward.declaration for lane in scorer.workers]
-    prompts = [_sound(prompts, rewards) for prompts in sources.values() for _ in range(2)]
+    rewards = [worker.reward.declaration for worker in scorer.workers]
+    prompts = [_first_valid(prompts, rewards) for prompts in sources.values() for _ in range(2)]
     latents = noise(rollout.seed, "preflight", 0, list(range(len(prompts))), policy.latent_shape)
     images = policy.decode(latents.to(policy.device))
     scores = scorer.submit(
@@ -154,18 +162,18 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
     for k, lane in enumerate(scorer.workers):
         if scores.failed[k].any() and not scores.applicable[k].any():
             raise RewardError(
-                f"reward {lane.name} failed on the first image it was shown, before training began: {lane.error}. "
-                f"Run `marble rewards check {lane.name}` to see why."
+                f"reward {lane.name} failed on the first image it was shown, before training began: "
+                f"{lane.error}. Run `marble rewards check {lane.name}` to see why."
             )
 
 
-def _sound(prompts: list[Prompt], rewards: list[Declaration]) -> Prompt:
-    """Return the first prompt whose metadata is of the types that rewards require, else the first of all."""
+def _first_valid(prompts: list[Prompt], rewards: list[Declaration]) -> Prompt:
+    """Return the first prompt whose metadata has the types that rewards require, else the first prompt."""
     return next((p for p in prompts if not any(metadata_problem(r, p.metadata) for r in rewards)), prompts[0])
 
 
 def check_groups(config: RunConfig, declarations: Mapping[str, Declaration]) -> None:
-    """Rewards that must see whole prompt groups do.
+    """Check that rewards which judge whole prompt groups get whole groups.
 
     Raises:
         ConfigError: a batch of the rollout would cut a group in two.
@@ -174,6 +182,6 @@ def check_groups(config: RunConfig, declarations: Mapping[str, Declaration]) -> 
     for name, declaration in declarations.items():
         if declaration.groupwise and rollout.batch_size % rollout.group_size:
             raise ConfigError(
-                f"reward {name} judges whole groups, and rollout.batch_size={rollout.batch_size} cuts them. "
-                f"Expected a multiple of rollout.group_size={rollout.group_size}."
+                f"reward {name} judges whole groups, and rollout.batch_size={rollout.batch_size} would cut "
+                f"them. Expected a multiple of rollout.group_size={rollout.group_size}."
             )

@@ -1,4 +1,4 @@
-"""What a run would meet hours later: a full disk, a cache that cannot be written, metadata that rewards cannot read."""
+"""Foresee failures hours into a run: a full disk, a read-only cache, metadata that rewards cannot read."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,34 +15,34 @@ from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.applicability import metadata_problem
 from marble_cli.rewards.worker import concerns, required
 
-COPIES = (
-    5  # of the trained weights in a checkpoint: they, the behaviour's, the average and AdamW's two moments
-)
-FLOAT32 = 4  # bytes
+# Copies of the trained weights in a checkpoint: trained, behaviour, moving average, AdamW's two moments.
+COPIES = 5
+# Bytes of a float32.
+FLOAT32 = 4
 
 
 def checkpoints(config: RunConfig, size: ModelSize, folder: Path) -> str:
-    """What the run's checkpoints need on the disk, and whether `folder`, which is there, has the room.
+    """Describe the disk space that the run's checkpoints need, beside that free in an existing `folder`.
 
     Raises:
-        RequestError: not even one fits.
+        RequestError: not even one checkpoint fits.
     """
     trainer = config.trainer
     each = COPIES * FLOAT32 * size.trained
-    apart = trainer.steps // trainer.keep_every if trainer.keep_every else 0
-    kept = min(trainer.keep_last + 1 + apart, max(1, trainer.steps // trainer.checkpoint_every)) + 1
+    kept_for_good = trainer.steps // trainer.keep_every if trainer.keep_every else 0
+    written = max(1, trainer.steps // trainer.checkpoint_every)
+    kept = min(trainer.keep_last + 1 + kept_for_good, written) + 1
     free = shutil.disk_usage(folder).free
     if each > free:
         raise RequestError(
-            f"run.dir={config.run.dir}: a checkpoint takes about {each:,} bytes, and {free:,} are free there. Free some space, "
-            "or choose another folder."
+            f"run.dir={config.run.dir}: a checkpoint takes about {each:,} bytes, and {free:,} are free "
+            "there. Free some space, or choose another folder."
         )
-    lacking = (
-        ""
-        if kept * each <= free
-        else ", MORE THAN IS FREE: lower trainer.keep_last or raise trainer.keep_every"
+    warning = ", MORE THAN IS FREE: lower trainer.keep_last or raise trainer.keep_every"
+    return (
+        f"about {_size(each)} each, {_size(kept * each)} with those that are kept"
+        f"{warning if kept * each > free else ''}"
     )
-    return f"about {_size(each)} each, {_size(kept * each)} with those that are kept{lacking}"
 
 
 def _size(count: int) -> str:
@@ -50,10 +50,10 @@ def _size(count: int) -> str:
 
 
 def fetched_into(config: RunConfig) -> str | None:
-    """Where a model that has to be fetched will be kept; None if its files are here or its cache holds them.
+    """Return the folder that the model will be downloaded into, None if its files are on this machine.
 
     Raises:
-        RequestError: that folder cannot be written.
+        RequestError: this folder cannot be written.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -72,15 +72,18 @@ def unsound(
     declarations: Mapping[str, Declaration],
     prompts: Mapping[str, Mapping[str, list[Prompt]]],
 ) -> Iterator[str]:
-    """Say for every reward on how many prompts it will fail, as their metadata is not of the types that it requires.
+    """Warn of rewards that will fail on prompts whose metadata has other types than they require.
 
     Args:
-        config: of the run.
-        declarations: of all rewards by name.
-        prompts: by split, `train` and `test`, and source.
+        config: the run's configuration.
+        declarations: declarations of all rewards, by name.
+        prompts: prompts by split, `train` and `test`, and by source.
+
+    Yields:
+        One line per reward and split, with the number of prompts and the first of them.
 
     Raises:
-        ConfigError: it fails on all of a split that it applies to.
+        ConfigError: a reward fails on all prompts of a split that it applies to.
     """
     trained = trained_on(config, prompts["train"])
     for group, rewards, splits in (
@@ -102,14 +105,16 @@ def _unsound(
         for prompt in rows
         if declaration.types and concerns(reward, keys, prompt.metadata, source)
     ]
-    bad = [(prompt, said) for prompt in asked if (said := metadata_problem(declaration, prompt.metadata))]
-    if not bad:
+    problems = [
+        (prompt, problem) for prompt in asked if (problem := metadata_problem(declaration, prompt.metadata))
+    ]
+    if not problems:
         return
-    prompt, said = bad[0]
+    prompt, problem = problems[0]
     line = (
-        f"{path} fails on {len(bad):,} of the {len(asked):,} {split} prompts that it applies to: {said}, the first in "
-        f"data.sources.{prompt.source}, {prompt.text[:60]!r}"
+        f"{path} fails on {len(problems):,} of the {len(asked):,} {split} prompts that it applies to: "
+        f"{problem}, the first in data.sources.{prompt.source}, {prompt.text[:60]!r}"
     )
-    if len(bad) == len(asked):
+    if len(problems) == len(asked):
         raise ConfigError(f"{line}. Mend the prompt files, or leave the reward out: ~{path}")
     yield line

@@ -1,4 +1,4 @@
-"""What a run needs of its device's memory, known before anything is loaded, and what to lower where it runs out."""
+"""Estimate a run's device memory before loading, and name what to lower when memory runs out."""
 
 import errno
 import re
@@ -21,10 +21,14 @@ from marble_cli.policy.source import DTYPES
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each process's device: what stays there, and what comes and goes.
+    """Bytes on each process's device.
 
-    `frozen` weights, the text encoders' where they stay; `trained`: trained and behaviour weights, AdamW's moments, the moving
-    average and the gradients of a refresh; `activations` of a micro-batch, roughly; `encoders` while prompts are encoded into the cache.
+    Attributes:
+        frozen: frozen weights, including the text encoders if they stay on the device.
+        trained: trained and behaviour weights, AdamW's moments, moving average and the gradients of a
+            refresh.
+        activations: activations of a micro-batch, roughly.
+        encoders: text encoders while prompts are encoded into the cache; 0 if they stay on the device.
     """
 
     frozen: int
@@ -34,18 +38,19 @@ class Memory:
 
     @property
     def least(self) -> int:
-        """What the run cannot do without, whatever its batch sizes."""
+        """Bytes that the run needs at any batch size."""
         return max(self.frozen + self.trained, self.frozen + self.encoders)
 
 
 def memory(config: RunConfig, size: ModelSize) -> Memory:
-    """What `config` needs of every process's device.
+    """Estimate the bytes that `config` needs on every process's device.
 
-    A training pass keeps about two bytes for each output of the blocks' linear layers and each token; with gradient
-    checkpointing the blocks' inputs and what one block keeps (docs/algorithm.md). Float32 weights make float32 of some
-    activations, about half as much again, and leave their half-precision copies behind. Of shards (trainer.parallel=fsdp) a
-    process holds its own and, while it computes, what it has gathered: two blocks, or all where they are kept for the
-    backward pass. A refresh sums the rewards' gradients of a LoRA whole.
+    A training pass keeps about two bytes per token and output of the blocks' linear layers. With gradient
+    checkpointing it keeps the blocks' inputs and the activations of one block
+    (docs/explanation/algorithm.md). Training float32 weights keeps some activations in float32, about half as
+    much again, and half-precision copies of the weights. With trainer.parallel=fsdp, a process holds its own
+    shard and the blocks that it has gathered: two, or all of them if they are kept for the backward pass. A
+    refresh keeps the rewards' gradients of a LoRA unsharded.
     """
     weights, moments, average = 2, 2, 1
     full, fsdp = config.model.train is Train.full, config.trainer.fsdp
@@ -54,34 +59,30 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     if config.trainer.parallel is Parallel.fsdp:
         shards = processes(config) // fsdp.replicas
         gathered = min(2, size.blocks) * transformer // size.blocks if fsdp.reshard else transformer
-    whole = 0 if full else len(config.rewards)  # gradients
-    parts = weights + moments + average + len(config.rewards) + 2 - whole
+    unsharded = 0 if full else len(config.rewards)  # gradients
+    sharded = weights + moments + average + len(config.rewards) + 2 - unsharded
     batch = min(config.trainer.micro_batch_size, geometry(config).images // processes(config))
     kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
     if full:
-        kept = 3 * kept // 2 + (
-            2 * size.trained if shards == 1 and config.model.precision is not Precision.fp32 else 0
-        )
+        copies = shards == 1 and config.model.precision is not Precision.fp32
+        kept = 3 * kept // 2 + (2 * size.trained if copies else 0)
     if config.model.gradient_checkpointing:
         kept = 2 * kept // size.blocks
     cached = config.model.embedding_cache is not None
+    staying = 0 if cached else size.encoder_bytes
     return Memory(
-        size.frozen_bytes
-        - transformer
-        + transformer // shards
-        + gathered
-        + (0 if cached else size.encoder_bytes),
-        4 * size.trained * whole + 4 * size.trained * parts // shards,
-        kept,
-        size.encoder_bytes if cached else 0,
+        frozen=size.frozen_bytes - transformer + transformer // shards + gathered + staying,
+        trained=4 * size.trained * unsharded + 4 * size.trained * sharded // shards,
+        activations=kept,
+        encoders=size.encoder_bytes if cached else 0,
     )
 
 
 def check_memory(config: RunConfig, device: torch.device) -> None:
-    """The frozen model, trained weights and gradients fit into what the device has free.
+    """Check that frozen model, trained weights and gradients fit into the free memory of the device.
 
     Raises:
-        RequestError: they do not.
+        RequestError: they do not fit; the message says what to lower.
     """
     size = model_size(config.model)
     free = free_memory(device)
@@ -91,22 +92,23 @@ def check_memory(config: RunConfig, device: torch.device) -> None:
         "Lower model.lora.rank" if config.model.train is Train.lora else "Train a LoRA (model.train=lora)"
     )
     raise RequestError(
-        f"the run needs about {_bytes(needed)} on {device} besides activations, and {_bytes(free)} are free. {smaller}, "
-        "share it among more processes (trainer.parallel=fsdp), use model.precision=bf16, set model.embedding_cache, or free the "
-        "device."
+        f"the run needs about {_bytes(needed)} on {device} besides activations, and {_bytes(free)} are free. "
+        f"{smaller}, share it among more processes (trainer.parallel=fsdp), use model.precision=bf16, set "
+        "model.embedding_cache, or free the device."
     )
 
 
 def describe(needed: Memory, config: RunConfig) -> str:
-    """The memory plan in words."""
+    """Describe the memory estimate in one line."""
     parts = [
         f"{_bytes(needed.frozen)} of frozen weights",
         f"{_bytes(needed.trained)} of trained weights, moments and gradients",
-        f"about {_bytes(needed.activations)} of activations (trainer.micro_batch_size={config.trainer.micro_batch_size})",
+        f"about {_bytes(needed.activations)} of activations "
+        f"(trainer.micro_batch_size={config.trainer.micro_batch_size})",
     ]
     if needed.encoders:
         parts.append(f"{_bytes(needed.encoders)} of text encoders, while prompts are encoded")
-    return "a process: " + "; ".join(parts)
+    return "per process: " + "; ".join(parts)
 
 
 def _bytes(count: int) -> str:
@@ -114,7 +116,7 @@ def _bytes(count: int) -> str:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Free bytes on `device`; of the machine's memory for a CPU, None where the system does not tell."""
+    """Return the free bytes on `device`, for a CPU those of the machine; None if the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     info = Path("/proc/meminfo")
@@ -124,7 +126,7 @@ def free_memory(device: torch.device) -> int | None:
     return int(rows["MemAvailable"].split()[0]) * 1024
 
 
-# What backends say when memory has run out and torch has no error of its own for it.
+# Messages of backends that ran out of memory, for which torch has no error class.
 SHORTAGES = re.compile(
     r"""
       (CUDA|HIP|XPU|MPS\ backend)\ out\ of\ memory        # the allocators, also where a compiler repeats them
@@ -143,10 +145,10 @@ SHORTAGES = re.compile(
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether `error` says that memory has run out, of a device or of the machine.
+    """Return whether `error` reports that a device or the machine ran out of memory.
 
-    The text decides, whatever the subclass of RuntimeError: a device-side assert, a lost peer of NCCL or a
-    missing compiler is no shortage, but errors of NCCL and of a compiler may tell of one.
+    The text of a RuntimeError decides, not its subclass: NCCL and compilers raise the same class for a
+    shortage of memory as for a lost peer or a missing compiler.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -157,10 +159,14 @@ def is_shortage(error: BaseException) -> bool:
 
 @contextmanager
 def bounded(what: str, remedy: str) -> Iterator[None]:
-    """Let an allocation that fails inside say what was being made and what to do about it.
+    """Re-raise a shortage of memory inside the block as DeviceMemoryError, with the phase and a remedy.
+
+    Args:
+        what: the phase, e.g. "in the rollout of step 3".
+        remedy: what to lower, as the beginning of a sentence.
 
     Raises:
-        DeviceMemoryError: the device has no memory left.
+        DeviceMemoryError: an allocation failed.
     """
     try:
         yield
@@ -169,12 +175,12 @@ def bounded(what: str, remedy: str) -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DeviceMemoryError(
-            f"out of memory {what}: {reason} {remedy}; the run then goes on with --resume auto."
+            f"out of memory {what}: {reason} {remedy}; then resume the run with --resume auto."
         ) from error
 
 
 def forget(error: BaseException | None) -> None:
-    """Let go of what the frames behind a shortage of memory hold: a checkpoint needs room, too."""
+    """Free the tensors that the frames of a DeviceMemoryError hold, as writing a checkpoint needs memory."""
     if isinstance(error, DeviceMemoryError):
         while error is not None:
             traceback.clear_frames(error.__traceback__)

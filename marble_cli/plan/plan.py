@@ -1,4 +1,4 @@
-"""What a run will do and need, told before any weight is loaded: `--dry-run`."""
+"""Print what a run will do and need before any weight is loaded: `--dry-run`."""
 
 import shutil
 import time
@@ -40,15 +40,16 @@ from marble_cli.rewards.worker import required
 from marble_cli.rollout.collect import evaluation_settings
 
 MORE_PROCESSES = (16, 8, 4, 2)
-UTILISATION = 0.7  # share of a large matrix product's speed that a run on `tiny` reached on two CPU cores
+# Share of the speed of a large matrix product that a run of `preset=tiny` reached on two CPU cores.
+UTILISATION = 0.7
 
 
 def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
-    """A rough time for the whole run on one process of `speed` FLOP/s, without decoding and rewards.
+    """Estimate the seconds of the whole run at `speed` FLOP/s per process, without decoding and rewards.
 
-    A forward pass takes 2 FLOP a parameter and token; a backward pass through frozen weights as much again, and as much
-    more for what is trained or stands above an adapter. A refresh takes the rewards apart with a pass or two, with full weights
-    one a reward.
+    A forward pass takes 2 FLOP per parameter and token. A backward pass takes as much again for the inputs,
+    and as much again for the weights. A refresh takes one or two further backward passes, with full weights
+    one per reward.
     """
     counts, balance = geometry(config), config.balance
     forward = 2 * size.transformer * size.tokens
@@ -69,7 +70,7 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s that a transformer may expect of `device` in `dtype`, from a quick matrix product."""
+    """Measure the FLOP/s that a transformer may reach on `device` in `dtype`, by a quick matrix product."""
     side = 1024 if device.type == "cpu" else 8192
     a = torch.randn(side, side, device=device, dtype=dtype)
     float((a @ a).sum())
@@ -79,11 +80,12 @@ def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def plan(config: RunConfig, resume: str = "auto") -> None:
-    """Check everything that needs no weights and print the plan of a run.
+    """Check everything that needs no weights, and print the plan of a run.
 
     Raises:
-        RequestError: prompts, rewards, balance, geometry or the run's folder are wrong, or the folder has another run.
-        UnreachableError: a reward's server does not answer; the plan is printed first.
+        RequestError: prompts, rewards, balance, geometry or the run's folder are wrong, or the folder holds
+            another run.
+        UnreachableError: a reward's server does not answer; the plan is printed before this is raised.
     """
     check_geometry(config, processes(config))
     unset = find_root_fault(config.data) if config.data.root is None else None
@@ -100,21 +102,21 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     try:
         declarations = check_plugins(config)
         check_groups(config, declarations)
-    except UnreachableError as error:  # most of the plan can be told all the same
+    except UnreachableError as error:  # most of the plan can be printed without the server
         unreachable = error
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
     counts, trainer, figures = geometry(config), config.trainer, resolve_destination(config.logging.wandb)
     rows: list[tuple[str, str]] = [
-        (
-            "run",
-            f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)",
-        ),
+        ("run", f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)"),
         ("begins", f"after step {step_of(checkpoint)}: {checkpoint}" if checkpoint else "at step 1"),
         ("evaluated on", _evaluation(config)),
         ("rewards", ", ".join(config.rewards)),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
-        ("images a step", f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}"),
-        ("samples a step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
+        (
+            "images per step",
+            f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}",
+        ),
+        ("samples per step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
         ("optimizer steps", f"{trainer.steps}, of which {counts.refresh_steps} refresh the balance"),
         ("a refresh", f"on {_refreshed(config)} micro-batches"),
         ("processes", _shares(config)),
@@ -155,9 +157,9 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
 
 
 def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:
-    """Prompts of each source, and its share of a step's."""
+    """Tabulate each source: its prompts, and its share of a step's prompts."""
     table = Table("source", box=None, pad_edge=False)
-    for heading in ("prompts", "held out", "share", "prompts a step"):
+    for heading in ("prompts", "held out", "share", "prompts per step"):
         table.add_column(heading, justify="right")
     sources, groups = config.data.sources, config.rollout.groups
     total = sum(source.weight for source in sources.values())
@@ -173,7 +175,10 @@ def _rewards(
     declarations: Mapping[str, Declaration],
     prompts: Mapping[str, Mapping[str, list[Prompt]]],
 ) -> Table:
-    """What each reward requires of a prompt, and to how many it applies; watched ones see held-out prompts alone."""
+    """Tabulate the metadata that each reward requires and the prompts that it applies to.
+
+    Rewards that are watched and not trained on see held-out prompts only.
+    """
     table = Table("reward", "requires", "applies to", box=None, pad_edge=False)
     trained = trained_on(config, prompts["train"])
     for rewards, asked, kind in (
@@ -181,8 +186,8 @@ def _rewards(
         (config.eval_rewards, prompts["test"], "held-out prompts"),
     ):
         for name, reward in rewards.items():
-            told = applicable(reward, declarations[name], asked)
-            counts = {source: count for source, count in told.items() if count}
+            applied = applicable(reward, declarations[name], asked)
+            counts = {source: count for source, count in applied.items() if count}
             where = f" ({', '.join(counts)})" if 0 < len(counts) < len(asked) else ""
             keys = ", ".join(required(reward, declarations[name]))
             every = sum(map(len, asked.values()))
@@ -197,7 +202,7 @@ def _evaluation(config: RunConfig) -> str:
 
 
 def _shares(config: RunConfig) -> str:
-    """What each process does in a step, here and on as many processes as the prompts can be shared among."""
+    """Describe each process's part of a step, for the run's processes and for more that also fit."""
     counts, size = geometry(config), config.trainer.micro_batch_size
 
     def share(processes: int) -> str:
@@ -220,7 +225,7 @@ def _layout(config: RunConfig) -> str:
 
 
 def _refreshed(config: RunConfig) -> str:
-    """How many of a step's micro-batches on each process take the rewards apart."""
+    """Describe how many of a step's micro-batches compute each reward's gradient, on each process."""
     counts, size = geometry(config), config.trainer.micro_batch_size
     parts = counts.times * -(-counts.images // processes(config) // size)
     return f"{max(1, round(config.balance.refresh_fraction * parts))} of {parts}"

@@ -14,15 +14,76 @@ from marble_cli.errors import ConfigError
 
 BUILT_IN = "rewards=[colorfulness,compressibility]"
 NUMBERS = [
-    "1.10", "1.0", "1e3", "1E-3", "007", "0x10", "0b1", "1_000", "-1", "+5", ".5", "5.", "inf", "-Inf", "nan", "NaN",
-    "1.10.0", "0", "00", "12:30:00", "2024-01-01", "2024-01-01_10-00", "100000000000000000000", "0.1e1",
-]  # fmt: skip
+    "1.10",
+    "1.0",
+    "1e3",
+    "1E-3",
+    "007",
+    "0x10",
+    "0b1",
+    "1_000",
+    "-1",
+    "+5",
+    ".5",
+    "5.",
+    "inf",
+    "-Inf",
+    "nan",
+    "NaN",
+    "1.10.0",
+    "0",
+    "00",
+    "12:30:00",
+    "2024-01-01",
+    "2024-01-01_10-00",
+    "100000000000000000000",
+    "0.1e1",
+]
 WORDS = ["true", "True", "FALSE", "null", "NULL", "on", "yes", "no", "None", "~", "?", "??"]
 UNREADABLE = [
-    "a(b", "a)", "lr(3e-4)", "(1)", "a,b", "1,2", ",", "[a]", "[red]", "[1, 2]", "{a: b}", "{", "}", "]", "a=b", "=",
-    "x:", ":", "a: b", "größe", "模型", "🙂", "it's", "'", '"', 'say "x"', "a;b", "a&b", "#a", "!a", "<a>", "a^b", "`a`",
-    "choice(a,b)", "range(1,3)", "str(1.10)", "int(3)", "glob(*)", "a\nb", "a\u00a0b", "e\u0301", "１",
-]  # fmt: skip
+    "a(b",
+    "a)",
+    "lr(3e-4)",
+    "(1)",
+    "a,b",
+    "1,2",
+    ",",
+    "[a]",
+    "[red]",
+    "[1, 2]",
+    "{a: b}",
+    "{",
+    "}",
+    "]",
+    "a=b",
+    "=",
+    "x:",
+    ":",
+    "a: b",
+    "größe",
+    "模型",
+    "🙂",
+    "it's",
+    "'",
+    '"',
+    'say "x"',
+    "a;b",
+    "a&b",
+    "#a",
+    "!a",
+    "<a>",
+    "a^b",
+    "`a`",
+    "choice(a,b)",
+    "range(1,3)",
+    "str(1.10)",
+    "int(3)",
+    "glob(*)",
+    "a\nb",
+    "a\u00a0b",
+    "e\u0301",
+    "１",
+]
 
 
 def composed(*overrides: str) -> RunConfig:
@@ -40,11 +101,20 @@ def test_a_key_of_text_takes_what_was_written(value: str) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "run.name", "model.device", "model.revision", "logging.wandb.project", "logging.wandb.entity",
-        "data.sources.text.quoted_as", "data.sources.text.negative_prompt", "rewards.colorfulness.plugin",
-        "eval_rewards.x.token_env", "balance.solver", "launcher.memory", "trainer.best",
+        "run.name",
+        "model.device",
+        "model.revision",
+        "logging.wandb.project",
+        "logging.wandb.entity",
+        "data.sources.text.quoted_as",
+        "data.sources.text.negative_prompt",
+        "rewards.colorfulness.plugin",
+        "eval_rewards.x.token_env",
+        "balance.solver",
+        "launcher.memory",
+        "trainer.best",
     ],
-)  # fmt: skip
+)
 def test_every_key_of_text_does_so(key: str, value: str) -> None:
     """Read off the override itself, for some keys take no such value in the end."""
     assert required_kind(kind_of(key)) is str
@@ -57,11 +127,22 @@ def test_every_key_of_text_does_so(key: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("written", "value"),
     [
-        ("'1.10'", "1.10"), ('"a\'b"', "a'b"), ("'it\\'s'", "it's"), ("''", ""), ("", ""), ("' a '", " a "), (" a ", "a"),
-        ("a\\,b", "a,b"), ("a\\ b", "a b"), ("a b", "a b"), ("'a' b", "'a' b"), ("\\\\", "\\"), ("'[a]'", "[a]"),
+        ("'1.10'", "1.10"),
+        ('"a\'b"', "a'b"),
+        ("'it\\'s'", "it's"),
+        ("''", ""),
+        ("", ""),
+        ("' a '", " a "),
+        (" a ", "a"),
+        ("a\\,b", "a,b"),
+        ("a\\ b", "a b"),
+        ("a b", "a b"),
+        ("'a' b", "'a' b"),
+        ("\\\\", "\\"),
+        ("'[a]'", "[a]"),
         ("'null'", "null"),
     ],
-)  # fmt: skip
+)
 def test_quotes_and_backslashes_mean_what_they_mean_to_hydra(written: str, value: str) -> None:
     assert composed(f"model.device={written}").model.device == value
 
@@ -92,8 +173,10 @@ def test_texts_in_lists_and_mappings_are_taken_as_written_too() -> None:
     lora = composed("model.lora.target_modules=[to_q, 1e3, 007, true, null, '1.10', a\\,b]").model.lora
     assert lora.target_modules == ["to_q", "1e3", "007", "true", "null", "1.10", "a,b"]
     config = composed(
-        "+data.sources.more={train: 1.txt, test: 2.txt, weight: 2, quoted_as: 1.10, subset: null, metadata: {a: 1.10, b: x}}",
-        "+rewards.mine={plugin: colorfulness, weight: 1e1, requires: [1.10, true], timeout: 5, token_env: null, depth: 1.10}",
+        "+data.sources.more={train: 1.txt, test: 2.txt, weight: 2, quoted_as: 1.10, subset: null, "
+        "metadata: {a: 1.10, b: x}}",
+        "+rewards.mine={plugin: colorfulness, weight: 1e1, requires: [1.10, true], timeout: 5, "
+        "token_env: null, depth: 1.10}",
         "balance.groups={both: [colorfulness, compressibility]}",
         "launcher=slurm",
         "launcher.setup=[true, ulimit -n 1_000]",
@@ -127,9 +210,14 @@ def test_references_in_mappings_are_followed() -> None:
 
 def test_numbers_stay_numbers() -> None:
     config = composed(
-        "trainer.steps=1_000", "optimizer.lr=1e-5", "model.compile=true", "trainer.times_per_image=null",
-        "rewards.compressibility.quality=40", "data.sources.text.metadata.level=1.10", "optimizer.betas=[0.5, 0.6]",
-    )  # fmt: skip
+        "trainer.steps=1_000",
+        "optimizer.lr=1e-5",
+        "model.compile=true",
+        "trainer.times_per_image=null",
+        "rewards.compressibility.quality=40",
+        "data.sources.text.metadata.level=1.10",
+        "optimizer.betas=[0.5, 0.6]",
+    )
     assert (config.trainer.steps, config.optimizer.lr, config.model.compile) == (1000, 1e-5, True)
     assert config.rewards["compressibility"].options == {"quality": 40}
     assert config.data.sources["text"].metadata == {"level": 1.1}
@@ -146,7 +234,7 @@ def test_numbers_stay_numbers() -> None:
         ("trainer.times_per_image=ü", "trainer.times_per_image=ü: expected a whole number"),
         ("rewards.colorfulness.mark=How (good, bad)?", "'rewards.colorfulness.mark=\"How (good, bad)?\"'"),
         ("data.sources.text.metadata.tag=größe", "e.g. 'data.sources.text.metadata.tag=\"größe\"'"),
-        ("model.lora.target_modules=[to_q,(]", "stands in quotes of its own"),
+        ("model.lora.target_modules=[to_q,(]", "needs quotes of its own"),
         ("balance=ü", "cannot be read"),
         ("rnu.name=ü", "there is no key 'rnu.name'; did you mean 'run"),
         ("run.nmae=a(b", "did you mean 'run.name'"),
@@ -154,7 +242,7 @@ def test_numbers_stay_numbers() -> None:
         ("rewards=[colorfulness", "cannot be read"),
         ("trainer.steps=" + "[" * 3000, "trainer.steps="),
     ],
-)  # fmt: skip
+)
 def test_what_hydra_cannot_read_elsewhere_is_told_with_the_way_to_write_it(override: str, said: str) -> None:
     with pytest.raises(ConfigError) as error:
         composed(override)

@@ -106,10 +106,16 @@ def test_options_of_rewards_that_are_written_as_paths_are_paths(tmp_path: Path, 
         "mine"
     ]
     assert mine.options == {
-        "b": str(tmp_path / "y"), "c": str(tmp_path / "models" / "clip"),
-        "d": [str(tmp_path / "../z")], "e": "owner/name", "f": "..", "g": "How good?", "h": {"i": str(at_home / "j")},
-        "k": 1.5, "a": str(at_home / "x"),
-    }  # fmt: skip
+        "b": str(tmp_path / "y"),
+        "c": str(tmp_path / "models" / "clip"),
+        "d": [str(tmp_path / "../z")],
+        "e": "owner/name",
+        "f": "..",
+        "g": "How good?",
+        "h": {"i": str(at_home / "j")},
+        "k": 1.5,
+        "a": str(at_home / "x"),
+    }
 
 
 def test_prompt_files_stay_below_their_root(at_home: Path) -> None:
@@ -133,7 +139,7 @@ def test_prompt_files_stay_below_their_root(at_home: Path) -> None:
         ("a\u2028b", "U+2028"),
         ("a\udcffb", "U+DCFF. Expected a path without line ends and other control characters, in UTF-8"),
     ],
-)  # fmt: skip
+)
 def test_names_that_no_disk_can_hold_are_told(text: str, said: str) -> None:
     for key in ("run.dir", "model.embedding_cache", "data.root"):
         with pytest.raises(ConfigError) as error:

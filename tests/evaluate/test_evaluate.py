@@ -45,9 +45,13 @@ LORA, EMA = (f"checkpoints/step-00000002/{name}/pytorch_lora_weights.safetensors
 def test_the_interval_is_the_percentile_bootstrap(confidence: float) -> None:
     values = np.random.default_rng(1).exponential(size=40)
     expected = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=10_000, confidence_level=confidence, method="percentile",
+        (values,),
+        np.mean,
+        n_resamples=10_000,
+        confidence_level=confidence,
+        method="percentile",
         rng=np.random.default_rng(2),
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     got = paired_interval(values, confidence=confidence)
     assert got == pytest.approx((expected.low, expected.high), abs=0.03 * values.std())
     assert paired_interval(values, confidence=confidence) == got
@@ -207,11 +211,14 @@ def test_judging_leaves_the_order_of_targets_without_effect(run: Path) -> None:
 @pytest.mark.parametrize(
     "keys",
     [
-        {"steps": 5}, {"solver": "euler"}, {"times": "euler"}, {"guidance_scale": 3},
+        {"steps": 5},
+        {"solver": "euler"},
+        {"times": "euler"},
+        {"guidance_scale": 3},
         {"steps": 6, "solver": "euler", "times": "solver", "guidance_scale": 1},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_images_are_judged_as_evaluation_draws_them(run: Path, keys: dict[str, Any]) -> None:
     """As if the rollout were set so, in what is set; the run's own rollout differs from it."""
 

@@ -21,7 +21,7 @@ from marble_cli.rewards.api import Declaration
 RunConfigMaker = Callable[..., RunConfig]
 SIZE = ModelSize(
     transformer=10**6, trained=10**6, tokens=16, frozen_bytes=0, encoder_bytes=0, blocks=1, features=1
-)  # fmt: skip
+)
 EACH = 20 * 10**6  # five float32 copies of what is trained
 
 
@@ -79,12 +79,15 @@ def prompts(*texts: Any, source: str = "text") -> dict[str, list[Prompt]]:
 @pytest.mark.parametrize(
     ("kind", "value", "said"),
     [
-        ("str", 13, "metadata text=13: expected a string"), ("str", 47.0, "metadata text=47.0: expected a string"),
-        ("str", True, "metadata text=True: expected a string"), ("str", ["a"], "expected a string"),
-        ("int", "4", "expected a whole number"), ({"list": "str"}, "abc", "expected a list"),
+        ("str", 13, "metadata text=13: expected a string"),
+        ("str", 47.0, "metadata text=47.0: expected a string"),
+        ("str", True, "metadata text=True: expected a string"),
+        ("str", ["a"], "expected a string"),
+        ("int", "4", "expected a whole number"),
+        ({"list": "str"}, "abc", "expected a list"),
         ({"list": {"dict": {"class": "str"}}}, [{"class": 1}], "metadata text[0].class=1: expected a string"),
     ],
-)  # fmt: skip
+)
 def test_metadata_of_another_type_is_told_with_its_prompt(
     run_config: RunConfigMaker, kind: Any, value: Any, said: str
 ) -> None:

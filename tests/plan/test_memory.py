@@ -27,8 +27,14 @@ from marble_cli.run.train import train
 from marble_cli.step.direction import Descent
 
 SIZE = ModelSize(
-    transformer=1_000_000, trained=10_000, tokens=16, frozen_bytes=5_000_000, encoder_bytes=700_000, blocks=4, features=100
-)  # fmt: skip
+    transformer=1_000_000,
+    trained=10_000,
+    tokens=16,
+    frozen_bytes=5_000_000,
+    encoder_bytes=700_000,
+    blocks=4,
+    features=100,
+)
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -60,9 +66,15 @@ def test_activations_are_about_what_a_training_pass_keeps(
     run_config: RunConfigMaker, transformer_folder: Path, checkpointing: bool, train: str
 ) -> None:
     config = run_config(
-        f"model.path={transformer_folder}", "model.resolution=64", "model.lora.rank=4", "trainer.micro_batch_size=4",
-        "model.precision=bf16", "rollout.groups=4", f"model.gradient_checkpointing={checkpointing}", f"model.train={train}",
-    )  # fmt: skip
+        f"model.path={transformer_folder}",
+        "model.resolution=64",
+        "model.lora.rank=4",
+        "trainer.micro_batch_size=4",
+        "model.precision=bf16",
+        "rollout.groups=4",
+        f"model.gradient_checkpointing={checkpointing}",
+        f"model.train={train}",
+    )
     policy: Any = load_policy(config.model, seed=0)
     policy.trainable.activate("trained")
     weights = {p.untyped_storage().data_ptr() for p in policy.pipeline.transformer.parameters()}
@@ -105,10 +117,20 @@ def transformer_folder(tmp_path_factory: pytest.TempPathFactory, pipeline_folder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline.transformer = SD3Transformer2DModel(
-            sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=6, attention_head_dim=32,
-            num_attention_heads=4, joint_attention_dim=16, caption_projection_dim=128, pooled_projection_dim=16,
-            pos_embed_max_size=16, qk_norm="rms_norm", dual_attention_layers=(0, 1, 2),
-        )  # fmt: skip
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=6,
+            attention_head_dim=32,
+            num_attention_heads=4,
+            joint_attention_dim=16,
+            caption_projection_dim=128,
+            pooled_projection_dim=16,
+            pos_embed_max_size=16,
+            qk_norm="rms_norm",
+            dual_attention_layers=(0, 1, 2),
+        )
     pipeline.save_pretrained(folder)
     return folder
 
@@ -128,7 +150,8 @@ def test_a_model_too_large_is_refused_before_it_is_loaded(
         check_memory(config, torch.device("cpu"))
     with pytest.raises(
         RequestError,
-        match=r"Train a LoRA \(model\.train=lora\), share it among more processes \(trainer\.parallel=fsdp\), use",
+        match=r"Train a LoRA \(model\.train=lora\), share it among more processes "
+        r"\(trainer\.parallel=fsdp\), use",
     ):
         check_memory(run_config("model.train=full"), torch.device("cpu"))
     check_memory(run_config("model.path=nobody/nothing"), torch.device("cpu"))
@@ -242,7 +265,7 @@ OTHERS = {
 @pytest.mark.parametrize("error", SHORTAGES.values(), ids=SHORTAGES)
 def test_a_shortage_of_memory_is_called_one(error: Exception) -> None:
     reason = re.escape(str(error).splitlines()[0] if str(error) else type(error).__name__)
-    said = rf"^out of memory in an evaluation: {reason} Lower rollout.batch_size; the run then goes on with"
+    said = rf"^out of memory in an evaluation: {reason} Lower rollout.batch_size; then resume the run with"
     with pytest.raises(DeviceMemoryError, match=said) as caught, bounded("in an evaluation", SMALLER_ROLLOUT):
         raise error
     assert caught.value.__cause__ is error
@@ -334,13 +357,16 @@ def test_a_checkpoint_without_room_hides_no_error(
         train(run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9"), resume="auto")
     log = (tmp_path / "log.txt").read_text()
     assert (
-        "checkpointing step 1 on the way out failed too: out of memory while the last step was checkpointed: CUDA out of memory"
-        in log
+        "checkpointing step 1 on the way out failed too: out of memory while the last step was checkpointed: "
+        "CUDA out of memory" in log
     )
 
 
 def test_shards(run_config: RunConfigMaker) -> None:
-    """Eight processes, four a copy; float32: 4 MB of the frozen weights are the transformer's, in four blocks."""
+    """Eight processes, four a copy; float32.
+
+    4 MB of the frozen weights are the transformer's, in four blocks.
+    """
     settings = ("rollout.groups=8", "launcher.nproc=8", "trainer.parallel=fsdp", "trainer.fsdp.replicas=2")
     rest, transformer = 5_700_000 - 4_000_000, 4_000_000
     sharded, kept = (

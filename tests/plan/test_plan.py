@@ -16,8 +16,14 @@ from marble_cli.policy.base import ModelSize
 from marble_cli.step.batches import training_times
 
 SIZE = ModelSize(
-    transformer=1_000_000, trained=10_000, tokens=16, frozen_bytes=5_000_000, encoder_bytes=700_000, blocks=4, features=100
-)  # fmt: skip
+    transformer=1_000_000,
+    trained=10_000,
+    tokens=16,
+    frozen_bytes=5_000_000,
+    encoder_bytes=700_000,
+    blocks=4,
+    features=100,
+)
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -44,7 +50,10 @@ def test_times_are_as_many_as_training_draws(
 
 
 def test_time_is_that_of_the_passes(run_config: RunConfigMaker) -> None:
-    """A step draws 6 images in 3 passes and trains on 6 samples: 3 forward, 1 backward as dear as 2, one more at a refresh."""
+    """A step draws 6 images in 3 passes and trains on 6 samples.
+
+    3 forward, 1 backward as dear as 2, one more at a refresh.
+    """
     forward = 2 * 1_000_000 * 16
     step, further = 6 * 3 + 6 * (3 + 2), 6 * 2
 
@@ -83,9 +92,15 @@ def test_the_plan_is_printed(
 ) -> None:
     plan(run_config(f"run.dir={tmp_path}", "trainer.steps=12"))
     said = " ".join(capsys.readouterr().out.split())
-    for part in ("first 2 held-out prompts of each", "2 prompts x 3 = 6", "6 images x 1 training times = 6",
-                 "12, of which 2 refresh the balance", "1, each with 6 images in 2 batches, and 2 micro-batches; or 2, each with 3",
-                 "begins at step 1", "W&B disabled (logging.wandb.mode)"):  # fmt: skip
+    for part in (
+        "first 2 held-out prompts of each",
+        "2 prompts x 3 = 6",
+        "6 images x 1 training times = 6",
+        "12, of which 2 refresh the balance",
+        "1, each with 6 images in 2 batches, and 2 micro-batches; or 2, each with 3",
+        "begins at step 1",
+        "W&B disabled (logging.wandb.mode)",
+    ):
         assert part in said
     assert not list(tmp_path.iterdir())
 
@@ -101,15 +116,21 @@ def test_sources_and_what_rewards_apply_to_are_printed(
 ) -> None:
     plan(
         run_config(
-            f"run.dir={tmp_path}", "rollout.groups=6", "data.sources.text.weight=2", "data.sources.general.weight=0",
-            "rewards.colorfulness.requires=[text]", "+eval_rewards.seen={plugin: colorfulness, requires: [include]}",
+            f"run.dir={tmp_path}",
+            "rollout.groups=6",
+            "data.sources.text.weight=2",
+            "data.sources.general.weight=0",
+            "rewards.colorfulness.requires=[text]",
+            "+eval_rewards.seen={plugin: colorfulness, requires: [include]}",
             "+eval_rewards.asked={plugin: colorfulness, sources: [general, text]}",
         )
-    )  # fmt: skip
+    )
     said = capsys.readouterr().out
     assert rows(said, "\nsource ") == [
-        ["general", "4", "2", "0%", "0"], ["text", "4", "2", "67%", "4"], ["compositional", "4", "2", "33%", "2"],
-    ]  # fmt: skip
+        ["general", "4", "2", "0%", "0"],
+        ["text", "4", "2", "67%", "4"],
+        ["compositional", "4", "2", "33%", "2"],
+    ]
     assert rows(said, "\nreward ") == [
         ["colorfulness", "text", "4 of 8 prompts (text)"],
         ["compressibility", "nothing", "8 of 8 prompts"],

@@ -1,0 +1,71 @@
+"""Configuration of the balance: keys that take names, and keys that a balance cannot use."""
+
+from pathlib import Path
+
+import pytest
+
+from marble_cli.balance.registry import names as balances
+from marble_cli.config.compose import compose
+from marble_cli.config.schema import (
+    Reduce,
+)
+from marble_cli.errors import ConfigError
+from tests.config.composing import BUILT_IN, written
+
+
+def test_weights_of_balance_that_finds_its_own_are_refused() -> None:
+    assert compose([BUILT_IN, "balance=fixed", "balance.weights.colorfulness=2"]).balance.weights == {
+        "colorfulness": 2.0
+    }
+    assert compose(
+        [BUILT_IN, "balance=weighted_sum", "balance.weights={colorfulness: 2, compressibility: 1}"]
+    ).balance.weights == {
+        "colorfulness": 2.0,
+        "compressibility": 1.0,
+    }
+    with pytest.raises(ConfigError, match="finds its own"):
+        compose([BUILT_IN, "balance=mgda", "balance.weights.colorfulness=2"])
+    with pytest.raises(ConfigError, match=r"balance\.options: balance=marble takes none"):
+        compose([BUILT_IN, "balance.options.c=1"])
+    with pytest.raises(ConfigError, match=r"balance\.weights: balance=torchjd:UPGrad finds its own"):
+        compose([BUILT_IN, "balance=torchjd:UPGrad", "balance.weights.colorfulness=2"])
+
+
+def test_groups_and_priorities_survive_dump(tmp_path: Path) -> None:
+    config, file = written(
+        tmp_path, BUILT_IN, "balance.groups.both=[colorfulness,compressibility]", "balance.priorities.both=2"
+    )
+    assert config.balance.groups == {"both": ["colorfulness", "compressibility"]}
+    assert config.balance.priorities == {"both": 2.0}
+    assert compose([], file) == config
+    assert compose(["~balance.groups.both", "~balance.priorities.both"], file).balance.groups == {}
+    whole = compose([BUILT_IN, "balance=mgda", "balance.groups={a: [colorfulness], b: [compressibility]}"])
+    assert whole.balance.groups == {"a": ["colorfulness"], "b": ["compressibility"]}
+
+
+def test_weighted_sum_reduces_by_sum_or_mean() -> None:
+    assert compose([BUILT_IN, "balance=weighted_sum"]).balance.reduce is Reduce.sum
+    assert compose([BUILT_IN, "balance=weighted_sum", "balance.reduce=mean"]).balance.reduce is Reduce.mean
+    with pytest.raises(ConfigError, match=r"balance\.reduce"):
+        compose([BUILT_IN, "balance=weighted_sum", "balance.reduce=median"])
+
+
+@pytest.mark.parametrize("name", [*sorted({*balances()} - {"weighted_sum"}), "torchjd:UPGrad"])
+def test_mean_of_other_balance_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^balance\.reduce=mean: balance={name} .*balance=weighted_sum"):
+        compose([BUILT_IN, f"balance={name}", "balance.reduce=mean"])
+
+
+@pytest.mark.parametrize("name", ["equal", "fixed", "weighted_sum", "advantage_sum", "torchjd:UPGrad"])
+@pytest.mark.parametrize("key", ["groups.a=[colorfulness]", "priorities.colorfulness=2"])
+def test_groups_and_priorities_without_qp_are_refused(name: str, key: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^balance\.{key.split('.')[0]}: balance={name} .*balance=marble, mgda"
+    ):
+        compose([BUILT_IN, f"balance={name}", f"balance.{key}"])
+
+
+@pytest.mark.parametrize("name", ["weighted_sum", "advantage_sum"])
+def test_output_space_of_scalarised_rewards_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"balance={name} mixes the rewards before"):
+        compose([BUILT_IN, f"balance={name}", "balance.mode=output_space"])

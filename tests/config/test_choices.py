@@ -1,0 +1,73 @@
+"""Every file of conf/, every balance and every installed reward is a choice of its group."""
+
+from importlib.metadata import entry_points
+from importlib.resources import files
+
+import pytest
+
+from marble_cli.balance.registry import names as balances
+from marble_cli.config.compose import GROUPS, compose, dump
+from marble_cli.config.schema import (
+    BalanceMode,
+    RunConfig,
+)
+from tests.config.composing import BUILT_IN
+
+
+def choices() -> list[str]:
+    """Every file of conf/ as an override."""
+    root = files("marble_cli") / ".." / "conf"
+    return sorted(
+        f"{group.name}={file.name.removesuffix('.yaml')}"
+        for group in root.iterdir()
+        if group.is_dir() and not group.name.startswith("_")
+        for file in group.iterdir()
+        if file.name.endswith(".yaml")
+    )
+
+
+def test_every_group_has_a_file() -> None:
+    assert {choice.split("=")[0] for choice in choices()} == set(GROUPS)
+
+
+@pytest.mark.parametrize("choice", choices())
+def test_every_file_is_a_valid_choice(choice: str) -> None:
+    more = {
+        "data=files": ["data.root=somewhere"],
+        "data=hub": ["data.sources.prompts.hub=owner/name"],
+        "data=paper": ["data.root=somewhere"],
+        "data=paper_quotes": ["data.root=somewhere"],
+    }.get(choice, [])
+    overrides = [choice, *more] if choice.startswith("rewards=") else [BUILT_IN, choice, *more]
+    if choice.startswith("rewards="):
+        name = choice.removeprefix("rewards=")
+        overrides = [f"rewards=[compressibility,{name}]", *more]
+    compose(overrides)
+
+
+@pytest.mark.parametrize("name", balances())
+def test_every_balance_is_a_choice(name: str) -> None:
+    config = compose([BUILT_IN, f"balance={name}", "balance.floor=0.1"])
+    assert config.balance.name == name
+    assert config.balance.floor == 0.1
+    assert (config.balance.mode is BalanceMode.output_space) == (name == "output_space")
+
+
+def test_torchjd_balance_is_a_choice() -> None:
+    config = compose([BUILT_IN, "balance=torchjd:UPGrad", "balance.refresh_every=3"])
+    assert (config.balance.name, config.balance.refresh_every) == ("torchjd:UPGrad", 3)
+    assert load_again(config) == config
+
+
+def load_again(config: RunConfig) -> RunConfig:
+    from omegaconf import OmegaConf
+
+    from marble_cli.config.compose import typed
+
+    return typed(OmegaConf.create(dump(config)))
+
+
+def test_every_installed_reward_is_a_choice() -> None:
+    for entry in entry_points(group="marble.rewards"):
+        config = compose([f"rewards=[{entry.name}]"])
+        assert config.rewards[entry.name].plugin == entry.name
