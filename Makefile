@@ -26,7 +26,7 @@ bench: install
 test: install
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-# Every fault for real, at random instants, for minutes each. FAULTS="--output docs/reliability.md" writes its table.
+# Every fault for real, at random instants, for minutes each. FAULTS="--output docs/explanation/reliability.md" writes its table.
 test-faults: install
 	$(BIN)/python scripts/faults.py $(FAULTS)
 
@@ -40,7 +40,7 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every balance against every other, then docs/study/results.md: about two hours on two cores; goes on where it was stopped.
+# Every balance against every other, then docs/results/study/results.md: about two hours on two cores; goes on where it was stopped.
 study: install
 	$(BIN)/python scripts/study.py
 	$(BIN)/python scripts/study_report.py
