@@ -39,7 +39,7 @@ class Plan:
 
 
 def full_plan() -> Plan:
-    """Of the size that docs/bench.md shows; latents of a GPU's scene have four times the tokens."""
+    """Of the size that docs/results/bench.md shows; latents of a GPU's scene have four times the tokens."""
     side, images = (32, 8) if torch.cuda.is_available() else (16, 4)
     scenes = (lambda: tiny_scene(48), lambda: random_scene(11, 8, side, images))
     return Plan(9, scenes, HALF, (5, 16, 64), 20)

@@ -1,4 +1,4 @@
-"""Try every fault for real (`pytest -m long`) and make the table of docs/reliability.md of what was measured."""
+"""Try every fault for real (`pytest -m long`) and make the table of docs/explanation/reliability.md of what was measured."""
 
 import argparse
 import json

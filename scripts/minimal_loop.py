@@ -2,7 +2,7 @@
 
     python scripts/minimal_loop.py [--steps 3] [OVERRIDE ...]
 
-The order is that of docs/algorithm.md. Left out of what `marble train` does: several processes, the amortised step and
+The order is that of docs/explanation/algorithm.md. Left out of what `marble train` does: several processes, the amortised step and
 the cheap refresh (here every reward takes a backward pass of its own at every step), evaluations, checkpoints,
 failing rewards. A test holds the first step to the trainer's.
 """

@@ -3,7 +3,7 @@
     python scripts/study.py [--directory runs/study] [--seeds 0 1 2] [--workers 2] [--cells NAME ...]
 
 Each cell (a method and a seed) is trained and judged once: what is done is skipped, an unfinished cell goes on from its last
-checkpoint. `scripts/study_report.py` turns the results into docs/study.
+checkpoint. `scripts/study_report.py` turns the results into docs/results/study.
 """
 
 import argparse

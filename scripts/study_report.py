@@ -1,6 +1,6 @@
 """Tables and figures of the study, from the results of `scripts/study.py`.
 
-    python scripts/study_report.py [--directory runs/study] [--output docs/study]
+    python scripts/study_report.py [--directory runs/study] [--output docs/results/study]
 
 Writes results.md, results.json and three pictures. Cells that are not there yet are left out, and counted.
 """
@@ -345,6 +345,6 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--directory", type=Path, default=Path("runs/study"))
-    parser.add_argument("--output", type=Path, default=Path("docs/study"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/study"))
     options = parser.parse_args()
     main(options.directory, options.output)

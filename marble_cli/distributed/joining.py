@@ -19,7 +19,7 @@ ADVICE = (
     "set them; a network interface from each machine to all others, named in GLOO_SOCKET_IFNAME and "
     "NCCL_SOCKET_IFNAME where it is not the one found (`ip -br address` lists them); within a machine, room "
     "in /dev/shm (containers: --shm-size); and free memory on every GPU. NCCL_DEBUG=INFO tells more; see "
-    "docs/clusters.md."
+    "docs/how-to/cluster.md."
 )
 
 

@@ -42,7 +42,7 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     """What `config` needs of every process's device.
 
     A training pass keeps about two bytes for each output of the blocks' linear layers and each token; with gradient
-    checkpointing the blocks' inputs and what one block keeps (docs/algorithm.md). Float32 weights make float32 of some
+    checkpointing the blocks' inputs and what one block keeps (docs/explanation/algorithm.md). Float32 weights make float32 of some
     activations, about half as much again, and leave their half-precision copies behind. Of shards (trainer.parallel=fsdp) a
     process holds its own and, while it computes, what it has gathered: two blocks, or all where they are kept for the
     backward pass. A refresh sums the rewards' gradients of a LoRA whole.

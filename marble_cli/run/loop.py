@@ -1,4 +1,4 @@
-"""The training loop; its methods follow docs/algorithm.md line by line."""
+"""The training loop; its methods follow docs/explanation/algorithm.md line by line."""
 
 import logging
 import math

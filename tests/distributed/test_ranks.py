@@ -82,7 +82,7 @@ def test_groups_are_not_cut_between_ranks(run_config: Callable[..., RunConfig]) 
 
 
 def test_the_numbers_of_processes_that_the_paper_s_preset_takes() -> None:
-    """As docs/sd35m.md says."""
+    """As docs/explanation/sd35m.md says."""
     page = (Path(__file__).parents[2] / "docs" / "sd35m.md").read_text()
     said = re.search(r"divides 48 trains the same \(([\d, or\n]+)\)", page)
     assert said is not None

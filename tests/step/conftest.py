@@ -71,7 +71,7 @@ class Case:
         return Step(policy, Replicated(Ranks()), self.data, self.objective, STEP, lambda count: None)
 
     def definition(self, policy: DoublePolicy) -> tuple[Tensor, Tensor, Tensor]:
-        """P_i and N_i averaged over the times, [n], and the KL term: docs/algorithm.md image by image, differentiable."""
+        """P_i and N_i averaged over the times, [n], and the KL term: docs/explanation/algorithm.md image by image, differentiable."""
         data, positive, negative, distance = self.data, [], [], []
         for i in range(len(data.x0)):
             terms = []
