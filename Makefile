@@ -6,7 +6,7 @@ PLUGINS := $(wildcard plugins/*)
 SEED ?= 0
 THREADS ?= 1
 
-.PHONY: install demo bench test test-faults lint format study pretrain clean
+.PHONY: install demo bench test test-faults lint format reference docs study pretrain clean
 
 install: $(VENV)/installed
 
@@ -40,6 +40,14 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Write the pages of docs/reference that are made from the code: configuration, command line, metrics.
+reference: install
+	$(BIN)/python scripts/make_reference.py
+
+# Build the documentation into site/; a broken link is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean --quiet
+
 # Every balance against every other, then docs/results/study/results.md: about two hours on two cores; goes on where it was stopped.
 study: install
 	$(BIN)/python scripts/study.py
@@ -50,4 +58,4 @@ pretrain: install
 	$(BIN)/python scripts/pretrain_tiny.py
 
 clean:
-	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site runs .mypy_cache .ruff_cache .pytest_cache
