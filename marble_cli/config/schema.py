@@ -1,284 +1,252 @@
-"""The types of every configuration key; defaults and their reasons stand in conf/*.yaml."""
+"""The type and range of every configuration key.
+
+The comments of conf/*.yaml document each key once: what it does, its unit, default and when to change it.
+A key also has a default here if files need not name it. Resolved files of older runs lack some keys: the
+default is then what those runs did.
+"""
 
 from dataclasses import dataclass, field, fields
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
 
+from marble_cli.config.enums import AdvantageStd as AdvantageStd
+from marble_cli.config.enums import Amortize as Amortize
+from marble_cli.config.enums import BalanceMode as BalanceMode
+from marble_cli.config.enums import BehaviourSchedule as BehaviourSchedule
+from marble_cli.config.enums import LauncherName as LauncherName
+from marble_cli.config.enums import OdeSolver as OdeSolver
+from marble_cli.config.enums import Parallel as Parallel
+from marble_cli.config.enums import Precision as Precision
+from marble_cli.config.enums import Quotes as Quotes
+from marble_cli.config.enums import Reduce as Reduce
+from marble_cli.config.enums import RolloutTimes as RolloutTimes
+from marble_cli.config.enums import SharedTerm as SharedTerm
+from marble_cli.config.enums import Train as Train
+from marble_cli.config.enums import TrainingNoise as TrainingNoise
+from marble_cli.config.enums import TrainingTimes as TrainingTimes
+from marble_cli.config.enums import WandbMode as WandbMode
+from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
 
-class Precision(Enum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class Train(Enum):
-    lora = "lora"
-    full = "full"
-
-
-class BalanceMode(Enum):
-    full = "full"
-    amortized = "amortized"
-    output_space = "output_space"
-
-
-class Amortize(Enum):
-    direction = "direction"
-    advantage = "advantage"
-
-
-class SharedTerm(Enum):
-    inside = "inside"
-    outside = "outside"
-
-
-AdvantageStd = Enum("AdvantageStd", {"global": "global", "group": "group"})  # `global` is a keyword
-
-
-class TrainingNoise(Enum):
-    group = "group"
-    image = "image"
-
-
-class OdeSolver(Enum):
-    euler = "euler"
-    dpm2 = "dpm2"
-
-
-class RolloutTimes(Enum):
-    solver = "solver"
-    euler = "euler"
-
-
-class TrainingTimes(Enum):
-    leading = "leading"
-    any = "any"
-
-
-class Reduce(Enum):
-    sum = "sum"
-    mean = "mean"
-
-
-class Quotes(Enum):
-    required = "required"
-    straight = "straight"
-
-
-class BehaviourSchedule(Enum):
-    ramp = "ramp"
-    flat = "flat"
-    hold = "hold"
-
-
-class Parallel(Enum):
-    ddp = "ddp"
-    fsdp = "fsdp"
-
-
-class WandbMode(Enum):
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
-
-
-class LauncherName(Enum):
-    local = "local"
-    slurm = "slurm"
+BETAS = Range(lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
 
 
 @dataclass
 class Run:
-    name: str = MISSING
-    dir: str = MISSING
+    """Name and folder of a run."""
+
+    name: str = ranged(MISSING, Range(str.isprintable, "one line without control characters"))
+    dir: str = ranged(MISSING, text("a folder"))
 
 
 @dataclass
 class LoraConfig:
-    rank: int = MISSING
-    alpha: int = MISSING
+    """Size and place of the LoRA, for `model.train=lora`."""
+
+    rank: int = ranged(MISSING, at_least(1))
+    alpha: int = ranged(MISSING, POSITIVE)
     target_modules: list[str] = MISSING
 
 
 @dataclass
 class ModelConfig:
-    path: str = MISSING
+    """The model: its files, precision and size, and what of it is trained."""
+
+    path: str = ranged(MISSING, text("a folder, a hub id or tiny"))
     revision: str | None = MISSING
-    variant: str | None = None  # files of older runs lack it
+    variant: str | None = None
     clip: str = MISSING
     precision: Precision = MISSING
-    resolution: int = MISSING
-    max_sequence_length: int = MISSING
-    guidance: float | None = None  # files of older runs lack it
-    embedding_cache: str | None = MISSING
+    resolution: int = ranged(MISSING, at_least(8))
+    max_sequence_length: int = ranged(MISSING, at_least(0))
+    guidance: float | None = ranged(None, at_least(0))
+    embedding_cache: str | None = ranged(MISSING, text("a folder or null"))
     gradient_checkpointing: bool = MISSING
     compile: bool = MISSING
     device: str = MISSING
-    train: Train = Train.lora  # files of older runs lack it
+    train: Train = Train.lora
     lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass
 class SourceConfig:
-    """Prompts of one kind: files under `data.root`, or splits of a dataset of the Hugging Face hub."""
+    """Prompts of one kind: files below `data.root`, or splits of a dataset of the Hugging Face hub."""
 
     train: str = MISSING
     test: str = MISSING
-    weight: float = 1.0  # share of a step's prompts, relative to the other sources
-    hub: str | None = None  # dataset id or folder; train and test are then splits such as train[:1000]
-    subset: str | None = None  # of the dataset, also called its configuration
-    revision: str | None = None  # branch, tag or commit of the dataset
-    prompt_key: str = "prompt"  # key or column of the prompt; the others are metadata
-    quoted_as: str | None = None  # metadata key for the part of the prompt in double quotes
-    quotes: Quotes = Quotes.required  # straight: prompts without a straight double quote go without
-    negative_prompt: str | None = None  # of rows without one; used where rollout.guidance_scale is above 1
-    metadata: dict[str, Any] = field(default_factory=dict)  # of rows that do not have the key
+    weight: float = ranged(1.0, at_least(0))
+    hub: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+    prompt_key: str = "prompt"
+    quoted_as: str | None = None
+    quotes: Quotes = Quotes.required
+    negative_prompt: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class DataConfig:
+    """The prompt sources of a run."""
+
     root: str | None = MISSING
     sources: dict[str, SourceConfig] = MISSING
 
 
 @dataclass
 class RewardConfig:
-    """Host keys of one reward; every other key under `rewards.<name>` is an option of its plugin."""
+    """Keys that marble reads of a reward; every other key of `rewards.<name>` is an option of its plugin."""
 
     plugin: str = MISSING
-    weight: float = 1.0  # in balances that mix rewards by weight
-    sources: list[str] | None = None  # prompt sources that it is asked about; all if None
-    requires: list[str] = field(default_factory=list)  # metadata keys, beside those that its plugin requires
-    timeout: float = 60.0  # seconds for one call
-    retries: int = 2  # further attempts after a failed call
-    max_failed: float = 0.5  # share of a step's images that may fail before the run stops
-    optional: bool = False  # where its plugin is not installed, go on without it and say so
-    url: str | None = None  # of the `marble rewards serve` that serves `plugin`; its options stand there
-    token_env: str | None = None  # variable with that server's token; MARBLE_REWARD_TOKEN if None
-    isolated: bool = False  # run it in the environment that `marble rewards install` made for it
+    weight: float = ranged(1.0, at_least(0))
+    sources: list[str] | None = None
+    requires: list[str] = field(default_factory=list)
+    timeout: float = ranged(60.0, POSITIVE)
+    retries: int = ranged(2, at_least(0))
+    max_failed: float = ranged(0.5, SHARE)
+    optional: bool = False
+    url: str | None = None
+    token_env: str | None = None
+    isolated: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
-HOST = {field.name for field in fields(RewardConfig)} - {
-    "options"
-}  # keys of a reward that are no options of its plugin
+# Keys of a reward that are no options of its plugin.
+HOST = {key.name for key in fields(RewardConfig)} - {"options"}
 
 
 @dataclass
 class AdvantageConfig:
+    """Normalisation of rewards into advantages."""
+
     std: AdvantageStd = MISSING
-    clip: float = MISSING
+    clip: float = ranged(MISSING, POSITIVE)
 
 
 @dataclass
 class BehaviourConfig:
+    """Schedule of the behaviour policy, which draws the images of a step."""
+
     schedule: BehaviourSchedule = MISSING
-    rate: float = MISSING
-    maximum: float = MISSING
-    delay: int = 0  # none, as in runs from before the key
+    rate: float = ranged(MISSING, at_least(0))
+    maximum: float = ranged(MISSING, SHARE)
+    delay: int = ranged(0, at_least(0))
 
 
 @dataclass
 class AlgorithmConfig:
-    beta: float = MISSING
-    kl_coef: float = MISSING
+    """The DiffusionNFT loss and the draws that it takes."""
+
+    beta: float = ranged(MISSING, POSITIVE)
+    kl_coef: float = ranged(MISSING, at_least(0))
     training_noise: TrainingNoise = MISSING
-    training_times: TrainingTimes = TrainingTimes.leading  # as in runs from before the key
+    training_times: TrainingTimes = TrainingTimes.leading
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
 
 
 @dataclass
 class BalanceConfig:
+    """Weights of the rewards' gradients, and when each gradient is computed on its own."""
+
     name: str = MISSING
     mode: BalanceMode = MISSING
     solver: str = MISSING
-    refresh_every: int = MISSING
-    refresh_fraction: float = MISSING
-    warmup: int = MISSING
-    ema: float = MISSING
-    floor: float = MISSING
+    refresh_every: int = ranged(MISSING, at_least(1))
+    refresh_fraction: float = ranged(MISSING, Range(lambda share: 0.0 < share <= 1.0, "a number in (0, 1]"))
+    warmup: int = ranged(MISSING, at_least(0))
+    ema: float = ranged(MISSING, BELOW_1)
+    floor: float = ranged(MISSING, SHARE)
     amortize: Amortize = MISSING
     shared_term: SharedTerm = MISSING
     weights: dict[str, float] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, list[str]] = field(default_factory=dict)
-    priorities: dict[str, float] = field(default_factory=dict)
-    norm_priority: float = MISSING
-    reduce: Reduce = Reduce.sum  # as in runs from before the key
+    priorities: dict[str, float] = field(default_factory=dict, metadata=within(POSITIVE))
+    norm_priority: float = ranged(MISSING, Range(lambda power: 0.0 <= power <= 4.0, "a number in [0, 4]"))
+    reduce: Reduce = Reduce.sum
 
 
 @dataclass
 class OptimizerConfig:
-    lr: float = MISSING
-    betas: list[float] = MISSING
-    weight_decay: float = MISSING
-    epsilon: float = MISSING
-    clip_norm: float = MISSING
+    """AdamW and gradient clipping."""
+
+    lr: float = ranged(MISSING, POSITIVE)
+    betas: list[float] = field(default=MISSING, metadata=within(BETAS))
+    weight_decay: float = ranged(MISSING, at_least(0))
+    epsilon: float = ranged(MISSING, POSITIVE)
+    clip_norm: float = ranged(MISSING, POSITIVE)
 
 
 @dataclass
 class RolloutConfig:
-    groups: int = MISSING
-    group_size: int = MISSING
-    steps: int = MISSING
+    """Number of the images of a step, and how they are drawn."""
+
+    groups: int = ranged(MISSING, at_least(1))
+    group_size: int = ranged(MISSING, at_least(2, ": an advantage compares images of the same prompt"))
+    steps: int = ranged(MISSING, at_least(1))
     solver: OdeSolver = MISSING
-    times: RolloutTimes = RolloutTimes.solver  # as in runs from before the key
-    guidance_scale: float = 1.0  # none, as in runs from before the key
-    cfg_normalization: float = 0.0
-    cfg_truncation: float = 1.0
-    batch_size: int = MISSING
+    times: RolloutTimes = RolloutTimes.solver
+    guidance_scale: float = ranged(1.0, GUIDANCE)
+    cfg_normalization: float = ranged(0.0, at_least(0))
+    cfg_truncation: float = ranged(1.0, SHARE)
+    batch_size: int = ranged(MISSING, at_least(1))
 
 
 @dataclass
 class EvaluationConfig:
-    """How evaluations draw; what is None is as in the rollout, as in runs from before these keys."""
+    """Drawing of the images that are evaluated; null takes the value of the rollout."""
 
-    steps: int | None = None
+    steps: int | None = ranged(None, at_least(1))
     solver: OdeSolver | None = None
     times: RolloutTimes | None = None
-    guidance_scale: float | None = None
+    guidance_scale: float | None = ranged(None, GUIDANCE)
 
 
 @dataclass
 class EmaConfig:
-    decay: float = MISSING
-    warmup: int = MISSING
-    offset: int = 0  # none, as in runs from before the key
+    """Moving average of the trained weights."""
+
+    decay: float = ranged(MISSING, BELOW_1)
+    warmup: int = ranged(MISSING, at_least(0))
+    offset: int = ranged(0, at_least(0))
 
 
 @dataclass
 class FsdpConfig:
-    replicas: int = 1
+    """Shards over processes, for `trainer.parallel=fsdp`."""
+
+    replicas: int = ranged(1, at_least(1))
     reshard: bool = True
 
 
 @dataclass
 class TrainerConfig:
-    steps: int = MISSING
-    seed: int = MISSING
-    micro_batch_size: int = MISSING
-    timestep_fraction: float = MISSING
-    times_per_image: int | None = MISSING
+    """Length, batches, checkpoints and evaluations of a run."""
+
+    steps: int = ranged(MISSING, at_least(0))
+    seed: int = ranged(MISSING, Range(lambda seed: 0 <= seed < 2**63, "a number from 0 to 2^63 - 1"))
+    micro_batch_size: int = ranged(MISSING, at_least(1))
+    timestep_fraction: float = ranged(MISSING, SHARE)
+    times_per_image: int | None = ranged(MISSING, at_least(1))
     ema: EmaConfig = field(default_factory=EmaConfig)
-    checkpoint_every: int = MISSING
-    keep_last: int = MISSING
-    keep_every: int = 0  # files of older runs lack this and the next
+    checkpoint_every: int = ranged(MISSING, at_least(1))
+    keep_last: int = ranged(MISSING, at_least(1))
+    keep_every: int = ranged(0, at_least(0))
     best: str = "eval/composite"
-    eval_every: int = MISSING
-    eval_prompts: int = MISSING
-    pending_batches: int = MISSING
-    encode_ahead: int = MISSING
-    max_skipped: int = MISSING
-    parallel: Parallel = Parallel.ddp  # files of older runs lack this and the next
+    eval_every: int = ranged(MISSING, at_least(0))
+    eval_prompts: int = ranged(MISSING, at_least(1))
+    pending_batches: int = ranged(MISSING, at_least(1))
+    encode_ahead: int = ranged(MISSING, at_least(1))
+    max_skipped: int = ranged(MISSING, at_least(0))
+    parallel: Parallel = Parallel.ddp
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)
 
 
 @dataclass
 class WandbConfig:
+    """Weights & Biases."""
+
     mode: WandbMode = MISSING
     project: str | None = MISSING
     entity: str | None = MISSING
@@ -286,32 +254,36 @@ class WandbConfig:
 
 @dataclass
 class LoggingConfig:
+    """Records of a run besides metrics.jsonl."""
+
     wandb: WandbConfig = field(default_factory=WandbConfig)
     images_every: int = MISSING
 
 
 @dataclass
 class LauncherConfig:
-    """Files of older runs hold `nproc` alone; what follows `grace` is of launcher=slurm."""
+    """Start and restart of a run's processes; the keys after `grace` are for `launcher=slurm`."""
 
     name: LauncherName = LauncherName.local
-    nodes: int = 1
-    nproc: int = MISSING
-    max_restarts: int = 3
-    grace: float = 600.0
+    nodes: int = ranged(1, at_least(1))
+    nproc: int = ranged(MISSING, at_least(1))
+    max_restarts: int = ranged(3, at_least(0))
+    grace: float = ranged(600.0, POSITIVE)
     time: str | None = None
     partition: str | None = None
     account: str | None = None
-    cpus_per_task: int | None = None
+    cpus_per_task: int | None = ranged(None, at_least(1, ", or null"))
     memory: str | None = None
-    warning: int = 300
-    requeues: int = 20
+    warning: int = ranged(300, Range(lambda seconds: 0 <= seconds < 2**16, "a number from 0 to 65535"))
+    requeues: int = ranged(20, at_least(0))
     setup: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class RunConfig:
+    """The whole configuration of a run, one dataclass per group."""
+
     run: Run = field(default_factory=Run)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -1,0 +1,1 @@
+"""Keys of one group that contradict each other, a file per group."""

@@ -1,0 +1,45 @@
+"""Refuse keys of `balance` that its balance cannot use."""
+
+from marble_cli.config.schema import BalanceConfig, BalanceMode, Reduce
+from marble_cli.errors import ConfigError
+
+# Balances that mix rewards into one before there is a gradient.
+MIXTURES = ("weighted_sum", "advantage_sum")
+# Balances that solve a quadratic program (QP) over the rewards' gradients.
+QP_BALANCES = ("marble", "mgda", "output_space")
+# Balances that find the rewards' weights themselves.
+OWN_WEIGHTS = (*QP_BALANCES, "equal")
+
+
+def check_balance(balance: BalanceConfig) -> None:
+    """Refuse keys that the chosen balance would ignore.
+
+    Raises:
+        ConfigError: a key has no effect with this balance; the message names the balances that use it.
+    """
+    name = balance.name
+    if balance.weights and (name in OWN_WEIGHTS or name.startswith("torchjd:")):
+        raise ConfigError(
+            f"balance.weights: balance={name} finds its own. Expected none, or one of "
+            f"balance={', '.join((*MIXTURES, 'fixed'))}."
+        )
+    if balance.options and name in (*OWN_WEIGHTS, *MIXTURES, "fixed"):
+        raise ConfigError(
+            f"balance.options: balance={name} takes none. Expected them with balance=torchjd:<Name>."
+        )
+    if balance.reduce is not Reduce.sum and name != "weighted_sum":
+        raise ConfigError(
+            f"balance.reduce={balance.reduce.value}: balance={name} does not mix raw rewards. Expected it "
+            "with balance=weighted_sum."
+        )
+    for key in ("groups", "priorities"):
+        if getattr(balance, key) and name not in QP_BALANCES:
+            raise ConfigError(
+                f"balance.{key}: balance={name} solves no QP, so balance.{key} would have no effect. "
+                f"Expected none, or one of balance={', '.join(QP_BALANCES)}."
+            )
+    if name in MIXTURES and balance.mode is BalanceMode.output_space:
+        raise ConfigError(
+            f"balance.mode=output_space: balance={name} mixes the rewards before there is a gradient. "
+            "Expected mode full or amortized, or balance=output_space."
+        )

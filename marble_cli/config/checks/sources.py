@@ -1,0 +1,64 @@
+"""Refuse keys of a prompt source that contradict each other."""
+
+from marble_cli.config.schema import Quotes, SourceConfig
+from marble_cli.errors import ConfigError
+
+PROMPT_FILES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
+TEXT_KEYS = ("train", "test", "hub", "subset", "revision", "prompt_key", "quoted_as")
+NULLABLE = ("hub", "subset", "revision", "quoted_as")
+HUB_ONLY = ("subset", "revision")
+
+
+def check_source(path: str, source: SourceConfig) -> None:
+    """Check the keys of one prompt source, whose dotted key is `path`.
+
+    Raises:
+        ConfigError: naming the key and what was expected.
+    """
+    for key in TEXT_KEYS:
+        value = getattr(source, key)
+        if value is not None and not value.strip():
+            raise ConfigError(
+                f"{path}.{key} is empty. Expected a name{', or null' if key in NULLABLE else ''}."
+            )
+    if source.hub is None:
+        _check_files(path, source)
+    _check_metadata(path, source)
+
+
+def _check_files(path: str, source: SourceConfig) -> None:
+    for key in HUB_ONLY:
+        if getattr(source, key) is not None:
+            raise ConfigError(
+                f"{path}.{key}={getattr(source, key)}: files have none. Expected it beside "
+                f"{path}.hub=OWNER/NAME."
+            )
+    for key in ("train", "test"):
+        file = getattr(source, key)
+        if not file.lower().endswith(PROMPT_FILES):
+            raise ConfigError(
+                f"{path}.{key}={file}: expected a file that ends in {', '.join(PROMPT_FILES)}; for a dataset "
+                f"of the hub, {path}.hub=OWNER/NAME."
+            )
+        if file.lower().endswith(".txt") and source.prompt_key != "prompt":
+            raise ConfigError(
+                f"{path}.prompt_key={source.prompt_key}: {file} is plain text, which has no keys. Expected "
+                "none."
+            )
+
+
+def _check_metadata(path: str, source: SourceConfig) -> None:
+    """Check that each key of a prompt has one origin."""
+    for taken in (source.prompt_key, "negative_prompt", source.quoted_as):
+        if taken in source.metadata:
+            raise ConfigError(
+                f"{path}.metadata.{taken}: {path} says already where {taken!r} comes from. Expected another "
+                "key."
+            )
+    if source.quotes is not Quotes.required and source.quoted_as is None:
+        raise ConfigError(
+            f"{path}.quotes={source.quotes.value}: nothing asks for what is in quotes. Expected "
+            f"{path}.quoted_as beside it, e.g. text."
+        )
+    if source.quoted_as in (source.prompt_key, "negative_prompt"):
+        raise ConfigError(f"{path}.quoted_as={source.quoted_as}: expected a key of metadata, such as text.")

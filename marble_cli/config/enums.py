@@ -1,0 +1,117 @@
+"""Choices of configuration keys that take one of a few words."""
+
+from enum import Enum
+
+
+class Precision(Enum):
+    """Floating-point type of the frozen weights."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Train(Enum):
+    """Trained weights: a LoRA, or the whole transformer."""
+
+    lora = "lora"
+    full = "full"
+
+
+class BalanceMode(Enum):
+    """When each reward's own gradient is computed, and with respect to what."""
+
+    full = "full"
+    amortized = "amortized"
+    output_space = "output_space"
+
+
+class Amortize(Enum):
+    """Quantity that the cached weights mix between refreshes: losses or advantages."""
+
+    direction = "direction"
+    advantage = "advantage"
+
+
+class SharedTerm(Enum):
+    """Place of the reward-independent part of the gradients: in the balance or added after it."""
+
+    inside = "inside"
+    outside = "outside"
+
+
+# Images over which the deviation of an advantage is taken. `global` is a keyword, hence the call.
+AdvantageStd = Enum("AdvantageStd", {"global": "global", "group": "group"})
+
+
+class TrainingNoise(Enum):
+    """Images that share their training times and noise: those of a prompt group, or none."""
+
+    group = "group"
+    image = "image"
+
+
+class OdeSolver(Enum):
+    """Solver that draws images."""
+
+    euler = "euler"
+    dpm2 = "dpm2"
+
+
+class RolloutTimes(Enum):
+    """Spacing of the solver's times."""
+
+    solver = "solver"
+    euler = "euler"
+
+
+class TrainingTimes(Enum):
+    """Times of the rollout that an image may be trained on."""
+
+    leading = "leading"
+    any = "any"
+
+
+class Reduce(Enum):
+    """Reduction over the rewards that apply to an image, in `balance=weighted_sum`."""
+
+    sum = "sum"
+    mean = "mean"
+
+
+class Quotes(Enum):
+    """Prompts of a source that must hold quoted text: all, or those with a straight quote."""
+
+    required = "required"
+    straight = "straight"
+
+
+class BehaviourSchedule(Enum):
+    """Schedule by which the behaviour policy follows the trained one."""
+
+    ramp = "ramp"
+    flat = "flat"
+    hold = "hold"
+
+
+class Parallel(Enum):
+    """Layout of the transformer over processes: whole copies (DDP) or shards (FSDP2)."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
+
+
+class WandbMode(Enum):
+    """Destination of W&B's metrics: its service, its files, or none."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class LauncherName(Enum):
+    """Program that starts the processes of a run."""
+
+    local = "local"
+    slurm = "slurm"

@@ -1,0 +1,1 @@
+"""Facts for the pages of docs/reference, read off the code."""
