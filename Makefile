@@ -42,7 +42,7 @@ format: install
 
 # Write the pages of docs/reference that are made from the code: configuration, command line, metrics.
 reference: install
-	$(BIN)/python scripts/make_reference.py
+	$(BIN)/python -m scripts.reference
 
 # Build the documentation into site/; a broken link is an error.
 docs: install
