@@ -44,9 +44,9 @@ format: install
 reference: install
 	$(BIN)/python -m scripts.reference
 
-# Build the documentation into site/; a broken link is an error.
+# Build the documentation into site/; a broken link is an error (not with --quiet, which hides warnings from --strict).
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 # Every balance against every other, then docs/results/study/results.md: about two hours on two cores; goes on where it was stopped.
 study: install

@@ -14,8 +14,8 @@ every key of a run.
 A string key takes what you wrote, so `run.name=1.10` needs no quotes. Text with brackets or commas for a key of another
 type needs quotes of its own: `'rewards.judge.template="How well, 0 to 10?"'`. Paths may begin with `~`.
 
-The defaults below are those of the file that the last column names, under `conf/`. Other choices of a group, and
-presets, set other values: `preset=tiny`, the choice without an override, sets those of the embedded model.
+The defaults below are those of one choice per group; other choices and presets set other values. Without an
+override, `preset=tiny` is chosen, with the settings of the embedded model.
 """
 GROUPS = {
     "run": "The run's name and folder.",
@@ -50,20 +50,10 @@ def render() -> str:
 
 
 def _table(members: list[Key]) -> str:
-    header = ("key", "type", "default", "meaning", "file")
-    return table(
-        header,
-        (
-            (
-                code(key.path),
-                _values(key),
-                code(key.default),
-                cell(key.comment),
-                code(key.file.removesuffix(".yaml")),
-            )
-            for key in members
-        ),
-    )
+    """Return the files of the defaults, and a table of the keys."""
+    files = " and ".join(code(f"conf/{file}") for file in dict.fromkeys(key.file for key in members))
+    rows = ((code(key.path), cell(key.comment), _values(key), code(key.default)) for key in members)
+    return f"Defaults: {files}\n\n" + table(("key", "meaning", "values", "default"), rows)
 
 
 def _values(key: Key) -> str:

@@ -18,7 +18,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Return a table with a header and rows of finished cells."""
     head = list(header)
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f'<div class="keys" markdown>\n\n{body}\n</div>\n'
 
 
 def code(text: str) -> str:
