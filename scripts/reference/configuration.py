@@ -1,7 +1,7 @@
 """Every configuration key with its type, default, choices, range and comment, from schema and conf/*.yaml.
 
-Each key has its comment in one file, behind the value or on the lines directly above. A key that no file sets is
-documented as a comment of the form `# key: default # comment` in the place that the key would have.
+Each key has its comment in one file, behind the value or on the lines directly above. A key that no file sets
+is documented as a comment of the form `# key: default # comment` in the place that the key would have.
 """
 
 import dataclasses

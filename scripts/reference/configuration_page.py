@@ -7,15 +7,16 @@ from scripts.reference.markdown import MADE, cell, code, table
 
 INTRODUCTION = """# Configuration
 
-Overrides follow Hydra's grammar: `group=choice`, `key.path=value`, `+new.key=value`, `~key`. A wrong key, choice or
-type is refused, with the nearest valid one, before any model is loaded. `marble train --print-config` prints
-every key of a run.
+Overrides follow Hydra's grammar: `group=choice`, `key.path=value`, `+new.key=value`, `~key`. A wrong
+key, choice or type is refused, with the nearest valid one, before any model is loaded. `marble train
+--print-config` prints every key of a run.
 
-A string key takes what you wrote, so `run.name=1.10` needs no quotes. Text with brackets or commas for a key of another
-type needs quotes of its own: `'rewards.judge.template="How well, 0 to 10?"'`. Paths may begin with `~`.
+A string key takes what you wrote, so `run.name=1.10` needs no quotes. Text with brackets or commas for a
+key of another type needs quotes of its own: `'rewards.judge.template="How well, 0 to 10?"'`. Paths may
+begin with `~`.
 
-The defaults below are those of one choice per group; other choices and presets set other values. Without an
-override, `preset=tiny` is chosen, with the settings of the embedded model.
+The defaults below are those of one choice per group; other choices and presets set other values. Without
+an override, `preset=tiny` is chosen, with the settings of the embedded model.
 """
 GROUPS = {
     "run": "The run's name and folder.",
@@ -23,11 +24,15 @@ GROUPS = {
     "Choices: `sd3`, `flux`, `qwen_image`, `sana`, `z_image`, `tiny`.",
     "data": "Prompts by source. Choices: `tiny`, `files`, `hub`, `paper`, `paper_quotes`. "
     "See [prompts](../how-to/prompts.md).",
-    "rewards": "The rewards to train on: `rewards=[ocr,clipscore]`, one file per reward. Every key that is not listed "
+    "rewards": "The rewards to train on: `rewards=[ocr,clipscore]`, one file per reward. "
+    "Every key that is not listed "
     "is an option of the reward's plugin. See [reward plugins](reward-plugins.md).",
-    "eval_rewards": "Rewards that are watched on held-out prompts and not trained on, with the keys of `rewards`.",
-    "algorithm": "DiffusionNFT: loss, KL term, advantages, behaviour policy. See [the algorithm](../explanation/algorithm.md).",
-    "balance": "How the rewards' gradients combine. Choices: `marble`, `marble_stepwise`, `mgda`, `equal`, `fixed`, "
+    "eval_rewards": "Rewards that are watched on held-out prompts and not trained on, with "
+    "the keys of `rewards`.",
+    "algorithm": "DiffusionNFT: loss, KL term, advantages, behaviour policy. See [the "
+    "algorithm](../explanation/algorithm.md).",
+    "balance": "How the rewards' gradients combine. Choices: `marble`, `marble_stepwise`, "
+    "`mgda`, `equal`, `fixed`, "
     "`weighted_sum`, `advantage_sum`, `output_space`; `balance.name=torchjd:<Name>`.",
     "optimizer": "AdamW.",
     "rollout": "Prompts and images per step, and how images are drawn.",

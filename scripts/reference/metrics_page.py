@@ -25,22 +25,32 @@ SOLVED = (
 MEASURED = "refreshes"
 SECTIONS: dict[str, tuple[Metric, ...]] = {
     "Rows": (
-        Metric("step", "The optimizer step, from 1; 0 for the evaluation before the first step.", BOTH, ("train", "eval")),
+        Metric(
+            "step",
+            "The optimizer step, from 1; 0 for the evaluation before the first step.",
+            BOTH,
+            ("train", "eval"),
+        ),
         Metric("phase", "`train` for an optimizer step, `eval` for an evaluation.", BOTH, ("train", "eval")),
     ),
     "Rewards": (
         Metric("reward/<k>/applicable", "Images that the reward applies to.", BOTH, ("train", "eval")),
         Metric("reward/<k>/failed", "Images whose scoring failed.", BOTH, ("train", "eval")),
         Metric(
-            "reward/<k>/mean", "Mean score over the applicable images; held-out images in an evaluation.",
-            "rows in which the reward applies to an image", ("train", "eval"),
+            "reward/<k>/mean",
+            "Mean score over the applicable images; held-out images in an evaluation.",
+            "rows in which the reward applies to an image",
+            ("train", "eval"),
         ),
         Metric(
-            "reward/<k>/std", "Standard deviation of these scores (divided by n).",
-            "rows in which the reward applies to an image", ("train", "eval"),
+            "reward/<k>/std",
+            "Standard deviation of these scores (divided by n).",
+            "rows in which the reward applies to an image",
+            ("train", "eval"),
         ),
         Metric(
-            "advantage/<k>/std", "Standard deviation of the reward's advantages over the applicable images.",
+            "advantage/<k>/std",
+            "Standard deviation of the reward's advantages over the applicable images.",
             "steps in which the reward applies to an image",
         ),
         Metric(
@@ -50,18 +60,37 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "eval/composite",
-            "Mean gain of the trained rewards over the first evaluation, each in units of its standard deviation there. "
+            "Mean gain of the trained rewards over the first evaluation, each in units of its "
+            "standard deviation there. "
             "`trainer.best` selects by it.",
-            "every evaluation", ("eval",),
+            "every evaluation",
+            ("eval",),
         ),
     ),
     "Balance": (
-        Metric("balance/refresh", "1 if the step solves a balance or computes each reward's gradient, 0 if it is amortised.", EVERY),
-        Metric("balance/alpha/<k>", "The reward's share. At an amortised step, the cached share.", "steps with a balance in which the reward is active"),
-        Metric("balance/weight/<k>", "Factor of the reward's raw gradient in the direction.", "steps with a balance in which the reward is active"),
-        Metric("balance/alpha_cached/<k>", "The smoothed share for the amortised steps to come.", "refreshes with a balance"),
         Metric(
-            "balance/gap", "Optimality gap of the accepted solution; at most 1e-10.",
+            "balance/refresh",
+            "1 if the step solves a balance or computes each reward's gradient, 0 if it is amortised.",
+            EVERY,
+        ),
+        Metric(
+            "balance/alpha/<k>",
+            "The reward's share. At an amortised step, the cached share.",
+            "steps with a balance in which the reward is active",
+        ),
+        Metric(
+            "balance/weight/<k>",
+            "Factor of the reward's raw gradient in the direction.",
+            "steps with a balance in which the reward is active",
+        ),
+        Metric(
+            "balance/alpha_cached/<k>",
+            "The smoothed share for the amortised steps to come.",
+            "refreshes with a balance",
+        ),
+        Metric(
+            "balance/gap",
+            "Optimality gap of the accepted solution; at most 1e-10.",
             SOLVED + ", if the balance solves a QP",
         ),
         Metric("balance/solve_seconds", "Wall time of the solution, in seconds.", SOLVED),
@@ -76,11 +105,16 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("balance/grad_norm/<k>", "Norm of the reward's gradient.", MEASURED),
         Metric(
             "balance/cosine/<k>",
-            "Cosine of the applied direction with the reward's gradient. Below 0, the step pushes the reward down.",
+            "Cosine of the applied direction with the reward's gradient. Below 0, the step pushes "
+            "the reward down.",
             MEASURED,
         ),
         Metric("balance/pairwise_cosine/<k>/<l>", "Cosine between the gradients of two rewards.", MEASURED),
-        Metric("balance/conflict_share", "Share of the pairs of rewards with a negative cosine.", MEASURED + ", with two rewards or more"),
+        Metric(
+            "balance/conflict_share",
+            "Share of the pairs of rewards with a negative cosine.",
+            MEASURED + ", with two rewards or more",
+        ),
         Metric(
             "balance/cached_cosine/<k>",
             "Cosine that the direction of the weights cached before has with the reward's gradient.",
@@ -88,15 +122,24 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "balance/staleness_cosine",
-            "Cosine between the direction of the weights cached before and the new one; 1 if nothing went stale.",
+            "Cosine between the direction of the weights cached before and the new one; 1 if nothing "
+            "went stale.",
             "refreshes after the first, with `balance.amortize=direction`",
         ),
     ),
     "Loss and update": (
         Metric("loss/policy", "The DiffusionNFT loss along the applied weights.", EVERY),
-        Metric("loss/kl", "The KL term, `algorithm.kl_coef * mean (v_theta - v_ref)^2`; 0 if the coefficient is 0.", EVERY),
+        Metric(
+            "loss/kl",
+            "The KL term, `algorithm.kl_coef * mean (v_theta - v_ref)^2`; 0 if the coefficient is 0.",
+            EVERY,
+        ),
         Metric("grad_norm", "Norm of the step's gradient before clipping.", "steps whose gradient is finite"),
-        Metric("behaviour/eta", "Share of itself that the behaviour policy keeps.", "steps whose gradient is finite"),
+        Metric(
+            "behaviour/eta",
+            "Share of itself that the behaviour policy keeps.",
+            "steps whose gradient is finite",
+        ),
         Metric("skipped", "1: the gradient was not finite, and the weights stay as they are.", "such steps"),
     ),
     "Time": (
@@ -106,17 +149,19 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("time/step", "Seconds for the whole step.", EVERY),
         Metric("throughput/images_per_second", "Images of the step, on all processes, per second.", EVERY),
     ),
-}  # fmt: skip
+}
 METRICS = tuple(metric for section in SECTIONS.values() for metric in section)
 
 INTRODUCTION = """# Metrics
 
-`<run.dir>/metrics.jsonl` has one JSON object per line: one per optimizer step and one per evaluation. `<k>` is the name of
-a reward. A figure that does not exist is a missing key; no NaN is written. W&B gets the same keys, with `eval/` in front of
-those of evaluations. [marble explain](explain.md) reads the file.
+`<run.dir>/metrics.jsonl` has one JSON object per line: one per optimizer step and one per evaluation.
+`<k>` is the name of a reward. A figure that does not exist is a missing key; no NaN is written. W&B gets
+the same keys, with `eval/` in front of those of evaluations. [marble explain](explain.md) reads the
+file.
 
-With `balance.refresh_fraction` below 1, gradients and cosines are those of the micro-batches that the balance saw.
-`balance=weighted_sum` and `advantage_sum` mix rewards before there is a gradient, so they have no shares, weights and gap.
+With `balance.refresh_fraction` below 1, gradients and cosines are those of the micro-batches that the
+balance saw. `balance=weighted_sum` and `advantage_sum` mix rewards before there is a gradient, so they
+have no shares, weights and gap.
 """
 
 

@@ -62,8 +62,8 @@ def install(source: Path, site: Path) -> None:
     """Install a distribution into a folder of its own, without a network."""
     subprocess.run(
         [
-            sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
-            "--target", str(site), str(source),
+            sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+            "--no-build-isolation", "--target", str(site), str(source),
         ],
         check=True,
     )  # fmt: skip
