@@ -7,7 +7,8 @@ from typing import Any
 from typer.main import get_command
 
 from marble_cli.cli.app import app
-from scripts.reference.markdown import MADE, cell, code, table
+
+from .markdown import MADE, cell, code, table
 
 INTRODUCTION = """# Command line
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scripts.reference.markdown import MADE, cell, code, table
+from .markdown import MADE, cell, code, table
 
 
 @dataclass(frozen=True)
