@@ -6,7 +6,7 @@ PLUGINS := $(wildcard plugins/*)
 SEED ?= 0
 THREADS ?= 1
 
-.PHONY: install demo bench test test-faults lint format study pretrain clean
+.PHONY: install demo bench test test-faults lint format reference docs study pretrain clean
 
 install: $(VENV)/installed
 
@@ -26,7 +26,8 @@ bench: install
 test: install
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-# Try every fault for real, at random instants: minutes each. FAULTS="--output docs/reliability.md" writes its table.
+# Try every fault for real, at random instants: minutes each. FAULTS="--output docs/explanation/reliability.md"
+# writes its table.
 test-faults: install
 	$(BIN)/python -m scripts.faults $(FAULTS)
 
@@ -40,7 +41,15 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Compare all balances, then write docs/study/results.md: about two hours on two cores; resumes if stopped.
+# Write the pages of docs/reference that are made from the code: configuration, command line, metrics.
+reference: install
+	$(BIN)/python -m scripts.reference
+
+# Build the documentation into site/; a broken link is an error (not with --quiet, which hides warnings from --strict).
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
+# Compare all balances, then write docs/results/study/results.md: about two hours on two cores; resumes if stopped.
 study: install
 	$(BIN)/python -m scripts.study
 	$(BIN)/python -m scripts.study.report
@@ -50,4 +59,4 @@ pretrain: install
 	$(BIN)/python -m scripts.tiny.pretrain
 
 clean:
-	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site runs .mypy_cache .ruff_cache .pytest_cache

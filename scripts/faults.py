@@ -1,4 +1,4 @@
-"""Try every fault for real (`pytest -m long`) and write the table of docs/reliability.md.
+"""Try every fault for real (`pytest -m long`) and write the table of docs/explanation/reliability.md.
 
 python -m scripts.faults [--output FILE.md] [--records FILE]
 """

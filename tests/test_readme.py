@@ -12,16 +12,18 @@ from marble_cli.config.compose import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = sorted(
     {
         line.split("  ")[0].strip()
         for page in DOCS
-        for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL)
+        for language, block in BLOCK.findall(page.read_text())
+        if not language
         for line in block.splitlines()
         if line.startswith("marble ")
     }
 )
-FOREIGN = {"brightness": "colorfulness"}  # the reward that the reader has just written
+FOREIGN = {"brightness": "colorfulness", "warmth": "colorfulness"}  # rewards that the reader has just written
 
 
 def words(command: str) -> list[str]:
@@ -71,9 +73,20 @@ def test_the_files_and_folders_named_exist() -> None:
             assert (page.parent / target).exists(), f"{page.name} points to {target}"
 
 
-def test_the_configuration_table_names_every_group() -> None:
+def test_the_configuration_reference_has_a_section_per_group() -> None:
     from marble_cli.config.compose import GROUPS
 
-    section = (ROOT / "README.md").read_text().split("## Configure it")[1].split("\n## ")[0]
-    table = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
-    assert table == list(GROUPS)
+    page = (ROOT / "docs/reference/configuration.md").read_text()
+    sections = re.findall(r"^## (\w+)$", page, re.MULTILINE)
+    assert set(GROUPS) - {"preset"} <= set(sections)
+
+
+def test_paths_of_pages_that_code_and_comments_name_exist() -> None:
+    files = [ROOT / "Makefile", *(ROOT / "marble_cli").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml")]
+    files += [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    named = {
+        (path, file.relative_to(ROOT))
+        for file in files
+        for path in re.findall(r"(?<![\w/.])docs/[\w/-]+(?:\.(?:md|png|json))?", file.read_text())
+    }
+    assert [(path, str(file)) for path, file in sorted(named) if not (ROOT / path).exists()] == []

@@ -65,7 +65,7 @@ def train(
     if starts_processes and launcher.nodes > 1:
         raise RequestError(
             f"launcher.nodes={launcher.nodes}: launcher=local starts processes on this machine alone. "
-            "Expected 1, launcher=slurm, or torchrun on every machine (docs/clusters.md)."
+            "Expected 1, launcher=slurm, or torchrun on every machine (docs/how-to/cluster.md)."
         )
     if starts_processes and launcher.nproc > 1:
         raise typer.Exit(launch(config, resume))

@@ -19,7 +19,7 @@ ADVICE = (
     "set them; a network interface from each machine to all others, named in GLOO_SOCKET_IFNAME and "
     "NCCL_SOCKET_IFNAME if the wrong one is chosen (`ip -br address` lists them); free space in /dev/shm "
     "(containers: --shm-size); and free memory on every GPU. NCCL_DEBUG=INFO shows details; see "
-    "docs/clusters.md."
+    "docs/how-to/cluster.md."
 )
 
 

@@ -1,4 +1,4 @@
-"""The training loop: `Trainer.step` computes one optimizer step in the order of docs/algorithm.md."""
+"""The training loop: `Trainer.step` computes one optimizer step in the order of docs/explanation/algorithm.md."""
 
 import logging
 import math

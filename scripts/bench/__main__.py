@@ -49,7 +49,7 @@ class Plan:
 
 
 def full_plan() -> Plan:
-    """Return the plan behind docs/bench.md; on a GPU the latents have four times the tokens."""
+    """Return the plan behind docs/results/bench.md; on a GPU the latents have four times the tokens."""
     side, images = (32, 8) if torch.cuda.is_available() else (16, 4)
     scenes = (lambda: tiny_scene(48), lambda: random_scene(11, 8, side, images))
     return Plan(9, scenes, HALF, (5, 16, 64), 20)

@@ -3,7 +3,7 @@
     python -m scripts.study [--directory runs/study] [--seeds 0 1 2] [--workers 2] [--cells NAME ...]
 
 Each cell (a method with a seed) is trained and scored once. Finished cells are skipped; an unfinished cell
-resumes from its last checkpoint. `python -m scripts.study.report` turns the results into docs/study.
+resumes from its last checkpoint. `python -m scripts.study.report` turns the results into docs/results/study.
 """
 
 import argparse

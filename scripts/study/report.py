@@ -1,6 +1,6 @@
 """Write the study's report from the results of `python -m scripts.study`.
 
-    python -m scripts.study.report [--directory runs/study] [--output docs/study]
+    python -m scripts.study.report [--directory runs/study] [--output docs/results/study]
 
 Writes results.md, results.json and three figures. Cells without results are left out, and the report counts
 them.
@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> None:
         "--directory", type=Path, default=Path("runs/study"), help="results of the study (%(default)s)"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("docs/study"), help="folder of the report (%(default)s)"
+        "--output", type=Path, default=Path("docs/results/study"), help="folder of the report (%(default)s)"
     )
     options = parser.parse_args(arguments)
     write_report(options.directory, options.output)

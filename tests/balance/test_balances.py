@@ -72,7 +72,7 @@ def test_equal_and_fixed_shares_are_constant() -> None:
     assert balance(gram(GRADIENTS)).weights.tolist() == [0.3, 0.2, 0.5]
 
 
-def test_options_reach_the_programme() -> None:
+def test_options_reach_the_qp() -> None:
     assert build(config(floor=0.2, solver="active_set"), REWARDS, (1.0,) * 3) == LeastNorm(
         True, 0.2, "active_set"
     )

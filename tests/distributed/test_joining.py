@@ -16,7 +16,7 @@ from marble_cli.distributed import joining, ranks
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import JoinError
 
-ADVISED = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "/dev/shm", "MASTER_ADDR", "docs/clusters.md")
+ADVISED = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "/dev/shm", "MASTER_ADDR", "docs/how-to/cluster.md")
 LOST = (
     "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled system error, "
     "NCCL version 2.28.9\nncclSystemError: System call (e.g. socket, malloc) failed.\nLast error:\n"

@@ -1,4 +1,4 @@
-"""What docs/tiny.md says of the embedded pipeline in plain diffusers is executed."""
+"""What docs/explanation/tiny.md says of the embedded pipeline in plain diffusers is executed."""
 
 import re
 from collections.abc import Callable

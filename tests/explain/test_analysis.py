@@ -265,7 +265,7 @@ def test_more_pairs_than_panels_keep_the_most_opposed() -> None:
     assert _chosen(names[:6], []) == (list(combinations(names[:6], 2)), None)
 
 
-def test_cached_shares_are_of_the_cache_and_fresh_ones_of_the_programme() -> None:
+def test_cached_shares_are_of_the_cache_and_fresh_ones_of_the_qp() -> None:
     run = history(refresh(1, balance__alpha__ocr=0.6), amortised(2), refresh(3))
     assert run.fresh_shares("ocr") == ([1, 3], [0.6, 0.3])
     assert run.cached_shares("clipscore") == ([1, 2, 3], [0.4, 0.4, 0.4])

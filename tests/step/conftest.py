@@ -76,7 +76,7 @@ class Case:
     def definition(self, policy: DoublePolicy) -> tuple[Tensor, Tensor, Tensor]:
         """Return P_i and N_i averaged over the times, [n], and the KL term, all differentiable.
 
-        They follow docs/algorithm.md image by image.
+        They follow docs/explanation/algorithm.md image by image.
         """
         data, positive, negative, distance = self.data, [], [], []
         for i in range(len(data.x0)):

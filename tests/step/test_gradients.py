@@ -1,4 +1,4 @@
-"""The step's gradients in float64 against docs/algorithm.md written out image by image."""
+"""The step's gradients in float64 against docs/explanation/algorithm.md written out image by image."""
 
 from collections.abc import Callable
 from dataclasses import replace

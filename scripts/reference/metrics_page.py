@@ -1,0 +1,177 @@
+"""The page docs/reference/metrics.md: every key of metrics.jsonl, what it means and when a row has it."""
+
+from dataclasses import dataclass
+
+from .markdown import MADE, cell, code, table
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One key of metrics.jsonl.
+
+    `key` has `<k>` and `<l>` for names of rewards. `phases` are the phases whose rows have it.
+    """
+
+    key: str
+    meaning: str
+    when: str
+    phases: tuple[str, ...] = ("train",)
+
+
+EVERY, BOTH = "every step", "every row"
+SOLVED = (
+    "every step that solves a balance: refreshes, and all steps with `balance.mode=full` or `output_space`"
+)
+MEASURED = "refreshes"
+SECTIONS: dict[str, tuple[Metric, ...]] = {
+    "Rows": (
+        Metric(
+            "step",
+            "The optimizer step, from 1; 0 for the evaluation before the first step.",
+            BOTH,
+            ("train", "eval"),
+        ),
+        Metric("phase", "`train` for an optimizer step, `eval` for an evaluation.", BOTH, ("train", "eval")),
+    ),
+    "Rewards": (
+        Metric("reward/<k>/applicable", "Images that the reward applies to.", BOTH, ("train", "eval")),
+        Metric("reward/<k>/failed", "Images whose scoring failed.", BOTH, ("train", "eval")),
+        Metric(
+            "reward/<k>/mean",
+            "Mean score over the applicable images; held-out images in an evaluation.",
+            "rows in which the reward applies to an image",
+            ("train", "eval"),
+        ),
+        Metric(
+            "reward/<k>/std",
+            "Standard deviation of these scores (divided by n).",
+            "rows in which the reward applies to an image",
+            ("train", "eval"),
+        ),
+        Metric(
+            "advantage/<k>/std",
+            "Standard deviation of the reward's advantages over the applicable images.",
+            "steps in which the reward applies to an image",
+        ),
+        Metric(
+            "advantage/<k>/effective_samples",
+            "`(sum |A|)^2 / sum A^2` of the advantages: how many images carry the reward's signal.",
+            "steps in which the reward applies to an image",
+        ),
+        Metric(
+            "eval/composite",
+            "Mean gain of the trained rewards over the first evaluation, each in units of its "
+            "standard deviation there. "
+            "`trainer.best` selects by it.",
+            "every evaluation",
+            ("eval",),
+        ),
+    ),
+    "Balance": (
+        Metric(
+            "balance/refresh",
+            "1 if the step solves a balance or computes each reward's gradient, 0 if it is amortised.",
+            EVERY,
+        ),
+        Metric(
+            "balance/alpha/<k>",
+            "The reward's share. At an amortised step, the cached share.",
+            "steps with a balance in which the reward is active",
+        ),
+        Metric(
+            "balance/weight/<k>",
+            "Factor of the reward's raw gradient in the direction.",
+            "steps with a balance in which the reward is active",
+        ),
+        Metric(
+            "balance/alpha_cached/<k>",
+            "The smoothed share for the amortised steps to come.",
+            "refreshes with a balance",
+        ),
+        Metric(
+            "balance/gap",
+            "Optimality gap of the accepted solution; at most 1e-10.",
+            SOLVED + ", if the balance solves a QP",
+        ),
+        Metric("balance/solve_seconds", "Wall time of the solution, in seconds.", SOLVED),
+        Metric("balance/fallbacks", "Solvers that were refused before the accepted solution.", SOLVED),
+        Metric(
+            "balance/failed",
+            "1 if no solution was good enough and the step takes the cached weights.",
+            "refreshes with a balance, except with `output_space`",
+        ),
+    ),
+    "Gradients and conflicts": (
+        Metric("balance/grad_norm/<k>", "Norm of the reward's gradient.", MEASURED),
+        Metric(
+            "balance/cosine/<k>",
+            "Cosine of the applied direction with the reward's gradient. Below 0, the step pushes "
+            "the reward down.",
+            MEASURED,
+        ),
+        Metric("balance/pairwise_cosine/<k>/<l>", "Cosine between the gradients of two rewards.", MEASURED),
+        Metric(
+            "balance/conflict_share",
+            "Share of the pairs of rewards with a negative cosine.",
+            MEASURED + ", with two rewards or more",
+        ),
+        Metric(
+            "balance/cached_cosine/<k>",
+            "Cosine that the direction of the weights cached before has with the reward's gradient.",
+            "refreshes after the first, with `balance.amortize=direction`",
+        ),
+        Metric(
+            "balance/staleness_cosine",
+            "Cosine between the direction of the weights cached before and the new one; 1 if nothing "
+            "went stale.",
+            "refreshes after the first, with `balance.amortize=direction`",
+        ),
+    ),
+    "Loss and update": (
+        Metric("loss/policy", "The DiffusionNFT loss along the applied weights.", EVERY),
+        Metric(
+            "loss/kl",
+            "The KL term, `algorithm.kl_coef * mean (v_theta - v_ref)^2`; 0 if the coefficient is 0.",
+            EVERY,
+        ),
+        Metric("grad_norm", "Norm of the step's gradient before clipping.", "steps whose gradient is finite"),
+        Metric(
+            "behaviour/eta",
+            "Share of itself that the behaviour policy keeps.",
+            "steps whose gradient is finite",
+        ),
+        Metric("skipped", "1: the gradient was not finite, and the weights stay as they are.", "such steps"),
+    ),
+    "Time": (
+        Metric("time/rollout", "Seconds for drawing images. Scoring runs at the same time.", EVERY),
+        Metric("time/reward", "Seconds of waiting for scores after the rollout.", EVERY),
+        Metric("time/train", "Seconds for gradients, balance and update.", EVERY),
+        Metric("time/step", "Seconds for the whole step.", EVERY),
+        Metric("throughput/images_per_second", "Images of the step, on all processes, per second.", EVERY),
+    ),
+}
+METRICS = tuple(metric for section in SECTIONS.values() for metric in section)
+
+INTRODUCTION = """# Metrics
+
+`<run.dir>/metrics.jsonl` has one JSON object per line: one per optimizer step and one per evaluation.
+`<k>` is the name of a reward. A figure that does not exist is a missing key; no NaN is written. W&B gets
+the same keys, with `eval/` in front of those of evaluations. [marble explain](explain.md) reads the
+file.
+
+With `balance.refresh_fraction` below 1, gradients and cosines are those of the micro-batches that the
+balance saw. `balance=weighted_sum` and `advantage_sum` mix rewards before there is a gradient, so they
+have no shares, weights and gap.
+"""
+
+
+def render() -> str:
+    """Return the page."""
+    parts = [MADE.format(source="scripts/reference/metrics_page.py"), INTRODUCTION]
+    for title, metrics in SECTIONS.items():
+        rows = (
+            (code(metric.key), cell(metric.meaning), cell(metric.when), ", ".join(metric.phases))
+            for metric in metrics
+        )
+        parts.append(f"\n## {title}\n\n" + table(("key", "meaning", "present in", "phase"), rows))
+    return "".join(parts)
