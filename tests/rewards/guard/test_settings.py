@@ -29,8 +29,9 @@ EVERYWHERE: list[tuple[str, Callable[[], Any], str]] = [
     ("torch.set_default_dtype(torch.float64)", torch.get_default_dtype, "the default dtype (torch.float32 -> torch.float64)"),
     ("torch.set_default_device('meta')", torch.get_default_device, "the default device (cpu -> meta)"),
     ("torch.set_grad_enabled(not torch.is_grad_enabled())", torch.is_grad_enabled, "gradients ("),
-    ("global held; held = torch.inference_mode(not torch.is_inference_mode_enabled()); held.__enter__()",
-     torch.is_inference_mode_enabled, "inference mode ("),  # and gradients
+    # Kept to the end of the process: one that is collected in another thread sets that thread's gradients.
+    ("sys.held = [*getattr(sys, 'held', []), torch.inference_mode(not torch.is_inference_mode_enabled())]; "
+     "sys.held[-1].__enter__()", torch.is_inference_mode_enabled, "inference mode ("),  # and gradients
     ("torch.autocast('cpu', torch.bfloat16).__enter__()", lambda: torch.is_autocast_enabled("cpu"), "autocast"),
     ("torch.use_deterministic_algorithms(True)", torch.are_deterministic_algorithms_enabled, "deterministic algorithms"),
     ("torch.use_deterministic_algorithms(True, warn_only=True)",
