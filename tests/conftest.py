@@ -4,8 +4,11 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test reaches for the network
 
+import copy
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,30 @@ from torch import Tensor
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.rewards import guard
+from tests.process_state import describe_changes, read_state, restore
+from tests.readers import remember_files
 
+remember_files()
 torch.set_num_threads(1)  # the tensors are tiny, and sums do not depend on the machine
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of every later garbage collection."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _a_process_as_before() -> Iterator[None]:
+    """Fail the very test that leaves the process changed, instead of later ones in the same worker.
+
+    Its name comes first in the order of autouse fixtures, so that all others have put back what they changed.
+    """
+    before = read_state()
+    yield
+    after = read_state()
+    if after != before:
+        restore(before)
+        pytest.fail(f"the test left the process changed: {'; '.join(describe_changes(before, after))}")
 
 
 @pytest.fixture(autouse=True)
@@ -145,12 +170,13 @@ def base_overrides(pipeline_folder: Path, prompts_folder: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def run_config(base_overrides: list[str]) -> RunConfigMaker:
-    """A function of further overrides that composes such a run."""
+    """A function of further overrides that composes such a run; the same overrides are composed once."""
 
-    def make(*more: str) -> RunConfig:
+    @cache
+    def composed(more: tuple[str, ...], folder: str) -> RunConfig:
         return compose([*base_overrides, *more])
 
-    return make
+    return lambda *more: copy.deepcopy(composed(more, os.getcwd()))
 
 
 @pytest.fixture(scope="session")

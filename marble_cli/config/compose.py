@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def dump(config: RunConfig) -> str:
 
 def completed(tree: Any) -> DictConfig:
     """Return a run's resolved `tree` with the defaults of keys that it lacks, as files of older runs do."""
-    since = OmegaConf.to_container(OmegaConf.structured(RunConfig), enum_to_str=True)
+    since = OmegaConf.to_container(_schema(), enum_to_str=True)
     whole = OmegaConf.merge(since, tree)
     assert isinstance(whole, DictConfig)
     return whole
@@ -235,7 +236,7 @@ def typed(tree: DictConfig) -> RunConfig:
             rows = tree.get(group) or {}
             tree[group] = {name: _reward(f"{group}.{name}", row, rows) for name, row in rows.items()}
         _check_sources(tree)
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), tree)
+        merged = OmegaConf.merge(_schema(), tree)
         if missing := OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(tree):
             raise ConfigError(f"{sorted(missing)[0]} has no value. Set it: {sorted(missing)[0]}=...")
         config = OmegaConf.to_object(merged)
@@ -249,6 +250,13 @@ def typed(tree: DictConfig) -> RunConfig:
     validate(config)
     make_absolute(config)
     return config
+
+
+@cache
+def _schema() -> DictConfig:
+    """Return the schema as a tree, made once, since that takes longer than a merge with it; never change it."""
+    schema: DictConfig = OmegaConf.structured(RunConfig)
+    return schema
 
 
 def _reward(path: str, row: Any, rows: Any) -> dict[str, Any]:

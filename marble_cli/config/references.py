@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -25,18 +26,18 @@ def keep_secrets(config: RunConfig) -> None:
     """Learn the configuration's secrets, and put each that stands in no variable into one."""
     for reward in (*config.rewards.values(), *config.eval_rewards.values()):
         learn_options({"token_env": reward.token_env, **reward.options})
-    for _, _, value, path in _secrets(OmegaConf.structured(config)):
+    for _, _, value, path in _secrets(asdict(config)):
         os.environ[_variable(value, path)] = value
         learn(value)
 
 
 def _secrets(
-    node: DictConfig | ListConfig, path: tuple[str, ...] = ()
+    node: DictConfig | ListConfig | dict[str, Any] | list[Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[Any, Any, str, tuple[str, ...]]]:
     """The nodes and keys that hold secrets, with their values and paths."""
-    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+    for key in range(len(node)) if isinstance(node, ListConfig | list) else list(node):
         value, place = node[key], (*path, str(key))
-        if isinstance(value, DictConfig | ListConfig):
+        if isinstance(value, DictConfig | ListConfig | dict | list):
             yield from _secrets(value, place)
         elif is_secret(str(key), value):
             yield node, key, value, place

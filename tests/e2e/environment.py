@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.fork_server import ForkServer, Program
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKED = ("marble_cli", "conf", "pyproject.toml", "README.md", "LICENSE")
 SMALL = (
@@ -106,10 +108,11 @@ class Silent:
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment; commands run in `folder`, far from the source tree."""
+    """A virtual environment; commands run in `folder`, far from the source tree, in forks if `forks` is given."""
 
     python: Path
     folder: Path
+    forks: ForkServer | None = None
 
     def command(self, *arguments: object) -> list[str]:
         return [str(self.python), "-m", "marble_cli", *map(str, arguments)]
@@ -118,15 +121,21 @@ class Environment:
         own = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MARBLE"))}
         return own | {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
 
-    def marble(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.variables(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def start(self, *arguments: object) -> "subprocess.Popen[str] | Program":
+        """Start `marble` with arguments."""
+        if self.forks is not None:
+            return self.forks.start(["-m", "marble_cli", *arguments], self.variables(), self.folder)
+        return subprocess.Popen(
+            self.command(*arguments), cwd=self.folder, env=self.variables(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def marble(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
+        """Run `marble` with arguments to its end."""
+        process = self.start(*arguments)
+        out, err = process.communicate()
+        assert process.returncode is not None
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def made_in(folder: Path) -> Environment:

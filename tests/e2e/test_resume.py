@@ -1,7 +1,6 @@
 """A run that is stopped goes on as if it had not been."""
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -22,10 +21,7 @@ def undisturbed(environment: Environment) -> Path:
 
 def interrupt(environment: Environment, run: Path, after_step: int, number: signal.Signals) -> int:
     """Start a run, send it a signal once `after_step` is recorded, and return its exit code."""
-    command = environment.command("train", *SMALL, *STEPS, f"run.dir={run}")
-    process = subprocess.Popen(
-        command, cwd=environment.folder, env=environment.variables(), stdout=subprocess.DEVNULL
-    )
+    process = environment.start("train", *SMALL, *STEPS, f"run.dir={run}")
     deadline = time.monotonic() + 300
     try:
         while not _reached(run, after_step):
