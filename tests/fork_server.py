@@ -1,9 +1,11 @@
 """Run Python programs in forks of one process that has torch, diffusers and marble loaded: seconds less for each.
 
-A program is a process of its own, with its own arguments, variables, folder, output, signals and exit code; only its
+A program is a process of its own, with its own arguments, variables, folder, output,
+signals and exit code; only its
 imports were made before it began. Where those are the subject, a test starts an interpreter.
 
-This file is both sides: `ForkServer` here, and the server when a Python, such as that of another environment, runs it.
+This file is both sides: `ForkServer` here, and the server when a Python, such as that of another environment,
+runs it.
 """
 
 import json
@@ -18,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 MODULES = (
-    "diffusers", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.transformers.transformer_sd3",
+    "diffusers", "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.transformers.transformer_sd3",
     "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3", "transformers", "peft",
     "marble_cli.cli.app", "marble_cli.run.train", "marble_cli.evaluate.evaluate",
 )  # fmt: skip
@@ -69,7 +72,8 @@ class ForkServer:
     def __init__(self, python: Path | str, environ: Mapping[str, str], folder: Path) -> None:
         self._folder, self._programs = folder, 0
         self._process = subprocess.Popen(
-            [str(python), str(Path(__file__).resolve())], env={**environ, **IMPORTED_WITH}, cwd=folder, text=True,
+            [str(python), str(Path(__file__).resolve())], env={**environ, **IMPORTED_WITH}, cwd=folder,
+            text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 

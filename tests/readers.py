@@ -1,4 +1,4 @@
-"""Read once per process what thousands of compositions read: the package's YAML files and the entry points."""
+"""Read the package's YAML files and the entry points once per process, for thousands of compositions."""
 
 import copy
 import os
@@ -15,9 +15,9 @@ _load_config = ImportlibResourcesConfigSource.load_config
 
 
 def remember_files() -> None:
-    """Parse each YAML file of the package once, and look for entry points again only where a folder has changed.
+    """Parse each YAML file of the package once, and read entry points again only if a folder has changed.
 
-    Compositions are two thirds of the suite's in-process time, and most of one is the reading of the same files.
+    Compositions take most of the suite's in-process time, and reading the same files a third of each.
     """
     ImportlibResourcesConfigSource.load_config = _copy_of_config
     plugins.entry_points = _remembered_entry_points

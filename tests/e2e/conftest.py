@@ -17,7 +17,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 @pytest.fixture(scope="session")
 def environment(fresh: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """The environment, whose commands are forks of one interpreter that has imported marble from its wheel."""
+    """The environment, with commands as forks of one interpreter that has imported marble from its wheel."""
     forks = ForkServer(fresh.python, fresh.variables(), tmp_path_factory.mktemp("forks"))
     yield replace(fresh, forks=forks)
     forks.close()

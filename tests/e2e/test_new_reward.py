@@ -1,4 +1,4 @@
-"""What `marble rewards new` writes is a plugin as it is."""
+"""The files that `marble rewards new` writes are a complete plugin."""
 
 import json
 import subprocess

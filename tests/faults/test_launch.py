@@ -83,7 +83,8 @@ def test_ctrl_c_in_a_terminal(run: Run, times: int, wandb: str, record_fault: Fa
         times - 1
     ]
     record_fault(
-        f"Ctrl+C in the terminal of 2 processes, W&B {wandb}: {how}", 1, None, f"{outcome}, exit code 130, no process left",
+        f"Ctrl+C in the terminal of 2 processes, W&B {wandb}: {how}", 1, None,
+        f"{outcome}, exit code 130, no process left",
         "distributed/test_launch.py",
     )  # fmt: skip
 

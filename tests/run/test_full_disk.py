@@ -1,6 +1,6 @@
 """A disk that is full, for real: what is said, what stays, and that the run goes on once there is room.
 
-Small file systems of their own where they can be mounted, and the process's limit on the size of a file elsewhere.
+The process's limit on the size of a file, and small file systems of their own where this user can mount them.
 """
 
 import logging
@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from marble_cli.step.direction import Descent, Direction
 RunConfigMaker = Callable[..., RunConfig]
 
 SETTINGS = ("trainer.checkpoint_every=1", "trainer.keep_last=9")
+SMALL = 512  # bytes that a file may always have: a run's lock
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Disk:
     """A file system of half a megabyte at `folder`."""
 
     folder: Path
+    reason, left = "No space left on device", " 0"
 
     def fill(self, leave: int = 0) -> None:
         """Take all room but `leave` bytes."""
@@ -50,23 +53,67 @@ class Disk:
                 room -= stream.write(bytes(min(room, 4096)))
 
     def free(self) -> None:
+        """Give the room back."""
         (self.folder / "filler").unlink()
 
+    def has_at_most(self, free: int, size: int) -> bool:
+        """Check the room that a message states."""
+        return free <= size + 4096
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
+
+@dataclass(frozen=True)
+class Quota(Disk):
+    """A limit on the size of files, which every user can set."""
+
+    reason, left = "File too large", r" [\d,]+"
+
+    def fill(self, leave: int = 0) -> None:
+        """Let no file grow beyond half of `leave`, of which a checkpoint's largest needs more."""
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(leave // 2, SMALL), hard))
+
+    def free(self) -> None:
+        """Lift the limit."""
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    def has_at_most(self, free: int, size: int) -> bool:
+        """Check nothing: the disk has more room than a file may take."""
+        return True
+
+
+def mount(folder: Path) -> bool:
+    """Mount a file system of half a megabyte, if this user may."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def disks() -> list[type[Disk]]:
+    """Choose the kinds of full disk that this user can have; a quota is among them everywhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not mount(Path(folder)):
+            return [Quota]
+        subprocess.run(["umount", folder], check=True)
+    return [Quota, Disk]
+
+
+@pytest.fixture(params=disks(), ids=lambda kind: kind.__name__.lower())
+def disk(
+    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Disk]:
+    """A disk that can be filled; what is printed stays in memory, for which `capsys` sees."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    chosen: Disk = request.param(folder)
+    if request.param is Disk:
+        assert mount(folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        yield Disk(folder)
+        yield chosen
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        if request.param is Disk:
+            subprocess.run(["umount", str(folder)], check=True)
 
 
 @contextmanager
@@ -119,11 +166,12 @@ def test_no_room_for_a_checkpoint(
     said = str(error.value)
     assert error.value.exit_code == 1
     assert f"{run / 'checkpoints' / 'step-00000002'} could not be written: " in said
-    assert "No space left on device" in said
+    assert disk.reason in said
     stated = int(said.split("It needs about ")[1].split(" bytes")[0].replace(",", ""))
     assert stated == pytest.approx(needed, rel=0.2)
     free = int(said.split("bytes; ")[1].split(" bytes")[0].replace(",", ""))
-    assert 0 < free <= needed // 2 + 4096
+    assert free > 0
+    assert disk.has_at_most(free, needed // 2)
     assert f"are free in {run / 'checkpoints'}." in said
     assert "continue with --resume auto" in said
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-00000001"]
@@ -136,7 +184,7 @@ def test_no_room_for_a_checkpoint(
 def test_no_room_for_the_metrics(
     run_config: RunConfigMaker, disk: Disk, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The row that does not fit leaves nothing, and its step is not kept, so that none is missing or twice there."""
+    """A row that does not fit leaves nothing, and its step is not checkpointed: none is lost or repeated."""
     run, step = disk.folder / "run", Trainer.step
     config = run_config("trainer.steps=3", *SETTINGS, f"run.dir={run}")
 
@@ -151,11 +199,11 @@ def test_no_room_for_the_metrics(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", filled)
-        with pytest.raises(StorageError, match="metrics.jsonl could not be written: No space left on device"):
+        with pytest.raises(StorageError, match=f"metrics.jsonl could not be written: {disk.reason}"):
             train(config, resume="auto")
     assert (run / "metrics.jsonl").read_text().rstrip("\n").count("\n") == 0
     assert [path.name for path in store.steps(run)] == ["step-00000001"]
-    with pytest.raises(StorageError, match=r"metrics.jsonl could not be written.* 0 bytes are free"):
+    with pytest.raises(StorageError, match=f"metrics.jsonl could not be written.*{disk.left} bytes are free"):
         train(config, resume="auto")  # still full: said again, before anything is trained
     assert [row["step"] for row in read(run / "metrics.jsonl")] == [1]
     assert not list(run.glob(".*"))
@@ -180,7 +228,7 @@ def test_no_room_for_pictures(
     assert train(run_config(*settings, f"run.dir={run}"), resume="auto") == 0
     assert list(run.glob("samples/*")) == []
     log = (run / "log.txt").read_text()
-    assert "samples/step-00000001.png could not be written: No space left on device" in log
+    assert f"samples/step-00000001.png could not be written: {disk.reason}" in log
     assert "The run goes on without these pictures." in log
     assert store.resolve(str(run)).name == "step-00000001"
 
@@ -247,7 +295,7 @@ def test_what_stopped_a_run_is_told_first(
 def test_a_limit_on_the_size_of_files_is_met_by_the_command(
     run_config: RunConfigMaker, whole: Path, tmp_path: Path
 ) -> None:
-    """As a user's quota would: `marble train` in a process of its own exits with 1, one message and no debris."""
+    """`marble train` in its own process under a user's quota exits with 1, one message and no debris."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "checkpoints" / "step-00000003")
