@@ -26,7 +26,7 @@ READERS: dict[str, Callable[[], Any]] = {
     "deterministic algorithms": torch.are_deterministic_algorithms_enabled,
     "process group": torch.distributed.is_initialized,
     "loggers": lambda: [
-        (logger.level, logger.disabled, logger.propagate, list(logger.handlers))
+        (logger.disabled, logger.propagate, list(logger.handlers))
         for logger in (logging.getLogger(), logging.getLogger("marble"))
     ],
 }

@@ -1,4 +1,4 @@
-"""Make an environment outside the source tree: marble from its wheel, a third party's plugin, nothing editable."""
+"""Make an environment outside the source tree: marble's wheel, a third party's plugin, nothing editable."""
 
 import json
 import os

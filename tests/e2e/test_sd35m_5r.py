@@ -1,4 +1,4 @@
-"""The paper's preset: its numbers, planned without a download, and its code on small models of the same classes."""
+"""The paper's preset: its numbers, planned without a download, and its code on small models."""
 
 import importlib.util
 from dataclasses import replace

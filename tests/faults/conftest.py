@@ -36,7 +36,7 @@ FaultRecorder = Callable[[str, int, int | None, str, str], None]
 
 @pytest.fixture
 def record_fault() -> FaultRecorder:
-    """A function that records a fault: repetitions, repeated steps, the outcome, and the short test for it."""
+    """A function that records a fault: repetitions, repeated steps, the outcome and the short test."""
     began = time.monotonic()
 
     def record(fault: str, times: int, lost: int | None, outcome: str, short: str) -> None:

@@ -67,7 +67,8 @@ def test_no_process_is_left(
     record_fault(
         f"a run with an isolated reward and W&B is done, fails, gets SIGTERM or Ctrl+C, or {whose} SIGKILL",
         len(exits), None,
-        f"no process is left: rank, reward's server or W&B's service; {slowest:.0f} s after the signal at most",
+        "no process is left: rank, reward's server or W&B's service; "
+        f"{slowest:.0f} s after the signal at most",
         "e2e/test_served_rewards.py",
     )  # fmt: skip
 
