@@ -1,8 +1,8 @@
 """Run Python programs in forks of one process that has imported torch, diffusers and marble.
 
-Each program takes seconds less. It is a process of its own, with its own arguments, variables, folder, output,
-signals and exit code; only its imports were made before it began. If those are the subject, a test starts an
-interpreter.
+Each program takes seconds less. It is a process of its own, with its own arguments, variables, folder,
+output, signals and exit code; only its imports were made before it began. If those are the subject, a test
+starts an interpreter.
 
 This file is both sides: `ForkServer` here, and the server when a Python, such as that of another environment,
 runs it.

@@ -25,10 +25,7 @@ READERS: dict[str, Callable[[], Any]] = {
     "inference mode": torch.is_inference_mode_enabled,
     "deterministic algorithms": torch.are_deterministic_algorithms_enabled,
     "process group": torch.distributed.is_initialized,
-    "loggers": lambda: [
-        (logger.disabled, logger.propagate, list(logger.handlers))
-        for logger in (logging.getLogger(), logging.getLogger("marble"))
-    ],
+    "root logger": lambda: (logging.root.level, logging.root.disabled, list(logging.root.handlers)),
 }
 
 

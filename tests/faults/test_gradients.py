@@ -58,7 +58,7 @@ def test_gradients_that_stay_infinite_on_one_rank(
     assert sum("skipped" in row for row in stopped.rows()) == allowed * times
     record_fault(
         "activations stay no numbers, on one of 2 processes", times, stopped.lost(),
-        "past `trainer.max_skipped` both leave, exit code 1 with a checkpoint; well again, the run goes on to its "
-        "end",
+        "past `trainer.max_skipped` both leave, exit code 1 with a checkpoint; well again, the run goes on "
+        "to its end",
         SHORT,
     )  # fmt: skip

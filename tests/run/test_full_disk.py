@@ -26,6 +26,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RewardError, StorageError
 from marble_cli.files import write_whole
 from marble_cli.metrics.jsonl import MetricsLog, read
+from marble_cli.policy.embeddings import EmbeddingCache
 from marble_cli.run.checkpoints import Checkpoints
 from marble_cli.run.loop import Trainer
 from marble_cli.run.recorder import LogFile, RunRecorder
@@ -35,7 +36,7 @@ from marble_cli.step.direction import Descent, Direction
 RunConfigMaker = Callable[..., RunConfig]
 
 SETTINGS = ("trainer.checkpoint_every=1", "trainer.keep_last=9")
-SMALL = 512  # bytes that a file may always have: a run's lock
+SMALL = 2048  # bytes that a file may always have: a log and a lock, but no tensors or pictures
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ class Quota(Disk):
     reason, left = "File too large", r" [\d,]+"
 
     def fill(self, leave: int = 0) -> None:
-        """Let no file grow beyond half of `leave`, of which a checkpoint's largest needs more."""
+        """Let no file grow beyond a quarter of `leave`, less than the largest of a checkpoint needs."""
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (max(leave // 2, SMALL), hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(leave // 4, SMALL), hard))
 
     def free(self) -> None:
         """Lift the limit."""
@@ -256,12 +257,23 @@ def test_no_room_for_the_batch_of_a_skipped_step(
     assert list(run.glob("skipped/*")) == []
 
 
-def test_no_room_for_embeddings(run_config: RunConfigMaker, disk: Disk, tmp_path: Path) -> None:
+def test_no_room_for_embeddings(
+    run_config: RunConfigMaker, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, run = disk.folder / "cache", tmp_path / "run"
     config = run_config("trainer.steps=2", f"run.dir={run}", f"model.embedding_cache={cache}")
-    disk.fill(leave=8192)
-    with pytest.raises(StorageError) as error:
-        train(config, resume="auto")
+    write, files = EmbeddingCache.write, []
+
+    def filled(self: EmbeddingCache, *rest: Any, **more: Any) -> None:
+        if len(files) == 2:
+            disk.fill()
+        write(self, *rest, **more)
+        files.append(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingCache, "write", filled)
+        with pytest.raises(StorageError) as error:
+            train(config, resume="auto")
     said = str(error.value)
     assert said.startswith(f"{cache}/")
     assert "It needs about " in said

@@ -1,6 +1,6 @@
 """A reward that fails on schedule: it raises, hangs, answers inf, nan or short, or spoils what is trained.
 
-FAULTY holds the schedule as JSON, {"batch": [fault, attempts]}: the number of attempts at that batch that fail.
+FAULTY holds the schedule as JSON, {"batch": [fault, attempts]}: how many attempts at that batch fail.
 Batch 0 is the preflight's. FAULTY_RANK names the only rank that fails.
 """
 
