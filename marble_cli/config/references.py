@@ -32,7 +32,7 @@ def keep_secrets(config: RunConfig) -> None:
 
 
 def _secrets(
-    node: DictConfig | ListConfig | dict[str, Any] | list[Any], path: tuple[str, ...] = ()
+    node: DictConfig | ListConfig | dict[Any, Any] | list[Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[Any, Any, str, tuple[str, ...]]]:
     """The nodes and keys that hold secrets, with their values and paths."""
     for key in range(len(node)) if isinstance(node, ListConfig | list) else list(node):

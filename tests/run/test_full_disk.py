@@ -71,7 +71,7 @@ class Quota(Disk):
     def fill(self, leave: int = 0) -> None:
         """Let no file grow beyond a quarter of `leave`, less than the largest of a checkpoint needs."""
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (max(leave // 4, SMALL), hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (leave // 4 or SMALL, hard))
 
     def free(self) -> None:
         """Lift the limit."""
@@ -266,7 +266,7 @@ def test_no_room_for_embeddings(
 
     def filled(self: EmbeddingCache, *rest: Any, **more: Any) -> None:
         if len(files) == 2:
-            disk.fill()
+            disk.fill(leave=2000)
         write(self, *rest, **more)
         files.append(self)
 
