@@ -11,8 +11,16 @@ import torch
 
 LIMITS = (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_AS)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXFSZ)
-# Variables that libraries set for the rest of the process, and where a configuration's secrets are kept.
-LASTING = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "WANDB_SERVICE", "MARBLE_SECRET_")
+# Variables that libraries (cv2, torch, wandb) set for the rest of the process, and where a configuration's secrets are kept.
+LASTING = (
+    "PYTEST_",
+    "LD_LIBRARY_PATH",
+    "QT_QPA_",
+    "TORCHINDUCTOR_",
+    "_TORCHINDUCTOR_",
+    "WANDB_SERVICE",
+    "MARBLE_SECRET_",
+)
 READERS: dict[str, Callable[[], Any]] = {
     "environment": lambda: {key: value for key, value in os.environ.items() if not key.startswith(LASTING)},
     "working directory": os.getcwd,
