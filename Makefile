@@ -1,4 +1,5 @@
 # make demo: install and train the embedded model on five rewards. make test: install and pass the tests.
+# make test-fast: those of the mathematics, the data and the rewards, in under a minute.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ PLUGINS := $(wildcard plugins/*)
 SEED ?= 0
 THREADS ?= 1
 
-.PHONY: install demo bench test test-faults lint format reference docs study pretrain clean
+.PHONY: install demo bench test test-fast test-faults lint format reference docs study pretrain clean
 
 install: $(VENV)/installed
 
@@ -25,6 +26,11 @@ bench: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+# The rooms of pure functions, without any test that has a model: under a minute on two cores.
+FAST := $(addprefix tests/,balance data explain objective rewards rollout)
+test-fast: install
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m 'not long and not model' $(FAST)
 
 # Try every fault for real, at random instants: minutes each. FAULTS="--output docs/explanation/reliability.md"
 # writes its table.

@@ -1,11 +1,14 @@
-"""Small real models for the whole suite: a random Stable Diffusion 3 pipeline, prompts, and runs configured on them."""
+"""Make small real models for the whole suite: a random Stable Diffusion 3 pipeline, prompts and runs."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test reaches for the network
 
+import copy
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,47 @@ from torch import Tensor
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.rewards import guard
+from tests.process_state import describe_changes, read_state, restore
+from tests.readers import remember_files
 
+remember_files()
 torch.set_num_threads(1)  # the tensors are tiny, and sums do not depend on the machine
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of every later garbage collection."""
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that a fixture gives a model or an environment; `make test-fast` leaves these out."""
+    for item in items:
+        if not COSTLY.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("model")
+
+
+@pytest.fixture(autouse=True)
+def _a_process_as_before() -> Iterator[None]:
+    """Fail the very test that leaves the process changed, instead of later ones in the same worker.
+
+    Its name comes first in the order of autouse fixtures, so that all others have put back what they changed.
+    """
+    before = read_state()
+    yield
+    after = read_state()
+    if after != before:
+        restore(before)
+        pytest.fail(f"the test left the process changed: {'; '.join(describe_changes(before, after))}")
 
 
 @pytest.fixture(autouse=True)
 def nobody_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rewards that another test has left hanging have no say in what is put back."""
+    """Ignore rewards that another test has left hanging when settings are put back."""
     monkeypatch.setattr(guard, "_AT_WORK", guard.AtWork())
 
+
+COSTLY = {"pipeline_folder", "fresh"}  # fixtures that nearly every test above a second is built on
 
 SOURCES = {
     "general": [{"prompt": f"a {color} cup"} for color in ("red", "blue", "green", "pink")],
@@ -38,7 +73,7 @@ RunConfigMaker = Callable[..., RunConfig]
 
 
 def make_transformer(qk_norm: str | None = "rms_norm") -> Any:
-    """A transformer of two joint blocks over 4 x 4 latents; without `qk_norm` it is float64 throughout."""
+    """Make a transformer of two joint blocks over 4 x 4 latents; without `qk_norm` it runs in float64."""
     from diffusers import SD3Transformer2DModel
 
     return SD3Transformer2DModel(
@@ -49,7 +84,7 @@ def make_transformer(qk_norm: str | None = "rms_norm") -> Any:
 
 
 def make_pipeline() -> Any:
-    """A pipeline of every class that the real one has, T5 apart, with random weights that make coloured pictures."""
+    """Make a pipeline of every class of the real one except T5; its random weights draw coloured pictures."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
@@ -61,13 +96,15 @@ def make_pipeline() -> Any:
         bos_token=tokens[0], eos_token=tokens[1], pad_token=tokens[1],
     )  # fmt: skip
     text = CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(tokens), hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2,
         max_position_embeddings=24, projection_dim=8, hidden_act="gelu", bos_token_id=0, eos_token_id=1,
         pad_token_id=1,
     )  # fmt: skip
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=16,
+        block_out_channels=(4, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
+        sample_size=16,
         use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.3, shift_factor=0.1,
     )  # fmt: skip
     with torch.no_grad():
@@ -120,9 +157,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "".join(f'a sign that reads "Gas {i}", at dusk\n' for i in numbers)
         )
         rows = [
-            {"tag": "counting", "include": [{"class": "bench", "count": i}], "exclude": [{"class": "bench", "count": i + 1}],
-             "prompt": f"a photo of {i} benches"} for i in numbers
-        ]  # fmt: skip
+            {
+                "tag": "counting",
+                "include": [{"class": "bench", "count": i}],
+                "exclude": [{"class": "bench", "count": i + 1}],
+                "prompt": f"a photo of {i} benches",
+            }
+            for i in numbers
+        ]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (root / f"geneval/{split}_metadata.jsonl").write_text(lines)
     return root
@@ -130,14 +172,17 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base_overrides(pipeline_folder: Path, prompts_folder: Path) -> list[str]:
-    """Overrides of a run that takes a second: the random pipeline, six images a step, two built-in rewards."""
+    """Overrides of a run that takes a second: the random pipeline, six images per step, two rewards."""
     return [
         "model=tiny", f"model.path={pipeline_folder}", "model.resolution=16", "model.device=cpu",
-        "model.lora.rank=2", "model.lora.alpha=6", "model.lora.target_modules=[to_q,to_v,add_k_proj,to_out.0]",
-        "data=tiny", f"data.root={prompts_folder}", "data.sources.text.weight=1", "rewards=[colorfulness,compressibility]",
+        "model.lora.rank=2", "model.lora.alpha=6",
+        "model.lora.target_modules=[to_q,to_v,add_k_proj,to_out.0]",
+        "data=tiny", f"data.root={prompts_folder}", "data.sources.text.weight=1",
+        "rewards=[colorfulness,compressibility]",
         "rollout.groups=2", "rollout.group_size=3", "rollout.steps=3", "rollout.batch_size=4",
         "trainer.steps=2", "trainer.micro_batch_size=4", "trainer.times_per_image=1", "trainer.eval_every=0",
-        "trainer.eval_prompts=2", "trainer.timestep_fraction=0.99", "trainer.ema.decay=0.9", "algorithm.kl_coef=1e-4",
+        "trainer.eval_prompts=2", "trainer.timestep_fraction=0.99", "trainer.ema.decay=0.9",
+        "algorithm.kl_coef=1e-4",
         "balance=marble", "optimizer.lr=3e-4", "logging.wandb.mode=disabled", "logging.images_every=0",
         "run.name=test", "run.dir=unused",
     ]  # fmt: skip
@@ -145,12 +190,13 @@ def base_overrides(pipeline_folder: Path, prompts_folder: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def run_config(base_overrides: list[str]) -> RunConfigMaker:
-    """A function of further overrides that composes such a run."""
+    """A function of further overrides that composes such a run; the same overrides are composed once."""
 
-    def make(*more: str) -> RunConfig:
+    @cache
+    def composed(more: tuple[str, ...], folder: str) -> RunConfig:
         return compose([*base_overrides, *more])
 
-    return make
+    return lambda *more: copy.deepcopy(composed(more, os.getcwd()))
 
 
 @pytest.fixture(scope="session")
@@ -169,7 +215,7 @@ def policy(model: ModelConfig) -> Any:
 
 @pytest.fixture(scope="session")
 def randomise() -> Callable[..., None]:
-    """A function that fills a policy's adapters with different random weights, so that all three velocities differ."""
+    """A function that fills a policy's adapters with random weights, so that all three velocities differ."""
 
     def fill(policy: Any, scale: float = 0.3, seed: int = 0) -> None:
         draw = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The distribution is `marble-cli`: `marble` on the package index is another project, which no text of ours asks for."""
+"""The distribution is `marble-cli`: `marble` on the package index is another project, never required here."""
 
 import re
 import subprocess

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def dump(config: RunConfig) -> str:
 
 def completed(tree: Any) -> DictConfig:
     """Add the defaults of missing keys to a run's resolved `tree`, as files of older runs lack some keys."""
-    defaults = OmegaConf.to_container(OmegaConf.structured(RunConfig), enum_to_str=True)
+    defaults = OmegaConf.to_container(_schema(), enum_to_str=True)
     merged = OmegaConf.merge(defaults, tree)
     assert isinstance(merged, DictConfig)
     return merged
@@ -238,7 +239,7 @@ def typed(tree: DictConfig) -> RunConfig:
             rows = tree.get(group) or {}
             tree[group] = {name: _reward(f"{group}.{name}", row, rows) for name, row in rows.items()}
         _check_sources(tree)
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), tree)
+        merged = OmegaConf.merge(_schema(), tree)
         if missing := OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(tree):
             raise ConfigError(f"{sorted(missing)[0]} has no value. Set it: {sorted(missing)[0]}=...")
         config = OmegaConf.to_object(merged)
@@ -252,6 +253,13 @@ def typed(tree: DictConfig) -> RunConfig:
     validate(config)
     make_absolute(config)
     return config
+
+
+@cache
+def _schema() -> DictConfig:
+    """Return the schema as a tree, made once, since that takes longer than a merge with it; never change it."""
+    schema: DictConfig = OmegaConf.structured(RunConfig)
+    return schema
 
 
 def _reward(path: str, row: Any, rows: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -26,18 +27,18 @@ def keep_secrets(config: RunConfig) -> None:
     """Register the configuration's secrets for redaction, and put each into a variable if none holds it."""
     for reward in (*config.rewards.values(), *config.eval_rewards.values()):
         learn_options({"token_env": reward.token_env, **reward.options})
-    for _, _, value, path in _secrets(OmegaConf.structured(config)):
+    for _, _, value, path in _secrets(asdict(config)):
         os.environ[_variable(value, path)] = value
         learn(value)
 
 
 def _secrets(
-    node: DictConfig | ListConfig, path: tuple[str, ...] = ()
+    node: DictConfig | ListConfig | dict[Any, Any] | list[Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[Any, Any, str, tuple[str, ...]]]:
     """Yield each secret as the node and key that hold it, its value and its path."""
-    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+    for key in range(len(node)) if isinstance(node, ListConfig | list) else list(node):
         value, place = node[key], (*path, str(key))
-        if isinstance(value, DictConfig | ListConfig):
+        if isinstance(value, DictConfig | ListConfig | dict | list):
             yield from _secrets(value, place)
         elif is_secret(str(key), value):
             yield node, key, value, place

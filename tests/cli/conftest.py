@@ -23,6 +23,8 @@ def marble(
 ) -> Iterator[Callable[..., Outcome]]:
     """Run `marble` with arguments; returns exit code, standard output and standard error."""
     monkeypatch.setenv("COLUMNS", "80")
+    for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        monkeypatch.setenv(library, "error")  # as `main` would leave them set
     logger = logging.getLogger("marble")
     handlers = list(logger.handlers)
 

@@ -4,11 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from marble_cli.metrics.jsonl import read_rows
+from tests.fork_server import ForkServer, Program
 
 
 def free_port() -> int:
@@ -18,28 +21,39 @@ def free_port() -> int:
         return port
 
 
+@cache
+def forks() -> ForkServer:
+    """Start this worker's server of forks; tests/distributed/conftest.py ends it."""
+    return ForkServer(sys.executable, os.environ, Path(tempfile.mkdtemp(prefix="marble-forks-")))
+
+
 def job(
     commands: Sequence[Sequence[object]], folders: Sequence[Path] | None = None
-) -> list["subprocess.Popen[str]"]:
-    """Start one rank per command of this Python, each in its own one of `folders` if these are given."""
+) -> list["subprocess.Popen[str] | Program"]:
+    """Start one rank per command of this Python, each in its own one of `folders` if these are given.
+
+    Modules and files run in forks of one process that has imported torch and diffusers.
+    """
     world = str(len(commands))
     common = {**os.environ, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            cwd=folder,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank, (command, folder) in enumerate(
-            zip(commands, folders or [None] * len(commands), strict=True)
-        )
-    ]
+    ranks: list[subprocess.Popen[str] | Program] = []
+    for rank, (command, folder) in enumerate(zip(commands, folders or [None] * len(commands), strict=True)):
+        environ = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if command[0] == "-m" or isinstance(command[0], Path):
+            ranks.append(forks().start(command, environ, folder))
+        else:
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, *map(str, command)], cwd=folder, env=environ, text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                )
+            )  # fmt: skip
+    return ranks
 
 
-def ends(processes: Sequence["subprocess.Popen[str]"], timeout: float = 120) -> list[tuple[int, str, str]]:
+def ends(
+    processes: Sequence["subprocess.Popen[str] | Program"], timeout: float = 120
+) -> list[tuple[int, str, str]]:
     """Wait for the processes; return (exit code, standard output, standard error) of each."""
     try:
         answers = [process.communicate(timeout=timeout) for process in processes]

@@ -1,4 +1,4 @@
-"""A real environment outside the source tree: marble from its wheel, a third party's plugin, and nothing editable."""
+"""Make an environment outside the source tree: marble's wheel, a third party's plugin, nothing editable."""
 
 import json
 import os
@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.fork_server import ForkServer, Program
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKED = ("marble_cli", "conf", "pyproject.toml", "README.md", "LICENSE")
 SMALL = (
-    "preset=tiny", "balance=marble", "rollout.groups=3", "rollout.group_size=4", "rollout.steps=4", "rollout.batch_size=12",
-    "trainer.micro_batch_size=12", "trainer.times_per_image=1", "trainer.eval_every=0", "logging.wandb.mode=disabled",
+    "preset=tiny", "balance=marble", "rollout.groups=3", "rollout.group_size=4", "rollout.steps=4",
+    "rollout.batch_size=12",
+    "trainer.micro_batch_size=12", "trainer.times_per_image=1", "trainer.eval_every=0",
+    "logging.wandb.mode=disabled",
 )  # fmt: skip
 
 PLUGIN = {
@@ -106,10 +110,11 @@ class Silent:
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment; commands run in `folder`, far from the source tree."""
+    """A virtual environment whose commands run in `folder`, far from the source tree; in forks if given."""
 
     python: Path
     folder: Path
+    forks: ForkServer | None = None
 
     def command(self, *arguments: object) -> list[str]:
         return [str(self.python), "-m", "marble_cli", *map(str, arguments)]
@@ -118,24 +123,30 @@ class Environment:
         own = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MARBLE"))}
         return own | {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
 
-    def marble(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.variables(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def start(self, *arguments: object) -> "subprocess.Popen[str] | Program":
+        """Start `marble` with arguments."""
+        if self.forks is not None:
+            return self.forks.start(["-m", "marble_cli", *arguments], self.variables(), self.folder)
+        return subprocess.Popen(
+            self.command(*arguments), cwd=self.folder, env=self.variables(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def marble(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
+        """Run `marble` with arguments to its end."""
+        process = self.start(*arguments)
+        out, err = process.communicate()
+        assert process.returncode is not None
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def made_in(folder: Path) -> Environment:
-    """The environment that `make_environment` has made in a folder."""
+    """Return the environment that `make_environment` has made in a folder."""
     return Environment(folder / "venv" / "bin" / "python", folder / "work")
 
 
 def make_environment(folder: Path) -> None:
-    """Build the wheel, make a virtual environment that sees the other installed packages, install wheel and plugin."""
+    """Build the wheel, and install it and the plugin in an environment that sees the other packages."""
     source, site = folder / "source", folder / "site"
     source.mkdir()
     for name in PACKED:
@@ -156,7 +167,7 @@ def make_environment(folder: Path) -> None:
 
 
 def link_packages(site: Path) -> Path:
-    """Make a folder of links to what is installed here, marble and its plugins apart; returns it."""
+    """Make a folder of links to all installed packages except marble and its plugins; return it."""
     site.mkdir()
     for package in (
         entry for path in sys.path if path.endswith("site-packages") for entry in Path(path).iterdir()
@@ -167,7 +178,7 @@ def link_packages(site: Path) -> Path:
 
 
 def make_venv(folder: Path, site: Path) -> Path:
-    """Python of a virtual environment that has the packages in `site`, pip among them."""
+    """Make a virtual environment with the packages in `site`, pip among them; return its Python."""
     venv.create(folder, with_pip=False, symlinks=True)
     library = next((folder / "lib").glob("python*")) / "site-packages"
     (library / "others.pth").write_text(f"{site}\n")
@@ -180,7 +191,7 @@ def _python(*command: object) -> None:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """The whole rows of a run's metrics, without what a clock measured."""
+    """Read the complete rows of a run's metrics, without measured times."""
     lines = (run / "metrics.jsonl").read_text().split("\n")[:-1]
     timed = ("time/", "throughput/", "balance/solve_seconds")
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(timed)} for line in lines]

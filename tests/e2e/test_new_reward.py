@@ -1,4 +1,4 @@
-"""What `marble rewards new` writes is a plugin as it is."""
+"""The files that `marble rewards new` writes are a complete plugin."""
 
 import json
 import subprocess
@@ -7,10 +7,8 @@ from pathlib import Path
 from tests.e2e.environment import Environment, make_venv
 
 
-def test_a_new_plugin_installs_and_passes_in_a_clean_environment(
-    environment: Environment, tmp_path: Path
-) -> None:
-    root = environment.folder.parent
+def test_a_new_plugin_installs_and_passes_in_a_clean_environment(fresh: Environment, tmp_path: Path) -> None:
+    root = fresh.folder.parent
     python = make_venv(tmp_path / "venv", root / "site")
     clean = Environment(python, tmp_path)
     (wheel,) = (root / "dist").glob("*.whl")

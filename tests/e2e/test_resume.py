@@ -1,7 +1,6 @@
-"""A run that is stopped goes on as if it had not been."""
+"""A run that is stopped and resumed has the metrics and weights of an undisturbed run."""
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -9,7 +8,13 @@ import pytest
 
 from tests.e2e.environment import SMALL, Environment, rows
 
-STEPS = ("trainer.steps=6", "trainer.checkpoint_every=2", "balance.refresh_every=3", "trainer.eval_every=3", "trainer.eval_prompts=2")  # fmt: skip
+STEPS = (
+    "trainer.steps=6",
+    "trainer.checkpoint_every=2",
+    "balance.refresh_every=3",
+    "trainer.eval_every=3",
+    "trainer.eval_prompts=2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +26,8 @@ def undisturbed(environment: Environment) -> Path:
 
 
 def interrupt(environment: Environment, run: Path, after_step: int, number: signal.Signals) -> int:
-    """Start a run, send it a signal once `after_step` is recorded, and return its exit code."""
-    command = environment.command("train", *SMALL, *STEPS, f"run.dir={run}")
-    process = subprocess.Popen(
-        command, cwd=environment.folder, env=environment.variables(), stdout=subprocess.DEVNULL
-    )
+    """Start a run, send a signal once `after_step` is recorded, and return the exit code."""
+    process = environment.start("train", *SMALL, *STEPS, f"run.dir={run}")
     deadline = time.monotonic() + 300
     try:
         while not _reached(run, after_step):
@@ -57,7 +59,7 @@ def assert_same(run: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize("after_step", [1, 3, 5])
-def test_killed_and_continued(
+def test_killed_run_when_resumed_equals_an_undisturbed_one(
     environment: Environment, run: Path, undisturbed: Path, after_step: int
 ) -> None:
     assert interrupt(environment, run, after_step, signal.SIGKILL) == -signal.SIGKILL
@@ -66,7 +68,9 @@ def test_killed_and_continued(
     assert_same(run, undisturbed)
 
 
-def test_sigterm_saves_and_exits_with_143(environment: Environment, run: Path, undisturbed: Path) -> None:
+def test_sigterm_saves_a_checkpoint_and_exits_with_143(
+    environment: Environment, run: Path, undisturbed: Path
+) -> None:
     assert interrupt(environment, run, 1, signal.SIGTERM) == 143
     latest = (run / "checkpoints" / "latest").read_text().strip()
     assert int(latest.removeprefix("step-")) == max(row["step"] for row in rows(run))
@@ -75,7 +79,7 @@ def test_sigterm_saves_and_exits_with_143(environment: Environment, run: Path, u
     assert_same(run, undisturbed)
 
 
-def test_a_run_of_another_config_is_refused(environment: Environment, undisturbed: Path) -> None:
+def test_folder_of_another_config_is_refused_untouched(environment: Environment, undisturbed: Path) -> None:
     before = (undisturbed / "metrics.jsonl").read_bytes()
     refused = environment.marble("train", *SMALL, *STEPS, f"run.dir={undisturbed}", "optimizer.lr=1e-5")
     assert refused.returncode == 2
@@ -85,7 +89,7 @@ def test_a_run_of_another_config_is_refused(environment: Environment, undisturbe
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_flipped_byte_is_named_and_passed_over(environment: Environment, run: Path) -> None:
+def test_checkpoint_with_a_flipped_byte_is_named_and_skipped(environment: Environment, run: Path) -> None:
     short = ("trainer.steps=2", "trainer.checkpoint_every=1", "trainer.keep_last=5")
     assert environment.marble("train", *SMALL, *short, f"run.dir={run}").returncode == 0
     damaged = run / "checkpoints" / "step-00000002"

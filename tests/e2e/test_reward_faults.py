@@ -12,7 +12,7 @@ def train(environment: Environment, run: Path, reward: str, *more: str) -> tuple
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
 
-def test_one_that_raises_now_and_then_is_retried_then_masked(environment: Environment, run: Path) -> None:
+def test_reward_that_raises_sometimes_is_retried_then_masked(environment: Environment, run: Path) -> None:
     small = ("rollout.batch_size=4", "trainer.steps=2")
     code, said = train(environment, run, "flaky", *small, "rewards.flaky.max_failed=0.9")
     assert code == 0, said
@@ -22,7 +22,9 @@ def test_one_that_raises_now_and_then_is_retried_then_masked(environment: Enviro
     assert "flaky failed on 4 images" in said
 
 
-def test_one_that_always_raises_stops_the_run_with_a_checkpoint(environment: Environment, run: Path) -> None:
+def test_reward_that_always_raises_stops_the_run_with_a_checkpoint(
+    environment: Environment, run: Path
+) -> None:
     code, said = train(environment, run, "broken", "trainer.steps=4", "rewards.broken.good_calls=3")
     assert code == 1
     assert "reward broken failed on 12 of 12 images" in said
@@ -31,7 +33,7 @@ def test_one_that_always_raises_stops_the_run_with_a_checkpoint(environment: Env
     assert (run / "checkpoints" / "latest").read_text().strip() == "step-00000002"
 
 
-def test_one_that_is_broken_from_the_start_fails_in_the_preflight(
+def test_reward_that_is_broken_from_the_start_fails_in_the_preflight(
     environment: Environment, run: Path
 ) -> None:
     code, said = train(environment, run, "broken", "trainer.steps=1", "rewards.broken.good_calls=0")
@@ -40,13 +42,13 @@ def test_one_that_is_broken_from_the_start_fails_in_the_preflight(
     assert rows(run) == []
 
 
-def test_one_that_returns_the_wrong_length_stops_the_run(environment: Environment, run: Path) -> None:
+def test_reward_that_returns_the_wrong_length_stops_the_run(environment: Environment, run: Path) -> None:
     code, said = train(environment, run, "short", "trainer.steps=1")
     assert code == 1
     assert "reward short returned scores of shape [5] for 6 images" in said
 
 
-def test_one_that_has_nothing_to_say_is_left_out(environment: Environment, run: Path) -> None:
+def test_reward_that_scores_no_image_is_left_out(environment: Environment, run: Path) -> None:
     code, said = train(environment, run, "silent", "trainer.steps=2")
     assert code == 0, said
     assert "reward silent applied to none" in said
@@ -56,7 +58,7 @@ def test_one_that_has_nothing_to_say_is_left_out(environment: Environment, run: 
     assert rows(run)[0]["balance/alpha/compressibility"] == 1.0
 
 
-def test_the_log_tells_what_happened(environment: Environment, run: Path) -> None:
+def test_log_records_steps_and_the_error(environment: Environment, run: Path) -> None:
     train(environment, run, "broken", "trainer.steps=4", "rewards.broken.good_calls=2")
     log = (run / "log.txt").read_text()
     assert "step     1/4" in log

@@ -1,4 +1,4 @@
-"""The paper's preset: its numbers, planned without a download, and its very code on small models of the same classes."""
+"""The paper's preset: its numbers, planned without a download, and its code on small models."""
 
 import importlib.util
 from dataclasses import replace
@@ -27,7 +27,7 @@ REWARDS = ("pickscore", "hpsv2", "clipscore", "ocr", "geneval")
 
 
 def tiny_models(plugin: str, name: str) -> ModuleType:
-    """What a plugin's tests write its models with."""
+    """Import the module with which a plugin's tests write its models."""
     spec = importlib.util.spec_from_file_location(name, PLUGINS / plugin / "tests" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -37,7 +37,7 @@ def tiny_models(plugin: str, name: str) -> ModuleType:
 
 
 PRESETS = ("sd35m_5r", "sd35m_5r_marble")
-# The joint attention of 24 blocks, of which the last has no text output; the first 13 have a second attention besides.
+# Joint attention of 24 blocks, the last without a text output; the first 13 have a second attention too.
 PUBLISHED, ALL = 24 * 7 + 23, 24 * 7 + 23 + 13 * 4
 
 
@@ -46,7 +46,7 @@ PUBLISHED, ALL = 24 * 7 + 23, 24 * 7 + 23 + 13 * 4
     [(["preset=sd35m_5r"], PUBLISHED), (["~preset", "model=sd3", "rewards=colorfulness"], ALL)],
 )
 def test_the_lora_is_on_the_published_layers(overrides: list[str], layers: int) -> None:
-    """In the real architecture, without storage: 191 layers and 18.8 million parameters, none of the second attention."""
+    """Without storage: 191 layers and 18.8 million parameters, none of the second attention."""
     config = compose(overrides)
     folder = config_folder(config.model.path)
     assert folder is not None
@@ -111,16 +111,19 @@ def test_the_plan_has_the_papers_numbers(
     said = " ".join(capsys.readouterr().out.split())
     lora = PUBLISHED * 32 * (1536 + 1536)
     for part in (
-        ", ".join(REWARDS), "48 prompts x 24 = 1152", "1152 images x 24 training times = 27648", "marble, amortized",
-        "16, each with 72 images in 8 batches, and 192 micro-batches", f"2,243,171,520 parameters, LoRA {lora:,}",
-        "the first 64 held-out prompts of each source, 40 steps of euler", "of frozen weights", "of text encoders, while prompts are encoded", "data.root is not set", "geneval/train_metadata.jsonl",
+        ", ".join(REWARDS), "48 prompts x 24 = 1152", "1152 images x 24 training times = 27648",
+        "marble, amortized",
+        "16, each with 72 images in 8 batches, and 192 micro-batches",
+        f"2,243,171,520 parameters, LoRA {lora:,}",
+        "the first 64 held-out prompts of each source, 40 steps of euler", "of frozen weights",
+        "of text encoders, while prompts are encoded", "data.root is not set", "geneval/train_metadata.jsonl",
     ):  # fmt: skip
         assert part in said, part
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory, published: Path) -> list[str]:
-    """The preset on small models: a pipeline of every class of SD3.5's, T5 among them, and the rewards' own."""
+    """The preset on small models: a pipeline of every class of SD3.5's, T5 too, and the rewards' own."""
     folder = tmp_path_factory.mktemp("models")
     clips, geneval = (
         tiny_models("marble-reward-clip", "tiny_models"),
@@ -137,7 +140,8 @@ def small(tmp_path_factory: pytest.TempPathFactory, published: Path) -> list[str
     geneval.write_clip(folder / "colours")
     return [
         f"model.path={folder / 'sd3'}", f"model.embedding_cache={folder / 'embeddings'}",
-        "model.resolution=32", "model.max_sequence_length=16", "model.device=cpu", f"model.clip={folder / 'clip'}",
+        "model.resolution=32", "model.max_sequence_length=16", "model.device=cpu",
+        f"model.clip={folder / 'clip'}",
         f"rewards.pickscore.model={folder / 'pickscore'}", f"rewards.hpsv2.model={folder / 'hpsv2'}",
         f"rewards.geneval.detector={folder / 'detector'}", f"rewards.geneval.clip={folder / 'colours'}",
         f"data.root={published}", "logging.wandb.mode=disabled", "trainer.steps=2",

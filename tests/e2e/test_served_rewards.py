@@ -1,4 +1,4 @@
-"""Rewards of a second environment, which the first lacks: served there, or isolated and run by the run itself."""
+"""Rewards that only a second environment has: served there, or isolated and started by the run itself."""
 
 import json
 import logging
@@ -97,7 +97,10 @@ def test_a_served_reward_scores_and_trains_a_run_whose_server_restarts(
 
 
 def test_serving_imports_no_model(environment: Environment) -> None:
-    code = "import sys; from marble_cli.__main__ import main\ntry: main()\nexcept SystemExit: pass\nassert 'diffusers' not in sys.modules"
+    code = (
+        "import sys; from marble_cli.__main__ import main\ntry: main()\nexcept SystemExit: pass\n"
+        "assert 'diffusers' not in sys.modules"
+    )
     done = subprocess.run(
         [environment.python, "-c", code, "rewards", "serve", "brightness", "--dry-run"],
         cwd=environment.folder, env=environment.variables(), capture_output=True, text=True, check=False,
@@ -141,7 +144,7 @@ def test_an_installation_is_repaired_by_another(home: Path) -> None:
     assert marker.exists()
 
 
-def test_what_cannot_be_installed(home: Path) -> None:
+def test_install_of_an_unknown_reward_is_refused(home: Path) -> None:
     for name, source, said in (
         ("../up", None, "is no name"),
         ("compressibility", None, "one of marble's own"),

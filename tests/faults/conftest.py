@@ -1,4 +1,4 @@
-"""What every fault needs: runs to compare with, a reward that can be ill, and a record of what was measured."""
+"""Provide undisturbed runs to compare with, a faulty reward, and the record of measured faults."""
 
 import json
 import os
@@ -18,13 +18,16 @@ from tests.faults.job import Job
 RECORDS = "MARBLE_FAULT_RECORDS"  # a file; scripts/faults.py names it
 STEPS = 150
 SETTINGS = (
-    f"trainer.steps={STEPS}", "trainer.checkpoint_every=4", "trainer.keep_last=3", "trainer.eval_every=10", "trainer.eval_prompts=1",
+    f"trainer.steps={STEPS}", "trainer.checkpoint_every=4", "trainer.keep_last=3", "trainer.eval_every=10",
+    "trainer.eval_prompts=1",
     "balance.refresh_every=3", "rollout.groups=4",
 )  # fmt: skip
 REWARD_STEPS = 60
 REWARD_SETTINGS = (
-    f"trainer.steps={REWARD_STEPS}", "trainer.checkpoint_every=4", "trainer.eval_every=0", "balance.refresh_every=3",
-    "rollout.groups=4", "rollout.batch_size=12", "+rewards.faulty={plugin: faulty, timeout: 2, max_failed: 0.2}",
+    f"trainer.steps={REWARD_STEPS}", "trainer.checkpoint_every=4", "trainer.eval_every=0",
+    "balance.refresh_every=3",
+    "rollout.groups=4", "rollout.batch_size=12",
+    "+rewards.faulty={plugin: faulty, timeout: 2, max_failed: 0.2}",
 )  # fmt: skip
 
 JobMaker = Callable[..., Job]
@@ -33,8 +36,7 @@ FaultRecorder = Callable[[str, int, int | None, str, str], None]
 
 @pytest.fixture
 def record_fault() -> FaultRecorder:
-    """A function that keeps what was measured of a fault: how often it was tried, how many steps were done again, what
-    came of it, and which test of `make test` stands for it."""
+    """A function that records a fault: repetitions, repeated steps, the outcome and the short test."""
     began = time.monotonic()
 
     def record(fault: str, times: int, lost: int | None, outcome: str, short: str) -> None:
@@ -72,7 +74,7 @@ def job(base_overrides: list[str], tmp_path: Path) -> JobMaker:
 def undisturbed(
     base_overrides: list[str], tmp_path_factory: pytest.TempPathFactory, faulty: dict[str, str]
 ) -> Callable[[tuple[str, ...], int], Job]:
-    """A function of settings and the number of processes that gives such a run to the end; each is made once."""
+    """A function of settings and a number of processes that returns such a finished run, made once."""
 
     @cache
     def make(settings: tuple[str, ...], processes: int) -> Job:

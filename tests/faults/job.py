@@ -77,7 +77,7 @@ class Job:
             time.sleep(0.002)
 
     def alive(self) -> dict[int, str]:
-        """Command lines of all processes that belong to this job; one that has ended and is not yet waited for is none."""
+        """Return the command lines of this job's processes by id, without those that have ended."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -97,7 +97,8 @@ class Job:
     def step(self) -> int:
         """The last step that is recorded."""
         return max(
-            (row["step"] for row in read_rows(self.run / "metrics.jsonl") if row["phase"] == "train"), default=0
+            (row["step"] for row in read_rows(self.run / "metrics.jsonl") if row["phase"] == "train"),
+            default=0,
         )
 
     def saving(self) -> bool:
@@ -107,7 +108,7 @@ class Job:
         return int((self.run / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
 
     def lost(self) -> int:
-        """Steps that were done again: at each end the last recorded one less the one that was continued from."""
+        """Count repeated steps: at each end, the last recorded one less the one that was resumed from."""
         starts = self.starts()
         assert len(starts) == len(self.ends), (starts, self.ends)
         return sum(end - start for end, start in zip(self.ends, starts[1:], strict=False))
@@ -134,7 +135,7 @@ class Job:
 
 
 def check_identical(job: Job, undisturbed: Job) -> str:
-    """The outcome in words, once it is known to be so: same weights, same metrics, no step twice or missing."""
+    """Check same weights, same metrics, no step repeated or missing; return the outcome in words."""
     assert job.rows() == undisturbed.rows()
     assert job.weights() == undisturbed.weights()
     return IDENTICAL

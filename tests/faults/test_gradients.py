@@ -1,4 +1,4 @@
-"""Activations that are no numbers on one process: no process takes the step, and all go on or stop together."""
+"""Activations that are not finite on one process: no process takes the step; all continue or all stop."""
 
 import random
 
@@ -34,7 +34,8 @@ def test_a_gradient_that_is_not_finite_on_one_rank(
     agreed = agreement(*runs, ["reward/faulty/mean"])
     record_fault(
         "activations are no numbers, on one of 2 processes", len(steps), 0,
-        f"the step is left out on both and counted (`skipped`), its batch kept; {agreed} as in one process", SHORT,
+        f"the step is left out on both and counted (`skipped`), its batch kept; {agreed} as in one process",
+        SHORT,
     )  # fmt: skip
 
 
@@ -57,5 +58,7 @@ def test_gradients_that_stay_infinite_on_one_rank(
     assert sum("skipped" in row for row in stopped.rows()) == allowed * times
     record_fault(
         "activations stay no numbers, on one of 2 processes", times, stopped.lost(),
-        "past `trainer.max_skipped` both leave, exit code 1 with a checkpoint; well again, the run goes on to its end", SHORT,
+        "past `trainer.max_skipped` both leave, exit code 1 with a checkpoint; well again, the run goes on "
+        "to its end",
+        SHORT,
     )  # fmt: skip

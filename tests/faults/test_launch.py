@@ -83,7 +83,8 @@ def test_ctrl_c_in_a_terminal(run: Run, times: int, wandb: str, record_fault: Fa
         times - 1
     ]
     record_fault(
-        f"Ctrl+C in the terminal of 2 processes, W&B {wandb}: {how}", 1, None, f"{outcome}, exit code 130, no process left",
+        f"Ctrl+C in the terminal of 2 processes, W&B {wandb}: {how}", 1, None,
+        f"{outcome}, exit code 130, no process left",
         "distributed/test_launch.py",
     )  # fmt: skip
 
@@ -128,7 +129,10 @@ def test_a_job_that_was_queued_again(
     stopped_at_its_limit(cluster, runs[1])
     assert job(runs[1], restarts=1).wait(300) == 0
     assert weights(runs[1]) == weights(runs[0])
-    outcome = "SIGUSR1: a checkpoint, exit code 143, queued again; the weights of the undisturbed job (SLURM's commands stood in for)"
+    outcome = (
+        "SIGUSR1: a checkpoint, exit code 143, queued again; the weights of the undisturbed job "
+        "(SLURM's commands stood in for)"
+    )
     record_fault("a job of 2 processes reaches its time limit", 1, 0, outcome, "distributed/test_slurm.py")
 
 
@@ -139,5 +143,8 @@ def test_nodes(
     record_fault: FaultRecorder,
 ) -> None:
     train_on_nodes_without_a_shared_disk(run_config, tmp_path, monkeypatch)
-    outcome = "the first node's checkpoint goes around; exchanged, they refuse, exit code 2, and say which is further on"
+    outcome = (
+        "the first node's checkpoint goes around; exchanged, they refuse, exit code 2, and say which is "
+        "further on"
+    )
     record_fault("two nodes share no disk", 2, 0, outcome, "distributed/test_agreement.py")

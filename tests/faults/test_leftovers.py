@@ -1,4 +1,4 @@
-"""However a run ends, no process of it is left: neither a rank, nor an isolated reward's server, nor W&B's service."""
+"""However a run ends, no process of it is left: no rank, no isolated reward's server, no W&B service."""
 
 import os
 import shutil
@@ -65,8 +65,10 @@ def test_no_process_is_left(
             slowest = max(slowest, time.monotonic() - began)
     whose = "the only process" if processes == 1 else f"the launcher or one of {processes} processes"
     record_fault(
-        f"a run with an isolated reward and W&B is done, fails, gets SIGTERM or Ctrl+C, or {whose} SIGKILL", len(exits), None,
-        f"no process is left: rank, reward's server or W&B's service; {slowest:.0f} s after the signal at most",
+        f"a run with an isolated reward and W&B is done, fails, gets SIGTERM or Ctrl+C, or {whose} SIGKILL",
+        len(exits), None,
+        "no process is left: rank, reward's server or W&B's service; "
+        f"{slowest:.0f} s after the signal at most",
         "e2e/test_served_rewards.py",
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""One run on another number of processes at each of its legs, and runs on several numbers from start to end."""
+"""One run resumed on different numbers of processes, and runs on several numbers from start to end."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,10 @@ pytestmark = pytest.mark.long
 LEG = 4  # steps
 # What counts bytes would turn a pixel's rounding into another advantage; these rewards are smooth.
 SETTINGS = (
-    "preset=tiny", "rewards=[colorfulness,clipscore]", "balance=marble", "rollout.groups=4", "rollout.group_size=4",
-    "rollout.batch_size=4", "trainer.micro_batch_size=4", "trainer.eval_every=0", "logging.wandb.mode=disabled",
+    "preset=tiny", "rewards=[colorfulness,clipscore]", "balance=marble", "rollout.groups=4",
+    "rollout.group_size=4",
+    "rollout.batch_size=4", "trainer.micro_batch_size=4", "trainer.eval_every=0",
+    "logging.wandb.mode=disabled",
 )  # fmt: skip
 REWARDS = ("reward/clipscore/mean", "reward/colorfulness/mean")
 DDP, FSDP = ("trainer.parallel=ddp",), ("trainer.parallel=fsdp",)
@@ -71,7 +73,8 @@ def agreement(
 ) -> str:
     """How far two runs agree, in words.
 
-    Sums are rounded otherwise, and so is a pixel now and then. A gradient, in which samples nearly cancel one another, tells
+    Sums are rounded otherwise, and so is a pixel now and then. A gradient,
+    in which samples nearly cancel one another, tells
     more of it than the loss does.
     """
     losses, norms, rewards = (

@@ -1,5 +1,4 @@
-"""A reward that raises, hangs, answers NaN or infinity or too little, or whose server dies, in one process and on one
-rank of two."""
+"""Rewards that raise, hang, answer NaN, infinity or too little, or lose their server."""
 
 import json
 import random
@@ -75,8 +74,11 @@ def test_a_reward_that_fails_is_masked_and_counted(
             assert row[f"reward/{other}/failed"] == 0
             assert row[f"reward/{other}/applicable"] == IMAGES
     record_fault(
-        f"a reward raises, hangs or answers infinity at every attempt, or NaN for some images{who(processes)}", len(faults), 0,
-        "masked for these images and this reward alone and counted in `reward/<name>/failed`, NaN as not applicable; the run "
+        "a reward raises, hangs or answers infinity at every attempt, or NaN for some images"
+        f"{who(processes)}",
+        len(faults), 0,
+        "masked for these images and this reward alone and counted in `reward/<name>/failed`, "
+        "NaN as not applicable; the run "
         "goes on", SHORT,
     )  # fmt: skip
 
@@ -106,7 +108,8 @@ def test_a_reward_that_fails_too_often_stops_the_run(
     stopped.finish()
     outcome = check_identical(stopped, undisturbed(REWARD_SETTINGS, processes))
     record_fault(
-        f"a reward fails beyond `max_failed`, or breaks its contract{who(processes)}", len(whats), stopped.lost(),
+        f"a reward fails beyond `max_failed`, or breaks its contract{who(processes)}", len(whats),
+        stopped.lost(),
         f"all leave together, exit code 1, with a checkpoint; well again, {outcome}", SHORT,
     )  # fmt: skip
 
@@ -122,7 +125,9 @@ def test_a_reward_that_is_ill_from_the_start_on_one_rank(
     assert never.step() == 0
     record_fault(
         "a reward is ill at the start, on one of 2 processes", 1, 0,
-        f"exit code 1 before the first step, {time.monotonic() - began:.0f} s after the start; nobody is left waiting", SHORT,
+        f"exit code 1 before the first step, {time.monotonic() - began:.0f} s after the start; "
+        "nobody is left waiting",
+        SHORT,
     )  # fmt: skip
 
 
@@ -194,9 +199,11 @@ def test_a_reward_server_that_is_killed(
     outcome = check_identical(run, undisturbed(REWARD_SETTINGS, processes))
     assert sum(row["reward/faulty/failed"] for row in run.rows()) == 0
     record_fault(
-        f"SIGKILL of a reward's server{f', {processes} processes' if processes > 1 else ''}; started again in mid-run {kills} times, once left away",
+        f"SIGKILL of a reward's server{f', {processes} processes' if processes > 1 else ''}; "
+        f"started again in mid-run {kills} times, once left away",
         kills + 1, run.lost(),
-        f"tried again until it answers; left away, exit code 1 with a checkpoint; {outcome}", "e2e/test_served_rewards.py",
+        f"tried again until it answers; left away, exit code 1 with a checkpoint; {outcome}",
+        "e2e/test_served_rewards.py",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A disk that fills up while a run writes, and checkpoints that are damaged between a kill and the next start."""
+"""A disk that fills up while a run writes, and checkpoints damaged between a kill and the next start."""
 
 import random
 import resource
@@ -104,7 +104,9 @@ def test_damaged_checkpoints_are_passed_over(
     assert harmed.starts()[1:] == continued_from
     outcome = check_identical(harmed, undisturbed(SETTINGS, 1))
     record_fault(
-        "SIGKILL, then the newest checkpoint is cut short, has a flipped byte, lacks a file, is of a newer format or of "
+        "SIGKILL, then the newest checkpoint is cut short, has a flipped byte, lacks a file, "
+        "is of a newer format or of "
         "another model", len(harms), harmed.lost(),
-        f"passed over by `--resume auto`, with a word on it; {outcome}", "checkpoint/test_store.py, cli/test_damaged_checkpoints.py",
+        f"passed over by `--resume auto`, with a word on it; {outcome}",
+        "checkpoint/test_store.py, cli/test_damaged_checkpoints.py",
     )  # fmt: skip

@@ -36,5 +36,6 @@ def test_a_run_that_never_reaches_weights_and_biases(
     assert list_unsent_starts(run.run) == kept
     record_fault(
         "W&B cannot be reached, at two starts", 2, run.lost(),
-        f"kept offline for `marble sync RUN`, which says so while there is still no connection; {outcome}", "metrics/test_metrics.py",
+        f"kept offline for `marble sync RUN`, which says so while there is still no connection; {outcome}",
+        "metrics/test_metrics.py",
     )  # fmt: skip

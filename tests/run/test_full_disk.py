@@ -1,6 +1,6 @@
 """A full disk: the message, the remaining files, and that the run resumes once there is space.
 
-Some tests mount a small file system; the others limit the size of the process's files.
+The process's limit on the size of a file, and small file systems of their own where this user can mount them.
 """
 
 import logging
@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RewardError, StorageError
 from marble_cli.files import write_whole
 from marble_cli.metrics.jsonl import MetricsLog, read_rows
+from marble_cli.policy.embeddings import EmbeddingCache
 from marble_cli.run.checkpoints import Checkpoints
 from marble_cli.run.loop import Trainer
 from marble_cli.run.recorder import LogFile, RunRecorder
@@ -34,6 +36,7 @@ from marble_cli.step.direction import Descent, Direction
 RunConfigMaker = Callable[..., RunConfig]
 
 SETTINGS = ("trainer.checkpoint_every=1", "trainer.keep_last=9")
+SMALL = 2048  # bytes that a file may always have: a log and a lock, but no tensors or pictures
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Disk:
     """A file system of half a megabyte, mounted at `folder`."""
 
     folder: Path
+    reason, left = "No space left on device", " 0"
 
     def fill(self, leave: int = 0) -> None:
         """Fill the disk except for `leave` bytes."""
@@ -50,23 +54,67 @@ class Disk:
                 room -= stream.write(bytes(min(room, 4096)))
 
     def free(self) -> None:
+        """Give the room back."""
         (self.folder / "filler").unlink()
 
+    def has_at_most(self, free: int, size: int) -> bool:
+        """Check the room that a message states."""
+        return free <= size + 4096
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
+
+@dataclass(frozen=True)
+class Quota(Disk):
+    """A limit on the size of files, which every user can set."""
+
+    reason, left = "File too large", r" [\d,]+"
+
+    def fill(self, leave: int = 0) -> None:
+        """Let no file grow beyond a quarter of `leave`, less than the largest of a checkpoint needs."""
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (leave // 4 or SMALL, hard))
+
+    def free(self) -> None:
+        """Lift the limit."""
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    def has_at_most(self, free: int, size: int) -> bool:
+        """Check nothing: the disk has more room than a file may take."""
+        return True
+
+
+def mount(folder: Path) -> bool:
+    """Mount a file system of half a megabyte, if this user may."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def disks() -> list[type[Disk]]:
+    """Choose the kinds of full disk that this user can have; a quota is among them everywhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not mount(Path(folder)):
+            return [Quota]
+        subprocess.run(["umount", folder], check=True)
+    return [Quota, Disk]
+
+
+@pytest.fixture(params=disks(), ids=lambda kind: kind.__name__.lower())
+def disk(
+    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Disk]:
+    """A disk that can be filled; what is printed stays in memory, for which `capsys` sees."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    chosen: Disk = request.param(folder)
+    if request.param is Disk:
+        assert mount(folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        yield Disk(folder)
+        yield chosen
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        if request.param is Disk:
+            subprocess.run(["umount", str(folder)], check=True)
 
 
 @contextmanager
@@ -119,11 +167,12 @@ def test_full_disk_at_a_checkpoint_keeps_earlier_ones(
     said = str(error.value)
     assert error.value.exit_code == 1
     assert f"{run / 'checkpoints' / 'step-00000002'} could not be written: " in said
-    assert "No space left on device" in said
+    assert disk.reason in said
     stated = int(said.split("It needs about ")[1].split(" bytes")[0].replace(",", ""))
     assert stated == pytest.approx(needed, rel=0.2)
     free = int(said.split("bytes; ")[1].split(" bytes")[0].replace(",", ""))
-    assert 0 < free <= needed // 2 + 4096
+    assert free > 0
+    assert disk.has_at_most(free, needed // 2)
     assert f"are free in {run / 'checkpoints'}." in said
     assert "continue with --resume auto" in said
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step-00000001"]
@@ -151,11 +200,11 @@ def test_full_disk_at_a_metrics_row_leaves_no_partial_row(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", filled)
-        with pytest.raises(StorageError, match="metrics.jsonl could not be written: No space left on device"):
+        with pytest.raises(StorageError, match=f"metrics.jsonl could not be written: {disk.reason}"):
             train(config, resume="auto")
     assert (run / "metrics.jsonl").read_text().rstrip("\n").count("\n") == 0
     assert [path.name for path in store.steps(run)] == ["step-00000001"]
-    with pytest.raises(StorageError, match=r"metrics.jsonl could not be written.* 0 bytes are free"):
+    with pytest.raises(StorageError, match=f"metrics.jsonl could not be written.*{disk.left} bytes are free"):
         train(config, resume="auto")  # still full: reported again before training
     assert [row["step"] for row in read_rows(run / "metrics.jsonl")] == [1]
     assert not list(run.glob(".*"))
@@ -180,7 +229,7 @@ def test_full_disk_at_pictures_only_warns(
     assert train(run_config(*settings, f"run.dir={run}"), resume="auto") == 0
     assert list(run.glob("samples/*")) == []
     log = (run / "log.txt").read_text()
-    assert "samples/step-00000001.png could not be written: No space left on device" in log
+    assert f"samples/step-00000001.png could not be written: {disk.reason}" in log
     assert "The run continues without these pictures." in log
     assert store.resolve(str(run)).name == "step-00000001"
 
@@ -209,13 +258,22 @@ def test_full_disk_at_a_skipped_batch_only_warns(
 
 
 def test_full_disk_at_embeddings_stops_with_the_option(
-    run_config: RunConfigMaker, disk: Disk, tmp_path: Path
+    run_config: RunConfigMaker, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, run = disk.folder / "cache", tmp_path / "run"
     config = run_config("trainer.steps=2", f"run.dir={run}", f"model.embedding_cache={cache}")
-    disk.fill(leave=8192)
-    with pytest.raises(StorageError) as error:
-        train(config, resume="auto")
+    write, files = EmbeddingCache.write, []
+
+    def filled(self: EmbeddingCache, *rest: Any, **more: Any) -> None:
+        if len(files) == 2:
+            disk.fill(leave=2000)
+        write(self, *rest, **more)
+        files.append(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingCache, "write", filled)
+        with pytest.raises(StorageError) as error:
+            train(config, resume="auto")
     said = str(error.value)
     assert said.startswith(f"{cache}/")
     assert "It needs about " in said

@@ -1,7 +1,7 @@
-"""A reward that is ill when it is told to be: it raises, hangs, answers inf, nan or short, or spoils what is trained.
+"""A reward that fails on schedule: it raises, hangs, answers inf, nan or short, or spoils what is trained.
 
-FAULTY holds a schedule as JSON, {"batch": [what, attempts]}: at that batch, 0 being the preflight's, so many attempts go
-wrong. FAULTY_RANK names the only rank that it concerns.
+FAULTY holds the schedule as JSON, {"batch": [fault, attempts]}: how many attempts at that batch fail.
+Batch 0 is the preflight's. FAULTY_RANK names the only rank that fails.
 """
 
 import json
@@ -44,7 +44,7 @@ class Faulty:
         return scores[1:] if what == "short" else scores
 
     def fault(self, images):
-        """What is to go wrong with this attempt; the same images as before are another attempt at the same batch."""
+        """Return this attempt's fault, if any; the same images again are another attempt at the batch."""
         again = images == seen["images"]
         seen.update(batch=seen["batch"] + (not again), attempt=again * seen["attempt"] + 1, images=images)
         what, attempts = self.schedule.get(str(seen["batch"]), (None, 0))

@@ -33,8 +33,10 @@ EVERYWHERE: list[tuple[str, Callable[[], Any], str]] = [
     ),
     ("torch.set_default_device('meta')", torch.get_default_device, "the default device (cpu -> meta)"),
     ("torch.set_grad_enabled(not torch.is_grad_enabled())", torch.is_grad_enabled, "gradients ("),
+    # Kept to the end of the process: one that is collected in another thread sets that thread's gradients.
     (
-        "global held; held = torch.inference_mode(not torch.is_inference_mode_enabled()); held.__enter__()",
+        "sys.held = [*getattr(sys, 'held', []), torch.inference_mode(not torch.is_inference_mode_enabled())]; "
+        "sys.held[-1].__enter__()",
         torch.is_inference_mode_enabled,
         "inference mode (",
     ),  # and gradients
