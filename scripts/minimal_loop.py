@@ -2,9 +2,9 @@
 
     python scripts/minimal_loop.py [--steps 3] [OVERRIDE ...]
 
-The order is that of docs/explanation/algorithm.md. `marble train` also has several processes, the amortised step, the
-cheap refresh (here every reward takes a backward pass of its own at every step), evaluations, checkpoints,
-and rewards that may fail. A test holds the first step to the trainer's.
+The order is that of docs/explanation/algorithm.md. `marble train` also has several processes, the amortised
+step, the cheap refresh (here every reward takes a backward pass of its own at every step), evaluations,
+checkpoints, and rewards that may fail. A test holds the first step to the trainer's.
 """
 
 import argparse

@@ -257,7 +257,7 @@ def typed(tree: DictConfig) -> RunConfig:
 
 @cache
 def _schema() -> DictConfig:
-    """Return the schema as a tree, made once, since that takes longer than a merge with it; never change it."""
+    """Return the schema as a tree, made once because making it is slow. Never change it."""
     schema: DictConfig = OmegaConf.structured(RunConfig)
     return schema
 

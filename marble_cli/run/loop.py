@@ -1,4 +1,4 @@
-"""The training loop: `Trainer.step` computes one optimizer step in the order of docs/explanation/algorithm.md."""
+"""The training loop: `Trainer.step` follows docs/explanation/algorithm.md, one optimizer step at a time."""
 
 import logging
 import math

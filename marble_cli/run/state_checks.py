@@ -103,5 +103,6 @@ def _check_shapes(state: TrainerState, group: str, expected: Mapping[str, tuple[
     found: Mapping[str, Tensor] = state.tensors.get(group, {})
     if misfits := find_misfits(expected, found):
         raise CheckpointError(
-            f"{group}.safetensors of the checkpoint of step {state.step} {describe_misfits(misfits)}. {REMEDY}"
+            f"{group}.safetensors of the checkpoint of step {state.step} "
+            f"{describe_misfits(misfits)}. {REMEDY}"
         )

@@ -49,7 +49,7 @@ def kept(run: Path) -> list[int]:
 def test_out_of_memory_on_the_second_rank_keeps_the_last_step(
     ill: Callable[..., list[tuple[int, str, str]]], tmp_path: Path, step: int, shares: list[str]
 ) -> None:
-    """Memory runs out in the last micro-batch, before any rank sums gradients: NCCL would wait without end."""
+    """Memory runs out in the last micro-batch, before any rank sums gradients: NCCL would wait for ever."""
     first, second = ill("memory", step, "trainer.checkpoint_every=9")
     assert (first[0], second[0]) == (1, 1)
     assert first[2] == ""  # the first rank only follows the second

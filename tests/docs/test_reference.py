@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from marble_cli.metrics.jsonl import read
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.run.train import train
 from scripts.reference.__main__ import DOCS, PAGES
 from scripts.reference.metrics_page import METRICS
@@ -66,7 +66,7 @@ def test_every_key_of_a_run_is_documented_for_its_phase(
     overrides: list[str], run_config: RunConfigMaker, tmp_path: Path
 ) -> None:
     assert train(run_config(*overrides, f"run.dir={tmp_path}"), resume="never") == 0
-    rows = read(tmp_path / "metrics.jsonl")
+    rows = read_rows(tmp_path / "metrics.jsonl")
     assert rows
     for row in rows:
         for key in row:
