@@ -35,9 +35,8 @@ EVERYWHERE: list[tuple[str, Callable[[], Any], str]] = [
     ("torch.set_grad_enabled(not torch.is_grad_enabled())", torch.is_grad_enabled, "gradients ("),
     # Kept to the end of the process: one that is collected in another thread sets that thread's gradients.
     (
-        "sys.held = getattr(sys, 'held', [])\n"
-        "sys.held.append(torch.inference_mode(not torch.is_inference_mode_enabled()))\n"
-        "sys.held[-1].__enter__()",
+        "mode = torch.inference_mode(not torch.is_inference_mode_enabled()); "
+        "sys.held = [*getattr(sys, 'held', []), mode]; mode.__enter__()",
         torch.is_inference_mode_enabled,
         "inference mode (",
     ),  # and gradients
