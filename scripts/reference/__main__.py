@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import cli_page, configuration_page, metrics_page
+from scripts.reference import cli_page, configuration_page, metrics_page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "reference"
 PAGES = {

@@ -7,8 +7,7 @@ from typing import Any
 from typer.main import get_command
 
 from marble_cli.cli.app import app
-
-from .markdown import MADE, cell, code, table
+from scripts.reference.markdown import MADE, cell, code, table
 
 INTRODUCTION = """# Command line
 

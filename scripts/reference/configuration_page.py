@@ -2,8 +2,8 @@
 
 from itertools import groupby
 
-from .configuration import Key, keys
-from .markdown import MADE, cell, code, table
+from scripts.reference.configuration import Key, keys
+from scripts.reference.markdown import MADE, cell, code, table
 
 INTRODUCTION = """# Configuration
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .markdown import MADE, cell, code, table
+from scripts.reference.markdown import MADE, cell, code, table
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def test_json_and_output(marble: Callable, run: Path, tmp_path: Path) -> None:
 def test_a_dominant_share_of_the_step_is_reported(marble: Callable, run: Path) -> None:
     (run / "config.yaml").write_text(marble("train", "balance=marble_stepwise", "--print-config").out)
     shown = " ".join(marble("explain", run).out.split())
-    assert "marble, mode full, cosines of the 0.25 of a step that the programme saw" in shown
+    assert "marble, mode full, cosines of the 0.25 of a step that the balance saw" in shown
 
 
 def test_a_torn_last_line_is_left_out_with_a_note(marble: Callable, run: Path) -> None:

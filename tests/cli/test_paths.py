@@ -74,7 +74,7 @@ def test_a_plan_without_a_home_says_what_is_taken_for_it(marble: Marble, tmp_pat
     assert told.code == 0, told.err
     folder = tmp_path / "[red]run"
     assert told.err.count("there is no home") == 1
-    assert f"Taken for it: {folder / 'home'}" in told.err
+    assert f"Using {folder / 'home'}" in told.err
     assert os.environ["HOME"] == str(folder / "home")
     assert str(folder) in "".join(told.out.split())
     assert not folder.exists()
@@ -85,7 +85,7 @@ def test_other_commands_have_a_home_for_a_while(marble: Marble) -> None:
     told = marble("rewards", "install", "ocr")
     assert told.code == 2
     assert "MARBLE_HOME=FOLDER" in told.err
-    assert told.err.count("Taken for it: ") == 1
+    assert told.err.count("Using ") == 1
     assert "marble-home-" in os.environ["HOME"]
 
 

@@ -179,7 +179,7 @@ def test_long_wait_names_what_to_check(
 
 
 def test_documentation_explains_what_to_check() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "cluster.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith(("| `", "| free"))]
     for name in (*ADVISED[:4], "NCCL_DEBUG=INFO", "free memory"):
         assert any(name in row.split("|")[1] for row in rows), name

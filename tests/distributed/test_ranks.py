@@ -57,7 +57,7 @@ def test_groups_not_divisible_by_ranks_are_refused(run_config: Callable[..., Run
 
 def test_paper_preset_accepts_the_documented_process_counts() -> None:
     """The numbers are those in docs/explanation/sd35m.md."""
-    page = (Path(__file__).parents[2] / "docs" / "sd35m.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "explanation" / "sd35m.md").read_text()
     said = re.search(r"divides 48 trains the same \(([\d, or\n]+)\)", page)
     assert said is not None
     numbers = list(map(int, re.findall(r"\d+", said[1])))

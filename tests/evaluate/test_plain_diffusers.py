@@ -52,7 +52,7 @@ def test_the_lines_of_the_page_draw_what_marble_draws(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(str(run), tmp_path / "lora")
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "tiny.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "explanation" / "tiny.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)

@@ -21,7 +21,7 @@ def test_each_record_is_a_row() -> None:
 
 
 def test_only_the_part_between_the_marks_is_replaced(tmp_path: Path) -> None:
-    page = (Path(faults.ROOT) / "docs" / "reliability.md").read_text()
+    page = (Path(faults.ROOT) / "docs" / "explanation" / "reliability.md").read_text()
     copy = tmp_path / "page.md"
     copy.write_text(page)
     for text in ("one\n", "two\n"):
@@ -37,7 +37,7 @@ def test_only_the_part_between_the_marks_is_replaced(tmp_path: Path) -> None:
 
 def test_tests_that_the_page_names_exist() -> None:
     root = Path(faults.ROOT)
-    page = (root / "docs" / "reliability.md").read_text().partition(faults.BEGIN)[2]
+    page = (root / "docs" / "explanation" / "reliability.md").read_text().partition(faults.BEGIN)[2]
     named = {part for part in page.split("`") if part.startswith("tests/")}
     assert all((root / name).is_file() for name in named), named
 

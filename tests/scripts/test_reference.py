@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from marble_cli.config.compose import compose
 from marble_cli.config.keys import fields
 from marble_cli.config.schema import RunConfig
+from scripts.reference import __main__ as reference
 from scripts.reference import configuration
 from scripts.reference.configuration import Key, keys
 
@@ -87,3 +88,10 @@ def test_key_without_comment_or_line_fails(
     monkeypatch.setattr(configuration, "CONF", tmp_path)
     with pytest.raises(ValueError, match=r"optimizer\.lr has no comment"):
         keys()
+
+
+def test_pages_are_written_to_their_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    committed = {name: (reference.DOCS / name).read_text(encoding="utf-8") for name in reference.PAGES}
+    monkeypatch.setattr(reference, "DOCS", tmp_path)
+    reference.main()
+    assert {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()} == committed

@@ -19,6 +19,7 @@ SMOKE_TESTS = {
     "scripts.faults": "test_faults.py",
     "scripts.gradient_agreement": "test_smoke.py",
     "scripts.minimal_loop": "test_minimal_loop.py",
+    "scripts.reference": "test_reference.py",
     "scripts.study": "test_study.py",
     "scripts.study.report": "test_study.py",
     "scripts.tiny.pretrain": "test_tiny.py",
