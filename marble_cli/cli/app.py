@@ -11,7 +11,19 @@ from typing import NoReturn
 import typer
 
 from marble_cli import __version__
-from marble_cli.cli import doctor, evaluate, explain, export, generate, plugins, rewards, serve, sync, train
+from marble_cli.cli import (
+    doctor,
+    evaluate,
+    explain,
+    export,
+    generate,
+    merge,
+    plugins,
+    rewards,
+    serve,
+    sync,
+    train,
+)
 from marble_cli.cli.encoding import take_every_text
 from marble_cli.errors import LostError, MarbleError, PeerError
 from marble_cli.interrupts import tell_exit
@@ -60,6 +72,7 @@ rewards.app.command("install", epilog=plugins.INSTALL)(plugins.install)
 rewards.app.command("new", epilog=plugins.NEW)(plugins.new)
 app.add_typer(rewards.app, name="rewards")
 app.command("export", epilog=export.EPILOG)(export.export)
+app.command("merge", epilog=merge.EPILOG)(merge.merge)
 app.command("sync", epilog=sync.EPILOG)(sync.sync)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 

@@ -181,7 +181,7 @@ class Family(Protocol):
         ...
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        """d xt / d t [B, C, H, W] where xt = (1 - t) x0 + t noise, from inputs in the transformer's dtype."""
+        """D xt / d t [B, C, H, W] where xt = (1 - t) x0 + t noise, from inputs in the transformer's dtype."""
         ...
 
     def decode(self, x0: Tensor) -> Tensor:

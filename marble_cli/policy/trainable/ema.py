@@ -34,6 +34,6 @@ def behaviour_eta(behaviour: BehaviourConfig, step: int) -> float:
 
 @torch.no_grad()
 def blend(target: dict[str, Tensor], source: dict[str, Tensor], keep: float) -> None:
-    """target <- keep * target + (1 - keep) * source, in place, matched by name."""
+    """Target <- keep * target + (1 - keep) * source, in place, matched by name."""
     for name, tensor in target.items():
         tensor.lerp_(source[name], 1.0 - keep)

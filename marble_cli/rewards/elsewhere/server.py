@@ -71,7 +71,6 @@ def build_app(
         token: what clients must show, None for none.
         limits: of a call.
     """
-
     expected = protocol.authorization(token).encode() if token is not None else None
 
     async def authorised(request: Request) -> None:
