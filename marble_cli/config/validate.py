@@ -13,7 +13,7 @@ from marble_cli.plugins import installed
 from marble_cli.suggest import nearest
 
 # The metric that `trainer.best` follows by default: the mean of the trained rewards' gains.
-COMPOSITE = "eval/composite"
+COMPOSITE, JOINT = "eval/composite", "eval/joint_improvement"
 
 
 def validate(config: RunConfig) -> None:
@@ -70,7 +70,7 @@ def _check_names(key: str, reward: RewardConfig, config: RunConfig) -> None:
 
 
 def _check_best(config: RunConfig) -> None:
-    metrics = [COMPOSITE, *(f"reward/{name}/mean" for name in (*config.rewards, *config.eval_rewards))]
+    metrics = [COMPOSITE, JOINT, *(f"reward/{name}/mean" for name in (*config.rewards, *config.eval_rewards))]
     best = config.trainer.best
     if best not in metrics:
         raise ConfigError(

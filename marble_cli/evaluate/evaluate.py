@@ -1,6 +1,7 @@
 """`marble eval`: score one policy, or two on the same prompts and the same initial noise."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.table import Table
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.distributed.ranks import Ranks
+from marble_cli.evaluate.joint import JointChange, joint_change
 from marble_cli.evaluate.score import Evaluation, paired_interval, score_policy
 from marble_cli.evaluate.target import Target, resolve_target, run_config
 from marble_cli.files import check_writable, write_whole, writing
@@ -41,15 +43,20 @@ class RewardResult:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """Report of `marble eval`: a table for a reader, JSON for a program."""
+    """Report of `marble eval`: a table for a reader, JSON for a program.
+
+    `joint` counts images over all trained rewards at once; it is set only against another policy.
+    """
 
     target: str
     against: str | None
     rewards: list[RewardResult]
     prompts: int
+    joint: JointChange | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        joint = {} if self.joint is None else {"joint": self.joint.to_json()}
+        return joint | {
             "target": self.target,
             "against": self.against,
             "prompts": self.prompts,
@@ -66,7 +73,8 @@ class EvalReport:
 
     def table(self) -> Table:
         title = self.target if self.against is None else f"{self.target} against {self.against}"
-        table = Table(title=escape(f"{title}: {self.prompts} held-out prompts"))
+        caption = None if self.joint is None else self.joint.describe()
+        table = Table(title=escape(f"{title}: {self.prompts} held-out prompts"), caption=caption)
         table.add_column("reward")
         for heading in ("n", "mean"):
             table.add_column(heading, justify="right")
@@ -112,6 +120,13 @@ def compare(one: Evaluation, other: Evaluation | None) -> list[RewardResult]:
     return results
 
 
+def compare_jointly(one: Evaluation, other: Evaluation, rewards: Sequence[str]) -> JointChange | None:
+    """Compare two policies image by image, over all of `rewards`; None if none scored an image for both."""
+    rows = [one.scores.names.index(name) for name in rewards]
+    both = one.scores.applicable[rows] & other.scores.applicable[rows]
+    return joint_change(one.scores.values[rows].numpy(), other.scores.values[rows].numpy(), both.numpy())
+
+
 def draw(target: Target, policy: Policy, config: RunConfig, scorer: Scorer) -> Evaluation:
     """Draw and score the held-out prompts with one target's weights, which `policy` then holds."""
     target.put_into(policy)
@@ -139,7 +154,9 @@ def evaluate(target: str, against: str | None, overrides: list[str], output: Pat
     with open_scorer(rewards, str(policy.device)) as scorer:
         one = draw(first, policy, config, scorer)
         other = draw(second, policy, config, scorer) if second is not None else None
-    report = EvalReport(first.label, second.label if second else None, compare(one, other), len(one.prompts))
+    joint = None if other is None else compare_jointly(one, other, list(config.rewards))
+    against_label = None if second is None else second.label
+    report = EvalReport(first.label, against_label, compare(one, other), len(one.prompts), joint)
     if output is not None:
         with writing(output, "Choose another --output."):
             output.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from marble_cli.evaluate.joint import joint_change
 from marble_cli.evaluate.score import Evaluation, paired_interval
 
 
@@ -72,7 +73,23 @@ def judge(
     )
     composite = sum(gains) / max(1, len(gains))
     metrics["eval/composite"] = composite
+    metrics |= _joint_metrics(scores, start, trained)
     return Verdict(metrics, composite, (warning,) if fell and rose else ())
+
+
+def _joint_metrics(
+    scores: dict[str, Tensor], start: dict[str, list[float | None]], trained: list[str]
+) -> dict[str, float]:
+    """Return the shares of images that improved and declined in all trained rewards; none without pairs."""
+    names = [name for name in trained if name in scores and len(scores[name]) == len(start.get(name, ()))]
+    if not names:
+        return {}
+    now = np.stack([scores[name].numpy() for name in names])
+    before = np.array([[np.nan if value is None else value for value in start[name]] for name in names])
+    change = joint_change(now, before, np.isfinite(now) & np.isfinite(before), resamples=1000)
+    if change is None:
+        return {}
+    return {"eval/joint_improvement": change.improvement, "eval/joint_decline": change.decline}
 
 
 def _paired(now: Tensor | None, before: list[float | None]) -> np.ndarray:

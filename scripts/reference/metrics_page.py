@@ -66,6 +66,20 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "every evaluation",
             ("eval",),
         ),
+        Metric(
+            "eval/joint_improvement",
+            "Share of the held-out images that are at least as good as at the first evaluation in every "
+            "applicable trained reward, and better in one.",
+            "every evaluation",
+            ("eval",),
+        ),
+        Metric(
+            "eval/joint_decline",
+            "Share of the held-out images that are worse than at the first evaluation in every applicable "
+            "trained reward.",
+            "every evaluation",
+            ("eval",),
+        ),
     ),
     "Balance": (
         Metric(

@@ -1,5 +1,7 @@
 """Evaluations inside a run: gains in units of the start's deviation, and signs of reward hacking."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -83,3 +85,21 @@ def test_other_prompts_than_at_the_start_are_not_compared() -> None:
     fewer = evaluation(START[:, :30] + 1.0)
     assert verdict(fewer).composite == 0.0
     assert judge(evaluation(START), {}, ["trained"], ["watched"]).composite == 0.0
+
+
+def test_joint_shares_count_images_over_trained_rewards_alone() -> None:
+    """Of four images: better in both, better and worse, worse in its only one, equal."""
+    start = torch.tensor([[0, 0, 0, 1], [0, 0, torch.nan, 1], [9, 9, 9, 9]], dtype=torch.float64)
+    now = torch.tensor([[1, 1, -1, 1], [1, -1, torch.nan, 1], [0, 0, 0, 0]], dtype=torch.float64)
+    metrics = verdict_against(start, now)
+    assert (metrics["eval/joint_improvement"], metrics["eval/joint_decline"]) == (0.25, 0.25)
+
+
+def test_joint_shares_are_missing_if_no_trained_reward_scored() -> None:
+    nothing = torch.full((3, 4), torch.nan, dtype=torch.float64)
+    assert "eval/joint_improvement" not in verdict_against(nothing, nothing)
+
+
+def verdict_against(start: Tensor, now: Tensor) -> dict[str, Any]:
+    before = base_scores(evaluation(start))
+    return judge(evaluation(now), before, ["trained", "partial"], ["watched"]).metrics

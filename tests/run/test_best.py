@@ -109,7 +109,10 @@ def test_resume_from_an_earlier_step_restores_the_best(
 
 @pytest.mark.parametrize("name", ["composite", "reward/colourfulness/mean", "reward/colorfulness/std"])
 def test_unknown_best_metric_is_refused(run_config: RunConfigMaker, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"trainer.best={name}: .*Known: eval/composite, reward/color"):
+    with pytest.raises(
+        ConfigError,
+        match=f"trainer.best={name}: .*Known: eval/composite, eval/joint_improvement, reward/color",
+    ):
         run_config(f"trainer.best={name}")
 
 

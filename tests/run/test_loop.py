@@ -269,7 +269,8 @@ def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: 
         "balance/failed",
     }
     refresh |= {"balance/pairwise_cosine/colorfulness/compressibility"}
-    judged = each | {f"reward/{name}/failed" for name in config.rewards} | {"step", "phase", "eval/composite"}
+    judged = each | {f"reward/{name}/failed" for name in config.rewards} | {"step", "phase"}
+    judged |= {f"eval/{metric}" for metric in ("composite", "joint_improvement", "joint_decline")}
     assert [set(row) for row in rows] == [judged, always | refresh, always, judged]
     assert (
         rows[1]["time/step"] >= sum(rows[1][f"time/{part}"] for part in ("rollout", "reward", "train")) - 1e-6

@@ -1,0 +1,84 @@
+"""Joint improvement and joint decline: what happened to each image in all of its rewards at once.
+
+Means hide what a balance is for: a mean may rise while most images lose in one reward or another.
+
+Source: arXiv 2605.13155, which counts an image as improved only if no reward of it fell.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from marble_cli.evaluate.score import paired_interval
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class JointChange:
+    """Shares of images, each with its 95 % bootstrap interval.
+
+    Attributes:
+        images: images that some reward scored under both policies.
+        improvement: share that is at least as good in every applicable reward and better in one.
+        decline: share that is worse in every applicable reward.
+    """
+
+    images: int
+    improvement: float
+    improvement_interval: Interval
+    decline: float
+    decline_interval: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON holds them."""
+        return {
+            "images": self.images,
+            "improvement": self.improvement,
+            "improvement_interval": list(self.improvement_interval),
+            "decline": self.decline,
+            "decline_interval": list(self.decline_interval),
+        }
+
+    def describe(self) -> str:
+        """Return both shares in a sentence."""
+        (up, up_interval), (down, down_interval) = (
+            (f"{share:.1%}", f"{low:.1%} … {high:.1%}")
+            for share, (low, high) in (
+                (self.improvement, self.improvement_interval),
+                (self.decline, self.decline_interval),
+            )
+        )
+        return (
+            f"Of {self.images} images {up} ({up_interval}) improved jointly: no trained reward fell, at least one "
+            f"rose. In {down} ({down_interval}) every one fell."
+        )
+
+
+def joint_change(
+    now: np.ndarray, before: np.ndarray, applicable: np.ndarray, *, resamples: int = 10_000
+) -> JointChange | None:
+    """Compare two policies image by image, over all rewards; None if no reward scored any image under both.
+
+    Args:
+        now: scores [K, n] of the policy in question.
+        before: scores [K, n] of the reference, on the same prompts and noise.
+        applicable: bool [K, n]; true where both scores exist. Others are never read.
+        resamples: of the bootstrap over images.
+    """
+    difference = np.where(applicable, np.where(applicable, now, 0) - np.where(applicable, before, 0), 0)
+    judged: np.ndarray = np.asarray(applicable.any(axis=0))
+    if not judged.any():
+        return None
+    none_worse, some_better = (difference >= 0).all(axis=0), (difference > 0).any(axis=0)
+    improved = np.logical_and(none_worse, some_better)[judged].astype(float)
+    worse: np.ndarray = (difference < 0) | ~applicable
+    declined = worse.all(axis=0)[judged].astype(float)
+    return JointChange(
+        len(improved),
+        float(improved.mean()),
+        paired_interval(improved, resamples=resamples),
+        float(declined.mean()),
+        paired_interval(declined, resamples=resamples),
+    )

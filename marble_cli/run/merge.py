@@ -1,0 +1,101 @@
+"""Write the merged LoRA of several runs as a run of its own, at step 0."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from marble_cli.balance.cache import DirectionCache
+from marble_cli.checkpoint import lora, store
+from marble_cli.checkpoint.merge import MergeMethod, merge_loras
+from marble_cli.checkpoint.store import TrainerState
+from marble_cli.config.compose import dump, load_resolved
+from marble_cli.errors import RequestError
+from marble_cli.evaluate.target import Target, resolve_target
+from marble_cli.files import check_writable, write_whole, writing
+from marble_cli.policy.provenance import check_provenance
+
+FREE = ("rank", "alpha")  # settings of a LoRA in which merged ones may differ
+
+
+def merge(
+    targets: Sequence[str], output: Path, weights: Sequence[float] | None, method: MergeMethod, density: float
+) -> Path:
+    """Merge the moving averages of `targets` into a new run folder; return its checkpoint.
+
+    Evaluate, export or resume the result like any run's. Its configuration is that of the first target's run,
+    with the rewards of all of them and the merged LoRA's rank.
+
+    Args:
+        targets: runs or checkpoints, two or more, of LoRAs of one model.
+        output: a folder that does not exist yet, or an empty one.
+        weights: one number per target; equal shares that add up to 1 if None.
+        method: see `checkpoint.merge`.
+        density: see `checkpoint.merge.merge_loras`.
+
+    Raises:
+        RequestError: the targets cannot be merged, or `output` cannot be written.
+        CheckpointError: a target is damaged or there is none.
+        StorageError: there is no room.
+    """
+    if len(targets) < 2:
+        raise RequestError(
+            f"merge {' '.join(targets)}: expected two or more runs or checkpoints, then the output."
+        )
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise RequestError(f"{output} exists and is not overwritten. Choose another folder.")
+    check_writable(output, "")
+    found = {spec: _lora_of(spec) for spec in targets}
+    if len(found) < len(targets):
+        raise RequestError(
+            f"merge {' '.join(targets)}: a target is named twice. Expected each once, with --weights."
+        )
+    first = found[targets[0]]
+    for target in found.values():
+        but_free = {**target.provenance, **{key: first.provenance[key] for key in FREE}}
+        check_provenance(but_free, first.provenance, target.label)
+    states = {target.label: _folded(target) for target in found.values()}
+    merged = merge_loras(states, weights or [1 / len(states)] * len(states), method, density)
+    return _write(output, list(found.values()), merged)
+
+
+def _lora_of(spec: str) -> Target:
+    target = resolve_target(spec)
+    if target.weights is None or target.checkpoint is None or target.provenance.get("train") != "lora":
+        raise RequestError(f"merge {spec}: expected a run or checkpoint with model.train=lora.")
+    return target
+
+
+def _folded(target: Target) -> dict[str, Tensor]:
+    assert target.weights is not None
+    provenance = target.provenance
+    return lora.folded(target.weights, provenance["alpha"] / provenance["rank"])
+
+
+def _write(output: Path, targets: Sequence[Target], merged: dict[str, Tensor]) -> Path:
+    first = targets[0]
+    configs = [load_resolved(target.config) for target in targets if target.config is not None]
+    if first.config is None:
+        raise RequestError(f"{first.label}: expected config.yaml in its run's folder, for the merged run.")
+    config = configs[0]
+    for other in configs[1:]:
+        config.rewards = {**other.rewards, **config.rewards}
+    rank = lora.settings(merged)["r"]
+    config.model.lora.rank = config.model.lora.alpha = rank
+    config.run.dir, config.run.name = str(output.absolute()), output.name
+    info = {
+        "cache": DirectionCache().state_dict(),
+        "base_scores": {},
+        "best": None,
+        "best_step": None,
+        "evaluated": -1,
+        "wandb_id": None,
+        "origin": {**first.provenance, "rank": rank, "alpha": rank},
+    }
+    behaviour = {key.removeprefix(lora.PREFIX): value for key, value in merged.items()}
+    state = TrainerState(0, {"behaviour": behaviour, "optimizer": {}}, info)
+    with writing(output, "Choose another folder."):
+        output.mkdir(parents=True, exist_ok=True)
+    checkpoint = store.save(output, state, merged, merged, keep_last=1, best=False)
+    write_whole(output / "config.yaml", dump(config))
+    return checkpoint

@@ -1,0 +1,101 @@
+"""`marble merge`: from runs to a run that evaluates, exports and resumes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from marble_cli.checkpoint import store
+from marble_cli.checkpoint.export import export
+from marble_cli.checkpoint.merge import MergeMethod
+from marble_cli.cli.merge import split_words
+from marble_cli.config.compose import compose
+from marble_cli.config.schema import RunConfig
+from marble_cli.errors import CheckpointError, RequestError
+from marble_cli.evaluate.evaluate import evaluate
+from marble_cli.run.merge import merge
+from marble_cli.run.train import train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, run_config: Callable[..., RunConfig]) -> list[Path]:
+    """Two short runs of other ranks and seeds."""
+    folders = []
+    for seed, rank in ((0, 2), (1, 3)):
+        folder = tmp_path_factory.mktemp(f"seed-{seed}")
+        config = run_config(
+            f"run.dir={folder}", f"trainer.seed={seed}", f"model.lora.rank={rank}", "trainer.steps=1"
+        )
+        assert train(config, resume="never") == 0
+        folders.append(folder)
+    return folders
+
+
+def test_a_merged_run_is_judged_exported_and_resumed(runs: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "both"
+    checkpoint = merge([str(run) for run in runs], output, [0.5, 0.5], MergeMethod.concat, 0.5)
+    assert checkpoint == output / "checkpoints" / "step-00000000"
+    report = evaluate(str(output), "base", ["trainer.eval_prompts=2"], None)
+    assert report.target == "both/step-00000000"
+    assert all(result.n for result in report.rewards)
+    assert export(str(output), tmp_path / "lora").is_file()
+    config = compose(["trainer.steps=1"], str(output / "config.yaml"))
+    assert (config.model.lora.rank, config.run.dir) == (5, str(output))
+    assert train(config, resume="auto") == 0
+    _, trained, _ = store.load(output / "checkpoints" / "step-00000001")
+    _, merged, _ = store.load(checkpoint)
+    assert any(not trained[key].equal(merged[key]) for key in merged)
+
+
+def test_a_weight_of_one_is_the_run_itself(runs: list[Path], tmp_path: Path) -> None:
+    merge([str(run) for run in runs], tmp_path / "one", [1.0, 1e-30], MergeMethod.concat, 0.5)
+    _, _, whole = store.load(store.resolve(str(tmp_path / "one")))
+    state, _, average = store.load(store.resolve(str(runs[0])))
+    assert state.scale is not None
+    for key in average:
+        if "lora_A" in key:
+            up = key.replace("lora_A", "lora_B")
+            expected = state.scale * average[up].double() @ average[key].double()
+            torch.testing.assert_close(
+                whole[up].double() @ whole[key].double(), expected, rtol=1e-6, atol=1e-9
+            )
+
+
+def test_targets_that_cannot_be_merged_are_refused(runs: list[Path], tmp_path: Path) -> None:
+    first, second = map(str, runs)
+    output = tmp_path / "x"
+    with pytest.raises(RequestError, match="two or more"):
+        merge([first], output, None, MergeMethod.concat, 0.5)
+    with pytest.raises(RequestError, match="merge base: expected a run"):
+        merge([first, "base"], output, None, MergeMethod.concat, 0.5)
+    with pytest.raises(RequestError, match="named twice"):
+        merge([first, first], output, None, MergeMethod.concat, 0.5)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        merge([first, "nowhere"], output, None, MergeMethod.concat, 0.5)
+    with pytest.raises(RequestError, match="exists and is not overwritten"):
+        merge([first, second], runs[0], None, MergeMethod.concat, 0.5)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "weights", "expected"),
+    [
+        (["a", "b", "out"], None, (["a", "b"], "out", None)),
+        (["a", "b", "out"], "0.6,0.4", (["a", "b"], "out", [0.6, 0.4])),
+        (["a", "b", "out", "0.4"], "0.6", (["a", "b"], "out", [0.6, 0.4])),
+        (["0.4", "a", "b", "out"], "0.6", (["a", "b"], "out", [0.6, 0.4])),
+        (["a", "b", "c", "out", "0.3", "-1"], "0.6", (["a", "b", "c"], "out", [0.6, 0.3, -1.0])),
+        (["a", "b", "3"], "0.6,0.4", (["a", "b"], "3", [0.6, 0.4])),
+    ],
+)
+def test_weights_may_have_commas_or_spaces(
+    words: list[str], weights: str | None, expected: tuple[list[str], str, list[float] | None]
+) -> None:
+    assert split_words(words, weights) == expected
+
+
+@pytest.mark.parametrize(("words", "weights"), [(["out"], None), (["a", "b", "out"], "half"), ([], "1")])
+def test_words_without_an_output_or_a_number_are_refused(words: list[str], weights: str | None) -> None:
+    with pytest.raises(RequestError, match="expected"):
+        split_words(words, weights)
