@@ -40,6 +40,17 @@ class RewardResult:
     low: float | None = None
     high: float | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON holds it, without the figures that are not set."""
+        own: dict[str, Any] = {"n": self.n, "failed": self.failed, "mean": self.mean}
+        if self.difference is None:
+            return own
+        return own | {
+            "reference": self.reference,
+            "difference": self.difference,
+            "interval": [self.low, self.high],
+        }
+
 
 @dataclass(frozen=True)
 class EvalReport:
@@ -60,15 +71,7 @@ class EvalReport:
             "target": self.target,
             "against": self.against,
             "prompts": self.prompts,
-            "rewards": {
-                r.name: {"n": r.n, "failed": r.failed, "mean": r.mean}
-                | (
-                    {}
-                    if r.difference is None
-                    else {"reference": r.reference, "difference": r.difference, "interval": [r.low, r.high]}
-                )
-                for r in self.rewards
-            },
+            "rewards": {r.name: r.to_json() for r in self.rewards},
         }
 
     def table(self) -> Table:

@@ -51,8 +51,8 @@ class JointChange:
             )
         )
         return (
-            f"Of {self.images} images {up} ({up_interval}) improved jointly: no trained reward fell, at least one "
-            f"rose. In {down} ({down_interval}) every one fell."
+            f"Of {self.images} images {up} ({up_interval}) improved jointly: no trained reward fell and one rose. "
+            f"In {down} ({down_interval}) every one fell."
         )
 
 
@@ -73,7 +73,7 @@ def joint_change(
         return None
     none_worse, some_better = (difference >= 0).all(axis=0), (difference > 0).any(axis=0)
     improved = np.logical_and(none_worse, some_better)[judged].astype(float)
-    worse: np.ndarray = (difference < 0) | ~applicable
+    worse = np.logical_or(difference < 0, ~applicable)
     declined = worse.all(axis=0)[judged].astype(float)
     return JointChange(
         len(improved),
