@@ -51,7 +51,7 @@ class JointChange:
             )
         )
         return (
-            f"Of {self.images} images {up} ({up_interval}) improved jointly: no trained reward fell, one rose. "
+            f"Of {self.images} images {up} ({up_interval}) improved jointly: one reward rose and none fell. "
             f"In {down} ({down_interval}) every one fell."
         )
 
