@@ -16,6 +16,7 @@ from marble_cli.balance.simplex import Array
 
 RHO = 0.1  # OSQP's first step size
 SIGMA = 1e-6  # OSQP adds this to the diagonal of U
+ROUNDING = 1e-4  # how far below 0 rounding may take an eigenvalue of U, if points almost cancel
 
 
 class Workspace:
@@ -55,15 +56,16 @@ class Workspace:
 
 
 def is_convex(unit: Array) -> bool:
-    """Tell whether U [K, K] with a unit diagonal is finite and positive semidefinite as far as OSQP cares.
+    """Tell whether U [K, K] with a unit diagonal is finite and, up to `ROUNDING`, positive semidefinite.
 
-    OSQP factors U + `SIGMA` I plus terms that are never negative, so it can refuse no matrix that passes.
-    Inner products always pass: their rounding, about K times 1e-16, is far below `SIGMA`.
+    OSQP starts with the factors of U + (`SIGMA` + `RHO`) I plus a square, so it refuses no matrix that passes.
+    Inner products pass: points of a length near 0 carry the rounding of longer ones, which the unit diagonal
+    magnifies (1e-5 was seen with 26 points).
     """
     if not np.isfinite(unit).all():
         return False
     try:
-        np.linalg.cholesky(unit + SIGMA * np.eye(len(unit)))
+        np.linalg.cholesky(unit + ROUNDING * np.eye(len(unit)))
     except np.linalg.LinAlgError:
         return False
     return True
