@@ -58,7 +58,7 @@ class Workspace:
 def is_convex(unit: Array) -> bool:
     """Tell whether U [K, K] with a unit diagonal is finite and, up to `ROUNDING`, positive semidefinite.
 
-    OSQP starts with the factors of U + (`SIGMA` + `RHO`) I plus a square, so it refuses no matrix that passes.
+    OSQP starts with the factors of U + (`SIGMA` + `RHO`) I plus a square, so it takes each that passes.
     Inner products pass: points of a length near 0 carry the rounding of longer ones, which the unit diagonal
     magnifies (1e-5 was seen with 26 points).
     """

@@ -72,7 +72,7 @@ def test_arming_again_restores_the_handlers_of_the_run(interrupt: Interrupt) -> 
 
 @pytest.mark.parametrize("stage", ["imported", "built", "called"])
 def test_a_reward_may_use_a_pool_of_processes(write: Write, interrupt: Interrupt, stage: str) -> None:
-    """A fork may stop for good if another thread of the suite's process holds a lock, so there are retries."""
+    """A fork may hang if another thread of the process holds a lock, so the call is retried."""
     name = write(**{stage: POOL})
     with open_scorer({name: RewardConfig(plugin=name, timeout=20, retries=2)}, "cpu") as scorer:
         assert score(scorer).applicable.all(), scorer.workers[0].error
