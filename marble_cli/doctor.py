@@ -87,7 +87,8 @@ def _folder() -> str:
 
 
 def _wandb() -> str:
-    from marble_cli.config.schema import WandbConfig, WandbMode
+    from marble_cli.config.enums import WandbMode
+    from marble_cli.config.schema import WandbConfig
     from marble_cli.metrics.wandb_destination import resolve_destination
 
     return str(resolve_destination(WandbConfig(WandbMode.auto, None, None)))

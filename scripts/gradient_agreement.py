@@ -17,7 +17,8 @@ from rich.table import Table
 from torch import Tensor
 
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import RunConfig, SharedTerm, TrainingNoise
+from marble_cli.config.enums import SharedTerm, TrainingNoise
+from marble_cli.config.schema import RunConfig
 from marble_cli.objective.coefficients import Coefficients, reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer

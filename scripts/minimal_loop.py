@@ -19,7 +19,8 @@ from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.gram import gram
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import RunConfig, TrainingNoise
+from marble_cli.config.enums import TrainingNoise
+from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import load_prompts
 from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.ranks import Ranks

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.base import Solution, active_rewards, spread
-from marble_cli.config.schema import Reduce
+from marble_cli.config.enums import Reduce
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def train(
     if print_config:
         typer.echo(dump(config), nl=False)
         return
-    from marble_cli.config.schema import LauncherName
+    from marble_cli.config.enums import LauncherName
     from marble_cli.paths import ensure_home
 
     ensure_home(Path(config.run.dir) / "home")  # before the import of a library that looks for it

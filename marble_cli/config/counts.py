@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from marble_cli.config.schema import BalanceMode, RunConfig
+from marble_cli.config.enums import BalanceMode
+from marble_cli.config.schema import RunConfig
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,24 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from marble_cli.config.enums import AdvantageStd as AdvantageStd
-from marble_cli.config.enums import Amortize as Amortize
-from marble_cli.config.enums import BalanceMode as BalanceMode
-from marble_cli.config.enums import BehaviourSchedule as BehaviourSchedule
-from marble_cli.config.enums import LauncherName as LauncherName
-from marble_cli.config.enums import OdeSolver as OdeSolver
-from marble_cli.config.enums import Parallel as Parallel
-from marble_cli.config.enums import Precision as Precision
-from marble_cli.config.enums import Quotes as Quotes
-from marble_cli.config.enums import Reduce as Reduce
-from marble_cli.config.enums import RolloutTimes as RolloutTimes
-from marble_cli.config.enums import SharedTerm as SharedTerm
-from marble_cli.config.enums import Train as Train
-from marble_cli.config.enums import TrainingNoise as TrainingNoise
-from marble_cli.config.enums import TrainingTimes as TrainingTimes
-from marble_cli.config.enums import WandbMode as WandbMode
+from marble_cli.config.enums import (
+    AdvantageStd,
+    Amortize,
+    BalanceMode,
+    BehaviourSchedule,
+    LauncherName,
+    OdeSolver,
+    Parallel,
+    Precision,
+    Quotes,
+    Reduce,
+    RolloutTimes,
+    SharedTerm,
+    Train,
+    TrainingNoise,
+    TrainingTimes,
+    WandbMode,
+)
 from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
 
 BETAS = Range(lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")

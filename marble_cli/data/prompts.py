@@ -9,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from marble_cli.config.schema import DataConfig, Quotes, SourceConfig
+from marble_cli.config.enums import Quotes
+from marble_cli.config.schema import DataConfig, SourceConfig
 from marble_cli.data.rows import Row, RowError, SourceRows, clean_text, json_rows, strip_marks, text_rows
 from marble_cli.data.tables import hub_rows, parquet_rows
 from marble_cli.errors import DataError

@@ -6,7 +6,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from marble_cli.config.schema import BalanceConfig, BalanceMode
+from marble_cli.config.enums import BalanceMode
+from marble_cli.config.schema import BalanceConfig
 from marble_cli.explain.analysis import Cosines, Explanation
 from marble_cli.explain.diagnosis import count, listed, percent
 

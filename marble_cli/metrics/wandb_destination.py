@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from marble_cli.config.schema import WandbConfig, WandbMode
+from marble_cli.config.enums import WandbMode
+from marble_cli.config.schema import WandbConfig
 from marble_cli.errors import ConfigError
 
 SERVICE = "https://api.wandb.ai"

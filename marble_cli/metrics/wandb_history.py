@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 from omegaconf import OmegaConf
 
-from marble_cli.config.schema import WandbConfig, WandbMode
+from marble_cli.config.enums import WandbMode
+from marble_cli.config.schema import WandbConfig
 from marble_cli.errors import MarbleError, RequestError
 from marble_cli.files import write_whole
 from marble_cli.metrics.jsonl import Row, read_rows

@@ -7,7 +7,7 @@ outside it may be anything, NaN included.
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import AdvantageStd, Reduce
+from marble_cli.config.enums import AdvantageStd, Reduce
 
 GLOBAL = AdvantageStd["global"]  # `global` is a keyword
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import SharedTerm
+from marble_cli.config.enums import SharedTerm
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from marble_cli.config.schema import Parallel, RewardConfig, RunConfig
+from marble_cli.config.enums import Parallel
+from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.files import check_writable

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from marble_cli.config.counts import geometry, processes
-from marble_cli.config.schema import Parallel, Precision, RunConfig, Train
+from marble_cli.config.enums import Parallel, Precision, Train
+from marble_cli.config.schema import RunConfig
 from marble_cli.errors import DeviceMemoryError, RequestError
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.size import model_size

@@ -13,7 +13,8 @@ from marble_cli.balance.registry import build
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.store import step_of
 from marble_cli.config.counts import geometry, processes
-from marble_cli.config.schema import BalanceMode, Parallel, RunConfig, SharedTerm, Train
+from marble_cli.config.enums import BalanceMode, Parallel, SharedTerm, Train
+from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable

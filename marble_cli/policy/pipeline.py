@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from marble_cli.config.schema import ModelConfig, Train
+from marble_cli.config.enums import Train
+from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
 from marble_cli.policy.diffusers_types import Pipeline

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import ModelConfig, Train
+from marble_cli.config.enums import Train
+from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import CheckpointError
 from marble_cli.policy.diffusers_types import Transformer
 

@@ -9,7 +9,8 @@ import peft
 import torch
 from torch import nn
 
-from marble_cli.config.schema import LoraConfig, ModelConfig, Train
+from marble_cli.config.enums import Train
+from marble_cli.config.schema import LoraConfig, ModelConfig
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.diffusers_types import Transformer
 from marble_cli.policy.source import (

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from marble_cli.config.schema import ModelConfig, Precision
+from marble_cli.config.enums import Precision
+from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Family
 

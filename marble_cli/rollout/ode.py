@@ -9,7 +9,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from marble_cli.config.schema import OdeSolver, RolloutTimes
+from marble_cli.config.enums import OdeSolver, RolloutTimes
 from marble_cli.policy.diffusers_types import Scheduler
 from marble_cli.policy.families.guidance import bound_norm
 

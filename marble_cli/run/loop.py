@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
-from marble_cli.config.schema import RunConfig, TrainingNoise
+from marble_cli.config.enums import TrainingNoise
+from marble_cli.config.schema import RunConfig
 from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks

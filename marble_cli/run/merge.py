@@ -1,6 +1,7 @@
 """Write the merged LoRA of several runs as a run of its own, at step 0."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -10,6 +11,8 @@ from marble_cli.checkpoint import lora, store
 from marble_cli.checkpoint.merge import MergeMethod, merge_loras
 from marble_cli.checkpoint.store import TrainerState
 from marble_cli.config.compose import dump, load_resolved
+from marble_cli.config.schema import RunConfig
+from marble_cli.config.validate import validate
 from marble_cli.errors import RequestError
 from marble_cli.evaluate.target import Target, resolve_target
 from marble_cli.files import check_writable, write_whole, writing
@@ -35,6 +38,7 @@ def merge(
 
     Raises:
         RequestError: the targets cannot be merged, or `output` cannot be written.
+        ConfigError: the rewards of one run do not fit the prompts of the first.
         CheckpointError: a target is damaged or there is none.
         StorageError: there is no room.
     """
@@ -45,41 +49,51 @@ def merge(
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise RequestError(f"{output} exists and is not overwritten. Choose another folder.")
     check_writable(output, "")
-    found = {spec: _lora_of(spec) for spec in targets}
-    if len(found) < len(targets):
+    loras = {spec: _read_lora(spec) for spec in targets}
+    if len({target.checkpoint for target in loras.values()}) < len(targets):
         raise RequestError(
             f"merge {' '.join(targets)}: a target is named twice. Expected each once, with --weights."
         )
-    first = found[targets[0]]
-    for target in found.values():
+    first = loras[targets[0]]
+    for spec, target in loras.items():
         but_free = {**target.provenance, **{key: first.provenance[key] for key in FREE}}
-        check_provenance(but_free, first.provenance, target.label)
-    states = {target.label: _folded(target) for target in found.values()}
+        check_provenance(but_free, first.provenance, spec)
+    config = _merge_configs(targets[0], list(loras.values()))
+    states = {spec: _fold(target) for spec, target in loras.items()}
     merged = merge_loras(states, weights or [1 / len(states)] * len(states), method, density)
-    return _write(output, list(found.values()), merged)
+    return _write(output, config, first, merged)
 
 
-def _lora_of(spec: str) -> Target:
+def _read_lora(spec: str) -> Target:
     target = resolve_target(spec)
     if target.weights is None or target.checkpoint is None or target.provenance.get("train") != "lora":
         raise RequestError(f"merge {spec}: expected a run or checkpoint with model.train=lora.")
-    return target
+    if missing := [key for key in FREE if key not in target.provenance]:
+        raise RequestError(
+            f"merge {spec}: its checkpoint does not state the {missing[0]} of its LoRA. Expected one that "
+            "this version wrote: resume the run for a step."
+        )
+    return replace(target, checkpoint=target.checkpoint.resolve())
 
 
-def _folded(target: Target) -> dict[str, Tensor]:
+def _fold(target: Target) -> dict[str, Tensor]:
     assert target.weights is not None
-    provenance = target.provenance
-    return lora.folded(target.weights, provenance["alpha"] / provenance["rank"])
+    return lora.folded(target.weights, target.provenance["alpha"] / target.provenance["rank"])
 
 
-def _write(output: Path, targets: Sequence[Target], merged: dict[str, Tensor]) -> Path:
-    first = targets[0]
-    configs = [load_resolved(target.config) for target in targets if target.config is not None]
-    if first.config is None:
-        raise RequestError(f"{first.label}: expected config.yaml in its run's folder, for the merged run.")
-    config = configs[0]
-    for other in configs[1:]:
+def _merge_configs(spec: str, targets: Sequence[Target]) -> RunConfig:
+    """Return the first target's configuration with the rewards of all."""
+    if targets[0].config is None:
+        raise RequestError(f"merge {spec}: expected config.yaml in its run's folder, for the merged run.")
+    config, *others = [load_resolved(target.config) for target in targets if target.config is not None]
+    for other in others:
         config.rewards = {**other.rewards, **config.rewards}
+    config.eval_rewards = {k: v for k, v in config.eval_rewards.items() if k not in config.rewards}
+    validate(config)
+    return config
+
+
+def _write(output: Path, config: RunConfig, first: Target, merged: dict[str, Tensor]) -> Path:
     rank = lora.settings(merged)["r"]
     config.model.lora.rank = config.model.lora.alpha = rank
     config.run.dir, config.run.name = str(output.absolute()), output.name

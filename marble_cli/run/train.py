@@ -7,7 +7,8 @@ from pathlib import Path
 from marble_cli import lock
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.resume import find_checkpoint
-from marble_cli.config.schema import Parallel, RunConfig
+from marble_cli.config.enums import Parallel
+from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.distributed.layout import choose_layout
 from marble_cli.distributed.ranks import Ranks

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.counts import times_per_image
-from marble_cli.config.schema import TrainingTimes
+from marble_cli.config.enums import TrainingTimes
 from marble_cli.policy.base import PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.seeds import generator, noise
 

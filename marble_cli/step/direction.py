@@ -25,7 +25,8 @@ from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.metrics import describe_cache, describe_gradients, describe_solution
 from marble_cli.config.counts import is_refresh
-from marble_cli.config.schema import Amortize, BalanceMode, RunConfig, SharedTerm
+from marble_cli.config.enums import Amortize, BalanceMode, SharedTerm
+from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.objective.coefficients import RewardCoefficients, reward_coefficients

@@ -19,7 +19,7 @@ from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import Scalarisation, ScalarisedReward
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
-from marble_cli.config.schema import SharedTerm
+from marble_cli.config.enums import SharedTerm
 from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.objective.coefficients import reward_coefficients

@@ -6,9 +6,7 @@ import pytest
 
 from marble_cli.balance.registry import names as balances
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import (
-    Reduce,
-)
+from marble_cli.config.enums import Reduce
 from marble_cli.errors import ConfigError
 from tests.config.composing import BUILT_IN, written
 

@@ -7,10 +7,8 @@ import pytest
 
 from marble_cli.balance.registry import names as balances
 from marble_cli.config.compose import GROUPS, compose, dump
-from marble_cli.config.schema import (
-    BalanceMode,
-    RunConfig,
-)
+from marble_cli.config.enums import BalanceMode
+from marble_cli.config.schema import RunConfig
 from tests.config.composing import BUILT_IN
 
 

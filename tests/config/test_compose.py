@@ -5,11 +5,7 @@ from pathlib import Path
 import pytest
 
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import (
-    OdeSolver,
-    Precision,
-    SharedTerm,
-)
+from marble_cli.config.enums import OdeSolver, Precision, SharedTerm
 from marble_cli.errors import ConfigError
 from tests.config.composing import BUILT_IN
 

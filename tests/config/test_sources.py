@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import (
-    Quotes,
-    SourceConfig,
-)
+from marble_cli.config.enums import Quotes
+from marble_cli.config.schema import SourceConfig
 from marble_cli.errors import ConfigError
 from tests.config.composing import BUILT_IN, written
 

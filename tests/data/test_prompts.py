@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from marble_cli.config.schema import DataConfig, Quotes, SourceConfig
+from marble_cli.config.enums import Quotes
+from marble_cli.config.schema import DataConfig, SourceConfig
 from marble_cli.data.prompts import Prompt, held_out, load_prompts, quoted
 from marble_cli.errors import DataError
 

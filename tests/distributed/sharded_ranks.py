@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from marble_cli.balance.registry import build
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import Precision, Train
+from marble_cli.config.enums import Precision, Train
 from marble_cli.distributed.layout import Layout, Replicated, Sharded
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import as_dtensor, full_on_rank0, local, local_shard

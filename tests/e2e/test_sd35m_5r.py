@@ -11,7 +11,8 @@ from diffusers import SD3Transformer2DModel
 from peft import LoraConfig
 
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import EvaluationConfig, OdeSolver, Quotes, RolloutTimes, TrainingTimes
+from marble_cli.config.enums import OdeSolver, Quotes, RolloutTimes, TrainingTimes
+from marble_cli.config.schema import EvaluationConfig
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.plan.plan import plan
 from marble_cli.policy.load import load_policy

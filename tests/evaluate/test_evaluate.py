@@ -19,7 +19,8 @@ from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
 from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.config.compose import dump, load_resolved
-from marble_cli.config.schema import OdeSolver, RunConfig
+from marble_cli.config.enums import OdeSolver
+from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
 from marble_cli.evaluate.evaluate import compare, evaluate

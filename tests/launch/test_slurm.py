@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from marble_cli.cli.app import app
 from marble_cli.config.compose import dump, load_resolved
-from marble_cli.config.schema import LauncherName, RunConfig
+from marble_cli.config.enums import LauncherName
+from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.launch.slurm import render_script, sbatch_options
 from marble_cli.metrics.jsonl import read_rows

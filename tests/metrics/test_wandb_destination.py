@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from marble_cli.config.schema import WandbConfig, WandbMode
+from marble_cli.config.enums import WandbMode
+from marble_cli.config.schema import WandbConfig
 from marble_cli.errors import ConfigError
 from marble_cli.metrics.wandb_destination import WandbDestination, resolve_destination
 

@@ -11,7 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from marble_cli.cli.app import app
-from marble_cli.config.schema import RunConfig, WandbConfig, WandbMode
+from marble_cli.config.enums import WandbMode
+from marble_cli.config.schema import RunConfig, WandbConfig
 from marble_cli.errors import ConfigError, MarbleError, RequestError
 from marble_cli.metrics import wandb_history
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after

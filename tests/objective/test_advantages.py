@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from marble_cli.config.compose import compose
-from marble_cli.config.schema import AdvantageStd, Reduce
+from marble_cli.config.enums import AdvantageStd, Reduce
 from marble_cli.errors import ConfigError
 from marble_cli.objective.advantages import advantage_sum, advantages, optimality, weighted_sum
 

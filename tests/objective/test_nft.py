@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from marble_cli.balance import gram, output_gram
-from marble_cli.config.schema import AdvantageStd, SharedTerm
+from marble_cli.config.enums import AdvantageStd, SharedTerm
 from marble_cli.objective.advantages import advantages, optimality
 from marble_cli.objective.coefficients import (
     Coefficients,

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from marble_cli.config.schema import ModelConfig, Precision
+from marble_cli.config.enums import Precision
+from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import StorageError
 from marble_cli.policy.load import load_policy
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from marble_cli.config.schema import OdeSolver, RewardConfig, RolloutConfig
+from marble_cli.config.enums import OdeSolver
+from marble_cli.config.schema import RewardConfig, RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.rewards.builtin.colorfulness import colorfulness

@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
-from marble_cli.config.schema import OdeSolver, RolloutTimes
+from marble_cli.config.enums import OdeSolver, RolloutTimes
 from marble_cli.rollout.ode import make_scheduler, sample, sampling_times
 
 NOISE = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from marble_cli.checkpoint import store
-from marble_cli.config.schema import RunConfig, TrainingTimes
+from marble_cli.config.enums import TrainingTimes
+from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RewardError, TrainingError
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.policy.load import load_policy

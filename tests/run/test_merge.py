@@ -1,6 +1,8 @@
 """`marble merge`: from runs to a run that evaluates, exports and resumes."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.evaluate.evaluate import evaluate
+from marble_cli.evaluate.target import resolve_target
 from marble_cli.run.merge import merge
 from marble_cli.run.train import train
 
@@ -69,8 +72,9 @@ def test_targets_that_cannot_be_merged_are_refused(runs: list[Path], tmp_path: P
         merge([first], output, None, MergeMethod.concat, 0.5)
     with pytest.raises(RequestError, match="merge base: expected a run"):
         merge([first, "base"], output, None, MergeMethod.concat, 0.5)
-    with pytest.raises(RequestError, match="named twice"):
-        merge([first, first], output, None, MergeMethod.concat, 0.5)
+    for again in (first, f"{first}/checkpoints/step-00000001"):
+        with pytest.raises(RequestError, match="named twice"):
+            merge([first, again], output, None, MergeMethod.concat, 0.5)
     with pytest.raises(CheckpointError, match="nowhere"):
         merge([first, "nowhere"], output, None, MergeMethod.concat, 0.5)
     with pytest.raises(RequestError, match="exists and is not overwritten"):
@@ -99,3 +103,23 @@ def test_weights_may_have_commas_or_spaces(
 def test_words_without_an_output_or_a_number_are_refused(words: list[str], weights: str | None) -> None:
     with pytest.raises(RequestError, match="expected"):
         split_words(words, weights)
+
+
+def test_runs_of_one_name_in_two_folders_are_both_merged(runs: list[Path], tmp_path: Path) -> None:
+    """Their labels are equal; their ranks 2 and 3 add up."""
+    twins = []
+    for run, parent in zip(runs, ("one", "two"), strict=True):
+        twins.append(shutil.copytree(run, tmp_path / parent / "demo"))
+    merge([str(twin) for twin in twins], tmp_path / "both", None, MergeMethod.concat, 0.5)
+    assert compose([], str(tmp_path / "both" / "config.yaml")).model.lora.rank == 5
+
+
+def test_a_checkpoint_without_the_alpha_of_its_lora_is_refused(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "marble_cli.run.merge.resolve_target",
+        lambda spec: replace(resolve_target(spec), provenance={"train": "lora"}),
+    )
+    with pytest.raises(RequestError, match="does not state the rank"):
+        merge([str(run) for run in runs], tmp_path / "x", None, MergeMethod.concat, 0.5)

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.resume import differences, find_checkpoint
 from marble_cli.config.compose import compose, dump
-from marble_cli.config.schema import OdeSolver, RolloutTimes, RunConfig
+from marble_cli.config.enums import OdeSolver, RolloutTimes
+from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.run.train import train

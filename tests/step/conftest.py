@@ -10,7 +10,8 @@ from torch import Tensor
 
 from marble_cli.balance.base import Balance
 from marble_cli.balance.registry import build
-from marble_cli.config.schema import ModelConfig, RunConfig, Train
+from marble_cli.config.enums import Train
+from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, PromptEmbeddings

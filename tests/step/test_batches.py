@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from marble_cli.config.schema import TrainingTimes
+from marble_cli.config.enums import TrainingTimes
 from marble_cli.seeds import generator
 from marble_cli.step.batches import Chunk, NoisedBatch, chunks, noised_batches, split, training_times
 

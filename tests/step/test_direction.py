@@ -16,7 +16,8 @@ from marble_cli.balance.constant import Scalarisation, ScalarisedReward
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.config.counts import geometry
-from marble_cli.config.schema import Reduce, RunConfig, SharedTerm
+from marble_cli.config.enums import Reduce, SharedTerm
+from marble_cli.config.schema import RunConfig
 from marble_cli.errors import BalanceError
 from marble_cli.objective.advantages import advantage_sum, advantages, optimality, weighted_sum
 from marble_cli.objective.coefficients import Coefficients, advantage_coefficients, reward_coefficients

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.cache import DirectionCache
-from marble_cli.config.schema import ModelConfig, Precision, SharedTerm, Train
+from marble_cli.config.enums import Precision, SharedTerm, Train
+from marble_cli.config.schema import ModelConfig
 from marble_cli.objective.coefficients import (
     Coefficients,
     RewardCoefficients,

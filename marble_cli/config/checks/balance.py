@@ -1,6 +1,7 @@
 """Refuse keys of `balance` that its balance cannot use."""
 
-from marble_cli.config.schema import BalanceConfig, BalanceMode, Reduce
+from marble_cli.config.enums import BalanceMode, Reduce
+from marble_cli.config.schema import BalanceConfig
 from marble_cli.errors import ConfigError
 
 # Balances that mix rewards into one before there is a gradient.

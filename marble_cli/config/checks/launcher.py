@@ -2,7 +2,8 @@
 
 import re
 
-from marble_cli.config.schema import LauncherConfig, LauncherName
+from marble_cli.config.enums import LauncherName
+from marble_cli.config.schema import LauncherConfig
 from marble_cli.errors import ConfigError
 
 SLURM_ONLY = (

@@ -1,6 +1,7 @@
 """Refuse keys of a prompt source that contradict each other."""
 
-from marble_cli.config.schema import Quotes, SourceConfig
+from marble_cli.config.enums import Quotes
+from marble_cli.config.schema import SourceConfig
 from marble_cli.errors import ConfigError
 
 PROMPT_FILES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import BehaviourConfig, BehaviourSchedule, EmaConfig
+from marble_cli.config.enums import BehaviourSchedule
+from marble_cli.config.schema import BehaviourConfig, EmaConfig
 
 
 def ema_decay(ema: EmaConfig, step: int) -> float:

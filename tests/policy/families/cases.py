@@ -8,7 +8,8 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from marble_cli.config.schema import ModelConfig, OdeSolver
+from marble_cli.config.enums import OdeSolver
+from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import Adapter
 from marble_cli.rollout.ode import make_scheduler, sample
 from marble_cli.seeds import noise

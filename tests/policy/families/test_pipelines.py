@@ -10,7 +10,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from marble_cli.config.schema import OdeSolver, RolloutConfig
+from marble_cli.config.enums import OdeSolver
+from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.policy.load import load_policy
 from marble_cli.rollout.collect import Rollout

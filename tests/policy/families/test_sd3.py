@@ -13,7 +13,8 @@ from torch import Tensor
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
-from marble_cli.config.schema import ModelConfig, Precision
+from marble_cli.config.enums import Precision
+from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import CheckpointError
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.load import load_policy

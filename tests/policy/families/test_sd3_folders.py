@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from marble_cli.config.schema import ModelConfig, Precision
+from marble_cli.config.enums import Precision
+from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import RequestError
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size

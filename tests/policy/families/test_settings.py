@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from marble_cli.config.schema import Precision
+from marble_cli.config.enums import Precision
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size

@@ -12,7 +12,8 @@ from torch import nn
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
-from marble_cli.config.schema import Precision, RunConfig, Train
+from marble_cli.config.enums import Precision, Train
+from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError
 from marble_cli.policy.load import load_policy
 from marble_cli.run.train import train

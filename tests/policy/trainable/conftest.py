@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from diffusers import SD3Transformer2DModel
 
-from marble_cli.config.schema import ModelConfig, Train
+from marble_cli.config.enums import Train
+from marble_cli.config.schema import ModelConfig
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import ModelConfig, Precision, Train
+from marble_cli.config.enums import Precision, Train
+from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import CheckpointError
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
