@@ -11,7 +11,7 @@ from marble_cli.evaluate.joint import joint_change
 NAN = float("nan")
 
 
-def test_shares_are_those_of_a_count_by_hand() -> None:
+def test_joint_shares_equal_a_count_by_hand() -> None:
     before = np.array([[0.0, 0.0, 0.0, 0.0, 0.0, NAN], [1.0, 1.0, 1.0, NAN, 1.0, NAN]])
     now = np.array([[1.0, 1.0, -1.0, 2.0, 0.0, NAN], [1.0, 0.5, 0.0, NAN, 1.0, NAN]])
     # better and equal; better and worse; worse in both; better in its only one; equal; not applicable
@@ -22,7 +22,7 @@ def test_shares_are_those_of_a_count_by_hand() -> None:
     assert 0 <= low <= 0.4 <= high <= 1
 
 
-def test_images_that_no_reward_scored_give_nothing() -> None:
+def test_without_scored_images_there_is_no_joint_change() -> None:
     assert joint_change(np.zeros((2, 3)), np.ones((2, 3)), np.zeros((2, 3), dtype=bool)) is None
 
 
@@ -31,10 +31,10 @@ def test_images_that_no_reward_scored_give_nothing() -> None:
     arrays.arrays(float, (3, 6), elements=st.integers(-2, 2).map(float)),
     arrays.arrays(bool, (3, 6)),
 )
-def test_an_exchange_of_policies_exchanges_the_signs(
+def test_decline_is_at_most_the_improvement_with_policies_exchanged(
     now: np.ndarray, before: np.ndarray, applicable: np.ndarray
 ) -> None:
-    """Whoever declines everywhere improves the other way round; values outside the mask are never read."""
+    """An image that declines improves in the reverse comparison. Order and masked values have no effect."""
     ahead = joint_change(now, before, applicable, resamples=1000)
     back = joint_change(before, np.where(applicable, now, NAN), applicable, resamples=1000)
     if not applicable.any():

@@ -1,4 +1,4 @@
-"""What docs/explanation/tiny.md says of the embedded pipeline in plain diffusers is executed."""
+"""Run the example of docs/explanation/tiny.md: the embedded pipeline in plain diffusers."""
 
 import re
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def drawn(pipeline: StableDiffusion3Pipeline, latents: Tensor, **arguments: Any)
     return images[0] * 255
 
 
-def test_the_lines_of_the_page_draw_what_marble_draws(
+def test_example_of_the_page_draws_the_image_that_marble_draws(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(str(run), tmp_path / "lora")
@@ -79,8 +79,8 @@ def test_the_lines_of_the_page_draw_what_marble_draws(
     assert (drawn(pipeline, latents, max_sequence_length=0) - base).abs().max() <= 1
 
 
-def test_the_stored_values_are_those_of_half_precision() -> None:
-    """Widened, the text encoders are as they were; so are runs."""
+def test_embedded_weights_are_exact_in_half_precision() -> None:
+    """So loading them in float32 loses nothing."""
     from safetensors.torch import load_file
 
     for file in sorted(EMBEDDED.rglob("*.safetensors")):

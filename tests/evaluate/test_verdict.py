@@ -33,7 +33,7 @@ def verdict(now: Evaluation):  # type: ignore[no-untyped-def]
     return judge(now, base_scores(evaluation(START)), ["trained", "partial"], ["watched"])
 
 
-def test_the_start_is_kept_as_plain_numbers() -> None:
+def test_base_scores_are_plain_numbers_or_none() -> None:
     kept = base_scores(evaluation(START))
     assert kept["trained"] == START[0].tolist()
     assert kept["partial"] == [*START[1, :20].tolist(), *[None] * 40]
@@ -50,29 +50,29 @@ def test_the_composite_is_the_mean_gain_in_deviations_of_the_start() -> None:
     assert result.warnings == ()
 
 
-def test_at_the_start_nothing_is_gained() -> None:
+def test_composite_is_zero_at_the_start() -> None:
     assert verdict(evaluation(START)).composite == 0.0
 
 
-def test_a_watched_reward_that_falls_while_a_trained_one_rises_is_told() -> None:
+def test_warns_if_a_watched_reward_falls_while_a_trained_one_rises() -> None:
     (warning,) = verdict(shifted(0.5, 0.0, -0.05, noise=0.2)).warnings
     assert warning.startswith("watched fell since the start while trained rose")
     assert "reward hacking" in warning
 
 
 @pytest.mark.parametrize("by", [(0.0, 0.0, -0.05), (0.5, 2.0, 0.05), (-0.5, -2.0, -0.05), (0.5, -2.0, 0.0)])
-def test_other_movements_are_not(by: tuple[float, ...]) -> None:
+def test_no_warning_unless_a_watched_reward_falls_and_a_trained_one_rises(by: tuple[float, ...]) -> None:
     assert verdict(shifted(*by, noise=0.2)).warnings == ()
 
 
-def test_a_fall_within_the_interval_is_not() -> None:
+def test_no_warning_if_the_fall_is_within_its_interval() -> None:
     values = START.clone()
     values[0] += 0.5
     values[2] += 0.2 * torch.randn(60, generator=DRAW, dtype=torch.float64) - 0.01
     assert verdict(evaluation(values)).warnings == ()
 
 
-def test_images_scored_only_once_do_not_count() -> None:
+def test_composite_counts_only_images_scored_in_both_evaluations() -> None:
     values = START + 1.0
     values[0, 1:] = torch.nan
     values[1, 20:] = 1e9
@@ -81,7 +81,7 @@ def test_images_scored_only_once_do_not_count() -> None:
     assert result.composite == pytest.approx((1.0 / 1e-8 + 1.0 / deviation) / 2, rel=1e-3)
 
 
-def test_other_prompts_than_at_the_start_are_not_compared() -> None:
+def test_evaluations_on_different_prompts_are_not_compared() -> None:
     fewer = evaluation(START[:, :30] + 1.0)
     assert verdict(fewer).composite == 0.0
     assert judge(evaluation(START), {}, ["trained"], ["watched"]).composite == 0.0

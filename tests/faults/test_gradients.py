@@ -1,4 +1,4 @@
-"""Activations that are not finite on one process: no process takes the step; all continue or all stop."""
+"""Non-finite activations on one process: every process skips the step, and all continue or all stop."""
 
 import random
 
@@ -13,10 +13,10 @@ pytestmark = pytest.mark.long
 SHORT = "trainer/test_loop.py"
 
 
-def test_a_gradient_that_is_not_finite_on_one_rank(
+def test_non_finite_gradient_on_one_rank_skips_the_step_on_all(
     job: JobMaker, faulty: dict[str, str], record_fault: FaultRecorder
 ) -> None:
-    """The same steps left out in one process give the same run, so all ranks left out the same."""
+    """A run of one process that skips the same steps is the same run, so all ranks skipped the same ones."""
     chance = random.Random(60)
     last = 24  # roundings grow from step to step
     steps = sorted(chance.sample(range(2, last, 3), 6))  # never in a row
@@ -39,7 +39,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank(
     )  # fmt: skip
 
 
-def test_gradients_that_stay_infinite_on_one_rank(
+def test_too_many_skipped_steps_in_a_row_stop_all_ranks(
     job: JobMaker, faulty: dict[str, str], record_fault: FaultRecorder
 ) -> None:
     stopped, chance, times = job(*REWARD_SETTINGS, processes=2, environ=faulty), random.Random(61), 2

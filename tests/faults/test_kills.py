@@ -1,4 +1,4 @@
-"""SIGKILL at random instants, and signals that ask a run to stop: neither leaves a trace."""
+"""SIGKILL at random instants, and signals that ask a run to stop: neither changes the result."""
 
 import os
 import random
@@ -19,7 +19,7 @@ INSTANTS = ["at any time"] * 4 + ["while a checkpoint was written"] * 3 + ["in a
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_ten_kills_leave_no_trace(
+def test_run_killed_ten_times_equals_the_undisturbed_run(
     job: JobMaker, undisturbed: JobMaker, record_fault: FaultRecorder, processes: int
 ) -> None:
     killed, chance, hits = job(*SETTINGS, processes=processes), random.Random(processes), Counter[str]()
@@ -70,7 +70,7 @@ STOPS = [("SIGTERM", 143), ("SIGUSR1", 143), ("SIGINT", 130)]
 
 
 @pytest.mark.parametrize(("processes", "stops"), [(1, STOPS * 3), (2, STOPS * 2)])
-def test_signals_stop_a_run_within_the_step(
+def test_signal_stops_a_run_with_a_checkpoint_of_the_step_under_way(
     job: JobMaker,
     undisturbed: JobMaker,
     record_fault: FaultRecorder,

@@ -1,4 +1,4 @@
-"""Kills and signals of a run of several processes, each against the run that nothing disturbed."""
+"""Kill and signal runs of several processes, and compare each with an undisturbed run."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ __all__ = ["cluster", "run"]  # fixtures
 pytestmark = pytest.mark.long
 
 
-def test_two_kills_in_one_command(
+def test_launcher_restarts_a_run_whose_process_is_killed(
     run: Run, run_config: Callable[..., RunConfig], tmp_path: Path, record_fault: FaultRecorder
 ) -> None:
     (tmp_path / "other").mkdir()
@@ -47,7 +47,7 @@ def test_two_kills_in_one_command(
     )
 
 
-def test_no_restart_is_left(run: Run) -> None:
+def test_kill_with_no_restart_left_ends_the_run(run: Run) -> None:
     process = run.start("launcher.max_restarts=0")
     run.reach(1, process)
     os.kill(run.ranks()[0], signal.SIGKILL)
@@ -58,8 +58,10 @@ def test_no_restart_is_left(run: Run) -> None:
 
 @pytest.mark.parametrize("wandb", ["disabled", "offline"])
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_in_a_terminal(run: Run, times: int, wandb: str, record_fault: FaultRecorder) -> None:
-    """It goes to the launcher's whole process group. Once: a checkpoint of the step; twice: at once."""
+def test_ctrl_c_checkpoints_and_a_second_one_ends_at_once(
+    run: Run, times: int, wandb: str, record_fault: FaultRecorder
+) -> None:
+    """Ctrl+C reaches every process of the launcher's group."""
     process = run.start("trainer.steps=2000", f"logging.wandb.mode={wandb}")
     run.reach(2, process)
     if times == 2:
@@ -89,7 +91,7 @@ def test_ctrl_c_in_a_terminal(run: Run, times: int, wandb: str, record_fault: Fa
     )  # fmt: skip
 
 
-def test_ctrl_c_before_training(run: Run) -> None:
+def test_ctrl_c_before_training_leaves_no_process(run: Run) -> None:
     process = run.start()
     wait_for(lambda: len(run.ranks()) == 2, "the processes")
     os.killpg(process.pid, signal.SIGINT)
@@ -98,8 +100,10 @@ def test_ctrl_c_before_training(run: Run) -> None:
     run.assert_nothing_left()
 
 
-def test_torchrun(run_config: Callable[..., RunConfig], tmp_path: Path, base_overrides: list[str]) -> None:
-    """Each process composes its own configuration, with the time in run.dir; the first one's counts."""
+def test_run_under_torchrun_uses_the_first_process_configuration(
+    run_config: Callable[..., RunConfig], tmp_path: Path, base_overrides: list[str]
+) -> None:
+    """Each process composes a configuration with its own time in run.dir; only the first one's is used."""
     overrides = [item for item in base_overrides if not item.startswith("run.")]
     command = [
         "-m",
@@ -118,10 +122,10 @@ def test_torchrun(run_config: Callable[..., RunConfig], tmp_path: Path, base_ove
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
-def test_a_job_that_was_queued_again(
+def test_requeued_slurm_job_ends_with_the_undisturbed_weights(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path, record_fault: FaultRecorder
 ) -> None:
-    """Under stand-ins for SLURM's commands; the weights are those of a job whose time sufficed."""
+    """SLURM's commands are stood in for. The undisturbed job did not reach its time limit."""
     runs = [tmp_path / "jobs" / name for name in ("whole", "stopped")]
     for folder in runs:
         submitted(run_config(*SETTINGS), folder)
@@ -136,7 +140,7 @@ def test_a_job_that_was_queued_again(
     record_fault("a job of 2 processes reaches its time limit", 1, 0, outcome, "distributed/test_slurm.py")
 
 
-def test_nodes(
+def test_nodes_without_a_shared_disk_resume_from_the_first_nodes_checkpoint(
     run_config: Callable[..., RunConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

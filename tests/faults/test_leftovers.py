@@ -1,4 +1,4 @@
-"""However a run ends, no process of it is left: no rank, no isolated reward's server, no W&B service."""
+"""However a run ends, none of its processes is left: rank, isolated reward's server or W&B service."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_no_process_is_left(
+def test_no_process_is_left_however_a_run_ends(
     job: JobMaker, home: dict[str, str], record_fault: FaultRecorder, processes: int
 ) -> None:
     slowest = 0.0

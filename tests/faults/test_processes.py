@@ -41,7 +41,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 @pytest.mark.parametrize("legs", LEGS)
-def test_a_run_goes_on_with_another_number_of_processes(
+def test_run_resumed_on_other_process_counts_trains_like_one_process(
     tmp_path: Path, alone: Job, record_fault: FaultRecorder, legs: str
 ) -> None:
     job = Job(tmp_path / "run", SETTINGS)

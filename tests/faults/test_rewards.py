@@ -34,7 +34,7 @@ def who(processes: int) -> str:
 
 
 @pytest.mark.parametrize("processes", SICK)
-def test_a_reward_that_is_well_at_another_attempt(
+def test_reward_that_succeeds_on_a_retry_changes_nothing(
     job: JobMaker, undisturbed: JobMaker, faulty: dict[str, str], record_fault: FaultRecorder, processes: int
 ) -> None:
     chance = random.Random(20 + processes)
@@ -54,7 +54,7 @@ def test_a_reward_that_is_well_at_another_attempt(
 
 
 @pytest.mark.parametrize("processes", SICK)
-def test_a_reward_that_fails_is_masked_and_counted(
+def test_reward_that_fails_every_attempt_is_masked_and_counted(
     job: JobMaker, faulty: dict[str, str], record_fault: FaultRecorder, processes: int
 ) -> None:
     chance = random.Random(30 + processes)
@@ -84,7 +84,7 @@ def test_a_reward_that_fails_is_masked_and_counted(
 
 
 @pytest.mark.parametrize("processes", SICK)
-def test_a_reward_that_fails_too_often_stops_the_run(
+def test_reward_that_fails_too_often_stops_the_run(
     job: JobMaker, undisturbed: JobMaker, faulty: dict[str, str], record_fault: FaultRecorder, processes: int
 ) -> None:
     chance, stopped = (
@@ -114,7 +114,7 @@ def test_a_reward_that_fails_too_often_stops_the_run(
     )  # fmt: skip
 
 
-def test_a_reward_that_is_ill_from_the_start_on_one_rank(
+def test_reward_that_fails_before_training_on_one_rank_stops_all(
     job: JobMaker, faulty: dict[str, str], record_fault: FaultRecorder
 ) -> None:
     never = job(*REWARD_SETTINGS, processes=2, environ=faulty)
@@ -172,7 +172,7 @@ def start_and_wait(server: Server) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_reward_server_that_is_killed(
+def test_killed_reward_server_is_retried_and_stops_the_run_if_it_stays_away(
     job: JobMaker,
     undisturbed: JobMaker,
     server: Server,

@@ -1,4 +1,4 @@
-"""A disk that fills up while a run writes, and checkpoints damaged between a kill and the next start."""
+"""A disk that fills up during a run, and checkpoints that are damaged between a kill and the next start."""
 
 import random
 import resource
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.long
 LARGE = (*SETTINGS, "model.lora.rank=64", "trainer.steps=60")  # checkpoints larger than all other files
 
 
-def test_a_disk_that_fills_up_and_has_room_again(
+def test_run_stopped_by_a_full_disk_resumes_to_the_same_result(
     job: JobMaker, undisturbed: JobMaker, record_fault: FaultRecorder
 ) -> None:
-    """Full for a process is what lies beyond its limit on the size of a file, set while it runs."""
+    """A limit on the size of files, set while the process runs, stands in for the full disk."""
     full, chance, refused = job(*LARGE), random.Random(3), {"checkpoint": 0, "metrics.jsonl": 0}
     for what in chance.sample(list(refused) * 2, 4):
         before, process = full.step(), full.start()
@@ -68,7 +68,7 @@ def foreign(base_overrides: list[str], tmp_path_factory: pytest.TempPathFactory)
     return made
 
 
-def test_damaged_checkpoints_are_passed_over(
+def test_resume_passes_over_damaged_checkpoints(
     job: JobMaker, undisturbed: JobMaker, foreign: Job, record_fault: FaultRecorder
 ) -> None:
     def replace(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""W&B that nobody can reach, during a whole run and its continuation."""
+"""W&B cannot be reached during a whole run and its continuation."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.faults.job import check_identical
 pytestmark = pytest.mark.long
 
 
-def test_a_run_that_never_reaches_weights_and_biases(
+def test_run_that_never_reaches_wandb_keeps_its_metrics_for_sync(
     job: JobMaker, undisturbed: JobMaker, record_fault: FaultRecorder
 ) -> None:
     nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}

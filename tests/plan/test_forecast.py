@@ -36,7 +36,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda count: monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, count))
 
 
-def test_checkpoints_are_counted_as_a_run_keeps_them(
+def test_forecast_counts_the_checkpoints_that_a_run_keeps(
     run_config: RunConfigMaker, free: Callable[[int], None], tmp_path: Path
 ) -> None:
     free(10**12)
@@ -55,7 +55,7 @@ def test_checkpoints_are_counted_as_a_run_keeps_them(
         checkpoints(many, SIZE, tmp_path)
 
 
-def test_a_model_of_the_hub_needs_a_cache_that_can_be_written(
+def test_model_of_the_hub_needs_a_writable_cache(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert fetched_into(run_config()) is None
@@ -88,7 +88,7 @@ def prompts(*texts: Any, source: str = "text") -> dict[str, list[Prompt]]:
         ({"list": {"dict": {"class": "str"}}}, [{"class": 1}], "metadata text[0].class=1: expected a string"),
     ],
 )
-def test_metadata_of_another_type_is_told_with_its_prompt(
+def test_metadata_of_a_wrong_type_is_reported_with_its_prompt(
     run_config: RunConfigMaker, kind: Any, value: Any, said: str
 ) -> None:
     good = {"str": "a", "int": 4}.get(kind, []) if isinstance(kind, str) else []
@@ -108,7 +108,7 @@ def test_metadata_of_another_type_is_told_with_its_prompt(
         list(unsound(config, declarations, {"train": prompts(good), "test": prompts(value)}))
 
 
-def test_a_reward_that_names_no_types_reads_all(run_config: RunConfigMaker) -> None:
+def test_reward_without_declared_types_accepts_any_metadata(run_config: RunConfigMaker) -> None:
     config = run_config()
     declarations = {name: Declaration(requires=("text",)) for name in config.rewards}
     rows = {"train": prompts(1, "a", None), "test": prompts([])}
@@ -124,7 +124,7 @@ def test_a_reward_that_names_no_types_reads_all(run_config: RunConfigMaker) -> N
         ("tokenizer_2/tokenizer_config.json", "tokenizer_2"),
     ],
 )
-def test_a_plan_looks_at_the_models_files(tmp_path: Path, gone: str, said: str) -> None:
+def test_plan_refuses_a_model_folder_with_a_missing_file(tmp_path: Path, gone: str, said: str) -> None:
     folder = tmp_path / "pipeline"
     shutil.copytree(EMBEDDED, folder)
     (folder / gone).unlink()
@@ -136,7 +136,7 @@ def test_a_plan_looks_at_the_models_files(tmp_path: Path, gone: str, said: str) 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_plan_looks_at_links_that_lead_out_of_the_folder(tmp_path: Path) -> None:
+def test_plan_refuses_a_link_that_leads_out_of_the_run_folder(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path)
     with pytest.raises(RequestError, match="checkpoints is a link that leads out of the folder"):

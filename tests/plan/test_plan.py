@@ -28,7 +28,7 @@ SIZE = ModelSize(
 RunConfigMaker = Callable[..., RunConfig]
 
 
-def test_counts_are_those_of_the_step(run_config: RunConfigMaker) -> None:
+def test_geometry_counts_images_times_and_samples_of_a_step(run_config: RunConfigMaker) -> None:
     counts = geometry(run_config("rollout.groups=5", "rollout.group_size=4", "trainer.times_per_image=2"))
     assert (counts.images, counts.times, counts.samples) == (20, 2, 40)
 
@@ -36,7 +36,7 @@ def test_counts_are_those_of_the_step(run_config: RunConfigMaker) -> None:
 @pytest.mark.parametrize("steps", [1, 3, 25])
 @pytest.mark.parametrize("fraction", [0.3, 0.99, 1.0])
 @pytest.mark.parametrize("wanted", ["1", "4", "null"])
-def test_times_are_as_many_as_training_draws(
+def test_geometry_counts_the_times_that_training_draws(
     run_config: RunConfigMaker, steps: int, fraction: float, wanted: str
 ) -> None:
     config = run_config(
@@ -49,10 +49,10 @@ def test_times_are_as_many_as_training_draws(
     assert geometry(config).times == drawn.shape[1]
 
 
-def test_time_is_that_of_the_passes(run_config: RunConfigMaker) -> None:
-    """A step draws 6 images in 3 passes and trains on 6 samples.
+def test_estimated_time_counts_forward_and_backward_passes(run_config: RunConfigMaker) -> None:
+    """A step draws 6 images by 3 forward passes each, and trains on 6 samples.
 
-    3 forward, 1 backward as dear as 2, one more at a refresh.
+    A sample takes 3 forward passes and 1 backward pass, which counts as 2; a refresh takes one more backward pass.
     """
     forward = 2 * 1_000_000 * 16
     step, further = 6 * 3 + 6 * (3 + 2), 6 * 2
@@ -83,11 +83,11 @@ def test_time_is_that_of_the_passes(run_config: RunConfigMaker) -> None:
         (172_800, "2 days"),
     ],
 )
-def test_durations_are_read_at_a_glance(spent: float, said: str) -> None:
+def test_durations_are_rounded_to_minutes_hours_or_days(spent: float, said: str) -> None:
     assert planning._duration(spent) == said
 
 
-def test_the_plan_is_printed(
+def test_plan_prints_counts_of_prompts_images_steps_and_processes(
     run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan(run_config(f"run.dir={tmp_path}", "trainer.steps=12"))
@@ -111,7 +111,7 @@ def rows(said: str, heading: str) -> list[list[str]]:
     return [re.split(r"\s{2,}", line.strip()) for line in lines]
 
 
-def test_sources_and_what_rewards_apply_to_are_printed(
+def test_plan_prints_the_share_of_each_source_and_the_prompts_of_each_reward(
     run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan(
@@ -140,7 +140,7 @@ def test_sources_and_what_rewards_apply_to_are_printed(
 
 
 @pytest.mark.parametrize(("train", "told"), [("lora", "LoRA 512"), ("full", "all trained")])
-def test_the_plan_says_what_is_trained(
+def test_plan_names_the_trained_weights(
     run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], train: str, told: str
 ) -> None:
     plan(run_config(f"run.dir={tmp_path}", f"model.train={train}"))
@@ -149,7 +149,7 @@ def test_the_plan_says_what_is_trained(
     assert "of trained weights, moments and gradients" in said
 
 
-def test_guidance_doubles_the_time_of_rollouts(run_config: RunConfigMaker) -> None:
+def test_guidance_doubles_the_estimated_time_of_rollouts(run_config: RunConfigMaker) -> None:
     plain, guided = (
         seconds(run_config("trainer.steps=1", f"rollout.guidance_scale={scale}"), SIZE, 1e9)
         for scale in (1, 3)
@@ -157,7 +157,7 @@ def test_guidance_doubles_the_time_of_rollouts(run_config: RunConfigMaker) -> No
     assert guided - plain == pytest.approx(6 * 3 * 2 * 1_000_000 * 16 / 1e9)
 
 
-def test_a_model_elsewhere_is_planned_for_without_sizes(
+def test_plan_says_that_the_model_is_not_on_this_machine(
     run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan(run_config(f"run.dir={tmp_path}", "model.path=nobody/nothing"))
@@ -186,7 +186,7 @@ def test_a_model_elsewhere_is_planned_for_without_sizes(
         ),
     ],
 )
-def test_the_plan_refuses_what_could_only_fail_later(
+def test_plan_refuses_a_request_that_would_fail_later(
     run_config: RunConfigMaker, tmp_path: Path, overrides: list[str], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
