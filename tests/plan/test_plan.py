@@ -52,7 +52,7 @@ def test_geometry_counts_the_times_that_training_draws(
 def test_estimated_time_counts_forward_and_backward_passes(run_config: RunConfigMaker) -> None:
     """A step draws 6 images by 3 forward passes each, and trains on 6 samples.
 
-    A sample takes 3 forward passes and 1 backward pass, which counts as 2; a refresh takes one more backward pass.
+    A sample takes 3 forward passes and 1 backward pass, which counts as 2; a refresh takes 1 more backward.
     """
     forward = 2 * 1_000_000 * 16
     step, further = 6 * 3 + 6 * (3 + 2), 6 * 2
