@@ -10,7 +10,7 @@ from tests.faults.test_rewards import told
 
 pytestmark = pytest.mark.long
 
-SHORT = "trainer/test_loop.py"
+SHORT = "run/test_loop.py"
 
 
 def test_non_finite_gradient_on_one_rank_skips_the_step_on_all(

@@ -42,9 +42,7 @@ def test_launcher_restarts_a_run_whose_process_is_killed(
     starts = [int(after) for after in STARTED.findall((run.folder / "log.txt").read_text())][1:]
     lost = sum(max(0, end - start) for end, start in zip(ends, starts, strict=True))
     outcome = "the launcher starts all anew; exit code 0, the weights of the undisturbed run"
-    record_fault(
-        "SIGKILL of one of 2 processes, in one command", 2, lost, outcome, "distributed/test_launch.py"
-    )
+    record_fault("SIGKILL of one of 2 processes, in one command", 2, lost, outcome, "launch/test_local.py")
 
 
 def test_kill_with_no_restart_left_ends_the_run(run: Run) -> None:
@@ -87,7 +85,7 @@ def test_ctrl_c_checkpoints_and_a_second_one_ends_at_once(
     record_fault(
         f"Ctrl+C in the terminal of 2 processes, W&B {wandb}: {how}", 1, None,
         f"{outcome}, exit code 130, no process left",
-        "distributed/test_launch.py",
+        "launch/test_local.py",
     )  # fmt: skip
 
 
@@ -137,7 +135,7 @@ def test_requeued_slurm_job_ends_with_the_undisturbed_weights(
         "SIGUSR1: a checkpoint, exit code 143, queued again; the weights of the undisturbed job "
         "(SLURM's commands stood in for)"
     )
-    record_fault("a job of 2 processes reaches its time limit", 1, 0, outcome, "distributed/test_slurm.py")
+    record_fault("a job of 2 processes reaches its time limit", 1, 0, outcome, "launch/test_slurm.py")
 
 
 def test_nodes_without_a_shared_disk_resume_from_the_first_nodes_checkpoint(
