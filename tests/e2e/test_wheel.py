@@ -42,7 +42,7 @@ def test_the_wheel_trains_evaluates_generates_and_exports(fresh: Environment, ru
 def test_training_prints_nothing_of_transformers(
     fresh: Environment, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its warnings on, which `marble` turns off: diffusers makes it notice that torchvision is missing."""
+    """Turns on its warnings, which `marble` turns off; diffusers' imports make it miss torchvision."""
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "warning")
     done = fresh.marble("train", *SMALL, "trainer.steps=1", f"run.dir={run}")
     assert done.returncode == 0, done.stderr

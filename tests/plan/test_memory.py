@@ -16,13 +16,14 @@ from torch import Tensor
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import DeviceMemoryError, RequestError, RewardError
 from marble_cli.plan import memory as planning
-from marble_cli.plan.memory import bounded, check_memory, free_memory, memory
+from marble_cli.plan.memory import check_memory, free_memory, memory
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.size import model_size
 from marble_cli.run.checkpoints import Checkpoints
 from marble_cli.run.loop import SMALLER_ROLLOUT
+from marble_cli.run.shortage import bounded
 from marble_cli.run.train import train
 from marble_cli.step.direction import Descent
 
