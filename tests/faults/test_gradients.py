@@ -10,7 +10,7 @@ from tests.faults.test_rewards import told
 
 pytestmark = pytest.mark.long
 
-SHORT = "trainer/test_loop.py"
+SHORT = "run/test_loop.py"
 
 
 def test_a_gradient_that_is_not_finite_on_one_rank(

@@ -43,7 +43,7 @@ def test_two_kills_in_one_command(
     lost = sum(max(0, end - start) for end, start in zip(ends, starts, strict=True))
     outcome = "the launcher starts all anew; exit code 0, the weights of the undisturbed run"
     record_fault(
-        "SIGKILL of one of 2 processes, in one command", 2, lost, outcome, "distributed/test_launch.py"
+        "SIGKILL of one of 2 processes, in one command", 2, lost, outcome, "launch/test_local.py"
     )
 
 
@@ -85,7 +85,7 @@ def test_ctrl_c_in_a_terminal(run: Run, times: int, wandb: str, record_fault: Fa
     record_fault(
         f"Ctrl+C in the terminal of 2 processes, W&B {wandb}: {how}", 1, None,
         f"{outcome}, exit code 130, no process left",
-        "distributed/test_launch.py",
+        "launch/test_local.py",
     )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_a_job_that_was_queued_again(
         "SIGUSR1: a checkpoint, exit code 143, queued again; the weights of the undisturbed job "
         "(SLURM's commands stood in for)"
     )
-    record_fault("a job of 2 processes reaches its time limit", 1, 0, outcome, "distributed/test_slurm.py")
+    record_fault("a job of 2 processes reaches its time limit", 1, 0, outcome, "launch/test_slurm.py")
 
 
 def test_nodes(

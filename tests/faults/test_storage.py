@@ -51,7 +51,7 @@ def test_a_disk_that_fills_up_and_has_room_again(
     found = ", ".join(f"{count} at a {name}" for name, count in refused.items())
     record_fault(
         f"the disk is full, then has room; {found.replace('a metrics', 'a row of metrics')}", 4, full.lost(),
-        f"exit code 1, nothing half written, every checkpoint valid; {outcome}", "trainer/test_full_disk.py",
+        f"exit code 1, nothing half written, every checkpoint valid; {outcome}", "run/test_full_disk.py",
     )  # fmt: skip
 
 
