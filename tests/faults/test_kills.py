@@ -96,5 +96,5 @@ def test_signals_stop_a_run_within_the_step(
     record_fault(
         f"a signal that asks {who} to stop", len(stops), stopped.lost(),
         f"a checkpoint of the step under way, {slowest:.0f} s at most; exit code {codes}; {outcome}",
-        "e2e/test_resume.py, trainer/test_interrupt.py",
+        "e2e/test_resume.py, run/test_interrupt.py",
     )  # fmt: skip
