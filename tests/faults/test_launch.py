@@ -42,9 +42,7 @@ def test_two_kills_in_one_command(
     starts = [int(after) for after in STARTED.findall((run.folder / "log.txt").read_text())][1:]
     lost = sum(max(0, end - start) for end, start in zip(ends, starts, strict=True))
     outcome = "the launcher starts all anew; exit code 0, the weights of the undisturbed run"
-    record_fault(
-        "SIGKILL of one of 2 processes, in one command", 2, lost, outcome, "launch/test_local.py"
-    )
+    record_fault("SIGKILL of one of 2 processes, in one command", 2, lost, outcome, "launch/test_local.py")
 
 
 def test_no_restart_is_left(run: Run) -> None:
