@@ -10,6 +10,7 @@ configured training times, the others one of the solver's times alone.
 
 import argparse
 import sys
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -17,13 +18,13 @@ from rich.table import Table
 from torch import Tensor
 
 from marble_cli.config.compose import compose
-from marble_cli.config.enums import SharedTerm, TrainingNoise
+from marble_cli.config.enums import SharedTerm
 from marble_cli.config.schema import RunConfig
 from marble_cli.objective.coefficients import Coefficients, reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.run.loop import Trainer
-from marble_cli.step.batches import TrainingSet, chunks, training_times
+from marble_cli.step.batches import TrainingSet, chunks
 from marble_cli.step.gradients import Objective, Step, reward_gradients
 from marble_cli.step.reward_signal import read_signal
 from scripts.trainer import make_trainer
@@ -62,28 +63,18 @@ def step_gradients(trainer: Trainer, number: int, single_times: Tensor) -> tuple
     scores = samples.scores(trainer.ranks)
     signal = read_signal(scores.values.nan_to_num(), scores.applicable, groups, algorithm)
     coefficients = reward_coefficients(signal.optimality, signal.applicable, shared_term=SharedTerm.outside)
-    images = torch.arange(len(groups))
-    draws = groups if algorithm.training_noise is TrainingNoise.group else images
-    configured = training_times(
-        trainer.rollout.times(),
-        settings.timestep_fraction,
-        settings.times_per_image,
-        draws.tolist(),
-        settings.seed,
-        number,
-        algorithm.training_times,
-    )
+    configured = trainer.training_set(number, samples, signal)
+    images = len(groups)
+    alone = [replace(configured, times=t.repeat(images, 1), samples=images) for t in single_times]
     # No KL term: only the rewards' own gradients are compared.
     clip = algorithm.advantage.clip
     objective = Objective(algorithm.beta, clip, 0.0, settings.seed, settings.micro_batch_size)
 
-    def gradients(times: Tensor) -> Tensor:
-        data = TrainingSet(samples.x0, samples.embeddings, images, draws, times, times.numel())
+    def gradients(data: TrainingSet) -> Tensor:
         step = Step(trainer.policy, trainer.layout, data, objective, number, lambda count: None)
         return reward_rows(step, coefficients.rewards)
 
-    alone = [gradients(time.repeat(len(images), 1)) for time in single_times]
-    return gradients(configured), torch.stack(alone)
+    return gradients(configured), torch.stack([gradients(data) for data in alone])
 
 
 def measure(config: RunConfig, steps: int) -> tuple[Tensor, list[tuple[float, Tensor]]]:

@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no tes
 import copy
 import gc
 import json
+import pwd
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import ModelConfig, RunConfig
+from marble_cli.paths import NO_HOME
 from marble_cli.rewards import guard
 from tests.process_state import describe_changes, read_state, restore
 from tests.readers import remember_files
@@ -115,6 +117,30 @@ def make_pipeline() -> Any:
         text_encoder_2=CLIPTextModelWithProjection(text), tokenizer_2=tokenizer,
         text_encoder_3=None, tokenizer_3=None,
     )  # fmt: skip
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make `me` in the working folder `tmp_path` the home."""
+    folder = tmp_path / "me"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("MARBLE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture
+def homeless(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the home away: neither HOME nor the password file names one."""
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setenv(NO_HOME, "")  # so that what is set is undone
+    monkeypatch.delenv(NO_HOME)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
 
 
 @pytest.fixture(scope="session")

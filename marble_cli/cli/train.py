@@ -86,5 +86,5 @@ def _submit_job(config: "RunConfig", resume: str, *, dry_run: bool) -> None:
         plan(config, resume)
         typer.echo(render_script(config, resume), nl=False)
         return
-    check_geometry(config, processes(config))
+    check_geometry(config.rollout, config.trainer, processes(config.launcher))
     typer.echo(describe_job(submit(config, resume), config.launcher, Path(config.run.dir)))

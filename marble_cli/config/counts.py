@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from marble_cli.config.enums import BalanceMode
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import LauncherConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ def is_refresh(step: int, every: int, warmup: int) -> bool:
     return step <= warmup or (step - 1) % every == 0
 
 
-def processes(config: RunConfig) -> int:
+def processes(launcher: LauncherConfig) -> int:
     """Return the number of processes of the whole job."""
-    return config.launcher.nodes * config.launcher.nproc
+    return launcher.nodes * launcher.nproc
 
 
 def geometry(config: RunConfig) -> Geometry:

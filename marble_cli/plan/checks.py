@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 
 from marble_cli.config.enums import Parallel
-from marble_cli.config.schema import RewardConfig, RunConfig
+from marble_cli.config.schema import (
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    SourceConfig,
+    TrainerConfig,
+)
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.files import check_writable
@@ -23,7 +30,7 @@ from marble_cli.seeds import noise
 log = logging.getLogger("marble.run")
 
 
-def check_plugins(config: RunConfig) -> dict[str, Declaration]:
+def check_plugins(rewards: Mapping[str, RewardConfig]) -> dict[str, Declaration]:
     """Check that every reward can be made with its options, in this process, its environment or its server.
 
     Returns:
@@ -34,23 +41,21 @@ def check_plugins(config: RunConfig) -> dict[str, Declaration]:
             reward.
         RewardError: a plugin cannot be imported, or a server cannot be reached.
     """
-    rewards = {**config.rewards, **config.eval_rewards}
     return {name: declare(name, reward) for name, reward in rewards.items()}
 
 
-def check_geometry(config: RunConfig, world: int) -> None:
+def check_geometry(rollout: RolloutConfig, trainer: TrainerConfig, world: int) -> None:
     """Check that each rank gets as many whole groups, and each replica of the model as many ranks.
 
     Raises:
         ConfigError: the number of processes does not divide rollout.groups, or trainer.fsdp.replicas does not
             divide the number of processes.
     """
-    if config.rollout.groups % world:
+    if rollout.groups % world:
         raise ConfigError(
-            f"rollout.groups={config.rollout.groups} is not a multiple of the {world} processes. "
-            f"Expected a multiple, e.g. rollout.groups={world * max(1, config.rollout.groups // world)}."
+            f"rollout.groups={rollout.groups} is not a multiple of the {world} processes. "
+            f"Expected a multiple, e.g. rollout.groups={world * max(1, rollout.groups // world)}."
         )
-    trainer = config.trainer
     if trainer.parallel is Parallel.fsdp and world % trainer.fsdp.replicas:
         raise ConfigError(
             f"trainer.fsdp.replicas={trainer.fsdp.replicas}: {world} processes cannot be divided evenly "
@@ -58,25 +63,24 @@ def check_geometry(config: RunConfig, world: int) -> None:
         )
 
 
-def own_device(config: RunConfig, world: int) -> torch.device:
-    """Pick the device of this process. A GPU becomes torch's current one.
+def own_device(name: str, world: int) -> torch.device:
+    """Pick this process's device by `model.device`. A GPU becomes torch's current one.
 
     Raises:
         RequestError: there is no such device.
         ConfigError: model.device names one GPU for several processes.
     """
-    device = pick_device(config.model.device)
-    if world > 1 and ":" in config.model.device:
+    device = pick_device(name)
+    if world > 1 and ":" in name:
         raise ConfigError(
-            f"model.device={config.model.device}: {world} processes cannot all use one device. Expected "
-            "auto, cuda or cpu."
+            f"model.device={name}: {world} processes cannot all use one device. Expected auto, cuda or cpu."
         )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device
 
 
-def check_cache(config: RunConfig) -> None:
+def check_cache(model: ModelConfig) -> None:
     """Check that the folder of the embedding cache exists or can be made.
 
     An existing folder may be read-only, as long as no embedding is missing in it.
@@ -84,7 +88,7 @@ def check_cache(config: RunConfig) -> None:
     Raises:
         RequestError: the folder can neither be read nor made.
     """
-    cache = config.model.embedding_cache
+    cache = model.embedding_cache
     if cache is not None and not (folder := Path(cache)).is_dir():
         check_writable(folder, "model.embedding_cache=")
 
@@ -100,9 +104,11 @@ def applicable(
     }
 
 
-def trained_on(config: RunConfig, prompts: Mapping[str, list[Prompt]]) -> dict[str, list[Prompt]]:
-    """Return the sources that training draws from: those with a weight above 0."""
-    return {name: rows for name, rows in prompts.items() if config.data.sources[name].weight > 0}
+def trained_on(
+    sources: Mapping[str, SourceConfig], prompts: Mapping[str, list[Prompt]]
+) -> dict[str, list[Prompt]]:
+    """Return the prompts that training draws from: those of sources with a weight above 0."""
+    return {name: rows for name, rows in prompts.items() if sources[name].weight > 0}
 
 
 def check_applicable(
@@ -118,7 +124,7 @@ def check_applicable(
             sources that lack it.
     """
     for group, rewards, prompts in (
-        ("rewards", config.rewards, trained_on(config, train)),
+        ("rewards", config.rewards, trained_on(config.data.sources, train)),
         ("eval_rewards", config.eval_rewards, held_out),
     ):
         for name, reward in rewards.items():
@@ -173,13 +179,12 @@ def _first_valid(prompts: list[Prompt], rewards: list[Declaration]) -> Prompt:
     return next((p for p in prompts if not any(metadata_problem(r, p.metadata) for r in rewards)), prompts[0])
 
 
-def check_groups(config: RunConfig, declarations: Mapping[str, Declaration]) -> None:
+def check_groups(rollout: RolloutConfig, declarations: Mapping[str, Declaration]) -> None:
     """Check that rewards which judge whole prompt groups get whole groups.
 
     Raises:
         ConfigError: a batch of the rollout would cut a group in two.
     """
-    rollout = config.rollout
     for name, declaration in declarations.items():
         if declaration.groupwise and rollout.batch_size % rollout.group_size:
             raise ConfigError(

@@ -4,11 +4,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from marble_cli.config.schema import RewardConfig, RunConfig
+from marble_cli.config.schema import ModelConfig, RewardConfig, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.files import check_writable
 from marble_cli.plan.checks import trained_on
+from marble_cli.plan.memory import describe_bytes
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.source import local_folder
 from marble_cli.rewards.api import Declaration
@@ -40,16 +41,12 @@ def checkpoints(config: RunConfig, size: ModelSize, folder: Path) -> str:
         )
     warning = ", MORE THAN IS FREE: lower trainer.keep_last or raise trainer.keep_every"
     return (
-        f"about {_size(each)} each, {_size(kept * each)} with those that are kept"
+        f"about {describe_bytes(each)} each, {describe_bytes(kept * each)} with those that are kept"
         f"{warning if kept * each > free else ''}"
     )
 
 
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def fetched_into(config: RunConfig) -> str | None:
+def fetched_into(model: ModelConfig) -> str | None:
     """Return the folder that the model will be downloaded into, None if its files are on this machine.
 
     Raises:
@@ -58,13 +55,12 @@ def fetched_into(config: RunConfig) -> str | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    model = config.model
     if local_folder(model.path) is not None:
         return None
     if isinstance(try_to_load_from_cache(model.path, "model_index.json", revision=model.revision), str):
         return None
     existing = check_writable(Path(HF_HUB_CACHE), "HF_HUB_CACHE=")
-    return f"{HF_HUB_CACHE} ({_size(shutil.disk_usage(existing).free)} free)"
+    return f"{HF_HUB_CACHE} ({describe_bytes(shutil.disk_usage(existing).free)} free)"
 
 
 def unsound(
@@ -85,7 +81,7 @@ def unsound(
     Raises:
         ConfigError: a reward fails on all prompts of a split that it applies to.
     """
-    trained = trained_on(config, prompts["train"])
+    trained = trained_on(config.data.sources, prompts["train"])
     for group, rewards, splits in (
         ("rewards", config.rewards, {"train": trained, "test": prompts["test"]}),
         ("eval_rewards", config.eval_rewards, {"test": prompts["test"]}),

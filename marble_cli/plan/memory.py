@@ -1,10 +1,5 @@
-"""Estimate a run's device memory before loading, and name what to lower when memory runs out."""
+"""Estimate a run's device memory before loading, and refuse a run that cannot fit."""
 
-import errno
-import re
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +9,7 @@ import torch
 from marble_cli.config.counts import geometry, processes
 from marble_cli.config.enums import Parallel, Precision, Train
 from marble_cli.config.schema import RunConfig
-from marble_cli.errors import DeviceMemoryError, RequestError
+from marble_cli.errors import RequestError
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES
@@ -58,11 +53,11 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     shards, gathered = 1, 0
     transformer = size.transformer * DTYPES[config.model.precision].itemsize
     if config.trainer.parallel is Parallel.fsdp:
-        shards = processes(config) // fsdp.replicas
+        shards = processes(config.launcher) // fsdp.replicas
         gathered = min(2, size.blocks) * transformer // size.blocks if fsdp.reshard else transformer
     unsharded = 0 if full else len(config.rewards)  # gradients
     sharded = weights + moments + average + len(config.rewards) + 2 - unsharded
-    batch = min(config.trainer.micro_batch_size, geometry(config).images // processes(config))
+    batch = min(config.trainer.micro_batch_size, geometry(config).images // processes(config.launcher))
     kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
     if full:
         copies = shards == 1 and config.model.precision is not Precision.fp32
@@ -93,26 +88,27 @@ def check_memory(config: RunConfig, device: torch.device) -> None:
         "Lower model.lora.rank" if config.model.train is Train.lora else "Train a LoRA (model.train=lora)"
     )
     raise RequestError(
-        f"the run needs about {_bytes(needed)} on {device} besides activations, and {_bytes(free)} are free. "
-        f"{smaller}, share it among more processes (trainer.parallel=fsdp), use model.precision=bf16, set "
-        "model.embedding_cache, or free the device."
+        f"the run needs about {describe_bytes(needed)} on {device} besides activations, and "
+        f"{describe_bytes(free)} are free. {smaller}, share it among more processes "
+        "(trainer.parallel=fsdp), use model.precision=bf16, set model.embedding_cache, or free the device."
     )
 
 
-def describe(needed: Memory, config: RunConfig) -> str:
+def describe(needed: Memory, micro_batch_size: int) -> str:
     """Describe the memory estimate in one line."""
     parts = [
-        f"{_bytes(needed.frozen)} of frozen weights",
-        f"{_bytes(needed.trained)} of trained weights, moments and gradients",
-        f"about {_bytes(needed.activations)} of activations "
-        f"(trainer.micro_batch_size={config.trainer.micro_batch_size})",
+        f"{describe_bytes(needed.frozen)} of frozen weights",
+        f"{describe_bytes(needed.trained)} of trained weights, moments and gradients",
+        f"about {describe_bytes(needed.activations)} of activations "
+        f"(trainer.micro_batch_size={micro_batch_size})",
     ]
     if needed.encoders:
-        parts.append(f"{_bytes(needed.encoders)} of text encoders, while prompts are encoded")
+        parts.append(f"{describe_bytes(needed.encoders)} of text encoders, while prompts are encoded")
     return "per process: " + "; ".join(parts)
 
 
-def _bytes(count: int) -> str:
+def describe_bytes(count: int) -> str:
+    """Write a number of bytes in GiB, or in MiB if it is below one."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
@@ -125,64 +121,3 @@ def free_memory(device: torch.device) -> int | None:
         return None
     rows: dict[str, Any] = dict(line.split(":") for line in info.read_text().splitlines())
     return int(rows["MemAvailable"].split()[0]) * 1024
-
-
-# Messages of backends that ran out of memory, for which torch has no error class.
-SHORTAGES = re.compile(
-    r"""
-      (CUDA|HIP|XPU|MPS\ backend)\ out\ of\ memory        # the allocators, also where a compiler repeats them
-    | (CUDA|HIP)\ (driver\ )?error:\ out\ of\ memory       # beside the allocator: a context, a graph
-    | Triton\ Error\ \[(CUDA|HIP)\]:\ out\ of\ memory
-    | Cuda\ failure\ (\d+\ )?'out\ of\ memory' | Failed\ to\ CUDA\ [cm]alloc  # NCCL's communicators
-    | (CU|HIP|ROC)[A-Z]+_(STATUS_)?ALLOC_FAILED           # cuBLAS, cuDNN, cuSOLVER, cuSPARSE, cuFFT, hipBLAS
-    | CUDNN_STATUS_INTERNAL_ERROR_(DEVICE|HOST)_ALLOCATION_FAILED
-    | rocblas_status_memory_error
-    | DefaultCPUAllocator:\ (can't\ allocate|not\ enough)\ memory
-    | Cannot\ allocate\ memory                            # ENOMEM, of mmap
-    | std::bad_alloc
-    """,
-    re.VERBOSE,
-)
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Return whether `error` reports that a device or the machine ran out of memory.
-
-    The text of a RuntimeError decides, not its subclass: NCCL and compilers raise the same class for a
-    shortage of memory as for a lost peer or a missing compiler.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and SHORTAGES.search(str(error)) is not None
-
-
-@contextmanager
-def bounded(what: str, remedy: str) -> Iterator[None]:
-    """Re-raise a shortage of memory inside the block as DeviceMemoryError, with the phase and a remedy.
-
-    Args:
-        what: the phase, e.g. "in the rollout of step 3".
-        remedy: what to lower, as the beginning of a sentence.
-
-    Raises:
-        DeviceMemoryError: an allocation failed.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_shortage(error):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DeviceMemoryError(
-            f"out of memory {what}: {reason} {remedy}; then resume the run with --resume auto."
-        ) from error
-
-
-def forget(error: BaseException | None) -> None:
-    """Free the tensors that the frames of a DeviceMemoryError hold, as writing a checkpoint needs memory."""
-    if isinstance(error, DeviceMemoryError):
-        while error is not None:
-            traceback.clear_frames(error.__traceback__)
-            error = error.__context__

@@ -14,7 +14,7 @@ from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.store import step_of
 from marble_cli.config.counts import geometry, processes
 from marble_cli.config.enums import BalanceMode, Parallel, SharedTerm, Train
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
@@ -67,7 +67,7 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     rollouts = counts.images * config.rollout.steps * velocities * forward
     steps = config.trainer.steps
     total = steps * (rollouts + plain) + counts.refresh_steps * counts.samples * further
-    return total / speed / processes(config)
+    return total / speed / processes(config.launcher)
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -88,7 +88,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
             another run.
         UnreachableError: a reward's server does not answer; the plan is printed before this is raised.
     """
-    check_geometry(config, processes(config))
+    check_geometry(config.rollout, config.trainer, processes(config.launcher))
     unset = find_root_fault(config.data) if config.data.root is None else None
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     folder = Path(config.run.dir)
@@ -96,13 +96,13 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     check_inside(folder, RUN_ENTRIES)
     RunLock(folder).check()
     checkpoint = find_checkpoint(folder, config, resume)
-    check_cache(config)
+    check_cache(config.model)
     check_files(config.model)
     declarations: dict[str, Declaration] = {}
     unreachable = None
     try:
-        declarations = check_plugins(config)
-        check_groups(config, declarations)
+        declarations = check_plugins({**config.rewards, **config.eval_rewards})
+        check_groups(config.rollout, declarations)
     except UnreachableError as error:  # most of the plan can be printed without the server
         unreachable = error
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
@@ -121,20 +121,23 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("optimizer steps", f"{trainer.steps}, of which {counts.refresh_steps} refresh the balance"),
         ("a refresh", f"on {_refreshed(config)} micro-batches"),
         ("processes", _shares(config)),
-        ("the transformer", _layout(config)),
+        ("the transformer", _layout(config.trainer, processes(config.launcher))),
         ("W&B", "; ".join([str(figures), *figures.ignored])),
     ]
     size = model_size(config.model)
     device = pick_device(config.model.device)
-    if (cache := fetched_into(config)) is not None:
+    if (cache := fetched_into(config.model)) is not None:
         rows.append(("to be fetched into", cache))
     if size is None:
         rows.append(("model", f"{config.model.path}: not on this machine, so its sizes are unknown"))
     else:
         spent = seconds(config, size, matmul_speed(device, DTYPES[config.model.precision]))
         rows += [
-            ("model", f"{config.model.path}: {size.transformer:,} parameters, {_trained(config, size)}"),
-            ("memory", describe(memory(config, size), config)),
+            (
+                "model",
+                f"{config.model.path}: {size.transformer:,} parameters, {_trained(config.model.train, size)}",
+            ),
+            ("memory", describe(memory(config, size), trainer.micro_batch_size)),
             ("checkpoints", checkpoints(config, size, existing)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
         ]
@@ -147,7 +150,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     if unset:
         console.print(f"No prompts yet: {unset}")
     else:
-        console.print(_sources(config, prompts), "")
+        console.print(_sources(config.data.sources, config.rollout.groups, prompts), "")
     if unreachable is not None:
         raise unreachable
     if not unset:
@@ -157,12 +160,13 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
             console.print(line, soft_wrap=True)
 
 
-def _sources(config: RunConfig, prompts: Mapping[str, Mapping[str, list[Prompt]]]) -> Table:
+def _sources(
+    sources: Mapping[str, SourceConfig], groups: int, prompts: Mapping[str, Mapping[str, list[Prompt]]]
+) -> Table:
     """Tabulate each source: its prompts, and its share of a step's prompts."""
     table = Table("source", box=None, pad_edge=False)
     for heading in ("prompts", "held out", "share", "prompts per step"):
         table.add_column(heading, justify="right")
-    sources, groups = config.data.sources, config.rollout.groups
     total = sum(source.weight for source in sources.values())
     for name, source in sources.items():
         counts = [f"{len(prompts[split][name]):,}" for split in ("train", "test")]
@@ -181,7 +185,7 @@ def _rewards(
     Rewards that are watched and not trained on see held-out prompts only.
     """
     table = Table("reward", "requires", "applies to", box=None, pad_edge=False)
-    trained = trained_on(config, prompts["train"])
+    trained = trained_on(config.data.sources, prompts["train"])
     for rewards, asked, kind in (
         (config.rewards, trained, "prompts"),
         (config.eval_rewards, prompts["test"], "held-out prompts"),
@@ -211,29 +215,29 @@ def _shares(config: RunConfig) -> str:
         rollouts, parts = -(-images // config.rollout.batch_size), counts.times * -(-images // size)
         return f"{processes}, each with {images} images in {rollouts} batches, and {parts} micro-batches"
 
-    here = processes(config)
+    here = processes(config.launcher)
     further = [n for n in MORE_PROCESSES if n > here and config.rollout.groups % n == 0]
     return share(here) + (f"; or {share(further[0])}" if further else "")
 
 
-def _layout(config: RunConfig) -> str:
-    fsdp = config.trainer.fsdp
-    if config.trainer.parallel is Parallel.ddp:
+def _layout(trainer: TrainerConfig, processes: int) -> str:
+    if trainer.parallel is Parallel.ddp:
         return "whole on each process"
-    shards = processes(config) // fsdp.replicas
-    copies = f"{fsdp.replicas} copies, each " if fsdp.replicas > 1 else ""
+    replicas = trainer.fsdp.replicas
+    shards = processes // replicas
+    copies = f"{replicas} copies, each " if replicas > 1 else ""
     return f"{copies}in shards over {shards} processes"
 
 
 def _refreshed(config: RunConfig) -> str:
     """Describe how many of a step's micro-batches compute each reward's gradient, on each process."""
     counts, size = geometry(config), config.trainer.micro_batch_size
-    parts = counts.times * -(-counts.images // processes(config) // size)
+    parts = counts.times * -(-counts.images // processes(config.launcher) // size)
     return f"{max(1, round(config.balance.refresh_fraction * parts))} of {parts}"
 
 
-def _trained(config: RunConfig, size: ModelSize) -> str:
-    return "all trained" if config.model.train is Train.full else f"LoRA {size.trained:,}"
+def _trained(train: Train, size: ModelSize) -> str:
+    return "all trained" if train is Train.full else f"LoRA {size.trained:,}"
 
 
 def _duration(spent: float) -> str:

@@ -12,8 +12,8 @@ from marble_cli.checkpoint import store
 from marble_cli.config import schema
 from marble_cli.distributed.layout import Layout
 from marble_cli.errors import BalanceError, DeviceMemoryError, RewardError, StorageError, TrainingError
-from marble_cli.plan.memory import bounded, forget
 from marble_cli.policy.base import Policy
+from marble_cli.run.shortage import bounded, forget
 from marble_cli.run.state import Packed, Progress, pack
 from marble_cli.step.alike import check_alike
 

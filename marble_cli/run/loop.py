@@ -19,7 +19,6 @@ from marble_cli.errors import StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation
 from marble_cli.interrupts import Interrupt
 from marble_cli.plan.checks import check_rewards
-from marble_cli.plan.memory import bounded
 from marble_cli.policy.base import Policy
 from marble_cli.policy.trainable.ema import behaviour_eta, blend, ema_decay
 from marble_cli.rewards.scorer import Scorer
@@ -28,6 +27,7 @@ from marble_cli.run.balance_state import copy_balance_state
 from marble_cli.run.checkpoints import Checkpoints
 from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.inspection import keep_batch
+from marble_cli.run.shortage import bounded
 from marble_cli.run.state import Progress
 from marble_cli.step.batches import TrainingSet, training_times
 from marble_cli.step.direction import Descent, Direction

@@ -46,16 +46,17 @@ def train(config: RunConfig, *, resume: str) -> int:
         log.disabled = not ranks.is_main  # the other ranks would log the same lines
         config = agree_on_config(ranks, config)
         folder = Path(config.run.dir).absolute()  # a plugin may change the working directory
+        rewards = {**config.rewards, **config.eval_rewards}
         run_lock = stack.enter_context(lock.RunLock(folder))
         with ranks.raise_together():
-            check_geometry(config, ranks.world)
-            device = own_device(config, ranks.world)
+            check_geometry(config.rollout, config.trainer, ranks.world)
+            device = own_device(config.model.device, ranks.world)
             if ranks.is_main:
                 _check_folder(folder, run_lock)
                 resolve_destination(config.logging.wandb)
-            check_cache(config)
-            declarations = check_plugins(config)
-            check_groups(config, declarations)
+            check_cache(config.model)
+            declarations = check_plugins(rewards)
+            check_groups(config.rollout, declarations)
             checkpoint = find_checkpoint(folder, config, resume) if ranks.is_main else None
         named = resume not in ("auto", "never")
         # No rank writes a file before all ranks have passed the checks above.
@@ -73,7 +74,6 @@ def train(config: RunConfig, *, resume: str) -> int:
                 run_lock.acquire()
                 store.remove_leftovers(folder)
             policy = load_policy(config.model, config.trainer.seed, layout.place)
-        rewards = {**config.rewards, **config.eval_rewards}
         with ranks.raise_together():
             eval_scorer = stack.enter_context(
                 open_scorer(rewards, str(policy.device), config.trainer.pending_batches)

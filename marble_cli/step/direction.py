@@ -26,7 +26,7 @@ from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.metrics import describe_cache, describe_gradients, describe_solution
 from marble_cli.config.counts import is_refresh
 from marble_cli.config.enums import Amortize, BalanceMode, SharedTerm
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import AlgorithmConfig, BalanceConfig, RunConfig
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.objective.coefficients import RewardCoefficients, reward_coefficients
@@ -252,23 +252,26 @@ def make_descent(
     )
     scalarised = isinstance(balance, ScalarisedReward)
     shared_term = SharedTerm.inside if scalarised else settings.shared_term
-    strategy = _strategy(config, names, balance, layout.ranks)
+    strategy = _strategy(algorithm, settings, names, balance, layout.ranks)
     return Descent(policy, layout, objective, shared_term, balance, strategy)
 
 
 def _strategy(
-    config: RunConfig, names: list[str], balance: Balance | ScalarisedReward, ranks: Ranks
+    algorithm: AlgorithmConfig,
+    settings: BalanceConfig,
+    names: list[str],
+    balance: Balance | ScalarisedReward,
+    ranks: Ranks,
 ) -> Strategy:
-    settings = config.balance
     combination: Combination
     needs_cache = False
     if isinstance(balance, ScalarisedReward):
         # The configuration refuses it together with the output space.
-        combination = OnlyScalarised(balance, config.algorithm)
+        combination = OnlyScalarised(balance, algorithm)
     elif settings.mode is BalanceMode.output_space:
         return OutputSpace(names, balance, Schedule(settings.refresh_every, settings.warmup, False))
     else:
-        clip = config.algorithm.advantage.clip if settings.amortize is Amortize.advantage else None
+        clip = algorithm.advantage.clip if settings.amortize is Amortize.advantage else None
         combination = WithCachedFallback(Balanced(names, balance, ranks, settings.ema, clip))
         needs_cache = True
     refresh = Refresh(names, combination, settings.refresh_fraction)

@@ -5,13 +5,8 @@ The policy is the embedded model, or a larger one that is made in memory.
 
 from dataclasses import dataclass, replace
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
 
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import ModelConfig, RunConfig
@@ -63,14 +58,14 @@ class Scene:
         return sum(parameter.numel() for parameter in self.policy.parameters("trained").values())
 
 
-def random_policy(transformer: SD3Transformer2DModel, model: ModelConfig) -> PipelinePolicy:
+def random_policy(transformer: diffusers.SD3Transformer2DModel, model: ModelConfig) -> PipelinePolicy:
     """Make a policy of a transformer with its adapters, without text encoders.
 
     Its VAE only fixes the shape of the latents; nothing is decoded.
     """
-    vae = AutoencoderKL(latent_channels=transformer.config.in_channels)
-    pipeline = StableDiffusion3Pipeline(
-        transformer, FlowMatchEulerDiscreteScheduler(), vae, *[None] * SD3_TEXT_PARTS
+    vae = diffusers.AutoencoderKL(latent_channels=transformer.config.in_channels)
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        transformer, diffusers.FlowMatchEulerDiscreteScheduler(), vae, *[None] * SD3_TEXT_PARTS
     )
     side = transformer.config.sample_size * pipeline.vae_scale_factor
     model = replace(model, resolution=side)
@@ -111,7 +106,7 @@ def random_scene(layers: int, heads: int, side: int, images: int, text_tokens: i
     config = compose(["preset=tiny", *overrides])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        transformer = SD3Transformer2DModel(
+        transformer = diffusers.SD3Transformer2DModel(
             sample_size=side,
             patch_size=2,
             in_channels=16,

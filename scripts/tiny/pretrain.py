@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from torch import Tensor
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessorPil
 
 from scripts.tiny import world
 from scripts.tiny.clip import train_clip
@@ -122,7 +122,7 @@ def save_clip(clip: Any, tokenizer: Any, folder: Path) -> None:
     """Write a CLIP model in float16, with its tokenizer and image processor."""
     clip.to("cpu", torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(
+    CLIPImageProcessorPil(
         size={"shortest_edge": RESOLUTION},
         crop_size=RESOLUTION,
         image_mean=[0.5] * 3,

@@ -1,7 +1,6 @@
 """Paths and homes as commands take them."""
 
 import os
-import pwd
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -13,30 +12,11 @@ from typer.main import get_command
 from marble_cli.cli import rewards
 from marble_cli.cli.app import app
 from marble_cli.cli.options import to_path
-from marble_cli.paths import NO_HOME
 
 Marble = Callable[..., Any]
 BUILT_IN = "rewards=[colorfulness,compressibility]"
 
-
-@pytest.fixture(autouse=True)
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "me"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.chdir(tmp_path)
-    return folder
-
-
-@pytest.fixture
-def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(uid: int) -> None:
-        raise KeyError(uid)
-
-    monkeypatch.setenv(NO_HOME, "")  # so that what is set is undone
-    monkeypatch.delenv(NO_HOME)
-    monkeypatch.delenv("HOME")
-    monkeypatch.setattr(pwd, "getpwuid", nobody)
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def test_an_options_home_is_expanded(marble: Marble, at_home: Path) -> None:

@@ -17,26 +17,7 @@ from marble_cli.rewards.elsewhere import environment
 BUILT_IN = "rewards=[colorfulness,compressibility]"
 ME = pwd.getpwuid(os.getuid())
 
-
-@pytest.fixture(autouse=True)
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "me"
-    folder.mkdir()
-    monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.delenv("MARBLE_HOME", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return folder
-
-
-@pytest.fixture
-def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(uid: int) -> None:
-        raise KeyError(uid)
-
-    monkeypatch.setenv(NO_HOME, "")  # so that what is set is undone
-    monkeypatch.delenv(NO_HOME)
-    monkeypatch.delenv("HOME")
-    monkeypatch.setattr(pwd, "getpwuid", nobody)
+pytestmark = pytest.mark.usefixtures("at_home")
 
 
 def composed(*overrides: str) -> RunConfig:

@@ -46,13 +46,13 @@ def test_single_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_groups_not_divisible_by_ranks_are_refused(run_config: Callable[..., RunConfig]) -> None:
     config = run_config("rollout.groups=5")
-    check_geometry(config, 5)
+    check_geometry(config.rollout, config.trainer, 5)
     with pytest.raises(
         ConfigError, match=r"rollout\.groups=5 is not a multiple of the 2 .* rollout\.groups=4"
     ):
-        check_geometry(config, 2)
+        check_geometry(config.rollout, config.trainer, 2)
     with pytest.raises(ConfigError, match=r"e\.g\. rollout\.groups=8"):
-        check_geometry(config, 8)
+        check_geometry(config.rollout, config.trainer, 8)
 
 
 def test_paper_preset_accepts_the_documented_process_counts() -> None:
@@ -66,7 +66,7 @@ def test_paper_preset_accepts_the_documented_process_counts() -> None:
         config, found = compose(["preset=sd35m_5r", *overrides]), []
         for world in range(1, 65):
             with suppress(ConfigError):
-                check_geometry(config, world)
+                check_geometry(config.rollout, config.trainer, world)
                 found.append(world)
         return found
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.environment import ROOT, SMALL, Environment, rows
 
 
@@ -35,6 +37,16 @@ def test_the_wheel_trains_evaluates_generates_and_exports(fresh: Environment, ru
     again = fresh.marble("export", "here", "lora")
     assert again.returncode == 2
     assert "not overwritten" in again.stderr
+
+
+def test_training_prints_nothing_of_transformers(
+    fresh: Environment, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns on its warnings, which `marble` turns off; diffusers' imports make it miss torchvision."""
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "warning")
+    done = fresh.marble("train", *SMALL, "trainer.steps=1", f"run.dir={run}")
+    assert done.returncode == 0, done.stderr
+    assert "transformers" not in done.stdout + done.stderr
 
 
 def test_a_run_s_config_repeats_the_run(fresh: Environment, run: Path) -> None:

@@ -58,8 +58,8 @@ def test_forecast_counts_the_checkpoints_that_a_run_keeps(
 def test_model_of_the_hub_needs_a_writable_cache(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert fetched_into(run_config()) is None
-    away = run_config("model.path=nobody/nowhere-0")
+    assert fetched_into(run_config().model) is None
+    away = run_config("model.path=nobody/nowhere-0").model
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert str(fetched_into(away)).startswith(f"{tmp_path / 'hub'} (")
     (tmp_path / "file").touch()

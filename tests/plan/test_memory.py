@@ -1,8 +1,5 @@
-"""The memory plan against what training really keeps, and what is said where memory runs out."""
+"""The memory plan against what training really keeps; a model too large is refused before it is loaded."""
 
-import errno
-import re
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,31 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from marble_cli.config.schema import RunConfig
-from marble_cli.errors import DeviceMemoryError, RequestError, RewardError
+from marble_cli.errors import RequestError
 from marble_cli.plan import memory as planning
-from marble_cli.plan.memory import bounded, check_memory, free_memory, memory
-from marble_cli.policy.base import ModelSize
+from marble_cli.plan.memory import check_memory, free_memory, memory
 from marble_cli.policy.load import load_policy
-from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.size import model_size
-from marble_cli.run.checkpoints import Checkpoints
-from marble_cli.run.loop import SMALLER_ROLLOUT
-from marble_cli.run.train import train
-from marble_cli.step.direction import Descent
-
-SIZE = ModelSize(
-    transformer=1_000_000,
-    trained=10_000,
-    tokens=16,
-    frozen_bytes=5_000_000,
-    encoder_bytes=700_000,
-    blocks=4,
-    features=100,
-)
+from tests.plan.small_model import SIZE
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -155,211 +136,6 @@ def test_a_model_too_large_is_refused_before_it_is_loaded(
     ):
         check_memory(run_config("model.train=full"), torch.device("cpu"))
     check_memory(run_config("model.path=nobody/nothing"), torch.device("cpu"))
-
-
-def test_an_allocation_that_fails_says_what_to_do() -> None:
-    said = r"out of memory in the rollout of step 3: .* Lower rollout"
-    with pytest.raises(DeviceMemoryError, match=said), bounded("in the rollout of step 3", "Lower rollout"):
-        torch.empty(2**60, dtype=torch.uint8)
-    with pytest.raises(DeviceMemoryError, match="here: CUDA out of memory"), bounded("here", ""):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
-
-
-NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled "
-CUDA = "CUDA kernel errors might be asynchronously reported at some other API call"
-
-
-def accelerator(text: str) -> Exception:
-    """As torch raises what CUDA's runtime says."""
-    return torch.AcceleratorError(f"CUDA error: {text}\n{CUDA}")
-
-
-class CppCompileError(RuntimeError):
-    """As of torch._inductor.exc, which takes seconds to import."""
-
-
-SHORTAGES = {
-    "the allocator of CUDA": torch.OutOfMemoryError(
-        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"
-    ),
-    "of HIP": torch.OutOfMemoryError("HIP out of memory. Tried to allocate 2.00 GiB."),
-    "of a GPU that has no text": torch.OutOfMemoryError(),
-    "of MPS": RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB, other allocations: 1.12 GB)"),
-    "of the CPU": RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
-        "you tried to allocate 1152921504606846976 bytes. Error code 12 (Cannot allocate memory)"
-    ),
-    "of the CPU, elsewhere": RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you tried to"
-    ),
-    "CUDA beside the allocator": accelerator("out of memory"),
-    "CUDA before AcceleratorError": RuntimeError(f"CUDA error: out of memory\n{CUDA}"),
-    "the driver": RuntimeError("CUDA driver error: out of memory"),
-    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    "cuDNN 8": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-    "cuDNN 9": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
-    "cuSOLVER": RuntimeError(
-        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"
-    ),
-    "cuFFT": RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
-    "hipBLAS": RuntimeError("CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`"),
-    "Triton": RuntimeError("Triton Error [CUDA]: out of memory"),
-    "NCCL's communicator": dist.DistBackendError(
-        f"{NCCL}cuda error, NCCL version 2.28.9\nncclUnhandledCudaError: Call to CUDA "
-        "function failed.\nLast error:\nCuda failure 2 'out of memory'"
-    ),
-    "NCCL's buffers": dist.DistBackendError(
-        f"{NCCL}cuda error\nncclUnhandledCudaError\nLast error:\nFailed to CUDA calloc async 24576 bytes"
-    ),
-    "a compiler's benchmark": type("InductorError", (RuntimeError,), {})(
-        "OutOfMemoryError: CUDA out of memory. Tried to allocate 512.00 MiB."
-    ),
-    "Python": MemoryError(),
-    "numpy": MemoryError("Unable to allocate 1.00 EiB for an array with shape (1152921504606846976,)"),
-    "C++": RuntimeError("std::bad_alloc"),
-    "a file that is mapped": RuntimeError(
-        "unable to mmap 9 bytes from file </w.safetensors>: Cannot allocate memory (12)"
-    ),
-    "a process that is started": OSError(errno.ENOMEM, "Cannot allocate memory"),
-}
-OTHERS = {
-    "a device-side assert": accelerator("device-side assert triggered"),
-    "an illegal access": accelerator("an illegal memory access was encountered"),
-    "no kernel": accelerator("no kernel image is available for execution on the device"),
-    "a lost peer": dist.DistBackendError(
-        f"{NCCL}system error\nncclRemoteError: A call failed possibly due to a network error or a remote "
-        "process exiting prematurely.\nLast error:\nsocketProgress: Connection closed by remote peer"
-    ),
-    "/dev/shm": dist.DistBackendError(
-        f"{NCCL}system error\nLast error:\nError while creating shared memory segment /dev/shm/nccl-x"
-    ),
-    "a watchdog": dist.DistBackendError(
-        "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE"
-    ),
-    "a store": dist.DistStoreError("wait timeout after 7200000ms, keys: /default_pg/0//cpu//0/0"),
-    "gloo": RuntimeError(
-        "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:5"
-    ),
-    "no C compiler": RuntimeError("Failed to find C compiler. Please specify via CC environment variable"),
-    "a C++ compiler's fault": CppCompileError(
-        "C++ compile error\n\nOutput:\nfatal error: Python.h: No such file"
-    ),
-    "shared memory of a kernel": RuntimeError(
-        "out of resource: shared memory, Required: 262144, Hardware limit: 232448."
-    ),
-    "cuBLAS without a device": RuntimeError(
-        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
-    ),
-    "an operator that is missing": NotImplementedError("operator not implemented for CUDA"),
-    "depth": RecursionError("maximum recursion depth exceeded"),
-    "shapes": RuntimeError(
-        "The size of tensor a (3) must match the size of tensor b (4) at non-singleton dimension 1"
-    ),
-    "storage": RuntimeError("Trying to create tensor with negative dimension -1"),
-    "a disk": OSError(errno.ENOSPC, "No space left on device"),
-    "a value": ValueError("CUDA out of memory is what this text says"),
-    "the run's own": RewardError("reward ocr failed on 9 images: OutOfMemoryError: CUDA out of memory"),
-}
-
-
-@pytest.mark.parametrize("error", SHORTAGES.values(), ids=SHORTAGES)
-def test_a_shortage_of_memory_is_called_one(error: Exception) -> None:
-    reason = re.escape(str(error).splitlines()[0] if str(error) else type(error).__name__)
-    said = rf"^out of memory in an evaluation: {reason} Lower rollout.batch_size; then resume the run with"
-    with pytest.raises(DeviceMemoryError, match=said) as caught, bounded("in an evaluation", SMALLER_ROLLOUT):
-        raise error
-    assert caught.value.__cause__ is error
-
-
-@pytest.mark.parametrize("error", OTHERS.values(), ids=OTHERS)
-def test_other_errors_pass(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, bounded("in an evaluation", SMALLER_ROLLOUT):
-        raise error
-    assert caught.value is error
-
-
-def test_the_first_trial_of_the_rewards_says_what_to_do(
-    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def greedy(self: PipelinePolicy, x0: Tensor) -> Tensor:
-        return torch.empty(2**60, dtype=torch.uint8)
-
-    monkeypatch.setattr(PipelinePolicy, "decode", greedy)
-    said = "out of memory when the rewards were first tried: .* Free the device, or have rewards compute else"
-    with pytest.raises(DeviceMemoryError, match=said):
-        train(run_config(f"run.dir={tmp_path}"), resume="auto")
-
-
-def test_a_run_that_runs_out_goes_on_with_smaller_batches(
-    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9")
-    direct = Descent.direct
-
-    def greedy(self: Descent, number: int, *rest: Any) -> Any:
-        if number == 2:
-            torch.empty(2**60, dtype=torch.uint8)
-        return direct(self, number, *rest)
-
-    monkeypatch.setattr(Descent, "direct", greedy)
-    with pytest.raises(
-        DeviceMemoryError, match=r"the training of step 2: .* Lower trainer\.micro_batch_size"
-    ):
-        train(config, resume="auto")
-    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000001"
-    monkeypatch.setattr(Descent, "direct", direct)
-    smaller = run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9", "trainer.micro_batch_size=2")
-    assert train(smaller, resume="auto") == 0
-    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000002"
-
-
-def test_what_ran_out_is_let_go_before_a_checkpoint_is_made(
-    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Activations of the step that failed would still fill the device."""
-    held: list[weakref.ref[Tensor]] = []
-    direct, pack = Descent.direct, Checkpoints.pack
-
-    def greedy(self: Descent, number: int, *rest: Any) -> Any:
-        if number == 2:
-            activations = torch.ones(9)
-            held.append(weakref.ref(activations))
-            torch.empty(2**60, dtype=torch.uint8)
-        return direct(self, number, *rest)
-
-    def packed(self: Checkpoints) -> Any:
-        assert held[0]() is None
-        return pack(self)
-
-    monkeypatch.setattr(Descent, "direct", greedy)
-    monkeypatch.setattr(Checkpoints, "pack", packed)
-    with pytest.raises(DeviceMemoryError, match="the training of step 2"):
-        train(run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9"), resume="auto")
-    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == "step-00000001"
-
-
-def test_a_checkpoint_without_room_hides_no_error(
-    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    direct = Descent.direct
-
-    def greedy(self: Descent, number: int, *rest: Any) -> Any:
-        if number == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return direct(self, number, *rest)
-
-    def pack(self: Checkpoints) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 MiB.")
-
-    monkeypatch.setattr(Descent, "direct", greedy)
-    monkeypatch.setattr(Checkpoints, "pack", pack)
-    with pytest.raises(DeviceMemoryError, match=r"the training of step 2: CUDA .* 2\.00 GiB\. Lower trainer"):
-        train(run_config(f"run.dir={tmp_path}", "trainer.checkpoint_every=9"), resume="auto")
-    log = (tmp_path / "log.txt").read_text()
-    assert (
-        "checkpointing step 1 on the way out failed too: out of memory while the last step was checkpointed: "
-        "CUDA out of memory" in log
-    )
 
 
 def test_shards(run_config: RunConfigMaker) -> None:

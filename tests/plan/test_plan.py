@@ -12,18 +12,8 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError, DataError, RequestError
 from marble_cli.plan import plan as planning
 from marble_cli.plan.plan import plan, seconds
-from marble_cli.policy.base import ModelSize
 from marble_cli.step.batches import training_times
-
-SIZE = ModelSize(
-    transformer=1_000_000,
-    trained=10_000,
-    tokens=16,
-    frozen_bytes=5_000_000,
-    encoder_bytes=700_000,
-    blocks=4,
-    features=100,
-)
+from tests.plan.small_model import SIZE
 
 RunConfigMaker = Callable[..., RunConfig]
 

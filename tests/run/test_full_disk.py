@@ -1,18 +1,12 @@
-"""A full disk: the message, the remaining files, and that the run resumes once there is space.
+"""A full disk: the message, the remaining files, and that the run resumes once there is space."""
 
-The process's limit on the size of a file, and small file systems of their own where this user can mount them.
-"""
-
-import logging
 import os
 import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,78 +18,18 @@ from marble_cli.checkpoint.export import export
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RewardError, StorageError
-from marble_cli.files import write_whole
-from marble_cli.metrics.jsonl import MetricsLog, read_rows
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.policy.embeddings import EmbeddingCache
 from marble_cli.run.checkpoints import Checkpoints
 from marble_cli.run.loop import Trainer
-from marble_cli.run.recorder import LogFile, RunRecorder
+from marble_cli.run.recorder import RunRecorder
 from marble_cli.run.train import train
 from marble_cli.step.direction import Descent, Direction
+from tests.run.disks import Disk, disks, files_of_at_most, mount
 
 RunConfigMaker = Callable[..., RunConfig]
 
 SETTINGS = ("trainer.checkpoint_every=1", "trainer.keep_last=9")
-SMALL = 2048  # bytes that a file may always have: a log and a lock, but no tensors or pictures
-
-
-@dataclass(frozen=True)
-class Disk:
-    """A file system of half a megabyte, mounted at `folder`."""
-
-    folder: Path
-    reason, left = "No space left on device", " 0"
-
-    def fill(self, leave: int = 0) -> None:
-        """Fill the disk except for `leave` bytes."""
-        with (self.folder / "filler").open("wb", buffering=0) as stream:
-            room = shutil.disk_usage(self.folder).free - leave
-            while room > 0:
-                room -= stream.write(bytes(min(room, 4096)))
-
-    def free(self) -> None:
-        """Give the room back."""
-        (self.folder / "filler").unlink()
-
-    def has_at_most(self, free: int, size: int) -> bool:
-        """Check the room that a message states."""
-        return free <= size + 4096
-
-
-@dataclass(frozen=True)
-class Quota(Disk):
-    """A limit on the size of files, which every user can set."""
-
-    reason, left = "File too large", r" [\d,]+"
-
-    def fill(self, leave: int = 0) -> None:
-        """Let no file grow beyond a quarter of `leave`, less than the largest of a checkpoint needs."""
-        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (leave // 4 or SMALL, hard))
-
-    def free(self) -> None:
-        """Lift the limit."""
-        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-
-    def has_at_most(self, free: int, size: int) -> bool:
-        """Check nothing: the disk has more room than a file may take."""
-        return True
-
-
-def mount(folder: Path) -> bool:
-    """Mount a file system of half a megabyte, if this user may."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def disks() -> list[type[Disk]]:
-    """Choose the kinds of full disk that this user can have; a quota is among them everywhere."""
-    with tempfile.TemporaryDirectory() as folder:
-        if not mount(Path(folder)):
-            return [Quota]
-        subprocess.run(["umount", folder], check=True)
-    return [Quota, Disk]
 
 
 @pytest.fixture(params=disks(), ids=lambda kind: kind.__name__.lower())
@@ -115,17 +49,6 @@ def disk(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         if request.param is Disk:
             subprocess.run(["umount", str(folder)], check=True)
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Limit the size of files that this process writes to `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")
@@ -330,47 +253,6 @@ def test_file_size_limit_ends_the_command_with_one_message(
     store.load(run / "checkpoints" / "step-00000002")
     assert train(config, resume="auto") == 0
     assert_same_run(run, whole)
-
-
-def test_metrics_row_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    rows = MetricsLog(file)
-    rows.write({"step": 1, "phase": "train"})
-    before = file.read_bytes()
-    with files_of_at_most(len(before) + 9), pytest.raises(StorageError, match="File too large.*It needs"):
-        rows.write({"step": 2, "phase": "train"})
-    assert file.read_bytes() == before
-    rows.write({"step": 2, "phase": "train"})
-    rows.close()
-    assert [row["step"] for row in read_rows(file)] == [1, 2]
-
-
-def test_rewritten_file_keeps_its_content_if_writing_fails(tmp_path: Path) -> None:
-    file = tmp_path / "config.yaml"
-    write_whole(file, "a: 1\n")
-    with files_of_at_most(9), pytest.raises(StorageError, match="config.yaml could not be written"):
-        write_whole(file, "a: 123456789\n")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("config.yaml", "a: 1\n")]
-
-
-def test_full_log_warns_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = LogFile(tmp_path / "log.txt")
-    logger = logging.getLogger("marble")
-    logger.addHandler(log)
-    try:
-        logger.warning("one")
-        with files_of_at_most(6):
-            logger.warning("two")
-            logger.warning("three")
-        logger.warning("four")
-    finally:
-        logger.removeHandler(log)
-        log.close()
-    assert (tmp_path / "log.txt").read_text() == "one\nfour\n"
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 5
-    assert sum("log.txt could not be written: File too large" in line for line in told) == 1
-    assert any("Until there is space, lines are shown here only." in line for line in told)
 
 
 def test_full_disk_at_an_export_leaves_nothing(whole: Path, tmp_path: Path) -> None:

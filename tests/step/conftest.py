@@ -24,10 +24,10 @@ from marble_cli.step.batches import TrainingSet
 from marble_cli.step.direction import Descent, make_descent
 from marble_cli.step.gradients import Objective, Step
 from marble_cli.step.reward_signal import Signal, read_signal
+from tests.step.directions import NAMES, STEP, DescentMaker
 
-STEP, SEED = 7, 0
+SEED = 0
 CLIP, BETA = 0.8, 0.3
-NAMES = ["colorfulness", "compressibility", "third", "fourth", "nowhere"]
 
 
 class DoublePolicy(PipelinePolicy):
@@ -160,9 +160,6 @@ def reference(case: Case, double_policy: DoublePolicy) -> Reference:
     return Reference(
         positive, negative, flat(case.objective.kl_coef * distance, double_policy), double_policy
     )
-
-
-DescentMaker = Callable[..., Descent]
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def test_a_reward_that_no_prompt_can_satisfy_is_refused(
 
 
 def check(config: RunConfig, held_out: dict[str, list[Prompt]]) -> None:
-    check_applicable(config, check_plugins(config), PROMPTS, held_out)
+    check_applicable(config, check_plugins({**config.rewards, **config.eval_rewards}), PROMPTS, held_out)
 
 
 def test_a_reward_that_is_never_evaluated_is_said(

@@ -34,18 +34,6 @@ def test_crop_is_grey_outside_the_mask() -> None:
     assert crop(image, Detection((8.0, 6.0, 8.0, 6.0), 1.0)).shape == (3, 1, 1)
 
 
-@pytest.mark.parametrize("excess", range(12))
-def test_centre_crop_begins_as_in_torchvision(clip: Path, excess: int) -> None:
-    begin = [0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5, 6][excess]  # int(round(excess / 2.0))
-    processor = ColorClassifier(str(clip), "cpu", torch.float32).processor
-    for size in ((CROP + excess, CROP), (CROP, CROP + excess)):
-        image = np.random.default_rng(0).integers(0, 256, (3, *size), np.uint8)
-        made = processor([image], input_data_format="channels_first", return_tensors="np")["pixel_values"][0]
-        kept = image[:, begin:, :] if size[0] > CROP else image[:, :, begin:]
-        expected = (kept[:, :CROP, :CROP].transpose(1, 2, 0) / 255 - MEAN) / STD
-        np.testing.assert_allclose(made.transpose(1, 2, 0), expected, rtol=0, atol=1e-5)
-
-
 def test_colours_are_the_nearest_texts(pictures: Pictures, clip: Path, tiny: ModuleType) -> None:
     """Compares cosines with CLIP in float64, one text and one crop at a time, with tokens looked up here."""
     model = CLIPModel.from_pretrained(clip).double().eval()

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from marble_cli.pretrained import HUB, check_complete, loading, resolve_source
+from marble_cli.pretrained import HUB, TorchvisionCrop, load_model, loading, resolve_source
 from marble_cli.tokenizers import check_tokenizer
 
 CHUNK = 32  # pictures or prompts embedded at once, which bounds the memory for batches of any size
@@ -59,15 +58,11 @@ class Clip:
             "the files of a CLIPModel: config.json, model.safetensors and a tokenizer",
             remedy,
         ):
-            loaded: Any = CLIPModel.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-            clip, report = loaded
-            check_complete(clip, report)
+            clip = load_model(CLIPModel, source, dtype)
             self.tokenizer = AutoTokenizer.from_pretrained(source)
             check_tokenizer(self.tokenizer, clip.config.text_config.vocab_size, source)
         self.clean = clean
-        self.model = clip.to(device).eval().requires_grad_(False)
+        self.model = clip.to(device)
         self.side: int = clip.config.vision_config.image_size
         self.length: int = clip.config.text_config.max_position_embeddings
         self.logit_scale: float = clip.logit_scale.double().exp().item()
@@ -109,21 +104,6 @@ class Clip:
         return normalize(self.model.text_projection(output.pooler_output).float(), dim=1).cpu()
 
 
-class TorchvisionCrop(CLIPImageProcessorPil):
-    """Crops the centre as torchvision does, and so open_clip and OpenAI's CLIP.
-
-    Half of an odd excess is rounded to an even number; transformers rounds it down.
-    """
-
-    def center_crop(self, image: NDArray[Any], size: Any, **more: Any) -> NDArray[Any]:  # type: ignore[override]
-        """Crop an image [C, H, W] to `size`; transformers handles images that are smaller."""
-        height, width = image.shape[-2:]
-        if height < size.height or width < size.width:
-            return super().center_crop(image, size, **more)
-        top, left = round((height - size.height) / 2), round((width - size.width) / 2)
-        return image[..., top : top + size.height, left : left + size.width]
-
-
 def preprocessing(model: str, processor: type[CLIPImageProcessorPil] = TorchvisionCrop) -> Preprocess:
     """Return a function that resizes, crops and normalises with Pillow, as preprocessor_config.json says.
 
@@ -144,3 +124,9 @@ def preprocessing(model: str, processor: type[CLIPImageProcessorPil] = Torchvisi
         return pixels
 
     return preprocess
+
+
+def standardise(pixels: Tensor) -> Tensor:
+    """Subtract CLIP's mean from pixels [B, 3, H, W] in [0, 1], and divide by its standard deviation."""
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (pixels - mean) / std

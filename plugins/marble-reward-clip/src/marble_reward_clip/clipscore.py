@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from marble_reward_clip.clip import Clip, preprocessing
-from marble_reward_clip.hpsv2 import MEAN, STD
+from marble_reward_clip.clip import Clip, preprocessing, standardise
 
 
 class ClipScore:
@@ -78,4 +77,4 @@ def scale_shorter_edge(images: Tensor, side: int) -> Tensor:
     pixels = interpolate(images / 255, (height, width), mode="bilinear", antialias=True)
     top, left = round((height - side) / 2), round((width - side) / 2)
     pixels = pixels[..., top : top + side, left : left + side]
-    return (pixels - pixels.new_tensor(MEAN)[:, None, None]) / pixels.new_tensor(STD)[:, None, None]
+    return standardise(pixels)

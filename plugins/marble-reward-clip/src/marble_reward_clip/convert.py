@@ -9,14 +9,13 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from marble_cli.pretrained import check_tensors, loading, resolve_source
+from marble_cli.pretrained import check_empty, check_tensors, loading, read_pickled, resolve_source
 from marble_reward_clip.aesthetic import Predictor
 
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -136,23 +135,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         OSError: there is no such file, or it holds something else.
     """
     with loading(f"the checkpoint {str(path)!r}", "a file of torch tensors by name", FILE):
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except UnpicklingError as error:
-            # Its own message advises to let the file run code.
-            raise ValueError("it is no torch file, or holds more than tensors") from error
+        state = read_pickled(path)
         state = state.get("state_dict", state)
         return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-
-
-def check_new(folder: Path) -> None:
-    """Refuse to write over anything.
-
-    Raises:
-        OSError: the folder is not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OSError(f"{str(folder)!r} is not empty. Name a new folder.")
 
 
 def write_weights(weights: dict[str, Tensor], folder: Path) -> None:
@@ -180,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        check_new(options.folder)
+        check_empty(options.folder)
         if options.model == "hpsv2":
             convert_hpsv2(options.checkpoint, options.folder, options.tokenizer)
         else:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from marble_reward_clip.clip import Clip
+from marble_reward_clip.clip import Clip, standardise
 
 CONVERT = "`python -m marble_reward_clip.convert hpsv2 HPS_v2.1_compressed.pt FOLDER` writes one."
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class HpsV2:
@@ -81,4 +80,4 @@ def fit_in_square(images: Tensor, side: int) -> Tensor:
     pixels = interpolate(images / 255, (height, width), mode="bicubic", antialias=True)
     top, left = (side - height) // 2, (side - width) // 2
     pixels = pad(pixels, (left, side - width - left, top, side - height - top))
-    return (pixels - pixels.new_tensor(MEAN)[:, None, None]) / pixels.new_tensor(STD)[:, None, None]
+    return standardise(pixels)

@@ -1,16 +1,15 @@
 """Name the colour of an object with a CLIP model's zero-shot classification, as GenEval does."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPModel
 
-from marble_cli.pretrained import check_complete, loading, resolve_source
+from marble_cli.pretrained import TorchvisionCrop, load_model, loading, resolve_source
 from marble_cli.tokenizers import check_tokenizer
 from marble_reward_geneval.classes import COLORS
 from marble_reward_geneval.rules import Detection
@@ -24,21 +23,6 @@ TEMPLATES = (
 EXPECTED = (
     "the files of a CLIPModel: config.json, model.safetensors, a tokenizer and preprocessor_config.json"
 )
-
-
-class TorchvisionCrop(CLIPImageProcessorPil):
-    """Crops the centre as torchvision does, which GenEval uses through open_clip.
-
-    Half of an odd excess is rounded to an even number; transformers rounds it down.
-    """
-
-    def center_crop(self, image: NDArray[Any], size: Any, **more: Any) -> NDArray[Any]:  # type: ignore[override]
-        """Crop an image [C, H, W] to `size`; transformers handles images that are smaller."""
-        height, width = image.shape[-2:]
-        if height < size.height or width < size.width:
-            return super().center_crop(image, size, **more)
-        top, left = round((height - size.height) / 2), round((width - size.width) / 2)
-        return image[..., top : top + size.height, left : left + size.width]
 
 
 class ColorClassifier:
@@ -57,15 +41,11 @@ class ColorClassifier:
         """
         source = resolve_source(source)
         with loading(f"the CLIP model {source!r}", EXPECTED):
-            loaded: Any = CLIPModel.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-            model, report = loaded
-            check_complete(model, report)
+            model = load_model(CLIPModel, source, dtype)
             self.tokenizer = AutoTokenizer.from_pretrained(source)
             check_tokenizer(self.tokenizer, model.config.text_config.vocab_size, source)
             self.processor = TorchvisionCrop.from_pretrained(source)
-        self.model = model.to(device).eval().requires_grad_(False)
+        self.model = model.to(device)
         self.length: int = model.config.text_config.max_position_embeddings
         self.texts: dict[str, Tensor] = {}
 

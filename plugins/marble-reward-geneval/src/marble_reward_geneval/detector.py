@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
-from marble_cli.pretrained import check_complete, loading, resolve_source
+from marble_cli.pretrained import load_model, loading, resolve_source
 from marble_reward_geneval.classes import class_of
 from marble_reward_geneval.rules import Detection
 
@@ -53,12 +53,9 @@ class Detector:
                 family, self.read = AutoModelForObjectDetection, self._read_boxes
             else:
                 raise ValueError(f"it is of the type {config.model_type!r}")
-            model, report = family.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-            check_complete(model, report)
+            model = load_model(family, source, dtype)
             self.processor: Any = AutoImageProcessor.from_pretrained(source, backend="pil")
-        self.model = model.to(device).eval().requires_grad_(False)
+        self.model = model.to(device)
         self.batch_size = batch_size
         self.names = {int(number): class_of(label) for number, label in model.config.id2label.items()}
         self.classes = [name for name in self.names.values() if name is not None]

@@ -10,14 +10,13 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from marble_cli.pretrained import check_tensors, loading, resolve_source
+from marble_cli.pretrained import check_empty, check_tensors, loading, read_pickled, resolve_source
 from marble_reward_imagereward.model import ImageRewardModel, published_config
 
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -57,11 +56,7 @@ def read_checkpoint(checkpoint: Path, expected: Mapping[str, Tensor]) -> dict[st
     """
     remedy = "Download it again, or name the right one."
     with loading(f"the checkpoint {str(checkpoint)!r}", "the weights of ImageReward v1.0", remedy):
-        try:
-            weights = rename(torch.load(checkpoint, map_location="cpu", weights_only=True))
-        except UnpicklingError as error:
-            # Its own message advises to let the file run code.
-            raise ValueError("it is no torch file, or holds more than tensors") from error
+        weights = rename(read_pickled(checkpoint))
         check_tensors(weights, expected)
     return {name: weights[name].contiguous() for name in expected}
 
@@ -77,8 +72,7 @@ def convert(checkpoint: Path, folder: Path, tokenizer: str) -> None:
     Raises:
         OSError: the checkpoint, the tokenizer or the folder is not as expected.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OSError(f"{str(folder)!r} is not empty. Name a new folder.")
+    check_empty(folder)
     config = published_config()
     with torch.device("meta"):
         expected = ImageRewardModel(config).state_dict()

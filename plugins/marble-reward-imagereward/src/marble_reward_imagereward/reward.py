@@ -1,22 +1,21 @@
 """The `imagereward` reward: which pictures of a prompt people rank higher, learned from experts' rankings."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from marble_cli.pretrained import check_complete, loading, resolve_source
+from marble_cli.pretrained import load_model, loading, resolve_source
 from marble_cli.tokenizers import check_tokenizer
 from marble_reward_imagereward.model import ImageRewardModel
 
 CHUNK = 16  # pictures scored at once, which bounds the memory for batches of any size
 LENGTH = 35  # tokens of a prompt; the rest is cut
 CONVERT = "`python -m marble_reward_imagereward.convert ImageReward.pt FOLDER` writes one."
-PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageReward:
@@ -43,14 +42,10 @@ class ImageReward:
         source = resolve_source(model, CONVERT)
         expected = "config.json, model.safetensors and a tokenizer"
         with loading(f"the ImageReward model {source!r}", expected, CONVERT):
-            loaded: Any = ImageRewardModel.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-            network, report = loaded
-            check_complete(network, report)
+            network = load_model(ImageRewardModel, source, dtype)
             self.tokenizer = AutoTokenizer.from_pretrained(source)
             check_tokenizer(self.tokenizer, network.config.text_config.vocab_size, source)
-        self.model = network.to(device).eval().requires_grad_(False)
+        self.model = network.to(device)
         self.side: int = network.config.vision_config.image_size
 
     @torch.no_grad()
@@ -102,5 +97,5 @@ def preprocess(image: Tensor, side: int) -> Tensor:
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     picture = picture.crop((left, top, left + side, top + side))
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (pixels - mean) / std
