@@ -58,6 +58,15 @@ class Gradients:
         policy = weights[weighed] @ self.losses[:-2][weighed] + self.losses[-2]
         return Gradients(row[None], torch.stack([policy, self.losses[-1]]))
 
+    def folded(self) -> "Gradients":
+        """Add up both halves of every reward's loss (`step.staleness.in_halves`)."""
+        count = (len(self.rows) - 1) // 2  # K rewards in halves, then the shared loss
+
+        def fold(values: Tensor) -> Tensor:
+            return torch.cat([values[:count] + values[count : 2 * count], values[2 * count :]])
+
+        return Gradients(fold(self.rows), fold(self.losses))
+
     def plus(self, other: "Gradients") -> "Gradients":
         """Add the gradients of other micro-batches."""
         return Gradients(self.rows + other.rows, self.losses + other.losses)

@@ -37,7 +37,8 @@ def step_gram(step: Step, chosen: list[Chunk], signal: Signal, gradients: Gradie
         step: data and layout.
         chosen: the micro-batches that were gone through.
         signal: of the step.
-        gradients: of R losses over `chosen`, K rewards first, and in a last row of the shared loss.
+        gradients: of R losses over `chosen`, and in a last row of the shared loss. The R losses are of the K
+            rewards and then any others, or of the rewards in halves (`step.staleness.in_halves`).
 
     Returns:
         [R, R] float64, without the last row.
@@ -46,7 +47,8 @@ def step_gram(step: Step, chosen: list[Chunk], signal: Signal, gradients: Gradie
     if len(chosen) < len(all_chunks(step)):
         seen, times = _applicable_samples(step, chosen, signal), step.data.times.shape[1]
         scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
-        scale = torch.cat([scale, torch.ones(len(matrix) - len(scale))])
+        halves = len(matrix) == 2 * len(scale)
+        scale = torch.cat([scale, scale if halves else torch.ones(len(matrix) - len(scale))])
         matrix = matrix * scale[:, None] * scale
     return step.layout.ranks.broadcast(matrix)
 
