@@ -55,6 +55,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "marble": (),  # the preset: a QP at every step on a quarter of its samples, at least one micro-batch
     "marble_whole": EVERY_STEP,
     "marble_amortised": AMORTISED,
+    "marble_stale": (*AMORTISED, "balance.refresh_when=stale", "balance.refresh_every=10"),
     "paper_whole": (*EVERY_STEP, PAPER),
     "paper": (*AMORTISED, PAPER),
     "published": (
