@@ -1,7 +1,7 @@
 """Remember the shares and gradient norms of past refreshes, for the amortised steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,11 +18,15 @@ class DirectionCache:
         alpha: [K] float64 shares; None before the first refresh.
         norms: [K] float64, zero for a reward that was never active; None before the first refresh.
         unit: true if the shares weigh unit gradients.
+        interval: steps that the shares are cached for, if that is decided from data.
+        due: the step that refreshes next, if that is decided from data.
     """
 
     alpha: Tensor | None = None
     norms: Tensor | None = None
     unit: bool = True
+    interval: int = 1
+    due: int = 1
 
     def update(self, solution: Solution, norms: Tensor, ema: float) -> "DirectionCache":
         """Smooth a refresh into the cache: a <- ema a_cached + (1 - ema) a_new, and the norms alike.
@@ -41,7 +45,7 @@ class DirectionCache:
             return self
         seen = torch.where(active, norms.double().cpu(), 0.0)
         if self.alpha is None or self.norms is None:
-            return DirectionCache(solution.alpha, seen, solution.unit)
+            return replace(self, alpha=solution.alpha, norms=seen, unit=solution.unit)
         total, equal_part = self.alpha.sum(), 1.0 - active.double().mean()
         inactive = torch.where(active, 0.0, self.alpha)
         held = (inactive.sum() / total).clamp(0.0, 1.0) if total > 0.0 else total
@@ -49,10 +53,11 @@ class DirectionCache:
         inactive = inactive * (kept / held if held > 0.0 else held)
         target = torch.where(active, solution.alpha * (1.0 - kept), inactive)
         known = torch.where(self.norms > 0.0, self.norms, seen)
-        return DirectionCache(
-            ema * self.alpha + (1.0 - ema) * target,
-            ema * known + (1.0 - ema) * torch.where(active, seen, known),
-            solution.unit,
+        return replace(
+            self,
+            alpha=ema * self.alpha + (1.0 - ema) * target,
+            norms=ema * known + (1.0 - ema) * torch.where(active, seen, known),
+            unit=solution.unit,
         )
 
     def direction_weights(self) -> Tensor | None:
@@ -73,12 +78,15 @@ class DirectionCache:
             "alpha": None if self.alpha is None else self.alpha.tolist(),
             "norms": None if self.norms is None else self.norms.tolist(),
             "unit": self.unit,
+            "interval": self.interval,
+            "due": self.due,
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "DirectionCache":
-        """Restore the cache of a `state_dict`."""
-        return cls(_tensor(state["alpha"]), _tensor(state["norms"]), bool(state["unit"]))
+        """Restore the cache of a `state_dict`; that of an older release refreshes at once."""
+        alpha, norms = _tensor(state["alpha"]), _tensor(state["norms"])
+        return cls(alpha, norms, bool(state["unit"]), state.get("interval", 1), state.get("due", 1))
 
 
 def _tensor(values: list[float] | None) -> Tensor | None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
-from marble_cli.balance.base import Balance
+from marble_cli.balance.base import Balance, Stateful
 from marble_cli.balance.constant import Fixed, Scalarisation, ScalarisedReward
 from marble_cli.balance.external import PREFIX, torchjd_balance
 from marble_cli.balance.groups import make_groups
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.balance.solver import solvers
 from marble_cli.config import schema
+from marble_cli.config.enums import RefreshWhen
 from marble_cli.errors import ConfigError
 from marble_cli.plugins import balances
 from marble_cli.suggest import nearest
@@ -36,8 +37,21 @@ def build(
 
     Raises:
         ConfigError: unknown name, unknown solver, infeasible floor, groups or priorities that do not fit the
-            rewards, or weights that are unknown, negative or all zero.
+            rewards, weights that are unknown, negative or all zero, or a balance with a state where
+            `balance.refresh_when=stale` needs one without.
     """
+    balance = _build(config, names, reward_weights)
+    if config.refresh_when is RefreshWhen.stale and isinstance(balance, Stateful):
+        raise ConfigError(
+            f"balance.refresh_when=stale: balance={config.name} averages over the refreshes, so it cannot be "
+            "asked about halves of one. Expected balance.refresh_when=scheduled with it."
+        )
+    return balance
+
+
+def _build(
+    config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]
+) -> Balance | ScalarisedReward:
     if config.name.startswith(PREFIX):
         return torchjd_balance(config.name.removeprefix(PREFIX), config.options, len(names))
     if config.name in _BUILT_IN:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from marble_cli.config.enums import BalanceMode
+from marble_cli.config.enums import BalanceMode, RefreshWhen
 from marble_cli.config.schema import LauncherConfig, RunConfig
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Images and training times of one step, over all processes, and refresh steps of the whole run."""
+    """Images and training times of one step, over all processes, and the most refresh steps of the run."""
 
     images: int
     times: int
@@ -46,6 +46,7 @@ def geometry(config: RunConfig) -> Geometry:
     trainer = config.trainer
     _, times = times_per_image(config.rollout.steps, trainer.timestep_fraction, trainer.times_per_image)
     balance = config.balance
-    every = balance.refresh_every if balance.mode is BalanceMode.amortized else 1
+    regular = balance.mode is BalanceMode.amortized and balance.refresh_when is RefreshWhen.scheduled
+    every = balance.refresh_every if regular else 1
     refresh = sum(is_refresh(step, every, balance.warmup) for step in range(1, trainer.steps + 1))
     return Geometry(config.rollout.groups * config.rollout.group_size, times, refresh)

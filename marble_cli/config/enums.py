@@ -26,6 +26,13 @@ class BalanceMode(Enum):
     output_space = "output_space"
 
 
+class RefreshWhen(Enum):
+    """Steps that refresh with `balance.mode=amortized`: regular ones, or when the cache is stale."""
+
+    scheduled = "scheduled"
+    stale = "stale"
+
+
 class Amortize(Enum):
     """Quantity that the cached weights mix between refreshes: losses or advantages."""
 

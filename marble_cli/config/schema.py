@@ -21,6 +21,7 @@ from marble_cli.config.enums import (
     Precision,
     Quotes,
     Reduce,
+    RefreshWhen,
     RolloutTimes,
     SharedTerm,
     Train,
@@ -154,6 +155,7 @@ class BalanceConfig:
     name: str = MISSING
     mode: BalanceMode = MISSING
     solver: str = MISSING
+    refresh_when: RefreshWhen = RefreshWhen.scheduled
     refresh_every: int = ranged(MISSING, at_least(1))
     refresh_fraction: float = ranged(MISSING, Range(lambda share: 0.0 < share <= 1.0, "a number in (0, 1]"))
     warmup: int = ranged(MISSING, at_least(0))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from marble_cli.config.counts import geometry, processes
-from marble_cli.config.enums import Parallel, Precision, Train
+from marble_cli.config.enums import Parallel, Precision, RefreshWhen, Train
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.policy.base import ModelSize
@@ -46,7 +46,7 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     (docs/explanation/algorithm.md). Training float32 weights keeps some activations in float32, about half as
     much again, and half-precision copies of the weights. With trainer.parallel=fsdp, a process holds its own
     shard and the blocks that it has gathered: two, or all of them if they are kept for the backward pass. A
-    refresh keeps the rewards' gradients of a LoRA unsharded.
+    refresh keeps the rewards' gradients of a LoRA unsharded, two for each with balance.refresh_when=stale.
     """
     weights, moments, average = 2, 2, 1
     full, fsdp = config.model.train is Train.full, config.trainer.fsdp
@@ -55,8 +55,10 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     if config.trainer.parallel is Parallel.fsdp:
         shards = processes(config.launcher) // fsdp.replicas
         gathered = min(2, size.blocks) * transformer // size.blocks if fsdp.reshard else transformer
-    unsharded = 0 if full else len(config.rewards)  # gradients
-    sharded = weights + moments + average + len(config.rewards) + 2 - unsharded
+    halves = 2 if config.balance.refresh_when is RefreshWhen.stale else 1
+    gradients = halves * len(config.rewards)
+    unsharded = 0 if full else gradients
+    sharded = weights + moments + average + gradients + 2 - unsharded
     batch = min(config.trainer.micro_batch_size, geometry(config).images // processes(config.launcher))
     kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
     if full:

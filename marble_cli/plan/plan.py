@@ -13,7 +13,7 @@ from marble_cli.balance.registry import build
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.store import step_of
 from marble_cli.config.counts import geometry, processes
-from marble_cli.config.enums import BalanceMode, Parallel, SharedTerm, Train
+from marble_cli.config.enums import BalanceMode, Parallel, RefreshWhen, SharedTerm, Train
 from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
 from marble_cli.errors import UnreachableError
@@ -106,6 +106,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     except UnreachableError as error:  # most of the plan can be printed without the server
         unreachable = error
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
+    most = "at most " if config.balance.refresh_when is RefreshWhen.stale else ""
     counts, trainer, figures = geometry(config), config.trainer, resolve_destination(config.logging.wandb)
     rows: list[tuple[str, str]] = [
         ("run", f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)"),
@@ -118,7 +119,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
             f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}",
         ),
         ("samples per step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
-        ("optimizer steps", f"{trainer.steps}, of which {counts.refresh_steps} refresh the balance"),
+        ("optimizer steps", f"{trainer.steps}, of which {most}{counts.refresh_steps} refresh the balance"),
         ("a refresh", f"on {_refreshed(config)} micro-batches"),
         ("processes", _shares(config)),
         ("the transformer", _layout(config.trainer, processes(config.launcher))),

@@ -48,6 +48,8 @@ def _are_lengths(value: Any) -> bool:
 def _is_cache(value: Any) -> bool:
     if not isinstance(value, dict) or type(value.get("unit")) is not bool:
         return False
+    if not all(_is_integer(value.get(key, 1), 1) for key in ("interval", "due")):
+        return False
     alpha, norms = (value.get(key, "none") for key in ("alpha", "norms"))
     if alpha is None or norms is None:
         return alpha is norms

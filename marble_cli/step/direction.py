@@ -24,8 +24,7 @@ from marble_cli.balance.base import Balance
 from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.metrics import describe_cache, describe_gradients, describe_solution
-from marble_cli.config.counts import is_refresh
-from marble_cli.config.enums import Amortize, BalanceMode, SharedTerm
+from marble_cli.config.enums import Amortize, BalanceMode, RefreshWhen, SharedTerm
 from marble_cli.config.schema import AlgorithmConfig, BalanceConfig, RunConfig
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
@@ -47,10 +46,11 @@ from marble_cli.step.gradients import (
     Step,
     mixture_gradient,
     reward_gradients,
-    velocity_gram,
 )
 from marble_cli.step.reward_signal import Signal
-from marble_cli.step.step_gram import all_chunks, choose_chunks, step_gram
+from marble_cli.step.schedule import Pace, Schedule
+from marble_cli.step.staleness import fold, in_halves
+from marble_cli.step.step_gram import all_chunks, choose_chunks, step_gram, velocity_gram
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,25 @@ class Refresh:
         names: of the K rewards.
         combination: weighs the gradients.
         fraction: share of the micro-batches on which every reward's own gradient is taken.
+        pace: sets the step of the next refresh; None if refreshes are regular.
     """
 
     names: list[str]
     combination: Combination
     fraction: float
+    pace: Pace | None = None
 
     def __call__(
         self, step: Step, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache
     ) -> Direction:
         chosen, others = choose_chunks(step, signal, self.fraction)
         losses = self.combination.refresh_losses(signal, coefficients)
+        if self.pace:
+            losses = in_halves(losses, signal.groups)
         gradients = reward_gradients(step, chosen, losses, coefficients.shared)
-        matrix = step_gram(step, chosen, signal, gradients)
+        halves = matrix = step_gram(step, chosen, signal, gradients)
+        if self.pace:
+            gradients, matrix = gradients.folded(), fold(halves)
         decision = self.combination.decide(matrix, cache)
         combined = gradients.combined(decision.weights)
         del gradients  # K + 1 of them; the other micro-batches need their memory
@@ -109,7 +115,11 @@ class Refresh:
         metrics: dict[str, float] = {"balance/refresh": 1, **decision.metrics}
         metrics |= describe_gradients(self.names, matrix, decision.weights, decision.amortised_weights)
         metrics |= _describe_losses(combined)
-        return Direction(combined.rows[0], decision.cache, metrics, decision.warnings)
+        following = decision.cache
+        if self.pace:
+            following, staleness = self.pace.schedule(step.number, halves, decision, cache)
+            metrics |= staleness
+        return Direction(combined.rows[0], following, metrics, decision.warnings)
 
 
 @dataclass(frozen=True)
@@ -127,26 +137,6 @@ class Amortised:
         gradient = mixture_gradient(step, all_chunks(step), mixture)
         metrics = {"balance/refresh": 0, **_describe_losses(gradient), **describe_cache(self.names, cache)}
         return Direction(gradient.rows[0], cache, metrics)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Choose the steps that refresh.
-
-    Attributes:
-        every: steps from one refresh to the next, the first step being one.
-        warmup: steps at the start that all refresh.
-        needs_cache: a step without cached weights refreshes, too.
-    """
-
-    every: int
-    warmup: int
-    needs_cache: bool
-
-    def refreshes(self, step: int, cache: DirectionCache) -> bool:
-        """Tell whether `step` (1-based) takes every reward's gradient apart."""
-        missing = self.needs_cache and cache.alpha is None
-        return missing or is_refresh(step, self.every, self.warmup)
 
 
 @dataclass(frozen=True)
@@ -264,7 +254,7 @@ def _strategy(
     ranks: Ranks,
 ) -> Strategy:
     combination: Combination
-    needs_cache = False
+    needs_cache, pace = False, None
     if isinstance(balance, ScalarisedReward):
         # The configuration refuses it together with the output space.
         combination = OnlyScalarised(balance, algorithm)
@@ -274,10 +264,12 @@ def _strategy(
         clip = algorithm.advantage.clip if settings.amortize is Amortize.advantage else None
         combination = WithCachedFallback(Balanced(names, balance, ranks, settings.ema, clip))
         needs_cache = True
-    refresh = Refresh(names, combination, settings.refresh_fraction)
+        if settings.refresh_when is RefreshWhen.stale:
+            pace = Pace(balance, settings.refresh_every, ranks)
+    refresh = Refresh(names, combination, settings.refresh_fraction, pace)
     if settings.mode is BalanceMode.full:
         return refresh
-    schedule = Schedule(settings.refresh_every, settings.warmup, needs_cache)
+    schedule = Schedule(settings.refresh_every, settings.warmup, needs_cache, paced=pace is not None)
     return Alternating(schedule, refresh, Amortised(names, combination))
 
 

@@ -3,7 +3,7 @@
 Both run forward passes over micro-batches (`Step.passes`), form the loss from coefficients (`Step.loss`), and
 return `Gradients`, one row per loss, summed over all ranks. `mixture_gradient` takes one backward pass per
 micro-batch. `reward_gradients` takes two or three, whatever the number of rewards, if all that is trained is
-adapters of linear layers (`PerSampleGradients`), else one per reward. `velocity_gram` takes none.
+adapters of linear layers (`PerSampleGradients`), else one per reward.
 """
 
 import math
@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from marble_cli.balance.output_space import output_gram
 from marble_cli.distributed.layout import GradientRows, Layout
 from marble_cli.distributed.shards import local
 from marble_cli.objective.coefficients import Coefficients
-from marble_cli.objective.nft import NftTerms, kl_term, mixed_loss, nft_terms, velocity_products
+from marble_cli.objective.nft import NftTerms, kl_term, mixed_loss, nft_terms
 from marble_cli.policy.base import Policy
 from marble_cli.step.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
 from marble_cli.step.per_sample import PerSampleGradients
@@ -57,6 +56,15 @@ class Gradients:
             row.add_(self.rows[k], alpha=weights[k].item())
         policy = weights[weighed] @ self.losses[:-2][weighed] + self.losses[-2]
         return Gradients(row[None], torch.stack([policy, self.losses[-1]]))
+
+    def folded(self) -> "Gradients":
+        """Add up both halves of every reward's loss (`step.staleness.in_halves`)."""
+        count = (len(self.rows) - 1) // 2  # K rewards in halves, then the shared loss
+
+        def fold(values: Tensor) -> Tensor:
+            return torch.cat([values[:count] + values[count : 2 * count], values[2 * count :]])
+
+        return Gradients(fold(self.rows), fold(self.losses))
 
     def plus(self, other: "Gradients") -> "Gradients":
         """Add the gradients of other micro-batches."""
@@ -214,34 +222,6 @@ def _all_at_once(
             )
             losses += torch.cat([each, torch.stack([policy, kl]).detach().double().cpu()])
     return _sum_over_ranks(step, rows, parameters, losses)
-
-
-@torch.no_grad()
-def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tensor:
-    """Compute the Gram matrix of the rewards' gradients in this rank's velocities, by forward passes alone.
-
-    Returns:
-        [K, K] float64; the matrices of all ranks add up to the step's.
-    """
-    total = torch.zeros(len(rewards.p), len(rewards.p), dtype=torch.float64)
-    objective = step.objective
-    with step.layout.raise_together():
-        for batch in noised_batches(step.data, parts, objective.seed, step.number):
-            at = (batch.xt, batch.t, batch.embeddings)
-            v_old, v_theta = (step.policy.velocity(*at, adapter) for adapter in ("behaviour", "trained"))
-            products = velocity_products(batch.x0, batch.xt, batch.t, v_theta, v_old, beta=objective.beta)
-            p, q = rewards.of(batch.indices)
-            total += output_gram(
-                products.positive,
-                products.cross,
-                products.negative,
-                p,
-                q,
-                clip=objective.clip,
-                beta=objective.beta,
-                count=step.data.samples,
-            )
-    return total
 
 
 def _zero_losses(count: int) -> Tensor:

@@ -1,15 +1,19 @@
-"""Estimate the whole step's Gram matrix from the gradients of a share of its micro-batches.
+"""Compute the step's Gram matrix, of the rewards' gradients in the weights or in the velocities.
 
-Only this share takes the rewards' gradients separately (`balance.refresh_fraction`). A reward's row is scaled
-up by its applicable samples in the step over those in the share, so that rewards which the share happens to
-hold more or less of are compared alike.
+That in the weights is estimated from a share of the micro-batches. Only this share takes the rewards'
+gradients separately (`balance.refresh_fraction`). A reward's row is scaled up by its applicable samples in
+the step over those in the share, so that rewards which the share happens to hold more or less of are compared
+alike.
 """
 
 import torch
 from torch import Tensor
 
 from marble_cli.balance.gram import gram
-from marble_cli.step.batches import Chunk, chunks, split
+from marble_cli.balance.output_space import output_gram
+from marble_cli.objective.coefficients import Coefficients
+from marble_cli.objective.nft import velocity_products
+from marble_cli.step.batches import Chunk, chunks, noised_batches, split
 from marble_cli.step.gradients import Gradients, Step
 from marble_cli.step.reward_signal import Signal
 
@@ -37,7 +41,8 @@ def step_gram(step: Step, chosen: list[Chunk], signal: Signal, gradients: Gradie
         step: data and layout.
         chosen: the micro-batches that were gone through.
         signal: of the step.
-        gradients: of R losses over `chosen`, K rewards first, and in a last row of the shared loss.
+        gradients: of R losses over `chosen`, and in a last row of the shared loss. The R losses are of the K
+            rewards and then any others, or of the rewards in halves (`step.staleness.in_halves`).
 
     Returns:
         [R, R] float64, without the last row.
@@ -46,9 +51,38 @@ def step_gram(step: Step, chosen: list[Chunk], signal: Signal, gradients: Gradie
     if len(chosen) < len(all_chunks(step)):
         seen, times = _applicable_samples(step, chosen, signal), step.data.times.shape[1]
         scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
-        scale = torch.cat([scale, torch.ones(len(matrix) - len(scale))])
+        halves = len(matrix) == 2 * len(scale)
+        scale = torch.cat([scale, scale if halves else torch.ones(len(matrix) - len(scale))])
         matrix = matrix * scale[:, None] * scale
     return step.layout.ranks.broadcast(matrix)
+
+
+@torch.no_grad()
+def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tensor:
+    """Compute the Gram matrix of the rewards' gradients in this rank's velocities, by forward passes alone.
+
+    Returns:
+        [K, K] float64; the matrices of all ranks add up to the step's.
+    """
+    total = torch.zeros(len(rewards.p), len(rewards.p), dtype=torch.float64)
+    objective = step.objective
+    with step.layout.raise_together():
+        for batch in noised_batches(step.data, parts, objective.seed, step.number):
+            at = (batch.xt, batch.t, batch.embeddings)
+            v_old, v_theta = (step.policy.velocity(*at, adapter) for adapter in ("behaviour", "trained"))
+            products = velocity_products(batch.x0, batch.xt, batch.t, v_theta, v_old, beta=objective.beta)
+            p, q = rewards.of(batch.indices)
+            total += output_gram(
+                products.positive,
+                products.cross,
+                products.negative,
+                p,
+                q,
+                clip=objective.clip,
+                beta=objective.beta,
+                count=step.data.samples,
+            )
+    return total
 
 
 def _applicable_samples(step: Step, chosen: list[Chunk], signal: Signal) -> Tensor:

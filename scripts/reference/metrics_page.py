@@ -135,6 +135,21 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "refreshes after the first, with `balance.amortize=direction`",
         ),
         Metric(
+            "balance/staleness",
+            "Squared distance of the cached shares from those of half of the refresh's images.",
+            "refreshes with `balance.refresh_when=stale`",
+        ),
+        Metric(
+            "balance/staleness_noise",
+            "Squared distance between the shares of both halves of the refresh's images.",
+            "refreshes with `balance.refresh_when=stale`",
+        ),
+        Metric(
+            "balance/refresh_interval",
+            "Steps to the next refresh.",
+            "refreshes with `balance.refresh_when=stale`",
+        ),
+        Metric(
             "balance/staleness_cosine",
             "Cosine between the direction of the weights cached before and the new one; 1 if nothing "
             "went stale.",

@@ -1,31 +1,63 @@
-"""The cells of the study: overrides of `marble train` per method, at equal image budgets."""
+"""The cells of the study: a method at a budget of images, with a learning rate and a seed."""
+
+from dataclasses import dataclass
 
 REWARDS = ("clipscore", "colorfulness", "compressibility", "ocr", "objects")
-SEEDS = (0, 1, 2)
-STEPS = 30
-EVAL_PROMPTS = 300  # held-out prompts per source
-BUDGET = (
-    "preset=tiny",
-    "rollout.groups=12",
-    "rollout.group_size=12",
-    f"trainer.steps={STEPS}",
-    "trainer.eval_every=0",
-    "trainer.checkpoint_every=6",
-    "logging.wandb.mode=disabled",
-    f"trainer.eval_prompts={EVAL_PROMPTS}",
-)
+TUNING_SEEDS = (100, 101)  # choose the learning rates, on prompts of the training files
+TUNING_PROMPTS, JUDGED_PROMPTS = 200, 300  # per source
+RATES = (8e-4, 1.6e-3, 3.2e-3, 6.4e-3)  # learning rates that are tried, the first being the preset's
+SCALES = (0.2, 0.4, 0.7, 1.0)  # weights of each merged specialist that are tried
+
+COMMON = ("preset=tiny", "trainer.eval_every=0", "trainer.checkpoint_every=10", "logging.wandb.mode=disabled")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number of images, the same for every method.
+
+    Attributes:
+        steps: optimizer steps.
+        images: of all steps.
+        overrides: of `marble train`.
+        seeds: judged on held-out prompts.
+        methods: compared at this budget; all if empty.
+    """
+
+    steps: int
+    images: int
+    overrides: tuple[str, ...]
+    seeds: tuple[int, ...]
+    methods: tuple[str, ...] = ()
+
+
+BUDGETS = {
+    "short": Budget(30, 4320, ("rollout.groups=12", "rollout.group_size=12"), seeds=(0, 1, 2, 3, 4)),
+    "demo": Budget(
+        70,
+        20160,
+        (),  # the preset's own
+        seeds=(0, 1, 2),
+        methods=("marble", "weighted_sum", "advantage_sum", "equal", "paper", "upgrad"),
+    ),
+}
+
+EVERY_STEP = ("balance.mode=full", "balance.refresh_fraction=1")
 AMORTISED = ("balance.mode=amortized", "balance.refresh_every=5", "balance.refresh_fraction=1")
-BASE, SEQUENTIAL, WEIGHTED = "base", "sequential", "weighted_sum"
-PAPER, FLOOR = "balance.norm_priority=0", "balance.floor=0.12"
+PAPER = "balance.norm_priority=0"
+BASE, MARBLE, SEQUENTIAL = "base", "marble", "sequential"
+WEIGHTED = ("weighted_sum", "weighted_mean")
+SPECIALISTS = {f"only_{name}": name for name in REWARDS}
+MERGES = {
+    "merge_concat": "concat",
+    "merge_average": "average",
+}  # of the specialists, without further training
 METHODS: dict[str, tuple[str, ...]] = {
-    BASE: (),
-    "marble": ("balance.refresh_fraction=0.5",),  # one of two micro-batches
-    "marble_whole": ("balance.refresh_fraction=1",),
+    "marble": (),  # the preset: a QP at every step on a quarter of its samples, at least one micro-batch
+    "marble_whole": EVERY_STEP,
     "marble_amortised": AMORTISED,
-    "marble_advantage": (*AMORTISED, "balance.amortize=advantage"),
+    "marble_stale": (*AMORTISED, "balance.refresh_when=stale", "balance.refresh_every=10"),
+    "paper_whole": (*EVERY_STEP, PAPER),
     "paper": (*AMORTISED, PAPER),
-    "paper_floor": (*AMORTISED, PAPER, FLOOR),
-    "paper_floor_whole": ("balance.refresh_fraction=1", PAPER, FLOOR),
     "published": (
         *AMORTISED,
         PAPER,
@@ -33,29 +65,58 @@ METHODS: dict[str, tuple[str, ...]] = {
         "balance.refresh_fraction=0.001",
         "balance.shared_term=inside",
     ),
-    "output_space": (
-        "balance=output_space",
-        "balance.mode=output_space",
-        "balance.refresh_every=5",
-        PAPER,
-        FLOOR,
-    ),
-    "upgrad": ("balance=torchjd:UPGrad", *AMORTISED),
-    "equal": ("balance=equal", *AMORTISED),
-    WEIGHTED: ("balance=weighted_sum", *AMORTISED),
+    "weighted_sum": ("balance=weighted_sum", *AMORTISED),
+    "weighted_mean": ("balance=weighted_sum", "balance.reduce=mean", *AMORTISED),
     "advantage_sum": ("balance=advantage_sum", *AMORTISED),
+    "equal": ("balance=equal", *AMORTISED),
+    "upgrad": ("balance=torchjd:UPGrad", *EVERY_STEP),
+    "pcgrad": ("balance=torchjd:PCGrad", *EVERY_STEP),
+    "nash": ("balance=torchjd:FairGrad", "balance.options={alpha: 1}", *EVERY_STEP),  # the Nash bargain
     SEQUENTIAL: AMORTISED,
-    **{f"only_{name}": (f"rewards=[{name}]", *AMORTISED) for name in REWARDS},
+    **{method: (f"rewards=[{name}]", *AMORTISED) for method, name in SPECIALISTS.items()},
 }
-ABLATIONS: dict[str, tuple[str, ...]] = {
-    "warmup_5": (*AMORTISED, "balance.warmup=5"),
-    "refresh_10": (*AMORTISED, "balance.refresh_every=10"),
-    "refresh_50": (*AMORTISED, "balance.refresh_every=50"),
-    "rho_0": (*AMORTISED, "balance.ema=0"),
-    "rho_0.5": (*AMORTISED, "balance.ema=0.5"),
-    "rho_0.9": (*AMORTISED, "balance.ema=0.9"),
-    "shared_inside": (*AMORTISED, "balance.shared_term=inside"),
-    "fraction_0.5": (*AMORTISED, "balance.refresh_fraction=0.5"),
-    "norm_priority_0.5": (*AMORTISED, "balance.norm_priority=0.5"),
-}
-CELLS = METHODS | ABLATIONS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run, or one merge of the specialists' runs, and its scores.
+
+    Attributes:
+        budget: key of `BUDGETS`.
+        method: key of `METHODS` or `MERGES`.
+        rate: learning rate; of a merge, the weight of each specialist.
+        seed: of the run; a tuning seed is scored on other prompts.
+    """
+
+    budget: str
+    method: str
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Path of the cell below a folder of runs or results."""
+        return f"{self.budget}/{self.method}-{self.rate:.2g}-{self.seed}"
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Overrides of `marble train`."""
+        budget = BUDGETS[self.budget]
+        own = (*METHODS[self.method], f"optimizer.lr={self.rate:.2g}", f"trainer.seed={self.seed}")
+        return (*COMMON, *budget.overrides, f"trainer.steps={budget.steps}", *own)
+
+
+def methods(budget: str) -> list[str]:
+    """Return the methods that are compared at a budget, in the order of the tables."""
+    return list(BUDGETS[budget].methods or (*METHODS, *MERGES))
+
+
+def tuning_cells(budget: str, method: str) -> list[Cell]:
+    """Return the cells from which a method's learning rate is chosen."""
+    grid = SCALES if method in MERGES else RATES
+    return [Cell(budget, method, rate, seed) for seed in TUNING_SEEDS for rate in grid]
+
+
+def judged_cells(budget: str, method: str, rate: float) -> list[Cell]:
+    """Return the cells of a method at one learning rate that are judged."""
+    return [Cell(budget, method, rate, seed) for seed in BUDGETS[budget].seeds]

@@ -1,6 +1,5 @@
 """Figures of the study."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,84 +10,85 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from marble_cli.metrics.figures import COLORS, STYLE
-from scripts.study.cells import METHODS, REWARDS
-from scripts.study.statistics import COMPOSITE, Cell
+from scripts.study.cells import REWARDS
+from scripts.study.choose import Curve
+from scripts.study.statistics import COMPOSITE, IMPROVED, WORST, Interval, Summary
 
-SPECIALISTS = tuple(name for name in METHODS if name.startswith("only_"))
+OURS, OTHERS = COLORS[1], "0.35"
 
 
-def draw_gains(cells: list[Cell], output: Path) -> None:
+def draw_gains(rows: list[Summary], output: Path) -> None:
     """Draw every method's gain in every reward, with intervals."""
     with plt.rc_context(STYLE):
         columns = (*REWARDS, COMPOSITE)
-        figure, axes = plt.subplots(1, len(columns), figsize=(12, 0.3 * len(cells) + 1.2), sharey=True)
-        places = np.arange(len(cells))[::-1]
+        figure, axes = plt.subplots(1, len(columns), figsize=(12, 0.3 * len(rows) + 1.2), sharey=True)
+        places = np.arange(len(rows))[::-1]
         for panel, column, color in zip(axes, columns, COLORS, strict=False):
-            for place, cell in zip(places, cells, strict=True):
-                gain = cell.gains[column]
+            for place, row in zip(places, rows, strict=True):
+                gain = row.figures[column]
                 panel.plot([gain.low, gain.high], [place, place], color=color, lw=1.5, alpha=0.6)
                 panel.plot(gain.mean, place, "o", color=color, ms=4.5)
             panel.axvline(0, color="0.6", lw=0.8)
             panel.set_title(column, color=color)
-        axes[0].set_yticks(places, [cell.name for cell in cells])
+        axes[0].set_yticks(places, [row.cell.method for row in rows])
         figure.supxlabel("gain over the base, in its standard deviations (95 % interval)", fontsize=9)
         figure.tight_layout()
         figure.savefig(output)
         plt.close(figure)
 
 
-def draw_balance(cells: list[Cell], output: Path) -> None:
-    """Draw the worst reward's gain against the mean gain: up and to the right is better."""
+def draw_outcomes(rows: list[Summary], output: Path) -> None:
+    """Draw the worst reward and joint improvement against the mean gain: up and to the right is better."""
     with plt.rc_context(STYLE):
-        figure, panel = plt.subplots(figsize=(6.5, 5))
-        labelled: list[tuple[float, float]] = []
-        for cell in cells:
-            color = COLORS[1] if cell.name.startswith("marble") else "0.35"
-            x, y = cell.gains[COMPOSITE], cell.worst
-            panel.plot([x.low, x.high], [y.mean, y.mean], color=color, lw=1, alpha=0.4)
-            panel.plot([x.mean, x.mean], [y.low, y.high], color=color, lw=1, alpha=0.4)
-            panel.plot(x.mean, y.mean, "o", color=color, ms=5)
-            # A label too close to another moves to the other side of its point.
-            crowded = any(abs(x.mean - a) < 0.012 and abs(y.mean - b) < 0.012 for a, b in labelled)
-            labelled.append((x.mean, y.mean))
-            panel.annotate(
-                cell.name,
-                (x.mean, y.mean),
-                xytext=(-5, -5) if crowded else (5, 4),
-                textcoords="offset points",
-                ha="right" if crowded else "left",
-                va="top" if crowded else "bottom",
-                fontsize=7,
-                color=color,
-            )
-        panel.axhline(0, color="0.7", lw=0.8)
-        panel.set_xlabel("mean gain of the five rewards (base standard deviations)")
-        panel.set_ylabel("gain of the worst reward")
+        figure, panels = plt.subplots(1, 2, figsize=(12, 5))
+        for panel, figure_name, scale in ((panels[0], WORST, 1), (panels[1], IMPROVED, 100)):
+            for row in rows:
+                color = OURS if row.cell.method.startswith("marble") else OTHERS
+                x, y = row.figures[COMPOSITE], scaled(row.figures[figure_name], scale)
+                panel.plot([x.low, x.high], [y.mean, y.mean], color=color, lw=1, alpha=0.4)
+                panel.plot([x.mean, x.mean], [y.low, y.high], color=color, lw=1, alpha=0.4)
+                panel.plot(x.mean, y.mean, "o", color=color, ms=5)
+                panel.annotate(
+                    row.cell.method,
+                    (x.mean, y.mean),
+                    xytext=(5, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=color,
+                )
+            panel.set_xlabel("mean gain of the five rewards (base standard deviations)")
+        panels[0].axhline(0, color="0.7", lw=0.8)
+        panels[0].set_ylabel("gain of the worst reward")
+        panels[1].set_ylabel("images that improved jointly, %")
         figure.tight_layout()
         figure.savefig(output)
         plt.close(figure)
 
 
-def draw_specialists(cells: dict[str, Cell], compared: Sequence[str], output: Path) -> None:
-    """Draw what training on one reward alone gains, beside what methods gain that train on all of them."""
+def draw_rates(curves: dict[str, Curve], output: Path) -> None:
+    """Draw mean gain, worst reward and joint improvement of the tuning cells over the learning rate."""
     with plt.rc_context(STYLE):
-        figure, panel = plt.subplots(figsize=(8, 3.4))
-        width = 0.8 / (len(compared) + 1)
-        for place, name in enumerate(["alone", *compared]):
-            gains = [cells[f"only_{reward}" if name == "alone" else name].gains[reward] for reward in REWARDS]
-            panel.bar(
-                np.arange(len(REWARDS)) + (place - len(compared) / 2) * width,
-                [gain.mean for gain in gains],
-                width * 0.9,
-                yerr=[[gain.mean - gain.low for gain in gains], [gain.high - gain.mean for gain in gains]],
-                label=name,
-                color=COLORS[place],
-                error_kw={"lw": 0.8},
-            )
-        panel.set_xticks(range(len(REWARDS)), REWARDS)
-        panel.axhline(0, color="0.4", lw=0.8)
-        panel.set_ylabel("gain (base standard deviations)")
-        panel.legend(frameon=False, fontsize=8)
+        figure, panels = plt.subplots(1, 3, figsize=(13, 4))
+        titles = {COMPOSITE: "mean gain", WORST: "worst reward", IMPROVED: "improved jointly, %"}
+        for panel, (name, title) in zip(panels, titles.items(), strict=True):
+            for place, (method, curve) in enumerate(curves.items()):
+                rates = sorted(curve)
+                values = [curve[rate].figures[name].mean * (100 if name == IMPROVED else 1) for rate in rates]
+                line = "-" if place < len(COLORS) else "--"
+                panel.plot(
+                    rates, values, line, marker="o", ms=3.5, color=COLORS[place % len(COLORS)], label=method
+                )
+            panel.set_xscale("log", base=2)
+            ticks = sorted({rate for curve in curves.values() for rate in curve})
+            panel.set_xticks(ticks, [f"{rate:.2g}" for rate in ticks])
+            panel.set_title(title)
+            panel.set_xlabel("learning rate")
+        panels[0].legend(frameon=False, fontsize=7)
         figure.tight_layout()
         figure.savefig(output)
         plt.close(figure)
+
+
+def scaled(value: Interval, scale: float) -> Interval:
+    """Return an interval in another unit."""
+    return Interval(scale * value.mean, scale * value.low, scale * value.high)

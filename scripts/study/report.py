@@ -1,93 +1,145 @@
-"""Write the study's report from the results of `python -m scripts.study`.
+"""Write the study's report from the committed scores of its cells.
 
-    python -m scripts.study.report [--directory runs/study] [--output docs/results/study]
+    python -m scripts.study.report [--results docs/results/study/cells] [--output docs/results/study]
 
-Writes results.md, results.json and three figures. Cells without results are left out, and the report counts
-them.
+Writes results.md, results.json and figures. Cells without scores are left out, and the report counts them.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from scripts.study.cells import ABLATIONS, BASE, CELLS, METHODS, SEEDS
-from scripts.study.figures import SPECIALISTS, draw_balance, draw_gains, draw_specialists
-from scripts.study.statistics import Cell, base_statistics, summarise
-from scripts.study.tables import gain_table, raw_table
+from scripts.study.__main__ import RESULTS
+from scripts.study.cells import BUDGETS, MARBLE, MERGES, SPECIALISTS, TUNING_SEEDS, judged_cells, methods
+from scripts.study.choose import Curve, best_rate, is_tuned, rate_at_drift, tuning_curve
+from scripts.study.figures import draw_gains, draw_outcomes, draw_rates
+from scripts.study.scores import Folders
+from scripts.study.statistics import Summary, base_unit, summarise
+from scripts.study.tables import gain_table, outcome_table, tuning_table
 
-SPECIALISTS_FIGURE_METHODS = ("marble", "weighted_sum", "advantage_sum")
+HEAD = """# Results of the study
 
-PAGE = Template("""# Results of the study
+Written by `python -m scripts.study.report`.
 
-Written by `python -m scripts.study.report` from $done of $planned runs of `make study`.
-
-Gains are over the base model on held-out prompts, in units of the base's standard deviation, with half of a
-95 % bootstrap interval over seeds and prompts. A gain is bold if its interval excludes zero.
-
-- *Composite*: the mean of the five gains.
-- *Worst reward*: the smallest of them.
+- *Gains* are over the base model on the same prompts and noise, in standard deviations of the base model,
+  with half of a 95 % bootstrap interval over seeds and prompts. A gain is bold if its interval excludes zero.
+- *Mean gain* is that of the five rewards, *worst reward* the least of the five.
 - *All five up*: seeds in which the mean of every reward rose.
-- *A reward pushed down*: share of the steps with a measured gradient of every reward in which the applied
-  direction had a negative cosine with one of them.
-- *Between refreshes*: share of the refreshes before which the cached weights of the amortised steps would
-  have pushed a reward down.
-- *images/s*: from the tenth percentile of the steps' times. The runs shared the machine with others, so this
-  compares roughly; [`make bench`](../bench.md) compares exactly.
+- *Improved jointly*: images that are at least as good in every applicable reward and better in one. *Declined
+  jointly*: images that are worse in every one.
+- *Drift*: the squared distance of trained and base velocities, averaged over the last ten steps.
+- *Pushed down*: share of the steps with a measured gradient of every reward in which the applied direction
+  had a negative cosine with one of them. *Between refreshes*: share of the refreshes before which the cached
+  weights of the amortised steps would have.
+- *images/s*: of training. The runs shared the machine with others, so this compares roughly;
+  [`make bench`](../bench.md) compares exactly.
+"""
+BUDGET_PAGE = Template("""
+## Budget $budget: $images images
 
-## Methods
+### Learning rates
 
-$methods
+Mean gain, worst reward and joint improvement of the tuning cells (in brackets: seeds, of $seeds), on prompts
+that the judged cells are not judged on.
 
-![Gain of every method in every reward](gains.png)
+$tuning
 
-![Mean gain against the gain of the worst reward](balance.png)
+![Mean gain, worst reward and joint improvement over the learning rate](rates-$budget.png)
+""")
+JUDGED_PAGE = Template("""
+### Every method at its own best learning rate
 
-![Gain of training on one reward alone, and of methods that train on five](specialists.png)
+$outcomes
 
-## Ablations
+$gains
 
-$ablations
+![Worst reward and joint improvement against the mean gain](outcomes-$budget.png)
 
-## In the rewards' own units
+![Gain of every method in every reward](gains-$budget.png)
+""")
+MATCHED_PAGE = Template("""
+### Every method at the drift of `marble`
 
-$raw
+$outcomes
+
+$gains
 """)
 
 
-def write_report(directory: Path, output: Path) -> None:
-    """Summarise the results in `directory` and write all files of the report to `output`."""
-    base, unit = base_statistics(directory)
-    trained = [name for name in CELLS if name != BASE]
-    cells = {name: cell for name in trained if (cell := summarise(directory, name, unit))}
+@dataclass(frozen=True)
+class BudgetResults:
+    """Finished cells of one budget.
+
+    Attributes:
+        curves: tuning cells by method.
+        best: methods at their own best learning rate.
+        matched: methods at the drift of `marble`.
+    """
+
+    curves: dict[str, Curve]
+    best: list[Summary]
+    matched: list[Summary]
+
+
+def read_budget(folders: Folders, budget: str) -> BudgetResults:
+    """Summarise the finished cells of a budget."""
+    found = {name: tuning_curve(folders, budget, name) for name in methods(budget)}
+    curves = {name: curve for name, curve in found.items() if curve}
+    tuned = {name: curve for name, curve in curves.items() if is_tuned(curve, budget, name)}
+    rates = {name: best_rate(curve) for name, curve in tuned.items()}
+    matched: dict[str, float] = {}
+    if MARBLE in tuned:
+        drift = tuned[MARBLE][rates[MARBLE]].drift
+        compared = {name: curve for name, curve in tuned.items() if name not in {*MERGES, *SPECIALISTS}}
+        matched = {name: rate_at_drift(curve, drift) for name, curve in compared.items()}
+    unit = base_unit(folders)
+
+    def judged(chosen: dict[str, float]) -> list[Summary]:
+        rows = (summarise(folders, judged_cells(budget, *pair), unit) for pair in chosen.items())
+        return [row for row in rows if row]
+
+    return BudgetResults(curves, judged(rates), judged(matched))
+
+
+def write_report(folders: Folders, output: Path) -> None:
+    """Summarise the results and write all files of the report to `output`."""
     output.mkdir(parents=True, exist_ok=True)
-    figures = {"unit": unit, "base": base, "cells": {name: cell.as_json() for name, cell in cells.items()}}
+    page, figures = HEAD, {}
+    for budget in BUDGETS:
+        results = read_budget(folders, budget)
+        if results.curves:
+            page += write_budget(results, budget, output)
+        figures[budget] = {
+            "tuning": [row.as_json() for curve in results.curves.values() for row in curve.values()],
+            "best": [row.as_json() for row in results.best],
+            "matched": [row.as_json() for row in results.matched],
+        }
     (output / "results.json").write_text(json.dumps(figures, indent=1) + "\n")
-    draw_figures(cells, output)
-    methods = [cells[name] for name in METHODS if name in cells]
-    ablations = [cells[name] for name in ABLATIONS if name in cells]
-    reference = [cells[name] for name in ("marble_amortised",) if name in cells]
-    done, planned = sum(cell.seeds for cell in cells.values()), len(SEEDS) * len(trained)
-    page = PAGE.substitute(
-        done=done,
-        planned=planned,
-        methods=gain_table(methods),
-        ablations=gain_table([*reference, *ablations]),
-        raw=raw_table([*methods, *ablations], base),
-    )
     (output / "results.md").write_text(page)
-    print(f"{done} of {planned} runs; {output / 'results.md'}")
+    print(output / "results.md")
 
 
-def draw_figures(cells: dict[str, Cell], output: Path) -> None:
-    """Draw the figures of the methods; the specialists' only if all of them have results."""
-    methods = [cells[name] for name in METHODS if name in cells]
-    draw_gains(methods, output / "gains.png")
-    draw_balance([cell for cell in methods if cell.name not in SPECIALISTS], output / "balance.png")
-    if all(name in cells for name in SPECIALISTS):
-        compared = [name for name in SPECIALISTS_FIGURE_METHODS if name in cells]
-        draw_specialists(cells, compared, output / "specialists.png")
+def write_budget(results: BudgetResults, budget: str, output: Path) -> str:
+    """Draw the figures of a budget and return its part of the page."""
+    size = BUDGETS[budget]
+    draw_rates(results.curves, output / f"rates-{budget}.png")
+    page = BUDGET_PAGE.substitute(
+        budget=budget, images=f"{size.images:,}", seeds=len(TUNING_SEEDS), tuning=tuning_table(results.curves)
+    )
+    if results.best:
+        draw_outcomes(results.best, output / f"outcomes-{budget}.png")
+        draw_gains(results.best, output / f"gains-{budget}.png")
+        page += JUDGED_PAGE.substitute(
+            budget=budget, outcomes=outcome_table(results.best), gains=gain_table(results.best)
+        )
+    if results.matched:
+        page += MATCHED_PAGE.substitute(
+            outcomes=outcome_table(results.matched), gains=gain_table(results.matched)
+        )
+    return page
 
 
 def main(arguments: list[str]) -> None:
@@ -97,14 +149,12 @@ def main(arguments: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of scores (%(default)s)")
     parser.add_argument(
-        "--directory", type=Path, default=Path("runs/study"), help="results of the study (%(default)s)"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("docs/results/study"), help="folder of the report (%(default)s)"
+        "--output", type=Path, default=RESULTS.parent, help="folder of the report (%(default)s)"
     )
     options = parser.parse_args(arguments)
-    write_report(options.directory, options.output)
+    write_report(Folders(Path("unused"), options.results), options.output)
 
 
 if __name__ == "__main__":

@@ -1,105 +1,151 @@
-"""Train and score one cell of the study: a method with a seed."""
+"""Train and score one cell of the study, and read its scores back."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from marble_cli.config.compose import compose
 from marble_cli.evaluate.evaluate import draw
-from marble_cli.evaluate.target import resolve_target
-from marble_cli.evaluate.verdict import base_scores
+from marble_cli.evaluate.target import resolve_target, run_config
+from marble_cli.metrics.history import read_history
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
-from scripts.study.cells import BASE, BUDGET, CELLS, REWARDS, SEQUENTIAL, STEPS, WEIGHTED
+from scripts.study.cells import (
+    BASE,
+    BUDGETS,
+    COMMON,
+    JUDGED_PROMPTS,
+    MERGES,
+    REWARDS,
+    SEQUENTIAL,
+    SPECIALISTS,
+    TUNING_PROMPTS,
+    TUNING_SEEDS,
+    WEIGHTED,
+    Cell,
+)
+from scripts.study.choose import best_rate, tuning_curve
+from scripts.study.conduct import conduct
+from scripts.study.scores import Folders, Scores, base_name
 
 
-def run_cell(directory: Path, name: str, seed: int) -> None:
-    """Train and score a cell in `directory`; its scores are written last, whole or not at all."""
-    folder = directory / f"{name}-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cell.json").write_text(cell_settings(name))
-    run, target = folder / "run", BASE
-    overrides = (f"trainer.seed={seed}", *CELLS[name])
-    if name == SEQUENTIAL:
-        target = str(train_sequence(folder, overrides))
-    elif name != BASE:
-        if name == WEIGHTED:
-            overrides += tuple(unit_weights(directory / f"{BASE}-{seed}" / "scores.json"))
-        train(run, *overrides)
-        target = str(run)
-    partial = folder / "scores.partial"
-    partial.write_text(json.dumps(score(folder, target, seed)))
-    partial.rename(folder / "scores.json")
+def run_base(folders: Folders, seed: int) -> None:
+    """Score the base model with the noise of a seed."""
+    folder = folders.runs / base_name(seed)
+    Scores(score(folder, BASE, seed), {}).write(folders.result(base_name(seed)))
 
 
-def train(folder: Path, *overrides: str, resume: str = "auto") -> None:
-    """Run `marble train` with the study's budget; its output goes to a log file next to the run's folder.
+def run_cell(folders: Folders, cell: Cell) -> None:
+    """Train and score a cell; its scores are written last."""
+    folder = folders.runs / cell.name
+    if cell.method in MERGES:
+        merged = merge(folders, cell)
+        Scores(score(folder, str(merged), cell.seed), {}).write(folders.result(cell.name))
+        return
+    overrides = cell.overrides
+    if cell.method in WEIGHTED:
+        overrides += unit_weights(Scores.read(folders.result(base_name(TUNING_SEEDS[0]))))
+    if cell.method == SEQUENTIAL:
+        run = train_sequence(folder, overrides, BUDGETS[cell.budget].steps)
+    else:
+        run = train(folder / "run", *overrides)
+    facts = {"overrides": overrides, **conduct(read_history(run).train)}
+    Scores(score(folder, str(run), cell.seed), facts).write(folders.result(cell.name))
+
+
+def merge(folders: Folders, cell: Cell) -> Path:
+    """Merge the specialists of the same budget and seed, each at its best learning rate; return the LoRA."""
+    output, runs = folders.runs / cell.name / "merged", []
+    for method in SPECIALISTS:
+        rate = best_rate(tuning_curve(folders, cell.budget, method))
+        runs.append(str(folders.runs / Cell(cell.budget, method, rate, cell.seed).name / "run"))
+    weights = ",".join([str(cell.rate)] * len(runs))
+    if not output.is_dir():
+        marble("merge", *runs, str(output), "--weights", weights, "--method", MERGES[cell.method], log=output)
+    return output
+
+
+def train(folder: Path, *overrides: str, resume: str = "auto") -> Path:
+    """Run `marble train` and return the run's folder.
 
     Raises:
         RuntimeError: the run did not finish.
     """
-    command = [sys.executable, "-m", "marble_cli", "train", *BUDGET, *overrides, f"run.dir={folder}"]
-    if not (folder / "checkpoints" / "latest").is_file():
-        command += ["--resume", resume]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    log_file = folder.with_suffix(".log")
-    with log_file.open("a") as log:
-        code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    started = (folder / "checkpoints" / "latest").is_file()
+    marble("train", *overrides, f"run.dir={folder}", *(() if started else ("--resume", resume)), log=folder)
+    return folder
+
+
+def marble(command: str, *arguments: str, log: Path) -> None:
+    """Run a command of marble; its output goes to a file that is named as `log`, with the suffix .log.
+
+    Raises:
+        RuntimeError: the command failed.
+    """
+    file = log.with_suffix(".log")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as output:
+        words = [sys.executable, "-m", "marble_cli", command, *arguments]
+        code = subprocess.run(words, stdout=output, stderr=output, check=False).returncode
     if code:
-        raise RuntimeError(f"training {folder} failed with exit code {code}; see {log_file}")
+        raise RuntimeError(f"marble {command} {log} failed with exit code {code}; see {file}")
 
 
-def train_sequence(folder: Path, overrides: tuple[str, ...]) -> Path:
+def train_sequence(folder: Path, overrides: tuple[str, ...], steps: int) -> Path:
     """Train on the rewards one after another, each from the previous run's weights; return the last run."""
     resume = "auto"
     for place, name in enumerate(REWARDS, start=1):
         stage = folder / f"run-{place}-{name}"
-        steps = STEPS * place // len(REWARDS)
-        train(stage, *overrides, f"rewards=[{name}]", f"trainer.steps={steps}", resume=resume)
+        until = steps * place // len(REWARDS)
+        train(stage, *overrides, f"rewards=[{name}]", f"trainer.steps={until}", resume=resume)
         resume = str(stage)
     return stage
 
 
-def score(folder: Path, target: str, seed: int) -> dict[str, list[float | None]]:
-    """Score the images of `target` for all held-out prompts.
+def score(folder: Path, target: str, seed: int) -> np.ndarray:
+    """Score the images of `target`: for held-out prompts, or for training prompts with a tuning seed.
 
     Returns:
-        By reward, one score per image; None where the reward does not apply.
+        [K, n] float32; NaN where a reward does not apply.
     """
-    config = compose([*BUDGET, f"trainer.seed={seed}", f"run.dir={folder}"])
+    drawn = resolve_target(target)
+    rewards = f"rewards=[{','.join(REWARDS)}]"  # a specialist's run has one
+    common = COMMON if drawn.config is None else ()
+    overrides = [*common, rewards, *prompt_overrides(seed), f"trainer.seed={seed}", f"run.dir={folder}"]
+    config = run_config(overrides, drawn)
     policy = load_policy(config.model, seed)
     with open_scorer(config.rewards, str(policy.device)) as scorer:
-        return base_scores(draw(resolve_target(target), policy, config, scorer))
+        scores = draw(drawn, policy, config, scorer).scores
+    return np.where(scores.applicable, scores.values, np.nan).astype(np.float32)
 
 
-def unit_weights(scores: Path) -> list[str]:
+def prompt_overrides(seed: int) -> list[str]:
+    """Return overrides that choose the prompts which a seed is scored on."""
+    if seed not in TUNING_SEEDS:
+        return [f"trainer.eval_prompts={JUDGED_PROMPTS}"]
+    files = [f"data.sources.{name}.test={name}/train.jsonl" for name in ("general", "text", "compositional")]
+    return [f"trainer.eval_prompts={TUNING_PROMPTS}", *files]
+
+
+def unit_weights(base: Scores) -> tuple[str, ...]:
     """Return overrides that scale every reward to unit standard deviation on the base model.
 
     This gives the weighted sum a fair start.
     """
-    rows = json.loads(scores.read_text())
-    deviations = {name: np.std([v for v in rows[name] if v is not None]) for name in REWARDS}
-    return [f"rewards.{name}.weight={1 / deviation:.4g}" for name, deviation in deviations.items()]
+    deviations = zip(REWARDS, np.nanstd(base.values, axis=1), strict=True)
+    return tuple(f"rewards.{name}.weight={1 / deviation:.4g}" for name, deviation in deviations)
 
 
-def cell_settings(name: str) -> str:
-    """Return a cell's overrides as JSON; kept with its result, so that changed settings are noticed."""
-    return json.dumps([*BUDGET, *CELLS[name]])
+def main(arguments: list[str]) -> None:
+    """Run a cell: RUNS RESULTS base SEED, or RUNS RESULTS BUDGET METHOD RATE SEED."""
+    folders = Folders(Path(arguments[0]), Path(arguments[1]))
+    match arguments[2:]:
+        case ["base", seed]:
+            run_base(folders, int(seed))
+        case [budget, method, rate, seed]:
+            run_cell(folders, Cell(budget, method, float(rate), int(seed)))
 
 
-def is_done(folder: Path, name: str) -> bool:
-    """Tell whether the cell has been scored.
-
-    Raises:
-        SystemExit: the folder holds a cell of this name with other settings.
-    """
-    if not (folder / "cell.json").is_file():
-        return False
-    if (folder / "cell.json").read_text() != cell_settings(name):
-        raise SystemExit(
-            f"{folder} was made with other settings than {name} has now. Move it away, or use --directory."
-        )
-    return (folder / "scores.json").is_file()
+if __name__ == "__main__":
+    main(sys.argv[1:])

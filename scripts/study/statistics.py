@@ -1,20 +1,16 @@
-"""Summarise the study: gains over the base model with bootstrap intervals, and the balance's conduct."""
+"""Summarise cells: gains over the base model, joint changes, and their bootstrap intervals."""
 
-import json
 from dataclasses import dataclass
-from itertools import combinations, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from marble_cli.metrics.history import read_history
-from scripts.study.cells import BASE, CELLS, REWARDS
+from scripts.study.cells import REWARDS, TUNING_SEEDS, Cell
+from scripts.study.scores import Folders, Scores, base_name
 
-RESAMPLES = 4000
-COMPOSITE = "composite"
-
-Rows = list[dict[str, Any]]  # training metrics of a run, one dictionary per step
+RESAMPLES = 2000
+COMPOSITE, WORST, IMPROVED, DECLINED = "composite", "worst", "improved", "declined"
+Gains = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -25,9 +21,6 @@ class Interval:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} ({self.low:+.3f} … {self.high:+.3f})"
-
     @property
     def excludes_zero(self) -> bool:
         """Whether zero lies outside the interval."""
@@ -35,171 +28,126 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A method over its seeds.
+class Summary:
+    """A method at one budget and learning rate, over its seeds.
 
     Attributes:
-        name: of the method.
+        cell: one of its cells.
         seeds: how many are finished.
-        gains: by reward, and composite: trained minus base, in standard deviations of the base.
-        raw: by reward, trained minus base in the reward's own unit.
-        worst: the gain of the reward that gained least.
-        all_up: seeds in which every reward gained.
-        negative: share of the measured steps whose direction pushed a reward down.
-        measured: steps that measured every reward's gradient.
-        between: share of the refreshes before which the cached weights would have pushed a reward down.
-        images_per_second: speed without other work on the machine.
+        figures: by reward, trained minus base in standard deviations of the base; their mean (`composite`)
+            and least (`worst`); the shares of images that improved and declined jointly.
+        all_up: seeds in which the mean of every reward rose.
+        drift: mean of the cells' drift; NaN for a merge, which is not trained.
+        negative: share of the measured steps whose direction pushed a reward down; None without any.
+        cached: share of the refreshes before which the cached weights would have; None without any.
+        images_per_second: highest over the seeds, as runs shared the machine; NaN for a merge.
     """
 
-    name: str
+    cell: Cell
     seeds: int
-    gains: dict[str, Interval]
-    raw: dict[str, float]
-    worst: Interval
+    figures: dict[str, Interval]
     all_up: int
+    drift: float
     negative: float | None
-    measured: int
-    between: float | None
-    images_per_second: float | None
+    cached: float | None
+    images_per_second: float
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures and the method's overrides for results.json."""
-        gains = {name: [value.mean, value.low, value.high] for name, value in self.gains.items()}
+        """Return the figures for results.json."""
         return {
+            "budget": self.cell.budget,
+            "method": self.cell.method,
+            "rate": self.cell.rate,
             "seeds": self.seeds,
-            "gains": gains,
-            "worst": [self.worst.mean, self.worst.low, self.worst.high],
-            "raw": self.raw,
+            "figures": {key: [value.mean, value.low, value.high] for key, value in self.figures.items()},
             "seeds_with_all_up": self.all_up,
+            "drift": self.drift,
             "negative_cosine_share": self.negative,
-            "measured_steps": self.measured,
-            "negative_between_refreshes": self.between,
+            "negative_between_refreshes": self.cached,
             "images_per_second": self.images_per_second,
-            "overrides": CELLS[self.name],
         }
 
 
-def base_statistics(directory: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Return every reward's mean and standard deviation on the base model, over all seeds."""
-    paths = sorted(directory.glob(f"{BASE}-[0-9]*/scores.json"))
-    rows = [json.loads(path.read_text()) for path in paths]
-    scores = {reward: [v for row in rows for v in row[reward] if v is not None] for reward in REWARDS}
-    means = {reward: float(np.mean(values)) for reward, values in scores.items()}
-    return means, {reward: float(np.std(values)) for reward, values in scores.items()}
+def base_unit(folders: Folders) -> np.ndarray:
+    """Return every reward's standard deviation on the base model [K], over the tuning seeds."""
+    scores = [Scores.read(folders.result(base_name(seed))).values for seed in TUNING_SEEDS]
+    return np.asarray(np.nanstd(np.concatenate(scores, axis=1), axis=1))
 
 
-def differences(directory: Path, name: str) -> list[dict[str, np.ndarray]]:
-    """Return trained minus base scores by reward, one dictionary per finished seed.
-
-    Prompts and noise are the same on both sides.
-    """
-    seeds = []
-    for path in sorted(directory.glob(f"{name}-[0-9]*/scores.json")):
-        base = directory / path.parent.name.replace(name, BASE) / "scores.json"
-        trained, start = json.loads(path.read_text()), json.loads(base.read_text())
-        pairs = {reward: zip(trained[reward], start[reward], strict=True) for reward in REWARDS}
-        seeds.append(
-            {
-                reward: np.array([a - b for a, b in both if a is not None and b is not None])
-                for reward, both in pairs.items()
-            }
-        )
-    return seeds
-
-
-def resample(seeds: list[dict[str, np.ndarray]], unit: dict[str, float]) -> np.ndarray:
-    """Bootstrap the mean gains: draw seeds with replacement, and prompts within each.
+def summarise(folders: Folders, cells: list[Cell], unit: np.ndarray) -> Summary | None:
+    """Summarise a method at one budget and learning rate over its finished cells; None if there is none.
 
     Args:
-        seeds: differences by reward.
-        unit: by reward, what to divide them by.
-
-    Returns:
-        [RESAMPLES, K] float64.
+        folders: of the results.
+        cells: one per seed.
+        unit: [K] what to divide the rewards' differences by.
     """
-    random = np.random.default_rng(0)
-    means = np.empty((len(seeds), RESAMPLES, len(REWARDS)))
-    for s, seed in enumerate(seeds):
-        for k, reward in enumerate(REWARDS):
-            values = seed[reward] / unit[reward]
-            for r in range(RESAMPLES):
-                means[s, r, k] = values[random.integers(0, len(values), len(values))].mean()
-    chosen = random.integers(0, len(seeds), (RESAMPLES, len(seeds)))
-    resampled: np.ndarray = means[chosen, np.arange(RESAMPLES)[:, None]].mean(axis=1)
-    return resampled
-
-
-def interval(mean: float, resampled: np.ndarray) -> Interval:
-    """Return `mean` with the 95 % interval of its resampled values."""
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(mean, float(low), float(high))
-
-
-def summarise(directory: Path, name: str, unit: dict[str, float]) -> Cell | None:
-    """Summarise a method over its finished seeds; return None if there are none."""
-    seeds = differences(directory, name)
-    if not seeds:
+    cells = [cell for cell in cells if folders.has(cell)]
+    if not cells:
         return None
-    raw = {reward: float(np.mean([seed[reward].mean() for seed in seeds])) for reward in REWARDS}
-    gains = np.array([raw[reward] / unit[reward] for reward in REWARDS])
-    resampled = resample(seeds, unit)
-    intervals = {reward: interval(float(gains[k]), resampled[:, k]) for k, reward in enumerate(REWARDS)}
-    intervals[COMPOSITE] = interval(float(gains.mean()), resampled.mean(axis=1))
-    files = sorted(directory.glob(f"{name}-[0-9]*/run*/metrics.jsonl"))
-    runs = [read_history(path.parent).train for path in files]
-    rows = [row for run in runs for row in run]
-    lowest = lowest_cosines(rows)
-    # Steps that mix advantages do not follow the cached weights.
-    follows_cache = "balance.amortize=advantage" not in CELLS[name]
-    cached = [down for run in runs for down in pushed_down_by_cache(run)] if follows_cache else []
-    return Cell(
-        name=name,
+    trained = [Scores.read(folders.result(cell.name)) for cell in cells]
+    bases = [Scores.read(folders.result(base_name(cell.seed))) for cell in cells]
+    seeds = [
+        (one.values.astype(float) - base.values) / unit[:, None]
+        for one, base in zip(trained, bases, strict=True)
+    ]
+    facts = [one.facts for one in trained]
+    return Summary(
+        cell=cells[0],
         seeds=len(seeds),
-        gains=intervals,
-        raw=raw,
-        worst=intervals[REWARDS[int(gains.argmin())]],
-        all_up=sum(all(seed[reward].mean() > 0 for reward in REWARDS) for seed in seeds),
-        negative=float(np.mean([low < 0 for low in lowest])) if lowest else None,
-        measured=len(lowest),
-        between=float(np.mean(cached)) if cached else None,
-        images_per_second=undisturbed_speed(rows),
+        figures=with_intervals(seeds),
+        all_up=sum(measure(seed)[WORST] > 0 for seed in seeds),
+        drift=float(np.mean([fact.get("drift", np.nan) for fact in facts])),
+        negative=_share(facts, "negative", "measured"),
+        cached=_share(facts, "negative_cached", "cached"),
+        images_per_second=max(fact.get("images_per_second", np.nan) for fact in facts),
     )
 
 
-def lowest_cosines(rows: Rows) -> list[float]:
-    """Return the smallest cosine of direction and reward gradient, for every step that logs more than one."""
-    prefix = "balance/cosine/"
-    cosines = [[value for key, value in row.items() if key.startswith(prefix)] for row in rows]
-    return [min(values) for values in cosines if len(values) > 1]
+def measure(differences: np.ndarray) -> Gains:
+    """Return the figures of one seed.
 
-
-def pushed_down_by_cache(rows: Rows) -> list[bool]:
-    """Tell per refresh after amortised steps whether the cached weights would have pushed a reward down.
-
-    The cached weights are those of the amortised steps before the refresh; the gradients are the refresh's.
+    Args:
+        differences: [K, n] trained minus base; NaN where a reward does not apply.
     """
-    results = []
-    for before, row in pairwise(rows):
-        norms = np.array([row.get(f"balance/grad_norm/{name}", np.nan) for name in REWARDS])
-        weights = np.array([before.get(f"balance/weight/{name}", np.nan) for name in REWARDS])
-        if before["balance/refresh"] or not row["balance/refresh"] or np.isnan(norms * weights).any():
-            continue
-        cosines = np.eye(len(REWARDS))
-        for (k, one), (j, other) in combinations(enumerate(REWARDS), 2):
-            cosines[k, j] = cosines[j, k] = row.get(f"balance/pairwise_cosine/{one}/{other}", np.nan)
-        lowest = (cosines @ (weights * norms)).min()
-        results += [bool(lowest < 0)] if np.isfinite(lowest) else []
-    return results
+    gains = np.nanmean(differences, axis=1)
+    applies = ~np.isnan(differences)
+    # As `marble_cli.evaluate.joint` counts.
+    improved = ((differences >= 0) | ~applies).all(0) & ((differences > 0) & applies).any(0)
+    declined = ((differences < 0) | ~applies).all(0) & applies.any(0)
+    return {
+        **dict(zip(REWARDS, gains.tolist(), strict=True)),
+        COMPOSITE: float(gains.mean()),
+        WORST: float(gains.min()),
+        IMPROVED: float(improved.mean()),
+        DECLINED: float(declined.mean()),
+    }
 
 
-def undisturbed_speed(rows: Rows) -> float | None:
-    """Estimate images per second on an otherwise idle machine; None without steps.
+def with_intervals(seeds: list[np.ndarray]) -> dict[str, Interval]:
+    """Return the mean figures over seeds; the bootstrap draws seeds with replacement, and prompts in each.
 
-    Takes the tenth percentile of the seconds of refreshes and of other steps.
+    The worst reward is the one whose mean over all seeds is least, in every resample.
     """
-    if not rows:
-        return None
-    kinds = [[row["time/step"] for row in rows if row["balance/refresh"] == refresh] for refresh in (0, 1)]
-    seconds = sum(len(times) * np.quantile(times, 0.1) for times in kinds if times) / len(rows)
-    images = rows[0]["throughput/images_per_second"] * rows[0]["time/step"]
-    return float(images / seconds)
+    random = np.random.default_rng(0)
+    means = average([measure(seed) for seed in seeds])
+    worst = min(REWARDS, key=lambda reward: means[reward])
+    draws = []
+    for _ in range(RESAMPLES):
+        chosen = [seeds[s] for s in random.integers(0, len(seeds), len(seeds))]
+        draws.append(average([measure(s[:, random.integers(0, s.shape[1], s.shape[1])]) for s in chosen]))
+    means[WORST] = means[worst]
+    for draw in draws:
+        draw[WORST] = draw[worst]
+    quantiles = {key: np.quantile([draw[key] for draw in draws], [0.025, 0.975]) for key in means}
+    return {key: Interval(means[key], *map(float, quantiles[key])) for key in means}
+
+
+def average(rows: list[Gains]) -> Gains:
+    """Return the mean of every figure."""
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def _share(facts: list[dict[str, Any]], count: str, total: str) -> float | None:
+    of = sum(fact.get(total, 0) for fact in facts)
+    return sum(fact[count] for fact in facts) / of if of else None

@@ -1,6 +1,7 @@
 """What amortised steps remember between refreshes."""
 
 import json
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -95,8 +96,15 @@ def test_shares_of_raw_gradients_are_used_as_they_are() -> None:
 
 def test_it_survives_json_bit_for_bit() -> None:
     cache = DirectionCache().update(*refresh(0), 0.7).update(*refresh(1), 0.7)
-    for one in (cache, DirectionCache()):
+    for one in (replace(cache, interval=4, due=9), DirectionCache()):
         again = DirectionCache.from_state(json.loads(json.dumps(one.state_dict())))
-        assert again.unit == one.unit
+        assert (again.unit, again.interval, again.due) == (one.unit, one.interval, one.due)
         for a, b in ((again.alpha, one.alpha), (again.norms, one.norms)):
             assert (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
+
+
+def test_the_cache_of_an_older_checkpoint_is_due_at_once() -> None:
+    state = DirectionCache().update(*refresh(0), 0.7).state_dict()
+    for key in ("interval", "due"):
+        del state[key]
+    assert (DirectionCache.from_state(state).interval, DirectionCache.from_state(state).due) == (1, 1)

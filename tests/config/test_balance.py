@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from marble_cli.balance.registry import build
 from marble_cli.balance.registry import names as balances
 from marble_cli.config.compose import compose
-from marble_cli.config.enums import Reduce
+from marble_cli.config.enums import Reduce, RefreshWhen
 from marble_cli.errors import ConfigError
 from tests.config.composing import BUILT_IN, written
+
+STALE = ("balance.mode=amortized", "balance.refresh_when=stale")
 
 
 def test_weights_of_balance_that_finds_its_own_are_refused() -> None:
@@ -67,3 +70,17 @@ def test_groups_and_priorities_without_qp_are_refused(name: str, key: str) -> No
 def test_output_space_of_scalarised_rewards_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"balance={name} mixes the rewards before"):
         compose([BUILT_IN, f"balance={name}", "balance.mode=output_space"])
+
+
+@pytest.mark.parametrize("setting", ["balance=weighted_sum", "balance.mode=full"])
+def test_staleness_without_cached_shares_is_refused(setting: str) -> None:
+    assert compose([BUILT_IN, *STALE]).balance.refresh_when is RefreshWhen.stale
+    with pytest.raises(ConfigError, match=r"refresh_when=stale: .*caches no shares.*mode=amortized"):
+        compose([BUILT_IN, *STALE, setting])
+
+
+def test_staleness_of_balance_that_keeps_averages_is_refused() -> None:
+    pytest.importorskip("torchjd")
+    config = compose([BUILT_IN, "balance=torchjd:GradVac", *STALE])
+    with pytest.raises(ConfigError, match="averages over the refreshes.*refresh_when=scheduled"):
+        build(config.balance, list(config.rewards), [1.0, 1.0])

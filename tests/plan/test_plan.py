@@ -52,6 +52,7 @@ def test_estimated_time_counts_forward_and_backward_passes(run_config: RunConfig
 
     assert estimate() == pytest.approx((20 * step + 2 * further) * forward / 1e9)
     assert estimate("balance.mode=full") == pytest.approx(20 * (step + further) * forward / 1e9)
+    assert estimate("balance.refresh_when=stale") == estimate("balance.mode=full"), "an upper bound"
     inside = estimate("balance.mode=full", "balance.shared_term=inside", "balance.refresh_fraction=0.5")
     assert inside == pytest.approx(20 * (step + further) * forward / 1e9)
     assert estimate("balance=output_space") == pytest.approx(20 * (step + further) * forward / 1e9)

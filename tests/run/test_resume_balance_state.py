@@ -132,3 +132,11 @@ def test_refused_balance_state_is_a_damaged_checkpoint(
     assert train(remembering(run, 4), resume="auto") == 0
     assert "step-00000004 is not usable and was passed over" in caplog.text
     assert store.load(folder)[0].tensors["balance"]
+
+
+def test_the_step_of_the_next_refresh_is_kept(run_config: RunConfigMaker, tmp_path: Path) -> None:
+    stale = (*SETTINGS, "balance.refresh_when=stale", "trainer.eval_every=0")
+    for folder, steps in (("whole", 4), ("parts", 1), ("parts", 3), ("parts", 4)):
+        config = run_config(*stale, f"run.dir={tmp_path / folder}", f"trainer.steps={steps}")
+        assert train(config, resume="auto") == 0
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")

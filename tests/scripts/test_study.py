@@ -1,59 +1,129 @@
-"""The study at its smallest size: three cells of two rewards, and the report on them."""
+"""The study at its smallest size: a few cells of two rewards, the learning rates, and the report."""
 
 import json
-from collections.abc import Iterator
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scripts.study import __main__ as study
-from scripts.study import cells, figures, report, runner, statistics, tables
+from scripts.study import cells, choose, conduct, figures, report, runner, statistics, tables
+from scripts.study.scores import Folders, Scores, base_name
 from tests.scripts.smallest import BRIEF, REWARDS, SMALL, run_in_process
 
-NAMES = (cells.BASE, "marble_amortised", cells.WEIGHTED)
+BUDGET, NAMES, RATES = "short", ("marble", "merge_concat"), (1e-3,)
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Run three cells of two steps and two held-out prompts per source; yield their folder."""
-    folder = tmp_path_factory.mktemp("study")
-    with pytest.MonkeyPatch.context() as patch:
-        small = {name: (SMALL[0], *cells.METHODS[name]) for name in NAMES}
-        for module in (study, report, runner, statistics):
-            patch.setattr(module, "CELLS", small)
-        for module in (figures, runner, statistics, tables):
-            patch.setattr(module, "REWARDS", REWARDS)
-        patch.setattr(runner, "BUDGET", ("preset=tiny", *BRIEF, *SMALL))
-        patch.setattr(statistics, "RESAMPLES", 20)
-        run_in_process(patch, runner)
-        for name in NAMES:
-            study.main(["--directory", str(folder), "--run-cell", name, "--seeds", "0"])
-        yield folder
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Make the study one of two rewards, one rate, and one seed for tuning and one for judging."""
+    for module in (cells, conduct, figures, runner, statistics, tables):
+        monkeypatch.setattr(module, "REWARDS", REWARDS)
+    specialists = {f"only_{name}": name for name in REWARDS}
+    for module in (cells, choose, report, runner):
+        monkeypatch.setattr(module, "SPECIALISTS", specialists, raising=False)
+    alone = {method: (f"rewards=[{name}]",) for method, name in specialists.items()}
+    monkeypatch.setattr(cells, "METHODS", {"marble": (), **alone})
+    budget = replace(cells.BUDGETS[BUDGET], steps=2, seeds=(0,), overrides=(), methods=(*NAMES, *specialists))
+    for module in (cells, report, runner, study):
+        monkeypatch.setattr(module, "BUDGETS", {BUDGET: budget})
+        monkeypatch.setattr(module, "TUNING_SEEDS", (100,), raising=False)
+    monkeypatch.setattr(statistics, "TUNING_SEEDS", (100,))
+    for module in (cells, runner):
+        monkeypatch.setattr(module, "COMMON", ("preset=tiny", *BRIEF, *SMALL))
+    monkeypatch.setattr(cells, "RATES", RATES)
+    monkeypatch.setattr(cells, "SCALES", (0.5,))
+    monkeypatch.setattr(runner, "TUNING_PROMPTS", 2)
+    monkeypatch.setattr(runner, "JUDGED_PROMPTS", 2)
+    monkeypatch.setattr(statistics, "RESAMPLES", 20)
+    return monkeypatch
 
 
-def test_finished_cells_are_skipped(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study.main(["--directory", str(results), "--seeds", "0", "--workers", "1", "--cells", *NAMES])
-    assert "0 cells to do, 3 done" in capsys.readouterr().out
+def run_here(folders: Folders, patch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Run the whole study in this process; return the names of the cells that ran."""
+    run_in_process(patch, runner)
+    ran: list[list[str]] = []
+
+    def run_all(names: list[list[str]], *_: object) -> None:
+        for name in names:
+            ran.append(name)
+            runner.main([str(folders.runs), str(folders.results), *name])
+
+    patch.setattr(study, "run_all", run_all)
+    study.main(["--runs", str(folders.runs), "--results", str(folders.results), "--workers", "1"])
+    return ran
 
 
-def test_every_held_out_image_is_scored(results: Path) -> None:
-    for name in NAMES:
-        scores = json.loads((results / f"{name}-0" / "scores.json").read_text())
-        assert {reward: len(scores[reward]) for reward in scores} == dict.fromkeys(REWARDS, 6)
-    weights = runner.unit_weights(results / f"{cells.BASE}-0" / "scores.json")
-    assert [weight.split("=")[0] for weight in weights] == [f"rewards.{name}.weight" for name in REWARDS]
+def test_the_study_from_its_first_cell_to_the_report(
+    small: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = Folders(tmp_path / "runs", tmp_path / "results")
+    ran = run_here(folders, small)
+    assert ran[:2] == [["base", "100"], ["base", "0"]]
+    tuned = [cell for cell in ran if cell[-1] == "100"]
+    judged = {cell[1] for cell in ran[2:] if cell[-1] == "0"}
+    assert len(tuned) == 1 + 3 + 1, "the base, three methods and a merge"
+    assert judged == {*NAMES, "only_colorfulness", "only_compressibility"}
+    assert run_here(folders, small) == [], "finished cells are skipped"
 
+    scores = Scores.read(folders.result(f"{BUDGET}/marble-0.001-100"))
+    assert scores.values.shape == (2, 6)
+    assert scores.facts["measured"] == 2
+    assert "optimizer.lr=0.001" in scores.facts["overrides"]
 
-def test_a_cell_with_other_settings_is_refused(results: Path, tmp_path: Path) -> None:
-    (tmp_path / "cell.json").write_text("[]")
-    with pytest.raises(SystemExit, match=r"other settings.*--directory"):
-        runner.is_done(tmp_path, cells.BASE)
-
-
-def test_the_report_counts_cells_without_results(results: Path, tmp_path: Path) -> None:
-    report.main(["--directory", str(results), "--output", str(tmp_path)])
+    report.main(["--results", str(folders.results), "--output", str(tmp_path)])
     written = json.loads((tmp_path / "results.json").read_text())
-    assert written["cells"].keys() == {"marble_amortised", cells.WEIGHTED}
-    assert written["cells"]["marble_amortised"]["seeds"] == 1
-    assert "2 of 6 runs" in (tmp_path / "results.md").read_text()
-    assert all((tmp_path / picture).stat().st_size > 1000 for picture in ("gains.png", "balance.png"))
+    assert {row["method"] for row in written[BUDGET]["best"]} == judged
+    assert all(
+        (tmp_path / f"{name}-{BUDGET}.png").stat().st_size > 1000 for name in ("rates", "gains", "outcomes")
+    )
+    assert "at the drift of `marble`" in (tmp_path / "results.md").read_text()
+
+
+def summary(rate: float, gain: float, drift: float) -> statistics.Summary:
+    interval = statistics.Interval(gain, gain, gain)
+    figures = dict.fromkeys((*cells.REWARDS, statistics.COMPOSITE), interval)
+    return statistics.Summary(
+        cells.Cell(BUDGET, "marble", rate, 100), 1, figures, 0, drift, None, None, math.nan
+    )
+
+
+def test_the_best_rate_has_the_highest_mean_gain() -> None:
+    curve = {rate: summary(rate, gain, 1.0) for rate, gain in ((1e-3, 0.1), (2e-3, 0.3), (4e-3, 0.2))}
+    assert choose.best_rate(curve) == 2e-3
+
+
+def test_the_rate_of_a_drift_is_interpolated_within_the_grid() -> None:
+    curve = {rate: summary(rate, 0.0, drift) for rate, drift in ((1e-3, 0.01), (4e-3, 0.16))}
+    assert choose.rate_at_drift(curve, 0.04) == 2e-3, "drift grows with the square of the rate here"
+    assert choose.rate_at_drift(curve, 1.0) == 4e-3
+
+
+def test_figures_of_a_seed_against_counting_by_hand() -> None:
+    n = np.nan
+    #                       better  one worse  equal  all worse  nothing applies
+    differences = np.array([[1.0, 0.5, 0.0, -1.0, n]] + [[n, -0.5, 0.0, -1.0, n]] * 4)
+    figures = statistics.measure(differences)
+    assert figures[statistics.IMPROVED] == 1 / 5
+    assert figures[statistics.DECLINED] == 1 / 5
+    assert figures["clipscore"] == 0.125
+    assert figures[statistics.WORST] == -0.5
+    assert figures[statistics.COMPOSITE] == pytest.approx((0.125 - 4 * 0.5) / 5)
+
+
+def test_the_interval_of_a_constant_gain_has_no_width() -> None:
+    figures = statistics.with_intervals([np.full((5, 8), 0.25)] * 2)
+    assert figures[statistics.COMPOSITE] == statistics.Interval(0.25, 0.25, 0.25)
+    assert figures[statistics.IMPROVED] == statistics.Interval(1.0, 1.0, 1.0)
+
+
+def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
+    written = Scores(np.array([[1.5, np.nan]], dtype=np.float32), {"drift": 0.125})
+    written.write(tmp_path / "short" / "marble.npz")
+    read = Scores.read(tmp_path / "short" / "marble.npz")
+    np.testing.assert_array_equal(read.values, written.values)
+    assert read.facts == written.facts
+    assert [file.name for file in (tmp_path / "short").iterdir()] == ["marble.npz"]
+    assert base_name(3) == "base-3"

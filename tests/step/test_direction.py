@@ -14,7 +14,7 @@ from marble_cli.config.enums import Reduce, SharedTerm
 from marble_cli.objective.advantages import advantage_sum, advantages, optimality, weighted_sum
 from marble_cli.objective.coefficients import reward_coefficients
 from marble_cli.step.batches import chunks
-from marble_cli.step.gradients import velocity_gram
+from marble_cli.step.step_gram import velocity_gram
 from tests.step.directions import (
     CACHE,
     INSIDE,

@@ -1,6 +1,6 @@
 """Refuse keys of `balance` that its balance cannot use."""
 
-from marble_cli.config.enums import BalanceMode, Reduce
+from marble_cli.config.enums import BalanceMode, Reduce, RefreshWhen
 from marble_cli.config.schema import BalanceConfig
 from marble_cli.errors import ConfigError
 
@@ -32,6 +32,13 @@ def check_balance(balance: BalanceConfig) -> None:
         raise ConfigError(
             f"balance.reduce={balance.reduce.value}: balance={name} does not mix raw rewards. Expected it "
             "with balance=weighted_sum."
+        )
+    if balance.refresh_when is RefreshWhen.stale and (
+        balance.mode is not BalanceMode.amortized or name in MIXTURES
+    ):
+        raise ConfigError(
+            f"balance.refresh_when=stale: balance={name} with balance.mode={balance.mode.value} caches no "
+            "shares. Expected it with balance.mode=amortized and a balance of the rewards' gradients."
         )
     for key in ("groups", "priorities"):
         if getattr(balance, key) and name not in QP_BALANCES:
