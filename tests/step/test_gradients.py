@@ -23,8 +23,8 @@ from marble_cli.step.gradients import (
     Gradients,
     mixture_gradient,
     reward_gradients,
-    velocity_gram,
 )
+from marble_cli.step.step_gram import velocity_gram
 
 STEP = 7
 WEIGHTS = torch.tensor([0.7, 2.5, 0.02, 11.0, 3.0], dtype=torch.float64)
