@@ -30,8 +30,8 @@ Written by `python -m scripts.study.report`.
 - *All five up*: seeds in which the mean of every reward rose.
 - *Improved jointly*: images that are at least as good in every applicable reward and better in one. *Declined
   jointly*: images that are worse in every one.
-- *Drift*: the KL term `loss/kl`, the squared distance of trained and base velocities times `algorithm.kl_coef`,
-  averaged over the last ten steps.
+- *Drift*: `loss/kl`, the squared distance of trained and base velocities times `algorithm.kl_coef`, over the
+  last ten steps.
 - *Pushed down*: share of the steps with a measured gradient of every reward in which the applied direction
   had a negative cosine with one of them. *Between refreshes*: share of the refreshes before which the cached
   weights of the amortised steps would have.
