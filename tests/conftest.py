@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no tes
 import copy
 import gc
 import json
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,12 @@ from torch import Tensor
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.rewards import guard
+from tests.compositions import remember_compositions
 from tests.process_state import describe_changes, read_state, restore
-from tests.readers import remember_files
 
-remember_files()
+remember_compositions()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in background jobs of a shell; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tensors are tiny, and sums do not depend on the machine
 
 
