@@ -23,6 +23,7 @@ from marble_cli.rewards import guard
 from tests.compositions import remember_compositions
 from tests.process_state import describe_changes, read_state, restore
 
+gc.disable()  # until the tests are imported: collections find nothing in modules
 remember_compositions()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in background jobs of a shell; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,8 +31,9 @@ torch.set_num_threads(1)  # the tensors are tiny, and sums do not depend on the 
 
 
 def pytest_collection_finish() -> None:
-    """Leave what the imports made out of every later garbage collection."""
+    """Leave what the imports made out of all garbage collections, which begin here."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
