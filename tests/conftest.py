@@ -38,7 +38,11 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that a fixture gives a model or an environment; `make test-fast` leaves these out."""
+    """Put the longest rooms first, and mark every test that a fixture gives a model or an environment.
+
+    No worker is then left alone with a long file at the end. `make test-fast` leaves out marked tests.
+    """
+    items.sort(key=lambda item: LONGEST.get(item.nodeid.split("/")[1], len(LONGEST)))
     for item in items:
         if not COSTLY.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("model")
@@ -64,6 +68,8 @@ def nobody_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "_AT_WORK", guard.AtWork())
 
 
+ROOMS = ("launch", "e2e", "policy", "run", "distributed", "cli", "config")
+LONGEST = {room: place for place, room in enumerate(ROOMS)}  # in this order, then all others
 COSTLY = {"pipeline_folder", "fresh"}  # fixtures that nearly every test above a second is built on
 
 SOURCES = {
