@@ -26,7 +26,7 @@ def remember_compositions() -> None:
 def _compose(name: str, lines: Sequence[str]) -> DictConfig:
     if name == compose.REPLAY:  # a file of the test's own
         return _hydra_compose(name, list(lines))
-    choices = tuple(line for line in lines if line.lstrip("+~").partition("=")[0] in compose.GROUPS)
+    choices = tuple(line for line in lines if _is_choice(line))
     tree = copy.deepcopy(_chosen(name, choices))
     values = OverridesParser.create().parse_overrides([line for line in lines if line not in choices])
     try:
@@ -34,6 +34,11 @@ def _compose(name: str, lines: Sequence[str]) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ConfigCompositionException from error
     return tree
+
+
+def _is_choice(line: str) -> bool:
+    key, _, value = line.lstrip("+~").partition("=")
+    return key in compose.GROUPS and not value.startswith("{")
 
 
 @cache
