@@ -24,16 +24,15 @@ demo: install
 bench: install
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m scripts.bench $(BENCH)
 
-# Tests that fork have a process of their own: a fork may hang where the threads of other tests hold locks.
-FORKING := tests/rewards/guard/test_processes.py
+# A file's tests share a worker and its fixtures; tests/conftest.py puts the longest files first.
+WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 test: install
-	$(BIN)/python -m pytest $(FORKING)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --ignore $(FORKING)
+	$(BIN)/python -m pytest $(WORKERS)
 
 # The rooms of pure functions, without any test that has a model: under a minute on two cores.
 FAST := $(addprefix tests/,balance data explain objective rewards rollout)
 test-fast: install
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m 'not long and not model' $(FAST) --ignore $(FORKING)
+	$(BIN)/python -m pytest $(WORKERS) -m 'not long and not model' $(FAST)
 
 # Try every fault for real, at random instants: minutes each. FAULTS="--output docs/explanation/reliability.md"
 # writes its table.

@@ -5,7 +5,8 @@ A signal stops a run after the current step, and the run then writes a checkpoin
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +64,36 @@ class Interrupt:
         self.disarm()
 
 
-def _disarm_in_child() -> None:
-    if Interrupt.active:
-        signal.set_wakeup_fd(-1)  # the descriptor would wake the parent process
-        Interrupt.active[0].disarm()
-        Interrupt.active.clear()
+class _Fork(threading.local):
+    """Keep the signals that arrive while this thread forks until the child has the previous handlers.
+
+    Python forgets what arrives in a child before its interpreter is ready. A pool that was ended that early
+    would wait forever for its worker.
+    """
+
+    mask: Iterable[int] | None = None
+
+    def block(self) -> None:
+        if Interrupt.active:
+            self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
+
+    def unblock(self) -> None:
+        if self.mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+            self.mask = None
+
+    def disarm_and_unblock(self) -> None:
+        if Interrupt.active:
+            signal.set_wakeup_fd(-1)  # the descriptor would wake the parent process
+            Interrupt.active[0].disarm()
+            Interrupt.active.clear()
+        self.unblock()
 
 
-os.register_at_fork(after_in_child=_disarm_in_child)
+_fork = _Fork()
+os.register_at_fork(
+    before=_fork.block, after_in_parent=_fork.unblock, after_in_child=_fork.disarm_and_unblock
+)
 
 
 @dataclass

@@ -8,6 +8,7 @@ import copy
 import gc
 import json
 import pwd
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -21,21 +22,29 @@ from marble_cli.config.compose import compose
 from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.paths import NO_HOME
 from marble_cli.rewards import guard
+from tests.compositions import remember_compositions
 from tests.process_state import describe_changes, read_state, restore
-from tests.readers import remember_files
 
-remember_files()
+gc.disable()  # until the tests are imported: collections find nothing in modules
+remember_compositions()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in background jobs of a shell; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tensors are tiny, and sums do not depend on the machine
 
 
 def pytest_collection_finish() -> None:
-    """Leave what the imports made out of every later garbage collection."""
+    """Leave what the imports made out of all garbage collections, which begin here."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that a fixture gives a model or an environment; `make test-fast` leaves these out."""
+    """Put the longest rooms first, and mark every test that a fixture gives a model or an environment.
+
+    No worker is then left alone with a long file at the end. `make test-fast` leaves out marked tests.
+    """
+    items.sort(key=lambda item: LONGEST.get(item.nodeid.split("/")[1], len(LONGEST)))
     for item in items:
         if not COSTLY.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("model")
@@ -61,6 +70,8 @@ def nobody_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "_AT_WORK", guard.AtWork())
 
 
+ROOMS = ("launch", "e2e", "policy", "run", "distributed", "cli", "config")
+LONGEST = {room: place for place, room in enumerate(ROOMS)}  # in this order, then all others
 COSTLY = {"pipeline_folder", "fresh"}  # fixtures that nearly every test above a second is built on
 
 SOURCES = {

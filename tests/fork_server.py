@@ -8,6 +8,7 @@ This file is both sides: `ForkServer` here, and the server when a Python, such a
 runs it.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -102,8 +103,10 @@ class ForkServer:
 def _serve() -> list[str]:
     """Fork for each request; return in the fork only, with the program's arguments."""
     del sys.path[0]  # this folder
+    gc.disable()
     for name in MODULES:
         __import__(name)
+    gc.freeze()  # a collection in a fork would copy every page of what the imports made
     while line := os.read(0, 1 << 20):
         while not line.endswith(b"\n"):
             line += os.read(0, 1 << 20)
@@ -114,6 +117,7 @@ def _serve() -> list[str]:
         if os.fork():  # between server and program, so that the server has no child to wait for
             os._exit(0)
         _watch(request)
+        gc.enable()
         return list(request["arguments"])
     os._exit(0)
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from marble_cli.cli.libraries import importing
 from marble_cli.cli.options import Overrides, Target, to_path
 
 EPILOG = "Example:  marble eval runs/demo-0 --against base --output judged"
@@ -28,7 +29,8 @@ def evaluate(
     """Score a checkpoint on held-out prompts, alone or in comparison with another."""
     from rich.console import Console
 
-    from marble_cli.evaluate.evaluate import evaluate as run
+    with importing():
+        from marble_cli.evaluate.evaluate import evaluate as run
     from marble_cli.output import answering
 
     out = ctx.with_resource(answering())

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from marble_cli.checkpoint.formats import ExportFormat
+from marble_cli.cli.libraries import importing
 from marble_cli.cli.options import to_path
 
 EPILOG = (
@@ -36,6 +37,7 @@ def export(
     ] = ExportFormat.diffusers,
 ) -> None:
     """Export trained weights: a LoRA for diffusers, peft or ComfyUI, or a transformer."""
-    from marble_cli.checkpoint.export import export as run
+    with importing():
+        from marble_cli.checkpoint.export import export as run
 
     typer.echo(run(target, directory, form))

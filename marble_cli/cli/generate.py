@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from marble_cli.cli.libraries import importing
 from marble_cli.cli.options import Overrides, Target, to_path
 
 EPILOG = (
@@ -26,7 +27,8 @@ def generate(
     seed: Annotated[int, typer.Option(metavar="N", help="The seed of the initial noise.")] = 0,
 ) -> None:
     """Generate one picture per prompt, with the settings of the run or with overrides."""
-    from marble_cli.evaluate.generate import generate as run
+    with importing():
+        from marble_cli.evaluate.generate import generate as run
 
     for file in run(target, prompt, output, seed, overrides or []):
         typer.echo(file)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from marble_cli.cli.libraries import importing
 from marble_cli.cli.options import Overrides
 from marble_cli.errors import RequestError
 
@@ -58,7 +59,8 @@ def train(
         _submit_job(config, resume, dry_run=dry_run)
         return
     if dry_run:
-        from marble_cli.plan.plan import plan
+        with importing():
+            from marble_cli.plan.plan import plan
 
         plan(config, resume)
         return
@@ -70,7 +72,8 @@ def train(
     if starts_processes and launcher.nproc > 1:
         raise typer.Exit(launch(config, resume))
     end_with_launcher()
-    from marble_cli.run.train import train as run
+    with importing():
+        from marble_cli.run.train import train as run
 
     raise typer.Exit(run(config, resume=resume))
 

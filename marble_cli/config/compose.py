@@ -96,13 +96,15 @@ def completed(tree: Any) -> DictConfig:
 
 
 def _root(config_name: str | None) -> str:
+    if config_name is None:
+        return ROOT
     known = [name for name in _options("") if not name.startswith("_") and name != REPLAY]
-    if config_name is not None and config_name not in known:
+    if config_name not in known:
         raise ConfigError(
             f"--config-name: there is no config {config_name!r}{nearest(config_name, known)}, or the path of "
             "a resolved file such as runs/demo/config.yaml"
         )
-    return config_name or ROOT
+    return config_name
 
 
 def _options(group: str) -> list[str]:

@@ -14,7 +14,6 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import StorageError
 from marble_cli.evaluate.score import Evaluation
 from marble_cli.files import AppendedFile
-from marble_cli.metrics.figures import image_grid, try_to_draw
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
 from marble_cli.metrics.terminal import TerminalView
 from marble_cli.metrics.weights_and_biases import WandbRun
@@ -114,6 +113,8 @@ class RunRecorder:
         """Keep a grid of the evaluation's images under samples/ and in W&B."""
         if not self.main or not self.config.logging.images_every or step % self.config.logging.images_every:
             return
+        from marble_cli.metrics.figures import image_grid, try_to_draw  # matplotlib, for those who draw
+
         folder = self.folder / "samples"
         file = folder / f"step-{step:08d}.png"
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import hydra
 import pytest
 
-from marble_cli.config.compose import compose
+from marble_cli.config.compose import compose, dump
 from marble_cli.config.enums import OdeSolver, Precision, SharedTerm
 from marble_cli.errors import ConfigError
 from tests.config.composing import BUILT_IN
@@ -50,3 +51,31 @@ def test_config_name_chooses_root() -> None:
         compose([], "confg")
     with pytest.raises(ConfigError, match=r"nowhere\.yaml does not exist"):
         compose([], "nowhere.yaml")
+
+
+def outcome(*overrides: str) -> str:
+    try:
+        return dump(compose([BUILT_IN, "run.name=x", *overrides]))
+    except ConfigError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["~preset", "model=sd3", "balance=mgda", "++trainer.steps=3", "+rewards.x={plugin: colorfulness}"],
+        ["trainer.steps=5", "trainer={steps: 3}", "~rewards.colorfulness"],
+        ["run.name=${trainer.seed}", "optimizer.lr=many"],
+        ["balance=mrble"],
+        ["~rewards.colorfulnes"],
+        ["trainer=[default,default]"],
+        ["trainer.steps.x=1", "launcher.nproc=2"],
+    ],
+)
+def test_files_that_tests_compose_once_give_what_hydra_gives(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    """As tests/compositions.py shares them; with the same words if they are wrong."""
+    shared = outcome(*overrides)
+    monkeypatch.setattr("marble_cli.config.compose.hydra_compose", hydra.compose)
+    assert outcome(*overrides) == shared

@@ -67,7 +67,7 @@ def wait_for(condition: Callable[[], object], what: str, timeout: float = 120) -
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
+        time.sleep(0.05)  # a look may read all processes of the machine
 
 
 def step(run: Path) -> int:

@@ -153,7 +153,7 @@ def test_run_continues_if_sample_pictures_fail(
     def fail(*rest: Any) -> None:
         raise RuntimeError("matplotlib is out of order")
 
-    monkeypatch.setattr("marble_cli.run.recorder.image_grid", fail)
+    monkeypatch.setattr("marble_cli.metrics.figures.image_grid", fail)
     recorder.pictures(2, evaluation)
     assert "step-00000002.png could not be drawn: RuntimeError: matplotlib is out of order" in caplog.text
     assert "The run continues without these pictures." in caplog.text
