@@ -16,8 +16,11 @@ def evaluate(
     target: Target,
     overrides: Overrides = None,
     against: Annotated[
-        str | None,
-        typer.Option(metavar="CHECKPOINT|RUN|base", help="Compare with this, on the same prompts and noise."),
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET",
+            help="Compare with this, on the same prompts and noise; repeat the option for more.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -25,18 +28,19 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Score a checkpoint on held-out prompts, alone or in comparison with another."""
+    """Score a target on held-out prompts, alone or in comparison with others."""
     from rich.console import Console
 
     from marble_cli.evaluate.evaluate import evaluate as run
     from marble_cli.output import answering
 
     out = ctx.with_resource(answering())
-    report = run(target, against, overrides or [], output)
+    report = run(target, against or [], overrides or [], output)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1), file=out)
         return
     console = Console(file=out)
-    console.print(report.table())
+    for table in report.tables():
+        console.print(table)
     if output is not None and (output / "images.png").is_file():
         console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False, markup=False)

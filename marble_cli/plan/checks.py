@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from marble_cli.config.enums import Parallel
+from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
+from marble_cli.evaluate.groups import check_evaluated_groups
 from marble_cli.files import check_writable
 from marble_cli.policy.load import pick_device
 from marble_cli.rewards.api import Declaration
@@ -174,15 +176,18 @@ def _first_valid(prompts: list[Prompt], rewards: list[Declaration]) -> Prompt:
 
 
 def check_groups(config: RunConfig, declarations: Mapping[str, Declaration]) -> None:
-    """Check that rewards which judge whole prompt groups get whole groups.
+    """Check that rewards which judge whole prompt groups get whole groups, in rollouts and in evaluations.
 
     Raises:
-        ConfigError: a batch of the rollout would cut a group in two.
+        ConfigError: a batch of the rollout would cut a group in two, or evaluations draw no groups.
     """
     rollout = config.rollout
-    for name, declaration in declarations.items():
-        if declaration.groupwise and rollout.batch_size % rollout.group_size:
+    for name in config.rewards:
+        if declarations[name].groupwise and rollout.batch_size % rollout.group_size:
             raise ConfigError(
                 f"reward {name} judges whole groups, and rollout.batch_size={rollout.batch_size} would cut "
                 f"them. Expected a multiple of rollout.group_size={rollout.group_size}."
             )
+    if config.trainer.eval_every:
+        groupwise = [name for name, declaration in declarations.items() if declaration.groupwise]
+        check_evaluated_groups(resolve_evaluation(config), groupwise)

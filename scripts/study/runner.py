@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from marble_cli.config.compose import compose
-from marble_cli.evaluate.evaluate import draw
+from marble_cli.evaluate.evaluate import held_out_prompts
+from marble_cli.evaluate.score import make_evaluator
 from marble_cli.evaluate.target import resolve_target
 from marble_cli.evaluate.verdict import base_scores
 from marble_cli.policy.load import load_policy
@@ -70,9 +71,11 @@ def score(folder: Path, target: str, seed: int) -> dict[str, list[float | None]]
         By reward, one score per image; None where the reward does not apply.
     """
     config = compose([*BUDGET, f"trainer.seed={seed}", f"run.dir={folder}"])
-    policy = load_policy(config.model, seed)
+    policy, chosen = load_policy(config.model, seed), resolve_target(target)
+    chosen.put_into(policy)
     with open_scorer(config.rewards, str(policy.device)) as scorer:
-        return base_scores(draw(resolve_target(target), policy, config, scorer))
+        evaluator = make_evaluator(config, policy, scorer, held_out_prompts(config))
+        return base_scores(evaluator.score(chosen.adapter))
 
 
 def unit_weights(scores: Path) -> list[str]:
