@@ -74,6 +74,7 @@ def _table(title: str, caption: str | None, first: str, others: Sequence[str]) -
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,
         caption_justify="left",
     )
     table.add_column(first, overflow="fold")

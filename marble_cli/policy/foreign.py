@@ -24,7 +24,7 @@ HEADER = "lora_adapter_metadata"  # header entry with diffusers' own statement o
 NAME = "foreign"
 # The settings of peft's `LoraConfig` that decide what a LoRA adds to a layer.
 STATED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
-OUTER = re.compile(r"^(base_model\.model\.)?(transformer\.|diffusion_model\.)?|^lora_(unet|transformer)_")
+OUTER = re.compile(r"^lora_(unet|transformer)_|^(base_model\.model\.)?(transformer\.|diffusion_model\.)?")
 A, B = ".lora_A.weight", ".lora_B.weight"
 PARTS = {
     re.compile(r"\.(lora_A|lora_down|lora\.down)(\.\w+)?\.weight$"): A,
@@ -68,7 +68,7 @@ def convert_lora(
             )
     state = {key: value for key, value in own.items() if not key.endswith(".alpha")}
     _check_shapes(state, layers, file, model.path)
-    with _explaining(file):
+    with _explaining(file):  # the skeleton has no storage, and neither has the adapter: only scales are read
         alphas = {f"{PREFIX}{key}": own[key].item() for key in own.keys() - state.keys()}
         stated = None if alphas else _stated(header, config, state)
         transformer.load_lora_adapter(
@@ -78,7 +78,7 @@ def convert_lora(
             adapter_name=NAME,
             low_cpu_mem_usage=True,
         )
-    return _folded(transformer)
+        return _folded(state, transformer)
 
 
 def _own_names(
@@ -142,16 +142,14 @@ def _stated(
     return given | {f"{PREFIX}target_modules": [key.removesuffix(A) for key in state if key.endswith(A)]}
 
 
-def _folded(transformer: nn.Module) -> dict[str, Tensor]:
-    """Return the adapter's A, and its B multiplied by peft's scaling, of every layer that has one."""
-    state = {}
-    for name, part in transformer.named_modules():
-        if isinstance(part, BaseTunerLayer) and NAME in part.scaling:
-            key = f"{PREFIX}{name}"
-            state[key + A] = part.lora_A[NAME].weight.detach().float()
-            up = part.lora_B[NAME].weight.detach().double() * part.scaling[NAME]
-            state[key + B] = up.float()
-    return state
+def _folded(state: Mapping[str, Tensor], transformer: nn.Module) -> dict[str, Tensor]:
+    """Return every A, and every B multiplied by the scaling that peft gave to its layer."""
+    adapters = {name: part for name, part in transformer.named_modules() if isinstance(part, BaseTunerLayer)}
+    folded = {}
+    for key, value in state.items():
+        scale = adapters[key.removesuffix(B)].scaling[NAME] if key.endswith(B) else 1.0
+        folded[f"{PREFIX}{key}"] = (value.double() * scale).float()
+    return folded
 
 
 def lora_settings(state: Mapping[str, Tensor]) -> LoraConfig:
@@ -181,11 +179,15 @@ def fit_lora(
     lora, draw = model.lora, torch.Generator().manual_seed(seed)
     for key, value in state.items():
         name, rank = key.removeprefix(PREFIX), value.shape[key.endswith(B)]
-        if name not in shapes or rank > lora.rank:
-            here = f"its rank is {rank}" if name in shapes else "the layer has no adapter"
+        reason = None
+        if name not in shapes:
+            reason = "is of a layer that model.lora.target_modules leaves out"
+        elif rank > lora.rank:
+            reason = f"has rank {rank}, and model.lora.rank={lora.rank} is less"
+        if reason is not None:
             raise CheckpointError(
-                f"{file} does not fit model.lora.rank={lora.rank} and model.lora.target_modules: for {key} "
-                f"{list(value.shape)} {here}. Expected rank {rank} or more, and this layer among the targets."
+                f"{file} does not fit: {key} {list(value.shape)} {reason}. Expected a run whose LoRA has at "
+                "least the rank and the layers of the one that it starts from."
             )
     fitted = {}
     for name, shape in shapes.items():
