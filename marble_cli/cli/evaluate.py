@@ -8,7 +8,10 @@ import typer
 
 from marble_cli.cli.options import Overrides, Target, to_path
 
-EPILOG = "Example:  marble eval runs/demo-0 --against base --output judged"
+EPILOG = (
+    "Example:  marble eval runs/demo-0 --against base --output judged\n\n"
+    "A LoRA from elsewhere:  marble eval lora.safetensors --against base ~preset model=sd3 model.path=DIR"
+)
 
 
 def evaluate(
