@@ -13,6 +13,7 @@ from torch import Tensor
 
 from marble_cli.checkpoint import store, tensor_files
 from marble_cli.checkpoint.export import LORA_FILES, PEFT_CONFIG
+from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.checkpoint.pickle_guard import refuse_pickled
 from marble_cli.errors import CheckpointError
 
@@ -99,7 +100,8 @@ def read_weights(path: Path) -> Weights:
         return Weights(path, tensors, {}, _read_config(path / "config.json"), "full")
     tensors, header = tensor_files.read(path, remedy=AGAIN)
     beside = path.with_name(PEFT_CONFIG)
-    config = _read_config(beside) if beside.is_file() else None
+    of_peft = path.name == LORA_FILES[ExportFormat.peft] and beside.is_file()
+    config = _read_config(beside) if of_peft else None
     return Weights(path, tensors, header, config, "lora")
 
 

@@ -115,7 +115,7 @@ class Evaluator:
         self.scorer.check(scores)
         diversity = None
         if size > 1:
-            diversity = self.ranks.all_gather(diversities(samples.x0, size))[:count].cpu()
+            diversity = self.ranks.all_gather(diversities(samples.x0, size).cpu())[:count]
         return Evaluation(self.prompts, self._gather_shown(samples.images), scores, size, diversity)
 
     def _gather_shown(self, images: Tensor) -> Tensor:
