@@ -44,6 +44,6 @@ def evaluate(
         return
     console = Console(file=out)
     for table in report.tables():
-        console.print(table)
+        console.print(table, "")
     if output is not None and (output / "images.png").is_file():
         console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False, markup=False)

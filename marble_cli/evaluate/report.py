@@ -67,12 +67,12 @@ class EvalReport:
             yield from _source_tables(f"change against {comparison.against} by source", comparison.rewards)
 
 
-def _table(title: str, caption: str | None, first: str, others: Sequence[str]) -> Table:
+def _table(title: str, caption: str | None, first: str, others: Sequence[str], gap: int = 2) -> Table:
     table = Table(
         title=escape(title),
         caption=caption,
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=(0, gap - 1, 0, 0),  # the box adds a blank
         pad_edge=False,
         show_edge=False,
         caption_justify="left",
@@ -94,7 +94,7 @@ def _plain_table(title: str, rewards: Sequence[RewardResult], diversity: Figures
 def _comparison_table(title: str, comparison: Comparison) -> Table:
     lines = [_failures(comparison.rewards), comparison.joint.describe() if comparison.joint else None]
     headings = ("n", "mean", "against", "change", "95 % interval", "wins", "verdict")
-    table = _table(title, "\n".join(filter(None, lines)) or None, "reward", headings)
+    table = _table(title, "\n".join(filter(None, lines)) or None, "reward", headings, gap=1)
     for result in comparison.rewards:
         if result.verdict is None or result.win_rate is None:
             table.add_row(escape(result.name), str(result.n))
