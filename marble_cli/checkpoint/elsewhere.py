@@ -80,7 +80,7 @@ def _fetch(spec: str) -> Path:
             snapshot_download(name, revision=revision or None, allow_patterns=wanted, ignore_patterns=["*/*"])
         )
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].removeprefix("Got: ")
         raise CheckpointError(
             f"{spec} is no path here, and as a hub id it cannot be read: {reason.rstrip('.')}. Expected a "
             "checkpoint, a run, base, or the folder, .safetensors file or reachable hub id of a LoRA."

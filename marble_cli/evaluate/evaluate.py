@@ -14,6 +14,7 @@ from marble_cli.evaluate.score import Evaluation, make_evaluator
 from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.files import check_writable, write_whole, writing
 from marble_cli.metrics.figures import image_grid, try_to_draw
+from marble_cli.policy.load import pick_device
 from marble_cli.rewards.scorer import open_scorer
 
 
@@ -35,22 +36,21 @@ def evaluate(
         RequestError: a target, override or reward is wrong.
         RewardError: a reward failed on too many images.
     """
-    targets = [resolve_target(spec) for spec in (target, *against)]
-    models = Models(overrides, targets)
+    models = Models(overrides, [resolve_target(spec) for spec in (target, *against)])
     config, settings = models.config, resolve_evaluation(models.config)
     if output is not None:
         check_writable(output, "--output ")
         output = output.absolute()
     prompts = held_out_prompts(config)
-    first = models.hold(targets[0])
-    with open_scorer({**config.rewards, **config.eval_rewards}, str(first.device)) as scorer:
+    device = str(pick_device(config.model.device))
+    with open_scorer({**config.rewards, **config.eval_rewards}, device) as scorer:
         groupwise = [worker.name for worker in scorer.workers if worker.reward.declaration.groupwise]
         check_evaluated_groups(settings, groupwise)
-        del first  # a later target may need its memory
         evaluations = [
-            make_evaluator(config, models.hold(each), scorer, prompts).score(each.adapter) for each in targets
+            make_evaluator(config, models.hold(each), scorer, prompts).score(each.adapter)
+            for each in models.targets
         ]
-    labels, trained = [each.label for each in targets], list(config.rewards)
+    labels, trained = [each.label for each in models.targets], list(config.rewards)
     one, *others = evaluations
     comparisons = [
         Comparison(

@@ -23,8 +23,8 @@ def generate(
     Raises:
         RequestError: the target, an override or `output` is wrong.
     """
-    chosen = resolve_target(target)
-    models = Models(overrides, [chosen])
+    models = Models(overrides, [resolve_target(target)])
+    (chosen,) = models.targets
     check_writable(output, "--output ")
     policy = models.hold(chosen)
     rollout = evaluation_rollout(policy, models.config.rollout, resolve_evaluation(models.config))

@@ -45,7 +45,7 @@ def read_start(config: RunConfig) -> Start | None:
     spec = config.model.lora.init
     if spec is None:
         return None
-    target, _ = resolve_target(spec).fitted(config.model)
+    target = resolve_target(spec).fitted(config.model)
     provenance = target.provenance
     if config.model.train is not Train.lora or target.weights is None or provenance["train"] != "lora":
         raise CheckpointError(f"model.lora.init={spec}: expected a LoRA, and model.train=lora.")

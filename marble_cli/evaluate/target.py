@@ -30,7 +30,7 @@ class Target:
     """A named policy with its weights (the moving average), which are None for the base model.
 
     `elsewhere` is the file of a LoRA or the folder of a transformer that no run wrote. `fitted` reads its
-    weights, because that takes the model.
+    weights, because that takes the model, and sets `model`, the settings of a policy that holds them.
     """
 
     label: str
@@ -38,11 +38,12 @@ class Target:
     checkpoint: Path | None
     provenance: Mapping[str, Any] = field(default_factory=dict)  # as in `Policy`
     elsewhere: Path | None = None
+    model: ModelConfig | None = None
 
     @property
     def adapter(self) -> Adapter:
         """The weights that draw, once the target is put into a policy."""
-        return None if self.weights is None and self.elsewhere is None else "trained"
+        return None if self.weights is None else "trained"
 
     @property
     def config(self) -> Path | None:
@@ -52,8 +53,8 @@ class Target:
         path = self.checkpoint.parent.parent / "config.yaml"
         return path if path.is_file() else None
 
-    def fitted(self, model: ModelConfig) -> tuple["Target", ModelConfig]:
-        """Return the target with its weights, and `model` with `train` and `lora` that hold them.
+    def fitted(self, model: ModelConfig) -> "Target":
+        """Return the target with its weights, and with `model` whose `train` and `lora` hold them.
 
         Raises:
             CheckpointError: the weights are damaged, or do not fit the model.
@@ -61,20 +62,21 @@ class Target:
         if self.elsewhere is not None:
             return self._read(self.elsewhere, model)
         if self.weights is None:
-            return self, model
+            return replace(self, model=model)
         model = replace(model, train=Train(self.provenance["train"]))
         lora = {key: self.provenance[key] for key in LORA_SETTINGS if key in self.provenance}
         if lora.get("target_modules") == sorted(model.lora.target_modules):
             del lora["target_modules"]  # the same ones in another order
-        return self, replace(model, lora=replace(model.lora, **lora))
+        return replace(self, model=replace(model, lora=replace(model.lora, **lora)))
 
-    def _read(self, path: Path, model: ModelConfig) -> tuple["Target", ModelConfig]:
+    def _read(self, path: Path, model: ModelConfig) -> "Target":
         given = read_weights(path)
         found = replace(self, weights=given.tensors, provenance={"train": given.train})
         if given.train == "full":
-            return found, replace(model, train=Train.full)
+            return replace(found, model=replace(model, train=Train.full))
         state = convert_lora(given.tensors, given.header, given.config, model, self.label)
-        return replace(found, weights=state), replace(model, train=Train.lora, lora=lora_settings(state))
+        model = replace(model, train=Train.lora, lora=lora_settings(state))
+        return replace(found, weights=state, model=model)
 
     def put_into(self, policy: PipelinePolicy) -> None:
         """Load the target's weights into `policy`.
@@ -135,29 +137,37 @@ class Models:
 
     Args:
         overrides: as in `marble train`.
-        targets: the targets that will be held; the first with a run decides the configuration.
+        targets: what will be held; the first with a run decides the configuration.
+
+    Attributes:
+        config: the configuration of that run, with the overrides.
+        targets: the targets with their weights, in the given order.
 
     Raises:
         ConfigError: an override is wrong.
+        CheckpointError: the weights of a target are damaged, or do not fit the model.
     """
 
     def __init__(self, overrides: Sequence[str], targets: Sequence[Target]) -> None:
         self.config = run_config(overrides, *targets)
-        self.source = _first_config(targets)
+        source, model = _first_config(targets), self.config.model
+        # An override of the LoRA's settings is an error for a checkpoint of that run; `put_into` raises it.
+        self.targets = [
+            replace(target, model=model) if source and target.config == source else target.fitted(model)
+            for target in targets
+        ]
         self.policy: PipelinePolicy | None = None
 
     def hold(self, target: Target) -> PipelinePolicy:
-        """Return a policy with the weights of `target`; policies that were returned before are void.
+        """Return a policy with the weights of one of `targets`; policies that were returned before are void.
 
         Raises:
             CheckpointError: the weights do not fit the model, or an override of its run's LoRA settings.
             RequestError: the model cannot be loaded.
         """
-        model = self.config.model
-        if target.config is None or target.config != self.source:
-            target, model = target.fitted(model)
-        if self.policy is None or (target.adapter is not None and self.policy.model != model):
+        assert target.model is not None
+        if self.policy is None or (target.adapter is not None and self.policy.model != target.model):
             self.policy = None  # two models may not fit into memory
-            self.policy = load_policy(model, self.config.trainer.seed)
+            self.policy = load_policy(target.model, self.config.trainer.seed)
         target.put_into(self.policy)
         return self.policy

@@ -68,8 +68,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "eval/diversity",
-            "Mean distance of the images of a prompt: the root mean square difference of two latents, over all "
-            "pairs.",
+            "Mean distance of the images of a prompt: the root mean square difference of two latents, over "
+            "all pairs.",
             "evaluations with `evaluation.images_per_prompt` above 1",
             ("eval",),
         ),
