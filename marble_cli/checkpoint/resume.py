@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "run": ("name", "dir"),
     "model": ("embedding_cache", "gradient_checkpointing", "compile", "device"),
     "rollout": ("batch_size",),
+    "evaluation": ("batch_size",),
     "trainer": (
         "steps",
         "checkpoint_every",

@@ -254,6 +254,11 @@ def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tenso
     return state, trained, ema
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a folder looks like a checkpoint or a run."""
+    return (path / manifests.NAME).is_file() or (path / "checkpoints").is_dir()
+
+
 def resolve(spec: str) -> Path:
     """Return the step folder that a path names: itself, or the latest of a run.
 

@@ -38,8 +38,10 @@ def _sort_header(file: Path) -> None:
         stream.write(text.ljust(size))
 
 
-def read(file: Path, *, floats: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors of a file and the strings of its header.
+def read(
+    file: Path, *, floats: bool = True, remedy: str = REMEDY
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors of a file and the strings of its header; `remedy` ends the messages of errors.
 
     Raises:
         CheckpointError: the file is not a safetensors file, a value is not finite, or, with `floats`, a
@@ -50,12 +52,12 @@ def read(file: Path, *, floats: bool = True) -> tuple[dict[str, Tensor], dict[st
         with safe_open(file, "pt") as content:
             header = content.metadata() or {}
     except (OSError, SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that torch lacks
-        raise CheckpointError(f"{file} is not a safetensors file: {error}. {REMEDY}") from error
+        raise CheckpointError(f"{file} is not a safetensors file: {error}. {remedy}") from error
     wrong = [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if floats and wrong:
-        raise CheckpointError(f"{file} is damaged: {wrong[0]} is {tensors[wrong[0]].dtype}. {REMEDY}")
+        raise CheckpointError(f"{file} is damaged: {wrong[0]} is {tensors[wrong[0]].dtype}. {remedy}")
     if bad := not_finite(tensors):
-        raise CheckpointError(f"{file} is damaged: {bad} has values that are not finite. {REMEDY}")
+        raise CheckpointError(f"{file} is damaged: {bad} has values that are not finite. {remedy}")
     return tensors, header
 
 

@@ -9,7 +9,10 @@ import typer
 from marble_cli.cli.libraries import importing
 from marble_cli.cli.options import Overrides, Target, to_path
 
-EPILOG = "Example:  marble eval runs/demo-0 --against base --output judged"
+EPILOG = (
+    "Example:  marble eval runs/demo-0 --against base --output judged\n\n"
+    "A LoRA from elsewhere:  marble eval lora.safetensors --against base ~preset model=sd3 model.path=DIR"
+)
 
 
 def evaluate(
@@ -17,8 +20,11 @@ def evaluate(
     target: Target,
     overrides: Overrides = None,
     against: Annotated[
-        str | None,
-        typer.Option(metavar="CHECKPOINT|RUN|base", help="Compare with this, on the same prompts and noise."),
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET",
+            help="Compare with this, on the same prompts and noise; repeat the option for more.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -26,7 +32,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Score a checkpoint on held-out prompts, alone or in comparison with another."""
+    """Score a target on held-out prompts, alone or in comparison with others."""
     from rich.console import Console
 
     with importing():
@@ -34,11 +40,12 @@ def evaluate(
     from marble_cli.output import answering
 
     out = ctx.with_resource(answering())
-    report = run(target, against, overrides or [], output)
+    report = run(target, against or [], overrides or [], output)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1), file=out)
         return
     console = Console(file=out)
-    console.print(report.table())
+    for table in report.tables():
+        console.print(table, "")
     if output is not None and (output / "images.png").is_file():
         console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False, markup=False)

@@ -24,6 +24,8 @@ Overrides = Annotated[
 Target = Annotated[
     str,
     typer.Argument(
-        metavar="CHECKPOINT|RUN|base", help="A checkpoint folder, a run folder, or the base model."
+        metavar="TARGET",
+        help="base, the folder of a run or a checkpoint, or a LoRA from elsewhere: a file, a folder or a "
+        "hub id.",
     ),
 ]

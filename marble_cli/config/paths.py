@@ -33,6 +33,8 @@ def _settle(config: RunConfig, fallback_home: Path) -> None:
     model, data = config.model, config.data
     model.path = _folder_or_id("model.path=", model.path, fallback_home)
     model.clip = _folder_or_id("model.clip=", model.clip, fallback_home)
+    if model.lora.init is not None:
+        model.lora.init = _folder_or_id("model.lora.init=", model.lora.init, fallback_home)
     if model.embedding_cache is not None:
         model.embedding_cache = str(absolute("model.embedding_cache=", model.embedding_cache, fallback_home))
     if data.root and data.root != "tiny":

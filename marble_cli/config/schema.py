@@ -31,6 +31,7 @@ from marble_cli.config.enums import (
 )
 from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
 
+SEED = Range(lambda seed: 0 <= seed < 2**63, "a number from 0 to 2^63 - 1")
 BETAS = Range(lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
 
 
@@ -44,11 +45,12 @@ class Run:
 
 @dataclass
 class LoraConfig:
-    """Size and place of the LoRA, for `model.train=lora`."""
+    """Size, place and start of the LoRA, for `model.train=lora`."""
 
     rank: int = ranged(MISSING, at_least(1))
     alpha: int = ranged(MISSING, POSITIVE)
     target_modules: list[str] = MISSING
+    init: str | None = ranged(None, text("a LoRA's file or folder, a hub id, a run, a checkpoint, or null"))
 
 
 @dataclass
@@ -199,12 +201,17 @@ class RolloutConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Drawing of the images that are evaluated; null takes the value of the rollout."""
+    """Images that are evaluated; null takes the value of the key that `config.evaluation.INHERITS` names."""
 
     steps: int | None = ranged(None, at_least(1))
     solver: OdeSolver | None = None
     times: RolloutTimes | None = None
     guidance_scale: float | None = ranged(None, GUIDANCE)
+    resolution: int | None = ranged(None, at_least(8))
+    batch_size: int | None = ranged(None, at_least(1))
+    images_per_prompt: int = ranged(1, at_least(1))
+    prompts: int | None = ranged(None, at_least(1))
+    seed: int | None = ranged(None, SEED)
 
 
 @dataclass
@@ -229,7 +236,7 @@ class TrainerConfig:
     """Length, batches, checkpoints and evaluations of a run."""
 
     steps: int = ranged(MISSING, at_least(0))
-    seed: int = ranged(MISSING, Range(lambda seed: 0 <= seed < 2**63, "a number from 0 to 2^63 - 1"))
+    seed: int = ranged(MISSING, SEED)
     micro_batch_size: int = ranged(MISSING, at_least(1))
     timestep_fraction: float = ranged(MISSING, SHARE)
     times_per_image: int | None = ranged(MISSING, at_least(1))

@@ -1,4 +1,4 @@
-"""`marble generate`: images of given prompts from a checkpoint, a run or the base model."""
+"""`marble generate`: images of given prompts from any target."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.data.prompts import Prompt
-from marble_cli.evaluate.target import resolve_target, run_config
+from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.files import check_writable, writing
-from marble_cli.policy.base import Adapter
-from marble_cli.policy.load import load_policy
-from marble_cli.rollout.collect import Rollout, evaluation_settings
+from marble_cli.rollout.collect import evaluation_rollout
 from marble_cli.seeds import noise
 
 
@@ -24,21 +23,19 @@ def generate(
     Raises:
         RequestError: the target, an override or `output` is wrong.
     """
-    chosen = resolve_target(target)
-    config = run_config(overrides, chosen)
+    models = Models(overrides, [resolve_target(target)])
+    (chosen,) = models.targets
     check_writable(output, "--output ")
-    policy = load_policy(config.model, config.trainer.seed)
-    chosen.put_into(policy)
-    adapter: Adapter = None if chosen.weights is None else "trained"
-    files = []
-    rollout = Rollout(policy, evaluation_settings(config.rollout, config.evaluation), config.trainer.seed)
+    policy = models.hold(chosen)
+    rollout = evaluation_rollout(policy, models.config.rollout, resolve_evaluation(models.config))
     rollout.prepare([Prompt(text) for text in prompts])
+    files = []
     for index, text in enumerate(prompts):
-        start = noise(seed, "generate", 0, [index], policy.latent_shape)
-        x0 = rollout.draw(rollout.encode([Prompt(text)]), slice(1), start, adapter)
+        start = noise(seed, "generate", 0, [index], rollout.policy.latent_shape)
+        x0 = rollout.draw(rollout.encode([Prompt(text)]), slice(1), start, chosen.adapter)
         file = output / f"{index:03d}.png"
         with writing(file, "Choose another --output."):
             output.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(policy.decode(x0)[0].permute(1, 2, 0).numpy()).save(file)
+            Image.fromarray(rollout.policy.decode(x0)[0].permute(1, 2, 0).numpy()).save(file)
         files.append(file)
     return files

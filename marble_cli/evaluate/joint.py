@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from marble_cli.evaluate.score import paired_interval
+from marble_cli.evaluate.statistics import paired_interval
 
 Interval = tuple[float, float]
 
@@ -57,7 +57,12 @@ class JointChange:
 
 
 def joint_change(
-    now: np.ndarray, before: np.ndarray, applicable: np.ndarray, *, resamples: int = 10_000
+    now: np.ndarray,
+    before: np.ndarray,
+    applicable: np.ndarray,
+    prompts: np.ndarray | None = None,
+    *,
+    resamples: int = 10_000,
 ) -> JointChange | None:
     """Compare two policies image by image, over all rewards; None if no reward scored any image under both.
 
@@ -65,7 +70,8 @@ def joint_change(
         now: scores [K, n] of the policy in question.
         before: scores [K, n] of the reference, on the same prompts and noise.
         applicable: bool [K, n]; true where both scores exist. Others are never read.
-        resamples: of the bootstrap over images.
+        prompts: int [n], the prompt of each image; None if each image has its own.
+        resamples: of the bootstrap over prompts.
     """
     difference = np.where(applicable, np.where(applicable, now, 0) - np.where(applicable, before, 0), 0)
     judged: np.ndarray = np.asarray(applicable.any(axis=0))
@@ -75,10 +81,11 @@ def joint_change(
     improved = np.logical_and(none_worse, some_better)[judged].astype(float)
     worse = np.logical_or(difference < 0, ~applicable)
     declined = worse.all(axis=0)[judged].astype(float)
+    of = None if prompts is None else prompts[judged]
     return JointChange(
         len(improved),
         float(improved.mean()),
-        paired_interval(improved, resamples=resamples),
+        paired_interval(improved, of, resamples=resamples),
         float(declined.mean()),
-        paired_interval(declined, resamples=resamples),
+        paired_interval(declined, of, resamples=resamples),
     )

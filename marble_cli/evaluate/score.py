@@ -1,42 +1,57 @@
-"""Score a policy on held-out prompts, with noise that depends only on the prompt's index."""
+"""Draw and score a policy's images of held-out prompts, with noise that depends only on an image's index."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from marble_cli.config.evaluation import resolve_evaluation
+from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.policy.base import Adapter
+from marble_cli.evaluate.diversity import diversities
+from marble_cli.policy.base import Adapter, Policy
 from marble_cli.rewards.scorer import Scorer, Scores
-from marble_cli.rollout.collect import Rollout
+from marble_cli.rollout.collect import Rollout, evaluation_rollout
 
 # Largest number of images of an evaluation that are kept to be looked at.
 SHOWN = 12
 
 
 def shown(count: int) -> list[int]:
-    """Return the indices, among `count` prompts, whose images are kept to be looked at."""
+    """Return the indices, among `count` prompts, whose first images are kept to be looked at."""
     return list(range(0, count, max(1, count // SHOWN)))[:SHOWN]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores [K, n] of one image per prompt.
+    """Scores [K, n] of `images_per_prompt` images per prompt, prompt after prompt.
 
-    `images`, uint8 [m, 3, H, W], are those at the `shown` indices.
+    `images`, uint8 [m, 3, H, W], are the first ones of the prompts at the `shown` indices. `diversity`,
+    float64 [prompts], is set if there are several images per prompt.
     """
 
     prompts: list[Prompt]
     images: Tensor
     scores: Scores
+    images_per_prompt: int = 1
+    diversity: Tensor | None = None
 
     @property
     def captions(self) -> list[str]:
         """Prompts of `images`."""
         return [self.prompts[i].text for i in shown(len(self.prompts))]
+
+    @property
+    def prompt_indices(self) -> np.ndarray:
+        """The index of each image's prompt, int [n]."""
+        return np.repeat(np.arange(len(self.prompts)), self.images_per_prompt)
+
+    @property
+    def sources(self) -> list[str]:
+        """The source of each image's prompt."""
+        return [prompt.source for prompt in self.prompts for _ in range(self.images_per_prompt)]
 
     def summary(self) -> dict[str, tuple[float, float, int]]:
         """Return mean, standard deviation and number of scored images of each reward that scored any."""
@@ -48,62 +63,87 @@ class Evaluation:
         return result
 
 
-def score_policy(
-    rollout: Rollout,
-    adapter: Adapter,
-    prompts: list[Prompt],
-    scorer: Scorer,
-    ranks: Ranks,
-    advance: Callable[[int], None],
-) -> Evaluation:
-    """Draw and score one image per prompt with `adapter`, each rank its part of the prompts.
+@dataclass(frozen=True)
+class Evaluator:
+    """Draws and scores the images of `prompts`, each rank those of its own prompts.
+
+    Both a run and `marble eval` evaluate through it, so that equal settings give equal scores.
+    """
+
+    rollout: Rollout
+    scorer: Scorer
+    prompts: list[Prompt]
+    images_per_prompt: int = 1
+    ranks: Ranks = field(default_factory=Ranks.alone)
+
+    @property
+    def own(self) -> list[int]:
+        """The indices of this rank's prompts; the last prompt of all may be repeated as padding."""
+        return self.ranks.padded_rank_indices(len(self.prompts))
+
+    @property
+    def own_images(self) -> int:
+        """The number of images that this rank draws."""
+        return len(self.own) * self.images_per_prompt
+
+    def encode_prompts(self) -> None:
+        """Encode the prompts of this rank."""
+        self.rollout.prepare([self.prompts[i] for i in self.own])
+
+    def score(self, adapter: Adapter, advance: Callable[[int], None] = lambda count: None) -> Evaluation:
+        """Draw and score the images with `adapter`.
+
+        Args:
+            adapter: the weights that draw.
+            advance: called with the number of images that each batch made.
+
+        Raises:
+            RewardError: a reward broke its contract, or failed on too many images.
+        """
+        size, count = self.images_per_prompt, len(self.prompts)
+        samples = self.rollout.collect(
+            [self.prompts[i] for i in self.own for _ in range(size)],
+            [i * size + place for i in self.own for place in range(size)],
+            scorer=self.scorer,
+            adapter=adapter,
+            purpose="evaluate",
+            step=0,
+            advance=advance,
+        )
+        every, n = samples.scores(self.ranks), count * size
+        scores = Scores(every.names, every.values[:, :n], every.applicable[:, :n], every.failed[:, :n])
+        self.scorer.check(scores)
+        diversity = None
+        if size > 1:
+            diversity = self.ranks.all_gather(diversities(samples.x0, size).cpu())[:count]
+        return Evaluation(self.prompts, self._gather_shown(samples.images), scores, size, diversity)
+
+    def _gather_shown(self, images: Tensor) -> Tensor:
+        """Gather the first images of the `shown` prompts from all ranks; `images` are those of this rank."""
+        firsts, indices = images[:: self.images_per_prompt], shown(len(self.prompts))
+        gathered = images.new_zeros(len(indices), *images.shape[1:])
+        for image, index in zip(gathered, indices, strict=True):
+            rank, offset = divmod(index, len(firsts))
+            if rank == self.ranks.rank:
+                image.copy_(firsts[offset])
+        return self.ranks.all_reduce(gathered.to(self.rollout.policy.device)).cpu()
+
+
+def make_evaluator(
+    config: RunConfig, policy: Policy, scorer: Scorer, prompts: list[Prompt], ranks: Ranks | None = None
+) -> Evaluator:
+    """Make the evaluator of a run.
+
+    Args:
+        config: the configuration of the run.
+        policy: the policy whose images are judged.
+        scorer: scores them.
+        prompts: the held-out prompts.
+        ranks: share the prompts; this process alone if None.
 
     Raises:
-        RewardError: a reward broke its contract, or failed on too many images.
+        RequestError: `evaluation.resolution` does not fit the model.
     """
-    count, own = len(prompts), ranks.padded_rank_indices(len(prompts))
-    samples = rollout.collect(
-        [prompts[i] for i in own],
-        own,
-        scorer=scorer,
-        adapter=adapter,
-        purpose="evaluate",
-        step=0,
-        advance=advance,
-    )
-    every = samples.scores(ranks)
-    scores = Scores(
-        every.names, every.values[:, :count], every.applicable[:, :count], every.failed[:, :count]
-    )
-    scorer.check(scores)
-    return Evaluation(prompts, _gather_shown(samples.images, count, ranks, rollout.policy.device), scores)
-
-
-def _gather_shown(own: Tensor, count: int, ranks: Ranks, device: torch.device) -> Tensor:
-    """Gather the images at the `shown` indices from all ranks; `own` are those of this rank."""
-    indices = shown(count)
-    images = own.new_zeros(len(indices), *own.shape[1:])
-    for image, index in zip(images, indices, strict=True):
-        rank, offset = divmod(index, len(own))
-        if rank == ranks.rank:
-            image.copy_(own[offset])
-    return ranks.all_reduce(images.to(device)).cpu()
-
-
-def paired_interval(
-    difference: np.ndarray, *, resamples: int = 10_000, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Return the seeded percentile bootstrap interval of the mean of paired differences [n], float64.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
-    """
-    random = np.random.default_rng(0)
-    means = np.concatenate(
-        [
-            difference[random.integers(0, len(difference), (1000, len(difference)))].mean(axis=1)
-            for _ in range(resamples // 1000)
-        ]
-    )
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    settings = resolve_evaluation(config)
+    rollout = evaluation_rollout(policy, config.rollout, settings)
+    return Evaluator(rollout, scorer, prompts, settings.images_per_prompt, ranks or Ranks.alone())

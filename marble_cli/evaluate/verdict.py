@@ -7,7 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from marble_cli.evaluate.joint import joint_change
-from marble_cli.evaluate.score import Evaluation, paired_interval
+from marble_cli.evaluate.score import Evaluation
+from marble_cli.evaluate.statistics import paired_interval
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ def judge(
     scores = dict(zip(evaluation.scores.names, evaluation.scores.values, strict=True))
     gains, rose, fell = [], [], []
     for name, before in start.items():
-        pairs = _paired(scores.get(name), before)
+        pairs, both = _paired(scores.get(name), before)
         if not len(pairs):
             continue
         difference = pairs[:, 0] - pairs[:, 1]
-        low, high = paired_interval(difference, resamples=1000)
+        low, high = paired_interval(difference, evaluation.prompt_indices[both], resamples=1000)
         if name in trained:
             gains.append(float(difference.mean() / (pairs[:, 1].std() + 1e-8)))
             rose += [name] if low > 0 else []
@@ -73,6 +74,8 @@ def judge(
     )
     composite = sum(gains) / max(1, len(gains))
     metrics["eval/composite"] = composite
+    if evaluation.diversity is not None:
+        metrics["eval/diversity"] = evaluation.diversity.mean().item()
     metrics |= _joint_metrics(scores, start, trained)
     return Verdict(metrics, composite, (warning,) if fell and rose else ())
 
@@ -92,10 +95,14 @@ def _joint_metrics(
     return {"eval/joint_improvement": change.improvement, "eval/joint_decline": change.decline}
 
 
-def _paired(now: Tensor | None, before: list[float | None]) -> np.ndarray:
-    """Pair the scores now and at the start: [m, 2] float64 over the images that have both."""
+def _paired(now: Tensor | None, before: list[float | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Pair the scores now and at the start.
+
+    Returns:
+        The pairs [m, 2] float64 of the images that have both scores, and the places of these images [m].
+    """
     if now is None or len(now) != len(before):
-        return np.empty((0, 2))
+        return np.empty((0, 2)), np.empty(0, dtype=int)
     rows = np.stack([now.numpy(), np.array([np.nan if v is None else v for v in before])], axis=1)
-    both: np.ndarray = rows[np.isfinite(rows).all(axis=1)]
-    return both
+    both = np.flatnonzero(np.isfinite(rows).all(axis=1))
+    return rows[both], both

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from marble_cli.config.enums import Parallel
+from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import (
     ModelConfig,
     RewardConfig,
@@ -17,6 +18,7 @@ from marble_cli.config.schema import (
 )
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
+from marble_cli.evaluate.groups import check_evaluated_groups
 from marble_cli.files import check_writable
 from marble_cli.policy.load import pick_device
 from marble_cli.rewards.api import Declaration
@@ -179,15 +181,19 @@ def _first_valid(prompts: list[Prompt], rewards: list[Declaration]) -> Prompt:
     return next((p for p in prompts if not any(metadata_problem(r, p.metadata) for r in rewards)), prompts[0])
 
 
-def check_groups(rollout: RolloutConfig, declarations: Mapping[str, Declaration]) -> None:
-    """Check that rewards which judge whole prompt groups get whole groups.
+def check_groups(config: RunConfig, declarations: Mapping[str, Declaration]) -> None:
+    """Check that rewards which judge whole prompt groups get whole groups, in rollouts and in evaluations.
 
     Raises:
-        ConfigError: a batch of the rollout would cut a group in two.
+        ConfigError: a batch of the rollout would cut a group in two, or evaluations draw no groups.
     """
-    for name, declaration in declarations.items():
-        if declaration.groupwise and rollout.batch_size % rollout.group_size:
+    rollout = config.rollout
+    for name in config.rewards:
+        if declarations[name].groupwise and rollout.batch_size % rollout.group_size:
             raise ConfigError(
                 f"reward {name} judges whole groups, and rollout.batch_size={rollout.batch_size} would cut "
                 f"them. Expected a multiple of rollout.group_size={rollout.group_size}."
             )
+    if config.trainer.eval_every:
+        groupwise = [name for name, declaration in declarations.items() if declaration.groupwise]
+        check_evaluated_groups(resolve_evaluation(config), groupwise)

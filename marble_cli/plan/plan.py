@@ -14,9 +14,11 @@ from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.store import step_of
 from marble_cli.config.counts import geometry, processes
 from marble_cli.config.enums import BalanceMode, Parallel, RefreshWhen, SharedTerm, Train
+from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
 from marble_cli.errors import UnreachableError
+from marble_cli.evaluate.start import read_start
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.lock import RunLock
 from marble_cli.metrics.wandb_destination import resolve_destination
@@ -38,7 +40,6 @@ from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.worker import required
-from marble_cli.rollout.collect import evaluation_settings
 
 MORE_PROCESSES = (16, 8, 4, 2)
 # Share of the speed of a large matrix product that a run of `preset=tiny` reached on two CPU cores.
@@ -98,11 +99,12 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     checkpoint = find_checkpoint(folder, config, resume)
     check_cache(config.model)
     check_files(config.model)
+    start = read_start(config) if checkpoint is None else None
     declarations: dict[str, Declaration] = {}
     unreachable = None
     try:
         declarations = check_plugins({**config.rewards, **config.eval_rewards})
-        check_groups(config.rollout, declarations)
+        check_groups(config, declarations)
     except UnreachableError as error:  # most of the plan can be printed without the server
         unreachable = error
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
@@ -111,6 +113,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     rows: list[tuple[str, str]] = [
         ("run", f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)"),
         ("begins", f"after step {step_of(checkpoint)}: {checkpoint}" if checkpoint else "at step 1"),
+        *([("starts from", start.target.label)] if start else []),
         ("evaluated on", _evaluation(config)),
         ("rewards", ", ".join(config.rewards)),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
@@ -125,7 +128,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("the transformer", _layout(config.trainer, processes(config.launcher))),
         ("W&B", "; ".join([str(figures), *figures.ignored])),
     ]
-    size = model_size(config.model)
+    size = model_size(config.model, config.evaluation.resolution)
     device = pick_device(config.model.device)
     if (cache := fetched_into(config.model)) is not None:
         rows.append(("to be fetched into", cache))
@@ -202,9 +205,11 @@ def _rewards(
 
 
 def _evaluation(config: RunConfig) -> str:
-    drawn = evaluation_settings(config.rollout, config.evaluation)
-    prompts = f"the first {config.trainer.eval_prompts} held-out prompts of each source"
-    return f"{prompts}, {drawn.steps} steps of {drawn.solver.value}"
+    own = resolve_evaluation(config)
+    images = "" if own.images_per_prompt == 1 else f" x {own.images_per_prompt} images"
+    size = "" if own.resolution == config.model.resolution else f", {own.resolution} pixels"
+    prompts = f"the first {own.prompts} held-out prompts of each source{images}"
+    return f"{prompts}, {own.steps} steps of {own.solver.value}{size}"
 
 
 def _shares(config: RunConfig) -> str:

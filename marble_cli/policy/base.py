@@ -130,6 +130,14 @@ class Policy(Protocol):
         """Return the trained weights on the CPU, by diffusers' keys: an unscaled LoRA, or a transformer."""
         ...
 
+    def resized(self, resolution: int) -> "Policy":
+        """Return a policy with the same weights that draws images of another size.
+
+        Raises:
+            RequestError: the resolution does not fit the model; the message names `evaluation.resolution`.
+        """
+        ...
+
     def provenance(self) -> dict[str, Any]:
         """Return what the trained weights belong to, ready for JSON; see `policy.provenance`."""
         ...

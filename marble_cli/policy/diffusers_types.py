@@ -23,6 +23,7 @@ class Transformer(nn.Module):
     set_adapter: Callable[[str], None]
     enable_adapters: Callable[[], None]
     disable_adapters: Callable[[], None]
+    load_lora_adapter: Callable[..., None]
 
 
 class Autoencoder(nn.Module):

@@ -1,14 +1,12 @@
 """Load a pipeline from the configuration and put it on its device as a policy."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
-from huggingface_hub import hf_hub_download
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
@@ -23,6 +21,7 @@ from marble_cli.policy.source import (
     find_family,
     list_networks,
     local_folder,
+    model_file,
     read_json,
     warn_unused_revision,
 )
@@ -77,7 +76,7 @@ def load_policy(model: ModelConfig, seed: int, place: PlaceModel = place_whole) 
     folder = local_folder(model.path)
     warn_unused_revision(model)
     with explain_load_errors(model):
-        index = read_json(_index_file(model, folder))
+        index = read_json(model_file(model, "model_index.json"))
         family = find_family(model, index)
         tokenizers: dict[str, Any] = {}  # a pipeline from the hub brings its own
         if folder is not None:
@@ -111,13 +110,6 @@ def _check_loaded_tokenizers(pipeline: Pipeline, where: str) -> None:
         {name: part.config for name, part in parts.items() if name.startswith("text_encoder")},
         where,
     )
-
-
-def _index_file(model: ModelConfig, folder: Path | None) -> Path:
-    """Return the pipeline's model_index.json, fetched if the model is on the hub."""
-    if folder is not None:
-        return folder / "model_index.json"
-    return Path(hf_hub_download(model.path, "model_index.json", revision=model.revision))
 
 
 def _disable_progress_bars() -> None:

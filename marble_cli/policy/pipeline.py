@@ -1,7 +1,9 @@
 """Make a policy of a diffusers pipeline of any supported family: frozen and trained weights."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,14 +62,25 @@ class PipelinePolicy:
             if model.train is Train.full
             else LoraPair(self.transformer, model.lora, seed, place_transformer)
         )
-        self.latent_shape, self.even_times = family.latent_shape, family.even_times
-        self.guided = family.guided
-        self.tokens = count_image_tokens(
-            model, type(family), pipeline.vae.config, pipeline.transformer.config
-        )
+        self.even_times, self.guided = family.even_times, family.guided
+        self._take_size("model.resolution")
         self.cache = self._open_cache()
         for frozen in (pipeline.vae, *(() if self.cache else family.encoders)):
             frozen.to(device)
+
+    def _take_size(self, key: str) -> None:
+        self.latent_shape = self.family.latent_shape
+        configs = self.pipeline.vae.config, self.pipeline.transformer.config
+        self.tokens = count_image_tokens(self.model, type(self.family), *configs, key)
+
+    def resized(self, resolution: int) -> "PipelinePolicy":
+        if resolution == self.model.resolution:
+            return self
+        other = copy.copy(self)
+        other.model = replace(self.model, resolution=resolution)
+        other.family = type(self.family)(self.pipeline, other.model)
+        other._take_size("evaluation.resolution")
+        return other
 
     def _open_cache(self) -> EmbeddingCache | None:
         if self.model.embedding_cache is None:

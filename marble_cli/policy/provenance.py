@@ -78,8 +78,6 @@ def read_provenance(info: Mapping[str, Any], train: str) -> Mapping[str, Any]:
 def check_provenance(theirs: Mapping[str, Any], ours: Mapping[str, Any], checkpoint: str) -> None:
     """Check that a checkpoint's weights may be loaded into a policy.
 
-    Weights in two precisions are not compared: rounding makes them differ.
-
     Args:
         theirs: the checkpoint's provenance; keys that it lacks are not compared.
         ours: the policy's provenance.
@@ -101,6 +99,17 @@ def check_provenance(theirs: Mapping[str, Any], ours: Mapping[str, Any], checkpo
                 f"{ours[key]} here. Expected a checkpoint of the same model with the same "
                 "model.lora.* settings."
             )
+    check_model(theirs, ours, checkpoint)
+
+
+def check_model(theirs: Mapping[str, Any], ours: Mapping[str, Any], checkpoint: str) -> None:
+    """Check that weights were trained on the policy's model; the arguments are those of `check_provenance`.
+
+    Weights in two precisions are not compared: rounding makes them differ.
+
+    Raises:
+        CheckpointError: they were trained on another model.
+    """
     same_precision = theirs.get("precision") == ours["precision"]
     if same_precision and theirs.get("weights", ours["weights"]) != ours["weights"]:
         raise CheckpointError(

@@ -2,9 +2,11 @@
 
 import importlib
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import peft
 import torch
 from torch import nn
@@ -21,17 +23,20 @@ from marble_cli.policy.source import (
     explain_load_errors,
     find_family,
     list_networks,
+    model_file,
     read_json,
 )
 from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora import add_adapter
 
 
-def model_size(model: ModelConfig) -> ModelSize | None:
+def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | None:
     """Return a model's sizes; None if its configuration files are not on this machine.
 
+    `evaluated` is `evaluation.resolution`, which is checked too.
+
     Raises:
-        RequestError: the folder holds no pipeline of a supported family, or the resolution does not fit it.
+        RequestError: the folder holds no pipeline of a supported family, or a resolution does not fit it.
         ConfigError: the guidance, the precision, the length of prompts or the LoRA targets do not fit it.
     """
     folder = config_folder(model.path)
@@ -45,6 +50,9 @@ def model_size(model: ModelConfig) -> ModelSize | None:
         transformer, vae = parts["transformer"], parts["vae"]
     check_model_settings(model, family, transformer.config)
     itemsize = DTYPES[model.precision].itemsize
+    if evaluated is not None:
+        judged = replace(model, resolution=evaluated)
+        count_image_tokens(judged, family, vae.config, transformer.config, "evaluation.resolution")
     parameters = _count(transformer)
     encoders = sum(_count(part) for name, part in parts.items() if name.startswith("text_encoder"))
     blocks = repeated_blocks(transformer)
@@ -58,6 +66,22 @@ def model_size(model: ModelConfig) -> ModelSize | None:
         blocks=len(blocks),
         features=sum(layer.out_features for layer in linear),
     )
+
+
+def transformer_skeleton(model: ModelConfig) -> tuple[type, Transformer]:
+    """Return the class of a model's pipeline, and its transformer without storage.
+
+    Two JSON files are fetched if the model is on the hub.
+
+    Raises:
+        RequestError: the model is no pipeline of a supported family, or cannot be reached.
+    """
+    with explain_load_errors(model):
+        index = read_json(model_file(model, "model_index.json"))
+        find_family(model, index)
+        folder = model_file(model, "transformer/config.json").parent
+        transformer: Transformer = _make_skeleton(folder, *index["transformer"])
+        return getattr(diffusers, index["_class_name"]), transformer
 
 
 def _make_skeleton(folder: Path, library: str, name: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 
 from marble_cli.config.enums import Precision
@@ -61,6 +62,14 @@ def local_folder(path: str) -> Path | None:
     return folder
 
 
+def model_file(model: ModelConfig, name: str) -> Path:
+    """Return a file of the pipeline, fetched if the model is on the hub."""
+    folder = local_folder(model.path)
+    if folder is not None:
+        return folder / name
+    return Path(hf_hub_download(model.path, name, revision=model.revision))
+
+
 def warn_unused_revision(model: ModelConfig) -> None:
     """Warn if `model.revision` is set for a folder; only models on the hub have revisions."""
     if model.revision is not None and local_folder(model.path) is not None:
@@ -108,9 +117,15 @@ def list_networks(
 
 
 def count_image_tokens(
-    model: ModelConfig, family: type[Family], vae: Mapping[str, Any], transformer: Mapping[str, Any]
+    model: ModelConfig,
+    family: type[Family],
+    vae: Mapping[str, Any],
+    transformer: Mapping[str, Any],
+    key: str = "model.resolution",
 ) -> int:
     """Count the tokens of an image from the configurations of the VAE and the transformer.
+
+    `key` is where the resolution was set, for messages.
 
     Raises:
         RequestError: the resolution is not a multiple of a token's side, or exceeds the transformer's
@@ -118,14 +133,10 @@ def count_image_tokens(
     """
     token = family.downscaling(vae, transformer)
     if model.resolution % token:
-        raise RequestError(
-            f"model.resolution={model.resolution}: expected a multiple of {token} for this model."
-        )
+        raise RequestError(f"{key}={model.resolution}: expected a multiple of {token} for this model.")
     most = transformer.get("pos_embed_max_size")
     if most is not None and model.resolution > most * token:
-        raise RequestError(
-            f"model.resolution={model.resolution}: expected at most {most * token} for this model."
-        )
+        raise RequestError(f"{key}={model.resolution}: expected at most {most * token} for this model.")
     return (model.resolution // token) ** 2
 
 

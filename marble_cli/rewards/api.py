@@ -24,8 +24,7 @@ A reward may declare, as attributes of the class or function:
     range       (low, high): the bounds of the scores, None for no bound
     license     of the plugin and of the weights that it loads
     citation    the paper or repository to cite
-    groupwise   true if the reward must see all images of a prompt in one call (one image, in an
-                evaluation)
+    groupwise   true if the reward must see all images of a prompt in one call
 """
 
 from collections.abc import Mapping

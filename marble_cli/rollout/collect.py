@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import EvaluationConfig, RolloutConfig
+from marble_cli.config.evaluation import EvaluationSettings
+from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
@@ -169,7 +170,23 @@ class Rollout:
         return Samples(torch.cat(latents), torch.cat(images), vectors.positive, list(prompts), pending)
 
 
-def evaluation_settings(rollout: RolloutConfig, evaluation: EvaluationConfig) -> RolloutConfig:
-    """Return how evaluations draw: as in the rollout, except for the keys that `evaluation` sets."""
-    own = {name: value for name, value in vars(evaluation).items() if value is not None}
-    return replace(rollout, **own)
+def evaluation_rollout(policy: Policy, rollout: RolloutConfig, evaluation: EvaluationSettings) -> Rollout:
+    """Return how evaluations draw images with `policy`; batches hold whole groups where they can.
+
+    Raises:
+        RequestError: `evaluation.resolution` does not fit the model.
+    """
+    settings = replace(
+        rollout,
+        steps=evaluation.steps,
+        solver=evaluation.solver,
+        times=evaluation.times,
+        guidance_scale=evaluation.guidance_scale,
+        batch_size=whole_groups(evaluation.batch_size, evaluation.images_per_prompt),
+    )
+    return Rollout(policy.resized(evaluation.resolution), settings, evaluation.seed)
+
+
+def whole_groups(batch_size: int, group_size: int) -> int:
+    """Return the largest batch of whole groups, at most `batch_size`; that itself if it is below a group."""
+    return batch_size - batch_size % group_size or batch_size

@@ -5,7 +5,6 @@ The main rank's values are used. Other ranks may run on nodes that do not see it
 
 import hashlib
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.store import TrainerState
 from marble_cli.config.compose import completed, dump, typed
+from marble_cli.config.evaluation import pictured
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
@@ -35,7 +35,7 @@ class StoredCheckpoint:
         ema: the moving average of the weights.
         rewards: the names of the rewards.
         balance: the plain tree of the `balance` group.
-        evaluation: how evaluations drew their images, as `evaluation_settings` returns it.
+        evaluation: how evaluations drew their images, as `config.evaluation.pictured` returns it.
     """
 
     path: Path
@@ -129,18 +129,8 @@ def _load(checkpoint: Path) -> StoredCheckpoint:
         ema,
         rewards=list(tree["rewards"]),
         balance=tree["balance"],
-        evaluation=evaluation_settings(tree),
+        evaluation=pictured(tree),
     )
-
-
-def evaluation_settings(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return how evaluations draw images: the `evaluation` group, with the rollout's value for each null.
-
-    Args:
-        tree: the plain tree of a run's configuration.
-    """
-    rollout, own = tree["rollout"], tree["evaluation"]
-    return {key: rollout[key] if value is None else value for key, value in own.items()}
 
 
 def _digest(checkpoint: Path) -> str | None:

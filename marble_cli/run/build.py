@@ -12,9 +12,10 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
+from marble_cli.evaluate.score import make_evaluator
 from marble_cli.policy.base import Policy
 from marble_cli.rewards.scorer import Scorer
-from marble_cli.rollout.collect import Rollout, evaluation_settings
+from marble_cli.rollout.collect import Rollout
 from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.loop import Recorder, Trainer
 from marble_cli.run.state import Progress
@@ -81,12 +82,9 @@ def build_trainer(
     evaluations = Evaluations(
         settings=config.trainer,
         policy=policy,
-        scorer=eval_scorer,
-        rollout=Rollout(policy, evaluation_settings(config.rollout, config.evaluation), config.trainer.seed),
-        held_out=held_out,
+        evaluator=make_evaluator(config, policy, eval_scorer, held_out, layout.ranks),
         trained=names,
         watched=list(config.eval_rewards),
-        ranks=layout.ranks,
         progress=progress,
     )
     return Trainer(

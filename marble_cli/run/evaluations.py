@@ -6,13 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from marble_cli.config.schema import TrainerConfig
-from marble_cli.data.prompts import Prompt
-from marble_cli.distributed.ranks import Ranks
-from marble_cli.evaluate.score import Evaluation, score_policy
+from marble_cli.evaluate.score import Evaluation, Evaluator
 from marble_cli.evaluate.verdict import Verdict, base_scores, judge
 from marble_cli.policy.base import Policy
-from marble_cli.rewards.scorer import Scorer
-from marble_cli.rollout.collect import Rollout
 from marble_cli.run.state import Progress
 
 log = logging.getLogger("marble.run")
@@ -25,33 +21,18 @@ class Evaluations:
     Attributes:
         settings: the steps that are evaluated, and the metric that chooses the best.
         policy: the policy whose moving average is evaluated.
-        scorer: scores the trained and the watched rewards.
-        rollout: makes the images.
-        held_out: the prompts.
+        evaluator: draws the images of the held-out prompts and scores the trained and the watched rewards.
         trained: the names of the trained rewards.
         watched: the names of the watched rewards.
-        ranks: the ranks of the run.
         progress: the state after the last finished step.
     """
 
     settings: TrainerConfig
     policy: Policy
-    scorer: Scorer
-    rollout: Rollout
-    held_out: list[Prompt]
+    evaluator: Evaluator
     trained: list[str]
     watched: list[str]
-    ranks: Ranks
     progress: Progress
-
-    @property
-    def own_prompts(self) -> list[Prompt]:
-        """The held-out prompts of this rank."""
-        return [self.held_out[i] for i in self.ranks.padded_rank_indices(len(self.held_out))]
-
-    def encode_prompts(self) -> None:
-        """Encode the held-out prompts of this rank."""
-        self.rollout.prepare(self.own_prompts)
 
     def are_due(self) -> bool:
         """Tell whether the last finished step is due for an evaluation and has none yet."""
@@ -67,9 +48,7 @@ class Evaluations:
             advance: called with the number of images that each batch made.
         """
         with self.policy.swapped(self.progress.ema):
-            evaluation = score_policy(
-                self.rollout, "trained", self.held_out, self.scorer, self.ranks, advance
-            )
+            evaluation = self.evaluator.score("trained", advance)
         if not self.progress.base_scores:
             self.progress.base_scores = base_scores(evaluation)
         return evaluation, judge(evaluation, self.progress.base_scores, self.trained, self.watched)

@@ -111,14 +111,14 @@ class Trainer:
     def check_rewards(self) -> None:
         """Try every reward on two images of every prompt source, before the first step."""
         with self.ranks.raise_together(), bounded("when the rewards were first tried", SMALLER_TRIAL):
-            check_rewards(self.rollout, self.evaluations.scorer, self.sampler.sources)
+            check_rewards(self.rollout, self.evaluations.evaluator.scorer, self.sampler.sources)
 
     def train(self, interrupt: Interrupt) -> int:
         """Run the remaining steps with their evaluations and checkpoints; return the exit code."""
         settings = self.config.trainer
         if settings.eval_every:
             with bounded("while prompts were encoded", SMALLER_ENCODERS), self.ranks.raise_together():
-                self.evaluations.encode_prompts()
+                self.evaluations.evaluator.encode_prompts()
         if self.evaluations.are_due():
             self.evaluate()
         while self.progress.step < settings.steps:
@@ -278,7 +278,7 @@ class Trainer:
     def evaluate(self) -> bool:
         """Score the moving average on held-out prompts; tell whether it is the best so far."""
         step, first = self.progress.step, not self.progress.base_scores
-        self.recorder.stage("evaluate", len(self.evaluations.own_prompts))
+        self.recorder.stage("evaluate", self.evaluations.evaluator.own_images)
         with bounded("in an evaluation", SMALLER_ROLLOUT):
             evaluation, verdict = self.evaluations.score(self.recorder.advance)
         with self.ranks.raise_together():

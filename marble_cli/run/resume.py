@@ -14,6 +14,7 @@ from marble_cli.checkpoint import store
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.resume import newest_checkpoint, warn_skipped
 from marble_cli.config.compose import dump
+from marble_cli.config.evaluation import pictured
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError
@@ -24,7 +25,6 @@ from marble_cli.policy.provenance import check_provenance, read_provenance
 from marble_cli.run.agreement import (
     StoredCheckpoint,
     agree_on_checkpoint,
-    evaluation_settings,
     read_checkpoint,
 )
 from marble_cli.run.balance_state import restore_balance_state
@@ -136,7 +136,7 @@ def restore(
         progress.cache, progress.balance = DirectionCache(), None
     elif progress.step:
         restore_balance_state(balance, progress.balance, checkpoint)
-    if stored.evaluation not in (None, evaluation_settings(now)):
+    if stored.evaluation not in (None, pictured(now)):
         log.warning(
             "evaluations of %s drew images differently; base scores and the best are determined anew",
             checkpoint,

@@ -106,5 +106,5 @@ def _check_shapes(state: TrainerState, group: str, expected: Mapping[str, tuple[
     if misfits := find_misfits(expected, found):
         raise CheckpointError(
             f"{group}.safetensors of the checkpoint of step {state.step} "
-            f"{describe_misfits(misfits)}. {REMEDY}"
+            f"{describe_misfits(misfits, expected, found)}. {REMEDY}"
         )

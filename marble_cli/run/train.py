@@ -8,10 +8,12 @@ from marble_cli import lock
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.config.enums import Parallel
+from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.distributed.layout import choose_layout
 from marble_cli.distributed.ranks import Ranks
+from marble_cli.evaluate.start import read_start
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.interrupts import Interrupt
 from marble_cli.metrics.wandb_destination import resolve_destination
@@ -56,7 +58,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                 resolve_destination(config.logging.wandb)
             check_cache(config.model)
             declarations = check_plugins(rewards)
-            check_groups(config.rollout, declarations)
+            check_groups(config, declarations)
             checkpoint = find_checkpoint(folder, config, resume) if ranks.is_main else None
         named = resume not in ("auto", "never")
         # No rank writes a file before all ranks have passed the checks above.
@@ -66,7 +68,8 @@ def train(config: RunConfig, *, resume: str) -> int:
             sources = load_prompts(config.data, "train")
             all_held_out = load_prompts(config.data, "test")
             check_applicable(config, declarations, sources, all_held_out)
-            prompts = held_out(all_held_out, config.trainer.eval_prompts)
+            prompts = held_out(all_held_out, resolve_evaluation(config).prompts)
+            start = read_start(config) if checkpoint is None else None
             balance = build_balance(config)
             check_memory(config, device)
             if ranks.is_main:
@@ -78,6 +81,9 @@ def train(config: RunConfig, *, resume: str) -> int:
             eval_scorer = stack.enter_context(
                 open_scorer(rewards, str(policy.device), config.trainer.pending_batches)
             )
+        if start is not None:
+            with ranks.raise_together():
+                start.put_into(policy, config.trainer.seed)
         optimizer = build_optimizer(config, policy)
         checkpoint, progress = resume_from(
             ranks, folder, checkpoint, policy, optimizer, config, balance, named=named

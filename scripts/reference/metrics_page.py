@@ -67,6 +67,13 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             ("eval",),
         ),
         Metric(
+            "eval/diversity",
+            "Mean distance of the images of a prompt: the root mean square difference of two latents, over "
+            "all pairs.",
+            "evaluations with `evaluation.images_per_prompt` above 1",
+            ("eval",),
+        ),
+        Metric(
             "eval/joint_improvement",
             "Share of the held-out images that are at least as good as at the first evaluation in every "
             "applicable trained reward, and better in one.",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from marble_cli.evaluate.evaluate import draw
-from marble_cli.evaluate.target import resolve_target, run_config
+from marble_cli.evaluate.evaluate import held_out_prompts
+from marble_cli.evaluate.score import make_evaluator
+from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.metrics.history import read_history
-from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
 from scripts.study.cells import (
     BASE,
@@ -113,10 +113,12 @@ def score(folder: Path, target: str, seed: int) -> np.ndarray:
     rewards = f"rewards=[{','.join(REWARDS)}]"  # a specialist's run has one
     common = COMMON if drawn.config is None else ()
     overrides = [*common, rewards, *prompt_overrides(seed), f"trainer.seed={seed}", f"run.dir={folder}"]
-    config = run_config(overrides, drawn)
-    policy = load_policy(config.model, seed)
-    with open_scorer(config.rewards, str(policy.device)) as scorer:
-        scores = draw(drawn, policy, config, scorer).scores
+    models = Models(overrides, [drawn])
+    (held,) = models.targets
+    policy = models.hold(held)
+    with open_scorer(models.config.rewards, str(policy.device)) as scorer:
+        evaluator = make_evaluator(models.config, policy, scorer, held_out_prompts(models.config))
+        scores = evaluator.score(held.adapter).scores
     return np.where(scores.applicable, scores.values, np.nan).astype(np.float32)
 
 

@@ -19,7 +19,7 @@ GROUP_KEYS = {
     "run": "name dir",
     "model": "path revision variant clip precision resolution max_sequence_length guidance embedding_cache "
     "gradient_checkpointing compile device train",
-    "model.lora": "rank alpha target_modules",
+    "model.lora": "rank alpha target_modules init",
     "data": "root",
     "data.sources.*": "train test weight hub subset revision prompt_key quoted_as quotes negative_prompt "
     "metadata.*",
@@ -33,7 +33,7 @@ GROUP_KEYS = {
     "optimizer": "lr betas weight_decay epsilon clip_norm",
     "rollout": "groups group_size steps solver times guidance_scale cfg_normalization cfg_truncation "
     "batch_size",
-    "evaluation": "steps solver times guidance_scale",
+    "evaluation": "steps solver times guidance_scale resolution batch_size images_per_prompt prompts seed",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last "
     "keep_every best eval_every eval_prompts encode_ahead max_skipped pending_batches parallel fsdp.replicas "
     "fsdp.reshard",

@@ -23,9 +23,11 @@ from marble_cli.config.enums import OdeSolver
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
-from marble_cli.evaluate.evaluate import compare, evaluate
+from marble_cli.evaluate.compare import compare
+from marble_cli.evaluate.evaluate import evaluate
 from marble_cli.evaluate.generate import generate
-from marble_cli.evaluate.score import Evaluation, paired_interval
+from marble_cli.evaluate.score import Evaluation
+from marble_cli.evaluate.statistics import paired_interval
 from marble_cli.evaluate.target import Target, resolve_target
 from marble_cli.evaluate.target import run_config as judging_config
 from marble_cli.policy.load import load_policy
@@ -162,15 +164,15 @@ def test_the_judging_config_is_the_runs(run: Path, tmp_path: Path, run_config: R
 
 
 def test_a_policy_against_itself_differs_in_nothing(run: Path) -> None:
-    report = evaluate(str(run), str(run), [], None)
+    report = evaluate(str(run), [str(run)], [], None)
     assert {r.name for r in report.rewards} == {"colorfulness", "compressibility"}
     assert all((r.difference, r.low, r.high) == (0.0, 0.0, 0.0) for r in report.rewards)
     assert all(r.n == 6 for r in report.rewards)
 
 
 def test_two_policies_are_judged_on_the_same_noise(run: Path, tmp_path: Path) -> None:
-    report = evaluate(str(run), "base", ["rewards.colorfulness.sources=[text]"], tmp_path)
-    alone = {r.name: r for r in evaluate(str(run), None, [], None).rewards}
+    report = evaluate(str(run), ["base"], ["rewards.colorfulness.sources=[text]"], tmp_path)
+    alone = {r.name: r for r in evaluate(str(run), [], [], None).rewards}
     results = {r.name: r for r in report.rewards}
     assert results["compressibility"].mean == pytest.approx(alone["compressibility"].mean)
     assert results["colorfulness"].n == 2
@@ -195,7 +197,7 @@ def test_a_report_outlives_its_pictures(
 
     monkeypatch.setattr("marble_cli.evaluate.evaluate.image_grid", fail)
     (tmp_path / "images.png").write_bytes(b"of an earlier call")
-    report = evaluate(str(run), None, [], tmp_path)
+    report = evaluate(str(run), [], [], tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == report.to_json()
     assert not (tmp_path / "images.png").exists()
     assert "images.png could not be drawn: ValueError: Expected end of text" in caplog.text
@@ -203,7 +205,7 @@ def test_a_report_outlives_its_pictures(
 
 def test_judging_leaves_the_order_of_targets_without_effect(run: Path) -> None:
     first, second = (str(run / "checkpoints" / f"step-0000000{step}") for step in (1, 2))
-    there, back = evaluate(first, second, [], None), evaluate(second, first, [], None)
+    there, back = evaluate(first, [second], [], None), evaluate(second, [first], [], None)
     for one, other in zip(there.rewards, back.rewards, strict=True):
         assert one.difference == pytest.approx(-other.difference)
         assert one.mean == pytest.approx(other.reference)
@@ -224,7 +226,7 @@ def test_images_are_judged_as_evaluation_draws_them(run: Path, keys: dict[str, A
     """As if the rollout were set so, in what is set; the run's own rollout differs from it."""
 
     def means(*overrides: str) -> list[float | None]:
-        return [reward.mean for reward in evaluate(str(run), None, list(overrides), None).rewards]
+        return [reward.mean for reward in evaluate(str(run), [], list(overrides), None).rewards]
 
     judged = means(*(f"evaluation.{key}={value}" for key, value in keys.items()))
     assert judged == means(*(f"rollout.{key}={value}" for key, value in keys.items()))
@@ -304,7 +306,7 @@ def test_a_checkpoint_of_format_1_is_judged_drawn_and_exported_alike(
         .ne(load_file(run / EMA)["transformer.transformer_blocks.0.attn.to_q.lora_B.weight"])
         .all()
     )
-    now, then = (evaluate(str(folder), None, [], None) for folder in (run, older))
+    now, then = (evaluate(str(folder), [], [], None) for folder in (run, older))
     assert now.rewards == then.rewards
     pictures = [
         generate(str(folder), ["a red cup"], tmp_path / folder.parent.name, 0)[0] for folder in (run, older)
@@ -363,12 +365,12 @@ def test_the_base_is_drawn_and_judged_with_the_overrides_of_a_run(
         changed = picture("base", *base_overrides, more)
         assert changed == picture(str(tmp_path / "untrained"), more)
         assert changed != picture("base", *base_overrides)
-    judged = evaluate("base", None, base_overrides, None)
-    assert judged.rewards == evaluate(str(tmp_path / "untrained"), None, [], None).rewards
+    judged = evaluate("base", [], base_overrides, None)
+    assert judged.rewards == evaluate(str(tmp_path / "untrained"), [], [], None).rewards
 
 
 @pytest.mark.parametrize(
-    "draw", [lambda *a: generate(a[0], ["a"], a[2], 0, a[1]), lambda *a: evaluate(*a[:1], None, a[1], None)]
+    "draw", [lambda *a: generate(a[0], ["a"], a[2], 0, a[1]), lambda *a: evaluate(*a[:1], [], a[1], None)]
 )
 @pytest.mark.parametrize(
     ("overrides", "said"),

@@ -39,7 +39,7 @@ def test_a_merged_run_is_judged_exported_and_resumed(runs: list[Path], tmp_path:
     output = tmp_path / "both"
     checkpoint = merge([str(run) for run in runs], output, [0.5, 0.5], MergeMethod.concat, 0.5)
     assert checkpoint == output / "checkpoints" / "step-00000000"
-    report = evaluate(str(output), "base", ["trainer.eval_prompts=2"], None)
+    report = evaluate(str(output), ["base"], ["trainer.eval_prompts=2"], None)
     assert report.target == "both/step-00000000"
     assert all(result.n for result in report.rewards)
     assert export(str(output), tmp_path / "lora").is_file()

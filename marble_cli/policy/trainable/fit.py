@@ -17,6 +17,11 @@ def find_misfits(expected: Mapping[str, Sequence[int]], given: Mapping[str, Tens
     return [name for name, shape in expected.items() if tuple(given[name].shape) != tuple(shape)]
 
 
-def describe_misfits(misfits: Sequence[str]) -> str:
-    """Describe a non-empty list of misfits for an error message."""
-    return f"does not fit this model: {misfits[0]} differs ({len(misfits)} tensors in all)"
+def describe_misfits(
+    misfits: Sequence[str], expected: Mapping[str, Sequence[int]], given: Mapping[str, Tensor]
+) -> str:
+    """Describe a non-empty list of misfits for an error message, the first one by its name and shapes."""
+    name = misfits[0]
+    there = f"has the shape {list(given[name].shape)}" if name in given else "is missing there"
+    here = f"{list(expected[name])} in the model" if name in expected else "unknown to the model"
+    return f"does not fit this model: {name} {there} and is {here} ({len(misfits)} tensors differ in all)"

@@ -69,9 +69,10 @@ class FullWeights:
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
         own = self.transformer("trained").state_dict()
-        if misfits := find_misfits({name: value.shape for name, value in own.items()}, state):
+        shapes = {name: value.shape for name, value in own.items()}
+        if misfits := find_misfits(shapes, state):
             raise CheckpointError(
-                f"the transformer {describe_misfits(misfits)}. "
+                f"the transformer {describe_misfits(misfits, shapes, state)}. "
                 "Expected a checkpoint of the same model with model.train=full."
             )
         for adapter in self.transformers.keys() - {None}:

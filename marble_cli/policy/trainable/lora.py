@@ -128,9 +128,10 @@ class LoraPair:
             PREFIX + key: value
             for key, value in get_peft_model_state_dict(self.transformer, adapter_name="trained").items()
         }
-        if misfits := find_misfits({key: value.shape for key, value in own.items()}, state):
+        shapes = {key: value.shape for key, value in own.items()}
+        if misfits := find_misfits(shapes, state):
             raise CheckpointError(
-                f"the LoRA {describe_misfits(misfits)}. "
+                f"the LoRA {describe_misfits(misfits, shapes, state)}. "
                 "Expected a checkpoint of the same model with the same model.lora.* settings."
             )
         for key, value in own.items():

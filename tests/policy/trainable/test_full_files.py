@@ -115,8 +115,8 @@ def test_export_in_a_format_for_loras_is_refused(run: Path, tmp_path: Path, form
 
 
 def test_evaluation_compares_with_the_frozen_model(run: Path, full: ModelConfig) -> None:
-    report = evaluate(str(run), "base", ["trainer.eval_prompts=1"], None)
-    alone = {r.name: r.mean for r in evaluate("base", str(run), ["trainer.eval_prompts=1"], None).rewards}
+    report = evaluate(str(run), ["base"], ["trainer.eval_prompts=1"], None)
+    alone = {r.name: r.mean for r in evaluate("base", [str(run)], ["trainer.eval_prompts=1"], None).rewards}
     for result in report.rewards:
         assert result.difference != 0.0
         assert result.reference == alone[result.name]

@@ -1,0 +1,215 @@
+"""Convert a LoRA of another program to the model's own layers, at scale 1.
+
+Names that are not the model's own are converted by diffusers' loader of the family. peft then builds the
+adapter on a skeleton of the transformer, so that rank and alpha mean what they mean to peft, wherever they
+are stated: in the file's header, in its tensors or in adapter_config.json.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from marble_cli.config.schema import LoraConfig, ModelConfig
+from marble_cli.errors import CheckpointError
+from marble_cli.policy.size import transformer_skeleton
+from marble_cli.policy.trainable.lora import PREFIX
+
+HEADER = "lora_adapter_metadata"  # header entry with diffusers' own statement of rank and alpha
+NAME = "foreign"
+# The settings of peft's `LoraConfig` that decide what a LoRA adds to a layer.
+STATED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+OUTER = re.compile(r"^lora_(unet|transformer)_|^(base_model\.model\.)?(transformer\.|diffusion_model\.)?")
+A, B = ".lora_A.weight", ".lora_B.weight"
+PARTS = {
+    re.compile(r"\.(lora_A|lora_down|lora\.down)(\.\w+)?\.weight$"): A,
+    re.compile(r"\.(lora_B|lora_up|lora\.up)(\.\w+)?\.weight$"): B,
+    re.compile(r"\.alpha$"): ".alpha",
+}
+CHANGED = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError, IndexError)
+
+
+def convert_lora(
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    config: Mapping[str, Any] | None,
+    model: ModelConfig,
+    file: str,
+) -> dict[str, Tensor]:
+    """Return a LoRA with the keys of `Policy.trained_state` and scale 1; layers may differ in rank.
+
+    Args:
+        tensors: A, B and alpha of every layer, by the names of diffusers, peft, kohya or ComfyUI.
+        header: the strings in the file's header.
+        config: the content of adapter_config.json, if there is one.
+        model: the configuration of the model that is to take the LoRA.
+        file: the file's name, for messages.
+
+    Raises:
+        CheckpointError: a tensor fits no linear layer of the transformer; the message names the first.
+        RequestError: the model's configuration cannot be read.
+    """
+    pipeline, transformer = transformer_skeleton(model)
+    layers = {name: part for name, part in transformer.named_modules() if isinstance(part, nn.Linear)}
+    own, strange = _own_names(tensors, layers)
+    if strange:
+        with _explaining(file):
+            own, still = _own_names(_converted(pipeline, tensors), layers)
+        if still:
+            first, value = next(iter(still.items()))
+            raise CheckpointError(
+                f"{file} does not fit {model.path}: {first} {list(value.shape)} belongs to no linear layer "
+                "of its transformer. Expected a LoRA of this model's transformer, without text encoders."
+            )
+    state = {key: value for key, value in own.items() if not key.endswith(".alpha")}
+    _check_shapes(state, layers, file, model.path)
+    with _explaining(file):  # the skeleton has no storage, and neither has the adapter: only scales are read
+        alphas = {f"{PREFIX}{key}": own[key].item() for key in own.keys() - state.keys()}
+        stated = None if alphas else _stated(header, config, state)
+        transformer.load_lora_adapter(
+            {f"{PREFIX}{key}": value for key, value in state.items()},
+            network_alphas=alphas or None,
+            metadata=stated,
+            adapter_name=NAME,
+            low_cpu_mem_usage=True,
+        )
+        return _folded(state, transformer)
+
+
+def _own_names(
+    tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return tensors as LAYER.lora_A.weight, LAYER.lora_B.weight and LAYER.alpha, and those of no layer.
+
+    kohya writes a layer's name with `_` for every dot.
+    """
+    flat = {name.replace(".", "_"): name for name in layers}
+    own, strange = dict[str, Tensor](), dict[str, Tensor]()
+    for key, value in tensors.items():
+        part = next((pattern for pattern in PARTS if pattern.search(key)), None)
+        stem = "" if part is None else OUTER.sub("", part.sub("", key), count=1)
+        layer = stem if stem in layers else flat.get(stem)
+        if part is None or layer is None or layer + PARTS[part] in own:
+            strange[key] = value
+        else:
+            own[layer + PARTS[part]] = value
+    return own, strange
+
+
+def _converted(pipeline: type, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Convert names by the loader that diffusers has for the family."""
+    answer = pipeline.lora_state_dict(dict(tensors), return_alphas=True)  # type: ignore[attr-defined]
+    state, alphas = answer if isinstance(answer, tuple) else (answer, {})
+    return {**state, **(alphas or {})}
+
+
+def _check_shapes(state: Mapping[str, Tensor], layers: Mapping[str, nn.Linear], file: str, path: str) -> None:
+    """Check that every layer has A [rank, in] and B [out, rank], and that there is one."""
+    if not state:
+        raise CheckpointError(f"{file} holds no LoRA: it has no tensors. Copy or fetch it again.")
+    for key, value in state.items():
+        layer, _, part = key.removesuffix(".weight").rpartition(".")
+        other = f"{layer}.lora_{'B' if part == 'lora_A' else 'A'}.weight"
+        if other not in state:
+            raise CheckpointError(f"{file} has {key} and lacks {other}. Copy or fetch it again.")
+        of, first = layers[layer], part == "lora_A"
+        rank = state[other].shape[-1 if first else 0] if state[other].dim() == 2 else "rank"
+        expected = [rank, of.in_features] if first else [of.out_features, rank]
+        if list(value.shape) != expected:
+            raise CheckpointError(
+                f"{file} does not fit {path}: {key} is {list(value.shape)}, and the model's layer takes "
+                f"{expected}. Expected a LoRA of this model."
+            )
+
+
+def _stated(
+    header: Mapping[str, str], config: Mapping[str, Any] | None, state: Mapping[str, Tensor]
+) -> dict[str, Any] | None:
+    """Return rank and alpha as adapter_config.json or the header states them, with diffusers' prefix."""
+    try:
+        entries = json.loads(header.get(HEADER, "{}")) if config is None else config
+        found = {key: entries.get(f"{PREFIX}{key}", entries.get(key)) for key in STATED}
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    given = {f"{PREFIX}{key}": value for key, value in found.items() if value is not None}
+    if f"{PREFIX}r" not in given or f"{PREFIX}lora_alpha" not in given:
+        return None
+    return given | {f"{PREFIX}target_modules": [key.removesuffix(A) for key in state if key.endswith(A)]}
+
+
+def _folded(state: Mapping[str, Tensor], transformer: nn.Module) -> dict[str, Tensor]:
+    """Return every A, and every B multiplied by the scaling that peft gave to its layer."""
+    adapters = {name: part for name, part in transformer.named_modules() if isinstance(part, BaseTunerLayer)}
+    folded = {}
+    for key, value in state.items():
+        scale = adapters[key.removesuffix(B)].scaling[NAME] if key.endswith(B) else 1.0
+        folded[f"{PREFIX}{key}"] = (value.double() * scale).float()
+    return folded
+
+
+def lora_settings(state: Mapping[str, Tensor]) -> LoraConfig:
+    """Return the settings of an adapter that holds a converted LoRA exactly: its layers and largest rank."""
+    rank = max(value.shape[0] for key, value in state.items() if key.endswith(A))
+    layers = [key.removeprefix(PREFIX).removesuffix(A) for key in state if key.endswith(A)]
+    return LoraConfig(rank=rank, alpha=rank, target_modules=layers)
+
+
+def fit_lora(
+    state: Mapping[str, Tensor], model: ModelConfig, shapes: Mapping[str, Sequence[int]], file: str, seed: int
+) -> dict[str, Tensor]:
+    """Return a `Policy.trained_state` that adds to every layer what a converted LoRA adds.
+
+    The ranks that the LoRA lacks get the start of a new LoRA: gaussian A, and B of zeros.
+
+    Args:
+        state: the LoRA, of scale 1.
+        model: the configuration of the model, with the settings of its LoRA.
+        shapes: of the trained parameters, by the names of `Policy.parameters`.
+        file: the LoRA's file, for messages.
+        seed: draws A.
+
+    Raises:
+        CheckpointError: the LoRA has a larger rank, or a layer that `model.lora.target_modules` leaves out.
+    """
+    lora, draw = model.lora, torch.Generator().manual_seed(seed)
+    for key, value in state.items():
+        name, rank = key.removeprefix(PREFIX), value.shape[key.endswith(B)]
+        reason = None
+        if name not in shapes:
+            reason = "is of a layer that model.lora.target_modules leaves out"
+        elif rank > lora.rank:
+            reason = f"has rank {rank}, and model.lora.rank={lora.rank} is less"
+        if reason is not None:
+            raise CheckpointError(
+                f"{file} does not fit: {key} {list(value.shape)} {reason}. Expected a run whose LoRA has at "
+                "least the rank and the layers of the one that it starts from."
+            )
+    fitted = {}
+    for name, shape in shapes.items():
+        key = PREFIX + name
+        first = key.endswith(A)
+        value = torch.randn(*shape, generator=draw) / lora.rank if first else torch.zeros(*shape)
+        if key in state and first:
+            value[: len(state[key])] = state[key]
+        elif key in state:
+            value[:, : state[key].shape[1]] = state[key].double() * lora.rank / lora.alpha
+        fitted[key] = value
+    return fitted
+
+
+@contextmanager
+def _explaining(file: str) -> Iterator[None]:
+    """Re-raise what diffusers and peft raise on a LoRA that they cannot read."""
+    try:
+        yield
+    except CHANGED as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{file} cannot be read as a LoRA of this model: {reason.rstrip('.')}. Expected a LoRA that "
+            "diffusers reads, of this model's transformer."
+        ) from error

@@ -1,0 +1,80 @@
+"""LoRAs of other programs fit every family: the layers' own names, and those that diffusers converts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from marble_cli.policy.foreign import convert_lora, fit_lora, lora_settings
+from tests.policy.families.cases import Case, load_plain
+
+A, B = ".lora_A.weight", ".lora_B.weight"
+
+
+def added(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a LoRA of scale 1 adds to each layer."""
+    return {
+        key.removesuffix(A): state[key.replace(A, B)].double() @ value.double()
+        for key, value in state.items()
+        if key.endswith(A)
+    }
+
+
+def comfyui(key: str) -> str:
+    return key.replace("transformer.", "diffusion_model.", 1)
+
+
+def flat(key: str) -> str:
+    layer, part = key.removeprefix("transformer.").rsplit(".lora_", 1)
+    return f"lora_unet_{layer.replace('.', '_')}.lora_{'down' if part[0] == 'A' else 'up'}.weight"
+
+
+@pytest.mark.parametrize("name", [str, comfyui, flat])
+def test_a_lora_adds_what_it_states_in_every_family(case: Case, name: Any) -> None:
+    """With an alpha of 1.5 times the rank in a tensor of every layer."""
+    state = case.policy.trained_state()
+    rank = next(value.shape[0] for key, value in state.items() if key.endswith(A))
+    tensors = {name(key): value for key, value in state.items()}
+    for key in [key for key in state if key.endswith(A)]:
+        stem = name(key).removesuffix(A).removesuffix(".lora_down.weight")
+        tensors[f"{stem}.alpha"] = torch.tensor(1.5 * rank)
+    converted = convert_lora(tensors, {}, None, case.model, "file")
+    expected = added(state)
+    got = added(converted)
+    assert got.keys() == expected.keys()
+    for layer, value in expected.items():
+        torch.testing.assert_close(got[layer], 1.5 * value)
+    shapes = {key: value.shape for key, value in case.policy.parameters("trained").items()}
+    settings = lora_settings(converted)
+    assert settings.rank == rank
+    fitted = fit_lora(converted, case.model, shapes, "file", 0)
+    for layer, value in added(fitted).items():
+        torch.testing.assert_close(value * case.model.lora.alpha / case.model.lora.rank, got[layer])
+
+
+@pytest.mark.parametrize("case", ["flux_dev"], indirect=True)
+def test_names_of_the_original_flux_are_converted_as_diffusers_does(case: Case, tmp_path: Path) -> None:
+    """Kohya's file adapts query, key and value at once; diffusers loads it into a plain pipeline."""
+    linear = case.plain.transformer.transformer_blocks[0].attn.to_q
+    draw, stem = torch.Generator().manual_seed(0), "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {
+        f"{stem}.lora_down.weight": torch.randn(4, linear.in_features, generator=draw),
+        f"{stem}.lora_up.weight": torch.randn(3 * linear.out_features, 4, generator=draw),
+        f"{stem}.alpha": torch.tensor(2.0),
+    }
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    pipeline = load_plain(case.model.path)
+    pipeline.load_lora_weights(tmp_path / "kohya.safetensors", adapter_name="given")
+    expected = {
+        f"transformer.{name}": part.get_delta_weight("given").double()
+        for name, part in pipeline.transformer.named_modules()
+        if isinstance(part, BaseTunerLayer)
+    }
+    got = added(convert_lora(load_file(tmp_path / "kohya.safetensors"), {}, None, case.model, "file"))
+    assert len(got) == 3
+    for layer, value in got.items():
+        torch.testing.assert_close(value, expected[layer], rtol=1e-5, atol=1e-6)
