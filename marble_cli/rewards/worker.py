@@ -158,8 +158,15 @@ class RewardWorker:
             wait=BACK_OFF,
             sleep=tenacity.sleep_using_event(self.closing),
             retry=tenacity.retry_if_not_exception_type(RewardError),
+            before_sleep=self._record_retry,
             reraise=True,
         )
+
+    def _record_retry(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome and state.outcome.exception()
+        reason = "" if error is None else f": {_describe_error(error)}"
+        of = f"retry {state.attempt_number} of {self.settings.retries}"
+        log.info("reward %s, %s%s", self.name, of, reason)
 
     def _closed_error(self) -> RewardError:
         return RewardError(f"reward {self.name} was closed before it answered")
