@@ -28,7 +28,7 @@ def chosen_pairs(rewards: Sequence[str], pairs: Sequence[Pair]) -> tuple[list[tu
 
 
 def trajectory(history: History, first: str, second: str) -> tuple[list[int], np.ndarray]:
-    """Return the steps of the E evaluations that have the held-out means of both rewards, and these [E, 2]."""
+    """Return the steps of the E evaluations that have both rewards' held-out means, and these means [E, 2]."""
     one, other = (
         dict(zip(*series(history.held_out, f"reward/{name}/mean"), strict=True)) for name in (first, second)
     )
@@ -38,4 +38,5 @@ def trajectory(history: History, first: str, second: str) -> tuple[list[int], np
 
 def improvements(points: np.ndarray) -> np.ndarray:
     """Count how many of the two rewards each move improved: int [E - 1] for points [E, 2]."""
-    return (np.diff(points, axis=0) > 0).sum(axis=1)
+    counts: np.ndarray = (np.diff(points, axis=0) > 0).sum(axis=1)
+    return counts

@@ -163,10 +163,11 @@ class RewardWorker:
         )
 
     def _record_retry(self, state: tenacity.RetryCallState) -> None:
-        error = state.outcome and state.outcome.exception()
+        error = state.outcome.exception() if state.outcome else None
         reason = "" if error is None else f": {_describe_error(error)}"
-        of = f"retry {state.attempt_number} of {self.settings.retries}"
-        log.info("reward %s, %s%s", self.name, of, reason)
+        log.info(
+            "reward %s, retry %d of %d%s", self.name, state.attempt_number, self.settings.retries, reason
+        )
 
     def _closed_error(self) -> RewardError:
         return RewardError(f"reward {self.name} was closed before it answered")

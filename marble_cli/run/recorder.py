@@ -113,7 +113,7 @@ class RunRecorder:
             self.journal.info(self.view.line(metrics))
 
     def pictures(self, step: int, evaluation: Evaluation, *, first: bool) -> None:
-        """Keep images of an evaluation under samples/, each with its scores, and grids of them there and in W&B.
+        """Keep images of an evaluation with their scores under samples/, and grids of them there and in W&B.
 
         Args:
             step: the last finished step.
