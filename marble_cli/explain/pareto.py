@@ -28,7 +28,7 @@ def chosen_pairs(rewards: Sequence[str], pairs: Sequence[Pair]) -> tuple[list[tu
 
 
 def trajectory(history: History, first: str, second: str) -> tuple[list[int], np.ndarray]:
-    """Return the steps of the E evaluations that have both rewards' held-out means, and these means [E, 2]."""
+    """Return the steps of the E evaluations that have both held-out means, and these means [E, 2]."""
     one, other = (
         dict(zip(*series(history.held_out, f"reward/{name}/mean"), strict=True)) for name in (first, second)
     )

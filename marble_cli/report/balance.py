@@ -62,8 +62,8 @@ def _shares(run: Run, name: str) -> Series:
 def cosine_curves(runs: Sequence[Run]) -> Group:
     """Draw the cosine of the applied direction with each reward's gradient."""
     text = (
-        "Cosine of the applied direction with each reward's gradient, at the steps that measured it. Below the "
-        "dashed line, the step pushed the reward down."
+        "Cosine of the applied direction with each reward's gradient, at the steps that measured it. Below "
+        "the dashed line, the step pushed the reward down."
     )
     gone = "No cosines with the applied direction are recorded."
     names = reward_names(runs, watched=False)
@@ -91,8 +91,8 @@ def conflicts(runs: Sequence[Run]) -> Group:
     """Draw the cosines between the rewards' gradients: their means as a matrix, and each pair over time."""
     drawn = [chart for run in runs if run.found.pairs for chart in (_matrix(run), _over_time(run, len(runs)))]
     text = (
-        "Cosine between the gradients of two rewards at the refreshes. Orange pairs are in conflict, blue ones "
-        "agree."
+        "Cosine between the gradients of two rewards at the refreshes. Orange pairs are in conflict, blue "
+        "ones agree."
     )
     gone = "No pairwise cosines of gradients are recorded."
     return Group("Conflicts between rewards", text if drawn else gone, drawn)

@@ -18,6 +18,7 @@ INK = "currentColor"
 FEW = 40  # points of a curve that are drawn one by one
 OPPOSED, NEUTRAL, ALIGNED = "#D55E00", "#F7F7F7", "#0072B2"  # of cosines
 HEIGHT = 180  # pixels
+ROWS = "rows"  # the name of a chart's data
 
 
 def color(index: int) -> str:
@@ -40,8 +41,9 @@ def _dash(runs: Sequence[str]) -> alt.StrokeDash:
     return alt.StrokeDash("run:N").scale(domain=list(runs), range=dashes).legend(None)
 
 
-def _data(rows: Sequence[Row]) -> alt.Chart:
-    return alt.Chart(alt.InlineData(values=list(rows)))
+def _data(rows: Sequence[Row] = ()) -> alt.Chart:
+    """Return a chart of these few rows; without rows, of those that the finished chart is given."""
+    return alt.Chart(alt.InlineData(values=list(rows)) if rows else alt.NamedData(name=ROWS))
 
 
 def _number(field: str, title: str) -> alt.Tooltip:
@@ -49,9 +51,12 @@ def _number(field: str, title: str) -> alt.Tooltip:
 
 
 def _finished(
-    chart: alt.Chart | alt.LayerChart | alt.FacetChart, description: str, height: int = HEIGHT
+    chart: alt.Chart | alt.LayerChart | alt.FacetChart,
+    rows: Sequence[Row],
+    description: str,
+    height: int = HEIGHT,
 ) -> Row:
-    """Return the JSON of a chart in the page's style."""
+    """Return the JSON of a chart in the page's style, with its rows; Altair would check each of these."""
     styled = (
         chart.properties(
             width="container", height=height, description=description, background="transparent",
@@ -67,6 +72,7 @@ def _finished(
     )  # fmt: skip
     spec: Row = styled.to_dict()
     del spec["$schema"]  # an address that nothing has to reach
+    spec.setdefault("datasets", {})[ROWS] = list(rows)
     return spec
 
 
@@ -94,7 +100,7 @@ def curve(
     scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
     x = alt.X("step:Q", title="step").axis(format="d", tickMinStep=1, tickCount=5, grid=False)
     y = alt.Y("value:Q", title=title).scale(scale).axis(tickCount=5, format="~g")
-    lines = _data(rows).encode(x=x, y=y, color=_by_run(runs))
+    lines = _data().encode(x=x, y=y, color=_by_run(runs))
     band = any("low" in row for row in rows)
     hover = alt.selection_point(nearest=True, on="pointerover", clear="pointerout", empty=False, name="hover")
     few = max(sum(row["run"] == run for row in rows) for run in {row["run"] for row in rows}) <= FEW
@@ -115,7 +121,7 @@ def curve(
         opacity=alt.condition(hover, alt.value(1), alt.value(0.9 if few else 0)),
     )
     layers.append(points.add_params(hover))
-    return _finished(alt.layer(*layers), description)
+    return _finished(alt.layer(*layers), rows, description)
 
 
 def trajectory(rows: Sequence[Row], runs: Sequence[str], description: str, axes: tuple[str, str]) -> Row:
@@ -137,7 +143,7 @@ def trajectory(rows: Sequence[Row], runs: Sequence[str], description: str, axes:
         }
         for row in rows
     ]
-    paths = _data(marked).encode(
+    paths = _data().encode(
         x=alt.X("x:Q", title=axes[0]).scale(free).axis(tickCount=4, format="~g"),
         y=alt.Y("y:Q", title=axes[1]).scale(free).axis(tickCount=4, format="~g"),
         color=_by_run(runs),
@@ -153,7 +159,7 @@ def trajectory(rows: Sequence[Row], runs: Sequence[str], description: str, axes:
         size=alt.Size("size:Q").scale(None).legend(None), shape=_shape(runs), tooltip=tips,
         fill=alt.condition(alt.datum.start, alt.value("var(--card)"), _by_run(runs)),
     )  # fmt: skip
-    return _finished(alt.layer(line, points), description)
+    return _finished(alt.layer(line, points), marked, description)
 
 
 def changes(rows: Sequence[Row], runs: Sequence[str], description: str, title: str) -> Row:
@@ -167,7 +173,7 @@ def changes(rows: Sequence[Row], runs: Sequence[str], description: str, title: s
     """
     order = list(dict.fromkeys(row["reward"] for row in rows))
     y = alt.Y("reward:N", title=None, sort=order).axis(grid=False, ticks=False, domain=False)
-    marks = _data(rows).encode(y=y, color=_by_run(runs))
+    marks = _data().encode(y=y, color=_by_run(runs))
     if len(runs) > 1:
         marks = marks.encode(yOffset=alt.YOffset("run:N").scale(domain=list(runs)))
     tips = [
@@ -182,7 +188,7 @@ def changes(rows: Sequence[Row], runs: Sequence[str], description: str, title: s
     )
     points = marks.mark_point(filled=True, size=80).encode(x="value:Q", shape=_shape(runs), tooltip=tips)
     height = len(order) * max(28, 14 * len(runs) + 10)
-    return _finished(alt.layer(zero, spans, points), description, height)
+    return _finished(alt.layer(zero, spans, points), rows, description, height)
 
 
 def matrix(rows: Sequence[Row], names: Sequence[str], description: str) -> Row:
@@ -194,7 +200,7 @@ def matrix(rows: Sequence[Row], names: Sequence[str], description: str) -> Row:
         description: the chart in words.
     """
     limit = max(0.2, *(abs(row["value"]) for row in rows))
-    cells = _data(rows).encode(
+    cells = _data().encode(
         x=alt.X("first:N", title=None, sort=list(names[:-1])).axis(labelAngle=-35, domain=False, ticks=False),
         y=alt.Y("second:N", title=None, sort=list(names[1:])).axis(domain=False, ticks=False, grid=False),
     )
@@ -207,7 +213,7 @@ def matrix(rows: Sequence[Row], names: Sequence[str], description: str) -> Row:
         text=alt.Text("value:Q", format="+.2f"), color=ink, tooltip=tips
     )
     squares = cells.mark_rect(stroke="var(--card)", strokeWidth=2).encode(color=_cosine(limit), tooltip=tips)
-    return _finished(alt.layer(squares, texts), description, 34 * (len(names) - 1))
+    return _finished(alt.layer(squares, texts), rows, description, 34 * (len(names) - 1))
 
 
 def strips(rows: Sequence[Row], pairs: Sequence[str], description: str) -> Row:
@@ -220,7 +226,7 @@ def strips(rows: Sequence[Row], pairs: Sequence[str], description: str) -> Row:
     """
     limit = max(0.2, *(abs(row["value"]) for row in rows))
     tips = [alt.Tooltip("pair:N"), alt.Tooltip("step:O"), _number("value", "cosine")]
-    cells = _data(rows).encode(
+    cells = _data().encode(
         x=alt.X("step:O", title="refresh at step").axis(
             labelAngle=0, labelOverlap=True, labelSeparation=8, ticks=False, domain=False
         ),
@@ -230,7 +236,7 @@ def strips(rows: Sequence[Row], pairs: Sequence[str], description: str) -> Row:
         color=_cosine(limit),
         tooltip=tips,
     )
-    return _finished(cells.mark_rect(), description, 22 * len(pairs))
+    return _finished(cells.mark_rect(), rows, description, 22 * len(pairs))
 
 
 def _cosine(limit: float) -> alt.Color:
@@ -253,11 +259,11 @@ def bars(rows: Sequence[Row], parts: Sequence[str], description: str, title: str
         alt.Tooltip("share:Q", format=".0%"),
     ]  # fmt: skip
     colors = [f"var(--part-{index})" for index in range(len(parts))]
-    chart = _data(rows).mark_bar(stroke="var(--card)", strokeWidth=1).encode(
+    chart = _data().mark_bar(stroke="var(--card)", strokeWidth=1).encode(
         x=alt.X("value:Q", title=title).axis(tickCount=5, format="~g"),
         y=alt.Y("run:N", title=None, sort=order).axis(grid=False, ticks=False, domain=False),
         color=alt.Color("part:N").scale(domain=list(parts), range=colors).legend(title=None),
         order=alt.Order("place:Q"),
         tooltip=tips,
     )  # fmt: skip
-    return _finished(chart, description, 34 * len(order))
+    return _finished(chart, rows, description, 34 * len(order))

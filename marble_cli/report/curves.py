@@ -94,9 +94,9 @@ def panels(
 def held_out_curves(runs: Sequence[Run]) -> Group:
     """Draw each reward's mean on the held-out prompts, with the interval of its change since the start."""
     text = (
-        "Mean over the held-out prompts: the same prompts from the same noise at every evaluation. The band is "
-        "the 95 % interval of the change since the first evaluation, image by image; where it leaves the start, "
-        "the change is more than chance."
+        "Mean over the held-out prompts: the same prompts from the same noise at every evaluation. The band "
+        "is the 95 % interval of the change since the first evaluation, image by image; where it leaves the "
+        "start, the change is more than chance."
     )
     gone = "No evaluation is recorded: trainer.eval_every is 0, or the first one is still to come."
     return panels(
@@ -121,8 +121,8 @@ def _held_out(run: Run, name: str) -> list[Point]:
 def training_curves(runs: Sequence[Run]) -> Group:
     """Draw each reward's mean over the images of a step, with its interval."""
     text = (
-        "Mean over the images of a step, on other prompts at every step. The band is its 95 % interval, taking "
-        "images as independent."
+        "Mean over the images of a step, on other prompts at every step. The band is its 95 % interval, "
+        "taking images as independent."
     )
     names = reward_names(runs, watched=False)
     gone = "No training step is finished yet."
@@ -150,9 +150,9 @@ def pareto_moves(runs: Sequence[Run]) -> Group:
     pairs, which = chosen_pairs(names, opposed)
     drawn = [chart for pair in pairs if (chart := _moves(runs, *pair))]
     text = (
-        "A path per run through its evaluations, from the hollow mark to the large one. Up and to the right is "
-        "better in both. The numbers say how many moves from one evaluation to the next improved both rewards, "
-        "one, and none."
+        "A path per run through its evaluations, from the hollow mark to the large one. Up and to the right "
+        "is better in both. The numbers say how many moves from one evaluation to the next improved both "
+        "rewards, one, and none."
     )
     if which:
         text += f" These are {which}."

@@ -50,21 +50,30 @@ def outcome_table(runs: Sequence[Run]) -> Table:
     return Table("Held-out prompts, from the first to the last evaluation of each run", head, rows, classes)
 
 
-def evaluation_table(run: Run, tree: dict[str, Any]) -> Table:
-    """Tabulate the `report.json` that `marble eval` left in the run's folder."""
+def evaluation_tables(run: Run, tree: dict[str, Any]) -> list[Table]:
+    """Tabulate the `report.json` that `marble eval` left in the run's folder, a table per comparison."""
+    target, prompts = tree.get("target", run.label), tree.get("prompts", MISSING)
+    tables = []
+    for comparison in tree.get("comparisons") or [tree]:
+        against = comparison.get("against")
+        what = f"{target} against {against}" if against else str(target)
+        caption = f"{run.label}: marble eval of {what}, {prompts} held-out prompts"
+        tables.append(_evaluation_table(caption, comparison["rewards"]))
+    return tables
+
+
+def _evaluation_table(caption: str, results: dict[str, dict[str, Any]]) -> Table:
     rows: list[list[str]] = []
     classes = {}
-    for name, row in tree["rewards"].items():
+    for name, row in results.items():
         low, high = row.get("interval") or (None, None)
         said = str(row.get("verdict") or verdict(low, high))
         classes[len(rows), 1] = said
         change = f"{signed(row.get('difference'))} ({interval(low, high)})"
-        means = [number(row.get("reference")), number(row.get("mean"))]
-        rows.append([name, WORDS.get(said, said), change, *means, str(row.get("n", MISSING))])
-    target, against = tree.get("target", run.label), tree.get("against")
-    what = f"{target} against {against}" if against else str(target)
-    caption = f"{run.label}: marble eval of {what}, {tree.get('prompts', MISSING)} held-out prompts"
-    head = ["reward", "verdict", "change (95 % interval)", "reference", "mean", "images"]
+        wins = MISSING if row.get("win_rate") is None else percent(row["win_rate"])
+        means = [number(row.get("reference")), number(row.get("mean")), str(row.get("n", MISSING))]
+        rows.append([name, WORDS.get(said, said), change, wins, *means])
+    head = ["reward", "verdict", "change (95 % interval)", "wins", "reference", "mean", "images"]
     return Table(caption, head, rows, classes)
 
 
@@ -76,8 +85,8 @@ def joint_sentences(runs: Sequence[Run]) -> list[str]:
         up, down = last.get("eval/joint_improvement"), last.get("eval/joint_decline")
         if up is not None and down is not None:
             sentences.append(
-                f"{run.label}: {percent(up)} of the held-out images improved jointly (one trained reward rose and "
-                f"none fell), {percent(down)} declined in all of them."
+                f"{run.label}: {percent(up)} of the held-out images improved jointly (one trained reward "
+                f"rose and none fell), {percent(down)} declined in all of them."
             )
     return sentences
 

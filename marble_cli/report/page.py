@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def render(runs: Sequence[Run]) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     templates.filters["tidy"] = without_runs if len(runs) == 1 else lambda table: table
-    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    library = _library()
     style, script = (
         files("marble_cli.report").joinpath("templates", name).read_text("utf-8")
         for name in ("report.css", "report.js")
@@ -44,6 +45,12 @@ def render(runs: Sequence[Run]) -> str:
         script=script,
         policy=_policy(library, script),
     )
+
+
+@cache
+def _library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def _content(runs: Sequence[Run]) -> dict[str, Any]:
@@ -66,7 +73,10 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "whole": [settings.whole(run) for run in runs if run.settings is not None],
         "outcome": outcome.outcome_table(runs),
         "evaluations": [
-            outcome.evaluation_table(run, run.evaluation) for run in runs if run.evaluation is not None
+            table
+            for run in runs
+            if run.evaluation is not None
+            for table in outcome.evaluation_tables(run, run.evaluation)
         ],
         "joint": outcome.joint_sentences(runs),
         "changes": changes,

@@ -104,7 +104,8 @@ def _settings(path: Path) -> tuple[Settings | None, dict[str, list[str]], str | 
     try:
         tree: Any = OmegaConf.to_container(without_secrets(load_resolved(path)), enum_to_str=True)
     except ConfigError as error:
-        return None, {"rewards": [], "eval_rewards": []}, f"The settings are unknown: {redact(str(error))}"
+        reason = redact(str(error)).replace(f"{path.parent}/", "")
+        return None, {"rewards": [], "eval_rewards": []}, f"The settings are unknown: {reason}"
     names = {group: list(tree[group]) for group in ("rewards", "eval_rewards")}
     return dict(_flat(tree)), names, None
 
@@ -136,8 +137,10 @@ def _evaluation(path: Path) -> tuple[dict[str, Any] | None, str | None]:
         return None, None
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        assert all(isinstance(tree[key], dict) for key in ("rewards",))
-        assert all(isinstance(row, dict) for row in tree["rewards"].values())
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        results = [part["rewards"] for part in (tree, *tree.get("comparisons", []))]
+        valid = all(isinstance(row, dict) for rewards in results for row in rewards.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        valid = False
+    if not valid:
         return None, "report.json is not what marble eval writes, and is left out."
     return tree, None

@@ -25,7 +25,7 @@ def overview(runs: Sequence[Run]) -> Table:
     rows += [["watched rewards", *(", ".join(run.watched) or "none" for run in runs)]]
     for title, keys in HEADLINES.items():
         rows.append([title, *(_headline(run, *keys) for run in runs)])
-    return Table("What was run", ["", *(run.label for run in runs)], rows)
+    return Table("Main settings", ["", *(run.label for run in runs)], rows)
 
 
 def _headline(run: Run, key: str, *more: str) -> str:

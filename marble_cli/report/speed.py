@@ -26,8 +26,8 @@ def speed(runs: Sequence[Run]) -> Group:
     ]
     curve = curve_chart("Images per second", points, runs, "images per second")
     text = (
-        "Medians over the steps. Scoring runs while images are drawn; reward is the time that a step then still "
-        "waits for scores. Evaluations and checkpoints are not counted."
+        "Medians over the steps. Scoring runs while images are drawn; reward is the time that a step then "
+        "still waits for scores. Evaluations and checkpoints are not counted."
     )
     drawn = [_split(timed), *([curve] if curve else [])]
     return Group("Speed", text, drawn, [_table(timed)])
