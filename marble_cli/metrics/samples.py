@@ -69,6 +69,17 @@ def keep_samples(samples: Path, step: int, images: Sequence[Sample], *, first: b
     folder = folder_of(samples, step)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    try:
+        _write(folder, step, images, first=first)
+    except BaseException:  # a full disk, or a signal
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    for other in samples.glob(f"step-*/{INDEX}"):
+        if other.parent != folder and (first or not _is_first(other)):
+            shutil.rmtree(other.parent, ignore_errors=True)
+
+
+def _write(folder: Path, step: int, images: Sequence[Sample], *, first: bool) -> None:
     rows = []
     for sample in images:
         file = folder / f"{sample.index:05d}.webp"
@@ -78,9 +89,6 @@ def keep_samples(samples: Path, step: int, images: Sequence[Sample], *, first: b
         row = {"index": sample.index, "prompt": sample.prompt, "source": sample.source}
         rows.append({**row, "scores": sample.scores, "file": file.name})
     write_whole(folder / INDEX, json.dumps({"step": step, "first": first, "samples": rows}, indent=1) + "\n")
-    for other in samples.glob(f"step-*/{INDEX}"):
-        if other.parent != folder and (first or not _is_first(other)):
-            shutil.rmtree(other.parent, ignore_errors=True)
 
 
 def _is_first(index: Path) -> bool:
