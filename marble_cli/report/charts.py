@@ -99,7 +99,7 @@ def curve(
     """
     scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
     x = alt.X("step:Q", title="step").axis(format="d", tickMinStep=1, tickCount=5, grid=False)
-    y = alt.Y("value:Q", title=title).scale(scale).axis(tickCount=5, format="~g")
+    y = alt.Y("value:Q", title=title).scale(scale).axis(tickCount=5, format=".6~r")
     lines = _data().encode(x=x, y=y, color=_by_run(runs))
     band = any("low" in row for row in rows)
     hover = alt.selection_point(nearest=True, on="pointerover", clear="pointerout", empty=False, name="hover")
@@ -144,8 +144,8 @@ def trajectory(rows: Sequence[Row], runs: Sequence[str], description: str, axes:
         for row in rows
     ]
     paths = _data().encode(
-        x=alt.X("x:Q", title=axes[0]).scale(free).axis(tickCount=4, format="~g"),
-        y=alt.Y("y:Q", title=axes[1]).scale(free).axis(tickCount=4, format="~g"),
+        x=alt.X("x:Q", title=axes[0]).scale(free).axis(tickCount=4, format=".6~r"),
+        y=alt.Y("y:Q", title=axes[1]).scale(free).axis(tickCount=4, format=".6~r"),
         color=_by_run(runs),
     )
     tips = [
@@ -184,7 +184,7 @@ def changes(rows: Sequence[Row], runs: Sequence[str], description: str, title: s
         _data([{"at": 0}]).mark_rule(color=INK, opacity=0.5, strokeDash=[4, 3], aria=False).encode(x="at:Q")
     )
     spans = marks.mark_rule(strokeWidth=2.5, aria=False).encode(
-        x=alt.X("low:Q", title=title).axis(format="~g", tickCount=5), x2="high:Q", tooltip=tips
+        x=alt.X("low:Q", title=title).axis(format=".6~r", tickCount=5), x2="high:Q", tooltip=tips
     )
     points = marks.mark_point(filled=True, size=80).encode(x="value:Q", shape=_shape(runs), tooltip=tips)
     height = len(order) * max(28, 14 * len(runs) + 10)
@@ -260,7 +260,7 @@ def bars(rows: Sequence[Row], parts: Sequence[str], description: str, title: str
     ]  # fmt: skip
     colors = [f"var(--part-{index})" for index in range(len(parts))]
     chart = _data().mark_bar(stroke="var(--card)", strokeWidth=1).encode(
-        x=alt.X("value:Q", title=title).axis(tickCount=5, format="~g"),
+        x=alt.X("value:Q", title=title).axis(tickCount=5, format=".6~r"),
         y=alt.Y("run:N", title=None, sort=order).axis(grid=False, ticks=False, domain=False),
         color=alt.Color("part:N").scale(domain=list(parts), range=colors).legend(title=None),
         order=alt.Order("place:Q"),

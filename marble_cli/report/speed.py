@@ -18,7 +18,7 @@ def speed(runs: Sequence[Run]) -> Group:
     """Draw the split of a median step, and the images per second over the steps."""
     timed = [run for run in runs if series(run.history.train, "time/step")[0]]
     if not timed:
-        return Group("Speed", "No training step is finished yet.", [])
+        return Group("Time per step", "No training step is finished yet.", [])
     points = [
         {"run": run.label, "step": step, "value": value}
         for run in timed
@@ -30,7 +30,7 @@ def speed(runs: Sequence[Run]) -> Group:
         "still waits for scores. Evaluations and checkpoints are not counted."
     )
     drawn = [_split(timed), *([curve] if curve else [])]
-    return Group("Speed", text, drawn, [_table(timed)])
+    return Group("Time per step", text, drawn, [_table(timed)])
 
 
 def _medians(run: Run) -> dict[str, float]:
