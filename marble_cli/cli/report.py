@@ -33,8 +33,8 @@ def report(
 
     out = ctx.with_resource(answering())
     file = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
-    page = make_report(runs)
     check_writable(file.parent, "--output ")
+    page = make_report(runs)
     with writing(file, "Choose another --output."):
         file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, page)
