@@ -3,7 +3,7 @@
     python -m scripts.demo [--seed 0] [--directory runs/demo-0] [OVERRIDE ...]
 
 Ends with a table that compares base and trained model on held-out prompts, and with the paths of two
-pictures. Running the script again resumes an unfinished run.
+pictures and of a report to open in a browser. Running the script again resumes an unfinished run.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def run_marble(*arguments: object) -> int:
 
 
 def run_demo(directory: Path, seed: int, overrides: list[str]) -> int:
-    """Train, evaluate and draw the curves; return the exit code of the first command that failed, else 0."""
+    """Train, evaluate, draw and report; return the exit code of the first command that failed, else 0."""
     settings = ("preset=tiny", "run.name=demo", f"run.dir={directory}", f"trainer.seed={seed}")
     if code := run_marble("train", *settings, *overrides):
         return code
@@ -31,7 +31,8 @@ def run_demo(directory: Path, seed: int, overrides: list[str]) -> int:
     if code := run_marble("eval", directory, *options, f"trainer.eval_prompts={EVAL_PROMPTS}"):
         return code
     print(f"curves:   {curves(directory / 'metrics.jsonl', directory / 'curves.png')}")
-    return 0
+    print("report:   ", end="", flush=True)
+    return run_marble("report", directory)
 
 
 def main(arguments: list[str]) -> int:

@@ -16,12 +16,12 @@ from marble_cli.rewards.scorer import Scorer, Scores
 from marble_cli.rollout.collect import Rollout, evaluation_rollout
 
 # Largest number of images of an evaluation that are kept to be looked at.
-SHOWN = 12
+SHOWN = 48
 
 
 def shown(count: int) -> list[int]:
     """Return the indices, among `count` prompts, whose first images are kept to be looked at."""
-    return list(range(0, count, max(1, count // SHOWN)))[:SHOWN]
+    return list(range(0, count, max(1, -(-count // SHOWN))))
 
 
 @dataclass(frozen=True)

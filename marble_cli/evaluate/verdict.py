@@ -63,6 +63,11 @@ def judge(
             continue
         difference = pairs[:, 0] - pairs[:, 1]
         low, high = paired_interval(difference, evaluation.prompt_indices[both], resamples=1000)
+        metrics |= {
+            f"reward/{name}/change": float(difference.mean()),
+            f"reward/{name}/change_low": low,
+            f"reward/{name}/change_high": high,
+        }
         if name in trained:
             gains.append(float(difference.mean() / (pairs[:, 1].std() + 1e-8)))
             rose += [name] if low > 0 else []

@@ -1,7 +1,6 @@
 """Draw what a run's balance did: conflicts, shares, cosines and Pareto moves."""
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,12 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
-from marble_cli.explain.analysis import Explanation, Pair
+from marble_cli.explain.analysis import Explanation
+from marble_cli.explain.pareto import chosen_pairs, improvements, trajectory
 from marble_cli.metrics.captions import caption
 from marble_cli.metrics.figures import COLORS, styled
 from marble_cli.metrics.history import History, series
 
-PANELS = 15  # pairs of rewards drawn at most: all of six rewards
 RESOLUTION = 200  # dots per inch
 # How many of two rewards a move between evaluations improved: colour and label.
 MOVES = {2: (COLORS[0], "both improve"), 1: ("#A0A0A0", "one improves"), 0: (COLORS[1], "none improves")}
@@ -163,8 +162,8 @@ def pareto(history: History, found: Explanation) -> Any:
     """Draw the held-out means of every two rewards, an arrow from each evaluation to the next."""
     if len(history.rewards) < 2:
         raise MissingError("a single reward has none to be drawn against")
-    pairs, title = _chosen(history.rewards, found.pairs)
-    paths = {pair: points for pair in pairs if len(points := _path(history, *pair)) > 1}
+    pairs, title = chosen_pairs(history.rewards, found.pairs)
+    paths = {pair: points for pair in pairs if len(points := trajectory(history, *pair)[1]) > 1}
     if not paths:
         raise MissingError("fewer than two evaluations on held-out prompts are recorded")
     figure, panels = _grid(len(paths))
@@ -182,28 +181,9 @@ def pareto(history: History, found: Explanation) -> Any:
     return figure
 
 
-def _chosen(rewards: Sequence[str], pairs: Sequence[Pair]) -> tuple[list[tuple[str, str]], str | None]:
-    """Choose the pairs of rewards to draw, in the run's order, and a title if they are not all."""
-    order = list(combinations(rewards, 2))
-    if len(order) <= PANELS:
-        return order, None
-    means = {(pair.first, pair.second): pair.cosine.mean for pair in pairs}
-    kept = sorted(order, key=lambda pair: means.get(pair, 1.0))[:PANELS]
-    which = f"{PANELS} most opposed" if pairs else f"first {PANELS}"
-    return [pair for pair in order if pair in kept], f"the {which} of {len(order)} pairs"
-
-
-def _path(history: History, first: str, second: str) -> np.ndarray:
-    """Return [E, 2], the held-out means of two rewards at the evaluations that have both."""
-    one, other = (
-        dict(zip(*series(history.held_out, f"reward/{name}/mean"), strict=True)) for name in (first, second)
-    )
-    return np.array([(one[step], other[step]) for step in one if step in other])
-
-
 def _trajectory(panel: Any, points: np.ndarray) -> None:
     """Draw arrows through `points` [E, 2], coloured by how many of the two coordinates rose."""
-    improved = (np.diff(points, axis=0) > 0).sum(axis=1)
+    improved = improvements(points)
     panel.scatter(*points.T, s=4, color="#A0A0A0", zorder=1)  # arrows do not set the axes' limits
     for start, end, number in zip(points, points[1:], improved, strict=False):
         arrow = {"arrowstyle": "-|>", "color": MOVES[number][0], "lw": 1.2, "mutation_scale": 7}

@@ -26,6 +26,7 @@ log = logging.getLogger("marble")
 
 # Okabe and Ito's palette, distinguishable with any colour vision.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+TILES = 12  # prompts in a grid at most
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -108,8 +109,13 @@ def curves(metrics: Path, output: Path) -> Path:
     return output
 
 
+def spread(count: int, most: int) -> list[int]:
+    """Return at most `most` of `count` indices, evenly spaced."""
+    return list(range(0, count, max(1, -(-count // most))))
+
+
 def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Path, columns: int = 6) -> Path:
-    """Draw labelled rows of images, with one column per prompt.
+    """Draw labelled rows of images, with one column per prompt, of `TILES` prompts at most.
 
     Args:
         rows: (label, images uint8 [N, 3, H, W]); the same N prompts in every row.
@@ -117,22 +123,24 @@ def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Pa
         output: the PNG file.
         columns: the number of prompts per block; further blocks are drawn below.
     """
-    blocks = -(-len(captions) // columns)
+    tiles = spread(len(captions), TILES)
+    captions = [captions[i] for i in tiles]
+    blocks = -(-len(tiles) // columns)
     tile, title, left = 1.5, 0.5, 0.3  # inches
     width, height = left + tile * columns, blocks * (tile * len(rows) + title)
     with styled([*captions, *(label for label, _ in rows)]):
         figure = plt.figure(figsize=(width, height))
-        for index, prompt in enumerate(captions):
-            block, column = divmod(index, columns)
+        for place, (index, prompt) in enumerate(zip(tiles, captions, strict=True)):
+            block, column = divmod(place, columns)
             for line, (label, images) in enumerate(rows):
                 below = (blocks - block) * (tile * len(rows) + title) - title - (line + 1) * tile
-                place = (
+                area = (
                     (left + column * tile) / width,
                     below / height,
                     0.97 * tile / width,
                     0.97 * tile / height,
                 )
-                panel = figure.add_axes(place)
+                panel = figure.add_axes(area)
                 panel.axis("off")
                 panel.imshow(np.asarray(images[index].permute(1, 2, 0)), interpolation="nearest")
                 if line == 0:

@@ -32,6 +32,12 @@ class History:
         return tuple(dict.fromkeys(name for row in self.train for key in row if (name := _reward(key))))
 
     @property
+    def watched(self) -> tuple[str, ...]:
+        """The names of the rewards that only evaluations have, in the run's order."""
+        names = dict.fromkeys(name for row in self.held_out for key in row if (name := _reward(key)))
+        return tuple(name for name in names if name not in self.rewards)
+
+    @property
     def refreshes(self) -> list[Row]:
         """The rows of steps that computed the rewards' gradients separately or solved the balance."""
         return [row for row in self.train if row.get("balance/refresh") == 1]
@@ -68,21 +74,34 @@ def series(rows: Iterable[Row], key: str) -> Series:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def read_history(run: Path) -> History:
-    """Read the metrics of the run in folder `run`.
+def read_metrics(run: Path) -> History:
+    """Read the metrics of the run in folder `run`; a run that has written none yet has no rows.
 
     Raises:
-        RequestError: the folder holds no run, a line before the last is damaged, or no step is finished yet.
+        RequestError: the folder holds no run, or a line before the last is damaged.
     """
     path = run / "metrics.jsonl"
     if not run.is_dir():
         raise RequestError(f"{run} is not a folder. Expected a run's folder, e.g. runs/first.")
     if not path.is_file():
+        if (run / "config.yaml").is_file():
+            return History([], [])
         raise RequestError(f"{run} holds no metrics.jsonl. Expected a run's folder, e.g. runs/first.")
     rows, truncated = read_checked_rows(path)
-    train = [row for row in rows if row["phase"] == "train"]
-    if not train:
+    train, held_out = ([row for row in rows if row["phase"] == phase] for phase in ("train", "eval"))
+    return History(train, held_out, truncated)
+
+
+def read_history(run: Path) -> History:
+    """Read the metrics of the run in folder `run`, which has at least one finished training step.
+
+    Raises:
+        RequestError: the folder holds no run, a line before the last is damaged, or no step is finished yet.
+    """
+    history = read_metrics(run)
+    if not history.train:
         raise RequestError(
-            f"{path} holds no finished training step. Expected at least one; continue the training first."
+            f"{run / 'metrics.jsonl'} holds no finished training step. Expected at least one; continue the "
+            "training first."
         )
-    return History(train, [row for row in rows if row["phase"] == "eval"], truncated)
+    return history

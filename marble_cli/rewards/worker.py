@@ -158,7 +158,15 @@ class RewardWorker:
             wait=BACK_OFF,
             sleep=tenacity.sleep_using_event(self.closing),
             retry=tenacity.retry_if_not_exception_type(RewardError),
+            before_sleep=self._record_retry,
             reraise=True,
+        )
+
+    def _record_retry(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        reason = "" if error is None else f": {_describe_error(error)}"
+        log.info(
+            "reward %s, retry %d of %d%s", self.name, state.attempt_number, self.settings.retries, reason
         )
 
     def _closed_error(self) -> RewardError:

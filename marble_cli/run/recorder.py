@@ -12,9 +12,11 @@ from marble_cli import __version__
 from marble_cli.config.references import without_secrets
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import StorageError
-from marble_cli.evaluate.score import Evaluation
+from marble_cli.evaluate.score import Evaluation, shown
+from marble_cli.evaluate.verdict import base_scores
 from marble_cli.files import AppendedFile
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
+from marble_cli.metrics.samples import INDEX, Sample, folder_of, keep_samples
 from marble_cli.metrics.terminal import TerminalView
 from marble_cli.metrics.weights_and_biases import WandbRun
 from marble_cli.redaction import RedactingFilter, redact
@@ -109,18 +111,49 @@ class RunRecorder:
                 sink.write(metrics)
             self.journal.info(self.view.line(metrics))
 
-    def pictures(self, step: int, evaluation: Evaluation) -> None:
-        """Keep a grid of the evaluation's images under samples/ and in W&B."""
-        if not self.main or not self.config.logging.images_every or step % self.config.logging.images_every:
+    def pictures(self, step: int, evaluation: Evaluation, *, first: bool) -> None:
+        """Keep images of an evaluation with their scores under samples/, and grids of them there and in W&B.
+
+        Args:
+            step: the last finished step.
+            evaluation: the evaluation.
+            first: whether later evaluations are compared with this one.
+        """
+        every = self.config.logging.images_every
+        if not self.main or not every:
             return
-        from marble_cli.metrics.figures import image_grid, try_to_draw  # matplotlib, for those who draw
+        from marble_cli.metrics.figures import TILES, image_grid, spread, try_to_draw  # matplotlib
 
         folder = self.folder / "samples"
+        samples, continues = _samples(evaluation), "The run continues without these pictures."
+        index = folder_of(folder, step) / INDEX
+        try_to_draw(index, continues, lambda: keep_samples(folder, step, samples, first=first))
+        if step % every:
+            return
         file = folder / f"step-{step:08d}.png"
 
         def draw() -> None:
             folder.mkdir(exist_ok=True)
             image_grid([(f"step {step}", evaluation.images)], evaluation.captions, file)
 
-        try_to_draw(file, "The run continues without these pictures.", draw)
-        self.wandb.images(step, evaluation.images, evaluation.captions)
+        try_to_draw(file, continues, draw)
+        some = spread(len(evaluation.captions), TILES)
+        self.wandb.images(step, evaluation.images[some], [evaluation.captions[i] for i in some])
+
+
+def _samples(evaluation: Evaluation) -> list[Sample]:
+    """Return the shown images of an evaluation, each with the scores that it has."""
+    scores, prompts = base_scores(evaluation), evaluation.prompts
+    per_prompt = evaluation.images_per_prompt  # the first image of each is shown
+    return [
+        Sample(
+            index=index,
+            prompt=prompts[index].text,
+            source=prompts[index].source,
+            scores={
+                name: score for name, row in scores.items() if (score := row[index * per_prompt]) is not None
+            },
+            image=image.permute(1, 2, 0).numpy(),
+        )
+        for index, image in zip(shown(len(prompts)), evaluation.images, strict=True)
+    ]

@@ -49,6 +49,24 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             ("train", "eval"),
         ),
         Metric(
+            "reward/<k>/change",
+            "Mean change of the held-out images' scores since the first evaluation, image by image.",
+            "evaluations with an image that the reward scored in the first one too",
+            ("eval",),
+        ),
+        Metric(
+            "reward/<k>/change_low",
+            "Lower end of the change's 95 % bootstrap interval.",
+            "as the change",
+            ("eval",),
+        ),
+        Metric(
+            "reward/<k>/change_high",
+            "Upper end of the change's 95 % bootstrap interval.",
+            "as the change",
+            ("eval",),
+        ),
+        Metric(
             "advantage/<k>/std",
             "Standard deviation of the reward's advantages over the applicable images.",
             "steps in which the reward applies to an image",

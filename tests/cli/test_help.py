@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-COMMANDS = "train eval explain generate rewards export sync doctor"
+COMMANDS = "train eval explain report generate rewards export sync doctor"
 REWARDS_COMMANDS = "list show check score serve install new"
 PAGES = [
     (),
     *((name,) for name in COMMANDS.split()),
     *(("rewards", name) for name in REWARDS_COMMANDS.split()),
 ]
-HEAVY = ("torch", "diffusers", "transformers", "hydra", "matplotlib", "wandb", "numpy")
+HEAVY = ("torch", "diffusers", "transformers", "hydra", "matplotlib", "wandb", "numpy", "altair")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=" ".join)

@@ -50,6 +50,17 @@ def test_the_composite_is_the_mean_gain_in_deviations_of_the_start() -> None:
     assert result.warnings == ()
 
 
+def test_each_reward_s_change_has_its_paired_interval() -> None:
+    metrics = verdict(shifted(0.5, 2.0, -0.05, noise=0.2)).metrics
+    for name, change in (("trained", 0.5), ("partial", 2.0), ("watched", -0.05)):
+        low, high = metrics[f"reward/{name}/change_low"], metrics[f"reward/{name}/change_high"]
+        assert low < metrics[f"reward/{name}/change"] < high
+        assert metrics[f"reward/{name}/change"] == pytest.approx(change, rel=0.2)
+        assert high - low == pytest.approx(
+            2 * 1.96 * 0.2 * abs(change) / (60 if name != "partial" else 20) ** 0.5, rel=0.4
+        )
+
+
 def test_composite_is_zero_at_the_start() -> None:
     assert verdict(evaluation(START)).composite == 0.0
 

@@ -253,16 +253,16 @@ def test_all_pictures_are_drawn_and_old_ones_removed(tmp_path: Path) -> None:
 
 def test_more_pairs_than_panels_keep_the_most_opposed() -> None:
     from marble_cli.explain.analysis import Pair
-    from marble_cli.explain.figures import PANELS, _chosen
+    from marble_cli.explain.pareto import PANELS, chosen_pairs
 
     names = [f"reward_{k}" for k in range(7)]
     pairs = [
         Pair(a, b, found) for k, (a, b) in enumerate(combinations(names, 2)) if (found := cosines([-k / 30]))
     ]
     order = list(combinations(names, 2))
-    assert _chosen(names, pairs) == (order[-PANELS:], "the 15 most opposed of 21 pairs")
-    assert _chosen(names, []) == (order[:PANELS], "the first 15 of 21 pairs")
-    assert _chosen(names[:6], []) == (list(combinations(names[:6], 2)), None)
+    assert chosen_pairs(names, pairs) == (order[-PANELS:], "the 15 most opposed of 21 pairs")
+    assert chosen_pairs(names, []) == (order[:PANELS], "the first 15 of 21 pairs")
+    assert chosen_pairs(names[:6], []) == (list(combinations(names[:6], 2)), None)
 
 
 def test_cached_shares_are_of_the_cache_and_fresh_ones_of_the_qp() -> None:

@@ -147,14 +147,15 @@ def test_run_continues_if_sample_pictures_fail(
     config = compose(["preset=tiny", "logging.images_every=1"])
     recorder = RunRecorder(config, tmp_path, Progress.__new__(Progress), main=True)
     recorder.wandb = Kept()  # type: ignore[assignment]
-    recorder.pictures(1, evaluation)
-    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-00000001.png"]
+    recorder.pictures(1, evaluation, first=True)
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["step-00000001", "step-00000001.png"]
 
     def fail(*rest: Any) -> None:
         raise RuntimeError("matplotlib is out of order")
 
     monkeypatch.setattr("marble_cli.metrics.figures.image_grid", fail)
-    recorder.pictures(2, evaluation)
+    recorder.pictures(2, evaluation, first=False)
     assert "step-00000002.png could not be drawn: RuntimeError: matplotlib is out of order" in caplog.text
     assert "The run continues without these pictures." in caplog.text
     assert Kept.captions == ["$5", "$5"]

@@ -142,15 +142,16 @@ def test_full_disk_at_pictures_only_warns(
     """A failed picture does not stop the run."""
     run, pictures = disk.folder / "run", RunRecorder.pictures
 
-    def filled(self: RunRecorder, *rest: Any) -> None:
+    def filled(self: RunRecorder, *rest: Any, first: bool) -> None:
         disk.fill()
-        pictures(self, *rest)
+        pictures(self, *rest, first=first)
         disk.free()
 
     monkeypatch.setattr(RunRecorder, "pictures", filled)
     settings = ("trainer.steps=1", "trainer.eval_every=1", "logging.images_every=1")
     assert train(run_config(*settings, f"run.dir={run}"), resume="auto") == 0
-    assert list(run.glob("samples/*")) == []
+    assert list(run.glob("samples/*.png")) == []
+    assert all((folder / "samples.json").is_file() for folder in run.glob("samples/*"))  # those that fit
     log = (run / "log.txt").read_text()
     assert f"samples/step-00000001.png could not be written: {disk.reason}" in log
     assert "The run continues without these pictures." in log

@@ -68,10 +68,10 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     commands = run_in_process(monkeypatch, demo)
     monkeypatch.setattr(demo, "EVAL_PROMPTS", 2)
     assert demo.main(["--directory", str(tmp_path / "run"), *SMALL, *BRIEF]) == 0
-    assert [command[0] for command in commands] == ["train", "eval"]
+    assert [command[0] for command in commands] == ["train", "eval", "report"]
     shown = capsys.readouterr().out
-    assert all(name in shown for name in (*REWARDS, "base", "trained", "curves:"))
-    for picture in ("images.png", "curves.png"):
+    assert all(name in shown for name in (*REWARDS, "base", "trained", "curves:", "report:"))
+    for picture in ("images.png", "curves.png", "report.html"):
         assert (tmp_path / "run" / picture).stat().st_size > 1000
 
 

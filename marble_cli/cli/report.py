@@ -1,0 +1,41 @@
+"""`marble report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from marble_cli.cli.options import to_path
+
+EPILOG = "Example:  marble report runs/first"
+
+
+def report(
+    ctx: typer.Context,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(parser=to_path, metavar="RUN...", help="The folders of one run or several."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            parser=to_path,
+            metavar="FILE.html",
+            help="The file to write.",
+            show_default="RUN/report.html; of several runs report.html",
+        ),
+    ] = None,
+) -> None:
+    """Write a page about runs that opens in a browser, offline: rewards, balance, pictures, speed, faults."""
+    from marble_cli.files import check_writable, write_whole, writing
+    from marble_cli.output import answering
+    from marble_cli.report.page import report as make_report
+
+    out = ctx.with_resource(answering())
+    file = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    check_writable(file.parent, "--output ")
+    page = make_report(runs)
+    with writing(file, "Choose another --output."):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, page)
+    typer.echo(file, file=out)

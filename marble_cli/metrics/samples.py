@@ -1,0 +1,115 @@
+"""Keep single images of evaluations with their scores under `samples/`, and read them back.
+
+`samples/step-00000010/samples.json` describes the images of that folder. It is written last, so that a folder
+without it is not whole.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from marble_cli.files import write_whole
+
+INDEX = "samples.json"
+LARGEST = 512  # pixels of the longer side; larger images are made smaller
+LOSSLESS = 128  # pixels of the longer side up to which lossy compression would show
+QUALITY = 80  # of WebP
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of an evaluation.
+
+    Attributes:
+        index: the place of its prompt among the held-out prompts.
+        prompt: the prompt.
+        source: the name of the prompt's source.
+        scores: the score by reward, of the rewards that scored the image.
+        image: uint8 [H, W, 3], to be written.
+    """
+
+    index: int
+    prompt: str
+    source: str
+    scores: dict[str, float]
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class KeptSample:
+    """One image of an evaluation on the disk; the attributes are those of `Sample`."""
+
+    index: int
+    prompt: str
+    source: str
+    scores: dict[str, float]
+    file: Path
+
+
+def folder_of(samples: Path, step: int) -> Path:
+    """Return the folder of the images of the evaluation after `step`."""
+    return samples / f"step-{step:08d}"
+
+
+def keep_samples(samples: Path, step: int, images: Sequence[Sample], *, first: bool) -> None:
+    """Write the images of an evaluation, and delete those of all others but the first and this one.
+
+    Args:
+        samples: the folder `samples` of a run; made if it does not exist.
+        step: the last finished step.
+        images: what to keep.
+        first: whether later evaluations are compared with this one. If so, it replaces all earlier ones.
+    """
+    folder = folder_of(samples, step)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        _write(folder, step, images, first=first)
+    except BaseException:  # a full disk, or a signal
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    for other in samples.glob(f"step-*/{INDEX}"):
+        if other.parent != folder and (first or not _is_first(other)):
+            shutil.rmtree(other.parent, ignore_errors=True)
+
+
+def _write(folder: Path, step: int, images: Sequence[Sample], *, first: bool) -> None:
+    rows = []
+    for sample in images:
+        file = folder / f"{sample.index:05d}.webp"
+        picture = Image.fromarray(sample.image)
+        picture.thumbnail((LARGEST, LARGEST))
+        picture.save(file, quality=QUALITY, lossless=max(picture.size) <= LOSSLESS)
+        row = {"index": sample.index, "prompt": sample.prompt, "source": sample.source}
+        rows.append({**row, "scores": sample.scores, "file": file.name})
+    write_whole(folder / INDEX, json.dumps({"step": step, "first": first, "samples": rows}, indent=1) + "\n")
+
+
+def _is_first(index: Path) -> bool:
+    try:
+        return bool(json.loads(index.read_text(encoding="utf-8"))["first"])
+    except (OSError, ValueError, KeyError, TypeError):  # damaged, so of no use to anybody
+        return False
+
+
+def read_samples(samples: Path, step: int) -> list[KeptSample]:
+    """Read the images of the evaluation after `step`; none if they were not kept or are damaged."""
+    folder = folder_of(samples, step)
+    try:
+        rows: list[dict[str, Any]] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["samples"]
+        kept = [
+            KeptSample(
+                int(row["index"]), str(row["prompt"]), str(row["source"]), dict(row["scores"]),
+                folder / Path(row["file"]).name,
+            )
+            for row in rows
+        ]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [sample for sample in kept if sample.file.is_file()]

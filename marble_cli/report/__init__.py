@@ -1,0 +1,1 @@
+"""The report: one HTML file about one run or several that opens without a network."""

@@ -1,0 +1,269 @@
+"""Describe charts in Vega-Lite's language: curves, trajectories, changes, matrices and bars.
+
+Colours are variables of the style sheet, so that charts follow the page's colours, dark or light. Runs differ
+in shape and dash besides, for readers who cannot tell colours apart.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+Row = dict[str, Any]
+
+COLORS = 7  # of the style sheet; further runs repeat them with other shapes
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "wedge")
+DASHES = ([1, 0], [6, 2], [2, 2], [8, 2, 2, 2])
+INK = "currentColor"
+FEW = 40  # points of a curve that are drawn one by one
+OPPOSED, NEUTRAL, ALIGNED = "#D55E00", "#F7F7F7", "#0072B2"  # of cosines
+HEIGHT = 180  # pixels
+ROWS = "rows"  # the name of a chart's data
+
+
+def color(index: int) -> str:
+    """Return the colour of a run, by its place in the report."""
+    return f"var(--run-{index % COLORS})"
+
+
+def _by_run(runs: Sequence[str]) -> alt.Color:
+    colors = [color(index) for index in range(len(runs))]
+    return alt.Color("run:N").scale(domain=list(runs), range=colors).legend(None)
+
+
+def _shape(runs: Sequence[str]) -> alt.Shape:
+    shapes = [SHAPES[index % len(SHAPES)] for index in range(len(runs))]
+    return alt.Shape("run:N").scale(domain=list(runs), range=shapes).legend(None)
+
+
+def _dash(runs: Sequence[str]) -> alt.StrokeDash:
+    dashes = [DASHES[index // COLORS % len(DASHES)] for index in range(len(runs))]
+    return alt.StrokeDash("run:N").scale(domain=list(runs), range=dashes).legend(None)
+
+
+def _data(rows: Sequence[Row] = ()) -> alt.Chart:
+    """Return a chart of these few rows; without rows, of those that the finished chart is given."""
+    return alt.Chart(alt.InlineData(values=list(rows)) if rows else alt.NamedData(name=ROWS))
+
+
+def _number(field: str, title: str) -> alt.Tooltip:
+    return alt.Tooltip(f"{field}:Q", title=title, format=".4~g")
+
+
+def _finished(
+    chart: alt.Chart | alt.LayerChart | alt.FacetChart,
+    rows: Sequence[Row],
+    description: str,
+    height: int = HEIGHT,
+) -> Row:
+    """Return the JSON of a chart in the page's style, with its rows; Altair would check each of these."""
+    styled = (
+        chart.properties(
+            width="container", height=height, description=description, background="transparent",
+            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        )
+        .configure(font="system-ui, sans-serif")
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor=INK, titleColor=INK, tickColor=INK, domainColor=INK, gridColor=INK, gridOpacity=0.15,
+            labelFontSize=11, titleFontSize=11, titleFontWeight="normal", labelLimit=130,
+        )
+        .configure_legend(labelColor=INK, titleColor=INK, labelFontSize=11, orient="bottom", title=None)
+    )  # fmt: skip
+    spec: Row = styled.to_dict()
+    del spec["$schema"]  # an address that nothing has to reach
+    spec.setdefault("datasets", {})[ROWS] = list(rows)
+    return spec
+
+
+def curve(
+    rows: Sequence[Row],
+    runs: Sequence[str],
+    description: str,
+    *,
+    title: str,
+    domain: tuple[float, float] | None = None,
+    reference: float | None = None,
+    more: Sequence[tuple[str, str]] = (),
+) -> Row:
+    """Draw a value over the steps, a line per run.
+
+    Args:
+        rows: with run, step and value; and low and high where there is an interval.
+        runs: the labels of all runs of the report, whose order chooses the colours.
+        description: the chart in words.
+        title: of the vertical axis.
+        domain: of the vertical axis; None for that of the values.
+        reference: a value to draw a horizontal line at.
+        more: further fields of the rows with their titles, for the box at the pointer.
+    """
+    scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
+    x = alt.X("step:Q", title="step").axis(format="d", tickMinStep=1, tickCount=5, grid=False)
+    y = alt.Y("value:Q", title=title).scale(scale).axis(tickCount=5, format=".6~r")
+    lines = _data().encode(x=x, y=y, color=_by_run(runs))
+    band = any("low" in row for row in rows)
+    hover = alt.selection_point(nearest=True, on="pointerover", clear="pointerout", empty=False, name="hover")
+    few = max(sum(row["run"] == run for row in rows) for run in {row["run"] for row in rows}) <= FEW
+    tips = [alt.Tooltip("run:N"), alt.Tooltip("step:Q", format="d"), _number("value", title)]
+    tips += [_number("low", "from"), _number("high", "to")] if band else []
+    tips += [_number(field, words) for field, words in more]
+    layers = []
+    if reference is not None:
+        rule = _data([{"at": reference}]).mark_rule(color=INK, opacity=0.5, strokeDash=[4, 3], aria=False)
+        layers.append(rule.encode(y="at:Q"))
+    if band:
+        areas = lines.mark_area(opacity=0.2, aria=False).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
+        layers.append(areas)
+    layers.append(lines.mark_line(strokeWidth=1.8, aria=False).encode(strokeDash=_dash(runs)))
+    points = lines.mark_point(filled=True, size=45).encode(
+        shape=_shape(runs),
+        tooltip=tips,
+        opacity=alt.condition(hover, alt.value(1), alt.value(0.9 if few else 0)),
+    )
+    layers.append(points.add_params(hover))
+    return _finished(alt.layer(*layers), rows, description)
+
+
+def trajectory(rows: Sequence[Row], runs: Sequence[str], description: str, axes: tuple[str, str]) -> Row:
+    """Draw how two rewards moved together, a path per run: hollow at its start, large at its end.
+
+    Args:
+        rows: with run, step, x and y; the first of a run is its start, the last its end.
+        runs: the labels of all runs of the report.
+        description: the chart in words.
+        axes: the names of the two rewards.
+    """
+    free = alt.Scale(zero=False, padding=10)
+    steps = {run: [row["step"] for row in rows if row["run"] == run] for run in runs}
+    marked = [
+        {
+            **row,
+            "start": row["step"] == steps[row["run"]][0],
+            "size": 100 if row["step"] == steps[row["run"]][-1] else 30,
+        }
+        for row in rows
+    ]
+    paths = _data().encode(
+        x=alt.X("x:Q", title=axes[0]).scale(free).axis(tickCount=4, format=".6~r"),
+        y=alt.Y("y:Q", title=axes[1]).scale(free).axis(tickCount=4, format=".6~r"),
+        color=_by_run(runs),
+    )
+    tips = [
+        alt.Tooltip("run:N"),
+        alt.Tooltip("step:Q", format="d"),
+        _number("x", axes[0]),
+        _number("y", axes[1]),
+    ]
+    line = paths.mark_line(strokeWidth=1.8, aria=False).encode(order="step:Q", strokeDash=_dash(runs))
+    points = paths.mark_point(strokeWidth=2).encode(
+        size=alt.Size("size:Q").scale(None).legend(None), shape=_shape(runs), tooltip=tips,
+        fill=alt.condition(alt.datum.start, alt.value("var(--card)"), _by_run(runs)),
+    )  # fmt: skip
+    return _finished(alt.layer(line, points), marked, description)
+
+
+def changes(rows: Sequence[Row], runs: Sequence[str], description: str, title: str) -> Row:
+    """Draw changes with their intervals: a group per reward, a mark per run.
+
+    Args:
+        rows: with run, reward, value, low and high; and raw, the change in the reward's own units.
+        runs: the labels of all runs of the report.
+        description: the chart in words.
+        title: of the horizontal axis.
+    """
+    order = list(dict.fromkeys(row["reward"] for row in rows))
+    y = alt.Y("reward:N", title=None, sort=order).axis(grid=False, ticks=False, domain=False)
+    marks = _data().encode(y=y, color=_by_run(runs))
+    if len(runs) > 1:
+        marks = marks.encode(yOffset=alt.YOffset("run:N").scale(domain=list(runs)))
+    tips = [
+        alt.Tooltip("run:N"), alt.Tooltip("reward:N"), _number("value", title), _number("low", "from"),
+        _number("high", "to"), _number("raw", "in its own units"),
+    ]  # fmt: skip
+    zero = (
+        _data([{"at": 0}]).mark_rule(color=INK, opacity=0.5, strokeDash=[4, 3], aria=False).encode(x="at:Q")
+    )
+    spans = marks.mark_rule(strokeWidth=2.5, aria=False).encode(
+        x=alt.X("low:Q", title=title).axis(format=".6~r", tickCount=5), x2="high:Q", tooltip=tips
+    )
+    points = marks.mark_point(filled=True, size=80).encode(x="value:Q", shape=_shape(runs), tooltip=tips)
+    height = len(order) * max(28, 14 * len(runs) + 10)
+    return _finished(alt.layer(zero, spans, points), rows, description, height)
+
+
+def matrix(rows: Sequence[Row], names: Sequence[str], description: str) -> Row:
+    """Draw the mean cosines between the rewards' gradients, below the diagonal.
+
+    Args:
+        rows: with first, second, value, and below, the share of refreshes with a negative cosine.
+        names: the rewards in the run's order.
+        description: the chart in words.
+    """
+    limit = max(0.2, *(abs(row["value"]) for row in rows))
+    cells = _data().encode(
+        x=alt.X("first:N", title=None, sort=list(names[:-1])).axis(labelAngle=-35, domain=False, ticks=False),
+        y=alt.Y("second:N", title=None, sort=list(names[1:])).axis(domain=False, ticks=False, grid=False),
+    )
+    tips = [
+        alt.Tooltip("first:N"), alt.Tooltip("second:N"), _number("value", "mean cosine"),
+        alt.Tooltip("below:Q", title="below 0", format=".0%"),
+    ]  # fmt: skip
+    ink = alt.condition(abs(alt.datum.value) > 0.6 * limit, alt.value("white"), alt.value("#222222"))
+    texts = cells.mark_text(fontSize=11, aria=False).encode(
+        text=alt.Text("value:Q", format="+.2f"), color=ink, tooltip=tips
+    )
+    squares = cells.mark_rect(stroke="var(--card)", strokeWidth=2).encode(color=_cosine(limit), tooltip=tips)
+    return _finished(alt.layer(squares, texts), rows, description, 34 * (len(names) - 1))
+
+
+def strips(rows: Sequence[Row], pairs: Sequence[str], description: str) -> Row:
+    """Draw the cosine of each pair of rewards over the refreshes, as strips of colour.
+
+    Args:
+        rows: with pair, step and value.
+        pairs: the names of the pairs, in order.
+        description: the chart in words.
+    """
+    limit = max(0.2, *(abs(row["value"]) for row in rows))
+    tips = [alt.Tooltip("pair:N"), alt.Tooltip("step:O"), _number("value", "cosine")]
+    cells = _data().encode(
+        x=alt.X("step:O", title="refresh at step").axis(
+            labelAngle=0, labelOverlap=True, labelSeparation=8, ticks=False, domain=False
+        ),
+        y=alt.Y("pair:N", title=None, sort=list(pairs)).axis(
+            grid=False, ticks=False, domain=False, labelLimit=170
+        ),
+        color=_cosine(limit),
+        tooltip=tips,
+    )
+    return _finished(cells.mark_rect(), rows, description, 22 * len(pairs))
+
+
+def _cosine(limit: float) -> alt.Color:
+    scale = alt.Scale(domain=[-limit, 0, limit], range=[OPPOSED, NEUTRAL, ALIGNED], interpolate="lab")
+    return alt.Color("value:Q").scale(scale).legend(title="cosine", format="+.1f", gradientLength=140)
+
+
+def bars(rows: Sequence[Row], parts: Sequence[str], description: str, title: str) -> Row:
+    """Draw what the whole of each run is made of, as a bar per run.
+
+    Args:
+        rows: with run, part, value and share.
+        parts: the names of the parts, in order.
+        description: the chart in words.
+        title: of the horizontal axis.
+    """
+    order = list(dict.fromkeys(row["run"] for row in rows))
+    tips = [
+        alt.Tooltip("run:N"), alt.Tooltip("part:N"), _number("value", title),
+        alt.Tooltip("share:Q", format=".0%"),
+    ]  # fmt: skip
+    colors = [f"var(--part-{index})" for index in range(len(parts))]
+    chart = _data().mark_bar(stroke="var(--card)", strokeWidth=1).encode(
+        x=alt.X("value:Q", title=title).axis(tickCount=5, format=".6~r"),
+        y=alt.Y("run:N", title=None, sort=order).axis(grid=False, ticks=False, domain=False),
+        color=alt.Color("part:N").scale(domain=list(parts), range=colors).legend(title=None),
+        order=alt.Order("place:Q"),
+        tooltip=tips,
+    )  # fmt: skip
+    return _finished(chart, rows, description, 34 * len(order))

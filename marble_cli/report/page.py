@@ -1,0 +1,105 @@
+"""Put the report together: one HTML file with its style, scripts, charts and pictures."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from marble_cli import __version__
+from marble_cli.report import balance, charts, curves, faults, gallery, outcome, settings, speed
+from marble_cli.report.elements import without_runs
+from marble_cli.report.reading import Run, read_runs
+
+
+def report(folders: Sequence[Path]) -> str:
+    """Return the HTML of a report about the runs in `folders`.
+
+    Raises:
+        RequestError: a folder holds no run, or its metrics are damaged.
+    """
+    return render(read_runs(folders))
+
+
+def render(runs: Sequence[Run]) -> str:
+    """Return the HTML of a report about runs that are read."""
+    templates = Environment(
+        loader=PackageLoader("marble_cli.report", "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    templates.filters["tidy"] = without_runs if len(runs) == 1 else lambda table: table
+    library = _library()
+    style, script = (
+        files("marble_cli.report").joinpath("templates", name).read_text("utf-8")
+        for name in ("report.css", "report.js")
+    )
+    return templates.get_template("report.html").render(
+        **_content(runs),
+        style=style,
+        library=library,
+        script=script,
+        policy=_policy(library, script),
+    )
+
+
+@cache
+def _library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+
+
+def _content(runs: Sequence[Run]) -> dict[str, Any]:
+    pictures, unpictured = gallery.pairs(runs)
+    changes = outcome.change_chart(runs)
+    return {
+        "version": __version__,
+        "runs": [
+            {
+                "label": run.label,
+                "color": charts.color(i),
+                "shape": i,
+                "run": run,
+                "said": balance.sentences(run),
+            }
+            for i, run in enumerate(runs)
+        ],
+        "overview": settings.overview(runs),
+        "differences": settings.differences(runs) if len(runs) > 1 else None,
+        "whole": [settings.whole(run) for run in runs if run.settings is not None],
+        "outcome": outcome.outcome_table(runs),
+        "evaluations": [
+            table
+            for run in runs
+            if run.evaluation is not None
+            for table in outcome.evaluation_tables(run, run.evaluation)
+        ],
+        "joint": outcome.joint_sentences(runs),
+        "changes": changes,
+        "rewards": [curves.held_out_curves(runs), curves.training_curves(runs)],
+        "balance": [balance.share_curves(runs), balance.cosine_curves(runs), balance.conflicts(runs)],
+        "balance_table": balance.balance_table(runs),
+        "pareto": curves.pareto_moves(runs),
+        "pictures": pictures,
+        "unpictured": unpictured,
+        "reward_names": outcome.reward_names(runs),
+        "speed": speed.speed(runs),
+        "faults": faults.fault_table(runs),
+        "messages": faults.message_tables(runs),
+    }
+
+
+def _policy(*scripts: str) -> str:
+    """Return a content security policy that permits these scripts alone and no request at all.
+
+    Vega compiles its expressions, which takes 'unsafe-eval'.
+    """
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    )
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes} 'unsafe-eval'"

@@ -1,0 +1,163 @@
+"""What the page says of a run, and of several."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marble_cli.report import balance, curves, faults, gallery, outcome, settings, speed
+from marble_cli.report.reading import labels, read_run, read_runs
+from tests.report.conftest import EVIL, Maker, evaluation, keep_pictures, training
+from tests.report.page import Page
+
+VERDICTS = {"colorfulness": "▲ rose", "compressibility": "● undecided", "seen": "▼ fell"}
+
+
+def test_verdicts_follow_the_intervals(page: Page) -> None:
+    for name, verdict in VERDICTS.items():
+        assert page.row(name, verdict)
+    assert page.row("colorfulness", "▲ rose")[2:] == ["+2 (+1.5 … +2.5)", "5", "7", "trained"]
+    assert page.row("seen", "▼ fell")[-1] == "watched"
+    assert "first: 25 % of the held-out images improved jointly" in page.words
+    assert "50 % declined in all of them" in page.words
+
+
+def test_the_table_of_marble_eval_is_shown(page: Page) -> None:
+    assert "first: marble eval of first/step-00000002 against base, 40 held-out prompts" in page.words
+    assert page.row("colorfulness", "▲ rose", "+1.5 (+1 … +2)") == [
+        "colorfulness", "▲ rose", "+1.5 (+1 … +2)", "–", "5", "6.5", "40",
+    ]  # fmt: skip
+
+
+def test_a_verdict_of_marble_eval_is_kept_and_every_comparison_has_a_table(run: Path) -> None:
+    row = {
+        "n": 4,
+        "mean": 1.0,
+        "difference": 1.0,
+        "interval": [0.5, 1.5],
+        "verdict": "undecided",
+        "win_rate": 0.5,
+    }
+    parts = [{"against": name, "rewards": {"ocr": row}} for name in ("base", "other")]
+    tables = outcome.evaluation_tables(read_run(run, "a"), {"rewards": {}, "comparisons": parts})
+    assert [table.caption.split(" against ")[1].split(",")[0] for table in tables] == ["base", "other"]
+    assert list(tables[0].rows[0][:4]) == ["ocr", "● undecided", "+1 (+0.5 … +1.5)", "50 %"]
+
+
+def test_faults_are_counted(page: Page) -> None:
+    facts = {
+        "finished steps": "2 of 2",
+        "ended by": "its last step",
+        "resumed after step": "1",
+        "repeated calls of rewards": "compressibility 1",
+        "images masked because scoring failed": "compressibility 3",
+        "steps skipped (gradient not finite)": "2",
+        "warnings and errors in the log": "2",
+    }
+    for fact, said in facts.items():
+        assert page.row(fact) == [fact, said]
+
+
+def test_curves_hold_the_metrics_and_bands_the_changes_interval(run: Path) -> None:
+    group = curves.held_out_curves(read_runs([run]))
+    assert [chart.title for chart in group.charts] == ["colorfulness", "compressibility", "seen"]
+    rows = group.charts[0].spec["datasets"]["rows"]
+    assert rows == [
+        {"run": "first", "step": 0, "value": 5.0, "low": 5.0, "high": 5.0},
+        {"run": "first", "step": 2, "value": 7.0, "low": 6.5, "high": 7.5},
+    ]
+    trained = curves.training_curves(read_runs([run])).charts[0].spec["datasets"]["rows"]
+    assert trained[0] == {
+        "run": "first",
+        "step": 1,
+        "value": 5.1,
+        "low": 3.14,
+        "high": 7.06,
+    }  # ± 1.96 * 2 / sqrt(4)
+
+
+def test_balance_and_pareto(run: Path) -> None:
+    runs = read_runs([run])
+    shares = balance.share_curves(runs).charts[0].spec["datasets"]["rows"]
+    assert [(row["step"], row["value"]) for row in shares] == [(1, 0.5), (2, 0.5)]
+    matrix, strips = balance.conflicts(runs).charts
+    (cell,) = matrix.spec["datasets"]["rows"]
+    assert cell == {"first": "colorfulness", "second": "compressibility", "value": -0.5, "below": 1.0}
+    assert [row["step"] for row in strips.spec["datasets"]["rows"]] == [1, 2]
+    (moves,) = curves.pareto_moves(runs).charts
+    path = [(row["x"], row["y"], row["start"]) for row in moves.spec["datasets"]["rows"]]
+    assert path == [(5.0, 5.0, True), (7.0, 5.0, False)]
+    assert moves.summary == "moves that improved: 0 both, 1 one, 0 none"
+
+
+def test_the_split_of_a_step(run: Path) -> None:
+    group = speed.speed(read_runs([run]))
+    assert group.charts[0].summary == "rollout 38 %, reward 12 %, train 50 %"
+    assert list(group.tables[0].rows[0]) == ["first", "2", "8", "0.75", "0.00"]
+
+
+def test_pictures_are_paired_with_their_scores(run: Path) -> None:
+    (one, other), notes = gallery.pairs(read_runs([run]))
+    assert notes == []
+    assert (one.prompt, one.steps, one.source) == (f"prompt 0 {EVIL}", (0, 2), "general")
+    assert one.before != one.after
+    assert json.loads(one.changes) == {"colorfulness": 4.0, "seen": -1.0}
+    assert (one.gain, one.loss) == (2.0, -0.5)  # the deviation at the start is 2
+    assert (other.gain, other.loss) == (-0.5, -0.5)
+    assert one.scores[0] == ("colorfulness", "1", "5", "+4", "rose")
+
+
+def test_several_runs_share_axes_and_differ_in_colour(make_run: Maker) -> None:
+    rows = [evaluation(0), training(1), training(2), evaluation(2)]
+    folders = [make_run("one", rows), make_run("two", rows, "balance=weighted_sum", "optimizer.lr=0.5")]
+    for folder in folders:
+        keep_pictures(folder, 0, [{"seen": 1.0}], first=True)
+        keep_pictures(folder, 2, [{"seen": 2.0}], first=False)
+    runs = read_runs(folders)
+    chart = curves.held_out_curves(runs).charts[0]
+    assert {row["run"] for row in chart.spec["datasets"]["rows"]} == {"one", "two"}
+    colors = [layer["encoding"]["color"] for layer in chart.spec["layer"]]
+    assert all(
+        color["scale"] == {"domain": ["one", "two"], "range": ["var(--run-0)", "var(--run-1)"]}
+        for color in colors
+    )
+    differing = {row[0]: list(row[1:]) for row in settings.differences(runs).rows}
+    assert differing["optimizer.lr"][1] == "0.5"
+    assert differing["balance.name"] == ["marble", "weighted_sum"]
+    assert "run.dir" not in differing
+    assert [pair.run for pair in gallery.pairs(runs)[0]] == ["one", "two"]
+
+
+def test_a_reward_that_only_one_run_has_is_no_list_of_settings(make_run: Maker) -> None:
+    rows = [training(1)]
+    runs = read_runs([make_run("one", rows), make_run("two", rows, "~rewards.compressibility")])
+    assert settings.differences(runs).rows == []
+    assert list(settings.overview(runs).rows[0][1:]) == [
+        "colorfulness, compressibility",
+        "colorfulness",
+    ]
+
+
+def test_labels_tell_runs_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    assert labels(paths) == ["a/run", "b/run"]
+    assert labels([*paths, tmp_path / "other"]) == ["a/run", "b/run", f"{tmp_path.name}/other"]
+    assert labels(paths[:1]) == ["run"]
+    assert labels([paths[0], paths[0]])[1].endswith("run (2)")
+
+
+def test_the_last_error_of_the_last_start_is_how_the_run_failed(make_run: Maker) -> None:
+    log = "2026-01-02 03:04:05,678 INFO marble 0.1.0, after step 0\n"
+    log += "2026-01-02 03:04:06,678 ERROR OSError: full\n"
+    table = faults.fault_table(read_runs([make_run("failed", [training(1)], log=log)]))
+    facts: dict[str, Any] = {row[0]: row[1] for row in table.rows}
+    assert facts["ended by"] == "OSError: full"
+    assert facts["finished steps"] == "1 of 2"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(0.1, 1, "rose"), (-1, -0.1, "fell"), (-1, 0, "undecided")]
+)
+def test_an_interval_that_touches_zero_decides_nothing(low: float, high: float, said: str) -> None:
+    assert outcome.verdict(low, high) == said
