@@ -125,6 +125,11 @@ def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: 
     }
     refresh |= {"balance/pairwise_cosine/colorfulness/compressibility"}
     judged = each | {f"reward/{name}/failed" for name in config.rewards} | {"step", "phase"}
+    judged |= {
+        f"reward/{name}/{change}"
+        for name in config.rewards
+        for change in ("change", "change_low", "change_high")
+    }
     judged |= {f"eval/{metric}" for metric in ("composite", "joint_improvement", "joint_decline")}
     assert [set(row) for row in rows] == [judged, always | refresh, always, judged]
     assert (
