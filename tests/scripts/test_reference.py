@@ -58,7 +58,7 @@ def test_key_has_type_range_choices_and_default() -> None:
 
 def test_comment_above_key_is_joined_into_one_line() -> None:
     comment = KEYS["balance.mode"].comment
-    assert comment.startswith("When each reward's own gradient is computed. full:")
+    assert comment.startswith("When each reward's gradient is taken. full:")
     assert comment.endswith("with respect to the velocities.")
 
 

@@ -22,6 +22,7 @@ SMOKE_TESTS = {
     "scripts.reference": "test_reference.py",
     "scripts.study": "test_study.py",
     "scripts.study.report": "test_study.py",
+    "scripts.study.runner": "test_study.py",
     "scripts.tiny.pretrain": "test_tiny.py",
 }
 
