@@ -28,8 +28,8 @@ GROUP_KEYS = {
     "algorithm": "beta kl_coef training_noise training_times",
     "algorithm.advantage": "std clip",
     "algorithm.behaviour": "schedule rate maximum delay",
-    "balance": "name mode solver refresh_when refresh_every refresh_fraction warmup ema floor amortize shared_term "
-    "weights.* options.* groups.* priorities.* norm_priority reduce",
+    "balance": "name mode solver refresh_when refresh_every refresh_fraction warmup ema floor amortize "
+    "shared_term weights.* options.* groups.* priorities.* norm_priority reduce",
     "optimizer": "lr betas weight_decay epsilon clip_norm",
     "rollout": "groups group_size steps solver times guidance_scale cfg_normalization cfg_truncation "
     "batch_size",
