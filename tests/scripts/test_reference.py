@@ -59,7 +59,7 @@ def test_key_has_type_range_choices_and_default() -> None:
 def test_comment_above_key_is_joined_into_one_line() -> None:
     comment = KEYS["balance.mode"].comment
     assert comment.startswith("When each reward's gradient is taken. full:")
-    assert comment.endswith("with respect to the velocities.")
+    assert comment.endswith("that cached weights push a reward down.")
 
 
 def test_default_of_key_without_line_is_the_schemas() -> None:
