@@ -15,6 +15,7 @@ from scripts.study.choose import Curve
 from scripts.study.statistics import COMPOSITE, IMPROVED, WORST, Interval, Summary
 
 OURS, OTHERS = COLORS[1], "0.35"
+LINES, MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "v")  # for methods that share a colour
 
 
 def draw_gains(rows: list[Summary], output: Path) -> None:
@@ -74,10 +75,9 @@ def draw_rates(curves: dict[str, Curve], output: Path) -> None:
             for place, (method, curve) in enumerate(curves.items()):
                 rates = sorted(curve)
                 values = [curve[rate].figures[name].mean * (100 if name == IMPROVED else 1) for rate in rates]
-                line = "-" if place < len(COLORS) else "--"
-                panel.plot(
-                    rates, values, line, marker="o", ms=3.5, color=COLORS[place % len(COLORS)], label=method
-                )
+                again, number = divmod(place, len(COLORS))
+                look = {"linestyle": LINES[again], "marker": MARKS[again], "color": COLORS[number]}
+                panel.plot(rates, values, ms=3.5, label=method, **look)
             panel.set_xscale("log", base=2)
             ticks = sorted({rate for curve in curves.values() for rate in curve})
             panel.set_xticks(ticks, [f"{rate:.2g}" for rate in ticks])
