@@ -1,5 +1,6 @@
 """Summarise cells: gains over the base model, joint changes, and their bootstrap intervals."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +62,10 @@ class Summary:
             "seeds": self.seeds,
             "figures": {key: [value.mean, value.low, value.high] for key, value in self.figures.items()},
             "seeds_with_all_up": self.all_up,
-            "drift": self.drift,
+            "drift": _known(self.drift),
             "negative_cosine_share": self.negative,
             "negative_between_refreshes": self.cached,
-            "images_per_second": self.images_per_second,
+            "images_per_second": _known(self.images_per_second),
         }
 
 
@@ -151,3 +152,7 @@ def average(rows: list[Gains]) -> Gains:
 def _share(facts: list[dict[str, Any]], count: str, total: str) -> float | None:
     of = sum(fact.get(total, 0) for fact in facts)
     return sum(fact[count] for fact in facts) / of if of else None
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
