@@ -56,6 +56,19 @@ class JointChange:
         )
 
 
+def changed_jointly(difference: np.ndarray, applicable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tell, as two bool [n], which images improved and which declined in all of their rewards.
+
+    Args:
+        difference: [K, n] of scores.
+        applicable: bool [K, n]; differences outside are never read.
+    """
+    better, worse = (difference > 0) & applicable, (difference < 0) & applicable
+    improved = better.any(axis=0) & ~worse.any(axis=0)
+    declined = worse.any(axis=0) & (worse | ~applicable).all(axis=0)
+    return np.asarray(improved), np.asarray(declined)
+
+
 def joint_change(
     now: np.ndarray,
     before: np.ndarray,
@@ -73,14 +86,11 @@ def joint_change(
         prompts: int [n], the prompt of each image; None if each image has its own.
         resamples: of the bootstrap over prompts.
     """
-    difference = np.where(applicable, np.where(applicable, now, 0) - np.where(applicable, before, 0), 0)
     judged: np.ndarray = np.asarray(applicable.any(axis=0))
     if not judged.any():
         return None
-    none_worse, some_better = (difference >= 0).all(axis=0), (difference > 0).any(axis=0)
-    improved = np.logical_and(none_worse, some_better)[judged].astype(float)
-    worse = np.logical_or(difference < 0, ~applicable)
-    declined = worse.all(axis=0)[judged].astype(float)
+    difference = np.where(applicable, now, 0) - np.where(applicable, before, 0)
+    improved, declined = (image[judged].astype(float) for image in changed_jointly(difference, applicable))
     of = None if prompts is None else prompts[judged]
     return JointChange(
         len(improved),

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from marble_cli.evaluate.joint import changed_jointly
 from scripts.study.cells import REWARDS, TUNING_SEEDS, Cell
 from scripts.study.scores import Folders, Scores, base_name
 
 RESAMPLES = 2000
 COMPOSITE, WORST, IMPROVED, DECLINED = "composite", "worst", "improved", "declined"
+FIGURES = (*REWARDS, COMPOSITE, IMPROVED, DECLINED)
 Gains = dict[str, float]
 
 
@@ -111,18 +113,9 @@ def measure(differences: np.ndarray) -> Gains:
     Args:
         differences: [K, n] trained minus base; NaN where a reward does not apply.
     """
-    gains = np.nanmean(differences, axis=1)
-    applies = ~np.isnan(differences)
-    # As `marble_cli.evaluate.joint` counts.
-    improved = ((differences >= 0) | ~applies).all(0) & ((differences > 0) & applies).any(0)
-    declined = ((differences < 0) | ~applies).all(0) & applies.any(0)
-    return {
-        **dict(zip(REWARDS, gains.tolist(), strict=True)),
-        COMPOSITE: float(gains.mean()),
-        WORST: float(gains.min()),
-        IMPROVED: float(improved.mean()),
-        DECLINED: float(declined.mean()),
-    }
+    row = _weighed(differences, np.ones((1, differences.shape[1])))[0]
+    figures = dict(zip(FIGURES, row.tolist(), strict=True))
+    return figures | {WORST: min(figures[reward] for reward in REWARDS)}
 
 
 def with_intervals(seeds: list[np.ndarray]) -> dict[str, Interval]:
@@ -131,22 +124,29 @@ def with_intervals(seeds: list[np.ndarray]) -> dict[str, Interval]:
     The worst reward is the one whose mean over all seeds is least, in every resample.
     """
     random = np.random.default_rng(0)
-    means = average([measure(seed) for seed in seeds])
-    worst = min(REWARDS, key=lambda reward: means[reward])
-    draws = []
-    for _ in range(RESAMPLES):
-        chosen = [seeds[s] for s in random.integers(0, len(seeds), len(seeds))]
-        draws.append(average([measure(s[:, random.integers(0, s.shape[1], s.shape[1])]) for s in chosen]))
-    means[WORST] = means[worst]
-    for draw in draws:
-        draw[WORST] = draw[worst]
-    quantiles = {key: np.quantile([draw[key] for draw in draws], [0.025, 0.975]) for key in means}
-    return {key: Interval(means[key], *map(float, quantiles[key])) for key in means}
+    rows = [measure(seed) for seed in seeds]
+    means = np.array([np.mean([row[key] for row in rows]) for key in FIGURES])
+    drawn = []
+    for seed in seeds:
+        n = seed.shape[1]
+        drawn.append(_weighed(seed, random.multinomial(n, np.full(n, 1 / n), RESAMPLES)))
+    chosen = random.integers(0, len(seeds), (RESAMPLES, len(seeds)))
+    resampled = np.stack(drawn)[chosen, np.arange(RESAMPLES)[:, None]].mean(axis=1)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    intervals = {
+        key: Interval(*map(float, figure))
+        for key, figure in zip(FIGURES, zip(means, low, high, strict=True), strict=True)
+    }
+    return intervals | {WORST: min((intervals[reward] for reward in REWARDS), key=lambda gain: gain.mean)}
 
 
-def average(rows: list[Gains]) -> Gains:
-    """Return the mean of every figure."""
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+def _weighed(differences: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the `FIGURES` of a seed [R, K + 3], with every prompt taken as often as `counts` [R, n] says."""
+    applies = ~np.isnan(differences)
+    values = np.where(applies, differences, 0.0)
+    gains = counts @ values.T / (counts @ applies.T)
+    shares = counts @ np.stack(changed_jointly(values, applies)).T / differences.shape[1]
+    return np.concatenate([gains, gains.mean(axis=1, keepdims=True), shares], axis=1)
 
 
 def _share(facts: list[dict[str, Any]], count: str, total: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Judging policies: intervals, comparisons, and what an evaluation is pointed at."""
+"""Judging policies: comparisons, and what an evaluation is pointed at."""
 
 import itertools
 import json
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -42,44 +41,6 @@ from tests.checkpoint.format_1 import rewrite_in_format_1
 RunConfigMaker = Callable[..., RunConfig]
 
 LORA, EMA = (f"checkpoints/step-00000002/{name}/pytorch_lora_weights.safetensors" for name in ("lora", "ema"))
-
-
-@pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_the_interval_is_the_percentile_bootstrap(confidence: float) -> None:
-    values = np.random.default_rng(1).exponential(size=40)
-    expected = scipy.stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=10_000,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(2),
-    ).confidence_interval
-    got = paired_interval(values, confidence=confidence)
-    assert got == pytest.approx((expected.low, expected.high), abs=0.03 * values.std())
-    assert paired_interval(values, confidence=confidence) == got
-
-
-def test_many_differences_give_the_normal_interval() -> None:
-    values = np.random.default_rng(3).normal(0.2, 1.0, size=4000)
-    half = 1.96 * values.std() / 4000**0.5
-    assert paired_interval(values) == pytest.approx(
-        (values.mean() - half, values.mean() + half), abs=half / 10
-    )
-
-
-def test_equal_differences_leave_no_doubt() -> None:
-    assert paired_interval(np.full(9, 0.25)) == (0.25, 0.25)
-    assert paired_interval(np.array([0.7])) == (0.7, 0.7)
-
-
-def test_the_interval_covers_as_often_as_it_says() -> None:
-    draw = np.random.default_rng(4)
-    hits = 0
-    for _ in range(200):
-        low, high = paired_interval(draw.normal(size=50), resamples=1000)
-        hits += low <= 0 <= high
-    assert 0.88 < hits / 200 < 0.99
 
 
 def evaluation(values: Tensor) -> Evaluation:

@@ -38,6 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(runner, "TUNING_PROMPTS", 2)
     monkeypatch.setattr(runner, "JUDGED_PROMPTS", 2)
     monkeypatch.setattr(statistics, "RESAMPLES", 20)
+    monkeypatch.setattr(statistics, "FIGURES", (*REWARDS, *statistics.FIGURES[-3:]))
     return monkeypatch
 
 
