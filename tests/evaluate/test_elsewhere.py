@@ -30,6 +30,7 @@ from marble_cli.policy.load import load_policy
 from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import initial_progress, pack
 from marble_cli.seeds import noise
+from tests.random_runs import write_random_run
 
 TARGETS = ["to_q", "to_v", "add_k_proj", "to_out.0"]
 
@@ -47,12 +48,7 @@ def run(
     """A run with a checkpoint of random weights; alpha / rank is 3."""
     folder = tmp_path_factory.mktemp("runs") / "own"
     config = run_config(f"run.dir={folder}")
-    policy: Any = load_policy(config.model, 0)
-    randomise(policy)
-    progress = initial_progress(policy)
-    progress.step = 1
-    store.save(folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False)
-    (folder / "config.yaml").write_text(dump(config))
+    write_random_run(config, randomise)
     return folder
 
 

@@ -37,6 +37,7 @@ from marble_cli.run.state import initial_progress, pack
 from marble_cli.seeds import noise
 from tests.checkpoint.damage import relist
 from tests.checkpoint.format_1 import rewrite_in_format_1
+from tests.random_runs import write_random_run
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -227,12 +228,7 @@ def test_generated_pictures_are_guided_as_the_runs_were(
     """Against velocities that are put together here, integrated by hand with Euler's method."""
     folder = tmp_path / "guided"
     config = run_config(f"run.dir={folder}", *overrides)
-    policy: Any = load_policy(config.model, 0)
-    randomise(policy)
-    progress = initial_progress(policy)
-    progress.step = 1
-    store.save(folder, *pack(policy, build_optimizer(config, policy), progress), keep_last=1, best=False)
-    (folder / "config.yaml").write_text(dump(config))
+    policy = write_random_run(config, randomise)
     (file,) = generate(str(folder), ["a red cup"], tmp_path, seed=7)
     policy.load_trained(resolve_target(str(folder)).weights)
     x = noise(7, "generate", 0, [0], policy.latent_shape)

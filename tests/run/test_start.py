@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,17 +9,15 @@ from safetensors.torch import save_file
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
-from marble_cli.config.compose import compose, dump
+from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError
 from marble_cli.evaluate.evaluate import evaluate
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.plan.plan import plan
 from marble_cli.policy.foreign import fit_lora
-from marble_cli.policy.load import load_policy
-from marble_cli.run.build import build_optimizer
-from marble_cli.run.state import initial_progress, pack
 from marble_cli.run.train import train
+from tests.random_runs import write_random_run
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -32,11 +29,7 @@ def other(
     """A run with random weights, rank 2 and alpha 6."""
     folder = tmp_path_factory.mktemp("runs") / "other"
     config = run_config(f"run.dir={folder}")
-    policy: Any = load_policy(config.model, 0)
-    randomise(policy)
-    state = pack(policy, build_optimizer(config, policy), initial_progress(policy))
-    store.save(folder, *state, keep_last=1, best=False)
-    (folder / "config.yaml").write_text(dump(config))
+    write_random_run(config, randomise)
     return folder
 
 
