@@ -24,7 +24,7 @@ def pictures(count: int) -> Tensor:
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """Run a proxy that drops every connection; return a function that counts them."""
-    came: list[Any] = []
+    came: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -33,7 +33,8 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
                     connection, _ = listener.accept()
                 except OSError:
                     return
-                came.append(connection.close())
+                came.append(connection)  # before the client learns that its connection is gone
+                connection.close()
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
