@@ -37,12 +37,22 @@ BUDGETS = {
         20160,
         (),  # the preset's own
         seeds=(0, 1, 2),
-        methods=("marble", "weighted_sum", "advantage_sum", "equal", "paper", "upgrad"),
+        methods=(
+            "marble",
+            "marble_stale",
+            "upgrad",
+            "upgrad_stale",
+            "weighted_sum",
+            "advantage_sum",
+            "equal",
+            "paper",
+        ),
     ),
 }
 
 EVERY_STEP = ("balance.mode=full", "balance.refresh_fraction=1")
 AMORTISED = ("balance.mode=amortized", "balance.refresh_every=5", "balance.refresh_fraction=1")
+STALE = (*AMORTISED, "balance.refresh_when=stale", "balance.refresh_every=10")
 PAPER = "balance.norm_priority=0"
 BASE, MARBLE, SEQUENTIAL = "base", "marble", "sequential"
 WEIGHTED = ("weighted_sum", "weighted_mean")
@@ -55,7 +65,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "marble": (),  # the preset: a QP at every step on a quarter of its samples, at least one micro-batch
     "marble_whole": EVERY_STEP,
     "marble_amortised": AMORTISED,
-    "marble_stale": (*AMORTISED, "balance.refresh_when=stale", "balance.refresh_every=10"),
+    "marble_stale": STALE,
     "paper_whole": (*EVERY_STEP, PAPER),
     "paper": (*AMORTISED, PAPER),
     "published": (
@@ -70,6 +80,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "advantage_sum": ("balance=advantage_sum", *AMORTISED),
     "equal": ("balance=equal", *AMORTISED),
     "upgrad": ("balance=torchjd:UPGrad", *EVERY_STEP),
+    "upgrad_quarter": ("balance=torchjd:UPGrad", "balance.mode=full", "balance.refresh_fraction=0.25"),
+    "upgrad_stale": ("balance=torchjd:UPGrad", *STALE),
     "pcgrad": ("balance=torchjd:PCGrad", *EVERY_STEP),
     "nash": ("balance=torchjd:FairGrad", "balance.options={alpha: 1}", *EVERY_STEP),  # the Nash bargain
     SEQUENTIAL: AMORTISED,
