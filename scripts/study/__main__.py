@@ -20,13 +20,12 @@ from scripts.study.cells import (
     BUDGETS,
     MARBLE,
     MERGES,
-    TUNING_SEEDS,
+    TUNING_SEED,
     Cell,
     judged_cells,
     methods,
-    tuning_cells,
 )
-from scripts.study.choose import best_rate, is_tuned, rate_at_drift, tuning_curve
+from scripts.study.choose import best_rate, next_cells, rate_at_drift, tuning_curve
 from scripts.study.scores import Folders, base_name
 
 RESULTS = Path("docs/results/study/cells")
@@ -34,7 +33,7 @@ RESULTS = Path("docs/results/study/cells")
 
 def run_study(folders: Folders, budget: str, names: list[str], workers: int) -> None:
     """Run the unfinished cells of some methods at one budget, `workers` at a time."""
-    seeds = (*TUNING_SEEDS, *BUDGETS[budget].seeds)
+    seeds = (TUNING_SEED, *BUDGETS[budget].seeds)
     run_all(
         [["base", str(seed)] for seed in seeds if not folders.result(base_name(seed)).is_file()],
         folders,
@@ -42,16 +41,24 @@ def run_study(folders: Folders, budget: str, names: list[str], workers: int) -> 
     )
     trained = [name for name in names if name not in MERGES]
     for group in (trained, [name for name in names if name in MERGES]):
-        run_cells([cell for name in group for cell in tuning_cells(budget, name)], folders, workers)
+        while cells := untried_cells(folders, budget, group):
+            run_cells(cells, folders, workers)
+            if not all(map(folders.has, cells)):
+                break  # a cell failed, and would again
         run_cells(chosen_cells(folders, budget, group), folders, workers)
+
+
+def untried_cells(folders: Folders, budget: str, names: list[str]) -> list[Cell]:
+    """Return the tuning cells that are still needed to choose the methods' learning rates."""
+    return [cell for name in names for cell in next_cells(tuning_curve(folders, budget, name), budget, name)]
 
 
 def chosen_cells(folders: Folders, budget: str, names: list[str]) -> list[Cell]:
     """Return the judged cells of the methods that are tuned: at the best rates, then at equal drift."""
     curves = {name: tuning_curve(folders, budget, name) for name in {*names, MARBLE}}
-    tuned = [name for name in names if is_tuned(curves[name], budget, name)]
+    tuned = [name for name in names if not next_cells(curves[name], budget, name)]
     cells = [cell for name in tuned for cell in judged_cells(budget, name, best_rate(curves[name]))]
-    if is_tuned(curves[MARBLE], budget, MARBLE):
+    if not next_cells(curves[MARBLE], budget, MARBLE):
         drift = curves[MARBLE][best_rate(curves[MARBLE])].drift
         for name in (name for name in tuned if name not in MERGES):
             cells += judged_cells(budget, name, rate_at_drift(curves[name], drift))

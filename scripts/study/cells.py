@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 REWARDS = ("clipscore", "colorfulness", "compressibility", "ocr", "objects")
-TUNING_SEEDS = (100, 101)  # choose the learning rates, on prompts of the training files
+TUNING_SEED = 100  # chooses the learning rates, on prompts of the training files
 TUNING_PROMPTS, JUDGED_PROMPTS = 200, 300  # per source
 RATES = (8e-4, 1.6e-3, 3.2e-3, 6.4e-3)  # learning rates that are tried, the first being the preset's
 SCALES = (0.2, 0.4, 0.7, 1.0)  # weights of each merged specialist that are tried
@@ -97,7 +97,7 @@ class Cell:
         budget: key of `BUDGETS`.
         method: key of `METHODS` or `MERGES`.
         rate: learning rate; of a merge, the weight of each specialist.
-        seed: of the run; a tuning seed is scored on other prompts.
+        seed: of the run; the tuning seed is scored on other prompts.
     """
 
     budget: str
@@ -124,9 +124,8 @@ def methods(budget: str) -> list[str]:
 
 
 def tuning_cells(budget: str, method: str) -> list[Cell]:
-    """Return the cells from which a method's learning rate is chosen."""
-    grid = SCALES if method in MERGES else RATES
-    return [Cell(budget, method, rate, seed) for seed in TUNING_SEEDS for rate in grid]
+    """Return the cells from which a method's learning rate can be chosen, in the order of the rates."""
+    return [Cell(budget, method, rate, TUNING_SEED) for rate in (SCALES if method in MERGES else RATES)]
 
 
 def judged_cells(budget: str, method: str, rate: float) -> list[Cell]:

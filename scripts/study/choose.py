@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from scripts.study.cells import SPECIALISTS, tuning_cells
+from scripts.study.cells import SPECIALISTS, Cell, tuning_cells
 from scripts.study.scores import Folders
 from scripts.study.statistics import COMPOSITE, Summary, base_unit, summarise
 
@@ -14,22 +14,28 @@ Curve = Mapping[float, Summary]  # by learning rate
 
 def tuning_curve(folders: Folders, budget: str, method: str) -> Curve:
     """Summarise the finished tuning cells of a method, by learning rate."""
-    unit, cells = base_unit(folders), tuning_cells(budget, method)
-    grid = dict.fromkeys(cell.rate for cell in cells)
-    found = {rate: summarise(folders, [c for c in cells if c.rate == rate], unit) for rate in grid}
+    unit = base_unit(folders)
+    found = {cell.rate: summarise(folders, [cell], unit) for cell in tuning_cells(budget, method)}
     return {rate: summary for rate, summary in found.items() if summary}
 
 
-def is_tuned(curve: Curve, budget: str, method: str) -> bool:
-    """Tell whether all tuning cells of a method are finished."""
-    return sum(summary.seeds for summary in curve.values()) == len(tuning_cells(budget, method))
+def next_cells(curve: Curve, budget: str, method: str) -> list[Cell]:
+    """Return the tuning cells to run next: neighbours of the best rate so far, at first one in the middle.
+
+    None are left once both neighbours of the best rate are finished: the method is tuned.
+    """
+    grid = tuning_cells(budget, method)
+    if not curve:
+        return [grid[len(grid) // 2]]
+    best = [cell.rate for cell in grid].index(best_rate(curve))
+    return [cell for cell in grid[max(best - 1, 0) : best + 2] if cell.rate not in curve]
 
 
 def best_rate(curve: Curve) -> float:
     """Return the learning rate with the highest mean gain, for a specialist the mean gain of its reward.
 
     Args:
-        curve: of one method, over the tuning seeds.
+        curve: of one method, with the tuning seed.
     """
     method = next(iter(curve.values())).cell.method
     figure = SPECIALISTS.get(method, COMPOSITE)
@@ -42,7 +48,7 @@ def rate_at_drift(curve: Curve, drift: float) -> float:
     Interpolates the logarithms linearly, within the rates that were tried, and rounds to two digits.
 
     Args:
-        curve: of one method, over the tuning seeds.
+        curve: of one method, with the tuning seed.
         drift: of the method that the others are compared with.
     """
     rates = sorted(curve)

@@ -13,8 +13,8 @@ from pathlib import Path
 from string import Template
 
 from scripts.study.__main__ import RESULTS
-from scripts.study.cells import BUDGETS, MARBLE, MERGES, SPECIALISTS, TUNING_SEEDS, judged_cells, methods
-from scripts.study.choose import Curve, best_rate, is_tuned, rate_at_drift, tuning_curve
+from scripts.study.cells import BUDGETS, MARBLE, MERGES, SPECIALISTS, judged_cells, methods
+from scripts.study.choose import Curve, best_rate, next_cells, rate_at_drift, tuning_curve
 from scripts.study.figures import draw_gains, draw_outcomes, draw_rates
 from scripts.study.scores import Folders
 from scripts.study.statistics import Summary, base_unit, summarise
@@ -43,8 +43,8 @@ BUDGET_PAGE = Template("""
 
 ### Learning rates
 
-Mean gain, worst reward and joint improvement of the tuning cells (in brackets: seeds, of $seeds), on prompts
-that the judged cells are not judged on.
+Mean gain, worst reward and joint improvement of the tuning cells, one run each, on prompts that the judged
+cells are not judged on. A rate is a method's best once both of its neighbours are lower.
 
 $tuning
 
@@ -89,7 +89,7 @@ def read_budget(folders: Folders, budget: str) -> BudgetResults:
     """Summarise the finished cells of a budget."""
     found = {name: tuning_curve(folders, budget, name) for name in methods(budget)}
     curves = {name: curve for name, curve in found.items() if curve}
-    tuned = {name: curve for name, curve in curves.items() if is_tuned(curve, budget, name)}
+    tuned = {name: curve for name, curve in curves.items() if not next_cells(curve, budget, name)}
     rates = {name: best_rate(curve) for name, curve in tuned.items()}
     matched: dict[str, float] = {}
     if MARBLE in tuned:
@@ -128,7 +128,7 @@ def write_budget(results: BudgetResults, budget: str, output: Path) -> str:
     size = BUDGETS[budget]
     draw_rates(results.curves, output / f"rates-{budget}.png")
     page = BUDGET_PAGE.substitute(
-        budget=budget, images=f"{size.images:,}", seeds=len(TUNING_SEEDS), tuning=tuning_table(results.curves)
+        budget=budget, images=f"{size.images:,}", tuning=tuning_table(results.curves)
     )
     if results.best:
         draw_outcomes(results.best, output / f"outcomes-{budget}.png")

@@ -21,7 +21,7 @@ from scripts.study.cells import (
     SEQUENTIAL,
     SPECIALISTS,
     TUNING_PROMPTS,
-    TUNING_SEEDS,
+    TUNING_SEED,
     WEIGHTED,
     Cell,
 )
@@ -45,7 +45,7 @@ def run_cell(folders: Folders, cell: Cell) -> None:
         return
     overrides = cell.overrides
     if cell.method in WEIGHTED:
-        overrides += unit_weights(Scores.read(folders.result(base_name(TUNING_SEEDS[0]))))
+        overrides += unit_weights(Scores.read(folders.result(base_name(TUNING_SEED))))
     if cell.method == SEQUENTIAL:
         run = train_sequence(folder, overrides, BUDGETS[cell.budget].steps)
     else:
@@ -124,7 +124,7 @@ def score(folder: Path, target: str, seed: int) -> np.ndarray:
 
 def prompt_overrides(seed: int) -> list[str]:
     """Return overrides that choose the prompts which a seed is scored on."""
-    if seed not in TUNING_SEEDS:
+    if seed != TUNING_SEED:
         return [f"trainer.eval_prompts={JUDGED_PROMPTS}"]
     files = [f"data.sources.{name}.test={name}/train.jsonl" for name in ("general", "text", "compositional")]
     return [f"trainer.eval_prompts={TUNING_PROMPTS}", *files]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from marble_cli.evaluate.joint import changed_jointly
-from scripts.study.cells import REWARDS, TUNING_SEEDS, Cell
+from scripts.study.cells import REWARDS, TUNING_SEED, Cell
 from scripts.study.scores import Folders, Scores, base_name
 
 RESAMPLES = 2000
@@ -72,9 +72,8 @@ class Summary:
 
 
 def base_unit(folders: Folders) -> np.ndarray:
-    """Return every reward's standard deviation on the base model [K], over the tuning seeds."""
-    scores = [Scores.read(folders.result(base_name(seed))).values for seed in TUNING_SEEDS]
-    return np.asarray(np.nanstd(np.concatenate(scores, axis=1), axis=1))
+    """Return every reward's standard deviation on the base model [K], with the tuning seed."""
+    return np.asarray(np.nanstd(Scores.read(folders.result(base_name(TUNING_SEED))).values, axis=1))
 
 
 def summarise(folders: Folders, cells: list[Cell], unit: np.ndarray) -> Summary | None:

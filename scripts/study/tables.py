@@ -51,9 +51,9 @@ def tuning_table(curves: dict[str, Curve]) -> str:
 
 
 def format_tuning(row: Summary) -> str:
-    """Format mean gain, worst reward and joint improvement, and the number of finished seeds."""
+    """Format mean gain, worst reward and joint improvement."""
     mean, worst, improved = (row.figures[name].mean for name in (COMPOSITE, WORST, IMPROVED))
-    return f"{mean:+.2f}, {worst:+.2f}, {improved:.0%} ({row.seeds})"
+    return f"{mean:+.2f}, {worst:+.2f}, {improved:.0%}"
 
 
 def format_gain(gain: Interval) -> str:

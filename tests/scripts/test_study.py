@@ -29,8 +29,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     budget = replace(cells.BUDGETS[BUDGET], steps=2, seeds=(0,), overrides=(), methods=(*NAMES, *specialists))
     for module in (cells, report, runner, study):
         monkeypatch.setattr(module, "BUDGETS", {BUDGET: budget})
-        monkeypatch.setattr(module, "TUNING_SEEDS", (100,), raising=False)
-    monkeypatch.setattr(statistics, "TUNING_SEEDS", (100,))
     for module in (cells, runner):
         monkeypatch.setattr(module, "COMMON", ("preset=tiny", *BRIEF, *SMALL))
     monkeypatch.setattr(cells, "RATES", RATES)
@@ -93,6 +91,18 @@ def summary(rate: float, gain: float, drift: float) -> statistics.Summary:
 
 def test_the_best_rate_has_the_highest_mean_gain() -> None:
     curve = {rate: summary(rate, gain, 1.0) for rate, gain in ((1e-3, 0.1), (2e-3, 0.3), (4e-3, 0.2))}
+    assert choose.best_rate(curve) == 2e-3
+
+
+def test_rates_are_tried_until_the_best_one_has_two_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = {1e-3: 0.0, 2e-3: 0.4, 3e-3: 0.3, 4e-3: 0.2, 5e-3: 0.1}
+    monkeypatch.setattr(cells, "RATES", tuple(gains))
+    curve: choose.Curve = {}
+    tried = []
+    while found := choose.next_cells(curve, BUDGET, "marble"):
+        tried.append([cell.rate for cell in found])
+        curve = {**curve, **{cell.rate: summary(cell.rate, gains[cell.rate], 1.0) for cell in found}}
+    assert tried == [[3e-3], [2e-3, 4e-3], [1e-3]]
     assert choose.best_rate(curve) == 2e-3
 
 
