@@ -66,6 +66,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "marble_whole": EVERY_STEP,
     "marble_amortised": AMORTISED,
     "marble_stale": STALE,
+    "marble_priority2": (*EVERY_STEP, "balance.norm_priority=2"),
     "paper_whole": (*EVERY_STEP, PAPER),
     "paper": (*AMORTISED, PAPER),
     "published": (
@@ -82,6 +83,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "upgrad": ("balance=torchjd:UPGrad", *EVERY_STEP),
     "upgrad_quarter": ("balance=torchjd:UPGrad", "balance.mode=full", "balance.refresh_fraction=0.25"),
     "upgrad_stale": ("balance=torchjd:UPGrad", *STALE),
+    "dualproj": ("balance=torchjd:DualProj", *EVERY_STEP),
     "pcgrad": ("balance=torchjd:PCGrad", *EVERY_STEP),
     "nash": ("balance=torchjd:FairGrad", "balance.options={alpha: 1}", *EVERY_STEP),  # the Nash bargain
     SEQUENTIAL: AMORTISED,
