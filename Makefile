@@ -7,7 +7,7 @@ PLUGINS := $(wildcard plugins/*)
 SEED ?= 0
 THREADS ?= 1
 
-.PHONY: install demo bench test test-fast test-faults lint format reference docs study pretrain clean
+.PHONY: install demo bench test test-fast test-faults test-gpu lint format reference docs study pretrain clean
 
 install: $(VENV)/installed
 
@@ -38,6 +38,10 @@ test-fast: install
 # writes its table.
 test-faults: install
 	$(BIN)/python -m scripts.faults $(FAULTS)
+
+# What needs a CUDA device, on a machine that has one; four processes share it.
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu tests/gpu -n 4
 
 lint: install
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from marble_cli.distributed.layout import Layout, Replicated, Sharded
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import as_dtensor, full_on_rank0, local, local_shard
 from marble_cli.objective.coefficients import reward_coefficients
-from marble_cli.policy.load import load_policy
+from marble_cli.policy.load import load_policy, pick_device
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import Progress, initial_progress, pack, unpack
@@ -28,7 +28,6 @@ from marble_cli.step.direction import make_descent
 from marble_cli.step.gradients import Step, mixture_gradient, reward_gradients
 from marble_cli.step.reward_signal import read_signal
 
-CPU = torch.device("cpu")
 IMAGES = 8  # per rank
 config = compose([], sys.argv[1])
 replicas = int(sys.argv[2])
@@ -41,7 +40,7 @@ def randomise(policy: PipelinePolicy) -> None:
         for parameter in policy.parameters(adapter).values():
             noise = torch.randn(parameter.shape, generator=draw) * 0.02
             with torch.no_grad():
-                local(parameter).add_(local_shard(noise, parameter))
+                local(parameter).add_(local_shard(noise.to(parameter.device), parameter))
 
 
 def whole_rows(rows: Tensor, policy: PipelinePolicy) -> Tensor:
@@ -72,7 +71,7 @@ def watched(ranks: Ranks) -> Iterator[list[tuple[int, ...]]]:
 def training_set(policy: PipelinePolicy, ranks: Ranks) -> TrainingSet:
     draw = torch.Generator().manual_seed(5)
     own = torch.arange(ranks.rank * IMAGES, (ranks.rank + 1) * IMAGES)
-    x0 = torch.randn(ranks.world * IMAGES, *policy.latent_shape, generator=draw)[own]
+    x0 = torch.randn(ranks.world * IMAGES, *policy.latent_shape, generator=draw)[own].to(policy.device)
     times = (torch.rand(ranks.world * IMAGES, 2, generator=draw) * 0.8 + 0.1)[own]
     prompts = policy.encode(["a red cup", "two boats"])[own // 4 % 2]
     return TrainingSet(x0, prompts, own, own, times, samples=ranks.world * IMAGES * 2)
@@ -86,7 +85,10 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
         precision=Precision(precision),
         gradient_checkpointing=precision != "fp32",
     )
-    layouts: list[Layout] = [Replicated(ranks), Sharded(ranks, CPU, replicas, reshard)]
+    layouts: list[Layout] = [
+        Replicated(ranks),
+        Sharded(ranks, pick_device(config.model.device), replicas, reshard),
+    ]
     policies = [load_policy(settings, 0, layout.place) for layout in layouts]
     for policy in policies:
         randomise(policy)
@@ -99,7 +101,8 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
     data = training_set(policies[0], ranks)
     with torch.no_grad():
         for adapter in ("behaviour", None, "trained"):
-            one, other = (p.velocity(data.x0, data.times[:, 0], data.embeddings, adapter) for p in policies)
+            at = data.x0, data.times[:, 0].to(data.x0), data.embeddings
+            one, other = (policy.velocity(*at, adapter) for policy in policies)
             assert torch.equal(one, other), adapter
     first = next(iter(policies[1].parameters("trained").values()))
     assert isinstance(first, DTensor)
@@ -142,7 +145,7 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
     for policy, optimizer in zip(policies, optimizers, strict=True):
         draw = torch.Generator().manual_seed(7)
         for parameter in policy.parameters("trained").values():
-            whole = torch.randn(parameter.shape, generator=draw)
+            whole = torch.randn(parameter.shape, generator=draw).to(parameter.device)
             parameter.grad = as_dtensor(local_shard(whole, parameter).contiguous().flatten(), parameter)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -167,7 +170,7 @@ def same(one: tuple, other: tuple) -> None:  # type: ignore[type-arg]
             assert torch.equal(tensor, groups[1][name][key]), (name, key)
 
 
-with Ranks(always=True) as ranks:
+with Ranks(config.model.device, always=True) as ranks:
     for kind in ("lora", "full"):
         for reshard in (True, False):
             compare(reshard, kind, ranks)

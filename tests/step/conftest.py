@@ -38,9 +38,16 @@ class DoublePolicy(PipelinePolicy):
         return self.family.velocity(xt, t, embeddings)
 
 
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where the policy computes; tests/gpu has another."""
+    return torch.device("cpu")
+
+
 @pytest.fixture(scope="session", params=list(Train), ids=lambda train: train.value)
 def double_policy(
     request: pytest.FixtureRequest,
+    device: torch.device,
     model: ModelConfig,
     transformer_maker: Callable[..., Any],
     randomise: Callable[..., None],
@@ -54,7 +61,7 @@ def double_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         pipeline.transformer = transformer_maker(qk_norm=None)
-    policy = DoublePolicy(pipeline, SD3(pipeline, model), model, torch.device("cpu"), seed=0)
+    policy = DoublePolicy(pipeline, SD3(pipeline, model), model, device, seed=0)
     policy.transformer.double()
     if isinstance(policy.trainable, FullWeights):
         for adapter in ("trained", "behaviour"):
@@ -75,7 +82,7 @@ class Case:
         return Step(policy, Replicated(Ranks()), self.data, self.objective, STEP, lambda count: None)
 
     def definition(self, policy: DoublePolicy) -> tuple[Tensor, Tensor, Tensor]:
-        """Return P_i and N_i averaged over the times, [n], and the KL term, all differentiable.
+        """Return P_i and N_i averaged over the times, [n], and the KL term, all differentiable, on the CPU.
 
         They follow docs/explanation/algorithm.md image by image.
         """
@@ -83,8 +90,9 @@ class Case:
         for i in range(len(data.x0)):
             terms = []
             for column in range(data.times.shape[1]):
-                x0, t = data.x0[i : i + 1], data.times[i, column].double()
-                eps = noise(SEED, f"train{column}", STEP, [40 + i // 2], tuple(x0.shape[1:])).double()
+                x0 = data.x0[i : i + 1]
+                t = data.times[i, column].to(x0)
+                eps = noise(SEED, f"train{column}", STEP, [40 + i // 2], tuple(x0.shape[1:])).to(x0)
                 xt = (1 - t) * x0 + t * eps
                 prompt = data.embeddings[i : i + 1]
                 with torch.no_grad():
@@ -103,14 +111,14 @@ class Case:
             means = [sum(part) / len(terms) for part in zip(*terms, strict=True)]
             for total, mean in zip((positive, negative, distance), means, strict=True):
                 total.append(mean)
-        return torch.stack(positive), torch.stack(negative), torch.stack(distance).mean()
+        return torch.stack(positive).cpu(), torch.stack(negative).cpu(), torch.stack(distance).mean().cpu()
 
 
 def flat(loss: Tensor, policy: DoublePolicy) -> Tensor:
-    """Gradient of `loss` in the trained weights, [P]; the graph is kept."""
+    """Gradient of `loss` in the trained weights, [P] on the CPU; the graph is kept."""
     parameters = list(policy.parameters("trained").values())
     parts = torch.autograd.grad(loss, parameters, retain_graph=True)
-    return torch.cat([part.flatten() for part in parts])
+    return torch.cat([part.flatten() for part in parts]).cpu()
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ def case(double_policy: DoublePolicy, run_config: Callable[..., RunConfig]) -> C
     times = torch.rand(12, 2, generator=draw) * 0.8 + 0.1
     # Neighbours share noise, also across micro-batches.
     draws = torch.tensor([40 + i // 2 for i in range(12)])
-    data = TrainingSet(x0, embeddings, torch.arange(12), draws, times, samples=24)
+    data = TrainingSet(x0.to(double_policy.device), embeddings, torch.arange(12), draws, times, samples=24)
     return Case(data, signal, Objective(BETA, CLIP, kl_coef=0.7, seed=SEED, micro_batch_size=5))
 
 

@@ -25,7 +25,9 @@ CACHE = DirectionCache(
 def direct(
     descent: Descent, case: Any, cache: DirectionCache = CACHE, signal: Signal | None = None
 ) -> Direction:
-    return descent.direct(STEP, signal or case.signal, case.data, cache, lambda count: None)
+    """Return the direction, its gradient on the CPU."""
+    found = descent.direct(STEP, signal or case.signal, case.data, cache, lambda count: None)
+    return replace(found, gradient=found.gradient.cpu())
 
 
 def silent(signal: Signal) -> Signal:

@@ -39,13 +39,17 @@ def coefficients(signal: Any, shared_term: str = "inside") -> RewardCoefficients
 
 
 def one_pass(policy: Any, case: Any, mixture: Coefficients) -> Gradients:
-    return mixture_gradient(case.step(policy), parts(case), mixture)
+    return on_cpu(mixture_gradient(case.step(policy), parts(case), mixture))
 
 
 def apart(policy: Any, case: Any, shared_term: str = "inside") -> Gradients:
     """Rows of the five rewards, and of the KL term with what is left outside the balance."""
     made = coefficients(case.signal, shared_term)
-    return reward_gradients(case.step(policy), parts(case), made.rewards, made.shared)
+    return on_cpu(reward_gradients(case.step(policy), parts(case), made.rewards, made.shared))
+
+
+def on_cpu(gradients: Gradients) -> Gradients:
+    return replace(gradients, rows=gradients.rows.cpu())
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

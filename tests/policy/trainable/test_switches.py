@@ -23,17 +23,17 @@ SWITCHES = [
 def results(policy: Any, randomise: Callable[..., None]) -> list[Tensor]:
     """Velocities of all adapters, plain gradients, and those of two mixtures from one backward pass each."""
     randomise(policy)
-    xt = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
-    at = (xt, torch.tensor([0.3, 0.9]), policy.encode(["a red cup", "two boats"]))
+    xt = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
+    at = (xt, torch.tensor([0.3, 0.9]).to(xt), policy.encode(["a red cup", "two boats"]))
     found = []
     for adapter in ADAPTERS:
         with torch.no_grad():
             found.append(policy.velocity(*at, adapter))
     parameters = list(policy.parameters("trained").values())
     v = policy.velocity(*at, "trained")
-    cotangent = torch.linspace(-1, 1, v.numel()).view_as(v)
+    cotangent = torch.linspace(-1, 1, v.numel()).view_as(v).to(v)
     found += torch.autograd.grad(v, parameters, cotangent)
-    rows = torch.zeros(2, sum(p.numel() for p in parameters))
+    rows = v.new_zeros(2, sum(p.numel() for p in parameters))
     mixer = PerSampleGradients(policy.layers(), rows)
     with mixer.watching():
         v = policy.velocity(*at, "trained")
@@ -65,10 +65,10 @@ def saved_bytes(policy: Any) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    xt = torch.randn(16, *policy.latent_shape)
+    xt = torch.randn(16, *policy.latent_shape, device=policy.device)
     embeddings = policy.encode(["a red cup"] * 16)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        policy.velocity(xt, torch.full((16,), 0.5), embeddings, "trained")
+        policy.velocity(xt, torch.full_like(xt[:, 0, 0, 0], 0.5), embeddings, "trained")
     return sum(kept.values())
 
 
