@@ -8,6 +8,7 @@ from marble_cli.balance.external import PREFIX, torchjd_balance
 from marble_cli.balance.groups import make_groups
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.balance.solver import solvers
+from marble_cli.balance.upgrad import ProjectedSum
 from marble_cli.config import schema
 from marble_cli.config.enums import RefreshWhen
 from marble_cli.errors import ConfigError
@@ -73,13 +74,15 @@ def _least_norm(unit: bool) -> Builder:
         groups = make_groups(config, names)
         entries = "entries (groups and single rewards)" if groups else "rewards"
         _check_floor(config.floor, len(groups) or len(names), entries)
-        if config.solver not in (known := solvers()):
-            raise ConfigError(
-                f"balance.solver: {config.solver!r} is not installed{nearest(config.solver, known)}"
-            )
+        _check_solver(config.solver)
         return LeastNorm(unit, config.floor, config.solver, groups, config.norm_priority)
 
     return builder
+
+
+def _upgrad(config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
+    _check_solver(config.solver)
+    return ProjectedSum(_weights(config, names, reward_weights), config.solver)
 
 
 def _equal(config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
@@ -122,6 +125,11 @@ def _weights(
     return weights
 
 
+def _check_solver(solver: str) -> None:
+    if solver not in (known := solvers()):
+        raise ConfigError(f"balance.solver: {solver!r} is not installed{nearest(solver, known)}")
+
+
 def _check_floor(floor: float, count: int, entries: str) -> None:
     if not floor >= 0.0 or count * floor > 1.0:
         raise ConfigError(
@@ -135,6 +143,7 @@ _BUILT_IN: dict[str, Builder] = {
     # The same QP as `marble`, but of the Gram matrix of `output_gram`.
     "output_space": _least_norm(unit=True),
     "mgda": _least_norm(unit=False),
+    "upgrad": _upgrad,
     "equal": _equal,
     "fixed": _fixed,
     "weighted_sum": _scalarised,

@@ -32,7 +32,7 @@ GROUPS = {
     "algorithm": "DiffusionNFT: loss, KL term, advantages, behaviour policy. See [the "
     "algorithm](../explanation/algorithm.md).",
     "balance": "How the rewards' gradients combine. Choices: `marble`, `marble_stepwise`, "
-    "`mgda`, `equal`, `fixed`, "
+    "`mgda`, `upgrad`, `equal`, `fixed`, "
     "`weighted_sum`, `advantage_sum`, `output_space`; `balance.name=torchjd:<Name>`.",
     "optimizer": "AdamW.",
     "rollout": "Prompts and images per step, and how images are drawn.",

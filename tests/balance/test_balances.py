@@ -35,6 +35,7 @@ def test_the_built_in_balances_are_these() -> None:
     assert set(names()) >= {
         "marble",
         "mgda",
+        "upgrad",
         "equal",
         "fixed",
         "output_space",

@@ -23,7 +23,7 @@ LEAST_NORM = ["marble", "mgda", "output_space"]
 CONSTANT = ["equal", "fixed"]
 TORCHJD = ["UPGrad", "DualProj", "MGDA", "AlignedMTL", "IMTLG", "PCGrad", "GradVac", "PCD"]
 OURS = [*LEAST_NORM, *CONSTANT]
-EVERY = [*OURS, *(f"torchjd:{name}" for name in TORCHJD)]
+EVERY = [*OURS, "upgrad", *(f"torchjd:{name}" for name in TORCHJD)]
 
 
 def make(name: str, **settings: Any) -> Balance:
@@ -88,7 +88,7 @@ def test_solutions_of_a_qp_are_certified(name: str, floor: float) -> None:
         assert_certified(make(name, floor=floor)(gram(draw_gradients(seed))), floor)
 
 
-@pytest.mark.parametrize("name", LEAST_NORM)
+@pytest.mark.parametrize("name", [*LEAST_NORM, "upgrad"])
 def test_solutions_of_a_qp_conflict_with_no_reward(name: str) -> None:
     for seed in range(8):
         gradients = draw_gradients(seed)

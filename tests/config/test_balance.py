@@ -57,7 +57,9 @@ def test_mean_of_other_balance_is_refused(name: str) -> None:
         compose([BUILT_IN, f"balance={name}", "balance.reduce=mean"])
 
 
-@pytest.mark.parametrize("name", ["equal", "fixed", "weighted_sum", "advantage_sum", "torchjd:UPGrad"])
+@pytest.mark.parametrize(
+    "name", ["equal", "fixed", "upgrad", "weighted_sum", "advantage_sum", "torchjd:UPGrad"]
+)
 @pytest.mark.parametrize("key", ["groups.a=[colorfulness]", "priorities.colorfulness=2"])
 def test_groups_and_priorities_without_qp_are_refused(name: str, key: str) -> None:
     with pytest.raises(

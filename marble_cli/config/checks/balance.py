@@ -6,10 +6,12 @@ from marble_cli.errors import ConfigError
 
 # Balances that mix rewards into one before there is a gradient.
 MIXTURES = ("weighted_sum", "advantage_sum")
-# Balances that solve a quadratic program (QP) over the rewards' gradients.
+# Balances by the point nearest to the origin, a quadratic program (QP) over entries.
 QP_BALANCES = ("marble", "mgda", "output_space")
 # Balances that find the rewards' weights themselves.
 OWN_WEIGHTS = (*QP_BALANCES, "equal")
+# Balances of gradients that weigh the rewards as the user says.
+WEIGHTED = ("fixed", "upgrad")
 
 
 def check_balance(balance: BalanceConfig) -> None:
@@ -22,9 +24,9 @@ def check_balance(balance: BalanceConfig) -> None:
     if balance.weights and (name in OWN_WEIGHTS or name.startswith("torchjd:")):
         raise ConfigError(
             f"balance.weights: balance={name} finds its own. Expected none, or one of "
-            f"balance={', '.join((*MIXTURES, 'fixed'))}."
+            f"balance={', '.join((*MIXTURES, *WEIGHTED))}."
         )
-    if balance.options and name in (*OWN_WEIGHTS, *MIXTURES, "fixed"):
+    if balance.options and name in (*OWN_WEIGHTS, *MIXTURES, *WEIGHTED):
         raise ConfigError(
             f"balance.options: balance={name} takes none. Expected them with balance=torchjd:<Name>."
         )
@@ -43,7 +45,7 @@ def check_balance(balance: BalanceConfig) -> None:
     for key in ("groups", "priorities"):
         if getattr(balance, key) and name not in QP_BALANCES:
             raise ConfigError(
-                f"balance.{key}: balance={name} solves no QP, so balance.{key} would have no effect. "
+                f"balance.{key}: balance={name} would ignore it. "
                 f"Expected none, or one of balance={', '.join(QP_BALANCES)}."
             )
     if name in MIXTURES and balance.mode is BalanceMode.output_space:
