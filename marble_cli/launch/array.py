@@ -65,6 +65,7 @@ def submit_array(planned: PlannedSweep, resume: str) -> str:
         check_inside(own, (SETTINGS,))
         own.mkdir(parents=True, exist_ok=True)
         write_whole(own / SETTINGS, dump(cell.config))
+        planned.sweep.failures.pop(cell.name, None)
     check_inside(folder, (SCRIPT,))
     planned.sweep.write()
     job = submit_script(folder, script)

@@ -54,7 +54,8 @@ def check_cells(planned: PlannedSweep, resume: str) -> list[PlannedCell]:
             check_geometry(cell.config.rollout, cell.config.trainer, processes(launcher))
             rewards = cell.config.rewards
             build(cell.config.balance, list(rewards), [reward.weight for reward in rewards.values()])
-            waiting += [] if planned.is_done(cell, resume) else [cell]
+            if not planned.is_done(cell, resume):
+                waiting.append(cell)
     return waiting
 
 
