@@ -71,7 +71,7 @@ def _content(runs: Sequence[Run], swept: Sequence[Sweep]) -> dict[str, Any]:
             for i, run in enumerate(runs)
         ],
         "title": " · ".join(_titles(runs, swept)),
-        "cells": [sweeps.cell_table(sweep) for sweep in swept],
+        "cells": [table for sweep in swept for table in sweeps.cell_tables(sweep)],
         "fronts": sweeps.fronts(runs, swept) if swept else None,
         "overview": settings.overview(runs),
         "differences": settings.differences(runs) if len(runs) > 1 else None,

@@ -39,15 +39,18 @@ def expand(folders: Sequence[Path]) -> tuple[list[Path], list[Sweep]]:
     return runs, sweeps
 
 
-def cell_table(sweep: Sweep) -> Table:
-    """Tabulate the cells of a sweep, also those that have not begun."""
+def cell_tables(sweep: Sweep) -> list[Table]:
+    """Tabulate the cells of a sweep, also those that have not begun, and why some failed."""
+    name, results = sweep.folder.resolve().name, read_results(sweep)
     rows = []
-    for result in read_results(sweep):
+    for result in results:
         joint = MISSING if result.joint_improvement is None else percent(result.joint_improvement)
-        worst = MISSING if result.worst is None else f"{result.worst[0]} {signed(result.worst[1])} sd"
-        rows.append([result.name, str(result.steps), joint, worst, result.failure or MISSING])
-    head = ["cell", "steps", "joint improvement", "worst reward", "failed because"]
-    return Table(f"{sweep.folder.resolve().name}: cells of the sweep", head, rows)
+        worst = result.describe_worst() or MISSING
+        rows.append([result.name, str(result.steps), joint, worst])
+    head = ["cell", "steps", "joint improvement", "worst reward"]
+    failed = [[result.name, result.failure] for result in results if result.failure]
+    failures = [Table(f"{name}: cells that failed", ["cell", "why"], failed)] if failed else []
+    return [Table(f"{name}: cells of the sweep", head, rows), *failures]
 
 
 def fronts(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> Group:

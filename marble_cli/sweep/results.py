@@ -30,6 +30,13 @@ class Result:
     worst: tuple[str, float] | None = None
     failure: str | None = None
 
+    def describe_worst(self) -> str:
+        """Return the worst reward with its change, such as `ocr -0.12 sd`; empty if it is unknown."""
+        if self.worst is None:
+            return ""
+        name, change = self.worst
+        return f"{name} {round(change, 2) + 0.0:+.2f} sd"  # + 0.0: never -0.00
+
 
 def read_results(sweep: Sweep) -> list[Result]:
     """Read the results of a sweep's cells, in order; a cell without metrics has no step."""
@@ -62,13 +69,6 @@ def worst_reward(history: History) -> tuple[str, float] | None:
     return min(changes.items(), key=lambda item: item[1]) if changes else None
 
 
-def _worst(result: Result) -> str:
-    if result.worst is None:
-        return ""
-    name, change = result.worst
-    return f"{escape(name)} {round(change, 2) + 0.0:+.2f} sd"  # + 0.0: never -0.00
-
-
 def tables(sweep: Sweep) -> Iterator[Table]:
     """Yield the closing table of a sweep, and one of the cells that failed if there are any."""
     results = read_results(sweep)
@@ -78,7 +78,7 @@ def tables(sweep: Sweep) -> Iterator[Table]:
         table.add_column(heading, justify="right")
     for result in results:
         joint = "" if result.joint_improvement is None else f"{result.joint_improvement:.1%}"
-        table.add_row(escape(result.name), str(result.steps), joint, _worst(result))
+        table.add_row(escape(result.name), str(result.steps), joint, escape(result.describe_worst()))
     yield table
     if any(result.failure for result in results):
         failed = Table("failed", "why", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
