@@ -68,7 +68,7 @@ def front(rows: Sequence[Row], runs: Sequence[str], description: str, axes: tupl
     start = charts.data([{"at": 0}]).mark_rule(color=INK, opacity=0.4, strokeDash=[4, 3], aria=False)
     spans = places.mark_rule(strokeWidth=1.5, opacity=0.5, aria=False)
     line = places.transform_filter(alt.datum.joined).mark_line(opacity=0.6, aria=False)
-    points = places.mark_point(size=90, strokeWidth=2).encode(
+    points = places.mark_point(size=90, strokeWidth=2, opacity=1).encode(
         shape=charts.shape(runs), tooltip=tips,
         fill=alt.condition(alt.datum.joined, charts.by_run(runs), alt.value("var(--card)")),
     )  # fmt: skip

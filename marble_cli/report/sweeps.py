@@ -15,6 +15,7 @@ from marble_cli.report.reading import Run
 from marble_cli.sweep.record import Sweep, is_sweep, read_sweep
 from marble_cli.sweep.results import read_results
 
+JOINED = "yes"  # in the last column of a front's values
 Place = Mapping[str, tuple[float, float, float]]  # changes with their intervals, by reward
 
 
@@ -54,18 +55,22 @@ def cell_tables(sweep: Sweep) -> list[Table]:
 
 
 def fronts(runs: Sequence[Run], sweeps: Sequence[Sweep]) -> Group:
-    """Draw the cells of all sweeps by their changes in any two rewards, a chart per pair."""
+    """Draw the cells of all sweeps by their changes in any two rewards, a chart per pair.
+
+    Pairs between which the sweep chooses, with the most cells on their front, come first.
+    """
     swept = {sweep.folder / cell.name: cell.values for sweep in sweeps for cell in sweep.cells}
     cells = [
         (run, name_values(swept[run.folder]), relative_changes(run)) for run in runs if run.folder in swept
     ]
     pairs = combinations(reward_names([run for run, _, _ in cells]), 2)
     drawn = [chart for pair in pairs if (chart := _front(runs, cells, pair))]
+    drawn.sort(key=lambda chart: -sum(row[-1] == JOINED for row in chart.values.rows))
     text = (
         "A point per cell: its change from the first to the last evaluation in two rewards, in standard "
-        "deviations of the first, with 95 % intervals. Up and to the right is better. The line joins the "
-        "cells that no other cell beats: none is better in one of the two and at least as good in the other. "
-        "Where intervals overlap, chance may decide which these are."
+        "deviations of the first, with 95 % intervals. Up and to the right is better. A cell beats another "
+        "if it is at least as good in both rewards and better in one; the line joins the cells that none "
+        "beats. Where intervals overlap, chance may decide which these are."
     )
     gone = "It needs two evaluations of a cell, and two rewards."
     return Group("Front", text if drawn else gone, drawn)
@@ -101,7 +106,7 @@ def _front(
             for x, low, high in (place[reward] for reward in pair)
             for text in (signed(x), interval(low, high))
         ]
-        values.append([name, *changes, "yes" if best else "no"])
+        values.append([name, *changes, JOINED if best else "no"])
     title = " and ".join(pair)
     best_rows = sorted((row for row in rows if row["joined"]), key=lambda row: float(row["x"]))
     summary = "joined: " + "; ".join(row["cell"] for row in best_rows)
