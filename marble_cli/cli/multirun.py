@@ -36,12 +36,15 @@ def train_sweep(
     ensure_home(planned.sweep.folder / "home")  # before the import of a library that looks for it
     with importing():
         from marble_cli.launch.array import submit_array
-        from marble_cli.launch.sweep import run_sweep
+        from marble_cli.launch.sweep import print_results, run_sweep
     if dry_run:
         _print_plans(planned, resume)
         return 0
     if planned.cells[0].config.launcher.name is LauncherName.slurm:
-        typer.echo(submit_array(planned, resume))
+        if (job := submit_array(planned, resume)) is not None:
+            typer.echo(job)
+        else:
+            print_results(planned.sweep)
         return 0
     return run_sweep(planned, resume)
 

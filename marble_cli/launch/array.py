@@ -50,15 +50,15 @@ def _job(cell: PlannedCell) -> tuple[object, ...]:
     return options, cell.config.launcher
 
 
-def submit_array(planned: PlannedSweep, resume: str) -> str:
-    """Submit the cells that are not done; return what to tell of the job.
+def submit_array(planned: PlannedSweep, resume: str) -> str | None:
+    """Submit the cells that are not done; return what to tell of the job, None if all are done.
 
     Raises:
         RequestError: a cell cannot run, a folder cannot be written, or sbatch is missing or refuses the job.
     """
     folder, cells = planned.sweep.folder, check_cells(planned, resume)
     if not cells:
-        return f"all {len(planned.cells)} cells are done: {folder}"
+        return None
     script = render_array(folder, cells, resume)
     for cell in cells:
         own = Path(cell.config.run.dir)

@@ -26,7 +26,7 @@ from marble_cli.launch.local import PARENT, check_one_machine
 from marble_cli.lock import RunLock
 from marble_cli.plan.checks import check_geometry
 from marble_cli.sweep.cells import PlannedCell, PlannedSweep, naming
-from marble_cli.sweep.record import NAME
+from marble_cli.sweep.record import NAME, Sweep
 from marble_cli.sweep.results import tables
 
 log = logging.getLogger("marble")
@@ -65,6 +65,13 @@ def announce(planned: PlannedSweep, number: int, *, done: bool) -> None:
     print(f"cell {number} of {len(planned.cells)}: {name}{': done' if done else ''}", flush=True)
 
 
+def print_results(sweep: Sweep) -> None:
+    """Print what became of the cells, and how to see more."""
+    for table in tables(sweep):
+        Console(highlight=False).print("", table)
+    print(f"\nreport: marble report {shlex.quote(str(sweep.folder))}")
+
+
 def run_sweep(planned: PlannedSweep, resume: str) -> int:
     """Run the cells that are not done; return the exit code: 0, 1 if a cell failed, 130 or 143 if stopped.
 
@@ -94,9 +101,7 @@ def run_sweep(planned: PlannedSweep, resume: str) -> int:
                 sweep.failures[cell.name] = failure
                 log.warning("cell %s failed: %s", cell.name, failure)
             sweep.write()
-    for table in tables(sweep):
-        Console(highlight=False).print("", table)
-    print(f"\nreport: marble report {shlex.quote(str(sweep.folder))}")
+    print_results(sweep)
     if relay.exit_code is not None:
         return relay.exit_code
     return 1 if any(cell.name in sweep.failures for cell in planned.cells) else 0

@@ -16,6 +16,7 @@ from marble_cli.config.sweep import Cell, digest, split_sweep
 from marble_cli.errors import RequestError
 from marble_cli.sweep.record import Sweep, is_sweep, read_sweep
 
+HOW = ("launcher", "logging")  # groups that say how cells run, not what they train
 LONGEST_KEYS = 100  # characters of the swept keys in the name of a sweep's folder
 
 
@@ -103,10 +104,12 @@ def _folder(
 ) -> tuple[Path, str]:
     """Return the sweep's folder and the beginning of its runs' names.
 
-    Without `run.dir` and `run.name`, the same command has the same folder, whatever the swept values.
+    Without `run.dir` and `run.name`, the same command has the same folder, whatever the swept values are and
+    wherever it runs.
     """
-    given = {override.key_or_group for override in parse(fixed)}
-    same = digest([*sorted(fixed), config_name or ""])
+    given = [override.key_or_group for override in parse(fixed)]
+    what = (word for word, key in zip(fixed, given, strict=True) if key.partition(".")[0] not in HOW)
+    same = digest([*sorted(what), config_name or ""])
     title = first.run.name if "run.name" in given else f"sweep-{','.join(keys)[:LONGEST_KEYS]}-{same}"
     folder = Path(first.run.dir) if "run.dir" in given else Path("runs", title).absolute()
     return folder, title if "run.name" in given else folder.name

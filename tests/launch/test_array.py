@@ -46,6 +46,7 @@ def run_task(
 def test_every_task_runs_a_cell_and_is_requeued_by_itself(cluster: Path, tmp_path: Path) -> None:
     said = submit_array(planned("trainer.seed=0,1,2"), "auto")
     folder = tmp_path / "it's"
+    assert said is not None
     assert said.startswith("job 77: 3 cells, each 1 x 2 processes\n")
     assert (cluster / "submitted").read_text() == f"{folder} --parsable job.sbatch\n"
     assert [cell.name for cell in read_sweep(folder).cells] == [f"trainer.seed={i}" for i in range(3)]
@@ -69,10 +70,10 @@ def test_cells_that_are_done_are_left_out(
     once = plan_sweep([*words, "trainer.seed=0,1"], None)
     (tmp_path / "s" / "trainer.seed=0").mkdir(parents=True)
     write_random_run(once.cells[0].config, randomise)
-    assert submit_array(once, "auto").startswith("job 77: 1 cells")
+    assert (submit_array(once, "auto") or "").startswith("job 77: 1 cells")
     assert run_task(cluster, tmp_path / "s", 0)[0][-3] == str(tmp_path / "s" / "trainer.seed=1" / "job.yaml")
     write_random_run(once.cells[1].config, randomise)
-    assert submit_array(once, "auto") == f"all 2 cells are done: {tmp_path / 's'}"
+    assert submit_array(once, "auto") is None
 
 
 def test_a_task_resumes_from_its_own_checkpoints_where_it_has_some(cluster: Path, tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ def test_the_folder_without_a_name_is_that_of_the_same_command(tmp_path: Path) -
     more = [FLOORS[0], "balance.floor=range(0,0.5,0.25)"]
     assert plan_sweep(more, None).sweep.folder == folder, "further values belong to the same sweep"
     assert planned("trainer.steps=3").sweep.folder != folder
+    assert planned("launcher=slurm", "logging.images_every=3").sweep.folder == folder, (
+        "it may move to a cluster"
+    )
     named = planned("run.name=floors")
     assert named.sweep.folder == tmp_path / "runs" / "floors"
     assert named.cells[0].config.run.name == "floors/balance.floor=0"
