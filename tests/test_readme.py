@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from marble_cli.cli.app import app
 from marble_cli.config.compose import compose
+from marble_cli.config.sweep import split_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -38,9 +39,13 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("marble train")])
 def test_train_commands_compose(command: str) -> None:
-    plain = re.sub(r"--(nproc|resume|config-name) \S+|--\S+", "", command)
+    plain = re.sub(r"--(nproc|resume|config-name) \S+|--\S+| -m ", " ", command)
     overrides = words(plain)[1:]
-    assert compose(overrides).rewards
+    if not re.search(r" (--multirun|-m) ", command):
+        assert compose(overrides).rewards
+        return
+    fixed, cells = split_sweep(overrides)
+    assert all(compose([*fixed, *cell.overrides]).rewards for cell in cells)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("marble train")])

@@ -14,7 +14,9 @@ def report(
     ctx: typer.Context,
     runs: Annotated[
         list[Path],
-        typer.Argument(parser=to_path, metavar="RUN...", help="The folders of one run or several."),
+        typer.Argument(
+            parser=to_path, metavar="RUN...", help="The folders of runs, or of sweeps for all their runs."
+        ),
     ],
     output: Annotated[
         Path | None,

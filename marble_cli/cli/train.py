@@ -7,7 +7,6 @@ import typer
 
 from marble_cli.cli.libraries import importing
 from marble_cli.cli.options import Overrides
-from marble_cli.errors import RequestError
 
 if TYPE_CHECKING:
     from marble_cli.config.schema import RunConfig
@@ -39,11 +38,23 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the composed configuration and stop.")
     ] = False,
+    multirun: Annotated[
+        bool,
+        typer.Option(
+            "--multirun",
+            "-m",
+            help="Start a run for each combination of values: key=a,b, range(0,3), choice(a,b), glob(*).",
+        ),
+    ] = False,
 ) -> None:
     """Train a model on several rewards, or continue a run."""
     from marble_cli.config.compose import compose, dump
 
     words = [*(overrides or []), *([f"launcher.nproc={nproc}"] if nproc else [])]
+    if multirun:
+        from marble_cli.cli.multirun import train_sweep
+
+        raise typer.Exit(train_sweep(words, config_name, resume, dry_run=dry_run, print_config=print_config))
     config = compose(words, config_name)
     if print_config:
         typer.echo(dump(config), nl=False)
@@ -52,7 +63,7 @@ def train(
     from marble_cli.paths import ensure_home
 
     ensure_home(Path(config.run.dir) / "home")  # before the import of a library that looks for it
-    from marble_cli.launch.local import end_with_launcher, launch, launched
+    from marble_cli.launch.local import check_one_machine, end_with_launcher, launch, launched
 
     launcher, starts_processes = config.launcher, not launched()
     if starts_processes and launcher.name is LauncherName.slurm:
@@ -64,14 +75,11 @@ def train(
 
         plan(config, resume)
         return
-    if starts_processes and launcher.nodes > 1:
-        raise RequestError(
-            f"launcher.nodes={launcher.nodes}: launcher=local starts processes on this machine alone. "
-            "Expected 1, launcher=slurm, or torchrun on every machine (docs/how-to/cluster.md)."
-        )
+    end_with_launcher()
+    if starts_processes:
+        check_one_machine(launcher)
     if starts_processes and launcher.nproc > 1:
         raise typer.Exit(launch(config, resume))
-    end_with_launcher()
     with importing():
         from marble_cli.run.train import train as run
 

@@ -12,6 +12,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import create_functions
 from hydra.core.override_parser.overrides_visitor import HydraErrorListener, HydraOverrideVisitor
 from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Glob,
     Override,
     OverrideType,
     Quote,
@@ -55,7 +57,7 @@ class Reader(HydraOverrideVisitor):
 
     def visitFunction(self, ctx: Any) -> Any:  # noqa: N802
         value = HydraOverrideVisitor(self.functions).visitFunction(ctx)
-        return value if isinstance(value, Sweep) else Written(value, ctx.getText())
+        return value if isinstance(value, Sweep | Glob) else Written(value, ctx.getText())
 
 
 def parse(words: Sequence[str]) -> list[Override]:
@@ -69,6 +71,27 @@ def parse(words: Sequence[str]) -> list[Override]:
         ConfigError: an override cannot be read, or gives several values.
     """
     return [_parse(word) for word in words]
+
+
+def parse_sweep(word: str) -> Override | None:
+    """Parse an override that gives several values, each read as `parse` reads one; None if it gives one.
+
+    A key of text gives several values too, if Hydra reads them so: a comma of one value needs quotes.
+    """
+    try:
+        override = _read(word)
+    except (HydraException, RecursionError):
+        return None  # a text, or for `parse` to refuse
+    if not override.is_sweep_override():
+        return None
+    kind, sweep = kind_of(override.key_or_group), override._value
+    if isinstance(sweep, ChoiceSweep):
+        values = [
+            _settle(value, kind if required_kind(kind) is str or _is_container(kind, value) else Any)
+            for value in sweep.list
+        ]
+        override._value = dataclasses.replace(sweep, list=values)
+    return override
 
 
 def _parse(word: str) -> Override:
@@ -85,9 +108,11 @@ def _parse(word: str) -> Override:
     if override is None:
         raise ConfigError(_unreadable(word, assignment, kind))
     if override.is_sweep_override():
-        raise ConfigError(f"override {word!r} asks for several values. Expected one: start a run for each.")
+        raise ConfigError(
+            f"override {word!r} asks for several values. Expected one; --multirun starts a run for each."
+        )
     value = override._value
-    if assignment and isinstance(value, dict | list) and _is_container(kind, value):
+    if assignment and _is_container(kind, value):
         return _assign(assignment, _settle(value, kind))
     return dataclasses.replace(override, _value=_settle(value, Any), input_line=word)
 
@@ -149,11 +174,13 @@ def _assign(assignment: re.Match[str], value: Any) -> Override:
     return override
 
 
-def _is_container(kind: Any, value: dict[str, Any] | list[Any]) -> bool:
-    """Return whether the keys or elements of `value` have types of their own."""
+def _is_container(kind: Any, value: Any) -> bool:
+    """Return whether `value` is a list or mapping whose elements or keys have types of their own."""
     kind = required_kind(kind)
     origin = typing.get_origin(kind)
-    return origin is list if isinstance(value, list) else origin is dict or dataclasses.is_dataclass(kind)
+    if isinstance(value, list):
+        return origin is list
+    return isinstance(value, dict) and (origin is dict or dataclasses.is_dataclass(kind))
 
 
 def _settle(value: Any, kind: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import LauncherConfig, RunConfig
-from marble_cli.errors import MarbleError
+from marble_cli.errors import MarbleError, RequestError
 from marble_cli.interrupts import EXIT_CODES, EXIT_FILE, recorded_exit_code
 
 log = logging.getLogger("marble")
@@ -33,12 +33,25 @@ def end_with_launcher() -> None:
 
     Other launchers, such as SLURM, end their processes themselves.
     """
-    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+    if sys.platform != "linux" or not {"TORCHELASTIC_RUN_ID", PARENT} & os.environ.keys():
         return
     ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, int(signal.SIGKILL))
     ours = os.environ.get(PARENT)
     if ours and os.getppid() != int(ours):  # the launcher died before the call above
         os._exit(1)
+
+
+def check_one_machine(launcher: LauncherConfig) -> None:
+    """Check that the run needs this machine alone.
+
+    Raises:
+        RequestError: `launcher.nodes` is above 1.
+    """
+    if launcher.nodes > 1:
+        raise RequestError(
+            f"launcher.nodes={launcher.nodes}: launcher=local starts processes on this machine alone. "
+            "Expected 1, launcher=slurm, or torchrun on every machine (docs/how-to/cluster.md)."
+        )
 
 
 class StopRequest:

@@ -38,12 +38,41 @@ def render_script(config: RunConfig, resume: str) -> str:
     The options name no path: the script is submitted from the run's folder, which also gets its output. The
     script changes to the folder that the configuration's relative paths start from.
     """
-    launcher, folder = config.launcher, Path(config.run.dir).absolute()
-    lines = [
-        f"#SBATCH --{name}{'' if value is True else f'={value}'}"
-        for name, value in sbatch_options(config).items()
-    ]
+    folder = Path(config.run.dir).absolute()
+    return fill_template(
+        config, resume, folder, sbatch_options(config),
+        run=f"run={shlex.quote(str(folder))}",
+        job="$SLURM_JOB_ID",
+        has_checkpoint='[ "$run"/checkpoints/latest -nt "$run"/' + SCRIPT + " ]",
+    )  # fmt: skip
+
+
+def fill_template(
+    config: RunConfig,
+    resume: str,
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    run: str,
+    job: str,
+    has_checkpoint: str,
+) -> str:
+    """Return a batch script.
+
+    Args:
+        config: of the run, or of any run of an array.
+        resume: as `--resume` takes it.
+        folder: that the script is submitted from.
+        options: of sbatch by their long names.
+        run: lines of bash that set `run` to the run's folder.
+        job: the id by which the script requeues itself, as bash reads it.
+        has_checkpoint: the condition of bash under which a job that starts from another run's checkpoint
+            resumes from its own.
+    """
+    launcher = config.launcher
+    lines = [f"#SBATCH --{name}{'' if value is True else f'={value}'}" for name, value in options.items()]
     cpus = "" if launcher.cpus_per_task is None else f" --cpus-per-task={launcher.cpus_per_task}"
+    own = {"auto": "", "never": "[ $restarts -gt 0 ]"}.get(resume, has_checkpoint)
     return BashTemplate(TEMPLATE.read_text(encoding="utf-8")).substitute(
         options="\n".join(lines),
         version=__version__,
@@ -52,8 +81,10 @@ def render_script(config: RunConfig, resume: str) -> str:
         settings=SETTINGS,
         setup="".join(f"{line}\n" for line in launcher.setup),
         working_directory=shlex.quote(str(Path.cwd())),
+        run=run,
+        job=job,
         resume=shlex.quote(resume),
-        resume_after_restart=_resume_after_restart(resume),
+        resume_after_restart=f"if {own}; then resume=auto; fi\n" if own else "",
         exit_file=EXIT_FILE,
         tasks=launcher.nodes * launcher.nproc,
         nproc=launcher.nproc,
@@ -87,14 +118,6 @@ def sbatch_options(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
-def _resume_after_restart(resume: str) -> str:
-    """Return the line that makes a requeued job resume from its own checkpoints."""
-    if resume == "auto":
-        return ""
-    has_checkpoint = '[ "$run"/checkpoints/latest -nt "$run"/' + SCRIPT + " ]"
-    return f"if {'[ $restarts -gt 0 ]' if resume == 'never' else has_checkpoint}; then resume=auto; fi\n"
-
-
 def submit(config: RunConfig, resume: str) -> str:
     """Write the job into the run's folder and submit it; return its id.
 
@@ -106,7 +129,16 @@ def submit(config: RunConfig, resume: str) -> str:
     check_inside(folder, (SCRIPT, SETTINGS))
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / SETTINGS, dump(config))
-    write_whole(folder / SCRIPT, render_script(config, resume))
+    return submit_script(folder, render_script(config, resume))
+
+
+def submit_script(folder: Path, script: str) -> str:
+    """Write a batch script into a folder and submit it from there; return the job's id.
+
+    Raises:
+        RequestError: sbatch is not installed, or refuses the job.
+    """
+    write_whole(folder / SCRIPT, script)
     by_hand = (
         f"The job is written: {folder / SCRIPT}. "
         f"To submit it: cd {shlex.quote(str(folder))} && sbatch {SCRIPT}"

@@ -1,4 +1,4 @@
-"""Describe charts in Vega-Lite's language: curves, trajectories, changes, matrices and bars.
+"""Describe charts in Vega-Lite's language: their style, and curves, changes, matrices and bars.
 
 Colours are variables of the style sheet, so that charts follow the page's colours, dark or light. Runs differ
 in shape and dash besides, for readers who cannot tell colours apart.
@@ -26,31 +26,35 @@ def color(index: int) -> str:
     return f"var(--run-{index % COLORS})"
 
 
-def _by_run(runs: Sequence[str]) -> alt.Color:
+def by_run(runs: Sequence[str]) -> alt.Color:
+    """Colour marks by the run, in the order of the report."""
     colors = [color(index) for index in range(len(runs))]
     return alt.Color("run:N").scale(domain=list(runs), range=colors).legend(None)
 
 
-def _shape(runs: Sequence[str]) -> alt.Shape:
+def shape(runs: Sequence[str]) -> alt.Shape:
+    """Give each run a shape of its own."""
     shapes = [SHAPES[index % len(SHAPES)] for index in range(len(runs))]
     return alt.Shape("run:N").scale(domain=list(runs), range=shapes).legend(None)
 
 
-def _dash(runs: Sequence[str]) -> alt.StrokeDash:
+def dash(runs: Sequence[str]) -> alt.StrokeDash:
+    """Dash the lines of runs that share a colour."""
     dashes = [DASHES[index // COLORS % len(DASHES)] for index in range(len(runs))]
     return alt.StrokeDash("run:N").scale(domain=list(runs), range=dashes).legend(None)
 
 
-def _data(rows: Sequence[Row] = ()) -> alt.Chart:
+def data(rows: Sequence[Row] = ()) -> alt.Chart:
     """Return a chart of these few rows; without rows, of those that the finished chart is given."""
     return alt.Chart(alt.InlineData(values=list(rows)) if rows else alt.NamedData(name=ROWS))
 
 
-def _number(field: str, title: str) -> alt.Tooltip:
+def number(field: str, title: str) -> alt.Tooltip:
+    """Return a number in the box at the pointer."""
     return alt.Tooltip(f"{field}:Q", title=title, format=".4~g")
 
 
-def _finished(
+def finished(
     chart: alt.Chart | alt.LayerChart | alt.FacetChart,
     rows: Sequence[Row],
     description: str,
@@ -100,66 +104,28 @@ def curve(
     scale = alt.Scale(zero=False) if domain is None else alt.Scale(domain=list(domain))
     x = alt.X("step:Q", title="step").axis(format="d", tickMinStep=1, tickCount=5, grid=False)
     y = alt.Y("value:Q", title=title).scale(scale).axis(tickCount=5, format=".6~r")
-    lines = _data().encode(x=x, y=y, color=_by_run(runs))
+    lines = data().encode(x=x, y=y, color=by_run(runs))
     band = any("low" in row for row in rows)
     hover = alt.selection_point(nearest=True, on="pointerover", clear="pointerout", empty=False, name="hover")
     few = max(sum(row["run"] == run for row in rows) for run in {row["run"] for row in rows}) <= FEW
-    tips = [alt.Tooltip("run:N"), alt.Tooltip("step:Q", format="d"), _number("value", title)]
-    tips += [_number("low", "from"), _number("high", "to")] if band else []
-    tips += [_number(field, words) for field, words in more]
+    tips = [alt.Tooltip("run:N"), alt.Tooltip("step:Q", format="d"), number("value", title)]
+    tips += [number("low", "from"), number("high", "to")] if band else []
+    tips += [number(field, words) for field, words in more]
     layers = []
     if reference is not None:
-        rule = _data([{"at": reference}]).mark_rule(color=INK, opacity=0.5, strokeDash=[4, 3], aria=False)
+        rule = data([{"at": reference}]).mark_rule(color=INK, opacity=0.5, strokeDash=[4, 3], aria=False)
         layers.append(rule.encode(y="at:Q"))
     if band:
         areas = lines.mark_area(opacity=0.2, aria=False).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
         layers.append(areas)
-    layers.append(lines.mark_line(strokeWidth=1.8, aria=False).encode(strokeDash=_dash(runs)))
+    layers.append(lines.mark_line(strokeWidth=1.8, aria=False).encode(strokeDash=dash(runs)))
     points = lines.mark_point(filled=True, size=45).encode(
-        shape=_shape(runs),
+        shape=shape(runs),
         tooltip=tips,
         opacity=alt.condition(hover, alt.value(1), alt.value(0.9 if few else 0)),
     )
     layers.append(points.add_params(hover))
-    return _finished(alt.layer(*layers), rows, description)
-
-
-def trajectory(rows: Sequence[Row], runs: Sequence[str], description: str, axes: tuple[str, str]) -> Row:
-    """Draw how two rewards moved together, a path per run: hollow at its start, large at its end.
-
-    Args:
-        rows: with run, step, x and y; the first of a run is its start, the last its end.
-        runs: the labels of all runs of the report.
-        description: the chart in words.
-        axes: the names of the two rewards.
-    """
-    free = alt.Scale(zero=False, padding=10)
-    steps = {run: [row["step"] for row in rows if row["run"] == run] for run in runs}
-    marked = [
-        {
-            **row,
-            "start": row["step"] == steps[row["run"]][0],
-            "size": 100 if row["step"] == steps[row["run"]][-1] else 30,
-        }
-        for row in rows
-    ]
-    paths = _data().encode(
-        x=alt.X("x:Q", title=axes[0]).scale(free).axis(tickCount=4, format=".6~r"),
-        y=alt.Y("y:Q", title=axes[1]).scale(free).axis(tickCount=4, format=".6~r"),
-        color=_by_run(runs),
-    )
-    tips = [
-        alt.Tooltip("run:N"),
-        alt.Tooltip("step:Q", format="d"),
-        _number("x", axes[0]),
-        _number("y", axes[1]),
-    ]
-    line = paths.mark_line(strokeWidth=1.8, aria=False).encode(order="step:Q", strokeDash=_dash(runs))
-    points = paths.mark_point(strokeWidth=2).encode(
-        size=alt.Size("size:Q").scale(None).legend(None), shape=_shape(runs), tooltip=tips,
-        fill=alt.condition(alt.datum.start, alt.value("var(--card)"), _by_run(runs)),
-    )  # fmt: skip
-    return _finished(alt.layer(line, points), marked, description)
+    return finished(alt.layer(*layers), rows, description)
 
 
 def changes(rows: Sequence[Row], runs: Sequence[str], description: str, title: str) -> Row:
@@ -173,22 +139,20 @@ def changes(rows: Sequence[Row], runs: Sequence[str], description: str, title: s
     """
     order = list(dict.fromkeys(row["reward"] for row in rows))
     y = alt.Y("reward:N", title=None, sort=order).axis(grid=False, ticks=False, domain=False)
-    marks = _data().encode(y=y, color=_by_run(runs))
+    marks = data().encode(y=y, color=by_run(runs))
     if len(runs) > 1:
         marks = marks.encode(yOffset=alt.YOffset("run:N").scale(domain=list(runs)))
     tips = [
-        alt.Tooltip("run:N"), alt.Tooltip("reward:N"), _number("value", title), _number("low", "from"),
-        _number("high", "to"), _number("raw", "in its own units"),
+        alt.Tooltip("run:N"), alt.Tooltip("reward:N"), number("value", title), number("low", "from"),
+        number("high", "to"), number("raw", "in its own units"),
     ]  # fmt: skip
-    zero = (
-        _data([{"at": 0}]).mark_rule(color=INK, opacity=0.5, strokeDash=[4, 3], aria=False).encode(x="at:Q")
-    )
+    zero = data([{"at": 0}]).mark_rule(color=INK, opacity=0.5, strokeDash=[4, 3], aria=False).encode(x="at:Q")
     spans = marks.mark_rule(strokeWidth=2.5, aria=False).encode(
         x=alt.X("low:Q", title=title).axis(format=".6~r", tickCount=5), x2="high:Q", tooltip=tips
     )
-    points = marks.mark_point(filled=True, size=80).encode(x="value:Q", shape=_shape(runs), tooltip=tips)
+    points = marks.mark_point(filled=True, size=80).encode(x="value:Q", shape=shape(runs), tooltip=tips)
     height = len(order) * max(28, 14 * len(runs) + 10)
-    return _finished(alt.layer(zero, spans, points), rows, description, height)
+    return finished(alt.layer(zero, spans, points), rows, description, height)
 
 
 def matrix(rows: Sequence[Row], names: Sequence[str], description: str) -> Row:
@@ -200,12 +164,12 @@ def matrix(rows: Sequence[Row], names: Sequence[str], description: str) -> Row:
         description: the chart in words.
     """
     limit = max(0.2, *(abs(row["value"]) for row in rows))
-    cells = _data().encode(
+    cells = data().encode(
         x=alt.X("first:N", title=None, sort=list(names[:-1])).axis(labelAngle=-35, domain=False, ticks=False),
         y=alt.Y("second:N", title=None, sort=list(names[1:])).axis(domain=False, ticks=False, grid=False),
     )
     tips = [
-        alt.Tooltip("first:N"), alt.Tooltip("second:N"), _number("value", "mean cosine"),
+        alt.Tooltip("first:N"), alt.Tooltip("second:N"), number("value", "mean cosine"),
         alt.Tooltip("below:Q", title="below 0", format=".0%"),
     ]  # fmt: skip
     ink = alt.condition(abs(alt.datum.value) > 0.6 * limit, alt.value("white"), alt.value("#222222"))
@@ -213,7 +177,7 @@ def matrix(rows: Sequence[Row], names: Sequence[str], description: str) -> Row:
         text=alt.Text("value:Q", format="+.2f"), color=ink, tooltip=tips
     )
     squares = cells.mark_rect(stroke="var(--card)", strokeWidth=2).encode(color=_cosine(limit), tooltip=tips)
-    return _finished(alt.layer(squares, texts), rows, description, 34 * (len(names) - 1))
+    return finished(alt.layer(squares, texts), rows, description, 34 * (len(names) - 1))
 
 
 def strips(rows: Sequence[Row], pairs: Sequence[str], description: str) -> Row:
@@ -225,8 +189,8 @@ def strips(rows: Sequence[Row], pairs: Sequence[str], description: str) -> Row:
         description: the chart in words.
     """
     limit = max(0.2, *(abs(row["value"]) for row in rows))
-    tips = [alt.Tooltip("pair:N"), alt.Tooltip("step:O"), _number("value", "cosine")]
-    cells = _data().encode(
+    tips = [alt.Tooltip("pair:N"), alt.Tooltip("step:O"), number("value", "cosine")]
+    cells = data().encode(
         x=alt.X("step:O", title="refresh at step").axis(
             labelAngle=0, labelOverlap=True, labelSeparation=8, ticks=False, domain=False
         ),
@@ -236,7 +200,7 @@ def strips(rows: Sequence[Row], pairs: Sequence[str], description: str) -> Row:
         color=_cosine(limit),
         tooltip=tips,
     )
-    return _finished(cells.mark_rect(), rows, description, 22 * len(pairs))
+    return finished(cells.mark_rect(), rows, description, 22 * len(pairs))
 
 
 def _cosine(limit: float) -> alt.Color:
@@ -255,15 +219,15 @@ def bars(rows: Sequence[Row], parts: Sequence[str], description: str, title: str
     """
     order = list(dict.fromkeys(row["run"] for row in rows))
     tips = [
-        alt.Tooltip("run:N"), alt.Tooltip("part:N"), _number("value", title),
+        alt.Tooltip("run:N"), alt.Tooltip("part:N"), number("value", title),
         alt.Tooltip("share:Q", format=".0%"),
     ]  # fmt: skip
     colors = [f"var(--part-{index})" for index in range(len(parts))]
-    chart = _data().mark_bar(stroke="var(--card)", strokeWidth=1).encode(
+    chart = data().mark_bar(stroke="var(--card)", strokeWidth=1).encode(
         x=alt.X("value:Q", title=title).axis(tickCount=5, format=".6~r"),
         y=alt.Y("run:N", title=None, sort=order).axis(grid=False, ticks=False, domain=False),
         color=alt.Color("part:N").scale(domain=list(parts), range=colors).legend(title=None),
         order=alt.Order("place:Q"),
         tooltip=tips,
     )  # fmt: skip
-    return _finished(chart, rows, description, 34 * len(order))
+    return finished(chart, rows, description, 34 * len(order))

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from marble_cli.explain.pareto import chosen_pairs, improvements, trajectory
-from marble_cli.report import charts
+from marble_cli.report import charts, planes
 from marble_cli.report.elements import Chart, Group, Table, interval, number, rounded, some
-from marble_cli.report.outcome import reward_names
+from marble_cli.report.outcome import NORMAL, reward_names
 from marble_cli.report.reading import Run
 
 Point = dict[str, Any]
@@ -14,7 +14,6 @@ Points = Callable[[Run, str], list[Point]]
 
 POINTS = 3000  # of one group of charts at most
 FEWEST = 30  # points of one curve that are kept in any case
-NORMAL = 1.96  # standard errors on either side that hold 95 % of a normal distribution
 
 
 def curve_chart(
@@ -179,6 +178,6 @@ def _moves(runs: Sequence[Run], first: str, second: str) -> Chart | None:
     if not rows:
         return None
     title, summary = f"{first} and {second}", "moves that improved: " + "; ".join(said)
-    spec = charts.trajectory(rows, [run.label for run in runs], f"{title}. {summary}", (first, second))
+    spec = planes.trajectory(rows, [run.label for run in runs], f"{title}. {summary}", (first, second))
     cells = [[str(row["step"]), row["run"], number(row["x"]), number(row["y"])] for row in some(rows)]
     return Chart(title, summary, spec, Table(title, ["step", "run", first, second], cells))

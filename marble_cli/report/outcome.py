@@ -1,8 +1,10 @@
 """Tabulate and draw what became of each reward on the held-out prompts, with intervals and verdicts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
+from marble_cli.evaluate.statistics import LEVEL, holm
 from marble_cli.explain.diagnosis import percent
 from marble_cli.metrics.history import series
 from marble_cli.report import charts
@@ -11,6 +13,9 @@ from marble_cli.report.reading import Run
 
 WORDS = {"rose": "▲ rose", "fell": "▼ fell", "undecided": "● undecided"}
 ENDS = ("change", "change_low", "change_high")
+NORMAL = 1.96  # standard errors on either side that hold 95 % of a normal distribution
+
+Change = tuple[float | None, float | None, float | None]  # with the ends of its 95 % interval
 
 
 def reward_names(runs: Sequence[Run], *, watched: bool = True) -> list[str]:
@@ -20,32 +25,63 @@ def reward_names(runs: Sequence[Run], *, watched: bool = True) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def verdict(low: float | None, high: float | None) -> str:
-    """Judge a change by its interval; an unknown interval gives no verdict."""
-    if low is None or high is None:
-        return MISSING
-    return "rose" if low > 0 else "fell" if high < 0 else "undecided"
+def verdicts(changes: Mapping[str, Change]) -> dict[str, str]:
+    """Judge the changes of a run's rewards together: rose or fell at 5 %, corrected for their number.
+
+    A change without an interval gets no verdict.
+    """
+    p_values = {name: p for name, change in changes.items() if (p := p_value(*change)) is not None}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    said = {
+        name: ("rose" if (changes[name][0] or 0) > 0 else "fell") if p <= LEVEL else "undecided"
+        for name, p in corrected.items()
+    }
+    return {name: said.get(name, MISSING) for name in changes}
+
+
+def p_value(change: float | None, low: float | None, high: float | None) -> float | None:
+    """Return the two-sided p-value of no change that fits a 95 % interval of a normal distribution."""
+    if change is None or low is None or high is None:
+        return None
+    error = (high - low) / (2 * NORMAL)
+    if error <= 0:
+        return 0.0 if change else 1.0
+    return 2 * NormalDist().cdf(-abs(change) / error)
+
+
+def last_changes(run: Run) -> dict[str, Change]:
+    """Return the change of every reward from the first evaluation to the last; none without two."""
+    last = run.history.held_out[-1] if len(run.history.held_out) > 1 else None
+    if last is None:
+        return {}
+    changes = {}
+    for name in (*run.trained, *run.watched):
+        change, low, high = (last.get(f"reward/{name}/{key}") for key in ENDS)
+        means = series(run.history.held_out, f"reward/{name}/mean")[1]
+        if change is None and len(means) > 1:
+            change = means[-1] - means[0]
+        changes[name] = (change, low, high)
+    return changes
 
 
 def outcome_table(runs: Sequence[Run]) -> Table:
     """Tabulate each reward at the first and last evaluation, with its change, interval and verdict."""
     rows: list[list[str]] = []
     classes = {}
+    changes = {run.label: last_changes(run) for run in runs}
+    said = {label: verdicts(found) for label, found in changes.items()}
     for name in reward_names(runs):
         for run in runs:
             means = series(run.history.held_out, f"reward/{name}/mean")[1]
             if not means:
                 continue
-            end, change, low, high = (None,) * 4
-            if len(means) > 1:
-                end = means[-1]
-                change, low, high = (run.history.held_out[-1].get(f"reward/{name}/{key}") for key in ENDS)
-                change = end - means[0] if change is None else change
-            said = verdict(low, high)
-            classes[len(rows), 2] = said
+            change, low, high = changes[run.label].get(name, (None, None, None))
+            verdict = said[run.label].get(name, MISSING)
+            classes[len(rows), 2] = verdict
             role = "watched" if name in run.watched else "trained"
+            end = means[-1] if len(means) > 1 else None
             known = [f"{signed(change)} ({interval(low, high)})", number(means[0]), number(end), role]
-            rows.append([name, run.label, WORDS.get(said, said), *known])
+            rows.append([name, run.label, WORDS.get(verdict, verdict), *known])
     head = ["reward", "run", "verdict", "change (95 % interval)", "start", "end", "role"]
     return Table("Held-out prompts, from the first to the last evaluation of each run", head, rows, classes)
 
@@ -65,9 +101,13 @@ def evaluation_tables(run: Run, tree: dict[str, Any]) -> list[Table]:
 def _evaluation_table(caption: str, results: dict[str, dict[str, Any]]) -> Table:
     rows: list[list[str]] = []
     classes = {}
+    changes = {
+        name: (row.get("difference"), *(row.get("interval") or (None,) * 2)) for name, row in results.items()
+    }
+    judged = verdicts(changes)  # of files of versions that had no verdict
     for name, row in results.items():
-        low, high = row.get("interval") or (None, None)
-        said = str(row.get("verdict") or verdict(low, high))
+        _, low, high = changes[name]
+        said = str(row.get("verdict") or judged[name])
         classes[len(rows), 1] = said
         change = f"{signed(row.get('difference'))} ({interval(low, high)})"
         wins = MISSING if row.get("win_rate") is None else percent(row["win_rate"])
@@ -91,19 +131,25 @@ def joint_sentences(runs: Sequence[Run]) -> list[str]:
     return sentences
 
 
+def relative_changes(run: Run) -> dict[str, tuple[float, float, float]]:
+    """Return the changes that have an interval, in standard deviations of the first evaluation."""
+    relative = {}
+    for name, (change, low, high) in last_changes(run).items():
+        deviations = series(run.history.held_out, f"reward/{name}/std")[1]
+        if change is not None and low is not None and high is not None and deviations and deviations[0] > 0:
+            relative[name] = (change / deviations[0], low / deviations[0], high / deviations[0])
+    return relative
+
+
 def change_chart(runs: Sequence[Run]) -> Chart | None:
     """Draw the change of every reward with its interval, in standard deviations of the first evaluation."""
     rows = []
+    changes = {run.label: (last_changes(run), relative_changes(run)) for run in runs}
     for name in reward_names(runs):
-        for run in runs:
-            held_out = run.history.held_out
-            deviations = series(held_out, f"reward/{name}/std")[1]
-            last = held_out[-1] if len(held_out) > 1 else {}
-            ends = [last[key] for end in ENDS if (key := f"reward/{name}/{end}") in last]
-            if len(ends) == len(ENDS) and deviations and deviations[0] > 0:
-                value, low, high = (rounded(end / deviations[0]) for end in ends)
-                row = {"run": run.label, "reward": name, "value": value, "low": low, "high": high}
-                rows.append({**row, "raw": rounded(ends[0])})
+        for label, (raw, relative) in changes.items():
+            if name in relative:
+                ends = dict(zip(("value", "low", "high"), map(rounded, relative[name]), strict=True))
+                rows.append({"run": label, "reward": name, **ends, "raw": rounded(raw[name][0])})
     if not rows:
         return None
     title = "change, in standard deviations of the start"

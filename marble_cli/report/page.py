@@ -12,22 +12,24 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from marble_cli import __version__
-from marble_cli.report import balance, charts, curves, faults, gallery, outcome, settings, speed
+from marble_cli.report import balance, charts, curves, faults, gallery, outcome, settings, speed, sweeps
 from marble_cli.report.elements import without_runs
 from marble_cli.report.reading import Run, read_runs
+from marble_cli.sweep.record import Sweep
 
 
 def report(folders: Sequence[Path]) -> str:
-    """Return the HTML of a report about the runs in `folders`.
+    """Return the HTML of a report about the runs in `folders`, and about the cells of sweeps among these.
 
     Raises:
-        RequestError: a folder holds no run, or its metrics are damaged.
+        RequestError: a folder holds no run and no sweep, or what it holds is damaged.
     """
-    return render(read_runs(folders))
+    runs, found = sweeps.expand(folders)
+    return render(read_runs(runs), found)
 
 
-def render(runs: Sequence[Run]) -> str:
-    """Return the HTML of a report about runs that are read."""
+def render(runs: Sequence[Run], swept: Sequence[Sweep] = ()) -> str:
+    """Return the HTML of a report about runs that are read, of which some are cells of sweeps."""
     templates = Environment(
         loader=PackageLoader("marble_cli.report", "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -39,7 +41,7 @@ def render(runs: Sequence[Run]) -> str:
         for name in ("report.css", "report.js")
     )
     return templates.get_template("report.html").render(
-        **_content(runs),
+        **_content(runs, swept),
         style=style,
         library=library,
         script=script,
@@ -53,7 +55,7 @@ def _library() -> str:
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
-def _content(runs: Sequence[Run]) -> dict[str, Any]:
+def _content(runs: Sequence[Run], swept: Sequence[Sweep]) -> dict[str, Any]:
     pictures, unpictured = gallery.pairs(runs)
     changes = outcome.change_chart(runs)
     return {
@@ -68,6 +70,9 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
             }
             for i, run in enumerate(runs)
         ],
+        "title": " · ".join(_titles(runs, swept)),
+        "cells": [table for sweep in swept for table in sweeps.cell_tables(sweep)],
+        "fronts": sweeps.fronts(runs, swept) if swept else None,
         "overview": settings.overview(runs),
         "differences": settings.differences(runs) if len(runs) > 1 else None,
         "whole": [settings.whole(run) for run in runs if run.settings is not None],
@@ -91,6 +96,13 @@ def _content(runs: Sequence[Run]) -> dict[str, Any]:
         "faults": faults.fault_table(runs),
         "messages": faults.message_tables(runs),
     }
+
+
+def _titles(runs: Sequence[Run], swept: Sequence[Sweep]) -> list[str]:
+    """Return the names of the sweeps, and the labels of the runs that are no cells of these."""
+    cells = {sweep.folder / cell.name for sweep in swept for cell in sweep.cells}
+    names = [sweep.folder.resolve().name for sweep in swept]
+    return names + [run.label for run in runs if run.folder not in cells]
 
 
 def _policy(*scripts: str) -> str:

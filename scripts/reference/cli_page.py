@@ -17,7 +17,7 @@ INTRODUCTION = """# Command line
 | argument | accepts |
 | --- | --- |
 | OVERRIDE | Hydra's grammar: `group=choice`, `key.path=value`, `+new=value`, `~gone` |
-| RUN | a run's folder; its latest checkpoint is taken |
+| RUN | a run's folder; its latest checkpoint is taken. `marble report` also takes a sweep's folder |
 | CHECKPOINT | a step's folder below `checkpoints/` of a run |
 | `base` | the model before training |
 """

@@ -1,6 +1,7 @@
-"""Fixtures of the launchers' tests: a local run, and a cluster of stand-ins."""
+"""Fixtures of the launchers' tests: a local run, a cluster of stand-ins, and cells of a sweep."""
 
+from tests.launch.cells import cells
 from tests.launch.cluster import cluster
 from tests.launch.local_run import run
 
-__all__ = ["cluster", "run"]
+__all__ = ["cells", "cluster", "run"]

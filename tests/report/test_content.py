@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import norm
 
 from marble_cli.report import balance, curves, faults, gallery, outcome, settings, speed
 from marble_cli.report.reading import labels, read_run, read_runs
@@ -156,8 +157,33 @@ def test_the_last_error_of_the_last_start_is_how_the_run_failed(make_run: Maker)
     assert facts["finished steps"] == "1 of 2"
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.1, 1, "rose"), (-1, -0.1, "fell"), (-1, 0, "undecided")]
-)
-def test_an_interval_that_touches_zero_decides_nothing(low: float, high: float, said: str) -> None:
-    assert outcome.verdict(low, high) == said
+@pytest.mark.parametrize("z", [0.3, 1.96, 3.5, -2.7])
+def test_the_p_value_of_an_interval_is_that_of_a_normal_distribution(z: float) -> None:
+    p = outcome.p_value(z, z - outcome.NORMAL, z + outcome.NORMAL)
+    assert p == pytest.approx(2 * norm.sf(abs(z)), rel=1e-9)
+
+
+def test_a_change_without_spread_is_certain_and_one_without_an_interval_has_no_verdict() -> None:
+    said = outcome.verdicts({"same": (0.0, 0.0, 0.0), "moved": (1.0, 1.0, 1.0), "old": (1.0, None, None)})
+    assert said == {"same": "undecided", "moved": "rose", "old": "–"}
+
+
+def test_verdicts_are_corrected_for_the_number_of_rewards() -> None:
+    # p-values of about 0.03, 0.02 and 0.001: alone, each interval excludes 0.
+    changes = {name: (z, z - 1.96, z + 1.96) for name, z in (("a", 2.17), ("b", -2.33), ("c", 3.29))}
+    assert outcome.verdicts({"a": changes["a"]}) == {"a": "rose"}
+    assert outcome.verdicts(changes) == {"a": "rose", "b": "fell", "c": "rose"}  # 0.001 x 3, 0.02 x 2, 0.03
+    more = changes | {"d": (0.1, -1.86, 2.06)}
+    assert outcome.verdicts(more) == {"a": "undecided", "b": "undecided", "c": "rose", "d": "undecided"}
+    p_values = [2 * norm.sf(abs(z)) for z, *_ in more.values()]
+    reject = [p <= 0.05 for p in holm_by_definition(p_values)]
+    assert [said != "undecided" for said in outcome.verdicts(more).values()] == reject
+
+
+def holm_by_definition(p_values: list[float]) -> list[float]:
+    """Return Holm's adjusted p-values by their definition: max over ranks up to one's own of p (m - rank)."""
+    order = sorted(p_values)
+    return [
+        max((len(order) - rank) * p for rank, p in enumerate(order[: order.index(own) + 1]))
+        for own in p_values
+    ]

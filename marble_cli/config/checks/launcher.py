@@ -10,7 +10,7 @@ SLURM_ONLY = (
     "time", "partition", "account", "cpus_per_task", "memory", "warning", "requeues", "setup", "extra",
 )  # fmt: skip
 # Options of sbatch that the script itself sets and relies on.
-RESERVED = ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "output", "requeue", "signal")
+RESERVED = ("array", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "output", "requeue", "signal")
 OPTION = re.compile(r"[a-z][a-z_-]*", re.ASCII)
 OPTION_VALUE = re.compile(r"[\w.,:;/@+=*&|!^%\[\]()-]+", re.ASCII)
 

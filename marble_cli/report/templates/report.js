@@ -1,12 +1,23 @@
 "use strict";
 {
-  // Draw the charts; the style sheet colours them.
-  for (const place of document.querySelectorAll(".chart")) {
-    const spec = JSON.parse(place.firstElementChild.textContent);
-    window.vegaEmbed(place, spec, {
+  // Draw the charts that are shown; the style sheet colours them. One that is hidden has no width yet.
+  const draw = (place) => {
+    const source = place.querySelector("script");
+    if (source === null || place.closest("[hidden]")) return;
+    window.vegaEmbed(place, JSON.parse(source.textContent), {
       renderer: "svg", actions: false, defaultStyle: false, tooltip: { theme: "page", disableDefaultStyle: true },
     }).catch((error) => { place.textContent = `This chart cannot be drawn: ${error.message}. Its values are below.`; });
+  };
+
+  // Show the front over the chosen pair of rewards.
+  const pair = document.getElementById("pair");
+  if (pair) {
+    const fronts = [...document.getElementById("fronts").children];
+    const choose = () => fronts.forEach((front, place) => { front.hidden = place !== pair.selectedIndex; });
+    pair.addEventListener("change", () => { choose(); draw(fronts[pair.selectedIndex].querySelector(".chart")); });
+    choose();
   }
+  document.querySelectorAll(".chart").forEach(draw);
 
   // Move the divider between the pictures before and after.
   const gallery = document.getElementById("gallery");
