@@ -5,7 +5,8 @@ whichever rank draws them, and whatever else was drawn before: so are the scores
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from marble_cli.benchmark.record import Record, Rows
@@ -58,30 +59,35 @@ class Draw:
         Raises:
             RewardError: a reward broke its contract, or failed on too many images.
         """
-        world, own = self.ranks.world, list(missing[self.ranks.rank :: self.ranks.world])
+        own = list(missing[self.ranks.rank :: self.ranks.world])
         self.evaluator.rollout.prepare([self.evaluator.prompts[i] for place in own for i in self._of(place)])
-        with self.ranks.raise_together():
-            file = self.record.open(weights) if self.ranks.is_main else None
+        with ExitStack() as stack:
+            with self.ranks.raise_together():
+                file = self.record.open(weights) if self.ranks.is_main else None
+            if file is not None:
+                stack.callback(file.close)
+            for every in self._score(own, turns=-(-len(missing) // self.ranks.world) + 1):
+                with self.ranks.raise_together():
+                    if file is not None:
+                        for rows in every:
+                            self.record.add(file, rows)
+                            advance(len(self._of(rows.first)) * self.protocol.images_per_prompt)
+                        self._check_failures()
+
+    def _score(self, own: Sequence[int], turns: int) -> Iterator[list[Rows]]:
+        """Draw this rank's `own` units; yield what all ranks have scored, turn by turn."""
         drawn: tuple[int, Samples] | None = None
         since = time.monotonic()
-        for turn in range(-(-len(missing) // world) + 1):
-            rows = None
+        for turn in range(turns):
+            rows, now = None, None
             with self.ranks.raise_together():
-                place = own[turn] if turn < len(own) else None
-                samples = None if place is None else self.evaluator.draw(list(self._of(place)), self.adapter)
+                if turn < len(own):
+                    now = own[turn], self.evaluator.draw(list(self._of(own[turn])), self.adapter)
                 if drawn is not None:
                     rows = vars(self._rows(*drawn, time.monotonic() - since))
                     since = time.monotonic()
-                drawn = None if place is None or samples is None else (place, samples)
-            every = [Rows(**part) for part in self.ranks.all_gather_json(rows) if part is not None]
-            with self.ranks.raise_together():
-                if file is not None:
-                    for part in every:
-                        self.record.add(file, part)
-                        advance(len(self._of(part.first)) * self.protocol.images_per_prompt)
-                    self._check_failures()
-        if file is not None:
-            file.close()
+            drawn = now
+            yield [Rows(**part) for part in self.ranks.all_gather_json(rows) if part is not None]
 
     def _of(self, place: int) -> range:
         """Return the places of the prompts of a unit."""

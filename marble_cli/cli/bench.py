@@ -24,7 +24,7 @@ def bench(
         list[str],
         typer.Argument(
             metavar="TARGET ... [OVERRIDE ...]",
-            help="Targets as in `marble eval`; then changes of the model (model.KEY=VALUE) or of the protocols "
+            help="Targets as in `marble eval`; changes of the model (model.KEY=VALUE) or the protocol "
             "(benchmark.KEY=VALUE).",
         ),
     ],

@@ -223,8 +223,10 @@ def _changed(name: str, before: ProtocolConfig, config: ProtocolConfig) -> Proto
     """Return the protocol with the keys that differ from its file's."""
     old, new = dict(_flat(_plain(before))), dict(_flat(_plain(config)))
     changes = [f"{key}={value}" for key, value in new.items() if old.get(key, ...) != value]
-    gone = [f"~{key}" for key in old if key not in new]
-    return Protocol(name, config, tuple(change for change in (*changes, *gone) if not _is_place(change)))
+    rewards = [f"~rewards.{reward}" for reward in before.rewards if reward not in config.rewards]
+    gone = [f"~{key}" for key in old if key not in new and f"~{key.rpartition('.')[0]}" not in rewards]
+    kept = [change for change in (*changes, *gone) if not _is_place(change)]
+    return Protocol(name, config, (*kept, *rewards))
 
 
 def _is_place(change: str) -> bool:

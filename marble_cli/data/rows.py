@@ -60,10 +60,10 @@ def text_rows(path: Path, key: str) -> SourceRows:
 
 
 def json_rows(path: Path, key: str) -> SourceRows:
-    """Read one JSON object per line, or a list of objects or of prompts, which rows then have under `key`."""
+    """Read one JSON object per line; a .json file may be a list of objects, or of prompts to have under `key`."""
     expected = 'Expected an object such as {"prompt": "a red sign that says \\"47\\"", "text": "47"}.'
     lines = _read_lines(path)
-    if not lines[0].lstrip().startswith(b"["):
+    if path.suffix.lower() != ".json" or not lines[0].lstrip().startswith(b"["):
         return SourceRows(str(path), "line", expected, lines, _parse_json)
     try:
         entries = json.loads(b"\n".join(lines), object_pairs_hook=_refuse_duplicates)
