@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from marble_cli.evaluate.score import make_evaluator
 from marble_cli.evaluate.target import Models, Target, resolve_target
 from marble_cli.files import check_writable
 from marble_cli.plan.checks import check_plugins, own_device
+from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.registry import origin
 from marble_cli.rewards.scorer import Scorer, open_scorer
 
@@ -71,7 +72,7 @@ def bench(
         with ranks.raise_together():
             sets = sets or [read_prompts(protocol) for protocol in protocols]  # now kept here
             rewards, renamed = merge_rewards(protocols)
-            _check_groupwise(config, protocols, check_plugins(rewards))
+            _check_groupwise(config, protocols, renamed, check_plugins(rewards))
             scorer = stack.enter_context(open_scorer(rewards, str(device)))
         progress = stack.enter_context(_progress(ranks.is_main))
         results = []
@@ -108,7 +109,7 @@ def merge_rewards(protocols: Sequence[Protocol]) -> tuple[dict[str, RewardConfig
     merged, renamed = dict[str, RewardConfig](), []
     for protocol in protocols:
         names = {}
-        for name, reward in protocol.config.rewards.items():
+        for name, reward in protocol.rewards().items():
             own = name if merged.get(name, reward) == reward else f"{protocol.benchmark}-{name}"
             merged[own] = reward
             names[name] = own
@@ -116,12 +117,16 @@ def merge_rewards(protocols: Sequence[Protocol]) -> tuple[dict[str, RewardConfig
     return merged, renamed
 
 
-def _check_groupwise(config: RunConfig, protocols: Iterable[Protocol], declarations: dict[str, Any]) -> None:
-    for protocol in protocols:
+def _check_groupwise(
+    config: RunConfig,
+    protocols: Sequence[Protocol],
+    renamed: Sequence[Mapping[str, str]],
+    declarations: Mapping[str, Declaration],
+) -> None:
+    """Check that rewards which compare the images of a prompt get whole groups."""
+    for protocol, names in zip(protocols, renamed, strict=True):
         settings = resolve_evaluation(replace(config, evaluation=protocol.evaluation()))
-        groupwise = [
-            name for name in protocol.config.rewards if name in declarations and declarations[name].groupwise
-        ]
+        groupwise = [name for name, own in names.items() if declarations[own].groupwise]
         check_evaluated_groups(settings, groupwise)
 
 

@@ -1,7 +1,7 @@
 """The result of `marble bench`: bench.json for a program, and a table that fits 80 columns for a reader."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from marble_cli.benchmark.score import Score
 from marble_cli.files import write_whole, writing
 
 ABREAST = 3  # targets that a table has columns for
+WIDTH = len("0.1234 … 0.1234")
 FORMAT = 1
 
 
@@ -89,35 +90,43 @@ class BenchReport:
 
     def _table(self, columns: range, count: int) -> Table:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-        table.caption, table.caption_justify = self._failures(), "left"
         table.add_column("benchmark", overflow="fold")
         table.add_column("reward", overflow="fold")
         for place in columns:
-            table.add_column(escape(self.results[place].target["target"]), justify="right", overflow="fold")
-        for first in range(0, len(self.results), count):
-            row = [self.results[first + place] for place in columns]
+            label = escape(self.results[place].target["target"])
+            table.add_column(label, justify="right", overflow="fold", min_width=WIDTH)
+        rows = [[self.results[first + k] for k in columns] for first in range(0, len(self.results), count)]
+        for row in rows:
+            name = escape(row[0].benchmark)
             for reward in row[0].rewards:
                 scores = [result.rewards[reward] for result in row]
-                table.add_row(escape(row[0].benchmark), escape(reward), *map(_cell, scores))
+                table.add_row(name, escape(reward), *map(_cell, scores))
                 for group in scores[0].groups if row[0].grouped else ():
-                    parts = (score.groups.get(group, Score(0)) for score in scores)
-                    table.add_row(
-                        "", f"[dim]{escape(group)}[/]", *(f"[dim]{_cell(part)}[/]" for part in parts)
-                    )
+                    parts = (_number(score.groups.get(group, Score(0)).score) for score in scores)
+                    table.add_row("", f"[dim]{escape(group)}[/]", *(f"[dim]{part}[/]" for part in parts))
+                name = ""
+        table.caption, table.caption_justify = _failures([result for row in rows for result in row]), "left"
         return table
 
-    def _failures(self) -> str | None:
-        failed = [
-            f"{reward} on {number} of {result.benchmark} for {result.target['target']}"
-            for result in self.results
-            for reward, number in result.failed.items()
-            if number
-        ]
-        return f"Failed on images: {escape('; '.join(failed))}." if failed else None
+
+def _failures(results: Sequence[Result]) -> str | None:
+    failed = [
+        f"{reward} on {number} of {result.benchmark} for {result.target['target']}"
+        for result in results
+        for reward, number in result.failed.items()
+        if number
+    ]
+    return f"Failed on images: {escape('; '.join(failed))}." if failed else None
 
 
 def _cell(score: Score) -> str:
-    if score.score is None or score.low is None or score.high is None:
+    """Return a score above its interval."""
+    if score.score is None:
         return "-"
-    digits = 2 if abs(score.score) >= 10 else 4
-    return f"{score.score:.{digits}f}\n{score.low:.{digits}f} … {score.high:.{digits}f}"
+    return f"{_number(score.score)}\n{_number(score.low)} … {_number(score.high)}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"

@@ -40,6 +40,9 @@ def bench(
     """Score targets on benchmarks by pinned protocols; the same command continues a killed one."""
     overrides = [word for word in words if OVERRIDE.fullmatch(word)]
     targets = [word for word in words if word not in overrides]
+    names = list(dict.fromkeys(name.strip() for name in benchmark.split(",") if name.strip()))
+    if not names:
+        raise RequestError(f"--benchmark {benchmark!r}: expected a name, such as tiny or geneval,ocr.")
     if not targets:
         raise RequestError(f"bench {' '.join(words)}: expected a target, such as base or a run's folder.")
     from rich.console import Console
@@ -53,7 +56,6 @@ def bench(
     from marble_cli.output import answering
 
     out = ctx.with_resource(answering())
-    names = [name.strip() for name in benchmark.split(",") if name.strip()]
     report = run(targets, names, overrides, output.absolute())
     if report is None:
         return

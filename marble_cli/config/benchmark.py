@@ -1,7 +1,7 @@
 """Compose the protocol of a benchmark: a file of conf/benchmark, with overrides that its name then admits."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -100,6 +100,12 @@ class Protocol:
         """Return how the images are drawn."""
         own, keys = vars(self.config), vars(EvaluationConfig())
         return EvaluationConfig(**{key: own[key] for key in keys})
+
+    def rewards(self) -> dict[str, RewardConfig]:
+        """Return the rewards as they are built: with absolute paths; the protocol keeps them as written."""
+        rewards = {name: replace(reward) for name, reward in self.config.rewards.items()}
+        settle_rewards(f"{GROUP}.rewards", rewards, None)
+        return rewards
 
     def to_json(self) -> dict[str, Any]:
         """Return what decides the scores, as JSON holds it."""
@@ -201,7 +207,6 @@ def _typed(tree: DictConfig) -> ProtocolConfig:
     _check(config)
     if config.source.root not in (None, "tiny"):
         config.source.root = str(absolute(f"{GROUP}.source.root=", str(config.source.root)))
-    settle_rewards(f"{GROUP}.rewards", config.rewards, None)
     return config
 
 

@@ -60,7 +60,7 @@ def text_rows(path: Path, key: str) -> SourceRows:
 
 
 def json_rows(path: Path, key: str) -> SourceRows:
-    """Read one JSON object per line; a .json file may be a list of objects, or of prompts to have under `key`."""
+    """Read one JSON object per line; a .json file may be one list, of objects or of prompts for `key`."""
     expected = 'Expected an object such as {"prompt": "a red sign that says \\"47\\"", "text": "47"}.'
     lines = _read_lines(path)
     if path.suffix.lower() != ".json" or not lines[0].lstrip().startswith(b"["):

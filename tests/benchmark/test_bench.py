@@ -166,6 +166,26 @@ def test_everything_can_be_computed_from_the_file_alone(run: Path, small: list[s
         assert reward["n"] == 12
 
 
+def test_the_documented_program_recomputes_every_score(
+    run: Path,
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/benchmark.md").read_text(encoding="utf-8")
+    program = page.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    for average in ("groups", "images"):
+        call([run, "base"], [*small, f"benchmark.average={average}"], tmp_path / "bench")
+        capsys.readouterr()
+        with open("bench/bench.json") as file:
+            exec(program.replace('open("bench/bench.json")', "file"), {"file": file})
+        pairs = [line.split()[-2:] for line in capsys.readouterr().out.splitlines()]
+        assert len(pairs) == 4
+        assert all(float(one) == pytest.approx(float(other), rel=1e-12) for one, other in pairs)
+
+
 def test_nothing_in_the_file_names_this_machine(
     run: Path, small: list[str], pipeline_folder: Path, tmp_path: Path
 ) -> None:

@@ -99,6 +99,13 @@ def test_where_a_judge_is_and_who_pays_is_not_recorded() -> None:
     }
 
 
+def test_paths_of_weights_are_recorded_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (protocol,) = compose_protocols(["hpdv2"])
+    assert protocol.to_json()["rewards"]["hpsv2"]["options"]["model"] == "./models/hpsv2"
+    assert protocol.rewards()["hpsv2"].options["model"] == str(tmp_path / "models" / "hpsv2")
+
+
 def test_equal_rewards_are_built_once() -> None:
     protocols = compose_protocols(["pickscore", "drawbench", "tiny"])
     merged, names = merge_rewards(protocols)

@@ -26,6 +26,7 @@ def test_bench_prints_one_table_or_the_file(marble: Callable, tmp_path: Path) ->
     ("arguments", "said"),
     [
         (("base", "--benchmark", "genevl"), "did you mean 'geneval'"),
+        (("base", "--benchmark", ","), "expected a name, such as tiny"),
         (("benchmark.steps=3", "--benchmark", "tiny"), "expected a target"),
         (("nowhere", "--benchmark", "tiny"), "nowhere is neither a checkpoint"),
         (("base", "evaluation.steps=3", "--benchmark", "tiny"), "a benchmark's own protocol decides this"),
