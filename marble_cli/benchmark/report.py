@@ -89,7 +89,7 @@ class BenchReport:
             yield self._table(range(start, min(start + ABREAST, count)), count)
 
     def _table(self, columns: range, count: int) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
         table.add_column("benchmark", overflow="fold")
         table.add_column("reward", overflow="fold")
         for place in columns:
