@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,18 @@ def bench(
             _check_groupwise(config, protocols, renamed, check_plugins(rewards))
             scorer = stack.enter_context(open_scorer(rewards, str(device)))
         progress = stack.enter_context(_progress(ranks.is_main))
-        results = []
-        for prompts, names_here in zip(sets, renamed, strict=True):
-            for target in models.targets:
-                record = _score(
-                    models, target, prompts, names_here, scorer, ranks, output, progress, device.type
-                )
-                results.append(_summarise(target, prompts, record))
+        session = Session(models, scorer, ranks, output, progress, device.type)
+        records = {}
+        for k, target in enumerate(models.targets):  # the outer loop, because a target may need its own model
+            for i, (prompts, of) in enumerate(zip(sets, renamed, strict=True)):
+                records[i, k] = session.score(target, prompts, of)
         if not ranks.is_main:
             return None
+        results = [
+            _summarise(target, prompts, records[i, k])
+            for i, prompts in enumerate(sets)
+            for k, target in enumerate(models.targets)
+        ]
         report = BenchReport(_versions(protocols), [part.to_json() for part in sets], results)
         report.write(output)
     return report
@@ -130,44 +133,62 @@ def _check_groupwise(
         check_evaluated_groups(settings, groupwise)
 
 
-def _score(
-    models: Models,
-    target: Target,
-    prompts: PromptSet,
-    names: dict[str, str],
-    scorer: Scorer,
-    ranks: Ranks,
-    output: Path,
-    progress: Progress,
-    device: str,
-) -> Record:
-    """Score what is missing of one target on one benchmark; `names` are those of its rewards in `scorer`."""
-    protocol = prompts.protocol
-    with ranks.raise_together():
-        record = Record(output, protocol.benchmark, _key(models.config, target, prompts, device))
-    starts = units(len(prompts.prompts), protocol.config)
-    missing: list[int] = ranks.broadcast_json(record.missing(starts))
-    images = len(prompts.prompts) * protocol.config.images_per_prompt
-    done = images * (len(starts) - len(missing)) // max(1, len(starts))
-    task = progress.add_task(f"{protocol.benchmark}: {target.label}", total=images, completed=done)
-    if not missing:
+@dataclass(frozen=True)
+class Session:
+    """What scores targets on benchmarks.
+
+    Attributes:
+        models: hold the targets.
+        scorer: has the rewards of all benchmarks.
+        ranks: share the images.
+        output: the folder that scores are kept in.
+        progress: shows a bar per target and benchmark.
+        device: the kind of device that draws.
+    """
+
+    models: Models
+    scorer: Scorer
+    ranks: Ranks
+    output: Path
+    progress: Progress
+    device: str
+
+    def score(self, target: Target, prompts: PromptSet, names: dict[str, str]) -> Record:
+        """Score what is missing of a target on a benchmark, whose rewards have `names` in the scorer.
+
+        Raises:
+            CheckpointError: the base model is not the one that earlier scores are of.
+            RewardError: a reward broke its contract, or failed on too many images.
+        """
+        protocol, ranks = prompts.protocol, self.ranks
+        with ranks.raise_together():
+            key = _key(self.models.config, target, prompts, self.device)
+            record = Record(self.output, protocol.benchmark, key)
+        starts = units(len(prompts.prompts), protocol.config)
+        missing: list[int] = ranks.broadcast_json(record.missing(starts))
+        images = len(prompts.prompts) * protocol.config.images_per_prompt
+        task = self.progress.add_task(
+            f"{protocol.benchmark}: {target.label}",
+            total=images,
+            completed=images * (len(starts) - len(missing)) // len(starts),
+        )
+        if not missing:
+            return record
+        config = replace(self.models.config, evaluation=protocol.evaluation())
+        with ranks.raise_together():
+            policy = self.models.hold(target)
+            weights = str(policy.provenance()["weights"])
+            if ranks.is_main and record.weights not in (None, weights):
+                raise CheckpointError(
+                    f"the base model of {target.label} has changed since {record.path} was begun. Expected "
+                    "the same files, or another --output."
+                )
+            scorer = self.scorer.only(list(names.values()))
+            evaluator = make_evaluator(config, policy, scorer, prompts.prompts)
+        Draw(evaluator, target.adapter, protocol.config, names, ranks, record).run(
+            missing, weights, lambda count: self.progress.advance(task, count)
+        )
         return record
-    config = replace(
-        models.config, rewards=protocol.config.rewards, eval_rewards={}, evaluation=protocol.evaluation()
-    )
-    with ranks.raise_together():
-        policy = models.hold(target)
-        weights = str(policy.provenance()["weights"])
-        if ranks.is_main and record.weights not in (None, weights):
-            raise CheckpointError(
-                f"the base model of {target.label} has changed since {record.path} was begun. Expected the "
-                "same files, or another --output."
-            )
-        evaluator = make_evaluator(config, policy, scorer.only(list(names.values())), prompts.prompts)
-    Draw(evaluator, target.adapter, protocol.config, names, ranks, record).run(
-        missing, weights, lambda count: progress.advance(task, count)
-    )
-    return record
 
 
 def _key(config: RunConfig, target: Target, prompts: PromptSet, device: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ EPILOG = (
     "Example:  marble bench base runs/demo-0 --benchmark tiny\n\n"
     "Any model:  marble bench base lora.safetensors --benchmark geneval,ocr ~preset model=sd3"
 )
-OVERRIDE = re.compile(r"[+~]{0,2}[\w.]+=.*|~[\w.]+", re.DOTALL)
+OVERRIDE = re.compile(r"[+~]{0,2}[\w.$-]+=.*|~[\w.$-]+", re.DOTALL)
 
 
 def bench(
