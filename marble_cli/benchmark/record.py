@@ -6,6 +6,7 @@ models or versions, and a command that is given again finds what it has already.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from marble_cli.files import AppendedFile, writing
 from marble_cli.metrics.jsonl import read_rows
 
 AGAIN = "Free some space and give the same command again; it goes on from here."
-SCORE, FAILED = "scores", "failed"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ class Record:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.is_file():
                 whole = self.path.read_bytes()
-                if not whole.endswith(b"\n"):
-                    self.path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+                os.truncate(self.path, whole.rfind(b"\n") + 1)
         file = AppendedFile(self.path, AGAIN)
         if self.weights is None:
             self.weights = weights
