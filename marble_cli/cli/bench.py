@@ -23,14 +23,18 @@ def bench(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="TARGET ... [OVERRIDE ...]",
+            metavar="TARGET|OVERRIDE",
             help="Targets as in `marble eval`; changes of the model (model.KEY=VALUE) or the protocol "
             "(benchmark.KEY=VALUE).",
         ),
     ],
     *,
     benchmark: Annotated[
-        str, typer.Option(metavar="NAME,...", help="The benchmarks: files of conf/benchmark.")
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Any of tiny, geneval, geneval2, dpg, hpdv2, ocr, pickscore, drawbench, partiprompts.",
+        ),
     ],
     output: Annotated[
         Path, typer.Option(parser=to_path, metavar="DIR", help="Write bench.json to this folder.")

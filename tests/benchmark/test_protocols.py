@@ -5,8 +5,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from marble_cli.benchmark.bench import merge_rewards
+from marble_cli.cli.app import app
 from marble_cli.config.benchmark import benchmarks, compose_protocols
 from marble_cli.errors import ConfigError
 
@@ -17,6 +19,11 @@ NAMES = sorted(file.stem for file in CONF.glob("*.yaml"))
 def test_every_file_is_a_benchmark() -> None:
     assert benchmarks() == NAMES
     assert {"tiny", "geneval", "geneval2", "ocr", "pickscore", "drawbench", "dpg", "hpdv2"} < {*NAMES}
+
+
+def test_the_help_names_every_benchmark() -> None:
+    (option,) = [o for o in get_command(app).commands["bench"].params if o.name == "benchmark"]  # type: ignore[attr-defined]
+    assert sorted(re.findall(r"\w+", option.help.removeprefix("Any of "))) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
