@@ -23,10 +23,12 @@ from marble_cli.config.schema import HOST, SEED, EvaluationConfig, RewardConfig
 from marble_cli.errors import ConfigError
 from marble_cli.paths import absolute
 from marble_cli.plugins import installed
+from marble_cli.redaction import is_secret
 from marble_cli.suggest import nearest
 
 GROUP = "benchmark"
 EMPTY = "_benchmark"  # the name of the empty configuration that a protocol is added to
+HIDDEN = "(a secret)"
 # Keys that say where things are, or how a server is asked. They change no score, so the name ignores them.
 PLACES = ("source.root", "batch_size")
 REWARD_PLACES = (HOST - {"plugin", "sources", "requires"}) | {
@@ -112,10 +114,10 @@ class Protocol:
         tree = _plain(self.config)
         for key in PLACES:
             _pop(tree, key)
-        for name, reward in self.config.rewards.items():
-            own = {key: value for key, value in tree["rewards"][name].items() if key not in REWARD_PLACES}
-            options = {key: value for key, value in reward.options.items() if key not in REWARD_PLACES}
-            tree["rewards"][name] = own | {"options": options}
+        for reward in tree["rewards"].values():
+            for keys in (reward, reward["options"]):
+                for key in REWARD_PLACES & keys.keys():
+                    del keys[key]
         return {"name": self.name, **tree}
 
 
@@ -165,7 +167,8 @@ def compose_protocols(names: Sequence[str], overrides: Sequence[str] = ()) -> li
 
 def _concerns(override: Override, config: ProtocolConfig) -> bool:
     parts = override.key_or_group.split(".")
-    return parts[1] != "rewards" or len(parts) == 2 or parts[2] in config.rewards
+    adds = override.is_add() and len(parts) == 3
+    return parts[1] != "rewards" or len(parts) == 2 or adds or parts[2] in config.rewards
 
 
 def _compose(name: str, overrides: Sequence[Override]) -> ProtocolConfig:
@@ -225,13 +228,23 @@ def _check(config: ProtocolConfig) -> None:
 
 
 def _changed(name: str, before: ProtocolConfig, config: ProtocolConfig) -> Protocol:
-    """Return the protocol with the keys that differ from its file's."""
-    old, new = dict(_flat(_plain(before))), dict(_flat(_plain(config)))
-    changes = [f"{key}={value}" for key, value in new.items() if old.get(key, ...) != value]
-    rewards = [f"~rewards.{reward}" for reward in before.rewards if reward not in config.rewards]
-    gone = [f"~{key}" for key in old if key not in new and f"~{key.rpartition('.')[0]}" not in rewards]
-    kept = [change for change in (*changes, *gone) if not _is_place(change)]
-    return Protocol(name, config, (*kept, *rewards))
+    """Return the protocol with what differs from its file: keys, added rewards and removed ones."""
+    both = before.rewards.keys() & config.rewards.keys()
+    old, new = (
+        dict(
+            _flat(
+                _plain(replace(part, rewards={key: part.rewards[key] for key in part.rewards if key in both}))
+            )
+        )
+        for part in (before, config)
+    )
+    changes = [
+        *(f"{key}={value}" for key, value in new.items() if old.get(key, ...) != value),
+        *(f"~{key}" for key in old if key not in new),
+    ]
+    added = [f"+rewards.{key}={part.plugin}" for key, part in config.rewards.items() if key not in both]
+    removed = [f"~rewards.{key}" for key in before.rewards if key not in both]
+    return Protocol(name, config, (*(c for c in changes if not _is_place(c)), *added, *removed))
 
 
 def _is_place(change: str) -> bool:
@@ -240,14 +253,14 @@ def _is_place(change: str) -> bool:
 
 
 def _plain(config: ProtocolConfig) -> dict[str, Any]:
-    """Return the protocol as a plain tree."""
+    """Return the protocol as a plain tree without secrets."""
 
-    def plain(value: Any) -> Any:
+    def plain(key: str, value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: plain(part) for key, part in value.items()}
-        return value.value if isinstance(value, Enum) else value
+            return {name: plain(name, part) for name, part in value.items()}
+        return HIDDEN if is_secret(key, value) else value.value if isinstance(value, Enum) else value
 
-    tree: dict[str, Any] = plain(asdict(config))
+    tree: dict[str, Any] = plain("", asdict(config))
     return tree
 
 

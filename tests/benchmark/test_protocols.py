@@ -62,6 +62,10 @@ def test_geneval_is_strict_with_four_images() -> None:
         ),
         (["benchmark.rewards.ocr.url=http://127.0.0.1:1"], "tiny"),
         (["~benchmark.rewards.ocr"], "tiny (changed: ~rewards.ocr)"),
+        (
+            ["+benchmark.rewards.mine={plugin: colorfulness}"],
+            "tiny (changed: +rewards.mine=colorfulness)",
+        ),
     ],
 )
 def test_the_name_admits_every_change_of_the_scores(overrides: list[str], name: str) -> None:
@@ -95,15 +99,20 @@ def test_a_wrong_protocol_is_refused(name: str, override: str, said: str) -> Non
         compose_protocols([name], [override])
 
 
-def test_where_a_judge_is_and_who_pays_is_not_recorded() -> None:
+def test_secrets_and_places_are_not_recorded() -> None:
     (protocol,) = compose_protocols(
         ["geneval2"],
-        ["benchmark.rewards.softtifa.base_url=http://me:secret@host/v1", "benchmark.source.root=/home/me"],
+        [
+            "benchmark.rewards.softtifa.base_url=http://me:hunter2@host/v1",
+            "benchmark.rewards.softtifa.extra_body={api_key: hunter2}",
+            "benchmark.source.root=/home/me",
+        ],
     )
-    assert protocol.name == "geneval2"
-    assert not {"secret", "/home/me"} & {
-        part for part in ("secret", "/home/me") if part in str(protocol.to_json())
-    }
+    assert protocol.name == "geneval2 (changed: rewards.softtifa.extra_body.api_key=(a secret))"
+    written = str(protocol.to_json())
+    assert "hunter2" not in written
+    assert "/home/me" not in written
+    assert protocol.rewards()["softtifa"].options["extra_body"] == {"api_key": "hunter2"}
 
 
 def test_paths_of_weights_are_recorded_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
