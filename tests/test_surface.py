@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_commands() -> None:
     assert set(get_command(app).commands) == {  # type: ignore[attr-defined]
-        "train", "eval", "explain", "report", "generate", "rewards", "export", "sync", "merge", "doctor",
+        "train", "eval", "bench", "explain", "report", "generate", "rewards", "export", "sync",
+        "merge", "doctor",
     }  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def test_every_plugin_is_a_distribution_of_its_own() -> None:
         "marble-reward-clip": {"aesthetic", "clipscore", "hpsv2", "pickscore"},
         "marble-reward-geneval": {"geneval"},
         "marble-reward-imagereward": {"imagereward"},
-        "marble-reward-judge": {"judge", "unifiedreward"},
+        "marble-reward-judge": {"judge", "unifiedreward", "softtifa", "dpg"},
         "marble-reward-objects": {"objects"},
         "marble-reward-ocr": {"ocr"},
     }

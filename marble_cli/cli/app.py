@@ -11,7 +11,19 @@ from typing import NoReturn
 import typer
 
 from marble_cli import __version__
-from marble_cli.cli import doctor, evaluate, explain, export, generate, merge, report, rewards, sync, train
+from marble_cli.cli import (
+    bench,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    generate,
+    merge,
+    report,
+    rewards,
+    sync,
+    train,
+)
 from marble_cli.cli.encoding import take_every_text
 from marble_cli.errors import LostError, MarbleError, PeerError
 from marble_cli.interrupts import record_exit_code
@@ -54,6 +66,7 @@ def root(
 
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command("bench", epilog=bench.EPILOG)(bench.bench)
 app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("generate", epilog=generate.EPILOG)(generate.generate)

@@ -67,7 +67,7 @@ def choices(group: str) -> list[str]:
     """Return the choices of a configuration group, including those of installed plugins."""
     with initialize_config_module(MODULE, version_base=None):
         _register_plugins([])
-        return _options(group)
+        return options_of(group)
 
 
 def load_resolved(path: Path) -> RunConfig:
@@ -98,7 +98,7 @@ def completed(tree: Any) -> DictConfig:
 def _root(config_name: str | None) -> str:
     if config_name is None:
         return ROOT
-    known = [name for name in _options("") if not name.startswith("_") and name != REPLAY]
+    known = [name for name in options_of("") if not name.startswith("_") and name != REPLAY]
     if config_name not in known:
         raise ConfigError(
             f"--config-name: there is no config {config_name!r}{nearest(config_name, known)}, or the path of "
@@ -107,7 +107,8 @@ def _root(config_name: str | None) -> str:
     return config_name
 
 
-def _options(group: str) -> list[str]:
+def options_of(group: str) -> list[str]:
+    """Return the files of a group, inside Hydra's initialization."""
     from hydra.core.object_type import ObjectType
 
     hydra = GlobalHydra.instance().hydra
@@ -118,7 +119,7 @@ def _options(group: str) -> list[str]:
 def _register_plugins(overrides: list[Override]) -> None:
     """Register installed plugins, and an overridden balance of torchjd, as choices of their groups."""
     store = ConfigStore.instance()
-    written = set(_options("rewards"))
+    written = set(options_of("rewards"))
     for name in installed().keys() - written:
         store.store(name, {name: {"plugin": name}}, group="rewards")
     names = [*balances()]
@@ -139,7 +140,7 @@ def _check(overrides: list[Override]) -> None:
             value = override.value()
             if isinstance(value, dict):
                 continue
-            known = _options(key)
+            known = options_of(key)
             for choice in value if isinstance(value, list) else [value]:
                 if str(choice) not in known:
                     raise ConfigError(f"{key}={choice}: there is no such choice{nearest(str(choice), known)}")
@@ -153,10 +154,10 @@ def _compose(name: str, overrides: list[Override]) -> DictConfig:
     try:
         tree = hydra_compose(name, [_line(o) for o in overrides if o not in removals])
         for override in removals:
-            _check_present(tree, override)
+            check_present(tree, override)
         return hydra_compose(name, [_line(o) for o in overrides]) if removals else tree
     except HydraException as error:
-        raise ConfigError(_reason(error)) from error
+        raise ConfigError(describe_error(error)) from error
 
 
 def _line(override: Override) -> str:
@@ -176,7 +177,8 @@ def _line(override: Override) -> str:
     return line
 
 
-def _check_present(tree: DictConfig, override: Override) -> None:
+def check_present(tree: DictConfig, override: Override) -> None:
+    """Refuse to leave out a key that is not there."""
     path, _, last = override.key_or_group.rpartition(".")
     node = OmegaConf.select(tree, path) if path else tree
     if not isinstance(node, DictConfig) or last not in node:
@@ -186,7 +188,7 @@ def _check_present(tree: DictConfig, override: Override) -> None:
         )
 
 
-def _reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Join the lines of a Hydra error into one, the cause first."""
     text = str(error).strip()
     if error.__cause__ is not None and str(error.__cause__) not in text:
@@ -239,7 +241,7 @@ def typed(tree: DictConfig) -> RunConfig:
         OmegaConf.resolve(tree)
         for group in ("rewards", "eval_rewards"):
             rows = tree.get(group) or {}
-            tree[group] = {name: _reward(f"{group}.{name}", row, rows) for name, row in rows.items()}
+            tree[group] = {name: split_reward(f"{group}.{name}", row, rows) for name, row in rows.items()}
         _check_sources(tree)
         merged = OmegaConf.merge(_schema(), tree)
         if missing := OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(tree):
@@ -264,7 +266,7 @@ def _schema() -> DictConfig:
     return schema
 
 
-def _reward(path: str, row: Any, rows: Any) -> dict[str, Any]:
+def split_reward(path: str, row: Any, rows: Any) -> dict[str, Any]:
     """Split a reward's keys into those of the schema and the options of its plugin."""
     if not OmegaConf.is_dict(row):
         raise ConfigError(f"{path}={row}: expected keys, e.g. '+{path}={{plugin: NAME, weight: 1.0}}'.")

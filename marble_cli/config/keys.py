@@ -21,9 +21,14 @@ def required_kind(kind: typing.Any) -> typing.Any:
     return next(part for part in typing.get_args(kind) if part is not type(None))
 
 
-def kind_of(key: str) -> typing.Any:
-    """Return the type of a dotted key: Any if plugins or prompts define it, None if there is no such key."""
-    node: typing.Any = RunConfig
+def kind_of(key: str, root: typing.Any = RunConfig) -> typing.Any:
+    """Return the type of a dotted key: Any if plugins or prompts define it, None if there is no such key.
+
+    Args:
+        key: below `root`.
+        root: a dataclass of the schema.
+    """
+    node = root
     for part in key.split("."):
         if typing.get_origin(node) is dict:
             node = typing.get_args(node)[1]
@@ -34,9 +39,14 @@ def kind_of(key: str) -> typing.Any:
     return node
 
 
-def unknown_key(key: str) -> str | None:
-    """Say why a dotted key does not exist, with the nearest one that does; return None if it exists."""
-    node: typing.Any = RunConfig
+def unknown_key(key: str, root: typing.Any = RunConfig) -> str | None:
+    """Say why a dotted key does not exist, with the nearest one that does; return None if it exists.
+
+    Args:
+        key: below `root`.
+        root: a dataclass of the schema.
+    """
+    node = root
     path: list[str] = []
     for part in key.split("."):
         arguments = typing.get_args(node)

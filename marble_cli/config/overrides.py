@@ -32,7 +32,7 @@ from omegaconf.errors import GrammarParseError
 from omegaconf.grammar_parser import parse as parse_interpolation
 
 from marble_cli.config.keys import fields, kind_of, required_kind, unknown_key
-from marble_cli.config.schema import RewardConfig
+from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.errors import ConfigError
 
 ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.$-]+))=(?P<value>.*)", re.DOTALL | re.ASCII)
@@ -60,8 +60,8 @@ class Reader(HydraOverrideVisitor):
         return value if isinstance(value, Sweep | Glob) else Written(value, ctx.getText())
 
 
-def parse(words: Sequence[str]) -> list[Override]:
-    """Parse overrides in Hydra's grammar.
+def parse(words: Sequence[str], root: Any = RunConfig) -> list[Override]:
+    """Parse overrides in Hydra's grammar; `root` is the dataclass that has their keys.
 
     A key whose type is text takes its value as written: `run.name=1.10` is neither a number nor `1.1`.
     Quotes, backslashes and `${...}` keep Hydra's meaning, and so does null for a key that may be null. For
@@ -70,7 +70,7 @@ def parse(words: Sequence[str]) -> list[Override]:
     Raises:
         ConfigError: an override cannot be read, or gives several values.
     """
-    return [_parse(word) for word in words]
+    return [_parse(word, root) for word in words]
 
 
 def parse_sweep(word: str) -> Override | None:
@@ -94,9 +94,9 @@ def parse_sweep(word: str) -> Override | None:
     return override
 
 
-def _parse(word: str) -> Override:
+def _parse(word: str, root: Any) -> Override:
     assignment = ASSIGNMENT.fullmatch(word)
-    kind = kind_of(assignment["name"]) if assignment else None
+    kind = kind_of(assignment["name"], root) if assignment else None
     try:
         override: Override | None = _read(word)
     except (HydraException, RecursionError):
@@ -106,7 +106,7 @@ def _parse(word: str) -> Override:
         _check_interpolation(assignment["name"], text)
         return _assign(assignment, text)
     if override is None:
-        raise ConfigError(_unreadable(word, assignment, kind))
+        raise ConfigError(_unreadable(word, assignment, kind, root))
     if override.is_sweep_override():
         raise ConfigError(
             f"override {word!r} asks for several values. Expected one; --multirun starts a run for each."
@@ -206,12 +206,12 @@ def _below(kind: Any, key: Any) -> Any:
     return kind
 
 
-def _unreadable(word: str, assignment: re.Match[str] | None, kind: Any) -> str:
+def _unreadable(word: str, assignment: re.Match[str] | None, kind: Any, root: Any) -> str:
     example = "Expected e.g. trainer.steps=10, balance=mgda, +rewards.mine={plugin: mine} or ~rewards.ocr."
     if assignment is None:
         return f"override {word!r} cannot be read. {example}"
     name, value, base = assignment["name"], assignment["value"], required_kind(kind)
-    if kind is None and (reason := unknown_key(name)):
+    if kind is None and (reason := unknown_key(name, root)):
         return f"override {word!r}: {reason}"
     if base in EXPECTED:
         return f"{name}={value}: expected {EXPECTED[base]}."

@@ -1,10 +1,11 @@
 """Make the paths of a configuration absolute once, so that the working directory no longer matters."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.paths import absolute, expand
 
@@ -47,11 +48,16 @@ def _settle(config: RunConfig, fallback_home: Path) -> None:
             source.train = str(expand(f"{key}.train=", source.train, fallback_home))
             source.test = str(expand(f"{key}.test=", source.test, fallback_home))
     for group, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards)):
-        for name, reward in rewards.items():
-            reward.options = {
-                key: _option(f"{group}.{name}.{key}=", value, fallback_home)
-                for key, value in reward.options.items()
-            }
+        settle_rewards(group, rewards, fallback_home)
+
+
+def settle_rewards(group: str, rewards: Mapping[str, RewardConfig], fallback_home: Path | None) -> None:
+    """Replace the paths among the options of `rewards`, which are under the key `group`."""
+    for name, reward in rewards.items():
+        reward.options = {
+            key: _option(f"{group}.{name}.{key}=", value, fallback_home)
+            for key, value in reward.options.items()
+        }
 
 
 def _folder_or_id(key: str, text: str, fallback_home: Path) -> str:
@@ -60,7 +66,7 @@ def _folder_or_id(key: str, text: str, fallback_home: Path) -> str:
     return text
 
 
-def _option(key: str, value: Any, fallback_home: Path) -> Any:
+def _option(key: str, value: Any, fallback_home: Path | None) -> Any:
     if isinstance(value, list):
         return [_option(key, part, fallback_home) for part in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Read prompts from their sources: files of text, JSON lines or Parquet, and datasets of the hub."""
+"""Read prompts from their sources: files of text, JSON, tables or Parquet, and datasets of the hub."""
 
 import difflib
 import re
@@ -11,13 +11,23 @@ from typing import Any
 
 from marble_cli.config.enums import Quotes
 from marble_cli.config.schema import DataConfig, SourceConfig
-from marble_cli.data.rows import Row, RowError, SourceRows, clean_text, json_rows, strip_marks, text_rows
+from marble_cli.data.rows import (
+    Row,
+    RowError,
+    SourceRows,
+    clean_text,
+    json_rows,
+    separated_rows,
+    strip_marks,
+    text_rows,
+)
 from marble_cli.data.tables import hub_rows, parquet_rows
 from marble_cli.errors import DataError
 
 NEGATIVE = "negative_prompt"  # key of a row's own negative prompt
 QUOTED = re.compile(r'"([^"]*)"')
 QUOTED_CURLY = re.compile("\u201c([^\u201d]*)\u201d")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LISTED_FAULTS = 3  # bad rows that a message lists
 
 
@@ -90,7 +100,9 @@ def _file_rows(path: Path, name: str, source: SourceConfig) -> SourceRows:
     try:
         if suffix == ".parquet":
             return parquet_rows(path, name, source)
-        return text_rows(path, source.prompt_key) if suffix == ".txt" else json_rows(path)
+        if suffix in SEPARATORS:
+            return separated_rows(path, SEPARATORS[suffix])
+        return (text_rows if suffix == ".txt" else json_rows)(path, source.prompt_key)
     except FileNotFoundError:
         raise DataError(_describe_missing_file(path, name)) from None
     except OSError as error:

@@ -1,6 +1,8 @@
-"""Read text files as rows (one prompt or one JSON object per line), and check and clean their texts."""
+"""Read text files as rows (lines of text or JSON, or tables), and check and clean their texts."""
 
 import codecs
+import csv
+import io
 import json
 import re
 import unicodedata
@@ -57,10 +59,47 @@ def text_rows(path: Path, key: str) -> SourceRows:
     return SourceRows(str(path), "line", "Expected one prompt per line, in UTF-8.", _read_lines(path), parse)
 
 
-def json_rows(path: Path) -> SourceRows:
-    """Read one JSON object per line."""
+def json_rows(path: Path, key: str) -> SourceRows:
+    """Read one JSON object per line; a .json file may be one list, of objects or of prompts for `key`."""
     expected = 'Expected an object such as {"prompt": "a red sign that says \\"47\\"", "text": "47"}.'
-    return SourceRows(str(path), "line", expected, _read_lines(path), _parse_json)
+    lines = _read_lines(path)
+    if path.suffix.lower() != ".json" or not lines[0].lstrip().startswith(b"["):
+        return SourceRows(str(path), "line", expected, lines, _parse_json)
+    try:
+        entries = json.loads(b"\n".join(lines), object_pairs_hook=_refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as a list in JSON: {error}. {expected}") from None
+
+    def parse(entry: Any) -> Row | None:
+        row = {key: entry} if isinstance(entry, str) else entry
+        if not isinstance(row, dict):
+            raise RowError("neither a prompt nor a JSON object")
+        return row
+
+    return SourceRows(str(path), "entry", expected, entries, parse)
+
+
+def separated_rows(path: Path, separator: str) -> SourceRows:
+    """Read a table with a line of headings: .csv, or .tsv with tabs; every cell is text.
+
+    Raises:
+        DataError: the file cannot be read as such a table.
+    """
+    expected = "Expected a line of headings, and as many cells in every row."
+    text = io.StringIO(b"\n".join(_read_lines(path)).decode("utf-8-sig", "surrogateescape"), newline="")
+    try:
+        headings, *rows = [*csv.reader(text, delimiter=separator)] or [[]]
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as a table: {error}. {expected}") from None
+
+    def parse(cells: list[str]) -> Row | None:
+        if not cells:
+            return None
+        if len(cells) != len(headings):
+            raise RowError(f"{len(cells)} cells under {len(headings)} headings")
+        return dict(zip(headings, cells, strict=True))
+
+    return SourceRows(str(path), "row", expected, rows, parse)
 
 
 def _read_lines(path: Path) -> list[bytes]:

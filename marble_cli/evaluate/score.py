@@ -1,6 +1,6 @@
 """Draw and score a policy's images of held-out prompts, with noise that depends only on an image's index."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.evaluate.diversity import diversities
 from marble_cli.policy.base import Adapter, Policy
 from marble_cli.rewards.scorer import Scorer, Scores
-from marble_cli.rollout.collect import Rollout, evaluation_rollout
+from marble_cli.rollout.collect import Rollout, Samples, evaluation_rollout
 
 # Largest number of images of an evaluation that are kept to be looked at.
 SHOWN = 48
@@ -101,15 +101,7 @@ class Evaluator:
             RewardError: a reward broke its contract, or failed on too many images.
         """
         size, count = self.images_per_prompt, len(self.prompts)
-        samples = self.rollout.collect(
-            [self.prompts[i] for i in self.own for _ in range(size)],
-            [i * size + place for i in self.own for place in range(size)],
-            scorer=self.scorer,
-            adapter=adapter,
-            purpose="evaluate",
-            step=0,
-            advance=advance,
-        )
+        samples = self.draw(self.own, adapter, advance)
         every, n = samples.scores(self.ranks), count * size
         scores = Scores(every.names, every.values[:, :n], every.applicable[:, :n], every.failed[:, :n])
         self.scorer.check(scores)
@@ -117,6 +109,24 @@ class Evaluator:
         if size > 1:
             diversity = self.ranks.all_gather(diversities(samples.x0, size).cpu())[:count]
         return Evaluation(self.prompts, self._gather_shown(samples.images), scores, size, diversity)
+
+    def draw(
+        self,
+        places: Sequence[int],
+        adapter: Adapter,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> Samples:
+        """Draw the images of the prompts at `places`, and begin to score them; other arguments as `score`."""
+        size = self.images_per_prompt
+        return self.rollout.collect(
+            [self.prompts[i] for i in places for _ in range(size)],
+            [i * size + place for i in places for place in range(size)],
+            scorer=self.scorer,
+            adapter=adapter,
+            purpose="evaluate",
+            step=0,
+            advance=advance,
+        )
 
     def _gather_shown(self, images: Tensor) -> Tensor:
         """Gather the first images of the `shown` prompts from all ranks; `images` are those of this rank."""

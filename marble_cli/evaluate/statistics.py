@@ -28,12 +28,37 @@ def paired_interval(
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
+    return _bootstrap([_by_prompt(difference, prompts)], resamples, confidence)
+
+
+def group_mean_interval(
+    values: np.ndarray, prompts: np.ndarray, groups: np.ndarray, *, resamples: int = 10_000
+) -> tuple[float, float]:
+    """Return the seeded 95 % bootstrap interval of the mean of the groups' means.
+
+    Prompts are drawn anew within each group, so that every group keeps its number of them.
+
+    Args:
+        values: float64 [n], one number per image.
+        prompts: int [n], the prompt of each image.
+        groups: [n], the group of each image's prompt.
+        resamples: of the bootstrap.
+    """
+    names = dict.fromkeys(groups.tolist())
+    strata = [_by_prompt(values[groups == name], prompts[groups == name]) for name in names]
+    return _bootstrap(strata, resamples, 0.95)
+
+
+def _bootstrap(
+    strata: Sequence[tuple[np.ndarray, np.ndarray]], resamples: int, confidence: float
+) -> tuple[float, float]:
+    """Return the percentile interval of the mean over strata; each has its prompts' sums and numbers."""
     random = np.random.default_rng(0)
-    sums, counts = _by_prompt(difference, prompts)
     means = []
     for _ in range(resamples // 1000):
-        drawn = random.integers(0, len(sums), (1000, len(sums)))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+        drawn = [(random.integers(0, len(sums), (1000, len(sums))), sums, counts) for sums, counts in strata]
+        by_stratum = [sums[rows].sum(axis=1) / counts[rows].sum(axis=1) for rows, sums, counts in drawn]
+        means.append(np.mean(by_stratum, axis=0))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(low), float(high)

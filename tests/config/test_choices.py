@@ -13,12 +13,12 @@ from tests.config.composing import BUILT_IN
 
 
 def choices() -> list[str]:
-    """Every file of conf/ as an override."""
+    """Every file of conf/ as an override, apart from benchmarks, which no run has."""
     root = files("marble_cli") / ".." / "conf"
     return sorted(
         f"{group.name}={file.name.removesuffix('.yaml')}"
         for group in root.iterdir()
-        if group.is_dir() and not group.name.startswith("_")
+        if group.is_dir() and not group.name.startswith("_") and group.name != "benchmark"
         for file in group.iterdir()
         if file.name.endswith(".yaml")
     )

@@ -44,6 +44,31 @@ def test_plain_text_has_one_prompt_per_line(tmp_path: Path, read: Reader) -> Non
     assert [prompt.text for prompt in read("p.txt")] == ["a cup", "a böat\u2028b"]
 
 
+def test_tables_have_a_line_of_headings(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.csv").write_bytes('\ufeffprompt,Category\r\n"a red, car",Colors\r\na cup,\r\n'.encode())
+    assert [(p.text, p.metadata) for p in read("p.csv")] == [
+        ("a red, car", {"Category": "Colors"}),
+        ("a cup", {"Category": ""}),
+    ]
+    (tmp_path / "p.tsv").write_text('Prompt\tNote\na "red" car, new\t"two\nlines"\n')
+    (prompt,) = read("p.tsv", prompt_key="Prompt")
+    assert (prompt.text, prompt.metadata) == ('a "red" car, new', {"Note": "two\nlines"})
+    (tmp_path / "bad.csv").write_text("prompt,Category\na,b\na,b,c\n")
+    with pytest.raises(DataError, match="row 2: 3 cells under 2 headings"):
+        read("bad.csv")
+
+
+def test_a_list_in_json_holds_prompts_or_rows(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.json").write_text('[\n "a cup",\n {"prompt": "a bowl", "text": "47"}\n]')
+    assert [(p.text, p.metadata) for p in read("p.json")] == [("a cup", {}), ("a bowl", {"text": "47"})]
+    (tmp_path / "bad.json").write_text('["a cup", 3]')
+    with pytest.raises(DataError, match="entry 2: neither a prompt nor a JSON object"):
+        read("bad.json")
+    (tmp_path / "cut.json").write_text('["a cup",')
+    with pytest.raises(DataError, match="cannot be read as a list in JSON"):
+        read("cut.json")
+
+
 def test_root_tiny_reads_the_embedded_prompts() -> None:
     source = SourceConfig(train="text/train.jsonl", test="text/test.jsonl")
     first = load_prompts(DataConfig(root="tiny", sources={"text": source}), "test")["text"][0]

@@ -22,6 +22,22 @@ def test_joint_shares_equal_a_count_by_hand() -> None:
     assert 0 <= low <= 0.4 <= high <= 1
 
 
+def test_all_images_of_a_prompt_are_resampled_together() -> None:
+    """Four equal images per prompt are no more evidence than one; as images of their own they would be."""
+    now = np.sign(np.random.default_rng(0).normal(0.2, 1, size=(2, 25)))
+    before, prompts = np.zeros_like(now), np.repeat(np.arange(25), 4)
+    applies = np.ones_like(now, dtype=bool)
+    one = joint_change(now, before, applies)
+    many = [np.repeat(part, 4, axis=1) for part in (now, before, applies)]
+    four, apart = joint_change(*many, prompts), joint_change(*many)
+    assert one is not None
+    assert four is not None
+    assert apart is not None
+    assert four.improvement_interval == pytest.approx(one.improvement_interval, rel=1e-12)
+    assert four.decline_interval == pytest.approx(one.decline_interval, rel=1e-12)
+    assert np.diff(apart.improvement_interval)[0] < 0.7 * np.diff(one.improvement_interval)[0]
+
+
 def test_without_scored_images_there_is_no_joint_change() -> None:
     assert joint_change(np.zeros((2, 3)), np.ones((2, 3)), np.zeros((2, 3), dtype=bool)) is None
 

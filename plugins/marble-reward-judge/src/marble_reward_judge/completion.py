@@ -1,6 +1,7 @@
 """Read chat completions in the dialects of OpenAI-compatible servers."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,14 @@ class CompletionError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """The text of an answer; `cut` tells whether the model had no room to end it."""
+    """The text of an answer; `cut` tells whether the model had no room to end it.
+
+    `first` has the log-probabilities of the likeliest first tokens, by text; None if the server sent none.
+    """
 
     text: str
     cut: bool
+    first: Mapping[str, float] | None = None
 
 
 def read_completion(body: bytes) -> Answer:
@@ -55,7 +60,16 @@ def read_completion(body: bytes) -> Answer:
     if text is None and not cut:
         refused = message.get("refusal")
         raise CompletionError(f"which refuses: {refused!r}" if refused else "which has no text")
-    return Answer(text or "", cut)
+    return Answer(text or "", cut, _first_tokens(choice.get("logprobs")))
+
+
+def _first_tokens(logprobs: Any) -> dict[str, float] | None:
+    """Return the log-probabilities of the likeliest first tokens, None if they were not asked for."""
+    try:
+        tokens = logprobs["content"][0]["top_logprobs"]
+        return {str(token["token"]): float(token["logprob"]) for token in tokens}
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def _check_error(part: dict[str, Any]) -> None:

@@ -1,0 +1,93 @@
+"""The `dpg` reward: DPG-Bench's share of a dense prompt that a picture shows."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from marble_reward_judge.completion import Answer
+from marble_reward_judge.questions import Questions
+from marble_reward_judge.score import SHOWN, UnreadableAnswerError, conclusion
+
+WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+
+
+class DpgBench(Questions):
+    """Share of the prompt's questions that are answered by yes; a question depends on others."""
+
+    requires: ClassVar = {
+        "question_natural_language": [str],
+        "proposition_id": [str],
+        "dependency": [str],
+    }
+    license = "Apache-2.0; the model under its own licence"
+    citation = "DPG-Bench: ELLA, arXiv 2403.05135"
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
+    ) -> list[float | Exception]:
+        """Score a batch.
+
+        Args:
+            images: uint8 [B, 3, H, W]; sent at this size.
+            prompts: B prompts, which are not used.
+            metadata: B mappings with the columns of DPG-Bench's table as lists, one entry per question.
+
+        Returns:
+            B scores in [0, 1]; an error takes the place of a score that could not be had.
+
+        Raises:
+            ServerError: the server refuses the key, or knows no such model or address.
+        """
+        questions = [
+            [f"{question} Answer yes or no." for question in row["question_natural_language"]]
+            for row in metadata
+        ]
+        scores: list[float | Exception] = []
+        for row, answers in zip(metadata, self.ask(images, questions), strict=True):
+            if isinstance(answers, Exception):
+                scores.append(answers)
+                continue
+            try:
+                shown = [is_yes(answer) for answer in answers]
+                scores.append(share(shown, row["proposition_id"], row["dependency"]))
+            except (UnreadableAnswerError, ValueError, KeyError) as error:
+                scores.append(error)
+        return scores
+
+
+def is_yes(answer: Answer) -> bool:
+    """Tell whether the first yes or no of an answer is yes.
+
+    Raises:
+        UnreadableAnswerError: it has neither.
+    """
+    try:
+        found = WORD.search(conclusion(answer.text))
+    except ValueError:
+        found = None
+    if found is None:
+        raise UnreadableAnswerError(f"the answer is neither yes nor no: {answer.text[-SHOWN:]!r}")
+    return found[1].lower() == "yes"
+
+
+def share(shown: Sequence[bool], numbers: Sequence[str], dependencies: Sequence[str]) -> float:
+    """Return the share of questions that count as yes: none that depends on one that counts as no.
+
+    Args:
+        shown: whether each question's own answer is yes.
+        numbers: of each question, the number by which others name it.
+        dependencies: of each question, numbers with commas between them; 0 names no question.
+
+    Raises:
+        KeyError: a question depends on one that is not there.
+        ValueError: a number is none.
+
+    Source: dpg_bench/compute_dpg_bench.py of ELLA, which goes through the questions once, in their order.
+    """
+    counts = {int(number): own for own, number in zip(shown, numbers, strict=True)}
+    for number, names in zip(numbers, dependencies, strict=True):
+        parents = [int(name) for name in names.split(",") if int(name)]
+        counts[int(number)] &= all(counts[parent] for parent in parents)
+    return sum(counts.values()) / len(counts)
