@@ -19,6 +19,7 @@ RUN_ENTRIES = (
     "checkpoints",
     "samples",
     "skipped",
+    "tensorboard",
     "wandb",
     "run.lock",
 )

@@ -29,6 +29,11 @@ def test_the_core_s_own_rewards_enter_like_any_other() -> None:
     assert own == {"colorfulness", "compressibility"}
 
 
+def test_the_core_s_own_trackers_enter_like_any_other() -> None:
+    own = {e.name for e in entry_points(group="marble.trackers") if e.dist and e.dist.name == DISTRIBUTION}
+    assert own == {"tensorboard", "wandb"}
+
+
 def test_every_plugin_is_a_distribution_of_its_own() -> None:
     found = {}
     for file in sorted((ROOT / "plugins").glob("*/pyproject.toml")):
