@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_commands() -> None:
     assert set(get_command(app).commands) == {  # type: ignore[attr-defined]
-        "train", "eval", "explain", "report", "generate", "rewards", "export", "sync", "merge", "doctor",
+        "train", "eval", "explain", "report", "generate", "rewards", "export", "push", "sync", "merge",
+        "doctor",
     }  # fmt: skip
 
 

@@ -11,7 +11,19 @@ from typing import NoReturn
 import typer
 
 from marble_cli import __version__
-from marble_cli.cli import doctor, evaluate, explain, export, generate, merge, report, rewards, sync, train
+from marble_cli.cli import (
+    doctor,
+    evaluate,
+    explain,
+    export,
+    generate,
+    merge,
+    push,
+    report,
+    rewards,
+    sync,
+    train,
+)
 from marble_cli.cli.encoding import take_every_text
 from marble_cli.errors import LostError, MarbleError, PeerError
 from marble_cli.interrupts import record_exit_code
@@ -59,6 +71,7 @@ app.command("report", epilog=report.EPILOG)(report.report)
 app.command("generate", epilog=generate.EPILOG)(generate.generate)
 app.add_typer(rewards.app, name="rewards")
 app.command("export", epilog=export.EPILOG)(export.export)
+app.command("push", epilog=push.EPILOG)(push.push)
 app.command("merge", epilog=merge.EPILOG)(merge.merge)
 app.command("sync", epilog=sync.EPILOG)(sync.sync)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
