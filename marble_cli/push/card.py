@@ -105,7 +105,14 @@ def _metadata(config: RunConfig, base: BaseModel, family: str, pictures: Sequenc
     return ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        tags=["text-to-image", "diffusers", "lora", "template:sd-lora", "marble", *filter(None, [family.lower()])],
+        tags=[
+            "text-to-image",
+            "diffusers",
+            "lora",
+            "template:sd-lora",
+            "marble",
+            *filter(None, [family.lower()]),
+        ],
         **more,
     ).to_yaml()
 

@@ -59,7 +59,8 @@ def call_arguments(model: ModelConfig, evaluation: EvaluationSettings, family: s
         arguments |= {"negative_prompt": '""'} if guided else {}
         arguments |= {} if model.guidance is None else {"guidance_scale": model.guidance}
     else:
-        arguments["guidance_scale"] = evaluation.guidance_scale if guided else 1.0
+        off = 0.0 if family == "ZImage" else 1.0
+        arguments["guidance_scale"] = evaluation.guidance_scale if guided else off
     if family == "Sana":
         arguments["use_resolution_binning"] = False
     return arguments | {"max_sequence_length": model.max_sequence_length}

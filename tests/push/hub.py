@@ -49,7 +49,10 @@ class Hub:
             self.large[path.split("/")[2]] = body
             return 200, {}
         if path.endswith("/objects/batch"):
-            return 200, {"transfer": "basic", "objects": [self._object(o) for o in json.loads(body)["objects"]]}
+            return 200, {
+                "transfer": "basic",
+                "objects": [self._object(o) for o in json.loads(body)["objects"]],
+            }
         repo = "/".join(path.split("/")[3:5])
         if "/preupload/" in path:
             return 200, {"files": [_mode(file["path"]) for file in json.loads(body)["files"]]}
@@ -60,7 +63,11 @@ class Hub:
                 {"type": "file", "path": name, "size": len(content), "oid": "0"}
                 for name, content in self.files[repo].items()
             ]
-        return 200, {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files[repo]]}
+        return 200, {
+            "id": repo,
+            "sha": COMMIT,
+            "siblings": [{"rfilename": name} for name in self.files[repo]],
+        }
 
     def _object(self, wanted: dict[str, Any]) -> dict[str, Any]:
         known = wanted["oid"] in self.large
@@ -96,7 +103,9 @@ def serving(token: str) -> Iterator[Hub]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if "Transfer-Encoding" in self.headers:
                 body = b"".join(iter(self._chunk, b""))
-            allowed = self.headers.get("Authorization") == f"Bearer {token}" or self.path.startswith("/large/")
+            allowed = self.headers.get("Authorization") == f"Bearer {token}" or self.path.startswith(
+                "/large/"
+            )
             status, answer = (
                 hub.answer(self.command, self.path, body) if allowed else (401, {"error": "who are you?"})
             )

@@ -40,9 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {
-        str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()
-    }
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_everything_in_the_folder_arrives(hub: Hub, folder: Path) -> None:
@@ -83,7 +81,9 @@ def test_without_a_login_the_message_says_how_to_log_in(
         upload(folder, REPO)
 
 
-def test_an_unreachable_hub_is_an_error_with_a_remedy(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_an_error_with_a_remedy(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(MarbleError, match="the upload failed: .*Run the same command again to continue"):
         upload(folder, REPO)
