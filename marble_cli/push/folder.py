@@ -15,6 +15,7 @@ from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.files import check_writable, write_whole, writing
 from marble_cli.metrics.history import History
 from marble_cli.metrics.samples import KeptSample, read_samples
+from marble_cli.paths import expand
 from marble_cli.push.anonymous import anonymous_config, copy_run
 from marble_cli.push.base_model import describe_base
 from marble_cli.push.card import Picture, write_card
@@ -46,6 +47,12 @@ def write_folder(target: str, repo: str, folder: Path) -> Path:
     if target == "base":
         raise RequestError(
             "push base: the base model has no trained weights. Expected a checkpoint or a run."
+        )
+    path = expand("", target)
+    if path.exists() and not store.is_checkpoint(path):
+        raise CheckpointError(
+            f"{target} is neither a run nor a checkpoint. marble push writes a card from what a run "
+            "recorded. For a LoRA from elsewhere: marble export, then hf upload."
         )
     checkpoint = store.resolve(target)
     known = manifest.read(checkpoint)

@@ -181,6 +181,8 @@ def test_what_is_no_lora_of_a_run_is_refused(
         write_folder("base", REPO, out)
     with pytest.raises(CheckpointError, match="neither a checkpoint"):
         write_folder(str(tmp_path / "nothing"), REPO, out)
+    with pytest.raises(CheckpointError, match="For a LoRA from elsewhere: marble export, then hf upload"):
+        write_folder(str(next(trained.rglob("*.safetensors"))), REPO, out)
     config = run_config("model.train=full", f"run.dir={tmp_path / 'full'}")
     write_random_run(config, lambda policy: randomise(policy, scale=0.01))
     with pytest.raises(RequestError, match="holds a whole transformer, and marble push publishes LoRAs"):
