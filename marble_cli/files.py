@@ -20,6 +20,7 @@ RUN_ENTRIES = (
     "samples",
     "skipped",
     "tensorboard",
+    "trackio",
     "wandb",
     "run.lock",
 )

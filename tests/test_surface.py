@@ -32,7 +32,7 @@ def test_the_core_s_own_rewards_enter_like_any_other() -> None:
 
 def test_the_core_s_own_trackers_enter_like_any_other() -> None:
     own = {e.name for e in entry_points(group="marble.trackers") if e.dist and e.dist.name == DISTRIBUTION}
-    assert own == {"tensorboard", "wandb"}
+    assert own == {"tensorboard", "trackio", "wandb"}
 
 
 def test_every_plugin_is_a_distribution_of_its_own() -> None:
