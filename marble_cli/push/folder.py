@@ -24,7 +24,8 @@ from marble_cli.report.page import render
 from marble_cli.report.reading import Run, read_run
 
 CARD, CONFIG, REPORT, IMAGES = "README.md", "config.yaml", "report.html", "images"
-ENTRIES = (CARD, CONFIG, REPORT, IMAGES, LORA_FILES[ExportFormat.diffusers])
+LORA = LORA_FILES[ExportFormat.diffusers]  # written first, so that every folder of a push has it
+ENTRIES = (CARD, CONFIG, REPORT, IMAGES, LORA)
 PICTURES = 6  # on a card at most
 
 
@@ -44,6 +45,31 @@ def write_folder(target: str, repo: str, folder: Path) -> Path:
         RequestError: `target` holds no LoRA, or `folder` holds files that are not of a push.
         StorageError: the disk is full.
     """
+    checkpoint, known = _resolve(target)
+    file = checkpoint.parent.parent / "config.yaml"
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing. The card is written from it: copy it back.")
+    config = load_resolved(file)
+    _clear(folder)
+    with writing(folder, "Choose another --output."):
+        folder.mkdir(parents=True, exist_ok=True)
+    export(target, folder)
+    tree = anonymous_config(config)
+    with tempfile.TemporaryDirectory(prefix="marble-push-") as scratch:
+        copy = copy_run(file.parent, tree, Path(scratch))
+        run = read_run(copy, copy.name)
+        write_whole(folder / REPORT, render([run]))
+        shown = _until(run, checkpoint.name, known.step)
+        pictures = _copy_pictures(_pair(shown), folder / IMAGES)
+    family = str((known.info.get("origin") or {}).get("family", ""))
+    base = describe_base(config.model)
+    write_whole(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(tree)))
+    write_whole(folder / CARD, write_card(repo, config, base, family, known.step, shown, pictures))
+    return folder
+
+
+def _resolve(target: str) -> tuple[Path, manifest.Manifest]:
+    """Return the checkpoint that a target names, and its manifest; refuse what holds no LoRA of a run."""
     if target == "base":
         raise RequestError(
             "push base: the base model has no trained weights. Expected a checkpoint or a run."
@@ -61,26 +87,7 @@ def write_folder(target: str, repo: str, folder: Path) -> Path:
             f"{checkpoint} holds a whole transformer, and marble push publishes LoRAs. Expected a run with "
             "model.train=lora. For a transformer: marble export, then hf upload."
         )
-    file = checkpoint.parent.parent / "config.yaml"
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing. The card is written from it: copy it back.")
-    config = load_resolved(file)
-    _clear(folder)
-    with writing(folder, "Choose another --output."):
-        folder.mkdir(parents=True, exist_ok=True)
-    export(target, folder)
-    tree = anonymous_config(config)
-    with tempfile.TemporaryDirectory(prefix="marble-push-") as scratch:
-        copy = copy_run(file.parent, tree, Path(scratch))
-        run = read_run(copy, copy.name)
-        write_whole(folder / REPORT, render([run]))
-        shown = _until(run, checkpoint)
-        pictures = _copy_pictures(_pair(shown), folder / IMAGES)
-    family = str((known.info.get("origin") or {}).get("family", ""))
-    base = describe_base(config.model)
-    write_whole(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(tree)))
-    write_whole(folder / CARD, write_card(repo, config, base, family, known.step, shown, pictures))
-    return folder
+    return checkpoint, known
 
 
 def _clear(folder: Path) -> None:
@@ -88,23 +95,22 @@ def _clear(folder: Path) -> None:
     check_writable(folder, "--output ")
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"--output {folder} is a file. Expected a new or empty folder.")
-    entries = list(folder.iterdir()) if folder.is_dir() else []
-    if strange := sorted(entry.name for entry in entries if entry.name not in ENTRIES):
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    names = [entry.name for entry in entries]
+    strange = [name for name in names if name not in ENTRIES or LORA not in names]
+    if strange:
         raise RequestError(
-            f"--output {folder} holds {strange[0]}, which would be uploaded, too. "
-            "Expected a new or empty folder."
+            f"--output {folder} holds {strange[0]}, which is not of a push. Expected a new or empty folder."
         )
     for entry in entries:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
-def _until(run: Run, checkpoint: Path) -> Run:
+def _until(run: Run, checkpoint: str, step: int) -> Run:
     """Return what a run recorded until a checkpoint: later evaluations are of other weights."""
-    step = store.step_of(checkpoint)
     held_out = [row for row in run.history.held_out if row["step"] <= step]
     history = History(run.history.train, held_out, run.history.truncated)
-    label = (run.evaluation or {}).get("target", "")
-    own = str(label).endswith(f"/{checkpoint.name}")
+    own = run.evaluation is not None and str(run.evaluation.get("target")).endswith(f"/{checkpoint}")
     return replace(run, history=history, evaluation=run.evaluation if own else None)
 
 

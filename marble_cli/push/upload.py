@@ -48,7 +48,7 @@ def upload(folder: Path, repo: str) -> str:
         )
     except Exception as error:  # the client lets errors of its libraries for HTTP and large files through
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        reason = ": ".join(_first_line(each) for each in (error, error.__cause__) if each is not None)
+        reason = ": ".join(dict.fromkeys(map(_first_line, filter(None, (error, error.__cause__)))))
         remedy = (
             "Log in with a token that may write: hf auth login, or HF_TOKEN. Then run"
             if status in LOGIN

@@ -168,9 +168,14 @@ def test_a_second_push_replaces_the_first_and_spares_other_files(trained: Path, 
     write_folder(str(trained), REPO, first)
     assert {file: file.read_bytes() for file in first.rglob("*") if file.is_file()} == before
     (first / "notes.txt").write_text("mine")
-    with pytest.raises(RequestError, match=r"holds notes\.txt, which would be uploaded, too"):
+    with pytest.raises(RequestError, match=r"holds notes\.txt, which is not of a push"):
         write_folder(str(trained), REPO, first)
     assert (first / "notes.txt").read_text() == "mine"
+    (tmp_path / "README.md").write_text("of another project")
+    (first / "notes.txt").unlink()
+    first.rename(tmp_path.parent / f"{tmp_path.name}-out")
+    with pytest.raises(RequestError, match=r"holds README\.md, which is not of a push"):
+        write_folder(str(trained), REPO, tmp_path)
 
 
 def test_what_is_no_lora_of_a_run_is_refused(
