@@ -19,6 +19,8 @@ RUN_ENTRIES = (
     "checkpoints",
     "samples",
     "skipped",
+    "tensorboard",
+    "trackio",
     "wandb",
     "run.lock",
 )

@@ -5,7 +5,7 @@ import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
-REWARDS, BALANCES = "marble.rewards", "marble.balances"
+REWARDS, BALANCES, TRACKERS = "marble.rewards", "marble.balances", "marble.trackers"
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -16,6 +16,11 @@ def installed() -> dict[str, EntryPoint]:
 def balances() -> dict[str, EntryPoint]:
     """Return the balance plugins by name."""
     return dict(_entry_points_by_name(BALANCES, _folders()))
+
+
+def trackers() -> dict[str, EntryPoint]:
+    """Return the trackers by name."""
+    return dict(_entry_points_by_name(TRACKERS, _folders()))
 
 
 @cache

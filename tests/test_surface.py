@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_commands() -> None:
     assert set(get_command(app).commands) == {  # type: ignore[attr-defined]
-        "train", "eval", "bench", "explain", "report", "generate", "rewards", "export", "sync",
+        "train", "eval", "bench", "explain", "report", "generate", "rewards", "export", "push", "sync",
         "merge", "doctor",
     }  # fmt: skip
 
@@ -28,6 +28,11 @@ def test_commands_of_rewards() -> None:
 def test_the_core_s_own_rewards_enter_like_any_other() -> None:
     own = {e.name for e in entry_points(group="marble.rewards") if e.dist and e.dist.name == DISTRIBUTION}
     assert own == {"colorfulness", "compressibility"}
+
+
+def test_the_core_s_own_trackers_enter_like_any_other() -> None:
+    own = {e.name for e in entry_points(group="marble.trackers") if e.dist and e.dist.name == DISTRIBUTION}
+    assert own == {"tensorboard", "trackio", "wandb"}
 
 
 def test_every_plugin_is_a_distribution_of_its_own() -> None:

@@ -57,11 +57,30 @@ def _export_lora(
     lora.check(average, checkpoint / store.weight_files("lora")[1])
     if state.scale is None:
         raise CheckpointError(f"{checkpoint} does not state the alpha of its LoRA. {REMEDY}")
+    family = _read_provenance(state.info).get("family")
     weights = lora.folded(average, state.scale)
+    return write_lora(weights, family if isinstance(family, str) else None, directory, form)
+
+
+def write_lora(
+    weights: Mapping[str, Tensor], family: str | None, directory: Path, form: ExportFormat
+) -> Path:
+    """Write a LoRA to `directory`; return the file of weights.
+
+    Args:
+        weights: A [rank, in] and B [out, rank] of every layer, of one rank and scale 1, by the names of
+            `Policy.trained_state`.
+        family: the class in `policy.families` of the model, if known; decides what ComfyUI can load.
+        directory: made if it does not exist.
+        form: the loader that reads the file.
+
+    Raises:
+        StorageError: the disk is full.
+        RequestError: `directory` already holds such a file, or the format cannot hold the weights.
+    """
     header = lora.header(weights) if form is ExportFormat.diffusers else {}
     if form is ExportFormat.comfyui:
-        family = _read_provenance(state.info).get("family")
-        check_mapped(lora.layers(weights), family if isinstance(family, str) else None)
+        check_mapped(lora.layers(weights), family)
     config = None
     if form is ExportFormat.peft:
         entries = {"peft_type": "LORA", "inference_mode": True, **lora.settings(weights)}

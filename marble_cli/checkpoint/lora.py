@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.tensor_files import not_finite
@@ -31,6 +32,15 @@ def folded(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
 def unfolded(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     """Return the LoRA that was folded into `state`, up to the rounding of `folded`."""
     return {k: (v.double() / scale).to(v.dtype) if k.endswith(B) else v for k, v in state.items()}
+
+
+def of_one_rank(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a LoRA that adds the same to every layer, with zeros up to the largest rank of a layer."""
+    rank = max(value.shape[key.endswith(B)] for key, value in state.items())
+    return {
+        key: pad(value, (0, rank - value.shape[1]) if key.endswith(B) else (0, 0, 0, rank - value.shape[0]))
+        for key, value in state.items()
+    }
 
 
 def rounded(state: Mapping[str, Tensor], scale: float, name: str) -> dict[str, Tensor]:

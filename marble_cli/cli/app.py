@@ -19,6 +19,7 @@ from marble_cli.cli import (
     export,
     generate,
     merge,
+    push,
     report,
     rewards,
     sync,
@@ -72,6 +73,7 @@ app.command("report", epilog=report.EPILOG)(report.report)
 app.command("generate", epilog=generate.EPILOG)(generate.generate)
 app.add_typer(rewards.app, name="rewards")
 app.command("export", epilog=export.EPILOG)(export.export)
+app.command("push", epilog=push.EPILOG)(push.push)
 app.command("merge", epilog=merge.EPILOG)(merge.merge)
 app.command("sync", epilog=sync.EPILOG)(sync.sync)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)

@@ -7,7 +7,7 @@ import typer
 
 from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.cli.libraries import importing
-from marble_cli.cli.options import to_path
+from marble_cli.cli.options import Overrides, to_path
 
 EPILOG = (
     "Example:  marble export runs/demo-0 DIR\n\n"
@@ -21,12 +21,15 @@ def export(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="CHECKPOINT|RUN", help="A checkpoint folder, or a run folder for its latest checkpoint."
+            metavar="TARGET",
+            help="The folder of a run, for its latest checkpoint, or of a checkpoint; or a LoRA from "
+            "elsewhere: a file, a folder or a hub id.",
         ),
     ],
     directory: Annotated[
         Path, typer.Argument(parser=to_path, metavar="DIR", help="The folder to write the weights to.")
     ],
+    overrides: Overrides = None,
     form: Annotated[
         ExportFormat,
         typer.Option(
@@ -36,8 +39,11 @@ def export(
         ),
     ] = ExportFormat.diffusers,
 ) -> None:
-    """Export trained weights: a LoRA for diffusers, peft or ComfyUI, or a transformer."""
-    with importing():
-        from marble_cli.checkpoint.export import export as run
+    """Export trained weights: a LoRA for diffusers, peft or ComfyUI, or a transformer.
 
-    typer.echo(run(target, directory, form))
+    Overrides name the model of a LoRA from elsewhere: model=sd3 model.path=FOLDER.
+    """
+    with importing():
+        from marble_cli.evaluate.export import export_target
+
+    typer.echo(export_target(target, directory, form, overrides or []))

@@ -267,6 +267,7 @@ class WandbConfig:
 class LoggingConfig:
     """Records of a run besides metrics.jsonl."""
 
+    trackers: list[str] = field(default_factory=lambda: ["wandb"])
     wandb: WandbConfig = field(default_factory=WandbConfig)
     images_every: int = MISSING
 

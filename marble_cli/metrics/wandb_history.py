@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from marble_cli.config.schema import WandbConfig
 from marble_cli.errors import MarbleError, RequestError
 from marble_cli.files import write_whole
 from marble_cli.metrics.jsonl import Row, read_rows
+from marble_cli.metrics.tracker import named_by_phase
 from marble_cli.metrics.wandb_destination import PROJECT, resolve_destination
 
 PATIENCE = 20.0  # seconds; timeout for the service to answer, at the start and at the end
@@ -89,12 +89,6 @@ def is_unsent(start: Path) -> bool:
 def mark_sent(start: Path) -> None:
     """Record that W&B has all data of a start."""
     (start / SENT).touch()
-
-
-def wandb_row(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of metrics under the names that W&B shows."""
-    prefix = "" if metrics["phase"] == "train" else "eval/"
-    return {prefix + key: value for key, value in metrics.items() if key not in ("phase", "step")}
 
 
 def quiet_settings(**more: Any) -> Any:
@@ -168,7 +162,7 @@ def _rebuild(identity: RunIdentity, rows: list[Row], samples: Path, scratch: str
         settings=quiet_settings(),
     )
     for row in rows:
-        values, picture = wandb_row(row), samples / f"step-{row['step']:08d}.png"
+        values, picture = named_by_phase(row), samples / f"step-{row['step']:08d}.png"
         if row["phase"] == "eval" and picture.is_file():
             values["samples"] = wandb.Image(str(picture))
         run.log(values, step=row["step"])

@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from marble_cli.config.enums import WandbMode
 from marble_cli.config.schema import WandbConfig
 from marble_cli.interrupts import blocked_signals
 from marble_cli.metrics import wandb_history as history
+from marble_cli.metrics.tracker import TrackedRun, named_by_phase
 from marble_cli.metrics.wandb_destination import resolve_destination
 
 log = logging.getLogger("marble")
@@ -37,6 +39,13 @@ def end_service() -> None:
                 if name.startswith("wandb") and int(rest.split()[1]) == os.getpid():
                     os.kill(int(stat.parent.name), signal.SIGKILL)
         ending.join(history.PATIENCE)
+
+
+def track(run: TrackedRun) -> "WandbRun":
+    """Start the tracker `wandb` by the run's `logging.wandb`."""
+    settings = run.config["logging"]["wandb"]
+    wandb = WandbConfig(WandbMode[settings["mode"]], settings["project"], settings["entity"])
+    return WandbRun(wandb, run.folder, run.name, run.config, run.id)
 
 
 class WandbRun:
@@ -98,7 +107,7 @@ class WandbRun:
     def write(self, metrics: Mapping[str, Any]) -> None:
         with self._guarded():
             if self.run is not None:
-                self.run.log(history.wandb_row(metrics), step=metrics["step"])
+                self.run.log(named_by_phase(metrics), step=metrics["step"])
 
     def images(self, step: int, images: Tensor, captions: list[str]) -> None:
         """Log pictures uint8 [N, 3, H, W] with their prompts."""

@@ -9,6 +9,7 @@ import torch
 from marble_cli.config.enums import Parallel
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import (
+    LoggingConfig,
     ModelConfig,
     RewardConfig,
     RolloutConfig,
@@ -20,6 +21,8 @@ from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.evaluate.groups import check_evaluated_groups
 from marble_cli.files import check_writable
+from marble_cli.metrics.tracker import load_tracker
+from marble_cli.metrics.wandb_destination import WandbDestination, resolve_destination
 from marble_cli.policy.load import pick_device
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.applicability import metadata_problem
@@ -44,6 +47,17 @@ def check_plugins(rewards: Mapping[str, RewardConfig]) -> dict[str, Declaration]
         RewardError: a plugin cannot be imported, or a server cannot be reached.
     """
     return {name: declare(name, reward) for name, reward in rewards.items()}
+
+
+def check_trackers(logging: LoggingConfig) -> WandbDestination | None:
+    """Check that every tracker can be imported; return where W&B's metrics go, None without W&B.
+
+    Raises:
+        ConfigError: a tracker is unknown or cannot be imported, or W&B's own settings are wrong.
+    """
+    for name in logging.trackers:
+        load_tracker(name)
+    return resolve_destination(logging.wandb) if "wandb" in logging.trackers else None
 
 
 def check_geometry(rollout: RolloutConfig, trainer: TrainerConfig, world: int) -> None:

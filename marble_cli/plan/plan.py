@@ -21,7 +21,6 @@ from marble_cli.errors import UnreachableError
 from marble_cli.evaluate.start import read_start
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.lock import RunLock
-from marble_cli.metrics.wandb_destination import resolve_destination
 from marble_cli.plan.checks import (
     applicable,
     check_applicable,
@@ -29,6 +28,7 @@ from marble_cli.plan.checks import (
     check_geometry,
     check_groups,
     check_plugins,
+    check_trackers,
     trained_on,
 )
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
@@ -109,7 +109,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         unreachable = error
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
     most = "at most " if config.balance.refresh_when is RefreshWhen.stale else ""
-    counts, trainer, figures = geometry(config), config.trainer, resolve_destination(config.logging.wandb)
+    counts, trainer, figures = geometry(config), config.trainer, check_trackers(config.logging)
     rows: list[tuple[str, str]] = [
         ("run", f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)"),
         ("begins", f"after step {step_of(checkpoint)}: {checkpoint}" if checkpoint else "at step 1"),
@@ -126,7 +126,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("a refresh", f"on {_refreshed(config)} micro-batches"),
         ("processes", _shares(config)),
         ("the transformer", _layout(config.trainer, processes(config.launcher))),
-        ("W&B", "; ".join([str(figures), *figures.ignored])),
+        ("trackers", ", ".join(config.logging.trackers) or "none"),
+        *([("W&B", "; ".join([str(figures), *figures.ignored]))] if figures else []),
     ]
     size = model_size(config.model, config.evaluation.resolution)
     device = pick_device(config.model.device)

@@ -1,4 +1,4 @@
-"""Record a run in the metrics file, W&B, the terminal, sample pictures and log.txt."""
+"""Record a run in the metrics file, trackers, the terminal, sample pictures and log.txt."""
 
 import logging
 from pathlib import Path
@@ -18,7 +18,7 @@ from marble_cli.files import AppendedFile
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
 from marble_cli.metrics.samples import INDEX, Sample, folder_of, keep_samples
 from marble_cli.metrics.terminal import TerminalView
-from marble_cli.metrics.weights_and_biases import WandbRun
+from marble_cli.metrics.tracker import TrackedRun, Trackers
 from marble_cli.redaction import RedactingFilter, redact
 from marble_cli.run.state import Progress
 
@@ -73,10 +73,10 @@ class RunRecorder:
             self.journal.handlers, self.journal.propagate = self.handlers[:1], False
             self.journal.info("marble %s, after step %d", __version__, self.progress.step)
             tree: Any = OmegaConf.to_container(without_secrets(self.config), enum_to_str=True)
-            self.wandb = WandbRun(
-                self.config.logging.wandb, self.folder, self.config.run.name, tree, self.progress.wandb_id
-            )
-            self.progress.wandb_id = self.wandb.id
+            run = TrackedRun(self.folder, self.config.run.name, tree, self.progress.step)
+            ids = {"wandb": self.progress.wandb_id}
+            self.trackers = Trackers(self.config.logging.trackers, run, ids)
+            self.progress.wandb_id = self.trackers.id("wandb")
         return self
 
     def __exit__(
@@ -86,7 +86,7 @@ class RunRecorder:
             if error is not None:
                 self.journal.error("%s: %s", type(error).__name__, error)
             self.view.close()
-            self.wandb.close()
+            self.trackers.close()
             self.metrics.close()
             self.logger.handlers, self.journal.handlers = self.outer, []
             for handler in self.handlers:
@@ -107,12 +107,12 @@ class RunRecorder:
 
     def record(self, metrics: dict[str, Any]) -> None:
         if self.main:
-            for sink in (self.metrics, self.wandb, self.view):
+            for sink in (self.metrics, self.trackers, self.view):
                 sink.write(metrics)
             self.journal.info(self.view.line(metrics))
 
     def pictures(self, step: int, evaluation: Evaluation, *, first: bool) -> None:
-        """Keep images of an evaluation with their scores under samples/, and grids of them there and in W&B.
+        """Keep images of an evaluation with scores under samples/, and grids of them there and in trackers.
 
         Args:
             step: the last finished step.
@@ -138,7 +138,7 @@ class RunRecorder:
 
         try_to_draw(file, continues, draw)
         some = spread(len(evaluation.captions), TILES)
-        self.wandb.images(step, evaluation.images[some], [evaluation.captions[i] for i in some])
+        self.trackers.images(step, evaluation.images[some], [evaluation.captions[i] for i in some])
 
 
 def _samples(evaluation: Evaluation) -> list[Sample]:

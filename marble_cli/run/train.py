@@ -16,13 +16,13 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.evaluate.start import read_start
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.interrupts import Interrupt
-from marble_cli.metrics.wandb_destination import resolve_destination
 from marble_cli.plan.checks import (
     check_applicable,
     check_cache,
     check_geometry,
     check_groups,
     check_plugins,
+    check_trackers,
     own_device,
 )
 from marble_cli.plan.memory import check_memory
@@ -55,7 +55,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             device = own_device(config.model.device, ranks.world)
             if ranks.is_main:
                 _check_folder(folder, run_lock)
-                resolve_destination(config.logging.wandb)
+                check_trackers(config.logging)
             check_cache(config.model)
             declarations = check_plugins(rewards)
             check_groups(config, declarations)

@@ -38,7 +38,7 @@ GROUPS = {
     "rollout": "Prompts and images per step, and how images are drawn.",
     "evaluation": "How evaluations draw images, if not as rollouts do.",
     "trainer": "Length, micro-batches, evaluations, checkpoints, parallelism.",
-    "logging": "W&B and sample pictures. See [Weights & Biases](../how-to/wandb.md).",
+    "logging": "Trackers and sample pictures. See [log to trackers](../how-to/trackers.md).",
     "launcher": "Processes and machines. Choices: `local`, `slurm`. See [many GPUs](../how-to/cluster.md).",
 }
 

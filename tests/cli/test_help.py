@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-COMMANDS = "train eval explain report generate rewards export sync doctor"
+COMMANDS = "train eval explain report generate rewards export push sync doctor"
 REWARDS_COMMANDS = "list show check score serve install new"
 PAGES = [
     (),

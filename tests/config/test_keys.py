@@ -38,7 +38,7 @@ GROUP_KEYS = {
     "keep_every best eval_every eval_prompts encode_ahead max_skipped pending_batches parallel fsdp.replicas "
     "fsdp.reshard",
     "trainer.ema": "decay warmup offset",
-    "logging": "images_every",
+    "logging": "trackers images_every",
     "logging.wandb": "mode project entity",
     "launcher": "name nodes nproc max_restarts grace time partition account cpus_per_task memory warning "
     "requeues setup extra.*",

@@ -14,7 +14,7 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from marble_cli.checkpoint import store
@@ -24,6 +24,7 @@ from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.evaluate.evaluate import evaluate
+from marble_cli.evaluate.export import export_target
 from marble_cli.evaluate.generate import generate
 from marble_cli.evaluate.target import resolve_target
 from marble_cli.policy.load import load_policy
@@ -161,6 +162,45 @@ def test_a_lora_of_plain_peft_draws_what_plain_diffusers_draws(
     drawn, base = ours(str(tmp_path), "with"), ours("base", "without")
     assert (plain(pipeline) - drawn).abs().max() <= 0.51
     assert (base - drawn).abs().mean() > 2
+
+
+@pytest.mark.parametrize("form", list(ExportFormat))
+@pytest.mark.parametrize("write", [as_diffusers, as_kohya])
+def test_an_export_of_a_foreign_lora_adds_the_same_to_every_layer(
+    pipeline_folder: Path,
+    base_overrides: list[str],
+    tmp_path: Path,
+    write: Callable[[Any, Path], None],
+    form: ExportFormat,
+) -> None:
+    """Ranks and alphas differ by layer; in the exported file they do not."""
+    config = peft.LoraConfig(
+        r=3, lora_alpha=2, target_modules=TARGETS, rank_pattern={"to_v": 5}, alpha_pattern={"to_v": 4}
+    )
+    model = add_lora(load_plain(pipeline_folder).transformer, config)
+    write(model, tmp_path)
+    file = export_target(str(tmp_path), tmp_path / "out", form, base_overrides)
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for key, value in load_file(file).items():
+        layer, part = re.fullmatch(r"(?:\w+\.)*?(transformer_blocks.*)\.lora_([AB])\.weight", key).groups()  # type: ignore[union-attr]
+        pairs.setdefault(layer, {})[part] = value
+    added = {
+        name: layer.get_delta_weight("default")
+        for name, layer in model.base_model.model.named_modules()
+        if hasattr(layer, "get_delta_weight")
+    }
+    assert pairs.keys() == added.keys()
+    for layer, pair in pairs.items():
+        assert pair["A"].shape[0] == pair["B"].shape[1] == 5
+        torch.testing.assert_close(pair["B"] @ pair["A"], added[layer], rtol=1e-5, atol=1e-6)
+
+
+def test_an_export_refuses_what_it_would_ignore(run: Path, pipeline_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="states its own model. Expected overrides only for a LoRA"):
+        export_target(str(run), tmp_path / "out", ExportFormat.diffusers, ["model=sd3"])
+    with pytest.raises(RequestError, match="is a whole transformer that diffusers reads as it is"):
+        export_target(str(pipeline_folder / "transformer"), tmp_path / "out", ExportFormat.diffusers)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_whole_transformer_is_drawn_as_plain_diffusers_does(

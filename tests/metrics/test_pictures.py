@@ -136,7 +136,7 @@ def test_run_continues_if_sample_pictures_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Kept:
-        """A stand-in for the W&B side of a run."""
+        """A stand-in for the trackers of a run."""
 
         captions: ClassVar[list[str]] = []
 
@@ -146,7 +146,7 @@ def test_run_continues_if_sample_pictures_fail(
     evaluation = Evaluation([Prompt("$5", {}, "text")], IMAGES, Scores([], *[torch.zeros(0, 1)] * 3))
     config = compose(["preset=tiny", "logging.images_every=1"])
     recorder = RunRecorder(config, tmp_path, Progress.__new__(Progress), main=True)
-    recorder.wandb = Kept()  # type: ignore[assignment]
+    recorder.trackers = Kept()  # type: ignore[assignment]
     recorder.pictures(1, evaluation, first=True)
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == ["step-00000001", "step-00000001.png"]

@@ -90,6 +90,7 @@ def test_plan_prints_counts_of_prompts_images_steps_and_processes(
         "12, of which 2 refresh the balance",
         "1, each with 6 images in 2 batches, and 2 micro-batches; or 2, each with 3",
         "begins at step 1",
+        "trackers wandb",
         "W&B disabled (logging.wandb.mode)",
     ):
         assert part in said

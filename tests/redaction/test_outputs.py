@@ -27,7 +27,7 @@ def test_run_folder_and_wandb_show_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given: list[Any] = []
-    monkeypatch.setattr("marble_cli.run.recorder.WandbRun", lambda *rest: given.append(rest) or Silent())
+    monkeypatch.setattr("marble_cli.run.recorder.Trackers", lambda *rest: given.append(rest) or Silent())
     config = compose([*secretive(), f"run.dir={tmp_path}"])
     progress = Progress.__new__(Progress)
     progress.step, progress.wandb_id = 0, None
@@ -46,7 +46,8 @@ def test_run_folder_and_wandb_show_no_secret(
 
 
 class Silent:
-    id = None
+    def id(self, name: str) -> None:
+        """Return nothing."""
 
     def close(self) -> None:
         """Do nothing."""

@@ -41,6 +41,7 @@ FREE = [
     "model.compile=true",
     "logging.images_every=9",
     "logging.wandb.project=p",
+    "logging.trackers=[]",
     "launcher.nproc=2",
     "rewards.colorfulness.isolated=true",
     "+rewards.colorfulness={url: 'http://far:8600', token_env: MINE}",

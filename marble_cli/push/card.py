@@ -1,0 +1,140 @@
+"""Write the model card of a published LoRA: metadata for the hub, and a page for people."""
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from marble_cli import __version__
+from marble_cli.config.evaluation import resolve_evaluation
+from marble_cli.config.schema import RewardConfig, RunConfig
+from marble_cli.errors import MarbleError
+from marble_cli.metrics.samples import KeptSample
+from marble_cli.plugins import installed
+from marble_cli.push.base_model import BaseModel
+from marble_cli.push.loading import loading_code
+from marble_cli.report import outcome, settings
+from marble_cli.report.elements import MISSING, Table, without_runs
+from marble_cli.report.reading import Run
+from marble_cli.rewards.api import Declaration
+from marble_cli.rewards.registry import load_plugin, origin
+
+EXAMPLE = "a photo of a red cup"  # the prompt of the code, if the run kept no pictures
+MARKS = re.compile(r"([\\`*_\[\]|~#!<>])")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One prompt before and after training, both as files; `steps` are those of the two evaluations."""
+
+    prompt: str
+    before: KeptSample
+    after: KeptSample
+    steps: tuple[int, int]
+
+
+def write_card(
+    repo: str,
+    config: RunConfig,
+    base: BaseModel,
+    family: str,
+    step: int,
+    run: Run,
+    pictures: Sequence[Picture],
+) -> str:
+    """Return the model card of a LoRA in Markdown, with its metadata on top.
+
+    Args:
+        repo: the hub id of the LoRA.
+        config: of its run.
+        base: the model that it belongs to.
+        family: the class in `policy.families` of that model.
+        step: the last step of its training.
+        run: what its run recorded, with the evaluations until `step`.
+        pictures: before and after training.
+    """
+    prompt = pictures[0].prompt if pictures else EXAMPLE
+    evaluation = resolve_evaluation(config)
+    last = run.history.held_out[-1]["step"] if run.history.held_out else 0
+    templates = Environment(
+        loader=PackageLoader("marble_cli.push", "templates"), undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    templates.filters["cell"] = plain
+    card: str = templates.get_template("card.md").render(
+        metadata=_metadata(config, base, family, pictures),
+        title=repo.split("/")[-1],
+        base=base,
+        trained=list(config.rewards),
+        step=step,
+        version=__version__,
+        code=loading_code(config.model, evaluation, family, base, repo, prompt),
+        evaluation=evaluation,
+        outcome=without_runs(outcome.outcome_table([run])) if last else Table("", [], []),
+        evaluated=last,
+        joint=[sentence.partition(": ")[2] for sentence in outcome.joint_sentences([run])],
+        comparisons=[] if run.evaluation is None else outcome.evaluation_tables(run, run.evaluation),
+        pictures=pictures,
+        rewards=_rewards(config),
+        settings=settings.overview([run]),
+    )
+    return card.lstrip()
+
+
+def plain(text: str) -> str:
+    """Escape a text so that Markdown and HTML show it as it is, on one line and within one cell."""
+    return MARKS.sub(r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def _metadata(config: RunConfig, base: BaseModel, family: str, pictures: Sequence[Picture]) -> str:
+    """Return what the hub reads, as YAML."""
+    more: dict[str, Any] = dict(base.license)
+    if base.id is not None:
+        more |= {"base_model": base.id, "base_model_relation": "adapter"}
+    if hubs := [s.hub for s in config.data.sources.values() if s.hub and not s.hub.startswith("/")]:
+        more["datasets"] = list(dict.fromkeys(hubs))
+    if pictures:
+        more["widget"] = [
+            {"text": picture.prompt, "output": {"url": f"images/{picture.after.file.name}"}}
+            for picture in pictures
+        ]
+    return ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=[
+            "text-to-image",
+            "diffusers",
+            "lora",
+            "template:sd-lora",
+            "marble",
+            *filter(None, [family.lower()]),
+        ],
+        **more,
+    ).to_yaml()
+
+
+def _rewards(config: RunConfig) -> Table:
+    """Tabulate the rewards with their weights and licenses."""
+    rows = []
+    for role, rewards in (("trained", config.rewards), ("watched", config.eval_rewards)):
+        for name, reward in rewards.items():
+            weight = f"{reward.weight:g}" if role == "trained" else MISSING
+            by, license = _provider(reward)
+            rows.append([name, role, weight, by, license])
+    return Table("", ["reward", "role", "weight", "plugin", "license"], rows)
+
+
+def _provider(reward: RewardConfig) -> tuple[str, str]:
+    """Return the plugin of a reward with its distribution, and the license that it states."""
+    unknown = f"{reward.plugin}, which is not installed where this card was written"
+    if reward.plugin not in installed():
+        return unknown, MISSING
+    try:
+        stated = Declaration.of(load_plugin(reward.plugin)).license
+    except MarbleError:
+        return unknown, MISSING
+    return f"{reward.plugin} of {origin(reward.plugin)}", stated or "not stated"

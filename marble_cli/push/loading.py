@@ -1,0 +1,75 @@
+"""Write the Python code that loads a published LoRA in plain diffusers and draws as evaluations do."""
+
+import json
+from typing import Any
+
+from marble_cli.config.enums import Precision
+from marble_cli.config.evaluation import EvaluationSettings
+from marble_cli.config.schema import ModelConfig
+from marble_cli.push.base_model import BaseModel
+
+DTYPES = {Precision.bf16: "torch.bfloat16", Precision.fp16: "torch.float16"}
+# Families whose `guidance_scale` is an input of the transformer, by the class in `policy.families`.
+TRUE_CFG = ("Flux", "QwenImage")
+
+
+def loading_code(
+    model: ModelConfig, evaluation: EvaluationSettings, family: str, base: BaseModel, repo: str, prompt: str
+) -> str:
+    """Return the imports, and three lines: the pipeline, the LoRA, a picture.
+
+    Args:
+        model: the run's model.
+        evaluation: how the run's evaluations draw.
+        family: the class in `policy.families` of the model.
+        base: the model, as published.
+        repo: the hub id of the LoRA.
+        prompt: the prompt of the picture.
+    """
+    imports = ["from diffusers import DiffusionPipeline"]
+    place = _quoted(base.id or f"path/to/{base.name}")
+    if model.path == "tiny":
+        imports.insert(0, "from importlib.resources import files\n")
+        place = 'str(files("marble_cli") / "assets/tiny/pipeline")'
+    loaded: dict[str, Any] = {}
+    if base.id is not None:
+        loaded |= {key: _quoted(value) for key in ("revision", "variant") if (value := getattr(model, key))}
+    if model.precision in DTYPES:
+        imports.insert(0, "import torch")
+        loaded["torch_dtype"] = DTYPES[model.precision]
+    if family == "SD3" and model.max_sequence_length == 0:
+        loaded |= {"text_encoder_3": None, "tokenizer_3": None}
+    drawn = call_arguments(model, evaluation, family)
+    return "\n".join([
+        *imports,
+        "",
+        f"pipeline = DiffusionPipeline.from_pretrained({_listed(place, loaded)})",
+        f"pipeline.load_lora_weights({_quoted(repo)})",
+        f"image = pipeline({_listed(_quoted(prompt), drawn)}).images[0]",
+    ])  # fmt: skip
+
+
+def call_arguments(model: ModelConfig, evaluation: EvaluationSettings, family: str) -> dict[str, Any]:
+    """Return the arguments of the family's pipeline that draw as evaluations do, by its own scheduler."""
+    side = evaluation.resolution
+    arguments: dict[str, Any] = {"num_inference_steps": evaluation.steps, "height": side, "width": side}
+    guided = evaluation.guidance_scale > 1
+    if family in TRUE_CFG:
+        arguments["true_cfg_scale"] = evaluation.guidance_scale if guided else 1.0
+        arguments |= {"negative_prompt": '""'} if guided else {}
+        arguments |= {} if model.guidance is None else {"guidance_scale": model.guidance}
+    else:
+        off = 0.0 if family == "ZImage" else 1.0
+        arguments["guidance_scale"] = evaluation.guidance_scale if guided else off
+    if family == "Sana":
+        arguments["use_resolution_binning"] = False
+    return arguments | {"max_sequence_length": model.max_sequence_length}
+
+
+def _listed(first: str, named: dict[str, Any]) -> str:
+    return ", ".join([first, *(f"{key}={value}" for key, value in named.items())])
+
+
+def _quoted(text: str) -> str:
+    """Quote a text for Python; no text can end the card's block of code."""
+    return json.dumps(text).replace("`", "\\u0060")

@@ -1,0 +1,20 @@
+"""The arguments on a model card make every family's plain pipeline draw what marble draws."""
+
+from collections.abc import Callable
+
+from marble_cli.config.evaluation import resolve_evaluation
+from marble_cli.config.schema import RunConfig
+from marble_cli.push.loading import call_arguments
+from tests.policy.families.cases import STEPS, Case, assert_same_images, plain_run
+
+
+def test_arguments_on_the_card_draw_as_evaluations_do(
+    case: Case, run_config: Callable[..., RunConfig]
+) -> None:
+    config = run_config(*case.overrides)
+    family = case.policy.provenance()["family"]
+    arguments = call_arguments(config.model, resolve_evaluation(config), family)
+    side = case.tiny.resolution
+    sizes = {key: arguments.pop(key) for key in ("num_inference_steps", "height", "width")}
+    assert sizes == {"num_inference_steps": STEPS, "height": side, "width": side}
+    assert_same_images(case.images(case.policy, None), plain_run(case, case.plain, **arguments).images)
