@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from scipy.stats import norm
 
+from marble_cli.paths import labels
 from marble_cli.report import balance, curves, faults, gallery, outcome, settings, speed
-from marble_cli.report.reading import labels, read_run, read_runs
+from marble_cli.report.page import report
+from marble_cli.report.reading import read_run, read_runs
 from tests.report.conftest import EVIL, Maker, evaluation, keep_pictures, training
 from tests.report.page import Page
 
@@ -145,7 +147,11 @@ def test_labels_tell_runs_apart(tmp_path: Path) -> None:
     assert labels(paths) == ["a/run", "b/run"]
     assert labels([*paths, tmp_path / "other"]) == ["a/run", "b/run", f"{tmp_path.name}/other"]
     assert labels(paths[:1]) == ["run"]
-    assert labels([paths[0], paths[0]])[1].endswith("run (2)")
+    assert labels([paths[0], paths[0], paths[1]]) == ["a/run", "a/run", "b/run"]
+
+
+def test_a_run_that_is_named_twice_is_shown_once(run: Path) -> None:
+    assert report([run, run / ".." / run.name]) == report([run])
 
 
 def test_the_last_error_of_the_last_start_is_how_the_run_failed(make_run: Maker) -> None:
