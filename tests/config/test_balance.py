@@ -68,13 +68,6 @@ def test_groups_and_priorities_without_qp_are_refused(name: str, key: str) -> No
         compose([BUILT_IN, f"balance={name}", f"balance.{key}"])
 
 
-@pytest.mark.parametrize("name", ["equal", "fixed", "upgrad", "weighted_sum", "advantage_sum"])
-@pytest.mark.parametrize("key", ["floor", "norm_priority"])
-def test_floor_and_norm_priority_without_qp_are_refused(name: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^balance\.{key}=0\.1: balance={name} .*balance=marble, mgda"):
-        compose([BUILT_IN, f"balance={name}", f"balance.{key}=0.1"])
-
-
 @pytest.mark.parametrize("name", ["weighted_sum", "advantage_sum"])
 def test_output_space_of_scalarised_rewards_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"balance={name} mixes the rewards before"):

@@ -48,12 +48,6 @@ def check_balance(balance: BalanceConfig) -> None:
                 f"balance.{key}: balance={name} would ignore it. "
                 f"Expected none, or one of balance={', '.join(QP_BALANCES)}."
             )
-    for key in ("floor", "norm_priority"):
-        if (value := getattr(balance, key)) and name in (*MIXTURES, *WEIGHTED, "equal"):
-            raise ConfigError(
-                f"balance.{key}={value:g}: balance={name} would ignore it. "
-                f"Expected 0, or one of balance={', '.join(QP_BALANCES)}."
-            )
     if name in MIXTURES and balance.mode is BalanceMode.output_space:
         raise ConfigError(
             f"balance.mode=output_space: balance={name} mixes the rewards before there is a gradient. "
