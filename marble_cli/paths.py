@@ -4,6 +4,7 @@ import logging
 import os
 import pwd
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from marble_cli.errors import RequestError
@@ -113,3 +114,13 @@ def _check_names(option: str, text: str) -> None:
         raise RequestError(
             f"{option}{text[:20]}...: it has {size} bytes. Expected a path of at most {LONGEST_PATH}."
         )
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """Name each folder by as many of the last parts of its path as tell different folders apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts), default=1)):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
+    return [str(folder.resolve()) for folder in folders]

@@ -272,9 +272,15 @@ def resolve(spec: str) -> Path:
     if not parent.is_dir():
         if path.exists():
             refuse_pickled(path)
+        runs = sorted(found.parent.name for found in path.glob("*/checkpoints"))
         raise CheckpointError(
             f"{spec} is neither a checkpoint (a folder with state.json) nor a run (a folder with "
-            "checkpoints/). Expected e.g. runs/demo, runs/demo/checkpoints/step-00000010, or base."
+            "checkpoints/). Expected "
+            + (
+                f"one of the runs in it, such as {Path(spec) / runs[0]}."
+                if runs
+                else "e.g. runs/demo, runs/demo/checkpoints/step-00000010, or base."
+            )
         )
     name = _read_pointer(path, "latest")
     if name is not None and (parent / name).is_dir():

@@ -42,7 +42,8 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print bench.json instead of a table.")] = False,
 ) -> None:
     """Score targets on benchmarks by pinned protocols; the same command continues a killed one."""
-    overrides = [word for word in words if OVERRIDE.fullmatch(word)]
+    # A cell of a sweep is a folder such as balance.floor=0.1.
+    overrides = [word for word in words if OVERRIDE.fullmatch(word) and not Path(word).exists()]
     targets = [word for word in words if word not in overrides]
     names = list(dict.fromkeys(name.strip() for name in benchmark.split(",") if name.strip()))
     if not names:

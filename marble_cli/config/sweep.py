@@ -46,12 +46,13 @@ def split_sweep(words: Sequence[str]) -> tuple[list[str], list[Cell]]:
     """
     sweeps = {word: override for word in words if (override := parse_sweep(word)) is not None}
     fixed = [word for word in words if word not in sweeps]
+    given = parse(fixed)
     if not sweeps:
         raise ConfigError(
             "--multirun: no override gives several values. Expected e.g. balance.floor=0,0.1,0.2 or "
             "'trainer.seed=range(0,3)'."
         )
-    keys = [override.key_or_group for override in (*parse(fixed), *sweeps.values())]
+    keys = [override.key_or_group for override in (*given, *sweeps.values())]
     for word, override in sweeps.items():
         if override.key_or_group in OWN:
             raise ConfigError(f"{word}: every cell has a name and a folder of its own. Expected one value.")

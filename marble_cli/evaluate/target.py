@@ -15,7 +15,7 @@ from marble_cli.checkpoint.elsewhere import find_weights, read_weights
 from marble_cli.config.compose import compose
 from marble_cli.config.enums import Train
 from marble_cli.config.schema import ModelConfig, RunConfig
-from marble_cli.paths import expand
+from marble_cli.paths import expand, labels
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.foreign import convert_lora, fit_lora, lora_settings
 from marble_cli.policy.load import load_policy
@@ -116,6 +116,18 @@ def resolve_target(spec: str) -> Target:
     )
 
 
+def tell_apart(targets: Sequence[Target]) -> list[Target]:
+    """Name the runs of targets by as many folders as tell them apart: `a/demo/step-00000010`."""
+    runs = {target.checkpoint: target.checkpoint.parent.parent for target in targets if target.checkpoint}
+    names = dict(zip(runs, labels(list(runs.values())), strict=True))
+    return [
+        replace(target, label=f"{names[target.checkpoint]}/{target.checkpoint.name}")
+        if target.checkpoint
+        else target
+        for target in targets
+    ]
+
+
 def run_config(overrides: Sequence[str], *targets: Target) -> RunConfig:
     """Compose the configuration for drawing and scoring: a run's, with `overrides` as in `marble train`.
 
@@ -149,6 +161,7 @@ class Models:
     """
 
     def __init__(self, overrides: Sequence[str], targets: Sequence[Target]) -> None:
+        targets = tell_apart(targets)
         self.config = run_config(overrides, *targets)
         source, model = _first_config(targets), self.config.model
         # An override of the LoRA's settings is an error for a checkpoint of that run; `put_into` raises it.

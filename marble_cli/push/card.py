@@ -24,6 +24,13 @@ from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.registry import load_plugin, origin
 
 EXAMPLE = "a photo of a red cup"  # the prompt of the code, if the run kept no pictures
+PAPERS = {  # on arXiv, by balance
+    "marble": "2605.06507",
+    "mgda": "1810.04650",
+    "output_space": "1810.04650",
+    "upgrad": "2406.16232",
+    "advantage_sum": "2601.05242",
+}
 MARKS = re.compile(r"([\\`*_\[\]|~#!<>])")
 
 
@@ -62,7 +69,7 @@ def write_card(
     last = run.history.held_out[-1]["step"] if run.history.held_out else 0
     templates = Environment(
         loader=PackageLoader("marble_cli.push", "templates"), undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     templates.filters["cell"] = plain
     card: str = templates.get_template("card.md").render(
@@ -72,6 +79,8 @@ def write_card(
         trained=list(config.rewards),
         step=step,
         version=__version__,
+        balance=config.balance.name,
+        paper=PAPERS.get(config.balance.name),
         code=loading_code(config.model, evaluation, family, base, repo, prompt),
         evaluation=evaluation,
         outcome=without_runs(outcome.outcome_table([run])) if last else Table("", [], []),

@@ -75,7 +75,7 @@ def _resolve(target: str) -> tuple[Path, manifest.Manifest]:
             "push base: the base model has no trained weights. Expected a checkpoint or a run."
         )
     path = expand("", target)
-    if path.exists() and not store.is_checkpoint(path):
+    if path.exists() and not store.is_checkpoint(path) and not any(path.glob("*/checkpoints")):
         raise CheckpointError(
             f"{target} is neither a run nor a checkpoint. marble push writes a card from what a run "
             "recorded. For a LoRA from elsewhere: marble export, then hf upload."

@@ -24,8 +24,8 @@ def report(folders: Sequence[Path]) -> str:
     Raises:
         RequestError: a folder holds no run and no sweep, or what it holds is damaged.
     """
-    runs, found = sweeps.expand(folders)
-    return render(read_runs(runs), found)
+    runs, found = sweeps.expand(list({folder.resolve(): folder for folder in folders}.values()))
+    return render(read_runs(list({run.resolve(): run for run in runs}.values())), found)
 
 
 def render(runs: Sequence[Run], swept: Sequence[Sweep] = ()) -> str:

@@ -13,6 +13,7 @@ from marble_cli.config.references import without_secrets
 from marble_cli.errors import ConfigError
 from marble_cli.explain.analysis import Explanation, explain
 from marble_cli.metrics.history import History, read_metrics
+from marble_cli.paths import labels
 from marble_cli.redaction import redact
 from marble_cli.report.journal import Journal, read_journal
 
@@ -48,9 +49,9 @@ class Run:
 
     @property
     def planned(self) -> int | None:
-        """The number of steps that the run is to take, if known."""
+        """The number of steps that the run is to take, if known; config.yaml has that of its first start."""
         steps = (self.settings or {}).get("trainer.steps")
-        return None if steps is None else int(steps)
+        return None if steps is None else max(int(steps), self.last_step)
 
     @property
     def last_step(self) -> int:
@@ -65,16 +66,6 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         RequestError: a folder holds no run, or its metrics are damaged.
     """
     return [read_run(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
-
-
-def labels(folders: Sequence[Path]) -> list[str]:
-    """Name each folder by as many of the last parts of its path as tell them apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{names[i]} ({i + 1})" for i in range(len(names))]  # one folder named twice
 
 
 def read_run(folder: Path, label: str) -> Run:

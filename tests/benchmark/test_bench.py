@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, ConfigError, RewardError
 from marble_cli.evaluate.evaluate import evaluate
 from marble_cli.evaluate.score import Evaluator
+from marble_cli.evaluate.target import Models, resolve_target
 from tests.random_runs import write_random_run
 
 REWARDS = ("colorfulness", "compressibility")
@@ -88,6 +90,15 @@ def test_a_run_scores_as_its_exported_loras_and_as_marble_eval(
     means = {reward.name: reward.mean for reward in judged.rewards}
     result = report.results[0]
     assert {name: score.score for name, score in result.rewards.items()} == pytest.approx(means, abs=1e-6)
+
+
+def test_runs_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / run.name)
+    specs = (run, tmp_path / run.name, run, "base")
+    models = Models([], [resolve_target(str(spec)) for spec in specs])
+    one, other, again, base = (target.label for target in models.targets)
+    assert one == again == f"{run.parent.name}/own/step-00000001"
+    assert (other, base) == (f"{tmp_path.name}/own/step-00000001", "base")
 
 
 def test_a_lora_of_plain_peft_is_a_target(

@@ -22,6 +22,16 @@ def test_bench_prints_one_table_or_the_file(marble: Callable, tmp_path: Path) ->
     assert json.loads(printed.out) == json.loads((tmp_path / "bench.json").read_text())
 
 
+def test_the_folder_of_a_cell_is_a_target_though_it_reads_as_an_override(
+    marble: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "balance=mgda").mkdir()
+    shown = marble("bench", "base", "balance=mgda", "--benchmark", "tiny")
+    assert (shown.code, shown.out) == (2, "")
+    assert "balance=mgda is neither a checkpoint" in shown.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -283,6 +283,9 @@ def test_a_folder_must_name_one_lora(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("runs").mkdir()
     with pytest.raises(CheckpointError, match="runs/frist is neither a checkpoint"):
         resolve_target("runs/frist")  # a misspelt path is not asked of the hub
+    Path("runs/floor=0/checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"one of the runs in it, such as runs/floor=0\."):
+        resolve_target("runs")
 
 
 def test_targets_of_other_settings_are_compared(

@@ -12,9 +12,10 @@ from markdown_it import MarkdownIt
 from marble_cli.config.compose import compose
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.push.base_model import BaseModel, describe_base
-from marble_cli.push.card import plain
+from marble_cli.push.card import plain, write_card
 from marble_cli.push.folder import write_folder
 from marble_cli.push.loading import loading_code
+from marble_cli.report.reading import read_run
 from tests.report.page import Page
 
 EVIL = "a | b</td><script>alert(1)</script> `x` *y* _z_ [l](http://e) ![i](j) \\ &amp; ~s~\n# head"
@@ -58,6 +59,27 @@ def test_page_has_the_figures_of_the_last_evaluation(card: ModelCard, trained: P
         ]
         assert page.row(name, "trained")[1:] == ["trained", "1", f"{name} of marble-cli 0.1.0", "Apache-2.0"]
     assert f"{100 * last['eval/joint_improvement']:.0f} % of the held-out images" in page.words
+
+
+def test_the_verdicts_are_described_as_they_are_made_and_the_page_ends_with_a_line(pushed: Path) -> None:
+    text = (pushed / "README.md").read_text()
+    assert "corrected for the number of rewards" in text
+    assert "not corrected" not in text
+    assert text.endswith("listed above.\n")
+
+
+@pytest.mark.parametrize(
+    ("balance", "words"),
+    [
+        ("upgrad", "the balance `upgrad` ([arXiv 2406.16232](https://arxiv.org/abs/2406.16232)) on"),
+        ("weighted_sum", "the balance `weighted_sum` on DiffusionNFT"),
+    ],
+)
+def test_the_card_names_the_balance_that_trained(trained: Path, balance: str, words: str) -> None:
+    config = compose([f"balance={balance}"], str(trained / "config.yaml"))
+    card = write_card("me/x", config, describe_base(config.model), "", 2, read_run(trained, "first"), [])
+    assert words in card
+    assert "2605.06507" not in card
 
 
 def test_every_link_of_the_page_leads_somewhere(card: ModelCard, pushed: Path) -> None:

@@ -88,6 +88,7 @@ def test_values_that_no_folder_can_be_named_by_have_names_of_their_own() -> None
     ("words", "said"),
     [
         (["balance.floor=0.1"], "no override gives several values"),
+        (["trainer.seed=range(0,3"], "trainer.seed=range(0,3"),
         (["run.dir=a,b"], "every cell has a name and a folder of its own"),
         (["trainer.seed=1", "trainer.seed=1,2"], "trainer.seed is given twice"),
         (["trainer.seed=1,2", "trainer.seed=3,4"], "trainer.seed is given twice"),
