@@ -31,8 +31,8 @@ GROUPS = {
     "the keys of `rewards`.",
     "algorithm": "DiffusionNFT: loss, KL term, advantages, behaviour policy. See [the "
     "algorithm](../explanation/algorithm.md).",
-    "balance": "How the rewards' gradients combine. Choices: `marble`, `marble_stepwise`, "
-    "`mgda`, `upgrad`, `equal`, `fixed`, "
+    "balance": "How the rewards' gradients combine. Choices: `marble`, `marble_adaptive`, "
+    "`marble_stepwise`, `mgda`, `upgrad`, `equal`, `fixed`, "
     "`weighted_sum`, `advantage_sum`, `output_space`; `balance.name=torchjd:<Name>`.",
     "optimizer": "AdamW.",
     "rollout": "Prompts and images per step, and how images are drawn.",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 REWARDS = ("clipscore", "colorfulness", "compressibility", "ocr", "objects")
 TUNING_SEED = 100  # chooses the learning rates, on prompts of the training files
 TUNING_PROMPTS, JUDGED_PROMPTS = 200, 300  # per source
-RATES = (8e-4, 1.6e-3, 3.2e-3, 6.4e-3)  # learning rates that are tried, the first being the preset's
+RATES = (8e-4, 1.6e-3, 3.2e-3, 6.4e-3)  # learning rates that are tried
 SCALES = (0.2, 0.4, 0.7, 1.0)  # weights of each merged specialist that are tried
 
 COMMON = ("preset=tiny", "trainer.eval_every=0", "trainer.checkpoint_every=10", "logging.wandb.mode=disabled")
@@ -50,6 +50,7 @@ BUDGETS = {
     ),
 }
 
+STEPWISE = "balance=marble_stepwise"
 EVERY_STEP = ("balance.mode=full", "balance.refresh_fraction=1")
 AMORTISED = ("balance.mode=amortized", "balance.refresh_every=5", "balance.refresh_fraction=1")
 STALE = (*AMORTISED, "balance.refresh_when=stale", "balance.refresh_every=10")
@@ -62,14 +63,15 @@ MERGES = {
     "merge_average": "average",
 }  # of the specialists, without further training
 METHODS: dict[str, tuple[str, ...]] = {
-    "marble": (),  # the preset: a QP at every step on a quarter of its samples, at least one micro-batch
-    "marble_whole": EVERY_STEP,
-    "marble_amortised": AMORTISED,
-    "marble_stale": STALE,
-    "marble_priority2": (*EVERY_STEP, "balance.norm_priority=2"),
-    "paper_whole": (*EVERY_STEP, PAPER),
-    "paper": (*AMORTISED, PAPER),
+    "marble": (STEPWISE,),  # a QP at every step on a quarter, at least one micro-batch
+    "marble_whole": (STEPWISE, *EVERY_STEP),
+    "marble_amortised": (STEPWISE, *AMORTISED),
+    "marble_stale": (STEPWISE, *STALE),  # balance=marble_adaptive
+    "marble_priority2": (STEPWISE, *EVERY_STEP, "balance.norm_priority=2"),
+    "paper_whole": (STEPWISE, *EVERY_STEP, PAPER),
+    "paper": (STEPWISE, *AMORTISED, PAPER),
     "published": (
+        STEPWISE,
         *AMORTISED,
         PAPER,
         "balance.amortize=advantage",
@@ -86,8 +88,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "dualproj": ("balance=torchjd:DualProj", *EVERY_STEP),
     "pcgrad": ("balance=torchjd:PCGrad", *EVERY_STEP),
     "nash": ("balance=torchjd:FairGrad", "balance.options={alpha: 1}", *EVERY_STEP),  # the Nash bargain
-    SEQUENTIAL: AMORTISED,
-    **{method: (f"rewards=[{name}]", *AMORTISED) for method, name in SPECIALISTS.items()},
+    SEQUENTIAL: (STEPWISE, *AMORTISED),
+    **{method: (f"rewards=[{name}]", STEPWISE, *AMORTISED) for method, name in SPECIALISTS.items()},
 }
 
 
