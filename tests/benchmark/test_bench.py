@@ -19,7 +19,7 @@ from marble_cli.benchmark.report import BenchReport
 from marble_cli.checkpoint.export import export
 from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.config.schema import RunConfig
-from marble_cli.errors import CheckpointError, ConfigError, RewardError
+from marble_cli.errors import CheckpointError, ConfigError, RequestError, RewardError
 from marble_cli.evaluate.evaluate import evaluate
 from marble_cli.evaluate.score import Evaluator
 from marble_cli.evaluate.target import Models, resolve_target
@@ -218,6 +218,18 @@ def test_what_decides_the_scores_decides_the_file(
     call(["base"], [*foreign, *small, "model.embedding_cache=null"], tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line", ["[1]", "{}", '{"first": 0}', '{"first": 0, "scores": {}, "failed": {}, "seconds": 1.0}']
+)
+def test_a_damaged_record_is_refused(line: str, tmp_path: Path) -> None:
+    key = {"benchmark": {"rewards": {"ocr": {}}}}
+    path = Record(tmp_path, "tiny", key).path
+    path.parent.mkdir()
+    path.write_text(line + "\n")
+    with pytest.raises(RequestError, match="is not what `marble bench` writes. Delete it"):
+        Record(tmp_path, "tiny", key)
+
+
 def test_a_base_model_that_changed_meanwhile_is_refused(
     run: Path, foreign: list[str], small: list[str], tmp_path: Path
 ) -> None:
@@ -227,6 +239,14 @@ def test_a_base_model_that_changed_meanwhile_is_refused(
     file.write_text("\n".join([json.dumps({"weights": "0" * 64}), *lines[1:-1]]) + "\n")
     with pytest.raises(CheckpointError, match="the base model of base has changed since"):
         call(["base"], [*foreign, *small], tmp_path)
+
+
+def test_a_resolution_that_does_not_fit_is_named_by_the_key_of_the_protocol(
+    foreign: list[str], small: list[str], tmp_path: Path
+) -> None:
+    words = [word for word in small if "resolution" not in word]
+    with pytest.raises(RequestError, match="benchmark tiny: benchmark.resolution=17: expected a multiple"):
+        call(["base"], [*foreign, *words, "benchmark.resolution=17"], tmp_path)
 
 
 def test_failed_images_are_tried_again_and_too_many_end_the_bench(
