@@ -13,9 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_cli.config.compose import MODULE, check_present, describe_error, options_of, split_reward
+from marble_cli.config.compose import MODULE, check_present, options_of, split_reward
 from marble_cli.config.enums import OdeSolver, RolloutTimes
 from marble_cli.config.keys import unknown_key
+from marble_cli.config.messages import describe_error, describe_value
 from marble_cli.config.overrides import parse
 from marble_cli.config.paths import settle_rewards
 from marble_cli.config.ranges import GUIDANCE, POSITIVE, at_least, find_out_of_range, ranged
@@ -196,6 +197,8 @@ def _typed(tree: DictConfig) -> ProtocolConfig:
     OmegaConf.set_struct(tree, False)
     try:
         rows = tree.get("rewards") or {}
+        if not isinstance(rows, Mapping | DictConfig):
+            raise ConfigError(f"{GROUP}.rewards={rows}: expected rewards by name, such as {{ocr: {{}}}}.")
         tree.rewards = {
             name: split_reward(f"{GROUP}.rewards.{name}", row, rows) for name, row in rows.items()
         }
@@ -205,7 +208,7 @@ def _typed(tree: DictConfig) -> ProtocolConfig:
             raise ConfigError(f"{key} has no value. Set it: {key}=...")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{GROUP}.{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(describe_value(error, f"{GROUP}.")) from error
     assert isinstance(config, ProtocolConfig)
     _check(config)
     if config.source.root not in (None, "tiny"):

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from marble_cli.config.keys import unknown_key
+from marble_cli.config.messages import describe_error, describe_value
 from marble_cli.config.overrides import parse
 from marble_cli.config.paths import make_absolute
 from marble_cli.config.references import keep_secrets, without_secrets
@@ -188,14 +189,6 @@ def check_present(tree: DictConfig, override: Override) -> None:
         )
 
 
-def describe_error(error: Exception) -> str:
-    """Join the lines of a Hydra error into one, the cause first."""
-    text = str(error).strip()
-    if error.__cause__ is not None and str(error.__cause__) not in text:
-        text = f"{str(error.__cause__).splitlines()[0]} ({text})"
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
 def _read(path: Path) -> DictConfig:
     try:
         tree = OmegaConf.load(path)
@@ -250,7 +243,7 @@ def typed(tree: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
         reason = unknown_key(key) if key else None
-        raise ConfigError(reason or f"{key}: {str(error).splitlines()[0]}".removeprefix(": ")) from error
+        raise ConfigError(reason or describe_value(error)) from error
     assert isinstance(config, RunConfig)
     _drop_optional(config)
     keep_secrets(config)

@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from marble_cli.config.enums import BalanceMode
+from marble_cli.config.enums import BalanceMode, RefreshWhen
 from marble_cli.config.schema import BalanceConfig
 from marble_cli.explain.analysis import Cosines, Explanation
 from marble_cli.explain.diagnosis import count, listed, percent
@@ -54,7 +54,7 @@ def header(found: Explanation, label: str, balance: BalanceConfig | None) -> Tab
     table.add_row("balance", "unknown" if balance is None else _settings(balance))
     table.add_row("steps", f"{found.steps}, of which {count(found.refreshes, 'refresh')}")
     if found.largest_gap is not None:
-        parts = [] if balance is None else [f"{balance.solver}, floor {balance.floor:g}"]
+        parts = [] if balance is None else [balance.solver]
         parts += [] if found.fallbacks is None else [count(found.fallbacks, "fallback")]
         parts.append(f"largest gap {found.largest_gap:.1e}")
         parts += [] if found.solve_seconds is None else [f"median {1000 * found.solve_seconds:.2g} ms"]
@@ -65,7 +65,10 @@ def header(found: Explanation, label: str, balance: BalanceConfig | None) -> Tab
 def _settings(balance: BalanceConfig) -> str:
     text = f"{balance.name}, mode {balance.mode.value}"
     if balance.mode is BalanceMode.amortized:
-        text += f", refresh_every {balance.refresh_every}, ema {balance.ema:g}"
+        stale = balance.refresh_when is RefreshWhen.stale
+        refreshes = "refresh_when stale" if stale else f"refresh_every {balance.refresh_every}"
+        text += f", {refreshes}, ema {balance.ema:g}"
+    text += f", floor {balance.floor:g}" if balance.floor else ""
     if balance.refresh_fraction < 1.0:
         text += f", cosines of the {balance.refresh_fraction:g} of a step that the balance saw"
     return text

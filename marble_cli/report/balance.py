@@ -46,7 +46,7 @@ def share_curves(runs: Sequence[Run]) -> Group:
     most = max((value for run in runs for name in names for value in _shares(run, name)[1]), default=1.0)
     return panels(
         Group("Shares in the balance", text), gone, runs, names, _share_points,
-        "share", domain=(0, min(1.0, most + 0.1)), reference=1 / max(1, len(names)),
+        "share", domain=(0, max(most, min(1.0, most + 0.1))), reference=1 / max(1, len(names)),
     )  # fmt: skip
 
 

@@ -49,9 +49,9 @@ class Run:
 
     @property
     def planned(self) -> int | None:
-        """The number of steps that the run is to take, if known."""
+        """The number of steps that the run is to take, if known; config.yaml has that of its first start."""
         steps = (self.settings or {}).get("trainer.steps")
-        return None if steps is None else int(steps)
+        return None if steps is None else max(int(steps), self.last_step)
 
     @property
     def last_step(self) -> int:

@@ -9,13 +9,19 @@ from marble_cli.report.reading import Run
 HEADLINES = {
     "model": ("model.path",),
     "trained": ("model.train", "model.lora.rank"),
-    "balance": ("balance.name", "balance.mode", "balance.refresh_every", "balance.floor"),
-    "steps": ("trainer.steps",),
+    "balance": (
+        "balance.name",
+        "balance.mode",
+        "balance.refresh_when",
+        "balance.refresh_every",
+        "balance.floor",
+    ),
     "prompts per step": ("rollout.groups", "rollout.group_size"),
     "resolution": ("model.resolution",),
     "learning rate": ("optimizer.lr",),
     "seed": ("trainer.seed",),
 }
+UNSAID = (("balance.refresh_when", "scheduled"), ("balance.floor", "0.0"))  # of a headline
 OWN = ("run.dir", "run.name", "rewards", "eval_rewards")  # differ between any two runs, or are named above
 
 
@@ -23,6 +29,7 @@ def overview(runs: Sequence[Run]) -> Table:
     """Tabulate the main settings of each run, a column per run."""
     rows = [["trained rewards", *(", ".join(run.trained) or MISSING for run in runs)]]
     rows += [["watched rewards", *(", ".join(run.watched) or "none" for run in runs)]]
+    rows += [["steps", *(MISSING if run.planned is None else str(run.planned) for run in runs)]]
     for title, keys in HEADLINES.items():
         rows.append([title, *(_headline(run, *keys) for run in runs)])
     return Table("Main settings", ["", *(run.label for run in runs)], rows)
@@ -30,7 +37,9 @@ def overview(runs: Sequence[Run]) -> Table:
 
 def _headline(run: Run, key: str, *more: str) -> str:
     """Return the value of a key, and those of others with the last parts of their keys."""
-    known = run.settings or {}
+    known = {name: value for name, value in (run.settings or {}).items() if (name, value) not in UNSAID}
+    if known.get("balance.mode") != "amortized" or "balance.refresh_when" in known:
+        known.pop("balance.refresh_every", None)
     parts = [known.get(key, MISSING)]
     return ", ".join(parts + [f"{other.rsplit('.')[-1]} {known[other]}" for other in more if other in known])
 

@@ -92,6 +92,7 @@ def test_a_change_concerns_the_benchmarks_that_have_the_reward() -> None:
         ("tiny", "benchmark.rewards.ocr.plugin=orc", "no such reward is installed; did you mean 'ocr'"),
         ("tiny", "~benchmark.rewards.orc", "no benchmark here has that reward"),
         ("tiny", "benchmark.average=tags", "average"),
+        ("tiny", "benchmark.rewards=3", "benchmark.rewards=3: expected rewards by name"),
     ],
 )
 def test_a_wrong_protocol_is_refused(name: str, override: str, said: str) -> None:

@@ -70,6 +70,15 @@ def test_a_torn_last_line_is_left_out_with_a_note(marble: Callable, run: Path) -
     assert "note: the last line of metrics.jsonl is cut short" in shown.out
 
 
+def test_settings_that_decide_nothing_are_not_shown(marble: Callable, run: Path) -> None:
+    words = ("balance=upgrad", "balance.mode=amortized", "balance.refresh_when=stale")
+    config = marble("train", *words, "rewards=[colorfulness]", "--print-config")
+    (run / "config.yaml").write_text(config.out)
+    shown = marble("explain", run).out
+    assert "balance  upgrad, mode amortized, refresh_when stale, ema" in shown
+    assert "floor" not in shown
+
+
 def test_unreadable_settings_become_a_note(marble: Callable, run: Path) -> None:
     (run / "config.yaml").unlink()
     shown = marble("explain", run)

@@ -37,6 +37,11 @@ def test_override_gets_type_of_its_key() -> None:
     assert config.algorithm.advantage.std.value == "group"
 
 
+def test_one_value_for_a_list_is_refused_with_the_form_of_a_list() -> None:
+    with pytest.raises(ConfigError, match=r"^logging\.trackers: expected a list, such as \[a,b\]\.$"):
+        compose([BUILT_IN, "logging.trackers=tensorboard"])
+
+
 def test_command_line_overrides_preset() -> None:
     config = compose(["preset=tiny", BUILT_IN, "rollout.groups=3"])
     assert list(config.rewards) == ["colorfulness", "compressibility"]

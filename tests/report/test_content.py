@@ -94,6 +94,34 @@ def test_balance_and_pareto(run: Path) -> None:
     assert moves.summary == "moves that improved: 0 both, 1 one, 0 none"
 
 
+def test_shares_above_one_stay_within_the_axis(make_run: Maker) -> None:
+    row = training(1)
+    row.update({key: 1.8 for key in row if key.startswith("balance/alpha")})
+    run = make_run("one", [row])
+    (chart, *_) = balance.share_curves(read_runs([run])).charts
+    assert '"domain": [0, 1.8]' in json.dumps(chart.spec)
+
+
+@pytest.mark.parametrize(
+    ("settings_of", "shown"),
+    [
+        (("balance.mode=amortized", "balance.refresh_every=7"), "marble, mode amortized, refresh_every 7"),
+        (("balance.mode=full", "balance.floor=0.1"), "marble, mode full, floor 0.1"),
+        (("balance=upgrad", "balance.refresh_when=stale"), "upgrad, mode amortized, refresh_when stale"),
+    ],
+)
+def test_the_headline_of_a_balance_has_what_decides(
+    make_run: Maker, settings_of: tuple[str, ...], shown: str
+) -> None:
+    (run,) = read_runs([make_run("one", [], *settings_of)])
+    assert ["balance", shown] in [list(row) for row in settings.overview([run]).rows]
+
+
+def test_a_run_that_was_prolonged_has_its_own_number_of_steps(make_run: Maker) -> None:
+    (run,) = read_runs([make_run("one", [training(1), training(2)], "trainer.steps=1")])
+    assert ["steps", "2"] in [list(row) for row in settings.overview([run]).rows]
+
+
 def test_the_split_of_a_step(run: Path) -> None:
     group = speed.speed(read_runs([run]))
     assert group.charts[0].summary == "rollout 38 %, reward 12 %, train 50 %"
