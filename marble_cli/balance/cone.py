@@ -4,15 +4,13 @@ These directions form the cone {d : d . u_k >= 0 for every k}. As for the other 
 proposes, an exact solution on its support polishes, and the optimality conditions certify.
 """
 
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.optimize import nnls
 
 from marble_cli.balance.simplex import SUPPORT, Array
-from marble_cli.balance.solver import MAXIMUM_GAP
+from marble_cli.balance.solver import MAXIMUM_GAP, propose
 from marble_cli.balance.workspace import is_convex
 from marble_cli.errors import BalanceError
 
@@ -86,15 +84,15 @@ def _polish(unit: Array, along: Array, proposal: Array) -> Array:
 
 def _propose(unit: Array, along: Array, solver: str) -> Array:
     """Return a solver's own multipliers [K]; NaN if it has none."""
-    failed = np.full(len(along), np.nan)
+    none = np.full(len(along), np.nan)
     if not is_convex(unit):
-        return failed
-    try:
-        if solver == "active_set":
-            return _least_squares(unit, along)
+        return none
+    if solver != "active_set":
         return _qpsolvers(unit, along, solver)
+    try:
+        return _least_squares(unit, along)
     except (ValueError, ArithmeticError, RuntimeError):  # RuntimeError: out of iterations
-        return failed
+        return none
 
 
 def _least_squares(unit: Array, along: Array) -> Array:
@@ -110,12 +108,4 @@ def _qpsolvers(unit: Array, along: Array, solver: str) -> Array:
     import qpsolvers
 
     problem = qpsolvers.Problem(unit, along, lb=np.zeros(len(along)))
-    settings: dict[str, Any] = PRECISE if solver == "osqp" else {}
-    with warnings.catch_warnings():
-        # Sparse backends warn that they converted our few dense numbers.
-        warnings.simplefilter("ignore")
-        try:
-            found = qpsolvers.solve_problem(problem, solver=solver, **settings).x
-        except qpsolvers.QPError as error:
-            raise ValueError(str(error)) from error
-    return np.full(len(along), np.nan) if found is None else np.asarray(found, dtype=np.float64)
+    return propose(problem, solver, **(PRECISE if solver == "osqp" else {}))

@@ -7,6 +7,7 @@
 import time
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from marble_cli.balance.simplex import Array, gap, mapping, refine, standard_form
 from marble_cli.balance.workspace import Workspace
 from marble_cli.errors import BalanceError
+
+if TYPE_CHECKING:
+    import qpsolvers
 
 MAXIMUM_GAP = 1e-10
 INFEASIBLE = 1e-12  # error in the sum of the shares or below the floor
@@ -134,11 +138,19 @@ def _qpsolvers(unit: Array, inverse: Array, solver: str) -> Array:
     problem = qpsolvers.Problem(
         unit, np.zeros(size), A=inverse[None, :], b=np.ones(1), lb=np.zeros(size), ub=np.full(size, np.inf)
     )
+    return propose(problem, solver)
+
+
+def propose(problem: "qpsolvers.Problem", solver: str, **settings: Any) -> Array:
+    """Return the answer of a solver of qpsolvers to a problem of size K, [K]; NaN if it has none."""
+    import qpsolvers
+
+    none = np.full(len(problem.q), np.nan)
     with warnings.catch_warnings():
         # Sparse backends warn that they converted our few dense numbers.
         warnings.simplefilter("ignore")
         try:
-            solution = qpsolvers.solve_problem(problem, solver=solver)
-        except (qpsolvers.QPError, ValueError, ArithmeticError):
-            return np.full(size, np.nan)
-    return np.full(size, np.nan) if solution.x is None else np.asarray(solution.x, dtype=np.float64)
+            found = qpsolvers.solve_problem(problem, solver=solver, **settings).x
+        except (qpsolvers.QPError, ValueError, ArithmeticError, RuntimeError):
+            return none
+    return none if found is None else np.asarray(found, dtype=np.float64)

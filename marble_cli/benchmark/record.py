@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marble_cli.errors import RequestError
 from marble_cli.files import AppendedFile, writing
 from marble_cli.metrics.jsonl import read_rows
 
@@ -45,17 +46,29 @@ class Record:
             folder: of the command's output.
             benchmark: the benchmark's plain name.
             key: everything that decides the scores, as JSON holds it.
+
+        Raises:
+            RequestError: the file is damaged.
         """
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.path = folder / "scores" / f"{benchmark}-{digest[:16]}.jsonl"
         self.weights: str | None = None  # digest of the base model that drew them
         self.rows = dict[int, Rows]()
+        rewards = key["benchmark"]["rewards"].keys()
         for line in read_rows(self.path):
-            if "first" in line:
-                rows = Rows(**line)
-                self.rows[rows.first] = rows
-            else:
-                self.weights = line["weights"]
+            try:
+                if "first" in line:
+                    rows = Rows(**line)
+                    self.rows[rows.first] = rows
+                    known = rows.scores.keys() == rows.failed.keys() == rewards
+                else:
+                    self.weights, known = line["weights"], True
+            except (TypeError, KeyError, AttributeError):
+                known = False
+            if not known:
+                raise RequestError(
+                    f"{self.path} is not what `marble bench` writes. Delete it; its images are drawn again."
+                )
 
     def missing(self, firsts: Sequence[int]) -> list[int]:
         """Return the places whose rows are not known, or on which a reward failed."""

@@ -19,7 +19,7 @@ from marble_cli.benchmark.report import BenchReport
 from marble_cli.checkpoint.export import export
 from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.config.schema import RunConfig
-from marble_cli.errors import CheckpointError, ConfigError, RewardError
+from marble_cli.errors import CheckpointError, ConfigError, RequestError, RewardError
 from marble_cli.evaluate.evaluate import evaluate
 from marble_cli.evaluate.score import Evaluator
 from marble_cli.evaluate.target import Models, resolve_target
@@ -216,6 +216,18 @@ def test_what_decides_the_scores_decides_the_file(
     assert len(list((tmp_path / "scores").iterdir())) == 4
     monkeypatch.setattr(Evaluator, "draw", None)
     call(["base"], [*foreign, *small, "model.embedding_cache=null"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "{}", '{"first": 0}', '{"first": 0, "scores": {}, "failed": {}, "seconds": 1.0}']
+)
+def test_a_damaged_record_is_refused(line: str, tmp_path: Path) -> None:
+    key = {"benchmark": {"rewards": {"ocr": {}}}}
+    path = Record(tmp_path, "tiny", key).path
+    path.parent.mkdir()
+    path.write_text(line + "\n")
+    with pytest.raises(RequestError, match="is not what `marble bench` writes. Delete it"):
+        Record(tmp_path, "tiny", key)
 
 
 def test_a_base_model_that_changed_meanwhile_is_refused(
