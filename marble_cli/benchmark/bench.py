@@ -2,8 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +19,11 @@ from marble_cli.benchmark.prompts import PromptSet, read_prompts
 from marble_cli.benchmark.record import Record
 from marble_cli.benchmark.report import BenchReport, Result
 from marble_cli.benchmark.score import aggregate
-from marble_cli.config.benchmark import Protocol, compose_protocols, is_of_benchmark
+from marble_cli.config.benchmark import GROUP, Protocol, compose_protocols, is_of_benchmark
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.errors import CheckpointError, ConfigError
+from marble_cli.errors import CheckpointError, ConfigError, RequestError
 from marble_cli.evaluate.groups import check_evaluated_groups
 from marble_cli.evaluate.score import make_evaluator
 from marble_cli.evaluate.target import Models, Target, resolve_target
@@ -130,7 +130,18 @@ def _check_groupwise(
     for protocol, names in zip(protocols, renamed, strict=True):
         settings = resolve_evaluation(replace(config, evaluation=protocol.evaluation()))
         groupwise = [name for name, own in names.items() if declarations[own].groupwise]
-        check_evaluated_groups(settings, groupwise)
+        with _naming_keys(protocol):
+            check_evaluated_groups(settings, groupwise)
+
+
+@contextmanager
+def _naming_keys(protocol: Protocol) -> Iterator[None]:
+    """Name the benchmark and its keys in a message about the evaluation that the protocol sets."""
+    try:
+        yield
+    except RequestError as error:
+        text = str(error).replace("evaluation.", f"{GROUP}.")
+        raise RequestError(f"{GROUP} {protocol.benchmark}: {text}") from error
 
 
 @dataclass(frozen=True)
@@ -184,7 +195,8 @@ class Session:
                     "the same files, or another --output."
                 )
             scorer = self.scorer.only(list(names.values()))
-            evaluator = make_evaluator(config, policy, scorer, prompts.prompts)
+            with _naming_keys(protocol):
+                evaluator = make_evaluator(config, policy, scorer, prompts.prompts)
         Draw(evaluator, target.adapter, protocol.config, names, ranks, record).run(
             missing, weights, lambda count: self.progress.advance(task, count)
         )

@@ -241,6 +241,14 @@ def test_a_base_model_that_changed_meanwhile_is_refused(
         call(["base"], [*foreign, *small], tmp_path)
 
 
+def test_a_resolution_that_does_not_fit_is_named_by_the_key_of_the_protocol(
+    foreign: list[str], small: list[str], tmp_path: Path
+) -> None:
+    words = [word for word in small if "resolution" not in word]
+    with pytest.raises(RequestError, match="benchmark tiny: benchmark.resolution=17: expected a multiple"):
+        call(["base"], [*foreign, *words, "benchmark.resolution=17"], tmp_path)
+
+
 def test_failed_images_are_tried_again_and_too_many_end_the_bench(
     run: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
