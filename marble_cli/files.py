@@ -1,5 +1,6 @@
 """Check output paths before long work begins, and write files atomically: complete or not at all."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -10,6 +11,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from marble_cli.errors import RequestError, StorageError
+
+log = logging.getLogger("marble")
 
 # Everything that a run writes into its folder.
 RUN_ENTRIES = (
@@ -118,6 +121,17 @@ def write_whole(path: Path, text: str) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file, link or folder; on failure only warn, because a leftover merely takes disk space."""
+    try:
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
+    except OSError as error:
+        log.warning("%s could not be deleted: %s", path, error.strerror)
 
 
 class AppendedFile:

@@ -5,7 +5,6 @@ files of a LoRA are folded (`checkpoint.lora`). Tensors that folding rounds are 
 optimizer's file, so that `load` returns bit for bit what was passed to `save`.
 """
 
-import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,8 @@ from marble_cli.checkpoint import manifest as manifests
 from marble_cli.checkpoint.manifest import REMEDY, STEP_FOLDER
 from marble_cli.checkpoint.pickle_guard import refuse_pickled
 from marble_cli.errors import CheckpointError, StorageError
-from marble_cli.files import FREE_SOME, fsync, write_whole, writing
+from marble_cli.files import FREE_SOME, fsync, remove, write_whole, writing
 from marble_cli.paths import expand
-
-log = logging.getLogger("marble")
 
 FOLDERS = {"lora": "lora", "full": "transformer"}  # of the trained weights, by their kind
 WEIGHTS = {  # the names that diffusers looks for
@@ -91,7 +88,7 @@ def save(
     with writing(final, f"{FREE_SOME} Earlier checkpoints are untouched.", size):
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            _remove(temporary)
+            remove(temporary)
             for name, tensors in groups.items():
                 entries = header if name in weight_files(state.train) else {}
                 tensor_files.write(temporary / name, tensors, entries)
@@ -101,7 +98,7 @@ def save(
             temporary.rename(final)
             fsync(parent)
         except (OSError, SafetensorError):
-            _remove(temporary)
+            remove(temporary)
             raise
     try:
         manifests.check_files(final, manifests.read(final))
@@ -171,7 +168,7 @@ def point_best(run: Path, step: int | None) -> None:
 def remove_leftovers(run: Path) -> None:
     """Remove temporary folders of a process that died while it wrote or deleted a checkpoint."""
     for leftover in (run / "checkpoints").glob(".*.tmp"):
-        _remove(leftover)
+        remove(leftover)
 
 
 def _read_pointer(run: Path, pointer: str) -> str | None:
@@ -193,9 +190,9 @@ def _retain(written: Path, keep_last: int, keep_every: int) -> None:
             valid += _is_complete(folder)
         elif folder.name != best and not (keep_every and step_of(folder) % keep_every == 0):
             doomed = folder.with_name(f".{folder.name}.tmp")
-            _remove(doomed)
+            remove(doomed)
             folder.rename(doomed)  # a half-deleted folder must not look like a checkpoint
-            _remove(doomed)
+            remove(doomed)
 
 
 def _is_complete(folder: Path) -> bool:
@@ -205,17 +202,6 @@ def _is_complete(folder: Path) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def _remove(path: Path) -> None:
-    """Delete a file, link or folder; on failure only warn, because a leftover merely takes disk space."""
-    try:
-        if path.is_symlink() or path.is_file():
-            path.unlink()
-        elif path.exists():
-            shutil.rmtree(path)
-    except OSError as error:
-        log.warning("%s could not be deleted: %s", path, error.strerror)
 
 
 def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]:
