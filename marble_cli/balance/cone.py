@@ -23,7 +23,7 @@ class Projection:
 
     Attributes:
         multipliers: m, [K] float64, not negative; zero where d does not oppose u_k anyway.
-        residual: the largest violation of d . u_k >= 0, and of m_k (d . u_k) = 0.
+        residual: the largest violation of d . u_k >= 0, and of min(m_k, 1) (d . u_k) = 0.
         solver: name of the solver of the accepted solution; "none" if d0 is in the cone.
         fallbacks: number of solvers that were refused before.
     """
@@ -65,11 +65,15 @@ def project(unit: Array, along: Array, solver: str = "osqp") -> Projection:
 
 
 def residual(unit: Array, along: Array, multipliers: Array) -> float:
-    """Measure how far multipliers [K] are from optimal; infinite if one is negative or NaN."""
+    """Measure how far multipliers [K] are from optimal; infinite if one is negative or NaN.
+
+    A multiplier above 1 counts as 1: those of nearly opposite vectors are large, and would multiply the
+    rounding of d . u_k.
+    """
     if not (multipliers >= 0.0).all():
         return float("inf")
     slack = along + unit @ multipliers
-    return float(np.max([0.0, -slack.min(), np.abs(multipliers * slack).max()]))
+    return float(np.max([0.0, -slack.min(), np.abs(np.minimum(multipliers, 1.0) * slack).max()]))
 
 
 def _polish(unit: Array, along: Array, proposal: Array) -> Array:

@@ -6,6 +6,7 @@ from itertools import chain, combinations
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 from torch import Tensor
 
 from marble_cli.balance import build, cone, gram
@@ -71,6 +72,21 @@ def test_two_rewards_in_conflict_give_up_what_they_share() -> None:
 def test_opposite_rewards_stand_still() -> None:
     gradients = torch.tensor([[1.0, 2.0], [-0.5, -1.0]], dtype=torch.float64)
     assert direction(ProjectedSum((1.0, 1.0))(gram(gradients)), gradients).norm() < 1e-9
+
+
+@pytest.mark.parametrize("solver", ["osqp", "active_set"])
+def test_nearly_opposite_rewards_are_projected(solver: str) -> None:
+    """Against Lawson and Hanson's method on the vectors themselves, which squares no condition number."""
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        vectors, aside = random.normal(size=(6, 20)), random.normal(size=20)
+        vectors[1] = -vectors[0] + 1e-4 * aside
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        projected = [g + unit.T @ nnls(unit.T, -g)[0] for g in vectors]
+        solution = ProjectedSum((1.0,) * 6, solver)(torch.from_numpy(vectors @ vectors.T))
+        assert solution.gap <= 1e-10
+        found = solution.weights.numpy() @ vectors
+        assert found == pytest.approx(np.mean(projected, axis=0), abs=1e-6)
 
 
 def test_scaling_all_gradients_changes_no_weight() -> None:
