@@ -24,9 +24,8 @@ demo: install
 bench: install
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m scripts.bench $(BENCH)
 
-# A file's tests share a worker and its fixtures; tests/conftest.py puts the longest files first. One worker more than
-# there are cores, up to eight, because many tests wait for processes of their own.
-WORKERS := --numprocesses $(shell n=$$(nproc); echo $$((n < 8 ? n + 1 : 8))) --dist loadfile --no-loadscope-reorder
+# A file's tests share a worker and its fixtures; tests/conftest.py puts the longest files first.
+WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 test: install
 	$(BIN)/python -m pytest $(WORKERS)
 

@@ -18,6 +18,10 @@ from marble_cli.policy.source import DTYPES
 from marble_cli.step.batches import TrainingSet
 from marble_cli.step.reward_signal import Signal, read_signal
 
+PRESET = (
+    "preset=tiny",
+    "balance=marble_stepwise",
+)  # the preset's own balance takes every refresh in two halves
 REWARDS = 8  # a measurement takes the first K of them
 GROUP_SIZE = 4
 HEAD_DIM = 64
@@ -75,7 +79,7 @@ def random_policy(transformer: diffusers.SD3Transformer2DModel, model: ModelConf
 
 def tiny_scene(images: int) -> Scene:
     """Make a scene of the embedded model with the settings of its preset."""
-    config = compose(["preset=tiny"])
+    config = compose(list(PRESET))
     policy = load_policy(config.model, seed=0)
     embeddings = policy.encode(["a red circle above a blue square"] * images)
     tokens = policy.transformer.config["sample_size"] ** 2 // 4
@@ -103,7 +107,7 @@ def random_scene(layers: int, heads: int, side: int, images: int, text_tokens: i
         f"model.precision={precision}",
         "algorithm.kl_coef=1e-4",
     )
-    config = compose(["preset=tiny", *overrides])
+    config = compose([*PRESET, *overrides])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = diffusers.SD3Transformer2DModel(

@@ -105,8 +105,8 @@ def test_shares_above_one_stay_within_the_axis(make_run: Maker) -> None:
 @pytest.mark.parametrize(
     ("settings_of", "shown"),
     [
-        (("balance.mode=amortized", "balance.refresh_every=7"), "marble, mode amortized, refresh_every 7"),
-        (("balance.mode=full", "balance.floor=0.1"), "marble, mode full, floor 0.1"),
+        (("balance=marble", "balance.refresh_every=7"), "marble, mode amortized, refresh_every 7"),
+        (("balance=marble", "balance.mode=full", "balance.floor=0.1"), "marble, mode full, floor 0.1"),
         (("balance=upgrad", "balance.refresh_when=stale"), "upgrad, mode amortized, refresh_when stale"),
     ],
 )
