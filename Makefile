@@ -61,7 +61,7 @@ reference: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
-# Compare all balances at their best, then write docs/results/study: about twelve hours on two cores; resumes if stopped.
+# Compare all balances at their best, then write docs/results/study: about seventeen hours on two cores; resumes if stopped.
 study: install
 	$(BIN)/python -m scripts.study
 	$(BIN)/python -m scripts.study.report

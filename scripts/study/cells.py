@@ -67,7 +67,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     "marble_whole": (STEPWISE, *EVERY_STEP),
     "marble_amortised": (STEPWISE, *AMORTISED),
     "marble_stale": (STEPWISE, *STALE),  # balance=marble_adaptive
-    "marble_priority2": (STEPWISE, *EVERY_STEP, "balance.norm_priority=2"),
     "paper_whole": (STEPWISE, *EVERY_STEP, PAPER),
     "paper": (STEPWISE, *AMORTISED, PAPER),
     "published": (
@@ -83,7 +82,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     "advantage_sum": ("balance=advantage_sum", *AMORTISED),
     "equal": ("balance=equal", *AMORTISED),
     "upgrad": ("balance=torchjd:UPGrad", *EVERY_STEP),
-    "upgrad_quarter": ("balance=torchjd:UPGrad", "balance.mode=full", "balance.refresh_fraction=0.25"),
     "upgrad_stale": ("balance=torchjd:UPGrad", *STALE),
     "dualproj": ("balance=torchjd:DualProj", *EVERY_STEP),
     "pcgrad": ("balance=torchjd:PCGrad", *EVERY_STEP),

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ from marble_cli.report import sweeps
 from marble_cli.report.page import report
 from marble_cli.report.reading import read_runs
 from marble_cli.sweep.record import Sweep
+from tests.report.browser import NEEDS_CHROMIUM, title_of
 from tests.report.conftest import EVIL, evaluation, training, write_run
 from tests.report.page import Page
-from tests.report.test_browser import CHROMIUM
 
 RISES = {"0": (1.0, -0.5), "0.1": (0.5, 0.5), "0.2": (0.4, 0.4), "0.4": (0.0, 0.75)}  # 0.2 is beaten by 0.1
 
@@ -134,19 +133,6 @@ setTimeout(() => {
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@NEEDS_CHROMIUM
 def test_the_chosen_pair_is_drawn(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text(page.source, encoding="utf-8")
-    (tmp_path / "choose.html").write_text(CHOOSE, encoding="utf-8")
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files",
-            "--enable-logging=stderr", "--virtual-time-budget=25000", "--dump-dom",
-            (tmp_path / "choose.html").as_uri(),
-        ],
-        capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
-    assert [line for line in done.stderr.splitlines() if ":CONSOLE" in line] == []
-    assert "<title>1-- --1 400</title>" in done.stdout
+    assert title_of(CHOOSE, page.source, tmp_path, budget=25000) == "1-- --1 400"
