@@ -81,8 +81,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "weighted_mean": ("balance=weighted_sum", "balance.reduce=mean", *AMORTISED),
     "advantage_sum": ("balance=advantage_sum", *AMORTISED),
     "equal": ("balance=equal", *AMORTISED),
-    "upgrad": ("balance=torchjd:UPGrad", *EVERY_STEP),
-    "upgrad_stale": ("balance=torchjd:UPGrad", *STALE),
+    "upgrad": ("balance=upgrad", *EVERY_STEP),
+    "upgrad_stale": ("balance=upgrad", *STALE),
     "dualproj": ("balance=torchjd:DualProj", *EVERY_STEP),
     "pcgrad": ("balance=torchjd:PCGrad", *EVERY_STEP),
     "nash": ("balance=torchjd:FairGrad", "balance.options={alpha: 1}", *EVERY_STEP),  # the Nash bargain
