@@ -84,7 +84,7 @@ class Ranks:
         if self.world == 1:
             return
         for device in ("cpu", f"cuda:{self.local_rank}") if self.cuda else ("cpu",):
-            joined = int(self.all_reduce(torch.ones(1, device=device)))
+            joined = int(self.all_reduce(torch.ones(1).to(device)))
             assert joined == self.world, f"{joined} of {self.world} processes answered"
 
     def _check_devices(self) -> None:

@@ -53,8 +53,7 @@ def on(device: Any, call: Callable[[Batch], Any]) -> Callable[[Batch], Any]:
         stream.wait_stream(torch.cuda.current_stream())  # weights may still be being copied
 
     def called(batch: Batch) -> Any:
-        torch.cuda.set_device(device)
-        with torch.cuda.stream(stream):
+        with current(device), torch.cuda.stream(stream):
             answer = call(batch)
             stream.synchronize()
         return answer

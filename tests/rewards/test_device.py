@@ -130,6 +130,17 @@ def test_the_device_of_a_run_has_its_number(cuda: Cuda, monkeypatch: pytest.Monk
         assert str(pick_device(name)) == expected
 
 
+def test_a_reward_is_not_blamed_for_the_gpu_that_it_was_given(
+    cuda: Cuda, seen: type[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    cuda.set_device("cuda:3")
+    with open_scorer({"mine": RewardConfig(plugin="seen")}, "cuda:3") as scorer:
+        assert submit(scorer, [""]).applicable.all()
+    assert [row["device"] for row in Seen.log] == [3, 3]
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("device", ["cuda:3", "cuda"])
 def test_a_thread_of_a_reward_is_on_the_run_s_gpu(cuda: Cuda, seen: type[Any], device: str) -> None:
     cuda.set_device("cuda:3")
