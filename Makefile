@@ -7,7 +7,7 @@ PLUGINS := $(wildcard plugins/*)
 SEED ?= 0
 THREADS ?= 1
 
-.PHONY: install demo bench test test-fast test-faults test-gpu lint format reference docs study pretrain clean
+.PHONY: install demo bench test test-fast test-faults test-gpu test-standin lint format reference docs study pretrain clean
 
 install: $(VENV)/installed
 
@@ -43,6 +43,20 @@ test-faults: install
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu tests/gpu -n 4
 
+# Torch's CUDA build on a device that is not there (tests/standin): 2.5 GB of wheels at first, then a quarter of an hour.
+CUDA := .venv-cuda
+test-standin: $(CUDA)/installed
+	tests/standin/stub/build.sh $(CUDA)
+	$(CUDA)/bin/python -m pytest -m standin tests/standin
+
+# `===` takes the CUDA build where an index has torch's CPU build as well.
+$(CUDA)/installed: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+	$(PYTHON) -m venv $(CUDA)
+	grep -v '^torch==' constraints.txt > $(CUDA)/constraints.txt
+	$(CUDA)/bin/python -m pip install --quiet $$(sed -n 's/^torch==/torch===/p' constraints.txt)
+	$(CUDA)/bin/python -m pip install --quiet --constraint $(CUDA)/constraints.txt --editable '.[dev]' $(addprefix --editable ,$(PLUGINS))
+	touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,4 +85,4 @@ pretrain: install
 	$(BIN)/python -m scripts.tiny.pretrain
 
 clean:
-	rm -rf $(VENV) build dist site runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(CUDA) build dist site runs .mypy_cache .ruff_cache .pytest_cache

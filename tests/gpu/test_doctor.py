@@ -7,17 +7,22 @@ import pytest
 import torch
 
 from marble_cli.config.compose import compose
-from marble_cli.doctor import examine
+from marble_cli.doctor.gpu import examine_gpu
+from marble_cli.doctor.machine import examine_machine
 from marble_cli.plan.plan import plan
 from tests.gpu.processes import environment
 
 
 def test_doctor_names_the_device_and_finds_nothing_wrong(device: torch.device) -> None:
-    findings = {finding.name: finding for finding in examine()}
+    findings = {finding.name: finding for finding in examine_machine()}
     assert [finding for finding in findings.values() if not finding.ok] == []
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         assert f"{properties.name} {properties.total_memory / 2**30:.0f} GiB" in findings["device"].detail
+
+
+def test_the_gpu_computes_what_the_cpu_does(device: torch.device) -> None:
+    assert [finding for finding in examine_gpu(device) if not finding.ok] == []
 
 
 def test_the_command_exits_with_0(device: torch.device) -> None:

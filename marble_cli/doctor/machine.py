@@ -4,22 +4,14 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+
+from marble_cli.doctor.finding import Finding, check
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "hydra-core", "qpsolvers", "osqp", "wandb")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Result of one check: its name, whether a run can use what was found, and what was found."""
-
-    name: str
-    ok: bool
-    detail: str
-
-
-def examine() -> list[Finding]:
+def examine_machine() -> list[Finding]:
     """Run every check; a check that fails becomes a finding, not an error."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", platform.python_version),
@@ -31,16 +23,7 @@ def examine() -> list[Finding]:
         ("this folder", _folder),
         ("W&B", _wandb),
     ]
-    return [_check(name, check) for name, check in checks]
-
-
-def _check(name: str, check: Callable[[], str]) -> Finding:
-    try:
-        return Finding(name, True, check())
-    except PackageNotFoundError:
-        return Finding(name, False, f"not installed: pip install {name}")
-    except Exception as error:  # whatever is wrong is to be reported
-        return Finding(name, False, f"{type(error).__name__}: {error}")
+    return [check(name, examine) for name, examine in checks]
 
 
 def _device() -> str:

@@ -1,0 +1,32 @@
+"""Encode, draw, train and decode with the pipeline that overrides name, on the stand-in device."""
+
+import sys
+from dataclasses import replace
+
+import torch
+
+from marble_cli.config.compose import compose
+from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.load import load_policy
+from tests.gpu.test_families import gradients
+from tests.policy.families.cases import PROMPTS, TIMES
+
+
+def main() -> None:
+    """Take a refresh's and an amortised step's gradients, and pictures; each must be on its own device."""
+    model = compose(sys.argv[1:]).model
+    policy = load_policy(model, seed=0)
+    policy.encode(PROMPTS)
+    # Masks hold no values here unless they come from the CPU.
+    found = load_policy(replace(model, device="cpu"), seed=0).encode(PROMPTS)
+    embeddings = PromptEmbeddings({name: part.to(policy.device) for name, part in found.tensors.items()})
+    xt = torch.zeros(len(PROMPTS), *policy.latent_shape, device=policy.device)
+    with torch.no_grad():
+        velocity = policy.velocity(xt, TIMES.to(policy.device), embeddings, "behaviour")
+    found = gradients(policy)
+    assert {tensor.device.type for tensor in (velocity, *(one.rows for one in found))} == {"cuda"}
+    assert {tensor.dtype for tensor in (velocity, *(one.rows for one in found))} == {torch.float32}
+    assert policy.decode(velocity).shape == (len(PROMPTS), 3, *[policy.model.resolution] * 2)
+
+
+main()

@@ -1,0 +1,39 @@
+"""Every family of models and every bundled reward runs through on a CUDA device."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.test_rewards import OPTIONS, here
+from tests.policy.conftest import tiny_folder
+from tests.policy.families.pipelines import TINY
+from tests.standin.device import run
+
+__all__ = ["tiny_folder"]
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", TINY)
+def test_family(family: str, precision: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    tiny = TINY[family]
+    overrides = (
+        f"model={tiny.choice}",
+        f"model.path={tiny_folder(family)}",
+        f"model.resolution={tiny.resolution}",
+        f"model.max_sequence_length={tiny.max_sequence_length}",
+        f"model.precision={precision}",
+        "model.embedding_cache=null",
+        *tiny.overrides,
+    )
+    done = run(str(PROGRAMS / "policy.py"), "~preset", "data.root=.", "run.dir=unused", *overrides)
+    assert done.code == 0, done.said
+
+
+@pytest.mark.parametrize("name", here)
+def test_reward(name: str, tmp_path: Path) -> None:
+    done = run(str(PROGRAMS / "reward.py"), name, json.dumps(OPTIONS[name](tmp_path)))
+    assert done.code == 0, done.said
