@@ -57,9 +57,9 @@ class LoraPair:
             torch.manual_seed(seed)
             for name in ADAPTERS:
                 add_adapter(transformer, self.config, name)
-        for module in transformer.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.cast_input_dtype_enabled = False  # a float32 copy of inputs is useless under autocast
+        self._adapted = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+        for module in self._adapted:
+            module.cast_input_dtype_enabled = False  # a float32 copy of inputs is useless under autocast
         for name in ADAPTERS:
             for parameter in self._find_parameters(name).values():
                 parameter.data = parameter.data.float()
@@ -99,19 +99,19 @@ class LoraPair:
         return self._parameters[adapter]
 
     def activate(self, adapter: Adapter) -> None:
-        """Make `adapter` the active one; None disables both."""
+        """Make `adapter` the active one; None disables both.
+
+        This leaves peft's layers as its `set_adapter` and `disable_adapters` do, but for `requires_grad`,
+        which stays. Those walk over all modules, which takes longer than many a pass on a GPU.
+        """
         if adapter == self._active:
             return
-        if adapter is None:
-            self.transformer.disable_adapters()
-        else:
-            if self._active is None:
-                self.transformer.enable_adapters()
-            self.transformer.set_adapter(adapter)
+        state: dict[str, object] = {"_disable_adapters": adapter is None}
+        if adapter is not None:
+            state["_active_adapter"] = [adapter]
+        for layer in self._adapted:
+            vars(layer).update(state)
         self._active = adapter
-        for name in ADAPTERS:
-            for parameter in self._parameters[name].values():
-                parameter.requires_grad_(name == "trained")
 
     @torch.no_grad()
     def copy(self, source: str, target: str) -> None:
