@@ -62,6 +62,8 @@ class PipelinePolicy:
             if model.train is Train.full
             else LoraPair(self.transformer, model.lora, seed, place_transformer)
         )
+        # Float32 copies of a transformer are cast where they are used; all else has the model's own type.
+        self.autocast = model.train is Train.full and self.dtype is not torch.float32
         self.even_times, self.guided = family.even_times, family.guided
         self._take_size("model.resolution")
         self.cache = self._open_cache()
@@ -139,8 +141,7 @@ class PipelinePolicy:
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
         self.trainable.activate(adapter)
-        half = self.dtype is not torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.autocast):
             velocity = self.family.velocity(xt.to(self.dtype), t, embeddings)
         return velocity.float()
 

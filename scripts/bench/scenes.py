@@ -90,7 +90,7 @@ def tiny_scene(images: int) -> Scene:
 def random_scene(layers: int, heads: int, side: int, images: int, text_tokens: int = 32) -> Scene:
     """Make a scene of a random SD3 model with the paper's LoRA of rank 32.
 
-    The model computes in float32 on a CPU, and in bfloat16 under autocast on a GPU.
+    The model computes in float32 on a CPU, and in bfloat16 on a GPU.
 
     Args:
         layers: transformer blocks.

@@ -196,6 +196,7 @@ def main(arguments: list[str]) -> None:
     # Compared without compilation: a refresh is never compiled, and compiled passes round differently.
     cosine = check_agreement(recipe, REWARDS)
     recipe.policy.transformer.float()
+    recipe.policy.autocast = True
     parts, seconds = measure_parts(ours, recipe, options.repeats)
     publish(
         [parts, whole_step(config, images, seconds)],
