@@ -14,6 +14,7 @@ from marble_cli.config.enums import Train
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
+from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
 from marble_cli.policy.provenance import describe_provenance, weights_digest
@@ -51,14 +52,15 @@ class PipelinePolicy:
         self.weights = weights_digest(self.transformer)
         if model.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        if model.compile:
+        self.compilation = choose_compilation(model.compile, device)
+        if self.compilation.on:
             compile_blocks(self.transformer)
 
         def place_transformer(transformer: nn.Module) -> None:
             place(transformer, repeated_blocks(transformer), device, self.dtype)
 
         self.trainable: Trainable = (
-            FullWeights(pipeline, model.compile, place_transformer)
+            FullWeights(pipeline, self.compilation.on, place_transformer)
             if model.train is Train.full
             else LoraPair(self.transformer, model.lora, seed, place_transformer)
         )
