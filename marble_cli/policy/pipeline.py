@@ -138,8 +138,7 @@ class PipelinePolicy:
         length = self.model.max_sequence_length
         at_once = max(1, ENCODED_TOKENS // length) if length else len(prompts)  # CLIP encoders are small
         starts = range(0, len(prompts), at_once)
-        parts = [encode(prompts[start : start + at_once]).tensors for start in starts]
-        return PromptEmbeddings({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        return PromptEmbeddings.joined([encode(prompts[start : start + at_once]) for start in starts])
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
         self.trainable.activate(adapter)
