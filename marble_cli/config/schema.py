@@ -24,6 +24,7 @@ from marble_cli.config.enums import (
     RefreshWhen,
     RolloutTimes,
     SharedTerm,
+    Switch,
     Train,
     TrainingNoise,
     TrainingTimes,
@@ -67,7 +68,7 @@ class ModelConfig:
     guidance: float | None = ranged(None, at_least(0))
     embedding_cache: str | None = ranged(MISSING, text("a folder or null"))
     gradient_checkpointing: bool = MISSING
-    compile: bool = MISSING
+    compile: Switch = MISSING
     device: str = MISSING
     train: Train = Train.lora
     lora: LoraConfig = field(default_factory=LoraConfig)

@@ -14,6 +14,7 @@ from marble_cli.config.enums import Train
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
+from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
 from marble_cli.policy.provenance import describe_provenance, weights_digest
@@ -51,17 +52,20 @@ class PipelinePolicy:
         self.weights = weights_digest(self.transformer)
         if model.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        if model.compile:
+        self.compilation = choose_compilation(model.compile, device)
+        if self.compilation.on:
             compile_blocks(self.transformer)
 
         def place_transformer(transformer: nn.Module) -> None:
             place(transformer, repeated_blocks(transformer), device, self.dtype)
 
         self.trainable: Trainable = (
-            FullWeights(pipeline, model.compile, place_transformer)
+            FullWeights(pipeline, self.compilation.on, place_transformer)
             if model.train is Train.full
             else LoraPair(self.transformer, model.lora, seed, place_transformer)
         )
+        # Float32 copies of a transformer are cast where they are used; all else has the model's own type.
+        self.autocast = model.train is Train.full and self.dtype is not torch.float32
         self.even_times, self.guided = family.even_times, family.guided
         self._take_size("model.resolution")
         self.cache = self._open_cache()
@@ -134,13 +138,11 @@ class PipelinePolicy:
         length = self.model.max_sequence_length
         at_once = max(1, ENCODED_TOKENS // length) if length else len(prompts)  # CLIP encoders are small
         starts = range(0, len(prompts), at_once)
-        parts = [encode(prompts[start : start + at_once]).tensors for start in starts]
-        return PromptEmbeddings({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        return PromptEmbeddings.joined([encode(prompts[start : start + at_once]) for start in starts])
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
         self.trainable.activate(adapter)
-        half = self.dtype is not torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.autocast):
             velocity = self.family.velocity(xt.to(self.dtype), t, embeddings)
         return velocity.float()
 

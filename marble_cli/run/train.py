@@ -94,6 +94,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             if ranks.is_main:
                 prepare_folder(folder, checkpoint, progress, config)
             recorder = stack.enter_context(RunRecorder(config, folder, progress, main=ranks.is_main))
+        log.info("%s", policy.compilation)
         trainer = build_trainer(
             config,
             folder,
