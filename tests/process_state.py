@@ -11,7 +11,8 @@ import torch
 
 LIMITS = (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_AS)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXFSZ)
-# Variables that libraries (cv2, jax, torch, triton, wandb) set for the rest of the process, and a configuration's secrets.
+# Variables that libraries (cv2, jax, torch, triton, wandb) set for the rest of the process, and a
+# configuration's secrets.
 LASTING = (
     "PYTEST_",
     "LD_LIBRARY_PATH",

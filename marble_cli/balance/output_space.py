@@ -34,9 +34,9 @@ def output_gram(
         count: samples in the whole step.
 
     Returns:
-        [K, K] float64 on the CPU, exactly symmetric.
+        [K, K] float64 on the device of `p`, which is that of all, exactly symmetric.
     """
-    positive, cross, negative, p, q = (z.detach().double().cpu() for z in (positive, cross, negative, p, q))
+    positive, cross, negative, p, q = (z.detach().double() for z in (positive, cross, negative, p, q))
     mixed = (p * cross) @ q.T
     total = (p * positive) @ p.T + mixed + mixed.T + (q * negative) @ q.T
     return (total + total.T) / 2 * (clip / beta / count) ** 2

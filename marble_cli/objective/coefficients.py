@@ -24,6 +24,10 @@ class Coefficients:
         """Return the coefficients of the images with these indices."""
         return self.p[..., images], self.q[..., images]
 
+    def to(self, device: torch.device) -> "Coefficients":
+        """Move both to a device."""
+        return Coefficients(self.p.to(device), self.q.to(device))
+
     def plus(self, other: "Coefficients") -> "Coefficients":
         """Append the rows of other losses."""
         return Coefficients(torch.cat([self.p, other.p]), torch.cat([self.q, other.q]))

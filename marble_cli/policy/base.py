@@ -118,6 +118,7 @@ class Policy(Protocol):
     """A flow model over latents with trained, behaviour and frozen weights."""
 
     device: torch.device
+    dtype: torch.dtype  # that the transformer computes in
     latent_shape: tuple[int, int, int]  # (C, H, W)
     tokens: int  # image tokens of the transformer
     even_times: bool  # see `Family`

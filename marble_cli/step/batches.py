@@ -109,12 +109,18 @@ def split(parts: list[Chunk], fraction: float) -> tuple[list[Chunk], list[Chunk]
 
 
 def noised_batches(data: TrainingSet, parts: list[Chunk], seed: int, step: int) -> Iterator[NoisedBatch]:
-    """Yield the samples of `parts`, with noise that depends on seed, step, draw and column alone."""
-    shape = tuple(data.x0.shape[1:])
-    for part in parts:
-        rows = part.rows
-        x0 = data.x0[rows]
-        t = data.times[rows, part.column].to(x0)
-        eps = noise(seed, f"train{part.column}", step, data.draws[rows].tolist(), shape).to(x0)
-        xt = torch.lerp(x0, eps, t[:, None, None, None])
-        yield NoisedBatch(x0, xt, t, data.embeddings[rows], data.indices[rows])
+    """Yield the samples of `parts`, with noise that depends on seed, step, draw and column alone.
+
+    Nothing waits for the device after the first batch. So the noise, which the CPU draws to have the same
+    bits for every device, is drawn and copied while the device computes the batch before.
+    """
+    shape, device = tuple(data.x0.shape[1:]), data.x0.device
+    times, indices = data.times.to(device, data.x0.dtype), data.indices.to(device)
+    rows_on_device = torch.cat([part.rows for part in parts]).to(device)
+    for part, rows in zip(parts, rows_on_device.split([len(part.rows) for part in parts]), strict=True):
+        eps = noise(seed, f"train{part.column}", step, data.draws[part.rows].tolist(), shape)
+        if device.type == "cuda":
+            eps = eps.pin_memory()
+        x0, t = data.x0[rows], times[:, part.column][rows]
+        xt = torch.lerp(x0, eps.to(device, non_blocking=True).to(x0.dtype), t[:, None, None, None])
+        yield NoisedBatch(x0, xt, t, data.embeddings[part.rows], indices[rows])

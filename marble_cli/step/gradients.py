@@ -6,7 +6,6 @@ micro-batch. `reward_gradients` takes two or three, whatever the number of rewar
 adapters of linear layers (`PerSampleGradients`), else one per reward.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from marble_cli.step.batches import Chunk, NoisedBatch, TrainingSet, noised_batc
 from marble_cli.step.per_sample import PerSampleGradients
 
 LARGEST = 2.0**-4  # of a cotangent: gradients, which are sums over many tokens, must not overflow float16
+EXPONENT = 0x7F800000  # the bits of a float32 that hold its exponent
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,15 @@ class Step:
 def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> Gradients:
     """Take the gradient of one mixture plus the KL term, R = 1, by one backward pass per micro-batch."""
     parameters = list(step.policy.parameters("trained").values())
-    rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=1), _zero_losses(1)
+    rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=1), _zero_losses(step, 1)
+    mixture = mixture.to(step.policy.device)
     with step.layout.raise_together():
         for forward in step.passes(parts):
             v = forward.v_theta.detach().requires_grad_()
             policy, kl = step.loss(forward, v, forward.terms(v, step.objective.beta), mixture)
             _backward(step, forward, policy + kl, v, parameters, rows.autograd[0])
-            losses += torch.stack([policy, kl]).detach().double().cpu()
+            losses += torch.stack([policy, kl]).detach().double()
+        losses = losses.cpu()
     return _sum_over_ranks(step, rows, parameters, losses)
 
 
@@ -163,23 +165,25 @@ def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, shared: C
     """
     parameters = list(step.policy.parameters("trained").values())
     count = len(rewards.p) + 1
-    rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=count), _zero_losses(count)
-    p, q = torch.cat([rewards.p, shared.p[None]]), torch.cat([rewards.q, shared.q[None]])
-    with_gradient = p.any(1) | q.any(1)
+    rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=count), _zero_losses(step, count)
+    each = rewards.plus(Coefficients(shared.p[None], shared.q[None]))
+    with_gradient = each.p.any(1) | each.q.any(1)
     with_gradient[-1] |= bool(step.objective.kl_coef)
     last = max(with_gradient.nonzero().flatten().tolist(), default=None)
+    each = each.to(step.policy.device)
     # Compiled code allows one backward pass per forward pass.
     with step.layout.raise_together(), torch.compiler.set_stance("force_eager"):
         for forward in step.passes(parts):
             v = forward.v_theta.detach().requires_grad_()
             terms = forward.terms(v, step.objective.beta)
             for k, row in enumerate(rows.autograd):
-                policy, kl = step.loss(forward, v, terms, Coefficients(p[k], q[k]))
-                losses[k] += policy.item()
+                policy, kl = step.loss(forward, v, terms, Coefficients(each.p[k], each.q[k]))
+                losses[k] += policy.detach()
                 if with_gradient[k]:
                     loss = policy + kl if k == count - 1 else policy
                     _backward(step, forward, loss, v, parameters, row, retain_graph=k != last)
-            losses[-1] += kl.item()
+            losses[-1] += kl.detach()
+        losses = losses.cpu()
     return _sum_over_ranks(step, rows, parameters, losses)
 
 
@@ -193,10 +197,13 @@ def _all_at_once(
     """
     parameters = list(step.policy.parameters("trained").values())
     count = len(rewards.p)
-    rows, losses = step.layout.new_rows(parameters, per_sample=count, autograd=1), _zero_losses(count + 1)
+    rows = step.layout.new_rows(parameters, per_sample=count, autograd=1)
+    losses, device = _zero_losses(step, count + 1), step.policy.device
     scale = step.objective.clip / step.objective.beta / step.data.samples
     even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
+    signs = [(sign, c.to(device)) for sign, c in ((1, even), (-1, odd)) if c.any()]
     with_shared = bool(shared.p.any() or shared.q.any() or step.objective.kl_coef)
+    rewards, shared = rewards.to(device), shared.to(device)
     per_sample = PerSampleGradients(layers, rows.per_sample)
     with step.layout.raise_together(), per_sample.watching():
         for forward in step.passes(parts):
@@ -206,8 +213,7 @@ def _all_at_once(
             policy, kl = step.loss(forward, v, terms, shared)
             halves = [
                 (((terms.positive + sign * terms.negative) / 2).sum(), c[:, images])
-                for sign, c in ((1, even), (-1, odd))
-                if c.any()
+                for sign, c in signs
             ]
             for remaining, (half, c) in zip(range(len(halves) - 1, -1, -1), halves, strict=True):
                 (cotangent,) = torch.autograd.grad(half, v, retain_graph=True)
@@ -217,15 +223,15 @@ def _all_at_once(
             if with_shared:
                 _backward(step, forward, policy + kl, v, parameters, rows.autograd[0])
             p, q = rewards.of(images)
-            each = scale * (
-                p @ terms.positive.detach().double().cpu() + q @ terms.negative.detach().double().cpu()
-            )
-            losses += torch.cat([each, torch.stack([policy, kl]).detach().double().cpu()])
+            each = scale * (p @ terms.positive.detach().double() + q @ terms.negative.detach().double())
+            losses += torch.cat([each, torch.stack([policy, kl]).detach().double()])
+        losses = losses.cpu()
     return _sum_over_ranks(step, rows, parameters, losses)
 
 
-def _zero_losses(count: int) -> Tensor:
-    return torch.zeros(count + 1, dtype=torch.float64)
+def _zero_losses(step: Step, count: int) -> Tensor:
+    """Return zeros [count + 1] on the policy's device, which is waited for once all passes are taken."""
+    return torch.zeros(count + 1, dtype=torch.float64, device=step.policy.device)
 
 
 def _sum_over_ranks(
@@ -260,21 +266,25 @@ def _backward(
     parts = row.split([local(parameter).numel() for parameter in parameters])
     for part, parameter in zip(parts, parameters, strict=True):
         if parameter.grad is not None:
-            part.add_(local(parameter.grad).flatten(), alpha=factor)
+            part.addcmul_(local(parameter.grad).flatten(), factor)
             parameter.grad = None
 
 
-def _rescale_cotangent(step: Step, cotangent: Tensor) -> tuple[Tensor, float]:
-    """Rescale a cotangent into float16's range; return it and the factor that undoes the scaling.
+def _rescale_cotangent(step: Step, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    """Rescale a cotangent into float16's range; return it and the factor [] that undoes the scaling.
 
-    A mean over millions of numbers has small derivatives, most of which would be zero in float16. The factor
-    is a power of two, so that float32 changes in its exponents only. Sharded ranks sum their gradients before
-    the factor is applied, so all of them take the factor of the largest cotangent.
+    A mean over millions of numbers has small derivatives, most of which would be zero in float16. Other types
+    have the range of float32, and keep the factor 1. The factor is a power of two, so that float32 changes in
+    its exponents only. Sharded ranks sum their gradients before the factor is applied, so all of them take
+    the factor of the largest cotangent. One that is zero or not finite stays as it is.
     """
+    one = cotangent.new_ones(())
+    if step.policy.dtype is not torch.float16:
+        return cotangent, one
     largest = cotangent.abs().max()
     if step.layout.sharded:
         largest = step.layout.ranks.all_reduce_max(largest)
-    if not 0.0 < largest.item() < math.inf:
-        return cotangent, 1.0
-    factor = 2.0 ** (math.frexp(largest.item())[1] - math.frexp(LARGEST)[1])
+    # Without its mantissa a float32 is the power of two below it, and infinite where it is not a number.
+    factor = (largest.view(torch.int32) & EXPONENT).view(torch.float32) / LARGEST
+    factor = torch.where((factor > 0) & factor.isfinite(), factor, one)
     return cotangent / factor, factor

@@ -64,8 +64,8 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
     Returns:
         [K, K] float64; the matrices of all ranks add up to the step's.
     """
-    total = torch.zeros(len(rewards.p), len(rewards.p), dtype=torch.float64)
-    objective = step.objective
+    objective, rewards = step.objective, rewards.to(step.policy.device)
+    total = torch.zeros(len(rewards.p), len(rewards.p), dtype=torch.float64, device=step.policy.device)
     with step.layout.raise_together():
         for batch in noised_batches(step.data, parts, objective.seed, step.number):
             at = (batch.xt, batch.t, batch.embeddings)
@@ -82,7 +82,7 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
                 beta=objective.beta,
                 count=step.data.samples,
             )
-    return total
+        return total.cpu()
 
 
 def _applicable_samples(step: Step, chosen: list[Chunk], signal: Signal) -> Tensor:

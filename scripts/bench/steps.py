@@ -69,7 +69,7 @@ def published_refresh(
     """
     policy, algorithm, signal = scene.policy, scene.config.algorithm, scene.rewards(rewards)
     parameters = list(policy.parameters("trained").values())
-    coefficients = reward_coefficients(signal.optimality, signal.applicable).rewards
+    coefficients = reward_coefficients(signal.optimality, signal.applicable).rewards.to(policy.device)
     p, q = coefficients.p, coefficients.q
     (batch,) = noised_batches(
         scene.data, chunks(scene.data, len(scene.data.x0)), scene.config.trainer.seed, STEP

@@ -190,7 +190,7 @@ def test_the_velocity_gram_matrix_is_autograds(case: Any, double_policy: Any, sh
         minus = batch.xt - t * ((1 + objective.beta) * v_old - objective.beta * v) - batch.x0
         halves = [e.square().flatten(1).mean(1) / e.detach().abs().flatten(1).mean(1) for e in (plus, minus)]
         for k, row in enumerate(rows):
-            p, q = (part.to(v.device) for part in rewards.of(batch.indices))
+            p, q = (part.to(v.device) for part in rewards.of(batch.indices.cpu()))
             mixed = p[k] * halves[0] + q[k] * halves[1]
             loss = mixed.sum() * objective.clip / objective.beta / case.data.samples
             row.append(torch.autograd.grad(loss, v, retain_graph=True)[0].flatten())
