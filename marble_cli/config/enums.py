@@ -93,6 +93,14 @@ class Quotes(Enum):
     straight = "straight"
 
 
+class LearningRateSchedule(Enum):
+    """Course of the learning rate after its warm-up."""
+
+    constant = "constant"
+    cosine = "cosine"
+    linear = "linear"
+
+
 class BehaviourSchedule(Enum):
     """Schedule by which the behaviour policy follows the trained one."""
 

@@ -16,6 +16,7 @@ from marble_cli.config.enums import (
     BalanceMode,
     BehaviourSchedule,
     LauncherName,
+    LearningRateSchedule,
     OdeSolver,
     Parallel,
     Precision,
@@ -175,9 +176,11 @@ class BalanceConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW and gradient clipping."""
+    """AdamW, its learning rate and gradient clipping."""
 
     lr: float = ranged(MISSING, POSITIVE)
+    schedule: LearningRateSchedule = LearningRateSchedule.constant
+    warmup: int = ranged(0, at_least(0))
     betas: list[float] = field(default=MISSING, metadata=within(BETAS))
     weight_decay: float = ranged(MISSING, at_least(0))
     epsilon: float = ranged(MISSING, POSITIVE)
