@@ -93,6 +93,13 @@ class Quotes(Enum):
     straight = "straight"
 
 
+class OptimizerName(Enum):
+    """Optimizer of the trained weights: AdamW with moments in float32, or in 8 bits."""
+
+    adamw = "adamw"
+    adamw8bit = "adamw8bit"
+
+
 class LearningRateSchedule(Enum):
     """Course of the learning rate after its warm-up."""
 

@@ -18,6 +18,7 @@ from marble_cli.config.enums import (
     LauncherName,
     LearningRateSchedule,
     OdeSolver,
+    OptimizerName,
     Parallel,
     Precision,
     Quotes,
@@ -178,6 +179,7 @@ class BalanceConfig:
 class OptimizerConfig:
     """AdamW, its learning rate and gradient clipping."""
 
+    name: OptimizerName = OptimizerName.adamw
     lr: float = ranged(MISSING, POSITIVE)
     schedule: LearningRateSchedule = LearningRateSchedule.constant
     warmup: int = ranged(0, at_least(0))

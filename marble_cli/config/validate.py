@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from marble_cli.config.checks.balance import check_balance
 from marble_cli.config.checks.launcher import check_launcher
 from marble_cli.config.checks.placement import check_placement
+from marble_cli.config.checks.sharding import check_sharding
 from marble_cli.config.checks.sources import check_source
 from marble_cli.config.ranges import find_out_of_range
 from marble_cli.config.schema import RewardConfig, RunConfig
@@ -40,6 +41,7 @@ def validate(config: RunConfig) -> None:
             "of them."
         )
     check_balance(config.balance)
+    check_sharding(config)
 
 
 def _all_rewards(config: RunConfig) -> Iterator[tuple[str, RewardConfig]]:
