@@ -11,6 +11,15 @@ class Precision(Enum):
     fp16 = "fp16"
 
 
+class Quantization(Enum):
+    """Type of the frozen linear layers' weights, if it is not the model's precision."""
+
+    none = "none"
+    int8 = "int8"
+    fp8 = "fp8"
+    nf4 = "nf4"
+
+
 class Train(Enum):
     """Trained weights: a LoRA, or the whole transformer."""
 

@@ -21,6 +21,7 @@ from marble_cli.config.enums import (
     OptimizerName,
     Parallel,
     Precision,
+    Quantization,
     Quotes,
     Reduce,
     RefreshWhen,
@@ -64,6 +65,7 @@ class ModelConfig:
     variant: str | None = None
     clip: str = MISSING
     precision: Precision = MISSING
+    quantization: Quantization = Quantization.none
     resolution: int = ranged(MISSING, at_least(8))
     max_sequence_length: int = ranged(MISSING, at_least(0))
     guidance: float | None = ranged(None, at_least(0))

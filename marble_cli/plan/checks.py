@@ -25,6 +25,7 @@ from marble_cli.metrics.tracker import load_tracker
 from marble_cli.metrics.wandb_destination import WandbDestination, resolve_destination
 from marble_cli.optional import require
 from marble_cli.policy.load import pick_device
+from marble_cli.policy.quantization import check_quantization
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.applicability import metadata_problem
 from marble_cli.rewards.elsewhere.locate import declare
@@ -69,6 +70,7 @@ def check_packages(config: RunConfig) -> None:
     """
     if config.optimizer.name is OptimizerName.adamw8bit:
         require("bitsandbytes", "optimizer=adamw8bit")
+    check_quantization(config.model.quantization)
 
 
 def check_geometry(rollout: RolloutConfig, trainer: TrainerConfig, world: int) -> None:
