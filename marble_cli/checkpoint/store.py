@@ -30,6 +30,7 @@ HEADER = 100  # bytes per tensor in a file's header, about, besides its name
 BALANCE = "balance"  # the group with a balance's state, which may hold integers
 # The group that also holds the tensors that folding rounds, as `PARAMETER|lora` and `PARAMETER|ema`.
 ROUNDED = "optimizer"
+WITH_INTEGERS = (BALANCE, "optimizer")  # groups whose types are checked by those that read them
 
 
 @dataclass
@@ -218,7 +219,7 @@ def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tenso
             raise CheckpointError(f"{folder / manifests.NAME} does not list {name}. {REMEDY}")
     manifests.check_files(folder, manifest)
     files = {
-        group: tensor_files.read(folder / name, floats=group != BALANCE)
+        group: tensor_files.read(folder / name, floats=group not in WITH_INTEGERS)
         for name in manifest.files
         for group in [name.removesuffix(".safetensors")]
     }

@@ -19,6 +19,15 @@ class Precision(Enum):
     fp16 = "fp16"
 
 
+class Quantization(Enum):
+    """Type of the frozen linear layers' weights, if it is not the model's precision."""
+
+    none = "none"
+    int8 = "int8"
+    fp8 = "fp8"
+    nf4 = "nf4"
+
+
 class Train(Enum):
     """Trained weights: a LoRA, or the whole transformer."""
 
@@ -99,6 +108,21 @@ class Quotes(Enum):
 
     required = "required"
     straight = "straight"
+
+
+class OptimizerName(Enum):
+    """Optimizer of the trained weights: AdamW with moments in float32, or in 8 bits."""
+
+    adamw = "adamw"
+    adamw8bit = "adamw8bit"
+
+
+class LearningRateSchedule(Enum):
+    """Course of the learning rate after its warm-up."""
+
+    constant = "constant"
+    cosine = "cosine"
+    linear = "linear"
 
 
 class BehaviourSchedule(Enum):

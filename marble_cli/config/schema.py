@@ -16,9 +16,12 @@ from marble_cli.config.enums import (
     BalanceMode,
     BehaviourSchedule,
     LauncherName,
+    LearningRateSchedule,
     OdeSolver,
+    OptimizerName,
     Parallel,
     Precision,
+    Quantization,
     Quotes,
     Reduce,
     RefreshWhen,
@@ -63,6 +66,7 @@ class ModelConfig:
     variant: str | None = None
     clip: str = MISSING
     precision: Precision = MISSING
+    quantization: Quantization = Quantization.none
     resolution: int = ranged(MISSING, at_least(8))
     max_sequence_length: int = ranged(MISSING, at_least(0))
     guidance: float | None = ranged(None, at_least(0))
@@ -176,9 +180,12 @@ class BalanceConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW and gradient clipping."""
+    """AdamW, its learning rate and gradient clipping."""
 
+    name: OptimizerName = OptimizerName.adamw
     lr: float = ranged(MISSING, POSITIVE)
+    schedule: LearningRateSchedule = LearningRateSchedule.constant
+    warmup: int = ranged(0, at_least(0))
     betas: list[float] = field(default=MISSING, metadata=within(BETAS))
     weight_decay: float = ranged(MISSING, at_least(0))
     epsilon: float = ranged(MISSING, POSITIVE)

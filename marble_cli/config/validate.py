@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from marble_cli.config.checks.balance import check_balance
 from marble_cli.config.checks.launcher import check_launcher
 from marble_cli.config.checks.placement import check_placement
+from marble_cli.config.checks.sharding import check_sharding
 from marble_cli.config.checks.sources import check_source
+from marble_cli.config.enums import Quantization, Train
 from marble_cli.config.ranges import find_out_of_range
-from marble_cli.config.schema import RewardConfig, RunConfig
+from marble_cli.config.schema import ModelConfig, RewardConfig, RunConfig
 from marble_cli.errors import ConfigError
 from marble_cli.plugins import installed
 from marble_cli.suggest import nearest
@@ -40,6 +42,8 @@ def validate(config: RunConfig) -> None:
             "of them."
         )
     check_balance(config.balance)
+    check_sharding(config)
+    _check_trained(config.model)
 
 
 def _all_rewards(config: RunConfig) -> Iterator[tuple[str, RewardConfig]]:
@@ -47,6 +51,15 @@ def _all_rewards(config: RunConfig) -> Iterator[tuple[str, RewardConfig]]:
     for group, rewards in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards)):
         for name, reward in rewards.items():
             yield f"{group}.{name}", reward
+
+
+def _check_trained(model: ModelConfig) -> None:
+    """Check that weights which are trained are not rounded."""
+    if model.train is Train.full and model.quantization is not Quantization.none:
+        raise ConfigError(
+            f"model.quantization={model.quantization.value}: model.train=full trains the weights that it "
+            "would round. Expected model.train=lora, or model.quantization=none."
+        )
 
 
 def _check_source_weights(config: RunConfig) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from marble_cli.config.enums import Parallel
+from marble_cli.config.enums import OptimizerName, Parallel
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import (
     LoggingConfig,
@@ -23,7 +23,9 @@ from marble_cli.evaluate.groups import check_evaluated_groups
 from marble_cli.files import check_writable
 from marble_cli.metrics.tracker import load_tracker
 from marble_cli.metrics.wandb_destination import WandbDestination, resolve_destination
+from marble_cli.optional import require
 from marble_cli.policy.load import pick_device
+from marble_cli.policy.quantization import check_quantization
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.applicability import metadata_problem
 from marble_cli.rewards.elsewhere.locate import declare
@@ -58,6 +60,17 @@ def check_trackers(logging: LoggingConfig) -> WandbDestination | None:
     for name in logging.trackers:
         load_tracker(name)
     return resolve_destination(logging.wandb) if "wandb" in logging.trackers else None
+
+
+def check_packages(config: RunConfig) -> None:
+    """Check that the optional packages of the configuration's choices are installed.
+
+    Raises:
+        RequestError: one is not; the message says how to install it.
+    """
+    if config.optimizer.name is OptimizerName.adamw8bit:
+        require("bitsandbytes", "optimizer=adamw8bit")
+    check_quantization(config.model.quantization)
 
 
 def check_geometry(rollout: RolloutConfig, trainer: TrainerConfig, world: int) -> None:

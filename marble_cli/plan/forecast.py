@@ -9,17 +9,15 @@ from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.files import check_writable
 from marble_cli.plan.checks import trained_on
-from marble_cli.plan.memory import describe_bytes
+from marble_cli.plan.memory import FLOAT32, MOMENTS, describe_bytes
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.source import local_folder
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.applicability import metadata_problem
 from marble_cli.rewards.worker import concerns, required
 
-# Copies of the trained weights in a checkpoint: trained, behaviour, moving average, AdamW's two moments.
-COPIES = 5
-# Bytes of a float32.
-FLOAT32 = 4
+# Copies of the trained weights in a checkpoint, besides the moments: trained, behaviour, moving average.
+COPIES = 3
 
 
 def checkpoints(config: RunConfig, size: ModelSize, folder: Path) -> str:
@@ -29,7 +27,7 @@ def checkpoints(config: RunConfig, size: ModelSize, folder: Path) -> str:
         RequestError: not even one checkpoint fits.
     """
     trainer = config.trainer
-    each = COPIES * FLOAT32 * size.trained
+    each = round((COPIES * FLOAT32 + MOMENTS[config.optimizer.name]) * size.trained)
     kept_for_good = trainer.steps // trainer.keep_every if trainer.keep_every else 0
     written = max(1, trainer.steps // trainer.checkpoint_every)
     kept = min(trainer.keep_last + 1 + kept_for_good, written) + 1

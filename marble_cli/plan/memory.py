@@ -7,12 +7,16 @@ from typing import Any
 import torch
 
 from marble_cli.config.counts import geometry, processes
-from marble_cli.config.enums import Parallel, Precision, RefreshWhen, Train
+from marble_cli.config.enums import OptimizerName, Parallel, Precision, RefreshWhen, Train
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES
+
+FLOAT32 = 4  # bytes
+# Bytes per trained weight of both moments; in 8 bits, every 256 values share a scale in float32.
+MOMENTS = {OptimizerName.adamw: 2.0 * FLOAT32, OptimizerName.adamw8bit: 2 * (1 + FLOAT32 / 256)}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     shard and the blocks that it has gathered: two, or all of them if they are kept for the backward pass. A
     refresh keeps the rewards' gradients of a LoRA unsharded, two for each with balance.refresh_when=stale.
     """
-    weights, moments, average = 2, 2, 1
+    weights, average, moments = 2, 1, MOMENTS[config.optimizer.name] / FLOAT32
     full, fsdp = config.model.train is Train.full, config.trainer.fsdp
     shards, gathered = 1, 0
     transformer = size.transformer * DTYPES[config.model.precision].itemsize
@@ -70,7 +74,7 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     staying = 0 if cached else size.encoder_bytes
     return Memory(
         frozen=size.frozen_bytes - transformer + transformer // shards + gathered + staying,
-        trained=4 * size.trained * unsharded + 4 * size.trained * sharded // shards,
+        trained=round(FLOAT32 * size.trained * (unsharded + sharded / shards)),
         activations=kept,
         encoders=size.encoder_bytes if cached else 0,
     )

@@ -27,6 +27,7 @@ from marble_cli.plan.checks import (
     check_cache,
     check_geometry,
     check_groups,
+    check_packages,
     check_plugins,
     check_trackers,
     trained_on,
@@ -97,6 +98,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     check_inside(folder, RUN_ENTRIES)
     RunLock(folder).check()
     checkpoint = find_checkpoint(folder, config, resume)
+    check_packages(config)
     check_cache(config.model)
     check_files(config.model)
     start = read_start(config) if checkpoint is None else None

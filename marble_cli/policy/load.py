@@ -1,6 +1,5 @@
 """Load a pipeline from the configuration and put it on its device as a policy."""
 
-import logging
 from typing import Any
 
 import diffusers
@@ -26,17 +25,6 @@ from marble_cli.policy.source import (
     warn_unused_revision,
 )
 from marble_cli.policy.tokenizers import check_tokenizers, read_tokenizers
-
-
-def _is_for_users(record: logging.LogRecord) -> bool:
-    """Drop the notices that image processors of transformers fall back to Pillow without torchvision.
-
-    diffusers imports these processors with its pipelines; no pipeline that marble loads uses one.
-    """
-    return "requires torchvision (not installed); falling back to" not in str(record.msg)
-
-
-logging.getLogger("transformers.utils.import_utils").addFilter(_is_for_users)
 
 
 def pick_device(name: str) -> torch.device:

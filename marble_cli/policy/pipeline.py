@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from marble_cli.config.enums import Train
+from marble_cli.config.enums import Quantization, Train
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
@@ -18,6 +18,7 @@ from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
 from marble_cli.policy.provenance import describe_provenance, weights_digest
+from marble_cli.policy.quantization import quantize
 from marble_cli.policy.source import DTYPES, count_image_tokens
 from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
 from marble_cli.policy.trainable.full import FullWeights
@@ -50,6 +51,8 @@ class PipelinePolicy:
         for frozen in (pipeline.vae, *family.encoders):
             frozen.requires_grad_(False).eval()
         self.weights = weights_digest(self.transformer)
+        for block in repeated_blocks(self.transformer):
+            quantize(block, model.quantization, device)
         if model.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         self.compilation = choose_compilation(model.compile, device)
@@ -69,6 +72,8 @@ class PipelinePolicy:
         self.even_times, self.guided = family.even_times, family.guided
         self._take_size("model.resolution")
         self.cache = self._open_cache()
+        for encoder in family.encoders:
+            quantize(encoder, model.quantization, device)
         for frozen in (pipeline.vae, *(() if self.cache else family.encoders)):
             frozen.to(device)
 
@@ -89,7 +94,9 @@ class PipelinePolicy:
     def _open_cache(self) -> EmbeddingCache | None:
         if self.model.embedding_cache is None:
             return None
-        settings = (type(self.family).__name__, self.model.precision.value, self.model.max_sequence_length)
+        settings = [type(self.family).__name__, self.model.precision.value, self.model.max_sequence_length]
+        if self.model.quantization is not Quantization.none:
+            settings.append(self.model.quantization.value)
         components = self.pipeline.components.items()
         tokenizers = [part for name, part in components if name.startswith("tokenizer") and part is not None]
         identity = fingerprint(self.family.encoders, tokenizers, *settings)

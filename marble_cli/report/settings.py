@@ -18,10 +18,15 @@ HEADLINES = {
     ),
     "prompts per step": ("rollout.groups", "rollout.group_size"),
     "resolution": ("model.resolution",),
-    "learning rate": ("optimizer.lr",),
+    "learning rate": ("optimizer.lr", "optimizer.schedule", "optimizer.warmup"),
     "seed": ("trainer.seed",),
 }
-UNSAID = (("balance.refresh_when", "scheduled"), ("balance.floor", "0.0"))  # of a headline
+UNSAID = (  # of a headline
+    ("balance.refresh_when", "scheduled"),
+    ("balance.floor", "0.0"),
+    ("optimizer.schedule", "constant"),
+    ("optimizer.warmup", "0"),
+)
 OWN = ("run.dir", "run.name", "rewards", "eval_rewards")  # differ between any two runs, or are named above
 
 

@@ -1,6 +1,6 @@
 """Build a trainer and its parts from a configuration, for runs, benches, scripts and tests."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -8,11 +8,13 @@ import torch
 from marble_cli.balance import registry
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import ScalarisedReward
+from marble_cli.config.enums import OptimizerName
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
 from marble_cli.evaluate.score import make_evaluator
+from marble_cli.optional import require
 from marble_cli.policy.base import Policy
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout
@@ -23,9 +25,16 @@ from marble_cli.step.direction import make_descent
 
 
 def build_optimizer(config: RunConfig, policy: Policy) -> torch.optim.Optimizer:
-    """Return AdamW over the trained parameters."""
+    """Return the optimizer of the trained parameters.
+
+    Raises:
+        RequestError: it needs a package that is not installed.
+    """
     settings = config.optimizer
-    return torch.optim.AdamW(
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+    if settings.name is OptimizerName.adamw8bit:
+        optimizer = require("bitsandbytes", "optimizer=adamw8bit").optim.AdamW8bit
+    return optimizer(
         list(policy.parameters("trained").values()),
         lr=settings.lr,
         betas=(settings.betas[0], settings.betas[1]),

@@ -27,6 +27,7 @@ from marble_cli.run.balance_state import copy_balance_state
 from marble_cli.run.checkpoints import Checkpoints
 from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.inspection import keep_batch
+from marble_cli.run.learning_rate import learning_rate
 from marble_cli.run.shortage import bounded
 from marble_cli.run.state import Progress
 from marble_cli.step.batches import TrainingSet, training_times
@@ -167,6 +168,7 @@ class Trainer:
         done = time.perf_counter()
 
         return metrics | {
+            "optimizer/learning_rate": self.learning_rate(step),
             "time/rollout": rolled_out - began,
             "time/reward": scored - rolled_out,
             "time/train": done - scored,
@@ -227,6 +229,8 @@ class Trainer:
         """Clip, take AdamW's step, update the moving average and the behaviour policy; return its eta."""
         settings, algorithm = self.config.trainer, self.config.algorithm
         self.skipped, self.checkpoints.mid_update = 0, True
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
         self.apply(direction.gradient * min(1.0, self.config.optimizer.clip_norm / (norm + 1e-6)))
         self.progress.cache = direction.cache
         trained = dict(self.policy.parameters("trained"))
@@ -234,6 +238,10 @@ class Trainer:
         eta = behaviour_eta(algorithm.behaviour, step)
         blend(self.policy.parameters("behaviour"), trained, eta)
         return eta
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of `step`, which counts skipped steps too."""
+        return learning_rate(self.config.optimizer, step, self.config.trainer.steps)
 
     def apply(self, gradient: torch.Tensor) -> None:
         """Take the optimizer's step along this rank's part [n] of a gradient."""

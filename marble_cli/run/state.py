@@ -8,9 +8,10 @@ from torch import Tensor
 
 from marble_cli.balance.cache import DirectionCache
 from marble_cli.checkpoint.store import BALANCE, TrainerState
-from marble_cli.distributed.shards import as_dtensor, full_on_rank0, local, local_shard
+from marble_cli.distributed.shards import full_on_rank0, local, local_shard
 from marble_cli.policy.base import Policy
-from marble_cli.run.state_checks import MOMENTS, check_info, check_tensors
+from marble_cli.run.moments import load_moments, pack_moments
+from marble_cli.run.state_checks import check_info, check_tensors
 
 # The trainer's state, the trained weights and their moving average.
 Packed = tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]
@@ -57,12 +58,7 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
     Weights have the names that diffusers uses.
     """
     trained = policy.parameters("trained")
-    moments = {
-        f"{name}|{moment}": full_on_rank0(optimizer.state[parameter][moment])
-        for name, parameter in trained.items()
-        for moment in MOMENTS
-        if parameter in optimizer.state
-    }
+    moments = pack_moments(optimizer, trained)
     behaviour = {name: full_on_rank0(p) for name, p in policy.parameters("behaviour").items()}
     provenance = policy.provenance()
     info: dict[str, Any] = {
@@ -99,19 +95,13 @@ def unpack(
     """
     info = check_info(state.step, state.info)
     trained = policy.parameters("trained")
-    check_tensors(state, trained)
+    check_tensors(state, trained, optimizer)
     policy.load_trained(ema)
     average = {name: parameter.detach().clone() for name, parameter in trained.items()}
     policy.load_trained(weights)
     for name, parameter in policy.parameters("behaviour").items():
         local(parameter).copy_(local_shard(state.tensors["behaviour"][name], parameter))
-    moments = state.tensors["optimizer"]
-    optimizer.state.clear()
-    for name, parameter in trained.items():
-        if f"{name}|exp_avg" in moments:
-            optimizer.state[parameter] = {
-                moment: _as_adamw(moments[f"{name}|{moment}"], parameter) for moment in MOMENTS
-            }
+    load_moments(optimizer, trained, state.tensors["optimizer"])
     return Progress(
         step=state.step,
         cache=DirectionCache.from_state(info["cache"]),
@@ -124,10 +114,3 @@ def unpack(
         wandb_id=info["wandb_id"],
         balance=state.tensors.get(BALANCE),
     )
-
-
-def _as_adamw(moment: Tensor, parameter: Tensor) -> Tensor:
-    """Return a moment as AdamW keeps it: sharded and placed as `parameter`, but the step count on the CPU."""
-    if not moment.dim():
-        return moment
-    return as_dtensor(local_shard(moment, parameter).to(parameter.device, copy=True), parameter)

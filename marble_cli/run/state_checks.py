@@ -4,14 +4,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.store import TrainerState
 from marble_cli.errors import CheckpointError
 from marble_cli.policy.trainable.fit import describe_misfits, find_misfits
+from marble_cli.run.moments import SIGNED, expected_moments
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 # Keys that older checkpoints lack, with the values that those releases used.
 ADDED_LATER = {"best_step": None, "best_metric": "eval/composite"}
 WANDB_ID = re.compile(r"[\w-]{1,128}", re.ASCII)  # the id becomes part of a folder's name
@@ -80,25 +81,27 @@ EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_tensors(state: TrainerState, trained: Mapping[str, nn.Parameter]) -> None:
-    """Check that behaviour weights and optimizer moments match the `trained` parameters in name and shape.
+def check_tensors(
+    state: TrainerState, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Check that behaviour weights and moments match the `trained` parameters and the `optimizer`.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown or of another shape; names the first such tensor.
+        CheckpointError: a tensor is missing, unknown, or of another shape or type; names the first such one.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
     _check_shapes(state, "behaviour", shapes)
-    moments = {
-        f"{name}|{moment}": () if moment == "step" else shape
-        for name, shape in shapes.items()
-        for moment in MOMENTS
-    }
-    _check_shapes(state, "optimizer", moments if state.tensors.get("optimizer") else {})
-    for name, values in state.tensors["optimizer"].items():
-        if not name.endswith("exp_avg") and bool((values < 0).any()):
-            raise CheckpointError(
-                f"the checkpoint of step {state.step} is damaged: {name} is below 0. {REMEDY}"
-            )
+    forms = expected_moments(optimizer, trained) if state.tensors.get("optimizer") else {}
+    _check_shapes(state, "optimizer", {name: shape for name, (shape, _) in forms.items()})
+    for name, (_, kind) in forms.items():
+        values = state.tensors["optimizer"][name]
+        if values.dtype != kind:
+            fault = f"is of type {values.dtype}"
+        elif not name.endswith(SIGNED) and bool((values < 0).any()):
+            fault = "is below 0"
+        else:
+            continue
+        raise CheckpointError(f"the checkpoint of step {state.step} is damaged: {name} {fault}. {REMEDY}")
 
 
 def _check_shapes(state: TrainerState, group: str, expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -21,6 +21,7 @@ from marble_cli.plan.checks import (
     check_cache,
     check_geometry,
     check_groups,
+    check_packages,
     check_plugins,
     check_trackers,
     own_device,
@@ -56,6 +57,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             if ranks.is_main:
                 _check_folder(folder, run_lock)
                 check_trackers(config.logging)
+            check_packages(config)
             check_cache(config.model)
             declarations = check_plugins(rewards)
             check_groups(config, declarations)

@@ -194,6 +194,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "Share of itself that the behaviour policy keeps.",
             "steps whose gradient is finite",
         ),
+        Metric("optimizer/learning_rate", "Learning rate of the step.", EVERY),
         Metric("skipped", "1: the gradient was not finite, and the weights stay as they are.", "such steps"),
     ),
     "Time": (

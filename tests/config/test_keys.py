@@ -17,8 +17,8 @@ REWARD = "plugin weight sources requires timeout retries max_failed optional url
 
 GROUP_KEYS = {
     "run": "name dir",
-    "model": "path revision variant clip precision resolution max_sequence_length guidance embedding_cache "
-    "gradient_checkpointing compile device train",
+    "model": "path revision variant clip precision quantization resolution max_sequence_length guidance "
+    "embedding_cache gradient_checkpointing compile device train",
     "model.lora": "rank alpha target_modules init",
     "data": "root",
     "data.sources.*": "train test weight hub subset revision prompt_key quoted_as quotes negative_prompt "
@@ -30,7 +30,7 @@ GROUP_KEYS = {
     "algorithm.behaviour": "schedule rate maximum delay",
     "balance": "name mode solver refresh_when refresh_every refresh_fraction warmup ema floor amortize "
     "shared_term weights.* options.* groups.* priorities.* norm_priority reduce",
-    "optimizer": "lr betas weight_decay epsilon clip_norm",
+    "optimizer": "name lr schedule warmup betas weight_decay epsilon clip_norm",
     "rollout": "groups group_size steps solver times guidance_scale cfg_normalization cfg_truncation "
     "batch_size",
     "evaluation": "steps solver times guidance_scale resolution batch_size images_per_prompt prompts seed",

@@ -127,6 +127,7 @@ def test_mistake_is_refused_with_nearest_or_expected(override: str, said: str) -
                 "algorithm.kl_coef",
                 "algorithm.behaviour.rate",
                 "optimizer.weight_decay",
+                "optimizer.warmup",
                 "model.max_sequence_length",
                 "data.sources.text.weight",
                 "rewards.colorfulness.weight",

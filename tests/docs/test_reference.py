@@ -15,7 +15,9 @@ from tests.conftest import RunConfigMaker
 
 PACKAGE = Path(__file__).parents[2] / "marble_cli"
 EMITTERS = ("step", "balance", "run", "evaluate")
-KEY = re.compile(r"(reward|advantage|balance|loss|behaviour|eval|time|throughput)(/(<name>|[a-z_]+))+")
+KEY = re.compile(
+    r"(reward|advantage|balance|loss|behaviour|optimizer|eval|time|throughput)(/(<name>|[a-z_]+))+"
+)
 LONE = {"step", "phase", "grad_norm", "skipped"}
 PATTERNS = {
     metric: re.compile(re.sub(r"<[kl]>", "[^/]+", metric.key)) for metric in METRICS

@@ -25,6 +25,11 @@ def test_it_counts_adapters_moments_average_and_gradients(run_config: RunConfigM
     assert memory(run_config("+rewards.third={plugin: colorfulness}"), SIZE).trained == 4 * 10_000 * 10
 
 
+def test_moments_of_8_bits_take_a_quarter(run_config: RunConfigMaker) -> None:
+    saved = memory(run_config(), SIZE).trained - memory(run_config("optimizer=adamw8bit"), SIZE).trained
+    assert saved == pytest.approx(10_000 * (8 - 2 - 2 * 4 / 256), abs=1)
+
+
 def test_all_weights_are_trained_beside_the_frozen_ones(run_config: RunConfigMaker) -> None:
     size = replace(SIZE, trained=1_000_000)
     assert memory(run_config("model.train=full"), size).trained == 4 * 1_000_000 * (2 + 2 + 1 + 4)

@@ -45,6 +45,7 @@ def test_non_finite_gradient_leaves_the_weights_unchanged(
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row.get("skipped") for row in rows] == [None, 1, None]
     assert "grad_norm" not in rows[1]
+    assert all(row["optimizer/learning_rate"] == config.optimizer.lr for row in rows)
     log = (tmp_path / "log.txt").read_text()
     assert "step 2: the gradient is not finite" in log
     assert log.count("blocks are not compiled (model.compile=auto: the device is cpu)") == 1
@@ -109,6 +110,7 @@ def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: 
         "grad_norm",
         "balance/refresh",
         "behaviour/eta",
+        "optimizer/learning_rate",
     }
     always |= {f"time/{part}" for part in ("rollout", "reward", "train", "step")} | {
         "throughput/images_per_second"

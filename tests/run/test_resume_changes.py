@@ -53,6 +53,8 @@ BOUND = [
     "trainer.times_per_image=2",
     "trainer.ema.decay=0.5",
     "optimizer.lr=0.5",
+    "optimizer.schedule=cosine",
+    "optimizer.warmup=1",
     "model.train=full",
     "model.lora.rank=3",
     "model.path=elsewhere",
@@ -113,6 +115,8 @@ def aged(folder: Path) -> None:
         "algorithm.training_times",
         "algorithm.behaviour.delay",
         "trainer.ema.offset",
+        "optimizer.schedule",
+        "optimizer.warmup",
         "balance.reduce",
         *(f"data.sources.{name}.quotes" for name in tree.data.sources),
     ):

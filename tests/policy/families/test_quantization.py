@@ -1,0 +1,84 @@
+"""Quantised frozen layers in every family: near the plain velocities, exact gradients on top of them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from marble_cli.config.enums import Quantization
+from marble_cli.policy.load import load_policy
+from marble_cli.policy.trainable.blocks import repeated_blocks
+from marble_cli.step.per_sample import PerSampleGradients
+from tests.policy.families.cases import PROMPTS, TIMES, Case
+
+# Largest relative errors of velocities; embeddings of these encoders, 8 numbers wide, may have thrice that.
+NEAR = {Quantization.int8: 0.02, Quantization.fp8: 0.08, Quantization.nf4: 0.2}
+
+
+@pytest.fixture(params=list(NEAR), ids=lambda kind: kind.value)
+def kind(request: pytest.FixtureRequest) -> Quantization:
+    chosen: Quantization = request.param
+    return chosen
+
+
+@pytest.fixture
+def rounded(case: Case, kind: Quantization, randomise: Callable[..., None]) -> Any:
+    """The family's policy with quantised layers, and the same adapters."""
+    policy = load_policy(replace(case.model, quantization=kind), seed=0)
+    randomise(policy)
+    return policy
+
+
+def error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+def test_velocities_and_embeddings_are_near_those_of_plain_layers(
+    case: Case, kind: Quantization, rounded: Any
+) -> None:
+    plain, at = case.policy, (case.start(), TIMES)
+    with torch.no_grad():
+        encoded = plain.encode(PROMPTS)
+        for adapter in ("trained", "behaviour", None):
+            found, exact = (policy.velocity(*at, encoded, adapter) for policy in (rounded, plain))
+            assert 0 < error(found, exact) < NEAR[kind], adapter
+        for name, tensor in rounded.encode(PROMPTS).tensors.items():
+            if name == "mask":
+                assert tensor.equal(encoded.tensors[name])
+            else:
+                assert 0 < error(tensor, encoded.tensors[name]) < 3 * NEAR[kind], name
+
+
+def test_only_linear_layers_of_the_blocks_are_rounded(case: Case, rounded: Any) -> None:
+    """Everything else keeps its bits, and the digest is the model's: its LoRAs fit the plain model, too."""
+    blocks = {id(module) for block in repeated_blocks(rounded.transformer) for module in block.modules()}
+    plain = dict(case.policy.transformer.named_parameters())
+    seen = set()
+    for name, module in rounded.transformer.named_modules():
+        if isinstance(module, nn.Linear) and "lora_" not in name:
+            is_plain = type(module.weight) is nn.Parameter and module.weight.equal(plain[f"{name}.weight"])
+            assert is_plain == (id(module) not in blocks), name
+            assert not module.weight.requires_grad
+            seen.add(is_plain)
+    assert seen == {True, False}
+    assert rounded.weights == case.policy.weights
+
+
+def test_gradients_of_every_mixture_at_once_are_those_of_autograd(case: Case, rounded: Any) -> None:
+    draw, xt = torch.Generator().manual_seed(5), case.start()
+    cotangent = torch.randn(xt.shape, generator=draw)
+    coefficients = torch.randn(2, len(xt), generator=draw)
+    parameters = list(rounded.parameters("trained").values())
+    rows = torch.zeros(2, sum(p.numel() for p in parameters))
+    at = (xt, TIMES, rounded.encode(PROMPTS), "trained")
+    mixer = PerSampleGradients(rounded.layers(), rows)
+    with mixer.watching():
+        mixer.mix(rounded.velocity(*at), cotangent, coefficients, retain_graph=False)
+    for row, own in zip(rows, coefficients, strict=True):
+        loss = (rounded.velocity(*at) * cotangent * own[:, None, None, None]).sum()
+        parts = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
+        expected = torch.cat([part.flatten() for part in parts])
+        assert (row - expected).norm() < 1e-4 * expected.norm()
