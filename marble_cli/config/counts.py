@@ -41,6 +41,17 @@ def processes(launcher: LauncherConfig) -> int:
     return launcher.nodes * launcher.nproc
 
 
+def per_process(count: int, processes: int, together: int = 1) -> int:
+    """Return how many of `count` images each process draws; those of some may be padding.
+
+    Args:
+        count: images, over all processes.
+        processes: their number.
+        together: neighbouring images that stay on one process; a divisor of `count`.
+    """
+    return -(-count // (together * processes)) * together
+
+
 def geometry(config: RunConfig) -> Geometry:
     """Return the batch geometry of a run."""
     trainer = config.trainer

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from marble_cli.config.counts import per_process
 from marble_cli.distributed.joining import joining
 from marble_cli.errors import ConfigError, LostError, MarbleError, PeerError
 
@@ -158,15 +159,23 @@ class Ranks:
         """Return the main rank's JSON value on every rank."""
         return self.all_gather_json(own if self.is_main else None)[0]
 
-    def rank_indices(self, count: int) -> range:
-        """Return this rank's contiguous share of the indices below `count`, a multiple of the world size."""
-        each = count // self.world
-        return range(self.rank * each, (self.rank + 1) * each)
+    def rank_indices(self, count: int, together: int = 1) -> list[int]:
+        """Return this rank's contiguous share of the indices below `count`; all shares are equally long.
 
-    def padded_rank_indices(self, count: int) -> list[int]:
-        """Return this rank's share of the indices below `count`; the last index is repeated as padding."""
-        padded = -(-count // self.world) * self.world
-        return [min(index, count - 1) for index in self.rank_indices(padded)]
+        Shares of the last ranks may be longer than what is left for them. They are padded with the first
+        indices, so that the ranks' shares one after another begin with all indices in their order.
+
+        Args:
+            count: how many indices there are.
+            together: indices that stay on one rank, from each multiple of this number; a divisor of `count`.
+        """
+        each = per_process(count, self.world, together)
+        return [index % count for index in range(self.rank * each, (self.rank + 1) * each)]
+
+    def padding(self, count: int, together: int = 1) -> int:
+        """Return how many of the last indices in this rank's share (`rank_indices`) are padding."""
+        each = per_process(count, self.world, together)
+        return min(each, max(0, (self.rank + 1) * each - count))
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over ranks, in place."""

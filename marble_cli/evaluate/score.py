@@ -78,8 +78,8 @@ class Evaluator:
 
     @property
     def own(self) -> list[int]:
-        """The indices of this rank's prompts; the last prompt of all may be repeated as padding."""
-        return self.ranks.padded_rank_indices(len(self.prompts))
+        """The indices of this rank's prompts, as `Ranks.rank_indices` shares them."""
+        return self.ranks.rank_indices(len(self.prompts))
 
     @property
     def own_images(self) -> int:
@@ -102,8 +102,7 @@ class Evaluator:
         """
         size, count = self.images_per_prompt, len(self.prompts)
         samples = self.draw(self.own, adapter, advance)
-        every, n = samples.scores(self.ranks), count * size
-        scores = Scores(every.names, every.values[:, :n], every.applicable[:, :n], every.failed[:, :n])
+        scores = samples.scores(self.ranks).first(count * size)
         self.scorer.check(scores)
         diversity = None
         if size > 1:

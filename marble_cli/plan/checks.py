@@ -1,11 +1,12 @@
 """Check a run within seconds of its start, before anything long begins."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
+from marble_cli.config.counts import processes
 from marble_cli.config.enums import OptimizerName, Parallel
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import (
@@ -74,16 +75,17 @@ def check_packages(config: RunConfig) -> None:
 
 
 def check_geometry(rollout: RolloutConfig, trainer: TrainerConfig, world: int) -> None:
-    """Check that each rank gets as many whole groups, and each replica of the model as many ranks.
+    """Check that there is an image for each rank, and that each replica of the model has as many ranks.
 
     Raises:
-        ConfigError: the number of processes does not divide rollout.groups, or trainer.fsdp.replicas does not
-            divide the number of processes.
+        ConfigError: there are more processes than images in a step, or trainer.fsdp.replicas does not divide
+            the number of processes.
     """
-    if rollout.groups % world:
+    images = rollout.groups * rollout.group_size
+    if world > images:
         raise ConfigError(
-            f"rollout.groups={rollout.groups} is not a multiple of the {world} processes. "
-            f"Expected a multiple, e.g. rollout.groups={world * max(1, rollout.groups // world)}."
+            f"{world} processes cannot share the {images} images of a step, rollout.groups={rollout.groups} "
+            f"x rollout.group_size={rollout.group_size}. Expected at most {images} processes, or more images."
         )
     if trainer.parallel is Parallel.fsdp and world % trainer.fsdp.replicas:
         raise ConfigError(
@@ -208,18 +210,33 @@ def _first_valid(prompts: list[Prompt], rewards: list[Declaration]) -> Prompt:
     return next((p for p in prompts if not any(metadata_problem(r, p.metadata) for r in rewards)), prompts[0])
 
 
+def images_together(rollout: RolloutConfig, trained: Iterable[Declaration]) -> int:
+    """Return how many neighbouring images one process draws: a prompt's if a reward compares them, else 1."""
+    return rollout.group_size if any(declaration.groupwise for declaration in trained) else 1
+
+
 def check_groups(config: RunConfig, declarations: Mapping[str, Declaration]) -> None:
     """Check that rewards which judge whole prompt groups get whole groups, in rollouts and in evaluations.
 
     Raises:
-        ConfigError: a batch of the rollout would cut a group in two, or evaluations draw no groups.
+        ConfigError: a batch of the rollout would cut a group in two, there are more processes than groups, or
+            evaluations draw no groups.
     """
-    rollout = config.rollout
+    rollout, world = config.rollout, processes(config.launcher)
     for name in config.rewards:
-        if declarations[name].groupwise and rollout.batch_size % rollout.group_size:
+        if not declarations[name].groupwise:
+            continue
+        if rollout.batch_size % rollout.group_size:
             raise ConfigError(
                 f"reward {name} judges whole groups, and rollout.batch_size={rollout.batch_size} would cut "
                 f"them. Expected a multiple of rollout.group_size={rollout.group_size}."
+            )
+        if world > rollout.groups:
+            raise ConfigError(
+                f"reward {name} judges whole groups, and {world} processes cannot share "
+                f"rollout.groups={rollout.groups}. Expected at most {rollout.groups} processes, best a "
+                "divisor of that number, or more groups of fewer images, e.g. "
+                f"rollout.groups={world}."
             )
     if config.trainer.eval_every:
         groupwise = [name for name, declaration in declarations.items() if declaration.groupwise]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from marble_cli.config.counts import geometry, processes
+from marble_cli.config.counts import geometry, per_process, processes
 from marble_cli.config.enums import OptimizerName, Parallel, Precision, RefreshWhen, Train
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RequestError
@@ -63,7 +63,8 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     gradients = halves * len(config.rewards)
     unsharded = 0 if full else gradients
     sharded = weights + moments + average + gradients + 2 - unsharded
-    batch = min(config.trainer.micro_batch_size, geometry(config).images // processes(config.launcher))
+    images = per_process(geometry(config).images, processes(config.launcher))
+    batch = min(config.trainer.micro_batch_size, images)
     kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
     if full:
         copies = shards == 1 and config.model.precision is not Precision.fp32

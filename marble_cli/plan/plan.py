@@ -12,7 +12,7 @@ from rich.table import Table
 from marble_cli.balance.registry import build
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.store import step_of
-from marble_cli.config.counts import geometry, processes
+from marble_cli.config.counts import geometry, per_process, processes
 from marble_cli.config.enums import BalanceMode, Parallel, RefreshWhen, SharedTerm, Train
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
@@ -30,6 +30,7 @@ from marble_cli.plan.checks import (
     check_packages,
     check_plugins,
     check_trackers,
+    images_together,
     trained_on,
 )
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
@@ -111,6 +112,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         unreachable = error
     build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
     most = "at most " if config.balance.refresh_when is RefreshWhen.stale else ""
+    trained = [declarations[name] for name in config.rewards if name in declarations]
+    together = images_together(config.rollout, trained)
     counts, trainer, figures = geometry(config), config.trainer, check_trackers(config.logging)
     rows: list[tuple[str, str]] = [
         ("run", f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)"),
@@ -125,8 +128,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ),
         ("samples per step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
         ("optimizer steps", f"{trainer.steps}, of which {most}{counts.refresh_steps} refresh the balance"),
-        ("a refresh", f"on {_refreshed(config)} micro-batches"),
-        ("processes", _shares(config)),
+        ("a refresh", f"on {_refreshed(config, together)} micro-batches"),
+        ("processes", _shares(config, together)),
         ("the transformer", _layout(config.trainer, processes(config.launcher))),
         ("trackers", ", ".join(config.logging.trackers) or "none"),
         *([("W&B", "; ".join([str(figures), *figures.ignored]))] if figures else []),
@@ -215,17 +218,28 @@ def _evaluation(config: RunConfig) -> str:
     return f"{prompts}, {own.steps} steps of {own.solver.value}{size}"
 
 
-def _shares(config: RunConfig) -> str:
-    """Describe each process's part of a step, for the run's processes and for more that also fit."""
+def _shares(config: RunConfig, together: int) -> str:
+    """Describe each process's part of a step, for the run's processes and for more without padding.
+
+    Args:
+        config: the run's configuration.
+        together: neighbouring images that stay on one process.
+    """
     counts, size = geometry(config), config.trainer.micro_batch_size
 
+    def padding(processes: int) -> int:
+        return processes * per_process(counts.images, processes, together) - counts.images
+
     def share(processes: int) -> str:
-        images = counts.images // processes
+        images = per_process(counts.images, processes, together)
         rollouts, parts = -(-images // config.rollout.batch_size), counts.times * -(-images // size)
-        return f"{processes}, each with {images} images in {rollouts} batches, and {parts} micro-batches"
+        spare = f" ({padding(processes)} in all are padding)" if padding(processes) else ""
+        return (
+            f"{processes}, each with {images} images{spare} in {rollouts} batches, and {parts} micro-batches"
+        )
 
     here = processes(config.launcher)
-    further = [n for n in MORE_PROCESSES if n > here and config.rollout.groups % n == 0]
+    further = [n for n in MORE_PROCESSES if n > here and not padding(n)]
     return share(here) + (f"; or {share(further[0])}" if further else "")
 
 
@@ -238,10 +252,10 @@ def _layout(trainer: TrainerConfig, processes: int) -> str:
     return f"{copies}in shards over {shards} processes"
 
 
-def _refreshed(config: RunConfig) -> str:
+def _refreshed(config: RunConfig, together: int) -> str:
     """Describe how many of a step's micro-batches compute each reward's gradient, on each process."""
     counts, size = geometry(config), config.trainer.micro_batch_size
-    parts = counts.times * -(-counts.images // processes(config.launcher) // size)
+    parts = counts.times * -(-per_process(counts.images, processes(config.launcher), together) // size)
     return f"{max(1, round(config.balance.refresh_fraction * parts))} of {parts}"
 
 

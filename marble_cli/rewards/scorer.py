@@ -39,6 +39,11 @@ class Scores:
     applicable: Tensor
     failed: Tensor
 
+    def first(self, count: int) -> "Scores":
+        """Return the outcomes of the first `count` images; the others are padding."""
+        rows = (tensor[:, :count] for tensor in (self.values, self.applicable, self.failed))
+        return Scores(self.names, *rows)
+
 
 @dataclass(frozen=True)
 class PendingScores:

@@ -18,7 +18,7 @@ from marble_cli.distributed.shards import as_dtensor, local
 from marble_cli.errors import StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation
 from marble_cli.interrupts import Interrupt
-from marble_cli.plan.checks import check_rewards
+from marble_cli.plan.checks import check_rewards, images_together
 from marble_cli.policy.base import Policy
 from marble_cli.policy.trainable.ema import behaviour_eta, blend, ema_decay
 from marble_cli.rewards.scorer import Scorer
@@ -69,6 +69,7 @@ class Trainer:
         descent: turns the reward signal of a step into its update direction.
         layout: how ranks hold parameters.
         recorder: records metrics and pictures.
+        together: neighbouring images that stay on one rank.
         progress: the state after the last finished step.
         prompts_ready_until: the last step whose prompts are encoded.
         skipped: the number of consecutive steps without a finite gradient.
@@ -90,6 +91,8 @@ class Trainer:
     skipped: int = 0
 
     def __post_init__(self) -> None:
+        rewards = [worker.reward.declaration for worker in self.scorer.workers]
+        self.together = images_together(self.config.rollout, rewards)
         self.checkpoints = Checkpoints(
             self.folder, self.config.trainer, self.policy, self.optimizer, self.layout, self.progress
         )
@@ -147,7 +150,7 @@ class Trainer:
         samples, groups = self.roll_out(step)
         rolled_out = time.perf_counter()
 
-        scores = samples.scores(self.ranks)
+        scores = samples.scores(self.ranks).first(len(groups))
         self.scorer.check(scores)
         signal = read_signal(scores.values, scores.applicable, groups, self.config.algorithm)
         scored = time.perf_counter()
@@ -180,7 +183,7 @@ class Trainer:
         """Draw this rank's samples; also return the prompt group [n] of every image of the step."""
         size = self.config.rollout.group_size
         prompts = [prompt for prompt in self.sampler.step(step) for _ in range(size)]
-        own = self.ranks.rank_indices(len(prompts))
+        own = self.ranks.rank_indices(len(prompts), self.together)
         self.recorder.stage("rollout", len(own))
         with bounded(f"in the rollout of step {step}", SMALLER_ROLLOUT), self.layout.raise_together():
             samples = self.rollout.collect(
@@ -197,7 +200,8 @@ class Trainer:
     def training_set(self, step: int, samples: Samples, signal: Signal) -> TrainingSet:
         """Draw training times and noise for this rank's samples."""
         settings, algorithm = self.config.trainer, self.config.algorithm
-        own = torch.tensor(self.ranks.rank_indices(signal.rewards.shape[1]))
+        images = signal.rewards.shape[1]
+        own = torch.tensor(self.ranks.rank_indices(images, self.together))
         draws = signal.groups[own] if algorithm.training_noise is TrainingNoise.group else own
         times = training_times(
             self.rollout.times(),
@@ -208,8 +212,10 @@ class Trainer:
             step,
             algorithm.training_times,
         )
-        count = signal.rewards.shape[1] * times.shape[1]
-        return TrainingSet(samples.x0, samples.embeddings, own, draws, times, count)
+        padding = self.ranks.padding(images, self.together)
+        return TrainingSet(
+            samples.x0, samples.embeddings, own, draws, times, images * times.shape[1], padding
+        )
 
     def find_direction(self, step: int, signal: Signal, data: TrainingSet) -> Direction:
         """Find the update direction: coefficients, gradients, Gram matrix, balance, combined gradient."""
@@ -279,7 +285,9 @@ class Trainer:
             return
         self.prompts_ready_until = min(settings.steps, step + settings.encode_ahead - 1)
         steps = [self.sampler.step(ahead) for ahead in range(step, self.prompts_ready_until + 1)]
-        own = self.ranks.rank_indices(self.config.rollout.groups)
+        size = self.config.rollout.group_size
+        images = self.ranks.rank_indices(self.config.rollout.groups * size, self.together)
+        own = sorted({i // size for i in images})
         with bounded("while prompts were encoded", SMALLER_ENCODERS), self.ranks.raise_together():
             self.rollout.prepare([prompts[i] for prompts in steps for i in own])
 

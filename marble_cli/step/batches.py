@@ -23,6 +23,7 @@ class TrainingSet:
         draws: [m] int64; images with equal numbers get equal noise.
         times: [m, T] float32 training times of each image.
         samples: n T, the samples of all ranks.
+        padding: how many of the last images are padding, which counts nothing (`Ranks.padding`).
     """
 
     x0: Tensor
@@ -31,17 +32,26 @@ class TrainingSet:
     draws: Tensor
     times: Tensor
     samples: int
+    padding: int = 0
 
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """Noised latents [B, C, H, W] of the images at `indices` [B], each at its own time `t` [B]."""
+    """Noised latents [B, C, H, W] of the images at `indices` [B], each at its own time `t` [B].
+
+    `real` [B] is 1 for an image of the step and 0 for padding; None if there is no padding.
+    """
 
     x0: Tensor
     xt: Tensor
     t: Tensor
     embeddings: PromptEmbeddings
     indices: Tensor
+    real: Tensor | None = None
+
+    def without_padding(self, values: Tensor) -> Tensor:
+        """Return `values` [B] with zeros for padding."""
+        return values if self.real is None else values * self.real
 
 
 def training_times(
@@ -123,4 +133,5 @@ def noised_batches(data: TrainingSet, parts: list[Chunk], seed: int, step: int) 
             eps = eps.pin_memory()
         x0, t = data.x0[rows], times[:, part.column][rows]
         xt = torch.lerp(x0, eps.to(device, non_blocking=True).to(x0.dtype), t[:, None, None, None])
-        yield NoisedBatch(x0, xt, t, data.embeddings[part.rows], indices[rows])
+        real = (rows < len(data.x0) - data.padding).to(x0) if data.padding else None
+        yield NoisedBatch(x0, xt, t, data.embeddings[part.rows], indices[rows], real)

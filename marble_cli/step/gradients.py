@@ -82,7 +82,9 @@ class ForwardPass:
 
     def terms(self, v: Tensor, beta: float) -> NftTerms:
         """Return the halves of the loss at trained velocities `v`."""
-        return nft_terms(self.batch.x0, self.batch.xt, self.batch.t, v, self.v_old, beta=beta)
+        batch = self.batch
+        terms = nft_terms(batch.x0, batch.xt, batch.t, v, self.v_old, beta=beta)
+        return NftTerms(batch.without_padding(terms.positive), batch.without_padding(terms.negative))
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class Step:
         objective, count = self.objective, self.data.samples
         p, q = mixture.of(forward.batch.indices)
         policy = mixed_loss(terms, p, q, clip=objective.clip, beta=objective.beta, count=count)
-        return policy, objective.kl_coef * kl_term(v, forward.v_ref).sum() / count
+        kl = forward.batch.without_padding(kl_term(v, forward.v_ref)).sum()
+        return policy, objective.kl_coef * kl / count
 
 
 def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> Gradients:

@@ -73,9 +73,9 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
             products = velocity_products(batch.x0, batch.xt, batch.t, v_theta, v_old, beta=objective.beta)
             p, q = rewards.of(batch.indices)
             total += output_gram(
-                products.positive,
-                products.cross,
-                products.negative,
+                batch.without_padding(products.positive),
+                batch.without_padding(products.cross),
+                batch.without_padding(products.negative),
                 p,
                 q,
                 clip=objective.clip,
@@ -89,7 +89,8 @@ def _applicable_samples(step: Step, chosen: list[Chunk], signal: Signal) -> Tens
     """Count [K] applicable samples in the `chosen` micro-batches of all ranks.
 
     Every rank chooses the same rows of its own images, which are an equal, contiguous part of the step's.
+    Beyond the step's images lies padding.
     """
     rows, each = torch.cat([part.rows for part in chosen]), len(step.data.x0)
     images = torch.cat([rows + rank * each for rank in range(step.layout.ranks.world)])
-    return signal.applicable[:, images].sum(1)
+    return signal.applicable[:, images[images < signal.applicable.shape[1]]].sum(1)

@@ -76,7 +76,7 @@ def test_ranks_split_a_step_into_whole_groups(world: int, monkeypatch: pytest.Mo
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
         images = [prompt.text for prompt in sampler(12).step(5) for _ in range(size)]
-        parts.append([images[i] for i in Ranks().rank_indices(len(images))])
+        parts.append([images[i] for i in Ranks().rank_indices(len(images), size)])
     assert [text for part in parts for text in part] == expected
     for part in parts:
         assert all(part[i : i + size] == [part[i]] * size for i in range(0, len(part), size))

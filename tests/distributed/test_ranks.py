@@ -1,10 +1,8 @@
 """The collectives of `Ranks` on two processes, and a run whose results do not depend on their number."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,12 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from marble_cli.checkpoint import store
-from marble_cli.config.compose import compose, dump
+from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.errors import ConfigError
 from marble_cli.metrics.jsonl import read_rows
-from marble_cli.plan.checks import check_geometry
 from marble_cli.policy.load import load_policy
 from marble_cli.run.train import train
 from tests.distributed.processes import ends, job
@@ -35,43 +31,13 @@ def test_single_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     with Ranks() as ranks:
         assert (ranks.rank, ranks.world, ranks.is_main) == (0, 1, True)
-        assert list(ranks.rank_indices(3)) == [0, 1, 2]
+        assert (ranks.rank_indices(3), ranks.padding(3)) == ([0, 1, 2], 0)
         tensor = torch.tensor([1.0])
         assert ranks.all_reduce(tensor) is tensor
         assert ranks.all_gather(tensor) is tensor
         assert ranks.broadcast(tensor) is tensor
         assert (ranks.any(True), ranks.any(False)) == (True, False)
         assert not torch.distributed.is_initialized()
-
-
-def test_groups_not_divisible_by_ranks_are_refused(run_config: Callable[..., RunConfig]) -> None:
-    config = run_config("rollout.groups=5")
-    check_geometry(config.rollout, config.trainer, 5)
-    with pytest.raises(
-        ConfigError, match=r"rollout\.groups=5 is not a multiple of the 2 .* rollout\.groups=4"
-    ):
-        check_geometry(config.rollout, config.trainer, 2)
-    with pytest.raises(ConfigError, match=r"e\.g\. rollout\.groups=8"):
-        check_geometry(config.rollout, config.trainer, 8)
-
-
-def test_paper_preset_accepts_the_documented_process_counts() -> None:
-    """The numbers are those in docs/explanation/sd35m.md."""
-    page = (Path(__file__).parents[2] / "docs" / "explanation" / "sd35m.md").read_text()
-    said = re.search(r"divides 48 trains the same \(([\d, or\n]+)\)", page)
-    assert said is not None
-    numbers = list(map(int, re.findall(r"\d+", said[1])))
-
-    def taken(*overrides: str) -> list[int]:
-        config, found = compose(["preset=sd35m_5r", *overrides]), []
-        for world in range(1, 65):
-            with suppress(ConfigError):
-                check_geometry(config.rollout, config.trainer, world)
-                found.append(world)
-        return found
-
-    assert taken() == numbers
-    assert {32, 64} <= set(taken("rollout.groups=64", "rollout.group_size=18"))
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

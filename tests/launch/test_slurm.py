@@ -150,9 +150,9 @@ def test_missing_sbatch_is_refused_after_the_job_is_written(
     assert isinstance(done.exception, RequestError)
     assert f"no sbatch on this machine. The job is written: {run}/job.sbatch" in str(done.exception)
     assert sorted(path.name for path in run.iterdir()) == ["job.sbatch", "job.yaml"]
-    refused = CliRunner().invoke(app, ["train", "--config-name", str(file), "launcher.nproc=3"])
+    refused = CliRunner().invoke(app, ["train", "--config-name", str(file), "launcher.nproc=7"])
     assert isinstance(refused.exception, ConfigError)
-    assert "rollout.groups=2 is not a multiple of the 3 processes" in str(refused.exception)
+    assert "7 processes cannot share the 6 images" in str(refused.exception)
 
 
 def test_refusal_by_sbatch_is_reported(

@@ -159,7 +159,7 @@ def test_plan_says_that_the_model_is_not_on_this_machine(
 @pytest.mark.parametrize(
     ("overrides", "error", "said"),
     [
-        (["launcher.nproc=2", "rollout.groups=3"], ConfigError, r"rollout\.groups=3 .* rollout\.groups=2"),
+        (["launcher.nproc=7"], ConfigError, r"7 processes cannot share the 6 images .* at most 6"),
         (["data.sources.text.train=text/trian.jsonl"], DataError, r"Did you mean .*train\.jsonl"),
         (["rewards.compressibility.qualty=3"], ConfigError, r"rewards\.compressibility\.qualty.*'quality'"),
         (["balance.floor=0.6"], ConfigError, r"balance\.floor=0\.6"),

@@ -167,6 +167,35 @@ def test_gradients_of_the_ranks_parts_add_up(case: Any, double_policy: Any) -> N
     assert distance(inner[0] + inner[1], inner[2]) < 1e-10
 
 
+def test_padding_counts_nothing(case: Any, double_policy: Any) -> None:
+    """The images once more, as padding; micro-batches hold images, padding or both."""
+    twice, data = torch.arange(12).repeat(2), case.data
+    padded = replace(
+        case,
+        data=replace(
+            data,
+            x0=data.x0[twice],
+            embeddings=data.embeddings[twice],
+            indices=data.indices[twice],
+            draws=data.draws[twice],
+            times=data.times[twice],
+            padding=12,
+        ),
+    )
+    for shared_term in ("inside", "outside"):
+        got, expected = (apart(double_policy, one, shared_term) for one in (padded, case))
+        for row, other in zip(got.rows, expected.rows, strict=True):
+            assert distance(row, other) < 1e-10 or not other.any()
+        torch.testing.assert_close(got.losses, expected.losses, rtol=1e-10, atol=1e-15)
+    mixture = coefficients(case.signal).combined(WEIGHTS)
+    got, expected = (one_pass(double_policy, one, mixture) for one in (padded, case))
+    assert distance(got.rows[0], expected.rows[0]) < 1e-10
+    assert distance(got.losses, expected.losses) < 1e-10
+    rewards = coefficients(case.signal).rewards
+    grams = [velocity_gram(one.step(double_policy), parts(one), rewards) for one in (padded, case)]
+    assert distance(*grams) < 1e-10
+
+
 def test_progress_is_told_of_every_sample(case: Any, double_policy: Any) -> None:
     counts: list[int] = []
     p, q = case.signal.optimality, 1 - case.signal.optimality

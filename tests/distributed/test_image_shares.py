@@ -1,0 +1,169 @@
+"""Processes share a step by image: any number of them trains as one process does."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marble_cli.config.compose import compose, dump
+from marble_cli.config.enums import Parallel
+from marble_cli.config.schema import RunConfig
+from marble_cli.distributed.ranks import Ranks
+from marble_cli.errors import ConfigError
+from marble_cli.metrics.jsonl import read_rows
+from marble_cli.plan.checks import check_geometry, check_groups, images_together
+from marble_cli.rewards.api import Declaration
+from marble_cli.run.train import train
+from tests.distributed.processes import ends, job
+
+STEPS = 3
+# Smooth rewards: one that counts bytes would turn a pixel's rounding into another advantage.
+SETTINGS = (
+    "rewards=[colorfulness]",
+    "+rewards.some={plugin: colorfulness, sources: [text, general]}",
+    f"trainer.steps={STEPS}",
+    "balance.refresh_every=2",
+    "balance.shared_term=outside",
+    "trainer.eval_every=3",
+    "algorithm.behaviour.rate=0.3",
+    "algorithm.kl_coef=0.5",
+    "rollout.groups=5",
+    "rollout.batch_size=3",
+    "trainer.micro_batch_size=3",
+)
+CLOCKS = ("time/", "throughput/", "balance/solve_seconds", "balance/gap")
+
+
+@pytest.fixture(scope="module")
+def alone(
+    run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """The metrics of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert train(run_config(*SETTINGS, f"run.dir={folder}"), resume="auto") == 0
+    return read_rows(folder / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("worlds", "parallel"),
+    [((2,), Parallel.ddp), ((3, 4), Parallel.ddp), ((2,), Parallel.fsdp)],
+    ids=str,
+)
+def test_processes_that_split_groups_train_as_one(
+    alone: list[dict[str, Any]],
+    run_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    worlds: tuple[int, ...],
+    parallel: Parallel,
+) -> None:
+    """15 images: 8 for each of two processes, of which one is padding, 5 for three, 4 for four.
+
+    Evaluations of six prompts are shared too. A run of three processes goes on with four.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder, file = tmp_path / "run", tmp_path / "config.yaml"
+    for run, world in enumerate(worlds, 1):
+        last = STEPS if run == len(worlds) else run
+        file.write_text(
+            dump(
+                run_config(
+                    *SETTINGS,
+                    f"run.dir={folder}",
+                    f"trainer.steps={last}",
+                    f"trainer.parallel={parallel.value}",
+                )
+            )
+        )
+        command = ("-m", "marble_cli", "train", "--config-name", file)
+        for code, _, err in ends(job([command] * world)):
+            assert code == 0, err
+    rows = read_rows(folder / "metrics.jsonl")
+    assert_alike([row for row in rows if (row["step"], row["phase"]) != (1, "eval")], alone)
+
+
+def assert_alike(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    assert [(row["step"], row["phase"]) for row in rows] == [(row["step"], row["phase"]) for row in others]
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() == other.keys()
+        for key in row.keys() - {"step", "phase"}:
+            if not key.startswith(CLOCKS):
+                # A rounded pixel is seen most in the fourth powers of effective samples.
+                near = 2e-6 if key.startswith("loss/") else 1e-3 if "effective" in key else 1e-4
+                assert row[key] == pytest.approx(other[key], rel=near, abs=near), (row["step"], key)
+
+
+def test_groups_of_a_groupwise_reward_stay_whole(
+    run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three groups: two for each of two processes, of which one is padding."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    rows = []
+    for world in (1, 2):
+        folder, file = tmp_path / f"run-{world}", tmp_path / f"{world}.yaml"
+        counts = ("rollout.groups=3", "rollout.group_size=4", "rollout.batch_size=8")
+        settings = ("rewards=[colorfulness]", *counts)
+        file.write_text(dump(run_config(*settings, f"run.dir={folder}")))
+        command = (Path(__file__).with_name("groupwise_ranks.py"), file)
+        for rank, (_, out, err) in enumerate(ends(job([command] * world))):
+            assert out.endswith(f"done {rank}\n"), err
+        rows.append(read_rows(folder / "metrics.jsonl"))
+    assert rows[0][0]["reward/colorfulness/mean"] == pytest.approx(0.0, abs=1e-9)
+    assert rows[0][0]["reward/colorfulness/failed"] == 0
+    assert_alike(*rows)
+
+
+def shares(
+    monkeypatch: pytest.MonkeyPatch, count: int, world: int, together: int = 1
+) -> tuple[list[list[int]], list[int]]:
+    """The indices and the padding of every rank."""
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    indices, padding = [], []
+    for rank in range(world):
+        monkeypatch.setenv("RANK", str(rank))
+        indices.append(Ranks().rank_indices(count, together))
+        padding.append(Ranks().padding(count, together))
+    return indices, padding
+
+
+@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("world", range(1, 10))
+def test_every_image_is_real_on_one_rank(world: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares are equally long, keep `together` images whole, and hold no image twice."""
+    count = 12
+    indices, padding = shares(monkeypatch, count, world, together)
+    assert len({len(own) for own in indices}) == 1
+    assert [i for own in indices for i in own][:count] == list(range(count))
+    real = [i for own, spare in zip(indices, padding, strict=True) for i in own[: len(own) - spare]]
+    assert real == list(range(count))
+    for own in indices:
+        assert len(set(own)) == len(own)
+        for first in range(0, len(own), together):
+            assert own[first] % together == 0
+            assert own[first : first + together] == list(range(own[first], own[first] + together))
+
+
+def declarations(config: RunConfig, groupwise: Sequence[str] = ()) -> dict[str, Declaration]:
+    return {name: Declaration(groupwise=name in groupwise) for name in config.rewards}
+
+
+def test_64_processes_share_the_papers_step_but_not_whole_groups() -> None:
+    machines = ("launcher.nodes=8", "launcher.nproc=8")
+    config = compose(["preset=sd35m_5r", *machines, "rollout.batch_size=24", "trainer.eval_every=0"])
+    check_geometry(config.rollout, config.trainer, 64)
+    check_groups(config, declarations(config))
+    assert images_together(config.rollout, declarations(config).values()) == 1
+    groupwise = declarations(config, [next(iter(config.rewards))])
+    assert images_together(config.rollout, groupwise.values()) == config.rollout.group_size
+    with pytest.raises(ConfigError, match=r"rollout\.groups=48.* at most 48 processes.*groups=64"):
+        check_groups(config, groupwise)
+    config.launcher.nodes = 6
+    check_groups(config, groupwise)
+
+
+def test_more_processes_than_images_are_refused() -> None:
+    config = compose(["preset=tiny", "rollout.groups=2", "rollout.group_size=3"])
+    check_geometry(config.rollout, config.trainer, 6)
+    with pytest.raises(ConfigError, match=r"7 processes cannot share the 6 images .* at most 6"):
+        check_geometry(config.rollout, config.trainer, 7)
