@@ -23,6 +23,7 @@ from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.paths import NO_HOME
 from marble_cli.rewards import guard
 from tests.compositions import remember_compositions
+from tests.distributed import processes
 from tests.process_state import describe_changes, read_state, restore
 
 gc.disable()  # until the tests are imported: collections find nothing in modules
@@ -62,6 +63,15 @@ def _a_process_as_before() -> Iterator[None]:
     if after != before:
         restore(before)
         pytest.fail(f"the test left the process changed: {'; '.join(describe_changes(before, after))}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_server_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leave the server of forks, if any test of this process has asked for it."""
+    processes.FACTORY.append(tmp_path_factory)
+    yield
+    if processes.forks.cache_info().currsize:
+        processes.forks().close()
 
 
 @pytest.fixture(autouse=True)

@@ -4,21 +4,23 @@ Each program takes seconds less. It is a process of its own, with its own argume
 output, signals and exit code; only its imports were made before it began. If those are the subject, a test
 starts an interpreter.
 
-This file is both sides: `ForkServer` here, and the server when a Python, such as that of another environment,
-runs it.
+This file is all sides: `ForkServer` here; the server when a Python, such as that of another environment, runs
+it; and a stand-in for that Python when run with `fork FOLDER` before a program's arguments.
 """
 
 import gc
 import json
 import os
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 MODULES = (
     "diffusers", "diffusers.models.autoencoders.autoencoder_kl",
@@ -68,36 +70,72 @@ class Program:
 
 
 class ForkServer:
-    """A process of `python` that has imported `MODULES` and forks for each program."""
+    """The server in `folder`, which forks for each program; see `tests.once.shared_server`."""
 
-    def __init__(self, python: Path | str, environ: Mapping[str, str], folder: Path) -> None:
-        self._folder, self._programs = folder, 0
-        self._process = subprocess.Popen(
-            [str(python), str(Path(__file__).resolve())], env={**environ, **IMPORTED_WITH}, cwd=folder,
-            text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+    def __init__(self, folder: Path, flags: int = os.O_NONBLOCK) -> None:
+        """Connect to the server.
+
+        Raises:
+            OSError: it has not begun, or has ended. Without O_NONBLOCK it is waited for.
+        """
+        self._folder = folder
+        self._connection = os.open(folder / "requests", os.O_WRONLY | flags)
 
     def start(
-        self, arguments: Sequence[object], environ: Mapping[str, str], cwd: Path | None = None
+        self,
+        arguments: Sequence[object],
+        environ: Mapping[str, str],
+        cwd: Path | None = None,
+        **output: Path,
     ) -> Program:
-        """Start `python ARGUMENTS`, which are `-m MODULE ...` or the path of a file and what it is given."""
-        self._programs += 1
-        folder = self._folder / f"program-{self._programs}"
-        folder.mkdir()
+        """Start `python ARGUMENTS`: `[-W error] -m MODULE ...`, or the path of a file and what it is given.
+
+        It writes to the files `out` and `err`, in a folder of its own by default.
+        """
+        own = Path(tempfile.mkdtemp(prefix="program-", dir=self._folder))
         request = {
-            "arguments": [str(part) for part in arguments], "environ": dict(environ), "folder": str(folder),
+            "arguments": [str(part) for part in arguments], "environ": dict(environ),
             "cwd": str(cwd or Path.cwd()),
+            **{name: str(output.get(name, own / name)) for name in ("out", "err")},
         }  # fmt: skip
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return Program(int(self._process.stdout.readline()), folder)
+        (own / "request").write_text(json.dumps(request))
+        os.write(self._connection, f"{own}\n".encode())
+        while not (own / "pid").exists():
+            ForkServer(self._folder).close()  # raises if the server has ended
+            time.sleep(0.005)
+        return Program(int((own / "pid").read_text()), own)
+
+    def write_python(self, file: Path) -> None:
+        """Write a command that takes the place of this Python in scripts; each call is such a program."""
+        words = shlex.join([sys.executable, "-S", __file__, "fork", str(self._folder)])
+        file.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        file.chmod(0o755)
 
     def close(self) -> None:
-        """End the server; programs that still run stay."""
-        self._process.communicate()
+        """Leave the server, which ends when all have left; programs that still run stay."""
+        os.close(self._connection)
+
+
+def start_server(python: Path | str, environ: Mapping[str, str], folder: Path) -> ForkServer:
+    """Let `python` import `MODULES` and serve in a folder."""
+    (folder / "requests").unlink(missing_ok=True)
+    os.mkfifo(folder / "requests")
+    command = ["sh", "-c", '"$@" < requests &', "sh", str(python), str(Path(__file__).resolve())]
+    subprocess.run(command, env={**environ, **IMPORTED_WITH}, cwd=folder, check=True)
+    return ForkServer(folder, flags=0)
+
+
+def _stand_in(folder: Path, arguments: list[str]) -> None:
+    """Be the program to whoever started this process: pass output and signals on, and end as it ends."""
+    files = {name: Path(f"/proc/self/fd/{number}").readlink() for name, number in (("out", 1), ("err", 2))}
+    program = ForkServer(folder).start(arguments, os.environ, **files)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: program.send_signal(number))
+    code = program.wait()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
 
 
 def _serve() -> list[str]:
@@ -107,49 +145,68 @@ def _serve() -> list[str]:
     for name in MODULES:
         __import__(name)
     gc.freeze()  # a collection in a fork would copy every page of what the imports made
-    while line := os.read(0, 1 << 20):
-        while not line.endswith(b"\n"):
-            line += os.read(0, 1 << 20)
-        request = json.loads(line)
+    requests = b""
+    while True:
+        while b"\n" not in requests:
+            if not (read := os.read(0, 1 << 20)):
+                os._exit(0)
+            requests += read
+        line, _, requests = requests.partition(b"\n")
         if os.fork():  # the server, which goes on once the program is on its way
             os.wait()
             continue
         if os.fork():  # between server and program, so that the server has no child to wait for
             os._exit(0)
-        _watch(request)
+        arguments = _watch(Path(line.decode()))
         gc.enable()
-        return list(request["arguments"])
-    os._exit(0)
+        return arguments
 
 
-def _watch(request: dict[str, Any]) -> None:
-    """Fork the program, in which this returns; its parent says how it ended."""
-    folder = Path(request["folder"])
+def _watch(folder: Path) -> list[str]:
+    """Fork the program, in which this returns its arguments; its parent says how it ended."""
+    request = json.loads((folder / "request").read_text())
     if pid := os.fork():
-        os.write(1, f"{pid}\n".encode())
+        _write(folder / "pid", pid)
         _, status = os.waitpid(pid, 0)
-        (folder / "ending").write_text(str(os.waitstatus_to_exitcode(status)))
-        (folder / "ending").rename(folder / "status")
+        _write(folder / "status", os.waitstatus_to_exitcode(status))
         os._exit(0)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environ"])
+    appended = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for name, number, flags in (
         ("/dev/null", 0, os.O_RDONLY),
-        (folder / "out", 1, 0),
-        (folder / "err", 2, 0),
+        (request["out"], 1, appended),
+        (request["err"], 2, appended),
     ):
-        opened = os.open(name, flags or os.O_WRONLY | os.O_CREAT | os.O_APPEND if number else flags)
+        opened = os.open(name, flags)
         os.dup2(opened, number)
         os.close(opened)
+    arguments: list[str] = request["arguments"]
+    return arguments
 
 
-if __name__ == "__main__":
-    program = _serve()
+def _write(file: Path, number: int) -> None:
+    """Write a number so that no reader finds half of it."""
+    draft = file.with_suffix(".writing")
+    draft.write_text(str(number))
+    draft.rename(file)
+
+
+def _run(program: list[str]) -> None:
+    if program[:2] == ["-W", "error"]:
+        warnings.simplefilter("error")
+        del program[:2]
     sys.path.insert(0, os.getcwd() if program[0] == "-m" else str(Path(program[0]).parent))
     if program[0] == "-m":
-        sys.argv = [program[1], *program[2:]]
+        sys.argv = program[1:]
         runpy.run_module(program[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = program
         runpy.run_path(program[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["fork"]:
+        _stand_in(Path(sys.argv[2]), sys.argv[3:])
+    _run(_serve())

@@ -17,7 +17,7 @@ PREFIX = "MARBLE_SECRET_"
 
 def without_secrets(config: RunConfig) -> DictConfig:
     """Return the configuration as a tree with a reference such as `${oc.env:JUDGE_KEY}` for each secret."""
-    tree: DictConfig = OmegaConf.structured(config)
+    tree = OmegaConf.create(asdict(config))  # without the types, which take most of the time
     for node, key, value, path in list(_secrets(tree)):
         node[key] = f"${{oc.env:{_variable(value, path)}}}"
     return tree

@@ -4,14 +4,18 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from marble_cli.metrics.jsonl import read_rows
 from tests.fork_server import ForkServer, Program
+from tests.once import shared_server
+
+FACTORY: list[pytest.TempPathFactory] = []  # of this process, set by tests/conftest.py
 
 
 def free_port() -> int:
@@ -23,8 +27,8 @@ def free_port() -> int:
 
 @cache
 def forks() -> ForkServer:
-    """Start this worker's server of forks; tests/distributed/conftest.py ends it."""
-    return ForkServer(sys.executable, os.environ, Path(tempfile.mkdtemp(prefix="marble-forks-")))
+    """Return the server of forks of this test run; tests/conftest.py leaves it."""
+    return shared_server(FACTORY[0], "forks", sys.executable, os.environ)
 
 
 def job(
@@ -39,7 +43,7 @@ def job(
     ranks: list[subprocess.Popen[str] | Program] = []
     for rank, (command, folder) in enumerate(zip(commands, folders or [None] * len(commands), strict=True)):
         environ = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        if command[0] == "-m" or isinstance(command[0], Path):
+        if command[0] in ("-m", "-W") or isinstance(command[0], Path):
             ranks.append(forks().start(command, environ, folder))
         else:
             ranks.append(
@@ -97,4 +101,16 @@ def marked(mark: str) -> dict[int, str]:
             continue
         if mark in environment and int(folder.name) != os.getpid():
             found[int(folder.name)] = command.replace("\0", " ")
+    return found
+
+
+def inside(folder: Path) -> dict[int, int]:
+    """Return the parents of processes whose working directory is `folder`, by process id."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").readlink() == folder:
+                found[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
     return found

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.environment import Environment, made_in, make_environment
-from tests.fork_server import ForkServer
-from tests.once import once
+from tests.once import once, shared_server
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +17,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 @pytest.fixture(scope="session")
 def environment(fresh: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """The environment, with commands as forks of one interpreter that has imported marble from its wheel."""
-    forks = ForkServer(fresh.python, fresh.variables(), tmp_path_factory.mktemp("forks"))
+    forks = shared_server(tmp_path_factory, "wheel-forks", fresh.python, fresh.variables())
     yield replace(fresh, forks=forks)
     forks.close()
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from marble_cli.cli.app import app
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
-from tests.distributed.processes import step, wait_for
+from tests.distributed.processes import forks, step, wait_for
 
 COMMANDS = {
     # Prints the job's id, as with `--parsable`.
@@ -53,6 +54,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, body in COMMANDS.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
+    forks().write_python(folder / "python")
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))  # of the tasks
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE", str(folder))
     return folder

@@ -2,6 +2,6 @@
 
 from tests.launch.cells import cells
 from tests.launch.cluster import cluster
-from tests.launch.local_run import run
+from tests.launch.local_run import forked_run, run
 
-__all__ = ["cells", "cluster", "run"]
+__all__ = ["cells", "cluster", "forked_run", "run"]

@@ -16,10 +16,11 @@ from marble_cli.interrupts import EXIT_FILE, blocked_signals, record_exit_code, 
 from marble_cli.launch.local import _cause
 from marble_cli.metrics.jsonl import read_rows
 from tests.distributed.processes import step, wait_for
-from tests.launch.local_run import Run
+from tests.launch.local_run import ForkedRun
 
 
-def test_killed_process_restarts_the_run_and_a_signal_stops_it(run: Run) -> None:
+def test_killed_process_restarts_the_run_and_a_signal_stops_it(forked_run: ForkedRun) -> None:
+    run = forked_run
     process = run.start("trainer.steps=2000")
     run.reach(2, process)
     os.kill(run.ranks()[1], signal.SIGKILL)
@@ -35,7 +36,8 @@ def test_killed_process_restarts_the_run_and_a_signal_stops_it(run: Run) -> None
     assert (run.folder / "checkpoints" / "latest").read_text() == f"step-{done[-1]:08d}\n"
 
 
-def test_killed_launcher_ends_all_processes(run: Run) -> None:
+def test_killed_launcher_ends_all_processes(forked_run: ForkedRun) -> None:
+    run = forked_run
     process = run.start("trainer.steps=2000")
     run.reach(1, process)
     process.kill()
