@@ -215,8 +215,7 @@ def _all_at_once(
             terms = forward.terms(v, step.objective.beta)
             policy, kl = step.loss(forward, v, terms, shared)
             halves = [
-                (((terms.positive + sign * terms.negative) / 2).sum(), c[:, images])
-                for sign, c in signs
+                (((terms.positive + sign * terms.negative) / 2).sum(), c[:, images]) for sign, c in signs
             ]
             for remaining, (half, c) in zip(range(len(halves) - 1, -1, -1), halves, strict=True):
                 (cotangent,) = torch.autograd.grad(half, v, retain_graph=True)
