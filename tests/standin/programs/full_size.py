@@ -45,7 +45,7 @@ def in_parts(scene: Scene, size: int) -> Scene:
 
 def main() -> None:
     """Count a rollout, and both kinds of steps in one micro-batch and in three."""
-    scene = make(step_config(small=False))
+    scene = make(step_config(False, "model.compile=false"))
     found = {"rollout": asdict(count(rollout_job(scene)))}
     for name, refresh in (("plain", False), ("refresh", True)):
         for size in (IMAGES, IMAGES // 3):
