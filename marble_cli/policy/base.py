@@ -73,6 +73,7 @@ class RepeatedEmbeddings:
     rows: Tensor  # [n] int64, on the CPU
 
     def __getitem__(self, index: Tensor | slice) -> PromptEmbeddings:
+        # An index on another device is right, and waits for that device.
         return self.distinct[self.rows[index.cpu() if isinstance(index, Tensor) else index]]
 
     def __len__(self) -> int:

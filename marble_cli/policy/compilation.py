@@ -1,7 +1,7 @@
 """Decide whether a transformer's blocks are compiled: `model.compile`.
 
-On a GPU torch compiles to Triton, which builds a small C library when it is first used. So it takes a C
-compiler (the variable CC, gcc or clang, looked for in this order) and Python's headers.
+On a GPU torch compiles to Triton, which builds a small C library when it is first used. So it takes
+Python's headers and a C compiler: the one that CC names, else gcc, else clang.
 """
 
 import importlib.util

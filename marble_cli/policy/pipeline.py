@@ -158,8 +158,8 @@ class PipelinePolicy:
         at_once = max(1, DECODED_PIXELS.get(self.device.type, 2**21) // self.model.resolution**2)
         # Batches of nearly equal size: a last batch of one image would take as long as several.
         batches = x0.to(self.pipeline.vae.dtype).tensor_split(-(-len(x0) // at_once))
-        parts = [self.family.decode(batch).float() for batch in batches]
-        return ((torch.cat(parts) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        parts = [_as_bytes(self.family.decode(batch)) for batch in batches]
+        return torch.cat(parts).cpu()
 
     def scheduler_config(self) -> dict[str, Any]:
         return self.family.scheduler_config()
@@ -192,3 +192,8 @@ class PipelinePolicy:
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(kept[name])
+
+
+def _as_bytes(pixels: Tensor) -> Tensor:
+    """Return uint8 of pixels in [-1, 1]."""
+    return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

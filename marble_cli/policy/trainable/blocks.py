@@ -30,7 +30,7 @@ def _mark_samples(compiled: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
         for tensor in tensors:
-            if len(tensor) == len(tensors[0]):
+            if tensor.shape[0] == tensors[0].shape[0]:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return compiled(*args, **kwargs)
 

@@ -2,16 +2,17 @@
 
 from typing import Any
 
+import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 class LoraLinear(lora.Linear):  # type: ignore[misc]
-    """W x + B (s A x), where s is alpha / rank; peft makes one of each linear layer that gets adapters.
+    """W x + s B A x, where s is alpha / rank; peft makes one of each linear layer that gets adapters.
 
-    peft's own forward casts inputs to the type of A and the result back, and scales B A x, which has the size
-    of W x, instead of A x. Here an adapter adds one elementwise operation of that size.
+    peft's own forward casts inputs to the type of A and the result back, and scales and adds in two
+    operations. Here these are one, which rounds once.
     """
 
     def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -25,8 +26,8 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
         if self.disable_adapters:
             return output
         (adapter,) = self.active_adapters
-        added: Tensor = self.lora_B[adapter](self.scaling[adapter] * self.lora_A[adapter](x))
-        return output + added
+        added: Tensor = self.lora_B[adapter](self.lora_A[adapter](x))
+        return torch.add(output, added, alpha=self.scaling[adapter])
 
 
 class LoraMatrix(nn.Linear):

@@ -87,7 +87,8 @@ def merged(case: Case, file: Path, prefix: str) -> Any:
 
 
 def assert_same_velocity(case: Case, transformer: nn.Module, expected: Tensor) -> None:
-    torch.testing.assert_close(velocity(case, transformer), expected, rtol=1e-6, atol=1e-6)
+    """In norm: a merged weight, and s B A x added to W x, round single elements differently."""
+    assert (velocity(case, transformer) - expected).norm() < 1e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("header", [True, False])

@@ -16,6 +16,7 @@ from marble_cli.checkpoint.export import export
 from marble_cli.config.enums import Precision, Train
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError
+from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.load import load_policy
 from marble_cli.run.train import train
 from marble_cli.step.per_sample import PerSampleGradients
@@ -163,6 +164,43 @@ def test_bfloat16_equals_the_plain_pipelines_own(case: Case) -> None:
         error, norm = (ours.output.float() - call.output.float()).norm(), call.output.float().norm()
         assert error < 0.01 * norm  # one rounding to bfloat16 errs by 0.004 at most
     assert len(expected) == STEPS
+
+
+def test_bfloat16_errs_no_more_than_under_autocast(case: Case, randomise: Callable[..., None]) -> None:
+    """Errors of velocities and gradients, against float32 on the same rounded weights and inputs."""
+    half, exact = (load_policy(replace(case.model, precision=Precision.bf16), seed=0) for _ in range(2))
+    exact.transformer.float()
+    exact.dtype = torch.float32
+    rounded = half.encode(PROMPTS)
+    floats = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in rounded.tensors.items()
+    }
+
+    def results(policy: Any, embeddings: PromptEmbeddings, seed: int) -> tuple[Tensor, Tensor]:
+        randomise(policy, seed=seed)
+        draw = torch.Generator().manual_seed(seed)
+        xt, cotangent = (torch.randn(3, *half.latent_shape, generator=draw) for _ in range(2))
+        v = policy.velocity(xt.bfloat16().float(), TIMES, embeddings, "trained")
+        parts = torch.autograd.grad(
+            v,
+            list(policy.parameters("trained").values()),
+            cotangent,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return v.detach(), torch.cat([part.flatten() for part in parts])
+
+    errors = {False: torch.zeros(2), True: torch.zeros(2)}
+    for seed in range(8):
+        expected = results(exact, replace(rounded, tensors=floats), seed)
+        for half.autocast in errors:
+            got = results(half, rounded, seed)
+            errors[half.autocast] += torch.stack(
+                [(one - two).norm() / two.norm() for one, two in zip(got, expected, strict=True)]
+            )
+    assert (errors[True] > 0).all()
+    assert (errors[False] < 1.15 * errors[True]).all(), errors  # the mean of so few draws is this uncertain
 
 
 def test_half_precision_casts_nothing_per_adapted_layer_but_its_matrices(case: Case) -> None:
