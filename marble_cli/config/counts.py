@@ -50,3 +50,9 @@ def geometry(config: RunConfig) -> Geometry:
     every = balance.refresh_every if regular else 1
     refresh = sum(is_refresh(step, every, balance.warmup) for step in range(1, trainer.steps + 1))
     return Geometry(config.rollout.groups * config.rollout.group_size, times, refresh)
+
+
+def micro_batches(config: RunConfig) -> int:
+    """Return the number of micro-batches of a step on each process."""
+    counts = geometry(config)
+    return counts.times * -(-counts.images // processes(config.launcher) // config.trainer.micro_batch_size)

@@ -26,13 +26,17 @@ EXPONENT = 0x7F800000  # the bits of a float32 that hold its exponent
 
 @dataclass(frozen=True)
 class Objective:
-    """Constants of the loss: beta, A_max, KL coefficient, the run's seed and the images per micro-batch."""
+    """Constants of the loss: beta, A_max, KL coefficient, the run's seed and the images per micro-batch.
+
+    One of `kl_every` micro-batches has a KL term.
+    """
 
     beta: float
     clip: float
     kl_coef: float
     seed: int
     micro_batch_size: int
+    kl_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,16 @@ class Gradients:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A micro-batch and its velocities [B, C, H, W]: `v_theta` has a graph, the others have none."""
+    """A micro-batch and its velocities [B, C, H, W]: `v_theta` has a graph, the others have none.
+
+    `kl` is the coefficient of its KL term. Where it is zero, the frozen model's `v_ref` is None.
+    """
 
     batch: NoisedBatch
     v_theta: Tensor
     v_old: Tensor
-    v_ref: Tensor
+    v_ref: Tensor | None
+    kl: float
 
     def terms(self, v: Tensor, beta: float) -> NftTerms:
         """Return the halves of the loss at trained velocities `v`."""
@@ -110,10 +118,11 @@ class Step:
         policy = self.policy
         for batch in noised_batches(self.data, parts, self.objective.seed, self.number):
             at = (batch.xt, batch.t, batch.embeddings)
+            kl = self.objective.kl_coef * batch.kl_weight
             with torch.no_grad():
                 v_old = policy.velocity(*at, "behaviour")
-                v_ref = policy.velocity(*at, None) if self.objective.kl_coef else v_old
-            yield ForwardPass(batch, policy.velocity(*at, "trained"), v_old, v_ref)
+                v_ref = policy.velocity(*at, None) if kl else None
+            yield ForwardPass(batch, policy.velocity(*at, "trained"), v_old, v_ref, kl)
             self.advance(len(batch.indices))
 
     def loss(
@@ -123,7 +132,9 @@ class Step:
         objective, count = self.objective, self.data.samples
         p, q = mixture.of(forward.batch.indices)
         policy = mixed_loss(terms, p, q, clip=objective.clip, beta=objective.beta, count=count)
-        return policy, objective.kl_coef * kl_term(v, forward.v_ref).sum() / count
+        if forward.v_ref is None:
+            return policy, policy.new_zeros(())
+        return policy, forward.kl * kl_term(v, forward.v_ref).sum() / count
 
 
 def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> Gradients:
@@ -167,19 +178,19 @@ def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, shared: C
     count = len(rewards.p) + 1
     rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=count), _zero_losses(step, count)
     each = rewards.plus(Coefficients(shared.p[None], shared.q[None]))
-    with_gradient = each.p.any(1) | each.q.any(1)
-    with_gradient[-1] |= bool(step.objective.kl_coef)
-    last = max(with_gradient.nonzero().flatten().tolist(), default=None)
+    with_gradient = (each.p.any(1) | each.q.any(1)).tolist()
     each = each.to(step.policy.device)
     # Compiled code allows one backward pass per forward pass.
     with step.layout.raise_together(), torch.compiler.set_stance("force_eager"):
         for forward in step.passes(parts):
             v = forward.v_theta.detach().requires_grad_()
             terms = forward.terms(v, step.objective.beta)
+            needed = [*with_gradient[:-1], with_gradient[-1] or bool(forward.kl)]
+            last = max((k for k in range(count) if needed[k]), default=None)
             for k, row in enumerate(rows.autograd):
                 policy, kl = step.loss(forward, v, terms, Coefficients(each.p[k], each.q[k]))
                 losses[k] += policy.detach()
-                if with_gradient[k]:
+                if needed[k]:
                     loss = policy + kl if k == count - 1 else policy
                     _backward(step, forward, loss, v, parameters, row, retain_graph=k != last)
             losses[-1] += kl.detach()
@@ -202,18 +213,17 @@ def _all_at_once(
     scale = step.objective.clip / step.objective.beta / step.data.samples
     even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
     signs = [(sign, c.to(device)) for sign, c in ((1, even), (-1, odd)) if c.any()]
-    with_shared = bool(shared.p.any() or shared.q.any() or step.objective.kl_coef)
+    shares = bool(shared.p.any() or shared.q.any())
     rewards, shared = rewards.to(device), shared.to(device)
     per_sample = PerSampleGradients(layers, rows.per_sample)
     with step.layout.raise_together(), per_sample.watching():
         for forward in step.passes(parts):
-            images = forward.batch.indices
+            images, with_shared = forward.batch.indices, shares or bool(forward.kl)
             v = forward.v_theta.detach().requires_grad_()
             terms = forward.terms(v, step.objective.beta)
             policy, kl = step.loss(forward, v, terms, shared)
             halves = [
-                (((terms.positive + sign * terms.negative) / 2).sum(), c[:, images])
-                for sign, c in signs
+                (((terms.positive + sign * terms.negative) / 2).sum(), c[:, images]) for sign, c in signs
             ]
             for remaining, (half, c) in zip(range(len(halves) - 1, -1, -1), halves, strict=True):
                 (cotangent,) = torch.autograd.grad(half, v, retain_graph=True)
