@@ -18,6 +18,7 @@ from marble_cli.objective.coefficients import Coefficients
 from marble_cli.objective.nft import NftTerms, kl_term, mixed_loss, nft_terms
 from marble_cli.policy.base import Policy
 from marble_cli.step.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
+from marble_cli.step.compiled_per_sample import CompiledPerSampleGradients
 from marble_cli.step.per_sample import PerSampleGradients
 
 LARGEST = 2.0**-4  # of a cotangent: gradients, which are sums over many tokens, must not overflow float16
@@ -113,12 +114,18 @@ class Step:
     number: int
     advance: Callable[[int], None]
 
-    def passes(self, parts: list[Chunk]) -> Iterator[ForwardPass]:
-        """Yield forward passes over the micro-batches `parts`; the frozen model runs only for a KL term."""
+    def passes(
+        self, parts: list[Chunk], expect: Callable[[int], None] = lambda count: None
+    ) -> Iterator[ForwardPass]:
+        """Yield forward passes over the micro-batches `parts`; the frozen model runs only for a KL term.
+
+        `expect` is called with the number of samples before every forward pass.
+        """
         policy = self.policy
         for batch in noised_batches(self.data, parts, self.objective.seed, self.number):
             at = (batch.xt, batch.t, batch.embeddings)
             kl = self.objective.kl_coef * batch.kl_weight
+            expect(len(batch.x0))
             with torch.no_grad():
                 v_old = policy.velocity(*at, "behaviour")
                 v_ref = policy.velocity(*at, None) if kl else None
@@ -215,9 +222,11 @@ def _all_at_once(
     signs = [(sign, c.to(device)) for sign, c in ((1, even), (-1, odd)) if c.any()]
     shares = bool(shared.p.any() or shared.q.any())
     rewards, shared = rewards.to(device), shared.to(device)
-    per_sample = PerSampleGradients(layers, rows.per_sample)
+    # FSDP frees gathered parameters after a backward pass; a further one through compiled code is untried.
+    compiled = step.policy.compiled and not step.layout.sharded
+    per_sample = (CompiledPerSampleGradients if compiled else PerSampleGradients)(layers, rows.per_sample)
     with step.layout.raise_together(), per_sample.watching():
-        for forward in step.passes(parts):
+        for forward in step.passes(parts, per_sample.expect):
             images, with_shared = forward.batch.indices, shares or bool(forward.kl)
             v = forward.v_theta.detach().requires_grad_()
             terms = forward.terms(v, step.objective.beta)
