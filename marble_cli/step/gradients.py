@@ -20,9 +20,7 @@ from marble_cli.policy.base import Policy
 from marble_cli.step.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
 from marble_cli.step.compiled_per_sample import CompiledPerSampleGradients
 from marble_cli.step.per_sample import PerSampleGradients
-
-LARGEST = 2.0**-4  # of a cotangent: gradients, which are sums over many tokens, must not overflow float16
-EXPONENT = 0x7F800000  # the bits of a float32 that hold its exponent
+from marble_cli.step.rescale import rescale_cotangent
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,7 @@ def _all_at_once(
             ]
             for remaining, (half, c) in zip(range(len(halves) - 1, -1, -1), halves, strict=True):
                 (cotangent,) = torch.autograd.grad(half, v, retain_graph=True)
-                scaled, factor = _rescale_cotangent(step, cotangent)
+                scaled, factor = rescale_cotangent(cotangent, step.policy.dtype, step.layout)
                 retain = with_shared or remaining > 0
                 per_sample.mix(forward.v_theta, scaled, factor * c, retain_graph=retain)
             if with_shared:
@@ -280,30 +278,10 @@ def _backward(
     Parameters without a gradient add nothing.
     """
     (cotangent,) = torch.autograd.grad(loss, v, retain_graph=retain_graph)
-    scaled, factor = _rescale_cotangent(step, cotangent)
+    scaled, factor = rescale_cotangent(cotangent, step.policy.dtype, step.layout)
     forward.v_theta.backward(scaled, retain_graph=retain_graph)
     parts = row.split([local(parameter).numel() for parameter in parameters])
     for part, parameter in zip(parts, parameters, strict=True):
         if parameter.grad is not None:
             part.addcmul_(local(parameter.grad).flatten(), factor)
             parameter.grad = None
-
-
-def _rescale_cotangent(step: Step, cotangent: Tensor) -> tuple[Tensor, Tensor]:
-    """Rescale a cotangent into float16's range; return it and the factor [] that undoes the scaling.
-
-    A mean over millions of numbers has small derivatives, most of which would be zero in float16. Other types
-    have the range of float32, and keep the factor 1. The factor is a power of two, so that float32 changes in
-    its exponents only. Sharded ranks sum their gradients before the factor is applied, so all of them take
-    the factor of the largest cotangent. One that is zero or not finite stays as it is.
-    """
-    one = cotangent.new_ones(())
-    if step.policy.dtype is not torch.float16:
-        return cotangent, one
-    largest = cotangent.abs().max()
-    if step.layout.sharded:
-        largest = step.layout.ranks.all_reduce_max(largest)
-    # Without its mantissa a float32 is the power of two below it, and infinite where it is not a number.
-    factor = (largest.view(torch.int32) & EXPONENT).view(torch.float32) / LARGEST
-    factor = torch.where((factor > 0) & factor.isfinite(), factor, one)
-    return cotangent / factor, factor
