@@ -61,3 +61,15 @@ def geometry(config: RunConfig) -> Geometry:
     every = balance.refresh_every if regular else 1
     refresh = sum(is_refresh(step, every, balance.warmup) for step in range(1, trainer.steps + 1))
     return Geometry(config.rollout.groups * config.rollout.group_size, times, refresh)
+
+
+def micro_batches(config: RunConfig, together: int = 1) -> int:
+    """Return the number of micro-batches of a step on each process.
+
+    Args:
+        config: the run's configuration.
+        together: neighbouring images that stay on one process.
+    """
+    counts = geometry(config)
+    images = per_process(counts.images, processes(config.launcher), together)
+    return counts.times * -(-images // config.trainer.micro_batch_size)

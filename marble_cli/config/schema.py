@@ -149,6 +149,7 @@ class AlgorithmConfig:
 
     beta: float = ranged(MISSING, POSITIVE)
     kl_coef: float = ranged(MISSING, at_least(0))
+    kl_every: int = ranged(1, at_least(1))
     training_noise: TrainingNoise = MISSING
     training_times: TrainingTimes = TrainingTimes.leading
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)

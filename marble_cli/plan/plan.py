@@ -12,7 +12,7 @@ from rich.table import Table
 from marble_cli.balance.registry import build
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.store import step_of
-from marble_cli.config.counts import geometry, per_process, processes
+from marble_cli.config.counts import geometry, micro_batches, per_process, processes
 from marble_cli.config.enums import BalanceMode, Parallel, RefreshWhen, SharedTerm, Train
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
@@ -51,14 +51,16 @@ UTILISATION = 0.7
 def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     """Estimate the seconds of the whole run at `speed` FLOP/s per process, without decoding and rewards.
 
-    A forward pass takes 2 FLOP per parameter and token. A backward pass takes as much again for the inputs,
-    and as much again for the weights. A refresh takes one or two further backward passes, with full weights
-    one per reward.
+    A forward pass takes 2 FLOP per parameter and token. A training sample takes one of the trained and one of
+    the behaviour weights, and a share of the samples, `algorithm.kl_every`, one of the frozen model. A
+    backward pass takes as much as a forward pass for the inputs, and as much again for the weights. A refresh
+    takes one or two further backward passes, with full weights one per reward.
     """
-    counts, balance = geometry(config), config.balance
+    counts, balance, algorithm = geometry(config), config.balance, config.algorithm
     forward = 2 * size.transformer * size.tokens
     backward = 2 * forward
-    plain = counts.samples * (3 * forward + backward)
+    frozen = 1 / min(algorithm.kl_every, micro_batches(config)) if algorithm.kl_coef else 0.0
+    plain = counts.samples * ((2 + frozen) * forward + backward)
     if balance.mode is BalanceMode.output_space:
         further = 2.0 * forward
     else:
@@ -254,8 +256,7 @@ def _layout(trainer: TrainerConfig, processes: int) -> str:
 
 def _refreshed(config: RunConfig, together: int) -> str:
     """Describe how many of a step's micro-batches compute each reward's gradient, on each process."""
-    counts, size = geometry(config), config.trainer.micro_batch_size
-    parts = counts.times * -(-per_process(counts.images, processes(config.launcher), together) // size)
+    parts = micro_batches(config, together)
     return f"{max(1, round(config.balance.refresh_fraction * parts))} of {parts}"
 
 

@@ -124,6 +124,11 @@ class Policy(Protocol):
     tokens: int  # image tokens of the transformer
     even_times: bool  # see `Family`
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the transformer's blocks are compiled."""
+        ...
+
     def prepare(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
         """Encode prompts and negative prompts of later steps into the embedding cache, if there is one."""
         ...

@@ -164,6 +164,10 @@ class PipelinePolicy:
     def scheduler_config(self) -> dict[str, Any]:
         return self.family.scheduler_config()
 
+    @property
+    def compiled(self) -> bool:
+        return any(block._compiled_call_impl is not None for block in repeated_blocks(self.transformer))
+
     def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, torch.nn.Parameter]:
         return self.trainable.parameters(adapter)
 

@@ -1,7 +1,7 @@
 """Cut a step into training samples: its images at their own times and noise, in micro-batches."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,7 +39,8 @@ class TrainingSet:
 class NoisedBatch:
     """Noised latents [B, C, H, W] of the images at `indices` [B], each at its own time `t` [B].
 
-    `real` [B] is 1 for an image of the step and 0 for padding; None if there is no padding.
+    `kl_weight` is that of the `Chunk`. `real` [B] is 1 for an image of the step and 0 for padding; None if
+    there is no padding.
     """
 
     x0: Tensor
@@ -47,6 +48,7 @@ class NoisedBatch:
     t: Tensor
     embeddings: PromptEmbeddings
     indices: Tensor
+    kl_weight: float
     real: Tensor | None = None
 
     def without_padding(self, values: Tensor) -> Tensor:
@@ -88,10 +90,17 @@ def training_times(
 
 @dataclass(frozen=True)
 class Chunk:
-    """One micro-batch: images by their `rows` [B] in the `TrainingSet`, at their times of one `column`."""
+    """One micro-batch.
+
+    Attributes:
+        rows: [B] int64, its images in the `TrainingSet`.
+        column: of their times.
+        kl_weight: weight of its KL term; 0 if it has none.
+    """
 
     rows: Tensor
     column: int
+    kl_weight: float = 1.0
 
 
 def chunks(data: TrainingSet, micro_batch_size: int) -> list[Chunk]:
@@ -106,6 +115,40 @@ def chunks(data: TrainingSet, micro_batch_size: int) -> list[Chunk]:
         for column in range(data.times.shape[1])
         for first in range(count)
     ]
+
+
+def thin_kl(parts: list[Chunk], every: int, offset: int) -> list[Chunk]:
+    """Keep the KL term of every `every`-th micro-batch from `offset` on, weighted by `every`.
+
+    Over the `every` offsets each micro-batch keeps its KL term once, so for an offset that is drawn evenly
+    the weighted sum of all KL terms has the expectation of their plain sum. The count goes through the
+    columns of some images before other images. So if the number of columns is a multiple of `every`, the
+    offset chooses whole columns, whatever the size of a micro-batch.
+
+    Args:
+        parts: all micro-batches of a rank, column by column.
+        every: at most their number.
+        offset: in [0, every).
+    """
+    columns = 1 + max(part.column for part in parts)
+    count = len(parts) // columns
+    return [
+        replace(
+            part, kl_weight=float(every) if (i % count * columns + part.column) % every == offset else 0.0
+        )
+        for i, part in enumerate(parts)
+    ]
+
+
+def draw_kl(parts: list[Chunk], every: int, seed: int, step: int) -> list[Chunk]:
+    """Draw the micro-batches that keep their KL term in one step, 1 / `every` of them and at least one.
+
+    The draw depends on seed and step alone, so all ranks, which have equally many micro-batches, keep those
+    with the same numbers.
+    """
+    every = min(every, len(parts))
+    offset = int(torch.randint(every, (), generator=generator(seed, "kl", step)))
+    return thin_kl(parts, every, offset)
 
 
 def split(parts: list[Chunk], fraction: float) -> tuple[list[Chunk], list[Chunk]]:
@@ -134,4 +177,4 @@ def noised_batches(data: TrainingSet, parts: list[Chunk], seed: int, step: int) 
         x0, t = data.x0[rows], times[:, part.column][rows]
         xt = torch.lerp(x0, eps.to(device, non_blocking=True).to(x0.dtype), t[:, None, None, None])
         real = (rows < len(data.x0) - data.padding).to(x0) if data.padding else None
-        yield NoisedBatch(x0, xt, t, data.embeddings[part.rows], indices[rows], real)
+        yield NoisedBatch(x0, xt, t, data.embeddings[part.rows], indices[rows], part.kl_weight, real)

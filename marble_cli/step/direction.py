@@ -239,6 +239,7 @@ def make_descent(
         algorithm.kl_coef,
         config.trainer.seed,
         config.trainer.micro_batch_size,
+        algorithm.kl_every,
     )
     scalarised = isinstance(balance, ScalarisedReward)
     shared_term = SharedTerm.inside if scalarised else settings.shared_term

@@ -18,21 +18,24 @@ from marble_cli.objective.coefficients import Coefficients
 from marble_cli.objective.nft import NftTerms, kl_term, mixed_loss, nft_terms
 from marble_cli.policy.base import Policy
 from marble_cli.step.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
+from marble_cli.step.compiled_per_sample import CompiledPerSampleGradients
 from marble_cli.step.per_sample import PerSampleGradients
-
-LARGEST = 2.0**-4  # of a cotangent: gradients, which are sums over many tokens, must not overflow float16
-EXPONENT = 0x7F800000  # the bits of a float32 that hold its exponent
+from marble_cli.step.rescale import rescale_cotangent
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Constants of the loss: beta, A_max, KL coefficient, the run's seed and the images per micro-batch."""
+    """Constants of the loss: beta, A_max, KL coefficient, the run's seed and the images per micro-batch.
+
+    One of `kl_every` micro-batches has a KL term.
+    """
 
     beta: float
     clip: float
     kl_coef: float
     seed: int
     micro_batch_size: int
+    kl_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,16 @@ class Gradients:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A micro-batch and its velocities [B, C, H, W]: `v_theta` has a graph, the others have none."""
+    """A micro-batch and its velocities [B, C, H, W]: `v_theta` has a graph, the others have none.
+
+    `kl` is the coefficient of its KL term. Where it is zero, the frozen model's `v_ref` is None.
+    """
 
     batch: NoisedBatch
     v_theta: Tensor
     v_old: Tensor
-    v_ref: Tensor
+    v_ref: Tensor | None
+    kl: float
 
     def terms(self, v: Tensor, beta: float) -> NftTerms:
         """Return the halves of the loss at trained velocities `v`."""
@@ -107,15 +114,22 @@ class Step:
     number: int
     advance: Callable[[int], None]
 
-    def passes(self, parts: list[Chunk]) -> Iterator[ForwardPass]:
-        """Yield forward passes over the micro-batches `parts`; the frozen model runs only for a KL term."""
+    def passes(
+        self, parts: list[Chunk], expect: Callable[[int], None] = lambda count: None
+    ) -> Iterator[ForwardPass]:
+        """Yield forward passes over the micro-batches `parts`; the frozen model runs only for a KL term.
+
+        `expect` is called with the number of samples before every forward pass.
+        """
         policy = self.policy
         for batch in noised_batches(self.data, parts, self.objective.seed, self.number):
             at = (batch.xt, batch.t, batch.embeddings)
+            kl = self.objective.kl_coef * batch.kl_weight
+            expect(len(batch.x0))
             with torch.no_grad():
                 v_old = policy.velocity(*at, "behaviour")
-                v_ref = policy.velocity(*at, None) if self.objective.kl_coef else v_old
-            yield ForwardPass(batch, policy.velocity(*at, "trained"), v_old, v_ref)
+                v_ref = policy.velocity(*at, None) if kl else None
+            yield ForwardPass(batch, policy.velocity(*at, "trained"), v_old, v_ref, kl)
             self.advance(len(batch.indices))
 
     def loss(
@@ -125,8 +139,10 @@ class Step:
         objective, count = self.objective, self.data.samples
         p, q = mixture.of(forward.batch.indices)
         policy = mixed_loss(terms, p, q, clip=objective.clip, beta=objective.beta, count=count)
+        if forward.v_ref is None:
+            return policy, policy.new_zeros(())
         kl = forward.batch.without_padding(kl_term(v, forward.v_ref)).sum()
-        return policy, objective.kl_coef * kl / count
+        return policy, forward.kl * kl / count
 
 
 def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> Gradients:
@@ -170,19 +186,19 @@ def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, shared: C
     count = len(rewards.p) + 1
     rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=count), _zero_losses(step, count)
     each = rewards.plus(Coefficients(shared.p[None], shared.q[None]))
-    with_gradient = each.p.any(1) | each.q.any(1)
-    with_gradient[-1] |= bool(step.objective.kl_coef)
-    last = max(with_gradient.nonzero().flatten().tolist(), default=None)
+    with_gradient = (each.p.any(1) | each.q.any(1)).tolist()
     each = each.to(step.policy.device)
     # Compiled code allows one backward pass per forward pass.
     with step.layout.raise_together(), torch.compiler.set_stance("force_eager"):
         for forward in step.passes(parts):
             v = forward.v_theta.detach().requires_grad_()
             terms = forward.terms(v, step.objective.beta)
+            needed = [*with_gradient[:-1], with_gradient[-1] or bool(forward.kl)]
+            last = max((k for k in range(count) if needed[k]), default=None)
             for k, row in enumerate(rows.autograd):
                 policy, kl = step.loss(forward, v, terms, Coefficients(each.p[k], each.q[k]))
                 losses[k] += policy.detach()
-                if with_gradient[k]:
+                if needed[k]:
                     loss = policy + kl if k == count - 1 else policy
                     _backward(step, forward, loss, v, parameters, row, retain_graph=k != last)
             losses[-1] += kl.detach()
@@ -205,12 +221,14 @@ def _all_at_once(
     scale = step.objective.clip / step.objective.beta / step.data.samples
     even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
     signs = [(sign, c.to(device)) for sign, c in ((1, even), (-1, odd)) if c.any()]
-    with_shared = bool(shared.p.any() or shared.q.any() or step.objective.kl_coef)
+    shares = bool(shared.p.any() or shared.q.any())
     rewards, shared = rewards.to(device), shared.to(device)
-    per_sample = PerSampleGradients(layers, rows.per_sample)
+    # FSDP frees gathered parameters after a backward pass; a further one through compiled code is untried.
+    compiled = step.policy.compiled and not step.layout.sharded
+    per_sample = (CompiledPerSampleGradients if compiled else PerSampleGradients)(layers, rows.per_sample)
     with step.layout.raise_together(), per_sample.watching():
-        for forward in step.passes(parts):
-            images = forward.batch.indices
+        for forward in step.passes(parts, per_sample.expect):
+            images, with_shared = forward.batch.indices, shares or bool(forward.kl)
             v = forward.v_theta.detach().requires_grad_()
             terms = forward.terms(v, step.objective.beta)
             policy, kl = step.loss(forward, v, terms, shared)
@@ -219,7 +237,7 @@ def _all_at_once(
             ]
             for remaining, (half, c) in zip(range(len(halves) - 1, -1, -1), halves, strict=True):
                 (cotangent,) = torch.autograd.grad(half, v, retain_graph=True)
-                scaled, factor = _rescale_cotangent(step, cotangent)
+                scaled, factor = rescale_cotangent(cotangent, step.policy.dtype, step.layout)
                 retain = with_shared or remaining > 0
                 per_sample.mix(forward.v_theta, scaled, factor * c, retain_graph=retain)
             if with_shared:
@@ -263,30 +281,10 @@ def _backward(
     Parameters without a gradient add nothing.
     """
     (cotangent,) = torch.autograd.grad(loss, v, retain_graph=retain_graph)
-    scaled, factor = _rescale_cotangent(step, cotangent)
+    scaled, factor = rescale_cotangent(cotangent, step.policy.dtype, step.layout)
     forward.v_theta.backward(scaled, retain_graph=retain_graph)
     parts = row.split([local(parameter).numel() for parameter in parameters])
     for part, parameter in zip(parts, parameters, strict=True):
         if parameter.grad is not None:
             part.addcmul_(local(parameter.grad).flatten(), factor)
             parameter.grad = None
-
-
-def _rescale_cotangent(step: Step, cotangent: Tensor) -> tuple[Tensor, Tensor]:
-    """Rescale a cotangent into float16's range; return it and the factor [] that undoes the scaling.
-
-    A mean over millions of numbers has small derivatives, most of which would be zero in float16. Other types
-    have the range of float32, and keep the factor 1. The factor is a power of two, so that float32 changes in
-    its exponents only. Sharded ranks sum their gradients before the factor is applied, so all of them take
-    the factor of the largest cotangent. One that is zero or not finite stays as it is.
-    """
-    one = cotangent.new_ones(())
-    if step.policy.dtype is not torch.float16:
-        return cotangent, one
-    largest = cotangent.abs().max()
-    if step.layout.sharded:
-        largest = step.layout.ranks.all_reduce_max(largest)
-    # Without its mantissa a float32 is the power of two below it, and infinite where it is not a number.
-    factor = (largest.view(torch.int32) & EXPONENT).view(torch.float32) / LARGEST
-    factor = torch.where((factor > 0) & factor.isfinite(), factor, one)
-    return cotangent / factor, factor

@@ -46,6 +46,9 @@ class PerSampleGradients:
             for layer in self.layers:
                 layer.__dict__.pop("forward", None)
 
+    def expect(self, samples: int) -> None:
+        """Prepare for a forward pass of so many samples, which takes nothing here."""
+
     def mix(self, output: Tensor, cotangent: Tensor, coefficients: Tensor, *, retain_graph: bool) -> None:
         """Add the gradients of sum_i coefficients_ri cotangent_i . output_i to `rows`, by one backward pass.
 
@@ -57,9 +60,12 @@ class PerSampleGradients:
         """
         self.coefficients = coefficients.to(self.rows[0])
         try:
-            output.backward(cotangent, retain_graph=retain_graph)
+            self._backward(output, cotangent, retain_graph)
         finally:
             self.coefficients = None
+
+    def _backward(self, output: Tensor, cotangent: Tensor, retain_graph: bool) -> None:
+        output.backward(cotangent, retain_graph=retain_graph)
 
     def _forward(self, layer: nn.Linear, row: Tensor, x: Tensor) -> Tensor:
         output: Tensor = _Linear.apply(x, layer.weight.to(x.dtype), self, row)  # type: ignore[no-untyped-call]
@@ -78,14 +84,23 @@ class PerSampleGradients:
         """
         assert self.coefficients is not None
         samples = self.coefficients.shape[1]
-        if len(x) != samples:
-            raise ConfigError(
-                f"model.lora.target_modules names a layer whose input has {len(x)} rows for {samples} "
-                "samples. Expected layers whose inputs have the samples as their first dimension, such as "
-                "the attention projections."
-            )
+        check_samples(x, samples)
         x, delta = x.reshape(samples, -1, x.shape[-1]), delta.reshape(samples, -1, delta.shape[-1])
         row.addmm_(self.coefficients, torch.bmm(delta.mT, x).flatten(1).to(row))
+
+
+def check_samples(x: Tensor, samples: int) -> None:
+    """Check that a layer's inputs have the samples as their first dimension.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if len(x) != samples:
+        raise ConfigError(
+            f"model.lora.target_modules names a layer whose input has {len(x)} rows for {samples} samples. "
+            "Expected layers whose inputs have the samples as their first dimension, such as the attention "
+            "projections."
+        )
 
 
 class _Linear(torch.autograd.Function):

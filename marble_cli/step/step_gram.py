@@ -13,14 +13,16 @@ from marble_cli.balance.gram import gram
 from marble_cli.balance.output_space import output_gram
 from marble_cli.objective.coefficients import Coefficients
 from marble_cli.objective.nft import velocity_products
-from marble_cli.step.batches import Chunk, chunks, noised_batches, split
+from marble_cli.step.batches import Chunk, chunks, draw_kl, noised_batches, split
 from marble_cli.step.gradients import Gradients, Step
 from marble_cli.step.reward_signal import Signal
 
 
 def all_chunks(step: Step) -> list[Chunk]:
-    """Cut this rank's images into the step's micro-batches."""
-    return chunks(step.data, step.objective.micro_batch_size)
+    """Cut this rank's images into the step's micro-batches, and draw those with a KL term."""
+    objective = step.objective
+    parts = chunks(step.data, objective.micro_batch_size)
+    return draw_kl(parts, objective.kl_every, objective.seed, step.number)
 
 
 def choose_chunks(step: Step, signal: Signal, fraction: float) -> tuple[list[Chunk], list[Chunk]]:

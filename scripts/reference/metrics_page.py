@@ -185,7 +185,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("loss/policy", "The DiffusionNFT loss along the applied weights.", EVERY),
         Metric(
             "loss/kl",
-            "The KL term, `algorithm.kl_coef * mean (v_theta - v_ref)^2`; 0 if the coefficient is 0.",
+            "The KL term, `algorithm.kl_coef * mean (v_theta - v_ref)^2`; 0 if the coefficient is 0. With "
+            "`algorithm.kl_every` above 1 an unbiased estimate of it, from the micro-batches drawn.",
             EVERY,
         ),
         Metric("grad_norm", "Norm of the step's gradient before clipping.", "steps whose gradient is finite"),

@@ -25,7 +25,7 @@ GROUP_KEYS = {
     "metadata.*",
     "rewards.*": REWARD,
     "eval_rewards.*": REWARD,
-    "algorithm": "beta kl_coef training_noise training_times",
+    "algorithm": "beta kl_coef kl_every training_noise training_times",
     "algorithm.advantage": "std clip",
     "algorithm.behaviour": "schedule rate maximum delay",
     "balance": "name mode solver refresh_when refresh_every refresh_fraction warmup ema floor amortize "

@@ -112,6 +112,7 @@ def test_mistake_is_refused_with_nearest_or_expected(override: str, said: str) -
                 "trainer.encode_ahead",
                 "trainer.times_per_image",
                 "balance.refresh_every",
+                "algorithm.kl_every",
                 "model.lora.rank",
                 "launcher.nproc",
             )

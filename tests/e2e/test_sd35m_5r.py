@@ -92,6 +92,7 @@ def test_the_presets_are_the_published_recipe_and_ours() -> None:
             model=replace(ours.model, max_sequence_length=128),
             rollout=replace(ours.rollout, times=RolloutTimes.euler),
             algorithm=replace(ours.algorithm, training_times=TrainingTimes.any),
+            balance=replace(ours.balance, refresh_fraction=1.0),
         )
         == published
     )

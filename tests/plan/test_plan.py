@@ -56,6 +56,13 @@ def test_estimated_time_counts_forward_and_backward_passes(run_config: RunConfig
     inside = estimate("balance.mode=full", "balance.shared_term=inside", "balance.refresh_fraction=0.5")
     assert inside == pytest.approx(20 * (step + further) * forward / 1e9)
     assert estimate("balance=output_space") == pytest.approx(20 * (step + further) * forward / 1e9)
+    shared = estimate(
+        "algorithm.kl_every=2", "trainer.micro_batch_size=3"
+    )  # half of the frozen model's passes
+    assert shared == pytest.approx((20 * (step - 3) + 2 * further) * forward / 1e9)
+    assert estimate("algorithm.kl_every=9", "trainer.micro_batch_size=3") == shared, (
+        "there are two micro-batches"
+    )
     full = estimate("balance.mode=full", "model.train=full")  # two rewards: two passes more than a plain step
     assert full == pytest.approx(20 * (step + 2 * further) * forward / 1e9)
     assert estimate("launcher.nproc=2") == pytest.approx(estimate() / 2)

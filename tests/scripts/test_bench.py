@@ -176,6 +176,60 @@ def test_sd35m(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures, page = tmp_path / "bench.json", tmp_path / "bench.md"
     sd35m.main(["--small", "--repeats", "1", "--json", str(figures), "--output", str(page)])
     tables = json.loads(figures.read_text())["tables"]
-    assert [{row["whose"] for row in table["rows"]} for table in tables] == [{"ours", "recipe"}] * 2
+    parts, whole = (table["rows"] for table in tables)
+    assert [(row["what"], row["whose"]) for row in parts] == [
+        (part, whose)
+        for part in ("rollout", "training", sd35m.WITHOUT_KL, "refresh")
+        for whose in (("ours",) if part == sd35m.WITHOUT_KL else ("ours", "recipe"))
+    ]
+    operations = {row["what"]: row["TFLOP"] for row in parts if row["whose"] == "ours"}
+    assert operations[sd35m.WITHOUT_KL] < operations["training"] < operations["refresh"]
+    changes = ["and refresh_fraction=0.25", "and kl_every=4"]
+    assert [row["whose"] for row in whole] == ["recipe", "ours", *changes]
     assert "directions of ours and of the recipe" in capsys.readouterr().out
     assert "## The whole step" in page.read_text()
+
+
+def test_the_whole_step_adds_up_its_parts() -> None:
+    """1,152 images in micro-batches of 9 are 128 rollouts and 3,072 passes; a tenth of the steps refresh."""
+    seconds = {
+        ("rollout", "ours"): [24.0],
+        ("training", "ours"): [2.0],
+        (sd35m.WITHOUT_KL, "ours"): [1.5],
+        ("refresh", "ours"): [3.0],
+        (sd35m.EAGER_REFRESH, "ours"): [5.0],
+        ("rollout", "recipe"): [24.0],
+        ("training", "recipe"): [2.0],
+        ("refresh", "recipe"): [12.0],
+    }
+    rows = sd35m.whole_step(sd35m.step_config(small=False), 9, seconds).rows
+    per_pass = {
+        "recipe": 1 + 2 + 1 / 3072,
+        "ours, refreshes eager": 1 + 2 + 0.3,
+        "ours": 1 + 2 + 0.1,
+        "and refresh_fraction=0.25": 1 + 2 + 0.025,
+        "and kl_every=4": 1 + 2 - 0.75 * 0.5 + 0.025,
+    }
+    assert [row[0] for row in rows] == list(per_pass)
+    for (whose, speed, factor), spent in zip(rows, per_pass.values(), strict=True):
+        assert speed == pytest.approx(1152 / (3072 * spent)), whose
+        assert factor == pytest.approx(per_pass["recipe"] / spent)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "peak"),
+    [
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_cards_of_one_name_have_their_own_peaks(
+    monkeypatch: pytest.MonkeyPatch, gpu: str, peak: float | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+    assert sd35m.peak_speed() == peak

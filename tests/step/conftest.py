@@ -188,7 +188,7 @@ def descent(double_policy: DoublePolicy, case: Case, run_config: Callable[..., R
             config.balance, NAMES, [reward.weight for reward in config.rewards.values()]
         )
         made = make_descent(config, NAMES, double_policy, chosen, Replicated(Ranks()))
-        assert replace(made.objective, micro_batch_size=5) == case.objective
+        assert replace(made.objective, micro_batch_size=5, kl_every=1) == case.objective
         return made
 
     return make

@@ -1,0 +1,108 @@
+"""Refreshes through compiled blocks: the same gradients, from code that is compiled once."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from marble_cli.config.enums import SharedTerm, Train
+from marble_cli.objective.coefficients import reward_coefficients
+from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
+from marble_cli.step.batches import Chunk
+from marble_cli.step.compiled_per_sample import CompiledPerSampleGradients
+from marble_cli.step.gradients import Gradients, mixture_gradient, reward_gradients
+from marble_cli.step.per_sample import PerSampleGradients
+from tests.policy.trainable.compiler import NEEDS_COMPILER, WITHOUT_COMPILER_WARNINGS
+from tests.step.directions import distance
+
+# Whole transformers are refreshed by one backward pass per reward, which stays eager.
+LORA = pytest.mark.parametrize("double_policy", [Train.lora], indirect=True)
+UNEVEN = [Chunk(rows, column) for column in (0, 1) for rows in torch.arange(12).split([5, 5, 2])]
+
+
+@pytest.fixture
+def compile_now(double_policy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A function that compiles the policy's blocks until the test ends, without machine code."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: compile_blocks(double_policy.transformer)
+    for block in repeated_blocks(double_policy.transformer):
+        block._compiled_call_impl = None
+    torch._dynamo.reset()
+
+
+def both(case: Any, policy: Any) -> list[Gradients]:
+    """Take a refresh's gradients with all of its backward passes, then an amortised step's."""
+    signal, step = case.signal, case.step(policy)
+    made = reward_coefficients(signal.optimality, signal.applicable, shared_term=SharedTerm.inside)
+    outside = reward_coefficients(signal.optimality, signal.applicable, shared_term=SharedTerm.outside).shared
+    return [
+        reward_gradients(step, UNEVEN, made.rewards, outside),
+        mixture_gradient(step, UNEVEN, outside),
+    ]
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+@LORA
+@WITHOUT_COMPILER_WARNINGS
+def test_a_compiled_refresh_has_the_same_gradients(case: Any, double_policy: Any, compile_now: Any) -> None:
+    expected, kinds = both(case, double_policy), [type(layer) for layer in double_policy.layers()]
+    assert not double_policy.compiled
+    compile_now()
+    assert double_policy.compiled
+    first = both(case, double_policy)
+    compiled = graphs()
+    again = both(case, double_policy)
+    assert graphs() == compiled > 0, "the second step compiles nothing"
+    assert not counters["graph_break"]
+    for found in (first, again):
+        for one, other in zip(found, expected, strict=True):
+            assert distance(one.losses, other.losses) < 1e-12
+            for row, wanted in zip(one.rows, other.rows, strict=True):
+                assert distance(row, wanted) < 1e-10 or not (row.any() or wanted.any())
+    assert [type(layer) for layer in double_policy.layers()] == kinds
+    assert all(parameter.grad is None for parameter in double_policy.parameters("trained").values())
+
+
+@LORA
+@WITHOUT_COMPILER_WARNINGS
+def test_a_refresh_runs_compiled_code(case: Any, double_policy: Any, compile_now: Any) -> None:
+    """The trained weights' forward pass has graphs of its own in a refresh, on top of an amortised step's."""
+    signal = case.signal
+    made = reward_coefficients(signal.optimality, signal.applicable, shared_term=SharedTerm.outside)
+    compile_now()
+    mixture_gradient(case.step(double_policy), UNEVEN[:1], made.shared)
+    amortised = graphs()
+    reward_gradients(case.step(double_policy), UNEVEN[:1], made.rewards, made.shared)
+    assert graphs() > amortised > 0
+
+
+@NEEDS_COMPILER
+@WITHOUT_COMPILER_WARNINGS
+def test_machine_code_has_the_same_gradients() -> None:
+    """Two backward passes of a compiled block on one forward pass, for a layer that is used twice."""
+    torch._dynamo.reset()
+    draw = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(4, 4, bias=False)
+    x, cotangent, c = (torch.randn(*size, generator=draw) for size in ((3, 5, 4), (3, 5, 4), (2, 3)))
+    found = []
+    for kind in (PerSampleGradients, CompiledPerSampleGradients):
+        rows = torch.zeros(2, 16)
+        mixer, block = kind([linear], rows), torch.nn.Sequential(linear, torch.nn.GELU(), linear)
+        block.compile()
+        with mixer.watching():
+            mixer.expect(3)
+            output = block(x)
+            mixer.mix(output, cotangent, c, retain_graph=True)
+            mixer.mix(output, 2 * cotangent, c, retain_graph=False)
+        found.append(rows)
+    assert distance(found[1].double(), found[0].double()) < 1e-6
+    assert linear.weight.grad is None
+    assert type(linear) is torch.nn.Linear
