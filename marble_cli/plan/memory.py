@@ -45,10 +45,8 @@ class Memory:
 def memory(config: RunConfig, size: ModelSize) -> Memory:
     """Estimate the bytes that `config` needs on every process's device.
 
-    A training pass keeps about two bytes per token and output of the blocks' linear layers. With gradient
-    checkpointing it keeps the blocks' inputs and the activations of one block
-    (docs/explanation/algorithm.md). Training float32 weights keeps some activations in float32, about half as
-    much again, and half-precision copies of the weights. With trainer.parallel=fsdp, a process holds its own
+    Of a training pass, what one sample keeps was counted (`policy.cost`). Training float32 weights in half
+    precision keeps half-precision copies of them. With trainer.parallel=fsdp, a process holds its own
     shard and the blocks that it has gathered: two, or all of them if they are kept for the backward pass. A
     refresh keeps the rewards' gradients of a LoRA unsharded, two for each with balance.refresh_when=stale.
     """
@@ -64,12 +62,12 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     unsharded = 0 if full else gradients
     sharded = weights + moments + average + gradients + 2 - unsharded
     batch = min(config.trainer.micro_batch_size, geometry(config).images // processes(config.launcher))
-    kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
-    if full:
-        copies = shards == 1 and config.model.precision is not Precision.fp32
-        kept = 3 * kept // 2 + (2 * size.trained if copies else 0)
     if config.model.gradient_checkpointing:
-        kept = 2 * kept // size.blocks
+        kept = batch * size.cost.kept_checkpointed + size.copied_bytes // size.blocks
+    else:
+        kept = batch * size.cost.kept + size.copied_bytes
+    if full and shards == 1 and config.model.precision is not Precision.fp32:
+        kept += 2 * size.trained
     cached = config.model.embedding_cache is not None
     staying = 0 if cached else size.encoder_bytes
     return Memory(

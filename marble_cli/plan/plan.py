@@ -50,16 +50,17 @@ UTILISATION = 0.7
 def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     """Estimate the seconds of the whole run at `speed` FLOP/s per process, without decoding and rewards.
 
-    A forward pass takes 2 FLOP per parameter and token. A backward pass takes as much again for the inputs,
-    and as much again for the weights. A refresh takes one or two further backward passes, with full weights
-    one per reward.
+    Forward and backward passes were counted (`policy.cost`); gradient checkpointing computes a forward pass
+    again in each backward pass. A refresh takes one or two further backward passes, with full weights one per
+    reward.
     """
     counts, balance = geometry(config), config.balance
-    forward = 2 * size.transformer * size.tokens
-    backward = 2 * forward
+    forward, backward = size.cost.forward, size.cost.backward
+    if config.model.gradient_checkpointing:
+        backward += forward
     plain = counts.samples * (3 * forward + backward)
     if balance.mode is BalanceMode.output_space:
-        further = 2.0 * forward
+        further = float(backward)
     else:
         passes = 1 if balance.shared_term is SharedTerm.outside else 2
         if config.model.train is Train.full:

@@ -49,6 +49,16 @@ class RepeatedEmbeddings:
 
 
 @dataclass(frozen=True)
+class PassCost:
+    """Hold what a training pass costs per image and time."""
+
+    forward: int  # FLOP of a velocity
+    backward: int  # FLOP of its gradient in the trained weights
+    kept: int  # bytes of activations from the forward pass to the backward pass
+    kept_checkpointed: int  # the same with gradient checkpointing, while the largest block is computed again
+
+
+@dataclass(frozen=True)
 class ModelSize:
     """Hold the sizes that a run's plan needs."""
 
@@ -57,8 +67,9 @@ class ModelSize:
     tokens: int  # per image
     frozen_bytes: int  # of the frozen transformer and the VAE
     encoder_bytes: int  # of the text encoders
+    copied_bytes: int  # of weights that quantised layers copy for their backward pass
     blocks: int  # repeated blocks of the transformer
-    features: int  # outputs per token, summed over all linear layers of the blocks
+    cost: PassCost
 
 
 class Trainable(Protocol):

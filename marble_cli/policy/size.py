@@ -1,7 +1,9 @@
 """Compute a model's sizes from its configuration files: no weight is loaded or fetched."""
 
 import importlib
+import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from torch import nn
 
 from marble_cli.config.enums import Train
 from marble_cli.config.schema import LoraConfig, ModelConfig
-from marble_cli.policy.base import ModelSize
+from marble_cli.policy.base import Family, ModelSize
+from marble_cli.policy.cost import pass_cost
 from marble_cli.policy.diffusers_types import Transformer
+from marble_cli.policy.quantization import BYTES, KEEP_COPIES, quantizable
 from marble_cli.policy.source import (
     DTYPES,
     check_model_settings,
@@ -53,18 +57,25 @@ def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | 
     if evaluated is not None:
         judged = replace(model, resolution=evaluated)
         count_image_tokens(judged, family, vae.config, transformer.config, "evaluation.resolution")
-    parameters = _count(transformer)
-    encoders = sum(_count(part) for name, part in parts.items() if name.startswith("text_encoder"))
-    blocks = repeated_blocks(transformer)
-    linear = [layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
+    parameters, blocks = _count(transformer), repeated_blocks(transformer)
+    encoders = [part for name, part in parts.items() if name.startswith("text_encoder")]
+    kind, rounded = model.quantization, sum(map(_rounded, blocks))
+    saved = itemsize - BYTES.get(kind, itemsize)  # bytes per rounded weight
+    if model.train is Train.lora:
+        transformer.requires_grad_(False)
+    trained = parameters if model.train is Train.full else _add_lora(transformer, model.lora)
+    pipeline, prompt_tokens = _assemble(index, parts), _prompt_tokens(model, family, parts)
     return ModelSize(
         transformer=parameters,
-        trained=parameters if model.train is Train.full else _count_lora(transformer, model.lora),
+        trained=trained,
         tokens=count_image_tokens(model, family, vae.config, transformer.config),
-        frozen_bytes=(parameters + _count(vae)) * itemsize,
-        encoder_bytes=encoders * itemsize,
+        frozen_bytes=round((parameters + _count(vae)) * itemsize - saved * rounded),
+        encoder_bytes=round(
+            sum(_count(part) for part in encoders) * itemsize - saved * sum(map(_rounded, encoders))
+        ),
+        copied_bytes=rounded * itemsize if kind in KEEP_COPIES else 0,
         blocks=len(blocks),
-        features=sum(layer.out_features for layer in linear),
+        cost=pass_cost(family(pipeline, model), transformer, prompt_tokens, DTYPES[model.precision]),
     )
 
 
@@ -95,7 +106,25 @@ def _make_skeleton(folder: Path, library: str, name: str) -> Any:
         return component(component.config_class.from_dict(config))
 
 
-def _count_lora(transformer: Transformer, lora: LoraConfig) -> int:
+def _assemble(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
+    """Make a pipeline of its networks alone."""
+    kind = getattr(diffusers, index["_class_name"])
+    names = inspect.signature(kind.__init__).parameters.keys() & index.keys()
+    return kind(**{name: parts.get(name) for name in names})
+
+
+def _prompt_tokens(model: ModelConfig, family: type[Family], parts: Mapping[str, Any]) -> int:
+    """Return the length of a prompt's embeddings; those of Stable Diffusion 3 begin with CLIP's tokens."""
+    clip: int = parts["text_encoder"].config.max_position_embeddings if family.__name__ == "SD3" else 0
+    return clip + model.max_sequence_length
+
+
+def _rounded(part: nn.Module) -> int:
+    """Count the weights of a network or block that quantisation rounds."""
+    return sum(layer.weight.numel() for _, _, layer in quantizable(part))
+
+
+def _add_lora(transformer: Transformer, lora: LoraConfig) -> int:
     """Add an adapter to `transformer` and count its parameters."""
     config = peft.LoraConfig(r=lora.rank, target_modules=list(lora.target_modules))
     add_adapter(transformer, config, "default")
