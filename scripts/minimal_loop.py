@@ -38,7 +38,8 @@ def train(steps: int, overrides: list[str]) -> Policy:
     Raises:
         SystemExit: the balance is a sum of rewards, which has no gradient per reward.
     """
-    config = compose(["preset=tiny", *overrides])
+    # Compiled code allows one backward pass per forward pass, and each reward takes its own here.
+    config = compose(["preset=tiny", "model.compile=false", *overrides])
     algorithm, trainer, size = config.algorithm, config.trainer, config.rollout.group_size
     balance = build_balance(config)
     if isinstance(balance, ScalarisedReward):

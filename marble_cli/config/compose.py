@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_cli.config.keys import unknown_key
+from marble_cli.config.keys import switches, unknown_key
 from marble_cli.config.messages import describe_error, describe_value
 from marble_cli.config.overrides import parse
 from marble_cli.config.paths import make_absolute
@@ -236,6 +236,7 @@ def typed(tree: DictConfig) -> RunConfig:
             rows = tree.get(group) or {}
             tree[group] = {name: split_reward(f"{group}.{name}", row, rows) for name, row in rows.items()}
         _check_sources(tree)
+        _name_switches(tree)
         merged = OmegaConf.merge(_schema(), tree)
         if missing := OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(tree):
             raise ConfigError(f"{sorted(missing)[0]} has no value. Set it: {sorted(missing)[0]}=...")
@@ -257,6 +258,13 @@ def _schema() -> DictConfig:
     """Return the schema as a tree, made once because making it is slow. Never change it."""
     schema: DictConfig = OmegaConf.structured(RunConfig)
     return schema
+
+
+def _name_switches(tree: DictConfig) -> None:
+    """Replace booleans of `Switch` keys by names, as OmegaConf takes no boolean for an enum."""
+    for key in switches():
+        if isinstance(value := OmegaConf.select(tree, key), bool):
+            OmegaConf.update(tree, key, str(value).lower())
 
 
 def split_reward(path: str, row: Any, rows: Any) -> dict[str, Any]:

@@ -3,6 +3,14 @@
 from enum import Enum
 
 
+class Switch(Enum):
+    """On, off, or on where it pays. In files and overrides `true` and `false` may be booleans."""
+
+    auto = "auto"
+    true = "true"
+    false = "false"
+
+
 class Precision(Enum):
     """Floating-point type of the frozen weights."""
 

@@ -3,7 +3,9 @@
 import dataclasses
 import types
 import typing
+from functools import cache
 
+from marble_cli.config.enums import Switch
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.suggest import nearest
 
@@ -37,6 +39,18 @@ def kind_of(key: str, root: typing.Any = RunConfig) -> typing.Any:
         else:
             return typing.Any if node is typing.Any else None
     return node
+
+
+@cache
+def switches() -> list[str]:
+    """List the dotted keys of type `Switch`, which are all in groups of the root."""
+    return [
+        f"{group}.{name}"
+        for group, node in fields(RunConfig).items()
+        if dataclasses.is_dataclass(node)
+        for name, kind in fields(node).items()
+        if kind is Switch
+    ]
 
 
 def unknown_key(key: str, root: typing.Any = RunConfig) -> str | None:

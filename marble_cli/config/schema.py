@@ -27,6 +27,7 @@ from marble_cli.config.enums import (
     RefreshWhen,
     RolloutTimes,
     SharedTerm,
+    Switch,
     Train,
     TrainingNoise,
     TrainingTimes,
@@ -70,8 +71,8 @@ class ModelConfig:
     max_sequence_length: int = ranged(MISSING, at_least(0))
     guidance: float | None = ranged(None, at_least(0))
     embedding_cache: str | None = ranged(MISSING, text("a folder or null"))
-    gradient_checkpointing: bool = MISSING
-    compile: bool = MISSING
+    gradient_checkpointing: Switch = MISSING
+    compile: Switch = MISSING
     device: str = MISSING
     train: Train = Train.lora
     lora: LoraConfig = field(default_factory=LoraConfig)

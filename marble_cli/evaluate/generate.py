@@ -1,11 +1,13 @@
 """`marble generate`: images of given prompts from any target."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from marble_cli.config.enums import Switch
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.data.prompts import Prompt
 from marble_cli.evaluate.target import Models, resolve_target
@@ -25,6 +27,8 @@ def generate(
     """
     models = Models(overrides, [resolve_target(target)])
     (chosen,) = models.targets
+    if chosen.model is not None and chosen.model.compile is Switch.auto:  # a few pictures take less time
+        chosen = replace(chosen, model=replace(chosen.model, compile=Switch.false))
     check_writable(output, "--output ")
     policy = models.hold(chosen)
     rollout = evaluation_rollout(policy, models.config.rollout, resolve_evaluation(models.config))

@@ -13,7 +13,7 @@ from marble_cli.balance.registry import build
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.store import step_of
 from marble_cli.config.counts import geometry, processes
-from marble_cli.config.enums import BalanceMode, Parallel, RefreshWhen, SharedTerm, Train
+from marble_cli.config.enums import BalanceMode, Parallel, RefreshWhen, SharedTerm, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
@@ -21,6 +21,7 @@ from marble_cli.errors import UnreachableError
 from marble_cli.evaluate.start import read_start
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.lock import RunLock
+from marble_cli.plan.cards import tabulate_cards
 from marble_cli.plan.checks import (
     applicable,
     check_applicable,
@@ -33,7 +34,7 @@ from marble_cli.plan.checks import (
     trained_on,
 )
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
-from marble_cli.plan.memory import describe, memory
+from marble_cli.plan.memory import choose_checkpointing, describe, describe_bytes, memory
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
@@ -56,7 +57,7 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     """
     counts, balance = geometry(config), config.balance
     forward, backward = size.cost.forward, size.cost.backward
-    if config.model.gradient_checkpointing:
+    if config.model.gradient_checkpointing is Switch.true:
         backward += forward
     plain = counts.samples * (3 * forward + backward)
     if balance.mode is BalanceMode.output_space:
@@ -139,13 +140,21 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     if size is None:
         rows.append(("model", f"{config.model.path}: not on this machine, so its sizes are unknown"))
     else:
+        checkpointing = choose_checkpointing(config, size, device)
+        config = checkpointing.applied(config)
+        needed = memory(config, size)
         spent = seconds(config, size, matmul_speed(device, DTYPES[config.model.precision]))
         rows += [
             (
                 "model",
                 f"{config.model.path}: {size.transformer:,} parameters, {_trained(config.model.train, size)}",
             ),
-            ("memory", describe(memory(config, size), trainer.micro_batch_size)),
+            ("memory", describe(needed, trainer.micro_batch_size)),
+            (
+                "",
+                f"about {describe_bytes(needed.peak)} with temporary tensors, without reward models",
+            ),
+            ("", str(checkpointing)),
             ("checkpoints", checkpoints(config, size, existing)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
         ]
@@ -155,6 +164,9 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         table.add_row(*row)
     console = Console(markup=False)
     console.print(table, "")
+    if size is not None:
+        console.print(tabulate_cards(config, size))
+        console.print("Largest trainer.micro_batch_size on a card; *: with gradient checkpointing.\n")
     if unset:
         console.print(f"No prompts yet: {unset}")
     else:

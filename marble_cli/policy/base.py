@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, Protocol
 
 import torch
@@ -18,13 +19,24 @@ Adapter = Literal["trained", "behaviour"] | None  # which weights act; None: the
 class PromptEmbeddings:
     """Hold the transformer's inputs for B prompts.
 
-    `tensors` are [B, ...] by name, in the model's dtype; masks are bool. Names depend on the family.
+    Indexing with positions on the CPU waits for no device.
+
+    Attributes:
+        tensors: [B, ...] by name, in the model's dtype; masks are bool. Names depend on the family.
+        lengths: each prompt's tokens, if `tensors` are padded with others: known without asking the device.
     """
 
     tensors: Mapping[str, Tensor]
+    lengths: tuple[int, ...] | None = None
 
     def __getitem__(self, index: Tensor | slice) -> "PromptEmbeddings":
-        return PromptEmbeddings({name: tensor[index] for name, tensor in self.tensors.items()})
+        lengths = self.lengths
+        if lengths is not None:
+            chosen = range(len(lengths))[index] if isinstance(index, slice) else index.tolist()
+            lengths = tuple(lengths[i] for i in chosen)
+        if isinstance(index, Tensor):
+            index = _to_device(index, self.device)
+        return PromptEmbeddings({name: tensor[index] for name, tensor in self.tensors.items()}, lengths)
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -33,16 +45,35 @@ class PromptEmbeddings:
     def device(self) -> torch.device:
         return next(iter(self.tensors.values())).device
 
+    @classmethod
+    def joined(cls, parts: Sequence["PromptEmbeddings"]) -> "PromptEmbeddings":
+        """Return the prompts of all parts, in their order."""
+        names, lengths = parts[0].tensors, [part.lengths for part in parts if part.lengths is not None]
+        tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in names}
+        return cls(tensors, tuple(chain.from_iterable(lengths)) if lengths else None)
+
+
+def count_tokens(mask: Tensor) -> tuple[int, ...]:
+    """Return the tokens of B prompts from their mask [B, L] bool; this waits for the mask's device."""
+    return tuple(mask.sum(1).tolist())
+
+
+def _to_device(index: Tensor, device: torch.device) -> Tensor:
+    """Copy positions to a device, from memory that it reads without the CPU waiting for it."""
+    if device.type == "cuda" and index.device.type == "cpu":
+        index = index.pin_memory()
+    return index.to(device, non_blocking=True)
+
 
 @dataclass(frozen=True)
 class RepeatedEmbeddings:
     """Hold the embeddings of n samples, many of one prompt: sample i has row `rows[i]` of `distinct`."""
 
     distinct: PromptEmbeddings
-    rows: Tensor  # [n] int64, on the embeddings' device
+    rows: Tensor  # [n] int64, on the CPU
 
     def __getitem__(self, index: Tensor | slice) -> PromptEmbeddings:
-        return self.distinct[self.rows[index]]
+        return self.distinct[self.rows[index.cpu() if isinstance(index, Tensor) else index]]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -65,9 +96,10 @@ class ModelSize:
     transformer: int  # parameters
     trained: int  # parameters that are trained
     tokens: int  # per image
-    frozen_bytes: int  # of the frozen transformer and the VAE
-    encoder_bytes: int  # of the text encoders
-    copied_bytes: int  # of weights that quantised layers copy for their backward pass
+    vae: int  # parameters
+    encoders: int  # parameters of the text encoders
+    rounded: int  # of the transformer's parameters, those that quantisation rounds
+    encoders_rounded: int  # of the text encoders' parameters, those that quantisation rounds
     blocks: int  # repeated blocks of the transformer
     cost: PassCost
 

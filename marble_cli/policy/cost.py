@@ -57,7 +57,7 @@ def _make_inputs(
     tensors = {name: torch.empty(1, *shape, device="meta", dtype=dtype) for name, shape in shapes.items()}
     tensors["mask"] = torch.ones(1, prompt_tokens, dtype=torch.bool)
     xt = torch.empty(1, *family.latent_shape, device="meta", dtype=dtype)
-    return xt, torch.empty(1, device="meta"), PromptEmbeddings(tensors)
+    return xt, torch.empty(1, device="meta"), PromptEmbeddings(tensors, (prompt_tokens,))
 
 
 @dataclass

@@ -20,9 +20,6 @@ class Transformer(nn.Module):
     to_json_string: Callable[[], str]  # of `config`
     enable_gradient_checkpointing: Callable[[], None]
     add_adapter: Callable[..., None]
-    set_adapter: Callable[[str], None]
-    enable_adapters: Callable[[], None]
-    disable_adapters: Callable[[], None]
     load_lora_adapter: Callable[..., None]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from marble_cli.errors import RequestError
 from marble_cli.files import writing
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import PromptEmbeddings, count_tokens
 from marble_cli.policy.diffusers_types import TextEncoder
 from marble_cli.policy.provenance import digest_tensors
 
@@ -86,10 +86,9 @@ class EmbeddingCache:
         if any(row is None for row in rows):
             return None
         complete = [row for row in rows if row is not None]
-        names = complete[0]
-        return PromptEmbeddings(
-            {name: torch.stack([row[name] for row in complete]).to(device) for name in names}
-        )
+        tensors = {name: torch.stack([row[name] for row in complete]) for name in complete[0]}
+        lengths = count_tokens(tensors["mask"]) if "mask" in tensors else None
+        return PromptEmbeddings({name: tensor.to(device) for name, tensor in tensors.items()}, lengths)
 
     def _read_file(self, file: Path) -> dict[str, Tensor] | None:
         try:

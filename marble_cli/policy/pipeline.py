@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from marble_cli.config.enums import Quantization, Train
+from marble_cli.config.enums import Quantization, Switch, Train
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
+from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
 from marble_cli.policy.provenance import describe_provenance, weights_digest
@@ -52,26 +53,29 @@ class PipelinePolicy:
         self.weights = weights_digest(self.transformer)
         for block in repeated_blocks(self.transformer):
             quantize(block, model.quantization, device)
-        if model.gradient_checkpointing:
+        if model.gradient_checkpointing is Switch.true:
             self.transformer.enable_gradient_checkpointing()
-        if model.compile:
+        self.compilation = choose_compilation(model.compile, device)
+        if self.compilation.on:
             compile_blocks(self.transformer)
 
         def place_transformer(transformer: nn.Module) -> None:
             place(transformer, repeated_blocks(transformer), device, self.dtype)
 
         self.trainable: Trainable = (
-            FullWeights(pipeline, model.compile, place_transformer)
+            FullWeights(pipeline, self.compilation.on, place_transformer)
             if model.train is Train.full
             else LoraPair(self.transformer, model.lora, seed, place_transformer)
         )
+        # Float32 copies of a transformer are cast where they are used; all else has the model's own type.
+        self.autocast = model.train is Train.full and self.dtype is not torch.float32
         self.even_times, self.guided = family.even_times, family.guided
         self._take_size("model.resolution")
         self.cache = self._open_cache()
+        pipeline.vae.to(device)
         for encoder in family.encoders:
             quantize(encoder, model.quantization, device)
-        for frozen in (pipeline.vae, *(() if self.cache else family.encoders)):
-            frozen.to(device)
+            encoder.to("cpu" if self.cache else device)
 
     def _take_size(self, key: str) -> None:
         self.latent_shape = self.family.latent_shape
@@ -141,13 +145,11 @@ class PipelinePolicy:
         length = self.model.max_sequence_length
         at_once = max(1, ENCODED_TOKENS // length) if length else len(prompts)  # CLIP encoders are small
         starts = range(0, len(prompts), at_once)
-        parts = [encode(prompts[start : start + at_once]).tensors for start in starts]
-        return PromptEmbeddings({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        return PromptEmbeddings.joined([encode(prompts[start : start + at_once]) for start in starts])
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
         self.trainable.activate(adapter)
-        half = self.dtype is not torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=half):
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.autocast):
             velocity = self.family.velocity(xt.to(self.dtype), t, embeddings)
         return velocity.float()
 
@@ -156,8 +158,8 @@ class PipelinePolicy:
         at_once = max(1, DECODED_PIXELS.get(self.device.type, 2**21) // self.model.resolution**2)
         # Batches of nearly equal size: a last batch of one image would take as long as several.
         batches = x0.to(self.pipeline.vae.dtype).tensor_split(-(-len(x0) // at_once))
-        parts = [self.family.decode(batch).float() for batch in batches]
-        return ((torch.cat(parts) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        parts = [_as_bytes(self.family.decode(batch)) for batch in batches]
+        return torch.cat(parts).cpu()
 
     def scheduler_config(self) -> dict[str, Any]:
         return self.family.scheduler_config()
@@ -190,3 +192,8 @@ class PipelinePolicy:
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(kept[name])
+
+
+def _as_bytes(pixels: Tensor) -> Tensor:
+    """Return uint8 of pixels in [-1, 1]."""
+    return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

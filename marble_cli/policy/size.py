@@ -18,7 +18,7 @@ from marble_cli.config.schema import LoraConfig, ModelConfig
 from marble_cli.policy.base import Family, ModelSize
 from marble_cli.policy.cost import pass_cost
 from marble_cli.policy.diffusers_types import Transformer
-from marble_cli.policy.quantization import BYTES, KEEP_COPIES, quantizable
+from marble_cli.policy.quantization import quantizable
 from marble_cli.policy.source import (
     DTYPES,
     check_model_settings,
@@ -32,6 +32,7 @@ from marble_cli.policy.source import (
 )
 from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora import add_adapter
+from marble_cli.policy.trainable.lora_layer import LoraLinear
 
 
 def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | None:
@@ -53,14 +54,12 @@ def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | 
         parts = {name: _make_skeleton(folder / name, *kind) for name, kind in networks.items()}
         transformer, vae = parts["transformer"], parts["vae"]
     check_model_settings(model, family, transformer.config)
-    itemsize = DTYPES[model.precision].itemsize
     if evaluated is not None:
         judged = replace(model, resolution=evaluated)
         count_image_tokens(judged, family, vae.config, transformer.config, "evaluation.resolution")
     parameters, blocks = _count(transformer), repeated_blocks(transformer)
     encoders = [part for name, part in parts.items() if name.startswith("text_encoder")]
-    kind, rounded = model.quantization, sum(map(_rounded, blocks))
-    saved = itemsize - BYTES.get(kind, itemsize)  # bytes per rounded weight
+    rounded = sum(map(_rounded, blocks))
     if model.train is Train.lora:
         transformer.requires_grad_(False)
     trained = parameters if model.train is Train.full else _add_lora(transformer, model.lora)
@@ -69,11 +68,10 @@ def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | 
         transformer=parameters,
         trained=trained,
         tokens=count_image_tokens(model, family, vae.config, transformer.config),
-        frozen_bytes=round((parameters + _count(vae)) * itemsize - saved * rounded),
-        encoder_bytes=round(
-            sum(_count(part) for part in encoders) * itemsize - saved * sum(map(_rounded, encoders))
-        ),
-        copied_bytes=rounded * itemsize if kind in KEEP_COPIES else 0,
+        vae=_count(vae),
+        encoders=sum(map(_count, encoders)),
+        rounded=rounded,
+        encoders_rounded=sum(map(_rounded, encoders)),
         blocks=len(blocks),
         cost=pass_cost(family(pipeline, model), transformer, prompt_tokens, DTYPES[model.precision]),
     )
@@ -127,6 +125,7 @@ def _rounded(part: nn.Module) -> int:
 def _add_lora(transformer: Transformer, lora: LoraConfig) -> int:
     """Add an adapter to `transformer` and count its parameters."""
     config = peft.LoraConfig(r=lora.rank, target_modules=list(lora.target_modules))
+    config._register_custom_module({nn.Linear: LoraLinear})
     add_adapter(transformer, config, "default")
     return sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
 

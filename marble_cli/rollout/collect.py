@@ -96,7 +96,7 @@ class Rollout:
         """Encode each distinct text once."""
         row = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         encoded = self.policy.encode(list(row), negative=negative)
-        return RepeatedEmbeddings(encoded, torch.tensor([row[text] for text in texts], device=encoded.device))
+        return RepeatedEmbeddings(encoded, torch.tensor([row[text] for text in texts]))
 
     @torch.no_grad()
     def draw(self, prompts: PromptVectors, images: slice, start: Tensor, adapter: Adapter) -> Tensor:

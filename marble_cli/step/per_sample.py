@@ -62,11 +62,7 @@ class PerSampleGradients:
             self.coefficients = None
 
     def _forward(self, layer: nn.Linear, row: Tensor, x: Tensor) -> Tensor:
-        weight = layer.weight
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
-        output: Tensor = _Linear.apply(x, weight, self, row)  # type: ignore[no-untyped-call]
+        output: Tensor = _Linear.apply(x, layer.weight.to(x.dtype), self, row)  # type: ignore[no-untyped-call]
         return output
 
     def add(self, row: Tensor, x: Tensor, delta: Tensor) -> None:

@@ -19,6 +19,7 @@ from diffusers import SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from marble_cli.config.compose import compose
+from marble_cli.config.enums import Switch
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.source import config_folder, read_json
@@ -189,13 +190,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the tables to this file")
     options = parser.parse_args(arguments)
     images = 4 if options.small else 9
-    config = step_config(options.small, *(["model.compile=true"] if options.compile else []))
+    config = step_config(options.small, f"model.compile={str(options.compile).lower()}")
     ours = random_sd35m(config, options.small, images)
-    eager = replace(config, model=replace(config.model, compile=False))
+    eager = replace(config, model=replace(config.model, compile=Switch.false))
     recipe = random_sd35m(eager, options.small, images)
     # Compared without compilation: a refresh is never compiled, and compiled passes round differently.
     cosine = check_agreement(recipe, REWARDS)
     recipe.policy.transformer.float()
+    recipe.policy.autocast = True
     parts, seconds = measure_parts(ours, recipe, options.repeats)
     publish(
         [parts, whole_step(config, images, seconds)],

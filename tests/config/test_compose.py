@@ -5,8 +5,8 @@ from pathlib import Path
 import hydra
 import pytest
 
-from marble_cli.config.compose import compose, dump
-from marble_cli.config.enums import OdeSolver, Precision, SharedTerm
+from marble_cli.config.compose import compose, dump, load_resolved
+from marble_cli.config.enums import OdeSolver, Precision, SharedTerm, Switch
 from marble_cli.errors import ConfigError
 from tests.config.composing import BUILT_IN
 
@@ -35,6 +35,28 @@ def test_override_gets_type_of_its_key() -> None:
     assert config.optimizer.betas == [0.5, 0.6]
     assert config.run.dir == str(Path("a folder/x").absolute())
     assert config.algorithm.advantage.std.value == "group"
+
+
+def test_switch_takes_auto_and_booleans_as_files_and_overrides_write_them(tmp_path: Path) -> None:
+    default = compose([BUILT_IN, "run.name=x"])
+    assert default.model.compile is Switch.auto
+    for switch in Switch:
+        config = compose([BUILT_IN, "run.name=x", f"model.compile={switch.name}"])
+        assert config.model.compile is switch
+        file = tmp_path / f"{switch.name}.yaml"
+        file.write_text(dump(config))
+        assert load_resolved(file) == compose([], str(file)) == config
+        assert compose(["model.compile=auto"], str(file)) == default
+    older = tmp_path / "older.yaml"  # whose key was a boolean
+    older.write_text(dump(default).replace("compile: auto", "compile: false"))
+    assert load_resolved(older) == compose([], str(older))
+    assert load_resolved(older).model.compile is Switch.false
+
+
+@pytest.mark.parametrize("value", ["1", "on", "TRUE1"])
+def test_switch_refuses_another_value_and_names_its_own(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^model\.compile.*auto, true, false"):
+        compose([BUILT_IN, f"model.compile={value}"])
 
 
 def test_one_value_for_a_list_is_refused_with_the_form_of_a_list() -> None:

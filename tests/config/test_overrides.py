@@ -212,13 +212,13 @@ def test_numbers_stay_numbers() -> None:
     config = composed(
         "trainer.steps=1_000",
         "optimizer.lr=1e-5",
-        "model.compile=true",
+        "trainer.fsdp.reshard=false",
         "trainer.times_per_image=null",
         "rewards.compressibility.quality=40",
         "data.sources.text.metadata.level=1.10",
         "optimizer.betas=[0.5, 0.6]",
     )
-    assert (config.trainer.steps, config.optimizer.lr, config.model.compile) == (1000, 1e-5, True)
+    assert (config.trainer.steps, config.optimizer.lr, config.trainer.fsdp.reshard) == (1000, 1e-5, False)
     assert config.rewards["compressibility"].options == {"quality": 40}
     assert config.data.sources["text"].metadata == {"level": 1.1}
     assert config.trainer.times_per_image is None
@@ -229,7 +229,8 @@ def test_numbers_stay_numbers() -> None:
     [
         ("trainer.steps=(3", "trainer.steps=(3: expected a whole number"),
         ("optimizer.lr=3(e", "optimizer.lr=3(e: expected a number"),
-        ("model.compile=ü", "model.compile=ü: expected true or false"),
+        ("trainer.fsdp.reshard=ü", "trainer.fsdp.reshard=ü: expected true or false"),
+        ("model.compile=ü", "model.compile=ü: expected one of auto, true, false"),
         ("model.precision=ü", "model.precision=ü: expected one of fp32, bf16, fp16"),
         ("trainer.times_per_image=ü", "trainer.times_per_image=ü: expected a whole number"),
         ("rewards.colorfulness.mark=How (good, bad)?", "'rewards.colorfulness.mark=\"How (good, bad)?\"'"),

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
 from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.config.compose import dump, load_resolved
-from marble_cli.config.enums import OdeSolver
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.enums import OdeSolver, Switch
+from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
 from marble_cli.evaluate.compare import compare
@@ -209,6 +210,21 @@ def test_generated_pictures_are_seeded(run: Path, tmp_path: Path) -> None:
     assert files(str(run), "b", 0) == one
     assert files(str(run), "c", 1) != one
     assert files(str(run / "checkpoints" / "step-00000001"), "d", 0) != one
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [([], "false"), (["model.compile=true"], "true")])
+def test_pictures_are_generated_uncompiled_unless_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], expected: str
+) -> None:
+    loaded = []
+
+    def load(model: ModelConfig, seed: int) -> Any:
+        loaded.append(model.compile)
+        return load_policy(replace(model, compile=Switch.false), seed)
+
+    monkeypatch.setattr("marble_cli.evaluate.target.load_policy", load)
+    generate(str(run), ["a red cup"], tmp_path, 0, overrides)
+    assert loaded == [Switch[expected]]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def device() -> torch.device:
 @pytest.fixture(scope="session")
 def base_overrides(base_overrides: list[str], device: torch.device) -> list[str]:
     """The overrides of all rooms, on this device: `run_config`, `model` and `policy` follow."""
-    return [*base_overrides, f"model.device={device.type}"]
+    return [*base_overrides, f"model.device={device.type}", "model.compile=false"]
 
 
 @pytest.fixture(scope="module", autouse=True)

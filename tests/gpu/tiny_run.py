@@ -16,7 +16,7 @@ SHORT = (
     "algorithm.behaviour.rate=0.3",
     "rollout.groups=4", "rollout.group_size=6", "rollout.steps=4", "rollout.batch_size=12",
     "trainer.micro_batch_size=12", "trainer.eval_prompts=2",
-    "logging.wandb.mode=disabled", "logging.images_every=0", "run.name=test",
+    "model.compile=false", "logging.wandb.mode=disabled", "logging.images_every=0", "run.name=test",
 )  # fmt: skip
 FOUR_STEPS = ("trainer.steps=4", "trainer.checkpoint_every=2", "trainer.eval_every=2", "trainer.keep_last=9")
 

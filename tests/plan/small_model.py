@@ -6,9 +6,10 @@ SIZE = ModelSize(
     transformer=1_000_000,
     trained=10_000,
     tokens=16,
-    frozen_bytes=5_000_000,
-    encoder_bytes=700_000,
-    copied_bytes=0,
+    vae=250_000,
+    encoders=175_000,
+    rounded=800_000,
+    encoders_rounded=100_000,
     blocks=4,
     cost=PassCost(forward=32_000_000, backward=40_000_000, kept=90_000, kept_checkpointed=30_000),
 )

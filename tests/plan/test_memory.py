@@ -9,7 +9,7 @@ import torch
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.plan import memory as planning
-from marble_cli.plan.memory import check_memory, free_memory, memory
+from marble_cli.plan.memory import check_memory, choose_checkpointing, free_memory, memory
 from tests.plan.small_model import SIZE
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -41,13 +41,41 @@ def test_text_encoders_stay_unless_embeddings_are_cached(run_config: RunConfigMa
     assert cached.least == 5_700_000
 
 
+@pytest.mark.parametrize(("kind", "bytes_per_weight"), [("int8", 1), ("fp8", 1), ("nf4", 0.5 + 1 / 64)])
+def test_rounded_weights_take_fewer_bytes(
+    run_config: RunConfigMaker, kind: str, bytes_per_weight: float
+) -> None:
+    settings = f"model.quantization={kind}", "model.embedding_cache=cache"
+    needed, plain = memory(run_config(*settings), SIZE), memory(run_config(settings[1]), SIZE)
+    assert plain.frozen - needed.frozen == pytest.approx((4 - bytes_per_weight) * 800_000, abs=1)
+    assert plain.encoders - needed.encoders == pytest.approx((4 - bytes_per_weight) * 100_000, abs=1)
+
+
+def test_checkpointing_is_chosen_if_activations_do_not_fit(
+    run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, config = torch.device("cpu"), run_config("model.gradient_checkpointing=auto")
+    needed = memory(run_config("model.gradient_checkpointing=false"), SIZE).peak
+    for free, on in ((needed, False), (needed - 1, True)):
+        monkeypatch.setattr(planning, "free_memory", lambda device, free=free: free)
+        chosen = choose_checkpointing(config, SIZE, device)
+        assert chosen.on is on
+        assert "model.gradient_checkpointing=auto: with them training needs about" in str(chosen)
+        fixed = (run_config(f"model.gradient_checkpointing={choice}") for choice in ("true", "false"))
+        assert [choose_checkpointing(config, SIZE, device).on for config in fixed] == [True, False]
+        for choice in (True, False):
+            decided = planning.Checkpointing(choice).applied(config)
+            assert decided == run_config(f"model.gradient_checkpointing={str(choice).lower()}")
+    assert not choose_checkpointing(config, None, device).on
+
+
 def test_activations_are_those_of_a_micro_batch(run_config: RunConfigMaker) -> None:
     """Four samples at once; with quantised layers, copies of their weights, of one block if checkpointed."""
-    size = replace(SIZE, copied_bytes=4_000_000)
-    for on, kept, copied in (("false", 90_000, 4_000_000), ("true", 30_000, 1_000_000)):
-        config = run_config(f"model.gradient_checkpointing={on}", "trainer.micro_batch_size=4")
-        assert memory(config, SIZE).activations == 4 * kept
-        assert memory(config, size).activations == 4 * kept + copied
+    for on, kept, copied in (("false", 90_000, 4 * 800_000), ("true", 30_000, 800_000)):
+        settings = f"model.gradient_checkpointing={on}", "trainer.micro_batch_size=4"
+        for kind, copies in (("none", 0), ("int8", copied), ("fp8", copied), ("nf4", 0)):
+            config = run_config(*settings, f"model.quantization={kind}")
+            assert memory(config, SIZE).activations == 4 * kept + copies
     full = run_config("model.train=full", "model.precision=bf16", "model.gradient_checkpointing=false")
     assert memory(full, SIZE).activations == 4 * 90_000 + 2 * SIZE.trained
 
@@ -61,17 +89,17 @@ def test_a_model_too_large_is_refused_before_it_is_loaded(
     run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config()
-    check_memory(config, torch.device("cpu"))
+    check_memory(config, SIZE, torch.device("cpu"))
     monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
-    with pytest.raises(RequestError, match=r"needs about 0 MiB on cpu .* Lower model\.lora\.rank"):
-        check_memory(config, torch.device("cpu"))
+    with pytest.raises(RequestError, match=r"about 6 MiB on cpu .* lower model\.lora\.rank"):
+        check_memory(config, SIZE, torch.device("cpu"))
     with pytest.raises(
         RequestError,
         match=r"Train a LoRA \(model\.train=lora\), share it among more processes "
         r"\(trainer\.parallel=fsdp\), use",
     ):
-        check_memory(run_config("model.train=full"), torch.device("cpu"))
-    check_memory(run_config("model.path=nobody/nothing"), torch.device("cpu"))
+        check_memory(run_config("model.train=full"), SIZE, torch.device("cpu"))
+    check_memory(run_config("model.path=nobody/nothing"), None, torch.device("cpu"))
 
 
 def test_shards(run_config: RunConfigMaker) -> None:

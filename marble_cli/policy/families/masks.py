@@ -12,9 +12,9 @@ from marble_cli.policy.base import PromptEmbeddings
 def pad_prompts(prompts: Sequence[Tensor], length: int) -> PromptEmbeddings:
     """Pad B prompts [l, D], l <= `length`, to `tokens` [B, `length`, D] with a `mask` [B, `length`] bool."""
     tokens = [functional.pad(prompt, (0, 0, 0, length - len(prompt))) for prompt in prompts]
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].device)
-    mask = torch.arange(length, device=lengths.device) < lengths[:, None]
-    return PromptEmbeddings({"tokens": torch.stack(tokens), "mask": mask})
+    lengths = tuple(len(prompt) for prompt in prompts)
+    mask = torch.arange(length) < torch.tensor(lengths)[:, None]
+    return PromptEmbeddings({"tokens": torch.stack(tokens), "mask": mask.to(tokens[0].device)}, lengths)
 
 
 def trim_padding(embeddings: PromptEmbeddings) -> tuple[Tensor, Tensor | None]:
@@ -22,7 +22,7 @@ def trim_padding(embeddings: PromptEmbeddings) -> tuple[Tensor, Tensor | None]:
 
     The mask is None if all prompts have that length.
     """
-    mask = embeddings.tensors["mask"].bool()
-    length = int(mask.sum(1).max())
-    mask = mask[:, :length]
-    return embeddings.tensors["tokens"][:, :length], None if mask.all() else mask
+    tokens, mask, lengths = embeddings.tensors["tokens"], embeddings.tensors["mask"], embeddings.lengths
+    assert lengths is not None
+    longest = max(lengths)
+    return tokens[:, :longest], None if min(lengths) == longest else mask[:, :longest]

@@ -8,7 +8,7 @@ from diffusers import SanaPipeline
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import PromptEmbeddings, count_tokens
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.masks import trim_padding
@@ -53,7 +53,8 @@ class Sana:
             max_sequence_length=self.model.max_sequence_length,
             complex_human_instruction=instruction,
         )
-        return PromptEmbeddings({"tokens": tokens, "mask": mask.bool()})
+        mask = mask.bool()
+        return PromptEmbeddings({"tokens": tokens, "mask": mask}, count_tokens(mask))
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         tokens, mask = trim_padding(embeddings)

@@ -50,8 +50,9 @@ class ZImage:
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         # The transformer's time runs from noise to picture, so that its velocity has the opposite sign.
-        lengths = embeddings.tensors["mask"].sum(1).tolist()
-        prompts = [row[:length] for row, length in zip(embeddings.tensors["tokens"], lengths, strict=True)]
+        assert embeddings.lengths is not None
+        rows = zip(embeddings.tensors["tokens"], embeddings.lengths, strict=True)
+        prompts = [row[:length] for row, length in rows]
         outputs = self.pipeline.transformer(list(xt[:, :, None]), 1 - t, prompts, return_dict=False)[0]
         return -torch.stack(outputs)[:, :, 0]
 

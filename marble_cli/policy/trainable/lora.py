@@ -6,7 +6,6 @@ from collections.abc import Callable
 import peft
 import torch
 from peft import get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from marble_cli.config.schema import LoraConfig
@@ -15,6 +14,7 @@ from marble_cli.errors import CheckpointError, ConfigError
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.diffusers_types import Transformer
 from marble_cli.policy.trainable.fit import describe_misfits, find_misfits
+from marble_cli.policy.trainable.lora_layer import LoraLinear
 
 ADAPTERS = ("trained", "behaviour")
 PREFIX = "transformer."
@@ -51,17 +51,14 @@ class LoraPair:
             init_lora_weights="gaussian",
             target_modules=list(lora.target_modules),
         )
+        self.config._register_custom_module({nn.Linear: LoraLinear})
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # peft warns because one model has two adapters, which is intended here.
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
-            # Nor are adapters merged into quantised weights.
-            warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated without")
             torch.manual_seed(seed)
             for name in ADAPTERS:
                 add_adapter(transformer, self.config, name)
-        for module in transformer.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.cast_input_dtype_enabled = False  # a float32 copy of inputs is useless under autocast
+        self._adapted = [module for module in transformer.modules() if isinstance(module, LoraLinear)]
         for name in ADAPTERS:
             for parameter in self._find_parameters(name).values():
                 parameter.data = parameter.data.float()
@@ -101,19 +98,19 @@ class LoraPair:
         return self._parameters[adapter]
 
     def activate(self, adapter: Adapter) -> None:
-        """Make `adapter` the active one; None disables both."""
+        """Make `adapter` the active one; None disables both.
+
+        This leaves peft's layers as its `set_adapter` and `disable_adapters` do, but for `requires_grad`,
+        which stays. Those walk over all modules, which takes longer than many a pass on a GPU.
+        """
         if adapter == self._active:
             return
-        if adapter is None:
-            self.transformer.disable_adapters()
-        else:
-            if self._active is None:
-                self.transformer.enable_adapters()
-            self.transformer.set_adapter(adapter)
+        state: dict[str, object] = {"_disable_adapters": adapter is None}
+        if adapter is not None:
+            state["_active_adapter"] = [adapter]
+        for layer in self._adapted:
+            layer.__dict__.update(state)
         self._active = adapter
-        for name in ADAPTERS:
-            for parameter in self._parameters[name].values():
-                parameter.requires_grad_(name == "trained")
 
     @torch.no_grad()
     def copy(self, source: str, target: str) -> None:

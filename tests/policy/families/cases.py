@@ -55,9 +55,9 @@ class Case:
         return policy.decode(x0)
 
 
-def load_plain(folder: str | Path) -> Any:
+def load_plain(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """Sana's pipeline takes the Euler solver here, with the shift of its own."""
-    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     if type(pipeline).__name__ == "SanaPipeline":
         pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))

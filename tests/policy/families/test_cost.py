@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from marble_cli.config.enums import Train
+from marble_cli.config.enums import Switch, Train
 from marble_cli.policy.base import PassCost, PromptEmbeddings
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
@@ -37,7 +37,8 @@ def counter() -> FlopCounterMode:
 def count(policy: Any, xt: Tensor) -> PassCost:
     """FLOP, and bytes of the storages that the forward pass saves, of a pass over one sample."""
     tensors = dict(policy.encode(PROMPTS[:1]).tensors)
-    if "mask" in tensors:  # prompts as long as the plan takes them to be
+    length = tensors["tokens"].shape[1]  # a prompt as long as the plan takes it to be
+    if "mask" in tensors:
         tensors["mask"] = torch.ones_like(tensors["mask"])
     policy.trainable.activate("trained")
     weights = {p.untyped_storage().data_ptr() for p in policy.pipeline.transformer.parameters()}
@@ -53,7 +54,7 @@ def count(policy: Any, xt: Tensor) -> PassCost:
         counter() as forward,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        velocity = policy.velocity(xt[:1], TIMES[:1], PromptEmbeddings(tensors), "trained")
+        velocity = policy.velocity(xt[:1], TIMES[:1], PromptEmbeddings(tensors, (length,)), "trained")
     with counter() as backward:
         velocity.sum().backward()
     saved = sum(size for size, _ in kept.values())
@@ -71,7 +72,7 @@ def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
 
 def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) -> None:
     policy, size = (
-        load_policy(replace(case.model, gradient_checkpointing=True), seed=0),
+        load_policy(replace(case.model, gradient_checkpointing=Switch.true), seed=0),
         model_size(case.model),
     )
     assert size is not None

@@ -1,18 +1,19 @@
 """Every family trains: gradients, adapted layers, resumed runs and half precision."""
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
-from marble_cli.config.enums import Precision, Train
+from marble_cli.config.enums import Precision, Switch, Train
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError
 from marble_cli.policy.load import load_policy
@@ -20,12 +21,14 @@ from marble_cli.run.train import train
 from marble_cli.step.per_sample import PerSampleGradients
 from tests.policy.families.cases import (
     PROMPTS,
+    STEPS,
     TIMES,
     Case,
     assert_same_images,
     load_plain,
     plain_run,
 )
+from tests.policy.operations import CountedOperations
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -35,7 +38,7 @@ def test_per_sample_gradients_equal_autograd_for_every_mixture(
     policy, draw, xt = case.policy, torch.Generator().manual_seed(5), case.start()
     watched = policy
     if checkpointing:
-        watched = load_policy(replace(case.model, gradient_checkpointing=True), 0)
+        watched = load_policy(replace(case.model, gradient_checkpointing=Switch.true), 0)
         randomise(watched)
     cotangent = torch.randn(xt.shape, generator=draw)
     coefficients = torch.randn(2, len(xt), generator=draw)
@@ -114,6 +117,63 @@ def test_half_precision_is_close_and_keeps_gradients_in_float32(
     # In the last block the text's queries and outputs lead nowhere.
     assert sum(bool(g.any()) for g in gradients) >= 0.8 * len(half.layers())
     assert half.decode(case.start()).float().std() > 5
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a transformer: its named arguments, and its output [3, ...]."""
+
+    arguments: dict[str, Any]
+    output: Tensor
+
+
+@contextmanager
+def recorded_calls(transformer: Any) -> Iterator[list[Call]]:
+    calls: list[Call] = []
+
+    def record(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        calls.append(Call(kwargs, torch.stack(tuple(output[0]))))
+
+    with transformer.register_forward_hook(record, with_kwargs=True):
+        yield calls
+
+
+@torch.no_grad()
+def test_bfloat16_equals_the_plain_pipelines_own(case: Case) -> None:
+    half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
+    plain = load_plain(case.model.path, torch.bfloat16)
+    with recorded_calls(plain.transformer) as expected:
+        run = plain_run(case, plain)
+    embeddings = half.encode(PROMPTS)
+    for step, call in enumerate(expected):
+
+        def take_time(module: nn.Module, args: Any, kwargs: dict[str, Any], call: Call = call) -> Any:
+            # Some pipelines round times to bfloat16, and then divide by 1000.
+            return args, {
+                name: call.arguments[name] if name == "timestep" else kwargs[name] for name in kwargs
+            }
+
+        with (
+            half.transformer.register_forward_pre_hook(take_time, with_kwargs=True),
+            recorded_calls(half.transformer) as got,
+        ):
+            half.velocity(run.latents[step].float(), run.times[step].expand(3), embeddings, None)
+        (ours,) = got
+        assert ours.output.dtype == call.output.dtype == torch.bfloat16
+        error, norm = (ours.output.float() - call.output.float()).norm(), call.output.float().norm()
+        assert error < 0.01 * norm  # one rounding to bfloat16 errs by 0.004 at most
+    assert len(expected) == STEPS
+
+
+def test_half_precision_casts_nothing_per_adapted_layer_but_its_matrices(case: Case) -> None:
+    half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
+    at, layers = (case.start(), TIMES, half.encode(PROMPTS)), len(half.layers()) // 2
+    casts: dict[Any, int] = {}
+    for adapter in (None, "trained", None):  # a first pass also makes tables of positions
+        with torch.no_grad(), CountedOperations() as counted:
+            half.velocity(*at, adapter)
+        casts[adapter] = counted.calls["_to_copy"]
+    assert casts["trained"] - casts[None] == 2 * layers
 
 
 @pytest.mark.parametrize("case", ["z_image"], indirect=True)

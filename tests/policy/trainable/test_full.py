@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marble_cli.config.enums import Precision, Train
+from marble_cli.config.enums import Precision, Switch, Train
 from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import CheckpointError
 from marble_cli.policy.load import load_policy
@@ -153,7 +153,7 @@ def test_half_precision_trains_float32_weights(policy: Any, full: ModelConfig, i
 @NEEDS_COMPILER
 @WITHOUT_COMPILER_WARNINGS
 def test_compile_compiles_every_copy(full: ModelConfig) -> None:
-    compiled: Any = load_policy(replace(full, compile=True), seed=0)
+    compiled: Any = load_policy(replace(full, compile=Switch.true), seed=0)
     for adapter in (None, "behaviour", "trained"):
         blocks = compiled.trainable.transformer(adapter).transformer_blocks
         assert all(block._compiled_call_impl is not None for block in blocks)
@@ -162,7 +162,7 @@ def test_compile_compiles_every_copy(full: ModelConfig) -> None:
 def test_gradient_checkpointing_acts_on_every_copy_and_changes_no_gradient(
     policy: Any, full: ModelConfig, inputs: Inputs
 ) -> None:
-    other: Any = load_policy(replace(full, gradient_checkpointing=True), seed=0)
+    other: Any = load_policy(replace(full, gradient_checkpointing=Switch.true), seed=0)
     assert all(other.trainable.transformer(a).gradient_checkpointing for a in (None, "behaviour", "trained"))
     for one in (policy, other):
         one.velocity(*inputs, "trained").square().mean().backward()

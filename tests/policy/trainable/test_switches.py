@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from marble_cli.config.enums import Switch
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.load import load_policy
 from marble_cli.step.per_sample import PerSampleGradients
@@ -15,8 +16,8 @@ from tests.policy.trainable.compiler import NEEDS_COMPILER, WITHOUT_COMPILER_WAR
 
 ADAPTERS = ("trained", None, "behaviour", "trained")
 SWITCHES = [
-    "gradient_checkpointing",
-    pytest.param("compile", marks=[NEEDS_COMPILER, WITHOUT_COMPILER_WARNINGS]),
+    pytest.param({"gradient_checkpointing": Switch.true}, id="gradient_checkpointing"),
+    pytest.param({"compile": Switch.true}, id="compile", marks=[NEEDS_COMPILER, WITHOUT_COMPILER_WARNINGS]),
 ]
 
 
@@ -44,9 +45,9 @@ def results(policy: Any, randomise: Callable[..., None]) -> list[Tensor]:
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_switch_changes_no_velocity_and_no_gradient(
-    model: ModelConfig, policy: Any, randomise: Callable[..., None], switch: str
+    model: ModelConfig, policy: Any, randomise: Callable[..., None], switch: dict[str, Any]
 ) -> None:
-    other = load_policy(replace(model, **{switch: True}), seed=0)
+    other = load_policy(replace(model, **switch), seed=0)
     with torch.random.fork_rng(devices=[]):
         got, expected = results(other, randomise), results(policy, randomise)
     assert expected[-1].any(1).all()
@@ -73,13 +74,12 @@ def saved_bytes(policy: Any) -> int:
 
 
 def test_gradient_checkpointing_saves_memory(model: ModelConfig, policy: Any) -> None:
-    assert saved_bytes(load_policy(replace(model, gradient_checkpointing=True), seed=0)) < 0.5 * saved_bytes(
-        policy
-    )
+    checkpointed = load_policy(replace(model, gradient_checkpointing=Switch.true), seed=0)
+    assert saved_bytes(checkpointed) < 0.5 * saved_bytes(policy)
 
 
 @NEEDS_COMPILER
 def test_compile_compiles_every_block(model: ModelConfig) -> None:
-    compiled = load_policy(replace(model, compile=True), seed=0)
+    compiled = load_policy(replace(model, compile=Switch.true), seed=0)
     assert all(block._compiled_call_impl is not None for block in compiled.transformer.transformer_blocks)
     assert isinstance(compiled.transformer.transformer_blocks, nn.ModuleList)

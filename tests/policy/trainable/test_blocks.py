@@ -1,0 +1,65 @@
+"""Compiled blocks: one graph per kind of block, adapter and kind of pass, whatever the batch."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from marble_cli.config.enums import Switch
+from marble_cli.config.schema import ModelConfig
+from marble_cli.policy.load import load_policy
+from tests.policy.trainable.compiler import WITHOUT_COMPILER_WARNINGS
+
+KINDS = 2  # of blocks: the last one drops the text
+
+
+@pytest.fixture
+def compiled(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A policy whose graphs are made as usual, and then run without a compiler."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    yield load_policy(replace(model, compile=Switch.true), seed=0)
+    torch._dynamo.reset()
+
+
+def graphs_after(policy: Any, samples: int) -> int:
+    """Take the passes of a step for so many samples, and return how many graphs there are by then."""
+    xt, t = torch.randn(samples, *policy.latent_shape), torch.full((samples,), 0.5)
+    at = (xt, t, policy.encode(["a cup"] * samples))
+    with torch.no_grad():
+        for adapter in ("behaviour", None):
+            policy.velocity(*at, adapter)
+    policy.velocity(*at, "trained").sum().backward()
+    return int(counters["stats"]["unique_graphs"])
+
+
+@WITHOUT_COMPILER_WARNINGS
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [((5, 3, 2, 8), (1, 1, 1, 1)), ((5, 1, 3, 1), (1, 2, 2, 2)), ((1, 5, 3), (1, 2, 2))],
+)
+def test_a_batch_of_another_size_compiles_nothing(
+    compiled: Any, sizes: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    """Only a batch of one has graphs of its own, as torch takes a size of 1 for a constant."""
+    passes = 3  # of the behaviour policy, the frozen model and the trained one
+    found = [graphs_after(compiled, samples) for samples in sizes]
+    assert found == [times * KINDS * passes for times in expected]
+
+
+@WITHOUT_COMPILER_WARNINGS
+def test_compiled_velocities_of_every_batch_size_are_right(
+    compiled: Any, policy: Any, randomise: Callable[..., None]
+) -> None:
+    for one in (compiled, policy):
+        randomise(one)
+    embeddings = policy.encode(["a cup"] * 5)
+    for samples in (5, 2, 1):
+        xt, t = torch.randn(samples, *policy.latent_shape), torch.full((samples,), 0.5)
+        got, expected = (one.velocity(xt, t, embeddings[:samples], "trained") for one in (compiled, policy))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
