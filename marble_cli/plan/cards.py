@@ -17,9 +17,9 @@ KINDS = (Quantization.none, Quantization.int8, Quantization.nf4)
 
 
 def tabulate_cards(config: RunConfig, size: ModelSize) -> Table:
-    """Return a row per kind of frozen weights: the least memory, and the largest micro-batch per card.
+    """Return a row per kind of frozen weights: the least memory, and the largest micro-batches per card.
 
-    A star marks micro-batches that take gradient checkpointing.
+    These are two: without and with gradient checkpointing; a dash where the run does not fit.
     """
     table = Table("model.quantization", box=None, pad_edge=False)
     for heading in ("least memory", *(f"{card} GB" for card in CARDS)):
@@ -33,13 +33,13 @@ def tabulate_cards(config: RunConfig, size: ModelSize) -> Table:
 
 
 def _largest(config: RunConfig, size: ModelSize, kind: Quantization, card: int) -> str:
-    """Describe the largest micro-batch that fits on a card, preferably without gradient checkpointing."""
+    """Describe the largest micro-batches that fit on a card, without and with gradient checkpointing."""
     most = geometry(config).images // processes(config.launcher)
-    for checkpointing, mark in ((Switch.false, ""), (Switch.true, "*")):
-        for batch in MICRO_BATCHES:
-            if batch <= most and _peak(config, size, kind, batch, checkpointing) <= card:
-                return f"{batch}{mark}"
-    return "no"
+    found = []
+    for checkpointing in (Switch.false, Switch.true):
+        fits = (b for b in MICRO_BATCHES if b <= most and _peak(config, size, kind, b, checkpointing) <= card)
+        found.append(str(next(fits, "-")))
+    return " / ".join(found)
 
 
 def _peak(config: RunConfig, size: ModelSize, kind: Quantization, batch: int, checkpointing: Switch) -> int:

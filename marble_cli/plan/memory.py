@@ -124,7 +124,7 @@ def choose_checkpointing(config: RunConfig, size: ModelSize | None, device: torc
         return Checkpointing(False, "the model's sizes or the device's memory are unknown")
     needed = memory(Checkpointing(False).applied(config), size).peak
     which = "more than" if needed > free else "within"
-    sums = f"with them training needs about {describe_bytes(needed)}, {which} the {describe_bytes(free)} free"
+    sums = f"kept, training needs about {describe_bytes(needed)}, {which} the {describe_bytes(free)} free"
     return Checkpointing(needed > free, f"{sums} on {device}")
 
 

@@ -166,7 +166,9 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     console.print(table, "")
     if size is not None:
         console.print(tabulate_cards(config, size))
-        console.print("Largest trainer.micro_batch_size on a card; *: with gradient checkpointing.\n")
+        console.print(
+            "Largest trainer.micro_batch_size without / with gradient checkpointing; -: does not fit.\n"
+        )
     if unset:
         console.print(f"No prompts yet: {unset}")
     else:

@@ -60,7 +60,7 @@ def test_checkpointing_is_chosen_if_activations_do_not_fit(
         monkeypatch.setattr(planning, "free_memory", lambda device, free=free: free)
         chosen = choose_checkpointing(config, SIZE, device)
         assert chosen.on is on
-        assert "model.gradient_checkpointing=auto: with them training needs about" in str(chosen)
+        assert "model.gradient_checkpointing=auto: kept, training needs about" in str(chosen)
         fixed = (run_config(f"model.gradient_checkpointing={choice}") for choice in ("true", "false"))
         assert [choose_checkpointing(config, SIZE, device).on for config in fixed] == [True, False]
         for choice in (True, False):
