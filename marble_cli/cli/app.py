@@ -28,6 +28,7 @@ from marble_cli.cli import (
 from marble_cli.cli.encoding import take_every_text
 from marble_cli.errors import LostError, MarbleError, PeerError
 from marble_cli.interrupts import record_exit_code
+from marble_cli.notices import drop_notices
 from marble_cli.redaction import RedactingFilter, redact_output
 
 INTERRUPTED = 130
@@ -84,6 +85,7 @@ def main() -> None:
     take_every_text()
     for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(library, "error")  # their warnings are not addressed to users of marble
+    drop_notices()
     redact_output()
     handler = logging.StreamHandler()
     handler.addFilter(RedactingFilter())

@@ -71,7 +71,7 @@ class ModelConfig:
     max_sequence_length: int = ranged(MISSING, at_least(0))
     guidance: float | None = ranged(None, at_least(0))
     embedding_cache: str | None = ranged(MISSING, text("a folder or null"))
-    gradient_checkpointing: bool = MISSING
+    gradient_checkpointing: Switch = MISSING
     compile: Switch = MISSING
     device: str = MISSING
     train: Train = Train.lora

@@ -1,22 +1,24 @@
 """Estimate a run's device memory before loading, and refuse a run that cannot fit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from marble_cli.config.counts import geometry, per_process, processes
-from marble_cli.config.enums import OptimizerName, Parallel, Precision, RefreshWhen, Train
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.enums import OptimizerName, Parallel, Precision, RefreshWhen, Switch, Train
+from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.policy.base import ModelSize
-from marble_cli.policy.size import model_size
+from marble_cli.policy.quantization import BYTES, KEEP_COPIES
 from marble_cli.policy.source import DTYPES
 
 FLOAT32 = 4  # bytes
 # Bytes per trained weight of both moments; in 8 bits, every 256 values share a scale in float32.
 MOMENTS = {OptimizerName.adamw: 2.0 * FLOAT32, OptimizerName.adamw8bit: 2 * (1 + FLOAT32 / 256)}
+# What a device needs besides: temporary tensors and fragments, as a share, and its own context and libraries.
+SHARE_BESIDES, BYTES_BESIDES = 0.1, 2**30
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,25 @@ class Memory:
         """Bytes that the run needs at any batch size."""
         return max(self.frozen + self.trained, self.frozen + self.encoders)
 
+    @property
+    def peak(self) -> int:
+        """Bytes that the run needs, with what a device needs besides."""
+        most = max(self.frozen + self.trained + self.activations, self.least)
+        return round((1 + SHARE_BESIDES) * most) + BYTES_BESIDES
+
 
 def memory(config: RunConfig, size: ModelSize) -> Memory:
     """Estimate the bytes that `config` needs on every process's device.
 
-    A training pass keeps about two bytes per token and output of the blocks' linear layers. With gradient
-    checkpointing it keeps the blocks' inputs and the activations of one block
-    (docs/explanation/algorithm.md). Training float32 weights keeps some activations in float32, about half as
-    much again, and half-precision copies of the weights. With trainer.parallel=fsdp, a process holds its own
+    What one sample keeps in a training pass was counted (`policy.cost`). Training float32 weights in half
+    precision also keeps half-precision copies of them. With trainer.parallel=fsdp, a process holds its own
     shard and the blocks that it has gathered: two, or all of them if they are kept for the backward pass. A
     refresh keeps the rewards' gradients of a LoRA unsharded, two for each with balance.refresh_when=stale.
     """
     weights, average, moments = 2, 1, MOMENTS[config.optimizer.name] / FLOAT32
-    full, fsdp = config.model.train is Train.full, config.trainer.fsdp
+    model, full, fsdp = config.model, config.model.train is Train.full, config.trainer.fsdp
     shards, gathered = 1, 0
-    transformer = size.transformer * DTYPES[config.model.precision].itemsize
+    transformer = _stored(size.transformer, size.rounded, model)
     if config.trainer.parallel is Parallel.fsdp:
         shards = processes(config.launcher) // fsdp.replicas
         gathered = min(2, size.blocks) * transformer // size.blocks if fsdp.reshard else transformer
@@ -63,37 +69,77 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
     gradients = halves * len(config.rewards)
     unsharded = 0 if full else gradients
     sharded = weights + moments + average + gradients + 2 - unsharded
-    images = per_process(geometry(config).images, processes(config.launcher))
-    batch = min(config.trainer.micro_batch_size, images)
-    kept = 2 * batch * (size.tokens + config.model.max_sequence_length) * size.features
-    if full:
-        copies = shards == 1 and config.model.precision is not Precision.fp32
-        kept = 3 * kept // 2 + (2 * size.trained if copies else 0)
-    if config.model.gradient_checkpointing:
-        kept = 2 * kept // size.blocks
-    cached = config.model.embedding_cache is not None
-    staying = 0 if cached else size.encoder_bytes
+    encoders = _stored(size.encoders, size.encoders_rounded, model)
+    cached = model.embedding_cache is not None
     return Memory(
-        frozen=size.frozen_bytes - transformer + transformer // shards + gathered + staying,
+        frozen=_stored(size.vae, 0, model) + transformer // shards + gathered + (0 if cached else encoders),
         trained=round(FLOAT32 * size.trained * (unsharded + sharded / shards)),
-        activations=kept,
-        encoders=size.encoder_bytes if cached else 0,
+        activations=_activations(config, size, copies=full and shards == 1),
+        encoders=encoders if cached else 0,
     )
 
 
-def check_memory(config: RunConfig, device: torch.device) -> None:
+def _stored(parameters: int, rounded: int, model: ModelConfig) -> int:
+    """Return the bytes of frozen parameters, of which quantisation rounds some."""
+    itemsize = DTYPES[model.precision].itemsize
+    return round(parameters * itemsize - rounded * (itemsize - BYTES.get(model.quantization, itemsize)))
+
+
+def _activations(config: RunConfig, size: ModelSize, *, copies: bool) -> int:
+    """Return the bytes that a micro-batch keeps; `copies` of trained weights are in half precision."""
+    model = config.model
+    images = per_process(geometry(config).images, processes(config.launcher))
+    batch = min(config.trainer.micro_batch_size, images)
+    copied = size.rounded * DTYPES[model.precision].itemsize if model.quantization in KEEP_COPIES else 0
+    if model.gradient_checkpointing is Switch.true:
+        kept = batch * size.cost.kept_checkpointed + copied // size.blocks
+    else:
+        kept = batch * size.cost.kept + copied
+    return kept + (2 * size.trained if copies and model.precision is not Precision.fp32 else 0)
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Whether activations are computed again in backward passes, and why if `auto` left that open."""
+
+    on: bool
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        text = "activations are computed again in backward passes" if self.on else "activations are kept"
+        return text if self.reason is None else f"{text} (model.gradient_checkpointing=auto: {self.reason})"
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """Return the configuration with `model.gradient_checkpointing` decided."""
+        choice = Switch.true if self.on else Switch.false
+        return replace(config, model=replace(config.model, gradient_checkpointing=choice))
+
+
+def choose_checkpointing(config: RunConfig, size: ModelSize | None, device: torch.device) -> Checkpointing:
+    """Return what `model.gradient_checkpointing` means for a run; `auto` saves memory if it must."""
+    choice = config.model.gradient_checkpointing
+    if choice is not Switch.auto:
+        return Checkpointing(choice is Switch.true)
+    free = free_memory(device)
+    if size is None or free is None:
+        return Checkpointing(False, "the model's sizes or the device's memory are unknown")
+    needed = memory(Checkpointing(False).applied(config), size).peak
+    which = "more than" if needed > free else "within"
+    sums = f"kept, training needs about {describe_bytes(needed)}, {which} the {describe_bytes(free)} free"
+    return Checkpointing(needed > free, f"{sums} on {device}")
+
+
+def check_memory(config: RunConfig, size: ModelSize | None, device: torch.device) -> None:
     """Check that frozen model, trained weights and gradients fit into the free memory of the device.
 
     Raises:
         RequestError: they do not fit; the message says what to lower.
     """
-    size = model_size(config.model)
     free = free_memory(device)
     if size is None or free is None or (needed := memory(config, size).least) <= free:
         return
-    smaller = (
-        "Lower model.lora.rank" if config.model.train is Train.lora else "Train a LoRA (model.train=lora)"
-    )
+    lora = config.model.train is Train.lora
+    smaller = "Set model.quantization, lower model.lora.rank" if lora else "Train a LoRA (model.train=lora)"
     raise RequestError(
         f"the run needs about {describe_bytes(needed)} on {device} besides activations, and "
         f"{describe_bytes(free)} are free. {smaller}, share it among more processes "

@@ -13,7 +13,7 @@ from marble_cli.balance.registry import build
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.store import step_of
 from marble_cli.config.counts import geometry, micro_batches, per_process, processes
-from marble_cli.config.enums import BalanceMode, Parallel, RefreshWhen, SharedTerm, Train
+from marble_cli.config.enums import BalanceMode, Parallel, RefreshWhen, SharedTerm, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
@@ -21,6 +21,7 @@ from marble_cli.errors import UnreachableError
 from marble_cli.evaluate.start import read_start
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.lock import RunLock
+from marble_cli.plan.cards import tabulate_cards
 from marble_cli.plan.checks import (
     applicable,
     check_applicable,
@@ -34,7 +35,7 @@ from marble_cli.plan.checks import (
     trained_on,
 )
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
-from marble_cli.plan.memory import describe, memory
+from marble_cli.plan.memory import choose_checkpointing, describe, describe_bytes, memory
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
@@ -51,18 +52,19 @@ UTILISATION = 0.7
 def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     """Estimate the seconds of the whole run at `speed` FLOP/s per process, without decoding and rewards.
 
-    A forward pass takes 2 FLOP per parameter and token. A training sample takes one of the trained and one of
-    the behaviour weights, and a share of the samples, `algorithm.kl_every`, one of the frozen model. A
-    backward pass takes as much as a forward pass for the inputs, and as much again for the weights. A refresh
+    Forward and backward passes were counted (`policy.cost`); gradient checkpointing computes a forward pass
+    again in each backward pass. A training sample takes a forward pass of the trained and one of the
+    behaviour weights, and a share of the samples, by `algorithm.kl_every`, one of the frozen model. A refresh
     takes one or two further backward passes, with full weights one per reward.
     """
     counts, balance, algorithm = geometry(config), config.balance, config.algorithm
-    forward = 2 * size.transformer * size.tokens
-    backward = 2 * forward
+    forward, backward = size.cost.forward, size.cost.backward
+    if config.model.gradient_checkpointing is Switch.true:
+        backward += forward
     frozen = 1 / min(algorithm.kl_every, micro_batches(config)) if algorithm.kl_coef else 0.0
     plain = counts.samples * ((2 + frozen) * forward + backward)
     if balance.mode is BalanceMode.output_space:
-        further = 2.0 * forward
+        further = float(backward)
     else:
         passes = 1 if balance.shared_term is SharedTerm.outside else 2
         if config.model.train is Train.full:
@@ -143,13 +145,21 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     if size is None:
         rows.append(("model", f"{config.model.path}: not on this machine, so its sizes are unknown"))
     else:
+        checkpointing = choose_checkpointing(config, size, device)
+        config = checkpointing.applied(config)
+        needed = memory(config, size)
         spent = seconds(config, size, matmul_speed(device, DTYPES[config.model.precision]))
         rows += [
             (
                 "model",
                 f"{config.model.path}: {size.transformer:,} parameters, {_trained(config.model.train, size)}",
             ),
-            ("memory", describe(memory(config, size), trainer.micro_batch_size)),
+            ("memory", describe(needed, trainer.micro_batch_size)),
+            (
+                "",
+                f"about {describe_bytes(needed.peak)} with temporary tensors, without reward models",
+            ),
+            ("", str(checkpointing)),
             ("checkpoints", checkpoints(config, size, existing)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
         ]
@@ -159,6 +169,11 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         table.add_row(*row)
     console = Console(markup=False)
     console.print(table, "")
+    if size is not None:
+        console.print(tabulate_cards(config, size))
+        console.print(
+            "Largest trainer.micro_batch_size without / with gradient checkpointing; -: does not fit.\n"
+        )
     if unset:
         console.print(f"No prompts yet: {unset}")
     else:

@@ -1,5 +1,5 @@
 """Policies: image models that turn a prompt and noise into a picture, and the weights that are trained."""
 
-from marble_cli.policy.notices import drop_notices
+from marble_cli.notices import drop_notices
 
 drop_notices()

@@ -81,16 +81,28 @@ class RepeatedEmbeddings:
 
 
 @dataclass(frozen=True)
+class PassCost:
+    """Hold what a training pass costs per image and time."""
+
+    forward: int  # FLOP of a velocity
+    backward: int  # FLOP of its gradient in the trained weights
+    kept: int  # bytes of activations from the forward pass to the backward pass
+    kept_checkpointed: int  # the same with gradient checkpointing, while the largest block is computed again
+
+
+@dataclass(frozen=True)
 class ModelSize:
     """Hold the sizes that a run's plan needs."""
 
     transformer: int  # parameters
     trained: int  # parameters that are trained
     tokens: int  # per image
-    frozen_bytes: int  # of the frozen transformer and the VAE
-    encoder_bytes: int  # of the text encoders
+    vae: int  # parameters
+    encoders: int  # parameters of the text encoders
+    rounded: int  # of the transformer's parameters, those that quantisation rounds
+    encoders_rounded: int  # of the text encoders' parameters, those that quantisation rounds
     blocks: int  # repeated blocks of the transformer
-    features: int  # outputs per token, summed over all linear layers of the blocks
+    cost: PassCost
 
 
 class Trainable(Protocol):

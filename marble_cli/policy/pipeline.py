@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from marble_cli.config.enums import Quantization, Train
+from marble_cli.config.enums import Quantization, Switch, Train
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
@@ -53,7 +53,7 @@ class PipelinePolicy:
         self.weights = weights_digest(self.transformer)
         for block in repeated_blocks(self.transformer):
             quantize(block, model.quantization, device)
-        if model.gradient_checkpointing:
+        if model.gradient_checkpointing is Switch.true:
             self.transformer.enable_gradient_checkpointing()
         self.compilation = choose_compilation(model.compile, device)
         if self.compilation.on:
@@ -72,10 +72,10 @@ class PipelinePolicy:
         self.even_times, self.guided = family.even_times, family.guided
         self._take_size("model.resolution")
         self.cache = self._open_cache()
+        pipeline.vae.to(device)
         for encoder in family.encoders:
             quantize(encoder, model.quantization, device)
-        for frozen in (pipeline.vae, *(() if self.cache else family.encoders)):
-            frozen.to(device)
+            encoder.to("cpu" if self.cache else device)
 
     def _take_size(self, key: str) -> None:
         self.latent_shape = self.family.latent_shape

@@ -1,7 +1,9 @@
 """Compute a model's sizes from its configuration files: no weight is loaded or fetched."""
 
 import importlib
+import inspect
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from torch import nn
 
 from marble_cli.config.enums import Train
 from marble_cli.config.schema import LoraConfig, ModelConfig
-from marble_cli.policy.base import ModelSize
+from marble_cli.policy.base import Family, ModelSize
+from marble_cli.policy.cost import pass_cost
 from marble_cli.policy.diffusers_types import Transformer
+from marble_cli.policy.quantization import quantizable
 from marble_cli.policy.source import (
     DTYPES,
     check_model_settings,
@@ -28,6 +32,7 @@ from marble_cli.policy.source import (
 )
 from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora import add_adapter
+from marble_cli.policy.trainable.lora_layer import LoraLinear
 
 
 def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | None:
@@ -49,22 +54,26 @@ def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | 
         parts = {name: _make_skeleton(folder / name, *kind) for name, kind in networks.items()}
         transformer, vae = parts["transformer"], parts["vae"]
     check_model_settings(model, family, transformer.config)
-    itemsize = DTYPES[model.precision].itemsize
     if evaluated is not None:
         judged = replace(model, resolution=evaluated)
         count_image_tokens(judged, family, vae.config, transformer.config, "evaluation.resolution")
-    parameters = _count(transformer)
-    encoders = sum(_count(part) for name, part in parts.items() if name.startswith("text_encoder"))
-    blocks = repeated_blocks(transformer)
-    linear = [layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]
+    parameters, blocks = _count(transformer), repeated_blocks(transformer)
+    encoders = [part for name, part in parts.items() if name.startswith("text_encoder")]
+    rounded = sum(map(_rounded, blocks))
+    if model.train is Train.lora:
+        transformer.requires_grad_(False)
+    trained = parameters if model.train is Train.full else _add_lora(transformer, model.lora)
+    pipeline, prompt_tokens = _assemble(index, parts), _prompt_tokens(model, family, parts)
     return ModelSize(
         transformer=parameters,
-        trained=parameters if model.train is Train.full else _count_lora(transformer, model.lora),
+        trained=trained,
         tokens=count_image_tokens(model, family, vae.config, transformer.config),
-        frozen_bytes=(parameters + _count(vae)) * itemsize,
-        encoder_bytes=encoders * itemsize,
+        vae=_count(vae),
+        encoders=sum(map(_count, encoders)),
+        rounded=rounded,
+        encoders_rounded=sum(map(_rounded, encoders)),
         blocks=len(blocks),
-        features=sum(layer.out_features for layer in linear),
+        cost=pass_cost(family(pipeline, model), transformer, prompt_tokens, DTYPES[model.precision]),
     )
 
 
@@ -95,9 +104,28 @@ def _make_skeleton(folder: Path, library: str, name: str) -> Any:
         return component(component.config_class.from_dict(config))
 
 
-def _count_lora(transformer: Transformer, lora: LoraConfig) -> int:
+def _assemble(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
+    """Make a pipeline of its networks alone."""
+    kind = getattr(diffusers, index["_class_name"])
+    names = inspect.signature(kind.__init__).parameters.keys() & index.keys()
+    return kind(**{name: parts.get(name) for name in names})
+
+
+def _prompt_tokens(model: ModelConfig, family: type[Family], parts: Mapping[str, Any]) -> int:
+    """Return the length of a prompt's embeddings; those of Stable Diffusion 3 begin with CLIP's tokens."""
+    clip: int = parts["text_encoder"].config.max_position_embeddings if family.__name__ == "SD3" else 0
+    return clip + model.max_sequence_length
+
+
+def _rounded(part: nn.Module) -> int:
+    """Count the weights of a network or block that quantisation rounds."""
+    return sum(layer.weight.numel() for _, _, layer in quantizable(part))
+
+
+def _add_lora(transformer: Transformer, lora: LoraConfig) -> int:
     """Add an adapter to `transformer` and count its parameters."""
     config = peft.LoraConfig(r=lora.rank, target_modules=list(lora.target_modules))
+    config._register_custom_module({nn.Linear: LoraLinear})
     add_adapter(transformer, config, "default")
     return sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
 

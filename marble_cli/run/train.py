@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from marble_cli import lock
@@ -26,8 +27,9 @@ from marble_cli.plan.checks import (
     check_trackers,
     own_device,
 )
-from marble_cli.plan.memory import check_memory
+from marble_cli.plan.memory import check_memory, choose_checkpointing
 from marble_cli.policy.load import load_policy
+from marble_cli.policy.size import model_size
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.run.agreement import agree_on_checkpoint, agree_on_config
 from marble_cli.run.build import build_balance, build_optimizer, build_trainer
@@ -73,12 +75,18 @@ def train(config: RunConfig, *, resume: str) -> int:
             prompts = held_out(all_held_out, resolve_evaluation(config).prompts)
             start = read_start(config) if checkpoint is None else None
             balance = build_balance(config)
-            check_memory(config, device)
+            size = model_size(config.model)
+            check_memory(config, size, device)
+            checkpointing = choose_checkpointing(config, size, device)
             if ranks.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
                 run_lock.acquire()
                 store.remove_leftovers(folder)
-            policy = load_policy(config.model, config.trainer.seed, layout.place)
+        # Shards are gathered in the same order on all ranks only if all compute the same passes.
+        checkpointing = replace(checkpointing, on=ranks.any(checkpointing.on))
+        with ranks.raise_together():
+            model = checkpointing.applied(config).model
+            policy = load_policy(model, config.trainer.seed, layout.place)
         with ranks.raise_together():
             eval_scorer = stack.enter_context(
                 open_scorer(rewards, str(policy.device), config.trainer.pending_batches)
@@ -97,6 +105,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                 prepare_folder(folder, checkpoint, progress, config)
             recorder = stack.enter_context(RunRecorder(config, folder, progress, main=ranks.is_main))
         log.info("%s", policy.compilation)
+        log.info("%s", checkpointing)
         trainer = build_trainer(
             config,
             folder,

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from marble_cli.balance.registry import build
 from marble_cli.config.compose import compose
-from marble_cli.config.enums import Precision, Train
+from marble_cli.config.enums import Precision, Switch, Train
 from marble_cli.distributed.layout import Layout, Replicated, Sharded
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import as_dtensor, full_on_rank0, local, local_shard
@@ -83,7 +83,7 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
         config.model,
         train=Train(kind),
         precision=Precision(precision),
-        gradient_checkpointing=precision != "fp32",
+        gradient_checkpointing=Switch.false if precision == "fp32" else Switch.true,
     )
     layouts: list[Layout] = [
         Replicated(ranks),

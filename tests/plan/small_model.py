@@ -1,13 +1,15 @@
 """A model whose memory and time can be counted by hand."""
 
-from marble_cli.policy.base import ModelSize
+from marble_cli.policy.base import ModelSize, PassCost
 
 SIZE = ModelSize(
     transformer=1_000_000,
     trained=10_000,
     tokens=16,
-    frozen_bytes=5_000_000,
-    encoder_bytes=700_000,
+    vae=250_000,
+    encoders=175_000,
+    rounded=800_000,
+    encoders_rounded=100_000,
     blocks=4,
-    features=100,
+    cost=PassCost(forward=32_000_000, backward=40_000_000, kept=90_000, kept_checkpointed=30_000),
 )

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +15,12 @@ from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
 from marble_cli.plan.plan import plan
-from marble_cli.policy.base import ModelSize
 from marble_cli.policy.source import EMBEDDED
 from marble_cli.rewards.api import Declaration
+from tests.plan import small_model
 
 RunConfigMaker = Callable[..., RunConfig]
-SIZE = ModelSize(
-    transformer=10**6, trained=10**6, tokens=16, frozen_bytes=0, encoder_bytes=0, blocks=1, features=1
-)
+SIZE = replace(small_model.SIZE, trained=10**6)
 EACH = 20 * 10**6  # five float32 copies of what is trained
 
 

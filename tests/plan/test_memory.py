@@ -2,19 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.plan import memory as planning
-from marble_cli.plan.memory import check_memory, free_memory, memory
-from marble_cli.policy.load import load_policy
-from marble_cli.policy.size import model_size
+from marble_cli.plan.memory import check_memory, choose_checkpointing, free_memory, memory
 from tests.plan.small_model import SIZE
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -46,79 +41,43 @@ def test_text_encoders_stay_unless_embeddings_are_cached(run_config: RunConfigMa
     assert cached.least == 5_700_000
 
 
-@pytest.mark.parametrize("train", ["lora", "full"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_about_what_a_training_pass_keeps(
-    run_config: RunConfigMaker, transformer_folder: Path, checkpointing: bool, train: str
+@pytest.mark.parametrize(("kind", "bytes_per_weight"), [("int8", 1), ("fp8", 1), ("nf4", 0.5 + 1 / 64)])
+def test_rounded_weights_take_fewer_bytes(
+    run_config: RunConfigMaker, kind: str, bytes_per_weight: float
 ) -> None:
-    config = run_config(
-        f"model.path={transformer_folder}",
-        "model.resolution=64",
-        "model.lora.rank=4",
-        "trainer.micro_batch_size=4",
-        "model.precision=bf16",
-        "rollout.groups=4",
-        f"model.gradient_checkpointing={checkpointing}",
-        f"model.train={train}",
-    )
-    policy: Any = load_policy(config.model, seed=0)
-    policy.trainable.activate("trained")
-    weights = {p.untyped_storage().data_ptr() for p in policy.pipeline.transformer.parameters()}
-    kept: dict[int, tuple[int, Tensor]] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, or its address would be used again
-        return tensor
-
-    xt, embeddings = torch.randn(4, *policy.latent_shape), policy.encode(["a red cup"] * 4)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        policy.velocity(xt, torch.full((4,), 0.5), embeddings, "trained")
-    size = model_size(config.model)
-    assert size is not None
-    planned = memory(config, size).activations
-    real = sum(count for count, _ in kept.values())
-    if checkpointing:  # one block's are kept besides while it is gone through
-        assert (
-            real
-            < planned
-            < memory(
-                replace(config, model=replace(config.model, gradient_checkpointing=False)), size
-            ).activations
-        )
-    else:
-        assert 0.6 < planned / real < 1.7
+    settings = f"model.quantization={kind}", "model.embedding_cache=cache"
+    needed, plain = memory(run_config(*settings), SIZE), memory(run_config(settings[1]), SIZE)
+    assert plain.frozen - needed.frozen == pytest.approx((4 - bytes_per_weight) * 800_000, abs=1)
+    assert plain.encoders - needed.encoders == pytest.approx((4 - bytes_per_weight) * 100_000, abs=1)
 
 
-@pytest.fixture(scope="session")
-def transformer_folder(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Path:
-    """The random pipeline with a transformer of six blocks of width 128."""
-    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+def test_checkpointing_is_chosen_if_activations_do_not_fit(
+    run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, config = torch.device("cpu"), run_config("model.gradient_checkpointing=auto")
+    needed = memory(run_config("model.gradient_checkpointing=false"), SIZE).peak
+    for free, on in ((needed, False), (needed - 1, True)):
+        monkeypatch.setattr(planning, "free_memory", lambda device, free=free: free)
+        chosen = choose_checkpointing(config, SIZE, device)
+        assert chosen.on is on
+        assert "model.gradient_checkpointing=auto: kept, training needs about" in str(chosen)
+        fixed = (run_config(f"model.gradient_checkpointing={choice}") for choice in ("true", "false"))
+        assert [choose_checkpointing(config, SIZE, device).on for config in fixed] == [True, False]
+        for choice in (True, False):
+            decided = planning.Checkpointing(choice).applied(config)
+            assert decided == run_config(f"model.gradient_checkpointing={str(choice).lower()}")
+    assert not choose_checkpointing(config, None, device).on
 
-    folder = tmp_path_factory.mktemp("larger")
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
-        pipeline_folder, text_encoder_3=None, tokenizer_3=None
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        pipeline.transformer = SD3Transformer2DModel(
-            sample_size=16,
-            patch_size=2,
-            in_channels=4,
-            out_channels=4,
-            num_layers=6,
-            attention_head_dim=32,
-            num_attention_heads=4,
-            joint_attention_dim=16,
-            caption_projection_dim=128,
-            pooled_projection_dim=16,
-            pos_embed_max_size=16,
-            qk_norm="rms_norm",
-            dual_attention_layers=(0, 1, 2),
-        )
-    pipeline.save_pretrained(folder)
-    return folder
+
+def test_activations_are_those_of_a_micro_batch(run_config: RunConfigMaker) -> None:
+    """Four samples at once; with quantised layers, copies of their weights, of one block if checkpointed."""
+    for on, kept, copied in (("false", 90_000, 4 * 800_000), ("true", 30_000, 800_000)):
+        settings = f"model.gradient_checkpointing={on}", "trainer.micro_batch_size=4"
+        for kind, copies in (("none", 0), ("int8", copied), ("fp8", copied), ("nf4", 0)):
+            config = run_config(*settings, f"model.quantization={kind}")
+            assert memory(config, SIZE).activations == 4 * kept + copies
+    full = run_config("model.train=full", "model.precision=bf16", "model.gradient_checkpointing=false")
+    assert memory(full, SIZE).activations == 4 * 90_000 + 2 * SIZE.trained
 
 
 def test_free_memory_is_known() -> None:
@@ -130,17 +89,17 @@ def test_a_model_too_large_is_refused_before_it_is_loaded(
     run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config()
-    check_memory(config, torch.device("cpu"))
+    check_memory(config, SIZE, torch.device("cpu"))
     monkeypatch.setattr(planning, "free_memory", lambda device: 1000)
-    with pytest.raises(RequestError, match=r"needs about 0 MiB on cpu .* Lower model\.lora\.rank"):
-        check_memory(config, torch.device("cpu"))
+    with pytest.raises(RequestError, match=r"about 6 MiB on cpu .* lower model\.lora\.rank"):
+        check_memory(config, SIZE, torch.device("cpu"))
     with pytest.raises(
         RequestError,
         match=r"Train a LoRA \(model\.train=lora\), share it among more processes "
         r"\(trainer\.parallel=fsdp\), use",
     ):
-        check_memory(run_config("model.train=full"), torch.device("cpu"))
-    check_memory(run_config("model.path=nobody/nothing"), torch.device("cpu"))
+        check_memory(run_config("model.train=full"), SIZE, torch.device("cpu"))
+    check_memory(run_config("model.path=nobody/nothing"), None, torch.device("cpu"))
 
 
 def test_shards(run_config: RunConfigMaker) -> None:

@@ -42,29 +42,29 @@ def test_geometry_counts_the_times_that_training_draws(
 def test_estimated_time_counts_forward_and_backward_passes(run_config: RunConfigMaker) -> None:
     """A step draws 6 images by 3 forward passes each, and trains on 6 samples.
 
-    A sample takes 3 forward passes and 1 backward pass, which counts as 2; a refresh takes 1 more backward.
+    A sample takes 3 forward passes and 1 backward pass; a refresh takes 1 more backward pass. A checkpointed
+    backward pass takes a forward pass more.
     """
-    forward = 2 * 1_000_000 * 16
-    step, further = 6 * 3 + 6 * (3 + 2), 6 * 2
+    forward, backward = SIZE.cost.forward, SIZE.cost.backward
+    step, further = 6 * 3 * forward + 6 * (3 * forward + backward), 6 * backward
 
     def estimate(*overrides: str) -> float:
         return seconds(run_config("trainer.steps=20", *overrides), SIZE, 1e9)
 
-    assert estimate() == pytest.approx((20 * step + 2 * further) * forward / 1e9)
-    assert estimate("balance.mode=full") == pytest.approx(20 * (step + further) * forward / 1e9)
+    assert estimate() == pytest.approx((20 * step + 2 * further) / 1e9)
+    assert estimate("balance.mode=full") == pytest.approx(20 * (step + further) / 1e9)
     assert estimate("balance.refresh_when=stale") == estimate("balance.mode=full"), "an upper bound"
     inside = estimate("balance.mode=full", "balance.shared_term=inside", "balance.refresh_fraction=0.5")
-    assert inside == pytest.approx(20 * (step + further) * forward / 1e9)
-    assert estimate("balance=output_space") == pytest.approx(20 * (step + further) * forward / 1e9)
-    shared = estimate(
-        "algorithm.kl_every=2", "trainer.micro_batch_size=3"
-    )  # half of the frozen model's passes
-    assert shared == pytest.approx((20 * (step - 3) + 2 * further) * forward / 1e9)
-    assert estimate("algorithm.kl_every=9", "trainer.micro_batch_size=3") == shared, (
-        "there are two micro-batches"
-    )
+    assert inside == pytest.approx(20 * (step + further) / 1e9)
+    assert estimate("balance=output_space") == pytest.approx(20 * (step + further) / 1e9)
+    halved = estimate("algorithm.kl_every=2", "trainer.micro_batch_size=3")  # of the frozen model's passes
+    assert halved == pytest.approx((20 * (step - 3 * forward) + 2 * further) / 1e9)
+    most = estimate("algorithm.kl_every=9", "trainer.micro_batch_size=3")
+    assert most == halved, "there are two micro-batches"
     full = estimate("balance.mode=full", "model.train=full")  # two rewards: two passes more than a plain step
-    assert full == pytest.approx(20 * (step + 2 * further) * forward / 1e9)
+    assert full == pytest.approx(20 * (step + 2 * further) / 1e9)
+    again = estimate("model.gradient_checkpointing=true") - estimate()
+    assert again == pytest.approx((20 + 2) * 6 * forward / 1e9)
     assert estimate("launcher.nproc=2") == pytest.approx(estimate() / 2)
     assert seconds(run_config("trainer.steps=20"), SIZE, 2e9) == pytest.approx(estimate() / 2)
 
@@ -153,7 +153,7 @@ def test_guidance_doubles_the_estimated_time_of_rollouts(run_config: RunConfigMa
         seconds(run_config("trainer.steps=1", f"rollout.guidance_scale={scale}"), SIZE, 1e9)
         for scale in (1, 3)
     )
-    assert guided - plain == pytest.approx(6 * 3 * 2 * 1_000_000 * 16 / 1e9)
+    assert guided - plain == pytest.approx(6 * 3 * SIZE.cost.forward / 1e9)
 
 
 def test_plan_says_that_the_model_is_not_on_this_machine(

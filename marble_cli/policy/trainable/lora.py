@@ -55,8 +55,6 @@ class LoraPair:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # peft warns because one model has two adapters, which is intended here.
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
-            # Nor are adapters merged into quantised weights.
-            warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated without")
             torch.manual_seed(seed)
             for name in ADAPTERS:
                 add_adapter(transformer, self.config, name)

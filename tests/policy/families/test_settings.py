@@ -10,6 +10,7 @@ from marble_cli.config.enums import Precision
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
+from marble_cli.policy.source import DTYPES
 from tests.policy.families.cases import Case
 
 
@@ -29,8 +30,10 @@ def test_computed_sizes_equal_those_of_the_loaded_model(case: Case, precision: P
         weights = {id(p): p for part in parts for p in part.parameters() if id(p) not in own}
         return sum(p.numel() * p.element_size() for p in weights.values())
 
-    assert size.frozen_bytes == pytest.approx(held(policy.pipeline.vae, policy.transformer), rel=0.01)
-    assert size.encoder_bytes == pytest.approx(held(*policy.family.encoders), rel=0.01)
+    itemsize = DTYPES[precision].itemsize
+    frozen = held(policy.pipeline.vae, policy.transformer)
+    assert (size.transformer + size.vae) * itemsize == pytest.approx(frozen, rel=0.01)
+    assert size.encoders * itemsize == pytest.approx(held(*policy.family.encoders), rel=0.01)
 
 
 def test_settings_that_do_not_fit_the_model_are_refused(case: Case) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
-from marble_cli.config.enums import Precision, Train
+from marble_cli.config.enums import Precision, Switch, Train
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError
 from marble_cli.policy.base import PromptEmbeddings
@@ -39,7 +39,7 @@ def test_per_sample_gradients_equal_autograd_for_every_mixture(
     policy, draw, xt = case.policy, torch.Generator().manual_seed(5), case.start()
     watched = policy
     if checkpointing:
-        watched = load_policy(replace(case.model, gradient_checkpointing=True), 0)
+        watched = load_policy(replace(case.model, gradient_checkpointing=Switch.true), 0)
         randomise(watched)
     cotangent = torch.randn(xt.shape, generator=draw)
     coefficients = torch.randn(2, len(xt), generator=draw)

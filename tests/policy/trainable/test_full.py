@@ -162,7 +162,7 @@ def test_compile_compiles_every_copy(full: ModelConfig) -> None:
 def test_gradient_checkpointing_acts_on_every_copy_and_changes_no_gradient(
     policy: Any, full: ModelConfig, inputs: Inputs
 ) -> None:
-    other: Any = load_policy(replace(full, gradient_checkpointing=True), seed=0)
+    other: Any = load_policy(replace(full, gradient_checkpointing=Switch.true), seed=0)
     assert all(other.trainable.transformer(a).gradient_checkpointing for a in (None, "behaviour", "trained"))
     for one in (policy, other):
         one.velocity(*inputs, "trained").square().mean().backward()
@@ -180,4 +180,4 @@ def test_computed_sizes_equal_those_of_the_loaded_model(full: ModelConfig, preci
     assert size is not None
     assert size.trained == size.transformer == sum(p.numel() for p in policy.parameters("trained").values())
     lora = model_size(replace(chosen, train=Train.lora))
-    assert lora == replace(size, trained=lora.trained)  # type: ignore[union-attr]
+    assert lora == replace(size, trained=lora.trained, cost=lora.cost)  # type: ignore[union-attr]

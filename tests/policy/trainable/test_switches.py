@@ -16,7 +16,7 @@ from tests.policy.trainable.compiler import NEEDS_COMPILER, WITHOUT_COMPILER_WAR
 
 ADAPTERS = ("trained", None, "behaviour", "trained")
 SWITCHES = [
-    pytest.param({"gradient_checkpointing": True}, id="gradient_checkpointing"),
+    pytest.param({"gradient_checkpointing": Switch.true}, id="gradient_checkpointing"),
     pytest.param({"compile": Switch.true}, id="compile", marks=[NEEDS_COMPILER, WITHOUT_COMPILER_WARNINGS]),
 ]
 
@@ -74,9 +74,8 @@ def saved_bytes(policy: Any) -> int:
 
 
 def test_gradient_checkpointing_saves_memory(model: ModelConfig, policy: Any) -> None:
-    assert saved_bytes(load_policy(replace(model, gradient_checkpointing=True), seed=0)) < 0.5 * saved_bytes(
-        policy
-    )
+    checkpointed = load_policy(replace(model, gradient_checkpointing=Switch.true), seed=0)
+    assert saved_bytes(checkpointed) < 0.5 * saved_bytes(policy)
 
 
 @NEEDS_COMPILER

@@ -1,0 +1,119 @@
+"""Count what a training pass of one sample costs, by a pass over tensors that have shapes and no storage."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from marble_cli.policy.base import Family, PassCost, PromptEmbeddings
+from marble_cli.policy.trainable.blocks import repeated_blocks
+
+
+def pass_cost(family: Family, transformer: nn.Module, prompt_tokens: int, dtype: torch.dtype) -> PassCost:
+    """Count the FLOP and the kept bytes of a velocity and its gradient, for one image at one time.
+
+    Args:
+        family: the family of a pipeline whose transformer is `transformer`.
+        transformer: on the meta device; parameters that are trained require gradients.
+        prompt_tokens: the length of the prompt's embeddings.
+        dtype: the type to compute in.
+    """
+    nn.Module.to(transformer, dtype)  # past the warnings of diffusers' own
+    inputs = _make_inputs(family, transformer, prompt_tokens, dtype)
+    kept = _Kept({parameter.untyped_storage()._cdata for parameter in transformer.parameters()})
+    hooks = [hook for block in repeated_blocks(transformer) for hook in kept.watch(block)]
+    try:
+        with FlopCounterMode(display=False) as forward, _FusedAttention(), kept.saving():
+            velocity = family.velocity(*inputs)
+        with FlopCounterMode(display=False) as backward:
+            velocity.backward(torch.empty_like(velocity))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        transformer.zero_grad(set_to_none=True)
+    blocks = [sum(part.values()) for part in kept.blocks]
+    outside = sum(kept.outside.values())
+    return PassCost(
+        forward=forward.get_total_flops(),
+        backward=backward.get_total_flops(),
+        kept=outside + sum(blocks),
+        kept_checkpointed=outside + sum(kept.inputs) + max(blocks, default=0),
+    )
+
+
+def _make_inputs(
+    family: Family, transformer: nn.Module, prompt_tokens: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, PromptEmbeddings]:
+    """Return the arguments of `Family.velocity` for one sample; only masks have values."""
+    config: Mapping[str, Any] = transformer.config  # type: ignore[assignment]
+    widths = (config.get(key) for key in ("joint_attention_dim", "caption_channels", "cap_feat_dim"))
+    width = next(width for width in widths if width)
+    shapes = {"tokens": (prompt_tokens, width), "pooled": (config.get("pooled_projection_dim") or 1,)}
+    tensors = {name: torch.empty(1, *shape, device="meta", dtype=dtype) for name, shape in shapes.items()}
+    tensors["mask"] = torch.ones(1, prompt_tokens, dtype=torch.bool)
+    xt = torch.empty(1, *family.latent_shape, device="meta", dtype=dtype)
+    return xt, torch.empty(1, device="meta"), PromptEmbeddings(tensors, (prompt_tokens,))
+
+
+@dataclass
+class _Kept:
+    """Storages that a forward pass keeps for the backward pass, with their bytes: per block, and the rest."""
+
+    weights: set[int]  # storages that are there anyway
+    outside: dict[int, int] = field(default_factory=dict)
+    blocks: list[dict[int, int]] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)  # bytes of the tensors that each block is given
+    alive: list[Tensor] = field(default_factory=list)  # or an address would be used again
+    inside: bool = False
+
+    def saving(self) -> Any:
+        return torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor)
+
+    def _save(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        known = (self.weights, self.outside, *self.blocks)
+        if not any(storage._cdata in part for part in known):
+            (self.blocks[-1] if self.inside else self.outside)[storage._cdata] = storage.nbytes()
+            self.alive.append(tensor)
+        return tensor
+
+    def watch(self, block: nn.Module) -> tuple[Any, Any]:
+        """Assign what is kept while `block` runs to it."""
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            self.inputs.append(sum(value.nbytes for value in given if value.requires_grad))
+            self.blocks.append({})
+            self.inside = True
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self.inside = False
+
+        return block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Compute attention as on a device: by a kernel that keeps its inputs, its output and a sum per query.
+
+    Without a device, torch would choose the formula that keeps every pair of tokens.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is functional.scaled_dot_product_attention:
+            return _attention(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
+    scale = options.get("scale")
+    output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, None, torch.is_grad_enabled(), scale=scale
+    )[0]
+    return output

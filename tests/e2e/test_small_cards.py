@@ -1,0 +1,46 @@
+"""The presets for a card of 24 GB compose, and their plans fit, by configurations that the package has."""
+
+from pathlib import Path
+
+import pytest
+
+from marble_cli.config.compose import compose
+from marble_cli.plan.cards import tabulate_cards
+from marble_cli.plan.memory import Checkpointing, memory
+from marble_cli.plan.plan import plan
+from marble_cli.policy.size import model_size
+
+# Billions of parameters of the transformer, as published.
+PRESETS = {"sd35m_24gb": 2.24, "z_image_24gb": 6.15, "flux_24gb": 11.9, "qwen_image_24gb": 20.4}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_fits_a_card_of_24_gb(preset: str) -> None:
+    config = Checkpointing(True).applied(compose([f"preset={preset}", "data.root=somewhere"]))
+    size = model_size(config.model)
+    assert size is not None
+    assert size.transformer / 1e9 == pytest.approx(PRESETS[preset], rel=0.01)
+    assert config.model.resolution == 512
+    needed = memory(config, size)
+    assert needed.peak <= 24 * 2**30
+    assert 1.0 < size.cost.backward / size.cost.forward < 1.3, (
+        "a LoRA's backward pass gives no weight's gradient"
+    )
+    table = tabulate_cards(config, size)
+    rows = {cells[0]: cells for cells in zip(*(column.cells for column in table.columns), strict=True)}
+    chosen, plain = rows[config.model.quantization.value], rows["none"]
+    assert int(chosen[2].split(" / ")[1]) >= config.trainer.micro_batch_size
+    without, checkpointed = map(int, plain[4].split(" / "))
+    assert 1 <= without < checkpointed
+
+
+def test_dry_run_prints_peak_memory_and_what_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    plan(compose(["preset=sd35m_24gb", f"run.dir={tmp_path / 'run'}"]))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "with temporary tensors, without reward models" in said
+    assert "model.gradient_checkpointing=auto: kept, training needs about" in said
+    assert "model.quantization least memory 24 GB 48 GB 80 GB" in said
+    assert "No prompts yet" in said

@@ -1,0 +1,81 @@
+"""What the plan counts without weights, against counters around real passes of every family."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from marble_cli.config.enums import Switch, Train
+from marble_cli.policy.base import PassCost, PromptEmbeddings
+from marble_cli.policy.load import load_policy
+from marble_cli.policy.size import model_size
+from tests.policy.families.cases import PROMPTS, TIMES, Case
+
+
+def attention_forward(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def attention_backward(gradient: Any, query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+# The CPU's kernel of attention, which the counter does not know.
+KERNELS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_forward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+}
+
+
+def counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=KERNELS)
+
+
+def count(policy: Any, xt: Tensor) -> PassCost:
+    """FLOP, and bytes of the storages that the forward pass saves, of a pass over one sample."""
+    tensors = dict(policy.encode(PROMPTS[:1]).tensors)
+    length = tensors["tokens"].shape[1]  # a prompt as long as the plan takes it to be
+    if "mask" in tensors:
+        tensors["mask"] = torch.ones_like(tensors["mask"])
+    policy.trainable.activate("trained")
+    weights = {p.untyped_storage().data_ptr() for p in policy.pipeline.transformer.parameters()}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, or its address would be used again
+        return tensor
+
+    with (
+        counter() as forward,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        velocity = policy.velocity(xt[:1], TIMES[:1], PromptEmbeddings(tensors, (length,)), "trained")
+    with counter() as backward:
+        velocity.sum().backward()
+    saved = sum(size for size, _ in kept.values())
+    return PassCost(forward.get_total_flops(), backward.get_total_flops(), saved, saved)
+
+
+@pytest.mark.parametrize("train", list(Train), ids=lambda train: train.value)
+def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
+    model = replace(case.model, train=train)
+    size, real = model_size(model), count(load_policy(model, seed=0), case.start())
+    assert size is not None
+    for figure in ("forward", "backward", "kept"):
+        assert getattr(size.cost, figure) == pytest.approx(getattr(real, figure), rel=0.1), figure
+
+
+def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) -> None:
+    policy, size = (
+        load_policy(replace(case.model, gradient_checkpointing=Switch.true), seed=0),
+        model_size(case.model),
+    )
+    assert size is not None
+    real, cost = count(policy, case.start()), size.cost
+    assert real.kept < cost.kept_checkpointed < cost.kept
+    assert (cost.forward + cost.backward) == pytest.approx(real.backward, rel=0.15)
