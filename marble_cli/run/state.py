@@ -1,14 +1,15 @@
 """Convert a run's state between two steps to and from tensors and JSON, so that it can be resumed exactly."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from marble_cli.balance.cache import DirectionCache
-from marble_cli.checkpoint.store import BALANCE, TrainerState
-from marble_cli.distributed.shards import as_dtensor, full_on_rank0, local, local_shard
+from marble_cli.checkpoint.parts import BALANCE
+from marble_cli.checkpoint.store import TrainerState
+from marble_cli.distributed.shards import as_dtensor, full_on, local, local_shard
 from marble_cli.policy.base import Policy
 from marble_cli.run.state_checks import MOMENTS, check_info, check_tensors
 
@@ -51,19 +52,19 @@ def initial_progress(policy: Policy) -> Progress:
     return Progress(0, DirectionCache(), ema, {})
 
 
-def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -> Packed:
-    """Return the trainer's state, the trained weights and their moving average.
+def hold(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -> Packed:
+    """Return the trainer's state, the trained weights and their moving average, as this rank holds them.
 
-    Weights have the names that diffusers uses.
+    Weights have the names that diffusers uses. Tensors are not copied.
     """
     trained = policy.parameters("trained")
     moments = {
-        f"{name}|{moment}": full_on_rank0(optimizer.state[parameter][moment])
+        f"{name}|{moment}": optimizer.state[parameter][moment]
         for name, parameter in trained.items()
         for moment in MOMENTS
         if parameter in optimizer.state
     }
-    behaviour = {name: full_on_rank0(p) for name, p in policy.parameters("behaviour").items()}
+    behaviour: dict[str, Tensor] = {**policy.parameters("behaviour")}
     provenance = policy.provenance()
     info: dict[str, Any] = {
         "cache": progress.cache.state_dict(),
@@ -75,13 +76,23 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
         "wandb_id": progress.wandb_id,
         "origin": provenance,
     }
-    with policy.swapped(progress.ema):
-        ema = policy.trained_state()
     tensors = {"behaviour": behaviour, "optimizer": moments}
     if progress.balance is not None:
         tensors[BALANCE] = progress.balance
     scale = provenance["alpha"] / provenance["rank"] if provenance["train"] == "lora" else 1.0
-    return TrainerState(progress.step, tensors, info, provenance["train"], scale), policy.trained_state(), ema
+    state = TrainerState(progress.step, tensors, info, provenance["train"], scale)
+    return state, policy.named(trained), policy.named(progress.ema)
+
+
+def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -> Packed:
+    """Return copies of what `hold` returns, whole and on the CPU; with shards, on the main rank only."""
+    state, trained, ema = hold(policy, optimizer, progress)
+
+    def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: full_on(tensor, 0) for name, tensor in tensors.items()}
+
+    groups = {name: whole(tensors) for name, tensors in state.tensors.items()}
+    return replace(state, tensors=groups), whole(trained), whole(ema)
 
 
 @torch.no_grad()

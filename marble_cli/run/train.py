@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from marble_cli import lock
-from marble_cli.checkpoint import store
 from marble_cli.checkpoint.resume import find_checkpoint
+from marble_cli.checkpoint.step_folders import remove_leftovers
 from marble_cli.config.enums import Parallel
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig
@@ -75,7 +75,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             if ranks.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
                 run_lock.acquire()
-                store.remove_leftovers(folder)
+                remove_leftovers(folder)
             policy = load_policy(config.model, config.trainer.seed, layout.place)
         with ranks.raise_together():
             eval_scorer = stack.enter_context(
