@@ -27,6 +27,7 @@ from marble_cli.plan.checks import (
 )
 from marble_cli.plan.memory import check_memory
 from marble_cli.policy.load import load_policy
+from marble_cli.rewards.elsewhere.meeting import meeting
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.run.agreement import agree_on_checkpoint, agree_on_config
 from marble_cli.run.build import build_balance, build_optimizer, build_trainer
@@ -77,9 +78,10 @@ def train(config: RunConfig, *, resume: str) -> int:
                 run_lock.acquire()
                 remove_leftovers(folder)
             policy = load_policy(config.model, config.trainer.seed, layout.place)
+        machine = stack.enter_context(meeting(ranks, rewards, str(policy.device)))
         with ranks.raise_together():
             eval_scorer = stack.enter_context(
-                open_scorer(rewards, str(policy.device), config.trainer.pending_batches)
+                open_scorer(rewards, str(policy.device), config.trainer.pending_batches, machine)
             )
         if start is not None:
             with ranks.raise_together():
