@@ -52,6 +52,19 @@ def test_files_are_bounded_and_hold_every_tensor_once(folder: Path) -> None:
     assert json.loads((folder / "state.json").read_text())["format_version"] == 3
 
 
+def test_one_rank_of_several_writes_all_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the main rank does with whole weights."""
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parts, "PART_BYTES", 300)
+    state = store.TrainerState(7, {"behaviour": weights(3), "optimizer": weights(4)}, {}, "full")
+    written = store.save(tmp_path, state, weights(1), weights(2), keep_last=1, best=False)
+    assert same(store.load(written)[1], weights(1))
+    assert same(store.load(written)[0].tensors["optimizer"], weights(4))
+
+
 def test_load_returns_what_was_saved(folder: Path) -> None:
     state, trained, ema = store.load(folder)
     assert same(trained, weights(1))
