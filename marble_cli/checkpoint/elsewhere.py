@@ -15,11 +15,11 @@ from marble_cli.checkpoint import store, tensor_files
 from marble_cli.checkpoint.export import LORA_FILES, PEFT_CONFIG
 from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.checkpoint.pickle_guard import refuse_pickled
+from marble_cli.checkpoint.tensor_files import SUFFIX
 from marble_cli.errors import CheckpointError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 TRANSFORMER = store.WEIGHTS["full"]
-SUFFIX = ".safetensors"
 AGAIN = "Copy or fetch it again."
 
 

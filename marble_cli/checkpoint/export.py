@@ -6,7 +6,7 @@ only: `from_pretrained(..., subfolder="transformer")`.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def export(target: str, directory: Path, form: ExportFormat = ExportFormat.diffu
             "export base: the base model has no trained weights. Expected a checkpoint or a run."
         )
     checkpoint = store.resolve(target)
-    state, _, average = store.load(checkpoint)
+    state, average = store.load_average(checkpoint)
     if state.train == "full":
         return _export_transformer(checkpoint, state, directory, form)
     return _export_lora(checkpoint, state, average, directory, form)
@@ -81,13 +81,13 @@ def write_lora(
     header = lora.header(weights) if form is ExportFormat.diffusers else {}
     if form is ExportFormat.comfyui:
         check_mapped(lora.layers(weights), family)
-    config = None
+    texts = {}
     if form is ExportFormat.peft:
         entries = {"peft_type": "LORA", "inference_mode": True, **lora.settings(weights)}
-        config = directory / PEFT_CONFIG, entries
+        texts[directory / PEFT_CONFIG] = entries
         weights = {PEFT_PREFIX + key.removeprefix(lora.PREFIX): value for key, value in weights.items()}
     file = directory / LORA_FILES[form]
-    with _exporting(file, config, sum(value.nbytes for value in weights.values())):
+    with _exporting([file], texts, sum(value.nbytes for value in weights.values())):
         tensor_files.write(file, weights, header)
     return file
 
@@ -98,41 +98,55 @@ def _export_transformer(checkpoint: Path, state: TrainerState, directory: Path, 
             f"--format {form.value}: {checkpoint} holds a whole transformer, and this format is for LoRAs. "
             "Expected --format diffusers, or a checkpoint of a run with model.train=lora."
         )
-    weights, average = store.weight_files(state.train)
-    source, file = checkpoint / average, directory / weights
-    config = file.with_name("config.json"), transformer_config(state.info, checkpoint)
-    with _exporting(file, config, source.stat().st_size):
-        shutil.copyfile(source, file)
-    return file
+    sources = sorted((checkpoint / "ema").glob(f"*{tensor_files.SUFFIX}"))
+    folder = directory / store.FOLDERS[state.train]
+    files = {folder / source.name: source for source in sources}
+    texts = {folder / "config.json": transformer_config(state.info, checkpoint)}
+    named = next(iter(files))
+    if len(files) > 1:
+        named = folder / f"{store.WEIGHTS[state.train]}.index.json"
+        texts[named] = _index(sources)
+    with _exporting(list(files), texts, sum(source.stat().st_size for source in sources)):
+        for file, source in files.items():
+            shutil.copyfile(source, file)
+    return named
+
+
+def _index(parts: Sequence[Path]) -> dict[str, Any]:
+    """Return the index by which diffusers finds the tensors of a model in several files."""
+    found = {part.name: tensor_files.read(part, finite=False)[0] for part in parts}
+    size = sum(tensor.nbytes for tensors in found.values() for tensor in tensors.values())
+    places = {key: name for name, tensors in found.items() for key in tensors}
+    return {"metadata": {"total_size": size}, "weight_map": places}
 
 
 @contextmanager
-def _exporting(file: Path, config: tuple[Path, dict[str, Any]] | None, size: int) -> Iterator[None]:
-    """Check that `file` may be written, run the block that writes it, then write its configuration.
+def _exporting(files: Sequence[Path], texts: Mapping[Path, Mapping[str, Any]], size: int) -> Iterator[None]:
+    """Check that `files` may be written, run the block that writes them, then write what describes them.
 
-    A failure leaves neither behind.
+    A failure leaves nothing behind.
 
     Args:
-        file: the file of weights.
-        config: path and content of the JSON file next to it, if there is one.
-        size: bytes that `file` needs, about.
+        files: the files of weights, in one folder.
+        texts: the contents of JSON files next to them, by path.
+        size: bytes that `files` need, about.
 
     Raises:
         RequestError: one of the files exists, or their folder cannot be written.
         StorageError: the disk is full.
     """
-    files = [file] if config is None else [file, config[0]]
-    if existing := [path for path in files if path.exists()]:
+    if existing := [path for path in (*files, *texts) if path.exists()]:
         raise RequestError(f"{existing[0]} exists and is not overwritten. Choose another folder.")
-    check_writable(file.parent, "")
-    with writing(file, "Choose another folder.", size):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    folder = files[0].parent
+    check_writable(folder, "")
+    with writing(files[0], "Choose another folder.", size):
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             yield
-            if config is not None:
-                write_whole(config[0], json.dumps(config[1], indent=2) + "\n")
+            for path, content in texts.items():
+                write_whole(path, json.dumps(content, indent=2) + "\n")
         except (OSError, SafetensorError, StorageError):
-            for path in files:
+            for path in (*files, *texts):
                 path.unlink(missing_ok=True)
             raise
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from marble_cli.checkpoint.pickle_guard import is_pickled, refuse_pickled
 from marble_cli.errors import CheckpointError
 from marble_cli.files import fsync
 
-FORMAT_VERSION = 2  # 1 kept a LoRA's B as trained, with alpha in the header
+# 1 kept a LoRA's B as trained, with alpha in the header; 3 has groups of tensors in several files.
+FORMAT_VERSION = 3
 NAME = "state.json"
 LARGEST = 64 * 2**20  # bytes of a state.json; most of them are the base model's held-out scores
 STEP_FOLDER = re.compile(r"step-\d{8,15}", re.ASCII)
@@ -35,13 +37,18 @@ class Manifest:
     scale: float | None  # the folded scale of a LoRA; None in format 1, which does not fold
 
 
-def write(folder: Path, step: int, info: dict[str, Any], names: list[str], scale: float | None) -> None:
-    """Write the manifest of a folder that holds the tensor files `names`."""
-    listing = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names
-    }
+def write(
+    folder: Path,
+    step: int,
+    info: dict[str, Any],
+    files: Mapping[str, tuple[int, str]],
+    scale: float | None,
+    version: int = 2,
+) -> None:
+    """Write the manifest of a folder that holds the tensor `files`, each with its size and SHA-256."""
+    listing = {name: dict(zip(("bytes", "sha256"), files[name], strict=True)) for name in sorted(files)}
     manifest = {
-        "format_version": FORMAT_VERSION,
+        "format_version": version,
         "step": step,
         "scale": scale,
         "info": info,
@@ -50,6 +57,11 @@ def write(folder: Path, step: int, info: dict[str, Any], names: list[str], scale
     text = json.dumps(manifest | {"sha256": own_digest(manifest)}, indent=1, allow_nan=False)
     (folder / NAME).write_text(text, encoding="utf-8")
     fsync(folder / NAME)
+
+
+def describe(file: Path) -> tuple[int, str]:
+    """Return the bytes and the SHA-256 of a file."""
+    return file.stat().st_size, _digest(file)
 
 
 def own_digest(manifest: dict[str, Any]) -> str:
@@ -140,13 +152,13 @@ def _parse_manifest(folder: Path, content: dict[str, Any]) -> Manifest:
     return Manifest(step, info, files, scale if version > 1 else None)
 
 
-def check_files(folder: Path, manifest: Manifest, *, contents: bool = True) -> None:
+def check_files(folder: Path, manifest: Manifest, contents: Collection[str]) -> None:
     """Check that the folder holds exactly the files that its manifest lists, unchanged.
 
     Args:
         folder: the step folder.
         manifest: the folder's manifest.
-        contents: whether to compare digests, which reads every byte; sizes are always compared.
+        contents: the files whose digests are compared, which reads every byte; sizes always are.
 
     Raises:
         CheckpointError: a file is missing, altered or not listed; the message names the first one.
@@ -169,5 +181,5 @@ def check_files(folder: Path, manifest: Manifest, *, contents: bool = True) -> N
         if (found := file.stat().st_size) != size:
             fault = "was cut short" if found < size else "has grown"
             raise CheckpointError(f"{file} has {found} bytes instead of {size}: it {fault}. {REMEDY}")
-        if contents and _digest(file) != digest:
+        if name in contents and _digest(file) != digest:
             raise CheckpointError(f"{file} was altered: its SHA-256 differs from {NAME}. {REMEDY}")

@@ -6,17 +6,21 @@ optimizer's file, so that `load` returns bit for bit what was passed to `save`.
 """
 
 import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
-from marble_cli.checkpoint import lora, tensor_files
+from marble_cli.checkpoint import lora
 from marble_cli.checkpoint import manifest as manifests
-from marble_cli.checkpoint.manifest import REMEDY, STEP_FOLDER
+from marble_cli.checkpoint.manifest import REMEDY
+from marble_cli.checkpoint.parts import BALANCE, Part, PartWriter, read, split, whole_name
 from marble_cli.checkpoint.pickle_guard import refuse_pickled
+from marble_cli.checkpoint.step_folders import read_pointer, retain, step_of, steps
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, StorageError
 from marble_cli.files import FREE_SOME, fsync, remove, write_whole, writing
 from marble_cli.paths import expand
@@ -26,11 +30,8 @@ WEIGHTS = {  # the names that diffusers looks for
     "lora": "pytorch_lora_weights.safetensors",
     "full": "diffusion_pytorch_model.safetensors",
 }
-HEADER = 100  # bytes per tensor in a file's header, about, besides its name
-BALANCE = "balance"  # the group with a balance's state, which may hold integers
 # The group that also holds the tensors that folding rounds, as `PARAMETER|lora` and `PARAMETER|ema`.
 ROUNDED = "optimizer"
-WITH_INTEGERS = (BALANCE, "optimizer")  # groups whose types are checked by those that read them
 
 
 @dataclass
@@ -58,66 +59,80 @@ def save(
     keep_last: int,
     best: bool,
     keep_every: int = 0,
+    ranks: Ranks | None = None,
 ) -> Path:
     """Write a step folder, verify it, point `latest` (and `best`) at it and delete old step folders.
 
     Args:
         run: the run's folder.
-        state: the trainer's state.
+        state: the trainer's state; tensors of a LoRA are whole, those of full weights may be sharded.
         trained: the trained weights, by diffusers' names.
         ema: their moving average, by the same names.
         keep_last: how many of the newest valid step folders to keep; the best is always kept.
         best: whether this is the best checkpoint so far.
         keep_every: steps that are multiples of this are never deleted; 0 for none.
+        ranks: the ranks that hold the tensors, all of which must call this; this process alone if None.
 
     Raises:
         StorageError: the disk is full, the folder cannot be written, it reads back differently, or a value is
             not finite. Earlier checkpoints stay.
+        PeerError: another rank raised that.
     """
+    ranks = ranks or Ranks.alone()
     parent = run / "checkpoints"
     final = parent / f"step-{state.step:08d}"
-    groups, header = _arrange_files(state, trained, ema)
-    for name, tensors in groups.items():
-        if bad := tensor_files.not_finite(tensors):
-            raise StorageError(
-                f"step {state.step} is not saved: {bad} of {name} is not finite, so no run could resume "
-                "from it. Earlier checkpoints are untouched; resume from one with --resume auto and e.g. "
-                "a lower optimizer.lr."
-            )
     temporary = parent / f".{final.name}.tmp"
-    size = sum(t.nbytes + len(name) + HEADER for tensors in groups.values() for name, t in tensors.items())
-    with writing(final, f"{FREE_SOME} Earlier checkpoints are untouched.", size):
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            remove(temporary)
-            for name, tensors in groups.items():
-                entries = header if name in weight_files(state.train) else {}
-                tensor_files.write(temporary / name, tensors, entries)
-            manifests.write(temporary, state.step, state.info, sorted(groups), state.scale)
-            if final.exists():
-                shutil.rmtree(final)
-            temporary.rename(final)
-            fsync(parent)
-        except (OSError, SafetensorError):
-            remove(temporary)
-            raise
+    parts = _arrange_files(state, trained, ema)
+    size = sum(part.size for part in parts)
+
+    @contextmanager
+    def together() -> Iterator[None]:
+        with ranks.raise_together(), writing(final, f"{FREE_SOME} Earlier checkpoints are untouched.", size):
+            yield
+
     try:
-        manifests.check_files(final, manifests.read(final))
-    except CheckpointError as error:
-        raise StorageError(
-            f"{final} reads back differently from what was written. Earlier checkpoints are untouched. "
-            f"Check the disk. {error}"
-        ) from error
-    for pointer in ("latest", "best") if best else ("latest",):
-        write_whole(parent / pointer, final.name + "\n")
-    _retain(final, keep_last, keep_every)
+        with together():
+            if ranks.is_main:
+                parent.mkdir(parents=True, exist_ok=True)
+                remove(temporary)
+        written = PartWriter(temporary, state.step, ranks, together).write(parts)
+        listing = {name: entry for own in ranks.all_gather_json(written) for name, entry in own.items()}
+        with together():
+            if ranks.is_main:
+                version = 3 if any(whole_name(name) != name for name in listing) else 2
+                manifests.write(temporary, state.step, state.info, listing, state.scale, version)
+                if final.exists():
+                    shutil.rmtree(final)
+                temporary.rename(final)
+                fsync(parent)
+    except Exception:
+        if ranks.is_main:
+            remove(temporary)
+        raise
+    with ranks.raise_together():
+        if ranks.is_main or written:
+            _verify(final, written)
+    with ranks.raise_together():
+        if ranks.is_main:
+            for pointer in ("latest", "best") if best else ("latest",):
+                write_whole(parent / pointer, final.name + "\n")
+            retain(final, keep_last, keep_every)
     return final
 
 
-def _arrange_files(
-    state: TrainerState, trained: dict[str, Tensor], ema: dict[str, Tensor]
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """Return the tensors of each file of a step folder, and the header of the files of weights."""
+def _verify(folder: Path, written: Collection[str]) -> None:
+    """Read back what this rank has written."""
+    try:
+        manifests.check_files(folder, manifests.read(folder), written)
+    except CheckpointError as error:
+        raise StorageError(
+            f"{folder} reads back differently from what was written. Earlier checkpoints are untouched. "
+            f"Check the disk. {error}"
+        ) from error
+
+
+def _arrange_files(state: TrainerState, trained: dict[str, Tensor], ema: dict[str, Tensor]) -> list[Part]:
+    """Return the files of a step folder."""
     groups, header = dict(state.tensors), dict[str, str]()
     if state.train == "lora":
         assert state.scale is not None
@@ -126,107 +141,38 @@ def _arrange_files(
             groups[ROUNDED] = groups.get(ROUNDED, {}) | kept
         header = lora.header(trained)
         trained, ema = lora.folded(trained, state.scale), lora.folded(ema, state.scale)
-    files = {f"{name}.safetensors": tensors for name, tensors in groups.items()}
-    return dict(zip(weight_files(state.train), (trained, ema), strict=True)) | files, header
+    # The state of a balance differs among ranks: only the main one solves. The first file is the main rank's.
+    first = split(f"{BALANCE}.safetensors", groups.pop(BALANCE), {}) if BALANCE in groups else []
+    weights = [
+        part
+        for name, tensors in zip(weight_files(state.train), (trained, ema), strict=True)
+        for part in split(name, tensors, header)
+    ]
+    others = [part for name, tensors in groups.items() for part in split(f"{name}.safetensors", tensors, {})]
+    return [*first, *weights, *others]
 
 
-def steps(run: Path) -> list[Path]:
-    """Return a run's step folders, newest first."""
-    folders = (p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name))
-    return sorted(folders, key=step_of, reverse=True)
-
-
-def step_of(folder: Path) -> int:
-    """Return the step in a step folder's name."""
-    return int(folder.name.removeprefix("step-"))
-
-
-def set_aside(run: Path, step: int) -> list[Path]:
-    """Rename the checkpoints after `step`, to which a run goes back, and return their new paths."""
-    moved = []
-    for folder in steps(run):
-        if step_of(folder) > step:
-            name, times = f"abandoned-{folder.name}", 1
-            while folder.with_name(name).exists():
-                times += 1
-                name = f"abandoned-{folder.name}-{times}"
-            moved.append(folder.rename(folder.with_name(name)))
-            if _read_pointer(run, "best") == folder.name:
-                (run / "checkpoints" / "best").unlink()
-    return moved
-
-
-def point_best(run: Path, step: int | None) -> None:
-    """Point `best` at the checkpoint of `step`, unless it points at one.
-
-    `set_aside` removes the pointer if the best checkpoint is one of those set aside.
-    """
-    name = None if step is None else f"step-{step:08d}"
-    if name is not None and _read_pointer(run, "best") is None and (run / "checkpoints" / name).is_dir():
-        write_whole(run / "checkpoints" / "best", f"{name}\n")
-
-
-def remove_leftovers(run: Path) -> None:
-    """Remove temporary folders of a process that died while it wrote or deleted a checkpoint."""
-    for leftover in (run / "checkpoints").glob(".*.tmp"):
-        remove(leftover)
-
-
-def _read_pointer(run: Path, pointer: str) -> str | None:
-    """Return the name of the step folder that the pointer file `latest` or `best` holds, or None."""
-    path = run / "checkpoints" / pointer
-    if not path.is_file():
-        return None
-    with path.open("rb") as stream:
-        name = stream.read(64).decode(errors="replace").strip()
-    return name if STEP_FOLDER.fullmatch(name) else None
-
-
-def _retain(written: Path, keep_last: int, keep_every: int) -> None:
-    """Delete the run's step folders that `save` does not keep; `written`, just verified, always stays."""
-    run, valid = written.parent.parent, 0
-    best = _read_pointer(run, "best")
-    for folder in steps(run):
-        if valid < max(1, keep_last) or folder == written:
-            valid += _is_complete(folder)
-        elif folder.name != best and not (keep_every and step_of(folder) % keep_every == 0):
-            doomed = folder.with_name(f".{folder.name}.tmp")
-            remove(doomed)
-            folder.rename(doomed)  # a half-deleted folder must not look like a checkpoint
-            remove(doomed)
-
-
-def _is_complete(folder: Path) -> bool:
-    """Check a step folder by its manifest and the sizes of its files; their contents are not read."""
-    try:
-        manifests.check_files(folder, manifests.read(folder), contents=False)
-    except CheckpointError:
-        return False
-    return True
-
-
-def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]:
+def load(
+    folder: Path, share: tuple[int, int] = (0, 1)
+) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tensor]]:
     """Read and verify the trainer's state, the trained weights and their moving average, as they were saved.
+
+    Tensors are mapped from the files: only what is used of them takes memory.
+
+    Args:
+        folder: the step folder.
+        share: which of how many shares of the files of full weights to verify; all files are read.
 
     Raises:
         CheckpointError: a file is missing, altered, not finite or of a newer format, or `folder` is no
             checkpoint.
     """
-    manifest = manifests.read(folder)
-    train = "full" if weight_files("full")[0] in manifest.files else "lora"
-    for name in weight_files(train):
-        if name not in manifest.files:
-            raise CheckpointError(f"{folder / manifests.NAME} does not list {name}. {REMEDY}")
-    manifests.check_files(folder, manifest)
-    files = {
-        group: tensor_files.read(folder / name, floats=group not in WITH_INTEGERS)
-        for name in manifest.files
-        for group in [name.removesuffix(".safetensors")]
-    }
-    (trained, header), (ema, _) = (
-        files.pop(name.removesuffix(".safetensors")) for name in weight_files(train)
-    )
-    groups = {name: tensors for name, (tensors, _) in files.items()}
+    manifest, train = _read_manifest(folder)
+    index, count = share if train == "full" else (0, 1)
+    names = sorted(manifest.files)
+    files = read(folder, manifest, names, names[index::count])
+    (trained, header), (ema, _) = (files.pop(name) for name in weight_files(train))
+    groups = {name.removesuffix(".safetensors"): tensors for name, (tensors, _) in files.items()}
     state = TrainerState(manifest.step, groups, manifest.info, train, manifest.scale)
     if train == "full":
         return state, trained, ema
@@ -239,6 +185,36 @@ def load(folder: Path) -> tuple[TrainerState, dict[str, Tensor], dict[str, Tenso
         for name, weights in (("lora", trained), ("ema", ema))
     )
     return state, trained, ema
+
+
+def load_average(folder: Path) -> tuple[TrainerState, dict[str, Tensor]]:
+    """Read and verify the moving average of the trained weights; of full weights, no other file is read.
+
+    Returns:
+        The trainer's state, without tensors if weights are full, and the moving average.
+
+    Raises:
+        CheckpointError: as `load`; of other files than the average's, only their sizes are checked.
+    """
+    manifest, train = _read_manifest(folder)
+    if train == "lora":  # a LoRA's average may take numbers from other files
+        state, _, ema = load(folder)
+        return state, ema
+    name = weight_files(train)[1]
+    names = sorted(file for file in manifest.files if whole_name(file) == name)
+    files = read(folder, manifest, names, names)
+    return TrainerState(manifest.step, {}, manifest.info, train, manifest.scale), files[name][0]
+
+
+def _read_manifest(folder: Path) -> tuple[manifests.Manifest, str]:
+    """Read the manifest of a step folder; return it and the kind of the trained weights."""
+    manifest = manifests.read(folder)
+    names = {whole_name(name) for name in manifest.files}
+    train = "full" if weight_files("full")[0] in names else "lora"
+    for name in weight_files(train):
+        if name not in names:
+            raise CheckpointError(f"{folder / manifests.NAME} does not list {name}. {REMEDY}")
+    return manifest, train
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -269,7 +245,7 @@ def resolve(spec: str) -> Path:
                 else "e.g. runs/demo, runs/demo/checkpoints/step-00000010, or base."
             )
         )
-    name = _read_pointer(path, "latest")
+    name = read_pointer(path, "latest")
     if name is not None and (parent / name).is_dir():
         return parent / name
     folders = steps(path)

@@ -13,6 +13,7 @@ from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.errors import CheckpointError
 from marble_cli.files import fsync
 
+SUFFIX = ".safetensors"
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FORMAT = {"format": "pt"}  # what the Hugging Face libraries expect in every header
 
@@ -39,9 +40,17 @@ def _sort_header(file: Path) -> None:
 
 
 def read(
-    file: Path, *, floats: bool = True, remedy: str = REMEDY
+    file: Path, *, floats: bool = True, finite: bool = True, remedy: str = REMEDY
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors of a file and the strings of its header; `remedy` ends the messages of errors.
+    """Read the tensors of a file and the strings of its header.
+
+    Tensors are mapped from the file: only what is used takes memory, and the system can take that back.
+
+    Args:
+        file: a safetensors file.
+        floats: whether all tensors must be of a floating type.
+        finite: whether to check all values, which reads the whole file.
+        remedy: ends the messages of errors.
 
     Raises:
         CheckpointError: the file is not a safetensors file, a value is not finite, or, with `floats`, a
@@ -56,11 +65,18 @@ def read(
     wrong = [name for name, tensor in tensors.items() if tensor.dtype not in FLOATS]
     if floats and wrong:
         raise CheckpointError(f"{file} is damaged: {wrong[0]} is {tensors[wrong[0]].dtype}. {remedy}")
-    if bad := not_finite(tensors):
+    if finite and (bad := not_finite(tensors)):
         raise CheckpointError(f"{file} is damaged: {bad} has values that are not finite. {remedy}")
     return tensors, header
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor with a value that is not finite, or None."""
-    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
+    return next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Check all values without a copy of the tensor; a value that is no number is both least and largest."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    return all(bool(end.isfinite()) for end in tensor.aminmax())

@@ -48,6 +48,7 @@ class Ranks:
         """Return this process as a world of one, even if a launcher started it."""
         ranks = cls("cpu")
         ranks.rank, ranks.world, ranks.grouped = 0, 1, False
+        ranks.local_rank, ranks.local_world = 0, 1
         return ranks
 
     @property

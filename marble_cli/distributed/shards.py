@@ -34,12 +34,12 @@ def local_shard(whole: Tensor, like: Tensor, dim: int = 0) -> Tensor:
     return shards[index] if index < len(shards) else whole.narrow(dim, 0, 0)
 
 
-def full_on_rank0(tensor: Tensor) -> Tensor:
+def full_on(tensor: Tensor, rank: int) -> Tensor:
     """Copy the whole tensor to the CPU.
 
-    For a DTensor all ranks must call this; only rank 0 gets the tensor, the others an empty one.
+    For a DTensor all ranks must call this; only `rank` gets the tensor, the others an empty one.
     """
     if not isinstance(tensor, DTensor):
         return tensor.detach().to("cpu", copy=True)
     whole: Tensor = tensor.full_tensor().detach()
-    return whole.to("cpu", copy=True) if dist.get_rank() == 0 else whole.new_empty(0, device="cpu")
+    return whole.to("cpu", copy=True) if dist.get_rank() == rank else whole.new_empty(0, device="cpu")

@@ -110,7 +110,7 @@ def resolve_target(spec: str) -> Target:
     if not store.is_checkpoint(path) and (found := find_weights(spec, path)) is not None:
         return Target(spec, None, None, elsewhere=found)
     path = store.resolve(spec)
-    state, _, ema = store.load(path)
+    state, ema = store.load_average(path)
     return Target(
         f"{path.parent.parent.name}/{path.name}", ema, path, read_provenance(state.info, state.train)
     )

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from marble_cli.balance.registry import build
 from marble_cli.checkpoint.resume import find_checkpoint
-from marble_cli.checkpoint.store import step_of
+from marble_cli.checkpoint.step_folders import step_of
 from marble_cli.config.counts import geometry, micro_batches, per_process, processes
 from marble_cli.config.enums import BalanceMode, Parallel, RefreshWhen, SharedTerm, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation

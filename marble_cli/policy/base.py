@@ -118,6 +118,10 @@ class Trainable(Protocol):
         """Make `pipeline.transformer` compute with these weights."""
         ...
 
+    def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name values of the parameters as `Policy.named` does."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """Return the trained weights as `Policy.trained_state` does."""
         ...
@@ -173,6 +177,13 @@ class Policy(Protocol):
         """Return the linear layers without bias whose weights are `parameters("trained")`, in that order.
 
         None if other parameters are trained too.
+        """
+        ...
+
+    def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `values` of the trained parameters by the keys of `trained_state`, with its buffers.
+
+        Nothing is copied: with sharded parameters, values and buffers are as this rank holds them.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Make a policy of a diffusers pipeline of any supported family: frozen and trained weights."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -173,6 +173,9 @@ class PipelinePolicy:
 
     def layers(self) -> list[torch.nn.Linear] | None:
         return self.trainable.layers
+
+    def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.trainable.named(values)
 
     def trained_state(self) -> dict[str, Tensor]:
         return self.trainable.state()

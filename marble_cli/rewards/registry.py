@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,8 @@ class Reward:
     """A reward that is built and can be called; its settings are a `schema.RewardConfig`.
 
     `name` is its key under `rewards`. `call` must be made under `guard`. `close` releases its resources.
-    `alive` turns false when the process that serves it is gone.
+    `alive` turns false when the process that serves it is gone. Calls are made inside `turn`, which waits
+    until other users of the same process have been served.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Reward:
     guard: Guard
     close: Callable[[], None] = lambda: None
     alive: Callable[[], bool] = lambda: True
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype: str = "float32") -> Reward:

@@ -20,6 +20,7 @@ from marble_cli.config import schema
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.elsewhere.locate import maker
+from marble_cli.rewards.elsewhere.meeting import Machine
 from marble_cli.rewards.worker import Outcomes, RewardWorker
 
 log = logging.getLogger("marble")
@@ -147,7 +148,10 @@ def _remedy(worker: RewardWorker) -> str:
 
 @contextmanager
 def open_scorer(
-    rewards: Mapping[str, schema.RewardConfig], device: str, pending: int = 4
+    rewards: Mapping[str, schema.RewardConfig],
+    device: str,
+    pending: int = 4,
+    machine: Machine | None = None,
 ) -> Iterator[Scorer]:
     """Build every reward, and close all of them at the end.
 
@@ -155,6 +159,7 @@ def open_scorer(
         rewards: settings by name.
         device: where rewards compute.
         pending: batches that may be unfinished at a time.
+        machine: where the ranks of this machine meet that share the servers of isolated rewards.
 
     Raises:
         ConfigError, RewardError: a reward is unknown or cannot be built.
@@ -162,7 +167,7 @@ def open_scorer(
     workers: list[RewardWorker] = []
     try:
         for name, settings in rewards.items():
-            workers.append(RewardWorker(name, settings, maker(name, settings, device)))
+            workers.append(RewardWorker(name, settings, maker(name, settings, device, machine)))
         yield Scorer(workers, pending)
     finally:
         for worker in workers:

@@ -175,6 +175,8 @@ class RewardWorker:
     def attempt(self, batch: Batch) -> tuple[Tensor, BaseException | None]:
         """Call the plugin once, on a copy of the batch and of its metadata, which the plugin may change.
 
+        The timeout begins with this reward's turn.
+
         Returns:
             The answer as [B] float64 on the CPU, NaN where the reward does not apply and infinite where it
             failed, and the first exception in the place of a score.
@@ -184,6 +186,10 @@ class RewardWorker:
             TimeoutError: it did not answer in time.
             Exception: whatever the plugin raised.
         """
+        with self.reward.turn():
+            return self._call(batch)
+
+    def _call(self, batch: Batch) -> tuple[Tensor, BaseException | None]:
         future: Future[Any] = Future()
         self.pending_call = future
         if self.closing.is_set():

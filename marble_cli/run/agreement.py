@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from marble_cli.checkpoint import manifest, store
+from marble_cli.checkpoint.step_folders import step_of, steps
 from marble_cli.checkpoint.store import TrainerState
 from marble_cli.config.compose import completed, dump, typed
 from marble_cli.config.evaluation import pictured
@@ -78,7 +79,7 @@ def agree_on_checkpoint(ranks: Ranks, folder: Path, checkpoint: Path | None, *, 
     Raises:
         RequestError: another node's disk holds a later step of the run.
     """
-    newest = max(map(store.step_of, store.steps(folder)), default=0)
+    newest = max(map(step_of, steps(folder)), default=0)
     path = None if checkpoint is None else str(checkpoint)
     nodes = ranks.all_gather_json({"host": socket.gethostname(), "step": newest, "path": path})
     main, ahead = nodes[0], max(nodes, key=lambda node: node["step"])
@@ -97,6 +98,8 @@ def agree_on_checkpoint(ranks: Ranks, folder: Path, checkpoint: Path | None, *, 
 def read_checkpoint(ranks: Ranks, checkpoint: Path) -> StoredCheckpoint:
     """Read `checkpoint` on every rank: from its own disk if the files are equal, else from the main rank.
 
+    The ranks of a machine share the work of verifying full weights.
+
     Raises:
         CheckpointError: the main rank's checkpoint is damaged.
     """
@@ -106,18 +109,20 @@ def read_checkpoint(ranks: Ranks, checkpoint: Path) -> StoredCheckpoint:
     with ranks.raise_together():
         try:
             if ranks.is_main or own == digest:
-                stored = _load(checkpoint)
+                stored = _load(checkpoint, (ranks.local_rank, ranks.local_world))
         except CheckpointError:
             if ranks.is_main:
                 raise
     if not ranks.any(stored is None):
         assert stored is not None
         return stored
+    with ranks.raise_together():
+        stored = _load(checkpoint) if ranks.is_main else None  # all of it; others may have found a fault
     return _broadcast(ranks, checkpoint, stored)
 
 
-def _load(checkpoint: Path) -> StoredCheckpoint:
-    state, weights, ema = store.load(checkpoint)
+def _load(checkpoint: Path, share: tuple[int, int] = (0, 1)) -> StoredCheckpoint:
+    state, weights, ema = store.load(checkpoint, share)
     written = checkpoint.parent.parent / "config.yaml"
     if not written.is_file():
         return StoredCheckpoint(checkpoint, state, weights, ema, None, None, None)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,18 @@ import torch
 from marble_cli.checkpoint import store
 from marble_cli.config import schema
 from marble_cli.distributed.layout import Layout
-from marble_cli.errors import BalanceError, DeviceMemoryError, RewardError, StorageError, TrainingError
+from marble_cli.distributed.ranks import Ranks
+from marble_cli.errors import (
+    BalanceError,
+    DeviceMemoryError,
+    PeerError,
+    RewardError,
+    StorageError,
+    TrainingError,
+)
 from marble_cli.policy.base import Policy
 from marble_cli.run.shortage import bounded, forget
-from marble_cli.run.state import Packed, Progress, pack
+from marble_cli.run.state import Packed, Progress, hold, pack
 from marble_cli.step.alike import check_alike
 
 log = logging.getLogger("marble.run")
@@ -66,7 +74,7 @@ class Checkpoints:
             self.last_save_attempt = self.progress.step  # so that none is written at the end either
             raise
         packed = self.pack()
-        with self.layout.ranks.raise_together():
+        with nullcontext() if self.written_by_all else self.layout.ranks.raise_together():
             self.write(packed, best)
 
     @contextmanager
@@ -91,23 +99,34 @@ class Checkpoints:
         try:
             with bounded("while the last step was checkpointed", "Free the device"):
                 self.write(self.pack(), False)
-        except (StorageError, DeviceMemoryError) as second:  # log only: `error` is raised
+        except (StorageError, DeviceMemoryError, PeerError) as second:  # log only: `error` is raised
             log.error("checkpointing step %d on the way out failed too: %s", self.progress.step, second)
         if together:
             # A launcher may kill the main rank, which is still writing, when other ranks have ended.
             ranks.barrier()
 
+    @property
+    def written_by_all(self) -> bool:
+        """Tell whether all ranks write a checkpoint together: no rank has room for full weights in shards."""
+        return self.layout.sharded and self.policy.layers() is None
+
     def pack(self) -> Packed | None:
-        """Collect the content of a checkpoint on the main rank; with shards, all ranks take part."""
-        if self.layout.ranks.is_main or self.layout.sharded:
-            return pack(self.policy, self.optimizer, self.progress)
-        return None
+        """Return the content of a checkpoint on the ranks that write it; with shards, all ranks take part."""
+        content = (self.policy, self.optimizer, self.progress)
+        if self.written_by_all:
+            return hold(*content)
+        return pack(*content) if self.layout.ranks.is_main or self.layout.sharded else None
 
     def write(self, packed: Packed | None, best: bool) -> None:
-        """Write a checkpoint on the main rank."""
+        """Write a checkpoint on the main rank, or on all ranks together."""
         self.last_save_attempt = self.progress.step
-        if self.layout.ranks.is_main and packed is not None:
-            settings = self.settings
+        settings, ranks = self.settings, self.layout.ranks
+        if packed is not None and (ranks.is_main or self.written_by_all):
             store.save(
-                self.folder, *packed, keep_last=settings.keep_last, keep_every=settings.keep_every, best=best
+                self.folder,
+                *packed,
+                keep_last=settings.keep_last,
+                keep_every=settings.keep_every,
+                best=best,
+                ranks=ranks if self.written_by_all else Ranks.alone(),
             )

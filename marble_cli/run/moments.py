@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from marble_cli.distributed.shards import as_dtensor, full_on_rank0, local_shard
+from marble_cli.distributed.shards import as_dtensor, local_shard
 
 BLOCK = 256  # values of a moment that share a scale
 LEAST_8BIT = 4096  # parameters with fewer values have float32 moments
@@ -19,10 +19,10 @@ Form = tuple[tuple[int, ...], torch.dtype]  # shape and type of a moment
 STEP: Form = ((), torch.float32)
 
 
-def pack_moments(optimizer: Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return the moments of every parameter on the CPU, as `PARAMETER|moment`; none before the first step."""
+def hold_moments(optimizer: Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the moments as this rank holds them, by `PARAMETER|moment`; none before the first step."""
     return {
-        f"{name}|{moment}": full_on_rank0(torch.as_tensor(optimizer.state[parameter][moment], dtype=kind))
+        f"{name}|{moment}": torch.as_tensor(optimizer.state[parameter][moment], dtype=kind)
         for name, parameter in trained.items()
         if parameter in optimizer.state
         for moment, (_, kind) in _forms(optimizer, parameter).items()

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from marble_cli.balance.base import Balance
 from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import ScalarisedReward
-from marble_cli.checkpoint import store
+from marble_cli.checkpoint import step_folders
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.resume import newest_checkpoint, warn_skipped
 from marble_cli.config.compose import dump
@@ -35,9 +35,9 @@ log = logging.getLogger("marble.run")
 
 def prepare_folder(folder: Path, checkpoint: Path | None, progress: Progress, config: RunConfig) -> None:
     """Restore the run's folder to its state at `checkpoint`, and write the configuration into it."""
-    for path in store.set_aside(folder, progress.step) if checkpoint else ():
+    for path in step_folders.set_aside(folder, progress.step) if checkpoint else ():
         log.warning("resuming before %s, which is kept as %s", path.name.split("-", 1)[1], path.name)
-    store.point_best(folder, progress.best_step)
+    step_folders.point_best(folder, progress.best_step)
     if not (folder / "config.yaml").is_file():
         forget_identity(folder)
     if checkpoint is None or not (folder / "config.yaml").is_file():
@@ -88,7 +88,7 @@ def resume_from(
         with ranks.raise_together():
             if checkpoint is not None and ranks.is_main:
                 fault = fault or CheckpointError(f"{checkpoint} fits on this node, but not on another.")
-                older = None if named else newest_checkpoint(folder, store.step_of(checkpoint))
+                older = None if named else newest_checkpoint(folder, step_folders.step_of(checkpoint))
                 if older is None:
                     raise fault
                 warn_skipped(checkpoint, str(fault))

@@ -1,16 +1,17 @@
 """Convert a run's state between two steps to and from tensors and JSON, so that it can be resumed exactly."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from marble_cli.balance.cache import DirectionCache
-from marble_cli.checkpoint.store import BALANCE, TrainerState
-from marble_cli.distributed.shards import full_on_rank0, local, local_shard
+from marble_cli.checkpoint.parts import BALANCE
+from marble_cli.checkpoint.store import TrainerState
+from marble_cli.distributed.shards import full_on, local, local_shard
 from marble_cli.policy.base import Policy
-from marble_cli.run.moments import load_moments, pack_moments
+from marble_cli.run.moments import hold_moments, load_moments
 from marble_cli.run.state_checks import check_info, check_tensors
 
 # The trainer's state, the trained weights and their moving average.
@@ -52,14 +53,14 @@ def initial_progress(policy: Policy) -> Progress:
     return Progress(0, DirectionCache(), ema, {})
 
 
-def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -> Packed:
-    """Return the trainer's state, the trained weights and their moving average.
+def hold(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -> Packed:
+    """Return the trainer's state, the trained weights and their moving average, as this rank holds them.
 
-    Weights have the names that diffusers uses.
+    Weights have the names that diffusers uses. Tensors are not copied.
     """
     trained = policy.parameters("trained")
-    moments = pack_moments(optimizer, trained)
-    behaviour = {name: full_on_rank0(p) for name, p in policy.parameters("behaviour").items()}
+    moments = hold_moments(optimizer, trained)
+    behaviour: dict[str, Tensor] = {**policy.parameters("behaviour")}
     provenance = policy.provenance()
     info: dict[str, Any] = {
         "cache": progress.cache.state_dict(),
@@ -71,13 +72,23 @@ def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
         "wandb_id": progress.wandb_id,
         "origin": provenance,
     }
-    with policy.swapped(progress.ema):
-        ema = policy.trained_state()
     tensors = {"behaviour": behaviour, "optimizer": moments}
     if progress.balance is not None:
         tensors[BALANCE] = progress.balance
     scale = provenance["alpha"] / provenance["rank"] if provenance["train"] == "lora" else 1.0
-    return TrainerState(progress.step, tensors, info, provenance["train"], scale), policy.trained_state(), ema
+    state = TrainerState(progress.step, tensors, info, provenance["train"], scale)
+    return state, policy.named(trained), policy.named(progress.ema)
+
+
+def pack(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -> Packed:
+    """Return copies of what `hold` returns, whole and on the CPU; with shards, on the main rank only."""
+    state, trained, ema = hold(policy, optimizer, progress)
+
+    def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: full_on(tensor, 0) for name, tensor in tensors.items()}
+
+    groups = {name: whole(tensors) for name, tensors in state.tensors.items()}
+    return replace(state, tensors=groups), whole(trained), whole(ema)
 
 
 @torch.no_grad()

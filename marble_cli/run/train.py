@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from marble_cli import lock
-from marble_cli.checkpoint import store
 from marble_cli.checkpoint.resume import find_checkpoint
+from marble_cli.checkpoint.step_folders import remove_leftovers
 from marble_cli.config.enums import Parallel
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig
@@ -30,6 +30,7 @@ from marble_cli.plan.checks import (
 from marble_cli.plan.memory import check_memory, choose_checkpointing
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
+from marble_cli.rewards.elsewhere.meeting import meeting
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.run.agreement import agree_on_checkpoint, agree_on_config
 from marble_cli.run.build import build_balance, build_optimizer, build_trainer
@@ -81,15 +82,16 @@ def train(config: RunConfig, *, resume: str) -> int:
             if ranks.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
                 run_lock.acquire()
-                store.remove_leftovers(folder)
+                remove_leftovers(folder)
         # Shards are gathered in the same order on all ranks only if all compute the same passes.
         checkpointing = replace(checkpointing, on=ranks.any(checkpointing.on))
         with ranks.raise_together():
             model = checkpointing.applied(config).model
             policy = load_policy(model, config.trainer.seed, layout.place)
+        machine = stack.enter_context(meeting(ranks, rewards, str(policy.device)))
         with ranks.raise_together():
             eval_scorer = stack.enter_context(
-                open_scorer(rewards, str(policy.device), config.trainer.pending_batches)
+                open_scorer(rewards, str(policy.device), config.trainer.pending_batches, machine)
             )
         if start is not None:
             with ranks.raise_together():

@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from marble_cli.checkpoint.resume import find_checkpoint
-from marble_cli.checkpoint.store import step_of
+from marble_cli.checkpoint.step_folders import step_of
 from marble_cli.config.compose import compose
 from marble_cli.config.overrides import parse
 from marble_cli.config.schema import RunConfig

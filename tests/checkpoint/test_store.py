@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from marble_cli.checkpoint import manifest, store
+from marble_cli.checkpoint import manifest, step_folders, store
 from marble_cli.errors import CheckpointError, StorageError
 from tests.checkpoint.damage import COMMON, RARE, add, cut, flip, garble, link_folder, lose, pickled, rewrite
 
@@ -132,7 +132,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (folder.parent / ".step-00000002.tmp" / "lora").mkdir(parents=True)
     (folder.parent / ".latest.tmp").write_text("st")
     (folder.parent / ".step-00000003.tmp").symlink_to(folder)
-    store.remove_leftovers(tmp_path)
+    step_folders.remove_leftovers(tmp_path)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["latest", "step-00000001"]
     store.load(folder)
 
@@ -169,21 +169,21 @@ def test_pickled_file_is_refused(tmp_path: Path, name: str) -> None:
 def test_checkpoints_after_the_resumed_step_are_set_aside(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write(tmp_path, step)
-    moved = store.set_aside(tmp_path, 1)
+    moved = step_folders.set_aside(tmp_path, 1)
     assert [path.name for path in moved] == ["abandoned-step-00000003", "abandoned-step-00000002"]
     assert all((path / "state.json").is_file() for path in moved)
     assert kept(tmp_path) == [1]
     write(tmp_path, 2)
-    assert [path.name for path in store.set_aside(tmp_path, 1)] == ["abandoned-step-00000002-2"]
+    assert [path.name for path in step_folders.set_aside(tmp_path, 1)] == ["abandoned-step-00000002-2"]
 
 
 def test_best_pointer_is_restored_after_going_back(tmp_path: Path) -> None:
     best = tmp_path / "checkpoints" / "best"
     for step in (1, 2, 3):
         write(tmp_path, step, best=step != 2)
-    store.set_aside(tmp_path, 2)
+    step_folders.set_aside(tmp_path, 2)
     assert not best.exists()
-    store.point_best(tmp_path, 1)
+    step_folders.point_best(tmp_path, 1)
     assert best.read_text() == "step-00000001\n"
-    store.point_best(tmp_path, 2)  # there is one
+    step_folders.point_best(tmp_path, 2)  # there is one
     assert best.read_text() == "step-00000001\n"

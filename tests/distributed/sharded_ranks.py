@@ -17,7 +17,7 @@ from marble_cli.config.compose import compose
 from marble_cli.config.enums import Precision, Switch, Train
 from marble_cli.distributed.layout import Layout, Replicated, Sharded
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.distributed.shards import as_dtensor, full_on_rank0, local, local_shard
+from marble_cli.distributed.shards import as_dtensor, full_on, local, local_shard
 from marble_cli.objective.coefficients import reward_coefficients
 from marble_cli.policy.load import load_policy, pick_device
 from marble_cli.policy.pipeline import PipelinePolicy
@@ -48,7 +48,7 @@ def whole_rows(rows: Tensor, policy: PipelinePolicy) -> Tensor:
     parameters = list(policy.parameters("trained").values())
     parts = rows.split([local(parameter).numel() for parameter in parameters], dim=1)
     columns = [
-        torch.stack([full_on_rank0(as_dtensor(row, parameter)).flatten() for row in part])
+        torch.stack([full_on(as_dtensor(row, parameter), 0).flatten() for row in part])
         for part, parameter in zip(parts, parameters, strict=True)
     ]
     return torch.cat(columns, dim=1)

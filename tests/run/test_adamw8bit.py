@@ -14,7 +14,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
 from marble_cli.plan.plan import plan
 from marble_cli.run.build import build_optimizer
-from marble_cli.run.moments import LEAST_8BIT, expected_moments, load_moments, pack_moments
+from marble_cli.run.moments import LEAST_8BIT, expected_moments, hold_moments, load_moments
 from marble_cli.run.train import train
 from tests.checkpoint.damage import relist
 from tests.run.runs import SETTINGS, assert_same_run, copied
@@ -64,9 +64,9 @@ def test_it_moves_weights_nearly_as_adamw_does(run_config: RunConfigMaker) -> No
 
 def test_moments_are_bytes_and_scales_and_load_into_a_fresh_optimizer(run_config: RunConfigMaker) -> None:
     weights, optimizer = make(run_config, "adamw8bit")
-    assert pack_moments(optimizer, weights.named) == {}
+    assert hold_moments(optimizer, weights.named) == {}
     take_steps(weights, optimizer, range(3))
-    moments = pack_moments(optimizer, weights.named)
+    moments = hold_moments(optimizer, weights.named)
     assert {name: (tuple(m.shape), m.dtype) for name, m in moments.items()} == expected_moments(
         optimizer, weights.named
     )

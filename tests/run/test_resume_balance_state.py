@@ -68,7 +68,8 @@ def resign(folder: Path) -> None:
     """Rewrite the manifest of a step folder for its present files."""
     state = json.loads((folder / "state.json").read_text())
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.safetensors"))
-    manifest.write(folder, store.step_of(folder), state["info"], files, state["scale"])
+    listing = {name: manifest.describe(folder / name) for name in files}
+    manifest.write(folder, store.step_of(folder), state["info"], listing, state["scale"])
 
 
 @REMEMBERING

@@ -1,13 +1,13 @@
 """Train all weights of a transformer: float32 copies of it are the trained and the behaviour policy."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from marble_cli.distributed.shards import full_on_rank0, local, local_shard
+from marble_cli.distributed.shards import full_on, local, local_shard
 from marble_cli.errors import CheckpointError
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.diffusers_types import Pipeline, Transformer
@@ -61,10 +61,12 @@ class FullWeights:
         if self.pipeline.transformer is not (transformer := self.transformer(adapter)):
             self.pipeline.transformer = transformer
 
-    def state(self) -> dict[str, Tensor]:
+    def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # With buffers, such as SD3's table of positions, so that diffusers can load it as a whole model.
-        state = self.transformer("trained").state_dict()
-        return {name: full_on_rank0(value) for name, value in state.items()}
+        return {**self.transformer("trained").state_dict(), **values}
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: full_on(value, 0) for name, value in self.named({}).items()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Train LoRA adapters: one transformer holds the trained and the behaviour policy's (peft)."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import peft
 import torch
@@ -9,7 +9,7 @@ from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from marble_cli.config.schema import LoraConfig
-from marble_cli.distributed.shards import full_on_rank0, local, local_shard
+from marble_cli.distributed.shards import full_on, local, local_shard
 from marble_cli.errors import CheckpointError, ConfigError
 from marble_cli.policy.base import Adapter
 from marble_cli.policy.diffusers_types import Transformer
@@ -117,9 +117,12 @@ class LoraPair:
         for name, parameter in self._parameters[target].items():
             parameter.copy_(self._parameters[source][name])
 
+    def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {PREFIX + name: value for name, value in values.items()}
+
     def state(self) -> dict[str, Tensor]:
         state = get_peft_model_state_dict(self.transformer, adapter_name="trained")
-        return {PREFIX + key: full_on_rank0(value) for key, value in state.items()}
+        return {PREFIX + key: full_on(value, 0) for key, value in state.items()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:

@@ -50,21 +50,21 @@ def declare_isolated(name: str, settings: schema.RewardConfig) -> Declaration:
         RewardError: it cannot be imported in its environment.
     """
     done = subprocess.run(
-        [*_command(settings.plugin), "--dry-run"],
-        input=_request(name, settings, "cpu", token=None),
+        [*serve_command(settings.plugin), "--dry-run"],
+        input=request_line(name, settings, "cpu", token=None),
         stdout=subprocess.PIPE,
         text=True,
-        env=_environ(),
+        env=environ(),
         check=False,
     )
-    answer = _answer(name, done.stdout.splitlines())
+    answer = read_answer(name, done.stdout.splitlines())
     if answer is None:
-        raise RewardError(_ended(name, done.returncode))
+        raise RewardError(describe_end(name, done.returncode))
     return declaration_from_json(answer["rewards"][name])
 
 
 class IsolatedServer:
-    """The process that serves one reward; `start` replaces a process that is there."""
+    """The process that serves one reward to this process; `start` replaces a process that is there."""
 
     def __init__(self, name: str, settings: schema.RewardConfig, device: str):
         self.name, self.settings, self.device = name, settings, device
@@ -88,22 +88,22 @@ class IsolatedServer:
             if self.starts > 1:
                 log.warning("reward %s: restart %d of its server", self.name, self.starts - 1)
             self.process = process = subprocess.Popen(
-                _command(self.settings.plugin),
+                serve_command(self.settings.plugin),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=_environ(),
+                env=environ(),
                 start_new_session=True,  # only the run gets Ctrl+C; the plugin's processes can be killed
             )
         try:
             assert process.stdin is not None
             assert process.stdout is not None
             with suppress(BrokenPipeError):  # the process has ended: reported below
-                process.stdin.write(_request(self.name, self.settings, self.device, token))
+                process.stdin.write(request_line(self.name, self.settings, self.device, token))
                 process.stdin.flush()
-            answer = _answer(self.name, process.stdout)
+            answer = read_answer(self.name, process.stdout)
             if answer is None:
-                raise RewardError(_ended(self.name, process.wait()))
+                raise RewardError(describe_end(self.name, process.wait()))
             return self._reward(Address(answer["url"], token))
         except BaseException:
             with self.lock:
@@ -149,24 +149,25 @@ class IsolatedServer:
         self.process = None
 
 
-def _command(plugin: str) -> list[str]:
+def serve_command(plugin: str) -> list[str]:
+    """Return the command line of a server of `plugin`, which reads its request from standard input."""
     unlimited = str(2**62)  # the run has such a batch in memory already
     serve = ("rewards", "serve", "--stdin", "--max-images", unlimited, "--max-bytes", unlimited)
     return find(plugin).command(*serve)
 
 
-def _request(name: str, settings: schema.RewardConfig, device: str, token: str | None) -> str:
+def request_line(name: str, settings: schema.RewardConfig, device: str, token: str | None) -> str:
     """Return the line that `marble rewards serve --stdin` reads; its timeout is longer than the run's own."""
     row = {**asdict(settings), "isolated": False, "sources": None, "timeout": 2 * settings.timeout}
     return json.dumps({"rewards": {name: row}, "device": device, "token": token}) + "\n"
 
 
-def _environ() -> dict[str, str]:
+def environ() -> dict[str, str]:
     """Return the environment variables of a process that is no rank of the run."""
     return {key: value for key, value in clean_environ().items() if not key.startswith(LAUNCHER)}
 
 
-def _answer(name: str, lines: IO[str] | list[str]) -> dict[str, Any] | None:
+def read_answer(name: str, lines: IO[str] | list[str]) -> dict[str, Any] | None:
     """Read the document that the server prints when it is ready; None if it ended before.
 
     Raises:
@@ -184,7 +185,8 @@ def _answer(name: str, lines: IO[str] | list[str]) -> dict[str, Any] | None:
     return None
 
 
-def _ended(name: str, code: int) -> str:
+def describe_end(name: str, code: int) -> str:
+    """Say that a server ended before it served."""
     return (
         f"isolated reward {name}: its server ended with exit code {code} before it served; see its messages "
         "above. `marble rewards install` repairs an environment."

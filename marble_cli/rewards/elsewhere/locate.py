@@ -9,6 +9,7 @@ from marble_cli.errors import ConfigError
 from marble_cli.redaction import learn_options
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.device import numbered
+from marble_cli.rewards.elsewhere.meeting import Machine
 from marble_cli.rewards.registry import Reward, build, check_options, load_plugin
 
 
@@ -34,13 +35,16 @@ def declare(name: str, settings: schema.RewardConfig) -> Declaration:
     return Declaration.of(plugin)
 
 
-def maker(name: str, settings: schema.RewardConfig, device: str) -> Callable[[], Reward]:
+def maker(
+    name: str, settings: schema.RewardConfig, device: str, machine: Machine | None = None
+) -> Callable[[], Reward]:
     """Return a function that builds the reward at every call.
 
     Args:
         name: its key under `rewards`.
         settings: of the reward.
         device: where it should compute; a server ignores this.
+        machine: where the ranks of this machine meet that share the server of an isolated reward.
 
     Raises:
         ConfigError, RewardError: as `declare`; the function may raise them too.
@@ -54,6 +58,10 @@ def maker(name: str, settings: schema.RewardConfig, device: str) -> Callable[[],
         at, served = address(name, settings), settings.plugin
         declaration = declaration_from_json(examine(name, served, at))
         return lambda: bind(name, served, at, declaration, settings.timeout)
+    if settings.isolated and machine is not None:
+        from marble_cli.rewards.elsewhere.shared import SharedServer
+
+        return SharedServer(name, settings, machine).start
     if settings.isolated:
         from marble_cli.rewards.elsewhere.isolated import IsolatedServer
 
