@@ -36,13 +36,11 @@ def pass_cost(family: Family, transformer: nn.Module, prompt_tokens: int, dtype:
         for hook in hooks:
             hook.remove()
         transformer.zero_grad(set_to_none=True)
-    blocks = [sum(part.values()) for part in kept.blocks]
-    outside = sum(kept.outside.values())
     return PassCost(
         forward=forward.get_total_flops(),
         backward=backward.get_total_flops(),
-        kept=outside + sum(blocks),
-        kept_checkpointed=outside + sum(kept.inputs) + max(blocks, default=0),
+        kept=kept.outside + sum(kept.blocks),
+        kept_checkpointed=kept.outside + sum(kept.inputs) + max(kept.blocks, default=0),
     )
 
 
@@ -64,9 +62,9 @@ def _make_inputs(
 class _Kept:
     """Storages that a forward pass keeps for the backward pass, with their bytes: per block, and the rest."""
 
-    weights: set[int]  # storages that are there anyway
-    outside: dict[int, int] = field(default_factory=dict)
-    blocks: list[dict[int, int]] = field(default_factory=list)
+    seen: set[int]  # storages that are counted; those of the weights are there anyway
+    outside: int = 0
+    blocks: list[int] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)  # bytes of the tensors that each block is given
     alive: list[Tensor] = field(default_factory=list)  # or an address would be used again
     inside: bool = False
@@ -76,10 +74,13 @@ class _Kept:
 
     def _save(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        known = (self.weights, self.outside, *self.blocks)
-        if not any(storage._cdata in part for part in known):
-            (self.blocks[-1] if self.inside else self.outside)[storage._cdata] = storage.nbytes()
+        if storage._cdata not in self.seen:
+            self.seen.add(storage._cdata)
             self.alive.append(tensor)
+            if self.inside:
+                self.blocks[-1] += storage.nbytes()
+            else:
+                self.outside += storage.nbytes()
         return tensor
 
     def watch(self, block: nn.Module) -> tuple[Any, Any]:
@@ -88,7 +89,7 @@ class _Kept:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
             self.inputs.append(sum(value.nbytes for value in given if value.requires_grad))
-            self.blocks.append({})
+            self.blocks.append(0)
             self.inside = True
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
