@@ -52,9 +52,7 @@ def test_files_are_bounded_and_hold_every_tensor_once(folder: Path) -> None:
     assert json.loads((folder / "state.json").read_text())["format_version"] == 3
 
 
-def test_one_rank_of_several_writes_all_files_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_rank_of_several_writes_all_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the main rank does with whole weights."""
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "4")):
         monkeypatch.setenv(name, value)
