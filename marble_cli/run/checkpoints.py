@@ -106,16 +106,20 @@ class Checkpoints:
             ranks.barrier()
 
     @property
+    def is_full(self) -> bool:
+        """Tell whether whole transformers are trained, of which a copy may not fit into memory."""
+        return self.policy.layers() is None
+
+    @property
     def written_by_all(self) -> bool:
-        """Tell whether all ranks write a checkpoint together: no rank has room for full weights in shards."""
-        return self.layout.sharded and self.policy.layers() is None
+        """Tell whether all ranks write a checkpoint together."""
+        return self.layout.sharded and self.is_full
 
     def pack(self) -> Packed | None:
         """Return the content of a checkpoint on the ranks that write it; with shards, all ranks take part."""
-        content = (self.policy, self.optimizer, self.progress)
-        if self.written_by_all:
-            return hold(*content)
-        return pack(*content) if self.layout.ranks.is_main or self.layout.sharded else None
+        if not (self.layout.ranks.is_main or self.layout.sharded):
+            return None
+        return (hold if self.is_full else pack)(self.policy, self.optimizer, self.progress)
 
     def write(self, packed: Packed | None, best: bool) -> None:
         """Write a checkpoint on the main rank, or on all ranks together."""
