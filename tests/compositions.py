@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig
@@ -12,15 +13,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from marble_cli.config import compose
 
-_hydra_compose = compose.hydra_compose
+_hydra_compose, _list_options = compose.hydra_compose, compose.options_of
 
 
 def remember_compositions() -> None:
-    """Let configurations that choose the same files share what Hydra makes of these.
+    """Let configurations that choose the same files share what Hydra makes of these, and lists of choices.
 
     Reading and merging the files is two thirds of a composition. Hydra sets the values on a copy.
     """
     compose.hydra_compose = _compose
+    compose.options_of = _options_of
 
 
 def _compose(name: str, lines: Sequence[str]) -> DictConfig:
@@ -44,3 +46,14 @@ def _is_choice(line: str) -> bool:
 @cache
 def _chosen(name: str, choices: tuple[str, ...]) -> DictConfig:
     return _hydra_compose(name, list(choices))
+
+
+def _options_of(group: str) -> list[str]:
+    registered = ConfigStore.instance().repo.get(group, {}) if group else ConfigStore.instance().repo
+    return list(_options(group, frozenset(registered)))
+
+
+@cache
+def _options(group: str, registered: frozenset[str]) -> tuple[str, ...]:
+    """List the choices once per group and the names of those that are no files."""
+    return tuple(_list_options(group))

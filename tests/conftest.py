@@ -8,6 +8,7 @@ import copy
 import gc
 import json
 import pwd
+import re
 import signal
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -93,6 +94,7 @@ SOURCES = {
 }
 
 RunConfigMaker = Callable[..., RunConfig]
+PLAIN_FOLDER = re.compile(r"run\.dir=(/\w[\w.-]{,99})+")  # an absolute path, which composing leaves as it is
 
 
 def make_transformer(qk_norm: str | None = "rms_norm") -> Any:
@@ -237,13 +239,23 @@ def base_overrides(pipeline_folder: Path, prompts_folder: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def run_config(base_overrides: list[str]) -> RunConfigMaker:
-    """A function of further overrides that composes such a run; the same overrides are composed once."""
+    """A function of further overrides that composes such a run.
+
+    The same overrides are composed once, for any folder of the run.
+    """
 
     @cache
     def composed(more: tuple[str, ...], folder: str) -> RunConfig:
         return compose([*base_overrides, *more])
 
-    return lambda *more: copy.deepcopy(composed(more, os.getcwd()))
+    def make(*more: str) -> RunConfig:
+        folders = [word for word in more if PLAIN_FOLDER.fullmatch(word)]
+        config = copy.deepcopy(composed(tuple(word for word in more if word not in folders), os.getcwd()))
+        if folders:
+            config.run.dir = folders[-1].removeprefix("run.dir=")
+        return config
+
+    return make
 
 
 @pytest.fixture(scope="session")

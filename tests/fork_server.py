@@ -126,7 +126,10 @@ def start_server(python: Path | str, environ: Mapping[str, str], folder: Path) -
 
 
 def _stand_in(folder: Path, arguments: list[str]) -> None:
-    """Be the program to whoever started this process: pass output and signals on, and end as it ends."""
+    """Be the program to whoever started this process: pass signals on, and end as it ends.
+
+    It writes to the files that are this process's output; pipes cannot be passed on.
+    """
     files = {name: Path(f"/proc/self/fd/{number}").readlink() for name, number in (("out", 1), ("err", 2))}
     program = ForkServer(folder).start(arguments, os.environ, **files)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -182,6 +185,10 @@ def _watch(folder: Path) -> list[str]:
         opened = os.open(name, flags)
         os.dup2(opened, number)
         os.close(opened)
+    # Those of the server know whether its own files can seek. sys.__stdout__ keeps a wrapped stream open.
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
+    error = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stderr = sys.__stderr__ = error
     arguments: list[str] = request["arguments"]
     return arguments
 

@@ -161,7 +161,7 @@ def compose_protocols(names: Sequence[str], overrides: Sequence[str] = ()) -> li
                 f"{', '.join(rewards)}."
             )
     return [
-        _changed(name, one, _compose(name, taken))
+        _changed(name, one, _compose(name, taken) if taken else one)
         for name, one, taken in zip(names, plain, takers, strict=True)
     ]
 
@@ -181,7 +181,9 @@ def _compose(name: str, overrides: Sequence[Override]) -> ProtocolConfig:
             tree = hydra_compose(EMPTY, [f"+{GROUP}={name}", *lines])
             for override in removals:
                 check_present(tree, override)
-            tree = hydra_compose(EMPTY, [f"+{GROUP}={name}", *lines, *(str(o.input_line) for o in removals)])
+            if removals:
+                lines += [str(override.input_line) for override in removals]
+                tree = hydra_compose(EMPTY, [f"+{GROUP}={name}", *lines])
         except HydraException as error:
             raise ConfigError(describe_error(error)) from error
     return _typed(tree[GROUP])

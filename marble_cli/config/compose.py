@@ -204,6 +204,8 @@ def _read(path: Path) -> DictConfig:
 def _replay(path: Path, overrides: list[Override]) -> DictConfig:
     """Apply overrides to a resolved file: a choice replaces the file's whole group, a value a value."""
     written = _read(path)
+    if not overrides:
+        return completed(written)
     typed(written)
     tree = completed(written)
     chosen = [

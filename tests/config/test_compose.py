@@ -1,5 +1,6 @@
 """Overrides become a typed configuration."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -7,6 +8,7 @@ import pytest
 
 from marble_cli.config.compose import compose, dump, load_resolved
 from marble_cli.config.enums import OdeSolver, Precision, SharedTerm, Switch
+from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError
 from tests.config.composing import BUILT_IN
 
@@ -106,3 +108,12 @@ def test_files_that_tests_compose_once_give_what_hydra_gives(
     shared = outcome(*overrides)
     monkeypatch.setattr("marble_cli.config.compose.hydra_compose", hydra.compose)
     assert outcome(*overrides) == shared
+
+
+def test_the_configurations_of_tests_are_what_is_composed(
+    base_overrides: list[str], run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """They are composed once for all folders of a run."""
+    for folder in (tmp_path, tmp_path / "other", "relative", f"'{tmp_path}/it is'"):
+        more = ["balance=mgda", "trainer.steps=3", f"run.dir={folder}"]
+        assert run_config(*more) == compose([*base_overrides, *more])

@@ -1,7 +1,5 @@
 """The collectives of `Ranks` on two processes, and a run whose results do not depend on their number."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from marble_cli.metrics.jsonl import read_rows
 from marble_cli.policy.load import load_policy
 from marble_cli.run.train import train
 from tests.distributed.processes import ends, job
+from tests.launch.local_run import ForkedRun, Run
 
 PROGRAM = Path(__file__).with_name("collective_ranks.py")
 
@@ -42,7 +41,7 @@ def test_single_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_two_ranks_train_as_one_rank(run_config: Callable[..., RunConfig], tmp_path: Path, kind: str) -> None:
-    """Refreshes, an amortised step and evaluations, through `marble train --nproc 2`.
+    """Refreshes, an amortised step and evaluations, through `marble train --nproc 2`; full weights in forks.
 
     The rewards are smooth: one that counts bytes would turn a pixel's rounding into another advantage.
     """
@@ -61,11 +60,8 @@ def test_two_ranks_train_as_one_rank(run_config: Callable[..., RunConfig], tmp_p
     ]
     one, two = (run_config(*settings, f"run.dir={tmp_path / name}") for name in ("one", "two"))
     assert train(one, resume="auto") == 0
-    file = tmp_path / "two.yaml"
-    file.write_text(dump(two))
-    command = [sys.executable, "-m", "marble_cli", "train", "--config-name", str(file), "--nproc", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run = (ForkedRun if kind == "full" else Run)(two, tmp_path)
+    assert run.start().wait(300) == 0, run.log.read_text()
     rows, others = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [(row["step"], row["phase"]) for row in others] == [(row["step"], row["phase"]) for row in rows]
     assert [row["balance/refresh"] for row in rows if row["phase"] == "train"] == [1, 0, 1]

@@ -9,11 +9,13 @@ import pytest
 from tests.e2e.environment import SMALL, Environment, rows
 
 STEPS = (
+    "rollout.groups=2",
+    "rollout.group_size=3",
     "trainer.steps=6",
     "trainer.checkpoint_every=2",
     "balance.refresh_every=3",
     "trainer.eval_every=3",
-    "trainer.eval_prompts=2",
+    "trainer.eval_prompts=1",
 )
 
 

@@ -24,7 +24,9 @@ from marble_cli.rewards.elsewhere.isolated import IsolatedServer
 from marble_cli.rewards.elsewhere.locate import declare
 from marble_cli.rewards.scorer import Scorer, open_scorer
 from marble_cli.run.train import train
+from tests.distributed.processes import wait_for
 from tests.e2e.environment import Environment, make_venv, rows
+from tests.fork_server import Program
 
 RunConfigMaker = Callable[..., RunConfig]
 IMAGES = torch.randint(0, 256, (9, 3, 20, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
@@ -45,19 +47,16 @@ def _lacks_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def served(
-    environment: Environment, *arguments: object, token: str = ""
-) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def served(environment: Environment, *arguments: object, token: str = "") -> Iterator[tuple[str, Program]]:
     """A `marble rewards serve` in the second environment: its address and process."""
+    assert environment.forks is not None
     variables = environment.variables() | ({"MARBLE_REWARD_TOKEN": token} if token else {})
-    process = subprocess.Popen(
-        environment.command("rewards", "serve", *arguments), cwd=environment.folder, env=variables,
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = ("-m", "marble_cli", "rewards", "serve", *arguments)
+    process = environment.forks.start(command, variables, environment.folder)
+    output = process.folder / "out"
     try:
-        assert process.stdout is not None
-        with process.stdout:
-            yield json.loads(process.stdout.readline())["url"], process
+        wait_for(lambda: output.read_text().endswith("\n"), "the address", 60)
+        yield json.loads(output.read_text().splitlines()[0])["url"], process
     finally:
         process.kill()
         process.wait()
@@ -76,7 +75,7 @@ def test_a_served_reward_scores_and_trains_a_run_whose_server_restarts(
         open_scorer({"far": RewardConfig(plugin="brightness", url=url, retries=400)}, "cpu") as scorer,
     ):
         assert torch.equal(scores(scorer), EXPECTED)
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
         assert process.wait() == 143
         pending = scorer.submit(IMAGES, [""] * 9, [{}] * 9, [""] * 9)
         port = url.rpartition(":")[2]

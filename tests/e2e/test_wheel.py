@@ -17,7 +17,8 @@ def test_the_wheel_trains_evaluates_generates_and_exports(
     with monkeypatch.context() as patch:
         # Turns on the warnings of transformers; diffusers' imports make it miss torchvision.
         patch.setenv("TRANSFORMERS_VERBOSITY", "warning")
-        trained = fresh.marble("train", *SMALL, "trainer.steps=2", "run.dir=here", "trainer.eval_every=2")
+        steps = ("trainer.steps=2", "trainer.eval_every=2", "trainer.eval_prompts=2")
+        trained = fresh.marble("train", *SMALL, *steps, "run.dir=here")
     assert trained.returncode == 0, trained.stderr
     assert "transformers" not in trained.stdout + trained.stderr
     assert "ocr is not installed" in trained.stderr
@@ -25,9 +26,7 @@ def test_the_wheel_trains_evaluates_generates_and_exports(
     assert [row["step"] for row in rows(folder) if row["phase"] == "train"] == [1, 2]
     assert str(ROOT) not in (folder / "config.yaml").read_text()
 
-    judged = environment.marble(
-        "eval", "here", "--against", "base", "--json", "--output", "seen", "trainer.eval_prompts=2"
-    )
+    judged = environment.marble("eval", "here", "--against", "base", "--json", "--output", "seen")
     assert judged.returncode == 0, judged.stderr
     report = json.loads(judged.stdout)
     assert set(report["rewards"]) == {"colorfulness", "compressibility"}

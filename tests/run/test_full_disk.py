@@ -4,7 +4,6 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from marble_cli.run.loop import Trainer
 from marble_cli.run.recorder import RunRecorder
 from marble_cli.run.train import train
 from marble_cli.step.direction import Descent, Direction
+from tests.distributed.processes import forks
 from tests.run.disks import Disk, disks, files_of_at_most, mount
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -240,16 +240,20 @@ def test_file_size_limit_ends_the_command_with_one_message(
     largest = max(
         file.stat().st_size for file in (run / "checkpoints" / "step-00000002").rglob("*.safetensors")
     )
-    command = [sys.executable, "-m", "marble_cli", "train", "--config-name", str(run / "config.yaml")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "80"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1)),
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "step-00000003 could not be written: " in done.stderr
-    assert "File too large" in done.stderr
-    assert "bytes are free in" in done.stderr
-    assert "Traceback" not in done.stderr
+    command = [
+        Path(__file__).with_name("limited.py"),
+        largest - 1,
+        "train",
+        "--config-name",
+        run / "config.yaml",
+    ]
+    limited = forks().start(command, os.environ | {"COLUMNS": "80"})
+    _, err = limited.communicate(120)
+    assert limited.returncode == 1, err
+    assert "step-00000003 could not be written: " in err
+    assert "File too large" in err
+    assert "bytes are free in" in err
+    assert "Traceback" not in err
     assert not list((run / "checkpoints").glob(".*"))
     store.load(run / "checkpoints" / "step-00000002")
     assert train(config, resume="auto") == 0

@@ -1,7 +1,8 @@
 """A resumed run restores the state of its balance."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -40,23 +41,32 @@ class Tiring:
         self.asked = state["asked"].clone()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def remembering(
-    request: pytest.FixtureRequest, run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., RunConfig]:
-    """Return a function that composes a run of a number of steps with a stateful balance."""
+    request: pytest.FixtureRequest, run_config: RunConfigMaker
+) -> Iterator[Callable[..., RunConfig]]:
+    """A function that composes a run of a number of steps with a stateful balance."""
     name = request.param
     if name.startswith("torchjd:"):
         pytest.importorskip("torchjd")
     entry = EntryPoint("tiring", f"{__name__}:Tiring", "marble.balances")
-    monkeypatch.setattr(registry, "balances", lambda: {"tiring": entry})
     overrides = (*SETTINGS, "balance.mode=full", "balance.shared_term=inside", "trainer.eval_every=0")
 
     def make(folder: Path, steps: int) -> RunConfig:
         config = run_config(*overrides, f"run.dir={folder}", f"trainer.steps={steps}")
         return replace(config, balance=replace(config.balance, name=name))
 
-    return make
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(registry, "balances", lambda: {"tiring": entry})
+        yield make
+
+
+@pytest.fixture(scope="module")
+def whole(remembering: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run of four steps without a stop; its checkpoints are those of 2 and 4."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(remembering(folder, 4), resume="auto") == 0
+    return folder
 
 
 REMEMBERING = pytest.mark.parametrize(
@@ -75,6 +85,7 @@ def resign(folder: Path) -> None:
 @REMEMBERING
 def test_stateful_balance_resumes_exactly(
     remembering: Callable[..., RunConfig],
+    whole: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -93,27 +104,27 @@ def test_stateful_balance_resumes_exactly(
         with pytest.raises(OSError, match="cable"):
             train(remembering(tmp_path / "torn", 4), resume="auto")
     assert (tmp_path / "torn" / "checkpoints" / "latest").read_text().strip() == "step-00000001"
-    for folder, steps in (("whole", 4), ("parts", 2), ("parts", 4), ("torn", 4)):
+    for folder, steps in (("parts", 2), ("parts", 4), ("torn", 4)):
         assert train(remembering(tmp_path / folder, steps), resume="auto") == 0
-    assert_same_run(tmp_path / "parts", tmp_path / "whole", stateful=True)
-    assert_same_run(tmp_path / "torn", tmp_path / "whole", stateful=True)
+    assert_same_run(tmp_path / "parts", whole, stateful=True)
+    assert_same_run(tmp_path / "torn", whole, stateful=True)
     assert "start anew" not in caplog.text
 
 
 @REMEMBERING
 def test_checkpoint_without_balance_state_loads_with_a_warning(
-    remembering: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    remembering: Callable[..., RunConfig], whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    older = tmp_path / "older"
-    assert train(remembering(older, 2), resume="auto") == 0
-    whole = copied(older, tmp_path / "whole")
+    """From the same checkpoint of step 2, but without the state of the balance, the run ends elsewhere."""
+    older = copied(whole, tmp_path / "older")
+    shutil.rmtree(older / "checkpoints" / "step-00000004")
     folder = older / "checkpoints" / "step-00000002"
     (folder / "balance.safetensors").unlink()
     resign(folder)
-    ends = []
-    for run in (older, whole):
-        assert train(remembering(run, 4), resume="auto") == 0
-        ends.append((run / "checkpoints" / "step-00000004" / WEIGHTS["lora"][0]).read_bytes())
+    assert train(remembering(older, 4), resume="auto") == 0
+    ends = [
+        (run / "checkpoints" / "step-00000004" / WEIGHTS["lora"][0]).read_bytes() for run in (older, whole)
+    ]
     assert ends[0] != ends[1]
     assert caplog.text.count("holds no state of the balance") == 1
     assert "its averages start anew" in caplog.text
@@ -121,10 +132,9 @@ def test_checkpoint_without_balance_state_loads_with_a_warning(
 
 @REMEMBERING
 def test_refused_balance_state_is_a_damaged_checkpoint(
-    remembering: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    remembering: Callable[..., RunConfig], whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = tmp_path / "run"
-    assert train(remembering(run, 4), resume="auto") == 0
+    run = copied(whole, tmp_path / "run")
     folder = run / "checkpoints" / "step-00000004"
     save_file({"111.other": torch.ones(1)}, folder / "balance.safetensors")
     resign(folder)
