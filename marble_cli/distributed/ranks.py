@@ -86,7 +86,7 @@ class Ranks:
         if self.world == 1:
             return
         for device in ("cpu", f"cuda:{self.local_rank}") if self.cuda else ("cpu",):
-            joined = int(self.all_reduce(torch.ones(1).to(device)))
+            joined = int(self.all_reduce(torch.tensor([1.0], device=device)))
             assert joined == self.world, f"{joined} of {self.world} processes answered"
 
     def _check_devices(self) -> None:

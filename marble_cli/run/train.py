@@ -106,8 +106,9 @@ def train(config: RunConfig, *, resume: str) -> int:
             if ranks.is_main:
                 prepare_folder(folder, checkpoint, progress, config)
             recorder = stack.enter_context(RunRecorder(config, folder, progress, main=ranks.is_main))
-        log.info("%s", policy.compilation)
-        log.info("%s", checkpointing)
+        if device.type == "cuda":
+            log.info("%s", policy.compilation)
+            log.info("%s", checkpointing)
         trainer = build_trainer(
             config,
             folder,

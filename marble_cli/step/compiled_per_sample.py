@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from marble_cli.step.per_sample import PerSampleGradients, check_samples
 
+# With torch 2.11 the process ended on an H100 while the first backward pass was compiled; 2.12 was not tried.
+SUPPORTED = torch.__version__ >= "2.13"
+
 
 class CompiledPerSampleGradients(PerSampleGradients):
     """Add the gradients of R mixtures to `rows` [R, P] while compiled backward passes run.

@@ -17,8 +17,8 @@ from marble_cli.distributed.shards import local
 from marble_cli.objective.coefficients import Coefficients
 from marble_cli.objective.nft import NftTerms, kl_term, mixed_loss, nft_terms
 from marble_cli.policy.base import Policy
+from marble_cli.step import compiled_per_sample
 from marble_cli.step.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
-from marble_cli.step.compiled_per_sample import CompiledPerSampleGradients
 from marble_cli.step.per_sample import PerSampleGradients
 from marble_cli.step.rescale import rescale_cotangent
 
@@ -224,8 +224,9 @@ def _all_at_once(
     shares = bool(shared.p.any() or shared.q.any())
     rewards, shared = rewards.to(device), shared.to(device)
     # FSDP frees gathered parameters after a backward pass; a further one through compiled code is untried.
-    compiled = step.policy.compiled and not step.layout.sharded
-    per_sample = (CompiledPerSampleGradients if compiled else PerSampleGradients)(layers, rows.per_sample)
+    compiled = step.policy.compiled and not step.layout.sharded and compiled_per_sample.SUPPORTED
+    kind = compiled_per_sample.CompiledPerSampleGradients if compiled else PerSampleGradients
+    per_sample = kind(layers, rows.per_sample)
     with step.layout.raise_together(), per_sample.watching():
         for forward in step.passes(parts, per_sample.expect):
             images, with_shared = forward.batch.indices, shares or bool(forward.kl)

@@ -43,11 +43,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     """Simulate two GPUs for the creation of a process group; return the calls, in order."""
     asked: list[tuple[Any, ...]] = []
-    zeros = torch.ones
+    make = torch.tensor
 
-    def ones(*shape: int, device: str = "cpu") -> Tensor:
+    def tensor(values: list[float], device: str) -> Tensor:
         asked.append(("on", device))
-        return zeros(*shape)
+        return make(values)
 
     def all_reduce(tensor: Tensor) -> None:
         asked.append(("all_reduce", tuple(tensor.shape)))
@@ -56,7 +56,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.append(("set_device", index)))
-    monkeypatch.setattr(torch, "ones", ones)
+    monkeypatch.setattr(torch, "tensor", tensor)
     monkeypatch.setattr(ranks, "rendezvous", lambda *a, **k: iter([(dist.HashStore(), 1, 2)]))
     monkeypatch.setattr(
         dist, "init_process_group", lambda backend, timeout, **more: asked.append(("group", backend, timeout))

@@ -55,7 +55,7 @@ def served(environment: Environment, *arguments: object, token: str = "") -> Ite
     process = environment.forks.start(command, variables, environment.folder)
     output = process.folder / "out"
     try:
-        wait_for(lambda: output.read_text().endswith("\n"), "the address", 60)
+        wait_for(lambda: output.is_file() and output.read_text().endswith("\n"), "the address", 60)
         yield json.loads(output.read_text().splitlines()[0])["url"], process
     finally:
         process.kill()

@@ -98,8 +98,8 @@ def test_a_task_resumes_from_its_own_checkpoints_where_it_has_some(cluster: Path
         (("launcher=slurm", "model.device=cpu,cuda"), "cell model.device=cuda: asks for another job"),
         (("launcher=slurm,local",), "cell launcher=local: launcher is swept"),
         (
-            (*SLURM[:2], "trainer.seed=0,1", "rollout.groups=3"),
-            "cell trainer.seed=0: rollout.groups=3 is not",
+            (*SLURM[:2], "trainer.seed=0,1", "trainer.parallel=fsdp", "trainer.fsdp.replicas=3"),
+            "cell trainer.seed=0: trainer.fsdp.replicas=3: 2 processes cannot",
         ),
     ],
 )

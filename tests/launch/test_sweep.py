@@ -126,8 +126,8 @@ def test_cells_that_cannot_run_are_named_before_any_is_started(tmp_path: Path) -
             run_sweep(seeds(3, 4, more=more), resume)
         yield str(error.value)
 
-    assert "cell trainer.seed=3: rollout.groups=3 is not" in next(
-        refused("rollout.groups=3", "launcher.nproc=2")
+    assert "cell trainer.seed=3: trainer.fsdp.replicas=3: 2 processes cannot" in next(
+        refused("trainer.parallel=fsdp", "trainer.fsdp.replicas=3", "launcher.nproc=2")
     )
     assert "cell trainer.seed=3: launcher.nodes=2: launcher=local" in next(refused("launcher.nodes=2"))
     assert "cannot each have a share" in next(refused("balance.floor=0.9"))

@@ -46,9 +46,7 @@ def test_non_finite_gradient_leaves_the_weights_unchanged(
     assert [row.get("skipped") for row in rows] == [None, 1, None]
     assert "grad_norm" not in rows[1]
     assert all(row["optimizer/learning_rate"] == config.optimizer.lr for row in rows)
-    log = (tmp_path / "log.txt").read_text()
-    assert "step 2: the gradient is not finite" in log
-    assert log.count("blocks are not compiled (model.compile=auto: the device is cpu)") == 1
+    assert "step 2: the gradient is not finite" in (tmp_path / "log.txt").read_text()
     with safe_open(tmp_path / "skipped" / "step-00000002-rank-0.safetensors", "pt") as batch:
         assert set(batch.keys()) == {
             "x0",
