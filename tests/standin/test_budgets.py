@@ -12,9 +12,9 @@ import pytest
 from tests.standin.device import run
 
 GIB = 2**30
-PEAK = {"rollout": 0.5, "plain in 1": 20.6, "refresh in 1": 21.0}  # GiB beyond the weights
-LAUNCHES = {"rollout": 80_000, "plain in 1": 13_000, "refresh in 1": 17_100}
-WAITS_PER_MICRO_BATCH = {"plain": 9, "refresh": 14}
+PEAK = {"rollout": 0.4, "plain in 1": 17.5, "refresh in 1": 18.0}  # GiB beyond the weights
+LAUNCHES = {"rollout": 62_600, "plain in 1": 10_850, "refresh in 1": 14_500}
+WAITS_PER_STEP = {"plain": 6, "refresh": 10}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def found() -> Any:
     """The counts of tests/standin/programs/full_size.py."""
     done = run("-m", "tests.standin.programs.full_size", seconds=900)
     assert done.code == 0, done.said
-    return json.loads(done.said.partition("FOUND ")[2])
+    return json.JSONDecoder().raw_decode(done.said.partition("FOUND ")[2])[0]
 
 
 @pytest.mark.parametrize("part", PEAK)
@@ -39,8 +39,6 @@ def test_a_rollout_never_waits_for_the_device(found: Any) -> None:
     assert found["rollout"]["waits"] == 0
 
 
-@pytest.mark.parametrize("step", WAITS_PER_MICRO_BATCH)
-def test_waits_per_micro_batch(found: Any, step: str) -> None:
-    """A step in three micro-batches waits for the device twice more than one in one, but for these."""
-    waits = found[f"{step} in 3"]["waits"] - found[f"{step} in 1"]["waits"]
-    assert waits <= 2 * WAITS_PER_MICRO_BATCH[step]
+@pytest.mark.parametrize("step", WAITS_PER_STEP)
+def test_waits_do_not_depend_on_the_number_of_micro_batches(found: Any, step: str) -> None:
+    assert found[f"{step} in 1"]["waits"] == found[f"{step} in 3"]["waits"] <= WAITS_PER_STEP[step]

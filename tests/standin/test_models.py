@@ -27,6 +27,7 @@ def test_family(family: str, precision: str, tiny_folder: Callable[[str], Path],
         f"model.max_sequence_length={tiny.max_sequence_length}",
         f"model.precision={precision}",
         "model.embedding_cache=null",
+        "model.compile=false",
         *tiny.overrides,
     )
     done = run(str(PROGRAMS / "policy.py"), "~preset", "data.root=.", "run.dir=unused", *overrides)
