@@ -10,7 +10,7 @@ from tests.standin.device import marble
 WEIGHTS = "balance.weights={clipscore: 1, colorfulness: 1, compressibility: 1, ocr: 1, objects: 1}"
 # Gradients hold no values here, so a QP on them would have none either.
 SHORT = (
-    "preset=tiny", "balance=fixed", WEIGHTS,
+    "preset=tiny", "model.compile=false", "balance=fixed", WEIGHTS,
     "rollout.groups=4", "rollout.group_size=4", "rollout.batch_size=4", "rollout.steps=4",
     "trainer.steps=2", "trainer.micro_batch_size=4", "trainer.checkpoint_every=1",
     "trainer.eval_every=2", "trainer.eval_prompts=1", "logging.wandb.mode=disabled", "logging.images_every=0",
@@ -24,7 +24,7 @@ RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
     "half precision": (2, ("model.precision=bf16",)),
     "compiled": (1, ("model.compile=true",)),
     "compiled shards": (2, ("model.compile=true", FSDP)),
-    "a refresh in every step": (2, ("balance.mode=full")),
+    "a refresh in every step": (2, ("balance.mode=full",)),
 }
 
 
