@@ -7,7 +7,7 @@ import pytest
 from tests.standin.device import run
 from tests.standin.test_runs import SHORT
 
-PROGRAM = Path(__file__).parent / "programs" / "out_of_memory.py"
+PROGRAM = Path(__file__).parents[1] / "gpu" / "short_of_memory.py"
 LARGE = ("rollout.groups=16", "rollout.group_size=6", "rollout.batch_size=48", "trainer.micro_batch_size=48")
 STEPS = ("trainer.steps=3", "trainer.checkpoint_every=9", "trainer.eval_every=0")
 
