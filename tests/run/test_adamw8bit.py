@@ -26,10 +26,11 @@ SHAPES = {"large": (64, 100), "uneven": (7, 619), "small": (5, 6)}  # only the l
 class Weights:
     """Stands for a policy: parameters of several sizes."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         draw = torch.Generator().manual_seed(0)
         self.named = {
-            name: torch.nn.Parameter(torch.randn(shape, generator=draw)) for name, shape in SHAPES.items()
+            name: torch.nn.Parameter(torch.randn(shape, generator=draw).to(device))
+            for name, shape in SHAPES.items()
         }
 
     def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
@@ -40,19 +41,19 @@ def take_steps(weights: Weights, optimizer: torch.optim.Optimizer, steps: range)
     for step in steps:
         draw = torch.Generator().manual_seed(step)
         for parameter in weights.named.values():
-            parameter.grad = torch.randn(parameter.shape, generator=draw)
+            parameter.grad = torch.randn(parameter.shape, generator=draw).to(parameter)
         optimizer.step()
 
 
 def make(run_config: RunConfigMaker, name: str) -> tuple[Weights, torch.optim.Optimizer]:
-    weights: Any = Weights()
     config = run_config(f"optimizer={name}", "optimizer.lr=0.01", "optimizer.weight_decay=0.1")
+    weights: Any = Weights(config.model.device)
     return weights, build_optimizer(config, weights)
 
 
 def test_it_moves_weights_nearly_as_adamw_does(run_config: RunConfigMaker) -> None:
     (plain, adamw), (coarse, adamw8bit) = (make(run_config, name) for name in ("adamw", "adamw8bit"))
-    start = Weights()
+    start = Weights(run_config().model.device)
     for weights, optimizer in ((plain, adamw), (coarse, adamw8bit)):
         take_steps(weights, optimizer, range(10))
     for name, parameter in plain.named.items():

@@ -43,12 +43,14 @@ def test_resumed_run_is_exact_and_its_export_fits_the_plain_model(
     average = store.load(store.resolve(str(whole)))[2]
     rounded: Any = load_policy(config.model, seed=0)
     rounded.load_trained(average)
-    xt, t = torch.randn(2, *rounded.latent_shape, generator=torch.Generator().manual_seed(0)), torch.ones(2)
+    noise = torch.randn(2, *rounded.latent_shape, generator=torch.Generator().manual_seed(0))
+    xt, t = noise.to(rounded.device), torch.ones(2, device=rounded.device)
     with torch.no_grad():
         at = (xt, t, rounded.encode(["a red cup", "a boat"]))
         base, near = (rounded.velocity(*at, adapter) for adapter in (None, "trained"))
         fresh = SD3Transformer2DModel.from_pretrained(config.model.path, subfolder="transformer")
         fresh.load_lora_adapter(load_file(file), prefix="transformer")
+        fresh.to(rounded.device)
         pooled, tokens = at[2].tensors["pooled"], at[2].tensors["tokens"]
         exported = fresh(
             hidden_states=xt,

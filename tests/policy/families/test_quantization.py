@@ -32,6 +32,12 @@ def rounded(case: Case, kind: Quantization, randomise: Callable[..., None]) -> A
     return policy
 
 
+def start(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """The latents and times of a velocity, where the policy computes."""
+    device = case.policy.device
+    return case.start().to(device), TIMES.to(device)
+
+
 def error(found: torch.Tensor, exact: torch.Tensor) -> float:
     return ((found - exact).norm() / exact.norm()).item()
 
@@ -39,7 +45,7 @@ def error(found: torch.Tensor, exact: torch.Tensor) -> float:
 def test_velocities_and_embeddings_are_near_those_of_plain_layers(
     case: Case, kind: Quantization, rounded: Any
 ) -> None:
-    plain, at = case.policy, (case.start(), TIMES)
+    plain, at = case.policy, start(case)
     with torch.no_grad():
         encoded = plain.encode(PROMPTS)
         for adapter in ("trained", "behaviour", None):
@@ -68,12 +74,12 @@ def test_only_linear_layers_of_the_blocks_are_rounded(case: Case, rounded: Any) 
 
 
 def test_gradients_of_every_mixture_at_once_are_those_of_autograd(case: Case, rounded: Any) -> None:
-    draw, xt = torch.Generator().manual_seed(5), case.start()
-    cotangent = torch.randn(xt.shape, generator=draw)
-    coefficients = torch.randn(2, len(xt), generator=draw)
+    draw, (xt, t) = torch.Generator().manual_seed(5), start(case)
+    cotangent = torch.randn(xt.shape, generator=draw).to(xt)
+    coefficients = torch.randn(2, len(xt), generator=draw).to(xt)
     parameters = list(rounded.parameters("trained").values())
-    rows = torch.zeros(2, sum(p.numel() for p in parameters))
-    at = (xt, TIMES, rounded.encode(PROMPTS), "trained")
+    rows = xt.new_zeros(2, sum(p.numel() for p in parameters))
+    at = (xt, t, rounded.encode(PROMPTS), "trained")
     mixer = PerSampleGradients(rounded.layers(), rows)
     with mixer.watching():
         mixer.mix(rounded.velocity(*at), cotangent, coefficients, retain_graph=False)
