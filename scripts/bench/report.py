@@ -91,9 +91,7 @@ def markdown_page(sheets: list[Sheet], command: str) -> str:
     return "\n".join([head, *(sheet.markdown() for sheet in sheets)])
 
 
-def publish(
-    sheets: Iterable[Sheet], command: str, page: Path | None, data: Path | None, *, remark: str | None = None
-) -> None:
+def publish(sheets: Iterable[Sheet], command: str, page: Path | None, data: Path | None) -> None:
     """Print every table as soon as it is measured, then write the files that were asked for.
 
     Args:
@@ -101,12 +99,9 @@ def publish(
         command: the command line that reproduces them.
         page: the Markdown file to write, if any.
         data: the JSON file to write, if any.
-        remark: a line printed before the first table.
     """
     console = Console(width=WIDTH)
     console.print(machine_line())
-    if remark:
-        console.print(remark)
     done = []
     for sheet in sheets:
         console.print(sheet.terminal_table())
@@ -114,6 +109,14 @@ def publish(
     if page:
         page.write_text(markdown_page(done, command), encoding="utf-8")
     if data:
-        tables = [sheet.data() for sheet in done]
-        content = {"command": command, "machine": describe_machine(), "tables": tables}
-        data.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(done, command, data)
+
+
+def write_json(sheets: Iterable[Sheet], command: str, file: Path) -> None:
+    """Write the tables with every digit of their numbers, the command and the machine."""
+    content = {
+        "command": command,
+        "machine": describe_machine(),
+        "tables": [sheet.data() for sheet in sheets],
+    }
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -4,15 +4,17 @@
 
 Ours keeps the frozen weights in bfloat16. The recipe keeps them in float32 under autocast and takes one
 backward pass per reward. Measured are a rollout of 9 images, a training pass over 9 samples with and without
-the frozen model, and a refresh of five rewards, at 512 pixels; with `--compile` an eager refresh, too. This
-needs a GPU of 80 GB; `--small` tries it out without one.
+the frozen model, and a refresh of five rewards, at 512 pixels; ours eager and, with `--compile`, compiled.
+The file of `--json` is written after each part. This needs a GPU of 80 GB; `--small` tries it out without
+one. What else is on the command line are overrides of both sides.
 """
 
 import argparse
 import shlex
 import statistics
 import sys
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,13 +27,28 @@ from marble_cli.config.compose import compose
 from marble_cli.config.enums import Switch
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.load import pick_device
+from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.source import config_folder, read_json
+from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.rollout.ode import make_scheduler, sample
 from marble_cli.seeds import noise
-from scripts.bench.report import Cell, Sheet, publish
+from marble_cli.step.compiled_per_sample import SUPPORTED
+from scripts.bench.report import Cell, Sheet, publish, write_json
 from scripts.bench.scenes import Scene, make_scene, random_policy
 from scripts.bench.steps import AGREEMENT, check_agreement, published_refresh, step_job
 from scripts.bench.timing import Job, alternate, peak_bytes, ratio
+from scripts.bench.whole_step import (
+    COMPILED,
+    EAGER,
+    PARTS,
+    RECIPE,
+    REFRESH,
+    ROLLOUT,
+    TRAINING,
+    WITHOUT_KL,
+    whole_step,
+)
 
 MODEL = "stabilityai/stable-diffusion-3.5-medium"
 REWARDS = 5
@@ -44,10 +61,6 @@ PEAK = {
     "H200": 989e12,
     "A100": 312e12,
 }
-KL_EVERY, FRACTION = 4, 0.25  # algorithm.kl_every and balance.refresh_fraction of the whole step's last row
-WITHOUT_KL = "training without the frozen model"
-EAGER_REFRESH = "eager refresh"
-COUNTERPARTS = {WITHOUT_KL: "training", EAGER_REFRESH: "refresh"}  # of our parts, among the recipe's
 SMALL_SHAPE = {
     "num_layers": 2,
     "dual_attention_layers": [0],
@@ -68,7 +81,34 @@ COLUMNS = {
     "speed-up": ".2f",
 }
 
-Seconds = dict[tuple[str, str], list[float]]  # by part and side ("ours" or "recipe"), one figure per round
+
+@dataclass(frozen=True)
+class Measured:
+    """A part of a step, whose it is, its seconds per round, its peak in bytes and its FLOP."""
+
+    part: str
+    whose: str
+    seconds: list[float]
+    peak: int
+    operations: float
+
+    @property
+    def median(self) -> float:
+        """Seconds of the median round."""
+        return statistics.median(self.seconds)
+
+
+class Progress:
+    """Print a line when something is done, with the seconds that it took."""
+
+    def __init__(self) -> None:
+        self.since = time.perf_counter()
+
+    def tell(self, what: str) -> None:
+        """Print what was done since the last line."""
+        now = time.perf_counter()
+        print(f"[{now - self.since:5.1f} s] {what}", flush=True)
+        self.since = now
 
 
 def step_config(small: bool, *overrides: str) -> RunConfig:
@@ -85,7 +125,9 @@ def random_sd35m(config: RunConfig, small: bool, images: int) -> Scene:
     shape = read_json(folder / "transformer" / "config.json") | (SMALL_SHAPE if small else {})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        transformer = SD3Transformer2DModel.from_config(shape | {"sample_size": config.model.resolution // 8})
+        with torch.device(pick_device(config.model.device)):  # a CPU takes a minute to draw 2.2 G numbers
+            side = config.model.resolution // 8
+            transformer = SD3Transformer2DModel.from_config(shape | {"sample_size": side})
         policy = random_policy(transformer, config.model)
         text_tokens = CLIP_TOKENS + config.model.max_sequence_length
         tokens = torch.randn(images, text_tokens, shape["joint_attention_dim"])
@@ -115,43 +157,55 @@ def rollout_job(scene: Scene) -> Job:
     return draw_latents
 
 
-def make_jobs(ours: Scene, recipe: Scene) -> dict[tuple[str, str], Job]:
-    """Return the jobs to time, by part and side."""
-    refresh = step_job(ours, REWARDS, refresh=True, outside=True)
+def make_jobs(recipe: Scene, ours: Scene, part: str) -> dict[str, Job]:
+    """Return the jobs of a part, by whose they are: the recipe's, ours eager and, if it is so, compiled."""
     config = replace(ours.config, algorithm=replace(ours.config.algorithm, kl_coef=0.0))
-    jobs: dict[tuple[str, str], Job] = {
-        ("rollout", "ours"): rollout_job(ours),
-        ("rollout", "recipe"): rollout_job(recipe),
-        ("training", "ours"): step_job(ours, REWARDS, outside=True),
-        ("training", "recipe"): step_job(recipe, 1, plain=True),
-        (WITHOUT_KL, "ours"): step_job(replace(ours, config=config), REWARDS, outside=True),
-        ("refresh", "ours"): refresh,
-        ("refresh", "recipe"): lambda: published_refresh(recipe, REWARDS),
+    theirs: dict[str, Job] = {
+        ROLLOUT: rollout_job(recipe),
+        TRAINING: step_job(recipe, 1, plain=True),
+        REFRESH: lambda: published_refresh(recipe, REWARDS),
     }
-    return jobs | ({(EAGER_REFRESH, "ours"): eagerly(refresh)} if ours.policy.compiled else {})
+    own: dict[str, Job] = {
+        ROLLOUT: rollout_job(ours),
+        TRAINING: step_job(ours, REWARDS, outside=True),
+        WITHOUT_KL: step_job(replace(ours, config=config), REWARDS, outside=True),
+        REFRESH: step_job(ours, REWARDS, refresh=True, outside=True),
+    }
+    jobs = {RECIPE: theirs[part]} if part in theirs else {}
+    jobs[EAGER] = eagerly(ours.policy, own[part])
+    return jobs | ({COMPILED: own[part]} if ours.policy.compiled else {})
 
 
-def eagerly(job: Job) -> Job:
-    """Return a job that runs without its compiled code."""
+def eagerly(policy: PipelinePolicy, job: Job) -> Job:
+    """Return a job that runs as if the policy's blocks had never been compiled."""
 
     def run() -> object:
-        with torch.compiler.set_stance("force_eager"):
+        blocks = repeated_blocks(policy.transformer)
+        kept = [block._compiled_call_impl for block in blocks]
+        try:
+            for block in blocks:
+                block._compiled_call_impl = None
             return job()
+        finally:
+            for block, compiled in zip(blocks, kept, strict=True):
+                block._compiled_call_impl = compiled
 
     return run
 
 
 def check_compiled(ours: Scene) -> float:
-    """Return the cosine between the directions of a refresh through compiled blocks and of an eager one.
+    """Return the smallest cosine between a direction through compiled blocks and the eager one.
 
     Raises:
         AssertionError: they differ, so comparing times would mean nothing.
     """
-    refresh = step_job(ours, REWARDS, refresh=True, outside=True)
-    both = torch.stack([refresh(), eagerly(refresh)()])  # type: ignore[list-item]
-    cosine = cosines(gram(both), torch.tensor([1.0, 0.0], dtype=torch.float64))[1].item()
-    assert cosine > AGREEMENT, f"the cosine of a compiled and an eager refresh is {cosine}"
-    return cosine
+    found = []
+    for refresh in (False, True):
+        job = step_job(ours, REWARDS, refresh=refresh, outside=True)
+        both = torch.stack([job(), eagerly(ours.policy, job)()])  # type: ignore[list-item]
+        found.append(cosines(gram(both), torch.tensor([1.0, 0.0], dtype=torch.float64))[1].item())
+    assert min(found) > AGREEMENT, f"the cosines of compiled and eager directions are {found}"
+    return min(found)
 
 
 def count_flops(job: Job) -> float:
@@ -170,58 +224,42 @@ def peak_speed() -> float | None:
     return next((speed for name, speed in PEAK.items() if name in gpu), None)
 
 
-def measure_parts(ours: Scene, recipe: Scene, repeats: int) -> tuple[Sheet, Seconds]:
-    """Measure seconds, memory and utilisation of every job."""
-    jobs = make_jobs(ours, recipe)
-    operations, fastest = {key: count_flops(job) for key, job in jobs.items()}, peak_speed()
-    peaks = {key: peak_bytes(job, ours.policy.device) for key, job in jobs.items()}
-    seconds = alternate(jobs, repeats)
+def measure_part(recipe: Scene, ours: Scene, part: str, repeats: int) -> list[Measured]:
+    """Measure seconds, memory and operations of all jobs of a part, in alternating rounds.
+
+    Operations are counted by the first, eager call. Compilation is over before a peak is taken, and the call
+    that takes the peak is the warm-up.
+    """
+    jobs = make_jobs(recipe, ours, part)
+    operations = {whose: count_flops(job) for whose, job in jobs.items() if whose != COMPILED}
+    if COMPILED in jobs:
+        operations[COMPILED] = operations[EAGER]
+        jobs[COMPILED]()
+    peaks = {whose: peak_bytes(job, ours.policy.device) for whose, job in jobs.items()}
+    seconds = alternate(jobs, repeats, warm_up=False)
+    return [Measured(part, whose, seconds[whose], peaks[whose], operations[whose]) for whose in jobs]
+
+
+def parts_sheet(measured: list[Measured], ours: Scene, repeats: int) -> Sheet:
+    """Return the table of all parts measured so far."""
+    fastest = peak_speed()
+    published = {one.part: one.seconds for one in measured if one.whose == RECIPE}
+    published[WITHOUT_KL] = published.get(TRAINING, [])
     rows: list[tuple[Cell, ...]] = []
-    for key, times in seconds.items():
-        part, side = key
-        median = statistics.median(times)
-        published = seconds.get((COUNTERPARTS.get(part, part), "recipe"))
-        speed_up = ratio(published, times) if published and side == "ours" else None
-        utilisation = operations[key] / median / fastest if fastest else None
-        memory, teraflops = peaks[key] / 2**30, operations[key] / 1e12
-        rows.append((part, side, median, memory, teraflops, utilisation, speed_up))
+    for one in measured:
+        utilisation = one.operations / one.median / fastest if fastest else None
+        compared = one.whose != RECIPE and published[one.part]
+        speed_up = ratio(published[one.part], one.seconds) if compared else None
+        memory, teraflops = one.peak / 2**30, one.operations / 1e12
+        rows.append((one.part, one.whose, one.median, memory, teraflops, utilisation, speed_up))
     note = (
         f"{len(ours.data.x0)} images of {ours.policy.tokens} tokens; medians of {repeats} alternating "
         "repeats. Peaks exclude weights and adapters; utilisation is of the operations computed, against "
         "dense bfloat16."
     )
-    return Sheet("Parts of a step", note, COLUMNS, rows), seconds
-
-
-def whole_step(config: RunConfig, images: int, seconds: Seconds) -> Sheet:
-    """Compute images per second of the paper's step on one GPU from its parts; one step in ten refreshes.
-
-    The recipe refreshes on one micro-batch of the step. Each row of ours changes one thing more.
-    """
-    total = config.rollout.groups * config.rollout.group_size
-    batches = total / images
-    passes = batches * max(1, int(config.rollout.steps * config.trainer.timestep_fraction))
-    every = config.balance.refresh_every
-    median = {key: statistics.median(times) for key, times in seconds.items()}
-
-    def images_per_second(side: str, refreshed: float, refresh: str = "refresh", kl_every: int = 1) -> float:
-        plain, extra = median["training", side], median[refresh, side] - median["training", side]
-        saved = plain - median[WITHOUT_KL, side] if kl_every > 1 else 0.0
-        training = passes * (plain - (1 - 1 / kl_every) * saved) + refreshed * extra / every
-        return total / (batches * median["rollout", side] + training)
-
-    recipe, quarter = images_per_second("recipe", 1), FRACTION * passes
-    ours = {"ours": images_per_second("ours", passes)}
-    if (EAGER_REFRESH, "ours") in median:
-        ours = {"ours, refreshes eager": images_per_second("ours", passes, EAGER_REFRESH)} | ours
-    ours[f"and refresh_fraction={FRACTION}"] = images_per_second("ours", quarter)
-    ours[f"and kl_every={KL_EVERY}"] = images_per_second("ours", quarter, kl_every=KL_EVERY)
-    return Sheet(
-        "The whole step",
-        f"{total} images, {passes:.0f} training passes on one GPU; decoding and rewards are left out.",
-        {"whose": "", "images/s": ".3f", "x recipe": ".2f"},
-        [("recipe", recipe, 1.0), *((whose, speed, speed / recipe) for whose, speed in ours.items())],
-    )
+    if ours.policy.compiled and not SUPPORTED:
+        note += f" With torch {torch.__version__} the trained pass of a compiled refresh stays eager."
+    return Sheet("Parts of a step", note, COLUMNS, rows)
 
 
 def main(arguments: list[str]) -> None:
@@ -232,30 +270,38 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--small", action="store_true", help="use a small model of the same kind")
-    parser.add_argument("--compile", action="store_true", help="compile our transformer blocks")
+    parser.add_argument("--compile", action="store_true", help="measure our transformer blocks compiled, too")
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--output", type=Path, metavar="FILE.md", help="write the tables to this file")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="further settings of both sides")
     options = parser.parse_args(arguments)
-    images = 4 if options.small else 9
-    config = step_config(options.small, f"model.compile={str(options.compile).lower()}")
-    ours = random_sd35m(config, options.small, images)
+    clock, images = Progress(), 4 if options.small else 9
+    compiled = f"model.compile={str(options.compile).lower()}"
+    config = step_config(options.small, *options.overrides, compiled)
     eager = replace(config, model=replace(config.model, compile=Switch.false))
-    recipe = random_sd35m(eager, options.small, images)
+    ours, recipe = (random_sd35m(side, options.small, images) for side in (config, eager))
+    clock.tell("models made")
     # Compared without compilation: the recipe takes more backward passes than compiled code allows.
-    remark = f"directions of ours and of the recipe: cosine {check_agreement(recipe, REWARDS):.5f}"
+    clock.tell(f"directions of ours and of the recipe: cosine {check_agreement(recipe, REWARDS):.5f}")
     if ours.policy.compiled:
-        remark += f"; of a compiled and an eager refresh: {check_compiled(ours):.5f}"
+        clock.tell(f"compiled; compiled and eager directions: cosine {check_compiled(ours):.5f}")
     recipe.policy.transformer.float()
     recipe.policy.autocast = True
-    parts, seconds = measure_parts(ours, recipe, options.repeats)
-    publish(
-        [parts, whole_step(config, images, seconds)],
-        shlex.join(["python", "-m", "scripts.bench.sd35m", *arguments]),
-        options.output,
-        options.json,
-        remark=remark,
-    )
+    command = shlex.join(["python", "-m", "scripts.bench.sd35m", *arguments])
+    measured: list[Measured] = []
+    sheets: list[Sheet] = []
+    for part in PARTS:
+        found = measure_part(recipe, ours, part, options.repeats)
+        measured += found
+        clock.tell(f"{part}: " + ", ".join(f"{one.whose} {one.median:.3f} s" for one in found))
+        sheets = [parts_sheet(measured, ours, options.repeats)]
+        if part == PARTS[-1]:
+            medians = {(one.part, one.whose): one.median for one in measured}
+            sheets.append(whole_step(config, images, medians))
+        if options.json:
+            write_json(sheets, command, options.json)
+    publish(sheets, command, options.output, None)
 
 
 if __name__ == "__main__":

@@ -20,21 +20,21 @@ Job = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)  # of a job
 
 
-def alternate(jobs: Mapping[Name, Job], repeats: int) -> dict[Name, list[float]]:
-    """Time every job in `repeats` rounds A B C, A B C, ..., after one warm-up round.
+def alternate(jobs: Mapping[Name, Job], repeats: int, *, warm_up: bool = True) -> dict[Name, list[float]]:
+    """Time every job in `repeats` rounds A B C, A B C, ..., after one round to warm up unless all are warm.
 
     Returns:
         Wall seconds of each job, one figure per round.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in jobs}
-    for repeat in range(repeats + 1):
+    for repeat in range(-warm_up, repeats):
         for name, job in jobs.items():
             gc.collect()
             synchronise()
             began = time.perf_counter()
             job()
             synchronise()
-            if repeat:
+            if repeat >= 0:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
 

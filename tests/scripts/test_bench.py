@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from marble_cli.config.compose import compose
+from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
 from scripts.bench import __main__ as bench
-from scripts.bench import parallel, report, scenes, sd35m, solvers, steps, timing
+from scripts.bench import parallel, report, scenes, sd35m, solvers, steps, timing, whole_step
 from scripts.bench import run as whole
 from tests.scripts.smallest import SMALL, run_in_process
 
@@ -179,41 +180,65 @@ def test_sd35m(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts, whole = (table["rows"] for table in tables)
     assert [(row["what"], row["whose"]) for row in parts] == [
         (part, whose)
-        for part in ("rollout", "training", sd35m.WITHOUT_KL, "refresh")
-        for whose in (("ours",) if part == sd35m.WITHOUT_KL else ("ours", "recipe"))
+        for part in whole_step.PARTS
+        for whose in (("ours",) if part == whole_step.WITHOUT_KL else ("recipe", "ours"))
     ]
     operations = {row["what"]: row["TFLOP"] for row in parts if row["whose"] == "ours"}
-    assert operations[sd35m.WITHOUT_KL] < operations["training"] < operations["refresh"]
-    changes = ["and refresh_fraction=0.25", "and kl_every=4"]
+    assert operations[whole_step.WITHOUT_KL] < operations["training"] < operations["refresh"]
+    changes = [whole_step.WITH_FRACTION, whole_step.WITH_KL_EVERY]
     assert [row["whose"] for row in whole] == ["recipe", "ours", *changes]
-    assert "directions of ours and of the recipe" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "directions of ours and of the recipe" in said
+    assert all(f"s] {part}: " in said for part in whole_step.PARTS)
     assert "## The whole step" in page.read_text()
 
 
 def test_the_whole_step_adds_up_its_parts() -> None:
     """1,152 images in micro-batches of 9 are 128 rollouts and 3,072 passes; a tenth of the steps refresh."""
     seconds = {
-        ("rollout", "ours"): [24.0],
-        ("training", "ours"): [2.0],
-        (sd35m.WITHOUT_KL, "ours"): [1.5],
-        ("refresh", "ours"): [3.0],
-        (sd35m.EAGER_REFRESH, "ours"): [5.0],
-        ("rollout", "recipe"): [24.0],
-        ("training", "recipe"): [2.0],
-        ("refresh", "recipe"): [12.0],
+        ("rollout", "recipe"): 24.0,
+        ("training", "recipe"): 2.0,
+        ("refresh", "recipe"): 12.0,
+        ("rollout", "ours"): 24.0,
+        ("training", "ours"): 2.0,
+        (whole_step.WITHOUT_KL, "ours"): 1.5,
+        ("refresh", "ours"): 3.0,
+        ("rollout", "ours, compiled"): 12.0,
+        ("training", "ours, compiled"): 1.0,
+        (whole_step.WITHOUT_KL, "ours, compiled"): 0.8,
+        ("refresh", "ours, compiled"): 3.0,
     }
-    rows = sd35m.whole_step(sd35m.step_config(small=False), 9, seconds).rows
-    per_pass = {
-        "recipe": 1 + 2 + 1 / 3072,
-        "ours, refreshes eager": 1 + 2 + 0.3,
-        "ours": 1 + 2 + 0.1,
-        "and refresh_fraction=0.25": 1 + 2 + 0.025,
-        "and kl_every=4": 1 + 2 - 0.75 * 0.5 + 0.025,
-    }
-    assert [row[0] for row in rows] == list(per_pass)
-    for (whose, speed, factor), spent in zip(rows, per_pass.values(), strict=True):
-        assert speed == pytest.approx(1152 / (3072 * spent)), whose
-        assert factor == pytest.approx(per_pass["recipe"] / spent)
+    rows = whole_step.whole_step(sd35m.step_config(small=False), 9, seconds).rows
+    per_pass = [
+        ("recipe", (1, 2, 1 / 3072)),
+        ("ours", (1, 2, 0.1)),
+        ("and refresh_fraction=0.25", (1, 2, 0.025)),
+        ("and kl_every=4", (1, 2 - 0.75 * 0.5, 0.025)),
+        ("ours, compiled", (0.5, 1, 0.2)),
+        ("and refresh_fraction=0.25", (0.5, 1, 0.05)),
+        ("and kl_every=4", (0.5, 1 - 0.75 * 0.2, 0.05)),
+    ]
+    recipe = sum(per_pass[0][1])
+    for row, (whose, parts) in zip(rows, per_pass, strict=True):
+        spent = sum(parts)
+        shares = [part / spent for part in parts]
+        assert row[0] == whose
+        expected = [1152 / (3072 * spent), recipe / spent, 3072 * spent / 8, *shares]
+        assert row[1:7] == pytest.approx(expected), whose
+    assert [row[7] for row in rows] == [0.614, None, 0.80, None, 1.04, 1.12, 1.28]
+    assert rows[4][8] == pytest.approx(1.69, abs=0.01)
+
+
+def test_a_job_runs_as_if_blocks_had_never_been_compiled(scene: scenes.Scene) -> None:
+    policy = scene.policy
+    compile_blocks(policy.transformer)
+    try:
+        assert policy.compiled
+        assert sd35m.eagerly(policy, lambda: policy.compiled)() is False
+        assert policy.compiled
+    finally:
+        for block in repeated_blocks(policy.transformer):
+            block._compiled_call_impl = None
 
 
 @pytest.mark.parametrize(
