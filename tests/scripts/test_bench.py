@@ -14,6 +14,7 @@ from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
 from scripts.bench import __main__ as bench
 from scripts.bench import parallel, report, scenes, sd35m, solvers, steps, timing, whole_step
 from scripts.bench import run as whole
+from tests.policy.trainable.compiler import WITHOUT_COMPILER_WARNINGS
 from tests.scripts.smallest import SMALL, run_in_process
 
 CPU = torch.device("cpu")
@@ -229,6 +230,7 @@ def test_the_whole_step_adds_up_its_parts() -> None:
     assert rows[4][8] == pytest.approx(1.69, abs=0.01)
 
 
+@WITHOUT_COMPILER_WARNINGS
 def test_a_job_runs_as_if_blocks_had_never_been_compiled(scene: scenes.Scene) -> None:
     policy = scene.policy
     compile_blocks(policy.transformer)
