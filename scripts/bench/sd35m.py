@@ -13,7 +13,6 @@ import argparse
 import shlex
 import statistics
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from marble_cli.step.compiled_per_sample import SUPPORTED
 from scripts.bench.report import Cell, Sheet, publish, write_json
 from scripts.bench.scenes import Scene, make_scene, random_policy
 from scripts.bench.steps import AGREEMENT, check_agreement, published_refresh, step_job
-from scripts.bench.timing import Job, alternate, peak_bytes, ratio
+from scripts.bench.timing import Job, Progress, alternate, peak_bytes, ratio
 from scripts.bench.whole_step import (
     COMPILED,
     EAGER,
@@ -96,19 +95,6 @@ class Measured:
     def median(self) -> float:
         """Seconds of the median round."""
         return statistics.median(self.seconds)
-
-
-class Progress:
-    """Print a line when something is done, with the seconds that it took."""
-
-    def __init__(self) -> None:
-        self.since = time.perf_counter()
-
-    def tell(self, what: str) -> None:
-        """Print what was done since the last line."""
-        now = time.perf_counter()
-        print(f"[{now - self.since:5.1f} s] {what}", flush=True)
-        self.since = now
 
 
 def step_config(small: bool, *overrides: str) -> RunConfig:

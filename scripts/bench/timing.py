@@ -20,6 +20,19 @@ Job = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)  # of a job
 
 
+class Progress:
+    """Print a line when something is done, with the seconds that it took."""
+
+    def __init__(self) -> None:
+        self.since = time.perf_counter()
+
+    def tell(self, what: str) -> None:
+        """Print what was done since the last line."""
+        now = time.perf_counter()
+        print(f"[{now - self.since:5.1f} s] {what}", flush=True)
+        self.since = now
+
+
 def alternate(jobs: Mapping[Name, Job], repeats: int, *, warm_up: bool = True) -> dict[Name, list[float]]:
     """Time every job in `repeats` rounds A B C, A B C, ..., after one round to warm up unless all are warm.
 

@@ -70,7 +70,7 @@ def whole_step(config: RunConfig, images: int, seconds: Mapping[tuple[str, str],
         rows.append((key[1] or key[0], total / whole, recipe / whole, whole / GPUS, *shares, forecast, there))
     note = (
         f"{total} images, {passes:.0f} training passes; decoding and rewards are left out. Images/s are of "
-        f"one GPU; a refresh's share is what it takes beyond training passes, averaged over {every} steps. The "
-        "roofline is of an H100 SXM with 333 tokens of text, a LoRA of 243 layers and eager refreshes."
+        f"one GPU; a refresh's share is what it takes beyond training passes, averaged over {every} steps. "
+        "The roofline is of an H100 SXM with 333 tokens of text, a LoRA of 243 layers and eager refreshes."
     )
     return Sheet("The whole step", note, COLUMNS, rows)
