@@ -9,7 +9,7 @@ ROLLOUT, TRAINING, WITHOUT_KL, REFRESH = "rollout", "training", "training withou
 PARTS = (ROLLOUT, TRAINING, WITHOUT_KL, REFRESH)
 RECIPE, EAGER, COMPILED = "recipe", "ours", "ours, compiled"
 KL_EVERY, FRACTION, GPUS = 4, 0.25, 8
-WITH_FRACTION, WITH_KL_EVERY = f"and refresh_fraction={FRACTION}", f"and kl_every={KL_EVERY}"
+WITH_FRACTION, WITH_KL_EVERY = f"+ fraction {FRACTION}", f"+ kl_every {KL_EVERY}"
 # Images per second on one H100 SXM, by a sum over all kernels of the longest of: FLOP at 600 TFLOP/s in large
 # bfloat16 products, 380 and 280 in attention's two passes and 45 in float32; bytes at 2.7 TB/s; 2.2 us. It is
 # of 333 tokens of text, a LoRA of 243 layers and refreshes that are not compiled. Ours eager without a
@@ -29,7 +29,7 @@ COLUMNS = {
     "rollout": ".0%",
     "training": ".0%",
     "refresh": ".0%",
-    "roofline images/s": ".3f",
+    "roofline": ".3f",
     "x recipe there": ".2f",
 }
 
@@ -37,7 +37,7 @@ COLUMNS = {
 def whole_step(config: RunConfig, images: int, seconds: Mapping[tuple[str, str], float]) -> Sheet:
     """Compute speed and seconds of the paper's step, and the shares of its parts; one step in ten refreshes.
 
-    The recipe refreshes on one micro-batch of the step. Each "and" changes one thing more than the row above.
+    The recipe refreshes on one micro-batch of the step. Each "+" changes one thing more than the row above.
 
     Args:
         config: the settings of the step.
@@ -71,6 +71,7 @@ def whole_step(config: RunConfig, images: int, seconds: Mapping[tuple[str, str],
     note = (
         f"{total} images, {passes:.0f} training passes; decoding and rewards are left out. Images/s are of "
         f"one GPU; a refresh's share is what it takes beyond training passes, averaged over {every} steps. "
-        "The roofline is of an H100 SXM with 333 tokens of text, a LoRA of 243 layers and eager refreshes."
+        "Fraction and kl_every are balance.refresh_fraction and algorithm.kl_every. The roofline is images/s "
+        "of an H100 SXM with 333 tokens of text, a LoRA of 243 layers and eager refreshes."
     )
     return Sheet("The whole step", note, COLUMNS, rows)

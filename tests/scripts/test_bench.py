@@ -213,11 +213,11 @@ def test_the_whole_step_adds_up_its_parts() -> None:
     per_pass = [
         ("recipe", (1, 2, 1 / 3072)),
         ("ours", (1, 2, 0.1)),
-        ("and refresh_fraction=0.25", (1, 2, 0.025)),
-        ("and kl_every=4", (1, 2 - 0.75 * 0.5, 0.025)),
+        ("+ fraction 0.25", (1, 2, 0.025)),
+        ("+ kl_every 4", (1, 2 - 0.75 * 0.5, 0.025)),
         ("ours, compiled", (0.5, 1, 0.2)),
-        ("and refresh_fraction=0.25", (0.5, 1, 0.05)),
-        ("and kl_every=4", (0.5, 1 - 0.75 * 0.2, 0.05)),
+        ("+ fraction 0.25", (0.5, 1, 0.05)),
+        ("+ kl_every 4", (0.5, 1 - 0.75 * 0.2, 0.05)),
     ]
     recipe = sum(per_pass[0][1])
     for row, (whose, parts) in zip(rows, per_pass, strict=True):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from marble_cli.config.enums import Quantization
+from marble_cli.policy.quantization import PACKAGES
 from tests.gpu.test_rewards import OPTIONS, here
 from tests.policy.conftest import tiny_folder
 from tests.policy.families.pipelines import TINY
@@ -13,25 +15,36 @@ from tests.standin.device import run
 
 __all__ = ["tiny_folder"]
 
+QUANTIZED = [(family, kind) for family in ("sd3", "flux_dev") for kind in PACKAGES]
 PROGRAMS = Path(__file__).parent / "programs"
+
+
+def run_policy(family: str, folder: Path, *more: str) -> None:
+    """Run programs/policy.py with a tiny pipeline and further overrides."""
+    tiny = TINY[family]
+    overrides = (
+        f"model={tiny.choice}",
+        f"model.path={folder}",
+        f"model.resolution={tiny.resolution}",
+        f"model.max_sequence_length={tiny.max_sequence_length}",
+        "model.embedding_cache=null",
+        "model.compile=false",
+        *tiny.overrides,
+        *more,
+    )
+    done = run(str(PROGRAMS / "policy.py"), "~preset", "data.root=.", "run.dir=unused", *overrides)
+    assert done.code == 0, done.said
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", TINY)
-def test_family(family: str, precision: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    tiny = TINY[family]
-    overrides = (
-        f"model={tiny.choice}",
-        f"model.path={tiny_folder(family)}",
-        f"model.resolution={tiny.resolution}",
-        f"model.max_sequence_length={tiny.max_sequence_length}",
-        f"model.precision={precision}",
-        "model.embedding_cache=null",
-        "model.compile=false",
-        *tiny.overrides,
-    )
-    done = run(str(PROGRAMS / "policy.py"), "~preset", "data.root=.", "run.dir=unused", *overrides)
-    assert done.code == 0, done.said
+def test_family(family: str, precision: str, tiny_folder: Callable[[str], Path]) -> None:
+    run_policy(family, tiny_folder(family), f"model.precision={precision}")
+
+
+@pytest.mark.parametrize(("family", "kind"), QUANTIZED)
+def test_quantized_family(family: str, kind: Quantization, tiny_folder: Callable[[str], Path]) -> None:
+    run_policy(family, tiny_folder(family), "model.precision=bf16", f"model.quantization={kind.value}")
 
 
 @pytest.mark.parametrize("name", here)
