@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from marble_cli.config.enums import Quantization, Switch, Train
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
+from marble_cli.policy.attention import avoid_cudnn_attention, fastest_attention
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
 from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.diffusers_types import Pipeline
@@ -56,6 +57,7 @@ class PipelinePolicy:
         if model.gradient_checkpointing is Switch.true:
             self.transformer.enable_gradient_checkpointing()
         self.compilation = choose_compilation(model.compile, device)
+        avoid_cudnn_attention()
         if self.compilation.on:
             compile_blocks(self.transformer)
 
@@ -149,7 +151,8 @@ class PipelinePolicy:
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
         self.trainable.activate(adapter)
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.autocast):
+        autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=self.autocast)
+        with autocast, fastest_attention():
             velocity = self.family.velocity(xt.to(self.dtype), t, embeddings)
         return velocity.float()
 

@@ -60,7 +60,9 @@ def test_it_moves_weights_nearly_as_adamw_does(run_config: RunConfigMaker) -> No
         moved = (parameter - start.named[name]).norm()
         error = ((coarse.named[name] - parameter).norm() / moved).item()
         assert error < 0.05
-        assert (error < 1e-5) == (parameter.numel() < LEAST_8BIT)
+        # On a GPU bitsandbytes decays weights after the step, not before: they differ by lr * weight_decay.
+        exact = 1e-5 if parameter.device.type == "cpu" else 2e-3
+        assert (error < exact) == (parameter.numel() < LEAST_8BIT)
 
 
 def test_moments_are_bytes_and_scales_and_load_into_a_fresh_optimizer(run_config: RunConfigMaker) -> None:

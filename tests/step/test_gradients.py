@@ -225,7 +225,7 @@ def test_the_velocity_gram_matrix_is_autograds(case: Any, double_policy: Any, sh
             row.append(torch.autograd.grad(loss, v, retain_graph=True)[0].flatten())
     matrix = torch.stack([torch.cat(row) for row in rows])
     got = velocity_gram(case.step(double_policy), parts(case), rewards)
-    assert distance(got, matrix @ matrix.T) < 1e-10
+    assert distance(got, (matrix @ matrix.T).cpu()) < 1e-10
     assert torch.equal(got, got.T)
     assert not got[4].any()
 
