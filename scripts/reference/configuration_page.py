@@ -32,7 +32,7 @@ GROUPS = {
     "algorithm": "DiffusionNFT: loss, KL term, advantages, behaviour policy. See [the "
     "algorithm](../explanation/algorithm.md).",
     "balance": "How the rewards' gradients combine. Choices: `marble`, `marble_adaptive`, "
-    "`marble_stepwise`, `mgda`, `upgrad`, `equal`, `fixed`, "
+    "`marble_stepwise`, `mgda`, `upgrad`, `upgrad_adaptive`, `equal`, `fixed`, "
     "`weighted_sum`, `advantage_sum`, `output_space`; `balance.name=torchjd:<Name>`.",
     "optimizer": "AdamW.",
     "rollout": "Prompts and images per step, and how images are drawn.",

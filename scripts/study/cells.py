@@ -82,7 +82,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "advantage_sum": ("balance=advantage_sum", *AMORTISED),
     "equal": ("balance=equal", *AMORTISED),
     "upgrad": ("balance=upgrad", *EVERY_STEP),
-    "upgrad_stale": ("balance=upgrad", *STALE),
+    "upgrad_stale": ("balance=upgrad", *STALE),  # balance=upgrad_adaptive
     "dualproj": ("balance=torchjd:DualProj", *EVERY_STEP),
     "pcgrad": ("balance=torchjd:PCGrad", *EVERY_STEP),
     "nash": ("balance=torchjd:FairGrad", "balance.options={alpha: 1}", *EVERY_STEP),  # the Nash bargain

@@ -83,8 +83,9 @@ def draw_rates(curves: dict[str, Curve], output: Path) -> None:
             panel.set_xticks(ticks, [f"{rate:.2g}" for rate in ticks])
             panel.set_title(title)
             panel.set_xlabel("learning rate")
-        panels[0].legend(frameon=False, fontsize=7)
-        figure.tight_layout()
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.tight_layout(rect=(0, 0.09, 1, 1))
+        figure.legend(handles, names, loc="lower center", ncols=8, frameon=False, fontsize=7)
         figure.savefig(output)
         plt.close(figure)
 
