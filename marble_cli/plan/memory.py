@@ -1,5 +1,6 @@
 """Estimate a run's device memory before loading, and refuse a run that cannot fit."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ FLOAT32 = 4  # bytes
 MOMENTS = {OptimizerName.adamw: 2.0 * FLOAT32, OptimizerName.adamw8bit: 2 * (1 + FLOAT32 / 256)}
 # What a device needs besides: temporary tensors and fragments, as a share, and its own context and libraries.
 SHARE_BESIDES, BYTES_BESIDES = 0.1, 2**30
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # of Linux, version 2
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,29 @@ def describe_bytes(count: int) -> str:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the free bytes on `device`, for a CPU those of the machine; None if the system does not say."""
+    """Return the free bytes on `device`, for a CPU those that this process may take; None if not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     info = Path("/proc/meminfo")
     if not info.is_file():
         return None
     rows: dict[str, Any] = dict(line.split(":") for line in info.read_text().splitlines())
-    return int(rows["MemAvailable"].split()[0]) * 1024
+    return min([int(rows["MemAvailable"].split()[0]) * 1024, *_free_in_groups()])
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Yield what each control group leaves free: a container and a job of SLURM may have limits."""
+    own = next((line for line in _lines(OWN_GROUP) if line.startswith("0::")), "0::/")
+    folder = GROUPS / own.removeprefix("0::").lstrip("/")
+    for group in (folder, *folder.parents):
+        limit, used = _lines(group / "memory.max"), _lines(group / "memory.current")
+        if limit and used and limit[0].isdigit():
+            stat = dict(line.split() for line in _lines(group / "memory.stat"))
+            yield int(limit[0]) - int(used[0]) + int(stat.get("inactive_file", 0))  # of files: can be dropped
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
