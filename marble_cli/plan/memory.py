@@ -20,6 +20,7 @@ FLOAT32 = 4  # bytes
 MOMENTS = {OptimizerName.adamw: 2.0 * FLOAT32, OptimizerName.adamw8bit: 2 * (1 + FLOAT32 / 256)}
 # What a device needs besides: temporary tensors and fragments, as a share, and its own context and libraries.
 SHARE_BESIDES, BYTES_BESIDES = 0.1, 2**30
+SHARE_OF_FREE = 0.8  # of the CPU's memory, which a copy of a checkpoint may take
 GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # of Linux, version 2
 
 
@@ -185,6 +186,12 @@ def free_memory(device: torch.device) -> int | None:
         return None
     rows: dict[str, Any] = dict(line.split(":") for line in info.read_text().splitlines())
     return min([int(rows["MemAvailable"].split()[0]) * 1024, *_free_in_groups()])
+
+
+def copy_fits(size: int) -> bool:
+    """Tell whether the CPU's free memory may hold a copy of `size` bytes while it is written to the disk."""
+    free = free_memory(torch.device("cpu"))
+    return free is None or size <= SHARE_OF_FREE * free
 
 
 def _free_in_groups() -> Iterator[int]:

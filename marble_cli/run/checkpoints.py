@@ -27,7 +27,7 @@ from marble_cli.errors import (
     StorageError,
     TrainingError,
 )
-from marble_cli.plan.memory import free_memory
+from marble_cli.plan.memory import copy_fits
 from marble_cli.policy.base import Policy
 from marble_cli.run.shortage import bounded, forget
 from marble_cli.run.state import Packed, Progress, hold, pack
@@ -37,7 +37,6 @@ log = logging.getLogger("marble.run")
 
 # Raised on all ranks at the same point.
 ON_ALL_RANKS = (RewardError, TrainingError, BalanceError)
-SHARE_OF_FREE = 0.8  # of the CPU's memory, which a copy of a checkpoint may take
 
 
 @dataclass
@@ -182,9 +181,8 @@ class Checkpoints:
         self.background.run(partial(keep, self.folder, unwritten, ranks=self.writers), now=not beside)
 
     def _fits(self, size: int) -> bool:
-        """Tell whether a copy of `size` bytes fits into the memory of the CPU; the same on all that write."""
-        free = free_memory(torch.device("cpu"))
-        lacking = self.writers.any(free is not None and SHARE_OF_FREE * free < size)
+        """Tell whether the CPU's memory holds a copy of a checkpoint; the same on all ranks that write."""
+        lacking = self.writers.any(not copy_fits(size))
         if lacking:
             log.info("training waits for the checkpoint: the CPU's memory may not hold a copy of it")
         return not lacking
