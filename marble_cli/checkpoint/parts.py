@@ -1,14 +1,15 @@
-"""Cut groups of tensors into files of bounded size, which several ranks write.
+"""Cut groups of tensors into files of bounded size, which several ranks gather and write.
 
 A file holds whole tensors, whatever their layout on the ranks, so that any number of processes can read it.
 Files of one group are named as diffusers names the parts of a model: NAME-00001-of-00003.safetensors.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
@@ -67,57 +68,85 @@ def whole_name(name: str) -> str:
     return PART.sub("", name)
 
 
-@dataclass
-class PartWriter:
-    """Writes the parts of a step folder; the ranks of the main rank's machine take turns.
-
-    Other machines may not see that disk. At any time a rank holds one part, and a device one whole tensor.
+@dataclass(frozen=True)
+class Unwritten:
+    """A step folder that is not written yet.
 
     Attributes:
-        folder: the step folder under its temporary name.
-        step: the step, for messages.
-        ranks: the ranks that hold the tensors; all of them must make the same calls.
-        writing: the context in which ranks write; errors inside must raise on all ranks.
+        step: the step.
+        info: the trainer's figures, ready for JSON.
+        scale: of a LoRA.
+        size: bytes of all files, about.
+        rounds: the parts that this rank writes (`gather`), taken from the tensors as they are written.
     """
 
-    folder: Path
     step: int
-    ranks: Ranks
-    writing: Callable[[], AbstractContextManager[None]]
+    info: dict[str, Any]
+    scale: float | None
+    size: int
+    rounds: Iterable[Part | None]
 
-    def write(self, parts: Sequence[Part]) -> dict[str, tuple[int, str]]:
-        """Write all parts; return bytes and SHA-256 of those that this rank wrote, by name.
+    def in_memory(self) -> "Unwritten":
+        """Return the same with all parts on the CPU, so that the tensors may change; all ranks take part."""
+        return replace(self, rounds=list(self.rounds))
 
-        Raises:
-            StorageError: the disk is full, or a value is not finite.
-            PeerError: another rank raised that.
-        """
-        machine, written = self.ranks.broadcast_json(self.ranks.local_world), dict[str, tuple[int, str]]()
-        for first in range(0, len(parts), machine):
-            own: Part | None = None
-            for writer, part in enumerate(parts[first : first + machine]):
-                mine = writer == self.ranks.rank
-                whole = {
-                    key: full_on(tensor, writer)
-                    for key, tensor in part.tensors.items()
-                    if mine or isinstance(tensor, DTensor)
-                }
-                own = Part(part.name, whole, part.header) if mine else own
-            with self.writing():
-                if own is not None:
-                    written[own.name] = self._write(own)
-        return written
 
-    def _write(self, part: Part) -> tuple[int, str]:
-        if bad := tensor_files.not_finite(part.tensors):
-            raise StorageError(
-                f"step {self.step} is not saved: {bad} of {part.name} is not finite, so no run could resume "
-                "from it. Earlier checkpoints are untouched; resume from one with --resume auto and e.g. "
-                "a lower optimizer.lr."
-            )
-        file = self.folder / part.name
-        tensor_files.write(file, part.tensors, part.header)
-        return manifest.describe(file)
+def gather(parts: Sequence[Part], ranks: Ranks) -> Iterator[Part | None]:
+    """Yield copies on the CPU of the parts that this rank writes: one per round, None if it has none then.
+
+    In a round, each rank of the main rank's machine gets a part; other machines may not see that disk. A
+    device holds one whole tensor at any time. All ranks that hold the tensors must go through all rounds.
+    """
+    machine = ranks.broadcast_json(ranks.local_world)
+    for first in range(0, len(parts), machine):
+        own: Part | None = None
+        for writer, part in enumerate(parts[first : first + machine]):
+            mine = writer == ranks.rank
+            whole = {
+                key: full_on(tensor, writer)
+                for key, tensor in part.tensors.items()
+                if mine or isinstance(tensor, DTensor)
+            }
+            own = Part(part.name, whole, part.header) if mine else own
+        yield own
+
+
+def write_parts(
+    folder: Path,
+    step: int,
+    rounds: Iterable[Part | None],
+    writing: Callable[[], AbstractContextManager[None]],
+) -> dict[str, tuple[int, str]]:
+    """Write the parts of a step folder; return bytes and SHA-256 of this rank's files, by name.
+
+    Args:
+        folder: the step folder under its temporary name.
+        step: the step, for messages.
+        rounds: what `gather` yields.
+        writing: the context in which ranks write; errors inside must raise on all ranks.
+
+    Raises:
+        StorageError: the disk is full, or a value is not finite.
+        PeerError: another rank raised that.
+    """
+    written = dict[str, tuple[int, str]]()
+    for own in rounds:
+        with writing():
+            if own is not None:
+                written[own.name] = _write(folder, step, own)
+    return written
+
+
+def _write(folder: Path, step: int, part: Part) -> tuple[int, str]:
+    if bad := tensor_files.not_finite(part.tensors):
+        raise StorageError(
+            f"step {step} is not saved: {bad} of {part.name} is not finite, so no run could resume from it. "
+            "Earlier checkpoints are untouched; resume from one with --resume auto and e.g. a lower "
+            "optimizer.lr."
+        )
+    file = folder / part.name
+    tensor_files.write(file, part.tensors, part.header)
+    return manifest.describe(file)
 
 
 def read(

@@ -5,6 +5,7 @@ files of a LoRA are folded (`checkpoint.lora`). Tensors that folding rounds are 
 optimizer's file, so that `load` returns bit for bit what was passed to `save`.
 """
 
+import copy
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch import Tensor
 from marble_cli.checkpoint import lora
 from marble_cli.checkpoint import manifest as manifests
 from marble_cli.checkpoint.manifest import REMEDY
-from marble_cli.checkpoint.parts import BALANCE, Part, PartWriter, read, split, whole_name
+from marble_cli.checkpoint.parts import BALANCE, Part, Unwritten, gather, read, split, whole_name, write_parts
 from marble_cli.checkpoint.pickle_guard import refuse_pickled
 from marble_cli.checkpoint.step_folders import read_pointer, retain, step_of, steps
 from marble_cli.distributed.ranks import Ranks
@@ -50,6 +51,22 @@ def weight_files(train: str) -> tuple[str, str]:
     return f"{FOLDERS[train]}/{WEIGHTS[train]}", f"ema/{WEIGHTS[train]}"
 
 
+def arrange(
+    state: TrainerState, trained: dict[str, Tensor], ema: dict[str, Tensor], ranks: Ranks | None = None
+) -> Unwritten:
+    """Arrange the files of a step folder, without copying a tensor.
+
+    Args:
+        state: the trainer's state; tensors of a LoRA are whole, those of full weights may be sharded.
+        trained: the trained weights, by diffusers' names.
+        ema: their moving average, by the same names.
+        ranks: the ranks that hold the tensors, all of which must call this; this process alone if None.
+    """
+    parts = _arrange_files(state, trained, ema)
+    size, rounds = sum(part.size for part in parts), gather(parts, ranks or Ranks.alone())
+    return Unwritten(state.step, copy.deepcopy(state.info), state.scale, size, rounds)
+
+
 def save(
     run: Path,
     state: TrainerState,
@@ -61,33 +78,44 @@ def save(
     keep_every: int = 0,
     ranks: Ranks | None = None,
 ) -> Path:
+    """Arrange and write a step folder; arguments and errors are those of `arrange` and `write`."""
+    unwritten = arrange(state, trained, ema, ranks)
+    return write(run, unwritten, keep_last=keep_last, best=best, keep_every=keep_every, ranks=ranks)
+
+
+def write(
+    run: Path,
+    unwritten: Unwritten,
+    *,
+    keep_last: int,
+    best: bool,
+    keep_every: int = 0,
+    ranks: Ranks | None = None,
+) -> Path:
     """Write a step folder, verify it, point `latest` (and `best`) at it and delete old step folders.
 
     Args:
         run: the run's folder.
-        state: the trainer's state; tensors of a LoRA are whole, those of full weights may be sharded.
-        trained: the trained weights, by diffusers' names.
-        ema: their moving average, by the same names.
+        unwritten: the step folder.
         keep_last: how many of the newest valid step folders to keep; the best is always kept.
         best: whether this is the best checkpoint so far.
         keep_every: steps that are multiples of this are never deleted; 0 for none.
-        ranks: the ranks that hold the tensors, all of which must call this; this process alone if None.
+        ranks: the ranks that write, all of which must call this; this process alone if None.
 
     Raises:
         StorageError: the disk is full, the folder cannot be written, it reads back differently, or a value is
             not finite. Earlier checkpoints stay.
         PeerError: another rank raised that.
     """
-    ranks = ranks or Ranks.alone()
+    ranks, step = ranks or Ranks.alone(), unwritten.step
     parent = run / "checkpoints"
-    final = parent / f"step-{state.step:08d}"
+    final = parent / f"step-{step:08d}"
     temporary = parent / f".{final.name}.tmp"
-    parts = _arrange_files(state, trained, ema)
-    size = sum(part.size for part in parts)
+    advice = f"{FREE_SOME} Earlier checkpoints are untouched."
 
     @contextmanager
     def together() -> Iterator[None]:
-        with ranks.raise_together(), writing(final, f"{FREE_SOME} Earlier checkpoints are untouched.", size):
+        with ranks.raise_together(), writing(final, advice, unwritten.size):
             yield
 
     try:
@@ -95,12 +123,12 @@ def save(
             if ranks.is_main:
                 parent.mkdir(parents=True, exist_ok=True)
                 remove(temporary)
-        written = PartWriter(temporary, state.step, ranks, together).write(parts)
+        written = write_parts(temporary, step, unwritten.rounds, together)
         listing = {name: entry for own in ranks.all_gather_json(written) for name, entry in own.items()}
         with together():
             if ranks.is_main:
                 version = 3 if any(whole_name(name) != name for name in listing) else 2
-                manifests.write(temporary, state.step, state.info, listing, state.scale, version)
+                manifests.write(temporary, step, unwritten.info, listing, unwritten.scale, version)
                 if final.exists():
                     shutil.rmtree(final)
                 temporary.rename(final)

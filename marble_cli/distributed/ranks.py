@@ -1,5 +1,6 @@
 """The ranks of a run: a single process, or as many as a launcher started."""
 
+import copy
 import json
 import os
 import re
@@ -42,6 +43,7 @@ class Ranks:
         self.grouped = always or self.world > 1
         self.leaving = False  # whether `raise_together` made all ranks raise
         self.cuda = device != "cpu" and torch.cuda.is_available()
+        self.group: dist.ProcessGroup | None = None  # None: that of all ranks
 
     @classmethod
     def alone(cls) -> "Ranks":
@@ -49,6 +51,16 @@ class Ranks:
         ranks = cls("cpu")
         ranks.rank, ranks.world, ranks.grouped = 0, 1, False
         ranks.local_rank, ranks.local_world = 0, 1
+        return ranks
+
+    def apart(self) -> "Ranks":
+        """Return these ranks with a process group of their own, for a thread beside the one that trains.
+
+        All ranks must call this. The group is gloo's: for tensors on the CPU.
+        """
+        ranks = copy.copy(self)
+        if self.world > 1:
+            ranks.group = dist.new_group(backend="gloo", timeout=PATIENCE)
         return ranks
 
     @property
@@ -147,11 +159,11 @@ class Ranks:
         if self.world == 1:
             return [json.loads(text.numpy().tobytes())]
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        dist.all_gather(sizes, torch.tensor([len(text)]))
+        dist.all_gather(sizes, torch.tensor([len(text)]), self.group)
         padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
         padded[: len(text)] = text
         parts = [torch.empty_like(padded) for _ in range(self.world)]
-        dist.all_gather(parts, padded)
+        dist.all_gather(parts, padded, self.group)
         return [
             json.loads(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)
         ]
@@ -181,13 +193,13 @@ class Ranks:
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over ranks, in place."""
         if self.world > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def all_reduce_max(self, value: Tensor) -> Tensor:
         """Take the elementwise maximum over ranks, in place."""
         if self.world > 1:
-            dist.all_reduce(value, dist.ReduceOp.MAX)
+            dist.all_reduce(value, dist.ReduceOp.MAX, self.group)
         return value
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -196,13 +208,13 @@ class Ranks:
             return tensor
         local = tensor.contiguous()
         parts = [torch.empty_like(local) for _ in range(self.world)]
-        dist.all_gather(parts, local)
+        dist.all_gather(parts, local, self.group)
         return torch.cat(parts, dim=-1)
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Copy the main rank's `tensor` to every rank, in place and bit by bit."""
         if self.world > 1:
-            dist.broadcast(tensor, 0)
+            dist.broadcast(tensor, 0, self.group)
         return tensor
 
     def barrier(self) -> None:

@@ -16,18 +16,19 @@ MICRO_BATCHES = (64, 48, 32, 24, 16, 12, 9, 8, 6, 4, 3, 2, 1)
 KINDS = (Quantization.none, Quantization.int8, Quantization.nf4)
 
 
-def tabulate_cards(config: RunConfig, size: ModelSize) -> Table:
+def tabulate_cards(config: RunConfig, size: ModelSize, neighbours: int = 0) -> Table:
     """Return a row per kind of frozen weights: the least memory, and the largest micro-batches per card.
 
-    These are two: without and with gradient checkpointing; a dash where the run does not fit.
+    The micro-batches are two: without and with gradient checkpointing; a dash where the run does not fit.
+    `neighbours` are the bytes of others on each card (`plan.neighbours`).
     """
     table = Table("model.quantization", box=None, pad_edge=False)
     for heading in ("least memory", *(f"{card} GB" for card in CARDS)):
         table.add_column(heading, justify="right")
     rounds = config.model.train is Train.lora and config.trainer.parallel is Parallel.ddp
     for kind in KINDS if rounds else KINDS[:1]:
-        least = _peak(config, size, kind, 1, Switch.true)
-        fits = (_largest(config, size, kind, card * 2**30) for card in CARDS)
+        least = _peak(config, size, kind, 1, Switch.true) + neighbours
+        fits = (_largest(config, size, kind, card * 2**30 - neighbours) for card in CARDS)
         table.add_row(kind.value, describe_bytes(least), *fits)
     return table
 

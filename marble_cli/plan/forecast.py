@@ -4,12 +4,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from marble_cli.config.enums import Train
 from marble_cli.config.schema import ModelConfig, RewardConfig, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.files import check_writable
 from marble_cli.plan.checks import trained_on
-from marble_cli.plan.memory import FLOAT32, MOMENTS, describe_bytes
+from marble_cli.plan.memory import FLOAT32, MOMENTS, copy_fits, describe_bytes
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.source import local_folder
 from marble_cli.rewards.api import Declaration
@@ -40,8 +41,17 @@ def checkpoints(config: RunConfig, size: ModelSize, folder: Path) -> str:
     warning = ", MORE THAN IS FREE: lower trainer.keep_last or raise trainer.keep_every"
     return (
         f"about {describe_bytes(each)} each, {describe_bytes(kept * each)} with those that are kept"
-        f"{warning if kept * each > free else ''}"
+        f"{warning if kept * each > free else ''}{_written(config, each)}"
     )
+
+
+def _written(config: RunConfig, size: int) -> str:
+    """Describe how a checkpoint of whole transformers is written, by the memory of this machine."""
+    if config.model.train is Train.lora:
+        return ""
+    if copy_fits(size):
+        return f"; written beside training, from a copy of {describe_bytes(size)} in the CPU's memory"
+    return f"; training waits for each: the CPU's memory has no room for a copy of {describe_bytes(size)}"
 
 
 def fetched_into(model: ModelConfig) -> str | None:

@@ -1,5 +1,6 @@
 """Estimate a run's device memory before loading, and refuse a run that cannot fit."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ FLOAT32 = 4  # bytes
 MOMENTS = {OptimizerName.adamw: 2.0 * FLOAT32, OptimizerName.adamw8bit: 2 * (1 + FLOAT32 / 256)}
 # What a device needs besides: temporary tensors and fragments, as a share, and its own context and libraries.
 SHARE_BESIDES, BYTES_BESIDES = 0.1, 2**30
+SHARE_OF_FREE = 0.8  # of the CPU's memory, which a copy of a checkpoint may take
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # of Linux, version 2
 
 
 @dataclass(frozen=True)
@@ -31,27 +34,29 @@ class Memory:
             refresh.
         activations: activations of a micro-batch, roughly.
         encoders: text encoders while prompts are encoded into the cache; 0 if they stay on the device.
+        neighbours: reward models and NCCL's buffers (`plan.neighbours`).
     """
 
     frozen: int
     trained: int
     activations: int
     encoders: int
+    neighbours: int = 0
 
     @property
     def least(self) -> int:
         """Bytes that the run needs at any batch size."""
-        return max(self.frozen + self.trained, self.frozen + self.encoders)
+        return self.neighbours + max(self.frozen + self.trained, self.frozen + self.encoders)
 
     @property
     def peak(self) -> int:
         """Bytes that the run needs, with what a device needs besides."""
-        most = max(self.frozen + self.trained + self.activations, self.least)
-        return round((1 + SHARE_BESIDES) * most) + BYTES_BESIDES
+        most = max(self.frozen + self.trained + self.activations, self.least - self.neighbours)
+        return round((1 + SHARE_BESIDES) * most) + BYTES_BESIDES + self.neighbours
 
 
-def memory(config: RunConfig, size: ModelSize) -> Memory:
-    """Estimate the bytes that `config` needs on every process's device.
+def memory(config: RunConfig, size: ModelSize, neighbours: int = 0) -> Memory:
+    """Estimate the bytes that `config` needs on every process's device, `neighbours` of them of others.
 
     What one sample keeps in a training pass was counted (`policy.cost`). Training float32 weights in half
     precision also keeps half-precision copies of them. With trainer.parallel=fsdp, a process holds its own
@@ -76,6 +81,7 @@ def memory(config: RunConfig, size: ModelSize) -> Memory:
         trained=round(FLOAT32 * size.trained * (unsharded + sharded / shards)),
         activations=_activations(config, size, copies=full and shards == 1),
         encoders=encoders if cached else 0,
+        neighbours=neighbours,
     )
 
 
@@ -115,7 +121,9 @@ class Checkpointing:
         return replace(config, model=replace(config.model, gradient_checkpointing=choice))
 
 
-def choose_checkpointing(config: RunConfig, size: ModelSize | None, device: torch.device) -> Checkpointing:
+def choose_checkpointing(
+    config: RunConfig, size: ModelSize | None, device: torch.device, neighbours: int = 0
+) -> Checkpointing:
     """Return what `model.gradient_checkpointing` means for a run; `auto` saves memory if it must."""
     choice = config.model.gradient_checkpointing
     if choice is not Switch.auto:
@@ -123,27 +131,31 @@ def choose_checkpointing(config: RunConfig, size: ModelSize | None, device: torc
     free = free_memory(device)
     if size is None or free is None:
         return Checkpointing(False, "the model's sizes or the device's memory are unknown")
-    needed = memory(Checkpointing(False).applied(config), size).peak
+    needed = memory(Checkpointing(False).applied(config), size, neighbours).peak
     which = "more than" if needed > free else "within"
     sums = f"kept, training needs about {describe_bytes(needed)}, {which} the {describe_bytes(free)} free"
     return Checkpointing(needed > free, f"{sums} on {device}")
 
 
-def check_memory(config: RunConfig, size: ModelSize | None, device: torch.device) -> None:
-    """Check that frozen model, trained weights and gradients fit into the free memory of the device.
+def check_memory(
+    config: RunConfig, size: ModelSize | None, device: torch.device, neighbours: int = 0
+) -> None:
+    """Check that all but activations fits into the free memory of the device.
 
     Raises:
         RequestError: they do not fit; the message says what to lower.
     """
     free = free_memory(device)
-    if size is None or free is None or (needed := memory(config, size).least) <= free:
+    if size is None or free is None or (needed := memory(config, size, neighbours).least) <= free:
         return
     lora = config.model.train is Train.lora
     smaller = "Set model.quantization, lower model.lora.rank" if lora else "Train a LoRA (model.train=lora)"
+    elsewhere = "have rewards compute elsewhere (rewards.<name>.device=cpu or .url), " if neighbours else ""
     raise RequestError(
         f"the run needs about {describe_bytes(needed)} on {device} besides activations, and "
         f"{describe_bytes(free)} are free. {smaller}, share it among more processes "
-        "(trainer.parallel=fsdp), use model.precision=bf16, set model.embedding_cache, or free the device."
+        f"(trainer.parallel=fsdp), use model.precision=bf16, set model.embedding_cache, {elsewhere}or free "
+        "the device."
     )
 
 
@@ -166,11 +178,35 @@ def describe_bytes(count: int) -> str:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the free bytes on `device`, for a CPU those of the machine; None if the system does not say."""
+    """Return the free bytes on `device`, for a CPU those that this process may take; None if not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     info = Path("/proc/meminfo")
     if not info.is_file():
         return None
     rows: dict[str, Any] = dict(line.split(":") for line in info.read_text().splitlines())
-    return int(rows["MemAvailable"].split()[0]) * 1024
+    return min([int(rows["MemAvailable"].split()[0]) * 1024, *_free_in_groups()])
+
+
+def copy_fits(size: int) -> bool:
+    """Tell whether the CPU's free memory may hold a copy of `size` bytes while it is written to the disk."""
+    free = free_memory(torch.device("cpu"))
+    return free is None or size <= SHARE_OF_FREE * free
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Yield what each control group leaves free: a container and a job of SLURM may have limits."""
+    own = next((line for line in _lines(OWN_GROUP) if line.startswith("0::")), "0::/")
+    folder = GROUPS / own.removeprefix("0::").lstrip("/")
+    for group in (folder, *folder.parents):
+        limit, used = _lines(group / "memory.max"), _lines(group / "memory.current")
+        if limit and used and limit[0].isdigit():
+            stat = dict(line.split() for line in _lines(group / "memory.stat"))
+            yield int(limit[0]) - int(used[0]) + int(stat.get("inactive_file", 0))  # of files: can be dropped
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []

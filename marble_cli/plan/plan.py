@@ -36,6 +36,7 @@ from marble_cli.plan.checks import (
 )
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
 from marble_cli.plan.memory import choose_checkpointing, describe, describe_bytes, memory
+from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
@@ -49,32 +50,34 @@ MORE_PROCESSES = (16, 8, 4, 2)
 UTILISATION = 0.7
 
 
-def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
+def seconds(config: RunConfig, size: ModelSize, speed: float, together: int = 1) -> float:
     """Estimate the seconds of the whole run at `speed` FLOP/s per process, without decoding and rewards.
 
+    A process draws and trains on its share of the images, padding included; `together` are the neighbouring
+    images that stay on one process.
     Forward and backward passes were counted (`policy.cost`); gradient checkpointing computes a forward pass
     again in each backward pass. A training sample takes a forward pass of the trained and one of the
     behaviour weights, and a share of the samples, by `algorithm.kl_every`, one of the frozen model. A refresh
     takes one or two further backward passes, with full weights one per reward.
     """
     counts, balance, algorithm = geometry(config), config.balance, config.algorithm
+    images = per_process(counts.images, processes(config.launcher), together)
+    samples, parts = images * counts.times, micro_batches(config, together)
     forward, backward = size.cost.forward, size.cost.backward
     if config.model.gradient_checkpointing is Switch.true:
         backward += forward
-    frozen = 1 / min(algorithm.kl_every, micro_batches(config)) if algorithm.kl_coef else 0.0
-    plain = counts.samples * ((2 + frozen) * forward + backward)
+    frozen = 1 / min(algorithm.kl_every, parts) if algorithm.kl_coef else 0.0
+    plain = samples * ((2 + frozen) * forward + backward)
     if balance.mode is BalanceMode.output_space:
         further = float(backward)
     else:
         passes = 1 if balance.shared_term is SharedTerm.outside else 2
         if config.model.train is Train.full:
             passes = len(config.rewards)
-        further = balance.refresh_fraction * backward * passes
+        further = _refreshed(config, parts) / parts * backward * passes
     velocities = 2 if config.rollout.guidance_scale > 1 else 1
-    rollouts = counts.images * config.rollout.steps * velocities * forward
-    steps = config.trainer.steps
-    total = steps * (rollouts + plain) + counts.refresh_steps * counts.samples * further
-    return total / speed / processes(config.launcher)
+    rollouts = images * config.rollout.steps * velocities * forward
+    return (config.trainer.steps * (rollouts + plain) + counts.refresh_steps * samples * further) / speed
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -119,6 +122,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     trained = [declarations[name] for name in config.rewards if name in declarations]
     together = images_together(config.rollout, trained)
     counts, trainer, figures = geometry(config), config.trainer, check_trackers(config.logging)
+    parts = micro_batches(config, together)
     rows: list[tuple[str, str]] = [
         ("run", f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)"),
         ("begins", f"after step {step_of(checkpoint)}: {checkpoint}" if checkpoint else "at step 1"),
@@ -132,7 +136,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ),
         ("samples per step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
         ("optimizer steps", f"{trainer.steps}, of which {most}{counts.refresh_steps} refresh the balance"),
-        ("a refresh", f"on {_refreshed(config, together)} micro-batches"),
+        ("a refresh", f"on {_refreshed(config, parts)} of {parts} micro-batches"),
         ("processes", _shares(config, together)),
         ("the transformer", _layout(config.trainer, processes(config.launcher))),
         ("trackers", ", ".join(config.logging.trackers) or "none"),
@@ -140,25 +144,24 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     ]
     size = model_size(config.model, config.evaluation.resolution)
     device = pick_device(config.model.device)
+    neighbours = find_neighbours(config, declarations, device)
     if (cache := fetched_into(config.model)) is not None:
         rows.append(("to be fetched into", cache))
     if size is None:
         rows.append(("model", f"{config.model.path}: not on this machine, so its sizes are unknown"))
     else:
-        checkpointing = choose_checkpointing(config, size, device)
+        checkpointing = choose_checkpointing(config, size, device, neighbours.total)
         config = checkpointing.applied(config)
-        needed = memory(config, size)
-        spent = seconds(config, size, matmul_speed(device, DTYPES[config.model.precision]))
+        needed = memory(config, size, neighbours.total)
+        spent = seconds(config, size, matmul_speed(device, DTYPES[config.model.precision]), together)
         rows += [
             (
                 "model",
                 f"{config.model.path}: {size.transformer:,} parameters, {_trained(config.model.train, size)}",
             ),
             ("memory", describe(needed, trainer.micro_batch_size)),
-            (
-                "",
-                f"about {describe_bytes(needed.peak)} with temporary tensors, without reward models",
-            ),
+            ("", f"beside the model: {neighbours}"),
+            ("", f"about {describe_bytes(needed.peak)} in all, with temporary tensors"),
             ("", str(checkpointing)),
             ("checkpoints", checkpoints(config, size, existing)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
@@ -170,7 +173,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     console = Console(markup=False)
     console.print(table, "")
     if size is not None:
-        console.print(tabulate_cards(config, size))
+        console.print(tabulate_cards(config, size, neighbours.total))
         console.print(
             "Largest trainer.micro_batch_size without / with gradient checkpointing; -: does not fit.\n"
         )
@@ -269,10 +272,9 @@ def _layout(trainer: TrainerConfig, processes: int) -> str:
     return f"{copies}in shards over {shards} processes"
 
 
-def _refreshed(config: RunConfig, together: int) -> str:
-    """Describe how many of a step's micro-batches compute each reward's gradient, on each process."""
-    parts = micro_batches(config, together)
-    return f"{max(1, round(config.balance.refresh_fraction * parts))} of {parts}"
+def _refreshed(config: RunConfig, parts: int) -> int:
+    """Return how many of a process's micro-batches per step, `parts`, compute each reward's gradient."""
+    return max(1, round(config.balance.refresh_fraction * parts))
 
 
 def _trained(train: Train, size: ModelSize) -> str:

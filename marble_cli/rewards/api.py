@@ -25,8 +25,13 @@ A reward may declare, as attributes of the class or function:
     license     of the plugin and of the weights that it loads
     citation    the paper or repository to cite
     groupwise   true if the reward must see all images of a prompt in one call
+    loads       options that name a model which the reward loads onto its device: a folder or hub repository
+                with model.safetensors. Each comes with the numbers of parameters of published models, so that
+                a plan knows their memory before they are fetched: {"model":
+                {"openai/clip-vit-large-patch14": 427_616_513}}. {} says that it loads nothing there.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,13 +64,14 @@ class Declaration:
     types: Mapping[str, Kind] = field(
         default_factory=dict
     )  # of metadata values, as `kinds.normal` returns them
+    loads: Mapping[str, Mapping[str, int]] | None = None  # None: not declared
 
     @classmethod
     def of(cls, plugin: Any) -> "Declaration":
         """Read the attributes of a plugin's class or function.
 
         Raises:
-            RewardError: `requires` is malformed.
+            RewardError: `requires` or `loads` is malformed.
         """
         requires, types = required_types(getattr(plugin, "requires", None))
         low, high = getattr(plugin, "range", None) or (None, None)
@@ -78,6 +84,7 @@ class Declaration:
             getattr(plugin, "citation", ""),
             bool(getattr(plugin, "groupwise", False)),
             types,
+            loaded_models(getattr(plugin, "loads", None)),
         )
 
 
@@ -104,3 +111,23 @@ def required_types(requires: Any) -> tuple[tuple[str, ...], dict[str, Kind]]:
             f'`requires` is {requires!r}. Expected metadata keys, or types by key: {{"text": str}}.'
         )
     return keys, {}
+
+
+def loaded_models(models: Any) -> dict[str, dict[str, int]] | None:
+    """Check the value of `loads`; None if the reward declares none.
+
+    Raises:
+        RewardError: it is no mapping from options to mappings from models to whole numbers.
+    """
+    if models is None:
+        return None
+    try:
+        return {
+            str(option): {str(name): operator.index(count) for name, count in known.items()}
+            for option, known in models.items()
+        }
+    except (AttributeError, TypeError) as error:
+        raise RewardError(
+            f"`loads` is {models!r}. Expected options that name a model, with the parameters of published "
+            'ones: {"model": {"openai/clip-vit-large-patch14": 427_616_513}}.'
+        ) from error

@@ -1,14 +1,21 @@
-"""Write a run's checkpoints: when they are due, and when the run fails."""
+"""Write a run's checkpoints: when they are due, and when the run fails.
+
+Those of a LoRA are written while training waits. Whole transformers are copied to the CPU's memory, and a
+thread writes the copy beside training, one at a time. The thread's collectives have a process group of their
+own, so no rank mixes them up with those of training.
+"""
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from marble_cli.checkpoint import store
+from marble_cli.checkpoint.background import Background
 from marble_cli.config import schema
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
@@ -20,6 +27,7 @@ from marble_cli.errors import (
     StorageError,
     TrainingError,
 )
+from marble_cli.plan.memory import copy_fits
 from marble_cli.policy.base import Policy
 from marble_cli.run.shortage import bounded, forget
 from marble_cli.run.state import Packed, Progress, hold, pack
@@ -43,7 +51,9 @@ class Checkpoints:
         layout: how ranks hold parameters.
         progress: the state after the last finished step.
         mid_update: true between the optimizer step and the bookkeeping; never write a checkpoint then.
-        last_save_attempt: the last step whose checkpoint was written or failed to be written.
+        last_save_attempt: the last step whose checkpoint is being written, was or failed to be.
+        background: the thread that writes.
+        writers: the ranks that write together.
     """
 
     folder: Path
@@ -54,6 +64,10 @@ class Checkpoints:
     progress: Progress
     mid_update: bool = False
     last_save_attempt: int | None = None
+    background: Background = field(default_factory=Background)
+
+    def __post_init__(self) -> None:
+        self.writers = self.layout.ranks.apart() if self.written_by_all else Ranks.alone()
 
     @property
     def up_to_date(self) -> bool:
@@ -61,10 +75,12 @@ class Checkpoints:
         return self.last_save_attempt == self.progress.step
 
     def save(self, best: bool) -> None:
-        """Write a checkpoint of the last finished step; if that fails, all ranks raise.
+        """Write a checkpoint of the last finished step, or begin to if whole transformers are trained.
 
         Raises:
             TrainingError: the weights differ among ranks; no checkpoint is written.
+            StorageError: this checkpoint, or the one that was begun before, could not be written; on all
+                ranks.
         """
         try:
             check_alike(
@@ -73,9 +89,27 @@ class Checkpoints:
         except TrainingError:
             self.last_save_attempt = self.progress.step  # so that none is written at the end either
             raise
-        packed = self.pack()
-        with nullcontext() if self.written_by_all else self.layout.ranks.raise_together():
-            self.write(packed, best)
+        self.wait()
+        self.begin(best)
+        if not self.is_full:
+            self.wait()
+
+    def check(self) -> None:
+        """Raise, on all ranks, if a checkpoint could not be written; do not wait for one."""
+        if self.is_full and self.layout.ranks.any(self.background.failed):
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that was begun is written; if that fails, all ranks raise.
+
+        Raises:
+            StorageError: it could not be written, e.g. because the disk is full.
+        """
+        if self.written_by_all:
+            self.background.wait()  # the writers have agreed already
+        else:
+            with self.layout.ranks.raise_together():
+                self.background.wait()
 
     @contextmanager
     def salvage(self) -> Iterator[None]:
@@ -84,23 +118,32 @@ class Checkpoints:
         try:
             yield
         except BaseException as error:
+            try:
+                self.background.wait()
+            except Exception as second:  # whatever it is, log only: `error` is raised
+                self._log_failure(second)
             if not self.mid_update and not self.up_to_date:
                 self._keep(error)
             raise
 
+    @property
+    def _leaving(self) -> bool:
+        return self.layout.ranks.leaving or self.writers.leaving
+
     def _keep(self, error: BaseException) -> None:
         """Write a checkpoint after `error`, if the remaining ranks can."""
         ranks = self.layout.ranks
-        together = ranks.world == 1 or ranks.leaving or isinstance(error, ON_ALL_RANKS)
+        together = ranks.world == 1 or self._leaving or isinstance(error, ON_ALL_RANKS)
         if self.layout.sharded and not together:
             log.error("step %d is not kept: other processes hold shards of its weights", self.progress.step)
             return
         forget(error)
         try:
             with bounded("while the last step was checkpointed", "Free the device"):
-                self.write(self.pack(), False)
+                self.begin(False)
+                self.background.wait()
         except (StorageError, DeviceMemoryError, PeerError) as second:  # log only: `error` is raised
-            log.error("checkpointing step %d on the way out failed too: %s", self.progress.step, second)
+            self._log_failure(second)
         if together:
             # A launcher may kill the main rank, which is still writing, when other ranks have ended.
             ranks.barrier()
@@ -121,16 +164,25 @@ class Checkpoints:
             return None
         return (hold if self.is_full else pack)(self.policy, self.optimizer, self.progress)
 
-    def write(self, packed: Packed | None, best: bool) -> None:
-        """Write a checkpoint on the main rank, or on all ranks together."""
+    def _log_failure(self, error: Exception) -> None:
+        log.error("checkpointing step %d on the way out failed too: %s", self.last_save_attempt, error)
+
+    def begin(self, best: bool) -> None:
+        """Write a checkpoint on the main rank, or on all ranks together; in the background if it is full."""
+        packed = self.pack()
         self.last_save_attempt = self.progress.step
-        settings, ranks = self.settings, self.layout.ranks
-        if packed is not None and (ranks.is_main or self.written_by_all):
-            store.save(
-                self.folder,
-                *packed,
-                keep_last=settings.keep_last,
-                keep_every=settings.keep_every,
-                best=best,
-                ranks=ranks if self.written_by_all else Ranks.alone(),
-            )
+        if packed is None or not (self.layout.ranks.is_main or self.written_by_all):
+            return
+        unwritten = store.arrange(*packed, ranks=self.writers)
+        if beside := self.is_full and self._fits(unwritten.size):
+            unwritten = unwritten.in_memory()
+        settings = self.settings
+        keep = partial(store.write, keep_last=settings.keep_last, keep_every=settings.keep_every, best=best)
+        self.background.run(partial(keep, self.folder, unwritten, ranks=self.writers), now=not beside)
+
+    def _fits(self, size: int) -> bool:
+        """Tell whether the CPU's memory holds a copy of a checkpoint; the same on all ranks that write."""
+        lacking = self.writers.any(not copy_fits(size))
+        if lacking:
+            log.info("training waits for the checkpoint: the CPU's memory may not hold a copy of it")
+        return not lacking

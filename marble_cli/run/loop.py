@@ -126,6 +126,7 @@ class Trainer:
         if self.evaluations.are_due():
             self.evaluate()
         while self.progress.step < settings.steps:
+            self.checkpoints.check()
             step = self.progress.step + 1
             self.encode_prompts(step)
             metrics = self.step(step)
@@ -138,10 +139,12 @@ class Trainer:
             if stop or best or step == settings.steps or step % settings.checkpoint_every == 0:
                 self.checkpoints.save(best)
             if stop:
+                self.checkpoints.wait()
                 self.recorder.message(f"stopped by a signal after step {step}; a checkpoint is written")
                 return interrupt.exit_code or 143
         if not self.checkpoints.up_to_date:
             self.checkpoints.save(False)
+        self.checkpoints.wait()
         return 0
 
     def step(self, step: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from marble_cli.plan.checks import (
     own_device,
 )
 from marble_cli.plan.memory import check_memory, choose_checkpointing
+from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
 from marble_cli.rewards.elsewhere.meeting import meeting
@@ -77,8 +78,9 @@ def train(config: RunConfig, *, resume: str) -> int:
             start = read_start(config) if checkpoint is None else None
             balance = build_balance(config)
             size = model_size(config.model)
-            check_memory(config, size, device)
-            checkpointing = choose_checkpointing(config, size, device)
+            neighbours = find_neighbours(config, declarations, device).total
+            check_memory(config, size, device, neighbours)
+            checkpointing = choose_checkpointing(config, size, device, neighbours)
             if ranks.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
                 run_lock.acquire()

@@ -1,6 +1,7 @@
 """Run by every rank of tests/distributed/test_parts.py: train with full weights, checkpoints in small files.
 
-Arguments: the configuration's file; the step whose checkpoint a rank cannot write, or 0; that rank.
+Arguments: the configuration's file; the step whose checkpoint a rank cannot write, or 0; that rank; the
+signal that kills it instead, or 0.
 """
 
 import os
@@ -16,7 +17,7 @@ from marble_cli.config.compose import compose
 from marble_cli.run.train import train
 
 config, rank = compose([], sys.argv[1]), int(os.environ["RANK"])
-spoilt, culprit = map(int, sys.argv[2:])
+spoilt, culprit, number = map(int, sys.argv[2:])
 parts.PART_BYTES = 20_000
 
 write, written, held = tensor_files.write, [], [0]
@@ -25,6 +26,7 @@ full_tensor = DTensor.full_tensor
 
 def watched_write(file: Path, tensors: Any, header: Any) -> None:
     if rank == culprit and f"{spoilt:08d}" in str(file):
+        os.kill(os.getpid(), number)
         raise OSError(28, "No space left on device")
     written.append(str(file))
     assert all(type(tensor) is torch.Tensor and tensor.device.type == "cpu" for tensor in tensors.values())

@@ -1,6 +1,7 @@
 """Full weights in shards are checkpointed by all ranks, file by file, for any number of ranks and layout."""
 
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,13 +29,15 @@ class Runs:
     def __init__(self, run_config: Callable[..., RunConfig], folder: Path):
         self.run_config, self.folder = run_config, folder
 
-    def train(self, world: int, steps: int, parallel: str, spoilt: int = 0, culprit: int = -1) -> list[str]:
+    def train(
+        self, world: int, steps: int, parallel: str, spoilt: int = 0, culprit: int = -1, number: int = 0
+    ) -> list[str]:
         settings = (f"trainer.steps={steps}", f"trainer.parallel={parallel}", f"run.dir={self.folder}")
         file = self.folder.with_suffix(".yaml")
         file.write_text(dump(self.run_config(*SETTINGS, *settings)))
-        done = ends(job([(PROGRAM, file, spoilt, culprit)] * world))
-        for _, out, err in done:
-            assert "ended" in out, err
+        done = ends(job([(PROGRAM, file, spoilt, culprit, number)] * world))
+        for rank, (code, out, err) in enumerate(done):
+            assert "ended" in out if not number or rank != culprit else code == -number, err
         return [out for _, out, _ in done]
 
 
@@ -60,7 +63,7 @@ def test_any_number_of_ranks_writes_and_reads(runs: Callable[[str], Runs]) -> No
             assert "ended 0" in out
             files, most = map(int, re.findall(r"files (\d+) most (\d+)", out)[0])
             assert files > 1  # every rank writes
-            assert most <= 20_000  # and holds a file of the 445,000 bytes at most
+            assert most <= 20_000  # a file at a time, of 445,000 bytes in all
     for step in (1, 2):
         one, other = checkpoint(alone, step), checkpoint(changing, step)
         assert one.keys() == other.keys()
@@ -83,4 +86,15 @@ def test_rank_that_cannot_write_leaves_the_checkpoint_before(runs: Callable[[str
     assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step-00000001"]
     assert store.newest_valid(whole.folder)[0] == checkpoints / "step-00000001"
     assert all("ended 0" in out for out in whole.train(1, 2, "ddp"))
+    assert store.step_of(store.resolve(str(whole.folder))) == 2
+
+
+def test_rank_killed_while_it_writes_leaves_the_checkpoint_before(runs: Callable[[str], Runs]) -> None:
+    """The other rank ends by itself: neither its training nor its thread that writes waits for ever."""
+    whole = runs("run")
+    outs = whole.train(2, 4, "fsdp", spoilt=2, culprit=1, number=signal.SIGKILL)
+    assert "ended LostError: " in outs[0]
+    assert [path.name for path in store.steps(whole.folder)] == ["step-00000001"]
+    assert store.newest_valid(whole.folder)[0] == whole.folder / "checkpoints" / "step-00000001"
+    assert all("ended 0" in out for out in whole.train(2, 2, "fsdp"))
     assert store.step_of(store.resolve(str(whole.folder))) == 2

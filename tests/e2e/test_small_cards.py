@@ -40,7 +40,7 @@ def test_dry_run_prints_peak_memory_and_what_fits(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     plan(compose(["preset=sd35m_24gb", f"run.dir={tmp_path / 'run'}"]))
     said = " ".join(capsys.readouterr().out.split())
-    assert "with temporary tensors, without reward models" in said
+    assert "GiB in all, with temporary tensors" in said
     assert "model.gradient_checkpointing=auto: kept, training needs about" in said
     assert "model.quantization least memory 24 GB 48 GB 80 GB" in said
     assert "No prompts yet" in said

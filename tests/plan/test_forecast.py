@@ -36,7 +36,10 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def test_forecast_counts_the_checkpoints_that_a_run_keeps(
-    run_config: RunConfigMaker, free: Callable[[int], None], tmp_path: Path
+    run_config: RunConfigMaker,
+    free: Callable[[int], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     free(10**12)
     keys = ("trainer.checkpoint_every=10", "trainer.keep_last=2")
@@ -45,6 +48,13 @@ def test_forecast_counts_the_checkpoints_that_a_run_keeps(
     assert "19 MiB each, 38 MiB" in checkpoints(run_config("trainer.steps=10", *keys), SIZE, tmp_path)
     apart = run_config("trainer.steps=100", "trainer.keep_every=20", *keys)
     assert "19 MiB each, 172 MiB" in checkpoints(apart, SIZE, tmp_path)
+    full = run_config("trainer.steps=10", "model.train=full", *keys)
+    assert checkpoints(full, SIZE, tmp_path).endswith(
+        "beside training, from a copy of 19 MiB in the CPU's memory"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("marble_cli.plan.memory.free_memory", lambda device: EACH)
+        assert "; training waits for each: the CPU's memory has no room" in checkpoints(full, SIZE, tmp_path)
     free(3 * EACH)
     assert "MORE THAN IS FREE: lower trainer.keep_last" in checkpoints(many, SIZE, tmp_path)
     free(EACH - 1)

@@ -69,6 +69,23 @@ def test_estimated_time_counts_forward_and_backward_passes(run_config: RunConfig
     assert seconds(run_config("trainer.steps=20"), SIZE, 2e9) == pytest.approx(estimate() / 2)
 
 
+def test_estimated_time_counts_padding_and_whole_groups(run_config: RunConfigMaker) -> None:
+    """Two prompts of three images: of four processes, each draws two images, or a whole group of three."""
+    settings = "algorithm.kl_every=9", "trainer.micro_batch_size=1", "launcher.nproc=4"
+    forward, backward = SIZE.cost.forward, SIZE.cost.backward
+    for together, images in ((1, 2), (3, 3)):
+        spent = seconds(run_config("trainer.steps=1", "balance.warmup=0", *settings), SIZE, 1e9, together)
+        plain = images * (3 * forward + 2 * forward + backward) + forward  # one micro-batch has a KL term
+        assert spent == pytest.approx((plain + images * backward) / 1e9)
+
+
+def test_estimated_time_counts_whole_micro_batches_of_a_refresh(run_config: RunConfigMaker) -> None:
+    """Of two micro-batches a tenth is one."""
+    full = "trainer.steps=1", "trainer.micro_batch_size=3"
+    half = seconds(run_config(*full, "balance.refresh_fraction=0.5"), SIZE, 1e9)
+    assert seconds(run_config(*full, "balance.refresh_fraction=0.1"), SIZE, 1e9) == pytest.approx(half)
+
+
 @pytest.mark.parametrize(
     ("spent", "said"),
     [

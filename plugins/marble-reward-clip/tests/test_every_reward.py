@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from marble_reward_clip import clip
 from marble_reward_clip.aesthetic import Aesthetic
 from marble_reward_clip.clip import Clip
 from marble_reward_clip.clipscore import ClipScore
+from marble_reward_clip.convert import vit_h_14
 from marble_reward_clip.hpsv2 import HpsV2
 from marble_reward_clip.pickscore import PickScore
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
 from .reference import LENGTH, pictures, text_embedding
 
@@ -158,3 +160,28 @@ def test_incomplete_weights_are_refused(folder: Path, tmp_path: Path) -> None:
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(OSError, match=r"its weights lack 1 parameters, text_projection\.weight"):
         HpsV2(str(tmp_path))
+
+
+TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+SIXTEEN = {"num_attention_heads": 16, "patch_size": 14}
+VISION = {**SIXTEEN, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+LARGE = {"text_config": TEXT, "projection_dim": 768}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("openai/clip-vit-base-patch16", {"vision_config": {"patch_size": 16}}),
+        ("openai/clip-vit-base-patch32", {}),
+        ("openai/clip-vit-large-patch14", {"vision_config": VISION, **LARGE}),
+        ("openai/clip-vit-large-patch14-336", {"vision_config": {**VISION, "image_size": 336}, **LARGE}),
+        ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", vit_h_14().to_dict()),
+        ("yuvalkirstain/PickScore_v1", vit_h_14().to_dict()),
+    ],
+)
+def test_published_models_have_as_many_parameters_as_their_architecture(
+    name: str, settings: dict[str, Any]
+) -> None:
+    with torch.device("meta"):
+        model = CLIPModel(CLIPConfig.from_dict(settings))
+    assert sum(parameter.numel() for parameter in model.parameters()) == clip.PUBLISHED[name]

@@ -1,12 +1,14 @@
 """The `aesthetic` reward: the beauty of a picture by LAION's aesthetic predictor."""
 
+from typing import ClassVar
+
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
 from marble_cli.pretrained import check_tensors, loading
-from marble_reward_clip.clip import Clip, clip_source, preprocessing
+from marble_reward_clip.clip import PUBLISHED, Clip, clip_source, preprocessing
 
 
 class Predictor(nn.Module):
@@ -35,6 +37,7 @@ class Aesthetic:
 
     license = "Apache-2.0; weights MIT (openai/clip-vit-*) and Apache-2.0 (predictor)"
     citation = "LAION-5B, arXiv 2210.08402; github.com/christophschuhmann/improved-aesthetic-predictor"
+    loads: ClassVar = {"model": PUBLISHED}
 
     def __init__(
         self,

@@ -12,6 +12,15 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from marble_cli.pretrained import HUB, TorchvisionCrop, load_model, loading, resolve_source
 from marble_cli.tokenizers import check_tokenizer
 
+# Parameters of published models, for plans.
+PUBLISHED = {
+    "openai/clip-vit-base-patch16": 149_620_737,
+    "openai/clip-vit-base-patch32": 151_277_313,
+    "openai/clip-vit-large-patch14": 427_616_513,
+    "openai/clip-vit-large-patch14-336": 427_944_193,
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": 986_109_441,
+    "yuvalkirstain/PickScore_v1": 986_109_441,
+}
 CHUNK = 32  # pictures or prompts embedded at once, which bounds the memory for batches of any size
 
 # Maps images uint8 [b, 3, H, W] to the model's input, float [b, 3, side, side].

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from marble_reward_clip.clip import Clip, preprocessing, standardise
+from marble_reward_clip.clip import PUBLISHED, Clip, preprocessing, standardise
 
 
 class ClipScore:
@@ -16,6 +17,7 @@ class ClipScore:
     range = (-1.0, 1.0)
     license = "Apache-2.0; weights MIT (openai/clip-vit-*, laion/CLIP-ViT-*)"
     citation = "CLIPScore, arXiv 2104.08718; CLIP, arXiv 2103.00020"
+    loads: ClassVar = {"model": PUBLISHED}
 
     def __init__(
         self,

@@ -3,13 +3,14 @@
 import html
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import ftfy
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from marble_reward_clip.clip import Clip, standardise
+from marble_reward_clip.clip import PUBLISHED, Clip, standardise
 
 CONVERT = "`python -m marble_reward_clip.convert hpsv2 HPS_v2.1_compressed.pt FOLDER` writes one."
 
@@ -20,6 +21,7 @@ class HpsV2:
     range = (-1.0, 1.0)
     license = "Apache-2.0; weights Apache-2.0 (xswu/HPSv2)"
     citation = "Human Preference Score v2, arXiv 2306.09341"
+    loads: ClassVar = {"model": PUBLISHED}
 
     def __init__(
         self, model: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32

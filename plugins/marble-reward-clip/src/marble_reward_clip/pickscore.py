@@ -1,12 +1,13 @@
 """The `pickscore` reward: which picture of a prompt people would pick, learned from Pick-a-Pic."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
-from marble_reward_clip.clip import Clip, preprocessing
+from marble_reward_clip.clip import PUBLISHED, Clip, preprocessing
 
 
 class PickScore:
@@ -14,6 +15,7 @@ class PickScore:
 
     license = "Apache-2.0; weights under no stated license (yuvalkirstain/PickScore_v1)"
     citation = "Pick-a-Pic, arXiv 2305.01569"
+    loads: ClassVar = {"model": PUBLISHED}
 
     def __init__(
         self,

@@ -28,6 +28,10 @@ class GenEval:
     citation = (
         "GenEval, arXiv 2310.11513; soft score: Flow-GRPO, arXiv 2505.05470; Mask2Former, arXiv 2112.01527"
     )
+    loads: ClassVar = {
+        "detector": {"facebook/mask2former-swin-small-coco-instance": 68_741_083},
+        "clip": {"openai/clip-vit-large-patch14": 427_616_513},
+    }
 
     def __init__(
         self,

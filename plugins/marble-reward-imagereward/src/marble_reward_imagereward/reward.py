@@ -1,6 +1,7 @@
 """The `imagereward` reward: which pictures of a prompt people rank higher, learned from experts' rankings."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ class ImageReward:
 
     license = "Apache-2.0; weights Apache-2.0 (THUDM/ImageReward)"
     citation = "ImageReward, arXiv 2304.05977; BLIP, arXiv 2201.12086"
+    loads: ClassVar[dict[str, dict[str, int]]] = {"model": {}}
 
     def __init__(
         self, model: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
