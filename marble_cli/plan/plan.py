@@ -13,7 +13,7 @@ from marble_cli.balance.registry import build
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import step_of
 from marble_cli.config.counts import geometry, micro_batches, per_process, processes
-from marble_cli.config.enums import BalanceMode, Parallel, RefreshWhen, SharedTerm, Switch, Train
+from marble_cli.config.enums import Parallel, RefreshWhen, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
@@ -36,6 +36,7 @@ from marble_cli.plan.checks import (
 )
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
 from marble_cli.plan.memory import choose_checkpointing, describe, describe_bytes, memory
+from marble_cli.plan.work import COPY_SPEED, add_passes, copying_seconds
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
@@ -53,27 +54,12 @@ def seconds(config: RunConfig, size: ModelSize, speed: float) -> float:
     """Estimate the seconds of the whole run at `speed` FLOP/s per process, without decoding and rewards.
 
     Forward and backward passes were counted (`policy.cost`); gradient checkpointing computes a forward pass
-    again in each backward pass. A training sample takes a forward pass of the trained and one of the
-    behaviour weights, and a share of the samples, by `algorithm.kl_every`, one of the frozen model. A refresh
-    takes one or two further backward passes, with full weights one per reward.
+    again in each backward pass.
     """
-    counts, balance, algorithm = geometry(config), config.balance, config.algorithm
-    forward, backward = size.cost.forward, size.cost.backward
+    counts, forward, backward = geometry(config), size.cost.forward, size.cost.backward
     if config.model.gradient_checkpointing is Switch.true:
         backward += forward
-    frozen = 1 / min(algorithm.kl_every, micro_batches(config)) if algorithm.kl_coef else 0.0
-    plain = counts.samples * ((2 + frozen) * forward + backward)
-    if balance.mode is BalanceMode.output_space:
-        further = float(backward)
-    else:
-        passes = 1 if balance.shared_term is SharedTerm.outside else 2
-        if config.model.train is Train.full:
-            passes = len(config.rewards)
-        further = balance.refresh_fraction * backward * passes
-    velocities = 2 if config.rollout.guidance_scale > 1 else 1
-    rollouts = counts.images * config.rollout.steps * velocities * forward
-    steps = config.trainer.steps
-    total = steps * (rollouts + plain) + counts.refresh_steps * counts.samples * further
+    total = add_passes(config, counts.images, counts.samples, forward, backward)
     return total / speed / processes(config.launcher)
 
 
@@ -162,6 +148,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
             ("", str(checkpointing)),
             ("checkpoints", checkpoints(config, size, existing)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
+            *([("", _copies(config, needed.offloaded))] if needed.offloaded else []),
         ]
     table = Table("", box=None, show_header=False, pad_edge=False)
     table.add_column(overflow="fold")  # a path longer than a line stays whole
@@ -277,6 +264,14 @@ def _refreshed(config: RunConfig, together: int) -> str:
 
 def _trained(train: Train, size: ModelSize) -> str:
     return "all trained" if train is Train.full else f"LoRA {size.trained:,}"
+
+
+def _copies(config: RunConfig, offloaded: int) -> str:
+    """Describe what model.offload=blocks copies, and the time if none of it hides behind computing."""
+    return (
+        f"{describe_bytes(offloaded)} are copied to the GPU in every pass over a batch: {COPY_SPEED / 1e9:.0f} "
+        f"GB/s (PCIe 4.0) take {_duration(copying_seconds(config, offloaded))}, beside computing"
+    )
 
 
 def _duration(spent: float) -> str:

@@ -16,16 +16,23 @@ __all__ = ["tiny_folder"]
 PROGRAMS = Path(__file__).parent / "programs"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+SETTINGS = {
+    "fp32": ("model.precision=fp32",),
+    "bf16": ("model.precision=bf16",),
+    "offload": ("model.precision=bf16", "model.offload=blocks"),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("family", TINY)
-def test_family(family: str, precision: str, tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_family(family: str, settings: str, tiny_folder: Callable[[str], Path]) -> None:
     tiny = TINY[family]
     overrides = (
         f"model={tiny.choice}",
         f"model.path={tiny_folder(family)}",
         f"model.resolution={tiny.resolution}",
         f"model.max_sequence_length={tiny.max_sequence_length}",
-        f"model.precision={precision}",
+        *SETTINGS[settings],
         "model.embedding_cache=null",
         "model.compile=false",
         *tiny.overrides,
