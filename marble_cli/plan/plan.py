@@ -268,10 +268,9 @@ def _trained(train: Train, size: ModelSize) -> str:
 
 def _copies(config: RunConfig, offloaded: int) -> str:
     """Describe what model.offload=blocks copies, and the time if none of it hides behind computing."""
-    return (
-        f"{describe_bytes(offloaded)} are copied to the GPU in every pass over a batch: {COPY_SPEED / 1e9:.0f} "
-        f"GB/s (PCIe 4.0) take {_duration(copying_seconds(config, offloaded))}, beside computing"
-    )
+    speed, spent = f"{COPY_SPEED / 1e9:.0f} GB/s (PCIe 4.0)", _duration(copying_seconds(config, offloaded))
+    each = f"{describe_bytes(offloaded)} are copied to the GPU in every pass over a batch"
+    return f"{each}: {speed} take {spent}, beside computing"
 
 
 def _duration(spent: float) -> str:

@@ -54,7 +54,8 @@ class PipelinePolicy:
         self.weights = weights_digest(self.transformer)
         for block in repeated_blocks(self.transformer):
             quantize(block, model.quantization, device)
-        offloads = model.offload is Offload.blocks  # then a backward pass finds no weights but by calling again
+        offloads = model.offload is Offload.blocks
+        # Offloaded weights are there again for a backward pass only if it calls blocks again.
         if offloads or model.gradient_checkpointing is Switch.true:
             self.transformer.enable_gradient_checkpointing()
         self.compilation = choose_compilation(model.compile, device)

@@ -1,4 +1,4 @@
-"""Runs with offloaded blocks: the same bits as without, resumed with and without, refused where they cannot."""
+"""Runs with offloaded blocks: the same bits as without, also when one resumes; refused where they cannot."""
 
 import shutil
 from collections.abc import Callable

@@ -14,24 +14,24 @@ def check_offload(config: RunConfig) -> None:
     model = config.model
     if model.offload is Offload.none:
         return
+    key = f"model.offload={model.offload.value}"
     if model.train is Train.full:
         raise ConfigError(
-            f"model.offload={model.offload.value}: model.train=full updates every weight on the GPU. Expected "
-            "model.train=lora, or model.offload=none; trainer.parallel=fsdp shares weights among GPUs."
+            f"{key}: model.train=full updates every weight on the GPU. Expected model.train=lora, or "
+            "model.offload=none; trainer.parallel=fsdp shares weights among GPUs."
         )
     if config.trainer.parallel is Parallel.fsdp:
         raise ConfigError(
-            f"model.offload={model.offload.value}: trainer.parallel=fsdp keeps a shard of every block on each "
-            "GPU instead. Expected trainer.parallel=ddp, or model.offload=none."
+            f"{key}: trainer.parallel=fsdp keeps a shard of every block on each GPU instead. Expected "
+            "trainer.parallel=ddp, or model.offload=none."
         )
-    if model.quantization is not Quantization.none:
+    if (kind := model.quantization) is not Quantization.none:
         raise ConfigError(
-            f"model.offload={model.offload.value}: model.quantization={model.quantization.value} keeps parts "
-            "of the weights on the GPU from the forward to the backward pass. Expected one of both: "
-            "model.quantization=none, or model.offload=none."
+            f"{key} copies plain weights, and not those of model.quantization={kind.value}. Expected one of "
+            "both: model.quantization=none, or model.offload=none."
         )
     if model.gradient_checkpointing is Switch.false:
         raise ConfigError(
-            f"model.offload={model.offload.value}: with model.gradient_checkpointing=false every block would "
-            "stay on the GPU until its backward pass. Expected model.gradient_checkpointing=auto or true."
+            f"{key}: with model.gradient_checkpointing=false every block would stay on the GPU until its "
+            "backward pass. Expected model.gradient_checkpointing=auto or true."
         )

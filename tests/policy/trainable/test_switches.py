@@ -20,7 +20,7 @@ SWITCHES = [
     pytest.param({"gradient_checkpointing": Switch.true}, id="gradient_checkpointing"),
     pytest.param({"offload": Offload.blocks}, id="offload"),
     pytest.param({"compile": Switch.true}, id="compile", marks=COMPILED),
-    pytest.param({"compile": Switch.true, "offload": Offload.blocks}, id="compile and offload", marks=COMPILED),
+    pytest.param({"compile": Switch.true, "offload": Offload.blocks}, id="both", marks=COMPILED),
 ]
 
 

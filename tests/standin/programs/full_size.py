@@ -19,7 +19,7 @@ IMAGES = 9
 
 
 def make(config: RunConfig) -> Scene:
-    """Make a micro-batch on the device. Weights hold no values: they would not be drawn on the CPU in time."""
+    """Make a micro-batch on the device; weights, which take long to draw on a CPU, hold no values."""
     folder = config_folder(MODEL)
     assert folder is not None
     shape = read_json(folder / "transformer" / "config.json")

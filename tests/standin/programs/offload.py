@@ -1,4 +1,4 @@
-"""Count a step's peak memory with and without `model.offload=blocks`, at Stable Diffusion 3.5 Medium's size."""
+"""Count peak memory with and without `model.offload=blocks`, at Stable Diffusion 3.5 Medium's true size."""
 
 import json
 
