@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from marble_cli.errors import RequestError
 from marble_cli.policy.trainable.lora_layer import LoraMatrix
 
 ALIGNMENT = 256  # bytes, as in CUDA's own allocations
@@ -44,9 +45,13 @@ class FrozenWeights:
     """
 
     def __init__(self, block: nn.Module, device: torch.device) -> None:
-        modules = [module for module in block.modules() if not isinstance(module, LoraMatrix)]
-        self.owners = [(module, name) for module in modules for name, _ in own_parameters(module)]
-        self.parameters = [parameter for module in modules for _, parameter in own_parameters(module)]
+        self.owners = [
+            (module, name)
+            for module in block.modules()
+            for name, _ in module.named_parameters(recurse=False)
+            if not isinstance(module, LoraMatrix)
+        ]
+        self.parameters: list[nn.Parameter] = [getattr(module, name) for module, name in self.owners]
         sizes = [-(-parameter.nbytes // ALIGNMENT) * ALIGNMENT for parameter in self.parameters]
         self.starts = list(accumulate(sizes, initial=0))
         self.host = torch.empty(self.starts.pop(), dtype=torch.uint8)
@@ -72,11 +77,6 @@ class FrozenWeights:
         finally:
             for (module, name), parameter in zip(self.owners, self.parameters, strict=True):
                 module._parameters[name] = parameter
-
-
-def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters of a module without those of its children."""
-    return list(module.named_parameters(recurse=False))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,16 @@ def _pin(host: Tensor) -> None:
     """Lock a buffer in the CPU's memory until it is freed, so that a device reads it while computing.
 
     torch's own pinned memory is rounded up to a power of two: up to twice a model's size.
+
+    Raises:
+        RequestError: the system does not allow it.
     """
     runtime = torch.cuda.cudart()
-    torch.cuda.check_error(runtime.cudaHostRegister(host.data_ptr(), host.nbytes, 0))
+    code = runtime.cudaHostRegister(host.data_ptr(), host.nbytes, 0)
+    if code != runtime.cudaError.success:
+        raise RequestError(
+            f"model.offload=blocks: the CPU's memory cannot hold {host.nbytes:,} more locked bytes (CUDA "
+            f"error {int(code)}). Free some, raise the limit of this machine or container, or set "
+            "model.offload=none."
+        )
     weakref.finalize(host, runtime.cudaHostUnregister, host.data_ptr()).atexit = False
