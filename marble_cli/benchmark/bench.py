@@ -38,7 +38,7 @@ log = logging.getLogger("marble.run")
 # Groups of the run's configuration that a protocol replaces, with the key that sets the same in a protocol.
 REPLACED = {"evaluation": "benchmark.", "rewards": "benchmark.rewards.", "data": "benchmark.source."}
 # Keys of `model` that change no image of a protocol.
-IDLE = ("resolution", "clip", "embedding_cache", "gradient_checkpointing", "device")
+IDLE = ("resolution", "clip", "offload", "embedding_cache", "gradient_checkpointing", "device")
 LIBRARIES = (DISTRIBUTION, "torch", "diffusers", "transformers")
 
 

@@ -25,7 +25,7 @@ REWARDS_MAY_CHANGE = ("timeout", "retries", "max_failed", "optional", "url", "to
 # group.
 MAY_CHANGE = {
     "run": ("name", "dir"),
-    "model": ("embedding_cache", "gradient_checkpointing", "compile", "device"),
+    "model": ("offload", "embedding_cache", "gradient_checkpointing", "compile", "device"),
     "rollout": ("batch_size",),
     "evaluation": ("batch_size",),
     "trainer": (

@@ -28,6 +28,13 @@ class Quantization(Enum):
     nf4 = "nf4"
 
 
+class Offload(Enum):
+    """Frozen weights that are in the CPU's memory while nothing computes with them."""
+
+    none = "none"
+    blocks = "blocks"
+
+
 class Train(Enum):
     """Trained weights: a LoRA, or the whole transformer."""
 

@@ -18,6 +18,7 @@ from marble_cli.config.enums import (
     LauncherName,
     LearningRateSchedule,
     OdeSolver,
+    Offload,
     OptimizerName,
     Parallel,
     Precision,
@@ -67,6 +68,7 @@ class ModelConfig:
     clip: str = MISSING
     precision: Precision = MISSING
     quantization: Quantization = Quantization.none
+    offload: Offload = Offload.none
     resolution: int = ranged(MISSING, at_least(8))
     max_sequence_length: int = ranged(MISSING, at_least(0))
     guidance: float | None = ranged(None, at_least(0))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from marble_cli.config.checks.balance import check_balance
 from marble_cli.config.checks.launcher import check_launcher
+from marble_cli.config.checks.offload import check_offload
 from marble_cli.config.checks.placement import check_placement
 from marble_cli.config.checks.sharding import check_sharding
 from marble_cli.config.checks.sources import check_source
@@ -44,6 +45,7 @@ def validate(config: RunConfig) -> None:
     check_balance(config.balance)
     check_sharding(config)
     _check_trained(config.model)
+    check_offload(config)
 
 
 def _all_rewards(config: RunConfig) -> Iterator[tuple[str, RewardConfig]]:

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from marble_cli.config.counts import geometry, per_process, processes
-from marble_cli.config.enums import OptimizerName, Parallel, Precision, RefreshWhen, Switch, Train
+from marble_cli.config.enums import (
+    Offload,
+    OptimizerName,
+    Parallel,
+    Precision,
+    RefreshWhen,
+    Switch,
+    Train,
+)
 from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.policy.base import ModelSize
@@ -18,6 +26,8 @@ from marble_cli.policy.source import DTYPES
 FLOAT32 = 4  # bytes
 # Bytes per trained weight of both moments; in 8 bits, every 256 values share a scale in float32.
 MOMENTS = {OptimizerName.adamw: 2.0 * FLOAT32, OptimizerName.adamw8bit: 2 * (1 + FLOAT32 / 256)}
+# Blocks on the device at a time with model.offload=blocks: one computes, and the next one is copied.
+RESIDENT_BLOCKS = 2
 # What a device needs besides: temporary tensors and fragments, as a share, and its own context and libraries.
 SHARE_BESIDES, BYTES_BESIDES = 0.1, 2**30
 SHARE_OF_FREE = 0.8  # of the CPU's memory, which a copy of a checkpoint may take
@@ -35,6 +45,7 @@ class Memory:
         activations: activations of a micro-batch, roughly.
         encoders: text encoders while prompts are encoded into the cache; 0 if they stay on the device.
         neighbours: reward models and NCCL's buffers (`plan.neighbours`).
+        offloaded: frozen weights in the CPU's memory instead, besides those of blocks that are computing.
     """
 
     frozen: int
@@ -42,6 +53,7 @@ class Memory:
     activations: int
     encoders: int
     neighbours: int = 0
+    offloaded: int = 0
 
     @property
     def least(self) -> int:
@@ -62,6 +74,7 @@ def memory(config: RunConfig, size: ModelSize, neighbours: int = 0) -> Memory:
     precision also keeps half-precision copies of them. With trainer.parallel=fsdp, a process holds its own
     shard and the blocks that it has gathered: two, or all of them if they are kept for the backward pass. A
     refresh keeps the rewards' gradients of a LoRA unsharded, two for each with balance.refresh_when=stale.
+    With model.offload=blocks, two of the transformer's blocks are on the device, and all in the CPU's memory.
     """
     weights, average, moments = 2, 1, MOMENTS[config.optimizer.name] / FLOAT32
     model, full, fsdp = config.model, config.model.train is Train.full, config.trainer.fsdp
@@ -74,6 +87,11 @@ def memory(config: RunConfig, size: ModelSize, neighbours: int = 0) -> Memory:
     gradients = halves * len(config.rewards)
     unsharded = 0 if full else gradients
     sharded = weights + moments + average + gradients + 2 - unsharded
+    offloaded = 0
+    if model.offload is Offload.blocks:
+        offloaded = _stored(size.in_blocks, 0, model)
+        resident = min(RESIDENT_BLOCKS, size.blocks) * _stored(size.largest_block, 0, model)
+        transformer += resident - offloaded
     encoders = _stored(size.encoders, size.encoders_rounded, model)
     cached = model.embedding_cache is not None
     return Memory(
@@ -82,6 +100,7 @@ def memory(config: RunConfig, size: ModelSize, neighbours: int = 0) -> Memory:
         activations=_activations(config, size, copies=full and shards == 1),
         encoders=encoders if cached else 0,
         neighbours=neighbours,
+        offloaded=offloaded,
     )
 
 
@@ -128,6 +147,8 @@ def choose_checkpointing(
     choice = config.model.gradient_checkpointing
     if choice is not Switch.auto:
         return Checkpointing(choice is Switch.true)
+    if config.model.offload is Offload.blocks:
+        return Checkpointing(True, "with model.offload=blocks a block is copied again for its backward pass")
     free = free_memory(device)
     if size is None or free is None:
         return Checkpointing(False, "the model's sizes or the device's memory are unknown")
@@ -142,17 +163,35 @@ def check_memory(
 ) -> None:
     """Check that all but activations fits into the free memory of the device.
 
+    Offloaded weights must fit into the CPU's memory, once per process of this machine.
+
     Raises:
         RequestError: they do not fit; the message says what to lower.
     """
-    free = free_memory(device)
-    if size is None or free is None or (needed := memory(config, size, neighbours).least) <= free:
+    if size is None:
         return
-    lora = config.model.train is Train.lora
-    smaller = "Set model.quantization, lower model.lora.rank" if lora else "Train a LoRA (model.train=lora)"
+    needed, free, host = (
+        memory(config, size, neighbours),
+        free_memory(device),
+        free_memory(torch.device("cpu")),
+    )
+    hosted = needed.offloaded * config.launcher.nproc
+    if host is not None and hosted > host:
+        raise RequestError(
+            f"model.offload=blocks keeps {describe_bytes(hosted)} of weights in the CPU's memory, for "
+            f"launcher.nproc={config.launcher.nproc}, and {describe_bytes(host)} are free there. Free some, "
+            "start fewer processes per machine, or use model.quantization with model.offload=none."
+        )
+    if free is None or needed.least <= free:
+        return
+    smaller = "Train a LoRA (model.train=lora)"
+    if config.model.train is Train.lora:
+        smaller = "Set model.quantization or model.offload=blocks, lower model.lora.rank"
+    if needed.offloaded:
+        smaller = "Lower model.lora.rank"
     elsewhere = "have rewards compute elsewhere (rewards.<name>.device=cpu or .url), " if neighbours else ""
     raise RequestError(
-        f"the run needs about {describe_bytes(needed)} on {device} besides activations, and "
+        f"the run needs about {describe_bytes(needed.least)} on {device} besides activations, and "
         f"{describe_bytes(free)} are free. {smaller}, share it among more processes "
         f"(trainer.parallel=fsdp), use model.precision=bf16, set model.embedding_cache, {elsewhere}or free "
         "the device."
@@ -167,6 +206,8 @@ def describe(needed: Memory, micro_batch_size: int) -> str:
         f"about {describe_bytes(needed.activations)} of activations "
         f"(trainer.micro_batch_size={micro_batch_size})",
     ]
+    if needed.offloaded:
+        parts.append(f"{describe_bytes(needed.offloaded)} of blocks in the CPU's memory")
     if needed.encoders:
         parts.append(f"{describe_bytes(needed.encoders)} of text encoders, while prompts are encoded")
     return "per process: " + "; ".join(parts)

@@ -13,7 +13,7 @@ from marble_cli.balance.registry import build
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import step_of
 from marble_cli.config.counts import geometry, micro_batches, per_process, processes
-from marble_cli.config.enums import BalanceMode, Parallel, RefreshWhen, SharedTerm, Switch, Train
+from marble_cli.config.enums import Parallel, RefreshWhen, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
@@ -37,6 +37,7 @@ from marble_cli.plan.checks import (
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
 from marble_cli.plan.memory import choose_checkpointing, describe, describe_bytes, memory
 from marble_cli.plan.neighbours import find_neighbours
+from marble_cli.plan.work import COPY_SPEED, add_passes, copying_seconds, refreshed
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
@@ -54,30 +55,16 @@ def seconds(config: RunConfig, size: ModelSize, speed: float, together: int = 1)
     """Estimate the seconds of the whole run at `speed` FLOP/s per process, without decoding and rewards.
 
     A process draws and trains on its share of the images, padding included; `together` are the neighbouring
-    images that stay on one process.
-    Forward and backward passes were counted (`policy.cost`); gradient checkpointing computes a forward pass
-    again in each backward pass. A training sample takes a forward pass of the trained and one of the
-    behaviour weights, and a share of the samples, by `algorithm.kl_every`, one of the frozen model. A refresh
-    takes one or two further backward passes, with full weights one per reward.
+    images that stay on one process. Forward and backward passes were counted (`policy.cost`); gradient
+    checkpointing computes a forward pass again in each backward pass.
     """
-    counts, balance, algorithm = geometry(config), config.balance, config.algorithm
-    images = per_process(counts.images, processes(config.launcher), together)
-    samples, parts = images * counts.times, micro_batches(config, together)
-    forward, backward = size.cost.forward, size.cost.backward
+    backward = size.cost.backward
     if config.model.gradient_checkpointing is Switch.true:
-        backward += forward
-    frozen = 1 / min(algorithm.kl_every, parts) if algorithm.kl_coef else 0.0
-    plain = samples * ((2 + frozen) * forward + backward)
-    if balance.mode is BalanceMode.output_space:
-        further = float(backward)
-    else:
-        passes = 1 if balance.shared_term is SharedTerm.outside else 2
-        if config.model.train is Train.full:
-            passes = len(config.rewards)
-        further = _refreshed(config, parts) / parts * backward * passes
-    velocities = 2 if config.rollout.guidance_scale > 1 else 1
-    rollouts = images * config.rollout.steps * velocities * forward
-    return (config.trainer.steps * (rollouts + plain) + counts.refresh_steps * samples * further) / speed
+        backward += size.cost.forward
+    counts = geometry(config)
+    images = per_process(counts.images, processes(config.launcher), together)
+    parts = micro_batches(config, together)
+    return add_passes(config, images, images * counts.times, parts, size.cost.forward, backward) / speed
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -136,7 +123,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ),
         ("samples per step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
         ("optimizer steps", f"{trainer.steps}, of which {most}{counts.refresh_steps} refresh the balance"),
-        ("a refresh", f"on {_refreshed(config, parts)} of {parts} micro-batches"),
+        ("a refresh", f"on {refreshed(config, parts)} of {parts} micro-batches"),
         ("processes", _shares(config, together)),
         ("the transformer", _layout(config.trainer, processes(config.launcher))),
         ("trackers", ", ".join(config.logging.trackers) or "none"),
@@ -165,6 +152,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
             ("", str(checkpointing)),
             ("checkpoints", checkpoints(config, size, existing)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
+            *([("", _copies(config, needed.offloaded, together))] if needed.offloaded else []),
         ]
     table = Table("", box=None, show_header=False, pad_edge=False)
     table.add_column(overflow="fold")  # a path longer than a line stays whole
@@ -272,13 +260,15 @@ def _layout(trainer: TrainerConfig, processes: int) -> str:
     return f"{copies}in shards over {shards} processes"
 
 
-def _refreshed(config: RunConfig, parts: int) -> int:
-    """Return how many of a process's micro-batches per step, `parts`, compute each reward's gradient."""
-    return max(1, round(config.balance.refresh_fraction * parts))
-
-
 def _trained(train: Train, size: ModelSize) -> str:
     return "all trained" if train is Train.full else f"LoRA {size.trained:,}"
+
+
+def _copies(config: RunConfig, offloaded: int, together: int) -> str:
+    """Describe what model.offload=blocks copies, and the time if none of it hides behind computing."""
+    spent = _duration(copying_seconds(config, offloaded, together))
+    each = f"{describe_bytes(offloaded)} are copied to the GPU in every pass over a batch"
+    return f"{each}: {COPY_SPEED / 1e9:.0f} GB/s (PCIe 4.0) take {spent}, beside computing"
 
 
 def _duration(spent: float) -> str:

@@ -102,6 +102,8 @@ class ModelSize:
     rounded: int  # of the transformer's parameters, those that quantisation rounds
     encoders_rounded: int  # of the text encoders' parameters, those that quantisation rounds
     blocks: int  # repeated blocks of the transformer
+    in_blocks: int  # of the transformer's parameters, those of its blocks
+    largest_block: int  # parameters
     cost: PassCost
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from marble_cli.config.enums import Quantization, Switch, Train
+from marble_cli.config.enums import Offload, Quantization, Switch, Train
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.attention import avoid_cudnn_attention, fastest_attention
@@ -18,6 +18,7 @@ from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
 from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
+from marble_cli.policy.offload import offload_blocks
 from marble_cli.policy.provenance import describe_provenance, weights_digest
 from marble_cli.policy.quantization import quantize
 from marble_cli.policy.source import DTYPES, count_image_tokens
@@ -54,7 +55,9 @@ class PipelinePolicy:
         self.weights = weights_digest(self.transformer)
         for block in repeated_blocks(self.transformer):
             quantize(block, model.quantization, device)
-        if model.gradient_checkpointing is Switch.true:
+        offloads = model.offload is Offload.blocks
+        # Offloaded weights are there again for a backward pass only if it calls blocks again.
+        if offloads or model.gradient_checkpointing is Switch.true:
             self.transformer.enable_gradient_checkpointing()
         self.compilation = choose_compilation(model.compile, device)
         avoid_cudnn_attention()
@@ -62,7 +65,11 @@ class PipelinePolicy:
             compile_blocks(self.transformer)
 
         def place_transformer(transformer: nn.Module) -> None:
-            place(transformer, repeated_blocks(transformer), device, self.dtype)
+            blocks = repeated_blocks(transformer)
+            if offloads:
+                offload_blocks(transformer, blocks, device)
+            else:
+                place(transformer, blocks, device, self.dtype)
 
         self.trainable: Trainable = (
             FullWeights(pipeline, self.compilation.on, place_transformer)

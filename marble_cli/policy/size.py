@@ -59,7 +59,7 @@ def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | 
         count_image_tokens(judged, family, vae.config, transformer.config, "evaluation.resolution")
     parameters, blocks = _count(transformer), repeated_blocks(transformer)
     encoders = [part for name, part in parts.items() if name.startswith("text_encoder")]
-    rounded = sum(map(_rounded, blocks))
+    rounded, in_each = sum(map(_rounded, blocks)), [_count(block) for block in blocks]
     if model.train is Train.lora:
         transformer.requires_grad_(False)
     trained = parameters if model.train is Train.full else _add_lora(transformer, model.lora)
@@ -73,6 +73,8 @@ def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | 
         rounded=rounded,
         encoders_rounded=sum(map(_rounded, encoders)),
         blocks=len(blocks),
+        in_blocks=sum(in_each),
+        largest_block=max(in_each, default=0),
         cost=pass_cost(family(pipeline, model), transformer, prompt_tokens, DTYPES[model.precision]),
     )
 

@@ -17,8 +17,8 @@ REWARD = "plugin weight sources requires timeout retries max_failed optional url
 
 GROUP_KEYS = {
     "run": "name dir",
-    "model": "path revision variant clip precision quantization resolution max_sequence_length guidance "
-    "embedding_cache gradient_checkpointing compile device train",
+    "model": "path revision variant clip precision quantization offload resolution max_sequence_length "
+    "guidance embedding_cache gradient_checkpointing compile device train",
     "model.lora": "rank alpha target_modules init",
     "data": "root",
     "data.sources.*": "train test weight hub subset revision prompt_key quoted_as quotes negative_prompt "

@@ -5,13 +5,21 @@ from pathlib import Path
 import pytest
 
 from marble_cli.config.compose import compose
-from marble_cli.plan.cards import tabulate_cards
+from marble_cli.config.enums import Offload
+from marble_cli.plan.cards import KINDS, tabulate_cards
 from marble_cli.plan.memory import Checkpointing, memory
 from marble_cli.plan.plan import plan
 from marble_cli.policy.size import model_size
 
 # Billions of parameters of the transformer, as published.
-PRESETS = {"sd35m_24gb": 2.24, "z_image_24gb": 6.15, "flux_24gb": 11.9, "qwen_image_24gb": 20.4}
+PRESETS = {
+    "sd35m_24gb": 2.24,
+    "z_image_24gb": 6.15,
+    "flux_24gb": 11.9,
+    "flux_24gb_offload": 11.9,
+    "qwen_image_24gb": 20.4,
+    "qwen_image_24gb_offload": 20.4,
+}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -28,8 +36,14 @@ def test_preset_fits_a_card_of_24_gb(preset: str) -> None:
     )
     table = tabulate_cards(config, size)
     rows = {cells[0]: cells for cells in zip(*(column.cells for column in table.columns), strict=True)}
-    chosen, plain = rows[config.model.quantization.value], rows["none"]
+    model = config.model
+    name = next(name for name, kind in KINDS.items() if kind == (model.quantization, model.offload))
+    chosen, plain = rows[name], rows["none"]
     assert int(chosen[2].split(" / ")[1]) >= config.trainer.micro_batch_size
+    if model.offload is Offload.blocks:
+        assert plain[2] == "- / -", "it does not fit without"
+        assert chosen[2].startswith("- / "), "it needs gradient checkpointing"
+        assert 0.95 * size.transformer < needed.offloaded / 2 < size.transformer
     without, checkpointed = map(int, plain[4].split(" / "))
     assert 1 <= without < checkpointed
 

@@ -51,6 +51,36 @@ def test_rounded_weights_take_fewer_bytes(
     assert plain.encoders - needed.encoders == pytest.approx((4 - bytes_per_weight) * 100_000, abs=1)
 
 
+def test_two_offloaded_blocks_are_on_the_device(run_config: RunConfigMaker) -> None:
+    offloaded, plain = (memory(run_config(f"model.offload={kind}"), SIZE) for kind in ("blocks", "none"))
+    assert (offloaded.offloaded, plain.offloaded) == (4 * 900_000, 0)
+    assert plain.frozen - offloaded.frozen == 4 * (900_000 - 2 * 300_000)
+    assert offloaded.trained == plain.trained
+    single = replace(SIZE, blocks=1, in_blocks=300_000)
+    saved = plain.frozen - memory(run_config("model.offload=blocks"), single).frozen
+    assert saved == 0, "there are no two"
+
+
+def test_offloaded_blocks_are_checkpointed(run_config: RunConfigMaker) -> None:
+    for size in (SIZE, None):
+        chosen = choose_checkpointing(run_config("model.offload=blocks"), size, torch.device("cpu"))
+        assert chosen.on
+        assert "with model.offload=blocks" in str(chosen)
+
+
+def test_offloaded_blocks_of_all_processes_must_fit_into_the_cpus_memory(
+    run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device("cuda")
+    monkeypatch.setattr(planning, "free_memory", lambda device: 8_000_000 if device.type == "cpu" else 10**9)
+    check_memory(run_config("model.offload=blocks", "launcher.nproc=2"), SIZE, device)
+    with pytest.raises(RequestError, match=r"model\.offload=blocks keeps 10 MiB .* launcher\.nproc=3"):
+        check_memory(run_config("model.offload=blocks", "launcher.nproc=3"), SIZE, device)
+    monkeypatch.setattr(planning, "free_memory", lambda device: 10**9 if device.type == "cpu" else 1000)
+    with pytest.raises(RequestError, match=r"are free\. Lower model\.lora\.rank"):
+        check_memory(run_config("model.offload=blocks"), SIZE, device)
+
+
 def test_checkpointing_is_chosen_if_activations_do_not_fit(
     run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

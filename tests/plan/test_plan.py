@@ -12,6 +12,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError, DataError, RequestError
 from marble_cli.plan import plan as planning
 from marble_cli.plan.plan import plan, seconds
+from marble_cli.plan.work import COPY_SPEED, copying_seconds
 from marble_cli.step.batches import training_times
 from tests.plan.small_model import SIZE
 
@@ -84,6 +85,32 @@ def test_estimated_time_counts_whole_micro_batches_of_a_refresh(run_config: RunC
     full = "trainer.steps=1", "trainer.micro_batch_size=3"
     half = seconds(run_config(*full, "balance.refresh_fraction=0.5"), SIZE, 1e9)
     assert seconds(run_config(*full, "balance.refresh_fraction=0.1"), SIZE, 1e9) == pytest.approx(half)
+
+
+def test_offloaded_blocks_are_copied_in_every_pass_over_a_batch(run_config: RunConfigMaker) -> None:
+    """A step draws 6 images in 2 batches by 3 passes, and trains on 2 micro-batches by 3 forward passes.
+
+    A backward pass copies all blocks once; a refresh takes 1 more.
+    """
+    drawn, trained, refreshed = 2 * 3, 2 * (3 + 1), 2
+
+    def estimate(*overrides: str) -> float:
+        return copying_seconds(run_config("trainer.steps=20", *overrides), 10**9) * COPY_SPEED / 10**9
+
+    assert estimate() == pytest.approx(20 * (drawn + trained) + 2 * refreshed)
+    assert estimate("balance.mode=full") == pytest.approx(20 * (drawn + trained + refreshed))
+    assert estimate("rollout.batch_size=6") == pytest.approx(20 * (drawn / 2 + trained) + 2 * refreshed)
+    assert estimate("launcher.nproc=2") == pytest.approx(estimate() / 2)
+
+
+def test_plan_says_what_offloaded_blocks_take_and_cost(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(run_config(f"run.dir={tmp_path}", "model.offload=blocks"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "MiB of blocks in the CPU's memory" in said
+    assert "are copied to the GPU in every pass over a batch: 25 GB/s (PCIe 4.0) take 1 min" in said
+    assert "with model.offload=blocks a block is copied again for its backward pass" in said
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ FREE = [
     "trainer.max_skipped=9",
     "rollout.batch_size=3",
     "model.embedding_cache=elsewhere",
+    "model.offload=blocks",
     "model.gradient_checkpointing=true",
     "model.compile=true",
     "logging.images_every=9",

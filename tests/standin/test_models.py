@@ -19,6 +19,13 @@ QUANTIZED = [(family, kind) for family in ("sd3", "flux_dev") for kind in PACKAG
 PROGRAMS = Path(__file__).parent / "programs"
 
 
+SETTINGS = {
+    "fp32": ("model.precision=fp32",),
+    "bf16": ("model.precision=bf16",),
+    "offload": ("model.precision=bf16", "model.offload=blocks"),
+}
+
+
 def run_policy(family: str, folder: Path, *more: str) -> None:
     """Run programs/policy.py with a tiny pipeline and further overrides."""
     tiny = TINY[family]
@@ -36,10 +43,10 @@ def run_policy(family: str, folder: Path, *more: str) -> None:
     assert done.code == 0, done.said
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("family", TINY)
-def test_family(family: str, precision: str, tiny_folder: Callable[[str], Path]) -> None:
-    run_policy(family, tiny_folder(family), f"model.precision={precision}")
+def test_family(family: str, settings: str, tiny_folder: Callable[[str], Path]) -> None:
+    run_policy(family, tiny_folder(family), *SETTINGS[settings])
 
 
 @pytest.mark.parametrize(("family", "kind"), QUANTIZED)

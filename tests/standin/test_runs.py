@@ -24,6 +24,8 @@ RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
     "half precision": (2, ("model.precision=bf16",)),
     "compiled": (1, ("model.compile=true",)),
     "compiled shards": (2, ("model.compile=true", FSDP)),
+    "offloaded": (1, ("model.offload=blocks", "model.precision=bf16")),
+    "compiled and offloaded": (1, ("model.offload=blocks", "model.compile=true")),
     "a refresh in every step": (2, ("balance.mode=full",)),
 }
 

@@ -1,4 +1,4 @@
-"""Gradient checkpointing and compilation change memory and speed, and nothing else."""
+"""Gradient checkpointing, offload and compilation change memory and speed, and nothing else."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,16 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from marble_cli.config.enums import Switch
+from marble_cli.config.enums import Offload, Switch
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.load import load_policy
 from marble_cli.step.per_sample import PerSampleGradients
 from tests.policy.trainable.compiler import NEEDS_COMPILER, WITHOUT_COMPILER_WARNINGS
 
 ADAPTERS = ("trained", None, "behaviour", "trained")
+COMPILED = [NEEDS_COMPILER, WITHOUT_COMPILER_WARNINGS]
 SWITCHES = [
     pytest.param({"gradient_checkpointing": Switch.true}, id="gradient_checkpointing"),
-    pytest.param({"compile": Switch.true}, id="compile", marks=[NEEDS_COMPILER, WITHOUT_COMPILER_WARNINGS]),
+    pytest.param({"offload": Offload.blocks}, id="offload"),
+    pytest.param({"compile": Switch.true}, id="compile", marks=COMPILED),
+    pytest.param({"compile": Switch.true, "offload": Offload.blocks}, id="both", marks=COMPILED),
 ]
 
 

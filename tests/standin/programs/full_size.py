@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import torch
 from diffusers import SD3Transformer2DModel
 
+from marble_cli.config.enums import Offload
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.source import config_folder, read_json
@@ -18,13 +19,15 @@ IMAGES = 9
 
 
 def make(config: RunConfig) -> Scene:
-    """Make a micro-batch on the device; a transformer of this size would not be drawn on the CPU in time."""
+    """Make a micro-batch on the device; weights, which take long to draw on a CPU, hold no values."""
     folder = config_folder(MODEL)
     assert folder is not None
     shape = read_json(folder / "transformer" / "config.json")
-    with torch.device("cuda"):
+    with torch.device("meta"):
         transformer = SD3Transformer2DModel.from_config(shape | {"sample_size": config.model.resolution // 8})
-    policy = random_policy(transformer.to(torch.bfloat16), config.model)
+    transformer.to(torch.bfloat16)
+    transformer.to_empty(device="cpu" if config.model.offload is Offload.blocks else "cuda")
+    policy = random_policy(transformer, config.model)
     text_tokens = CLIP_TOKENS + config.model.max_sequence_length
     sizes = {
         "tokens": (text_tokens, shape["joint_attention_dim"]),
@@ -55,4 +58,5 @@ def main() -> None:
     print("FOUND " + json.dumps(found))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Add up the passes of a run, by what one costs: FLOP per image, or copied bytes per batch."""
+
+from marble_cli.config.counts import geometry, micro_batches, per_process, processes
+from marble_cli.config.enums import BalanceMode, SharedTerm, Train
+from marble_cli.config.schema import RunConfig
+
+# Bytes per second from locked memory to a GPU by 16 lanes of PCIe 4.0; half by PCIe 3.0, twice by PCIe 5.0.
+COPY_SPEED = 25e9
+
+
+def refreshed(config: RunConfig, parts: int) -> int:
+    """Return how many of a process's micro-batches per step, `parts`, compute each reward's gradient."""
+    return max(1, round(config.balance.refresh_fraction * parts))
+
+
+def add_passes(
+    config: RunConfig, images: int, samples: int, parts: int, forward: float, backward: float
+) -> float:
+    """Return what all passes of a run cost, without evaluations.
+
+    A training sample takes a forward pass of the trained and one of the behaviour weights, and a share of the
+    samples, by `algorithm.kl_every`, one of the frozen model. A refresh takes one or two further backward
+    passes, with full weights one per reward.
+
+    Args:
+        config: of the run.
+        images: of a step, or batches of them.
+        samples: of a step, or micro-batches of them.
+        parts: micro-batches of a step.
+        forward: cost of a forward pass of one of these.
+        backward: cost of a backward pass.
+    """
+    balance, algorithm = config.balance, config.algorithm
+    frozen = 1 / min(algorithm.kl_every, parts) if algorithm.kl_coef else 0.0
+    plain = samples * ((2 + frozen) * forward + backward)
+    if balance.mode is BalanceMode.output_space:
+        further = float(backward)
+    else:
+        passes = 1 if balance.shared_term is SharedTerm.outside else 2
+        if config.model.train is Train.full:
+            passes = len(config.rewards)
+        further = refreshed(config, parts) / parts * backward * passes
+    velocities = 2 if config.rollout.guidance_scale > 1 else 1
+    rollouts = images * config.rollout.steps * velocities * forward
+    return config.trainer.steps * (rollouts + plain) + geometry(config).refresh_steps * samples * further
+
+
+def copying_seconds(config: RunConfig, offloaded: int, together: int = 1) -> float:
+    """Estimate the seconds that the whole run's copies of `offloaded` bytes take on each process.
+
+    Every pass over a batch copies all blocks once; a backward pass computes them again, so it does, too.
+    """
+    images = per_process(geometry(config).images, processes(config.launcher), together)
+    batches, parts = -(-images // config.rollout.batch_size), micro_batches(config, together)
+    return add_passes(config, batches, parts, parts, offloaded, offloaded) / COPY_SPEED

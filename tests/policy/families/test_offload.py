@@ -1,0 +1,91 @@
+"""Offloaded blocks in every family: the same bits from weights that are there only while a block computes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from marble_cli.config.enums import Offload, Switch
+from marble_cli.policy.load import load_policy
+from marble_cli.policy.offload import BlockOffload, Copy
+from marble_cli.policy.trainable.blocks import repeated_blocks
+from marble_cli.policy.trainable.lora_layer import LoraMatrix
+from marble_cli.step.per_sample import PerSampleGradients
+from tests.policy.families.cases import PROMPTS, TIMES, Case
+
+
+def frozen(policy: Any) -> list[nn.Parameter]:
+    """The parameters of the blocks without those of adapters."""
+    modules = [module for block in repeated_blocks(policy.transformer) for module in block.modules()]
+    return [p for m in modules if not isinstance(m, LoraMatrix) for p in m.parameters(recurse=False)]
+
+
+@pytest.fixture
+def offloaded(case: Case, randomise: Callable[..., None]) -> Any:
+    """The family's policy with offloaded blocks; a parameter that is used between calls is not a number.
+
+    On a GPU it would be on the wrong device.
+    """
+    policy = load_policy(replace(case.model, offload=Offload.blocks), seed=0)
+    randomise(policy)
+    for parameter in frozen(policy):
+        parameter.data = torch.full_like(parameter, torch.nan)
+    return policy
+
+
+def results(case: Case, policy: Any) -> list[Tensor]:
+    """Velocities of all adapters, and gradients of two mixtures by two backward passes on one graph."""
+    at, draw = (case.start(), TIMES, case.policy.encode(PROMPTS)), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        found = [policy.velocity(*at, adapter) for adapter in ("trained", "behaviour", None)]
+    cotangent, coefficients = torch.randn(at[0].shape, generator=draw), torch.randn(2, 3, generator=draw)
+    rows = torch.zeros(2, sum(p.numel() for p in policy.parameters("trained").values()))
+    mixer = PerSampleGradients(policy.layers(), rows)
+    with mixer.watching():
+        v = policy.velocity(*at, "trained")
+        for kept in (True, False):
+            mixer.mix(v, cotangent, coefficients, retain_graph=kept)
+    policy.velocity(*at, "trained").backward(cotangent)
+    parameters = policy.parameters("trained").values()
+    plain = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    return [*found, v.detach(), rows, *plain]
+
+
+def test_velocities_and_gradients_have_the_same_bits(case: Case, offloaded: Any) -> None:
+    kept = load_policy(replace(case.model, gradient_checkpointing=Switch.true), seed=0)
+    for name, parameter in kept.parameters("trained").items():
+        parameter.data.copy_(case.policy.parameters("trained")[name])
+        kept.parameters("behaviour")[name].data.copy_(case.policy.parameters("behaviour")[name])
+    adapters = {
+        id(module.weight) for module in offloaded.transformer.modules() if isinstance(module, LoraMatrix)
+    }
+    for found, expected in zip(results(case, offloaded), results(case, kept), strict=True):
+        assert found.equal(expected)
+        assert found.isfinite().all()
+    held = (id(p) for adapter in ("trained", "behaviour") for p in offloaded.parameters(adapter).values())
+    assert set(held) == adapters, "the optimizer holds these objects"
+    assert all(parameter.isnan().all() for parameter in frozen(offloaded)), "none was left in a block"
+
+
+def test_two_blocks_at_most_are_on_the_device(
+    case: Case, offloaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While each is called, in forward passes and in backward passes."""
+    copy, buffers, most = BlockOffload._copy, [], []
+
+    def counted(self: BlockOffload, block: int) -> Copy:
+        made = copy(self, block)
+        buffers.append(StorageWeakRef(made.buffer.untyped_storage()))
+        most.append(sum(not buffer.expired() for buffer in buffers))
+        return made
+
+    monkeypatch.setattr(BlockOffload, "_copy", counted)
+    results(case, offloaded)
+    passes, blocks = 3 + 2 * 1 + 3, len(repeated_blocks(offloaded.transformer))
+    assert max(most) == 2
+    assert len(buffers) >= passes * blocks
+    assert all(buffer.expired() for buffer in buffers), "nothing stays behind"
