@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any, Literal, Protocol
 
@@ -102,7 +103,12 @@ class ModelSize:
     rounded: int  # of the transformer's parameters, those that quantisation rounds
     encoders_rounded: int  # of the text encoders' parameters, those that quantisation rounds
     blocks: int  # repeated blocks of the transformer
-    cost: PassCost
+    count_cost: Callable[[], PassCost] = field(repr=False, compare=False)
+
+    @cached_property
+    def cost(self) -> PassCost:
+        """What a training pass costs, counted when it is first asked for: a large model takes seconds."""
+        return self.count_cost()
 
 
 class Trainable(Protocol):
