@@ -103,6 +103,7 @@ class ModelSize:
     rounded: int  # of the transformer's parameters, those that quantisation rounds
     encoders_rounded: int  # of the text encoders' parameters, those that quantisation rounds
     blocks: int  # repeated blocks of the transformer
+    most_kept: int  # bytes that `cost.kept` stays well below
     count_cost: Callable[[], PassCost] = field(repr=False, compare=False)
 
     @cached_property

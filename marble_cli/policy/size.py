@@ -33,6 +33,8 @@ from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora import add_adapter
 from marble_cli.policy.trainable.lora_layer import LoraLinear
 
+# A training pass keeps at most about twice the inputs and outputs of all layers.
+KEPT_PER_WIDTH = 4
 _SIZES: dict[str, ModelSize] = {}  # by everything that they depend on
 
 
@@ -86,9 +88,10 @@ def _compute_size(
         transformer.requires_grad_(False)
     trained = parameters if model.train is Train.full else _add_lora(transformer, model.lora)
 
+    prompt_tokens, dtype = _prompt_tokens(model, family, parts), DTYPES[model.precision]
+
     def count_cost() -> PassCost:
-        pipeline, prompt_tokens = _assemble(index, parts), _prompt_tokens(model, family, parts)
-        return pass_cost(family(pipeline, model), transformer, prompt_tokens, DTYPES[model.precision])
+        return pass_cost(family(_assemble(index, parts), model), transformer, prompt_tokens, dtype)
 
     return ModelSize(
         transformer=parameters,
@@ -99,6 +102,7 @@ def _compute_size(
         rounded=rounded,
         encoders_rounded=sum(map(_rounded, encoders)),
         blocks=len(blocks),
+        most_kept=KEPT_PER_WIDTH * (tokens + prompt_tokens) * _widths(transformer) * dtype.itemsize,
         count_cost=count_cost,
     )
 
@@ -153,6 +157,11 @@ def _add_lora(transformer: Transformer, lora: LoraConfig) -> int:
     config._register_custom_module({nn.Linear: LoraLinear})
     add_adapter(transformer, config, "default")
     return sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
+
+
+def _widths(transformer: nn.Module) -> int:
+    """Add up the widths of the inputs and outputs of all layers."""
+    return sum(sum(weight.shape[:2]) for weight in transformer.parameters() if weight.dim() > 1)
 
 
 def _count(part: nn.Module) -> int:

@@ -11,5 +11,8 @@ SIZE = ModelSize(
     rounded=800_000,
     encoders_rounded=100_000,
     blocks=4,
-    count_cost=lambda: PassCost(forward=32_000_000, backward=40_000_000, kept=90_000, kept_checkpointed=30_000),
+    most_kept=180_000,
+    count_cost=lambda: PassCost(
+        forward=32_000_000, backward=40_000_000, kept=90_000, kept_checkpointed=30_000
+    ),
 )
