@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from marble_cli.cli.libraries import importing
+
 EPILOG = "Example:  marble doctor --gpu"
 
 
@@ -22,7 +24,8 @@ def doctor(
     from marble_cli.output import answering
 
     out = ctx.with_resource(answering())
-    findings = examine_machine()
+    with importing():  # nearly all of the time
+        findings = examine_machine()
     if gpu:
         from marble_cli.doctor.gpu import examine_gpu
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from marble_cli.cli.libraries import importing
 from marble_cli.errors import RequestError
 
 EPILOG = "Example:  marble merge runs/ocr runs/objects runs/both --weights 0.6,0.4"
@@ -33,9 +34,10 @@ def merge(
     ] = 0.5,
 ) -> None:
     """Merge LoRAs into one without training, by a weighted sum."""
-    from marble_cli.checkpoint.merge import MergeMethod
+    with importing():
+        from marble_cli.checkpoint.merge import MergeMethod
+        from marble_cli.run.merge import merge as run
     from marble_cli.paths import expand
-    from marble_cli.run.merge import merge as run
     from marble_cli.suggest import nearest
 
     known = [choice.value for choice in MergeMethod]

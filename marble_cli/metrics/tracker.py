@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from marble_cli.errors import ConfigError
 from marble_cli.plugins import trackers
 from marble_cli.suggest import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger("marble")
 
@@ -45,7 +46,7 @@ class Tracker(Protocol):
     def write(self, metrics: dict[str, Any]) -> None:
         """Record a row, as metrics.jsonl has it: `step`, `phase` (train or eval) and figures by name."""
 
-    def images(self, step: int, images: Tensor, captions: list[str]) -> None:
+    def images(self, step: int, images: "Tensor", captions: list[str]) -> None:
         """Record pictures uint8 [N, 3, H, W] of an evaluation with their N prompts."""
 
     def close(self) -> None:
@@ -102,7 +103,7 @@ class Trackers:
     def write(self, metrics: Mapping[str, Any]) -> None:
         self._each(lambda tracker: tracker.write(dict(metrics)))
 
-    def images(self, step: int, images: Tensor, captions: list[str]) -> None:
+    def images(self, step: int, images: "Tensor", captions: list[str]) -> None:
         self._each(lambda tracker: tracker.images(step, images, list(captions)))
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Estimate a run's device memory before loading, and refuse a run that cannot fit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ FLOAT32 = 4  # bytes
 MOMENTS = {OptimizerName.adamw: 2.0 * FLOAT32, OptimizerName.adamw8bit: 2 * (1 + FLOAT32 / 256)}
 # Blocks on the device at a time with model.offload=blocks: one computes, and the next one is copied.
 RESIDENT_BLOCKS = 2
+OFFLOADED = "with model.offload=blocks a block is copied again for its backward pass"
 # What a device needs besides: temporary tensors and fragments, as a share, and its own context and libraries.
 SHARE_BESIDES, BYTES_BESIDES = 0.1, 2**30
 SHARE_OF_FREE = 0.8  # of the CPU's memory, which a copy of a checkpoint may take
@@ -67,10 +68,11 @@ class Memory:
         return round((1 + SHARE_BESIDES) * most) + BYTES_BESIDES + self.neighbours
 
 
-def memory(config: RunConfig, size: ModelSize, neighbours: int = 0) -> Memory:
+def memory(config: RunConfig, size: ModelSize, neighbours: int = 0, *, counted: bool = True) -> Memory:
     """Estimate the bytes that `config` needs on every process's device, `neighbours` of them of others.
 
-    What one sample keeps in a training pass was counted (`policy.cost`). Training float32 weights in half
+    What one sample keeps in a training pass is counted (`policy.cost`), which takes seconds of a large model,
+    or with `counted=False` a bound that it stays well below. Training float32 weights in half
     precision also keeps half-precision copies of them. With trainer.parallel=fsdp, a process holds its own
     shard and the blocks that it has gathered: two, or all of them if they are kept for the backward pass. A
     refresh keeps the rewards' gradients of a LoRA unsharded, two for each with balance.refresh_when=stale.
@@ -97,7 +99,7 @@ def memory(config: RunConfig, size: ModelSize, neighbours: int = 0) -> Memory:
     return Memory(
         frozen=_stored(size.vae, 0, model) + transformer // shards + gathered + (0 if cached else encoders),
         trained=round(FLOAT32 * size.trained * (unsharded + sharded / shards)),
-        activations=_activations(config, size, copies=full and shards == 1),
+        activations=_activations(config, size, copies=full and shards == 1, counted=counted),
         encoders=encoders if cached else 0,
         neighbours=neighbours,
         offloaded=offloaded,
@@ -110,16 +112,16 @@ def _stored(parameters: int, rounded: int, model: ModelConfig) -> int:
     return round(parameters * itemsize - rounded * (itemsize - BYTES.get(model.quantization, itemsize)))
 
 
-def _activations(config: RunConfig, size: ModelSize, *, copies: bool) -> int:
+def _activations(config: RunConfig, size: ModelSize, *, copies: bool, counted: bool) -> int:
     """Return the bytes that a micro-batch keeps; `copies` of trained weights are in half precision."""
     model = config.model
     images = per_process(geometry(config).images, processes(config.launcher))
     batch = min(config.trainer.micro_batch_size, images)
     copied = size.rounded * DTYPES[model.precision].itemsize if model.quantization in KEEP_COPIES else 0
     if model.gradient_checkpointing is Switch.true:
-        kept = batch * size.cost.kept_checkpointed + copied // size.blocks
+        kept = batch * (size.cost.kept_checkpointed if counted else size.most_kept) + copied // size.blocks
     else:
-        kept = batch * size.cost.kept + copied
+        kept = batch * (size.cost.kept if counted else size.most_kept) + copied
     return kept + (2 * size.trained if copies and model.precision is not Precision.fp32 else 0)
 
 
@@ -128,11 +130,11 @@ class Checkpointing:
     """Whether activations are computed again in backward passes, and why if `auto` left that open."""
 
     on: bool
-    reason: str | None = None
+    reason: Callable[[], str] | None = None  # its figures are counted where it is printed
 
     def __str__(self) -> str:
         text = "activations are computed again in backward passes" if self.on else "activations are kept"
-        return text if self.reason is None else f"{text} (model.gradient_checkpointing=auto: {self.reason})"
+        return text if self.reason is None else f"{text} (model.gradient_checkpointing=auto: {self.reason()})"
 
     def applied(self, config: RunConfig) -> RunConfig:
         """Return the configuration with `model.gradient_checkpointing` decided."""
@@ -148,14 +150,21 @@ def choose_checkpointing(
     if choice is not Switch.auto:
         return Checkpointing(choice is Switch.true)
     if config.model.offload is Offload.blocks:
-        return Checkpointing(True, "with model.offload=blocks a block is copied again for its backward pass")
+        return Checkpointing(True, lambda: OFFLOADED)
     free = free_memory(device)
     if size is None or free is None:
-        return Checkpointing(False, "the model's sizes or the device's memory are unknown")
-    needed = memory(Checkpointing(False).applied(config), size, neighbours).peak
-    which = "more than" if needed > free else "within"
-    sums = f"kept, training needs about {describe_bytes(needed)}, {which} the {describe_bytes(free)} free"
-    return Checkpointing(needed > free, f"{sums} on {device}")
+        return Checkpointing(False, lambda: "the model's sizes or the device's memory are unknown")
+    kept = Checkpointing(False).applied(config)
+    on = (
+        memory(kept, size, neighbours, counted=False).peak > free
+        and memory(kept, size, neighbours).peak > free
+    )
+
+    def explain() -> str:
+        sums = f"kept, training needs about {describe_bytes(memory(kept, size, neighbours).peak)}"
+        return f"{sums}, {'more than' if on else 'within'} the {describe_bytes(free)} free on {device}"
+
+    return Checkpointing(on, explain)
 
 
 def check_memory(
@@ -170,11 +179,8 @@ def check_memory(
     """
     if size is None:
         return
-    needed, free, host = (
-        memory(config, size, neighbours),
-        free_memory(device),
-        free_memory(torch.device("cpu")),
-    )
+    needed = memory(config, size, neighbours, counted=False)
+    free, host = free_memory(device), free_memory(torch.device("cpu"))
     hosted = needed.offloaded * config.launcher.nproc
     if host is not None and hosted > host:
         raise RequestError(

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any, Literal, Protocol
 
@@ -104,7 +105,13 @@ class ModelSize:
     blocks: int  # repeated blocks of the transformer
     in_blocks: int  # of the transformer's parameters, those of its blocks
     largest_block: int  # parameters
-    cost: PassCost
+    most_kept: int  # bytes that `cost.kept` stays well below
+    count_cost: Callable[[], PassCost] = field(repr=False, compare=False)
+
+    @cached_property
+    def cost(self) -> PassCost:
+        """What a training pass costs, counted when it is first asked for: a large model takes seconds."""
+        return self.count_cost()
 
 
 class Trainable(Protocol):

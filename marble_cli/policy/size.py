@@ -5,7 +5,6 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -15,7 +14,7 @@ from torch import nn
 
 from marble_cli.config.enums import Train
 from marble_cli.config.schema import LoraConfig, ModelConfig
-from marble_cli.policy.base import Family, ModelSize
+from marble_cli.policy.base import Family, ModelSize, PassCost
 from marble_cli.policy.cost import pass_cost
 from marble_cli.policy.diffusers_types import Transformer
 from marble_cli.policy.quantization import quantizable
@@ -34,11 +33,19 @@ from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora import add_adapter
 from marble_cli.policy.trainable.lora_layer import LoraLinear
 
+# A training pass keeps at most about twice the inputs and outputs of all layers.
+KEPT_PER_WIDTH = 4
+_SIZES: dict[str, ModelSize] = {}  # by everything that they depend on
+
 
 def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | None:
     """Return a model's sizes; None if its configuration files are not on this machine.
 
-    `evaluated` is `evaluation.resolution`, which is checked too.
+    They are remembered: the cells of a sweep often have the same model.
+
+    Args:
+        model: the configuration group.
+        evaluated: `evaluation.resolution`, which is checked too.
 
     Raises:
         RequestError: the folder holds no pipeline of a supported family, or a resolution does not fit it.
@@ -50,24 +57,46 @@ def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | 
     with explain_load_errors(model):
         index = read_json(folder / "model_index.json")
         family = find_family(model, index)
-        networks = list_networks(model, family, index)
-        parts = {name: _make_skeleton(folder / name, *kind) for name, kind in networks.items()}
+        names = list_networks(model, family, index)
+        configs = {name: read_json(folder / name / "config.json") for name in names}
+    known = repr((model, evaluated, index, configs))
+    if known not in _SIZES:
+        # A copy, as the cost is counted later, and the caller may change the configuration.
+        _SIZES[known] = _compute_size(replace(model), evaluated, family, index, configs)
+    return _SIZES[known]
+
+
+def _compute_size(
+    model: ModelConfig,
+    evaluated: int | None,
+    family: type[Family],
+    index: Mapping[str, Any],
+    configs: Mapping[str, dict[str, Any]],
+) -> ModelSize:
+    with explain_load_errors(model):
+        parts = {name: _make_skeleton(config, *index[name]) for name, config in configs.items()}
         transformer, vae = parts["transformer"], parts["vae"]
     check_model_settings(model, family, transformer.config)
     if evaluated is not None:
         judged = replace(model, resolution=evaluated)
         count_image_tokens(judged, family, vae.config, transformer.config, "evaluation.resolution")
+    tokens = count_image_tokens(model, family, vae.config, transformer.config)
     parameters, blocks = _count(transformer), repeated_blocks(transformer)
     encoders = [part for name, part in parts.items() if name.startswith("text_encoder")]
     rounded, in_each = sum(map(_rounded, blocks)), [_count(block) for block in blocks]
     if model.train is Train.lora:
         transformer.requires_grad_(False)
     trained = parameters if model.train is Train.full else _add_lora(transformer, model.lora)
-    pipeline, prompt_tokens = _assemble(index, parts), _prompt_tokens(model, family, parts)
+
+    prompt_tokens, dtype = _prompt_tokens(model, family, parts), DTYPES[model.precision]
+
+    def count_cost() -> PassCost:
+        return pass_cost(family(_assemble(index, parts), model), transformer, prompt_tokens, dtype)
+
     return ModelSize(
         transformer=parameters,
         trained=trained,
-        tokens=count_image_tokens(model, family, vae.config, transformer.config),
+        tokens=tokens,
         vae=_count(vae),
         encoders=sum(map(_count, encoders)),
         rounded=rounded,
@@ -75,7 +104,8 @@ def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | 
         blocks=len(blocks),
         in_blocks=sum(in_each),
         largest_block=max(in_each, default=0),
-        cost=pass_cost(family(pipeline, model), transformer, prompt_tokens, DTYPES[model.precision]),
+        most_kept=KEPT_PER_WIDTH * (tokens + prompt_tokens) * _widths(transformer) * dtype.itemsize,
+        count_cost=count_cost,
     )
 
 
@@ -90,15 +120,14 @@ def transformer_skeleton(model: ModelConfig) -> tuple[type, Transformer]:
     with explain_load_errors(model):
         index = read_json(model_file(model, "model_index.json"))
         find_family(model, index)
-        folder = model_file(model, "transformer/config.json").parent
-        transformer: Transformer = _make_skeleton(folder, *index["transformer"])
+        config = read_json(model_file(model, "transformer/config.json"))
+        transformer: Transformer = _make_skeleton(config, *index["transformer"])
         return getattr(diffusers, index["_class_name"]), transformer
 
 
-def _make_skeleton(folder: Path, library: str, name: str) -> Any:
-    """Make a component without storage from its config.json."""
+def _make_skeleton(config: dict[str, Any], library: str, name: str) -> Any:
+    """Make a component without storage from the content of its config.json."""
     component = getattr(importlib.import_module(library), name)
-    config = read_json(folder / "config.json")
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about initialising parameters that have no storage
         if library == "diffusers":
@@ -130,6 +159,11 @@ def _add_lora(transformer: Transformer, lora: LoraConfig) -> int:
     config._register_custom_module({nn.Linear: LoraLinear})
     add_adapter(transformer, config, "default")
     return sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
+
+
+def _widths(transformer: nn.Module) -> int:
+    """Add up the widths of the inputs and outputs of all layers."""
+    return sum(sum(weight.shape[:2]) for weight in transformer.parameters() if weight.dim() > 1)
 
 
 def _count(part: nn.Module) -> int:

@@ -56,6 +56,8 @@ def agree_on_config(ranks: Ranks, config: RunConfig) -> RunConfig:
     """
     nodes = -(-ranks.world // ranks.local_world)
     config = replace(config, launcher=replace(config.launcher, nodes=nodes, nproc=ranks.local_world))
+    if ranks.world == 1:
+        return config
     text = ranks.broadcast_json(dump(config))
     with ranks.raise_together():
         agreed = config if ranks.is_main else typed(OmegaConf.create(text))

@@ -13,5 +13,8 @@ SIZE = ModelSize(
     blocks=4,
     in_blocks=900_000,
     largest_block=300_000,
-    cost=PassCost(forward=32_000_000, backward=40_000_000, kept=90_000, kept_checkpointed=30_000),
+    most_kept=180_000,
+    count_cost=lambda: PassCost(
+        forward=32_000_000, backward=40_000_000, kept=90_000, kept_checkpointed=30_000
+    ),
 )

@@ -99,6 +99,16 @@ def test_checkpointing_is_chosen_if_activations_do_not_fit(
     assert not choose_checkpointing(config, None, device).on
 
 
+def test_no_pass_is_counted_where_memory_is_ample(
+    run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, config = torch.device("cpu"), run_config("model.gradient_checkpointing=auto")
+    uncounted = replace(SIZE, count_cost=lambda: pytest.fail("a pass was counted"))
+    monkeypatch.setattr(planning, "free_memory", lambda device: 2**40)
+    check_memory(config, uncounted, device)
+    assert not choose_checkpointing(config, uncounted, device).on
+
+
 def test_activations_are_those_of_a_micro_batch(run_config: RunConfigMaker) -> None:
     """Four samples at once; with quantised layers, copies of their weights, of one block if checkpointed."""
     for on, kept, copied in (("false", 90_000, 4 * 800_000), ("true", 30_000, 800_000)):

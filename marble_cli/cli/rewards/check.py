@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from marble_cli.cli.libraries import importing
 from marble_cli.cli.options import Overrides
 from marble_cli.cli.rewards.selection import Name, parse_metadata, select_reward
 from marble_cli.errors import RequestError
@@ -34,8 +35,10 @@ def check(
 ) -> None:
     """Test a reward against the plugin contract."""
     from marble_cli.output import answering
-    from marble_cli.rewards.conformance import Outcome, run_checks
-    from marble_cli.rewards.elsewhere.locate import maker
+
+    with importing():
+        from marble_cli.rewards.conformance import Outcome, run_checks
+        from marble_cli.rewards.elsewhere.locate import maker
 
     out = ctx.with_resource(answering())
     settings = select_reward(name, overrides)

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from marble_cli.cli.libraries import importing
+
 EPILOG = "Example:  marble rewards list"
 
 
@@ -21,7 +23,8 @@ def list_rewards(
     from marble_cli.redaction import redact
 
     out = ctx.with_resource(answering())
-    rows = _describe_installed()
+    with importing():
+        rows = _describe_installed()
     if as_json:
         typer.echo(json.dumps({"marble": __version__, "rewards": rows}, indent=1), file=out)
         return

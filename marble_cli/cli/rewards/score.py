@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from marble_cli.cli.libraries import importing
 from marble_cli.cli.options import Overrides, to_path
 from marble_cli.cli.rewards.selection import Name, parse_metadata, select_reward
 
@@ -25,8 +26,10 @@ def score(
 ) -> None:
     """Score one picture with one reward."""
     from marble_cli.output import answering
-    from marble_cli.rewards.pictures import read_picture
-    from marble_cli.rewards.scorer import open_scorer
+
+    with importing():
+        from marble_cli.rewards.pictures import read_picture
+        from marble_cli.rewards.scorer import open_scorer
 
     out = ctx.with_resource(answering())
     prompt_metadata = parse_metadata(metadata)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from marble_cli.cli.libraries import importing
 from marble_cli.cli.options import Overrides
 from marble_cli.cli.rewards.selection import Name, select_reward
 from marble_cli.redaction import HIDDEN, is_secret, redact
@@ -25,7 +26,8 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
 
     out = ctx.with_resource(answering())
     settings = select_reward(name, overrides)
-    declaration = _declaration(name, settings)
+    with importing():  # the plugin
+        declaration = _declaration(name, settings)
     requires = ", ".join(declaration.requires)
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, value in (

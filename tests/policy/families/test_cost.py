@@ -68,6 +68,7 @@ def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
     assert size is not None
     for figure in ("forward", "backward", "kept"):
         assert getattr(size.cost, figure) == pytest.approx(getattr(real, figure), rel=0.1), figure
+    assert 2 * real.kept < size.most_kept
 
 
 def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) -> None:
