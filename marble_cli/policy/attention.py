@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
 
+ALLOWED = cudnn_sdp_enabled()  # as the process began
+
 
 def avoid_cudnn_attention() -> None:
     """Disable cuDNN's attention in this process: gradient checkpointing computes outside every context."""
@@ -19,9 +21,9 @@ def avoid_cudnn_attention() -> None:
 
 @contextmanager
 def fastest_attention() -> Iterator[None]:
-    """Enable cuDNN's attention inside the context if no gradient is taken there."""
+    """Enable cuDNN's attention inside the context if no gradient is taken there, and the user allows it."""
     before = cudnn_sdp_enabled()
-    enable_cudnn_sdp(before or not torch.is_grad_enabled())
+    enable_cudnn_sdp(ALLOWED and not torch.is_grad_enabled())
     try:
         yield
     finally:

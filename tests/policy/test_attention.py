@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.backends.cuda import cudnn_sdp_enabled, enable_cudnn_sdp
+from torch.backends.cuda import cudnn_sdp_enabled
 
 from marble_cli.config.schema import RunConfig
+from marble_cli.policy import attention
 from marble_cli.policy.load import load_policy
 from marble_cli.seeds import noise
 
@@ -33,7 +34,6 @@ def velocity(policy: Any, embeddings: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_cudnn_takes_no_gradient(run_config: Any, seen: list[bool], checkpointing: bool) -> None:
-    enable_cudnn_sdp(True)  # as a process begins
     config: RunConfig = run_config(f"model.gradient_checkpointing={str(checkpointing).lower()}")
     policy = load_policy(config.model, seed=0)
     embeddings = policy.encode(["a cup", "a boat"])
@@ -45,6 +45,16 @@ def test_cudnn_takes_no_gradient(run_config: Any, seen: list[bool], checkpointin
     velocity(policy, embeddings).sum().backward()
     assert len(seen) == (3 if checkpointing else 2) * drawn
     assert not any(seen[drawn:])
+
+
+def test_a_process_without_it_stays_so(
+    policy: Any, seen: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "ALLOWED", False)
+    with torch.no_grad():
+        velocity(policy, policy.encode(["a cup", "a boat"]))
+    assert seen
+    assert not any(seen)
 
 
 def test_the_setting_is_put_back_after_an_error(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
