@@ -42,14 +42,23 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest rooms first, and mark every test that a fixture gives a model or an environment.
+    """Put the longest rooms first, and mark the tests that not every run takes.
 
-    No worker is then left alone with a long file at the end. `make test-fast` leaves out marked tests.
+    No worker is then left alone with a long file at the end. `make test-fast` leaves out every test that a
+    fixture gives a model or an environment; `make test` leaves out the rooms that need a device.
     """
-    items.sort(key=lambda item: LONGEST.get(item.nodeid.split("/")[1], len(LONGEST)))
+    items.sort(key=lambda item: LONGEST.get(room_of(item), len(LONGEST)))
     for item in items:
+        if room_of(item) in DEVICES:
+            item.add_marker(room_of(item))
+            item.add_marker(pytest.mark.filterwarnings("default"))  # of a device's own libraries
         if not COSTLY.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("model")
+
+
+def room_of(item: pytest.Item) -> str:
+    """Return the folder of tests/ that a test is in."""
+    return item.nodeid.split("/")[1]
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +92,7 @@ def nobody_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 ROOMS = ("launch", "e2e", "policy", "run", "distributed", "cli", "config")
 LONGEST = {room: place for place, room in enumerate(ROOMS)}  # in this order, then all others
+DEVICES = {"gpu", "standin"}  # rooms of tests that need a device; a marker has the name of its room
 COSTLY = {"pipeline_folder", "fresh"}  # fixtures that nearly every test above a second is built on
 
 SOURCES = {

@@ -5,7 +5,6 @@ MARBLE_TEST_DEVICE=cpu runs the same tests on the CPU, to try the tests themselv
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,16 +13,6 @@ from tests.gpu.tiny_run import SHORT
 
 # Read by cuBLAS when it starts: sums have the same order in every run.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-ROOM = Path(__file__).parent
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of this room; a warning of a device's own libraries does not fail them."""
-    for item in items:
-        if item.path.is_relative_to(ROOM):
-            item.add_marker("gpu")
-            item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# The order of the counters in stub/fakecuda.c.
+# The order of the counters in stub/standin.h.
 NAMES = (
     "launches", "products", "host_to_device", "device_to_host", "device_to_device", "bytes_to_device",
     "bytes_to_host", "waits", "allocations", "frees", "collectives", "collective_bytes", "events", "fills",

@@ -23,7 +23,7 @@ def environment(devices: int = 1, **more: str) -> dict[str, str]:
 
     Args:
         devices: that torch finds.
-        more: further variables, such as those that stub/fakecuda.c reads.
+        more: further variables, such as those that stub/devices.c reads.
     """
     libraries = ("libfakecuda.so", "libnvrtc.so.13", "libcuda.so.1")
     return {
