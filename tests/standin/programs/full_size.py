@@ -19,14 +19,15 @@ IMAGES = 9
 
 
 def make(config: RunConfig) -> Scene:
-    """Make a micro-batch on the device; weights, which take long to draw on a CPU, hold no values."""
+    """Make a micro-batch on the device; a transformer of this size would not be drawn on the CPU in time."""
     folder = config_folder(MODEL)
     assert folder is not None
     shape = read_json(folder / "transformer" / "config.json")
-    with torch.device("meta"):
+    with torch.device("cuda"):
         transformer = SD3Transformer2DModel.from_config(shape | {"sample_size": config.model.resolution // 8})
     transformer.to(torch.bfloat16)
-    transformer.to_empty(device="cpu" if config.model.offload is Offload.blocks else "cuda")
+    if config.model.offload is Offload.blocks:
+        transformer.to("cpu")
     policy = random_policy(transformer, config.model)
     text_tokens = CLIP_TOKENS + config.model.max_sequence_length
     sizes = {
