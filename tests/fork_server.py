@@ -28,6 +28,9 @@ MODULES = (
     "diffusers.models.transformers.transformer_sd3",
     "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3", "transformers", "peft",
     "marble_cli.cli.app", "marble_cli.run.train", "marble_cli.evaluate.evaluate",
+    # What most commands import later.
+    "diffusers.guiders", "marble_cli.policy.families.sd3", "marble_cli.rewards.builtin.colorfulness",
+    "qpsolvers", "typer._adapters",
 )  # fmt: skip
 # As `marble` has them before it imports; threads of a mathematical library would not be in the forks.
 IMPORTED_WITH = {
@@ -153,6 +156,7 @@ def _serve() -> list[str]:
     gc.disable()
     for name in MODULES:
         __import__(name)
+    _fill_caches()
     gc.freeze()  # a collection in a fork would copy every page of what the imports made
     requests = b""
     while True:
@@ -169,6 +173,18 @@ def _serve() -> list[str]:
         arguments = _watch(Path(line.decode()))
         gc.enable()
         return arguments
+
+
+def _fill_caches() -> None:
+    """Make tables that the libraries keep, and that depend on no argument, variable or file of a program."""
+    from hydra.core.plugins import Plugins
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from marble_cli.config.compose import completed
+
+    Plugins.instance()
+    completed({})
+    get_checkpoint_conversion_mapping("clip")
 
 
 def _watch(folder: Path) -> list[str]:
