@@ -90,8 +90,12 @@ def nobody_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "_AT_WORK", guard.AtWork())
 
 
-ROOMS = ("launch", "e2e", "policy", "run", "distributed", "cli", "config")
-LONGEST = {room: place for place, room in enumerate(ROOMS)}  # in this order, then all others
+# Rooms with files of ten seconds and more begin, in this order.
+ROOMS = (
+    *("launch", "e2e", "policy", "step", "distributed", "run"),
+    *("scripts", "cli", "docs", "metrics", "config", "rewards"),
+)
+LONGEST = {room: place for place, room in enumerate(ROOMS)}
 DEVICES = {"gpu", "standin"}  # rooms of tests that need a device; a marker has the name of its room
 COSTLY = {"pipeline_folder", "fresh"}  # fixtures that nearly every test above a second is built on
 

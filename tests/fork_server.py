@@ -8,6 +8,7 @@ This file is all sides: `ForkServer` here; the server when a Python, such as tha
 it; and a stand-in for that Python when run with `fork FOLDER` before a program's arguments.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -27,6 +28,9 @@ MODULES = (
     "diffusers.models.transformers.transformer_sd3",
     "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3", "transformers", "peft",
     "marble_cli.cli.app", "marble_cli.run.train", "marble_cli.evaluate.evaluate",
+    # What most commands import later.
+    "diffusers.guiders", "marble_cli.policy.families.sd3", "marble_cli.rewards.builtin.colorfulness",
+    "qpsolvers", "typer._adapters",
 )  # fmt: skip
 # As `marble` has them before it imports; threads of a mathematical library would not be in the forks.
 IMPORTED_WITH = {
@@ -126,15 +130,20 @@ def start_server(python: Path | str, environ: Mapping[str, str], folder: Path) -
 
 
 def _stand_in(folder: Path, arguments: list[str]) -> None:
-    """Be the program to whoever started this process: pass signals on, and end as it ends.
+    """Be the program to whoever started this process: pass output and signals on, and end as it ends.
 
-    It writes to the files that are this process's output; pipes cannot be passed on.
+    The program is no child of marble's launcher, so that its check for one is made here.
     """
-    files = {name: Path(f"/proc/self/fd/{number}").readlink() for name, number in (("out", 1), ("err", 2))}
-    program = ForkServer(folder).start(arguments, os.environ, **files)
+    launcher = os.environ.pop("MARBLE_LAUNCHER", None)
+    assert launcher in (None, str(os.getppid())), f"the launcher is not {launcher}"
+    output = {name: Path(f"/proc/{os.getpid()}/fd/{number}") for name, number in (("out", 1), ("err", 2))}
+    program = ForkServer(folder).start(arguments, os.environ, **output)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: program.send_signal(number))
     code = program.wait()
+    for number in (1, 2):
+        with contextlib.suppress(OSError):  # a pipe
+            os.lseek(number, 0, os.SEEK_END)  # whoever shares a file writes after the program
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
@@ -147,6 +156,7 @@ def _serve() -> list[str]:
     gc.disable()
     for name in MODULES:
         __import__(name)
+    _fill_caches()
     gc.freeze()  # a collection in a fork would copy every page of what the imports made
     requests = b""
     while True:
@@ -163,6 +173,18 @@ def _serve() -> list[str]:
         arguments = _watch(Path(line.decode()))
         gc.enable()
         return arguments
+
+
+def _fill_caches() -> None:
+    """Make tables that the libraries keep, and that depend on no argument, variable or file of a program."""
+    from hydra.core.plugins import Plugins
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from marble_cli.config.compose import completed
+
+    Plugins.instance()
+    completed({})
+    get_checkpoint_conversion_mapping("clip")
 
 
 def _watch(folder: Path) -> list[str]:

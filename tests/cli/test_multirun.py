@@ -10,6 +10,7 @@ import yaml
 
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.sweep.record import read_sweep
+from tests.distributed.processes import forks
 
 REWARDS = "rewards=[colorfulness,compressibility]"
 
@@ -79,6 +80,15 @@ def test_dry_run_prints_the_plan_of_every_cell(marble: Callable, tmp_path: Path)
     assert f"  {tmp_path}/s/rollout.group_size=5\n" in job
 
 
+@pytest.fixture
+def forked_cells(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every cell in a fork instead of an interpreter of its own."""
+    python = tmp_path_factory.mktemp("forked") / "python"
+    forks().write_python(python)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+
+@pytest.mark.usefixtures("forked_cells")
 def test_a_sweep_of_real_runs_takes_another_cell_and_skips_the_one_that_is_done(
     marble: Callable, base_overrides: list[str], tmp_path: Path
 ) -> None:

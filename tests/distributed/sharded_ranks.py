@@ -28,7 +28,7 @@ from marble_cli.step.direction import make_descent
 from marble_cli.step.gradients import Step, mixture_gradient, reward_gradients
 from marble_cli.step.reward_signal import read_signal
 
-IMAGES = 8  # per rank
+IMAGES = 4  # per rank: one group, in micro-batches of which the last is smaller
 config = compose([], sys.argv[1])
 replicas = int(sys.argv[2])
 

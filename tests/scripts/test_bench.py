@@ -106,15 +106,7 @@ def test_a_run_is_put_together_from_its_steps() -> None:
 
 
 def test_the_real_trainer_is_timed() -> None:
-    small = (
-        "rollout.groups=2",
-        "rollout.group_size=2",
-        "rollout.steps=2",
-        "trainer.micro_batch_size=2",
-        "rewards=[colorfulness,compressibility]",
-        "balance.floor=0",
-    )
-    rows = whole.time_run(1, small).rows
+    rows = whole.time_run(1, (*SMALL, "balance.floor=0")).rows
     assert [row[0] for row in rows] == [*whole.STEPS, whole.SINGLE]
     assert all(number > 0 for row in rows for number in row[1:4])  # type: ignore[operator]
 

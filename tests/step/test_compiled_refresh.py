@@ -35,15 +35,13 @@ def compile_now(double_policy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator
     torch._dynamo.reset()
 
 
-def both(case: Any, policy: Any) -> list[Gradients]:
-    """Take a refresh's gradients with all of its backward passes, then an amortised step's."""
+def take_steps(case: Any, policy: Any) -> Iterator[Gradients]:
+    """Take an amortised step's gradients, then a refresh's with all of its backward passes."""
     signal, step = case.signal, case.step(policy)
     made = reward_coefficients(signal.optimality, signal.applicable, shared_term=SharedTerm.inside)
     outside = reward_coefficients(signal.optimality, signal.applicable, shared_term=SharedTerm.outside).shared
-    return [
-        reward_gradients(step, UNEVEN, made.rewards, outside),
-        mixture_gradient(step, UNEVEN, outside),
-    ]
+    yield mixture_gradient(step, UNEVEN, outside)
+    yield reward_gradients(step, UNEVEN, made.rewards, outside)
 
 
 def graphs() -> int:
@@ -52,36 +50,29 @@ def graphs() -> int:
 
 @LORA
 @WITHOUT_COMPILER_WARNINGS
-def test_a_compiled_refresh_has_the_same_gradients(case: Any, double_policy: Any, compile_now: Any) -> None:
-    expected, kinds = both(case, double_policy), [type(layer) for layer in double_policy.layers()]
+def test_a_compiled_refresh_has_the_same_gradients_from_code_of_its_own(
+    case: Any, double_policy: Any, compile_now: Any
+) -> None:
+    """The trained weights' forward pass has graphs of its own in a refresh, on top of an amortised step's."""
+    expected = list(take_steps(case, double_policy))
+    kinds = [type(layer) for layer in double_policy.layers()]
     assert not double_policy.compiled
     compile_now()
     assert double_policy.compiled
-    first = both(case, double_policy)
-    compiled = graphs()
-    again = both(case, double_policy)
-    assert graphs() == compiled > 0, "the second step compiles nothing"
+    steps = take_steps(case, double_policy)
+    amortised, of_amortised = next(steps), graphs()
+    refresh, of_both = next(steps), graphs()
+    assert of_both > of_amortised > 0
+    again = list(take_steps(case, double_policy))
+    assert graphs() == of_both, "the second step compiles nothing"
     assert not counters["graph_break"]
-    for found in (first, again):
+    for found in ([amortised, refresh], again):
         for one, other in zip(found, expected, strict=True):
             assert distance(one.losses, other.losses) < 1e-12
             for row, wanted in zip(one.rows, other.rows, strict=True):
                 assert distance(row, wanted) < 1e-10 or not (row.any() or wanted.any())
     assert [type(layer) for layer in double_policy.layers()] == kinds
     assert all(parameter.grad is None for parameter in double_policy.parameters("trained").values())
-
-
-@LORA
-@WITHOUT_COMPILER_WARNINGS
-def test_a_refresh_runs_compiled_code(case: Any, double_policy: Any, compile_now: Any) -> None:
-    """The trained weights' forward pass has graphs of its own in a refresh, on top of an amortised step's."""
-    signal = case.signal
-    made = reward_coefficients(signal.optimality, signal.applicable, shared_term=SharedTerm.outside)
-    compile_now()
-    mixture_gradient(case.step(double_policy), UNEVEN[:1], made.shared)
-    amortised = graphs()
-    reward_gradients(case.step(double_policy), UNEVEN[:1], made.rewards, made.shared)
-    assert graphs() > amortised > 0
 
 
 @NEEDS_COMPILER
