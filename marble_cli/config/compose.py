@@ -85,7 +85,7 @@ def load_resolved(path: Path) -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """Return YAML that `compose([], path)` turns into the same configuration, with references for secrets."""
-    return OmegaConf.to_yaml(without_secrets(config))
+    return OmegaConf.to_yaml(OmegaConf.create(without_secrets(config)))
 
 
 def completed(tree: Any) -> DictConfig:

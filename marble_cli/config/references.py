@@ -4,9 +4,8 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
+from enum import Enum
 from typing import Any
-
-from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from marble_cli.config.schema import RunConfig
 from marble_cli.redaction import is_secret, learn, learn_options
@@ -15,9 +14,12 @@ from marble_cli.redaction import is_secret, learn, learn_options
 PREFIX = "MARBLE_SECRET_"
 
 
-def without_secrets(config: RunConfig) -> DictConfig:
-    """Return the configuration as a tree with a reference such as `${oc.env:JUDGE_KEY}` for each secret."""
-    tree = OmegaConf.create(asdict(config))  # without the types, which take most of the time
+def without_secrets(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as plain JSON values.
+
+    A reference such as `${oc.env:JUDGE_KEY}` stands for each secret.
+    """
+    tree: dict[str, Any] = asdict(config, dict_factory=_named)
     for node, key, value, path in list(_secrets(tree)):
         node[key] = f"${{oc.env:{_variable(value, path)}}}"
     return tree
@@ -32,13 +34,18 @@ def keep_secrets(config: RunConfig) -> None:
         learn(value)
 
 
+def _named(rows: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a mapping of a dataclass's fields, with the names of enums as values."""
+    return {key: value.name if isinstance(value, Enum) else value for key, value in rows}
+
+
 def _secrets(
-    node: DictConfig | ListConfig | dict[Any, Any] | list[Any], path: tuple[str, ...] = ()
+    node: dict[Any, Any] | list[Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[Any, Any, str, tuple[str, ...]]]:
     """Yield each secret as the node and key that hold it, its value and its path."""
-    for key in range(len(node)) if isinstance(node, ListConfig | list) else list(node):
+    for key in range(len(node)) if isinstance(node, list) else list(node):
         value, place = node[key], (*path, str(key))
-        if isinstance(value, DictConfig | ListConfig | dict | list):
+        if isinstance(value, dict | list):
             yield from _secrets(value, place)
         elif is_secret(str(key), value):
             yield node, key, value, place

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from itertools import chain
+from operator import add, sub
 from typing import Any, Literal, Protocol
 
 import torch
@@ -89,6 +90,15 @@ class PassCost:
     backward: int  # FLOP of its gradient in the trained weights
     kept: int  # bytes of activations from the forward pass to the backward pass
     kept_checkpointed: int  # the same with gradient checkpointing, while the largest block is computed again
+
+    def __add__(self, other: "PassCost") -> "PassCost":
+        return PassCost(*map(add, astuple(self), astuple(other)))
+
+    def __sub__(self, other: "PassCost") -> "PassCost":
+        return PassCost(*map(sub, astuple(self), astuple(other)))
+
+    def __mul__(self, count: int) -> "PassCost":
+        return PassCost(*(figure * count for figure in astuple(self)))
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def anonymous_config(config: RunConfig) -> dict[str, Any]:
         logging=LoggingConfig([], WandbConfig(WandbMode.disabled, None, None), config.logging.images_every),
         launcher=LauncherConfig(nproc=1),
     )
-    tree: Any = _mapped(OmegaConf.to_container(without_secrets(shown), enum_to_str=True), placeless)
+    tree: Any = _mapped(without_secrets(shown), placeless)
     tree["data"] = _mapped(tree["data"], nameless)
     for reward in (*tree["rewards"].values(), *tree["eval_rewards"].values()):
         reward["options"] = _mapped(reward["options"], nameless)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from marble_cli.config.compose import load_resolved
 from marble_cli.config.references import without_secrets
 from marble_cli.errors import ConfigError
@@ -93,7 +91,7 @@ def read_run(folder: Path, label: str) -> Run:
 def _settings(path: Path) -> tuple[Settings | None, dict[str, list[str]], str | None]:
     """Return a configuration by dotted key, the names of its rewards, and what is wrong with the file."""
     try:
-        tree: Any = OmegaConf.to_container(without_secrets(load_resolved(path)), enum_to_str=True)
+        tree: Any = without_secrets(load_resolved(path))
     except ConfigError as error:
         reason = redact(str(error)).replace(f"{path.parent}/", "")
         return None, {"rewards": [], "eval_rewards": []}, f"The settings are unknown: {reason}"

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.logging import RichHandler
 
 from marble_cli import __version__
@@ -72,7 +71,7 @@ class RunRecorder:
             self.outer, self.logger.handlers = self.logger.handlers, self.handlers
             self.journal.handlers, self.journal.propagate = self.handlers[:1], False
             self.journal.info("marble %s, after step %d", __version__, self.progress.step)
-            tree: Any = OmegaConf.to_container(without_secrets(self.config), enum_to_str=True)
+            tree = without_secrets(self.config)
             run = TrackedRun(self.folder, self.config.run.name, tree, self.progress.step)
             ids = {"wandb": self.progress.wandb_id}
             self.trackers = Trackers(self.config.logging.trackers, run, ids)

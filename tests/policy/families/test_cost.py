@@ -1,6 +1,9 @@
 """What the plan counts without weights, against counters around real passes of every family."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from marble_cli.config.enums import Switch, Train
+from marble_cli.policy import cost
 from marble_cli.policy.base import PassCost, PromptEmbeddings
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
@@ -77,6 +81,23 @@ def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) 
         model_size(case.model),
     )
     assert size is not None
-    real, cost = count(policy, case.start()), size.cost
-    assert real.kept < cost.kept_checkpointed < cost.kept
-    assert (cost.forward + cost.backward) == pytest.approx(real.backward, rel=0.15)
+    real, planned = count(policy, case.start()), size.cost
+    assert real.kept < planned.kept_checkpointed < planned.kept
+    assert (planned.forward + planned.backward) == pytest.approx(real.backward, rel=0.15)
+
+
+def test_equal_blocks_cost_as_much_as_each_of_them(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(case.model.path, tmp_path / "deep", ignore=shutil.ignore_patterns("*.safetensors"))
+    file = tmp_path / "deep/transformer/config.json"
+    config = json.loads(file.read_text())
+    depths = config.keys() & {"num_layers", "num_single_layers", "n_layers"}
+    file.write_text(json.dumps({**config, **dict.fromkeys(depths, 5)}))
+    size = model_size(replace(case.model, path=str(file.parent.parent)))
+    assert size is not None
+    costs = []
+    for many in (4, 100):
+        monkeypatch.setattr(cost, "MANY", many)
+        costs.append(size.count_cost())
+    assert costs[0] == costs[1]
