@@ -1,6 +1,7 @@
 """Run one job at a time in a thread beside the one that trains."""
 
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -49,6 +50,11 @@ def _finish(future: Future[None], job: Callable[[], object]) -> None:
     try:
         job()
     except BaseException as error:
+        del job  # with the frames below it may hold a copy of the run's state
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
         future.set_exception(error)
     else:
         future.set_result(None)

@@ -39,6 +39,7 @@ from marble_cli.plan.memory import choose_checkpointing, describe, describe_byte
 from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.plan.work import COPY_SPEED, add_passes, copying_seconds, refreshed
 from marble_cli.policy.base import ModelSize
+from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.size import model_size
@@ -140,6 +141,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         checkpointing = choose_checkpointing(config, size, device, neighbours.total)
         config = checkpointing.applied(config)
         needed = memory(config, size, neighbours.total)
+        less = "; compiled, less" if choose_compilation(config.model.compile, device).on else ""
         spent = seconds(config, size, matmul_speed(device, DTYPES[config.model.precision]), together)
         rows += [
             (
@@ -148,7 +150,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
             ),
             ("memory", describe(needed, trainer.micro_batch_size)),
             ("", f"beside the model: {neighbours}"),
-            ("", f"about {describe_bytes(needed.peak)} in all, with temporary tensors"),
+            ("", f"about {describe_bytes(needed.peak)} in all, with temporary tensors{less}"),
             ("", str(checkpointing)),
             ("checkpoints", checkpoints(config, size, existing)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),

@@ -118,22 +118,25 @@ class Checkpoints:
         try:
             yield
         except BaseException as error:
+            ranks = self.layout.ranks
+            together = ranks.world == 1 or self._leaving or isinstance(error, ON_ALL_RANKS)
             try:
                 self.background.wait()
             except Exception as second:  # whatever it is, log only: `error` is raised
                 self._log_failure(second)
             if not self.mid_update and not self.up_to_date:
-                self._keep(error)
+                self._keep(error, together)
+            if together:
+                # A launcher may kill the main rank, which is still writing, when other ranks have ended.
+                ranks.barrier()
             raise
 
     @property
     def _leaving(self) -> bool:
         return self.layout.ranks.leaving or self.writers.leaving
 
-    def _keep(self, error: BaseException) -> None:
-        """Write a checkpoint after `error`, if the remaining ranks can."""
-        ranks = self.layout.ranks
-        together = ranks.world == 1 or self._leaving or isinstance(error, ON_ALL_RANKS)
+    def _keep(self, error: BaseException, together: bool) -> None:
+        """Write a checkpoint after `error`, which all ranks raise `together`, if the remaining ranks can."""
         if self.layout.sharded and not together:
             log.error("step %d is not kept: other processes hold shards of its weights", self.progress.step)
             return
@@ -144,9 +147,6 @@ class Checkpoints:
                 self.background.wait()
         except (StorageError, DeviceMemoryError, PeerError) as second:  # log only: `error` is raised
             self._log_failure(second)
-        if together:
-            # A launcher may kill the main rank, which is still writing, when other ranks have ended.
-            ranks.barrier()
 
     @property
     def is_full(self) -> bool:

@@ -1,6 +1,8 @@
 """One job at a time beside the thread that trains, and no error is lost."""
 
 import threading
+import weakref
+from functools import partial
 
 import pytest
 
@@ -41,3 +43,23 @@ def test_job_that_must_end_at_once_runs_in_this_thread() -> None:
     background.run(lambda: threads.append(threading.current_thread()), now=True)
     assert threads == [threading.current_thread()]
     assert not background.failed
+
+
+def test_failed_job_keeps_no_memory() -> None:
+    class Copy:
+        """A copy of the run's state."""
+
+    held, background = Copy(), Background()
+    seen = weakref.ref(held)
+
+    def fail(copy: Copy) -> None:
+        try:
+            raise OSError("no space")
+        except OSError as error:
+            raise RuntimeError("not written") from error
+
+    background.run(partial(fail, held))
+    del held
+    with pytest.raises(RuntimeError, match="not written"):
+        background.wait()
+    assert seen() is None

@@ -192,6 +192,14 @@ def test_plan_names_the_trained_weights(
     assert "of trained weights, moments and gradients" in said
 
 
+def test_plan_says_that_compiled_blocks_take_less(
+    run_config: RunConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for choice, said in (("true", True), ("false", False)):
+        plan(run_config(f"run.dir={tmp_path}", f"model.compile={choice}"))
+        assert ("with temporary tensors; compiled, less" in " ".join(capsys.readouterr().out.split())) is said
+
+
 def test_guidance_doubles_the_estimated_time_of_rollouts(run_config: RunConfigMaker) -> None:
     plain, guided = (
         seconds(run_config("trainer.steps=1", f"rollout.guidance_scale={scale}"), SIZE, 1e9)
