@@ -1,6 +1,6 @@
 """Compose the package's files once per process and choice of files, for thousands of configurations."""
 
-import copy
+import pickle
 from collections.abc import Sequence
 from functools import cache
 
@@ -29,7 +29,7 @@ def _compose(name: str, lines: Sequence[str]) -> DictConfig:
     if name == compose.REPLAY:  # a file of the test's own
         return _hydra_compose(name, list(lines))
     choices = tuple(line for line in lines if _is_choice(line))
-    tree = copy.deepcopy(_chosen(name, choices))
+    tree = pickle.loads(_chosen(name, choices))
     values = OverridesParser.create().parse_overrides([line for line in lines if line not in choices])
     try:
         ConfigLoaderImpl._apply_overrides_to_config(values, tree)
@@ -44,8 +44,9 @@ def _is_choice(line: str) -> bool:
 
 
 @cache
-def _chosen(name: str, choices: tuple[str, ...]) -> DictConfig:
-    return _hydra_compose(name, list(choices))
+def _chosen(name: str, choices: tuple[str, ...]) -> bytes:
+    """Return a pickled tree: reading one takes half the time of a copy."""
+    return pickle.dumps(_hydra_compose(name, list(choices)))
 
 
 def _options_of(group: str) -> list[str]:
