@@ -180,4 +180,5 @@ def test_computed_sizes_equal_those_of_the_loaded_model(full: ModelConfig, preci
     assert size is not None
     assert size.trained == size.transformer == sum(p.numel() for p in policy.parameters("trained").values())
     lora = model_size(replace(chosen, train=Train.lora))
-    assert lora == replace(size, trained=lora.trained)  # type: ignore[union-attr]
+    assert lora is not None
+    assert lora == replace(size, trained=lora.trained, most_kept=lora.most_kept)
