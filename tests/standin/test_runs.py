@@ -18,6 +18,7 @@ SHORT = (
 FSDP = "trainer.parallel=fsdp"
 RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
     "alone": (1, ()),
+    "quantised": (1, ("model.quantization=nf4", "optimizer=adamw8bit", "model.lora.rank=64")),
     "ddp": (2, ()),
     "fsdp": (2, (FSDP,)),
     "hsdp of all weights": (4, (FSDP, "trainer.fsdp.replicas=2", "model.train=full")),
