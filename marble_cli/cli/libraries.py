@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 
 @contextmanager
@@ -17,5 +18,10 @@ def importing() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-    if not gc.get_freeze_count():  # a process that runs several commands must not keep each one's garbage
-        gc.freeze()
+    _freeze_once()
+
+
+@cache
+def _freeze_once() -> None:
+    """Freeze what the first command imported: a later one would keep the garbage of those before it."""
+    gc.freeze()

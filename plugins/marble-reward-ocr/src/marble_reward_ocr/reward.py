@@ -4,15 +4,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import rapidocr
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from marble_reward_ocr.text import FOLDS
+
+if TYPE_CHECKING:
+    import rapidocr
 
 DETECTOR, RECOGNISER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 QUOTED = re.compile('["\u201c\u201d]([^"\u201c\u201d]+)["\u201c\u201d]')
@@ -87,8 +89,10 @@ def _bgr(image: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image.flip(0).permute(1, 2, 0).numpy())
 
 
-def _reader(*, use_det: bool) -> rapidocr.RapidOCR:
+def _reader(*, use_det: bool) -> "rapidocr.RapidOCR":
     """Make a reader with fixed switches; rapidocr would keep switches of a call for later calls."""
+    import rapidocr  # takes most of a second, which listing rewards need not wait for
+
     folder = Path(rapidocr.__file__).parent / "models"
     for name in (DETECTOR, RECOGNISER):
         if not (folder / name).is_file():
