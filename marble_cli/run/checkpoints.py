@@ -123,7 +123,7 @@ class Checkpoints:
             try:
                 self.background.wait()
             except Exception as second:  # whatever it is, log only: `error` is raised
-                self._log_failure(second)
+                self._log_failure(self.last_save_attempt, second)
             if not self.mid_update and not self.up_to_date:
                 self._keep(error, together)
             if together:
@@ -146,7 +146,7 @@ class Checkpoints:
                 self.begin(False)
                 self.background.wait()
         except (StorageError, DeviceMemoryError, PeerError) as second:  # log only: `error` is raised
-            self._log_failure(second)
+            self._log_failure(self.progress.step, second)
 
     @property
     def is_full(self) -> bool:
@@ -164,8 +164,8 @@ class Checkpoints:
             return None
         return (hold if self.is_full else pack)(self.policy, self.optimizer, self.progress)
 
-    def _log_failure(self, error: Exception) -> None:
-        log.error("checkpointing step %d on the way out failed too: %s", self.last_save_attempt, error)
+    def _log_failure(self, step: int | None, error: Exception) -> None:
+        log.error("checkpointing step %s on the way out failed too: %s", step, error)
 
     def begin(self, best: bool) -> None:
         """Write a checkpoint on the main rank, or on all ranks together; in the background if it is full."""

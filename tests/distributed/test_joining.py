@@ -49,7 +49,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
         asked.append(("on", device))
         return make(values)
 
-    def all_reduce(tensor: Tensor) -> None:
+    def all_reduce(tensor: Tensor, group: object) -> None:
         asked.append(("all_reduce", tuple(tensor.shape)))
         tensor.fill_(2)
 
@@ -105,7 +105,7 @@ def test_failed_first_all_reduce_names_what_to_check(
     error: Exception,
     reason: str,
 ) -> None:
-    def all_reduce(tensor: Tensor) -> None:
+    def all_reduce(tensor: Tensor, group: object) -> None:
         raise error
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
