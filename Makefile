@@ -25,6 +25,8 @@ bench: install
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m scripts.bench $(BENCH)
 
 # A file's tests share a worker and its fixtures; tests/conftest.py puts the longest files first.
+# Interpreters that tests start find marble compiled, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
 WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 test: install
 	$(BIN)/python -m pytest $(WORKERS)

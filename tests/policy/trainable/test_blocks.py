@@ -27,12 +27,12 @@ def compiled(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
     torch._dynamo.reset()
 
 
-def graphs_after(policy: Any, samples: int) -> int:
-    """Take the passes of a step for so many samples, and return how many graphs there are by then."""
+def graphs_after(policy: Any, samples: int, drawing: tuple[Any, ...]) -> int:
+    """Pass so many samples through these weights and the trained ones, and return the graphs made so far."""
     xt, t = torch.randn(samples, *policy.latent_shape), torch.full((samples,), 0.5)
     at = (xt, t, policy.encode(["a cup"] * samples))
     with torch.no_grad():
-        for adapter in ("behaviour", None):
+        for adapter in drawing:
             policy.velocity(*at, adapter)
     policy.velocity(*at, "trained").sum().backward()
     return int(counters["stats"]["unique_graphs"])
@@ -40,8 +40,15 @@ def graphs_after(policy: Any, samples: int) -> int:
 
 @WITHOUT_COMPILER_WARNINGS
 @pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [((5, 3, 2, 8, 1, 3, 1), (1, 1, 1, 1, 2, 2, 2)), ((1, 5, 3), (1, 2, 2))],
+    ("sizes", "expected", "drawing"),
+    [
+        ((5, 3, 2, 8, 1, 3, 1), (1, 1, 1, 1, 2, 2, 2), ("behaviour", None)),
+        (
+            (1, 5, 3),
+            (1, 2, 2),
+            (),
+        ),  # each pass has its own graphs, so one tells what comes of a first batch of 1
+    ],
 )
 def test_a_batch_of_another_size_compiles_nothing_and_its_velocities_are_right(
     compiled: Any,
@@ -49,12 +56,13 @@ def test_a_batch_of_another_size_compiles_nothing_and_its_velocities_are_right(
     randomise: Callable[..., None],
     sizes: tuple[int, ...],
     expected: tuple[int, ...],
+    drawing: tuple[Any, ...],
 ) -> None:
     """Only a batch of one has graphs of its own, as torch takes a size of 1 for a constant."""
-    passes = 3  # of the behaviour policy, the frozen model and the trained one
+    passes = len(drawing) + 1
     for one in (compiled, policy):
         randomise(one)
-    found = [graphs_after(compiled, samples) for samples in sizes]
+    found = [graphs_after(compiled, samples, drawing) for samples in sizes]
     assert found == [times * KINDS * passes for times in expected]
     embeddings = policy.encode(["a cup"] * 5)
     for samples in (5, 2, 1):
