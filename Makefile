@@ -24,8 +24,6 @@ demo: install
 bench: install
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m scripts.bench $(BENCH)
 
-# Interpreters that tests start find marble compiled, whatever the environment says.
-export PYTHONDONTWRITEBYTECODE :=
 # A file's tests share a worker and its fixtures; tests/conftest.py puts the longest files first.
 WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 test: install

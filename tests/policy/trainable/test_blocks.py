@@ -43,11 +43,8 @@ def graphs_after(policy: Any, samples: int, drawing: tuple[Any, ...]) -> int:
     ("sizes", "expected", "drawing"),
     [
         ((5, 3, 2, 8, 1, 3, 1), (1, 1, 1, 1, 2, 2, 2), ("behaviour", None)),
-        (
-            (1, 5, 3),
-            (1, 2, 2),
-            (),
-        ),  # each pass has its own graphs, so one tells what comes of a first batch of 1
+        # Every pass has its own graphs, so one tells what comes of a first batch of one.
+        ((1, 5, 3), (1, 2, 2), ()),
     ],
 )
 def test_a_batch_of_another_size_compiles_nothing_and_its_velocities_are_right(
