@@ -59,12 +59,12 @@ class Memory:
     @property
     def least(self) -> int:
         """Bytes that the run needs at any batch size."""
-        return self.neighbours + max(self.frozen + self.trained, self.frozen + self.encoders)
+        return self.neighbours + self.frozen + max(self.trained, self.encoders)
 
     @property
     def peak(self) -> int:
         """Bytes that the run needs, with what a device needs besides."""
-        most = max(self.frozen + self.trained + self.activations, self.least - self.neighbours)
+        most = self.frozen + max(self.trained + self.activations, self.encoders)
         return round((1 + SHARE_BESIDES) * most) + BYTES_BESIDES + self.neighbours
 
 
@@ -180,14 +180,15 @@ def check_memory(
     if size is None:
         return
     needed = memory(config, size, neighbours, counted=False)
-    free, host = free_memory(device), free_memory(torch.device("cpu"))
     hosted = needed.offloaded * config.launcher.nproc
+    host = free_memory(torch.device("cpu")) if hosted else None
     if host is not None and hosted > host:
         raise RequestError(
             f"model.offload=blocks keeps {describe_bytes(hosted)} of weights in the CPU's memory, for "
             f"launcher.nproc={config.launcher.nproc}, and {describe_bytes(host)} are free there. Free some, "
             "start fewer processes per machine, or use model.quantization with model.offload=none."
         )
+    free = free_memory(device)
     if free is None or needed.least <= free:
         return
     smaller = "Train a LoRA (model.train=lora)"

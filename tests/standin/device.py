@@ -1,10 +1,12 @@
 """Start programs on a CUDA device that is not there."""
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = Path(sys.prefix) / "standin"  # made by stub/build.sh
@@ -54,6 +56,13 @@ def run(*words: str, devices: int = 1, seconds: float = 1800, **more: str) -> Fi
         cwd=ROOT,
     )
     return Finished(done.returncode, " ".join((done.stdout + done.stderr).split()))
+
+
+def counts(program: str) -> Any:
+    """Run a module that prints FOUND and its counts as JSON, and return them."""
+    done = run("-m", program, seconds=900)
+    assert done.code == 0, done.said
+    return json.JSONDecoder().raw_decode(done.said.partition("FOUND ")[2])[0]
 
 
 def marble(*words: str, devices: int = 1, **more: str) -> Finished:

@@ -4,12 +4,11 @@ Counts are exact and the peaks are the allocator's own, so each bound is what wa
 Lower a bound when a change saves something, and say in the commit why one has to rise.
 """
 
-import json
 from typing import Any
 
 import pytest
 
-from tests.standin.device import run
+from tests.standin.device import counts
 
 GIB = 2**30
 PEAK = {"rollout": 0.4, "plain in 1": 17.5, "refresh in 1": 18.0}  # GiB beyond the weights
@@ -20,9 +19,7 @@ WAITS_PER_STEP = {"plain": 6, "refresh": 10}
 @pytest.fixture(scope="module")
 def found() -> Any:
     """The counts of tests/standin/programs/full_size.py."""
-    done = run("-m", "tests.standin.programs.full_size", seconds=900)
-    assert done.code == 0, done.said
-    return json.JSONDecoder().raw_decode(done.said.partition("FOUND ")[2])[0]
+    return counts("tests.standin.programs.full_size")
 
 
 @pytest.mark.parametrize("part", PEAK)

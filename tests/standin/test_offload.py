@@ -1,6 +1,5 @@
 """Offloaded blocks take what the plan says, at Stable Diffusion 3.5 Medium's true size."""
 
-import json
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from marble_cli.plan.memory import memory
 from marble_cli.policy.size import model_size
 from scripts.bench.sd35m import step_config
-from tests.standin.device import run
+from tests.standin.device import counts
 
 GIB = 2**30
 PEAK = {"plain": 1.7, "refresh": 2.2}  # GiB, with the weights
@@ -18,9 +17,7 @@ PASSES = {"plain": 4, "refresh": 5}  # over each of three micro-batches
 @pytest.fixture(scope="module")
 def found() -> Any:
     """The counts of tests/standin/programs/offload.py."""
-    done = run("-m", "tests.standin.programs.offload", seconds=900)
-    assert done.code == 0, done.said
-    return json.JSONDecoder().raw_decode(done.said.partition("FOUND ")[2])[0]
+    return counts("tests.standin.programs.offload")
 
 
 @pytest.mark.parametrize("step", PEAK)
