@@ -163,7 +163,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     console = Console(markup=False)
     console.print(table, "")
     if size is not None:
-        console.print(tabulate_cards(config, size, neighbours.total))
+        card = device if device.type == "cuda" else torch.device("cuda:0")
+        console.print(tabulate_cards(config, size, find_neighbours(config, declarations, card).total))
         console.print(
             "Largest trainer.micro_batch_size without / with gradient checkpointing; -: does not fit.\n"
         )
