@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
 from marble_cli.balance.base import Balance
 from marble_cli.balance.cache import DirectionCache
@@ -15,6 +14,7 @@ from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.resume import newest_checkpoint, warn_skipped
 from marble_cli.config.compose import dump
 from marble_cli.config.evaluation import pictured
+from marble_cli.config.references import as_tree
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError
@@ -126,8 +126,7 @@ def restore(
     log.info("continuing after step %d from %s", progress.step, checkpoint)
     if progress.step >= config.trainer.steps:
         log.warning("step %d of trainer.steps=%d is done already", progress.step, config.trainer.steps)
-    now = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(now, dict)
+    now = as_tree(config)
     if rewards is not None and rewards != list(config.rewards):
         log.warning("%s was trained on %s; the balance starts anew", checkpoint, ", ".join(rewards))
         return Progress(progress.step, DirectionCache(), progress.ema, {}, best_metric=metric)
