@@ -49,8 +49,7 @@ def build_balance(config: RunConfig) -> Balance | ScalarisedReward:
     Raises:
         ConfigError: the balance is unknown, or its settings do not fit the rewards.
     """
-    weights = [reward.weight for reward in config.rewards.values()]
-    return registry.build(config.balance, list(config.rewards), weights)
+    return registry.build_for(config.balance, config.rewards)
 
 
 def build_sampler(config: RunConfig, sources: Mapping[str, list[Prompt]]) -> PromptSampler:
