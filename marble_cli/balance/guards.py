@@ -10,6 +10,7 @@ multiplier reaches its price. Then the violation is the least at these prices, m
 pushed down, and d stays bounded.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -114,6 +115,7 @@ class Guarded:
         Raises:
             BalanceError: the balance failed, or no solver reached a residual of 1e-10.
         """
+        began = time.perf_counter()
         gram, trained = gram.detach().double().cpu(), self.guards.trained
         inner = self.balance(gram[trained][:, trained])
         weights, alpha = spread(inner.weights, trained), spread(inner.alpha, trained)
@@ -131,6 +133,7 @@ class Guarded:
             gap=float(np.fmax(inner.gap, projection.residual)) if projection.multipliers.any() else inner.gap,
             solver=", ".join(sorted(solvers)) or "none",
             fallbacks=inner.fallbacks + projection.fallbacks,
+            seconds=time.perf_counter() - began,
             margins=torch.tensor(self.guards.margins, dtype=torch.float64),
         )
 

@@ -10,6 +10,8 @@ from marble_cli.balance.base import Solution, cosines
 from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.conflict import agreement, conflict_share, pairwise_cosines
 
+ALONG = 1e-9  # cosine that is the rounding of 0
+
 
 def describe_gradients(
     names: list[str], gram: Tensor, weights: Tensor, cached: Tensor | None
@@ -28,7 +30,8 @@ def describe_gradients(
     metrics: dict[str, float] = {}
     for k, name in enumerate(names):
         metrics[f"balance/grad_norm/{name}"] = norms[k].item()
-        metrics[f"balance/cosine/{name}"] = along[k].item()
+        # A direction along the edge of what a reward allows is not against it.
+        metrics[f"balance/cosine/{name}"] = 0.0 if along[k].abs() < ALONG else along[k].item()
     for one, other in combinations(range(count), 2):
         metrics[f"balance/pairwise_cosine/{names[one]}/{names[other]}"] = pairwise[one, other].item()
     metrics["balance/conflict_share"] = conflict_share(pairwise)

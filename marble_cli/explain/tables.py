@@ -95,13 +95,12 @@ def _cosine(cosine: Cosines) -> tuple[Text, Text, Text]:
 
 def guards(found: Explanation) -> Table:
     """Tabulate how often each guard acted and how strongly, and the direction's cosines before it did."""
-    table = _table(
-        "Guards", "reward", "acted", "multiplier", "before", "lowest", "below 0", "violation", "refreshes"
-    )
+    table = _table("Guards", "reward", "acted", "of", "multiplier", "before", "below 0", "violation")
     for r in found.rewards:
-        if r.guard:
-            figures = (percent(r.guard.acted), _number(r.guard.multiplier, "#.2g"), *_cosine(r.guard.before))
-            table.add_row(r.name, *figures, f"{r.guard.violation:.2g}", str(r.guard.before.count))
+        if (guard := r.guard) is not None:
+            acted = (percent(guard.acted), str(guard.before.count), _number(guard.multiplier, "#.2g"))
+            before, _, below = _cosine(guard.before)
+            table.add_row(r.name, *acted, before, below, f"{guard.violation:.2g}")
     return table
 
 

@@ -116,7 +116,7 @@ def test_guards_have_a_table_and_a_sentence() -> None:
     )
     assert "ocr by up to 0.12" in diagnose(found)[1]
     row = next(line for line in text(found).split("Guards ")[1].splitlines() if line.startswith("ocr"))
-    assert row.split() == ["ocr", "50", "%", "0.25", "-0.10", "-0.30", "50", "%", "0.12", "2"]
+    assert row.split() == ["ocr", "50", "%", "2", "0.25", "-0.10", "50", "%", "0.12"]
 
 
 def test_pairs_in_either_order_of_their_names() -> None:
