@@ -38,7 +38,7 @@ def build(
     config: schema.BalanceConfig,
     names: Sequence[str],
     reward_weights: Sequence[float],
-    margins: Sequence[float] | None = None,
+    margins: Sequence[float] = (),
 ) -> Balance | ScalarisedReward:
     """Build the balance that a configuration asks for.
 
@@ -46,7 +46,7 @@ def build(
         config: the `balance` group.
         names: the K rewards' names, in the order of the Gram matrix.
         reward_weights: [K] the rewards' own weights; `balance.weights` overrides them by name.
-        margins: [K] of the guards, NaN for a trained reward; None without guards.
+        margins: [K] of the guards, NaN for a trained reward; may be empty without guards.
 
     Returns:
         A balance of gradients, or a mixture of the trained rewards, which leaves nothing to balance but
@@ -57,13 +57,10 @@ def build(
             rewards, weights that are unknown, negative or all zero, or a balance with a state where
             `balance.refresh_when=stale` needs one without.
     """
-    guards = (
-        None if margins is None or all(map(math.isnan, margins)) else Guards(tuple(margins), config.solver)
-    )
-    if guards is None:
+    if all(map(math.isnan, margins)):
         balance = _build(config, names, reward_weights)
     else:
-        balance = _build_guarded(config, names, reward_weights, guards)
+        balance = _build_guarded(config, names, reward_weights, Guards(tuple(margins), config.solver))
     if config.refresh_when is RefreshWhen.stale and isinstance(balance, Stateful):
         raise ConfigError(
             f"balance.refresh_when=stale: balance={config.name} averages over the refreshes, so it cannot be "

@@ -75,7 +75,7 @@ def least_distance(d0: Tensor, units: Tensor, margins: Tensor) -> Tensor:
 @pytest.mark.parametrize("solver", ["osqp", "active_set"])
 def test_the_direction_is_that_of_every_active_set_and_of_another_method(solver: str) -> None:
     acted = 0
-    for seed in range(40):
+    for seed in range(24):
         trained, guards = 1 + seed % 4, 1 + seed % 4 if seed % 4 else 1 + seed % 7
         balance, rows, margins = draw(seed, trained, guards)
         solution = replace(balance, guards=replace(balance.guards, solver=solver))(gram(rows))
@@ -90,7 +90,7 @@ def test_the_direction_is_that_of_every_active_set_and_of_another_method(solver:
         if solution.weights[trained:].any():
             assert 0.0 <= solution.gap <= 1e-10
             acted += 1
-    assert acted > 20
+    assert acted > 12
 
 
 def priced(d: Tensor, d0: Tensor, units: Tensor, margins: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def test_opposite_guards_lose_their_margins_and_are_told(along: float) -> None:
 
 
 @given(SEEDS, st.integers(1, 4), st.integers(1, 4))
-@settings(max_examples=25, deadline=None, database=None)
+@settings(max_examples=15, deadline=None, database=None)
 def test_a_guard_is_kept_whatever_the_scale_and_the_order(seed: int, trained: int, guards: int) -> None:
     balance, rows, margins = draw(seed, trained, guards)
     solution = balance(gram(rows))
