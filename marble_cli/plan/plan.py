@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from marble_cli.balance.registry import build
+from marble_cli.balance.registry import build_for
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import step_of
 from marble_cli.config.counts import geometry, micro_batches, per_process, processes
-from marble_cli.config.enums import Parallel, RefreshWhen, Switch, Train
+from marble_cli.config.enums import Parallel, RefreshWhen, Role, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
@@ -105,7 +105,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         check_groups(config, declarations)
     except UnreachableError as error:  # most of the plan can be printed without the server
         unreachable = error
-    build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
+    build_for(config.balance, config.rewards)
     most = "at most " if config.balance.refresh_when is RefreshWhen.stale else ""
     trained = [declarations[name] for name in config.rewards if name in declarations]
     together = images_together(config.rollout, trained)
@@ -116,7 +116,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("begins", f"after step {step_of(checkpoint)}: {checkpoint}" if checkpoint else "at step 1"),
         *([("starts from", start.target.label)] if start else []),
         ("evaluated on", _evaluation(config)),
-        ("rewards", ", ".join(config.rewards)),
+        ("rewards", ", ".join(name for name, reward in config.rewards.items() if reward.role is Role.train)),
+        *([("guards", guards)] if (guards := _guards(config)) else []),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
         (
             "images per step",
@@ -219,6 +220,14 @@ def _rewards(
             every = sum(map(len, asked.values()))
             table.add_row(name, keys or "nothing", f"{sum(counts.values()):,} of {every:,} {kind}{where}")
     return table
+
+
+def _guards(config: RunConfig) -> str:
+    """List the guards, each with its margin, if it has one."""
+    guards = {name: reward for name, reward in config.rewards.items() if reward.role is Role.guard}
+    return ", ".join(
+        f"{name} with margin {reward.margin:g}" if reward.margin else name for name, reward in guards.items()
+    )
 
 
 def _evaluation(config: RunConfig) -> str:

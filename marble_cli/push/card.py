@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from marble_cli import __version__
+from marble_cli.config.enums import Role
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.errors import MarbleError
@@ -76,7 +77,7 @@ def write_card(
         metadata=_metadata(config, base, family, pictures),
         title=repo.split("/")[-1],
         base=base,
-        trained=list(config.rewards),
+        trained=[name for name, reward in config.rewards.items() if reward.role is Role.train],
         step=step,
         version=__version__,
         balance=config.balance.name,
@@ -129,8 +130,9 @@ def _metadata(config: RunConfig, base: BaseModel, family: str, pictures: Sequenc
 def _rewards(config: RunConfig) -> Table:
     """Tabulate the rewards with their weights and licenses."""
     rows = []
-    for role, rewards in (("trained", config.rewards), ("watched", config.eval_rewards)):
+    for group, rewards in (("trained", config.rewards), ("watched", config.eval_rewards)):
         for name, reward in rewards.items():
+            role = "guard" if reward.role is Role.guard else group
             weight = f"{reward.weight:g}" if role == "trained" else MISSING
             by, license = _provider(reward)
             rows.append([name, role, weight, by, license])

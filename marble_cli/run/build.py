@@ -8,7 +8,7 @@ import torch
 from marble_cli.balance import registry
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import ScalarisedReward
-from marble_cli.config.enums import OptimizerName
+from marble_cli.config.enums import OptimizerName, Role
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
@@ -49,8 +49,7 @@ def build_balance(config: RunConfig) -> Balance | ScalarisedReward:
     Raises:
         ConfigError: the balance is unknown, or its settings do not fit the rewards.
     """
-    weights = [reward.weight for reward in config.rewards.values()]
-    return registry.build(config.balance, list(config.rewards), weights)
+    return registry.build_for(config.balance, config.rewards)
 
 
 def build_sampler(config: RunConfig, sources: Mapping[str, list[Prompt]]) -> PromptSampler:
@@ -88,11 +87,13 @@ def build_trainer(
         progress: the state after the last finished step.
     """
     names = list(config.rewards)
+    guards = [name for name, reward in config.rewards.items() if reward.role is Role.guard]
     evaluations = Evaluations(
         settings=config.trainer,
         policy=policy,
         evaluator=make_evaluator(config, policy, eval_scorer, held_out, layout.ranks),
-        trained=names,
+        trained=[name for name in names if name not in guards],
+        guards=guards,
         watched=list(config.eval_rewards),
         progress=progress,
     )

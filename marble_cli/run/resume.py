@@ -25,6 +25,7 @@ from marble_cli.policy.provenance import check_provenance, read_provenance
 from marble_cli.run.agreement import (
     StoredCheckpoint,
     agree_on_checkpoint,
+    balance_settings,
     read_checkpoint,
 )
 from marble_cli.run.balance_state import restore_balance_state
@@ -130,7 +131,7 @@ def restore(
     if rewards is not None and rewards != list(config.rewards):
         log.warning("%s was trained on %s; the balance starts anew", checkpoint, ", ".join(rewards))
         return Progress(progress.step, DirectionCache(), progress.ema, {}, best_metric=metric)
-    if stored.balance not in (None, now["balance"]):
+    if stored.balance not in (None, balance_settings(now)):
         log.warning("%s was trained with another balance; this run's balance starts anew", checkpoint)
         progress.cache, progress.balance = DirectionCache(), None
     elif progress.step:

@@ -12,7 +12,10 @@ from marble_cli.config.schema import (
 )
 
 # Adding or removing a key is a decision: files of older runs and scripts of users hold keys.
-REWARD = "plugin weight sources requires timeout retries max_failed optional url token_env isolated options.*"
+REWARD = (
+    "plugin role margin weight sources requires timeout retries max_failed optional url token_env isolated "
+    "options.*"
+)
 
 
 GROUP_KEYS = {
