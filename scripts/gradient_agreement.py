@@ -25,7 +25,8 @@ from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.run.loop import Trainer
 from marble_cli.step.batches import TrainingSet, chunks
-from marble_cli.step.gradients import Objective, Step, reward_gradients
+from marble_cli.step.gradients import reward_gradients
+from marble_cli.step.passes import Objective, Step
 from marble_cli.step.reward_signal import read_signal
 from scripts.trainer import make_trainer
 

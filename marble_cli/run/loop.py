@@ -29,6 +29,7 @@ from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.inspection import keep_batch
 from marble_cli.run.learning_rate import learning_rate
 from marble_cli.run.shortage import bounded
+from marble_cli.run.signal_watch import SignalWatch
 from marble_cli.run.state import Progress
 from marble_cli.step.batches import TrainingSet, training_times
 from marble_cli.step.direction import Descent, Direction
@@ -93,6 +94,7 @@ class Trainer:
     def __post_init__(self) -> None:
         rewards = [worker.reward.declaration for worker in self.scorer.workers]
         self.together = images_together(self.config.rollout, rewards)
+        self.watch = SignalWatch.over(self.policy.dtype)
         self.checkpoints = Checkpoints(
             self.folder, self.config.trainer, self.policy, self.optimizer, self.layout, self.progress
         )
@@ -130,6 +132,8 @@ class Trainer:
             step = self.progress.step + 1
             self.encode_prompts(step)
             metrics = self.step(step)
+            for warning in self.watch.see(metrics):
+                log.warning("step %d: %s", step, warning)
             with self.ranks.raise_together():
                 self.recorder.record(metrics)
             self.progress.balance = copy_balance_state(self.descent.balance)

@@ -14,6 +14,7 @@ pass. `Alternating` takes one or the other by a `Schedule`, and `OutputSpace` ba
 `make_descent` chooses among them once per run.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,13 +41,8 @@ from marble_cli.step.decision import (
     cached_weights,
     warn_left_out,
 )
-from marble_cli.step.gradients import (
-    Gradients,
-    Objective,
-    Step,
-    mixture_gradient,
-    reward_gradients,
-)
+from marble_cli.step.gradients import Gradients, mixture_gradient, reward_gradients
+from marble_cli.step.passes import Objective, Step
 from marble_cli.step.reward_signal import Signal
 from marble_cli.step.schedule import Pace, Schedule
 from marble_cli.step.staleness import fold, in_halves
@@ -114,7 +110,7 @@ class Refresh:
             combined = combined.plus(mixture_gradient(step, others, mixture))
         metrics: dict[str, float] = {"balance/refresh": 1, **decision.metrics}
         metrics |= describe_gradients(self.names, matrix, decision.weights, decision.amortised_weights)
-        metrics |= _describe_losses(combined)
+        metrics |= _describe_passes(combined)
         following = decision.cache
         if self.pace:
             following, staleness = self.pace.schedule(step.number, halves, decision, cache)
@@ -135,7 +131,7 @@ class Amortised:
         weights = cached_weights(cache, step.layout.ranks)
         mixture = self.combination.amortised_loss(signal, coefficients, cache, weights)
         gradient = mixture_gradient(step, all_chunks(step), mixture)
-        metrics = {"balance/refresh": 0, **_describe_losses(gradient), **describe_cache(self.names, cache)}
+        metrics = {"balance/refresh": 0, **_describe_passes(gradient), **describe_cache(self.names, cache)}
         return Direction(gradient.rows[0], cache, metrics)
 
 
@@ -179,7 +175,7 @@ class OutputSpace:
             combined = gradients.combined(solution.weights)
         else:
             combined = mixture_gradient(step, parts, coefficients.combined(solution.weights))
-        metrics |= _describe_losses(combined) | describe_solution(self.names, solution, cache)
+        metrics |= _describe_passes(combined) | describe_solution(self.names, solution, cache)
         return Direction(combined.rows[0], cache, metrics, warn_left_out(self.names, solution))
 
 
@@ -274,5 +270,8 @@ def _strategy(
     return Alternating(schedule, refresh, Amortised(names, combination))
 
 
-def _describe_losses(gradient: Gradients) -> dict[str, float]:
-    return {"loss/policy": gradient.losses[0].item(), "loss/kl": gradient.losses[-1].item()}
+def _describe_passes(gradient: Gradients) -> dict[str, float]:
+    """Return the losses, and the relative distance of the trained velocities from the behaviour policy's."""
+    metrics = {"loss/policy": gradient.losses[0].item(), "loss/kl": gradient.losses[-1].item()}
+    gap, size = gradient.velocities.tolist()
+    return metrics | ({"policy/deviation": gap / size} if size > 0 and math.isfinite(gap / size) else {})

@@ -14,7 +14,8 @@ from marble_cli.balance.output_space import output_gram
 from marble_cli.objective.coefficients import Coefficients
 from marble_cli.objective.nft import velocity_products
 from marble_cli.step.batches import Chunk, chunks, draw_kl, noised_batches, split
-from marble_cli.step.gradients import Gradients, Step
+from marble_cli.step.gradients import Gradients
+from marble_cli.step.passes import Step
 from marble_cli.step.reward_signal import Signal
 
 

@@ -25,7 +25,8 @@ from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import Progress, initial_progress, pack, unpack
 from marble_cli.step.batches import TrainingSet, chunks
 from marble_cli.step.direction import make_descent
-from marble_cli.step.gradients import Step, mixture_gradient, reward_gradients
+from marble_cli.step.gradients import mixture_gradient, reward_gradients
+from marble_cli.step.passes import Step
 from marble_cli.step.reward_signal import read_signal
 
 IMAGES = 4  # per rank: one group, in micro-batches of which the last is smaller
