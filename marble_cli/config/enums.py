@@ -96,6 +96,14 @@ class RolloutTimes(Enum):
     euler = "euler"
 
 
+class DeadGroups(Enum):
+    """Treatment of prompt groups in which no trained reward has signal."""
+
+    keep = "keep"
+    drop = "drop"
+    redraw = "redraw"
+
+
 class TrainingTimes(Enum):
     """Times of the rollout that an image may be trained on."""
 

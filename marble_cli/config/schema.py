@@ -15,6 +15,7 @@ from marble_cli.config.enums import (
     Amortize,
     BalanceMode,
     BehaviourSchedule,
+    DeadGroups,
     LauncherName,
     LearningRateSchedule,
     OdeSolver,
@@ -207,6 +208,7 @@ class RolloutConfig:
     guidance_scale: float = ranged(1.0, GUIDANCE)
     cfg_normalization: float = ranged(0.0, at_least(0))
     cfg_truncation: float = ranged(1.0, SHARE)
+    dead_groups: DeadGroups = DeadGroups.keep
     batch_size: int = ranged(MISSING, at_least(1))
 
 

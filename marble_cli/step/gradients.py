@@ -64,7 +64,7 @@ def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> G
     """Take the gradient of one mixture plus the KL term, R = 1, by one backward pass per micro-batch."""
     parameters = list(step.policy.parameters("trained").values())
     rows, sums = step.layout.new_rows(parameters, per_sample=0, autograd=1), _zero_sums(step, 1)
-    mixture = mixture.to(step.policy.device)
+    mixture = step.weigh(mixture).to(step.policy.device)
     with step.layout.raise_together():
         for forward in step.passes(parts):
             v = forward.v_theta.detach().requires_grad_()
@@ -86,7 +86,7 @@ def reward_gradients(
         rewards: [K, n], of K losses.
         shared: [n], of the loss that is added once.
     """
-    layers = step.policy.layers()
+    layers, rewards, shared = step.policy.layers(), step.weigh(rewards), step.weigh(shared)
     if layers is None:
         return _one_by_one(step, parts, rewards, shared)
     return _all_at_once(step, parts, rewards, shared, layers)

@@ -73,6 +73,10 @@ class Step:
     number: int
     advance: Callable[[int], None]
 
+    def weigh(self, losses: Coefficients) -> Coefficients:
+        """Return the coefficients with which the images that are trained on stand for the step's."""
+        return losses if self.data.weights is None else self.data.weights.weigh(losses)
+
     def passes(
         self, parts: list[Chunk], expect: Callable[[int], None] = lambda count: None
     ) -> Iterator[ForwardPass]:
@@ -100,5 +104,5 @@ class Step:
         policy = mixed_loss(terms, p, q, clip=objective.clip, beta=objective.beta, count=count)
         if forward.v_ref is None:
             return policy, policy.new_zeros(())
-        kl = forward.batch.without_padding(kl_term(v, forward.v_ref)).sum()
-        return policy, forward.kl * kl / count
+        kl, weights = forward.batch.without_padding(kl_term(v, forward.v_ref)), forward.batch.kl_weights
+        return policy, forward.kl * (kl if weights is None else kl * weights).sum() / count

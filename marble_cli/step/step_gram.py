@@ -2,7 +2,7 @@
 
 That in the weights is estimated from a share of the micro-batches. Only this share takes the rewards'
 gradients separately (`balance.refresh_fraction`). A reward's row is scaled up by its applicable samples in
-the step over those in the share, so that rewards which the share happens to hold more or less of are compared
+training over those in the share, so that rewards which the share happens to hold more or less of are compared
 alike.
 """
 
@@ -29,11 +29,12 @@ def all_chunks(step: Step) -> list[Chunk]:
 def choose_chunks(step: Step, signal: Signal, fraction: float) -> tuple[list[Chunk], list[Chunk]]:
     """Choose the micro-batches that take the rewards' gradients separately; return them and the others.
 
-    All are chosen if the share has no sample of a reward that applies somewhere in the step.
+    All are chosen if the share has no sample of a reward that applies to an image in training.
     """
     parts = all_chunks(step)
     chosen, others = split(parts, fraction)
-    missed = signal.applicable.any(1) & (_applicable_samples(step, chosen, signal) == 0)
+    seen, every = (_applicable_samples(step, some, signal) for some in (chosen, parts))
+    missed = (every > 0) & (seen == 0)
     return (parts, []) if missed.any() else (chosen, others)
 
 
@@ -52,8 +53,8 @@ def step_gram(step: Step, chosen: list[Chunk], signal: Signal, gradients: Gradie
     """
     matrix = step.layout.sum_over_shards(gram(gradients.rows[:-1]))
     if len(chosen) < len(all_chunks(step)):
-        seen, times = _applicable_samples(step, chosen, signal), step.data.times.shape[1]
-        scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
+        seen, every = (_applicable_samples(step, parts, signal) for parts in (chosen, all_chunks(step)))
+        scale = torch.where(seen > 0, every / seen, 0.0)
         halves = len(matrix) == 2 * len(scale)
         scale = torch.cat([scale, scale if halves else torch.ones(len(matrix) - len(scale))])
         matrix = matrix * scale[:, None] * scale
@@ -67,7 +68,7 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
     Returns:
         [K, K] float64; the matrices of all ranks add up to the step's.
     """
-    objective, rewards = step.objective, rewards.to(step.policy.device)
+    objective, rewards = step.objective, step.weigh(rewards).to(step.policy.device)
     total = torch.zeros(len(rewards.p), len(rewards.p), dtype=torch.float64, device=step.policy.device)
     with step.layout.raise_together():
         for batch in noised_batches(step.data, parts, objective.seed, step.number):
@@ -88,12 +89,6 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
         return total.cpu()
 
 
-def _applicable_samples(step: Step, chosen: list[Chunk], signal: Signal) -> Tensor:
-    """Count [K] applicable samples in the `chosen` micro-batches of all ranks.
-
-    Every rank chooses the same rows of its own images, which are an equal, contiguous part of the step's.
-    Beyond the step's images lies padding.
-    """
-    rows, each = torch.cat([part.rows for part in chosen]), len(step.data.x0)
-    images = torch.cat([rows + rank * each for rank in range(step.layout.ranks.world)])
-    return signal.applicable[:, images[images < signal.applicable.shape[1]]].sum(1)
+def _applicable_samples(step: Step, parts: list[Chunk], signal: Signal) -> Tensor:
+    """Count [K] applicable samples in these micro-batches of all ranks, which choose the same rows."""
+    return signal.applicable[:, step.data.images(torch.cat([part.rows for part in parts]))].sum(1)

@@ -84,9 +84,16 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "signal/dead_groups",
-            "Share of the prompt groups in which no trained reward has signal.",
+            "Share of the prompt groups in which no trained reward has signal; with "
+            "`rollout.dead_groups=redraw` after the last attempt.",
             EVERY,
         ),
+        Metric(
+            "signal/redrawn_groups",
+            "Prompt groups that were drawn in the place of dead ones, in all attempts.",
+            "steps with `rollout.dead_groups=redraw`",
+        ),
+        Metric("signal/trained_images", "Images that are trained on, on all processes.", EVERY),
         Metric(
             "eval/composite",
             "Mean gain of the trained rewards over the first evaluation, each in units of its "

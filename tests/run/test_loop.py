@@ -106,6 +106,7 @@ def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: 
         "loss/policy",
         "loss/kl",
         "signal/dead_groups",
+        "signal/trained_images",
         "policy/deviation",
         "grad_norm",
         "balance/refresh",
