@@ -104,6 +104,12 @@ class DeadGroups(Enum):
     redraw = "redraw"
 
 
+class SelectBy(Enum):
+    """Property of an image that makes training on it likelier."""
+
+    signal = "signal"
+
+
 class TrainingTimes(Enum):
     """Times of the rollout that an image may be trained on."""
 

@@ -36,6 +36,11 @@ class ImageWeights:
         shared = (losses.p + losses.q) / 2 * self.shared
         return Coefficients(shared + signal, shared - signal)
 
+    def sampled(self, drawn: Tensor, probabilities: Tensor) -> "ImageWeights":
+        """Keep the images that were `drawn` [n] bool, over the `probabilities` [n] of that."""
+        factor = torch.where(drawn, 1.0 / probabilities, 0.0)
+        return ImageWeights(self.signal * factor, self.shared * factor, self.kl * factor)
+
 
 def drop(dropped: Tensor, scored: Tensor) -> ImageWeights | None:
     """Leave out images without signal; None if that leaves nothing out or nothing over.
@@ -52,6 +57,12 @@ def drop(dropped: Tensor, scored: Tensor) -> ImageWeights | None:
     if dropped.all() or not dropped.any():
         return None
     return ImageWeights(kept, kept * _ratio(scored, kept), kept * _ratio(torch.ones_like(scored), kept))
+
+
+def alike(count: int) -> ImageWeights:
+    """Weigh so many images by 1."""
+    one = torch.ones(count, dtype=torch.float64)
+    return ImageWeights(one, one, one)
 
 
 def _ratio(images: Tensor, kept: Tensor) -> Tensor:

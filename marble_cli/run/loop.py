@@ -158,7 +158,7 @@ class Trainer:
     def step(self, step: int) -> dict[str, Any]:
         """Compute one optimizer step: rollout, scores, signal, direction, update. Return its metrics."""
         began = time.perf_counter()
-        drawn, settings = self.drawing.draw(step), self.config.rollout
+        drawn, trainer, dead = self.drawing.draw(step), self.config.trainer, self.config.rollout.dead_groups
         scores = drawn.scores
         signal = read_signal(scores.values, scores.applicable, drawn.groups, self.config.algorithm)
         scored = time.perf_counter()
@@ -167,9 +167,9 @@ class Trainer:
         metrics |= describe_signal(self.scorer.names, signal)
         for name, failed in zip(self.scorer.names, drawn.failed.tolist(), strict=True):
             metrics[f"reward/{name}/failed"] = failed
-        if settings.dead_groups is DeadGroups.redraw:
+        if dead is DeadGroups.redraw:
             metrics["signal/redrawn_groups"] = drawn.redrawn
-        weights = choose_images(signal, settings.dead_groups)
+        weights = choose_images(signal, dead, trainer.select.fraction, trainer.seed, step, self.ranks)
         trained = torch.ones_like(drawn.groups, dtype=torch.bool) if weights is None else weights.trained
         metrics["signal/trained_images"] = int(trained.sum())
         drawn = drawn.only(trained, self.ranks.rank)

@@ -1,4 +1,4 @@
-"""Run by every rank of tests/distributed/test_dead_groups.py: train with a reward that some prompts flatten.
+"""Run by every rank of tests/distributed/test_left_out_images.py: train where some prompts are flat.
 
 Arguments: the configuration's file.
 """

@@ -83,14 +83,14 @@ def test_processes_that_split_groups_train_as_one(
     assert_alike([row for row in rows if (row["step"], row["phase"]) != (1, "eval")], alone)
 
 
-def assert_alike(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+def assert_alike(rows: list[dict[str, Any]], others: list[dict[str, Any]], near_loss: float = 2e-6) -> None:
     assert [(row["step"], row["phase"]) for row in rows] == [(row["step"], row["phase"]) for row in others]
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
         for key in row.keys() - {"step", "phase"}:
             if not key.startswith(CLOCKS):
                 # A rounded pixel is seen most in the fourth powers of effective samples.
-                near = 2e-6 if key.startswith("loss/") else 1e-3 if "effective" in key else 1e-4
+                near = near_loss if key.startswith("loss/") else 1e-3 if "effective" in key else 1e-4
                 assert row[key] == pytest.approx(other[key], rel=near, abs=near), (row["step"], key)
 
 

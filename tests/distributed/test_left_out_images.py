@@ -1,4 +1,4 @@
-"""Dead groups that are dropped or drawn again: any number of processes trains as one does, also resumed."""
+"""Images that are left out or drawn again: any number of processes trains as one does, also resumed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,11 +37,13 @@ def test_processes_train_as_one(
     settings = ("rewards=[colorfulness]", *SETTINGS[2:], "trainer.eval_every=0", "trainer.checkpoint_every=1")
 
     def config(folder: str, steps: int) -> RunConfig:
-        more = ("rollout.dead_groups=redraw", f"trainer.steps={steps}", f"run.dir={tmp_path / folder}")
+        chosen = ("rollout.dead_groups=redraw", "trainer.select.fraction=0.6")
+        more = (*chosen, f"trainer.steps={steps}", f"run.dir={tmp_path / folder}")
         return run_config(*settings, *more)
 
     alone = run(config("alone", 3), tmp_path / "alone.yaml", 1)
     run(config("two", 2), tmp_path / "two.yaml", 2)
-    assert_alike(run(config("two", 3), tmp_path / "two.yaml", 1), alone)
+    # A rounded pixel changes the probability of its image, and with it the image's weight in the loss.
+    assert_alike(run(config("two", 3), tmp_path / "two.yaml", 1), alone, near_loss=1e-4)
     assert any(row["signal/redrawn_groups"] > 0 for row in alone)
-    assert all(row["signal/trained_images"] == 15 * (1 - row["signal/dead_groups"]) for row in alone)
+    assert all(row["signal/trained_images"] == round(9 * (1 - row["signal/dead_groups"])) for row in alone)
