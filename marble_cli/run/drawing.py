@@ -66,7 +66,7 @@ class Drawing:
             return drawn
         used = {prompt.text for prompt in prompts}
         for attempt in range(1, REDRAWS + 1):
-            dead = _dead_groups(drawn.scores, drawn.groups)
+            dead = _equal_groups(drawn.scores, drawn.groups)
             found = self.sampler.others(step, attempt, [prompts[i] for i in dead], used)
             others = {i: prompt for i, prompt in zip(dead, found, strict=True) if prompt is not None}
             if not others:
@@ -123,7 +123,10 @@ def _images(groups: Tensor, size: int) -> Tensor:
     return (groups[:, None] * size + torch.arange(size)).flatten()
 
 
-def _dead_groups(scores: Scores, groups: Tensor) -> list[int]:
-    """Return the groups without signal of any reward."""
-    dead = group_signal(scores.values, scores.applicable, groups).dead
-    return [int(i) for i in dead.nonzero()]
+def _equal_groups(scores: Scores, groups: Tensor) -> list[int]:
+    """Return the dead groups that a reward applies to.
+
+    Prompts of their sources may have signal. Where no reward applies, other prompts would seldom differ.
+    """
+    signal = group_signal(scores.values, scores.applicable, groups)
+    return [int(i) for i in (signal.dead & signal.applies.any(0)).nonzero()]
