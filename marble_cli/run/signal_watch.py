@@ -47,8 +47,8 @@ class SignalWatch:
             )
         if self._lasts("dead", metrics.get("signal/dead_groups", 0) > 0.5, DEAD):
             yield (
-                "most prompt groups are dead, which signal/dead_groups counts: all trained rewards score "
-                "their images alike, so they teach nothing. reward/<name>/flat_groups says which rewards. "
+                "most prompt groups are dead, which signal/dead_groups counts: no trained reward tells their "
+                "images apart, or none applies, so they teach nothing. reward/<name>/flat_groups says more. "
                 "Choose prompts that are neither too easy nor too hard, a larger rollout.group_size or finer "
                 "rewards; rollout.dead_groups=redraw draws other prompts"
             )

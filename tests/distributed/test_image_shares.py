@@ -14,6 +14,7 @@ from marble_cli.errors import ConfigError
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.plan.checks import check_geometry, check_groups, images_together
 from marble_cli.rewards.api import Declaration
+from marble_cli.run.drawn import rows_of_ranks
 from marble_cli.run.train import train
 from tests.distributed.processes import ends, job
 
@@ -123,7 +124,7 @@ def shares(
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
         indices.append(Ranks().rank_indices(count, together))
-        padding.append(Ranks().padding(count, together))
+        padding.append(int((rows_of_ranks(count, world, together)[rank] < 0).sum()))
     return indices, padding
 
 
