@@ -11,8 +11,8 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.rewards.builtin import colorfulness
 from tests.distributed import signal_ranks
+from tests.distributed.alike import SETTINGS, assert_alike
 from tests.distributed.processes import ends, job
-from tests.distributed.test_image_shares import SETTINGS, assert_alike
 
 PROGRAM = Path(signal_ranks.__file__)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marble_cli.config.enums import DeadGroups, SharedTerm, Train
+from marble_cli.config.enums import DeadGroups, SharedTerm
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.objective.coefficients import Coefficients, reward_coefficients
 from marble_cli.objective.image_weights import ImageWeights
@@ -16,9 +16,7 @@ from marble_cli.step.gradients import mixture_gradient, reward_gradients
 from marble_cli.step.reward_signal import Signal
 from marble_cli.step.selection import choose_images
 from tests.step.conftest import BETA, CLIP, flat
-from tests.step.directions import CACHE, NAMES, DescentMaker, direct, distance
-
-only_lora = pytest.mark.parametrize("double_policy", [Train.lora], indirect=True)
+from tests.step.directions import CACHE, NAMES, DescentMaker, direct, distance, only_lora
 
 
 def choose(signal: Signal, dead: DeadGroups, fraction: float = 1.0, step: int = 3) -> ImageWeights | None:
