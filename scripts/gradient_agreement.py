@@ -25,7 +25,8 @@ from marble_cli.policy.load import load_policy
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.run.loop import Trainer
 from marble_cli.step.batches import TrainingSet, chunks
-from marble_cli.step.gradients import Objective, Step, reward_gradients
+from marble_cli.step.gradients import reward_gradients
+from marble_cli.step.passes import Objective, Step
 from marble_cli.step.reward_signal import read_signal
 from scripts.trainer import make_trainer
 
@@ -59,12 +60,12 @@ def step_gradients(trainer: Trainer, number: int, single_times: Tensor) -> tuple
         Gradients [K, P] over the configured training times, and [T, K, P] over each single time.
     """
     settings, algorithm = trainer.config.trainer, trainer.config.algorithm
-    samples, groups = trainer.roll_out(number)
-    scores = samples.scores(trainer.ranks)
-    signal = read_signal(scores.values.nan_to_num(), scores.applicable, groups, algorithm)
+    drawn = trainer.drawing.draw(number)
+    scores = drawn.scores
+    signal = read_signal(scores.values.nan_to_num(), scores.applicable, drawn.groups, algorithm)
     coefficients = reward_coefficients(signal.optimality, signal.applicable, shared_term=SharedTerm.outside)
-    configured = trainer.training_set(number, samples, signal)
-    images = len(groups)
+    configured = drawn.training_set(trainer.config, number, trainer.rollout.times(), None, rank=0)
+    images = len(drawn.groups)
     alone = [replace(configured, times=t.repeat(images, 1), samples=images) for t in single_times]
     # No KL term: only the rewards' own gradients are compared.
     clip = algorithm.advantage.clip

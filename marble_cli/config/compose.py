@@ -21,6 +21,7 @@ from marble_cli.config.overrides import parse
 from marble_cli.config.paths import make_absolute
 from marble_cli.config.references import keep_secrets, without_secrets
 from marble_cli.config.schema import HOST, RunConfig
+from marble_cli.config.select import spell_out_select
 from marble_cli.config.validate import validate
 from marble_cli.errors import ConfigError
 from marble_cli.paths import expand
@@ -239,6 +240,7 @@ def typed(tree: DictConfig) -> RunConfig:
             tree[group] = {name: split_reward(f"{group}.{name}", row, rows) for name, row in rows.items()}
         _check_sources(tree)
         _name_switches(tree)
+        spell_out_select(tree)
         merged = OmegaConf.merge(_schema(), tree)
         if missing := OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(tree):
             raise ConfigError(f"{sorted(missing)[0]} has no value. Set it: {sorted(missing)[0]}=...")

@@ -13,10 +13,11 @@ class Geometry:
     images: int
     times: int
     refresh_steps: int
+    trained: int  # images in training, if no group is dead
 
     @property
     def samples(self) -> int:
-        return self.images * self.times
+        return self.trained * self.times
 
 
 def times_per_image(solver_times: int, fraction: float, per_image: int | None) -> tuple[int, int]:
@@ -60,7 +61,13 @@ def geometry(config: RunConfig) -> Geometry:
     regular = balance.mode is BalanceMode.amortized and balance.refresh_when is RefreshWhen.scheduled
     every = balance.refresh_every if regular else 1
     refresh = sum(is_refresh(step, every, balance.warmup) for step in range(1, trainer.steps + 1))
-    return Geometry(config.rollout.groups * config.rollout.group_size, times, refresh)
+    images = config.rollout.groups * config.rollout.group_size
+    return Geometry(images, times, refresh, trained_images(config, images))
+
+
+def trained_images(config: RunConfig, images: int) -> int:
+    """Return how many of so many images `trainer.select` trains on."""
+    return max(1, round(config.trainer.select.fraction * images))
 
 
 def micro_batches(config: RunConfig, together: int = 1) -> int:
@@ -71,5 +78,5 @@ def micro_batches(config: RunConfig, together: int = 1) -> int:
         together: neighbouring images that stay on one process.
     """
     counts = geometry(config)
-    images = per_process(counts.images, processes(config.launcher), together)
+    images = trained_images(config, per_process(counts.images, processes(config.launcher), together))
     return counts.times * -(-images // config.trainer.micro_batch_size)

@@ -96,6 +96,20 @@ class RolloutTimes(Enum):
     euler = "euler"
 
 
+class DeadGroups(Enum):
+    """Treatment of prompt groups in which no trained reward has signal."""
+
+    keep = "keep"
+    drop = "drop"
+    redraw = "redraw"
+
+
+class SelectBy(Enum):
+    """Property of an image that makes training on it likelier."""
+
+    signal = "signal"
+
+
 class TrainingTimes(Enum):
     """Times of the rollout that an image may be trained on."""
 

@@ -15,6 +15,7 @@ from marble_cli.config.enums import (
     Amortize,
     BalanceMode,
     BehaviourSchedule,
+    DeadGroups,
     LauncherName,
     LearningRateSchedule,
     OdeSolver,
@@ -36,6 +37,7 @@ from marble_cli.config.enums import (
     WandbMode,
 )
 from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
+from marble_cli.config.select import SelectConfig
 
 SEED = Range(lambda seed: 0 <= seed < 2**63, "a number from 0 to 2^63 - 1")
 BETAS = Range(lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
@@ -210,6 +212,7 @@ class RolloutConfig:
     guidance_scale: float = ranged(1.0, GUIDANCE)
     cfg_normalization: float = ranged(0.0, at_least(0))
     cfg_truncation: float = ranged(1.0, SHARE)
+    dead_groups: DeadGroups = DeadGroups.keep
     batch_size: int = ranged(MISSING, at_least(1))
 
 
@@ -254,6 +257,7 @@ class TrainerConfig:
     micro_batch_size: int = ranged(MISSING, at_least(1))
     timestep_fraction: float = ranged(MISSING, SHARE)
     times_per_image: int | None = ranged(MISSING, at_least(1))
+    select: SelectConfig = field(default_factory=SelectConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint_every: int = ranged(MISSING, at_least(1))
     keep_last: int = ranged(MISSING, at_least(1))

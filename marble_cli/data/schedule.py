@@ -1,6 +1,6 @@
 """Choose the prompts of each step from seed and step alone, so that ranks and resumed runs agree."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -34,6 +34,28 @@ class PromptSampler:
         ]
         order = torch.randperm(len(chosen), generator=generator(self.seed, "order", step))
         return [chosen[i] for i in order]
+
+    def others(
+        self, step: int, attempt: int, prompts: Sequence[Prompt], used: Collection[str]
+    ) -> list[Prompt | None]:
+        """Return another prompt of the same source for each of `prompts`, so that sources keep their shares.
+
+        Args:
+            step: 1-based; with `attempt` it decides the draw.
+            attempt: 1-based, among those of the step.
+            prompts: to replace.
+            used: texts of the step's prompts so far, which are not drawn again.
+
+        Returns:
+            As many prompts, None where the source has no other one.
+        """
+        fresh = {}
+        for source in {prompt.source for prompt in prompts}:
+            rows, draw = self.sources[source], generator(self.seed, "others", step, attempt, source)
+            order = torch.randperm(len(rows), generator=draw).tolist()
+            distinct = {rows[i].text: rows[i] for i in order if rows[i].text not in used}
+            fresh[source] = iter(distinct.values())
+        return [next(fresh[prompt.source], None) for prompt in prompts]
 
     def _count_drawn(self, steps: int) -> dict[str, int]:
         """Count the prompts drawn from each source after `steps`, and keep the counts of all steps so far."""

@@ -185,11 +185,6 @@ class Ranks:
         each = per_process(count, self.world, together)
         return [index % count for index in range(self.rank * each, (self.rank + 1) * each)]
 
-    def padding(self, count: int, together: int = 1) -> int:
-        """Return how many of the last indices in this rank's share (`rank_indices`) are padding."""
-        each = per_process(count, self.world, together)
-        return min(each, max(0, (self.rank + 1) * each - count))
-
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over ranks, in place."""
         if self.world > 1:

@@ -27,7 +27,8 @@ from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.seeds import generator, noise
 from marble_cli.step.batches import TrainingSet, chunks
-from marble_cli.step.gradients import Objective, Step, reward_gradients
+from marble_cli.step.gradients import reward_gradients
+from marble_cli.step.passes import Objective, Step
 
 PROMPTS = ("a red circle", "a blue square", "a green star", "two yellow triangles")
 # The largest relative distances of gradients in half precision from those in float32.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.enums import AdvantageStd, Reduce
+from marble_cli.objective.group_signal import scores_differ
 
 GLOBAL = AdvantageStd["global"]  # `global` is a keyword
 
@@ -37,9 +38,9 @@ def advantages(
     """
     rewards = torch.where(applicable, rewards.double(), 0.0)
     group = torch.unique(groups, return_inverse=True)[1].to(rewards.device).expand_as(applicable)
-    centred = torch.where(
-        applicable & ~_equal(rewards, applicable, group), rewards - _mean(rewards, applicable, group), 0.0
-    )
+    # The mean of equal scores is rounded, so that centring them would leave noise in the place of zeros.
+    differs = applicable & scores_differ(rewards, applicable, group).gather(1, group)
+    centred = torch.where(differs, rewards - _mean(rewards, applicable, group), 0.0)
     if std is GLOBAL:
         everyone = torch.zeros_like(group)
         spread = torch.where(applicable, rewards - _mean(rewards, applicable, everyone), 0.0)
@@ -155,16 +156,3 @@ def _mean(values: Tensor, applicable: Tensor, group: Tensor) -> Tensor:
     member = applicable.to(values.dtype)
     count = slots.scatter_add(1, group, member).clamp(min=1.0)
     return (slots.scatter_add(1, group, values * member) / count).gather(1, group)
-
-
-def _equal(values: Tensor, applicable: Tensor, group: Tensor) -> Tensor:
-    """Return [K, n] bool, true if all scores of the image's group are equal.
-
-    Their mean is rounded, so that centring them would leave noise in the place of zeros.
-    """
-    slots = values.new_zeros(len(values), int(group.max()) + 1 if group.numel() else 1)
-    low = torch.where(applicable, values, torch.inf)
-    high = torch.where(applicable, values, -torch.inf)
-    least = slots.scatter_reduce(1, group, low, "amin", include_self=False)
-    most = slots.scatter_reduce(1, group, high, "amax", include_self=False)
-    return (most <= least).gather(1, group)

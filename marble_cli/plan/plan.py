@@ -12,7 +12,7 @@ from rich.table import Table
 from marble_cli.balance.registry import build_for
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import step_of
-from marble_cli.config.counts import geometry, micro_batches, per_process, processes
+from marble_cli.config.counts import geometry, micro_batches, per_process, processes, trained_images
 from marble_cli.config.enums import Parallel, RefreshWhen, Role, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
@@ -65,7 +65,8 @@ def seconds(config: RunConfig, size: ModelSize, speed: float, together: int = 1)
     counts = geometry(config)
     images = per_process(counts.images, processes(config.launcher), together)
     parts = micro_batches(config, together)
-    return add_passes(config, images, images * counts.times, parts, size.cost.forward, backward) / speed
+    samples = trained_images(config, images) * counts.times
+    return add_passes(config, images, samples, parts, size.cost.forward, backward) / speed
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -123,7 +124,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
             "images per step",
             f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}",
         ),
-        ("samples per step", f"{counts.images} images x {counts.times} training times = {counts.samples}"),
+        ("samples per step", f"{counts.trained} images x {counts.times} training times = {counts.samples}"),
         ("optimizer steps", f"{trainer.steps}, of which {most}{counts.refresh_steps} refresh the balance"),
         ("a refresh", f"on {refreshed(config, parts)} of {parts} micro-batches"),
         ("processes", _shares(config, together)),
@@ -252,7 +253,8 @@ def _shares(config: RunConfig, together: int) -> str:
 
     def share(processes: int) -> str:
         images = per_process(counts.images, processes, together)
-        rollouts, parts = -(-images // config.rollout.batch_size), counts.times * -(-images // size)
+        rollouts = -(-images // config.rollout.batch_size)
+        parts = counts.times * -(-trained_images(config, images) // size)
         spare = f" ({padding(processes)} in all are padding)" if padding(processes) else ""
         return (
             f"{processes}, each with {images} images{spare} in {rollouts} batches, and {parts} micro-batches"

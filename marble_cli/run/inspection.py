@@ -17,9 +17,9 @@ def keep_batch(
 ) -> Path:
     """Write this rank's part of a step to `<folder>/skipped/step-...-rank-....safetensors`; return the file.
 
-    The file holds, of this rank's m images, `x0` [m, C, H, W], `images` uint8 [m, 3, h, w], `times` [m, T]
-    and their `indices` [m] among the step's n images; `rewards`, `applicable` and `optimality` [K, n] of all
-    images; and the prompts as JSON in its metadata.
+    The file holds, of the m images that this rank trains on, `x0` [m, C, H, W], `images` uint8 [m, 3, h, w],
+    `times` [m, T] and their `indices` [m] among the step's n images; `rewards`, `applicable` and `optimality`
+    [K, n] of all images; and the prompts as JSON in its metadata.
 
     Raises:
         StorageError: the file does not fit on the disk.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from marble_cli.config.enums import TrainingNoise
+from marble_cli.config.enums import DeadGroups
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
@@ -22,24 +22,26 @@ from marble_cli.plan.checks import check_rewards, images_together
 from marble_cli.policy.base import Policy
 from marble_cli.policy.trainable.ema import behaviour_eta, blend, ema_decay
 from marble_cli.rewards.scorer import Scorer
-from marble_cli.rollout.collect import Rollout, Samples
+from marble_cli.rollout.collect import Rollout
 from marble_cli.run.balance_state import copy_balance_state
 from marble_cli.run.checkpoints import Checkpoints
+from marble_cli.run.drawing import SMALLER_ENCODERS, SMALLER_ROLLOUT, Drawing
+from marble_cli.run.drawn import Drawn
 from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.inspection import keep_batch
 from marble_cli.run.learning_rate import learning_rate
 from marble_cli.run.shortage import bounded
+from marble_cli.run.signal_watch import SignalWatch
 from marble_cli.run.state import Progress
-from marble_cli.step.batches import TrainingSet, training_times
+from marble_cli.step.batches import TrainingSet
 from marble_cli.step.direction import Descent, Direction
 from marble_cli.step.reward_signal import Signal, describe_signal, read_signal
+from marble_cli.step.selection import choose_images
 
 log = logging.getLogger("marble.run")
 
 # Remedies when the device runs out of memory, per phase.
-SMALLER_ROLLOUT = "Lower rollout.batch_size"
 SMALLER_TRIAL = "Free the device, or have rewards compute elsewhere (rewards.<name>.device=cpu or .url)"
-SMALLER_ENCODERS = "Free the device or take one with more memory"
 SMALLER_TRAINING = "Lower trainer.micro_batch_size or set model.gradient_checkpointing=true"
 
 
@@ -93,6 +95,10 @@ class Trainer:
     def __post_init__(self) -> None:
         rewards = [worker.reward.declaration for worker in self.scorer.workers]
         self.together = images_together(self.config.rollout, rewards)
+        self.drawing = Drawing(
+            self.sampler, self.rollout, self.scorer, self.layout, self.recorder, self.together
+        )
+        self.watch = SignalWatch.over(self.policy.dtype)
         self.checkpoints = Checkpoints(
             self.folder, self.config.trainer, self.policy, self.optimizer, self.layout, self.progress
         )
@@ -130,6 +136,8 @@ class Trainer:
             step = self.progress.step + 1
             self.encode_prompts(step)
             metrics = self.step(step)
+            for warning in self.watch.see(metrics):
+                log.warning("step %d: %s", step, warning)
             with self.ranks.raise_together():
                 self.recorder.record(metrics)
             self.progress.balance = copy_balance_state(self.descent.balance)
@@ -150,75 +158,40 @@ class Trainer:
     def step(self, step: int) -> dict[str, Any]:
         """Compute one optimizer step: rollout, scores, signal, direction, update. Return its metrics."""
         began = time.perf_counter()
-        samples, groups = self.roll_out(step)
-        rolled_out = time.perf_counter()
-
-        scores = samples.scores(self.ranks).first(len(groups))
-        self.scorer.check(scores)
-        signal = read_signal(scores.values, scores.applicable, groups, self.config.algorithm)
+        drawn, trainer, dead = self.drawing.draw(step), self.config.trainer, self.config.rollout.dead_groups
+        scores = drawn.scores
+        signal = read_signal(scores.values, scores.applicable, drawn.groups, self.config.algorithm)
         scored = time.perf_counter()
 
         metrics: dict[str, Any] = {"step": step, "phase": "train"}
         metrics |= describe_signal(self.scorer.names, signal)
-        for k, name in enumerate(self.scorer.names):
-            metrics[f"reward/{name}/failed"] = int(scores.failed[k].sum())
-        data = self.training_set(step, samples, signal)
+        for name, failed in zip(self.scorer.names, drawn.failed.tolist(), strict=True):
+            metrics[f"reward/{name}/failed"] = failed
+        if dead is DeadGroups.redraw:
+            metrics["signal/redrawn_groups"] = drawn.redrawn
+        weights = choose_images(signal, dead, trainer.select.fraction, trainer.seed, step, self.ranks)
+        trained = torch.ones_like(drawn.groups, dtype=torch.bool) if weights is None else weights.trained
+        metrics["signal/trained_images"] = int(trained.sum())
+        drawn = drawn.only(trained, self.ranks.rank)
+        data = drawn.training_set(self.config, step, self.rollout.times(), weights, self.ranks.rank)
         direction = self.find_direction(step, signal, data)
         metrics |= direction.metrics
         norm = self.norm(direction.gradient)
         if math.isfinite(norm):
             metrics |= {"grad_norm": norm, "behaviour/eta": self.update(step, direction, norm)}
         else:
-            self.skip(step, samples, data, signal)
+            self.skip(step, drawn, data, signal)
             metrics["skipped"] = 1
         done = time.perf_counter()
 
         return metrics | {
             "optimizer/learning_rate": self.learning_rate(step),
-            "time/rollout": rolled_out - began,
-            "time/reward": scored - rolled_out,
+            "time/rollout": drawn.drawing,
+            "time/reward": drawn.waiting,
             "time/train": done - scored,
             "time/step": done - began,
             "throughput/images_per_second": scores.values.shape[1] / (done - began),
         }
-
-    def roll_out(self, step: int) -> tuple[Samples, torch.Tensor]:
-        """Draw this rank's samples; also return the prompt group [n] of every image of the step."""
-        size = self.config.rollout.group_size
-        prompts = [prompt for prompt in self.sampler.step(step) for _ in range(size)]
-        own = self.ranks.rank_indices(len(prompts), self.together)
-        self.recorder.stage("rollout", len(own))
-        with bounded(f"in the rollout of step {step}", SMALLER_ROLLOUT), self.layout.raise_together():
-            samples = self.rollout.collect(
-                [prompts[i] for i in own],
-                own,
-                scorer=self.scorer,
-                adapter="behaviour",
-                purpose="rollout",
-                step=step,
-                advance=self.recorder.advance,
-            )
-        return samples, torch.arange(len(prompts)) // size
-
-    def training_set(self, step: int, samples: Samples, signal: Signal) -> TrainingSet:
-        """Draw training times and noise for this rank's samples."""
-        settings, algorithm = self.config.trainer, self.config.algorithm
-        images = signal.rewards.shape[1]
-        own = torch.tensor(self.ranks.rank_indices(images, self.together))
-        draws = signal.groups[own] if algorithm.training_noise is TrainingNoise.group else own
-        times = training_times(
-            self.rollout.times(),
-            settings.timestep_fraction,
-            settings.times_per_image,
-            draws.tolist(),
-            settings.seed,
-            step,
-            algorithm.training_times,
-        )
-        padding = self.ranks.padding(images, self.together)
-        return TrainingSet(
-            samples.x0, samples.embeddings, own, draws, times, images * times.shape[1], padding
-        )
 
     def find_direction(self, step: int, signal: Signal, data: TrainingSet) -> Direction:
         """Find the update direction: coefficients, gradients, Gram matrix, balance, combined gradient."""
@@ -261,7 +234,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def skip(self, step: int, samples: Samples, data: TrainingSet, signal: Signal) -> None:
+    def skip(self, step: int, drawn: Drawn, data: TrainingSet, signal: Signal) -> None:
         """Leave the weights unchanged on all ranks, and keep the batch whose gradient is not finite.
 
         Raises:
@@ -269,7 +242,7 @@ class Trainer:
         """
         self.skipped += 1
         try:
-            kept = f"Its batch: {keep_batch(self.folder, step, self.ranks.rank, samples, data, signal)}"
+            kept = f"Its batch: {keep_batch(self.folder, step, self.ranks.rank, drawn.samples, data, signal)}"
         except StorageError as error:  # other ranks do not see this error, so this rank continues with them
             kept = str(error)
         log.warning("step %d: the gradient is not finite; the weights stay as they are. %s", step, kept)

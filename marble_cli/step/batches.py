@@ -8,6 +8,7 @@ from torch import Tensor
 
 from marble_cli.config.counts import times_per_image
 from marble_cli.config.enums import TrainingTimes
+from marble_cli.objective.image_weights import ImageWeights
 from marble_cli.policy.base import PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.seeds import generator, noise
 
@@ -23,7 +24,9 @@ class TrainingSet:
         draws: [m] int64; images with equal numbers get equal noise.
         times: [m, T] float32 training times of each image.
         samples: n T, the samples of all ranks.
-        padding: how many of the last images are padding, which counts nothing (`Ranks.padding`).
+        padding: how many of the last images are padding, which counts nothing.
+        everywhere: [world, m] int64 `indices` of every rank, -1 for padding; None if this rank has all.
+        weights: of the step's n images; None if each weighs the same.
     """
 
     x0: Tensor
@@ -33,14 +36,23 @@ class TrainingSet:
     times: Tensor
     samples: int
     padding: int = 0
+    everywhere: Tensor | None = None
+    weights: ImageWeights | None = None
+
+    def images(self, rows: Tensor) -> Tensor:
+        """Return the indices of all ranks' images in these rows, without padding."""
+        if self.everywhere is None:
+            return self.indices[rows[rows < len(self.indices) - self.padding]]
+        images = self.everywhere[:, rows].flatten()
+        return images[images >= 0]
 
 
 @dataclass(frozen=True)
 class NoisedBatch:
     """Noised latents [B, C, H, W] of the images at `indices` [B], each at its own time `t` [B].
 
-    `kl_weight` is that of the `Chunk`. `real` [B] is 1 for an image of the step and 0 for padding; None if
-    there is no padding.
+    `kl_weight` is that of the `Chunk`, `kl_weights` [B] are those of the images, if they differ. `real` [B]
+    is 1 for an image of the step and 0 for padding; None if there is no padding.
     """
 
     x0: Tensor
@@ -50,6 +62,7 @@ class NoisedBatch:
     indices: Tensor
     kl_weight: float
     real: Tensor | None = None
+    kl_weights: Tensor | None = None
 
     def without_padding(self, values: Tensor) -> Tensor:
         """Return `values` [B] with zeros for padding."""
@@ -169,6 +182,7 @@ def noised_batches(data: TrainingSet, parts: list[Chunk], seed: int, step: int) 
     """
     shape, device = tuple(data.x0.shape[1:]), data.x0.device
     times, indices = data.times.to(device, data.x0.dtype), data.indices.to(device)
+    kl = None if data.weights is None else data.weights.kl.to(device, data.x0.dtype)
     rows_on_device = torch.cat([part.rows for part in parts]).to(device)
     for part, rows in zip(parts, rows_on_device.split([len(part.rows) for part in parts]), strict=True):
         eps = noise(seed, f"train{part.column}", step, data.draws[part.rows].tolist(), shape)
@@ -177,4 +191,6 @@ def noised_batches(data: TrainingSet, parts: list[Chunk], seed: int, step: int) 
         x0, t = data.x0[rows], times[:, part.column][rows]
         xt = torch.lerp(x0, eps.to(device, non_blocking=True).to(x0.dtype), t[:, None, None, None])
         real = (rows < len(data.x0) - data.padding).to(x0) if data.padding else None
-        yield NoisedBatch(x0, xt, t, data.embeddings[part.rows], indices[rows], part.kl_weight, real)
+        places = indices[rows]
+        kl_weights = None if kl is None else kl[places]
+        yield NoisedBatch(x0, xt, t, data.embeddings[part.rows], places, part.kl_weight, real, kl_weights)

@@ -14,6 +14,7 @@ pass. `Alternating` takes one or the other by a `Schedule`, and `OutputSpace` ba
 `make_descent` chooses among them once per run.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,13 +43,8 @@ from marble_cli.step.decision import (
     cached_weights,
     warn_left_out,
 )
-from marble_cli.step.gradients import (
-    Gradients,
-    Objective,
-    Step,
-    mixture_gradient,
-    reward_gradients,
-)
+from marble_cli.step.gradients import Gradients, mixture_gradient, reward_gradients
+from marble_cli.step.passes import Objective, Step
 from marble_cli.step.reward_signal import Signal
 from marble_cli.step.schedule import Pace, Schedule
 from marble_cli.step.staleness import fold, in_halves
@@ -116,7 +112,7 @@ class Refresh:
             combined = combined.plus(mixture_gradient(step, others, mixture))
         metrics: dict[str, float] = {"balance/refresh": 1, **decision.metrics}
         metrics |= describe_gradients(self.names, matrix, decision.weights, decision.amortised_weights)
-        metrics |= _describe_losses(combined)
+        metrics |= _describe_passes(combined)
         following = decision.cache
         if self.pace:
             following, staleness = self.pace.schedule(step.number, halves, decision, cache)
@@ -137,7 +133,7 @@ class Amortised:
         weights = cached_weights(cache, step.layout.ranks)
         mixture = self.combination.amortised_loss(signal, coefficients, cache, weights)
         gradient = mixture_gradient(step, all_chunks(step), mixture)
-        metrics = {"balance/refresh": 0, **_describe_losses(gradient), **describe_cache(self.names, cache)}
+        metrics = {"balance/refresh": 0, **_describe_passes(gradient), **describe_cache(self.names, cache)}
         return Direction(gradient.rows[0], cache, metrics)
 
 
@@ -183,7 +179,7 @@ class OutputSpace:
         else:
             combined = mixture_gradient(step, parts, coefficients.combined(solution.weights))
         guards = describe_guards(self.names, inner, solution)
-        metrics |= _describe_losses(combined) | describe_solution(self.names, solution, cache) | guards
+        metrics |= _describe_passes(combined) | describe_solution(self.names, solution, cache) | guards
         warnings = warn_left_out(self.names, solution) + warn_violated(guards)
         return Direction(combined.rows[0], cache, metrics, warnings)
 
@@ -282,5 +278,8 @@ def _strategy(
     return Alternating(schedule, refresh, Amortised(names, combination))
 
 
-def _describe_losses(gradient: Gradients) -> dict[str, float]:
-    return {"loss/policy": gradient.losses[0].item(), "loss/kl": gradient.losses[-1].item()}
+def _describe_passes(gradient: Gradients) -> dict[str, float]:
+    """Return the losses, and the relative distance of the trained velocities from the behaviour policy's."""
+    metrics = {"loss/policy": gradient.losses[0].item(), "loss/kl": gradient.losses[-1].item()}
+    gap, size = gradient.velocities.tolist()
+    return metrics | ({"policy/deviation": gap / size} if size > 0 and math.isfinite(gap / size) else {})

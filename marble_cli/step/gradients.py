@@ -1,41 +1,24 @@
 """Take one step's policy gradients: of one mixture of the rewards, or of every reward separately.
 
-Both run forward passes over micro-batches (`Step.passes`), form the loss from coefficients (`Step.loss`), and
-return `Gradients`, one row per loss, summed over all ranks. `mixture_gradient` takes one backward pass per
+Both run forward passes over micro-batches and form losses from coefficients (`step.passes`), and return
+`Gradients`, one row per loss, summed over all ranks. `mixture_gradient` takes one backward pass per
 micro-batch. `reward_gradients` takes two or three, whatever the number of rewards, if all that is trained is
 adapters of linear layers (`PerSampleGradients`), else one per reward.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from marble_cli.distributed.layout import GradientRows, Layout
+from marble_cli.distributed.layout import GradientRows
 from marble_cli.distributed.shards import local
 from marble_cli.objective.coefficients import Coefficients
-from marble_cli.objective.nft import NftTerms, kl_term, mixed_loss, nft_terms
-from marble_cli.policy.base import Policy
 from marble_cli.step import compiled_per_sample
-from marble_cli.step.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
+from marble_cli.step.batches import Chunk
+from marble_cli.step.passes import ForwardPass, Step
 from marble_cli.step.per_sample import PerSampleGradients
 from marble_cli.step.rescale import rescale_cotangent
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Constants of the loss: beta, A_max, KL coefficient, the run's seed and the images per micro-batch.
-
-    One of `kl_every` micro-batches has a KL term.
-    """
-
-    beta: float
-    clip: float
-    kl_coef: float
-    seed: int
-    micro_batch_size: int
-    kl_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -45,10 +28,12 @@ class Gradients:
     Attributes:
         rows: [R, n] in the dtype of the n parameters that this rank holds.
         losses: [R + 1] float64, the policy losses and, last, the KL term, whose gradient is in the last row.
+        velocities: [2] float64, sums over the samples of mean |v_theta - v_old| and of mean |v_old|.
     """
 
     rows: Tensor
     losses: Tensor
+    velocities: Tensor
 
     def combined(self, weights: Tensor) -> "Gradients":
         """Add up all rows but the last by their weights [R - 1], and the last as it is, to one row."""
@@ -58,7 +43,7 @@ class Gradients:
         for k in weighed.nonzero().flatten().tolist():
             row.add_(self.rows[k], alpha=weights[k].item())
         policy = weights[weighed] @ self.losses[:-2][weighed] + self.losses[-2]
-        return Gradients(row[None], torch.stack([policy, self.losses[-1]]))
+        return Gradients(row[None], torch.stack([policy, self.losses[-1]]), self.velocities)
 
     def folded(self) -> "Gradients":
         """Add up both halves of every reward's loss (`step.staleness.in_halves`)."""
@@ -67,97 +52,27 @@ class Gradients:
         def fold(values: Tensor) -> Tensor:
             return torch.cat([values[:count] + values[count : 2 * count], values[2 * count :]])
 
-        return Gradients(fold(self.rows), fold(self.losses))
+        return Gradients(fold(self.rows), fold(self.losses), self.velocities)
 
     def plus(self, other: "Gradients") -> "Gradients":
         """Add the gradients of other micro-batches."""
-        return Gradients(self.rows + other.rows, self.losses + other.losses)
-
-
-@dataclass(frozen=True)
-class ForwardPass:
-    """A micro-batch and its velocities [B, C, H, W]: `v_theta` has a graph, the others have none.
-
-    `kl` is the coefficient of its KL term. Where it is zero, the frozen model's `v_ref` is None.
-    """
-
-    batch: NoisedBatch
-    v_theta: Tensor
-    v_old: Tensor
-    v_ref: Tensor | None
-    kl: float
-
-    def terms(self, v: Tensor, beta: float) -> NftTerms:
-        """Return the halves of the loss at trained velocities `v`."""
-        batch = self.batch
-        terms = nft_terms(batch.x0, batch.xt, batch.t, v, self.v_old, beta=beta)
-        return NftTerms(batch.without_padding(terms.positive), batch.without_padding(terms.negative))
-
-
-@dataclass(frozen=True)
-class Step:
-    """Inputs of one step's gradients on this rank.
-
-    Attributes:
-        policy: whose trained weights the gradients are of.
-        layout: how ranks hold and sum gradients.
-        data: this rank's images.
-        objective: constants of the loss.
-        number: of the step; it enters the noise.
-        advance: called with the number of samples after every micro-batch.
-    """
-
-    policy: Policy
-    layout: Layout
-    data: TrainingSet
-    objective: Objective
-    number: int
-    advance: Callable[[int], None]
-
-    def passes(
-        self, parts: list[Chunk], expect: Callable[[int], None] = lambda count: None
-    ) -> Iterator[ForwardPass]:
-        """Yield forward passes over the micro-batches `parts`; the frozen model runs only for a KL term.
-
-        `expect` is called with the number of samples before every forward pass.
-        """
-        policy = self.policy
-        for batch in noised_batches(self.data, parts, self.objective.seed, self.number):
-            at = (batch.xt, batch.t, batch.embeddings)
-            kl = self.objective.kl_coef * batch.kl_weight
-            expect(len(batch.x0))
-            with torch.no_grad():
-                v_old = policy.velocity(*at, "behaviour")
-                v_ref = policy.velocity(*at, None) if kl else None
-            yield ForwardPass(batch, policy.velocity(*at, "trained"), v_old, v_ref, kl)
-            self.advance(len(batch.indices))
-
-    def loss(
-        self, forward: ForwardPass, v: Tensor, terms: NftTerms, mixture: Coefficients
-    ) -> tuple[Tensor, Tensor]:
-        """Return this micro-batch's part of the step's policy loss of one mixture, and of its KL term."""
-        objective, count = self.objective, self.data.samples
-        p, q = mixture.of(forward.batch.indices)
-        policy = mixed_loss(terms, p, q, clip=objective.clip, beta=objective.beta, count=count)
-        if forward.v_ref is None:
-            return policy, policy.new_zeros(())
-        kl = forward.batch.without_padding(kl_term(v, forward.v_ref)).sum()
-        return policy, forward.kl * kl / count
+        velocities = self.velocities + other.velocities
+        return Gradients(self.rows + other.rows, self.losses + other.losses, velocities)
 
 
 def mixture_gradient(step: Step, parts: list[Chunk], mixture: Coefficients) -> Gradients:
     """Take the gradient of one mixture plus the KL term, R = 1, by one backward pass per micro-batch."""
     parameters = list(step.policy.parameters("trained").values())
-    rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=1), _zero_losses(step, 1)
-    mixture = mixture.to(step.policy.device)
+    rows, sums = step.layout.new_rows(parameters, per_sample=0, autograd=1), _zero_sums(step, 1)
+    mixture = step.weigh(mixture).to(step.policy.device)
     with step.layout.raise_together():
         for forward in step.passes(parts):
             v = forward.v_theta.detach().requires_grad_()
             policy, kl = step.loss(forward, v, forward.terms(v, step.objective.beta), mixture)
             _backward(step, forward, policy + kl, v, parameters, rows.autograd[0])
-            losses += torch.stack([policy, kl]).detach().double()
-        losses = losses.cpu()
-    return _sum_over_ranks(step, rows, parameters, losses)
+            sums += _sums(forward, torch.stack([policy, kl]))
+        sums = sums.cpu()
+    return _sum_over_ranks(step, rows, parameters, sums)
 
 
 def reward_gradients(
@@ -171,7 +86,7 @@ def reward_gradients(
         rewards: [K, n], of K losses.
         shared: [n], of the loss that is added once.
     """
-    layers = step.policy.layers()
+    layers, rewards, shared = step.policy.layers(), step.weigh(rewards), step.weigh(shared)
     if layers is None:
         return _one_by_one(step, parts, rewards, shared)
     return _all_at_once(step, parts, rewards, shared, layers)
@@ -184,7 +99,7 @@ def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, shared: C
     """
     parameters = list(step.policy.parameters("trained").values())
     count = len(rewards.p) + 1
-    rows, losses = step.layout.new_rows(parameters, per_sample=0, autograd=count), _zero_losses(step, count)
+    rows, sums = step.layout.new_rows(parameters, per_sample=0, autograd=count), _zero_sums(step, count)
     each = rewards.plus(Coefficients(shared.p[None], shared.q[None]))
     with_gradient = (each.p.any(1) | each.q.any(1)).tolist()
     each = each.to(step.policy.device)
@@ -195,15 +110,16 @@ def _one_by_one(step: Step, parts: list[Chunk], rewards: Coefficients, shared: C
             terms = forward.terms(v, step.objective.beta)
             needed = [*with_gradient[:-1], with_gradient[-1] or bool(forward.kl)]
             last = max((k for k in range(count) if needed[k]), default=None)
+            losses = []
             for k, row in enumerate(rows.autograd):
                 policy, kl = step.loss(forward, v, terms, Coefficients(each.p[k], each.q[k]))
-                losses[k] += policy.detach()
+                losses.append(policy.detach())
                 if needed[k]:
                     loss = policy + kl if k == count - 1 else policy
                     _backward(step, forward, loss, v, parameters, row, retain_graph=k != last)
-            losses[-1] += kl.detach()
-        losses = losses.cpu()
-    return _sum_over_ranks(step, rows, parameters, losses)
+            sums += _sums(forward, torch.stack([*losses, kl]))
+        sums = sums.cpu()
+    return _sum_over_ranks(step, rows, parameters, sums)
 
 
 def _all_at_once(
@@ -217,7 +133,7 @@ def _all_at_once(
     parameters = list(step.policy.parameters("trained").values())
     count = len(rewards.p)
     rows = step.layout.new_rows(parameters, per_sample=count, autograd=1)
-    losses, device = _zero_losses(step, count + 1), step.policy.device
+    sums, device = _zero_sums(step, count + 1), step.policy.device
     scale = step.objective.clip / step.objective.beta / step.data.samples
     even, odd = scale * (rewards.p + rewards.q), scale * (rewards.p - rewards.q)
     signs = [(sign, c.to(device)) for sign, c in ((1, even), (-1, odd)) if c.any()]
@@ -245,26 +161,31 @@ def _all_at_once(
                 _backward(step, forward, policy + kl, v, parameters, rows.autograd[0])
             p, q = rewards.of(images)
             each = scale * (p @ terms.positive.detach().double() + q @ terms.negative.detach().double())
-            losses += torch.cat([each, torch.stack([policy, kl]).detach().double()])
-        losses = losses.cpu()
-    return _sum_over_ranks(step, rows, parameters, losses)
+            sums += _sums(forward, torch.cat([each, torch.stack([policy, kl]).double()]))
+        sums = sums.cpu()
+    return _sum_over_ranks(step, rows, parameters, sums)
 
 
-def _zero_losses(step: Step, count: int) -> Tensor:
-    """Return zeros [count + 1] on the policy's device, which is waited for once all passes are taken."""
-    return torch.zeros(count + 1, dtype=torch.float64, device=step.policy.device)
+def _zero_sums(step: Step, count: int) -> Tensor:
+    """Return zeros for `_sums` on the policy's device, which is waited for once all passes are taken."""
+    return torch.zeros(count + 3, dtype=torch.float64, device=step.policy.device)
+
+
+def _sums(forward: ForwardPass, losses: Tensor) -> Tensor:
+    """Return a micro-batch's policy losses and KL term, and the sizes of its velocities."""
+    return torch.cat([losses.detach().double(), forward.sizes()])
 
 
 def _sum_over_ranks(
-    step: Step, rows: GradientRows, parameters: list[nn.Parameter], losses: Tensor
+    step: Step, rows: GradientRows, parameters: list[nn.Parameter], sums: Tensor
 ) -> Gradients:
-    """Sum gradients and losses over all ranks' samples.
+    """Sum gradients, losses and velocities over all ranks' samples.
 
     The losses come first, over gloo, which raises if a rank is gone. NCCL would wait on the GPU for ever for
     that rank's gradients, and a checkpoint's weights, asked of this GPU afterwards, would wait behind them.
     """
-    losses = step.layout.ranks.all_reduce(losses)
-    return Gradients(step.layout.reduce(rows, parameters), losses)
+    sums = step.layout.ranks.all_reduce(sums)
+    return Gradients(step.layout.reduce(rows, parameters), sums[:-2], sums[-2:])
 
 
 def _backward(

@@ -15,6 +15,7 @@ from marble_cli.objective.advantages import (
     weighted_sum,
 )
 from marble_cli.objective.coefficients import Coefficients, reward_coefficients
+from marble_cli.objective.group_signal import group_signal
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ def scalarised_coefficients(
 
 
 def describe_signal(names: list[str], signal: Signal) -> dict[str, float]:
-    """Return the metrics of a step's rewards; a reward that applied nowhere has no mean."""
-    metrics: dict[str, float] = {}
+    """Return the metrics of a step's trained rewards; a reward that applied nowhere has no mean."""
+    groups = group_signal(signal.rewards, signal.applicable, signal.groups)
+    metrics: dict[str, float] = {"signal/dead_groups": groups.dead.double().mean().item()}
     for k, name in enumerate(names):
         mask = signal.applicable[k]
         metrics[f"reward/{name}/applicable"] = int(mask.sum())
@@ -86,4 +88,6 @@ def describe_signal(names: list[str], signal: Signal) -> dict[str, float]:
             advantage = signal.advantage[k][mask]
             metrics[f"advantage/{name}/std"] = advantage.std(correction=0).item()
             metrics[f"advantage/{name}/effective_samples"] = effective_samples(advantage)
+        if (flat := groups.flat_share(k)) is not None:
+            metrics[f"reward/{name}/flat_groups"] = flat
     return metrics

@@ -2,7 +2,7 @@
 
 That in the weights is estimated from a share of the micro-batches. Only this share takes the rewards'
 gradients separately (`balance.refresh_fraction`). A reward's row is scaled up by its applicable samples in
-the step over those in the share, so that rewards which the share happens to hold more or less of are compared
+training over those in the share, so that rewards which the share happens to hold more or less of are compared
 alike.
 """
 
@@ -14,7 +14,8 @@ from marble_cli.balance.output_space import output_gram
 from marble_cli.objective.coefficients import Coefficients
 from marble_cli.objective.nft import velocity_products
 from marble_cli.step.batches import Chunk, chunks, draw_kl, noised_batches, split
-from marble_cli.step.gradients import Gradients, Step
+from marble_cli.step.gradients import Gradients
+from marble_cli.step.passes import Step
 from marble_cli.step.reward_signal import Signal
 
 
@@ -28,11 +29,12 @@ def all_chunks(step: Step) -> list[Chunk]:
 def choose_chunks(step: Step, signal: Signal, fraction: float) -> tuple[list[Chunk], list[Chunk]]:
     """Choose the micro-batches that take the rewards' gradients separately; return them and the others.
 
-    All are chosen if the share has no sample of a reward that applies somewhere in the step.
+    All are chosen if the share has no sample of a reward that applies to an image in training.
     """
     parts = all_chunks(step)
     chosen, others = split(parts, fraction)
-    missed = signal.applicable.any(1) & (_applicable_samples(step, chosen, signal.applicable) == 0)
+    seen, every = (_applicable_samples(step, some, signal.applicable) for some in (chosen, parts))
+    missed = (every > 0) & (seen == 0)
     return (parts, []) if missed.any() else (chosen, others)
 
 
@@ -53,8 +55,8 @@ def step_gram(step: Step, chosen: list[Chunk], signal: Signal, gradients: Gradie
     if len(chosen) < len(all_chunks(step)):
         # A row beyond the rewards' is of a mixture, of images that some reward applies to.
         applicable = torch.cat([signal.applicable, signal.applicable.any(0, keepdim=True)])
-        seen, times = _applicable_samples(step, chosen, applicable), step.data.times.shape[1]
-        scale = torch.where(seen > 0, applicable.sum(1) * times / seen, 0.0)
+        seen, every = (_applicable_samples(step, some, applicable) for some in (chosen, all_chunks(step)))
+        scale = torch.where(seen > 0, every / seen, 0.0)
         count = len(signal.applicable)
         scale = scale[:count].repeat(2) if len(matrix) == 2 * count else scale[: len(matrix)]
         matrix = matrix * scale[:, None] * scale
@@ -68,7 +70,7 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
     Returns:
         [K, K] float64; the matrices of all ranks add up to the step's.
     """
-    objective, rewards = step.objective, rewards.to(step.policy.device)
+    objective, rewards = step.objective, step.weigh(rewards).to(step.policy.device)
     total = torch.zeros(len(rewards.p), len(rewards.p), dtype=torch.float64, device=step.policy.device)
     with step.layout.raise_together():
         for batch in noised_batches(step.data, parts, objective.seed, step.number):
@@ -89,12 +91,6 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
         return total.cpu()
 
 
-def _applicable_samples(step: Step, chosen: list[Chunk], applicable: Tensor) -> Tensor:
-    """Count [K] samples that are `applicable` [K, n] in the `chosen` micro-batches of all ranks.
-
-    Every rank chooses the same rows of its own images, which are an equal, contiguous part of the step's.
-    Beyond the step's images lies padding.
-    """
-    rows, each = torch.cat([part.rows for part in chosen]), len(step.data.x0)
-    images = torch.cat([rows + rank * each for rank in range(step.layout.ranks.world)])
-    return applicable[:, images[images < applicable.shape[1]]].sum(1)
+def _applicable_samples(step: Step, parts: list[Chunk], applicable: Tensor) -> Tensor:
+    """Count [K] samples that are `applicable` [K, n] in micro-batches whose rows all ranks share."""
+    return applicable[:, step.data.images(torch.cat([part.rows for part in parts]))].sum(1)

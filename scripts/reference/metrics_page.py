@@ -78,6 +78,24 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "steps in which the reward applies to an image",
         ),
         Metric(
+            "reward/<k>/flat_groups",
+            "Share without signal of the prompt groups that the reward applies to: all its scores there are "
+            "equal, or there is only one.",
+            "steps in which the reward applies to an image",
+        ),
+        Metric(
+            "signal/dead_groups",
+            "Share of the prompt groups in which no reward, guards included, has signal; with "
+            "`rollout.dead_groups=redraw` after the last attempt.",
+            EVERY,
+        ),
+        Metric(
+            "signal/redrawn_groups",
+            "Prompt groups that were drawn in the place of dead ones, in all attempts.",
+            "steps with `rollout.dead_groups=redraw`",
+        ),
+        Metric("signal/trained_images", "Images that are trained on, on all processes.", EVERY),
+        Metric(
             "eval/composite",
             "Mean gain of the trained rewards over the first evaluation, each in units of its "
             "standard deviation there. The loss of a guard is subtracted likewise, a gain not counted. "
@@ -213,6 +231,13 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "The KL term, `algorithm.kl_coef * mean (v_theta - v_ref)^2`; 0 if the coefficient is 0. With "
             "`algorithm.kl_every` above 1 an unbiased estimate of it, from the micro-batches drawn.",
             EVERY,
+        ),
+        Metric(
+            "policy/deviation",
+            "Mean `|v_theta - v_old|` over the samples trained on, relative to the mean `|v_old|`. Exactly 0 "
+            "while the behaviour policy equals the trained one: at the first step, and after an update with "
+            "`behaviour/eta` 0.",
+            "steps whose velocities are finite",
         ),
         Metric("grad_norm", "Norm of the step's gradient before clipping.", "steps whose gradient is finite"),
         Metric(

@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of runs (%(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of scores (%(default)s)")
-    parser.add_argument("--budget", choices=BUDGETS, help="both, one after the other, by default")
+    parser.add_argument("--budget", choices=BUDGETS, help="all, one after the other, by default")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="all of the budget's by default")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="cells at a time; one per core by default"

@@ -1,4 +1,4 @@
-"""The cells of the study: a method at a budget of images, with a learning rate and a seed."""
+"""The cells of the study: a method at a budget of images or computing, with a learning rate and a seed."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,15 @@ COMMON = ("preset=tiny", "trainer.eval_every=0", "trainer.checkpoint_every=10", 
 
 @dataclass(frozen=True)
 class Budget:
-    """A number of images, the same for every method.
+    """A number of images, the same for every method; or the FLOP that these take if all are trained on.
 
     Attributes:
-        steps: optimizer steps.
-        images: of all steps.
+        steps: optimizer steps; with `equal_flop` of methods whose steps train on all images.
+        images: of these steps.
         overrides: of `marble train`.
         seeds: judged on held-out prompts.
-        methods: compared at this budget; all if empty.
+        methods: compared at this budget; all but those of `SIGNAL` if empty.
+        equal_flop: methods whose steps cost less take more of them.
     """
 
     steps: int
@@ -28,6 +29,7 @@ class Budget:
     overrides: tuple[str, ...]
     seeds: tuple[int, ...]
     methods: tuple[str, ...] = ()
+    equal_flop: bool = False
 
 
 BUDGETS = {
@@ -48,6 +50,14 @@ BUDGETS = {
             "paper",
         ),
     ),
+    "flop": Budget(
+        70,
+        20160,
+        (),
+        seeds=(0, 1, 2),
+        methods=("marble_stale", "marble_select", "pair", "pair_drop"),
+        equal_flop=True,
+    ),
 }
 
 STEPWISE = "balance=marble_stepwise"
@@ -62,7 +72,16 @@ MERGES = {
     "merge_concat": "concat",
     "merge_average": "average",
 }  # of the specialists, without further training
+PAIR = "rewards=[ocr,objects]"  # neither applies to a quarter of the prompts, so their groups are dead
+SIGNAL: dict[str, tuple[str, ...]] = {
+    "marble_select": (STEPWISE, *STALE, "trainer.select.fraction=0.5"),
+    "pair": (PAIR, STEPWISE, *STALE),
+    "pair_drop": (PAIR, STEPWISE, *STALE, "rollout.dead_groups=drop"),
+}
+# FLOP of a step, rollout included, over that of a step that trains on all images (`plan.work.add_passes`).
+COST = {"marble_select": 0.72, "pair_drop": 0.86}
 METHODS: dict[str, tuple[str, ...]] = {
+    **SIGNAL,
     "marble": (STEPWISE,),  # a QP at every step on a quarter, at least one micro-batch
     "marble_whole": (STEPWISE, *EVERY_STEP),
     "marble_amortised": (STEPWISE, *AMORTISED),
@@ -117,12 +136,13 @@ class Cell:
         """Overrides of `marble train`."""
         budget = BUDGETS[self.budget]
         own = (*METHODS[self.method], f"optimizer.lr={self.rate:.2g}", f"trainer.seed={self.seed}")
-        return (*COMMON, *budget.overrides, f"trainer.steps={budget.steps}", *own)
+        steps = round(budget.steps / COST.get(self.method, 1.0)) if budget.equal_flop else budget.steps
+        return (*COMMON, *budget.overrides, f"trainer.steps={steps}", *own)
 
 
 def methods(budget: str) -> list[str]:
     """Return the methods that are compared at a budget, in the order of the tables."""
-    return list(BUDGETS[budget].methods or (*METHODS, *MERGES))
+    return list(BUDGETS[budget].methods or (*(m for m in METHODS if m not in SIGNAL), *MERGES))
 
 
 def tuning_cells(budget: str, method: str) -> list[Cell]:

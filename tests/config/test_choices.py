@@ -69,3 +69,12 @@ def test_every_installed_reward_is_a_choice() -> None:
     for entry in entry_points(group="marble.rewards"):
         config = compose([f"rewards=[{entry.name}]"])
         assert config.rewards[entry.name].plugin == entry.name
+
+
+def test_all_images_or_a_share_are_selected() -> None:
+    """By one word, or by keys; a resolved file keeps the keys."""
+    whole = compose([BUILT_IN, "trainer.select.fraction=0.25", "trainer.select=all"])
+    share = compose([BUILT_IN, "trainer.select={fraction: 0.5, by: signal}"])
+    assert (whole.trainer.select.fraction, share.trainer.select.fraction) == (1.0, 0.5)
+    assert load_again(whole) == whole
+    assert load_again(share) == share

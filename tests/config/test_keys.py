@@ -35,11 +35,11 @@ GROUP_KEYS = {
     "shared_term weights.* options.* groups.* priorities.* norm_priority reduce",
     "optimizer": "name lr schedule warmup betas weight_decay epsilon clip_norm",
     "rollout": "groups group_size steps solver times guidance_scale cfg_normalization cfg_truncation "
-    "batch_size",
+    "dead_groups batch_size",
     "evaluation": "steps solver times guidance_scale resolution batch_size images_per_prompt prompts seed",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last "
     "keep_every best eval_every eval_prompts encode_ahead max_skipped pending_batches parallel fsdp.replicas "
-    "fsdp.reshard",
+    "fsdp.reshard select.fraction select.by",
     "trainer.ema": "decay warmup offset",
     "logging": "trackers images_every",
     "logging.wandb": "mode project entity",

@@ -67,6 +67,23 @@ def test_order_of_an_epoch_depends_on_the_seed_alone() -> None:
         assert drawn == {f"{name}{orders[name, epoch][index]}" for epoch, index, name in places}
 
 
+def test_other_prompts_keep_the_sources_and_are_new_to_the_step() -> None:
+    """Seven prompts a source: two are in use, so five are left for six places."""
+    chosen = sampler()
+    dead = [SOURCES["text"][0], SOURCES["general"][3], *[SOURCES["text"][1]] * 5]
+    used = {"text0", "text1", "general3"}
+    found = chosen.others(3, 1, dead, used)
+    text = [prompt.text for prompt in (found[0], *found[2:]) if prompt is not None]
+    assert sorted(text) == [f"text{i}" for i in range(2, 7)]
+    assert found[-1] is None
+    assert found[1] is not None
+    assert found[1].source == "general"
+    assert found[1].text != "general3"
+    assert sampler().others(3, 1, dead, used) == found
+    assert sampler().others(3, 2, dead, used) != found
+    assert chosen.step(3) == sampler().step(3), "the steps' own prompts do not depend on it"
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
 def test_ranks_split_a_step_into_whole_groups(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Together, ranks hold one process's prompts in its order; all images of a prompt are on one rank."""

@@ -25,7 +25,8 @@ from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import Progress, initial_progress, pack, unpack
 from marble_cli.step.batches import TrainingSet, chunks
 from marble_cli.step.direction import make_descent
-from marble_cli.step.gradients import Step, mixture_gradient, reward_gradients
+from marble_cli.step.gradients import mixture_gradient, reward_gradients
+from marble_cli.step.passes import Step
 from marble_cli.step.reward_signal import read_signal
 
 IMAGES = 4  # per rank: one group, in micro-batches of which the last is smaller
@@ -74,7 +75,8 @@ def training_set(policy: PipelinePolicy, ranks: Ranks) -> TrainingSet:
     x0 = torch.randn(ranks.world * IMAGES, *policy.latent_shape, generator=draw)[own].to(policy.device)
     times = (torch.rand(ranks.world * IMAGES, 2, generator=draw) * 0.8 + 0.1)[own]
     prompts = policy.encode(["a red cup", "two boats"])[own // 4 % 2]
-    return TrainingSet(x0, prompts, own, own, times, samples=ranks.world * IMAGES * 2)
+    everywhere = torch.arange(ranks.world * IMAGES).view(ranks.world, IMAGES)
+    return TrainingSet(x0, prompts, own, own, times, len(everywhere) * IMAGES * 2, everywhere=everywhere)
 
 
 def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> None:
@@ -117,8 +119,8 @@ def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> 
         made = reward_coefficients(signal.optimality, signal.applicable, shared_term=descent.shared_term)
         with watched(ranks) as shapes:
             rows = reward_gradients(step, parts, made.rewards, made.shared).rows
-        # Losses are summed first, over gloo: NCCL would wait for a dead rank without end.
-        assert shapes[0] == (len(rows) + 1,), shapes
+        # Losses and velocities are summed first, over gloo: NCCL would wait for a dead rank without end.
+        assert shapes[0] == (len(rows) + 3,), shapes
         found.append(whole_rows(rows, policy))
         mixture = made.combined(torch.eye(len(names), dtype=torch.float64)[0])
         found.append(whole_rows(mixture_gradient(step, parts, mixture).rows, policy))

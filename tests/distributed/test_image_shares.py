@@ -14,25 +14,10 @@ from marble_cli.errors import ConfigError
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.plan.checks import check_geometry, check_groups, images_together
 from marble_cli.rewards.api import Declaration
+from marble_cli.run.drawn import rows_of_ranks
 from marble_cli.run.train import train
+from tests.distributed.alike import SETTINGS, STEPS, assert_alike
 from tests.distributed.processes import ends, job
-
-STEPS = 3
-# Smooth rewards: one that counts bytes would turn a pixel's rounding into another advantage.
-SETTINGS = (
-    "rewards=[colorfulness]",
-    "+rewards.some={plugin: colorfulness, sources: [text, general]}",
-    f"trainer.steps={STEPS}",
-    "balance.refresh_every=2",
-    "balance.shared_term=outside",
-    "trainer.eval_every=3",
-    "algorithm.behaviour.rate=0.3",
-    "algorithm.kl_coef=0.5",
-    "rollout.groups=5",
-    "rollout.batch_size=3",
-    "trainer.micro_batch_size=3",
-)
-CLOCKS = ("time/", "throughput/", "balance/solve_seconds", "balance/gap")
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +68,6 @@ def test_processes_that_split_groups_train_as_one(
     assert_alike([row for row in rows if (row["step"], row["phase"]) != (1, "eval")], alone)
 
 
-def assert_alike(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
-    assert [(row["step"], row["phase"]) for row in rows] == [(row["step"], row["phase"]) for row in others]
-    for row, other in zip(rows, others, strict=True):
-        assert row.keys() == other.keys()
-        for key in row.keys() - {"step", "phase"}:
-            if not key.startswith(CLOCKS):
-                # A rounded pixel is seen most in the fourth powers of effective samples.
-                near = 2e-6 if key.startswith("loss/") else 1e-3 if "effective" in key else 1e-4
-                assert row[key] == pytest.approx(other[key], rel=near, abs=near), (row["step"], key)
-
-
 def test_groups_of_a_groupwise_reward_stay_whole(
     run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +97,7 @@ def shares(
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
         indices.append(Ranks().rank_indices(count, together))
-        padding.append(Ranks().padding(count, together))
+        padding.append(int((rows_of_ranks(count, world, together)[rank] < 0).sum()))
     return indices, padding
 
 

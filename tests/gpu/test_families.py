@@ -22,7 +22,8 @@ from marble_cli.objective.coefficients import reward_coefficients
 from marble_cli.policy.load import load_policy
 from marble_cli.seeds import noise
 from marble_cli.step.batches import TrainingSet, chunks
-from marble_cli.step.gradients import Gradients, Objective, Step, mixture_gradient, reward_gradients
+from marble_cli.step.gradients import Gradients, mixture_gradient, reward_gradients
+from marble_cli.step.passes import Objective, Step
 from tests.policy.conftest import tiny_folder
 from tests.policy.families.cases import PROMPTS, TIMES, Case
 from tests.policy.families.conftest import case

@@ -105,6 +105,9 @@ def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: 
         "phase",
         "loss/policy",
         "loss/kl",
+        "signal/dead_groups",
+        "signal/trained_images",
+        "policy/deviation",
         "grad_norm",
         "balance/refresh",
         "behaviour/eta",
@@ -113,7 +116,12 @@ def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: 
     always |= {f"time/{part}" for part in ("rollout", "reward", "train", "step")} | {
         "throughput/images_per_second"
     }
-    of_rewards = {"reward/{}/failed", "advantage/{}/std", "advantage/{}/effective_samples"}
+    of_rewards = {
+        "reward/{}/failed",
+        "advantage/{}/std",
+        "advantage/{}/effective_samples",
+        "reward/{}/flat_groups",
+    }
     of_rewards |= {"balance/alpha/{}", "balance/weight/{}"}
     always |= {key.format(name) for key in of_rewards for name in config.rewards}
     figures = ("grad_norm", "cosine", "alpha_cached")

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from marble_cli.errors import DeviceMemoryError, RewardError
-from marble_cli.run.loop import SMALLER_ROLLOUT
+from marble_cli.run.drawing import SMALLER_ROLLOUT
 from marble_cli.run.shortage import bounded
 
 

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from marble_cli.config.compose import compose
+from marble_cli.config.counts import geometry, micro_batches
+from marble_cli.plan.work import add_passes
+from marble_cli.policy.size import model_size
 from scripts.study import __main__ as study
 from scripts.study import cells, choose, conduct, figures, report, runner, statistics, tables
 from scripts.study.scores import Folders, Scores, base_name
@@ -138,3 +142,20 @@ def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
     assert read.facts == written.facts
     assert [file.name for file in (tmp_path / "short").iterdir()] == ["marble.npz"]
     assert base_name(3) == "base-3"
+
+
+def test_methods_at_equal_flop_take_more_of_their_cheaper_steps() -> None:
+    """Dropping a quarter of the images costs as much as training on three quarters of them."""
+    cost = {}
+    for share in (1.0, 0.75, 0.5):
+        config = compose(["preset=tiny", *cells.STALE, f"trainer.select.fraction={share}"])
+        size, counts = model_size(config.model, config.model.resolution), geometry(config)
+        passes = size.cost.forward, size.cost.backward
+        cost[share] = add_passes(config, counts.images, counts.samples, micro_batches(config), *passes)
+    found = {"marble_select": cost[0.5] / cost[1.0], "pair_drop": cost[0.75] / cost[1.0]}
+    assert found == pytest.approx(cells.COST, abs=0.005)
+    steps = {method: cells.Cell("flop", method, 1e-3, 0).overrides for method in cells.methods("flop")}
+    assert "trainer.steps=97" in steps["marble_select"]
+    assert "trainer.steps=81" in steps["pair_drop"]
+    assert "trainer.steps=70" in steps["pair"]
+    assert not cells.SIGNAL.keys() & set(cells.methods("short"))

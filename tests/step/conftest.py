@@ -22,7 +22,7 @@ from marble_cli.policy.trainable.full import FullWeights
 from marble_cli.seeds import noise
 from marble_cli.step.batches import TrainingSet
 from marble_cli.step.direction import Descent, make_descent
-from marble_cli.step.gradients import Objective, Step
+from marble_cli.step.passes import Objective, Step
 from marble_cli.step.reward_signal import Signal, read_signal
 from tests.step.directions import NAMES, STEP, DescentMaker
 

@@ -4,14 +4,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from marble_cli.balance.cache import DirectionCache
+from marble_cli.config.enums import Train
 from marble_cli.step.direction import Descent, Direction
 from marble_cli.step.reward_signal import Signal
 
 DescentMaker = Callable[..., Descent]
+
+only_lora = pytest.mark.parametrize("double_policy", [Train.lora], indirect=True)
 
 STEP = 7
 NAMES = ["colorfulness", "compressibility", "third", "fourth", "nowhere"]

@@ -29,8 +29,8 @@ def test_what_is_communicated(
 ) -> None:
     """An amortised step as much as one of a single mixture: a gradient and its losses. A refresh all at once.
 
-    That all passes have succeeded is agreed on, and losses are summed, before any gradient is: NCCL never
-    ends where a rank does not take part.
+    Two sums of velocities travel with the losses. That all passes have succeeded is agreed on, and losses are
+    summed, before any gradient is: NCCL never ends where a rank does not take part.
     """
     made = descent(*overrides)
     told: list[object] = []
@@ -49,7 +49,7 @@ def test_what_is_communicated(
     monkeypatch.setattr(made.layout.ranks, "all_reduce", watched)
     direct(made, case)
     size = sum(p.numel() for p in made.policy.parameters("trained").values())
-    assert told == ["passes", "agreed", (rewards + 1,), (rewards, size)]
+    assert told == ["passes", "agreed", (rewards + 3,), (rewards, size)]
 
 
 @pytest.mark.parametrize(

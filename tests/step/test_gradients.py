@@ -19,11 +19,7 @@ from marble_cli.objective.coefficients import (
 )
 from marble_cli.policy.load import load_policy
 from marble_cli.step.batches import Chunk, chunks, noised_batches
-from marble_cli.step.gradients import (
-    Gradients,
-    mixture_gradient,
-    reward_gradients,
-)
+from marble_cli.step.gradients import Gradients, mixture_gradient, reward_gradients
 from marble_cli.step.step_gram import velocity_gram
 
 STEP = 7

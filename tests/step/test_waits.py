@@ -18,9 +18,10 @@ from marble_cli.objective.coefficients import reward_coefficients
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
-from marble_cli.step import gradients
+from marble_cli.step import passes
 from marble_cli.step.batches import chunks
-from marble_cli.step.gradients import Step, mixture_gradient, reward_gradients
+from marble_cli.step.gradients import mixture_gradient, reward_gradients
+from marble_cli.step.passes import Step
 from marble_cli.step.step_gram import velocity_gram
 from tests.step.conftest import DoublePolicy
 
@@ -111,7 +112,7 @@ def test_waits_do_not_grow_with_the_micro_batches(
 def test_waits_of_a_mixture_grow_only_if_every_micro_batch_waits(
     case: Any, meta_policy: PipelinePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kl_term = gradients.kl_term
+    kl_term = passes.kl_term
 
     def waiting(v_theta: Tensor, v_ref: Tensor) -> Tensor:
         kl = kl_term(v_theta, v_ref)
@@ -121,7 +122,7 @@ def test_waits_of_a_mixture_grow_only_if_every_micro_batch_waits(
     counts = []
     for _ in range(2):
         counts.append([count_waits(on_meta(case, meta_policy, s), case.signal, "mixture") for s in SIZES])
-        monkeypatch.setattr(gradients, "kl_term", waiting)
+        monkeypatch.setattr(passes, "kl_term", waiting)
     (few, many), (few_waiting, many_waiting) = counts
     assert_constant(few, many)
     assert (few_waiting - few, many_waiting - many) == (3 * 2, 3 * 4)

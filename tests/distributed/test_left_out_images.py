@@ -1,0 +1,49 @@
+"""Images that are left out or drawn again: any number of processes trains as one does, also resumed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marble_cli.config.compose import dump
+from marble_cli.config.schema import RunConfig
+from marble_cli.metrics.jsonl import read_rows
+from marble_cli.rewards.builtin import colorfulness
+from tests.distributed import signal_ranks
+from tests.distributed.alike import SETTINGS, assert_alike
+from tests.distributed.processes import ends, job
+
+PROGRAM = Path(signal_ranks.__file__)
+
+
+def run(config: RunConfig, file: Path, world: int) -> list[dict[str, Any]]:
+    """Train by as many processes, of which a single one is this."""
+    file.write_text(dump(config))
+    if world == 1:
+        signal_ranks.main(file)
+    else:
+        for rank, (_, out, err) in enumerate(ends(job([(PROGRAM, file)] * world))):
+            assert out.endswith(f"done {rank}\n"), err
+    return read_rows(Path(config.run.dir) / "metrics.jsonl")
+
+
+def test_processes_train_as_one(
+    run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes take the first two steps, and this one the third from their checkpoint."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(colorfulness, "colorfulness", colorfulness.colorfulness)  # put back afterwards
+    settings = ("rewards=[colorfulness]", *SETTINGS[2:], "trainer.eval_every=0", "trainer.checkpoint_every=1")
+
+    def config(folder: str, steps: int) -> RunConfig:
+        chosen = ("rollout.dead_groups=redraw", "trainer.select.fraction=0.6")
+        more = (*chosen, f"trainer.steps={steps}", f"run.dir={tmp_path / folder}")
+        return run_config(*settings, *more)
+
+    alone = run(config("alone", 3), tmp_path / "alone.yaml", 1)
+    run(config("two", 2), tmp_path / "two.yaml", 2)
+    # A rounded pixel changes the probability of its image, and with it the image's weight in the loss.
+    assert_alike(run(config("two", 3), tmp_path / "two.yaml", 1), alone, near_loss=1e-4)
+    assert any(row["signal/redrawn_groups"] > 0 for row in alone)
+    assert all(row["signal/trained_images"] == round(9 * (1 - row["signal/dead_groups"])) for row in alone)

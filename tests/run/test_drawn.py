@@ -1,0 +1,81 @@
+"""Which rank trains on which images, when some are left out or replaced."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from marble_cli.data.prompts import Prompt
+from marble_cli.policy.base import PromptEmbeddings, RepeatedEmbeddings
+from marble_cli.rewards.scorer import Scores
+from marble_cli.rollout.collect import Samples
+from marble_cli.run.drawn import Drawn, rows_of_ranks
+
+SIZE = 3
+
+
+def drawn(count: int, world: int, rank: int, tag: float = 0.0, together: int = 1) -> Drawn:
+    """Images whose latents, embeddings and prompts tell their number; `tag` tells who drew them."""
+    everywhere = rows_of_ranks(count, world, together)
+    own = everywhere[rank].clamp(min=0)
+    values = own.double() + tag
+    samples = Samples(
+        x0=values.float()[:, None, None, None],
+        images=own.to(torch.uint8)[:, None, None, None],
+        embeddings=RepeatedEmbeddings(PromptEmbeddings({"text": values}), torch.arange(len(own))),
+        prompts=[Prompt(f"{value}", {}, "general") for value in values.tolist()],
+        pending=[],
+    )
+    scores = torch.arange(count).double()[None] + tag
+    every = torch.ones(1, count, dtype=torch.bool)
+    return Drawn(
+        samples, Scores(["k"], scores, every, ~every), torch.arange(count) // SIZE, everywhere,
+        redrawn=0, failed=torch.tensor([1]), drawing=1.0, waiting=2.0,
+    )  # fmt: skip
+
+
+def numbers(one: Drawn, rank: int) -> Tensor:
+    """What this rank's rows say their numbers are, -1 for padding."""
+    found = one.samples.x0.flatten()
+    assert torch.equal(found.double(), one.samples.embeddings[torch.arange(len(found))].tensors["text"])
+    assert [float(prompt.text) for prompt in one.samples.prompts] == found.tolist()
+    return found.where(one.everywhere[rank] >= 0, -1.0)
+
+
+@pytest.mark.parametrize("together", [1, SIZE])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_train_on_every_chosen_image_once(world: int, together: int) -> None:
+    trained = torch.tensor([True, False, False, True, True, False, True, True, False, False, False, True])
+    parts = [drawn(12, world, rank, together=together).only(trained, rank) for rank in range(world)]
+    rows = [numbers(part, rank) for rank, part in enumerate(parts)]
+    assert len({len(row) for row in rows}) == 1
+    every = torch.cat(rows)
+    assert every[every >= 0].tolist() == trained.nonzero().flatten().tolist()
+    for row in rows:
+        assert (row.diff()[row[1:] < 0] <= 0).all(), "padding is last"
+    assert len(rows[0]) == max(int((row >= 0).sum()) for row in rows)
+
+
+def test_all_images_stay_in_their_rows() -> None:
+    for rank in (0, 1):
+        one = drawn(15, 2, rank)
+        same = one.only(torch.ones(15, dtype=torch.bool), rank)
+        assert torch.equal(same.everywhere, one.everywhere)
+        assert torch.equal(same.samples.x0, one.samples.x0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_replaced_images_have_the_new_latents_and_scores(world: int) -> None:
+    """Groups 1 and 3 of five are drawn again, shared evenly whoever drew them first."""
+    images = torch.tensor([3, 4, 5, 9, 10, 11])
+    expected = torch.arange(15).double()
+    expected[images] = torch.arange(6).double() + 100
+    seen = torch.zeros(15, dtype=torch.int64)
+    for rank in range(world):
+        merged = drawn(15, world, rank).replaced_by(images, drawn(6, world, rank, 100.0))
+        assert torch.equal(merged.scores.values[0], expected)
+        assert (merged.redrawn, merged.failed.tolist(), merged.drawing, merged.waiting) == (2, [2], 2.0, 4.0)
+        kept = merged.only(torch.arange(15) != 14, rank)
+        rows, own = numbers(kept, rank), kept.everywhere[rank]
+        assert torch.equal(rows[own >= 0].double(), expected[own[own >= 0]])
+        seen[own[own >= 0]] += 1
+    assert seen.tolist() == [1] * 14 + [0]
