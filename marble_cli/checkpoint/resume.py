@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.manifest import REMEDY
+from marble_cli.config.aspects import reward_names
 from marble_cli.config.compose import load_resolved
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, RequestError
@@ -80,10 +81,13 @@ def differences(there: RunConfig, now: RunConfig) -> list[Difference]:
         if path[0] != "run"  # the run's name and folder
     ]
     # Their order decides places in the balance's cache and the draws of prompts.
-    for path in (("rewards",), ("data", "sources")):
-        old, new = (list(_at(tree, path)) for tree in (before, after))
+    for key, names in (
+        ("rewards", lambda tree: reward_names(tree["rewards"])),
+        ("data.sources", lambda tree: list(tree["data"]["sources"])),
+    ):
+        old, new = names(before), names(after)
         if old != new and sorted(old) == sorted(new):
-            found.append(Difference(f"the order of {'.'.join(path)}", old, new, False))
+            found.append(Difference(f"the order of {key}", old, new, False))
     return found
 
 
@@ -102,12 +106,6 @@ def _tree(config: RunConfig) -> dict[str, Any]:
     tree: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     values: dict[str, Any] = tree
     return values
-
-
-def _at(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    for part in path:
-        tree = tree[part]
-    return tree
 
 
 def _unequal(path: tuple[str, ...], old: Any, new: Any) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

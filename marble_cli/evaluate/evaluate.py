@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt, held_out, load_prompts
@@ -50,7 +51,7 @@ def evaluate(
             make_evaluator(config, models.hold(each), scorer, prompts).score(each.adapter)
             for each in models.targets
         ]
-    labels, trained = [each.label for each in models.targets], list(config.rewards)
+    labels, trained = [each.label for each in models.targets], list(by_aspect(config.rewards))
     one, *others = evaluations
     comparisons = [
         Comparison(

@@ -12,6 +12,7 @@ from rich.table import Table
 from marble_cli.balance.registry import build
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import step_of
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.counts import geometry, micro_batches, per_process, processes
 from marble_cli.config.enums import Parallel, RefreshWhen, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
@@ -33,6 +34,7 @@ from marble_cli.plan.checks import (
     check_trackers,
     images_together,
     trained_on,
+    with_declarations,
 )
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
 from marble_cli.plan.memory import choose_checkpointing, describe, describe_bytes, memory
@@ -105,7 +107,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         check_groups(config, declarations)
     except UnreachableError as error:  # most of the plan can be printed without the server
         unreachable = error
-    build(config.balance, list(config.rewards), [reward.weight for reward in config.rewards.values()])
+    rewards = by_aspect(config.rewards)
+    build(config.balance, list(rewards), [reward.weight for reward in rewards.values()])
     most = "at most " if config.balance.refresh_when is RefreshWhen.stale else ""
     trained = [declarations[name] for name in config.rewards if name in declarations]
     together = images_together(config.rollout, trained)
@@ -116,7 +119,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("begins", f"after step {step_of(checkpoint)}: {checkpoint}" if checkpoint else "at step 1"),
         *([("starts from", start.target.label)] if start else []),
         ("evaluated on", _evaluation(config)),
-        ("rewards", ", ".join(config.rewards)),
+        ("rewards", ", ".join(rewards)),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
         (
             "images per step",
@@ -210,11 +213,11 @@ def _rewards(
         (config.rewards, trained, "prompts"),
         (config.eval_rewards, prompts["test"], "held-out prompts"),
     ):
-        for name, reward in rewards.items():
-            applied = applicable(reward, declarations[name], asked)
+        for name, reward, declaration in with_declarations(rewards, declarations):
+            applied = applicable(reward, declaration, asked)
             counts = {source: count for source, count in applied.items() if count}
             where = f" ({', '.join(counts)})" if 0 < len(counts) < len(asked) else ""
-            keys = ", ".join(required(reward, declarations[name]))
+            keys = ", ".join(required(reward, declaration))
             every = sum(map(len, asked.values()))
             table.add_row(name, keys or "nothing", f"{sum(counts.values()):,} of {every:,} {kind}{where}")
     return table

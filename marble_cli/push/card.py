@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from marble_cli import __version__
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.errors import MarbleError
@@ -76,7 +77,7 @@ def write_card(
         metadata=_metadata(config, base, family, pictures),
         title=repo.split("/")[-1],
         base=base,
-        trained=list(config.rewards),
+        trained=list(by_aspect(config.rewards)),
         step=step,
         version=__version__,
         balance=config.balance.name,
@@ -130,7 +131,7 @@ def _rewards(config: RunConfig) -> Table:
     """Tabulate the rewards with their weights and licenses."""
     rows = []
     for role, rewards in (("trained", config.rewards), ("watched", config.eval_rewards)):
-        for name, reward in rewards.items():
+        for name, reward in by_aspect(rewards).items():
             weight = f"{reward.weight:g}" if role == "trained" else MISSING
             by, license = _provider(reward)
             rows.append([name, role, weight, by, license])

@@ -16,6 +16,7 @@ from torch import Tensor
 from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.step_folders import step_of, steps
 from marble_cli.checkpoint.store import TrainerState
+from marble_cli.config.aspects import reward_names
 from marble_cli.config.compose import completed, dump, typed
 from marble_cli.config.evaluation import pictured
 from marble_cli.config.schema import RunConfig
@@ -134,7 +135,7 @@ def _load(checkpoint: Path, share: tuple[int, int] = (0, 1)) -> StoredCheckpoint
         state,
         weights,
         ema,
-        rewards=list(tree["rewards"]),
+        rewards=reward_names(tree["rewards"]),
         balance=tree["balance"],
         evaluation=pictured(tree),
     )

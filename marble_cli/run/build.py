@@ -8,6 +8,7 @@ import torch
 from marble_cli.balance import registry
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import ScalarisedReward
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.enums import OptimizerName
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
@@ -49,8 +50,8 @@ def build_balance(config: RunConfig) -> Balance | ScalarisedReward:
     Raises:
         ConfigError: the balance is unknown, or its settings do not fit the rewards.
     """
-    weights = [reward.weight for reward in config.rewards.values()]
-    return registry.build(config.balance, list(config.rewards), weights)
+    rewards = by_aspect(config.rewards)
+    return registry.build(config.balance, list(rewards), [reward.weight for reward in rewards.values()])
 
 
 def build_sampler(config: RunConfig, sources: Mapping[str, list[Prompt]]) -> PromptSampler:
@@ -87,13 +88,13 @@ def build_trainer(
         recorder: records metrics and pictures.
         progress: the state after the last finished step.
     """
-    names = list(config.rewards)
+    names = list(by_aspect(config.rewards))
     evaluations = Evaluations(
         settings=config.trainer,
         policy=policy,
         evaluator=make_evaluator(config, policy, eval_scorer, held_out, layout.ranks),
         trained=names,
-        watched=list(config.eval_rewards),
+        watched=list(by_aspect(config.eval_rewards)),
         progress=progress,
     )
     return Trainer(

@@ -28,6 +28,8 @@ def score(
     from marble_cli.output import answering
 
     with importing():
+        from marble_cli.config.schema import AspectConfig
+        from marble_cli.rewards.elsewhere.locate import declare
         from marble_cli.rewards.pictures import read_picture
         from marble_cli.rewards.scorer import open_scorer
 
@@ -36,13 +38,16 @@ def score(
     pictures = read_picture(image)[None]
     settings = select_reward(name, overrides)
     # A single picture has no source, and a failure must not pass for "does not apply".
-    settings.sources, settings.requires, settings.max_failed = None, [], 0.0
+    settings.sources, settings.requires, settings.max_failed, settings.only_if = None, [], 0.0, None
+    aspects = [*settings.aspects] or declare(name, settings).aspects
+    settings.aspects = {aspect: AspectConfig() for aspect in aspects}
     with open_scorer({name: settings}, "cpu") as scorer:
         scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""]).result()
         scorer.check(scores)
-    value = scores.values[0, 0].item() if scores.applicable[0, 0] else None
-    outcome = "not applicable" if value is None else "score"
-    if as_json:
-        typer.echo(json.dumps({"reward": name, "outcome": outcome, "score": value}), file=out)
-    else:
-        typer.echo(f"{name}: {outcome if value is None else f'{value:.6g}'}", file=out)
+    for reward, score, applies in zip(scores.names, scores.values, scores.applicable, strict=True):
+        value = score.item() if applies else None
+        outcome = "not applicable" if value is None else "score"
+        if as_json:
+            typer.echo(json.dumps({"reward": reward, "outcome": outcome, "score": value}), file=out)
+        else:
+            typer.echo(f"{reward}: {outcome if value is None else f'{value:.6g}'}", file=out)

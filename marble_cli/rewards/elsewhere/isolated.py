@@ -158,7 +158,8 @@ def serve_command(plugin: str) -> list[str]:
 
 def request_line(name: str, settings: schema.RewardConfig, device: str, token: str | None) -> str:
     """Return the line that `marble rewards serve --stdin` reads; its timeout is longer than the run's own."""
-    row = {**asdict(settings), "isolated": False, "sources": None, "timeout": 2 * settings.timeout}
+    own = {"isolated": False, "sources": None, "aspects": [*settings.aspects], "only_if": None}
+    row = {**asdict(settings), **own, "timeout": 2 * settings.timeout}
     return json.dumps({"rewards": {name: row}, "device": device, "token": token}) + "\n"
 
 

@@ -36,7 +36,7 @@ def test_scores_survive_the_wire_to_the_last_bit() -> None:
     bits = np.random.default_rng(0).integers(0, 2**64, 4096, dtype=np.uint64)  # NaNs with payloads among them
     special = [0.0, -0.0, np.nan, np.inf, -np.inf, 5e-324, 0.1, 1 / 3, np.nextafter(1, 2)]
     bits = np.concatenate([bits, np.array(special).view(np.uint64)])
-    arrived, reason = unpack_scores(pack_scores(torch.from_numpy(bits.view(np.float64))))
+    arrived, reason = unpack_scores(pack_scores({"": (torch.from_numpy(bits.view(np.float64)), None)}))[""]
     assert reason is None
     assert arrived.dtype is torch.float64
     assert (arrived.numpy().view(np.uint64) == bits).all()
@@ -48,6 +48,7 @@ def test_scores_survive_the_wire_to_the_last_bit() -> None:
         Declaration(),
         Declaration("a summary", ("text", "n"), (0.0, None), "MIT", "arXiv", groupwise=True),
         Declaration(range=(float("-inf"), 1.0)),
+        Declaration(aspects=("a", "b"), ranges={"a": (0.0, None)}),
     ],
 )
 def test_a_declaration_survives_the_wire(declaration: Declaration) -> None:
@@ -82,9 +83,21 @@ def test_foreign_bytes_are_refused(data: bytes, said: str) -> None:
 
 
 def test_the_reason_of_a_failure_survives_the_wire() -> None:
-    scores, reason = unpack_scores(pack_scores(torch.tensor([1.0, torch.inf]), "ValueError: „warum“"))
-    assert scores.tolist() == [1.0, float("inf")]
-    assert reason == "ValueError: „warum“"
+    sent = {"style": (torch.tensor([1.0, torch.inf]), "ValueError: „warum“"), "a": (torch.ones(2), None)}
+    arrived = unpack_scores(pack_scores(sent))
+    assert arrived.keys() == {"style", "a"}
+    assert arrived["style"][0].tolist() == [1.0, float("inf")]
+    assert arrived["style"][1] == "ValueError: „warum“"
+    assert arrived["a"][1] is None
+
+
+def test_a_single_score_travels_as_in_versions_without_aspects() -> None:
+    old = save(
+        {"scores": torch.ones(2, dtype=torch.float64), "reason": torch.tensor([119], dtype=torch.uint8)}
+    )
+    assert pack_scores({"": (torch.ones(2, dtype=torch.float64), "w")}) == old
+    assert unpack_scores(old)[""][1] == "w"
+    assert declaration_from_json({"summary": "old", "range": [0, 1]}).aspects == ()
 
 
 def test_foreign_scores_are_refused() -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import RewardConfig
-from marble_cli.errors import RewardError
+from marble_cli.config.schema import AspectConfig, RewardConfig
+from marble_cli.errors import ConfigError, RewardError
 from marble_cli.rewards.conformance import Outcome, run_checks
 from marble_cli.rewards.elsewhere import protocol
 from marble_cli.rewards.elsewhere.locate import declare, maker
@@ -177,3 +177,21 @@ def test_metadata_of_another_type_fails_its_image_alone(install: Install, at: At
     assert scores.applicable.tolist() == [[True, False, False]]
     assert scores.failed.tolist() == [[False, True, False]]
     assert scores.values[0, 0].item() == 3.0
+
+
+def test_served_aspects_equal_local_ones_and_are_asked_for_once(install: Install, at: At) -> None:
+    install(mine="TwoAspects")
+    aspects = {name: AspectConfig() for name in ("number", "light")}
+    images, prompts = sample_batch(()).images, ["1", "2", "", "dunno", "nan", "5"]
+    here = score(RewardConfig(plugin="mine", aspects=aspects), images, prompts)
+    settings = at(aspects=aspects)
+    there = score(settings, images, prompts)
+    assert there.names == here.names == ["mine.number", "mine.light"]
+    for one, other in zip(vars(here).values(), vars(there).values(), strict=True):
+        assert (
+            one == other if isinstance(one, list) else torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
+        )
+    assert declare("mine", settings).ranges == {"light": (0, 255)}
+    served = at({"aspects": {"light": AspectConfig()}}, aspects={"number": AspectConfig()})
+    with pytest.raises(ConfigError, match="no aspect 'number'"):
+        declare("mine", served)
