@@ -30,6 +30,10 @@ A reward may declare, as attributes of the class or function:
                 `judge.alignment` and `judge.style`. An exception in the place of an aspect's B floats says
                 that this aspect failed on all of these images. A class whose constructor takes `aspects` is
                 given those that the configuration names; if it declares none, it has these.
+    examples    pairs of samples, the first of which must score higher than the second, or a function that
+                returns them; with `aspects`, a mapping from aspects to pairs. A sample is (picture, prompt)
+                or (picture, prompt, metadata); a picture is a PIL image, uint8 [H, W, 3] as an array or
+                [3, H, W] as a tensor, or a file beside the module. `marble rewards check` checks the order.
     groupwise   true if the reward must see all images of a prompt in one call
     loads       options that name a model which the reward loads onto its device: a folder or hub repository
                 with model.safetensors. Each comes with the numbers of parameters of published models, so that
