@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from marble_cli.config.aspects import by_aspect, key_of
+from marble_cli.config.conditions import parse_condition
 from marble_cli.config.counts import processes
 from marble_cli.config.enums import OptimizerName, Parallel
 from marble_cli.config.evaluation import resolve_evaluation
@@ -170,9 +171,11 @@ def check_applicable(
     """Check that each trained reward applies to a training prompt, each watched one to a held-out prompt.
 
     Raises:
-        ConfigError: a reward applies to none; the message names the metadata that the reward requires and the
-            sources that lack it.
+        ConfigError: a reward applies to none, or its `only_if` cannot be met on any; the message names the
+            metadata that the reward requires and the sources that lack it, or the other reward.
     """
+    both = {**config.rewards, **config.eval_rewards}
+    every = {name: (row, declaration) for name, row, declaration in with_declarations(both, declarations)}
     for group, rewards, prompts in (
         ("rewards", config.rewards, trained_on(config.data.sources, train)),
         ("eval_rewards", config.eval_rewards, held_out),
@@ -180,9 +183,38 @@ def check_applicable(
         for name, reward, declaration in with_declarations(rewards, declarations):
             if not sum(applicable(reward, declaration, prompts).values()):
                 raise ConfigError(_explain_no_prompts(key_of(group, name), reward, declaration, prompts))
+        _check_conditions(group, rewards, every, prompts)
     for name, reward, declaration in with_declarations(config.rewards, declarations):
         if config.trainer.eval_every and not sum(applicable(reward, declaration, held_out).values()):
             log.warning("reward %s applies to no held-out prompt, so evaluations leave it out", name)
+
+
+def _check_conditions(
+    group: str,
+    rewards: Mapping[str, RewardConfig],
+    every: Mapping[str, tuple[RewardConfig, Declaration]],
+    prompts: Mapping[str, list[Prompt]],
+) -> None:
+    """Check that each `only_if` can be met: some prompt concerns both the reward and those that it names.
+
+    Args:
+        group: `rewards` or `eval_rewards`.
+        rewards: the settings under `group`.
+        every: settings and declaration of all rewards that have scores of their own, by name.
+        prompts: those that the rewards of `group` are asked about, by source.
+    """
+    for name, reward in by_aspect(rewards).items():
+        for part in parse_condition(reward.only_if) if reward.only_if is not None else ():
+            both = [(row, required(row, declaration)) for row, declaration in (every[name], every[part.name])]
+            if not any(
+                all(concerns(row, keys, prompt.metadata, source) for row, keys in both)
+                for source, rows in prompts.items()
+                for prompt in rows
+            ):
+                raise ConfigError(
+                    f"{key_of(group, name)}.only_if={reward.only_if!r}: no prompt concerns both this reward "
+                    f"and {part.name}, so it never applies. Expected a reward that scores the same prompts."
+                )
 
 
 def _explain_no_prompts(
