@@ -219,7 +219,9 @@ def _rewards(
             where = f" ({', '.join(counts)})" if 0 < len(counts) < len(asked) else ""
             keys = ", ".join(required(reward, declaration))
             every = sum(map(len, asked.values()))
-            table.add_row(name, keys or "nothing", f"{sum(counts.values()):,} of {every:,} {kind}{where}")
+            condition = f", if {reward.only_if}" if reward.only_if else ""
+            applies = f"{sum(counts.values()):,} of {every:,} {kind}{where}{condition}"
+            table.add_row(name, keys or "nothing", applies)
     return table
 
 

@@ -44,10 +44,17 @@ def score(
     with open_scorer({name: settings}, "cpu") as scorer:
         scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""]).result()
         scorer.check(scores)
-    for reward, score, applies in zip(scores.names, scores.values, scores.applicable, strict=True):
-        value = score.item() if applies else None
-        outcome = "not applicable" if value is None else "score"
-        if as_json:
-            typer.echo(json.dumps({"reward": reward, "outcome": outcome, "score": value}), file=out)
-        else:
-            typer.echo(f"{reward}: {outcome if value is None else f'{value:.6g}'}", file=out)
+    values = [
+        score.item() if applies else None
+        for score, applies in zip(scores.values[:, 0], scores.applicable[:, 0], strict=True)
+    ]
+    rows = [
+        {"reward": reward, "outcome": "not applicable" if value is None else "score", "score": value}
+        for reward, value in zip(scores.names, values, strict=True)
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows if settings.aspects else rows[0]), file=out)
+        return
+    for row in rows:
+        text = row["outcome"] if row["score"] is None else f"{row['score']:.6g}"
+        typer.echo(f"{row['reward']}: {text}", file=out)

@@ -36,8 +36,14 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
         *_location_rows(settings),
         ("applies to", f"prompts with the metadata {requires}" if requires else "every prompt"),
         *([("aspects", ", ".join(declaration.aspects))] if declaration.aspects else []),
-        ("range", f"{_bounds(declaration.range)}, higher is better"),
-        *((f"range of {aspect}", _bounds(bounds)) for aspect, bounds in declaration.ranges.items()),
+        *(
+            (
+                f"range{f' of {aspect}' if aspect else ''}",
+                f"{_bounds(declaration.bounds(aspect))}, higher is better",
+            )
+            for aspect in (declaration.aspects if declaration.ranges else ("",))
+        ),
+        *([("only if", settings.only_if)] if settings.only_if else []),
         ("needs whole groups", "yes" if declaration.groupwise else "no"),
         ("license", declaration.license or "not declared"),
         ("citation", declaration.citation or "not declared"),

@@ -1,14 +1,18 @@
 """What travels arrives as it left."""
 
+import io
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 
+from marble_cli.config.schema import AspectConfig, RewardConfig
 from marble_cli.errors import ConfigError
 from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.elsewhere.isolated import request_line
 from marble_cli.rewards.elsewhere.protocol import (
     authorization,
     declaration_from_json,
@@ -18,6 +22,7 @@ from marble_cli.rewards.elsewhere.protocol import (
     unpack_batch,
     unpack_scores,
 )
+from marble_cli.rewards.elsewhere.serving import read_request
 from marble_cli.rewards.testing.samples import sample_batch
 
 
@@ -117,3 +122,12 @@ def test_a_token_that_no_header_can_hold_is_refused() -> None:
     for token in ("schlüssel", "two\nlines"):
         with pytest.raises(ConfigError, match="printable ASCII"):
             authorization(token)
+
+
+def test_the_request_to_an_isolated_server_names_the_aspects(monkeypatch: pytest.MonkeyPatch) -> None:
+    aspects = {"style": AspectConfig(weight=2.0, sources=["text"], only_if="x > 1"), "light": AspectConfig()}
+    line = request_line("mine", RewardConfig("mine", aspects=aspects, only_if="y > 1"), "cpu", None)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(line.encode())))
+    rewards, _, _ = read_request()
+    bare = {"style": AspectConfig(), "light": AspectConfig()}
+    assert rewards["mine"] == RewardConfig("mine", aspects=bare, timeout=120.0)
