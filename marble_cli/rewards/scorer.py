@@ -20,7 +20,6 @@ from marble_cli.config import schema
 from marble_cli.config.conditions import Condition, conditions
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
-from marble_cli.rewards.aspects import require_choice
 from marble_cli.rewards.elsewhere.locate import maker
 from marble_cli.rewards.elsewhere.meeting import Machine
 from marble_cli.rewards.worker import Outcomes, RewardWorker
@@ -215,7 +214,6 @@ def open_scorer(
     try:
         for name, settings in rewards.items():
             workers.append(RewardWorker(name, settings, maker(name, settings, device, machine)))
-            require_choice(name, settings, workers[-1].reward.declaration)
         yield Scorer(workers, pending)
     finally:
         for worker in workers:

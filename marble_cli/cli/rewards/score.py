@@ -29,7 +29,6 @@ def score(
 
     with importing():
         from marble_cli.config.schema import AspectConfig
-        from marble_cli.rewards.elsewhere.locate import declare
         from marble_cli.rewards.pictures import read_picture
         from marble_cli.rewards.scorer import open_scorer
 
@@ -39,8 +38,7 @@ def score(
     settings = select_reward(name, overrides)
     # A single picture has no source, and a failure must not pass for "does not apply".
     settings.sources, settings.requires, settings.max_failed, settings.only_if = None, [], 0.0, None
-    aspects = [*settings.aspects] or declare(name, settings).aspects
-    settings.aspects = {aspect: AspectConfig() for aspect in aspects}
+    settings.aspects = {aspect: AspectConfig() for aspect in settings.aspects}
     with open_scorer({name: settings}, "cpu") as scorer:
         scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""]).result()
         scorer.check(scores)
@@ -53,7 +51,7 @@ def score(
         for reward, value in zip(scores.names, values, strict=True)
     ]
     if as_json:
-        typer.echo(json.dumps(rows if settings.aspects else rows[0]), file=out)
+        typer.echo(json.dumps(rows[0] if scores.names == [name] else rows), file=out)
         return
     for row in rows:
         text = row["outcome"] if row["score"] is None else f"{row['score']:.6g}"
