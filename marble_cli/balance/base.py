@@ -25,6 +25,7 @@ class Solution:
         fallbacks: number of solvers that were refused before.
         seconds: wall time of the solution.
         unit: true if alpha weighs unit gradients (weights = alpha s / norm) instead of the raw gradients.
+        margins: [K] float64 margins of the guards, NaN for trained rewards; None without guards.
     """
 
     alpha: Tensor
@@ -35,6 +36,7 @@ class Solution:
     fallbacks: int
     seconds: float
     unit: bool = False
+    margins: Tensor | None = None
 
 
 @runtime_checkable

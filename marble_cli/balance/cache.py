@@ -18,6 +18,7 @@ class DirectionCache:
         alpha: [K] float64 shares; None before the first refresh.
         norms: [K] float64, zero for a reward that was never active; None before the first refresh.
         unit: true if the shares weigh unit gradients.
+        guards: [K] bool; None without guards, whose shares come on top of those of the trained rewards.
         interval: steps that the shares are cached for, if that is decided from data.
         due: the step that refreshes next, if that is decided from data.
     """
@@ -27,13 +28,15 @@ class DirectionCache:
     unit: bool = True
     interval: int = 1
     due: int = 1
+    guards: Tensor | None = None
 
     def update(self, solution: Solution, norms: Tensor, ema: float) -> "DirectionCache":
         """Smooth a refresh into the cache: a <- ema a_cached + (1 - ema) a_new, and the norms alike.
 
         A reward that is not active keeps its norm. It also keeps its share, as long as all inactive rewards
         together hold no more than their number over K; the active rewards divide the rest. A refresh without
-        an active reward changes nothing.
+        an active reward changes nothing. All this counts trained rewards. The shares of active guards shrink
+        as theirs do, and a guard that is not active keeps its share.
 
         Args:
             solution: of this refresh.
@@ -41,16 +44,19 @@ class DirectionCache:
             ema: weight of the past, in [0, 1).
         """
         active = solution.active
-        if not active.any():
+        guards = None if solution.margins is None else ~solution.margins.isnan()
+        trained = torch.ones_like(active) if guards is None else ~guards
+        if not active[trained].any():
             return self
         seen = torch.where(active, norms.double().cpu(), 0.0)
         if self.alpha is None or self.norms is None:
-            return replace(self, alpha=solution.alpha, norms=seen, unit=solution.unit)
-        total, equal_part = self.alpha.sum(), 1.0 - active.double().mean()
-        inactive = torch.where(active, 0.0, self.alpha)
+            return replace(self, alpha=solution.alpha, norms=seen, unit=solution.unit, guards=guards)
+        total, equal_part = self.alpha[trained].sum(), 1.0 - active[trained].double().mean()
+        inactive = torch.where(active | ~trained, 0.0, self.alpha)
         held = (inactive.sum() / total).clamp(0.0, 1.0) if total > 0.0 else total
         kept = torch.minimum(held, equal_part)
         inactive = inactive * (kept / held if held > 0.0 else held)
+        inactive = torch.where(trained, inactive, self.alpha)
         target = torch.where(active, solution.alpha * (1.0 - kept), inactive)
         known = torch.where(self.norms > 0.0, self.norms, seen)
         return replace(
@@ -58,16 +64,20 @@ class DirectionCache:
             alpha=ema * self.alpha + (1.0 - ema) * target,
             norms=ema * known + (1.0 - ema) * torch.where(active, seen, known),
             unit=solution.unit,
+            guards=guards,
         )
 
     def direction_weights(self) -> Tensor | None:
-        """Return [K] float64 factors w_k of the raw gradients, a_k s / |g_k| if `unit`; None if empty."""
+        """Return [K] float64 factors w_k of the raw gradients, a_k s / |g_k| if `unit`; None if empty.
+
+        s is the mean norm of the trained rewards.
+        """
         if self.alpha is None or self.norms is None:
             return None
         seen = self.norms > 0.0
         if not self.unit:
             return self.alpha
-        scale = self.norms[seen].mean()
+        scale = self.norms[seen if self.guards is None else seen & ~self.guards].mean()
         return torch.where(
             seen, self.alpha * scale / self.norms.where(seen, torch.ones_like(self.norms)), 0.0
         )
@@ -80,13 +90,15 @@ class DirectionCache:
             "unit": self.unit,
             "interval": self.interval,
             "due": self.due,
+            "guards": None if self.guards is None else self.guards.tolist(),
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "DirectionCache":
         """Restore the cache of a `state_dict`; that of an older release refreshes at once."""
         alpha, norms = _tensor(state["alpha"]), _tensor(state["norms"])
-        return cls(alpha, norms, bool(state["unit"]), state.get("interval", 1), state.get("due", 1))
+        guards = None if state.get("guards") is None else torch.tensor(state["guards"])
+        return cls(alpha, norms, bool(state["unit"]), state.get("interval", 1), state.get("due", 1), guards)
 
 
 def _tensor(values: list[float] | None) -> Tensor | None:

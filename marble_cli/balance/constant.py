@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.base import Solution, active_rewards, spread
+from marble_cli.balance.guards import Guarded, Guards
 from marble_cli.config.enums import Reduce
 
 
@@ -38,10 +39,18 @@ class ScalarisedReward:
 
     Attributes:
         kind: how they are mixed.
-        weights: of the K rewards.
+        weights: of the trained rewards.
         reduce: for `weighted_sum`, the sum over the rewards that apply to an image, or their mean.
+        guards: of the K rewards; None if all are trained.
     """
 
     kind: Scalarisation
     weights: tuple[float, ...]
     reduce: Reduce = Reduce.sum
+    guards: Guards | None = None
+
+    def guarded(self) -> Guarded | None:
+        """Return the balance of the K rewards' gradients and, last, the mixture's; None without guards."""
+        if self.guards is None:
+            return None
+        return Guarded(Fixed((*(0.0 for _ in self.weights), 1.0)), self.guards.with_mixture())

@@ -3,11 +3,14 @@
 import math
 from itertools import combinations
 
+import torch
 from torch import Tensor
 
 from marble_cli.balance.base import Solution, cosines
 from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.conflict import agreement, conflict_share, pairwise_cosines
+
+ALONG = 1e-9  # cosine that is the rounding of 0
 
 
 def describe_gradients(
@@ -27,7 +30,8 @@ def describe_gradients(
     metrics: dict[str, float] = {}
     for k, name in enumerate(names):
         metrics[f"balance/grad_norm/{name}"] = norms[k].item()
-        metrics[f"balance/cosine/{name}"] = along[k].item()
+        # A direction along the edge of what a reward allows is not against it.
+        metrics[f"balance/cosine/{name}"] = 0.0 if along[k].abs() < ALONG else along[k].item()
     for one, other in combinations(range(count), 2):
         metrics[f"balance/pairwise_cosine/{names[one]}/{names[other]}"] = pairwise[one, other].item()
     metrics["balance/conflict_share"] = conflict_share(pairwise)
@@ -39,13 +43,14 @@ def describe_gradients(
 
 
 def describe_solution(names: list[str], solution: Solution, cache: DirectionCache) -> dict[str, float]:
-    """Return shares, weights and certificate of a balance, and the shares that are now cached."""
-    metrics = {
-        "balance/gap": solution.gap,
-        "balance/solve_seconds": solution.seconds,
-        "balance/fallbacks": solution.fallbacks,
-    }
+    """Return certificate, shares and weights of a balance, and the shares that are now cached.
+
+    A guard has no share of its own to speak of (`guards.describe_guards`).
+    """
+    metrics = describe_certificate(solution)
     for k, name in enumerate(names):
+        if solution.margins is not None and not solution.margins[k].isnan():
+            continue
         if solution.active[k]:
             metrics[f"balance/alpha/{name}"] = solution.alpha[k].item()
             metrics[f"balance/weight/{name}"] = solution.weights[k].item()
@@ -54,14 +59,31 @@ def describe_solution(names: list[str], solution: Solution, cache: DirectionCach
     return _finite(metrics)
 
 
+def describe_certificate(solution: Solution) -> dict[str, float]:
+    """Return how well and how fast the QP was solved."""
+    return _finite(
+        {
+            "balance/gap": solution.gap,
+            "balance/solve_seconds": solution.seconds,
+            "balance/fallbacks": solution.fallbacks,
+        }
+    )
+
+
 def describe_cache(names: list[str], cache: DirectionCache) -> dict[str, float]:
-    """Return the shares and weights of an amortised step."""
+    """Return the shares and weights of an amortised step; of a mixture's step only those of the guards."""
     weights = cache.direction_weights()
     if cache.alpha is None or weights is None:
         return {}
     metrics: dict[str, float] = {}
-    for name, alpha, weight in zip(names, cache.alpha.tolist(), weights.tolist(), strict=True):
-        metrics |= {f"balance/alpha/{name}": alpha, f"balance/weight/{name}": weight}
+    guards = torch.zeros_like(weights, dtype=torch.bool) if cache.guards is None else cache.guards
+    mixture = not cache.alpha[~guards].any()
+    for k, name in enumerate(names):
+        if mixture and not guards[k]:
+            continue
+        if not guards[k]:
+            metrics[f"balance/alpha/{name}"] = cache.alpha[k].item()
+        metrics[f"balance/weight/{name}"] = weights[k].item()
     return metrics
 
 

@@ -1,16 +1,20 @@
 """Build the balance that the `balance` group of the configuration names."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from marble_cli.balance.base import Balance, Stateful
 from marble_cli.balance.constant import Fixed, Scalarisation, ScalarisedReward
 from marble_cli.balance.external import PREFIX, torchjd_balance
 from marble_cli.balance.groups import make_groups
+from marble_cli.balance.guards import Guards, guard
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.balance.solver import solvers
 from marble_cli.balance.upgrad import ProjectedSum
 from marble_cli.config import schema
-from marble_cli.config.enums import RefreshWhen
+from marble_cli.config.aspects import by_aspect
+from marble_cli.config.enums import RefreshWhen, Role
 from marble_cli.errors import ConfigError
 from marble_cli.plugins import balances
 from marble_cli.suggest import nearest
@@ -23,8 +27,20 @@ def names() -> list[str]:
     return sorted({*_BUILT_IN, *balances()})
 
 
+def build_for(
+    config: schema.BalanceConfig, rewards: Mapping[str, schema.RewardConfig]
+) -> Balance | ScalarisedReward:
+    """Build the balance of a run's rewards and of their aspects, as `build` does."""
+    rewards = by_aspect(rewards)
+    margins = [reward.margin if reward.role is Role.guard else math.nan for reward in rewards.values()]
+    return build(config, list(rewards), [reward.weight for reward in rewards.values()], margins)
+
+
 def build(
-    config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]
+    config: schema.BalanceConfig,
+    names: Sequence[str],
+    reward_weights: Sequence[float],
+    margins: Sequence[float] = (),
 ) -> Balance | ScalarisedReward:
     """Build the balance that a configuration asks for.
 
@@ -32,22 +48,39 @@ def build(
         config: the `balance` group.
         names: the K rewards' names, in the order of the Gram matrix.
         reward_weights: [K] the rewards' own weights; `balance.weights` overrides them by name.
+        margins: [K] of the guards, NaN for a trained reward; may be empty without guards.
 
     Returns:
-        A balance of gradients, or a mixture of rewards, which leaves nothing to balance.
+        A balance of gradients, or a mixture of the trained rewards, which leaves nothing to balance but
+        guards.
 
     Raises:
         ConfigError: unknown name, unknown solver, infeasible floor, groups or priorities that do not fit the
             rewards, weights that are unknown, negative or all zero, or a balance with a state where
             `balance.refresh_when=stale` needs one without.
     """
-    balance = _build(config, names, reward_weights)
+    if all(map(math.isnan, margins)):
+        balance = _build(config, names, reward_weights)
+    else:
+        balance = _build_guarded(config, names, reward_weights, Guards(tuple(margins), config.solver))
     if config.refresh_when is RefreshWhen.stale and isinstance(balance, Stateful):
         raise ConfigError(
             f"balance.refresh_when=stale: balance={config.name} averages over the refreshes, so it cannot be "
             "asked about halves of one. Expected balance.refresh_when=scheduled with it."
         )
     return balance
+
+
+def _build_guarded(
+    config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float], guards: Guards
+) -> Balance | ScalarisedReward:
+    """Build the balance of the trained rewards, and put the guards around it."""
+    _check_solver(config.solver)
+    trained = guards.trained.nonzero().flatten().tolist()
+    inner = _build(config, [names[k] for k in trained], [reward_weights[k] for k in trained])
+    if isinstance(inner, ScalarisedReward):
+        return replace(inner, guards=guards)
+    return guard(inner, guards)
 
 
 def _build(

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.manifest import REMEDY
-from marble_cli.config.aspects import reward_names
+from marble_cli.config.aspects import plain_by_aspect
 from marble_cli.config.compose import load_resolved
+from marble_cli.config.references import as_tree
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, RequestError
 
@@ -74,7 +73,7 @@ def differences(there: RunConfig, now: RunConfig) -> list[Difference]:
 
     The order of rewards and of sources counts as a key of its own.
     """
-    before, after = _tree(there), _tree(now)
+    before, after = as_tree(there), as_tree(now)
     found = [
         Difference(_name_key(path), old, new, _may_change(path) or _has_moved(old, new))
         for path, old, new in _unequal((), before, after)
@@ -82,7 +81,7 @@ def differences(there: RunConfig, now: RunConfig) -> list[Difference]:
     ]
     # Their order decides places in the balance's cache and the draws of prompts.
     for key, names in (
-        ("rewards", lambda tree: reward_names(tree["rewards"])),
+        ("rewards", lambda tree: list(plain_by_aspect(tree["rewards"]))),
         ("data.sources", lambda tree: list(tree["data"]["sources"])),
     ):
         old, new = names(before), names(after)
@@ -100,12 +99,6 @@ def describe_differences(found: list[Difference]) -> str:
         more = f", and {len(free) - MOST_KEYS} more" if len(free) > MOST_KEYS else ""
         lines.append(f"Keys that may change: {'; '.join(map(str, free[:MOST_KEYS]))}{more}.")
     return "\n".join(lines)
-
-
-def _tree(config: RunConfig) -> dict[str, Any]:
-    tree: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    values: dict[str, Any] = tree
-    return values
 
 
 def _unequal(path: tuple[str, ...], old: Any, new: Any) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

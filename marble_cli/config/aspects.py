@@ -36,16 +36,20 @@ def key_of(group: str, name: str) -> str:
 
 def with_aspect(reward: RewardConfig, aspect: str) -> RewardConfig:
     """Return the settings of one aspect; an aspect that has no keys has the reward's own."""
-    own = vars(reward.aspects.get(aspect, AspectConfig()))
-    set_here = {key: value for key, value in own.items() if value is not None}
-    return replace(reward, aspects={}, **set_here)
+    return replace(reward, aspects={}, **_set(vars(reward.aspects.get(aspect, AspectConfig()))))
 
 
-def reward_names(rewards: Mapping[str, Any]) -> list[str]:
-    """Return the names of `by_aspect` for rewards that are plain mappings, as in a configuration file."""
-    return [
-        full_name(name, aspect) for name, row in rewards.items() for aspect in row.get("aspects") or ("",)
-    ]
+def plain_by_aspect(rewards: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Do as `by_aspect` for rewards that are plain mappings, as in a configuration file."""
+    return {
+        full_name(name, aspect): {**row, **_set(keys)}
+        for name, row in rewards.items()
+        for aspect, keys in (row.get("aspects") or {"": {}}).items()
+    }
+
+
+def _set(keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def read_aspects(path: str, value: Any) -> dict[str, Any]:

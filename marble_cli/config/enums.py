@@ -103,6 +103,13 @@ class TrainingTimes(Enum):
     any = "any"
 
 
+class Role(Enum):
+    """Part of a reward in training: it rises, or it only must not fall."""
+
+    train = "train"
+    guard = "guard"
+
+
 class Reduce(Enum):
     """Reduction over the rewards that apply to an image, in `balance=weighted_sum`."""
 

@@ -14,12 +14,18 @@ from marble_cli.redaction import is_secret, learn, learn_options
 PREFIX = "MARBLE_SECRET_"
 
 
+def as_tree(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as plain values, with the names of enums."""
+    tree: dict[str, Any] = asdict(config, dict_factory=_named)
+    return tree
+
+
 def without_secrets(config: RunConfig) -> dict[str, Any]:
     """Return the configuration as plain JSON values.
 
     A reference such as `${oc.env:JUDGE_KEY}` stands for each secret.
     """
-    tree: dict[str, Any] = asdict(config, dict_factory=_named)
+    tree = as_tree(config)
     for node, key, value, path in list(_secrets(tree)):
         node[key] = f"${{oc.env:{_variable(value, path)}}}"
     return tree

@@ -26,6 +26,7 @@ from marble_cli.config.enums import (
     Quotes,
     Reduce,
     RefreshWhen,
+    Role,
     RolloutTimes,
     SharedTerm,
     Switch,
@@ -109,6 +110,8 @@ class DataConfig:
 class AspectConfig:
     """Keys of one aspect of a reward; null takes the value of the reward's own key."""
 
+    role: Role | None = None
+    margin: float | None = ranged(None, BELOW_1)
     weight: float | None = ranged(None, at_least(0))
     sources: list[str] | None = None
     requires: list[str] | None = None
@@ -120,6 +123,8 @@ class RewardConfig:
     """Keys that marble reads of a reward; every other key of `rewards.<name>` is an option of its plugin."""
 
     plugin: str = MISSING
+    role: Role = Role.train
+    margin: float = ranged(0.0, BELOW_1)
     weight: float = ranged(1.0, at_least(0))
     sources: list[str] | None = None
     requires: list[str] = field(default_factory=list)

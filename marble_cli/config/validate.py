@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from marble_cli.config.aspects import by_aspect, full_name
 from marble_cli.config.checks.balance import check_balance
+from marble_cli.config.checks.guards import check_guards
 from marble_cli.config.checks.launcher import check_launcher
 from marble_cli.config.checks.offload import check_offload
 from marble_cli.config.checks.placement import check_placement
@@ -47,6 +48,7 @@ def validate(config: RunConfig) -> None:
     _check_aspects(config)
     check_conditions(config.rewards, config.eval_rewards)
     check_balance(config.balance)
+    check_guards(config)
     check_sharding(config)
     _check_trained(config.model)
     check_offload(config)

@@ -1,5 +1,6 @@
 """Judge an evaluation inside a run: gains over the start, and signs of reward hacking."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,11 @@ def base_scores(evaluation: Evaluation) -> dict[str, list[float | None]]:
 
 
 def judge(
-    evaluation: Evaluation, start: dict[str, list[float | None]], trained: list[str], watched: list[str]
+    evaluation: Evaluation,
+    start: dict[str, list[float | None]],
+    trained: list[str],
+    watched: list[str],
+    guards: Collection[str] = (),
 ) -> Verdict:
     """Compare an evaluation with the start of the run, image by image.
 
@@ -45,6 +50,8 @@ def judge(
             divided by the standard deviation of the scores at the start.
         watched: names of the rewards that are not trained on. If the mean of one falls and that of a trained
             one rises, each with a 95 % interval that excludes 0, reward hacking is likely.
+        guards: names of the guards. The loss of one counts in the composite like that of a trained reward, a
+            gain does not. One that falls is a sign of reward hacking, and joint improvement counts it.
     """
     metrics: dict[str, Any] = {}
     for name, (mean, std, count) in evaluation.summary().items():
@@ -56,7 +63,7 @@ def judge(
     for name, failed in zip(evaluation.scores.names, evaluation.scores.failed, strict=True):
         metrics[f"reward/{name}/failed"] = int(failed.sum())
     scores = dict(zip(evaluation.scores.names, evaluation.scores.values, strict=True))
-    gains, rose, fell = [], [], []
+    gains, losses, rose, fell = [], [], [], []
     for name, before in start.items():
         pairs, both = _paired(scores.get(name), before)
         if not len(pairs):
@@ -68,27 +75,30 @@ def judge(
             f"reward/{name}/change_low": low,
             f"reward/{name}/change_high": high,
         }
+        gain = float(difference.mean() / (pairs[:, 1].std() + 1e-8))
         if name in trained:
-            gains.append(float(difference.mean() / (pairs[:, 1].std() + 1e-8)))
+            gains.append(gain)
             rose += [name] if low > 0 else []
-        elif name in watched and high < 0:
+        elif high < 0 and (name in watched or name in guards):
             fell.append(name)
+        if name in guards:
+            losses.append(min(0.0, gain))
     warning = (
         f"{', '.join(fell)} fell since the start while {', '.join(rose)} rose, each beyond its 95 % "
         "interval: a sign of reward hacking"
     )
-    composite = sum(gains) / max(1, len(gains))
+    composite = sum([*gains, *losses]) / max(1, len(gains))
     metrics["eval/composite"] = composite
     if evaluation.diversity is not None:
         metrics["eval/diversity"] = evaluation.diversity.mean().item()
-    metrics |= _joint_metrics(scores, start, trained)
+    metrics |= _joint_metrics(scores, start, [*trained, *guards])
     return Verdict(metrics, composite, (warning,) if fell and rose else ())
 
 
 def _joint_metrics(
     scores: dict[str, Tensor], start: dict[str, list[float | None]], trained: list[str]
 ) -> dict[str, float]:
-    """Return the shares of images that improved and declined in all trained rewards; none without pairs."""
+    """Return the shares of images that improved and declined in all of `trained`; none without pairs."""
     names = [name for name in trained if name in scores and len(scores[name]) == len(start.get(name, ()))]
     if not names:
         return {}

@@ -29,6 +29,24 @@ class Cosines:
 
 
 @dataclass(frozen=True)
+class GuardSummary:
+    """Summary of a guard over the refreshes that had its gradient.
+
+    Attributes:
+        acted: share of them in which it bent the direction.
+        multiplier: median length of what it added then, per length of the trained rewards' direction; None if
+            it never acted.
+        before: cosines of the trained rewards' direction with its gradient.
+        violation: the largest, in the same unit.
+    """
+
+    acted: float
+    multiplier: float | None
+    before: Cosines
+    violation: float
+
+
+@dataclass(frozen=True)
 class RewardSummary:
     """Summary of one reward over the run; a figure is None if the run did not record it.
 
@@ -43,6 +61,7 @@ class RewardSummary:
         effective_samples: median of (sum |A|)^2 / sum A^2 over a step's advantages; at most `applicable`, the
             median number of images that the reward applies to.
         start, end: means on held-out prompts at the first and last evaluation; `end` needs two.
+        guard: what it did as a guard; None for a trained reward.
     """
 
     name: str
@@ -57,6 +76,7 @@ class RewardSummary:
     applicable: float | None
     start: float | None
     end: float | None
+    guard: GuardSummary | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +205,19 @@ def _reward(history: History, name: str) -> RewardSummary:
         applicable=_median(_values(history.train, f"reward/{name}/applicable")),
         start=held_out[0] if held_out else None,
         end=held_out[-1] if len(held_out) > 1 else None,
+        guard=_guard(history, name),
     )
+
+
+def _guard(history: History, name: str) -> GuardSummary | None:
+    def figures(key: str) -> list[float]:
+        return _values(history.train, f"balance/guard/{name}/{key}")
+
+    before = cosines(figures("cosine_before"))
+    if before is None:
+        return None
+    acted = [multiplier for multiplier in figures("multiplier") if multiplier > 0]
+    return GuardSummary(len(acted) / before.count, _median(acted), before, max(figures("violation")))
 
 
 def _pairs(history: History) -> tuple[Pair, ...]:

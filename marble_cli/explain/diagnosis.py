@@ -16,7 +16,7 @@ LONG = 3.0  # times the next longest gradient
 
 def diagnose(found: Explanation) -> tuple[str, ...]:
     """Return the sentences that apply, the most important first."""
-    checks = (pushed_down, conflicts, stale_cache, least_shares, thin_signal, long_gradient, fallen)
+    checks = (pushed_down, guarded, conflicts, stale_cache, least_shares, thin_signal, long_gradient, fallen)
     return tuple(sentence for check in checks if (sentence := check(found)))
 
 
@@ -40,6 +40,25 @@ def pushed_down(found: Explanation) -> str:
         f"Some reward was pushed down in {percent(measured.negative)} of the {within} (most often {name}, "
         f"{percent(share)}; {extreme}){unknown}."
     )
+
+
+def guarded(found: Explanation) -> str | None:
+    """Say how often each guard acted, how much it added then, and whether one was violated."""
+    guards = [(r.name, r.guard) for r in found.rewards if r.guard]
+    if not guards:
+        return None
+    acted = [
+        f"{name} in {percent(guard.acted)} of {count(guard.before.count, 'refresh')}"
+        f"{'' if guard.multiplier is None else f' (median multiplier {guard.multiplier:.2g})'}"
+        for name, guard in guards
+    ]
+    violated = [f"{name} by up to {guard.violation:.2g}" for name, guard in guards if guard.violation]
+    end = (
+        f"; not all could be kept: {listed(violated)} of the direction's length"
+        if violated
+        else ", and none was violated"
+    )
+    return f"Guards bent the direction: {listed(acted)}{end}."
 
 
 def conflicts(found: Explanation) -> str | None:
@@ -99,7 +118,8 @@ def least_shares(found: Explanation) -> str | None:
     """Name the rewards that the QP gave one and the same lowest share most of the time."""
     if found.largest_gap is None or found.refreshes < ENOUGH:
         return None
-    equal = 1 / len(found.rewards)  # one or two rewards always get equal shares
+    # One or two rewards always get equal shares. Guards have none.
+    equal = 1 / max(1, sum(r.guard is None for r in found.rewards))
     known = [
         f"{r.name} ({r.alpha_lowest:.2f}) in {percent(r.at_lowest)}"
         for r in found.rewards

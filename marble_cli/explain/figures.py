@@ -106,7 +106,13 @@ def shares(history: History) -> Any:
         axes.plot(
             *history.cached_shares(name), color=color, lw=1.5, drawstyle="steps-post", label="smoothed cache"
         )
-        axes.axhline(1 / len(history.rewards), color="#A0A0A0", lw=0.8, ls=":", label="equal share")
+        axes.axhline(
+            1 / (len(history.rewards) - len(history.guards)),
+            color="#A0A0A0",
+            lw=0.8,
+            ls=":",
+            label="equal share",
+        )
 
     return _by_reward(history, known, panel, "share alpha")
 

@@ -27,6 +27,8 @@ def page(
     """
     yield header(found, label, balance)
     yield directions(found)
+    if (acted := guards(found)).row_count:
+        yield acted
     yield signals(found)
     if found.pairs:
         yield matrix(found) if len(found.rewards) <= MATRIX else most_opposed(found)
@@ -89,6 +91,17 @@ def directions(found: Explanation) -> Table:
 def _cosine(cosine: Cosines) -> tuple[Text, Text, Text]:
     below = Text(percent(cosine.negative), style="red" if cosine.negative else "")
     return _signed(cosine.mean, "+.2f"), _signed(cosine.lowest, "+.2f"), below
+
+
+def guards(found: Explanation) -> Table:
+    """Tabulate how often each guard acted and how strongly, and the direction's cosines before it did."""
+    table = _table("Guards", "reward", "acted", "of", "multiplier", "before", "below 0", "violation")
+    for r in found.rewards:
+        if (guard := r.guard) is not None:
+            acted = (percent(guard.acted), str(guard.before.count), _number(guard.multiplier, "#.2g"))
+            before, _, below = _cosine(guard.before)
+            table.add_row(r.name, *acted, before, below, f"{guard.violation:.2g}")
+    return table
 
 
 def signals(found: Explanation) -> Table:

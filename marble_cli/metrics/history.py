@@ -28,7 +28,7 @@ class History:
 
     @property
     def rewards(self) -> tuple[str, ...]:
-        """The names of the trained rewards, in the run's order."""
+        """The names of the trained rewards and the guards, in the run's order."""
         return tuple(dict.fromkeys(name for row in self.train for key in row if (name := _reward(key))))
 
     @property
@@ -36,6 +36,12 @@ class History:
         """The names of the rewards that only evaluations have, in the run's order."""
         names = dict.fromkeys(name for row in self.held_out for key in row if (name := _reward(key)))
         return tuple(name for name in names if name not in self.rewards)
+
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """The names of the guards among the rewards, in the run's order; known once one was solved for."""
+        solved = {key.split("/")[2] for row in self.train for key in row if key.startswith("balance/guard/")}
+        return tuple(name for name in self.rewards if name in solved)
 
     @property
     def refreshes(self) -> list[Row]:

@@ -65,7 +65,7 @@ def find_neighbours(
     rewards = {
         name: _size(reward, declarations[name]) if name in declarations else None
         for name, reward in {**config.rewards, **config.eval_rewards}.items()
-        if reward.url is None and numbered(reward.options.get("device", place), place) == place
+        if reward.url is None and reward.options.get("device", place) in (place, device.type)
     }
     communicators = 0
     if device.type == "cuda" and processes(config.launcher) > 1:

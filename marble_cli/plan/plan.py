@@ -9,14 +9,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from marble_cli.balance.registry import build
+from marble_cli.balance.registry import build_for
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import step_of
 from marble_cli.config.aspects import by_aspect
 from marble_cli.config.counts import geometry, micro_batches, per_process, processes
-from marble_cli.config.enums import Parallel, RefreshWhen, Switch, Train
+from marble_cli.config.enums import Parallel, RefreshWhen, Role, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
-from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
+from marble_cli.config.schema import RewardConfig, RunConfig, SourceConfig, TrainerConfig
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.evaluate.start import read_start
@@ -108,7 +108,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     except UnreachableError as error:  # most of the plan can be printed without the server
         unreachable = error
     rewards = by_aspect(config.rewards)
-    build(config.balance, list(rewards), [reward.weight for reward in rewards.values()])
+    build_for(config.balance, rewards)
     most = "at most " if config.balance.refresh_when is RefreshWhen.stale else ""
     trained = [declarations[name] for name in config.rewards if name in declarations]
     together = images_together(config.rollout, trained)
@@ -119,7 +119,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("begins", f"after step {step_of(checkpoint)}: {checkpoint}" if checkpoint else "at step 1"),
         *([("starts from", start.target.label)] if start else []),
         ("evaluated on", _evaluation(config)),
-        ("rewards", ", ".join(rewards)),
+        ("rewards", ", ".join(name for name, reward in rewards.items() if reward.role is Role.train)),
+        *([("guards", guards)] if (guards := _guards(rewards)) else []),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
         (
             "images per step",
@@ -166,7 +167,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     console = Console(markup=False)
     console.print(table, "")
     if size is not None:
-        console.print(tabulate_cards(config, size, neighbours.total))
+        card = device if device.type == "cuda" else torch.device("cuda:0")
+        console.print(tabulate_cards(config, size, find_neighbours(config, declarations, card).total))
         console.print(
             "Largest trainer.micro_batch_size without / with gradient checkpointing; -: does not fit.\n"
         )
@@ -223,6 +225,14 @@ def _rewards(
             applies = f"{sum(counts.values()):,} of {every:,} {kind}{where}{condition}"
             table.add_row(name, keys or "nothing", applies)
     return table
+
+
+def _guards(rewards: Mapping[str, RewardConfig]) -> str:
+    """List the guards, each with its margin, if it has one."""
+    guards = {name: reward for name, reward in rewards.items() if reward.role is Role.guard}
+    return ", ".join(
+        f"{name} with margin {reward.margin:g}" if reward.margin else name for name, reward in guards.items()
+    )
 
 
 def _evaluation(config: RunConfig) -> str:

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from marble_cli import __version__
 from marble_cli.config.aspects import by_aspect
+from marble_cli.config.enums import Role
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.errors import MarbleError
@@ -77,7 +78,7 @@ def write_card(
         metadata=_metadata(config, base, family, pictures),
         title=repo.split("/")[-1],
         base=base,
-        trained=list(by_aspect(config.rewards)),
+        trained=[name for name, row in by_aspect(config.rewards).items() if row.role is Role.train],
         step=step,
         version=__version__,
         balance=config.balance.name,
@@ -130,8 +131,9 @@ def _metadata(config: RunConfig, base: BaseModel, family: str, pictures: Sequenc
 def _rewards(config: RunConfig) -> Table:
     """Tabulate the rewards with their weights and licenses."""
     rows = []
-    for role, rewards in (("trained", config.rewards), ("watched", config.eval_rewards)):
+    for group, rewards in (("trained", config.rewards), ("watched", config.eval_rewards)):
         for name, reward in by_aspect(rewards).items():
+            role = "guard" if reward.role is Role.guard else group
             weight = f"{reward.weight:g}" if role == "trained" else MISSING
             by, license = _provider(reward)
             rows.append([name, role, weight, by, license])

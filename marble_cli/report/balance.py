@@ -35,6 +35,22 @@ def balance_table(runs: Sequence[Run]) -> Table:
     return Table("Shares, and cosines of the applied direction with each reward's gradient", head, rows)
 
 
+def guard_table(runs: Sequence[Run]) -> Table:
+    """Tabulate per guard and run how often it acted and how strongly."""
+    rows = [
+        [
+            reward.name, run.label, percent(reward.guard.acted), number(reward.guard.multiplier),
+            signed(reward.guard.before.mean), percent(reward.guard.before.negative),
+            number(reward.guard.violation),
+        ]
+        for run in runs
+        for reward in run.found.rewards
+        if reward.guard
+    ]  # fmt: skip
+    head = ["guard", "run", "acted", "multiplier", "mean cosine before", "below 0", "largest violation"]
+    return Table("Guards, over the refreshes", head, rows)
+
+
 def share_curves(runs: Sequence[Run]) -> Group:
     """Draw each reward's smoothed share over the steps."""
     text = (
@@ -42,7 +58,8 @@ def share_curves(runs: Sequence[Run]) -> Group:
         "dashed line is an equal share."
     )
     gone = "No shares are recorded: this balance has none, or no step is finished."
-    names = reward_names(runs, watched=False)
+    guards = {name for run in runs for name in run.history.guards}
+    names = [name for name in reward_names(runs, watched=False) if name not in guards]
     most = max((value for run in runs for name in names for value in _shares(run, name)[1]), default=1.0)
     return panels(
         Group("Shares in the balance", text), gone, runs, names, _share_points,

@@ -78,7 +78,8 @@ def outcome_table(runs: Sequence[Run]) -> Table:
             change, low, high = changes[run.label].get(name, (None, None, None))
             verdict = said[run.label].get(name, MISSING)
             classes[len(rows), 2] = verdict
-            role = "watched" if name in run.watched else "trained"
+            role = "guard" if name in run.history.guards else "trained"
+            role = "watched" if name in run.watched else role
             end = means[-1] if len(means) > 1 else None
             known = [f"{signed(change)} ({interval(low, high)})", number(means[0]), number(end), role]
             rows.append([name, run.label, WORDS.get(verdict, verdict), *known])

@@ -87,7 +87,7 @@ def _content(runs: Sequence[Run], swept: Sequence[Sweep]) -> dict[str, Any]:
         "changes": changes,
         "rewards": [curves.held_out_curves(runs), curves.training_curves(runs)],
         "balance": [balance.share_curves(runs), balance.cosine_curves(runs), balance.conflicts(runs)],
-        "balance_table": balance.balance_table(runs),
+        "balance_tables": [balance.balance_table(runs), balance.guard_table(runs)],
         "pareto": curves.pareto_moves(runs),
         "pictures": pictures,
         "unpictured": unpictured,

@@ -16,8 +16,9 @@ from torch import Tensor
 from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.step_folders import step_of, steps
 from marble_cli.checkpoint.store import TrainerState
-from marble_cli.config.aspects import reward_names
+from marble_cli.config.aspects import plain_by_aspect
 from marble_cli.config.compose import completed, dump, typed
+from marble_cli.config.enums import Role
 from marble_cli.config.evaluation import pictured
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
@@ -36,7 +37,7 @@ class StoredCheckpoint:
         weights: the trained weights.
         ema: the moving average of the weights.
         rewards: the names of the rewards.
-        balance: the plain tree of the `balance` group.
+        balance: the settings of the balance, as `balance_settings` returns them.
         evaluation: how evaluations drew their images, as `config.evaluation.pictured` returns it.
     """
 
@@ -135,10 +136,17 @@ def _load(checkpoint: Path, share: tuple[int, int] = (0, 1)) -> StoredCheckpoint
         state,
         weights,
         ema,
-        rewards=reward_names(tree["rewards"]),
-        balance=tree["balance"],
+        rewards=list(plain_by_aspect(tree["rewards"])),
+        balance=balance_settings(tree),
         evaluation=pictured(tree),
     )
+
+
+def balance_settings(tree: dict[Any, Any]) -> dict[str, Any]:
+    """Return the `balance` group of a configuration's plain tree, and the margin of every guard."""
+    rewards = plain_by_aspect(tree["rewards"]).items()  # files of older runs have no role
+    guards = {name: reward["margin"] for name, reward in rewards if reward.get("role") == Role.guard.value}
+    return {**tree["balance"], "guards": guards}
 
 
 def _digest(checkpoint: Path) -> str | None:

@@ -9,7 +9,7 @@ from marble_cli.balance import registry
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.config.aspects import by_aspect
-from marble_cli.config.enums import OptimizerName
+from marble_cli.config.enums import OptimizerName, Role
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
@@ -50,8 +50,7 @@ def build_balance(config: RunConfig) -> Balance | ScalarisedReward:
     Raises:
         ConfigError: the balance is unknown, or its settings do not fit the rewards.
     """
-    rewards = by_aspect(config.rewards)
-    return registry.build(config.balance, list(rewards), [reward.weight for reward in rewards.values()])
+    return registry.build_for(config.balance, config.rewards)
 
 
 def build_sampler(config: RunConfig, sources: Mapping[str, list[Prompt]]) -> PromptSampler:
@@ -88,12 +87,15 @@ def build_trainer(
         recorder: records metrics and pictures.
         progress: the state after the last finished step.
     """
-    names = list(by_aspect(config.rewards))
+    rewards = by_aspect(config.rewards)
+    names = list(rewards)
+    guards = [name for name, reward in rewards.items() if reward.role is Role.guard]
     evaluations = Evaluations(
         settings=config.trainer,
         policy=policy,
         evaluator=make_evaluator(config, policy, eval_scorer, held_out, layout.ranks),
-        trained=names,
+        trained=[name for name in names if name not in guards],
+        guards=guards,
         watched=list(by_aspect(config.eval_rewards)),
         progress=progress,
     )

@@ -23,6 +23,7 @@ class Evaluations:
         policy: the policy whose moving average is evaluated.
         evaluator: draws the images of the held-out prompts and scores the trained and the watched rewards.
         trained: the names of the trained rewards.
+        guards: the names of the guards.
         watched: the names of the watched rewards.
         progress: the state after the last finished step.
     """
@@ -31,6 +32,7 @@ class Evaluations:
     policy: Policy
     evaluator: Evaluator
     trained: list[str]
+    guards: list[str]
     watched: list[str]
     progress: Progress
 
@@ -51,7 +53,8 @@ class Evaluations:
             evaluation = self.evaluator.score("trained", advance)
         if not self.progress.base_scores:
             self.progress.base_scores = base_scores(evaluation)
-        return evaluation, judge(evaluation, self.progress.base_scores, self.trained, self.watched)
+        base = self.progress.base_scores
+        return evaluation, judge(evaluation, base, self.trained, self.watched, self.guards)
 
     def finish(self, verdict: Verdict, first: bool) -> bool:
         """Mark the last finished step as evaluated; tell whether it is the best so far in `trainer.best`.

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
 from marble_cli.balance.base import Balance
 from marble_cli.balance.cache import DirectionCache
@@ -16,6 +15,7 @@ from marble_cli.checkpoint.resume import newest_checkpoint, warn_skipped
 from marble_cli.config.aspects import by_aspect
 from marble_cli.config.compose import dump
 from marble_cli.config.evaluation import pictured
+from marble_cli.config.references import as_tree
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError
@@ -26,6 +26,7 @@ from marble_cli.policy.provenance import check_provenance, read_provenance
 from marble_cli.run.agreement import (
     StoredCheckpoint,
     agree_on_checkpoint,
+    balance_settings,
     read_checkpoint,
 )
 from marble_cli.run.balance_state import restore_balance_state
@@ -127,13 +128,11 @@ def restore(
     log.info("continuing after step %d from %s", progress.step, checkpoint)
     if progress.step >= config.trainer.steps:
         log.warning("step %d of trainer.steps=%d is done already", progress.step, config.trainer.steps)
-    now = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    assert isinstance(now, dict)
-    names = list(by_aspect(config.rewards))
+    now, names = as_tree(config), list(by_aspect(config.rewards))
     if rewards is not None and rewards != names:
         log.warning("%s was trained on %s; the balance starts anew", checkpoint, ", ".join(rewards))
         return Progress(progress.step, DirectionCache(), progress.ema, {}, best_metric=metric)
-    if stored.balance not in (None, now["balance"]):
+    if stored.balance not in (None, balance_settings(now)):
         log.warning("%s was trained with another balance; this run's balance starts anew", checkpoint)
         progress.cache, progress.balance = DirectionCache(), None
     elif progress.step:

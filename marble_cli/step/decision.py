@@ -4,7 +4,7 @@ A `Combination` answers three questions. Which losses does a refresh take gradie
 gradients get, given their Gram matrix? Which single loss does an amortised pass take instead?
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from marble_cli.balance.base import Balance, Solution, active_rewards
 from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import ScalarisedReward
-from marble_cli.balance.metrics import describe_solution
+from marble_cli.balance.guards import Guarded, describe_guards, warn_violated
+from marble_cli.balance.metrics import describe_certificate, describe_solution
 from marble_cli.config.schema import AlgorithmConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import BalanceError
@@ -87,9 +88,11 @@ class Balanced:
         """
         solution = solve_once(self.balance, gram, self.ranks)
         updated = cache.update(solution, gram.diagonal().sqrt(), self.ema)
-        metrics = {"balance/failed": 0, **describe_solution(self.names, solution, updated)}
+        guards = describe_guards(self.names, gram, solution)
+        metrics = {"balance/failed": 0, **describe_solution(self.names, solution, updated), **guards}
         amortised = cache.direction_weights() if self.advantage_clip is None else None
-        return Decision(solution.weights, updated, metrics, amortised, warn_left_out(self.names, solution))
+        warnings = warn_left_out(self.names, solution) + warn_violated(guards)
+        return Decision(solution.weights, updated, metrics, amortised, warnings)
 
     def amortised_loss(
         self, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache, weights: Tensor | None
@@ -106,7 +109,7 @@ class Balanced:
 class WithCachedFallback:
     """Weigh by a balance; if that fails, use the cached weights once more and leave the cache unchanged."""
 
-    inner: Balanced
+    inner: "Balanced | GuardedScalarised"
 
     def refresh_losses(self, signal: Signal, coefficients: RewardCoefficients) -> Coefficients:
         return self.inner.refresh_losses(signal, coefficients)
@@ -123,7 +126,8 @@ class WithCachedFallback:
             cached = cached_weights(cache, self.inner.ranks)
             if cached is None:
                 raise
-            weights = torch.where(active_rewards(gram), cached, 0.0)
+            mixture = cached.new_ones(len(gram) - len(cached))  # the gradient after the rewards', if any
+            weights = torch.where(active_rewards(gram), torch.cat([cached, mixture]), 0.0)
             warning = f"{error}. The step uses the cached weights, which stay as they are"
             return Decision(weights, cache, {"balance/failed": 1}, warnings=(warning,))
 
@@ -152,6 +156,41 @@ class OnlyScalarised:
         self, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache, weights: Tensor | None
     ) -> Coefficients:
         return scalarised_coefficients(signal, self.reward, self.algorithm)
+
+
+@dataclass(frozen=True)
+class GuardedScalarised(OnlyScalarised):
+    """Follow one reward mixed from the trained ones, bent by guards, whose weights are cached."""
+
+    names: list[str]
+    balance: Guarded
+    ranks: Ranks
+    ema: float
+
+    def decide(self, gram: Tensor, cache: DirectionCache) -> Decision:
+        """Give the weight 1 to the last gradient, the mixed reward's, and project it by the guards.
+
+        Raises:
+            BalanceError: no solution is good enough.
+        """
+        solution, count = solve_once(self.balance, gram, self.ranks), len(self.names)
+        rewards = replace(
+            solution,
+            **{key: getattr(solution, key)[:count] for key in ("alpha", "weights", "active", "margins")},
+        )
+        updated = cache.update(rewards, gram.diagonal().sqrt()[:count], self.ema)
+        guards = describe_guards(self.names, gram, solution)
+        metrics = {"balance/failed": 0, **describe_certificate(solution), **guards}
+        warnings = warn_left_out(self.names, rewards) + warn_violated(guards)
+        return Decision(solution.weights, updated, metrics, warnings=warnings)
+
+    def amortised_loss(
+        self, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache, weights: Tensor | None
+    ) -> Coefficients:
+        assert weights is not None
+        mixed = super().amortised_loss(signal, coefficients, cache, weights)
+        guards = coefficients.combined(weights)  # the shared term is inside, so this is that of the guards
+        return Coefficients(mixed.p + guards.p, mixed.q + guards.q)
 
 
 def cached_weights(cache: DirectionCache, ranks: Ranks) -> Tensor | None:

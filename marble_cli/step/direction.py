@@ -23,6 +23,7 @@ from torch import Tensor
 from marble_cli.balance.base import Balance
 from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import ScalarisedReward
+from marble_cli.balance.guards import describe_guards, warn_violated
 from marble_cli.balance.metrics import describe_cache, describe_gradients, describe_solution
 from marble_cli.config.enums import Amortize, BalanceMode, RefreshWhen, SharedTerm
 from marble_cli.config.schema import AlgorithmConfig, BalanceConfig, RunConfig
@@ -35,6 +36,7 @@ from marble_cli.step.batches import TrainingSet
 from marble_cli.step.decision import (
     Balanced,
     Combination,
+    GuardedScalarised,
     OnlyScalarised,
     WithCachedFallback,
     cached_weights,
@@ -170,7 +172,8 @@ class OutputSpace:
     ) -> Direction:
         parts, ranks = all_chunks(step), step.layout.ranks
         inner = velocity_gram(step, parts, coefficients.rewards)
-        solution = solve_once(self.balance, ranks.broadcast(ranks.all_reduce(inner)), ranks)
+        inner = ranks.broadcast(ranks.all_reduce(inner))
+        solution = solve_once(self.balance, inner, ranks)
         metrics: dict[str, float] = {"balance/refresh": 1}
         if self.schedule.refreshes(step.number, cache):
             gradients = reward_gradients(step, parts, coefficients.rewards, coefficients.shared)
@@ -179,8 +182,10 @@ class OutputSpace:
             combined = gradients.combined(solution.weights)
         else:
             combined = mixture_gradient(step, parts, coefficients.combined(solution.weights))
-        metrics |= _describe_losses(combined) | describe_solution(self.names, solution, cache)
-        return Direction(combined.rows[0], cache, metrics, warn_left_out(self.names, solution))
+        guards = describe_guards(self.names, inner, solution)
+        metrics |= _describe_losses(combined) | describe_solution(self.names, solution, cache) | guards
+        warnings = warn_left_out(self.names, solution) + warn_violated(guards)
+        return Direction(combined.rows[0], cache, metrics, warnings)
 
 
 @dataclass(frozen=True)
@@ -258,7 +263,10 @@ def _strategy(
     needs_cache, pace = False, None
     if isinstance(balance, ScalarisedReward):
         # The configuration refuses it together with the output space.
-        combination = OnlyScalarised(balance, algorithm)
+        combination, guarded = OnlyScalarised(balance, algorithm), balance.guarded()
+        if guarded is not None:
+            inner = GuardedScalarised(balance, algorithm, names, guarded, ranks, settings.ema)
+            combination, needs_cache = WithCachedFallback(inner), True
     elif settings.mode is BalanceMode.output_space:
         return OutputSpace(names, balance, Schedule(settings.refresh_every, settings.warmup, False))
     else:

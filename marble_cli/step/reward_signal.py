@@ -59,14 +59,16 @@ def scalarised_coefficients(
     `weighted_sum` mixes raw rewards and then normalises; `advantage_sum` normalises each and then mixes.
     """
     weights = torch.tensor(reward.weights, dtype=torch.float64)
+    trained = slice(None) if reward.guards is None else reward.guards.trained
+    applicable = signal.applicable[trained]
     match reward.kind:
         case Scalarisation.weighted_sum:
             mixed, scored = weighted_sum(
-                signal.rewards, signal.applicable, weights, signal.groups, reduce=reward.reduce
+                signal.rewards[trained], applicable, weights, signal.groups, reduce=reward.reduce
             )
             advantage = advantages(mixed, scored, signal.groups, std=algorithm.advantage.std)
         case Scalarisation.advantage_sum:
-            advantage, scored = advantage_sum(signal.advantage, signal.applicable, weights)
+            advantage, scored = advantage_sum(signal.advantage[trained], applicable, weights)
     r = optimality(advantage, algorithm.advantage.clip)
     return reward_coefficients(r, scored).combined(torch.ones(1, dtype=torch.float64))
 

@@ -32,7 +32,7 @@ def choose_chunks(step: Step, signal: Signal, fraction: float) -> tuple[list[Chu
     """
     parts = all_chunks(step)
     chosen, others = split(parts, fraction)
-    missed = signal.applicable.any(1) & (_applicable_samples(step, chosen, signal) == 0)
+    missed = signal.applicable.any(1) & (_applicable_samples(step, chosen, signal.applicable) == 0)
     return (parts, []) if missed.any() else (chosen, others)
 
 
@@ -51,10 +51,12 @@ def step_gram(step: Step, chosen: list[Chunk], signal: Signal, gradients: Gradie
     """
     matrix = step.layout.sum_over_shards(gram(gradients.rows[:-1]))
     if len(chosen) < len(all_chunks(step)):
-        seen, times = _applicable_samples(step, chosen, signal), step.data.times.shape[1]
-        scale = torch.where(seen > 0, signal.applicable.sum(1) * times / seen, 0.0)
-        halves = len(matrix) == 2 * len(scale)
-        scale = torch.cat([scale, scale if halves else torch.ones(len(matrix) - len(scale))])
+        # A row beyond the rewards' is of a mixture, of images that some reward applies to.
+        applicable = torch.cat([signal.applicable, signal.applicable.any(0, keepdim=True)])
+        seen, times = _applicable_samples(step, chosen, applicable), step.data.times.shape[1]
+        scale = torch.where(seen > 0, applicable.sum(1) * times / seen, 0.0)
+        count = len(signal.applicable)
+        scale = scale[:count].repeat(2) if len(matrix) == 2 * count else scale[: len(matrix)]
         matrix = matrix * scale[:, None] * scale
     return step.layout.ranks.broadcast(matrix)
 
@@ -87,12 +89,12 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
         return total.cpu()
 
 
-def _applicable_samples(step: Step, chosen: list[Chunk], signal: Signal) -> Tensor:
-    """Count [K] applicable samples in the `chosen` micro-batches of all ranks.
+def _applicable_samples(step: Step, chosen: list[Chunk], applicable: Tensor) -> Tensor:
+    """Count [K] samples that are `applicable` [K, n] in the `chosen` micro-batches of all ranks.
 
     Every rank chooses the same rows of its own images, which are an equal, contiguous part of the step's.
     Beyond the step's images lies padding.
     """
     rows, each = torch.cat([part.rows for part in chosen]), len(step.data.x0)
     images = torch.cat([rows + rank * each for rank in range(step.layout.ranks.world)])
-    return signal.applicable[:, images[images < signal.applicable.shape[1]]].sum(1)
+    return applicable[:, images[images < applicable.shape[1]]].sum(1)

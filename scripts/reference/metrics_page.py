@@ -23,6 +23,7 @@ SOLVED = (
     "every step that solves a balance: refreshes, and all steps with `balance.mode=full` or `output_space`"
 )
 MEASURED = "refreshes"
+GUARDED = "every step that solves a balance in which the guard is active"
 SECTIONS: dict[str, tuple[Metric, ...]] = {
     "Rows": (
         Metric(
@@ -79,7 +80,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "eval/composite",
             "Mean gain of the trained rewards over the first evaluation, each in units of its "
-            "standard deviation there. "
+            "standard deviation there. The loss of a guard is subtracted likewise, a gain not counted. "
             "`trainer.best` selects by it.",
             "every evaluation",
             ("eval",),
@@ -94,14 +95,14 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "eval/joint_improvement",
             "Share of the held-out images that are at least as good as at the first evaluation in every "
-            "applicable trained reward, and better in one.",
+            "applicable reward that is trained or a guard, and better in one.",
             "every evaluation",
             ("eval",),
         ),
         Metric(
             "eval/joint_decline",
             "Share of the held-out images that are worse than at the first evaluation in every applicable "
-            "trained reward.",
+            "reward that is trained or a guard.",
             "every evaluation",
             ("eval",),
         ),
@@ -114,7 +115,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "balance/alpha/<k>",
-            "The reward's share. At an amortised step, the cached share.",
+            "The reward's share. At an amortised step, the cached share. Guards have none.",
             "steps with a balance in which the reward is active",
         ),
         Metric(
@@ -138,6 +139,30 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "balance/failed",
             "1 if no solution was good enough and the step takes the cached weights.",
             "refreshes with a balance, except with `output_space`",
+        ),
+    ),
+    "Guards": (
+        Metric(
+            "balance/guard/<k>/acted",
+            "1 if the guard bent the direction of the trained rewards, else 0.",
+            GUARDED,
+        ),
+        Metric(
+            "balance/guard/<k>/multiplier",
+            "Length of what the guard added to that direction, per length of the direction.",
+            GUARDED,
+        ),
+        Metric(
+            "balance/guard/<k>/violation",
+            "By how much the applied direction misses the guard's margin, per length of the trained rewards' "
+            "direction; above 0 only if the guards want opposite things.",
+            GUARDED,
+        ),
+        Metric(
+            "balance/guard/<k>/cosine_before",
+            "Cosine of the trained rewards' direction with the guard's gradient. `balance/cosine/<k>` has "
+            "that of the applied one.",
+            GUARDED,
         ),
     ),
     "Gradients and conflicts": (

@@ -111,7 +111,7 @@ def test_the_direction_is_that_of_torchjd_up_to_its_regularisation() -> None:
 def test_a_solver_that_fails_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = draw(4)
     expected = ProjectedSum((1.0,) * 5)(gram(gradients))
-    monkeypatch.setattr(cone, "_qpsolvers", lambda unit, along, solver: np.full(len(along), np.nan))
+    monkeypatch.setattr(cone, "_qpsolvers", lambda unit, along, most, solver: np.full(len(along), np.nan))
     found = ProjectedSum((1.0,) * 5)(gram(gradients))
     assert found.solver == "active_set"
     assert found.fallbacks > 0

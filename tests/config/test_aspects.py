@@ -63,6 +63,7 @@ def test_a_resumed_run_keeps_its_aspects_and_their_order() -> None:
             "rewards.judge.aspects=style",
             r"expected a list, such as rewards.judge.aspects=\[a",
         ),
+        ("rewards.judge.aspects={a: {margin: 0.1}}", "judge.aspects.a.margin=0.1: only guards have one"),
         ("rewards.judge.aspects=[a,a]", "a is there twice"),
         ("rewards.judge.aspects=[a.b]", "'a.b' is no name of an aspect"),
         ("rewards.judge.aspects={a: {wieght: 1}}", "wieght"),

@@ -1,13 +1,16 @@
 """Configuration of the balance: keys that take names, and keys that a balance cannot use."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from marble_cli.balance.registry import build
 from marble_cli.balance.registry import names as balances
 from marble_cli.config.compose import compose
-from marble_cli.config.enums import Reduce, RefreshWhen
+from marble_cli.config.enums import Reduce, RefreshWhen, Role
+from marble_cli.config.schema import RewardConfig
+from marble_cli.config.validate import validate
 from marble_cli.errors import ConfigError
 from tests.config.composing import BUILT_IN, written
 
@@ -86,3 +89,39 @@ def test_staleness_of_balance_that_keeps_averages_is_refused() -> None:
     config = compose([BUILT_IN, "balance=torchjd:GradVac", *STALE])
     with pytest.raises(ConfigError, match="averages over the refreshes.*refresh_when=scheduled"):
         build(config.balance, list(config.rewards), [1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colorfulness": {"role": Role.guard}}, "every reward is a guard, so nothing would be learned"),
+        ({"colorfulness": {"margin": 0.1}}, r"rewards\.colorfulness\.margin=0\.1: only guards have one"),
+        ({"watched": {"role": Role.guard}}, r"eval_rewards\.watched\.role=guard: it is only watched"),
+        ({"compressibility": {"margin": 1.0}}, r"margin=1\.0: expected a number in \[0, 1\)"),
+        ({"priorities": {"compressibility": 2.0}}, r"balance\.priorities: compressibility is a guard"),
+        (
+            {"groups": {"both": ["colorfulness", "compressibility"]}},
+            r"balance\.groups\.both: compressibility is",
+        ),
+    ],
+)
+def test_guards_that_cannot_work_are_refused(change: dict[str, Any], message: str) -> None:
+    config = compose([BUILT_IN])
+    config.rewards["compressibility"].role = Role.guard
+    config.eval_rewards["watched"] = RewardConfig("colorfulness")
+    parts = {**config.rewards, **config.eval_rewards}
+    for name, values in change.items():
+        if name not in parts:
+            setattr(config.balance, name, values)
+        for key, value in values.items() if name in parts else ():
+            setattr(parts[name], key, value)
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_a_guard_survives_dump(tmp_path: Path) -> None:
+    guard = ("rewards.compressibility.role=guard", "rewards.compressibility.margin=0.2")
+    config, file = written(tmp_path, BUILT_IN, *guard)
+    again = compose([], file).rewards["compressibility"]
+    assert (again.role, again.margin) == (Role.guard, 0.2)
+    assert again == config.rewards["compressibility"]

@@ -43,6 +43,7 @@ def test_single_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_ranks_train_as_one_rank(run_config: Callable[..., RunConfig], tmp_path: Path, kind: str) -> None:
     """Refreshes, an amortised step and evaluations, through `marble train --nproc 2`; full weights in forks.
 
+    With a LoRA one of the two rewards is a guard, with full weights both are trained.
     The rewards are smooth: one that counts bytes would turn a pixel's rounding into another advantage.
     """
     settings = [
@@ -57,6 +58,7 @@ def test_two_ranks_train_as_one_rank(run_config: Callable[..., RunConfig], tmp_p
         "rollout.batch_size=3",
         "trainer.micro_batch_size=3",
         f"model.train={kind}",
+        *(["rewards.some.role=guard", "rewards.some.margin=0.99"] if kind == "lora" else []),
     ]
     one, two = (run_config(*settings, f"run.dir={tmp_path / name}") for name in ("one", "two"))
     assert train(one, resume="auto") == 0
@@ -65,6 +67,8 @@ def test_two_ranks_train_as_one_rank(run_config: Callable[..., RunConfig], tmp_p
     rows, others = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [(row["step"], row["phase"]) for row in others] == [(row["step"], row["phase"]) for row in rows]
     assert [row["balance/refresh"] for row in rows if row["phase"] == "train"] == [1, 0, 1]
+    acted = [row.get("balance/guard/some/acted") for row in rows if row["phase"] == "train"]
+    assert acted == ([1, None, 1] if kind == "lora" else [None] * 3)
     clocks = ("time/", "throughput/", "balance/solve_seconds", "balance/gap")
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()

@@ -52,9 +52,15 @@ def test_dry_run_prints_peak_memory_and_what_fits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    plan(compose(["preset=sd35m_24gb", f"run.dir={tmp_path / 'run'}"]))
+    elsewhere = [f"rewards.{name}.device=cpu" for name in ("pickscore", "clipscore")]
+    config = compose(["preset=sd35m_24gb", f"run.dir={tmp_path / 'run'}", *elsewhere])
+    plan(config)
     said = " ".join(capsys.readouterr().out.split())
     assert "GiB in all, with temporary tensors" in said
     assert "model.gradient_checkpointing=auto: kept, training needs about" in said
     assert "model.quantization least memory 24 GB 48 GB 80 GB" in said
+    size = model_size(config.model)
+    assert size is not None
+    alone = (next(iter(column.cells)) for column in tabulate_cards(config, size).columns)
+    assert " ".join(map(str, alone)) in said, "rewards on the CPU take nothing of a card"
     assert "No prompts yet" in said

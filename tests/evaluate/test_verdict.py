@@ -83,6 +83,17 @@ def test_no_warning_if_the_fall_is_within_its_interval() -> None:
     assert verdict(evaluation(values)).warnings == ()
 
 
+def test_the_loss_of_a_guard_counts_and_its_gain_does_not() -> None:
+    start, deviation = base_scores(evaluation(START)), START[2].std(correction=0).item()
+    for by, loss in ((-0.05, -0.05 / deviation), (0.05, 0.0)):
+        now = shifted(0.5, 0.0, by, noise=0.2)
+        alone = judge(now, start, ["trained", "partial"], [])
+        guarded = judge(now, start, ["trained", "partial"], [], ["watched"])
+        assert guarded.composite - alone.composite == pytest.approx(loss / 2, rel=0.2)
+        assert bool(guarded.warnings) == (by < 0)
+        assert (guarded.metrics["eval/joint_improvement"] == 0.0) == (by < 0)
+
+
 def test_composite_counts_only_images_scored_in_both_evaluations() -> None:
     values = START + 1.0
     values[0, 1:] = torch.nan

@@ -98,6 +98,27 @@ def test_steps_that_push_some_reward_down_count_once() -> None:
     assert said.endswith("1 step did not measure it.")
 
 
+def test_guards_have_a_table_and_a_sentence() -> None:
+    """One of three rewards is a guard, which acted in one of two refreshes and was violated in another."""
+    rows = [
+        refresh(step, balance__alpha__ocr=None, balance__alpha_cached__ocr=None)
+        | {f"balance/guard/ocr/{key}": value for key, value in figures.items()}
+        for step, figures in (
+            (1, {"acted": 1.0, "multiplier": 0.25, "violation": 0.0, "cosine_before": -0.3}),
+            (2, {"acted": 0.0, "multiplier": 0.0, "violation": 0.125, "cosine_before": 0.1}),
+        )
+    ]
+    found = explain(history(*rows))
+    assert history(*rows).guards == ("ocr",)
+    assert [reward.guard is None for reward in found.rewards] == [True, False, True]
+    assert (
+        "Guards bent the direction: ocr in 50 % of 2 refreshes (median multiplier 0.25)" in diagnose(found)[1]
+    )
+    assert "ocr by up to 0.12" in diagnose(found)[1]
+    row = next(line for line in text(found).split("Guards ")[1].splitlines() if line.startswith("ocr"))
+    assert row.split() == ["ocr", "50", "%", "2", "0.25", "-0.10", "50", "%", "0.12"]
+
+
 def test_pairs_in_either_order_of_their_names() -> None:
     turned = {"balance/pairwise_cosine/ocr/clipscore": -0.5, "balance/pairwise_cosine/clipscore/ocr": None}
     rows = [refresh(step, **turned, balance__conflict_share=1 / 3) for step in (1, 2)]

@@ -84,6 +84,8 @@ def test_rewards_elsewhere_put_nothing_onto_the_device(run_config: RunConfigMake
     ):
         assert found(config, "judge", **settings) == "none"
     assert found(config, "judge", CPU, options={"device": "cpu"}) == 4 * 1000
+    for device in ("cuda", "cuda:0"):
+        assert found(config, "judge", options={"device": device}) == 4 * 1000
     for plugin in ("on_the_cpu", "function"):
         assert found(config, plugin) == "none"
 

@@ -17,7 +17,7 @@ from tests.run.runs import SETTINGS
 RunConfigMaker = Callable[..., RunConfig]
 
 REWARDS = (
-    "+rewards.views={plugin: views, aspects: {red: {weight: 2.0}, contrast: {}}}",
+    "+rewards.views={plugin: views, aspects: {red: {weight: 2.0}, contrast: {role: guard}}}",
     'rewards.colorfulness.only_if="views.red > 100"',
     '+eval_rewards.seen={plugin: compressibility, only_if: "views.contrast > 1"}',
     "balance.priorities.views.red=2",
@@ -65,7 +65,8 @@ def test_a_run_on_aspects(
     for row in history.train:
         assert row["reward/views.red/applicable"] == 6
         assert row["reward/colorfulness/applicable"] < 6
-    assert all("balance/alpha/views.contrast" in row for row in history.refreshes)
+    assert all("balance/alpha/views.red" in row for row in history.refreshes)
+    assert list(history.guards) == ["views.contrast"]
     assert all("reward/views.red/mean" in row for row in history.held_out)
     assert [reward.name for reward in explain(history).rewards] == list(NAMES)
     (run,) = read_runs([tmp_path / "run"])

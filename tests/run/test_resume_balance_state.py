@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from marble_cli.balance import Solution, registry
 from marble_cli.checkpoint import manifest, store
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError
+from marble_cli.metrics.jsonl import read_rows
+from marble_cli.run.agreement import balance_settings
 from marble_cli.run.loop import Trainer
 from marble_cli.run.train import train
 from tests.run.runs import SETTINGS, WEIGHTS, assert_same_run, copied
@@ -145,9 +148,27 @@ def test_refused_balance_state_is_a_damaged_checkpoint(
     assert store.load(folder)[0].tensors["balance"]
 
 
-def test_the_step_of_the_next_refresh_is_kept(run_config: RunConfigMaker, tmp_path: Path) -> None:
-    stale = (*SETTINGS, "balance.refresh_when=stale", "trainer.eval_every=0")
+def test_the_step_of_the_next_refresh_and_the_guards_are_kept(
+    run_config: RunConfigMaker, tmp_path: Path
+) -> None:
+    guard = ("rewards.compressibility.role=guard", "rewards.compressibility.margin=0.5")
+    stale = (*SETTINGS, *guard, "balance.refresh_when=stale", "trainer.eval_every=0")
     for folder, steps in (("whole", 4), ("parts", 1), ("parts", 3), ("parts", 4)):
         config = run_config(*stale, f"run.dir={tmp_path / folder}", f"trainer.steps={steps}")
         assert train(config, resume="auto") == 0
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    rows = read_rows(tmp_path / "whole" / "metrics.jsonl")
+    assert max(row.get("balance/guard/compressibility/multiplier", 0.0) for row in rows) > 0.0
+    assert any(row["balance/weight/compressibility"] > 0 and not row["balance/refresh"] for row in rows)
+
+
+def test_another_guard_is_another_balance(run_config: RunConfigMaker) -> None:
+    trees = [
+        OmegaConf.to_container(OmegaConf.structured(run_config(*more)), enum_to_str=True)
+        for more in ((), ("rewards.compressibility.role=guard",))
+    ]
+    plain, guarded = map(balance_settings, trees)  # type: ignore[arg-type]
+    assert (plain.pop("guards"), guarded.pop("guards")) == ({}, {"compressibility": 0.0})
+    assert plain == guarded == trees[0]["balance"]  # type: ignore[index, call-overload]
+    older = {**trees[0], "rewards": {"ocr": {"plugin": "ocr"}}}  # type: ignore[dict-item]
+    assert balance_settings(older)["guards"] == {}

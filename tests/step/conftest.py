@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.base import Balance
-from marble_cli.balance.registry import build
+from marble_cli.balance.registry import build_for
 from marble_cli.config.enums import Train
 from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.distributed.layout import Replicated
@@ -191,9 +191,7 @@ def descent(double_policy: DoublePolicy, case: Case, run_config: Callable[..., R
             "trainer.micro_batch_size=5",
             *overrides,
         )
-        chosen = balance or build(
-            config.balance, NAMES, [reward.weight for reward in config.rewards.values()]
-        )
+        chosen = balance or build_for(config.balance, config.rewards)
         made = make_descent(config, NAMES, double_policy, chosen, Replicated(Ranks()))
         assert replace(made.objective, micro_batch_size=5, kl_every=1) == case.objective
         return made

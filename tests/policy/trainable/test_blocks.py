@@ -22,7 +22,7 @@ def compiled(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[An
     """A policy whose graphs are made as usual, and then run without a compiler."""
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     yield load_policy(replace(model, compile=Switch.true), seed=0)
     torch._dynamo.reset()
 
