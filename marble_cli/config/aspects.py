@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from marble_cli.config.schema import AspectConfig, RewardConfig
 from marble_cli.errors import ConfigError
+from marble_cli.suggest import nearest
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -60,7 +61,8 @@ def read_aspects(path: str, value: Any) -> dict[str, Any]:
         value: of its key `aspects`.
 
     Raises:
-        ConfigError: it is neither a list nor a mapping, or a name is malformed or occurs twice.
+        ConfigError: it is neither a list nor a mapping, a name is malformed or occurs twice, or a key of an
+            aspect is unknown.
     """
     if isinstance(value, str) or not isinstance(value, Iterable | None):
         raise ConfigError(
@@ -75,7 +77,37 @@ def read_aspects(path: str, value: Any) -> dict[str, Any]:
         if names.count(name) > 1:
             raise ConfigError(f"{path}.aspects: {name} is there twice. Expected it once.")
     rows = value if isinstance(value, Mapping) else {}
-    return {name: rows.get(name) or {} for name in names}
+    return {name: _read_keys(f"{path}.aspects.{name}", rows.get(name) or {}) for name in names}
+
+
+def _read_keys(path: str, row: Any) -> dict[str, Any]:
+    """Check the keys of one aspect; a mapping without them has those of the reward."""
+    if not isinstance(row, Mapping):
+        raise ConfigError(f"{path}={row}: expected keys, such as {path}={{weight: 2.0}}.")
+    known = [key.name for key in fields(AspectConfig)]
+    for key in row:
+        if key not in known:
+            raise ConfigError(f"{path}.{key}: an aspect has no such key of its own{nearest(str(key), known)}")
+    return dict(row)
+
+
+def check_lists(values: Mapping[str, Any]) -> None:
+    """Refuse keys of an aspect beside a list that names the aspects without keys.
+
+    Args:
+        values: of overrides, by dotted key.
+
+    Raises:
+        ConfigError: there are both.
+    """
+    for named, names in values.items():
+        if named.endswith(".aspects") and isinstance(names, list):
+            for key in values:
+                if key.startswith(f"{named}."):
+                    raise ConfigError(
+                        f"{key}: {named} is a list here. Expected a mapping, such as "
+                        f"{named}={{NAME: {{weight: 2.0}}}}."
+                    )
 
 
 def flat_names(values: Any) -> Any:

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_cli.config.aspects import flat_names, read_aspects
+from marble_cli.config.aspects import check_lists, flat_names, read_aspects
 from marble_cli.config.keys import switches, unknown_key
 from marble_cli.config.messages import describe_error, describe_value
 from marble_cli.config.overrides import parse
@@ -134,6 +134,7 @@ def _register_plugins(overrides: list[Override]) -> None:
 
 def _check(overrides: list[Override]) -> None:
     """Refuse unknown choices and keys, as Hydra's own messages name neither near nor known names."""
+    check_lists({o.key_or_group: o.value() for o in overrides if not o.is_delete()})
     for override in overrides:
         key = override.key_or_group
         if key in GROUPS:

@@ -64,9 +64,10 @@ def test_a_resumed_run_keeps_its_aspects_and_their_order() -> None:
             r"expected a list, such as rewards.judge.aspects=\[a",
         ),
         ("rewards.judge.aspects={a: {margin: 0.1}}", "judge.aspects.a.margin=0.1: only guards have one"),
+        ("rewards.judge.aspects={a: 3}", "judge.aspects.a=3: expected keys"),
         ("rewards.judge.aspects=[a,a]", "a is there twice"),
         ("rewards.judge.aspects=[a.b]", "'a.b' is no name of an aspect"),
-        ("rewards.judge.aspects={a: {wieght: 1}}", "wieght"),
+        ("rewards.judge.aspects={a: {wieght: 1}}", "aspects.a.wieght: .* did you mean 'weight'"),
         (
             "rewards.judge.aspects={a: {weight: -1}}",
             "judge.aspects.a.weight=-1.0: expected at least 0",
@@ -81,6 +82,13 @@ def test_a_resumed_run_keeps_its_aspects_and_their_order() -> None:
 def test_a_wrong_aspect_is_refused(word: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         build_balance(compose([BUILT_IN, JUDGE, word]))
+
+
+def test_keys_beside_a_list_of_names_are_refused() -> None:
+    words = ["rewards.judge.aspects=[a,b]", "rewards.judge.aspects.a.weight=2"]
+    with pytest.raises(ConfigError, match="rewards.judge.aspects is a list here. Expected a mapping"):
+        compose([BUILT_IN, JUDGE, *words])
+    assert by_aspect(compose([BUILT_IN, JUDGE, words[1]]).rewards)["judge.a"].weight == 2.0
 
 
 def test_a_condition_is_one_or_more_comparisons() -> None:
