@@ -13,6 +13,7 @@ from marble_cli.balance.marble import LeastNorm
 from marble_cli.balance.solver import solvers
 from marble_cli.balance.upgrad import ProjectedSum
 from marble_cli.config import schema
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.enums import RefreshWhen, Role
 from marble_cli.errors import ConfigError
 from marble_cli.plugins import balances
@@ -29,7 +30,8 @@ def names() -> list[str]:
 def build_for(
     config: schema.BalanceConfig, rewards: Mapping[str, schema.RewardConfig]
 ) -> Balance | ScalarisedReward:
-    """Build the balance of a run's rewards, as `build` does."""
+    """Build the balance of a run's rewards and of their aspects, as `build` does."""
+    rewards = by_aspect(rewards)
     margins = [reward.margin if reward.role is Role.guard else math.nan for reward in rewards.values()]
     return build(config, list(rewards), [reward.weight for reward in rewards.values()], margins)
 

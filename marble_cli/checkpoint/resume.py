@@ -12,6 +12,7 @@ from typing import Any
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.manifest import REMEDY
+from marble_cli.config.aspects import plain_by_aspect
 from marble_cli.config.compose import load_resolved
 from marble_cli.config.references import as_tree
 from marble_cli.config.schema import RunConfig
@@ -79,10 +80,13 @@ def differences(there: RunConfig, now: RunConfig) -> list[Difference]:
         if path[0] != "run"  # the run's name and folder
     ]
     # Their order decides places in the balance's cache and the draws of prompts.
-    for path in (("rewards",), ("data", "sources")):
-        old, new = (list(_at(tree, path)) for tree in (before, after))
+    for key, names in (
+        ("rewards", lambda tree: list(plain_by_aspect(tree["rewards"]))),
+        ("data.sources", lambda tree: list(tree["data"]["sources"])),
+    ):
+        old, new = names(before), names(after)
         if old != new and sorted(old) == sorted(new):
-            found.append(Difference(f"the order of {'.'.join(path)}", old, new, False))
+            found.append(Difference(f"the order of {key}", old, new, False))
     return found
 
 
@@ -95,12 +99,6 @@ def describe_differences(found: list[Difference]) -> str:
         more = f", and {len(free) - MOST_KEYS} more" if len(free) > MOST_KEYS else ""
         lines.append(f"Keys that may change: {'; '.join(map(str, free[:MOST_KEYS]))}{more}.")
     return "\n".join(lines)
-
-
-def _at(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    for part in path:
-        tree = tree[part]
-    return tree
 
 
 def _unequal(path: tuple[str, ...], old: Any, new: Any) -> Iterator[tuple[tuple[str, ...], Any, Any]]:

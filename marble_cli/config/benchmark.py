@@ -230,6 +230,12 @@ def _check(config: ProtocolConfig) -> None:
                 f"{GROUP}.rewards.{name}.plugin={reward.plugin}: no such reward is installed"
                 f"{nearest(reward.plugin, known)}"
             )
+        if reward.aspects or reward.only_if is not None:
+            key = "aspects" if reward.aspects else "only_if"
+            raise ConfigError(
+                f"{GROUP}.rewards.{name}.{key}: a benchmark scores every image, with one score per reward. "
+                "Expected none."
+            )
 
 
 def _changed(name: str, before: ProtocolConfig, config: ProtocolConfig) -> Protocol:

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from marble_cli.config.aspects import check_lists, flat_names, read_aspects
 from marble_cli.config.keys import switches, unknown_key
 from marble_cli.config.messages import describe_error, describe_value
 from marble_cli.config.overrides import parse
@@ -134,6 +135,7 @@ def _register_plugins(overrides: list[Override]) -> None:
 
 def _check(overrides: list[Override]) -> None:
     """Refuse unknown choices and keys, as Hydra's own messages name neither near nor known names."""
+    check_lists({o.key_or_group: o.value() for o in overrides if not o.is_delete()})
     for override in overrides:
         key = override.key_or_group
         if key in GROUPS:
@@ -221,6 +223,9 @@ def _replay(path: Path, overrides: list[Override]) -> DictConfig:
         fresh = _compose(ROOT, chosen)
         for override in chosen:
             tree[override.key_or_group] = fresh[override.key_or_group]
+    for override in overrides:
+        if override.key_or_group.endswith(".aspects") and isinstance(override.value(), list):
+            OmegaConf.update(tree, override.key_or_group, [], merge=False)  # a list replaces a mapping
     ConfigStore.instance().store(REPLAY, tree)
     return _compose(REPLAY, [override for override in overrides if override not in chosen])
 
@@ -239,6 +244,9 @@ def typed(tree: DictConfig) -> RunConfig:
             rows = tree.get(group) or {}
             tree[group] = {name: split_reward(f"{group}.{name}", row, rows) for name, row in rows.items()}
         _check_sources(tree)
+        for key in ("priorities", "weights"):
+            if OmegaConf.is_dict(named := OmegaConf.select(tree, f"balance.{key}")):
+                tree.balance[key] = flat_names(OmegaConf.to_container(named))
         _name_switches(tree)
         spell_out_select(tree)
         merged = OmegaConf.merge(_schema(), tree)
@@ -282,6 +290,8 @@ def split_reward(path: str, row: Any, rows: Any) -> dict[str, Any]:
             f"'+{path}={{plugin: NAME}}'"
         )
     plain = {str(key): value for key, value in OmegaConf.to_container(row).items()}  # type: ignore[union-attr]
+    if "aspects" in plain:
+        plain["aspects"] = read_aspects(path, plain["aspects"])
     options = {**plain.pop("options", {}), **{key: plain[key] for key in plain if key not in HOST}}
     return {key: value for key, value in plain.items() if key in HOST} | {"options": options}
 

@@ -34,6 +34,8 @@ def kind_of(key: str, root: typing.Any = RunConfig) -> typing.Any:
     for part in key.split("."):
         if typing.get_origin(node) is dict:
             node = typing.get_args(node)[1]
+            if node is float:  # what follows is the name of a reward, which an aspect's has a dot in
+                break
         elif dataclasses.is_dataclass(node):
             node = fields(node).get(part, typing.Any if node is RewardConfig else None)
         else:
@@ -66,6 +68,8 @@ def unknown_key(key: str, root: typing.Any = RunConfig) -> str | None:
         arguments = typing.get_args(node)
         if typing.get_origin(node) is dict:
             node = arguments[1]
+            if node is float:
+                return None  # a number per reward: names are compared later
         elif node is RewardConfig:
             return None  # an option of the plugin: its constructor is compared later
         elif dataclasses.is_dataclass(node):

@@ -109,6 +109,18 @@ class DataConfig:
 
 
 @dataclass
+class AspectConfig:
+    """Keys of one aspect of a reward; null takes the value of the reward's own key."""
+
+    role: Role | None = None
+    margin: float | None = ranged(None, BELOW_1)
+    weight: float | None = ranged(None, at_least(0))
+    sources: list[str] | None = None
+    requires: list[str] | None = None
+    only_if: str | None = None
+
+
+@dataclass
 class RewardConfig:
     """Keys that marble reads of a reward; every other key of `rewards.<name>` is an option of its plugin."""
 
@@ -118,6 +130,8 @@ class RewardConfig:
     weight: float = ranged(1.0, at_least(0))
     sources: list[str] | None = None
     requires: list[str] = field(default_factory=list)
+    aspects: dict[str, AspectConfig] = field(default_factory=dict)
+    only_if: str | None = None
     timeout: float = ranged(60.0, POSITIVE)
     retries: int = ranged(2, at_least(0))
     max_failed: float = ranged(0.5, SHARE)

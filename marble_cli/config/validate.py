@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from marble_cli.config.aspects import by_aspect, full_name
 from marble_cli.config.checks.balance import check_balance
 from marble_cli.config.checks.guards import check_guards
 from marble_cli.config.checks.launcher import check_launcher
@@ -9,6 +10,7 @@ from marble_cli.config.checks.offload import check_offload
 from marble_cli.config.checks.placement import check_placement
 from marble_cli.config.checks.sharding import check_sharding
 from marble_cli.config.checks.sources import check_source
+from marble_cli.config.conditions import check_conditions
 from marble_cli.config.enums import Quantization, Train
 from marble_cli.config.ranges import find_out_of_range
 from marble_cli.config.schema import ModelConfig, RewardConfig, RunConfig
@@ -43,6 +45,8 @@ def validate(config: RunConfig) -> None:
             f"eval_rewards.{min(shared)}: rewards.{min(shared)} has the same name. Expected it under one "
             "of them."
         )
+    _check_aspects(config)
+    check_conditions(config.rewards, config.eval_rewards)
     check_balance(config.balance)
     check_guards(config)
     check_sharding(config)
@@ -79,15 +83,30 @@ def _check_names(key: str, reward: RewardConfig, config: RunConfig) -> None:
         raise ConfigError(
             f"{key}.plugin={reward.plugin}: no such reward is installed{nearest(reward.plugin, known)}"
         )
-    for source in reward.sources or ():
-        if source not in config.data.sources:
-            raise ConfigError(
-                f"{key}.sources: there is no source {source!r}{nearest(source, config.data.sources)}"
-            )
+    aspects = {f"{key}.aspects.{name}": aspect.sources for name, aspect in reward.aspects.items()}
+    for path, sources in {key: reward.sources, **aspects}.items():
+        for source in sources or ():
+            if source not in config.data.sources:
+                raise ConfigError(
+                    f"{path}.sources: there is no source {source!r}{nearest(source, config.data.sources)}"
+                )
+
+
+def _check_aspects(config: RunConfig) -> None:
+    """Check that no reward has the name of another one's aspect."""
+    for key, reward in _all_rewards(config):
+        for aspect in reward.aspects:
+            name = full_name(key.partition(".")[2], aspect)
+            if name in (*config.rewards, *config.eval_rewards):
+                raise ConfigError(f"{key}.aspects: a reward has the name {name!r}. Expected another one.")
 
 
 def _check_best(config: RunConfig) -> None:
-    metrics = [COMPOSITE, JOINT, *(f"reward/{name}/mean" for name in (*config.rewards, *config.eval_rewards))]
+    metrics = [
+        COMPOSITE,
+        JOINT,
+        *(f"reward/{name}/mean" for name in by_aspect({**config.rewards, **config.eval_rewards})),
+    ]
     best = config.trainer.best
     if best not in metrics:
         raise ConfigError(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt, held_out, load_prompts
@@ -15,6 +16,7 @@ from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.files import check_writable, write_whole, writing
 from marble_cli.metrics.figures import image_grid, try_to_draw
 from marble_cli.policy.load import pick_device
+from marble_cli.rewards.aspects import require_choice
 from marble_cli.rewards.scorer import open_scorer
 
 
@@ -44,13 +46,15 @@ def evaluate(
     prompts = held_out_prompts(config)
     device = str(pick_device(config.model.device))
     with open_scorer({**config.rewards, **config.eval_rewards}, device) as scorer:
+        for worker in scorer.workers:
+            require_choice(worker.name, worker.settings, worker.reward.declaration)
         groupwise = [worker.name for worker in scorer.workers if worker.reward.declaration.groupwise]
         check_evaluated_groups(settings, groupwise)
         evaluations = [
             make_evaluator(config, models.hold(each), scorer, prompts).score(each.adapter)
             for each in models.targets
         ]
-    labels, trained = [each.label for each in models.targets], list(config.rewards)
+    labels, trained = [each.label for each in models.targets], list(by_aspect(config.rewards))
     one, *others = evaluations
     comparisons = [
         Comparison(

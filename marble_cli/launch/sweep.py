@@ -15,7 +15,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from marble_cli.balance.registry import build
+from marble_cli.balance.registry import build_for
 from marble_cli.config.compose import dump
 from marble_cli.config.counts import processes
 from marble_cli.config.enums import LauncherName
@@ -52,8 +52,7 @@ def check_cells(planned: PlannedSweep, resume: str) -> list[PlannedCell]:
             if launcher.name is LauncherName.local:
                 check_one_machine(launcher)
             check_geometry(cell.config.rollout, cell.config.trainer, processes(launcher))
-            rewards = cell.config.rewards
-            build(cell.config.balance, list(rewards), [reward.weight for reward in rewards.values()])
+            build_for(cell.config.balance, cell.config.rewards)
             if not planned.is_done(cell, resume):
                 waiting.append(cell)
     return waiting

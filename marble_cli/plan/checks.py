@@ -1,11 +1,13 @@
 """Check a run within seconds of its start, before anything long begins."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
+from marble_cli.config.aspects import by_aspect, key_of
+from marble_cli.config.conditions import parse_condition
 from marble_cli.config.counts import processes
 from marble_cli.config.enums import OptimizerName, Parallel
 from marble_cli.config.evaluation import resolve_evaluation
@@ -29,6 +31,7 @@ from marble_cli.policy.load import pick_device
 from marble_cli.policy.quantization import check_quantization
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.applicability import metadata_problem
+from marble_cli.rewards.aspects import require_choice
 from marble_cli.rewards.elsewhere.locate import declare
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rewards.worker import concerns, required
@@ -49,7 +52,24 @@ def check_plugins(rewards: Mapping[str, RewardConfig]) -> dict[str, Declaration]
             reward.
         RewardError: a plugin cannot be imported, or a server cannot be reached.
     """
-    return {name: declare(name, reward) for name, reward in rewards.items()}
+    declarations = {name: declare(name, reward) for name, reward in rewards.items()}
+    for name, reward in rewards.items():
+        require_choice(name, reward, declarations[name])
+    return declarations
+
+
+def with_declarations(
+    rewards: Mapping[str, RewardConfig], declarations: Mapping[str, Declaration]
+) -> Iterator[tuple[str, RewardConfig, Declaration]]:
+    """Yield every reward that has scores of its own: its name, its settings and its declaration.
+
+    Args:
+        rewards: settings as the configuration has them.
+        declarations: of these rewards, by the names that the configuration has.
+    """
+    for name, reward in rewards.items():
+        for own, settings in by_aspect({name: reward}).items():
+            yield own, settings, declarations[name]
 
 
 def check_trackers(logging: LoggingConfig) -> WandbDestination | None:
@@ -151,19 +171,50 @@ def check_applicable(
     """Check that each trained reward applies to a training prompt, each watched one to a held-out prompt.
 
     Raises:
-        ConfigError: a reward applies to none; the message names the metadata that the reward requires and the
-            sources that lack it.
+        ConfigError: a reward applies to none, or its `only_if` cannot be met on any; the message names the
+            metadata that the reward requires and the sources that lack it, or the other reward.
     """
+    both = {**config.rewards, **config.eval_rewards}
+    every = {name: (row, declaration) for name, row, declaration in with_declarations(both, declarations)}
     for group, rewards, prompts in (
         ("rewards", config.rewards, trained_on(config.data.sources, train)),
         ("eval_rewards", config.eval_rewards, held_out),
     ):
-        for name, reward in rewards.items():
-            if not sum(applicable(reward, declarations[name], prompts).values()):
-                raise ConfigError(_explain_no_prompts(f"{group}.{name}", reward, declarations[name], prompts))
-    for name, reward in config.rewards.items():
-        if config.trainer.eval_every and not sum(applicable(reward, declarations[name], held_out).values()):
+        for name, reward, declaration in with_declarations(rewards, declarations):
+            if not sum(applicable(reward, declaration, prompts).values()):
+                raise ConfigError(_explain_no_prompts(key_of(group, name), reward, declaration, prompts))
+        _check_conditions(group, rewards, every, prompts)
+    for name, reward, declaration in with_declarations(config.rewards, declarations):
+        if config.trainer.eval_every and not sum(applicable(reward, declaration, held_out).values()):
             log.warning("reward %s applies to no held-out prompt, so evaluations leave it out", name)
+
+
+def _check_conditions(
+    group: str,
+    rewards: Mapping[str, RewardConfig],
+    every: Mapping[str, tuple[RewardConfig, Declaration]],
+    prompts: Mapping[str, list[Prompt]],
+) -> None:
+    """Check that each `only_if` can be met: some prompt concerns both the reward and those that it names.
+
+    Args:
+        group: `rewards` or `eval_rewards`.
+        rewards: the settings under `group`.
+        every: settings and declaration of all rewards that have scores of their own, by name.
+        prompts: those that the rewards of `group` are asked about, by source.
+    """
+    for name, reward in by_aspect(rewards).items():
+        for part in parse_condition(reward.only_if) if reward.only_if is not None else ():
+            both = [(row, required(row, declaration)) for row, declaration in (every[name], every[part.name])]
+            if not any(
+                all(concerns(row, keys, prompt.metadata, source) for row, keys in both)
+                for source, rows in prompts.items()
+                for prompt in rows
+            ):
+                raise ConfigError(
+                    f"{key_of(group, name)}.only_if={reward.only_if!r}: no prompt concerns both this reward "
+                    f"and {part.name}, so it never applies. Expected a reward that scores the same prompts."
+                )
 
 
 def _explain_no_prompts(
@@ -196,12 +247,13 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
     images = policy.decode(latents.to(policy.device))
     scores = scorer.submit(
         images, [p.text for p in prompts], [p.metadata for p in prompts], [p.source for p in prompts]
-    ).result()
-    for k, lane in enumerate(scorer.workers):
-        if scores.failed[k].any() and not scores.applicable[k].any():
+    ).unconditional()
+    for name, failed, applicable in zip(scores.names, scores.failed, scores.applicable, strict=True):
+        if failed.any() and not applicable.any():
+            worker = scorer.worker(name)
             raise RewardError(
-                f"reward {lane.name} failed on the first image it was shown, before training began: "
-                f"{lane.error}. Run `marble rewards check {lane.name}` to see why."
+                f"reward {name} failed on the first image it was shown, before training began: "
+                f"{worker.errors[name]}. Run `marble rewards check {worker.name}` to see why."
             )
 
 

@@ -4,12 +4,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from marble_cli.config.aspects import key_of
 from marble_cli.config.enums import Train
 from marble_cli.config.schema import ModelConfig, RewardConfig, RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.files import check_writable
-from marble_cli.plan.checks import trained_on
+from marble_cli.plan.checks import trained_on, with_declarations
 from marble_cli.plan.memory import FLOAT32, MOMENTS, copy_fits, describe_bytes
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.source import local_folder
@@ -94,9 +95,9 @@ def unsound(
         ("rewards", config.rewards, {"train": trained, "test": prompts["test"]}),
         ("eval_rewards", config.eval_rewards, {"test": prompts["test"]}),
     ):
-        for name, reward in rewards.items():
+        for name, reward, declaration in with_declarations(rewards, declarations):
             for split, sources in splits.items():
-                yield from _unsound(f"{group}.{name}", reward, declarations[name], split, sources)
+                yield from _unsound(key_of(group, name), reward, declaration, split, sources)
 
 
 def _unsound(

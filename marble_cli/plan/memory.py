@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.counts import geometry, per_process, processes
 from marble_cli.config.enums import (
     Offload,
@@ -86,7 +87,7 @@ def memory(config: RunConfig, size: ModelSize, neighbours: int = 0, *, counted: 
         shards = processes(config.launcher) // fsdp.replicas
         gathered = min(2, size.blocks) * transformer // size.blocks if fsdp.reshard else transformer
     halves = 2 if config.balance.refresh_when is RefreshWhen.stale else 1
-    gradients = halves * len(config.rewards)
+    gradients = halves * len(by_aspect(config.rewards))
     unsharded = 0 if full else gradients
     sharded = weights + moments + average + gradients + 2 - unsharded
     offloaded = 0

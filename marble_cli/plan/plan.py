@@ -12,10 +12,11 @@ from rich.table import Table
 from marble_cli.balance.registry import build_for
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import step_of
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.counts import geometry, micro_batches, per_process, processes, trained_images
 from marble_cli.config.enums import Parallel, RefreshWhen, Role, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
-from marble_cli.config.schema import RunConfig, SourceConfig, TrainerConfig
+from marble_cli.config.schema import RewardConfig, RunConfig, SourceConfig, TrainerConfig
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.evaluate.start import read_start
@@ -33,6 +34,7 @@ from marble_cli.plan.checks import (
     check_trackers,
     images_together,
     trained_on,
+    with_declarations,
 )
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
 from marble_cli.plan.memory import choose_checkpointing, describe, describe_bytes, memory
@@ -106,7 +108,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         check_groups(config, declarations)
     except UnreachableError as error:  # most of the plan can be printed without the server
         unreachable = error
-    build_for(config.balance, config.rewards)
+    rewards = by_aspect(config.rewards)
+    build_for(config.balance, rewards)
     most = "at most " if config.balance.refresh_when is RefreshWhen.stale else ""
     trained = [declarations[name] for name in config.rewards if name in declarations]
     together = images_together(config.rollout, trained)
@@ -117,8 +120,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("begins", f"after step {step_of(checkpoint)}: {checkpoint}" if checkpoint else "at step 1"),
         *([("starts from", start.target.label)] if start else []),
         ("evaluated on", _evaluation(config)),
-        ("rewards", ", ".join(name for name, reward in config.rewards.items() if reward.role is Role.train)),
-        *([("guards", guards)] if (guards := _guards(config)) else []),
+        ("rewards", ", ".join(name for name, reward in rewards.items() if reward.role is Role.train)),
+        *([("guards", guards)] if (guards := _guards(rewards)) else []),
         ("balance", f"{config.balance.name}, {config.balance.mode.value}"),
         (
             "images per step",
@@ -213,19 +216,21 @@ def _rewards(
         (config.rewards, trained, "prompts"),
         (config.eval_rewards, prompts["test"], "held-out prompts"),
     ):
-        for name, reward in rewards.items():
-            applied = applicable(reward, declarations[name], asked)
+        for name, reward, declaration in with_declarations(rewards, declarations):
+            applied = applicable(reward, declaration, asked)
             counts = {source: count for source, count in applied.items() if count}
             where = f" ({', '.join(counts)})" if 0 < len(counts) < len(asked) else ""
-            keys = ", ".join(required(reward, declarations[name]))
+            keys = ", ".join(required(reward, declaration))
             every = sum(map(len, asked.values()))
-            table.add_row(name, keys or "nothing", f"{sum(counts.values()):,} of {every:,} {kind}{where}")
+            condition = f", if {reward.only_if}" if reward.only_if else ""
+            applies = f"{sum(counts.values()):,} of {every:,} {kind}{where}{condition}"
+            table.add_row(name, keys or "nothing", applies)
     return table
 
 
-def _guards(config: RunConfig) -> str:
+def _guards(rewards: Mapping[str, RewardConfig]) -> str:
     """List the guards, each with its margin, if it has one."""
-    guards = {name: reward for name, reward in config.rewards.items() if reward.role is Role.guard}
+    guards = {name: reward for name, reward in rewards.items() if reward.role is Role.guard}
     return ", ".join(
         f"{name} with margin {reward.margin:g}" if reward.margin else name for name, reward in guards.items()
     )

@@ -1,5 +1,6 @@
 """Add up the passes of a run, by what one costs: FLOP per image, or copied bytes per batch."""
 
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.counts import geometry, micro_batches, per_process, processes
 from marble_cli.config.enums import BalanceMode, SharedTerm, Train
 from marble_cli.config.schema import RunConfig
@@ -38,7 +39,7 @@ def add_passes(
     else:
         passes = 1 if balance.shared_term is SharedTerm.outside else 2
         if config.model.train is Train.full:
-            passes = len(config.rewards)
+            passes = len(by_aspect(config.rewards))
         further = refreshed(config, parts) / parts * backward * passes
     velocities = 2 if config.rollout.guidance_scale > 1 else 1
     rollouts = images * config.rollout.steps * velocities * forward

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from marble_cli import __version__
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.enums import Role
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RewardConfig, RunConfig
@@ -77,7 +78,7 @@ def write_card(
         metadata=_metadata(config, base, family, pictures),
         title=repo.split("/")[-1],
         base=base,
-        trained=[name for name, reward in config.rewards.items() if reward.role is Role.train],
+        trained=[name for name, row in by_aspect(config.rewards).items() if row.role is Role.train],
         step=step,
         version=__version__,
         balance=config.balance.name,
@@ -131,7 +132,7 @@ def _rewards(config: RunConfig) -> Table:
     """Tabulate the rewards with their weights and licenses."""
     rows = []
     for group, rewards in (("trained", config.rewards), ("watched", config.eval_rewards)):
-        for name, reward in rewards.items():
+        for name, reward in by_aspect(rewards).items():
             role = "guard" if reward.role is Role.guard else group
             weight = f"{reward.weight:g}" if role == "trained" else MISSING
             by, license = _provider(reward)

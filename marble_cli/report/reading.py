@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from marble_cli.config.aspects import plain_by_aspect
 from marble_cli.config.compose import load_resolved
 from marble_cli.config.references import without_secrets
 from marble_cli.errors import ConfigError
@@ -95,7 +96,7 @@ def _settings(path: Path) -> tuple[Settings | None, dict[str, list[str]], str | 
     except ConfigError as error:
         reason = redact(str(error)).replace(f"{path.parent}/", "")
         return None, {"rewards": [], "eval_rewards": []}, f"The settings are unknown: {reason}"
-    names = {group: list(tree[group]) for group in ("rewards", "eval_rewards")}
+    names = {group: list(plain_by_aspect(tree[group])) for group in ("rewards", "eval_rewards")}
     return dict(_flat(tree)), names, None
 
 

@@ -1,7 +1,7 @@
 """Turn what a plugin answers into numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,66 @@ def parse_answer(name: str, answer: Any, count: int) -> Tensor:
             f"Expected [{count}], one score per image."
         )
     return values
+
+
+Parsed = tuple[Tensor, BaseException | None]  # scores as of `parse_answer`, and why the first one failed
+
+
+def parse_aspects(
+    name: str, answer: Any, count: int, declared: Collection[str], chosen: Sequence[str]
+) -> list[Parsed]:
+    """Convert an answer to the scores of each reward that it holds.
+
+    Args:
+        name: of the reward.
+        answer: of the plugin.
+        count: images of the batch.
+        declared: the aspects that the reward declares.
+        chosen: the aspects to return; none for a reward with a single score.
+
+    Returns:
+        The scores of each chosen aspect, or of the single reward.
+
+    Raises:
+        RewardError: the answer is not `count` numbers or failures per aspect, lacks a chosen aspect, or has
+            one that is not declared.
+    """
+    if not declared:
+        if isinstance(answer, Mapping):
+            raise RewardError(
+                f"reward {name} returned a mapping of {_listed(answer)}, and declares no aspects. Expected "
+                f"{count} numbers, or an attribute `aspects` with these names."
+            )
+        return [(parse_answer(name, answer, count), first_failure(answer))]
+    if not isinstance(answer, Mapping):
+        raise RewardError(
+            f"reward {name} returned {type(answer).__name__} and declares the aspects {_listed(declared)}. "
+            f"Expected a mapping from each of them to {count} numbers."
+        )
+    for aspect in answer:
+        if aspect not in declared:
+            raise RewardError(
+                f"reward {name} returned the aspect {aspect!r}, which it does not declare. "
+                f"Expected {_listed(declared)}."
+            )
+    for aspect in chosen:
+        if aspect not in answer:
+            raise RewardError(
+                f"reward {name} returned no aspect {aspect!r}, only {_listed(answer) or 'an empty mapping'}. "
+                f"Expected {_listed(chosen)}."
+            )
+    return [_parse_aspect(f"{name}.{aspect}", answer[aspect], count) for aspect in chosen]
+
+
+def _parse_aspect(name: str, answer: Any, count: int) -> Parsed:
+    """Convert the scores of one aspect; an exception in their place fails it on all images."""
+    if isinstance(answer, BaseException):
+        return torch.full((count,), torch.inf, dtype=torch.float64), answer
+    return parse_answer(name, answer, count), first_failure(answer)
+
+
+def _listed(names: Collection[Any]) -> str:
+    return ", ".join(map(str, names))
 
 
 def first_failure(answer: Any) -> BaseException | None:

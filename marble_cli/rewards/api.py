@@ -21,9 +21,19 @@ A reward may declare, as attributes of the class or function:
                 another type under that key has failed, and the message names its prompt. {"text": str | None}
                 is a key that may be missing. `marble_cli.rewards.kinds` lists the types, e.g. [{"class": str,
                 "count": int}].
-    range       (low, high): the bounds of the scores, None for no bound
+    range       (low, high): the bounds of the scores, None for no bound. With `aspects`, a mapping may give
+                each aspect its own bounds
     license     of the plugin and of the weights that it loads
     citation    the paper or repository to cite
+    aspects     names of several scores that one call gives: the answer is then a mapping from each name to B
+                floats. `rewards.judge.aspects=[alignment,style]` makes the aspects rewards of their own,
+                `judge.alignment` and `judge.style`. An exception in the place of an aspect's B floats says
+                that this aspect failed on all of these images. A class whose constructor takes `aspects` is
+                given those that the configuration names; if it declares none, it has these.
+    examples    pairs of samples, the first of which must score higher than the second, or a function that
+                returns them; with `aspects`, a mapping from aspects to pairs. A sample is (picture, prompt)
+                or (picture, prompt, metadata); a picture is a PIL image, uint8 [H, W, 3] as an array or
+                [3, H, W] as a tensor, or a file beside the module. `marble rewards check` checks the order.
     groupwise   true if the reward must see all images of a prompt in one call
     loads       options that name a model which the reward loads onto its device: a folder or hub repository
                 with model.safetensors. Each comes with the numbers of parameters of published models, so that
@@ -43,6 +53,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Bounds = tuple[float | None, float | None]
+
+
 class Batch(NamedTuple):
     """B images, uint8 [B, 3, H, W] on the CPU, with their prompts and metadata."""
 
@@ -57,7 +70,7 @@ class Declaration:
 
     summary: str = ""
     requires: tuple[str, ...] = ()
-    range: tuple[float | None, float | None] = (None, None)
+    range: Bounds = (None, None)
     license: str = ""
     citation: str = ""
     groupwise: bool = False
@@ -65,16 +78,27 @@ class Declaration:
         default_factory=dict
     )  # of metadata values, as `kinds.normal` returns them
     loads: Mapping[str, Mapping[str, int]] | None = None  # None: not declared
+    aspects: tuple[str, ...] = ()
+    ranges: Mapping[str, Bounds] = field(default_factory=dict)  # of aspects whose bounds differ from `range`
 
     @classmethod
     def of(cls, plugin: Any) -> "Declaration":
         """Read the attributes of a plugin's class or function.
 
         Raises:
-            RewardError: `requires` or `loads` is malformed.
+            RewardError: `requires`, `loads`, `aspects` or `range` is malformed.
         """
         requires, types = required_types(getattr(plugin, "requires", None))
-        low, high = getattr(plugin, "range", None) or (None, None)
+        aspects = declared_aspects(getattr(plugin, "aspects", None))
+        bounds = getattr(plugin, "range", None) or (None, None)
+        ranges = (
+            {str(k): (low, high) for k, (low, high) in bounds.items()} if isinstance(bounds, Mapping) else {}
+        )
+        if unknown := [name for name in ranges if name not in aspects]:
+            raise RewardError(
+                f"`range` names {unknown[0]!r}. Expected some of its `aspects` {list(aspects)}."
+            )
+        low, high = (None, None) if isinstance(bounds, Mapping) else bounds
         lines = (plugin.__doc__ or "").strip().splitlines()
         return cls(
             lines[0] if lines else "",
@@ -85,7 +109,13 @@ class Declaration:
             bool(getattr(plugin, "groupwise", False)),
             types,
             loaded_models(getattr(plugin, "loads", None)),
+            aspects,
+            ranges,
         )
+
+    def bounds(self, aspect: str) -> Bounds:
+        """Return the bounds of an aspect's scores; the empty name is the only score of a reward without."""
+        return self.ranges.get(aspect, self.range)
 
 
 def required_types(requires: Any) -> tuple[tuple[str, ...], dict[str, Kind]]:
@@ -111,6 +141,19 @@ def required_types(requires: Any) -> tuple[tuple[str, ...], dict[str, Kind]]:
             f'`requires` is {requires!r}. Expected metadata keys, or types by key: {{"text": str}}.'
         )
     return keys, {}
+
+
+def declared_aspects(aspects: Any) -> tuple[str, ...]:
+    """Check the value of `aspects`; an empty tuple if the reward declares none.
+
+    Raises:
+        RewardError: it is no sequence of different names.
+    """
+    names = tuple(aspects) if isinstance(aspects, list | tuple) else () if aspects is None else (aspects,)
+    valid = all(isinstance(name, str) for name in names) and not isinstance(aspects, str)
+    if not valid or len(set(names)) < len(names):
+        raise RewardError(f'`aspects` is {aspects!r}. Expected different names: ("alignment", "style").')
+    return names
 
 
 def loaded_models(models: Any) -> dict[str, dict[str, int]] | None:

@@ -5,9 +5,11 @@ A plugin's tests inherit the checks:
     class TestSharpness(RewardConformance):
         plugin = "sharpness"
         options = {"radius": 2}
+
+A reward with aspects may name some of them in `aspects`, as a configuration does.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -19,6 +21,7 @@ from marble_cli.rewards.registry import Reward, build
 from marble_cli.rewards.testing import contract, measurements
 from marble_cli.rewards.testing.calls import CheckImpossible, describe_error
 from marble_cli.rewards.testing.contract import CONTRACT, NOT_GROUPWISE, CheckFunction
+from marble_cli.rewards.testing.examples import prefers_its_examples
 from marble_cli.rewards.testing.samples import sample_batch
 
 
@@ -62,6 +65,7 @@ def run_checks(
     move_gpu_calls = gpu if isinstance(gpu, str) else partial(_build_with_thread, gpu)
     checks: list[Callable[..., str]] = [
         *others,
+        prefers_its_examples,
         partial(contract.leaves_the_process_alone, in_process=here),
         partial(contract.same_on_another_device, gpu=move_gpu_calls),
         measurements.time_an_image,
@@ -105,6 +109,7 @@ class RewardConformance:
 
     plugin: ClassVar[str]
     options: ClassVar[Mapping[str, Any]] = {}
+    aspects: ClassVar[Sequence[str]] = ()
     device: ClassVar[str] = "cpu"
     _built: ClassVar[dict[type, Reward]] = {}
 
@@ -118,7 +123,7 @@ class RewardConformance:
     def reward(self) -> Reward:
         """Return the reward, which is built once for all tests of the class."""
         if type(self) not in self._built:
-            built = build(self.plugin, self.plugin, self.options, self.device)
+            built = build(self.plugin, self.plugin, self.options, self.device, aspects=self.aspects)
             self._built[type(self)] = move_calls_to_thread(built)
         return self._built[type(self)]
 
@@ -168,6 +173,10 @@ class RewardConformance:
     def test_follows_the_order(self) -> None:
         if not self.reward().declaration.groupwise:
             self._passes(contract.follows_the_order)
+
+    def test_prefers_its_examples(self) -> None:
+        if getattr(self.reward().plugin, "examples", None) is not None:
+            self._passes(prefers_its_examples)
 
     def _passes(self, function: CheckFunction) -> None:
         check = _run(function, self.reward(), self.batch())

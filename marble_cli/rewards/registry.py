@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,12 @@ from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.plugins import installed
 from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.aspects import check_aspects
 from marble_cli.rewards.device import current, numbered, on
 from marble_cli.rewards.guard import Guard, Stage
 from marble_cli.suggest import nearest
 
+PASSED = {"device", "dtype", "aspects"}  # what marble itself passes to a constructor
 IMPORTS: dict[str, Guard] = {}  # by the value of an entry point, because Python imports a module once
 TEXT = (str, str | None, "str", "str | None", "Optional[str]")  # annotations of text, evaluated or as strings
 
@@ -52,14 +54,20 @@ def parameters(plugin: Any) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(plugin).parameters)
 
 
-def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
-    """Check the options under `rewards.<name>` against the constructor, without building anything.
+def check_options(
+    name: str, plugin: Any, options: Mapping[str, Any], aspects: Sequence[str] = ()
+) -> Declaration:
+    """Check the options and `aspects` under `rewards.<name>` against the plugin, without building anything.
+
+    Returns:
+        The plugin's declaration.
 
     Raises:
         ConfigError: an option is unknown, is a number where the constructor takes text, or is missing and has
-            no default.
+            no default; or the reward has no such aspect.
     """
     taken = parameters(plugin)
+    declaration = check_aspects(name, aspects, Declaration.of(plugin), any_name="aspects" in taken)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
     named = {
         key: p
@@ -68,7 +76,7 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
     }
     for option in options:
         if option not in named and not open_ended:
-            hint = nearest(option, {*named, *schema.HOST} - {"device", "dtype"})
+            hint = nearest(option, {*named, *schema.HOST} - PASSED)
             raise ConfigError(f"rewards.{name}.{option}: no such option{hint}")
     for option, value in options.items():
         if option in named and named[option].annotation in TEXT and isinstance(value, (bool, int, float)):
@@ -77,8 +85,10 @@ def check_options(name: str, plugin: Any, options: Mapping[str, Any]) -> None:
                 f"Put the text in quotes of its own: 'rewards.{name}.{option}=\"...\"'"
             )
     for key, parameter in named.items():
-        if parameter.default is inspect.Parameter.empty and key not in {*options, "device", "dtype"}:
+        passed = {"device", "dtype", *(["aspects"] if aspects else [])}
+        if parameter.default is inspect.Parameter.empty and key not in {*options, *passed}:
             raise ConfigError(f"rewards.{name}.{key} is missing: the reward cannot be built without it.")
+    return declaration
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,8 @@ class Reward:
 
     `name` is its key under `rewards`. `call` must be made under `guard`. `close` releases its resources.
     `alive` turns false when the process that serves it is gone. Calls are made inside `turn`, which waits
-    until other users of the same process have been served.
+    until other users of the same process have been served. `plugin` is the class's instance or the function,
+    None if it is in another process.
     """
 
     name: str
@@ -97,9 +108,17 @@ class Reward:
     close: Callable[[], None] = lambda: None
     alive: Callable[[], bool] = lambda: True
     turn: Callable[[], AbstractContextManager[None]] = nullcontext
+    plugin: Any = None
 
 
-def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype: str = "float32") -> Reward:
+def build(
+    name: str,
+    plugin: str,
+    options: Mapping[str, Any],
+    device: str,
+    dtype: str = "float32",
+    aspects: Sequence[str] = (),
+) -> Reward:
     """Load and construct the reward `name`.
 
     Args:
@@ -108,6 +127,7 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
         options: keyword arguments of its constructor.
         device: where it should compute, e.g. "cpu" or "cuda:0".
         dtype: name of the floating type that it should compute in.
+        aspects: those that the configuration names, for a constructor that takes them.
 
     Raises:
         ConfigError: there is no such plugin, an option is wrong, or the constructor raises ValueError or
@@ -115,17 +135,19 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
         RewardError: the plugin cannot be imported, or its constructor raises another error.
     """
     loaded = load_plugin(plugin)
-    check_options(name, loaded, options)
+    check_options(name, loaded, options, aspects)
     device = numbered(options.get("device", device), device)
     guard = Guard(name, dict(IMPORTS[installed()[plugin].value].left))
     if not inspect.isclass(loaded):
-        return Reward(name, Declaration.of(loaded), on(device, bind(loaded)), guard)
+        return Reward(name, Declaration.of(loaded), on(device, bind(loaded)), guard, plugin=loaded)
     taken = parameters(loaded)
     kinds = {p.kind for p in taken.values()}
     # A constructor of (*args, **kwargs) alone, such as torch.nn.Module's, does not tell what it takes.
     open_ended = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
     place = {"device": device, "dtype": _dtype(name, options.get("dtype", dtype))}
     place = {key: value for key, value in place.items() if open_ended or key in taken}
+    if takes_aspects := "aspects" in taken and bool(aspects):
+        place["aspects"] = tuple(aspects)
     given = {
         **copy.deepcopy(dict(options)),
         **place,
@@ -136,7 +158,8 @@ def build(name: str, plugin: str, options: Mapping[str, Any], device: str, dtype
     except Exception as error:
         kind = ConfigError if isinstance(error, ValueError | OSError) else RewardError
         raise kind(f"reward {name} could not be built: {type(error).__name__}: {error}") from error
-    return Reward(name, Declaration.of(instance), on(device, bind(instance)), guard)
+    declaration = check_aspects(name, aspects, Declaration.of(instance), any_name=takes_aspects)
+    return Reward(name, declaration, on(device, bind(instance)), guard, plugin=instance)
 
 
 def _dtype(reward: str, name: str) -> Any:

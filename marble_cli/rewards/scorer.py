@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from marble_cli.config import schema
+from marble_cli.config.conditions import Condition, conditions
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.elsewhere.locate import maker
 from marble_cli.rewards.elsewhere.meeting import Machine
 from marble_cli.rewards.worker import Outcomes, RewardWorker
+
+Conditions = Mapping[str, tuple[Condition, ...]]
 
 log = logging.getLogger("marble")
 
@@ -52,20 +55,49 @@ class PendingScores:
 
     names: list[str]
     futures: list[Future[Outcomes]]
+    conditions: Conditions
 
     def result(self) -> Scores:
-        """Wait for the scores.
+        """Wait for the scores; rewards do not apply where their `only_if` is not met.
 
         Raises:
             RewardError: a plugin broke its contract.
         """
+        return impose(self.conditions, self.unconditional())
+
+    def unconditional(self) -> Scores:
+        """Wait for the scores, whether or not the conditions of `only_if` are met; raises as `result`."""
         rows = [future.result() for future in self.futures]
         return Scores(
             self.names,
-            torch.stack([row.values for row in rows]),
-            torch.stack([row.applicable for row in rows]),
-            torch.stack([row.failed for row in rows]),
+            torch.cat([row.values for row in rows]),
+            torch.cat([row.applicable for row in rows]),
+            torch.cat([row.failed for row in rows]),
         )
+
+
+def impose(conditions: Conditions, scores: Scores) -> Scores:
+    """Return the outcomes with rewards masked where their conditions are not met.
+
+    A condition is met by a score alone: not where the other reward does not apply or failed.
+
+    Args:
+        conditions: by reward, in an order in which each follows those that it names.
+        scores: the outcomes.
+    """
+    if not conditions:
+        return scores
+    values, applicable, failed = scores.values.clone(), scores.applicable.clone(), scores.failed.clone()
+    for name, parts in conditions.items():
+        met = torch.ones_like(applicable[0])
+        for part in parts:
+            other = scores.names.index(part.name)
+            met &= applicable[other] & part.holds(values[other])
+        k = scores.names.index(name)
+        values[k, ~met] = torch.nan
+        applicable[k] &= met
+        failed[k] &= met
+    return Scores(scores.names, values, applicable, failed)
 
 
 @dataclass
@@ -77,12 +109,22 @@ class Scorer:
     warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.names = [worker.name for worker in self.workers]
+        rewards = {name: row for worker in self.workers for name, row in worker.rewards.items()}
+        self.names, self.conditions = list(rewards), conditions(rewards)
         self.slots = threading.BoundedSemaphore(self.pending)
 
     def only(self, names: Sequence[str]) -> "Scorer":
-        """Return a scorer of some of these rewards, which shares their workers."""
-        return Scorer([worker for worker in self.workers if worker.name in names], self.pending)
+        """Return a scorer of some of these rewards, which shares their workers.
+
+        All aspects of a reward are among `names`, or none.
+        """
+        return Scorer(
+            [worker for worker in self.workers if worker.rewards.keys() <= set(names)], self.pending
+        )
+
+    def worker(self, name: str) -> RewardWorker:
+        """Return the worker that scores the reward or aspect `name`."""
+        return next(worker for worker in self.workers if name in worker.rewards)
 
     def submit(
         self,
@@ -103,7 +145,7 @@ class Scorer:
         batch = Batch(images, list(prompts), list(metadata))
         futures = [worker.executor.submit(worker.score, batch, sources) for worker in self.workers]
         self._release_slot_after(futures)
-        return PendingScores(self.names, futures)
+        return PendingScores(self.names, futures, self.conditions)
 
     def _release_slot_after(self, futures: "list[Future[Outcomes]]") -> None:
         unfinished, lock = [len(futures)], threading.Lock()
@@ -123,20 +165,24 @@ class Scorer:
         Raises:
             RewardError: a reward failed on a larger share of its images than `max_failed`.
         """
-        for k, worker in enumerate(self.workers):
+        for k, name in enumerate(self.names):
+            worker = self.worker(name)
             failed, scored = int(scores.failed[k].sum()), int(scores.applicable[k].sum())
             if failed > worker.settings.max_failed * (failed + scored):
                 raise RewardError(
-                    f"reward {worker.name} failed on {failed} of {failed + scored} images, more than "
+                    f"reward {name} failed on {failed} of {failed + scored} images, more than "
                     f"rewards.{worker.name}.max_failed={worker.settings.max_failed:g} allows. Last error: "
-                    f"{worker.error or 'on another rank'}. {_remedy(worker)}; then resume with --resume auto."
+                    f"{worker.errors.get(name, 'on another rank')}. {_remedy(worker)}; then resume with "
+                    "--resume auto."
                 )
-            if not failed and not scored and worker.name not in self.warned:
-                self.warned.add(worker.name)
+            if not failed and not scored and name not in self.warned:
+                self.warned.add(name)
+                condition = worker.rewards[name].only_if
                 log.warning(
-                    "reward %s applied to none of the %d images of this step; it is left out until it does",
-                    worker.name,
+                    "reward %s applied to none of the %d images of this step%s; it is left out until it does",
+                    name,
                     scores.values.shape[1],
+                    f", by only_if={condition!r}, metadata, source or its own answer" if condition else "",
                 )
 
 

@@ -1,7 +1,8 @@
 """One reward's worker: it asks the plugin for scores of each batch and turns the answers into outcomes.
 
-A failed call is retried; if it still fails, its images count as failed. A call that hangs is abandoned and
-the reward is built anew.
+A reward with aspects is asked once per batch, and its worker has the outcomes of all A of them; any other
+reward's worker has A = 1. A failed call is retried; if it still fails, its images count as failed. A call
+that hangs is abandoned and the reward is built anew.
 """
 
 import logging
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from marble_cli.config import schema
+from marble_cli.config.aspects import full_name, with_aspect
 from marble_cli.errors import ConfigError, RewardError
-from marble_cli.rewards.answers import first_failure, parse_answer
+from marble_cli.rewards.answers import Parsed, parse_aspects
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.applicability import fit_metadata
 from marble_cli.rewards.call_thread import CallThread, copy_batch, settle
@@ -44,10 +46,10 @@ def concerns(
 
 
 class Outcomes(NamedTuple):
-    """One reward's outcomes for a batch of B images.
+    """The outcomes of A rewards for a batch of B images.
 
-    `applicable` [B] bool is true for images with a score, `failed` [B] bool for images that should have one.
-    If both are false the reward does not apply. `values` [B] float64 has the scores, NaN elsewhere.
+    `applicable` [A, B] bool is true for images with a score, `failed` [A, B] bool for images that should have
+    one. If both are false the reward does not apply. `values` [A, B] float64 has the scores, NaN elsewhere.
     """
 
     values: Tensor
@@ -55,30 +57,40 @@ class Outcomes(NamedTuple):
     failed: Tensor
 
     @classmethod
-    def without_scores(cls, count: int) -> "Outcomes":
+    def without_scores(cls, rewards: int, count: int) -> "Outcomes":
         """Return the outcomes of images to which the reward does not apply, to be filled in."""
         return cls(
-            torch.full((count,), torch.nan, dtype=torch.float64),
-            torch.zeros(count, dtype=torch.bool),
-            torch.zeros(count, dtype=torch.bool),
+            torch.full((rewards, count), torch.nan, dtype=torch.float64),
+            torch.zeros(rewards, count, dtype=torch.bool),
+            torch.zeros(rewards, count, dtype=torch.bool),
         )
 
 
 class RewardWorker:
     """Scores batches with one reward, one at a time, in the order in which they are submitted.
 
-    `executor` is the worker's own thread; it makes the calls in a second one, a `CallThread`. `error`
-    describes the last failure.
+    `executor` is the worker's own thread; it makes the calls in a second one, a `CallThread`. `rewards` has
+    the settings of the A rewards by name, `aspects` their aspects; `errors` describes the last failure of
+    each.
     """
 
     def __init__(self, name: str, settings: schema.RewardConfig, make: Callable[[], Reward]):
         self.name, self.settings, self.make = name, settings, make
         self.reward = make()
-        self.error: str | None = None
+        self.aspects = tuple(settings.aspects) or self.reward.declaration.aspects
+        self.rewards = {
+            full_name(name, aspect): with_aspect(settings, aspect) for aspect in self.aspects or ("",)
+        }
+        self.errors: dict[str, str] = {}
         self.pending_call: Future[Any] | None = None
         self.closing = threading.Event()
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"reward-{name}")
         self.call_thread = CallThread(self.reward)
+
+    @property
+    def error(self) -> str | None:
+        """The last failure of a reward without aspects."""
+        return self.errors.get(self.name)
 
     def close(self) -> None:
         """End the threads; a call that is still running is abandoned."""
@@ -102,55 +114,75 @@ class RewardWorker:
         Raises:
             RewardError: the plugin broke its contract.
         """
-        outcomes = Outcomes.without_scores(len(batch.images))
-        rows, metadata = self._select(batch, sources, outcomes.failed)
+        outcomes = Outcomes.without_scores(len(self.rewards), len(batch.images))
+        concerned, metadata = self._select(batch, sources, outcomes.failed)
+        rows = list(metadata)
         if not rows:
             return outcomes
-        selected = torch.tensor(rows, dtype=torch.int64)
-        images = batch.images if len(rows) == len(batch.images) else batch.images[selected]
-        part = Batch(images, [batch.prompts[i] for i in rows], metadata)
+        images = batch.images if len(rows) == len(batch.images) else batch.images[rows]
+        part = Batch(images, [batch.prompts[i] for i in rows], list(metadata.values()))
         try:
-            answer, reason = self._retrying()(self.attempt, part)
+            answers = self._retrying()(self.attempt, part)
         except RewardError:
             raise
         except Exception as error:  # a plugin may raise anything
-            self._record_failure(len(rows), _describe_error(error))
-            outcomes.failed[selected] = True
+            self._record_failure(self.name, list(self.rewards), len(rows), _describe_error(error))
+            outcomes.failed[concerned] = True
             return outcomes
-        failed = torch.isinf(answer)
-        if failed.any():
-            text = _describe_error(reason) if reason else f"returned {answer[failed][0].item()}"
-            prompt = repr(part.prompts[int(failed.int().argmax())])
-            self._record_failure(int(failed.sum()), text if prompt in text else f"{text} (prompt {prompt})")
-        outcomes.failed[selected] = failed
-        outcomes.applicable[selected] = torch.isfinite(answer)
-        outcomes.values[selected] = torch.where(failed, torch.nan, answer)
+        for a, (name, (answer, reason)) in enumerate(zip(self.rewards, answers, strict=True)):
+            scores = torch.full((len(batch.images),), torch.nan, dtype=torch.float64)
+            scores[rows] = answer
+            scores[~concerned[a]] = torch.nan
+            failed = torch.isinf(scores)
+            if failed.any():
+                first = int(failed.int().argmax())
+                text = _describe_error(reason) if reason else f"returned {scores[first].item()}"
+                prompt = repr(batch.prompts[first])
+                text = text if prompt in text else f"{text} (prompt {prompt})"
+                self._record_failure(name, [name], int(failed.sum()), text)
+            outcomes.failed[a] |= failed
+            outcomes.applicable[a] = torch.isfinite(scores)
+            outcomes.values[a] = torch.where(failed, torch.nan, scores)
         return outcomes
 
     def _select(
         self, batch: Batch, sources: Sequence[str], failed: Tensor
-    ) -> tuple[list[int], list[Mapping[str, Any]]]:
-        """Return the indices of the images to which the reward applies, and their metadata.
+    ) -> tuple[Tensor, dict[int, Mapping[str, Any]]]:
+        """Find the images to score.
 
-        `failed` [B] is set for images whose metadata is of another type than the reward requires.
+        Returns:
+            [A, B] bool, true where a reward concerns an image; and the metadata of the images that any of the
+            rewards concerns, by index. `failed` [A, B] is set instead where metadata is of another type than
+            the reward requires.
         """
-        keys = required(self.settings, self.reward.declaration)
-        rows, selected_metadata, problems = [], [], []
+        declaration = self.reward.declaration
+        keys = [required(settings, declaration) for settings in self.rewards.values()]
+        concerned = torch.zeros_like(failed)
+        selected: dict[int, Mapping[str, Any]] = {}
+        problems = []
         for i, (metadata, source) in enumerate(zip(batch.metadata, sources, strict=True)):
-            if concerns(self.settings, keys, metadata, source):
-                try:
-                    selected_metadata.append(fit_metadata(self.reward.declaration.types, metadata))
-                    rows.append(i)
-                except MetadataError as error:
-                    failed[i] = True
-                    problems.append(f"prompt {batch.prompts[i]!r}: {error}")
+            of_image = [
+                concerns(settings, own, metadata, source)
+                for settings, own in zip(self.rewards.values(), keys, strict=True)
+            ]
+            if not any(of_image):
+                continue
+            try:
+                selected[i] = fit_metadata(declaration.types, metadata)
+                concerned[:, i] = torch.tensor(of_image)
+            except MetadataError as error:
+                failed[:, i] = torch.tensor(of_image)
+                problems.append(f"prompt {batch.prompts[i]!r}: {error}")
         if problems:
-            self._record_failure(len(problems), "; ".join(dict.fromkeys(problems)), last_error=problems[0])
-        return rows, selected_metadata
+            text = "; ".join(dict.fromkeys(problems))
+            self._record_failure(self.name, list(self.rewards), len(problems), text, last_error=problems[0])
+        return concerned, selected
 
-    def _record_failure(self, count: int, text: str, *, last_error: str | None = None) -> None:
-        self.error = last_error or text
-        log.warning("reward %s failed on %d images: %s", self.name, count, text)
+    def _record_failure(
+        self, name: str, rewards: list[str], count: int, text: str, *, last_error: str | None = None
+    ) -> None:
+        self.errors |= dict.fromkeys(rewards, last_error or text)
+        log.warning("reward %s failed on %d images: %s", name, count, text)
 
     def _retrying(self) -> tenacity.Retrying:
         return tenacity.Retrying(
@@ -172,14 +204,14 @@ class RewardWorker:
     def _closed_error(self) -> RewardError:
         return RewardError(f"reward {self.name} was closed before it answered")
 
-    def attempt(self, batch: Batch) -> tuple[Tensor, BaseException | None]:
+    def attempt(self, batch: Batch) -> list[Parsed]:
         """Call the plugin once, on a copy of the batch and of its metadata, which the plugin may change.
 
         The timeout begins with this reward's turn.
 
         Returns:
-            The answer as [B] float64 on the CPU, NaN where the reward does not apply and infinite where it
-            failed, and the first exception in the place of a score.
+            For each of the A rewards the answer as [B] float64 on the CPU, NaN where the reward does not
+            apply and infinite where it failed, and the first exception in the place of a score.
 
         Raises:
             RewardError: the plugin broke its contract.
@@ -189,7 +221,7 @@ class RewardWorker:
         with self.reward.turn():
             return self._call(batch)
 
-    def _call(self, batch: Batch) -> tuple[Tensor, BaseException | None]:
+    def _call(self, batch: Batch) -> list[Parsed]:
         future: Future[Any] = Future()
         self.pending_call = future
         if self.closing.is_set():
@@ -206,7 +238,8 @@ class RewardWorker:
             if not self.reward.alive():
                 self._rebuild("is gone")
             raise
-        return parse_answer(self.name, answer, len(batch.images)), first_failure(answer)
+        declared = self.reward.declaration.aspects
+        return parse_aspects(self.name, answer, len(batch.images), declared, self.aspects)
 
     def _rebuild(self, why: str) -> None:
         log.warning("reward %s %s; building it anew", self.name, why)

@@ -16,6 +16,7 @@ from torch import Tensor
 from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.step_folders import step_of, steps
 from marble_cli.checkpoint.store import TrainerState
+from marble_cli.config.aspects import plain_by_aspect
 from marble_cli.config.compose import completed, dump, typed
 from marble_cli.config.enums import Role
 from marble_cli.config.evaluation import pictured
@@ -135,7 +136,7 @@ def _load(checkpoint: Path, share: tuple[int, int] = (0, 1)) -> StoredCheckpoint
         state,
         weights,
         ema,
-        rewards=list(tree["rewards"]),
+        rewards=list(plain_by_aspect(tree["rewards"])),
         balance=balance_settings(tree),
         evaluation=pictured(tree),
     )
@@ -143,7 +144,7 @@ def _load(checkpoint: Path, share: tuple[int, int] = (0, 1)) -> StoredCheckpoint
 
 def balance_settings(tree: dict[Any, Any]) -> dict[str, Any]:
     """Return the `balance` group of a configuration's plain tree, and the margin of every guard."""
-    rewards = tree["rewards"].items()  # files of older runs have no role
+    rewards = plain_by_aspect(tree["rewards"]).items()  # files of older runs have no role
     guards = {name: reward["margin"] for name, reward in rewards if reward.get("role") == Role.guard.value}
     return {**tree["balance"], "guards": guards}
 

@@ -8,6 +8,7 @@ import torch
 from marble_cli.balance import registry
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import ScalarisedReward
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.enums import OptimizerName, Role
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
@@ -86,15 +87,16 @@ def build_trainer(
         recorder: records metrics and pictures.
         progress: the state after the last finished step.
     """
-    names = list(config.rewards)
-    guards = [name for name, reward in config.rewards.items() if reward.role is Role.guard]
+    rewards = by_aspect(config.rewards)
+    names = list(rewards)
+    guards = [name for name, reward in rewards.items() if reward.role is Role.guard]
     evaluations = Evaluations(
         settings=config.trainer,
         policy=policy,
         evaluator=make_evaluator(config, policy, eval_scorer, held_out, layout.ranks),
         trained=[name for name in names if name not in guards],
         guards=guards,
-        watched=list(config.eval_rewards),
+        watched=list(by_aspect(config.eval_rewards)),
         progress=progress,
     )
     return Trainer(

@@ -12,6 +12,7 @@ from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.checkpoint import step_folders
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.resume import newest_checkpoint, warn_skipped
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.compose import dump
 from marble_cli.config.evaluation import pictured
 from marble_cli.config.references import as_tree
@@ -127,8 +128,8 @@ def restore(
     log.info("continuing after step %d from %s", progress.step, checkpoint)
     if progress.step >= config.trainer.steps:
         log.warning("step %d of trainer.steps=%d is done already", progress.step, config.trainer.steps)
-    now = as_tree(config)
-    if rewards is not None and rewards != list(config.rewards):
+    now, names = as_tree(config), list(by_aspect(config.rewards))
+    if rewards is not None and rewards != names:
         log.warning("%s was trained on %s; the balance starts anew", checkpoint, ", ".join(rewards))
         return Progress(progress.step, DirectionCache(), progress.ema, {}, best_metric=metric)
     if stored.balance not in (None, balance_settings(now)):
@@ -142,10 +143,10 @@ def restore(
             checkpoint,
         )
         progress = replace(progress, base_scores={}, best=None, best_step=None, evaluated=-1)
-    if progress.cache.alpha is not None and len(progress.cache.alpha) != len(config.rewards):
+    if progress.cache.alpha is not None and len(progress.cache.alpha) != len(names):
         raise CheckpointError(
             f"{checkpoint} is damaged: its balance has shares of {len(progress.cache.alpha)} rewards, and "
-            f"the run has {len(config.rewards)} rewards. {REMEDY}"
+            f"the run has {len(names)} rewards. {REMEDY}"
         )
     if progress.best_metric != metric:
         log.warning(

@@ -15,7 +15,7 @@ from typing import Any
 
 from marble_cli.config.keys import fields, required_kind
 from marble_cli.config.ranges import range_of
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import AspectConfig, RunConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -92,6 +92,8 @@ def name_type(kind: Any) -> str:
         return f"mapping of names to {name_type(arguments[1])}"
     if kind is Any:
         return "any"
+    if kind is AspectConfig:
+        return "keys of a reward"
     return "choice" if issubclass(kind, Enum) else str(kind.__name__)
 
 
@@ -102,7 +104,7 @@ def _walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
         inner = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
         if dataclasses.is_dataclass(kind):
             yield from _walk(kind, f"{prefix}{name}.")
-        elif dataclasses.is_dataclass(inner):
+        elif dataclasses.is_dataclass(inner) and inner is not AspectConfig:  # whose keys are a reward's own
             yield from _walk(inner, f"{prefix}{name}.<name>.")
         else:
             values = ranges[name]

@@ -261,8 +261,9 @@ METRICS = tuple(metric for section in SECTIONS.values() for metric in section)
 INTRODUCTION = """# Metrics
 
 `<run.dir>/metrics.jsonl` has one JSON object per line: one per optimizer step and one per evaluation.
-`<k>` is the name of a reward. A figure that does not exist is a missing key; no NaN is written. W&B gets
-the same keys, with `eval/` in front of those of evaluations. [marble explain](explain.md) reads the
+`<k>` is the name of a reward, or of an aspect such as `judge.style`. A figure that does not exist is a
+missing key; no NaN is written. W&B gets the same keys,
+with `eval/` in front of those of evaluations. [marble explain](explain.md) reads the
 file.
 
 With `balance.refresh_fraction` below 1, gradients and cosines are those of the micro-batches that the

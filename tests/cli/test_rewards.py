@@ -6,7 +6,9 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from marble_cli.cli.rewards.selection import select_rewards
 from marble_cli.plugins import installed
@@ -100,3 +102,26 @@ def test_transparent_pixels_are_scored_as_white(marble: Callable, tmp_path: Path
         "rewards", "score", "colorfulness", "--image", tmp_path / "a.png", "--prompt", "a", "--json"
     )
     assert json.loads(shown.out)["score"] == 0.0
+
+
+class Light:
+    """Two aspects of a picture."""
+
+    aspects = ("level", "none")
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        return {"level": images.float().mean((1, 2, 3)), "none": torch.full((len(images),), torch.nan)}
+
+
+def test_the_scores_of_all_aspects_are_shown(
+    marble: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_mine = {**installed(), "mine": EntryPoint("mine", f"{__name__}:Light", "marble.rewards")}
+    for module in ("config.compose", "config.validate", "rewards.registry"):
+        monkeypatch.setattr(f"marble_cli.{module}.installed", lambda: with_mine)
+    Image.new("L", (8, 8), 7).save(tmp_path / "a.png")
+    arguments = ("rewards", "score", "mine", "--image", str(tmp_path / "a.png"), "--prompt", "x")
+    shown = marble(*arguments)
+    assert shown.out == "mine.level: 7\nmine.none: not applicable\n"
+    shown = marble(*arguments, "--json", "rewards.mine.aspects={level: {weight: 2}}")
+    assert json.loads(shown.out) == [{"reward": "mine.level", "outcome": "score", "score": 7.0}]

@@ -12,8 +12,10 @@ from marble_cli.config.schema import (
 )
 
 # Adding or removing a key is a decision: files of older runs and scripts of users hold keys.
+ASPECT = "role margin weight sources requires only_if"
 REWARD = (
-    "plugin role margin weight sources requires timeout retries max_failed optional url token_env isolated "
+    "plugin role margin weight sources requires only_if timeout retries max_failed optional url token_env "
+    "isolated "
     "options.*"
 )
 
@@ -28,6 +30,8 @@ GROUP_KEYS = {
     "metadata.*",
     "rewards.*": REWARD,
     "eval_rewards.*": REWARD,
+    "rewards.*.aspects.*": ASPECT,
+    "eval_rewards.*.aspects.*": ASPECT,
     "algorithm": "beta kl_coef kl_every training_noise training_times",
     "algorithm.advantage": "std clip",
     "algorithm.behaviour": "schedule rate maximum delay",

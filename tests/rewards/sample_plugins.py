@@ -318,3 +318,35 @@ class ReadsText:
 
     def __call__(self, metadata: Any) -> list[float]:
         return [float(len(row["text"])) for row in metadata]
+
+
+class TwoAspects:
+    """Brightness of the picture, and the prompt read as a number."""
+
+    aspects = ("light", "number")
+    range: ClassVar = {"light": (0, 255)}
+    calls: ClassVar[list[int]] = []
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Any]:
+        self.calls.append(len(images))
+        return {"light": brightness(images), "number": [_read(prompt) for prompt in prompts]}
+
+
+def _read(prompt: str) -> float | Exception:
+    try:
+        return float(prompt or "nan") if len(prompt) < 99 else 0.0
+    except ValueError as error:
+        return error
+
+
+class ChosenAspects:
+    """Answers with `answer`, whatever the aspects that it is given."""
+
+    def __init__(self, answer: Mapping[str, Any], aspects: Sequence[str] = ()) -> None:
+        self.answer, self.aspects = answer, aspects
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Any]:
+        return {
+            key: ValueError(value) if isinstance(value, str) else [value] * len(prompts)
+            for key, value in self.answer.items()
+        }

@@ -39,8 +39,9 @@ def outcomes(plugin: str, **options: Any) -> dict[str, Check]:
 def test_a_good_reward_passes(install: Install, plugin: str, options: dict[str, Any]) -> None:
     install(mine=plugin)
     checks = outcomes("mine", **options)
-    assert len(checks) == 15
-    assert {name for name, check in checks.items() if not check.passed} == {"same on another device"}, checks
+    assert len(checks) == 16
+    left_out = {"same on another device", "prefers its examples"}
+    assert {name for name, check in checks.items() if not check.passed} == left_out, checks
     assert checks["same on another device"] == Check(
         "same on another device", Outcome.SKIPPED, "not asked for"
     )
@@ -104,7 +105,7 @@ def test_a_reward_without_scores_skips_the_other_checks(install: Install) -> Non
     install(mine="Raises")
     checks = outcomes("mine", times=1)  # it would pass the others
     assert checks.pop("one score an image").outcome is Outcome.FAIL
-    assert len(checks) == 14
+    assert len(checks) == 15
     assert {(check.outcome, check.detail) for check in checks.values()} == {
         (Outcome.SKIPPED, "'one score an image' comes first")
     }
@@ -113,7 +114,7 @@ def test_a_reward_without_scores_skips_the_other_checks(install: Install) -> Non
 def test_a_reward_of_whole_groups_may_depend_on_its_batch(install: Install) -> None:
     install(mine="WholeGroups")
     checks = outcomes("mine")
-    assert len(checks) == 13
+    assert len(checks) == 14
     assert "independent of batching" not in checks
     assert not any(check.outcome is Outcome.FAIL for check in checks.values())
 
@@ -199,7 +200,7 @@ def test_a_suite_inherits_the_checks(install: Install) -> None:
         plugin = "drifts"
 
     tests = [name for name in dir(RewardConformance) if name.startswith("test_")]
-    assert len(tests) == 13
+    assert len(tests) == 14
     for name in tests:
         getattr(Good(), name)()
     with pytest.raises(AssertionError, match="deterministic: twice the same batch"):

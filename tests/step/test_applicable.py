@@ -64,6 +64,14 @@ def test_prompts_that_a_reward_is_asked_about_are_counted(
             ["+eval_rewards.it={plugin: colorfulness, requires: [txt]}"],
             "eval_rewards.it applies to no prompt",
         ),
+        (
+            [
+                "rewards.colorfulness.sources=[text]",
+                "rewards.compressibility.sources=[general]",
+                "rewards.compressibility.only_if=colorfulness > 1",
+            ],
+            "rewards.compressibility.only_if='colorfulness > 1': no prompt concerns both this reward",
+        ),
     ],
 )
 def test_a_reward_that_no_prompt_can_satisfy_is_refused(

@@ -88,7 +88,7 @@ def gpu_maker(name: str, settings: "RewardConfig") -> Any:
     if not torch.cuda.is_available():
         return "this machine has no GPU"
     options = {key: value for key, value in settings.options.items() if key != "device"}
-    return lambda: build(name, settings.plugin, options, "cuda")
+    return lambda: build(name, settings.plugin, options, "cuda", aspects=tuple(settings.aspects))
 
 
 def _print_table(checks: "list[Check]", out: "TextIO") -> None:

@@ -28,6 +28,7 @@ def score(
     from marble_cli.output import answering
 
     with importing():
+        from marble_cli.config.schema import AspectConfig
         from marble_cli.rewards.pictures import read_picture
         from marble_cli.rewards.scorer import open_scorer
 
@@ -36,13 +37,22 @@ def score(
     pictures = read_picture(image)[None]
     settings = select_reward(name, overrides)
     # A single picture has no source, and a failure must not pass for "does not apply".
-    settings.sources, settings.requires, settings.max_failed = None, [], 0.0
+    settings.sources, settings.requires, settings.max_failed, settings.only_if = None, [], 0.0, None
+    settings.aspects = {aspect: AspectConfig() for aspect in settings.aspects}
     with open_scorer({name: settings}, "cpu") as scorer:
         scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""]).result()
         scorer.check(scores)
-    value = scores.values[0, 0].item() if scores.applicable[0, 0] else None
-    outcome = "not applicable" if value is None else "score"
+    values = [
+        score.item() if applies else None
+        for score, applies in zip(scores.values[:, 0], scores.applicable[:, 0], strict=True)
+    ]
+    rows = [
+        {"reward": reward, "outcome": "not applicable" if value is None else "score", "score": value}
+        for reward, value in zip(scores.names, values, strict=True)
+    ]
     if as_json:
-        typer.echo(json.dumps({"reward": name, "outcome": outcome, "score": value}), file=out)
-    else:
-        typer.echo(f"{name}: {outcome if value is None else f'{value:.6g}'}", file=out)
+        typer.echo(json.dumps(rows[0] if scores.names == [name] else rows), file=out)
+        return
+    for row in rows:
+        text = row["outcome"] if row["score"] is None else f"{row['score']:.6g}"
+        typer.echo(f"{row['reward']}: {text}", file=out)

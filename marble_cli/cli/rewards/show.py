@@ -12,7 +12,7 @@ from marble_cli.redaction import HIDDEN, is_secret, redact
 
 if TYPE_CHECKING:
     from marble_cli.config.schema import RewardConfig
-    from marble_cli.rewards.api import Declaration
+    from marble_cli.rewards.api import Bounds, Declaration
 
 EPILOG = "Example:  marble rewards show ocr"
 
@@ -35,10 +35,15 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
         ("scores", declaration.summary),
         *_location_rows(settings),
         ("applies to", f"prompts with the metadata {requires}" if requires else "every prompt"),
-        (
-            "range",
-            f"{_bound(declaration.range[0], '-∞')} … {_bound(declaration.range[1], '∞')}, higher is better",
+        *([("aspects", ", ".join(declaration.aspects))] if declaration.aspects else []),
+        *(
+            (
+                f"range{f' of {aspect}' if aspect else ''}",
+                f"{_bounds(declaration.bounds(aspect))}, higher is better",
+            )
+            for aspect in (declaration.aspects if declaration.ranges else ("",))
         ),
+        *([("only if", settings.only_if)] if settings.only_if else []),
         ("needs whole groups", "yes" if declaration.groupwise else "no"),
         ("license", declaration.license or "not declared"),
         ("citation", declaration.citation or "not declared"),
@@ -57,6 +62,10 @@ def _declaration(name: str, settings: "RewardConfig") -> "Declaration":
         return declare(name, settings)
     # Options are not checked: a reward may be shown before its required options are chosen.
     return Declaration.of(load_plugin(settings.plugin))
+
+
+def _bounds(bounds: "Bounds") -> str:
+    return f"{_bound(bounds[0], '-∞')} … {_bound(bounds[1], '∞')}"
 
 
 def _bound(value: float | None, unbounded: str) -> str:
@@ -80,13 +89,13 @@ def _location_rows(settings: "RewardConfig") -> list[tuple[str, str]]:
 
 def _option_rows(settings: "RewardConfig") -> list[tuple[str, str]]:
     """List the constructor's options, or those that are set where the constructor is in another process."""
-    from marble_cli.rewards.registry import load_plugin, parameters
+    from marble_cli.rewards.registry import PASSED, load_plugin, parameters
 
     if settings.url is not None or settings.isolated:
         return [(f"option {key}", _shown(key, value)) for key, value in settings.options.items()]
     rows = []
     for key, parameter in parameters(load_plugin(settings.plugin)).items():
-        if key not in ("device", "dtype") and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+        if key not in PASSED and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             value = settings.options.get(key, parameter.default)
             shown = "required" if value is inspect.Parameter.empty else _shown(key, value)
             rows.append((f"option {key}", shown))

@@ -1,5 +1,8 @@
 """Score the colourfulness of natural images (Hasler and Suesstrunk 2003)."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -24,6 +27,16 @@ def colorfulness(images: Tensor) -> Tensor:
     return deviation + 0.3 * mean
 
 
+def examples() -> list[Any]:
+    """Return pairs of pictures: red beside blue above grey levels, and above the same red and blue, pale."""
+    levels = torch.linspace(0, 255, 32).byte().expand(3, 32, 32)
+    vivid = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    vivid[0, :, :16] = vivid[2, :, 16:] = 255
+    pale = vivid // 4 + 160
+    return [((vivid, ""), (levels, "")), ((vivid, ""), (pale, "")), ((pale, ""), (levels, ""))]
+
+
+colorfulness.examples = examples  # type: ignore[attr-defined]
 colorfulness.range = (0.0, None)  # type: ignore[attr-defined]
 colorfulness.license = "Apache-2.0"  # type: ignore[attr-defined]
 colorfulness.citation = "Hasler and Suesstrunk, SPIE 5007, 2003"  # type: ignore[attr-defined]

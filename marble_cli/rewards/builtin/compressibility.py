@@ -1,7 +1,9 @@
 """Score how small an image is as a JPEG, one of the rewards of DDPO."""
 
 import io
+from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -22,6 +24,14 @@ class Compressibility:
     def __call__(self, images: Tensor) -> list[float]:
         """Score images uint8 [B, 3, H, W], in kB of 1,000 bytes."""
         return [-self._bytes(image) / 1000 for image in images]
+
+    @staticmethod
+    def examples() -> list[Any]:
+        """Return pairs of pictures: one level above a ramp, and a ramp above noise."""
+        level = torch.full((3, 32, 32), 128, dtype=torch.uint8)
+        ramp = torch.linspace(0, 255, 32).byte().expand(3, 32, 32)
+        noise = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+        return [((level, ""), (ramp, "")), ((ramp, ""), (noise, ""))]
 
     def _bytes(self, image: Tensor) -> int:
         stream = io.BytesIO()

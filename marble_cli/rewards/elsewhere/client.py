@@ -20,6 +20,7 @@ from marble_cli.rewards.guard import Guard
 from marble_cli.rewards.registry import Reward
 from marble_cli.suggest import nearest
 
+Scores = Tensor | list[float | Exception]
 HEALTH_TIMEOUT = 10.0  # seconds that a server has for sending the health document
 
 
@@ -161,19 +162,17 @@ def bind(name: str, served: str, at: Address, declaration: Declaration, timeout:
     """Return a served reward as `connect` does, with a declaration that is known already."""
     client = at.client(timeout)
 
-    def call(batch: Batch) -> Tensor | list[float | Exception]:
+    def call(batch: Batch) -> Scores | dict[str, Scores]:
         return _result(client.post(f"/score/{served}", content=protocol.pack_batch(batch)))
 
     return Reward(name, declaration, call, Guard(name), client.close)
 
 
-def _result(answer: httpx.Response) -> Tensor | list[float | Exception]:
-    """Read the scores of an answer, with exceptions where the plugin failed."""
+def _result(answer: httpx.Response) -> Scores | dict[str, Scores]:
+    """Read the scores of an answer, or those of each aspect, with exceptions where the plugin failed."""
     if answer.status_code == 200:
-        scores, reason = protocol.unpack_scores(answer.content)
-        if reason is None:
-            return scores
-        return [RemoteError(reason) if math.isinf(score) else score for score in scores.tolist()]
+        parts = {name: _scores(*part) for name, part in protocol.unpack_scores(answer.content).items()}
+        return parts[""] if [*parts] == [""] else parts
     try:
         error = answer.json()["error"]
         kind, message = error["kind"], error["message"]
@@ -182,6 +181,12 @@ def _result(answer: httpx.Response) -> Tensor | list[float | Exception]:
     if kind in (protocol.CONTRACT, protocol.TOO_LARGE):
         raise RewardError(f"{answer.url.copy_with(path='/')}: {message}")
     raise RemoteError(message)
+
+
+def _scores(scores: Tensor, reason: str | None) -> Scores:
+    if reason is None:
+        return scores
+    return [RemoteError(reason) if math.isinf(score) else score for score in scores.tolist()]
 
 
 def _reason(error: Exception) -> str:

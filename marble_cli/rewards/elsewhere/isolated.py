@@ -39,6 +39,7 @@ LAUNCHER = (  # prefixes of variables by which a process would take itself for a
     "TORCHELASTIC_",
     "MARBLE_LAUNCHER",
 )
+OF_THE_RUN = ("role", "margin", "weight", "sources", "only_if")  # keys that a server does not need
 STOP = 5.0  # seconds that a server has to stop before it is killed
 
 
@@ -158,7 +159,8 @@ def serve_command(plugin: str) -> list[str]:
 
 def request_line(name: str, settings: schema.RewardConfig, device: str, token: str | None) -> str:
     """Return the line that `marble rewards serve --stdin` reads; its timeout is longer than the run's own."""
-    row = {**asdict(settings), "isolated": False, "sources": None, "timeout": 2 * settings.timeout}
+    row = {key: value for key, value in asdict(settings).items() if key not in OF_THE_RUN}
+    row |= {"isolated": False, "aspects": [*settings.aspects], "timeout": 2 * settings.timeout}
     return json.dumps({"rewards": {name: row}, "device": device, "token": token}) + "\n"
 
 

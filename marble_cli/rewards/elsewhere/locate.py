@@ -8,6 +8,7 @@ from marble_cli.config import schema
 from marble_cli.errors import ConfigError
 from marble_cli.redaction import learn_options
 from marble_cli.rewards.api import Declaration
+from marble_cli.rewards.aspects import check_aspects
 from marble_cli.rewards.device import numbered
 from marble_cli.rewards.elsewhere.meeting import Machine
 from marble_cli.rewards.registry import Reward, build, check_options, load_plugin
@@ -25,14 +26,13 @@ def declare(name: str, settings: schema.RewardConfig) -> Declaration:
         from marble_cli.rewards.elsewhere.client import address, examine
         from marble_cli.rewards.elsewhere.protocol import declaration_from_json
 
-        return declaration_from_json(examine(name, settings.plugin, address(name, settings)))
+        served = declaration_from_json(examine(name, settings.plugin, address(name, settings)))
+        return check_aspects(name, [*settings.aspects], served)
     if settings.isolated:
         from marble_cli.rewards.elsewhere.isolated import declare_isolated
 
         return declare_isolated(name, settings)
-    plugin = load_plugin(settings.plugin)
-    check_options(name, plugin, settings.options)
-    return Declaration.of(plugin)
+    return check_options(name, load_plugin(settings.plugin), settings.options, [*settings.aspects])
 
 
 def maker(
@@ -57,6 +57,7 @@ def maker(
 
         at, served = address(name, settings), settings.plugin
         declaration = declaration_from_json(examine(name, served, at))
+        check_aspects(name, [*settings.aspects], declaration)
         return lambda: bind(name, served, at, declaration, settings.timeout)
     if settings.isolated and machine is not None:
         from marble_cli.rewards.elsewhere.shared import SharedServer
@@ -66,7 +67,8 @@ def maker(
         from marble_cli.rewards.elsewhere.isolated import IsolatedServer
 
         return IsolatedServer(name, settings, device).start
-    return lambda: build(name, settings.plugin, settings.options, device)
+    aspects = tuple(settings.aspects)
+    return lambda: build(name, settings.plugin, settings.options, device, aspects=aspects)
 
 
 def _check_keys(name: str, options: Mapping[str, Any]) -> None:

@@ -4,7 +4,8 @@
     POST /score/{name}    request, safetensors: `images` uint8 [B, 3, H, W], and `text` uint8 [N], the JSON
                           {"prompts": [...], "metadata": [...]}
                           answer, safetensors: `scores` float64 [B], NaN where the reward does not apply and
-                          infinite where it failed; in that case perhaps `reason`, UTF-8
+                          infinite where it failed; in that case perhaps `reason`, UTF-8. A reward with
+                          aspects has these two for each of them, `scores.style` and `reason.style`
 
 If the server has a token, both require `Authorization: Bearer TOKEN`. A request that is refused or fails is
 answered with JSON, {"error": {"kind": ..., "message": ...}}, with one of the kinds below.
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from marble_cli.config.aspects import full_name
 from marble_cli.errors import ConfigError
 from marble_cli.rewards.api import Batch, Declaration
 
@@ -82,21 +84,37 @@ def unpack_batch(data: bytes) -> Batch:
     return Batch(images, prompts, metadata)
 
 
-def pack_scores(scores: Tensor, reason: str | None = None) -> bytes:
-    """Serialise scores float64 [B], with NaN and infinity, and the reason why some failed."""
-    return save({"scores": scores} | ({"reason": _bytes(reason)} if reason else {}))
+Part = tuple[Tensor, str | None]  # scores float64 [B], with NaN and infinity, and the reason why some failed
 
 
-def unpack_scores(data: bytes) -> tuple[Tensor, str | None]:
-    """Restore scores float64 [B], bit by bit, and the reason why some failed.
+def pack_scores(parts: Mapping[str, Part]) -> bytes:
+    """Serialise the scores of each aspect; the empty name is the single score of a reward without aspects."""
+    tensors = {}
+    for aspect, (scores, reason) in parts.items():
+        tensors[full_name("scores", aspect)] = scores
+        if reason:
+            tensors[full_name("reason", aspect)] = _bytes(reason)
+    return save(tensors)
+
+
+def unpack_scores(data: bytes) -> dict[str, Part]:
+    """Restore what `pack_scores` serialised, bit by bit.
 
     Raises:
         ValueError: the bytes hold no scores.
     """
     try:
         tensors = load(data)
-        reason = tensors["reason"].numpy().tobytes().decode() if "reason" in tensors else None
-        return tensors["scores"], reason
+        reasons = {
+            name: value.numpy().tobytes().decode() for name, value in tensors.items() if _is(name, "reason")
+        }
+        names = [name.partition(".")[2] for name in tensors if _is(name, "scores")]
+        if not names:
+            raise KeyError("scores")
+        return {
+            aspect: (tensors[full_name("scores", aspect)], reasons.get(full_name("reason", aspect)))
+            for aspect in names
+        }
     except Exception as error:  # foreign bytes may cause anything
         raise ValueError(f"the answer holds no scores: {type(error).__name__}: {error}") from error
 
@@ -110,7 +128,15 @@ def declaration_from_json(row: Mapping[str, Any]) -> Declaration:
     """Restore a declaration; keys that another version of marble adds or lacks are ignored."""
     known = {field.name: row[field.name] for field in dataclasses.fields(Declaration) if field.name in row}
     low, high = known.pop("range", (None, None))
-    return Declaration(**{**known, "requires": tuple(known.get("requires", ())), "range": (low, high)})
+    for key in ("requires", "aspects"):
+        known[key] = tuple(known.get(key, ()))
+    ranges = {aspect: tuple(bounds) for aspect, bounds in known.pop("ranges", {}).items()}
+    return Declaration(**known, range=(low, high), ranges=ranges)
+
+
+def _is(name: str, kind: str) -> bool:
+    """Tell whether a tensor is `kind`, or that of an aspect."""
+    return name.partition(".")[0] == kind
 
 
 def _bytes(text: str) -> Tensor:

@@ -5,16 +5,16 @@ import hmac
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
-from torch import Tensor
 
 from marble_cli import __version__
 from marble_cli.errors import RewardError
 from marble_cli.redaction import redact
+from marble_cli.rewards.answers import Parsed
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.elsewhere import protocol
 from marble_cli.rewards.worker import RewardWorker
@@ -87,7 +87,10 @@ def build_app(
 
     @app.get("/health")
     async def get_health() -> Response:
-        served = {name: Served(worker.reward.declaration, origins[name]) for name, worker in workers.items()}
+        served = {
+            name: Served(replace(worker.reward.declaration, aspects=worker.aspects), origins[name])
+            for name, worker in workers.items()
+        }
         return _json(health(served, limits))
 
     @app.post("/score/{name}")
@@ -98,13 +101,16 @@ def build_app(
         working[name] += 1
         try:
             batch = await _read(request, limits, busy)
-            scores, failure = await _score(workers[name], batch, request)
+            answers = await _score(workers[name], batch, request)
         except ClientDisconnect as error:
             raise RefusedError(499, protocol.REFUSED, GONE) from error
         finally:
             working[name] -= 1
-        reason = redact(f"{type(failure).__name__}: {failure}") if failure is not None else None
-        return Response(protocol.pack_scores(scores, reason), media_type="application/octet-stream")
+        parts = {
+            aspect: (scores, None if failure is None else redact(f"{type(failure).__name__}: {failure}"))
+            for aspect, (scores, failure) in zip(workers[name].aspects or ("",), answers, strict=True)
+        }
+        return Response(protocol.pack_scores(parts), media_type="application/octet-stream")
 
     return app
 
@@ -145,7 +151,7 @@ async def _read(request: Request, limits: Limits, busy: bool) -> Batch:
     return batch
 
 
-async def _score(worker: RewardWorker, batch: Batch, request: Request) -> tuple[Tensor, BaseException | None]:
+async def _score(worker: RewardWorker, batch: Batch, request: Request) -> list[Parsed]:
     """Return the result of `RewardWorker.attempt` for a batch.
 
     The call waits for its turn, and is dropped if the client disconnects before that.

@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from marble_cli.config.schema import RewardConfig
+from marble_cli.config.schema import AspectConfig, RewardConfig
 from marble_cli.errors import RequestError
 from marble_cli.interrupts import Interrupt
 from marble_cli.redaction import learn
@@ -31,7 +31,10 @@ GRACE = 2.0  # seconds that a server has for stopping once standard input is clo
 def read_request() -> tuple[dict[str, RewardConfig], str, str | None]:
     """Read rewards, device and token from the first line of standard input, where a run writes them."""
     request = json.loads(sys.stdin.buffer.readline())
-    rewards = {name: RewardConfig(**row) for name, row in request["rewards"].items()}
+    rewards = {
+        name: RewardConfig(**{**row, "aspects": {aspect: AspectConfig() for aspect in row["aspects"]}})
+        for name, row in request["rewards"].items()
+    }
     return rewards, request["device"], request["token"]
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from marble_cli.errors import RewardError
-from marble_cli.rewards.answers import first_failure, parse_answer
+from marble_cli.rewards.answers import parse_aspects
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.call_thread import copy_batch
 from marble_cli.rewards.registry import Reward
@@ -30,22 +31,31 @@ def describe_error(error: BaseException) -> str:
 
 
 def score_copy(reward: Reward, batch: Batch) -> Tensor:
-    """Score a copy of the batch, [B] float64, so that a reward that changes it spoils no other check."""
+    """Score a copy of the batch, as `call_reward`, so that a reward that changes it spoils no other check."""
     return call_reward(reward, copy_batch(batch))
 
 
 def call_reward(reward: Reward, batch: Batch) -> Tensor:
-    """Score a batch, [B] float64, as a worker does.
+    """Score a batch as a worker does: [B] float64, or [B, A] if the reward has A aspects.
 
     Raises:
-        RewardError: the answer is not B numbers.
+        RewardError: the answer is not B numbers, or B numbers per aspect.
         ContractError: the reward failed on an image.
     """
-    count = len(batch.images)
-    answer = reward.call(batch)
-    if reason := first_failure(answer):
-        raise ContractError(f"it failed on an image: {describe_error(reason)}")
-    return parse_answer(reward.name, answer, count)
+    count, aspects = len(batch.images), reward.declaration.aspects
+    parts = parse_aspects(reward.name, reward.call(batch), count, aspects, aspects)
+    for _, reason in parts:
+        if reason:
+            raise ContractError(f"it failed on an image: {describe_error(reason)}")
+    scores = torch.stack([part for part, _ in parts], dim=1)
+    return scores if aspects else scores[:, 0]
+
+
+def place(reward: Reward, mask: Tensor) -> str:
+    """Name the first image for which a mask as `call_reward` returns scores is true, and its aspect."""
+    image, *column = (int(index) for index in mask.nonzero()[0])
+    aspect = f", aspect {reward.declaration.aspects[column[0]]}," if column else ""
+    return f"image {image}{aspect}"
 
 
 def select_samples(batch: Batch, rows: Sequence[int]) -> Batch:

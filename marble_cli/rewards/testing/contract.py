@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marble_cli.rewards.answers import parse_answer
+from marble_cli.rewards.answers import parse_aspects
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.call_thread import copy_batch
 from marble_cli.rewards.registry import Reward
@@ -19,6 +19,7 @@ from marble_cli.rewards.testing.calls import (
     ContractError,
     call_reward,
     describe_error,
+    place,
     repeat_samples,
     score_copy,
     select_samples,
@@ -35,26 +36,31 @@ def one_score_an_image(reward: Reward, batch: Batch) -> str:
     scores = score_copy(reward, batch)
     if torch.isinf(scores).any():
         raise ContractError(
-            f"image {_first(torch.isinf(scores))} got {scores[torch.isinf(scores)][0].item()}"
+            f"{place(reward, torch.isinf(scores))} got {scores[torch.isinf(scores)][0].item()}"
         )
     applicable = ~torch.isnan(scores)
-    if not applicable.any():
-        raise ContractError(
-            f"it applies to none of the {len(scores)} samples; pass --metadata that it applies to"
-        )
+    for k, name in enumerate(reward.declaration.aspects or ("it",)):
+        if not applicable.reshape(len(scores), -1)[:, k].any():
+            raise ContractError(
+                f"{name} applies to none of the {len(scores)} samples; pass --metadata that it applies to"
+            )
     lowest, highest = scores[applicable].min().item(), scores[applicable].max().item()
-    return f"{int(applicable.sum())} of {len(scores)} samples scored, between {lowest:.4g} and {highest:.4g}"
+    return (
+        f"{int(applicable.sum())} of {scores.numel()} samples scored, between {lowest:.4g} and {highest:.4g}"
+    )
 
 
 def answers_in_numbers(reward: Reward, batch: Batch) -> str:
     """Check that scores are floats or integers, not complex numbers, bools or other objects."""
-    answer = reward.call(copy_batch(batch))
-    parse_answer(reward.name, answer, len(batch.images))
-    scores = answer if isinstance(answer, list | tuple) else [answer]
-    kinds = sorted({_kind(score) for score in scores})
+    answer, aspects = reward.call(copy_batch(batch)), reward.declaration.aspects
+    parse_aspects(reward.name, answer, len(batch.images), aspects, aspects)
+    answers = list(answer.values()) if aspects else [answer]
+    kinds = sorted(
+        {_kind(score) for own in answers for score in (own if isinstance(own, list | tuple) else [own])}
+    )
     if "bool" in kinds:
         raise ContractError("scores are bool. Expected floats")
-    return f"{type(answer).__name__} of {', '.join(kinds)}"
+    return f"{type(answers[0]).__name__} of {', '.join(kinds)}"
 
 
 def _kind(score: Any) -> str:
@@ -64,28 +70,30 @@ def _kind(score: Any) -> str:
 
 def within_declared_range(reward: Reward, batch: Batch) -> str:
     """Check that all scores are within the `range` that the reward declares."""
-    low, high = reward.declaration.range
     scores = score_copy(reward, batch)
-    outside = (scores < (-torch.inf if low is None else low)) | (
-        scores > (torch.inf if high is None else high)
-    )
-    if outside.any():
-        raise ContractError(
-            f"image {_first(outside)} got {scores[outside][0].item():.6g}; declared range ({low}, {high})"
-        )
-    return f"({low}, {high})"
+    aspects = reward.declaration.aspects or ("",)
+    for aspect, own in zip(aspects, scores.reshape(len(scores), -1).T, strict=True):
+        low, high = reward.declaration.bounds(aspect)
+        outside = (own < (-torch.inf if low is None else low)) | (own > (torch.inf if high is None else high))
+        if outside.any():
+            raise ContractError(
+                f"image {int(outside.int().argmax())} got {own[outside][0].item():.6g}"
+                f"{f' in {aspect}' if aspect else ''}; declared range ({low}, {high})"
+            )
+    bounds = dict.fromkeys(reward.declaration.bounds(aspect) for aspect in aspects)
+    return ", ".join(f"({low}, {high})" for low, high in bounds)
 
 
 def deterministic(reward: Reward, batch: Batch) -> str:
     """Check that two calls with the same batch give exactly the same scores."""
-    _require_same(score_copy(reward, batch), score_copy(reward, batch), 0.0, "twice the same batch")
+    _require_same(reward, score_copy(reward, batch), score_copy(reward, batch), 0.0, "twice the same batch")
     return "two calls agree exactly"
 
 
 def independent_of_batching(reward: Reward, batch: Batch) -> str:
     """Check that an image's score does not depend on the other images of the batch."""
     alone = torch.cat([score_copy(reward, select_samples(batch, [i])) for i in range(len(batch.prompts))])
-    _require_same(score_copy(reward, batch), alone, TOLERANCE, "together and one by one")
+    _require_same(reward, score_copy(reward, batch), alone, TOLERANCE, "together and one by one")
     return f"one by one as together, to {TOLERANCE:g}"
 
 
@@ -93,6 +101,7 @@ def follows_the_order(reward: Reward, batch: Batch) -> str:
     """Check that scores are in the order of the images."""
     order = list(range(len(batch.prompts)))[::-1]
     _require_same(
+        reward,
         score_copy(reward, batch)[order],
         score_copy(reward, select_samples(batch, order)),
         TOLERANCE,
@@ -156,6 +165,7 @@ def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
         raise ContractError("a black or white picture got an infinite score")
     strided = batch._replace(images=batch.images.to(memory_format=torch.channels_last))
     _require_same(
+        reward,
         score_copy(reward, batch),
         score_copy(reward, strided),
         TOLERANCE,
@@ -169,7 +179,8 @@ def survives_odd_prompts(reward: Reward, batch: Batch) -> str:
     prompts = [ODD_PROMPTS[i % len(ODD_PROMPTS)] for i in range(len(batch.prompts))]
     scores = score_copy(reward, batch._replace(prompts=prompts))
     if torch.isinf(scores).any():
-        raise ContractError(f"the prompt {prompts[_first(torch.isinf(scores))][:20]!r} got an infinite score")
+        prompt = prompts[int(torch.isinf(scores).nonzero()[0][0])]
+        raise ContractError(f"the prompt {prompt[:20]!r} got an infinite score")
     return f"empty, {max(map(len, prompts)):,} characters, other scripts"
 
 
@@ -180,7 +191,11 @@ def same_on_another_device(reward: Reward, batch: Batch, gpu: "Callable[[], Rewa
     moved = gpu()
     try:
         _require_same(
-            score_copy(reward, batch), score_copy(moved, batch), GPU_TOLERANCE, "on the CPU and on the GPU"
+            reward,
+            score_copy(reward, batch),
+            score_copy(moved, batch),
+            GPU_TOLERANCE,
+            "on the CPU and on the GPU",
         )
     finally:
         moved.close()
@@ -204,12 +219,8 @@ CONTRACT: tuple[CheckFunction, ...] = (
 NOT_GROUPWISE: tuple[CheckFunction, ...] = (independent_of_batching, follows_the_order)
 
 
-def _require_same(one: Tensor, other: Tensor, tolerance: float, how: str) -> None:
+def _require_same(reward: Reward, one: Tensor, other: Tensor, tolerance: float, how: str) -> None:
     differ = ~torch.isclose(one, other, rtol=tolerance, atol=tolerance / 10, equal_nan=True)
     if differ.any():
-        place = _first(differ)
-        raise ContractError(f"{how}: image {place} got {one[place].item():.8g} and {other[place].item():.8g}")
-
-
-def _first(mask: Tensor) -> int:
-    return int(mask.int().argmax())
+        before, after = one[differ][0].item(), other[differ][0].item()
+        raise ContractError(f"{how}: {place(reward, differ)} got {before:.8g} and {after:.8g}")

@@ -1,14 +1,18 @@
 """What travels arrives as it left."""
 
+import io
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 
+from marble_cli.config.schema import AspectConfig, RewardConfig
 from marble_cli.errors import ConfigError
 from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.elsewhere.isolated import request_line
 from marble_cli.rewards.elsewhere.protocol import (
     authorization,
     declaration_from_json,
@@ -18,6 +22,7 @@ from marble_cli.rewards.elsewhere.protocol import (
     unpack_batch,
     unpack_scores,
 )
+from marble_cli.rewards.elsewhere.serving import read_request
 from marble_cli.rewards.testing.samples import sample_batch
 
 
@@ -36,7 +41,7 @@ def test_scores_survive_the_wire_to_the_last_bit() -> None:
     bits = np.random.default_rng(0).integers(0, 2**64, 4096, dtype=np.uint64)  # NaNs with payloads among them
     special = [0.0, -0.0, np.nan, np.inf, -np.inf, 5e-324, 0.1, 1 / 3, np.nextafter(1, 2)]
     bits = np.concatenate([bits, np.array(special).view(np.uint64)])
-    arrived, reason = unpack_scores(pack_scores(torch.from_numpy(bits.view(np.float64))))
+    arrived, reason = unpack_scores(pack_scores({"": (torch.from_numpy(bits.view(np.float64)), None)}))[""]
     assert reason is None
     assert arrived.dtype is torch.float64
     assert (arrived.numpy().view(np.uint64) == bits).all()
@@ -48,6 +53,7 @@ def test_scores_survive_the_wire_to_the_last_bit() -> None:
         Declaration(),
         Declaration("a summary", ("text", "n"), (0.0, None), "MIT", "arXiv", groupwise=True),
         Declaration(range=(float("-inf"), 1.0)),
+        Declaration(aspects=("a", "b"), ranges={"a": (0.0, None)}),
     ],
 )
 def test_a_declaration_survives_the_wire(declaration: Declaration) -> None:
@@ -82,9 +88,21 @@ def test_foreign_bytes_are_refused(data: bytes, said: str) -> None:
 
 
 def test_the_reason_of_a_failure_survives_the_wire() -> None:
-    scores, reason = unpack_scores(pack_scores(torch.tensor([1.0, torch.inf]), "ValueError: „warum“"))
-    assert scores.tolist() == [1.0, float("inf")]
-    assert reason == "ValueError: „warum“"
+    sent = {"style": (torch.tensor([1.0, torch.inf]), "ValueError: „warum“"), "a": (torch.ones(2), None)}
+    arrived = unpack_scores(pack_scores(sent))
+    assert arrived.keys() == {"style", "a"}
+    assert arrived["style"][0].tolist() == [1.0, float("inf")]
+    assert arrived["style"][1] == "ValueError: „warum“"
+    assert arrived["a"][1] is None
+
+
+def test_a_single_score_travels_as_in_versions_without_aspects() -> None:
+    old = save(
+        {"scores": torch.ones(2, dtype=torch.float64), "reason": torch.tensor([119], dtype=torch.uint8)}
+    )
+    assert pack_scores({"": (torch.ones(2, dtype=torch.float64), "w")}) == old
+    assert unpack_scores(old)[""][1] == "w"
+    assert declaration_from_json({"summary": "old", "range": [0, 1]}).aspects == ()
 
 
 def test_foreign_scores_are_refused() -> None:
@@ -104,3 +122,12 @@ def test_a_token_that_no_header_can_hold_is_refused() -> None:
     for token in ("schlüssel", "two\nlines"):
         with pytest.raises(ConfigError, match="printable ASCII"):
             authorization(token)
+
+
+def test_the_request_to_an_isolated_server_names_the_aspects(monkeypatch: pytest.MonkeyPatch) -> None:
+    aspects = {"style": AspectConfig(weight=2.0, sources=["text"], only_if="x > 1"), "light": AspectConfig()}
+    line = request_line("mine", RewardConfig("mine", aspects=aspects, only_if="y > 1"), "cpu", None)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(line.encode())))
+    rewards, _, _ = read_request()
+    bare = {"style": AspectConfig(), "light": AspectConfig()}
+    assert rewards["mine"] == RewardConfig("mine", aspects=bare, timeout=120.0)

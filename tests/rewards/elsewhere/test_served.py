@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from marble_cli.config.schema import RewardConfig
-from marble_cli.errors import RewardError
+from marble_cli.config.schema import AspectConfig, RewardConfig
+from marble_cli.errors import ConfigError, RewardError
 from marble_cli.rewards.conformance import Outcome, run_checks
 from marble_cli.rewards.elsewhere import protocol
 from marble_cli.rewards.elsewhere.locate import declare, maker
@@ -82,7 +82,12 @@ def test_a_served_reward_passes_the_checks(install: Install, at: At) -> None:
     install(mine="brightness")
     reward = maker("mine", at(), "cpu")()
     checks = run_checks(reward, sample_batch(()), "elsewhere", here=False)
-    elsewhere = {"same on another device", "memory an image", "leaves the process alone"}
+    elsewhere = {
+        "same on another device",
+        "memory an image",
+        "prefers its examples",
+        "leaves the process alone",
+    }
     assert {c.name for c in checks if not c.passed} == elsewhere
     assert not any(c.outcome is Outcome.FAIL for c in checks)
     reward.close()
@@ -177,3 +182,19 @@ def test_metadata_of_another_type_fails_its_image_alone(install: Install, at: At
     assert scores.applicable.tolist() == [[True, False, False]]
     assert scores.failed.tolist() == [[False, True, False]]
     assert scores.values[0, 0].item() == 3.0
+
+
+def test_served_aspects_equal_local_ones_and_are_asked_for_once(install: Install, at: At) -> None:
+    install(mine="TwoAspects")
+    aspects = {name: AspectConfig() for name in ("number", "light")}
+    images, prompts = sample_batch(()).images, ["1", "2", "", "dunno", "nan", "5"]
+    here = score(RewardConfig(plugin="mine", aspects=aspects), images, prompts)
+    settings = at(aspects=aspects)
+    there = score(settings, images, prompts)
+    assert there.names == here.names == ["mine.number", "mine.light"]
+    assert torch.equal(here.values.nan_to_num(-1), there.values.nan_to_num(-1))
+    assert torch.equal(here.failed, there.failed)
+    assert declare("mine", settings).ranges == {"light": (0, 255)}
+    served = at({"aspects": {"light": AspectConfig()}}, aspects={"number": AspectConfig()})
+    with pytest.raises(ConfigError, match="no aspect 'number'"):
+        declare("mine", served)

@@ -1,14 +1,17 @@
 """The `judge` reward: a vision-language model that answers the user's own question."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from marble_reward_judge.chat import ChatServer, ServerError
+from marble_reward_judge.completion import Answer
+from marble_reward_judge.likelihood import REQUEST, ExpectedValue
 from marble_reward_judge.score import ScoreReader, UnreadableAnswerError
 
 Scores = list[float | Exception]
+Reader = Callable[[Answer], float]
 
 
 class Judge:
@@ -34,6 +37,9 @@ class Judge:
         request_timeout: float = 60.0,
         attempts: int = 4,
         extra_body: Mapping[str, Any] | None = None,
+        answers: Mapping[str, float] | None = None,
+        allow_text: bool = False,
+        aspects: Sequence[str] = (),
     ) -> None:
         """Check and keep the question and the server's settings; nothing is sent.
 
@@ -53,20 +59,38 @@ class Judge:
             request_timeout: seconds for one request.
             attempts: largest number of requests for one answer.
             extra_body: further keys of a request, e.g. {"max_completion_tokens": 512}.
+            answers: values of answers, such as {"yes": 1, "no": 0}. The score is their expected value over
+                the probabilities of the answer's first token, which the server has to return. `pattern`,
+                `json_key`, `low`, `high` and `max_tokens` do not count then.
+            allow_text: with `answers`, take the value of the answer's text if there are no probabilities.
+            aspects: several scores of a picture. With `answers` each has a question of its own, in which
+                `{aspect}` is replaced by its name. Else one answer has all, by the keys of their names in a
+                JSON object instead of `json_key`, and the template has to ask for these.
 
         Raises:
             ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
-        if "{prompt}" not in template:
-            raise ValueError(f"template={template!r}: expected {{prompt}} where the prompt belongs")
-        self.read = ScoreReader(pattern, json_key, low, high)
+        _check_template(template, aspects, "{aspect}" if answers else None)
+        if aspects and pattern is not None:
+            raise ValueError("aspects have no pattern of their own: expected none")
+        self.aspects, self.template, self.one_question_each = (
+            tuple(aspects),
+            template,
+            bool(answers and aspects),
+        )
+        self.read: list[Reader]
+        if answers:
+            self.read = [ExpectedValue(answers, allow_text)] * (len(aspects) or 1)
+            low, high = min(answers.values()), max(answers.values())
+            extra_body, max_tokens = {**REQUEST, **(extra_body or {})}, 1
+        else:
+            self.read = [ScoreReader(pattern, key, low, high) for key in aspects or (json_key,)]
         self.offset, self.scale = 0.0, 1.0
         if not raw:
             if low is None or high is None:
                 raise ValueError("give low and high, the judge's scale, or raw=true")
             self.offset, self.scale = low, high - low
         self.range = (low, high) if raw else (0.0, 1.0)
-        self.template = template
         self.server = ChatServer(
             base_url,
             model,
@@ -79,7 +103,7 @@ class Judge:
             extra_body,
         )
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores | dict[str, Scores]:
         """Score a batch.
 
         Args:
@@ -87,19 +111,41 @@ class Judge:
             prompts: B prompts.
 
         Returns:
-            B scores; an error takes the place of a score that could not be had.
+            B scores, or B scores per aspect; an error takes the place of a score that could not be had.
 
         Raises:
             ServerError: the server refuses the key, or knows no such model or address.
         """
-        questions = [self.template.replace("{prompt}", prompt) for prompt in prompts]
-        scores: Scores = []
-        for answer in self.server.ask(list(images), questions):
-            if isinstance(answer, ServerError):
-                scores.append(answer)
-                continue
-            try:
-                scores.append((self.read(answer) - self.offset) / self.scale)
-            except UnreadableAnswerError as error:
-                scores.append(error)
-        return scores
+        asked = self.aspects if self.one_question_each else ("",)
+        questions = [
+            self.template.replace("{aspect}", aspect).replace("{prompt}", prompt)
+            for aspect in asked
+            for prompt in prompts
+        ]
+        answers = self.server.ask([*images] * len(asked), questions)
+        rows = [answers[start : start + len(prompts)] for start in range(0, len(answers), len(prompts))]
+        rows = rows if self.one_question_each else rows * len(self.read)
+        scores = [
+            [self._score(read, answer) for answer in row] for read, row in zip(self.read, rows, strict=True)
+        ]
+        return dict(zip(self.aspects, scores, strict=True)) if self.aspects else scores[0]
+
+    def _score(self, read: Reader, answer: Answer | ServerError) -> float | Exception:
+        """Read one score of an answer; return the error if it cannot be had."""
+        if isinstance(answer, ServerError):
+            return answer
+        try:
+            return (read(answer) - self.offset) / self.scale
+        except UnreadableAnswerError as error:
+            return error
+
+
+def _check_template(template: str, aspects: Sequence[str], placeholder: str | None) -> None:
+    """Check that the question has the prompt, and asks for every aspect: by a placeholder, or by its name."""
+    if "{prompt}" not in template:
+        raise ValueError(f"template={template!r}: expected {{prompt}} where the prompt belongs")
+    for aspect in aspects:
+        if (placeholder or aspect) not in template:
+            raise ValueError(
+                f"template={template!r} does not ask for {aspect!r}: expected {placeholder or aspect}"
+            )

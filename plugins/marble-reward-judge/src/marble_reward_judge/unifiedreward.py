@@ -77,6 +77,6 @@ class UnifiedReward:
         Raises:
             ServerError: the server refuses the key, or knows no such model or address.
         """
-        return [
-            score if isinstance(score, Exception) else score / HIGH for score in self.judge(images, prompts)
-        ]
+        scores = self.judge(images, prompts)
+        assert isinstance(scores, list)  # without aspects
+        return [score if isinstance(score, Exception) else score / HIGH for score in scores]

@@ -74,12 +74,29 @@ class Objects:
         """
         return [self._score(*row) for row in zip(images, metadata, strict=True)]
 
+    @staticmethod
+    def examples() -> list[Any]:
+        """Return pairs of pictures for two red squares: above one, two blue ones, and an empty picture."""
+        metadata = {"include": [{"class": "square", "color": "red", "count": 2}]}
+        rows: tuple[list[str], ...] = (["red", "red"], ["red"], ["blue", "blue"], [])
+        right, *wrong = ((_paint_squares(colors), "two red squares", metadata) for colors in rows)
+        return [(right, other) for other in wrong]
+
     def _score(self, image: Tensor, metadata: Mapping[str, Any]) -> float | ValueError:
         try:
             wanted = _read_include(metadata["include"])
         except ValueError as error:
             return error
         return agreement(find_objects(image), wanted)
+
+
+def _paint_squares(colors: Sequence[str]) -> Tensor:
+    """Paint squares of these colours side by side: uint8 [3, 64, 64]."""
+    picture = torch.full((3, 64, 64), 232, dtype=torch.uint8)
+    for left, color in zip((8, 38), colors, strict=False):
+        color_values = torch.tensor(PALETTE[color][0], dtype=torch.uint8)
+        picture[:, 22:42, left : left + 20] = color_values[:, None, None]
+    return picture
 
 
 def _read_include(include: Any) -> list[Thing]:

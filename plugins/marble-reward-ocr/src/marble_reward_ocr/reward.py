@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
@@ -77,11 +78,25 @@ class Ocr:
             for image, text in zip(images, wanted, strict=True)
         ]
 
+    @staticmethod
+    def examples() -> list[Any]:
+        """Return pairs of pictures: the right text above a wrong letter, other text and none."""
+        prompt, metadata = "a sign", {"text": "Open"}
+        right, *wrong = ((_write(text), prompt, metadata) for text in ("Open", "Oqen", "Closed", ""))
+        return [(right, other) for other in wrong]
+
     def read(self, image: Tensor) -> str:
         """Read the text in an image uint8 [3, H, W], its lines from top to bottom."""
         detect = max(image.shape[1:]) > DETECT_ABOVE if self.detect is None else self.detect
         answer = (self.page if detect else self.line)(_bgr(image))
         return "".join(getattr(answer, "txts", None) or ())
+
+
+def _write(text: str) -> Image.Image:
+    """Paint a picture of a text."""
+    picture = Image.new("RGB", (96, 48), "white")
+    ImageDraw.Draw(picture).text((48, 24), text, "black", ImageFont.load_default(28), "mm")
+    return picture
 
 
 def _bgr(image: Tensor) -> NDArray[np.uint8]:

@@ -1,0 +1,53 @@
+"""Compare the aspects that a configuration names with those that a reward declares."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from marble_cli.config.schema import RewardConfig
+from marble_cli.errors import ConfigError
+from marble_cli.rewards.api import Declaration
+from marble_cli.suggest import nearest
+
+
+def check_aspects(
+    name: str, chosen: Sequence[str], declaration: Declaration, *, any_name: bool = False
+) -> Declaration:
+    """Check that a reward has the aspects that are `chosen`; return its declaration.
+
+    Args:
+        name: the reward's key.
+        chosen: aspects that the configuration names.
+        declaration: of the reward.
+        any_name: its constructor takes `aspects`; a reward that declares none then has those that are chosen.
+
+    Raises:
+        ConfigError: the reward has no such aspect, or gives a single score.
+    """
+    if any_name and not declaration.aspects:
+        return replace(declaration, aspects=tuple(chosen))
+    if chosen and not declaration.aspects:
+        raise ConfigError(
+            f"rewards.{name}.aspects=[{','.join(chosen)}]: the reward gives one score and declares no "
+            f"aspects. Leave the key out: ~rewards.{name}.aspects"
+        )
+    for aspect in chosen:
+        if aspect not in declaration.aspects:
+            raise ConfigError(
+                f"rewards.{name}.aspects: the reward has no aspect {aspect!r}"
+                f"{nearest(aspect, declaration.aspects)}"
+            )
+    return declaration
+
+
+def require_choice(name: str, settings: RewardConfig, declaration: Declaration) -> None:
+    """Check that a configuration says which of several scores a run uses.
+
+    Raises:
+        ConfigError: the reward gives several scores, and none is named.
+    """
+    if declaration.aspects and not settings.aspects:
+        every = ",".join(declaration.aspects)
+        raise ConfigError(
+            f"rewards.{name} gives several scores: {', '.join(declaration.aspects)}. Say which of them "
+            f"become rewards: rewards.{name}.aspects=[{every}]"
+        )
