@@ -21,10 +21,10 @@ def spell_out_select(tree: DictConfig) -> None:
     """Replace `trainer.select=all` by its keys.
 
     Raises:
-        ConfigError: it is another word.
+        ConfigError: it is another word, or a number.
     """
     value = OmegaConf.select(tree, "trainer.select")
-    if isinstance(value, str) and value != "all":
+    if value != "all" and not (value is None or OmegaConf.is_dict(value)):
         raise ConfigError(
             f"trainer.select={value}: expected all, or keys such as trainer.select.fraction=0.5."
         )

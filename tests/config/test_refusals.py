@@ -29,6 +29,7 @@ RunConfigMaker = Callable[..., RunConfig]
         ("launcher.nproc.x=1", "launcher.nproc holds a value"),
         ("balance=mrble", "did you mean 'marble'"),
         ("trainer.select=half", "trainer.select=half: expected all, or keys such as"),
+        ("trainer.select=0.5", "trainer.select=0.5: expected all, or keys such as"),
         ("trainer.select.fraction=0", "trainer.select.fraction=0.0: expected a number in (0, 1]"),
         ("trainer=foo", "there is no such choice. Known: default"),
         ("preset=tinny", "did you mean 'tiny'"),
