@@ -19,6 +19,7 @@ from marble_cli.config.enums import (
     LearningRateSchedule,
     OdeSolver,
     Offload,
+    OnHacking,
     OptimizerName,
     Parallel,
     Precision,
@@ -36,6 +37,7 @@ from marble_cli.config.enums import (
     WandbMode,
 )
 from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
+from marble_cli.config.rollback import RollbackConfig
 
 SEED = Range(lambda seed: 0 <= seed < 2**63, "a number from 0 to 2^63 - 1")
 BETAS = Range(lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
@@ -264,6 +266,8 @@ class TrainerConfig:
     pending_batches: int = ranged(MISSING, at_least(1))
     encode_ahead: int = ranged(MISSING, at_least(1))
     max_skipped: int = ranged(MISSING, at_least(0))
+    on_hacking: OnHacking = OnHacking.warn
+    rollback: RollbackConfig = field(default_factory=RollbackConfig)
     parallel: Parallel = Parallel.ddp
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)
 

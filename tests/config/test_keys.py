@@ -38,8 +38,8 @@ GROUP_KEYS = {
     "batch_size",
     "evaluation": "steps solver times guidance_scale resolution batch_size images_per_prompt prompts seed",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last "
-    "keep_every best eval_every eval_prompts encode_ahead max_skipped pending_batches parallel fsdp.replicas "
-    "fsdp.reshard",
+    "keep_every best eval_every eval_prompts encode_ahead max_skipped on_hacking pending_batches parallel "
+    "fsdp.replicas fsdp.reshard rollback.times rollback.kl_factor rollback.kl_least",
     "trainer.ema": "decay warmup offset",
     "logging": "trackers images_every",
     "logging.wandb": "mode project entity",

@@ -105,6 +105,7 @@ def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: 
         "phase",
         "loss/policy",
         "loss/kl",
+        "loss/kl_coef",
         "grad_norm",
         "balance/refresh",
         "behaviour/eta",
