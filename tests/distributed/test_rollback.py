@@ -30,6 +30,10 @@ def test_two_processes_go_back_as_one_does(
     with monkeypatch.context() as patched:
         patched.setattr(Evaluations, "score", alarmed.hacked_score)
         assert train(run_config(*settings, f"run.dir={alone}"), resume="auto") == 0
-    rows = read_rows(two / "metrics.jsonl")
-    assert rows[-2]["alarm/rollbacks"] == 1
-    assert_alike(rows, read_rows(alone / "metrics.jsonl"))
+    rows, others = (
+        # A rounded pixel shows in the small changes of held-out scores, so steps are compared.
+        [row for row in read_rows(folder / "metrics.jsonl") if row["phase"] == "train"]
+        for folder in (two, alone)
+    )
+    assert (rows[-1]["alarm/rollbacks"], rows[-1]["loss/kl_coef"]) == (1, 0.5)
+    assert_alike(rows, others)
