@@ -33,6 +33,12 @@ class TrainingError(MarbleError):
     """Training cannot continue, for example because its gradients are not finite."""
 
 
+class HackingError(TrainingError):
+    """The alarm of `trainer.on_hacking` ended the run: a trained reward rose while a watched one fell."""
+
+    exit_code = 3
+
+
 class DeviceMemoryError(MarbleError):
     """The device ran out of memory; the run can be resumed with smaller batches."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from marble_cli.checkpoint.pickle_guard import is_pickled, refuse_pickled
 from marble_cli.errors import CheckpointError
-from marble_cli.files import fsync
+from marble_cli.files import fsync, write_whole
 
 # 1 kept a LoRA's B as trained, with alpha in the header; 3 has groups of tensors in several files.
 FORMAT_VERSION = 3
@@ -57,6 +57,20 @@ def write(
     text = json.dumps(manifest | {"sha256": own_digest(manifest)}, indent=1, allow_nan=False)
     (folder / NAME).write_text(text, encoding="utf-8")
     fsync(folder / NAME)
+
+
+def amend(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Change figures in the manifest of a step folder, atomically; the tensor files stay as they are.
+
+    Raises:
+        CheckpointError: the manifest is missing or damaged.
+        StorageError: the new one does not fit on the disk.
+    """
+    read(folder)
+    content = json.loads((folder / NAME).read_bytes())
+    content["info"] |= changes
+    content["sha256"] = own_digest(content)
+    write_whole(folder / NAME, json.dumps(content, indent=1, allow_nan=False))
 
 
 def describe(file: Path) -> tuple[int, str]:

@@ -38,6 +38,8 @@ MAY_CHANGE = {
         "eval_prompts",
         "encode_ahead",
         "max_skipped",
+        "on_hacking",
+        "rollback",
         "pending_batches",
         "micro_batch_size",
         "parallel",

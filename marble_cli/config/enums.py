@@ -161,6 +161,14 @@ class BehaviourSchedule(Enum):
     hold = "hold"
 
 
+class OnHacking(Enum):
+    """What a run does at a sign of reward hacking: only warn, stop, or go back to the best checkpoint."""
+
+    warn = "warn"
+    stop = "stop"
+    rollback = "rollback"
+
+
 class Parallel(Enum):
     """Layout of the transformer over processes: whole copies (DDP) or shards (FSDP2)."""
 

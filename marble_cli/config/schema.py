@@ -20,6 +20,7 @@ from marble_cli.config.enums import (
     LearningRateSchedule,
     OdeSolver,
     Offload,
+    OnHacking,
     OptimizerName,
     Parallel,
     Precision,
@@ -37,6 +38,7 @@ from marble_cli.config.enums import (
     WandbMode,
 )
 from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
+from marble_cli.config.rollback import RollbackConfig
 from marble_cli.config.select import SelectConfig
 
 SEED = Range(lambda seed: 0 <= seed < 2**63, "a number from 0 to 2^63 - 1")
@@ -282,6 +284,8 @@ class TrainerConfig:
     pending_batches: int = ranged(MISSING, at_least(1))
     encode_ahead: int = ranged(MISSING, at_least(1))
     max_skipped: int = ranged(MISSING, at_least(0))
+    on_hacking: OnHacking = OnHacking.warn
+    rollback: RollbackConfig = field(default_factory=RollbackConfig)
     parallel: Parallel = Parallel.ddp
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)
 

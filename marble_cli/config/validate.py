@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from marble_cli.config.aspects import by_aspect, full_name
+from marble_cli.config.checks.alarm import check_alarm
 from marble_cli.config.checks.balance import check_balance
 from marble_cli.config.checks.guards import check_guards
 from marble_cli.config.checks.launcher import check_launcher
@@ -49,6 +50,7 @@ def validate(config: RunConfig) -> None:
     check_conditions(config.rewards, config.eval_rewards)
     check_balance(config.balance)
     check_guards(config)
+    check_alarm(config)
     check_sharding(config)
     _check_trained(config.model)
     check_offload(config)

@@ -14,11 +14,11 @@ from marble_cli.evaluate.statistics import paired_interval
 
 @dataclass(frozen=True)
 class Verdict:
-    """Metrics of an evaluation, its composite gain and its warnings."""
+    """Metrics of an evaluation, its composite gain, and its sign of reward hacking in words, if any."""
 
     metrics: dict[str, Any]
     composite: float
-    warnings: tuple[str, ...]
+    hacking: str | None
 
 
 def base_scores(evaluation: Evaluation) -> dict[str, list[float | None]]:
@@ -78,12 +78,12 @@ def judge(
         gain = float(difference.mean() / (pairs[:, 1].std() + 1e-8))
         if name in trained:
             gains.append(gain)
-            rose += [name] if low > 0 else []
+            rose += [f"{name} ({difference.mean():+.3g})"] if low > 0 else []
         elif high < 0 and (name in watched or name in guards):
-            fell.append(name)
+            fell.append(f"{name} ({difference.mean():+.3g})")
         if name in guards:
             losses.append(min(0.0, gain))
-    warning = (
+    hacking = (
         f"{', '.join(fell)} fell since the start while {', '.join(rose)} rose, each beyond its 95 % "
         "interval: a sign of reward hacking"
     )
@@ -92,7 +92,7 @@ def judge(
     if evaluation.diversity is not None:
         metrics["eval/diversity"] = evaluation.diversity.mean().item()
     metrics |= _joint_metrics(scores, start, [*trained, *guards])
-    return Verdict(metrics, composite, (warning,) if fell and rose else ())
+    return Verdict(metrics, composite, hacking if fell and rose else None)
 
 
 def _joint_metrics(

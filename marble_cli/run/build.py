@@ -21,6 +21,7 @@ from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout
 from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.loop import Recorder, Trainer
+from marble_cli.run.rollback import in_force
 from marble_cli.run.state import Progress
 from marble_cli.step.direction import make_descent
 
@@ -87,6 +88,7 @@ def build_trainer(
         recorder: records metrics and pictures.
         progress: the state after the last finished step.
     """
+    config = in_force(config, progress)
     rewards = by_aspect(config.rewards)
     names = list(rewards)
     guards = [name for name, reward in rewards.items() if reward.role is Role.guard]
@@ -97,6 +99,7 @@ def build_trainer(
         trained=[name for name in names if name not in guards],
         guards=guards,
         watched=list(by_aspect(config.eval_rewards)),
+        kl_coef=config.algorithm.kl_coef,
         progress=progress,
     )
     return Trainer(

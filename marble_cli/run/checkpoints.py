@@ -29,6 +29,7 @@ from marble_cli.errors import (
 )
 from marble_cli.plan.memory import copy_fits
 from marble_cli.policy.base import Policy
+from marble_cli.run.rollback import RollBack
 from marble_cli.run.shortage import bounded, forget
 from marble_cli.run.state import Packed, Progress, hold, pack
 from marble_cli.step.alike import check_alike
@@ -117,6 +118,9 @@ class Checkpoints:
         self.last_save_attempt = self.progress.step or None
         try:
             yield
+        except RollBack:  # what was learned since the best checkpoint is given up
+            self.wait()
+            raise
         except BaseException as error:
             ranks = self.layout.ranks
             together = ranks.world == 1 or self._leaving or isinstance(error, ON_ALL_RANKS)

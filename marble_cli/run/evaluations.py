@@ -9,6 +9,7 @@ from marble_cli.config.schema import TrainerConfig
 from marble_cli.evaluate.score import Evaluation, Evaluator
 from marble_cli.evaluate.verdict import Verdict, base_scores, judge
 from marble_cli.policy.base import Policy
+from marble_cli.run.rollback import respond
 from marble_cli.run.state import Progress
 
 log = logging.getLogger("marble.run")
@@ -25,6 +26,7 @@ class Evaluations:
         trained: the names of the trained rewards.
         guards: the names of the guards.
         watched: the names of the watched rewards.
+        kl_coef: the KL coefficient that the run trains with.
         progress: the state after the last finished step.
     """
 
@@ -34,6 +36,7 @@ class Evaluations:
     trained: list[str]
     guards: list[str]
     watched: list[str]
+    kl_coef: float
     progress: Progress
 
     def are_due(self) -> bool:
@@ -60,11 +63,16 @@ class Evaluations:
         """Mark the last finished step as evaluated; tell whether it is the best so far in `trainer.best`.
 
         The `first` evaluation is the value that later ones have to exceed; it is never the best itself.
+
+        Raises:
+            HackingError: it shows reward hacking, and the run has to stop; on all ranks.
+            RollBack: it shows reward hacking, and the run has to go back; on all ranks.
         """
         progress, key = self.progress, self.settings.best
         progress.evaluated = progress.step
-        for warning in verdict.warnings:
-            log.warning("step %d: %s", progress.step, warning)
+        if verdict.hacking:
+            log.warning("step %d: %s", progress.step, verdict.hacking)
+            respond(verdict.hacking, self.settings, progress, self.kl_coef)
         value = verdict.metrics.get(key, math.nan)
         if not math.isfinite(value):
             log.warning("step %d: the evaluation has no %s; the best stays", progress.step, key)

@@ -113,6 +113,7 @@ class Trainer:
         Raises:
             RewardError: a reward failed too often; a checkpoint of the last finished step is written first.
             StorageError: a checkpoint or the metrics do not fit on the disk; earlier checkpoints are intact.
+            HackingError, RollBack: the alarm of `trainer.on_hacking`; `run.rollback` says when.
         """
         with self.checkpoints.salvage():
             self.check_rewards()
@@ -182,10 +183,13 @@ class Trainer:
         else:
             self.skip(step, drawn, data, signal)
             metrics["skipped"] = 1
+        if self.progress.rollbacks:
+            metrics["alarm/rollbacks"] = self.progress.rollbacks
         done = time.perf_counter()
 
         return metrics | {
             "optimizer/learning_rate": self.learning_rate(step),
+            "loss/kl_coef": self.config.algorithm.kl_coef,
             "time/rollout": drawn.drawing,
             "time/reward": drawn.waiting,
             "time/train": done - scored,

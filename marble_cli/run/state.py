@@ -33,6 +33,8 @@ class Progress:
         evaluated: the last step that was evaluated; -1 for none.
         wandb_id: the id of the run at W&B.
         balance: the state of a `Stateful` balance after `step`.
+        rollbacks: how often the run went back to its best checkpoint.
+        kl_coef: the KL coefficient since the last rollback; None for the configured one.
     """
 
     step: int
@@ -45,6 +47,13 @@ class Progress:
     evaluated: int = -1
     wandb_id: str | None = None
     balance: dict[str, Tensor] | None = None
+    rollbacks: int = 0
+    kl_coef: float | None = None
+
+    def forget_run(self) -> None:
+        """Drop what belongs to the run of the checkpoint if another run starts from it."""
+        self.wandb_id = self.best_step = self.kl_coef = None
+        self.rollbacks = 0
 
 
 def initial_progress(policy: Policy) -> Progress:
@@ -70,6 +79,8 @@ def hold(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
         "best_metric": progress.best_metric,
         "evaluated": progress.evaluated,
         "wandb_id": progress.wandb_id,
+        "rollbacks": progress.rollbacks,
+        "kl_coef": progress.kl_coef,
         "origin": provenance,
     }
     tensors = {"behaviour": behaviour, "optimizer": moments}
@@ -124,4 +135,6 @@ def unpack(
         evaluated=info["evaluated"],
         wandb_id=info["wandb_id"],
         balance=state.tensors.get(BALANCE),
+        rollbacks=info["rollbacks"],
+        kl_coef=info["kl_coef"],
     )

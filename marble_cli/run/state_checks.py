@@ -14,7 +14,7 @@ from marble_cli.policy.trainable.fit import describe_misfits, find_misfits
 from marble_cli.run.moments import SIGNED, expected_moments
 
 # Keys that older checkpoints lack, with the values that those releases used.
-ADDED_LATER = {"best_step": None, "best_metric": "eval/composite"}
+ADDED_LATER = {"best_step": None, "best_metric": "eval/composite", "rollbacks": 0, "kl_coef": None}
 WANDB_ID = re.compile(r"[\w-]{1,128}", re.ASCII)  # the id becomes part of a folder's name
 
 
@@ -81,6 +81,8 @@ EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or (isinstance(value, str) and bool(WANDB_ID.fullmatch(value))),
         "up to 128 letters, digits, - and _, or null",
     ),
+    "rollbacks": (lambda value: _is_integer(value, 0), "a number of rollbacks"),
+    "kl_coef": (lambda value: value is None or (_is_number(value) and value > 0), "a number above 0 or null"),
 }
 
 

@@ -37,12 +37,15 @@ from marble_cli.run.agreement import agree_on_checkpoint, agree_on_config
 from marble_cli.run.build import build_balance, build_optimizer, build_trainer
 from marble_cli.run.recorder import RunRecorder
 from marble_cli.run.resume import prepare_folder, resume_from
+from marble_cli.run.rollback import RollBack, go_back
 
 log = logging.getLogger("marble.run")
 
 
 def train(config: RunConfig, *, resume: str) -> int:
     """Start or resume a training run; return its exit code: 0, 130 or 143.
+
+    A run that has to go back (`run.rollback`) resumes from its best checkpoint in the same process.
 
     Raises:
         RequestError: the request cannot be fulfilled.
@@ -99,33 +102,40 @@ def train(config: RunConfig, *, resume: str) -> int:
             with ranks.raise_together():
                 start.put_into(policy, config.trainer.seed)
         optimizer = build_optimizer(config, policy)
-        checkpoint, progress = resume_from(
-            ranks, folder, checkpoint, policy, optimizer, config, balance, named=named
-        )
-        if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
-            progress.wandb_id = None  # a checkpoint of another run: W&B gets a new run
-        with ranks.raise_together():
-            if ranks.is_main:
-                prepare_folder(folder, checkpoint, progress, config)
-            recorder = stack.enter_context(RunRecorder(config, folder, progress, main=ranks.is_main))
-        if device.type == "cuda":
-            log.info("%s", policy.compilation)
-            log.info("%s", checkpointing)
-        trainer = build_trainer(
-            config,
-            folder,
-            policy,
-            optimizer,
-            balance,
-            eval_scorer,
-            sources,
-            prompts,
-            layout,
-            recorder,
-            progress,
-        )
-        interrupt.arm()  # again, because plugins and W&B may have set their own handlers
-        return trainer.run(interrupt)
+        while True:
+            checkpoint, progress = resume_from(
+                ranks, folder, checkpoint, policy, optimizer, config, balance, named=named
+            )
+            if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
+                progress.forget_run()
+            with ExitStack() as records:
+                with ranks.raise_together():
+                    if ranks.is_main:
+                        prepare_folder(folder, checkpoint, progress, config)
+                    recorder = RunRecorder(config, folder, progress, main=ranks.is_main)
+                    records.enter_context(recorder)
+                if device.type == "cuda":
+                    log.info("%s", policy.compilation)
+                    log.info("%s", checkpointing)
+                trainer = build_trainer(
+                    config,
+                    folder,
+                    policy,
+                    optimizer,
+                    balance,
+                    eval_scorer,
+                    sources,
+                    prompts,
+                    layout,
+                    recorder,
+                    progress,
+                )
+                interrupt.arm()  # again, because plugins and W&B may have set their own handlers
+                try:
+                    return trainer.run(interrupt)
+                except RollBack as back:
+                    checkpoint, named = go_back(ranks, folder, back), True
+                    balance = build_balance(config)
 
 
 def _check_folder(folder: Path, run_lock: lock.RunLock) -> None:

@@ -239,6 +239,11 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "`behaviour/eta` 0.",
             "steps whose velocities are finite",
         ),
+        Metric(
+            "loss/kl_coef",
+            "KL coefficient of the step: `algorithm.kl_coef`, or what rollbacks have made of it.",
+            EVERY,
+        ),
         Metric("grad_norm", "Norm of the step's gradient before clipping.", "steps whose gradient is finite"),
         Metric(
             "behaviour/eta",
@@ -246,6 +251,11 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "steps whose gradient is finite",
         ),
         Metric("optimizer/learning_rate", "Learning rate of the step.", EVERY),
+        Metric(
+            "alarm/rollbacks",
+            "How often the run went back to its best checkpoint (`trainer.on_hacking=rollback`).",
+            "steps after a rollback",
+        ),
         Metric("skipped", "1: the gradient was not finite, and the weights stay as they are.", "such steps"),
     ),
     "Time": (

@@ -42,8 +42,9 @@ GROUP_KEYS = {
     "dead_groups batch_size",
     "evaluation": "steps solver times guidance_scale resolution batch_size images_per_prompt prompts seed",
     "trainer": "steps seed micro_batch_size timestep_fraction times_per_image checkpoint_every keep_last "
-    "keep_every best eval_every eval_prompts encode_ahead max_skipped pending_batches parallel fsdp.replicas "
-    "fsdp.reshard select.fraction select.by",
+    "keep_every best eval_every eval_prompts encode_ahead max_skipped on_hacking pending_batches parallel "
+    "fsdp.replicas fsdp.reshard rollback.times rollback.kl_factor rollback.kl_least "
+    "select.fraction select.by",
     "trainer.ema": "decay warmup offset",
     "logging": "trackers images_every",
     "logging.wandb": "mode project entity",

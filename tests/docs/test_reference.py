@@ -16,7 +16,8 @@ from tests.conftest import RunConfigMaker
 PACKAGE = Path(__file__).parents[2] / "marble_cli"
 EMITTERS = ("step", "balance", "run", "evaluate")
 KEY = re.compile(
-    r"(reward|advantage|signal|policy|balance|loss|behaviour|optimizer|eval|time|throughput)(/(<name>|[a-z_]+))+"
+    r"(reward|advantage|signal|policy|balance|loss|behaviour|optimizer|alarm|eval|time|throughput)"
+    r"(/(<name>|[a-z_]+))+"
 )
 LONE = {"step", "phase", "grad_norm", "skipped"}
 PATTERNS = {

@@ -47,7 +47,7 @@ def test_the_composite_is_the_mean_gain_in_deviations_of_the_start() -> None:
     assert result.metrics["reward/partial/applicable"] == 20
     assert result.metrics["reward/partial/mean"] == pytest.approx(START[1, :20].mean().item() + 2.0)
     assert result.metrics["reward/watched/std"] == pytest.approx(START[2].std(correction=0).item())
-    assert result.warnings == ()
+    assert result.hacking is None
 
 
 def test_each_reward_s_change_has_its_paired_interval() -> None:
@@ -66,21 +66,23 @@ def test_composite_is_zero_at_the_start() -> None:
 
 
 def test_warns_if_a_watched_reward_falls_while_a_trained_one_rises() -> None:
-    (warning,) = verdict(shifted(0.5, 0.0, -0.05, noise=0.2)).warnings
-    assert warning.startswith("watched fell since the start while trained rose")
-    assert "reward hacking" in warning
+    """The words name both rewards and by how much they moved."""
+    hacking = verdict(shifted(0.5, 0.0, -0.0625)).hacking
+    assert hacking is not None
+    assert hacking.startswith("watched (-0.0625) fell since the start while trained (+0.5) rose")
+    assert "reward hacking" in hacking
 
 
 @pytest.mark.parametrize("by", [(0.0, 0.0, -0.05), (0.5, 2.0, 0.05), (-0.5, -2.0, -0.05), (0.5, -2.0, 0.0)])
 def test_no_warning_unless_a_watched_reward_falls_and_a_trained_one_rises(by: tuple[float, ...]) -> None:
-    assert verdict(shifted(*by, noise=0.2)).warnings == ()
+    assert verdict(shifted(*by, noise=0.2)).hacking is None
 
 
 def test_no_warning_if_the_fall_is_within_its_interval() -> None:
     values = START.clone()
     values[0] += 0.5
     values[2] += 0.2 * torch.randn(60, generator=DRAW, dtype=torch.float64) - 0.01
-    assert verdict(evaluation(values)).warnings == ()
+    assert verdict(evaluation(values)).hacking is None
 
 
 def test_the_loss_of_a_guard_counts_and_its_gain_does_not() -> None:
@@ -90,7 +92,7 @@ def test_the_loss_of_a_guard_counts_and_its_gain_does_not() -> None:
         alone = judge(now, start, ["trained", "partial"], [])
         guarded = judge(now, start, ["trained", "partial"], [], ["watched"])
         assert guarded.composite - alone.composite == pytest.approx(loss / 2, rel=0.2)
-        assert bool(guarded.warnings) == (by < 0)
+        assert bool(guarded.hacking) == (by < 0)
         assert (guarded.metrics["eval/joint_improvement"] == 0.0) == (by < 0)
 
 

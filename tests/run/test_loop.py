@@ -108,6 +108,7 @@ def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: 
         "signal/dead_groups",
         "signal/trained_images",
         "policy/deviation",
+        "loss/kl_coef",
         "grad_norm",
         "balance/refresh",
         "behaviour/eta",
