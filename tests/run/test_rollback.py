@@ -50,7 +50,7 @@ def test_run_that_goes_back_is_the_best_checkpoint_resumed_with_more_kl(
     with pytest.raises(KeyboardInterrupt):
         train(config, resume="auto")
     assert train(config, resume="auto") == 0
-    assert "going back to the best checkpoint, of step 2, for the 2. of 2 times" in caplog.text
+    assert "going back to the best checkpoint, of step 2 (rollback 2 of at most 2)" in caplog.text
 
     for steps in (2, 4):
         more = (f"trainer.steps={steps}", "trainer.on_hacking=rollback", f"run.dir={by_hand}")
