@@ -24,7 +24,12 @@ COMMANDS = sorted(
         if line.startswith("marble ")
     }
 )
-FOREIGN = {"brightness": "colorfulness", "warmth": "colorfulness"}  # rewards that the reader has just written
+# Rewards that the reader has just written.
+FOREIGN = {
+    "plugin: light, aspects: [brightness, contrast]": "plugin: colorfulness",
+    "brightness": "colorfulness",
+    "warmth": "colorfulness",
+}
 
 
 def words(command: str) -> list[str]:

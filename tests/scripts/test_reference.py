@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from marble_cli.config.compose import compose
 from marble_cli.config.keys import fields
-from marble_cli.config.schema import RunConfig
+from marble_cli.config.schema import AspectConfig, RunConfig
 from scripts.reference import __main__ as reference
 from scripts.reference import configuration
 from scripts.reference.configuration import Key, keys
@@ -19,12 +19,13 @@ KEYS = {key.path: key for key in keys()}
 
 
 def schema_paths(node: typing.Any, prefix: str = "") -> list[str]:
-    """Return the paths of the schema's keys, found without the script."""
+    """Return the paths of the schema's keys, found without the script; an aspect's are a reward's own."""
     paths: list[str] = []
     for name, kind in fields(node).items():
         value = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else kind
         inner = f"{prefix}{name}." if value is kind else f"{prefix}{name}.<name>."
-        paths += schema_paths(value, inner) if dataclasses.is_dataclass(value) else [f"{prefix}{name}"]
+        nested = dataclasses.is_dataclass(value) and value is not AspectConfig
+        paths += schema_paths(value, inner) if nested else [f"{prefix}{name}"]
     return paths
 
 
