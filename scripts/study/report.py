@@ -44,11 +44,19 @@ BUDGET_PAGE = Template("""
 ### Learning rates
 
 Mean gain, worst reward and joint improvement of the tuning cells, one run each, on prompts that the judged
-cells are not judged on. A rate is a method's best once both of its neighbours are lower.
+cells are not judged on. A rate is a method's best once both of its neighbours are lower. A specialist's
+figures begin with the gain of its own reward, which chooses its rate; the picture leaves specialists out.
 
 $tuning
 
 ![Mean gain, worst reward and joint improvement over the learning rate](rates-$budget.png)
+""")
+MERGED_PAGE = Template("""
+### Weights of merges
+
+The same figures over the weight of each of the five specialists.
+
+$tuning
 """)
 JUDGED_PAGE = Template("""
 ### Every method at its own best learning rate
@@ -125,13 +133,18 @@ def write_report(folders: Folders, output: Path) -> None:
 
 def write_budget(results: BudgetResults, budget: str, output: Path) -> str:
     """Draw the figures of a budget and return its part of the page."""
-    size = BUDGETS[budget]
-    draw_rates(results.curves, output / f"rates-{budget}.png")
+    trained = {name: curve for name, curve in results.curves.items() if name not in MERGES}
+    merged = {name: curve for name, curve in results.curves.items() if name in MERGES}
+    balances = {name: curve for name, curve in trained.items() if name not in SPECIALISTS}
+    draw_rates(balances, output / f"rates-{budget}.png")
     page = BUDGET_PAGE.substitute(
-        budget=budget, images=f"{size.images:,}", tuning=tuning_table(results.curves)
+        budget=budget, images=f"{BUDGETS[budget].images:,}", tuning=tuning_table(trained)
     )
+    if merged:
+        page += MERGED_PAGE.substitute(tuning=tuning_table(merged))
     if results.best:
-        draw_outcomes(results.best, output / f"outcomes-{budget}.png")
+        of_all = [row for row in results.best if row.cell.method not in SPECIALISTS]
+        draw_outcomes(of_all, output / f"outcomes-{budget}.png")
         draw_gains(results.best, output / f"gains-{budget}.png")
         page += JUDGED_PAGE.substitute(
             budget=budget, outcomes=outcome_table(results.best), gains=gain_table(results.best)

@@ -2,7 +2,7 @@
 
 import math
 
-from scripts.study.cells import REWARDS
+from scripts.study.cells import REWARDS, SPECIALISTS
 from scripts.study.choose import Curve
 from scripts.study.statistics import COMPOSITE, DECLINED, IMPROVED, WORST, Interval, Summary
 
@@ -51,9 +51,11 @@ def tuning_table(curves: dict[str, Curve]) -> str:
 
 
 def format_tuning(row: Summary) -> str:
-    """Format mean gain, worst reward and joint improvement."""
+    """Format mean gain, worst reward and joint improvement, after the gain of a specialist's own reward."""
     mean, worst, improved = (row.figures[name].mean for name in (COMPOSITE, WORST, IMPROVED))
-    return f"{mean:+.2f}, {worst:+.2f}, {improved:.0%}"
+    reward = SPECIALISTS.get(row.cell.method)
+    own = f"{row.figures[reward].mean:+.2f}: " if reward else ""
+    return f"{own}{mean:+.2f}, {worst:+.2f}, {improved:.0%}"
 
 
 def format_gain(gain: Interval) -> str:
