@@ -173,7 +173,8 @@ class Trainer:
         weights = choose_images(signal, dead, trainer.select.fraction, trainer.seed, step, self.ranks)
         trained = torch.ones_like(drawn.groups, dtype=torch.bool) if weights is None else weights.trained
         metrics["signal/trained_images"] = int(trained.sum())
-        drawn = drawn.only(trained, self.ranks.rank)
+        if weights is not None or drawn.redrawn:  # else all images are trained on, and none is copied
+            drawn = drawn.only(trained, self.ranks.rank)
         data = drawn.training_set(self.config, step, self.rollout.times(), weights, self.ranks.rank)
         direction = self.find_direction(step, signal, data)
         metrics |= direction.metrics
