@@ -38,6 +38,7 @@ from marble_cli.config.enums import (
     WandbMode,
 )
 from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
+from marble_cli.config.resolution import RESOLUTION
 from marble_cli.config.rollback import RollbackConfig
 from marble_cli.config.select import SelectConfig
 
@@ -74,7 +75,7 @@ class ModelConfig:
     precision: Precision = MISSING
     quantization: Quantization = Quantization.none
     offload: Offload = Offload.none
-    resolution: int = ranged(MISSING, at_least(8))
+    resolution: int | str = ranged(MISSING, RESOLUTION)
     max_sequence_length: int = ranged(MISSING, at_least(0))
     guidance: float | None = ranged(None, at_least(0))
     embedding_cache: str | None = ranged(MISSING, text("a folder or null"))
@@ -240,7 +241,7 @@ class EvaluationConfig:
     solver: OdeSolver | None = None
     times: RolloutTimes | None = None
     guidance_scale: float | None = ranged(None, GUIDANCE)
-    resolution: int | None = ranged(None, at_least(8))
+    resolution: int | str | None = ranged(None, RESOLUTION)
     batch_size: int | None = ranged(None, at_least(1))
     images_per_prompt: int = ranged(1, at_least(1))
     prompts: int | None = ranged(None, at_least(1))
