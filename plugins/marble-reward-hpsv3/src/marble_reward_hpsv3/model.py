@@ -15,7 +15,7 @@ RENAMED = (
 
 
 class HPSv3Model(Qwen2VLPreTrainedModel):
-    """Scores pictures for the questions about them: mean and log-deviation of a preference."""
+    """Scores pictures for the questions about them: mean and spread of a preference."""
 
     _keep_in_fp32_modules_strict = {"rm_head"}  # noqa: RUF012
 
@@ -43,7 +43,7 @@ class HPSv3Model(Qwen2VLPreTrainedModel):
             image_grid_thw: [1, 3] numbers of patches: 1, rows, columns.
 
         Returns:
-            [2] float32: mean and log-deviation.
+            [2] float32: mean and spread.
         """
         # As in training, tokens are numbered one by one. Qwen2-VL numbers a picture's by row and column.
         places = torch.arange(len(input_ids), device=input_ids.device).expand(3, 1, -1)
