@@ -29,12 +29,11 @@ def list_rewards(
         typer.echo(json.dumps({"marble": __version__, "rewards": rows}, indent=1), file=out)
         return
     table = Table("reward", "what it scores", box=None, pad_edge=False)
-    for heading in ("requires", "distribution"):
-        table.add_column(heading, overflow="fold")
     for row in rows:
         summary = f"[red]{escape(redact(row['error']))}[/]" if row["error"] else escape(row["summary"])
         names = "\n".join([row["name"], *(f"  .{escape(aspect)}" for aspect in row["aspects"])])
-        table.add_row(names, summary, ", ".join(row["requires"]), row["distribution"])
+        needs = f"requires {escape(', '.join(row['requires']))}; " if row["requires"] else ""
+        table.add_row(names, f"{summary}\n[dim]{needs}{row['distribution']}[/]")
     Console(file=out).print(table)
 
 
