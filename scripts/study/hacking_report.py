@@ -90,7 +90,10 @@ def draw_images(runs: Runs, folder: Path, output: Path) -> None:
 
 def read_pictures(folder: Path) -> torch.Tensor:
     """Return the pictures of a folder, uint8 [N, 3, H, W]."""
-    pictures = [np.asarray(Image.open(file)) for file in sorted(folder.glob("*.png"))]
+    pictures = []
+    for file in sorted(folder.glob("*.png")):
+        with Image.open(file) as picture:
+            pictures.append(np.asarray(picture))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 

@@ -24,9 +24,7 @@ def test_every_size_has_one_spelling(written: int | str, size: Resolution, spell
     assert canonical(written) == spelling
 
 
-@pytest.mark.parametrize(
-    "written", ["", "x512", "512x", "512x-8", "512 x 512", "5.12", "1x2x3", 7, "7x512"]
-)
+@pytest.mark.parametrize("written", ["", "x512", "512x", "512x-8", "512 x 512", "5.12", "1x2x3", 7, "7x512"])
 def test_what_is_no_size_is_out_of_range(written: int | str) -> None:
     assert not RESOLUTION.accepts(written)
 
