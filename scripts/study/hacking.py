@@ -31,11 +31,12 @@ ANSWERS = {
     "rollback": (*WATCHING, "trainer.on_hacking=rollback"),
     "guards": GUARDING,
 }
+STEPS = BUDGETS["short"].steps
 SETTINGS = (
     "preset=tiny",
     "logging.wandb.mode=disabled",
     *BUDGETS["short"].overrides,
-    f"trainer.steps={BUDGETS['short'].steps}",
+    f"trainer.steps={STEPS}",
     "optimizer.lr=3.2e-3",  # the best for colorfulness alone
     "trainer.eval_every=3",
     "trainer.checkpoint_every=3",
@@ -59,22 +60,29 @@ def run(folders: Folders, answer: str, seed: int) -> None:
         return
     settings = (*SETTINGS, *ANSWERS[answer], f"trainer.seed={seed}")
     folder = train(folders.runs / name, *settings, ends=(0, STOPPED))
-    target = remains(folder, answer)
-    draw(folders, target, name)
     history = read_metrics(folder)
+    steps = history.train[-1]["step"]
+    target = remains(folder, stopped=steps < STEPS)
+    draw(folders, target, name)
     facts = {
         "overrides": settings,
         "target": Path(target).name,
-        "steps": history.train[-1]["step"],
-        "alarms": (folder / "log.txt").read_text().count("a sign of reward hacking"),
+        "steps": steps,
+        "alarms": count_alarms(folder),
         "evaluations": history.held_out,
     }
     Scores(score(folder, target, seed), facts).write(folders.result(name))
 
 
-def remains(run: Path, answer: str) -> str:
+def count_alarms(run: Path) -> int:
+    """Count the evaluations that showed reward hacking, also those of steps that a rollback undid."""
+    lines = (run / "log.txt").read_text().splitlines()
+    return sum("WARNING" in line and "a sign of reward hacking" in line for line in lines)
+
+
+def remains(run: Path, *, stopped: bool) -> str:
     """Return what a user keeps of a run: the best checkpoint of a stopped one, or the base model without."""
-    if answer != "stop":
+    if not stopped:
         return str(run)
     best = read_pointer(run, "best")
     return "base" if best is None else str(run / "checkpoints" / best)

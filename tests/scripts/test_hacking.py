@@ -24,10 +24,10 @@ def test_every_answer_trains_colorfulness_alone(answer: str) -> None:
 
 def test_a_stopped_run_leaves_its_best_checkpoint_or_the_base_model(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    assert hacking.remains(tmp_path, "warn") == str(tmp_path)
-    assert hacking.remains(tmp_path, "stop") == "base"
+    assert hacking.remains(tmp_path, stopped=False) == str(tmp_path)
+    assert hacking.remains(tmp_path, stopped=True) == "base"
     (tmp_path / "checkpoints" / "best").write_text("step-00000006\n")
-    assert hacking.remains(tmp_path, "stop") == str(tmp_path / "checkpoints" / "step-00000006")
+    assert hacking.remains(tmp_path, stopped=True) == str(tmp_path / "checkpoints" / "step-00000006")
 
 
 def test_the_report_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
