@@ -145,8 +145,8 @@ class OptimizerName(Enum):
     adamw8bit = "adamw8bit"
 
 
-class LearningRateSchedule(Enum):
-    """Course of the learning rate after its warm-up."""
+class DecaySchedule(Enum):
+    """Course of the learning rate after its warm-up, or of the KL coefficient."""
 
     constant = "constant"
     cosine = "cosine"

@@ -190,7 +190,7 @@ class Trainer:
 
         return metrics | {
             "optimizer/learning_rate": self.learning_rate(step),
-            "loss/kl_coef": self.config.algorithm.kl_coef,
+            "loss/kl_coef": self.descent.kl_coefficient(step),
             "time/rollout": drawn.drawing,
             "time/reward": drawn.waiting,
             "time/train": done - scored,

@@ -1,0 +1,46 @@
+"""The type and range of the keys of `algorithm`."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from marble_cli.config.enums import (
+    AdvantageStd,
+    BehaviourSchedule,
+    DecaySchedule,
+    TrainingNoise,
+    TrainingTimes,
+)
+from marble_cli.config.ranges import POSITIVE, SHARE, at_least, ranged
+
+
+@dataclass
+class AdvantageConfig:
+    """Normalisation of rewards into advantages."""
+
+    std: AdvantageStd = MISSING
+    clip: float = ranged(MISSING, POSITIVE)
+
+
+@dataclass
+class BehaviourConfig:
+    """Schedule of the behaviour policy, which draws the images of a step."""
+
+    schedule: BehaviourSchedule = MISSING
+    rate: float = ranged(MISSING, at_least(0))
+    maximum: float = ranged(MISSING, SHARE)
+    delay: int = ranged(0, at_least(0))
+
+
+@dataclass
+class AlgorithmConfig:
+    """The DiffusionNFT loss and the draws that it takes."""
+
+    beta: float = ranged(MISSING, POSITIVE)
+    kl_coef: float = ranged(MISSING, at_least(0))
+    kl_schedule: DecaySchedule = DecaySchedule.constant
+    kl_every: int = ranged(1, at_least(1))
+    training_noise: TrainingNoise = MISSING
+    training_times: TrainingTimes = TrainingTimes.leading
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
