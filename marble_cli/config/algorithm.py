@@ -8,10 +8,11 @@ from marble_cli.config.enums import (
     AdvantageStd,
     BehaviourSchedule,
     DecaySchedule,
+    KlReference,
     TrainingNoise,
     TrainingTimes,
 )
-from marble_cli.config.ranges import POSITIVE, SHARE, at_least, ranged
+from marble_cli.config.ranges import ABOVE_1, POSITIVE, SHARE, at_least, ranged
 
 
 @dataclass
@@ -40,7 +41,14 @@ class AlgorithmConfig:
     kl_coef: float = ranged(MISSING, at_least(0))
     kl_schedule: DecaySchedule = DecaySchedule.constant
     kl_every: int = ranged(1, at_least(1))
+    kl_reference: KlReference = KlReference.base
+    kl_guidance: float | None = ranged(None, ABOVE_1)
     training_noise: TrainingNoise = MISSING
     training_times: TrainingTimes = TrainingTimes.leading
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
+
+
+def guidance_of_reference(algorithm: AlgorithmConfig, rollout_scale: float) -> float:
+    """Return the guidance scale of `algorithm.kl_reference=guided`, given `rollout.guidance_scale`."""
+    return rollout_scale if algorithm.kl_guidance is None else algorithm.kl_guidance

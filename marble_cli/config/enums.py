@@ -75,6 +75,13 @@ class SharedTerm(Enum):
 AdvantageStd = Enum("AdvantageStd", {"global": "global", "group": "group"})
 
 
+class KlReference(Enum):
+    """Target of the KL term: the frozen model's velocity, or that velocity under guidance."""
+
+    base = "base"
+    guided = "guided"
+
+
 class TrainingNoise(Enum):
     """Images that share their training times and noise: those of a prompt group, or none."""
 

@@ -9,7 +9,7 @@ from marble_cli.balance import registry
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.config.aspects import by_aspect
-from marble_cli.config.enums import OptimizerName, Role
+from marble_cli.config.enums import KlReference, OptimizerName, Role
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
@@ -102,6 +102,7 @@ def build_trainer(
         kl_coef=config.algorithm.kl_coef,
         progress=progress,
     )
+    needs_negatives = config.algorithm.kl_reference is KlReference.guided
     return Trainer(
         config=config,
         folder=folder,
@@ -109,7 +110,7 @@ def build_trainer(
         optimizer=optimizer,
         scorer=eval_scorer.only(names),
         sampler=build_sampler(config, sources),
-        rollout=Rollout(policy, config.rollout, config.trainer.seed),
+        rollout=Rollout(policy, config.rollout, config.trainer.seed, negatives=needs_negatives),
         evaluations=evaluations,
         descent=make_descent(config, names, policy, balance, layout),
         layout=layout,

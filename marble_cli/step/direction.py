@@ -47,7 +47,7 @@ from marble_cli.step.decision import (
     warn_left_out,
 )
 from marble_cli.step.gradients import Gradients, mixture_gradient, reward_gradients
-from marble_cli.step.passes import Objective, Step
+from marble_cli.step.passes import Objective, Step, make_objective
 from marble_cli.step.reward_signal import Signal
 from marble_cli.step.schedule import Pace, Schedule
 from marble_cli.step.staleness import fold, in_halves
@@ -240,19 +240,11 @@ def make_descent(
 ) -> Descent:
     """Choose the strategy of a run's steps."""
     algorithm, settings = config.algorithm, config.balance
-    objective = Objective(
-        algorithm.beta,
-        algorithm.advantage.clip,
-        algorithm.kl_coef,
-        config.trainer.seed,
-        config.trainer.micro_batch_size,
-        algorithm.kl_every,
-    )
     scalarised = isinstance(balance, ScalarisedReward)
     shared_term = SharedTerm.inside if scalarised else settings.shared_term
     strategy = _strategy(algorithm, settings, names, balance, layout.ranks)
     kl = partial(kl_coefficient, algorithm, steps=config.trainer.steps)
-    return Descent(policy, layout, objective, kl, shared_term, balance, strategy)
+    return Descent(policy, layout, make_objective(config), kl, shared_term, balance, strategy)
 
 
 def _strategy(

@@ -14,6 +14,7 @@ from tests.distributed import signal_ranks
 from tests.distributed.alike import SETTINGS, assert_alike
 from tests.distributed.processes import ends, job
 
+GUIDED = ("algorithm.kl_reference=guided", "algorithm.kl_guidance=3")
 PROGRAM = Path(signal_ranks.__file__)
 
 
@@ -37,7 +38,7 @@ def test_processes_train_as_one(
     settings = ("rewards=[colorfulness]", *SETTINGS[2:], "trainer.eval_every=0", "trainer.checkpoint_every=1")
 
     def config(folder: str, steps: int) -> RunConfig:
-        chosen = ("rollout.dead_groups=redraw", "trainer.select.fraction=0.6")
+        chosen = ("rollout.dead_groups=redraw", "trainer.select.fraction=0.6", *GUIDED)
         more = (*chosen, f"trainer.steps={steps}", f"run.dir={tmp_path / folder}")
         return run_config(*settings, *more)
 
