@@ -8,6 +8,7 @@ from marble_cli.config.enums import (
     AdvantageStd,
     BehaviourSchedule,
     DecaySchedule,
+    KlGate,
     KlReference,
     TrainingNoise,
     TrainingTimes,
@@ -43,6 +44,7 @@ class AlgorithmConfig:
     kl_every: int = ranged(1, at_least(1))
     kl_reference: KlReference = KlReference.base
     kl_guidance: float | None = ranged(None, ABOVE_1)
+    kl_gate: KlGate = KlGate.none
     training_noise: TrainingNoise = MISSING
     training_times: TrainingTimes = TrainingTimes.leading
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)

@@ -75,6 +75,13 @@ class SharedTerm(Enum):
 AdvantageStd = Enum("AdvantageStd", {"global": "global", "group": "group"})
 
 
+class KlGate(Enum):
+    """Images that the KL term acts on: all, or those that only the trained rewards rank high."""
+
+    none = "none"
+    watched = "watched"
+
+
 class KlReference(Enum):
     """Target of the KL term: the frozen model's velocity, or that velocity under guidance."""
 

@@ -245,6 +245,11 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "`algorithm.kl_schedule` leaves of it.",
             EVERY,
         ),
+        Metric(
+            "loss/kl_share",
+            "Share of the images trained on that the KL term acts on; the others do not enter `loss/kl`.",
+            "steps with `algorithm.kl_gate=watched`",
+        ),
         Metric("grad_norm", "Norm of the step's gradient before clipping.", "steps whose gradient is finite"),
         Metric(
             "behaviour/eta",

@@ -71,9 +71,10 @@ def test_update_takes_the_rate_of_its_step(run_config: RunConfigMaker, tmp_path:
 def test_resumed_run_has_the_rates_of_the_uninterrupted_one(
     run_config: RunConfigMaker, tmp_path: Path
 ) -> None:
-    """So it has the KL coefficients, and a guided reference of the KL term."""
+    """So it has the KL coefficients, and a guided reference and a gate of the KL term."""
     guided = ("algorithm.kl_reference=guided", "algorithm.kl_guidance=3", "algorithm.kl_schedule=linear")
-    schedule = (*SETTINGS, *guided, "optimizer.schedule=cosine", "optimizer.warmup=1")
+    gated = ("algorithm.kl_gate=watched", "+eval_rewards.other={plugin: compressibility, quality: 50}")
+    schedule = (*SETTINGS, *guided, *gated, "optimizer.schedule=cosine", "optimizer.warmup=1")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(run_config("trainer.steps=4", f"run.dir={whole}", *schedule), resume="auto") == 0
     copied(whole, cut)

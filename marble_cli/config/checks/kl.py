@@ -1,17 +1,22 @@
 """Refuse keys of the KL term that could have no effect."""
 
 from marble_cli.config.algorithm import guidance_of_reference
-from marble_cli.config.enums import KlReference
+from marble_cli.config.enums import KlGate, KlReference
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError
 
 
 def check_kl(config: RunConfig) -> None:
-    """Check that the reference of the KL term is one that the model has.
+    """Check that the KL term has a reference that the model has, and a gate that can close.
 
     Raises:
         ConfigError: naming the key, its value and what was expected.
     """
+    if config.algorithm.kl_gate is KlGate.watched and not config.eval_rewards:
+        raise ConfigError(
+            "algorithm.kl_gate=watched: nothing is watched. Expected a reward under eval_rewards, such as "
+            "'+eval_rewards.NAME={plugin: PLUGIN}', or algorithm.kl_gate=none."
+        )
     algorithm, model = config.algorithm, config.model
     if algorithm.kl_reference is KlReference.base:
         if algorithm.kl_guidance is not None:
