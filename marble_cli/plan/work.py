@@ -21,8 +21,7 @@ def add_passes(
 
     A training sample takes a forward pass of the trained and one of the behaviour weights, and a share of the
     samples, by `algorithm.kl_every`, one of the frozen model, or two with `algorithm.kl_reference=guided`. A
-    refresh takes one or two further backward
-    passes, with full weights one per reward.
+    refresh takes one or two further backward passes, with full weights one per reward.
 
     Args:
         config: of the run.

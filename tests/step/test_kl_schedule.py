@@ -12,9 +12,8 @@ from tests.step.directions import STEP, DescentMaker, direct, distance, only_lor
     [
         ("balance.mode=full", "balance.refresh_fraction=0.5"),
         ("balance.refresh_every=1000", "balance.warmup=0", "balance.shared_term=inside"),
-        ("balance=output_space", "balance.refresh_every=1000", "balance.warmup=0"),
     ],
-    ids=["refresh", "amortised", "output_space"],
+    ids=["refresh", "amortised"],
 )
 @only_lora
 def test_a_decayed_coefficient_weighs_the_kl_term_alone(
