@@ -10,14 +10,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from marble_cli.config.algorithm import AlgorithmConfig
 from marble_cli.config.enums import (
-    AdvantageStd,
     Amortize,
     BalanceMode,
-    BehaviourSchedule,
     DeadGroups,
+    DecaySchedule,
     LauncherName,
-    LearningRateSchedule,
     OdeSolver,
     Offload,
     OnHacking,
@@ -33,8 +32,6 @@ from marble_cli.config.enums import (
     SharedTerm,
     Switch,
     Train,
-    TrainingNoise,
-    TrainingTimes,
     WandbMode,
 )
 from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
@@ -150,37 +147,6 @@ HOST = {key.name for key in fields(RewardConfig)} - {"options"}
 
 
 @dataclass
-class AdvantageConfig:
-    """Normalisation of rewards into advantages."""
-
-    std: AdvantageStd = MISSING
-    clip: float = ranged(MISSING, POSITIVE)
-
-
-@dataclass
-class BehaviourConfig:
-    """Schedule of the behaviour policy, which draws the images of a step."""
-
-    schedule: BehaviourSchedule = MISSING
-    rate: float = ranged(MISSING, at_least(0))
-    maximum: float = ranged(MISSING, SHARE)
-    delay: int = ranged(0, at_least(0))
-
-
-@dataclass
-class AlgorithmConfig:
-    """The DiffusionNFT loss and the draws that it takes."""
-
-    beta: float = ranged(MISSING, POSITIVE)
-    kl_coef: float = ranged(MISSING, at_least(0))
-    kl_every: int = ranged(1, at_least(1))
-    training_noise: TrainingNoise = MISSING
-    training_times: TrainingTimes = TrainingTimes.leading
-    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
-    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
-
-
-@dataclass
 class BalanceConfig:
     """Weights of the rewards' gradients, and when each gradient is computed on its own."""
 
@@ -209,7 +175,7 @@ class OptimizerConfig:
 
     name: OptimizerName = OptimizerName.adamw
     lr: float = ranged(MISSING, POSITIVE)
-    schedule: LearningRateSchedule = LearningRateSchedule.constant
+    schedule: DecaySchedule = DecaySchedule.constant
     warmup: int = ranged(0, at_least(0))
     betas: list[float] = field(default=MISSING, metadata=within(BETAS))
     weight_decay: float = ranged(MISSING, at_least(0))

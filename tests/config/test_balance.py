@@ -35,13 +35,6 @@ def test_weights_of_balance_that_finds_its_own_are_refused() -> None:
         compose([BUILT_IN, "balance=torchjd:UPGrad", "balance.weights.colorfulness=2"])
 
 
-@pytest.mark.parametrize("name", ["equal", "fixed", "upgrad", "weighted_sum", "torchjd:UPGrad"])
-@pytest.mark.parametrize("key", ["floor=0.1", "norm_priority=1"])
-def test_keys_of_the_qp_are_refused_where_there_is_none(name: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^balance\.{key}: balance={name} would ignore it"):
-        compose([BUILT_IN, f"balance={name}", f"balance.{key}"])
-
-
 def test_groups_and_priorities_survive_dump(tmp_path: Path) -> None:
     config, file = written(
         tmp_path, BUILT_IN, "balance.groups.both=[colorfulness,compressibility]", "balance.priorities.both=2"

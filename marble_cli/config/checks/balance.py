@@ -12,7 +12,6 @@ QP_BALANCES = ("marble", "mgda", "output_space")
 OWN_WEIGHTS = (*QP_BALANCES, "equal")
 # Balances of gradients that weigh the rewards as the user says.
 WEIGHTED = ("fixed", "upgrad")
-NO_QP = (*MIXTURES, *WEIGHTED, "equal")
 
 
 def check_balance(balance: BalanceConfig) -> None:
@@ -48,12 +47,6 @@ def check_balance(balance: BalanceConfig) -> None:
             raise ConfigError(
                 f"balance.{key}: balance={name} would ignore it. "
                 f"Expected none, or one of balance={', '.join(QP_BALANCES)}."
-            )
-    for key in ("floor", "norm_priority"):
-        if getattr(balance, key) and (name in NO_QP or name.startswith("torchjd:")):
-            raise ConfigError(
-                f"balance.{key}={getattr(balance, key):g}: balance={name} would ignore it. "
-                f"Expected 0, or one of balance={', '.join(QP_BALANCES)}."
             )
     if name in MIXTURES and balance.mode is BalanceMode.output_space:
         raise ConfigError(
