@@ -3,9 +3,9 @@
     python -m scripts.study.hacking [--seeds 0 1 2] [--runs runs/study]
 
 Trains the embedded model on colorfulness alone while clipscore and objects are watched, with
-`trainer.on_hacking=warn`, `stop` and `rollback`, and once with the two as guards, at the study's short
-budget. Finished runs are skipped, unfinished ones resume. `python -m scripts.study.hacking_report` turns the
-results into tables and pictures.
+`trainer.on_hacking=warn`, `stop` and `rollback`, and with the two as guards: with weights that are cached, as
+the preset does, at every step, and with margins. At the study's short budget. Finished runs are skipped,
+unfinished ones resume. `python -m scripts.study.hacking_report` turns the results into tables and pictures.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 from marble_cli.checkpoint.step_folders import read_pointer
 from marble_cli.metrics.history import read_metrics
 from scripts.study.__main__ import RESULTS
-from scripts.study.cells import BUDGETS
+from scripts.study.cells import BUDGETS, EVERY_STEP, STEPWISE
 from scripts.study.runner import marble, score, train
 from scripts.study.scores import Folders, Scores
 
@@ -25,11 +25,15 @@ GUARDING = (
     f"rewards=[{','.join((TRAINED, *WATCHED))}]",
     *(f"rewards.{name}.role=guard" for name in WATCHED),
 )
+EACH_STEP = (STEPWISE, *EVERY_STEP)
+MARGINS = tuple(f"rewards.{name}.margin=0.2" for name in WATCHED)
 ANSWERS = {
     "warn": (*WATCHING, "trainer.on_hacking=warn"),
     "stop": (*WATCHING, "trainer.on_hacking=stop"),
     "rollback": (*WATCHING, "trainer.on_hacking=rollback"),
     "guards": GUARDING,
+    "guards_each_step": (*GUARDING, *EACH_STEP),
+    "guards_margin": (*GUARDING, *EACH_STEP, *MARGINS),
 }
 STEPS = BUDGETS["short"].steps
 SETTINGS = (
