@@ -189,6 +189,9 @@ def transformer_maker() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `StableDiffusion3Pipeline` folder: 16 px pictures from 4 x 4 latents of 4 channels."""
+    from tests.pipelines import remember_pipelines  # imports diffusers
+
+    remember_pipelines()
     folder = tmp_path_factory.mktemp("pipeline")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
