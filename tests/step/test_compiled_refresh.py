@@ -77,7 +77,7 @@ def test_a_compiled_refresh_has_the_same_gradients_from_code_of_its_own(
     refresh, of_both = next(steps), graphs()
     assert of_amortised == KINDS * PASSES, "micro-batches of another size compile nothing"
     assert of_both == of_amortised + KINDS
-    assert BACKENDS == ["eager"] * of_amortised + ["aot_eager"] * KINDS
+    assert ["eager"] * of_amortised + ["aot_eager"] * KINDS == BACKENDS
     again = list(take_steps(case, double_policy))
     assert graphs() == of_both, "the second step compiles nothing"
     assert not counters["graph_break"]

@@ -25,7 +25,7 @@ SWITCHES = [
 
 
 def results(policy: Any, randomise: Callable[..., None], adapters: Sequence[Any]) -> list[Tensor]:
-    """Velocities of these adapters, plain gradients, and those of two mixtures from one backward pass each."""
+    """Velocities of adapters, plain gradients, and those of two mixtures from one backward pass each."""
     randomise(policy)
     xt = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
     at = (xt, torch.tensor([0.3, 0.9]).to(xt), policy.encode(["a red cup", "two boats"]))
