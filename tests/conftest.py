@@ -10,6 +10,7 @@ import json
 import pwd
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -36,7 +37,12 @@ torch.set_num_threads(1)  # the tensors are tiny, and sums do not depend on the 
 
 def pytest_collection_finish() -> None:
     """Leave what the imports made out of all garbage collections, which begin here."""
+    if "diffusers" in sys.modules:
+        from tests.pipelines import remember_pipelines
+
+        remember_pipelines()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)  # there is memory enough for less work
     gc.enable()
 
 
@@ -189,9 +195,6 @@ def transformer_maker() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `StableDiffusion3Pipeline` folder: 16 px pictures from 4 x 4 latents of 4 channels."""
-    from tests.pipelines import remember_pipelines  # imports diffusers
-
-    remember_pipelines()
     folder = tmp_path_factory.mktemp("pipeline")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
