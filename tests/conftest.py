@@ -10,6 +10,7 @@ import json
 import pwd
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -36,7 +37,12 @@ torch.set_num_threads(1)  # the tensors are tiny, and sums do not depend on the 
 
 def pytest_collection_finish() -> None:
     """Leave what the imports made out of all garbage collections, which begin here."""
+    if "diffusers" in sys.modules:
+        from tests.pipelines import remember_pipelines
+
+        remember_pipelines()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)  # there is memory enough for less work
     gc.enable()
 
 

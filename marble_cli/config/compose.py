@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from marble_cli.config.aspects import check_lists, flat_names, read_aspects
-from marble_cli.config.keys import switches, unknown_key
+from marble_cli.config.keys import missing_keys, switches, unknown_key
 from marble_cli.config.messages import describe_error, describe_value
 from marble_cli.config.overrides import parse
 from marble_cli.config.paths import make_absolute
 from marble_cli.config.references import keep_secrets, without_secrets
 from marble_cli.config.resolution import canonical
-from marble_cli.config.schema import HOST, RunConfig
+from marble_cli.config.schema import HOST, RewardConfig, RunConfig
 from marble_cli.config.select import spell_out_select
 from marble_cli.config.validate import validate
 from marble_cli.errors import ConfigError
@@ -93,7 +93,7 @@ def dump(config: RunConfig) -> str:
 
 def completed(tree: Any) -> DictConfig:
     """Add the defaults of missing keys to a run's resolved `tree`, as files of older runs lack some keys."""
-    defaults = OmegaConf.to_container(_schema(), enum_to_str=True)
+    defaults = OmegaConf.to_container(_schema((), ()), enum_to_str=True)
     merged = OmegaConf.merge(defaults, tree)
     assert isinstance(merged, DictConfig)
     return merged
@@ -250,9 +250,9 @@ def typed(tree: DictConfig) -> RunConfig:
                 tree.balance[key] = flat_names(OmegaConf.to_container(named))
         _name_switches(tree)
         spell_out_select(tree)
-        merged = OmegaConf.merge(_schema(), tree)
-        if missing := OmegaConf.missing_keys(merged) | OmegaConf.missing_keys(tree):
-            raise ConfigError(f"{sorted(missing)[0]} has no value. Set it: {sorted(missing)[0]}=...")
+        merged = OmegaConf.merge(_schema(tuple(tree.rewards), tuple(tree.eval_rewards)), tree)
+        if missing := {*missing_keys(merged), *missing_keys(tree)}:
+            raise ConfigError(f"{min(missing)} has no value. Set it: {min(missing)}=...")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
@@ -269,11 +269,14 @@ def typed(tree: DictConfig) -> RunConfig:
     return config
 
 
-@cache
-def _schema() -> DictConfig:
-    """Return the schema as a tree, made once because making it is slow. Never change it."""
-    schema: DictConfig = OmegaConf.structured(RunConfig)
-    return schema
+@lru_cache(maxsize=64)
+def _schema(rewards: tuple[str, ...], eval_rewards: tuple[str, ...]) -> DictConfig:
+    """Return the schema with such rewards as a tree, made once because making it is slow. Never change it."""
+    tree: DictConfig = OmegaConf.structured(RunConfig)
+    for group, names in (("rewards", rewards), ("eval_rewards", eval_rewards)):
+        for name in names:
+            tree[group][name] = RewardConfig
+    return tree
 
 
 def _name_switches(tree: DictConfig) -> None:

@@ -15,7 +15,7 @@ from marble_cli.metrics.jsonl import read_rows
 from marble_cli.policy.load import load_policy
 from marble_cli.run.train import train
 from tests.distributed.processes import ends, job
-from tests.launch.local_run import ForkedRun, Run
+from tests.launch.local_run import ForkedRun
 
 PROGRAM = Path(__file__).with_name("collective_ranks.py")
 
@@ -41,7 +41,7 @@ def test_single_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_two_ranks_train_as_one_rank(run_config: Callable[..., RunConfig], tmp_path: Path, kind: str) -> None:
-    """Refreshes, an amortised step and evaluations, through `marble train --nproc 2`; full weights in forks.
+    """Refreshes, an amortised step and evaluations, through `marble train --nproc 2` in forks.
 
     With a LoRA one of the two rewards is a guard, with full weights both are trained.
     The rewards are smooth: one that counts bytes would turn a pixel's rounding into another advantage.
@@ -62,7 +62,7 @@ def test_two_ranks_train_as_one_rank(run_config: Callable[..., RunConfig], tmp_p
     ]
     one, two = (run_config(*settings, f"run.dir={tmp_path / name}") for name in ("one", "two"))
     assert train(one, resume="auto") == 0
-    run = (ForkedRun if kind == "full" else Run)(two, tmp_path)
+    run = ForkedRun(two, tmp_path)
     assert run.start().wait(300) == 0, run.log.read_text()
     rows, others = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [(row["step"], row["phase"]) for row in others] == [(row["step"], row["phase"]) for row in rows]

@@ -18,7 +18,7 @@ def test_shards_compute_as_a_whole_policy(
     world: int,
     replicas: int,
 ) -> None:
-    """LoRA and full weights, with and without resharding; checkpoints fit either layout, bit for bit."""
+    """LoRA with and without resharding, and full weights; checkpoints fit either layout, bit for bit."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     file = tmp_path / "config.yaml"
     file.write_text(dump(run_config("trainer.micro_batch_size=3", "algorithm.kl_coef=0.5")))

@@ -162,6 +162,7 @@ def test_two_steps_on_small_models(small: list[str], tmp_path: Path, preset: str
             "rollout.group_size=3",
             "rollout.steps=4",
             "trainer.eval_every=2",
+            "evaluation.steps=4",  # of 40
         ]
     )
     assert train(config, resume="auto") == 0

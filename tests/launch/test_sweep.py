@@ -103,7 +103,9 @@ time.sleep(60)
 def test_a_killed_sweep_ends_its_cell(tmp_path: Path) -> None:
     mark, ready = f"MARBLE_TEST={tmp_path}", tmp_path / "ready"
     environment = os.environ | {"MARBLE_TEST": str(tmp_path)}
-    sweep = subprocess.Popen([PYTHON, "-c", SWEEP, CELL, str(ready)], env=environment, start_new_session=True)
+    program = tmp_path / "sweep.py"
+    program.write_text(SWEEP)
+    sweep = forks().start([program, CELL, ready], environment)
     try:
         wait_for(ready.exists, "the cell")
         sweep.kill()

@@ -61,47 +61,46 @@ def start(folder: Path, mode: str, first: int, last: int, run_id: str | None = I
     run.close()
 
 
-@pytest.mark.parametrize(
-    "parts",
+SEQUENCES = [
+    [("offline", 1, 5)],
+    [("offline", 1, 5), ("offline", 6, 8)],  # stopped and resumed
     [
-        [("offline", 1, 5)],
-        [("offline", 1, 5), ("offline", 6, 8)],  # stopped and resumed
-        [
-            ("offline", 1, 5),
-            ("offline", 4, 6),
-            ("offline", 5, 8),
-            ("offline", 7, 9),
-        ],  # killed, steps repeated
-        [
-            ("offline", 1, 5),
-            ("offline", 1, 3),
-        ],  # started over before a checkpoint, and then shorter than before
-        [("online", 1, 5), ("offline", 6, 8)],
-        [("online", 1, 5), ("offline", 4, 8), ("offline", 9, 9)],
-        [("offline", 1, 5), ("online", 6, 8)],
-        [("offline", 1, 4), ("disabled", 5, 6), ("offline", 7, 8)],  # two steps were never logged to W&B
-    ],
-)
-def test_upload_leaves_one_history_for_any_sequence_of_starts(
-    parts: list[tuple[str, int, int]], service: Service, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    for part in parts:
-        start(run, *part)
-    last = parts[-1][2]
-    assert upload_history(run) == last
-    assert list(service.histories) == [ID]
-    assert service.steps(ID) == list(range(1, last + 1))
-    assert service.values(ID, "loss") == [0.5 * step for step in range(1, last + 1)]
-    evaluated = [None if step % 2 else 2.0 * step for step in range(1, last + 1)]
-    assert service.values(ID, "eval/reward/ocr/mean") == evaluated
-    began = [max(first for _, first, end in parts if first <= step) for step in range(1, last + 1)]
-    assert service.values(ID, "start") == began  # repeated steps have the values of the last start
-    assert service.called[ID] == ("p", None, "n")
-    assert list_unsent_starts(run) == []
-    before = {key: dict(lines) for key, lines in service.histories.items()}
-    assert upload_history(run) == 0
-    assert service.histories == before
+        ("offline", 1, 5),
+        ("offline", 4, 6),
+        ("offline", 5, 8),
+        ("offline", 7, 9),
+    ],  # killed, steps repeated
+    [
+        ("offline", 1, 5),
+        ("offline", 1, 3),
+    ],  # started over before a checkpoint, and then shorter than before
+    [("online", 1, 5), ("offline", 6, 8)],
+    [("online", 1, 5), ("offline", 4, 8), ("offline", 9, 9)],
+    [("offline", 1, 5), ("online", 6, 8)],
+    [("offline", 1, 4), ("disabled", 5, 6), ("offline", 7, 8)],  # two steps were never logged to W&B
+]
+
+
+def test_upload_leaves_one_history_for_any_sequence_of_starts(service: Service, tmp_path: Path) -> None:
+    """One service takes them all, as starting its client takes a second."""
+    for number, parts in enumerate(SEQUENCES):
+        run, run_id = tmp_path / f"run-{number}", f"abc{number:05}"
+        for part in parts:
+            start(run, *part, run_id=run_id)
+        last = parts[-1][2]
+        assert upload_history(run) == last, parts
+        assert list(service.histories) == [f"abc{earlier:05}" for earlier in range(number + 1)], parts
+        assert service.steps(run_id) == list(range(1, last + 1)), parts
+        assert service.values(run_id, "loss") == [0.5 * step for step in range(1, last + 1)], parts
+        evaluated = [None if step % 2 else 2.0 * step for step in range(1, last + 1)]
+        assert service.values(run_id, "eval/reward/ocr/mean") == evaluated, parts
+        began = [max(first for _, first, end in parts if first <= step) for step in range(1, last + 1)]
+        assert service.values(run_id, "start") == began, parts  # repeated steps: as in the last start
+        assert service.called[run_id] == ("p", None, "n"), parts
+        assert list_unsent_starts(run) == [], parts
+        before = {key: dict(lines) for key, lines in service.histories.items()}
+        assert upload_history(run) == 0, parts
+        assert service.histories == before, parts
 
 
 def test_offline_start_after_a_sync_uploads_everything_again(service: Service, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tests.step.conftest import DoublePolicy
 META = torch.device("meta")
 READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-SIZES = (12, 6)  # of micro-batches: 2 and 4 of them, as the 12 images have two times each
+COUNTS = (1, 2)  # of micro-batches of 6 images
 
 
 class Waits(TorchDispatchMode):
@@ -75,11 +75,18 @@ def meta_policy(
     return policy
 
 
-def count_waits(step: Step, signal: Any, passes: str) -> int:
-    """Count the waits of one kind of passes over all micro-batches."""
+def on_meta(case: Any, policy: PipelinePolicy) -> Step:
+    tensors = {name: tensor.float().to(META) for name, tensor in case.data.embeddings.tensors.items()}
+    data = replace(case.data, x0=case.data.x0.float().to(META), embeddings=PromptEmbeddings(tensors))
+    return replace(case.step(policy), data=data, objective=replace(case.objective, micro_batch_size=6))
+
+
+def count_waits(case: Any, policy: PipelinePolicy, passes: str, micro_batches: int) -> int:
+    """Count the waits of one kind of passes over so many micro-batches."""
+    step, signal = on_meta(case, policy), case.signal
     two = signal.optimality[:2], signal.applicable[:2]  # more rewards wait alike
     made = reward_coefficients(*two, shared_term=SharedTerm.outside)
-    parts = chunks(step.data, step.objective.micro_batch_size)
+    parts = chunks(step.data, 6)[:micro_batches]
     with Waits() as waits:
         if passes == "mixture":
             mixture_gradient(step, parts, made.shared)
@@ -88,13 +95,6 @@ def count_waits(step: Step, signal: Any, passes: str) -> int:
         else:
             velocity_gram(step, parts, made.rewards)
     return waits.count
-
-
-def on_meta(case: Any, policy: PipelinePolicy, micro_batch_size: int) -> Step:
-    tensors = {name: tensor.float().to(META) for name, tensor in case.data.embeddings.tensors.items()}
-    data = replace(case.data, x0=case.data.x0.float().to(META), embeddings=PromptEmbeddings(tensors))
-    objective = replace(case.objective, micro_batch_size=micro_batch_size)
-    return replace(case.step(policy), data=data, objective=objective)
 
 
 def assert_constant(few: int, many: int) -> None:
@@ -106,7 +106,7 @@ def assert_constant(few: int, many: int) -> None:
 def test_waits_do_not_grow_with_the_micro_batches(
     case: Any, meta_policy: PipelinePolicy, passes: str
 ) -> None:
-    assert_constant(*(count_waits(on_meta(case, meta_policy, s), case.signal, passes) for s in SIZES))
+    assert_constant(*(count_waits(case, meta_policy, passes, count) for count in COUNTS))
 
 
 def test_waits_of_a_mixture_grow_only_if_every_micro_batch_waits(
@@ -119,10 +119,7 @@ def test_waits_of_a_mixture_grow_only_if_every_micro_batch_waits(
         kl.sum().item()
         return kl + kl.detach().cpu().to(META)
 
-    counts = []
-    for _ in range(2):
-        counts.append([count_waits(on_meta(case, meta_policy, s), case.signal, "mixture") for s in SIZES])
-        monkeypatch.setattr(passes, "kl_term", waiting)
-    (few, many), (few_waiting, many_waiting) = counts
+    few, many = (count_waits(case, meta_policy, "mixture", count) for count in COUNTS)
     assert_constant(few, many)
-    assert (few_waiting - few, many_waiting - many) == (3 * 2, 3 * 4)
+    monkeypatch.setattr(passes, "kl_term", waiting)
+    assert count_waits(case, meta_policy, "mixture", 2) - many == 3 * 2

@@ -40,5 +40,8 @@ class LoraMatrix(nn.Linear):
         matrix.weight = layer.weight
         return matrix
 
+    def reset_parameters(self) -> None:
+        """Draw no weight, as `of` sets it."""
+
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight.to(x.dtype))

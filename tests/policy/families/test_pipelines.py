@@ -101,8 +101,7 @@ def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Te
     return samples.x0
 
 
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("scale", [2.0, 4.0])
+@pytest.mark.parametrize(("scale", "cached"), [(2.0, False), (4.0, True)])
 def test_guided_latents_equal_the_pipelines_own(
     case: Case, tmp_path: Path, scale: float, cached: bool
 ) -> None:

@@ -18,13 +18,13 @@ from tests.policy.families.cases import PROMPTS, TIMES, Case
 NEAR = {Quantization.int8: 0.02, Quantization.fp8: 0.08, Quantization.nf4: 0.2}
 
 
-@pytest.fixture(params=list(NEAR), ids=lambda kind: kind.value)
+@pytest.fixture(scope="module", params=list(NEAR), ids=lambda kind: kind.value)
 def kind(request: pytest.FixtureRequest) -> Quantization:
     chosen: Quantization = request.param
     return chosen
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rounded(case: Case, kind: Quantization, randomise: Callable[..., None]) -> Any:
     """The family's policy with quantised layers, and the same adapters."""
     policy = load_policy(replace(case.model, quantization=kind), seed=0)

@@ -1,6 +1,6 @@
 """Gradient checkpointing, offload and compilation change memory and speed, and nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,13 +24,13 @@ SWITCHES = [
 ]
 
 
-def results(policy: Any, randomise: Callable[..., None]) -> list[Tensor]:
-    """Velocities of all adapters, plain gradients, and those of two mixtures from one backward pass each."""
+def results(policy: Any, randomise: Callable[..., None], adapters: Sequence[Any]) -> list[Tensor]:
+    """Velocities of adapters, plain gradients, and those of two mixtures from one backward pass each."""
     randomise(policy)
     xt = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
     at = (xt, torch.tensor([0.3, 0.9]).to(xt), policy.encode(["a red cup", "two boats"]))
     found = []
-    for adapter in ADAPTERS:
+    for adapter in adapters:
         with torch.no_grad():
             found.append(policy.velocity(*at, adapter))
     parameters = list(policy.parameters("trained").values())
@@ -51,8 +51,10 @@ def test_switch_changes_no_velocity_and_no_gradient(
     model: ModelConfig, policy: Any, randomise: Callable[..., None], switch: dict[str, Any]
 ) -> None:
     other = load_policy(replace(model, **switch), seed=0)
+    # Tracing takes seconds; test_compiled_refresh compares all adapters, with gradients to 1e-10.
+    adapters = ADAPTERS[2:3] if other.compiled and policy.device.type == "cpu" else ADAPTERS
     with torch.random.fork_rng(devices=[]):
-        got, expected = results(other, randomise), results(policy, randomise)
+        got, expected = results(other, randomise, adapters), results(policy, randomise, adapters)
     assert expected[-1].any(1).all()
     for one, two in zip(got, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
