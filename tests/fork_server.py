@@ -182,7 +182,7 @@ def _fill_caches() -> None:
     from hydra.core.plugins import Plugins
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    from marble_cli.config.compose import completed
+    from marble_cli.config.typed import completed
 
     Plugins.instance()
     completed({})

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_cli.config.compose import MODULE, check_present, options_of, split_reward
+from marble_cli.config.compose import MODULE, check_present, options_of
 from marble_cli.config.enums import OdeSolver, RolloutTimes
 from marble_cli.config.keys import unknown_key
 from marble_cli.config.messages import describe_error, describe_value
@@ -22,6 +22,7 @@ from marble_cli.config.paths import settle_rewards
 from marble_cli.config.ranges import GUIDANCE, POSITIVE, at_least, find_out_of_range, ranged
 from marble_cli.config.resolution import RESOLUTION
 from marble_cli.config.schema import HOST, SEED, EvaluationConfig, RewardConfig
+from marble_cli.config.typed import split_reward
 from marble_cli.errors import ConfigError
 from marble_cli.paths import absolute
 from marble_cli.plugins import installed

@@ -17,10 +17,11 @@ from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.step_folders import step_of, steps
 from marble_cli.checkpoint.store import TrainerState
 from marble_cli.config.aspects import plain_by_aspect
-from marble_cli.config.compose import completed, dump, typed
+from marble_cli.config.compose import dump
 from marble_cli.config.enums import Role
 from marble_cli.config.evaluation import pictured
 from marble_cli.config.schema import RunConfig
+from marble_cli.config.typed import completed, typed
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, ConfigError, RequestError
 

@@ -60,7 +60,7 @@ def test_torchjd_balance_is_a_choice() -> None:
 def load_again(config: RunConfig) -> RunConfig:
     from omegaconf import OmegaConf
 
-    from marble_cli.config.compose import typed
+    from marble_cli.config.typed import typed
 
     return typed(OmegaConf.create(dump(config)))
 
