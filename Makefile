@@ -78,7 +78,9 @@ docs: install
 # Compare all balances at their best, then write docs/results/study: about seventeen hours on two cores; resumes if stopped.
 study: install
 	$(BIN)/python -m scripts.study
+	$(BIN)/python -m scripts.study.hacking
 	$(BIN)/python -m scripts.study.report
+	$(BIN)/python -m scripts.study.hacking_report
 
 # Train the embedded model from scratch: about half an hour on two cores.
 pretrain: install

@@ -4,7 +4,8 @@
 
 Its stops have the numbers of docs/explanation/algorithm.md. `marble train` adds amortised steps, refreshes of
 two backward passes instead of one per reward, several processes, the moving average, evaluations,
-checkpoints, and rewards that may fail. A test holds the first step to the trainer's.
+checkpoints, rewards that may fail, and all keys of the KL term but `algorithm.kl_coef`. A test holds the
+first step to the trainer's.
 """
 
 import argparse

@@ -43,7 +43,7 @@ def _compose(name: str, lines: Sequence[str]) -> DictConfig:
 
 def _is_choice(line: str) -> bool:
     key, _, value = line.lstrip("+~").partition("=")
-    return key in compose.GROUPS and not value.startswith("{")
+    return key.split("@")[0] in compose.GROUPS and not value.startswith("{")
 
 
 @cache

@@ -20,6 +20,7 @@ from marble_cli.config.messages import describe_error, describe_value
 from marble_cli.config.overrides import parse
 from marble_cli.config.paths import settle_rewards
 from marble_cli.config.ranges import GUIDANCE, POSITIVE, at_least, find_out_of_range, ranged
+from marble_cli.config.resolution import RESOLUTION
 from marble_cli.config.schema import HOST, SEED, EvaluationConfig, RewardConfig
 from marble_cli.errors import ConfigError
 from marble_cli.paths import absolute
@@ -69,7 +70,7 @@ class ProtocolConfig:
     average: Average = Average.images
     unit: float = ranged(1.0, POSITIVE)
     images_per_prompt: int = ranged(MISSING, at_least(1))
-    resolution: int = ranged(MISSING, at_least(8))
+    resolution: int | str = ranged(MISSING, RESOLUTION)
     steps: int = ranged(MISSING, at_least(1))
     solver: OdeSolver = MISSING
     times: RolloutTimes = MISSING

@@ -21,6 +21,7 @@ from marble_cli.config.messages import describe_error, describe_value
 from marble_cli.config.overrides import parse
 from marble_cli.config.paths import make_absolute
 from marble_cli.config.references import keep_secrets, without_secrets
+from marble_cli.config.resolution import canonical
 from marble_cli.config.schema import HOST, RewardConfig, RunConfig
 from marble_cli.config.select import spell_out_select
 from marble_cli.config.validate import validate
@@ -261,6 +262,9 @@ def typed(tree: DictConfig) -> RunConfig:
     _drop_optional(config)
     keep_secrets(config)
     validate(config)
+    config.model.resolution = canonical(config.model.resolution)
+    if config.evaluation.resolution is not None:
+        config.evaluation.resolution = canonical(config.evaluation.resolution)
     make_absolute(config)
     return config
 

@@ -75,6 +75,20 @@ class SharedTerm(Enum):
 AdvantageStd = Enum("AdvantageStd", {"global": "global", "group": "group"})
 
 
+class KlGate(Enum):
+    """Images that the KL term acts on: all, or those that only the trained rewards rank high."""
+
+    none = "none"
+    watched = "watched"
+
+
+class KlReference(Enum):
+    """Target of the KL term: the frozen model's velocity, or that velocity under guidance."""
+
+    base = "base"
+    guided = "guided"
+
+
 class TrainingNoise(Enum):
     """Images that share their training times and noise: those of a prompt group, or none."""
 
@@ -145,8 +159,8 @@ class OptimizerName(Enum):
     adamw8bit = "adamw8bit"
 
 
-class LearningRateSchedule(Enum):
-    """Course of the learning rate after its warm-up."""
+class DecaySchedule(Enum):
+    """Course of the learning rate after its warm-up, or of the KL coefficient."""
 
     constant = "constant"
     cosine = "cosine"

@@ -30,7 +30,7 @@ class EvaluationSettings:
     solver: OdeSolver
     times: RolloutTimes
     guidance_scale: float
-    resolution: int
+    resolution: int | str
     batch_size: int
     images_per_prompt: int
     prompts: int

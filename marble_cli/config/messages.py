@@ -16,5 +16,7 @@ def describe_value(error: OmegaConfBaseException, prefix: str = "") -> str:
     text = str(error).splitlines()[0]
     if "is not a ListConfig" in text:
         text = "expected a list, such as [a,b]."
+    elif "'Union[int, str]'" in text or "'Optional[Union[int, str]]'" in text:
+        text = f"{text.partition(' is incompatible')[0]}: expected a whole number, or WIDTHxHEIGHT."
     key = getattr(error, "full_key", None)
     return f"{prefix}{key}: {text}" if key else text

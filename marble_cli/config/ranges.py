@@ -28,6 +28,7 @@ class OutOfRange:
 POSITIVE = Range(lambda value: 0.0 < value < math.inf, "a number above 0")
 SHARE = Range(lambda value: 0.0 <= value <= 1.0, "a number in [0, 1]")
 BELOW_1 = Range(lambda value: 0.0 <= value < 1.0, "a number in [0, 1)")
+ABOVE_1 = Range(lambda value: 1.0 < value < math.inf, "a number above 1")
 GUIDANCE = Range(
     lambda value: value == 0 or 1 <= value < math.inf, "0 or at least 1; both 0 and 1 mean no guidance"
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from marble_cli.config.ranges import POSITIVE, Range, at_least, ranged
+from marble_cli.config.ranges import ABOVE_1, POSITIVE, at_least, ranged
 
 
 @dataclass
@@ -10,5 +10,5 @@ class RollbackConfig:
     """Returns to the best checkpoint, for `trainer.on_hacking=rollback`."""
 
     times: int = ranged(3, at_least(1))
-    kl_factor: float = ranged(3.0, Range(lambda factor: 1.0 < factor < float("inf"), "a number above 1"))
+    kl_factor: float = ranged(3.0, ABOVE_1)
     kl_least: float = ranged(1e-4, POSITIVE)

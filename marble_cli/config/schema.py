@@ -10,14 +10,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from marble_cli.config.algorithm import AlgorithmConfig
 from marble_cli.config.enums import (
-    AdvantageStd,
     Amortize,
     BalanceMode,
-    BehaviourSchedule,
     DeadGroups,
+    DecaySchedule,
     LauncherName,
-    LearningRateSchedule,
     OdeSolver,
     Offload,
     OnHacking,
@@ -33,11 +32,10 @@ from marble_cli.config.enums import (
     SharedTerm,
     Switch,
     Train,
-    TrainingNoise,
-    TrainingTimes,
     WandbMode,
 )
 from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
+from marble_cli.config.resolution import RESOLUTION
 from marble_cli.config.rollback import RollbackConfig
 from marble_cli.config.select import SelectConfig
 
@@ -74,7 +72,7 @@ class ModelConfig:
     precision: Precision = MISSING
     quantization: Quantization = Quantization.none
     offload: Offload = Offload.none
-    resolution: int = ranged(MISSING, at_least(8))
+    resolution: int | str = ranged(MISSING, RESOLUTION)
     max_sequence_length: int = ranged(MISSING, at_least(0))
     guidance: float | None = ranged(None, at_least(0))
     embedding_cache: str | None = ranged(MISSING, text("a folder or null"))
@@ -149,37 +147,6 @@ HOST = {key.name for key in fields(RewardConfig)} - {"options"}
 
 
 @dataclass
-class AdvantageConfig:
-    """Normalisation of rewards into advantages."""
-
-    std: AdvantageStd = MISSING
-    clip: float = ranged(MISSING, POSITIVE)
-
-
-@dataclass
-class BehaviourConfig:
-    """Schedule of the behaviour policy, which draws the images of a step."""
-
-    schedule: BehaviourSchedule = MISSING
-    rate: float = ranged(MISSING, at_least(0))
-    maximum: float = ranged(MISSING, SHARE)
-    delay: int = ranged(0, at_least(0))
-
-
-@dataclass
-class AlgorithmConfig:
-    """The DiffusionNFT loss and the draws that it takes."""
-
-    beta: float = ranged(MISSING, POSITIVE)
-    kl_coef: float = ranged(MISSING, at_least(0))
-    kl_every: int = ranged(1, at_least(1))
-    training_noise: TrainingNoise = MISSING
-    training_times: TrainingTimes = TrainingTimes.leading
-    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
-    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
-
-
-@dataclass
 class BalanceConfig:
     """Weights of the rewards' gradients, and when each gradient is computed on its own."""
 
@@ -208,7 +175,7 @@ class OptimizerConfig:
 
     name: OptimizerName = OptimizerName.adamw
     lr: float = ranged(MISSING, POSITIVE)
-    schedule: LearningRateSchedule = LearningRateSchedule.constant
+    schedule: DecaySchedule = DecaySchedule.constant
     warmup: int = ranged(0, at_least(0))
     betas: list[float] = field(default=MISSING, metadata=within(BETAS))
     weight_decay: float = ranged(MISSING, at_least(0))
@@ -240,7 +207,7 @@ class EvaluationConfig:
     solver: OdeSolver | None = None
     times: RolloutTimes | None = None
     guidance_scale: float | None = ranged(None, GUIDANCE)
-    resolution: int | None = ranged(None, at_least(8))
+    resolution: int | str | None = ranged(None, RESOLUTION)
     batch_size: int | None = ranged(None, at_least(1))
     images_per_prompt: int = ranged(1, at_least(1))
     prompts: int | None = ranged(None, at_least(1))

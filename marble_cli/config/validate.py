@@ -6,6 +6,7 @@ from marble_cli.config.aspects import by_aspect, full_name
 from marble_cli.config.checks.alarm import check_alarm
 from marble_cli.config.checks.balance import check_balance
 from marble_cli.config.checks.guards import check_guards
+from marble_cli.config.checks.kl import check_kl
 from marble_cli.config.checks.launcher import check_launcher
 from marble_cli.config.checks.offload import check_offload
 from marble_cli.config.checks.placement import check_placement
@@ -51,6 +52,7 @@ def validate(config: RunConfig) -> None:
     check_balance(config.balance)
     check_guards(config)
     check_alarm(config)
+    check_kl(config)
     check_sharding(config)
     _check_trained(config.model)
     check_offload(config)

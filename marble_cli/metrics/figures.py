@@ -127,18 +127,19 @@ def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Pa
     captions = [captions[i] for i in tiles]
     blocks = -(-len(tiles) // columns)
     tile, title, left = 1.5, 0.5, 0.3  # inches
-    width, height = left + tile * columns, blocks * (tile * len(rows) + title)
+    high = tile * rows[0][1].shape[2] / rows[0][1].shape[3]
+    width, height = left + tile * columns, blocks * (high * len(rows) + title)
     with styled([*captions, *(label for label, _ in rows)]):
         figure = plt.figure(figsize=(width, height))
         for place, (index, prompt) in enumerate(zip(tiles, captions, strict=True)):
             block, column = divmod(place, columns)
             for line, (label, images) in enumerate(rows):
-                below = (blocks - block) * (tile * len(rows) + title) - title - (line + 1) * tile
+                below = (blocks - block) * (high * len(rows) + title) - title - (line + 1) * high
                 area = (
                     (left + column * tile) / width,
                     below / height,
                     0.97 * tile / width,
-                    0.97 * tile / height,
+                    0.97 * high / height,
                 )
                 panel = figure.add_axes(area)
                 panel.axis("off")

@@ -9,7 +9,7 @@ A loss of the step is sum_i (p_i P_i + q_i N_i). In other words, image i has the
 after they are weighed, so that amortised steps stay exact.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ class ImageWeights:
         signal = (losses.p - losses.q) / 2 * self.signal
         shared = (losses.p + losses.q) / 2 * self.shared
         return Coefficients(shared + signal, shared - signal)
+
+    def gated(self, opened: Tensor) -> "ImageWeights":
+        """Multiply the factors of the KL term by `opened` [n]."""
+        return replace(self, kl=self.kl * opened)
 
     def sampled(self, drawn: Tensor, probabilities: Tensor) -> "ImageWeights":
         """Keep the images that were `drawn` [n] bool, over the `probabilities` [n] of that."""

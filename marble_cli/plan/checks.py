@@ -1,16 +1,14 @@
 """Check a run within seconds of its start, before anything long begins."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from marble_cli.config.aspects import by_aspect, key_of
 from marble_cli.config.conditions import parse_condition
-from marble_cli.config.counts import processes
-from marble_cli.config.enums import OptimizerName, Parallel
-from marble_cli.config.evaluation import resolve_evaluation
+from marble_cli.config.enums import KlGate, OptimizerName, Parallel
 from marble_cli.config.schema import (
     LoggingConfig,
     ModelConfig,
@@ -22,7 +20,6 @@ from marble_cli.config.schema import (
 )
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
-from marble_cli.evaluate.groups import check_evaluated_groups
 from marble_cli.files import check_writable
 from marble_cli.metrics.tracker import load_tracker
 from marble_cli.metrics.wandb_destination import WandbDestination, resolve_destination
@@ -184,6 +181,15 @@ def check_applicable(
             if not sum(applicable(reward, declaration, prompts).values()):
                 raise ConfigError(_explain_no_prompts(key_of(group, name), reward, declaration, prompts))
         _check_conditions(group, rewards, every, prompts)
+    watched = with_declarations(config.eval_rewards, declarations)
+    asked = trained_on(config.data.sources, train)
+    if config.algorithm.kl_gate is KlGate.watched and not any(
+        sum(applicable(reward, declaration, asked).values()) for _, reward, declaration in watched
+    ):
+        raise ConfigError(
+            "algorithm.kl_gate=watched: no reward under eval_rewards applies to a training prompt, so the "
+            "gate would never close. Expected one that does, or algorithm.kl_gate=none."
+        )
     for name, reward, declaration in with_declarations(config.rewards, declarations):
         if config.trainer.eval_every and not sum(applicable(reward, declaration, held_out).values()):
             log.warning("reward %s applies to no held-out prompt, so evaluations leave it out", name)
@@ -260,36 +266,3 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
 def _first_valid(prompts: list[Prompt], rewards: list[Declaration]) -> Prompt:
     """Return the first prompt whose metadata has the types that rewards require, else the first prompt."""
     return next((p for p in prompts if not any(metadata_problem(r, p.metadata) for r in rewards)), prompts[0])
-
-
-def images_together(rollout: RolloutConfig, trained: Iterable[Declaration]) -> int:
-    """Return how many neighbouring images one process draws: a prompt's if a reward compares them, else 1."""
-    return rollout.group_size if any(declaration.groupwise for declaration in trained) else 1
-
-
-def check_groups(config: RunConfig, declarations: Mapping[str, Declaration]) -> None:
-    """Check that rewards which judge whole prompt groups get whole groups, in rollouts and in evaluations.
-
-    Raises:
-        ConfigError: a batch of the rollout would cut a group in two, there are more processes than groups, or
-            evaluations draw no groups.
-    """
-    rollout, world = config.rollout, processes(config.launcher)
-    for name in config.rewards:
-        if not declarations[name].groupwise:
-            continue
-        if rollout.batch_size % rollout.group_size:
-            raise ConfigError(
-                f"reward {name} judges whole groups, and rollout.batch_size={rollout.batch_size} would cut "
-                f"them. Expected a multiple of rollout.group_size={rollout.group_size}."
-            )
-        if world > rollout.groups:
-            raise ConfigError(
-                f"reward {name} judges whole groups, and {world} processes cannot share "
-                f"rollout.groups={rollout.groups}. Expected at most {rollout.groups} processes, best a "
-                "divisor of that number, or more groups of fewer images, e.g. "
-                f"rollout.groups={world}."
-            )
-    if config.trainer.eval_every:
-        groupwise = [name for name, declaration in declarations.items() if declaration.groupwise]
-        check_evaluated_groups(resolve_evaluation(config), groupwise)

@@ -17,6 +17,7 @@ from marble_cli.config.counts import geometry, micro_batches, per_process, proce
 from marble_cli.config.enums import Parallel, RefreshWhen, Role, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RewardConfig, RunConfig, SourceConfig, TrainerConfig
+from marble_cli.config.scored import scored_rewards
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.evaluate.start import read_start
@@ -28,15 +29,14 @@ from marble_cli.plan.checks import (
     check_applicable,
     check_cache,
     check_geometry,
-    check_groups,
     check_packages,
     check_plugins,
     check_trackers,
-    images_together,
     trained_on,
     with_declarations,
 )
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
+from marble_cli.plan.groups import check_groups, images_together
 from marble_cli.plan.memory import choose_checkpointing, describe, describe_bytes, memory
 from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.plan.work import COPY_SPEED, add_passes, copying_seconds, refreshed
@@ -111,8 +111,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     rewards = by_aspect(config.rewards)
     build_for(config.balance, rewards)
     most = "at most " if config.balance.refresh_when is RefreshWhen.stale else ""
-    trained = [declarations[name] for name in config.rewards if name in declarations]
-    together = images_together(config.rollout, trained)
+    scored = [declarations[name] for name in scored_rewards(config) if name in declarations]
+    together = images_together(config.rollout, scored)
     counts, trainer, figures = geometry(config), config.trainer, check_trackers(config.logging)
     parts = micro_batches(config, together)
     rows: list[tuple[str, str]] = [

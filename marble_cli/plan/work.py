@@ -2,7 +2,7 @@
 
 from marble_cli.config.aspects import by_aspect
 from marble_cli.config.counts import geometry, micro_batches, per_process, processes
-from marble_cli.config.enums import BalanceMode, SharedTerm, Train
+from marble_cli.config.enums import BalanceMode, KlReference, SharedTerm, Train
 from marble_cli.config.schema import RunConfig
 
 # Bytes per second from locked memory to a GPU by 16 lanes of PCIe 4.0; half by PCIe 3.0, twice by PCIe 5.0.
@@ -20,8 +20,8 @@ def add_passes(
     """Return what all passes of a run cost, without evaluations.
 
     A training sample takes a forward pass of the trained and one of the behaviour weights, and a share of the
-    samples, by `algorithm.kl_every`, one of the frozen model. A refresh takes one or two further backward
-    passes, with full weights one per reward.
+    samples, by `algorithm.kl_every`, one of the frozen model, or two with `algorithm.kl_reference=guided`. A
+    refresh takes one or two further backward passes, with full weights one per reward.
 
     Args:
         config: of the run.
@@ -32,7 +32,8 @@ def add_passes(
         backward: cost of a backward pass.
     """
     balance, algorithm = config.balance, config.algorithm
-    frozen = 1 / min(algorithm.kl_every, parts) if algorithm.kl_coef else 0.0
+    references = 2 if algorithm.kl_reference is KlReference.guided else 1
+    frozen = references / min(algorithm.kl_every, parts) if algorithm.kl_coef else 0.0
     plain = samples * ((2 + frozen) * forward + backward)
     if balance.mode is BalanceMode.output_space:
         further = float(backward)

@@ -210,7 +210,7 @@ class Policy(Protocol):
         """Return the trained weights on the CPU, by diffusers' keys: an unscaled LoRA, or a transformer."""
         ...
 
-    def resized(self, resolution: int) -> "Policy":
+    def resized(self, resolution: int | str) -> "Policy":
         """Return a policy with the same weights that draws images of another size.
 
         Raises:

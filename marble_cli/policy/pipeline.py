@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from marble_cli.config.enums import Offload, Quantization, Switch, Train
+from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.attention import avoid_cudnn_attention, fastest_attention
@@ -91,7 +92,7 @@ class PipelinePolicy:
         configs = self.pipeline.vae.config, self.pipeline.transformer.config
         self.tokens = count_image_tokens(self.model, type(self.family), *configs, key)
 
-    def resized(self, resolution: int) -> "PipelinePolicy":
+    def resized(self, resolution: int | str) -> "PipelinePolicy":
         if resolution == self.model.resolution:
             return self
         other = copy.copy(self)
@@ -165,7 +166,8 @@ class PipelinePolicy:
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        at_once = max(1, DECODED_PIXELS.get(self.device.type, 2**21) // self.model.resolution**2)
+        pixels = read_resolution(self.model.resolution).pixels
+        at_once = max(1, DECODED_PIXELS.get(self.device.type, 2**21) // pixels)
         # Batches of nearly equal size: a last batch of one image would take as long as several.
         batches = x0.to(self.pipeline.vae.dtype).tensor_split(-(-len(x0) // at_once))
         parts = [_as_bytes(self.family.decode(batch)) for batch in batches]

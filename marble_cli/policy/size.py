@@ -38,7 +38,7 @@ KEPT_PER_WIDTH = 4
 _SIZES: dict[str, ModelSize] = {}  # by everything that they depend on
 
 
-def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | None:
+def model_size(model: ModelConfig, evaluated: int | str | None = None) -> ModelSize | None:
     """Return a model's sizes; None if its configuration files are not on this machine.
 
     They are remembered: the cells of a sweep often have the same model.
@@ -68,7 +68,7 @@ def model_size(model: ModelConfig, evaluated: int | None = None) -> ModelSize | 
 
 def _compute_size(
     model: ModelConfig,
-    evaluated: int | None,
+    evaluated: int | str | None,
     family: type[Family],
     index: Mapping[str, Any],
     configs: Mapping[str, dict[str, Any]],

@@ -14,6 +14,7 @@ from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 
 from marble_cli.config.enums import Precision
+from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Family
@@ -131,13 +132,14 @@ def count_image_tokens(
         RequestError: the resolution is not a multiple of a token's side, or exceeds the transformer's
             positions.
     """
-    token = family.downscaling(vae, transformer)
-    if model.resolution % token:
-        raise RequestError(f"{key}={model.resolution}: expected a multiple of {token} for this model.")
+    token, size = family.downscaling(vae, transformer), read_resolution(model.resolution)
+    each = "" if size.width == size.height else "each side "
+    if size.width % token or size.height % token:
+        raise RequestError(f"{key}={model.resolution}: expected {each}a multiple of {token} for this model.")
     most = transformer.get("pos_embed_max_size")
-    if most is not None and model.resolution > most * token:
-        raise RequestError(f"{key}={model.resolution}: expected at most {most * token} for this model.")
-    return (model.resolution // token) ** 2
+    if most is not None and max(size.width, size.height) > most * token:
+        raise RequestError(f"{key}={model.resolution}: expected {each}at most {most * token} for this model.")
+    return size.pixels // token**2
 
 
 def check_model_settings(model: ModelConfig, family: type[Family], transformer: Mapping[str, Any]) -> None:

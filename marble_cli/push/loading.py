@@ -5,6 +5,7 @@ from typing import Any
 
 from marble_cli.config.enums import Precision
 from marble_cli.config.evaluation import EvaluationSettings
+from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.push.base_model import BaseModel
 
@@ -51,8 +52,9 @@ def loading_code(
 
 def call_arguments(model: ModelConfig, evaluation: EvaluationSettings, family: str) -> dict[str, Any]:
     """Return the arguments of the family's pipeline that draw as evaluations do, by its own scheduler."""
-    side = evaluation.resolution
-    arguments: dict[str, Any] = {"num_inference_steps": evaluation.steps, "height": side, "width": side}
+    size = read_resolution(evaluation.resolution)
+    arguments: dict[str, Any] = {"num_inference_steps": evaluation.steps}
+    arguments |= {"height": size.height, "width": size.width}
     guided = evaluation.guidance_scale > 1
     if family in TRUE_CFG:
         arguments["true_cfg_scale"] = evaluation.guidance_scale if guided else 1.0

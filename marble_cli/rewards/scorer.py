@@ -43,6 +43,11 @@ class Scores:
     applicable: Tensor
     failed: Tensor
 
+    def only(self, names: Sequence[str]) -> "Scores":
+        """Return the outcomes of these rewards, in this order."""
+        rows = [self.names.index(name) for name in names]
+        return Scores([*names], self.values[rows], self.applicable[rows], self.failed[rows])
+
     def first(self, count: int) -> "Scores":
         """Return the outcomes of the first `count` images; the others are padding."""
         rows = (tensor[:, :count] for tensor in (self.values, self.applicable, self.failed))

@@ -13,19 +13,24 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.policy.diffusers_types import Scheduler
 from marble_cli.rewards.scorer import PendingScores, Scorer, Scores
-from marble_cli.rollout.ode import Velocity, guide, is_guided, make_scheduler, sample, sampling_times
+from marble_cli.rollout.guidance import Guidance, Velocity
+from marble_cli.rollout.ode import make_scheduler, sample, sampling_times
 from marble_cli.seeds import noise
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The images of one step on this rank, with their latents, prompts and pending scores."""
+    """The images of one step on this rank, with their latents, prompts and pending scores.
+
+    `negatives` are the embeddings of the negative prompts, if training needs them.
+    """
 
     x0: Tensor  # [n, C, H, W] float32
     images: Tensor  # [n, 3, H, W] uint8
     embeddings: RepeatedEmbeddings
     prompts: list[Prompt]
     pending: list[PendingScores]  # one per batch
+    negatives: RepeatedEmbeddings | None = None
 
     def scores(self, ranks: Ranks) -> Scores:
         """Wait for the rewards and return the scores of all ranks' images, in rank order.
@@ -46,7 +51,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class PromptVectors:
-    """Embeddings of the prompts of n images and, with guidance, of their negative prompts."""
+    """Embeddings of the prompts of n images and, where needed, of their negative prompts."""
 
     positive: RepeatedEmbeddings
     negative: RepeatedEmbeddings | None
@@ -54,15 +59,28 @@ class PromptVectors:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Draw images with a policy, as `settings` say; `seed` is that of the noise."""
+    """Draw images with a policy, as `settings` say.
+
+    Attributes:
+        policy: draws.
+        settings: of the images.
+        seed: of the noise.
+        negatives: whether `collect` returns the embeddings of negative prompts, also without guidance.
+    """
 
     policy: Policy
     settings: RolloutConfig
     seed: int
+    negatives: bool = False
 
     @property
-    def is_guided(self) -> bool:
-        return is_guided(self.settings.guidance_scale)
+    def guidance(self) -> Guidance:
+        settings = self.settings
+        return Guidance(settings.guidance_scale, settings.cfg_normalization, settings.cfg_truncation)
+
+    @property
+    def needs_negatives(self) -> bool:
+        return self.negatives or self.guidance.acts
 
     def scheduler(self) -> Scheduler:
         """Make a scheduler with its times set."""
@@ -82,13 +100,13 @@ class Rollout:
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Have the policy encode the prompts of later steps, if it caches embeddings."""
-        negatives = [prompt.negative for prompt in prompts] if self.is_guided else []
+        negatives = [prompt.negative for prompt in prompts] if self.needs_negatives else []
         self.policy.prepare([prompt.text for prompt in prompts], negatives)
 
     def encode(self, prompts: Sequence[Prompt]) -> PromptVectors:
-        """Encode the prompts and, with guidance, their negative prompts."""
+        """Encode the prompts and, where needed, their negative prompts."""
         positive = self._encode([prompt.text for prompt in prompts])
-        if not self.is_guided:
+        if not self.needs_negatives:
             return PromptVectors(positive, None)
         return PromptVectors(positive, self._encode([prompt.negative for prompt in prompts], negative=True))
 
@@ -108,17 +126,11 @@ class Rollout:
             start: noise [B, C, H, W] float32.
             adapter: the weights that draw.
         """
-        settings = self.settings
         velocity = self._velocity(prompts.positive[images], adapter)
-        if prompts.negative is not None:
-            velocity = guide(
-                velocity,
-                self._velocity(prompts.negative[images], adapter),
-                self.policy.guided,
-                settings.guidance_scale,
-                settings.cfg_normalization,
-                settings.cfg_truncation,
-            )
+        if self.guidance.acts:
+            assert prompts.negative is not None
+            negative = self._velocity(prompts.negative[images], adapter)
+            velocity = self.guidance.guide(velocity, negative, self.policy.guided)
         return sample(velocity, start.to(self.policy.device), self.scheduler())
 
     def _velocity(self, embeddings: PromptEmbeddings, adapter: Adapter) -> Velocity:
@@ -167,7 +179,14 @@ class Rollout:
             latents.append(x0)
             images.append(decoded)
             advance(len(decoded))
-        return Samples(torch.cat(latents), torch.cat(images), vectors.positive, list(prompts), pending)
+        return Samples(
+            torch.cat(latents),
+            torch.cat(images),
+            vectors.positive,
+            list(prompts),
+            pending,
+            vectors.negative if self.negatives else None,
+        )
 
 
 def evaluation_rollout(policy: Policy, rollout: RolloutConfig, evaluation: EvaluationSettings) -> Rollout:

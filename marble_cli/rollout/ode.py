@@ -1,7 +1,7 @@
 """Integrate a velocity field with deterministic ODE solvers: diffusers' schedulers as plain functions."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy
@@ -11,9 +11,7 @@ from torch import Tensor
 
 from marble_cli.config.enums import OdeSolver, RolloutTimes
 from marble_cli.policy.diffusers_types import Scheduler
-from marble_cli.policy.families.guidance import bound_norm
-
-Velocity = Callable[[Tensor, Tensor], Tensor]  # (xt [B, C, H, W], t [B]) -> velocity [B, C, H, W]
+from marble_cli.rollout.guidance import Velocity
 
 
 def make_scheduler(
@@ -59,43 +57,6 @@ def make_scheduler(
     else:
         chosen = euler
     return chosen
-
-
-def is_guided(scale: float) -> bool:
-    """Return whether a `rollout.guidance_scale` enables classifier-free guidance; 0 and 1 do not."""
-    return scale > 1
-
-
-def guide(
-    positive: Velocity,
-    negative: Velocity,
-    combine: Callable[[Tensor, Tensor, float], Tensor],
-    scale: float,
-    normalization: float = 0.0,
-    truncation: float = 1.0,
-) -> Velocity:
-    """Return a velocity with classifier-free guidance.
-
-    Args:
-        positive: the velocity of the prompt.
-        negative: the velocity of the negative prompt.
-        combine: the policy's `guided`, which combines the two as its family does.
-        scale: the guidance scale, with the meaning it has in the family's pipeline.
-        normalization: bound on each sample's norm, in multiples of the positive velocity's norm; 0 for no
-            bound.
-        truncation: times with 1 - t above this have no guidance.
-
-    Source: Ho and Salimans, arXiv 2207.12598; the last two as in diffusers' `ZImagePipeline`.
-    """
-
-    def velocity(xt: Tensor, t: Tensor) -> Tensor:
-        unguided = positive(xt, t)
-        if truncation < 1 and bool((1 - t > truncation).any()):
-            return unguided
-        result = combine(unguided, negative(xt, t), scale)
-        return bound_norm(result, unguided, normalization) if normalization > 0 else result
-
-    return velocity
 
 
 def sampling_times(scheduler: Scheduler) -> Tensor:

@@ -9,8 +9,9 @@ from marble_cli.balance import registry
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.config.aspects import by_aspect
-from marble_cli.config.enums import OptimizerName, Role
+from marble_cli.config.enums import KlReference, OptimizerName, Role
 from marble_cli.config.schema import RunConfig
+from marble_cli.config.scored import scored_rewards
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
@@ -20,6 +21,7 @@ from marble_cli.policy.base import Policy
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout
 from marble_cli.run.evaluations import Evaluations
+from marble_cli.run.gate import make_gate
 from marble_cli.run.loop import Recorder, Trainer
 from marble_cli.run.rollback import in_force
 from marble_cli.run.state import Progress
@@ -102,14 +104,16 @@ def build_trainer(
         kl_coef=config.algorithm.kl_coef,
         progress=progress,
     )
+    needs_negatives = config.algorithm.kl_reference is KlReference.guided
     return Trainer(
         config=config,
         folder=folder,
         policy=policy,
         optimizer=optimizer,
-        scorer=eval_scorer.only(names),
+        scorer=eval_scorer.only(list(by_aspect(scored_rewards(config)))),
+        gate=make_gate(config),
         sampler=build_sampler(config, sources),
-        rollout=Rollout(policy, config.rollout, config.trainer.seed),
+        rollout=Rollout(policy, config.rollout, config.trainer.seed, negatives=needs_negatives),
         evaluations=evaluations,
         descent=make_descent(config, names, policy, balance, layout),
         layout=layout,

@@ -38,7 +38,8 @@ class Drawing:
     Attributes:
         sampler: draws the prompts.
         rollout: makes the images.
-        scorer: scores the trained rewards.
+        scorer: scores the trained rewards, and others if a gate needs them.
+        trained: the names of the trained rewards and the guards.
         layout: its ranks share the images.
         view: shows the progress.
         together: neighbouring images that stay on one rank.
@@ -47,6 +48,7 @@ class Drawing:
     sampler: PromptSampler
     rollout: Rollout
     scorer: Scorer
+    trained: list[str]
     layout: Layout
     view: StageView
     together: int
@@ -66,7 +68,7 @@ class Drawing:
             return drawn
         used = {prompt.text for prompt in prompts}
         for attempt in range(1, REDRAWS + 1):
-            dead = _equal_groups(drawn.scores, drawn.groups)
+            dead = _equal_groups(drawn.scores.only(self.trained), drawn.groups)
             found = self.sampler.others(step, attempt, [prompts[i] for i in dead], used)
             others = {i: prompt for i, prompt in zip(dead, found, strict=True) if prompt is not None}
             if not others:

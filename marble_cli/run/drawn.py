@@ -102,6 +102,7 @@ class Drawn:
             padding=int((self.everywhere[rank] < 0).sum()),
             everywhere=self.everywhere,
             weights=weights,
+            negatives=self.samples.negatives,
         )
 
 
@@ -115,21 +116,30 @@ def rows_of_ranks(count: int, world: int, together: int) -> Tensor:
 
 
 def _chosen(samples: Samples, rows: Tensor) -> Samples:
-    embeddings = RepeatedEmbeddings(samples.embeddings.distinct, samples.embeddings.rows[rows])
-    prompts = [samples.prompts[i] for i in rows.tolist()]
+    def chosen(embeddings: RepeatedEmbeddings) -> RepeatedEmbeddings:
+        return RepeatedEmbeddings(embeddings.distinct, embeddings.rows[rows])
+
     return Samples(
-        samples.x0[rows.to(samples.x0.device)], samples.images[rows], embeddings, prompts, samples.pending
+        samples.x0[rows.to(samples.x0.device)],
+        samples.images[rows],
+        chosen(samples.embeddings),
+        [samples.prompts[i] for i in rows.tolist()],
+        samples.pending,
+        None if samples.negatives is None else chosen(samples.negatives),
     )
 
 
 def _joined(one: Samples, other: Samples) -> Samples:
-    parts = one.embeddings, other.embeddings
-    distinct = PromptEmbeddings.joined([part.distinct for part in parts])
-    rows = torch.cat([parts[0].rows, parts[1].rows + len(parts[0].distinct)])
+    def joined(first: RepeatedEmbeddings, second: RepeatedEmbeddings) -> RepeatedEmbeddings:
+        distinct = PromptEmbeddings.joined([first.distinct, second.distinct])
+        return RepeatedEmbeddings(distinct, torch.cat([first.rows, second.rows + len(first.distinct)]))
+
+    pairs = one.negatives, other.negatives
     return Samples(
         torch.cat([one.x0, other.x0]),
         torch.cat([one.images, other.images]),
-        RepeatedEmbeddings(distinct, rows),
+        joined(one.embeddings, other.embeddings),
         [*one.prompts, *other.prompts],
         [*one.pending, *other.pending],
+        None if pairs[0] is None or pairs[1] is None else joined(pairs[0], pairs[1]),
     )

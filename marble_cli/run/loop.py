@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from marble_cli.config.aspects import by_aspect
 from marble_cli.config.enums import DeadGroups
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.schedule import PromptSampler
@@ -18,7 +19,8 @@ from marble_cli.distributed.shards import as_dtensor, local
 from marble_cli.errors import StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation
 from marble_cli.interrupts import Interrupt
-from marble_cli.plan.checks import check_rewards, images_together
+from marble_cli.plan.checks import check_rewards
+from marble_cli.plan.groups import images_together
 from marble_cli.policy.base import Policy
 from marble_cli.policy.trainable.ema import behaviour_eta, blend, ema_decay
 from marble_cli.rewards.scorer import Scorer
@@ -28,6 +30,7 @@ from marble_cli.run.checkpoints import Checkpoints
 from marble_cli.run.drawing import SMALLER_ENCODERS, SMALLER_ROLLOUT, Drawing
 from marble_cli.run.drawn import Drawn
 from marble_cli.run.evaluations import Evaluations
+from marble_cli.run.gate import Gate
 from marble_cli.run.inspection import keep_batch
 from marble_cli.run.learning_rate import learning_rate
 from marble_cli.run.shortage import bounded
@@ -64,7 +67,8 @@ class Trainer:
         folder: the run's folder.
         policy: the trained, behaviour and frozen policies.
         optimizer: AdamW over the trained parameters.
-        scorer: scores the trained rewards.
+        scorer: scores the trained rewards, and with `gate` the watched ones.
+        gate: of the KL term; None if it acts on all images.
         sampler: draws the prompts of each step.
         rollout: makes the images of a step.
         evaluations: scores the moving average on held-out prompts.
@@ -82,6 +86,7 @@ class Trainer:
     policy: Policy
     optimizer: torch.optim.Optimizer
     scorer: Scorer
+    gate: Gate | None
     sampler: PromptSampler
     rollout: Rollout
     evaluations: Evaluations
@@ -95,8 +100,9 @@ class Trainer:
     def __post_init__(self) -> None:
         rewards = [worker.reward.declaration for worker in self.scorer.workers]
         self.together = images_together(self.config.rollout, rewards)
+        self.names = list(by_aspect(self.config.rewards))
         self.drawing = Drawing(
-            self.sampler, self.rollout, self.scorer, self.layout, self.recorder, self.together
+            self.sampler, self.rollout, self.scorer, self.names, self.layout, self.recorder, self.together
         )
         self.watch = SignalWatch.over(self.policy.dtype)
         self.checkpoints = Checkpoints(
@@ -160,20 +166,23 @@ class Trainer:
         """Compute one optimizer step: rollout, scores, signal, direction, update. Return its metrics."""
         began = time.perf_counter()
         drawn, trainer, dead = self.drawing.draw(step), self.config.trainer, self.config.rollout.dead_groups
-        scores = drawn.scores
+        scores = drawn.scores.only(self.names)
         signal = read_signal(scores.values, scores.applicable, drawn.groups, self.config.algorithm)
         scored = time.perf_counter()
 
         metrics: dict[str, Any] = {"step": step, "phase": "train"}
-        metrics |= describe_signal(self.scorer.names, signal)
-        for name, failed in zip(self.scorer.names, drawn.failed.tolist(), strict=True):
-            metrics[f"reward/{name}/failed"] = failed
+        metrics |= describe_signal(self.names, signal)
+        failed = dict(zip(drawn.scores.names, drawn.failed.tolist(), strict=True))
+        metrics |= {f"reward/{name}/failed": failed[name] for name in self.names}
         if dead is DeadGroups.redraw:
             metrics["signal/redrawn_groups"] = drawn.redrawn
         weights = choose_images(signal, dead, trainer.select.fraction, trainer.seed, step, self.ranks)
+        if self.gate is not None:
+            weights, gated = self.gate.weigh(weights, drawn.scores, drawn.groups)
+            metrics |= gated
         trained = torch.ones_like(drawn.groups, dtype=torch.bool) if weights is None else weights.trained
         metrics["signal/trained_images"] = int(trained.sum())
-        if weights is not None or drawn.redrawn:  # else all images are trained on, and none is copied
+        if not trained.all() or drawn.redrawn:  # else all images are trained on, and none is copied
             drawn = drawn.only(trained, self.ranks.rank)
         data = drawn.training_set(self.config, step, self.rollout.times(), weights, self.ranks.rank)
         direction = self.find_direction(step, signal, data)
@@ -190,7 +199,7 @@ class Trainer:
 
         return metrics | {
             "optimizer/learning_rate": self.learning_rate(step),
-            "loss/kl_coef": self.config.algorithm.kl_coef,
+            "loss/kl_coef": self.descent.kl_coefficient(step),
             "time/rollout": drawn.drawing,
             "time/reward": drawn.waiting,
             "time/train": done - scored,

@@ -32,7 +32,7 @@ class RollBack(Exception):  # noqa: N818 - the run goes on
     Attributes:
         step: the step of the best checkpoint.
         rollbacks: the number of rollbacks of the run, this one included.
-        kl_coef: the KL coefficient from there on.
+        kl_coef: the KL coefficient from there on, before its schedule.
     """
 
     step: int
@@ -47,7 +47,7 @@ def respond(hacking: str, settings: TrainerConfig, progress: Progress, kl_coef: 
         hacking: the rewards that rose and fell, in words.
         settings: the configuration group.
         progress: the state after the evaluated step.
-        kl_coef: the KL coefficient that the run trains with.
+        kl_coef: the KL coefficient that the run trains with, before its schedule.
 
     Raises:
         HackingError: the run has to stop, or cannot go back: no checkpoint is the best yet, or the run has
@@ -69,8 +69,8 @@ def respond(hacking: str, settings: TrainerConfig, progress: Progress, kl_coef: 
         )
     larger = raised(kl_coef, settings.rollback)
     log.warning(
-        "step %d: going back to the best checkpoint, of step %d (rollback %d of at most %d); the KL "
-        "coefficient rises from %g to %g",
+        "step %d: going back to the best checkpoint, of step %d (rollback %d of at most %d); "
+        "algorithm.kl_coef rises from %g to %g",
         progress.step,
         progress.best_step,
         progress.rollbacks + 1,

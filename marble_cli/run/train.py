@@ -21,12 +21,12 @@ from marble_cli.plan.checks import (
     check_applicable,
     check_cache,
     check_geometry,
-    check_groups,
     check_packages,
     check_plugins,
     check_trackers,
     own_device,
 )
+from marble_cli.plan.groups import check_groups
 from marble_cli.plan.memory import check_memory, choose_checkpointing
 from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.policy.load import load_policy

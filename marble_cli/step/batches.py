@@ -27,6 +27,7 @@ class TrainingSet:
         padding: how many of the last images are padding, which counts nothing.
         everywhere: [world, m] int64 `indices` of every rank, -1 for padding; None if this rank has all.
         weights: of the step's n images; None if each weighs the same.
+        negatives: of the m negative prompts, for a guided reference of the KL term.
     """
 
     x0: Tensor
@@ -38,6 +39,7 @@ class TrainingSet:
     padding: int = 0
     everywhere: Tensor | None = None
     weights: ImageWeights | None = None
+    negatives: PromptEmbeddings | RepeatedEmbeddings | None = None
 
     def images(self, rows: Tensor) -> Tensor:
         """Return the indices of all ranks' images in these rows, without padding."""
@@ -52,7 +54,8 @@ class NoisedBatch:
     """Noised latents [B, C, H, W] of the images at `indices` [B], each at its own time `t` [B].
 
     `kl_weight` is that of the `Chunk`, `kl_weights` [B] are those of the images, if they differ. `real` [B]
-    is 1 for an image of the step and 0 for padding; None if there is no padding.
+    is 1 for an image of the step and 0 for padding; None if there is no padding. `negatives` are those of the
+    `TrainingSet`, if the micro-batch has a KL term.
     """
 
     x0: Tensor
@@ -63,6 +66,7 @@ class NoisedBatch:
     kl_weight: float
     real: Tensor | None = None
     kl_weights: Tensor | None = None
+    negatives: PromptEmbeddings | None = None
 
     def without_padding(self, values: Tensor) -> Tensor:
         """Return `values` [B] with zeros for padding."""
@@ -193,4 +197,7 @@ def noised_batches(data: TrainingSet, parts: list[Chunk], seed: int, step: int) 
         real = (rows < len(data.x0) - data.padding).to(x0) if data.padding else None
         places = indices[rows]
         kl_weights = None if kl is None else kl[places]
-        yield NoisedBatch(x0, xt, t, data.embeddings[part.rows], places, part.kl_weight, real, kl_weights)
+        negatives = None if data.negatives is None or not part.kl_weight else data.negatives[part.rows]
+        yield NoisedBatch(
+            x0, xt, t, data.embeddings[part.rows], places, part.kl_weight, real, kl_weights, negatives
+        )

@@ -15,7 +15,7 @@ from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.guards import Guarded, describe_guards, warn_violated
 from marble_cli.balance.metrics import describe_certificate, describe_solution
-from marble_cli.config.schema import AlgorithmConfig
+from marble_cli.config.algorithm import AlgorithmConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import BalanceError
 from marble_cli.objective.coefficients import Coefficients, RewardCoefficients, advantage_coefficients

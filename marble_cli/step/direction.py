@@ -16,7 +16,8 @@ pass. `Alternating` takes one or the other by a `Schedule`, and `OutputSpace` ba
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -26,11 +27,13 @@ from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.balance.guards import describe_guards, warn_violated
 from marble_cli.balance.metrics import describe_cache, describe_gradients, describe_solution
+from marble_cli.config.algorithm import AlgorithmConfig
 from marble_cli.config.enums import Amortize, BalanceMode, RefreshWhen, SharedTerm
-from marble_cli.config.schema import AlgorithmConfig, BalanceConfig, RunConfig
+from marble_cli.config.schema import BalanceConfig, RunConfig
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.objective.coefficients import RewardCoefficients, reward_coefficients
+from marble_cli.objective.decay import kl_coefficient
 from marble_cli.policy.base import Policy
 from marble_cli.step.alike import solve_once
 from marble_cli.step.batches import TrainingSet
@@ -44,7 +47,7 @@ from marble_cli.step.decision import (
     warn_left_out,
 )
 from marble_cli.step.gradients import Gradients, mixture_gradient, reward_gradients
-from marble_cli.step.passes import Objective, Step
+from marble_cli.step.passes import Objective, Step, make_objective
 from marble_cli.step.reward_signal import Signal
 from marble_cli.step.schedule import Pace, Schedule
 from marble_cli.step.staleness import fold, in_halves
@@ -191,7 +194,8 @@ class Descent:
     Attributes:
         policy: whose trained weights the gradient is of.
         layout: how ranks hold and sum gradients.
-        objective: constants of the loss.
+        objective: constants of the loss, with the KL coefficient of step 1.
+        kl_coefficient: that of a step.
         shared_term: whether every reward's loss keeps the part that all losses share.
         balance: of the run; it may have a state, which checkpoints hold.
         strategy: from coefficients to the direction.
@@ -200,6 +204,7 @@ class Descent:
     policy: Policy
     layout: Layout
     objective: Objective
+    kl_coefficient: Callable[[int], float]
     shared_term: SharedTerm
     balance: Balance | ScalarisedReward
     strategy: Strategy
@@ -224,7 +229,8 @@ class Descent:
         Raises:
             BalanceError: no solution is good enough and nothing is cached; on all ranks.
         """
-        step = Step(self.policy, self.layout, data, self.objective, number, advance)
+        objective = replace(self.objective, kl_coef=self.kl_coefficient(number))
+        step = Step(self.policy, self.layout, data, objective, number, advance)
         coefficients = reward_coefficients(signal.optimality, signal.applicable, shared_term=self.shared_term)
         return self.strategy(step, signal, coefficients, cache)
 
@@ -234,18 +240,11 @@ def make_descent(
 ) -> Descent:
     """Choose the strategy of a run's steps."""
     algorithm, settings = config.algorithm, config.balance
-    objective = Objective(
-        algorithm.beta,
-        algorithm.advantage.clip,
-        algorithm.kl_coef,
-        config.trainer.seed,
-        config.trainer.micro_batch_size,
-        algorithm.kl_every,
-    )
     scalarised = isinstance(balance, ScalarisedReward)
     shared_term = SharedTerm.inside if scalarised else settings.shared_term
     strategy = _strategy(algorithm, settings, names, balance, layout.ranks)
-    return Descent(policy, layout, objective, shared_term, balance, strategy)
+    kl = partial(kl_coefficient, algorithm, steps=config.trainer.steps)
+    return Descent(policy, layout, make_objective(config), kl, shared_term, balance, strategy)
 
 
 def _strategy(

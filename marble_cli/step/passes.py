@@ -6,10 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from marble_cli.config.algorithm import guidance_of_reference
+from marble_cli.config.enums import KlReference
+from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.layout import Layout
 from marble_cli.objective.coefficients import Coefficients
 from marble_cli.objective.nft import NftTerms, kl_term, mixed_loss, nft_terms
 from marble_cli.policy.base import Policy
+from marble_cli.rollout.guidance import Guidance
 from marble_cli.step.batches import Chunk, NoisedBatch, TrainingSet, noised_batches
 
 
@@ -17,7 +21,8 @@ from marble_cli.step.batches import Chunk, NoisedBatch, TrainingSet, noised_batc
 class Objective:
     """Constants of the loss: beta, A_max, KL coefficient, the run's seed and the images per micro-batch.
 
-    One of `kl_every` micro-batches has a KL term.
+    One of `kl_every` micro-batches has a KL term. Its reference is the frozen model, under `guidance` if
+    there is any.
     """
 
     beta: float
@@ -26,13 +31,32 @@ class Objective:
     seed: int
     micro_batch_size: int
     kl_every: int = 1
+    guidance: Guidance | None = None
+
+
+def make_objective(config: RunConfig) -> Objective:
+    """Return the constants of a run's loss, with the KL coefficient of its first step."""
+    algorithm, trainer, rollout = config.algorithm, config.trainer, config.rollout
+    guidance = None
+    if algorithm.kl_reference is KlReference.guided:
+        scale = guidance_of_reference(algorithm, rollout.guidance_scale)
+        guidance = Guidance(scale, rollout.cfg_normalization, rollout.cfg_truncation)
+    return Objective(
+        algorithm.beta,
+        algorithm.advantage.clip,
+        algorithm.kl_coef,
+        trainer.seed,
+        trainer.micro_batch_size,
+        algorithm.kl_every,
+        guidance,
+    )
 
 
 @dataclass(frozen=True)
 class ForwardPass:
     """A micro-batch and its velocities [B, C, H, W]: `v_theta` has a graph, the others have none.
 
-    `kl` is the coefficient of its KL term. Where it is zero, the frozen model's `v_ref` is None.
+    `kl` is the coefficient of its KL term. Where it is zero, the reference `v_ref` is None.
     """
 
     batch: NoisedBatch
@@ -91,9 +115,23 @@ class Step:
             expect(len(batch.x0))
             with torch.no_grad():
                 v_old = policy.velocity(*at, "behaviour")
-                v_ref = policy.velocity(*at, None) if kl else None
+                v_ref = self.reference(batch) if kl else None
             yield ForwardPass(batch, policy.velocity(*at, "trained"), v_old, v_ref, kl)
             self.advance(len(batch.indices))
+
+    def reference(self, batch: NoisedBatch) -> Tensor:
+        """Return the velocity [B, C, H, W] that the KL term pulls towards.
+
+        With guidance, every rank takes a second forward pass, also where truncation ends it: with shards all
+        ranks have to take equally many.
+        """
+        policy, guidance = self.policy, self.objective.guidance
+        v = policy.velocity(batch.xt, batch.t, batch.embeddings, None)
+        if guidance is None:
+            return v
+        assert batch.negatives is not None
+        negative = policy.velocity(batch.xt, batch.t, batch.negatives, None)
+        return guidance.combine(v, negative, batch.t, policy.guided)
 
     def loss(
         self, forward: ForwardPass, v: Tensor, terms: NftTerms, mixture: Coefficients

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.balance.constant import Scalarisation, ScalarisedReward
-from marble_cli.config.schema import AlgorithmConfig
+from marble_cli.config.algorithm import AlgorithmConfig
 from marble_cli.objective.advantages import (
     advantage_sum,
     advantages,

@@ -24,6 +24,7 @@ from marble_cli.balance.base import cosines
 from marble_cli.balance.gram import gram
 from marble_cli.config.compose import compose
 from marble_cli.config.enums import Switch
+from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.load import pick_device
@@ -112,7 +113,7 @@ def random_sd35m(config: RunConfig, small: bool, images: int) -> Scene:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         with torch.device(pick_device(config.model.device)):  # a CPU takes a minute to draw 2.2 G numbers
-            side = config.model.resolution // 8
+            side = read_resolution(config.model.resolution).width // 8
             transformer = SD3Transformer2DModel.from_config(shape | {"sample_size": side})
         policy = random_policy(transformer, config.model)
         text_tokens = CLIP_TOKENS + config.model.max_sequence_length

@@ -82,9 +82,10 @@ def keys() -> list[Key]:
 
 def name_type(kind: Any) -> str:
     """Return the name of a key's type for a reader, e.g. "float or null" or "list of str"."""
-    base = required_kind(kind)
-    if base is not kind:
-        return f"{name_type(base)} or null"
+    if required_kind(kind) is not kind:
+        return " or ".join(map(name_type, typing.get_args(kind)))
+    if kind is type(None):
+        return "null"
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is list:
         return f"list of {name_type(arguments[0])}"

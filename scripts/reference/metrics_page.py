@@ -228,7 +228,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("loss/policy", "The DiffusionNFT loss along the applied weights.", EVERY),
         Metric(
             "loss/kl",
-            "The KL term, `algorithm.kl_coef * mean (v_theta - v_ref)^2`; 0 if the coefficient is 0. With "
+            "The KL term, `loss/kl_coef * mean (v_theta - v_ref)^2`; 0 if the coefficient is 0. With "
             "`algorithm.kl_every` above 1 an unbiased estimate of it, from the micro-batches drawn.",
             EVERY,
         ),
@@ -241,8 +241,14 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "loss/kl_coef",
-            "KL coefficient of the step: `algorithm.kl_coef`, or what rollbacks have made of it.",
+            "KL coefficient of the step: `algorithm.kl_coef`, or what rollbacks have made of it, times what "
+            "`algorithm.kl_schedule` leaves of it.",
             EVERY,
+        ),
+        Metric(
+            "loss/kl_share",
+            "Share of the images trained on that the KL term acts on; the others do not enter `loss/kl`.",
+            "steps with `algorithm.kl_gate=watched`",
         ),
         Metric("grad_norm", "Norm of the step's gradient before clipping.", "steps whose gradient is finite"),
         Metric(

@@ -21,6 +21,7 @@ from scripts.study.cells import (
     MARBLE,
     MERGES,
     TUNING_SEED,
+    UNMATCHED,
     Cell,
     judged_cells,
     methods,
@@ -60,7 +61,7 @@ def chosen_cells(folders: Folders, budget: str, names: list[str]) -> list[Cell]:
     cells = [cell for name in tuned for cell in judged_cells(budget, name, best_rate(curves[name]))]
     if not next_cells(curves[MARBLE], budget, MARBLE):
         drift = curves[MARBLE][best_rate(curves[MARBLE])].drift
-        for name in (name for name in tuned if name not in MERGES):
+        for name in (name for name in tuned if name not in UNMATCHED):
             cells += judged_cells(budget, name, rate_at_drift(curves[name], drift))
     return list(dict.fromkeys(cells))
 

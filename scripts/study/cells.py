@@ -48,6 +48,9 @@ BUDGETS = {
             "advantage_sum",
             "equal",
             "paper",
+            "marble_guarded",
+            "sum_of_four",
+            "sum_guarded",
         ),
     ),
     "flop": Budget(
@@ -66,7 +69,6 @@ AMORTISED = ("balance.mode=amortized", "balance.refresh_every=5", "balance.refre
 STALE = (*AMORTISED, "balance.refresh_when=stale", "balance.refresh_every=10")
 PAPER = "balance.norm_priority=0"
 BASE, MARBLE, SEQUENTIAL = "base", "marble", "sequential"
-WEIGHTED = ("weighted_sum", "weighted_mean")
 SPECIALISTS = {f"only_{name}": name for name in REWARDS}
 MERGES = {
     "merge_concat": "concat",
@@ -78,6 +80,17 @@ SIGNAL: dict[str, tuple[str, ...]] = {
     "pair": (PAIR, STEPWISE, *STALE),
     "pair_drop": (PAIR, STEPWISE, *STALE, "rollout.dead_groups=drop"),
 }
+FOUR = tuple(name for name in REWARDS if name != "compressibility")
+GUARD = "rewards.compressibility.role=guard"
+GUARDED: dict[str, tuple[str, ...]] = {
+    "marble_guarded": (STEPWISE, *STALE, GUARD),
+    "sum_of_four": (f"rewards=[{','.join(FOUR)}]", "balance=weighted_sum", *AMORTISED),
+    "sum_guarded": ("balance=weighted_sum", *EVERY_STEP, GUARD),
+}
+# Methods with the learning rate of another, at which they are compared.
+TUNED_AS = {"marble_guarded": "marble_stale", "sum_of_four": "weighted_sum", "sum_guarded": "weighted_sum"}
+UNMATCHED = {*MERGES, *SPECIALISTS, *GUARDED}  # not compared at equal drift
+WEIGHTED = {"weighted_sum": REWARDS, "weighted_mean": REWARDS, "sum_of_four": FOUR, "sum_guarded": FOUR}
 # FLOP of a step, rollout included, over that of a step that trains on all images (`plan.work.add_passes`).
 COST = {"marble_select": 0.72, "pair_drop": 0.86}
 METHODS: dict[str, tuple[str, ...]] = {
@@ -106,6 +119,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "pcgrad": ("balance=torchjd:PCGrad", *EVERY_STEP),
     "nash": ("balance=torchjd:FairGrad", "balance.options={alpha: 1}", *EVERY_STEP),  # the Nash bargain
     SEQUENTIAL: (STEPWISE, *AMORTISED),
+    **GUARDED,
     **{method: (f"rewards=[{name}]", STEPWISE, *AMORTISED) for method, name in SPECIALISTS.items()},
 }
 
@@ -147,6 +161,7 @@ def methods(budget: str) -> list[str]:
 
 def tuning_cells(budget: str, method: str) -> list[Cell]:
     """Return the cells from which a method's learning rate can be chosen, in the order of the rates."""
+    method = TUNED_AS.get(method, method)
     return [Cell(budget, method, rate, TUNING_SEED) for rate in (SCALES if method in MERGES else RATES)]
 
 

@@ -13,7 +13,17 @@ from pathlib import Path
 from string import Template
 
 from scripts.study.__main__ import RESULTS
-from scripts.study.cells import BUDGETS, MARBLE, MERGES, SPECIALISTS, judged_cells, methods
+from scripts.study.cells import (
+    BUDGETS,
+    GUARDED,
+    MARBLE,
+    MERGES,
+    SPECIALISTS,
+    TUNED_AS,
+    UNMATCHED,
+    judged_cells,
+    methods,
+)
 from scripts.study.choose import Curve, best_rate, next_cells, rate_at_drift, tuning_curve
 from scripts.study.figures import draw_gains, draw_outcomes, draw_rates
 from scripts.study.scores import Folders
@@ -69,6 +79,14 @@ $gains
 
 ![Gain of every method in every reward](gains-$budget.png)
 """)
+GUARDED_PAGE = Template("""
+### Guards
+
+`marble_guarded` and `sum_guarded` guard compressibility, `sum_of_four` leaves it out; beside the methods
+whose learning rates they take.
+
+$gains
+""")
 MATCHED_PAGE = Template("""
 ### Every method at the drift of `marble`
 
@@ -102,7 +120,7 @@ def read_budget(folders: Folders, budget: str) -> BudgetResults:
     matched: dict[str, float] = {}
     if MARBLE in tuned:
         drift = tuned[MARBLE][rates[MARBLE]].drift
-        compared = {name: curve for name, curve in tuned.items() if name not in {*MERGES, *SPECIALISTS}}
+        compared = {name: curve for name, curve in tuned.items() if name not in UNMATCHED}
         matched = {name: rate_at_drift(curve, drift) for name, curve in compared.items()}
     unit = base_unit(folders)
 
@@ -133,7 +151,8 @@ def write_report(folders: Folders, output: Path) -> None:
 
 def write_budget(results: BudgetResults, budget: str, output: Path) -> str:
     """Draw the figures of a budget and return its part of the page."""
-    trained = {name: curve for name, curve in results.curves.items() if name not in MERGES}
+    tuned = {name: curve for name, curve in results.curves.items() if name not in GUARDED}
+    trained = {name: curve for name, curve in tuned.items() if name not in MERGES}
     merged = {name: curve for name, curve in results.curves.items() if name in MERGES}
     balances = {name: curve for name, curve in trained.items() if name not in SPECIALISTS}
     draw_rates(balances, output / f"rates-{budget}.png")
@@ -143,16 +162,24 @@ def write_budget(results: BudgetResults, budget: str, output: Path) -> str:
     if merged:
         page += MERGED_PAGE.substitute(tuning=tuning_table(merged))
     if results.best:
-        of_all = [row for row in results.best if row.cell.method not in SPECIALISTS]
-        draw_outcomes(of_all, output / f"outcomes-{budget}.png")
-        draw_gains(results.best, output / f"gains-{budget}.png")
-        page += JUDGED_PAGE.substitute(
-            budget=budget, outcomes=outcome_table(results.best), gains=gain_table(results.best)
-        )
+        page += write_judged(results.best, budget, output)
     if results.matched:
         page += MATCHED_PAGE.substitute(
             outcomes=outcome_table(results.matched), gains=gain_table(results.matched)
         )
+    return page
+
+
+def write_judged(best: list[Summary], budget: str, output: Path) -> str:
+    """Draw the figures of the judged cells and return their part of the page."""
+    rows = [row for row in best if row.cell.method not in GUARDED]
+    on_all = [row for row in rows if row.cell.method not in SPECIALISTS]
+    draw_outcomes(on_all, output / f"outcomes-{budget}.png")
+    draw_gains(rows, output / f"gains-{budget}.png")
+    page = JUDGED_PAGE.substitute(budget=budget, outcomes=outcome_table(rows), gains=gain_table(rows))
+    compared = [row for row in best if row.cell.method in {*GUARDED, *TUNED_AS.values()}]
+    if len(compared) > len(set(TUNED_AS.values())):
+        page += GUARDED_PAGE.substitute(gains=gain_table(compared))
     return page
 
 

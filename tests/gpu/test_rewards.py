@@ -52,6 +52,11 @@ def imagereward(folder: Path) -> Options:
     return {"model": str(folder)}
 
 
+def hpsv3(folder: Path) -> Options:
+    tiny_models("marble-reward-hpsv3/tests/tiny_models.py").write_hpsv3(folder)
+    return {"model": str(folder), "base": str(folder)}
+
+
 def embedded(folder: Path) -> Options:
     return {"model": "tiny"}
 
@@ -69,6 +74,7 @@ OPTIONS: dict[str, Callable[[Path], Options]] = {
     "pickscore": embedded,
     "hpsv2": embedded,
     "aesthetic": aesthetic,
+    "hpsv3": hpsv3,
     "imagereward": imagereward,
     "geneval": geneval,
 }

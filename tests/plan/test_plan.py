@@ -229,6 +229,15 @@ def test_plan_says_that_the_model_is_not_on_this_machine(
             ConfigError,
             r"rewards\.colorfulness applies to no prompt.*'txt'",
         ),
+        (
+            [
+                "algorithm.kl_gate=watched",
+                "+eval_rewards.seen={plugin: colorfulness, sources: [general]}",
+                "data.sources.general.weight=0",
+            ],
+            ConfigError,
+            r"kl_gate=watched: no reward under eval_rewards applies to a training prompt",
+        ),
         (["run.dir=/proc/marble"], RequestError, r"run\.dir=/proc/marble cannot be written"),
         (
             ["model.embedding_cache=/proc/version"],

@@ -165,3 +165,14 @@ def test_guided_latents_equal_the_plain_pipelines(
     torch.testing.assert_close(ours(prompts, scale), theirs, rtol=0, atol=1e-4)
     assert (ours(prompts, scale) - ours(PROMPTS, scale))[[2, 3, 4, 6]].abs().amax(dim=(1, 2, 3)).min() > 1e-3
     assert torch.equal(ours(prompts, 1.0), ours(PROMPTS, 1.0))
+
+
+def test_negative_prompts_of_unguided_images_are_encoded_for_training(
+    rollout: Rollout, scorer: Scorer
+) -> None:
+    plain, more = collect(rollout, scorer), collect(replace(rollout, negatives=True), scorer)
+    assert plain.negatives is None
+    assert torch.equal(plain.x0, more.x0)
+    assert more.negatives is not None
+    empty = rollout.policy.encode([""], negative=True).tensors["tokens"]
+    torch.testing.assert_close(more.negatives[slice(0, 7)].tensors["tokens"], empty.expand(7, -1, -1))

@@ -24,6 +24,7 @@ def drawn(count: int, world: int, rank: int, tag: float = 0.0, together: int = 1
         embeddings=RepeatedEmbeddings(PromptEmbeddings({"text": values}), torch.arange(len(own))),
         prompts=[Prompt(f"{value}", {}, "general") for value in values.tolist()],
         pending=[],
+        negatives=RepeatedEmbeddings(PromptEmbeddings({"text": -values}), torch.arange(len(own))),
     )
     scores = torch.arange(count).double()[None] + tag
     every = torch.ones(1, count, dtype=torch.bool)
@@ -36,7 +37,10 @@ def drawn(count: int, world: int, rank: int, tag: float = 0.0, together: int = 1
 def numbers(one: Drawn, rank: int) -> Tensor:
     """What this rank's rows say their numbers are, -1 for padding."""
     found = one.samples.x0.flatten()
-    assert torch.equal(found.double(), one.samples.embeddings[torch.arange(len(found))].tensors["text"])
+    texts = (one.samples.embeddings, one.samples.negatives)
+    text, negative = (of[torch.arange(len(found))].tensors["text"] for of in texts if of is not None)
+    assert torch.equal(found.double(), text)
+    assert torch.equal(-found.double(), negative)
     assert [float(prompt.text) for prompt in one.samples.prompts] == found.tolist()
     return found.where(one.everywhere[rank] >= 0, -1.0)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from marble_cli.config.enums import LearningRateSchedule
+from marble_cli.config.enums import DecaySchedule
 from marble_cli.config.schema import OptimizerConfig, RunConfig
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.run.learning_rate import learning_rate
@@ -25,15 +25,15 @@ def rates(steps: int, **settings: Any) -> list[float]:
     return [learning_rate(optimizer, step, steps) for step in range(1, steps + 1)]
 
 
-@pytest.mark.parametrize("schedule", list(LearningRateSchedule))
+@pytest.mark.parametrize("schedule", list(DecaySchedule))
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (0, 7), (1, 7), (3, 9), (6, 7), (9, 4)])
-def test_rates_are_those_of_torch_schedulers(schedule: LearningRateSchedule, warmup: int, steps: int) -> None:
+def test_rates_are_those_of_torch_schedulers(schedule: DecaySchedule, warmup: int, steps: int) -> None:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=0.3)
     left = max(1, steps - warmup)
     after = {
-        LearningRateSchedule.constant: lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0),
-        LearningRateSchedule.cosine: lr_scheduler.CosineAnnealingLR(optimizer, T_max=left),
-        LearningRateSchedule.linear: lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=left),
+        DecaySchedule.constant: lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0),
+        DecaySchedule.cosine: lr_scheduler.CosineAnnealingLR(optimizer, T_max=left),
+        DecaySchedule.linear: lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=left),
     }[schedule]
     start = 1 / (warmup + 1)
     scheduler: Any = after
@@ -71,7 +71,10 @@ def test_update_takes_the_rate_of_its_step(run_config: RunConfigMaker, tmp_path:
 def test_resumed_run_has_the_rates_of_the_uninterrupted_one(
     run_config: RunConfigMaker, tmp_path: Path
 ) -> None:
-    schedule = (*SETTINGS, "optimizer.schedule=cosine", "optimizer.warmup=1")
+    """So it has the KL coefficients, and a guided reference and a gate of the KL term."""
+    guided = ("algorithm.kl_reference=guided", "algorithm.kl_guidance=3", "algorithm.kl_schedule=linear")
+    gated = ("algorithm.kl_gate=watched", "+eval_rewards.other={plugin: compressibility, quality: 50}")
+    schedule = (*SETTINGS, *guided, *gated, "optimizer.schedule=cosine", "optimizer.warmup=1")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(run_config("trainer.steps=4", f"run.dir={whole}", *schedule), resume="auto") == 0
     copied(whole, cut)
@@ -87,3 +90,4 @@ def test_resumed_run_has_the_rates_of_the_uninterrupted_one(
         for step, steps in ((1, 4), (2, 4), (3, 4), (4, 4), (5, 5))
     ]
     assert [row["optimizer/learning_rate"] for row in recorded] == planned
+    assert [row["loss/kl_coef"] for row in recorded] == pytest.approx([1e-4, 7.5e-5, 5e-5, 2.5e-5, 2e-5])

@@ -13,7 +13,7 @@ EPILOG = "Example:  marble rewards list"
 def list_rewards(
     ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """List the installed rewards."""
+    """List the installed rewards, each with its aspects."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -28,11 +28,12 @@ def list_rewards(
     if as_json:
         typer.echo(json.dumps({"marble": __version__, "rewards": rows}, indent=1), file=out)
         return
-    table = Table("reward", "what it scores", "requires", box=None, pad_edge=False)
-    table.add_column("distribution", overflow="fold")
+    table = Table("reward", "what it scores", box=None, pad_edge=False)
     for row in rows:
         summary = f"[red]{escape(redact(row['error']))}[/]" if row["error"] else escape(row["summary"])
-        table.add_row(row["name"], summary, ", ".join(row["requires"]), row["distribution"])
+        names = "\n".join([row["name"], *(f"  .{escape(aspect)}" for aspect in row["aspects"])])
+        needs = f"requires {escape(', '.join(row['requires']))}; " if row["requires"] else ""
+        table.add_row(names, f"{summary}\n[dim]{needs}{row['distribution']}[/]")
     Console(file=out).print(table)
 
 
@@ -48,6 +49,14 @@ def _describe_installed() -> list[dict[str, Any]]:
             declaration = Declaration.of(load_plugin(name))
         except Exception as failure:  # one broken plugin must not hide the others
             error = str(failure)
-        row = {"name": name, "summary": declaration.summary, "requires": list(declaration.requires)}
-        rows.append({**row, "distribution": entry.dist.name if entry.dist else "", "error": error})
+        rows.append(
+            {
+                "name": name,
+                "summary": declaration.summary,
+                "requires": list(declaration.requires),
+                "aspects": list(declaration.aspects),
+                "distribution": entry.dist.name if entry.dist else "",
+                "error": error,
+            }
+        )
     return rows

@@ -11,7 +11,7 @@ from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
-from marble_cli.policy.families.latents import decode_kl, pack, unpack
+from marble_cli.policy.families.latents import decode_kl, latent_shape, pack, unpack
 
 
 class Flux:
@@ -24,8 +24,8 @@ class Flux:
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
         self.encoders = (pipeline.components["text_encoder"], pipeline.components["text_encoder_2"])
-        side = model.resolution // pipeline.vae_scale_factor
-        self.latent_shape = (pipeline.transformer.config["in_channels"] // 4, side, side)
+        channels = pipeline.transformer.config["in_channels"] // 4
+        self.latent_shape = latent_shape(channels, model, pipeline.vae_scale_factor)
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:

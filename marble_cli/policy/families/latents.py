@@ -3,7 +3,15 @@
 from torch import Tensor
 from torch.nn import functional
 
+from marble_cli.config.resolution import read_resolution
+from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.diffusers_types import Autoencoder
+
+
+def latent_shape(channels: int, model: ModelConfig, scale: int) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) of an image's latents; each spans `scale` pixels on a side."""
+    size = read_resolution(model.resolution)
+    return channels, size.height // scale, size.width // scale
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_with_token_norms
-from marble_cli.policy.families.latents import pack, unpack
+from marble_cli.policy.families.latents import latent_shape, pack, unpack
 from marble_cli.policy.families.masks import pad_prompts, trim_padding
 
 
@@ -24,8 +24,8 @@ class QwenImage:
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
         self.encoders = (pipeline.components["text_encoder"],)
-        side = model.resolution // pipeline.vae_scale_factor
-        self.latent_shape = (pipeline.transformer.config["in_channels"] // 4, side, side)
+        channels = pipeline.transformer.config["in_channels"] // 4
+        self.latent_shape = latent_shape(channels, model, pipeline.vae_scale_factor)
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:

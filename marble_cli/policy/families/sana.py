@@ -11,6 +11,7 @@ from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings, count_tokens
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
+from marble_cli.policy.families.latents import latent_shape
 from marble_cli.policy.families.masks import trim_padding
 
 # The instruction that the pipeline prepends to prompts by default.
@@ -27,8 +28,8 @@ class Sana:
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
         self.encoders = (pipeline.components["text_encoder"],)
-        side = model.resolution // pipeline.vae_scale_factor
-        self.latent_shape = (pipeline.transformer.config["in_channels"], side, side)
+        channels = pipeline.transformer.config["in_channels"]
+        self.latent_shape = latent_shape(channels, model, pipeline.vae_scale_factor)
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
-from marble_cli.policy.families.latents import decode_kl
+from marble_cli.policy.families.latents import decode_kl, latent_shape
 
 
 class SD3:
@@ -24,8 +24,8 @@ class SD3:
         names = ("text_encoder", "text_encoder_2", "text_encoder_3")
         encoders = [pipeline.components[name] for name in names]
         self.encoders = tuple(encoder for encoder in encoders if encoder is not None)
-        side = model.resolution // pipeline.vae_scale_factor
-        self.latent_shape = (pipeline.transformer.config["in_channels"], side, side)
+        channels = pipeline.transformer.config["in_channels"]
+        self.latent_shape = latent_shape(channels, model, pipeline.vae_scale_factor)
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_positive
-from marble_cli.policy.families.latents import decode_kl
+from marble_cli.policy.families.latents import decode_kl, latent_shape
 from marble_cli.policy.families.masks import pad_prompts
 
 
@@ -24,8 +24,8 @@ class ZImage:
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
         self.pipeline, self.model = pipeline, model
         self.encoders = (pipeline.components["text_encoder"],)
-        side = model.resolution // pipeline.vae_scale_factor
-        self.latent_shape = (pipeline.transformer.config["in_channels"], side, side)
+        channels = pipeline.transformer.config["in_channels"]
+        self.latent_shape = latent_shape(channels, model, pipeline.vae_scale_factor)
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:

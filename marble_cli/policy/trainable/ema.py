@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from marble_cli.config.algorithm import BehaviourConfig
 from marble_cli.config.enums import BehaviourSchedule
-from marble_cli.config.schema import BehaviourConfig, EmaConfig
+from marble_cli.config.schema import EmaConfig
 
 
 def ema_decay(ema: EmaConfig, step: int) -> float:

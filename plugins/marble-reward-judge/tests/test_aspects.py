@@ -1,5 +1,6 @@
 """Judges with several scores per picture, and scores by the probabilities of an answer's first token."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -7,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from marble_reward_judge import unifiedreward2
 from marble_reward_judge.completion import Answer
 from marble_reward_judge.judge import Judge
 from marble_reward_judge.likelihood import ExpectedValue
 from marble_reward_judge.score import UnreadableAnswerError
+from marble_reward_judge.unifiedreward2 import UnifiedReward2
+
+from marble_cli.rewards.api import Declaration
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -39,6 +44,31 @@ def test_one_answer_has_the_scores_of_all_aspects(server: "Server", judge: Calla
 def server_prompt(body: dict[str, Any]) -> str:
     text: str = body["messages"][0]["content"][1]["text"]
     return text.split()[-1]
+
+
+ANSWERS = [
+    "Alignment Score (1-5): 2.5\nCoherence Score (1-5): 3.125000015258789\n**Style Score (1-5):** 4/5",
+    "Alignment Score (1-5): 0.5\nCoherence Score (1-5): 1\nStyle Score (1-5): 7",  # not on the scale
+    "alignment score (1-5): 5\nStyle Score: 3",  # other words
+]
+
+
+def test_unifiedreward2_scores_three_aspects_in_one_answer(server: "Server") -> None:
+    """A score that is missing or not on the scale has failed, and that score alone."""
+    server.reply = lambda body, _: server.says(ANSWERS[int(server_prompt(body)[1:-1])])
+    scores: Any = UnifiedReward2(server.url)(PICTURES, ["0", "1", "2"])
+    assert len(server.bodies) == 3
+    assert tuple(scores) == UnifiedReward2.aspects
+    rows = [[None if isinstance(score, Exception) else score for score in own] for own in scores.values()]
+    assert rows == [[0.5, None, 1.0], [pytest.approx(0.625, abs=1e-6), 0.2, None], [0.8, None, None]]
+    assert {type(own[2]) for own in (scores["coherence"], scores["style"])} == {UnreadableAnswerError}
+    assert Declaration.of(UnifiedReward2(server.url)) == Declaration.of(UnifiedReward2)
+
+
+def test_question_of_unifiedreward2_is_the_published_one() -> None:
+    """Compares the SHA-256 of the text in point_score_ACS_image_generation.py, with {prompt} in its place."""
+    digest = hashlib.sha256(unifiedreward2.QUESTION.encode()).hexdigest()
+    assert digest == "75d52d3ae771f89b682db3b74cdaca1c7bde373a39162bc1c9dabd63cdc9b851"
 
 
 def test_the_score_is_the_expected_value_over_the_first_token(
@@ -95,7 +125,11 @@ def test_an_answer_that_is_probably_another_one_has_failed() -> None:
         ({"answers": {"1": 1, "2": 2, "10": 10}}, "'10' begins with '1'"),
         ({"answers": YES_NO, "aspects": ["style"]}, "does not ask for 'style': expected {aspect}"),
         ({"pattern": None, "aspects": ["style"]}, "does not ask for 'style': expected style"),
-        ({"template": "style: {prompt}", "aspects": ["style"]}, "no pattern of their own"),
+        ({"template": "style: {prompt}", "aspects": ["style"]}, r"expected {aspect} where the name of each"),
+        (
+            {"aspects": ["style"], "pattern": "{aspect}: (.)", "json_key": "a"},
+            "one of pattern .* and json_key",
+        ),
     ],
 )
 def test_wrong_options_are_refused(judge: Callable[..., Judge], options: dict[str, Any], said: str) -> None:

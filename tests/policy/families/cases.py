@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from marble_cli.config.enums import OdeSolver
+from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import Adapter
 from marble_cli.rollout.ode import make_scheduler, sample
@@ -74,7 +75,7 @@ class Run:
 
 
 def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
-    begin, side = case.start(), case.tiny.resolution
+    begin, size = case.start(), read_resolution(case.tiny.resolution)
     seen = [pipeline._pack_latents(begin, *begin.shape) if case.tiny.packed else begin]
 
     def keep(_: Any, step: int, t: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -84,8 +85,8 @@ def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
     images = pipeline(
         prompt=list(PROMPTS),
         num_inference_steps=STEPS,
-        height=side,
-        width=side,
+        height=size.height,
+        width=size.width,
         latents=seen[0],
         output_type="pt",
         callback_on_step_end=keep,
@@ -93,7 +94,9 @@ def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
     ).images
     if case.tiny.packed:
         scale = pipeline.vae_scale_factor
-        seen = [pipeline._unpack_latents(x, side, side, scale).reshape(begin.shape) for x in seen]
+        seen = [
+            pipeline._unpack_latents(x, size.height, size.width, scale).reshape(begin.shape) for x in seen
+        ]
     return Run(pipeline.scheduler.sigmas, torch.stack(seen), images)
 
 

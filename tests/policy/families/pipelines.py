@@ -18,7 +18,7 @@ class Tiny:
 
     choice: str
     make: Callable[[], Any]
-    resolution: int
+    resolution: str
     max_sequence_length: int
     tokens: int
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -234,13 +234,13 @@ def z_image() -> Any:
 
 
 TINY = {
-    "sd3": Tiny("sd3", sd3, 16, 20, 4, {"guidance_scale": 1.0, "max_sequence_length": 20}),
+    "sd3": Tiny("sd3", sd3, "32x16", 20, 8, {"guidance_scale": 1.0, "max_sequence_length": 20}),
     "flux_dev": Tiny(
         "flux",
         partial(flux, guided=True),
-        32,
+        "48x32",
         20,
-        16,
+        24,
         {"guidance_scale": 2.0, "max_sequence_length": 20},
         True,
         ("model.guidance=2.0",),
@@ -248,14 +248,16 @@ TINY = {
     "flux_schnell": Tiny(
         "flux",
         partial(flux, guided=False),
-        32,
+        "48x32",
         20,
-        16,
+        24,
         {"max_sequence_length": 20},
         True,
         ("model.guidance=null",),
     ),
-    "qwen_image": Tiny("qwen_image", qwen_image, 32, 200, 16, {"true_cfg_scale": 1.0}, True),
-    "sana": Tiny("sana", sana, 32, 300, 64, {"guidance_scale": 1.0, "use_resolution_binning": False}),
-    "z_image": Tiny("z_image", z_image, 32, 100, 16, {"guidance_scale": 0.0, "max_sequence_length": 100}),
+    "qwen_image": Tiny("qwen_image", qwen_image, "48x32", 200, 24, {"true_cfg_scale": 1.0}, True),
+    "sana": Tiny("sana", sana, "64x32", 300, 128, {"guidance_scale": 1.0, "use_resolution_binning": False}),
+    "z_image": Tiny(
+        "z_image", z_image, "48x32", 100, 24, {"guidance_scale": 0.0, "max_sequence_length": 100}
+    ),
 }

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from marble_cli.config.evaluation import resolve_evaluation
+from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import RunConfig
 from marble_cli.push.loading import call_arguments
 from tests.policy.families.cases import STEPS, Case, assert_same_images, plain_run
@@ -14,7 +15,7 @@ def test_arguments_on_the_card_draw_as_evaluations_do(
     config = run_config(*case.overrides)
     family = case.policy.provenance()["family"]
     arguments = call_arguments(config.model, resolve_evaluation(config), family)
-    side = case.tiny.resolution
     sizes = {key: arguments.pop(key) for key in ("num_inference_steps", "height", "width")}
-    assert sizes == {"num_inference_steps": STEPS, "height": side, "width": side}
+    size = read_resolution(case.tiny.resolution)
+    assert sizes == {"num_inference_steps": STEPS, "height": size.height, "width": size.width}
     assert_same_images(case.images(case.policy, None), plain_run(case, case.plain, **arguments).images)

@@ -37,10 +37,11 @@ def test_computed_sizes_equal_those_of_the_loaded_model(case: Case, precision: P
 
 
 def test_settings_that_do_not_fit_the_model_are_refused(case: Case) -> None:
-    uneven = replace(case.model, resolution=case.tiny.resolution + 2)
-    for look in (model_size, lambda model: load_policy(model, 0)):
-        with pytest.raises(RequestError, match=r"model\.resolution=\d+: expected a multiple of \d+"):
-            look(uneven)
+    for uneven, each in (("34", ""), ("34x32", "each side "), ("32x34", "each side ")):
+        for look in (model_size, lambda model: load_policy(model, 0)):
+            message = rf"model\.resolution={uneven}: expected {each}a multiple of \d+"
+            with pytest.raises(RequestError, match=message):
+                look(replace(case.model, resolution=uneven))
     other, said = (3.5, "3.5") if case.model.guidance is None else (None, "null")
     wrong = [(replace(case.model, guidance=other), rf"model\.guidance={said}: .*Expected")]
     if case.tiny.choice == "sana":

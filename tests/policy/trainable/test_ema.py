@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from marble_cli.config.algorithm import BehaviourConfig
 from marble_cli.config.enums import BehaviourSchedule
-from marble_cli.config.schema import BehaviourConfig, EmaConfig
+from marble_cli.config.schema import EmaConfig
 from marble_cli.policy.trainable.ema import behaviour_eta, blend, ema_decay
 
 

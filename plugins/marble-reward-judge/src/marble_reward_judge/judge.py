@@ -1,5 +1,6 @@
 """The `judge` reward: a vision-language model that answers the user's own question."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,15 +65,16 @@ class Judge:
                 `json_key`, `low`, `high` and `max_tokens` do not count then.
             allow_text: with `answers`, take the value of the answer's text if there are no probabilities.
             aspects: several scores of a picture. With `answers` each has a question of its own, in which
-                `{aspect}` is replaced by its name. Else one answer has all, by the keys of their names in a
-                JSON object instead of `json_key`, and the template has to ask for these.
+                `{aspect}` is replaced by its name. Else one answer has all: by a `pattern` in which
+                `{aspect}` is replaced by its name, or by the keys of their names in a JSON object instead of
+                `json_key`, which the template has to ask for.
 
         Raises:
             ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
-        _check_template(template, aspects, "{aspect}" if answers else None)
-        if aspects and pattern is not None:
-            raise ValueError("aspects have no pattern of their own: expected none")
+        _check_template(
+            template, aspects if answers or pattern is None else (), "{aspect}" if answers else None
+        )
         self.aspects, self.template, self.one_question_each = (
             tuple(aspects),
             template,
@@ -83,8 +85,10 @@ class Judge:
             self.read = [ExpectedValue(answers, allow_text)] * (len(aspects) or 1)
             low, high = min(answers.values()), max(answers.values())
             extra_body, max_tokens = {**REQUEST, **(extra_body or {})}, 1
+        elif pattern is not None:
+            self.read = [ScoreReader(own, json_key, low, high) for own in _patterns(pattern, aspects)]
         else:
-            self.read = [ScoreReader(pattern, key, low, high) for key in aspects or (json_key,)]
+            self.read = [ScoreReader(None, key, low, high) for key in aspects or (json_key,)]
         self.offset, self.scale = 0.0, 1.0
         if not raw:
             if low is None or high is None:
@@ -149,3 +153,10 @@ def _check_template(template: str, aspects: Sequence[str], placeholder: str | No
             raise ValueError(
                 f"template={template!r} does not ask for {aspect!r}: expected {placeholder or aspect}"
             )
+
+
+def _patterns(pattern: str, aspects: Sequence[str]) -> list[str]:
+    """Return the pattern of each aspect; the pattern itself if there are none."""
+    if aspects and "{aspect}" not in pattern:
+        raise ValueError(f"pattern={pattern!r}: expected {{aspect}} where the name of each aspect belongs")
+    return [pattern.replace("{aspect}", re.escape(aspect)) for aspect in aspects] or [pattern]

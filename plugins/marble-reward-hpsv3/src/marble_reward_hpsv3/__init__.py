@@ -1,0 +1,1 @@
+"""The HPSv3 reward."""

@@ -1,0 +1,124 @@
+"""HPSv3 written out in float64, by the names of the published weights.
+
+Scores one picture and one prompt at a time, with the whole chat and without padding. Sources: HPSv3, arXiv
+2508.03789; Qwen2-VL, arXiv 2409.12191.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import gelu, layer_norm, silu
+
+from .tiny_models import TOKENS
+
+PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+PATCH, MERGED = 14, 2
+
+
+def fitted(height: int, width: int, pixels: int) -> tuple[int, int]:
+    """Edges that 28 divides; at most `pixels` pixels of a larger picture, at least those of a smaller."""
+    rounded = [round(edge / 28) * 28 for edge in (height, width)]
+    scale = math.sqrt(pixels / (height * width))
+    if math.prod(rounded) > pixels:
+        rounded = [max(28, math.floor(edge * scale / 28) * 28) for edge in (height, width)]
+    elif math.prod(rounded) < pixels:
+        rounded = [math.ceil(edge * scale / 28) * 28 for edge in (height, width)]
+    return rounded[0], rounded[1]
+
+
+class Original:
+    """The network and its two encoders, with 2 heads for pictures and 4 for text (2 of keys)."""
+
+    def __init__(self, weights: Mapping[str, Tensor], instruction: str, pixels: int) -> None:
+        self.weights = {name: tensor.double() for name, tensor in weights.items()}
+        self.instruction, self.pixels = instruction, pixels
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        y = x @ self.weights[f"{name}.weight"].T
+        return y + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else y
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        if f"{name}.bias" not in self.weights:
+            return self.weights[f"{name}.weight"] * x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt()
+        return layer_norm(x, x.shape[1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], 1e-6)
+
+    def score(self, image: Tensor, prompt: str) -> float:
+        """Of an image uint8 [3, H, W] and a prompt."""
+        seen = self.see(image)
+        chat = ["<|im_start|>", "system", "You", "are", "a", "helpful", "assistant.", "<|im_end|>"]
+        chat += ["<|im_start|>", "user"]
+        chat += ["<|vision_start|>", *["<|image_pad|>"] * len(seen), "<|vision_end|>"]
+        words = self.instruction.format(prompt=prompt).split()
+        question = ["[UNK]" if word.startswith("<|") else word for word in words]
+        end = ["END", "<|im_end|>", "<|im_start|>", "assistant"]
+        tokens = [*chat, *question, "<|Reward|>", *end]
+        ids = torch.tensor([TOKENS.index(token) if token in TOKENS else 0 for token in tokens])
+        x = self.weights["model.embed_tokens.weight"][ids]
+        x[ids == TOKENS.index("<|image_pad|>")] = seen
+        for layer in ("model.layers.0", "model.layers.1"):
+            x = x + self.read(f"{layer}.self_attn", self.norm(f"{layer}.input_layernorm", x))
+            y = self.norm(f"{layer}.post_attention_layernorm", x)
+            gate, up = (self.linear(f"{layer}.mlp.{name}_proj", y) for name in ("gate", "up"))
+            x = x + self.linear(f"{layer}.mlp.down_proj", silu(gate) * up)
+        y = self.norm("model.norm", x)[tokens.index("<|Reward|>")]
+        for layer in ("rm_head.0", "rm_head.3"):
+            y = self.linear(layer, y).relu()
+        return self.linear("rm_head.5", y)[0].item()
+
+    def read(self, name: str, x: Tensor) -> Tensor:
+        """Attend to earlier tokens; 2 heads share keys and values."""
+        query, key, value = (self.linear(f"{name}.{part}_proj", x) for part in "qkv")
+        size, places = 12, torch.arange(len(x), dtype=torch.float64)
+        angles = places[:, None] * 1e6 ** (-torch.arange(6, dtype=torch.float64) / 6)
+        hidden = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)
+        heads = []
+        for head in range(4):
+            mine = slice(head * size, (head + 1) * size)
+            shared = slice(head // 2 * size, (head // 2 + 1) * size)
+            fit = turned(query[:, mine], angles) @ turned(key[:, shared], angles).T / math.sqrt(size)
+            heads.append(fit.masked_fill(hidden, -math.inf).softmax(1) @ value[:, shared])
+        return self.linear(f"{name}.o_proj", torch.cat(heads, 1))
+
+    def see(self, image: Tensor) -> Tensor:
+        """Return a picture's tokens: patches in squares of four, each square merged into one."""
+        patches, places = self.patches(image)
+        x = patches @ self.weights["visual.patch_embed.proj.weight"].flatten(1).T
+        frequencies = 1e4 ** (-torch.arange(4, dtype=torch.float64) / 4)
+        angles = (places[:, :, None] * frequencies).flatten(1)
+        for block in ("visual.blocks.0", "visual.blocks.1"):
+            query, key, value = self.linear(f"{block}.attn.qkv", self.norm(f"{block}.norm1", x)).chunk(3, 1)
+            heads = []
+            for mine in (slice(0, 16), slice(16, 32)):
+                fit = turned(query[:, mine], angles) @ turned(key[:, mine], angles).T / 4
+                heads.append(fit.softmax(1) @ value[:, mine])
+            x = x + self.linear(f"{block}.attn.proj", torch.cat(heads, 1))
+            y = self.linear(f"{block}.mlp.fc1", self.norm(f"{block}.norm2", x))
+            x = x + self.linear(f"{block}.mlp.fc2", y * torch.sigmoid(1.702 * y))
+        merged = self.norm("visual.merger.ln_q", x).reshape(len(x) // MERGED**2, -1)
+        return self.linear("visual.merger.mlp.2", gelu(self.linear("visual.merger.mlp.0", merged)))
+
+    def patches(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut a picture into patches [n, 3 * 2 * 14 * 14], each shown twice; return them and their places."""
+        height, width = fitted(*image.shape[1:], self.pixels)
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)) / 255
+        pixels = torch.from_numpy((pixels - PIXEL_MEAN) / PIXEL_STD)
+        found, places = [], []
+        for top in range(0, height // PATCH, MERGED):
+            for left in range(0, width // PATCH, MERGED):
+                for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+                    patch = pixels[row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH]
+                    found.append(patch.permute(2, 0, 1)[:, None].expand(-1, 2, -1, -1).flatten())
+                    places.append([row, column])
+        return torch.stack(found), torch.tensor(places, dtype=torch.float64)
+
+
+def turned(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn the pairs (i, i + size / 2) of [n, size] by angles [n, size / 2]."""
+    first, second = x.chunk(2, 1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], 1)

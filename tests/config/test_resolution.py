@@ -1,0 +1,34 @@
+"""One number is a square, WIDTHxHEIGHT a rectangle, and every size has one spelling."""
+
+from collections.abc import Callable
+
+import pytest
+
+from marble_cli.config.resolution import RESOLUTION, Resolution, canonical, read_resolution
+from marble_cli.config.schema import RunConfig
+
+
+@pytest.mark.parametrize(
+    ("written", "size", "spelling"),
+    [
+        (512, Resolution(512, 512), 512),
+        ("512", Resolution(512, 512), 512),
+        ("512x512", Resolution(512, 512), 512),
+        ("768x512", Resolution(768, 512), "768x512"),
+        ("0512x768", Resolution(512, 768), "512x768"),
+    ],
+)
+def test_every_size_has_one_spelling(written: int | str, size: Resolution, spelling: int | str) -> None:
+    assert RESOLUTION.accepts(written)
+    assert read_resolution(written) == size
+    assert canonical(written) == spelling
+
+
+@pytest.mark.parametrize("written", ["", "x512", "512x", "512x-8", "512 x 512", "5.12", "1x2x3", 7, "7x512"])
+def test_what_is_no_size_is_out_of_range(written: int | str) -> None:
+    assert not RESOLUTION.accepts(written)
+
+
+def test_a_configuration_keeps_the_one_spelling(run_config: Callable[..., RunConfig]) -> None:
+    config = run_config("model.resolution=64x64", "evaluation.resolution=64x48")
+    assert (config.model.resolution, config.evaluation.resolution) == (64, "64x48")
