@@ -31,6 +31,9 @@ def test_reward_that_always_raises_stops_the_run_with_a_checkpoint(
     assert "the judge is out of order" in said
     assert "Traceback" not in said
     assert (run / "checkpoints" / "latest").read_text().strip() == "step-00000002"
+    log = (run / "log.txt").read_text()
+    assert "step     1/4" in log
+    assert "RewardError: reward broken failed on 12 of 12 images" in log
 
 
 def test_reward_that_is_broken_from_the_start_fails_in_the_preflight(
@@ -56,10 +59,3 @@ def test_reward_that_scores_no_image_is_left_out(environment: Environment, run: 
         assert row["reward/silent/applicable"] == 0
         assert "reward/silent/mean" not in row
     assert rows(run)[0]["balance/alpha/compressibility"] == 1.0
-
-
-def test_log_records_steps_and_the_error(environment: Environment, run: Path) -> None:
-    train(environment, run, "broken", "trainer.steps=4", "rewards.broken.good_calls=2")
-    log = (run / "log.txt").read_text()
-    assert "step     1/4" in log
-    assert "RewardError: reward broken failed on 12 of 12 images" in log

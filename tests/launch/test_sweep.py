@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +13,10 @@ from marble_cli.errors import RequestError
 from marble_cli.launch.sweep import SignalRelay, check_cells, run_sweep
 from marble_cli.lock import RunLock
 from marble_cli.sweep.record import read_sweep
-from tests.distributed.processes import marked, wait_for
+from tests.distributed.processes import wait_for
 from tests.launch.cells import seeds
 
 pytestmark = pytest.mark.usefixtures("cells")
-PYTHON = sys.executable  # before the stand-in takes its place
 
 
 def started(tmp_path: Path) -> dict[int, list[str]]:
@@ -83,37 +80,6 @@ def test_a_second_ctrl_c_kills_the_cell(tmp_path: Path) -> None:
     assert (tmp_path / "s" / "trainer.seed=8" / "caught").read_text() == "1"
     assert started(tmp_path) == {8: ["auto"]}
     assert not (tmp_path / "s" / "run.lock").exists()
-
-
-SWEEP = """
-import sys
-from marble_cli.launch.sweep import SignalRelay
-with SignalRelay() as relay:
-    relay.run([sys.executable, "-c", sys.argv[1], sys.argv[2]])
-"""
-CELL = """
-import pathlib, sys, time
-from marble_cli.launch.local import end_with_launcher
-end_with_launcher()
-pathlib.Path(sys.argv[1]).touch()
-time.sleep(60)
-"""
-
-
-def test_a_killed_sweep_ends_its_cell(tmp_path: Path) -> None:
-    mark, ready = f"MARBLE_TEST={tmp_path}", tmp_path / "ready"
-    environment = os.environ | {"MARBLE_TEST": str(tmp_path)}
-    program = tmp_path / "sweep.py"
-    program.write_text(SWEEP)
-    sweep = forks().start([program, CELL, ready], environment)
-    try:
-        wait_for(ready.exists, "the cell")
-        sweep.kill()
-        sweep.wait()
-        wait_for(lambda: not marked(mark), "the end of the cell", 10)
-    finally:
-        for pid in marked(mark):
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_signal_to_the_cell_alone_stops_the_sweep(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_image_grid_draws_any_prompt_and_label(tmp_path: Path, text: str) -> Non
         assert min(picture.size) > 100
 
 
-NAMES = [name for name in ODD.values() if name.strip() and "/" not in name][:26:3] + ["ocr"]
+NAMES = [*[name for name in ODD.values() if name.strip() and "/" not in name][:26:3], "ocr"]
 
 
 @pytest.mark.parametrize(("name", "other"), list(zip(NAMES[::2], NAMES[1::2], strict=True)))

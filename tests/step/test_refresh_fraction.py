@@ -12,8 +12,7 @@ from marble_cli.step.gradients import mixture_gradient, reward_gradients
 from tests.step.directions import INSIDE, NAMES, DescentMaker, direct, distance, rewards_gradients
 
 
-@pytest.mark.parametrize("shared_term", ["inside", "outside"])
-@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.8])
+@pytest.mark.parametrize(("fraction", "shared_term"), [(0.01, "outside"), (0.5, "inside"), (0.8, "outside")])
 def test_a_share_of_the_micro_batches_chooses_the_weights_of_all(
     descent: DescentMaker, case: Any, reference: Any, fraction: float, shared_term: str
 ) -> None:
