@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test reaches for the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of numpy and of the programs that tests start
 
 import copy
 import gc
@@ -117,51 +118,6 @@ RunConfigMaker = Callable[..., RunConfig]
 PLAIN_FOLDER = re.compile(r"run\.dir=(/\w[\w.-]{,99})+")  # an absolute path, which composing leaves as it is
 
 
-def make_transformer(qk_norm: str | None = "rms_norm") -> Any:
-    """Make a transformer of two joint blocks over 4 x 4 latents; without `qk_norm` it runs in float64."""
-    from diffusers import SD3Transformer2DModel
-
-    return SD3Transformer2DModel(
-        sample_size=4, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16,
-        pos_embed_max_size=4, qk_norm=qk_norm,
-    )  # fmt: skip
-
-
-def make_pipeline() -> Any:
-    """Make a pipeline of every class of the real one except T5; its random weights draw coloured pictures."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
-
-    alphabet = sorted(ByteLevel.alphabet())
-    tokens = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(f"{letter}</w>" for letter in alphabet)]
-    tokenizer = CLIPTokenizer(
-        vocab={token: place for place, token in enumerate(tokens)}, merges=[], model_max_length=24,
-        bos_token=tokens[0], eos_token=tokens[1], pad_token=tokens[1],
-    )  # fmt: skip
-    text = CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=8, intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=24, projection_dim=8, hidden_act="gelu", bos_token_id=0, eos_token_id=1,
-        pad_token_id=1,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
-        sample_size=16,
-        use_quant_conv=False, use_post_quant_conv=False, scaling_factor=1.3, shift_factor=0.1,
-    )  # fmt: skip
-    with torch.no_grad():
-        vae.decoder.conv_out.weight.mul_(2.0)
-    return StableDiffusion3Pipeline(
-        transformer=make_transformer(), scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0), vae=vae,
-        text_encoder=CLIPTextModelWithProjection(text), tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(text), tokenizer_2=tokenizer,
-        text_encoder_3=None, tokenizer_3=None,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make `me` in the working folder `tmp_path` the home."""
@@ -189,12 +145,16 @@ def homeless(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def transformer_maker() -> Callable[..., Any]:
     """`make_transformer`, for tests in other folders."""
+    from tests.models import make_transformer
+
     return make_transformer
 
 
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `StableDiffusion3Pipeline` folder: 16 px pictures from 4 x 4 latents of 4 channels."""
+    from tests.models import make_pipeline  # imports diffusers
+
     folder = tmp_path_factory.mktemp("pipeline")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

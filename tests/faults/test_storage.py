@@ -13,9 +13,9 @@ import torch
 
 from marble_cli.checkpoint import store
 from tests.checkpoint import damage
-from tests.conftest import make_pipeline
 from tests.faults.conftest import SETTINGS, FaultRecorder, JobMaker
 from tests.faults.job import Job, check_identical
+from tests.models import make_pipeline
 
 pytestmark = pytest.mark.long
 

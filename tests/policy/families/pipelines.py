@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tokenizers.pre_tokenizers import Metaspace
 
-from tests.conftest import make_pipeline
+from tests.models import make_pipeline
 from tests.policy.families.components import autoencoder_kl, learn_merges, qwen_tokenizer, t5
 
 
