@@ -8,9 +8,10 @@ from PIL import Image
 
 from marble_cli.config.compose import compose
 from marble_cli.config.enums import Role
-from scripts.study import hacking, hacking_report
+from scripts.study import hacking, hacking_report, runner
 from scripts.study.cells import REWARDS, TUNING_SEED
 from scripts.study.scores import Folders, Scores, base_name
+from tests.scripts.smallest import BRIEF, SMALL, run_in_process
 
 
 @pytest.mark.parametrize("answer", hacking.ANSWERS)
@@ -28,6 +29,25 @@ def test_a_stopped_run_leaves_its_best_checkpoint_or_the_base_model(tmp_path: Pa
     assert hacking.remains(tmp_path, stopped=True) == "base"
     (tmp_path / "checkpoints" / "best").write_text("step-00000006\n")
     assert hacking.remains(tmp_path, stopped=True) == str(tmp_path / "checkpoints" / "step-00000006")
+
+
+def test_a_run_is_trained_drawn_and_scored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands = run_in_process(monkeypatch, runner)
+    small = (word for word in (*SMALL, *BRIEF) if "rewards" not in word and "eval_every" not in word)
+    monkeypatch.setattr(hacking, "SETTINGS", ("preset=tiny", *small, "trainer.eval_every=1"))
+    monkeypatch.setattr(hacking, "STEPS", 2)
+    monkeypatch.setattr(hacking, "ANSWERS", {"rollback": hacking.ANSWERS["rollback"]})
+    monkeypatch.setattr(hacking, "PROMPTS", hacking.PROMPTS[:1])
+    monkeypatch.setattr(runner, "JUDGED_PROMPTS", 2)
+    folders = Folders(tmp_path / "runs", tmp_path / "results")
+    words = ["--runs", str(folders.runs), "--results", str(folders.results), "--seeds", "0"]
+    hacking.main(words)
+    assert [command[0] for command in commands] == ["generate", "train", "generate"]
+    scores = Scores.read(folders.result("hacking/rollback-0"))
+    assert scores.values.shape == (len(REWARDS), 6)
+    assert [row["step"] for row in scores.facts["evaluations"]] == [0, 1, 2]
+    hacking.main(words)
+    assert [command[0] for command in commands[3:]] == ["generate"], "the base model's pictures"
 
 
 def test_the_report_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,8 @@ SMOKE_TESTS = {
     "scripts.minimal_loop": "test_minimal_loop.py",
     "scripts.reference": "test_reference.py",
     "scripts.study": "test_study.py",
+    "scripts.study.hacking": "test_hacking.py",
+    "scripts.study.hacking_report": "test_hacking.py",
     "scripts.study.report": "test_study.py",
     "scripts.study.runner": "test_study.py",
     "scripts.tiny.pretrain": "test_tiny.py",
