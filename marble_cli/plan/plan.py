@@ -151,7 +151,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         rows += [
             (
                 "model",
-                f"{config.model.path}: {size.transformer:,} parameters, {_trained(config.model.train, size)}",
+                f"{config.model.path}: {size.network:,} parameters, {_trained(config.model.train, size)}",
             ),
             ("memory", describe(needed, trainer.micro_batch_size)),
             ("", f"beside the model: {neighbours}"),

@@ -29,8 +29,8 @@ def compile_now(double_policy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.reset()
     counters.clear()
-    yield lambda: compile_blocks(double_policy.transformer)
-    for block in repeated_blocks(double_policy.transformer):
+    yield lambda: compile_blocks(double_policy.network)
+    for block in repeated_blocks(double_policy.network):
         block._compiled_call_impl = None
     torch._dynamo.reset()
 

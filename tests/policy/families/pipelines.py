@@ -233,6 +233,70 @@ def z_image() -> Any:
     )
 
 
+def unet(**more: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        **{
+            "sample_size": 8,
+            "block_out_channels": (8, 16),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "attention_head_dim": (1, 2),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            **more,
+        }
+    )
+
+
+# The noise schedule of Stable Diffusion.
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def sdxl() -> Any:
+    """It predicts noise; its scheduler is spaced as in the published model."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel
+
+    pipeline = make_pipeline()
+    sizes = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    return StableDiffusionXLPipeline(
+        vae=autoencoder_kl(),
+        text_encoder=CLIPTextModel(pipeline.text_encoder.config),
+        text_encoder_2=pipeline.text_encoder_2,
+        tokenizer=pipeline.tokenizer,
+        tokenizer_2=pipeline.tokenizer_2,
+        unet=unet(
+            cross_attention_dim=16,
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            projection_class_embeddings_input_dim=8 + 6 * 4,
+            **sizes,
+        ),
+        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+        add_watermarker=False,
+    )
+
+
+def sd15() -> Any:
+    """It predicts v, as the 768 px models of Stable Diffusion 2; its scheduler has another solver."""
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+    pipeline = make_pipeline()
+    return StableDiffusionPipeline(
+        vae=autoencoder_kl(),
+        text_encoder=CLIPTextModel(pipeline.text_encoder.config),
+        tokenizer=pipeline.tokenizer,
+        unet=unet(cross_attention_dim=8, sample_size=64),
+        scheduler=PNDMScheduler(**BETAS, prediction_type="v_prediction", steps_offset=1, skip_prk_steps=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 TINY = {
     "sd3": Tiny("sd3", sd3, "32x16", 20, 8, {"guidance_scale": 1.0, "max_sequence_length": 20}),
     "flux_dev": Tiny(
@@ -260,4 +324,6 @@ TINY = {
     "z_image": Tiny(
         "z_image", z_image, "48x32", 100, 24, {"guidance_scale": 0.0, "max_sequence_length": 100}
     ),
+    "sdxl": Tiny("sdxl", sdxl, "24x16", 0, 24, {"guidance_scale": 1.0}),
+    "sd15": Tiny("sd15", sd15, "16x24", 0, 24, {"guidance_scale": 1.0}),
 }

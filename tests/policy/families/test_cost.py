@@ -45,7 +45,9 @@ def count(policy: Any, xt: Tensor) -> PassCost:
     if "mask" in tensors:
         tensors["mask"] = torch.ones_like(tensors["mask"])
     policy.trainable.activate("trained")
-    weights = {p.untyped_storage().data_ptr() for p in policy.pipeline.transformer.parameters()}
+    weights = {
+        p.untyped_storage().data_ptr() for p in getattr(policy.pipeline, policy.family.network).parameters()
+    }
     kept: dict[int, tuple[int, Tensor]] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -83,14 +85,16 @@ def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) 
     assert size is not None
     real, planned = count(policy, case.start()), size.cost
     assert real.kept < planned.kept_checkpointed < planned.kept
-    assert (planned.forward + planned.backward) == pytest.approx(real.backward, rel=0.15)
+    # A UNet computes neither its samplers nor its projections around blocks again.
+    rel = 0.3 if case.network == "unet" else 0.15
+    assert (planned.forward + planned.backward) == pytest.approx(real.backward, rel=rel)
 
 
 def test_equal_blocks_cost_as_much_as_each_of_them(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(case.model.path, tmp_path / "deep", ignore=shutil.ignore_patterns("*.safetensors"))
-    file = tmp_path / "deep/transformer/config.json"
+    file = tmp_path / "deep" / case.network / "config.json"
     config = json.loads(file.read_text())
     depths = config.keys() & {"num_layers", "num_single_layers", "n_layers"}
     file.write_text(json.dumps({**config, **dict.fromkeys(depths, 5)}))

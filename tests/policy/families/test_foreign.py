@@ -25,11 +25,11 @@ def added(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def comfyui(key: str) -> str:
-    return key.replace("transformer.", "diffusion_model.", 1)
+    return f"diffusion_model.{key.partition('.')[2]}"
 
 
 def flat(key: str) -> str:
-    layer, part = key.removeprefix("transformer.").rsplit(".lora_", 1)
+    layer, part = key.partition(".")[2].rsplit(".lora_", 1)
     return f"lora_unet_{layer.replace('.', '_')}.lora_{'down' if part[0] == 'A' else 'up'}.weight"
 
 
