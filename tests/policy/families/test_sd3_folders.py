@@ -34,9 +34,9 @@ def test_pipeline_of_unknown_class_is_refused(
     folder = tmp_path / "other"
     shutil.copytree(pipeline_folder, folder)
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "LuminaPipeline"}))
     for look in (lambda m: load_policy(m, 0), model_size):
-        with pytest.raises(RequestError, match=r"is a StableDiffusionXLPipeline.*StableDiffusion3Pipeline"):
+        with pytest.raises(RequestError, match=r"is a LuminaPipeline.*StableDiffusion3Pipeline"):
             look(replace(model, path=str(folder)))
 
 
