@@ -42,9 +42,9 @@ def repeated_blocks(network: nn.Module) -> list[nn.Module]:
 
     The stages in a UNet's lists differ; it is the transformer blocks in them that repeat.
     """
-    if isinstance(middle := getattr(network, "mid_block", None), nn.Module):
-        stages = network.get_submodule("down_blocks"), middle, network.get_submodule("up_blocks")
-        parts = [part for stage in stages for part in stage.modules()]
+    if hasattr(network, "mid_block"):  # a UNet, which computes its stages in this order
+        stages = [getattr(network, name) for name in ("down_blocks", "mid_block", "up_blocks")]
+        parts = [part for stage in stages if stage is not None for part in stage.modules()]
         return [part for part in parts if type(part).__name__ == "BasicTransformerBlock"]
     stacks = [child for child in network.children() if isinstance(child, nn.ModuleList)]
     return [block for stack in stacks for block in stack]

@@ -17,6 +17,7 @@ from marble_cli.policy.base import PassCost, PromptEmbeddings
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
 from tests.policy.families.cases import PROMPTS, TIMES, Case
+from tests.policy.families.pipelines import ONE_UNET, TRANSFORMERS
 
 
 def attention_forward(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
@@ -67,6 +68,7 @@ def count(policy: Any, xt: Tensor) -> PassCost:
     return PassCost(forward.get_total_flops(), backward.get_total_flops(), saved, saved)
 
 
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 @pytest.mark.parametrize("train", list(Train), ids=lambda train: train.value)
 def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
     model = replace(case.model, train=train)
@@ -77,6 +79,7 @@ def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
     assert 2 * real.kept < size.most_kept
 
 
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) -> None:
     policy, size = (
         load_policy(replace(case.model, gradient_checkpointing=Switch.true), seed=0),
@@ -90,6 +93,7 @@ def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) 
     assert (planned.forward + planned.backward) == pytest.approx(real.backward, rel=rel)
 
 
+@pytest.mark.parametrize("case", TRANSFORMERS, indirect=True)
 def test_equal_blocks_cost_as_much_as_each_of_them(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,7 +93,7 @@ class Unscored:
 
 def negatives(case: Case) -> list[str]:
     """SDXL's pipeline takes an empty one for a text if others are not; `test_sdxl.py` has it alone."""
-    return [text or "dim" for text in NEGATIVES] if case.tiny.choice == "sdxl" else NEGATIVES
+    return [text or "dim" for text in NEGATIVES] if case.tiny.choice == "sdxl" else list(NEGATIVES)
 
 
 def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Tensor:

@@ -12,6 +12,9 @@ from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES
 from tests.policy.families.cases import Case
+from tests.policy.families.pipelines import ONE_UNET
+
+pytestmark = pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 
 
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])

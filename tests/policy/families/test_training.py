@@ -28,9 +28,11 @@ from tests.policy.families.cases import (
     load_plain,
     plain_run,
 )
+from tests.policy.families.pipelines import ONE_UNET, TRANSFORMERS
 from tests.policy.operations import CountedOperations
 
 
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_per_sample_gradients_equal_autograd_for_every_mixture(
     case: Case, checkpointing: bool, randomise: Callable[..., None]
@@ -65,6 +67,7 @@ def test_default_targets_adapt_every_attention_projection(case: Case) -> None:
     }
 
 
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
     case: Case, run_config: Callable[..., RunConfig], tmp_path: Path, kind: str
@@ -103,6 +106,7 @@ def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
     assert (images - base).abs().max() * 255 > 5
 
 
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 def test_half_precision_is_close_and_keeps_gradients_in_float32(
     case: Case, randomise: Callable[..., None]
 ) -> None:
@@ -141,6 +145,7 @@ def recorded_calls(transformer: Any) -> Iterator[list[Call]]:
         yield calls
 
 
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 @torch.no_grad()
 def test_bfloat16_equals_the_plain_pipelines_own(case: Case) -> None:
     half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
@@ -172,6 +177,7 @@ def test_bfloat16_equals_the_plain_pipelines_own(case: Case) -> None:
     assert len(expected) == STEPS
 
 
+@pytest.mark.parametrize("case", TRANSFORMERS, indirect=True)
 def test_bfloat16_errs_no_more_than_under_autocast(case: Case, randomise: Callable[..., None]) -> None:
     """Errors of velocities and gradients, against float32 on the same rounded weights and inputs."""
     half, exact = (load_policy(replace(case.model, precision=Precision.bf16), seed=0) for _ in range(2))
@@ -209,6 +215,7 @@ def test_bfloat16_errs_no_more_than_under_autocast(case: Case, randomise: Callab
     assert (errors[False] < 1.15 * errors[True]).all(), errors  # the mean of so few draws is this uncertain
 
 
+@pytest.mark.parametrize("case", TRANSFORMERS, indirect=True)
 def test_half_precision_casts_nothing_per_adapted_layer_but_its_matrices(case: Case) -> None:
     half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
     at, layers = (case.start(), case.times, half.encode(PROMPTS)), len(half.layers()) // 2
