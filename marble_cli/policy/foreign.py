@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -112,6 +113,9 @@ def _converted(
     known = {"unet_config": network.config} if name == "unet" else {"return_alphas": True}
     answer = pipeline.lora_state_dict(dict(tensors), **known)  # type: ignore[attr-defined]
     state, alphas = answer if isinstance(answer, tuple) else (answer, {})
+    if name == "unet":  # whose layers have names there from before peft
+        state, alphas = (convert_unet_state_dict_to_peft(part) for part in (state, alphas or {}))
+        alphas = {key.replace(f"{A}.alpha", ".alpha"): torch.tensor(value) for key, value in alphas.items()}
     return {**state, **(alphas or {})}
 
 

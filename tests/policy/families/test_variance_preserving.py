@@ -24,7 +24,7 @@ from marble_cli.policy.families.variance_preserving import (
 from marble_cli.policy.load import load_policy
 from marble_cli.rollout.ode import make_scheduler, sample, sampling_times
 from tests.policy.families.cases import PROMPTS, Case
-from tests.policy.families.pipelines import BETAS
+from tests.policy.families.unets import BETAS
 
 ANGLES = torch.linspace(0.03, 1.5, 7, dtype=torch.float64)  # alpha = cos, sigma = sin
 SOLVERS = {OdeSolver.euler: EulerDiscreteScheduler, OdeSolver.dpm2: DPMSolverMultistepScheduler}
