@@ -1,20 +1,27 @@
 """Know which layers of each model family ComfyUI's LoRA loader maps, by diffusers' names.
 
-Keys in a file are diffusers' own, `transformer.LAYER.lora_A.weight`. ComfyUI skips what it does not map and
-only logs that.
+Keys in a file are diffusers' own, `transformer.LAYER.lora_A.weight`; those of a UNet are kohya's. ComfyUI
+skips what it does not map and only logs that.
 
 Source: comfy/lora.py at 17358c8 and comfy/utils.py at 09708ea of Comfy-Org/ComfyUI (`model_lora_keys_unet`,
-`mmdit_to_diffusers`, `flux_to_diffusers`, `z_image_to_diffusers`). ComfyUI uses diffusers' names for
-Qwen-Image.
+`mmdit_to_diffusers`, `flux_to_diffusers`, `z_image_to_diffusers`, `unet_to_diffusers`). ComfyUI uses
+diffusers' names for Qwen-Image.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
+from marble_cli.checkpoint.lora import prefix
 from marble_cli.errors import RequestError
 
 _JOINT_ATTENTION = r"attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 _JOINT_BLOCK = rf"{_JOINT_ATTENTION}|norm1(_context)?\.linear|ff(_context)?\.net\.(0\.proj|2)"
+_UNET = (
+    r"(down_blocks\.\d+|up_blocks\.\d+|mid_block)\.attentions\.\d+\."
+    r"(proj_in|proj_out|transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)))"
+)
 _EMBEDDED_TIME = r"time_text_embed\.(timestep|text|guidance)_embedder\.linear_[12]"
 MAPPED = {
     "SD3": rf"transformer_blocks\.\d+\.({_JOINT_BLOCK}|attn2\.(to_[qkv]|to_out\.0))"
@@ -28,6 +35,8 @@ MAPPED = {
     r"(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)"
     r"|all_x_embedder\.2-1|all_final_layer\.2-1\.(linear|adaLN_modulation\.1)"
     r"|cap_embedder\.1|t_embedder\.mlp\.[02]",
+    "SDXL": _UNET,
+    "SD15": _UNET,
 }
 
 
@@ -57,3 +66,14 @@ def check_mapped(layers: Sequence[str], family: str | None) -> None:
         f"{len(layers)} layers) and would leave its LoRA out. Expected other model.lora.target_modules, or "
         "--format diffusers or peft."
     )
+
+
+def comfyui_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a LoRA by the names that ComfyUI maps; of a UNet, kohya's: lora_unet_LAYER.lora_down.weight."""
+    if prefix(weights) != "unet.":
+        return dict(weights)
+    named = {}
+    for key, value in weights.items():
+        layer, _, part = key.removeprefix("unet.").rpartition(".lora_")
+        named[f"lora_unet_{layer.replace('.', '_')}.lora_{'down' if part[0] == 'A' else 'up'}.weight"] = value
+    return named

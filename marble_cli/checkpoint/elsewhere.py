@@ -14,6 +14,7 @@ from torch import Tensor
 from marble_cli.checkpoint import store, tensor_files
 from marble_cli.checkpoint.export import LORA_FILES, PEFT_CONFIG
 from marble_cli.checkpoint.formats import ExportFormat
+from marble_cli.checkpoint.lora import NETWORKS
 from marble_cli.checkpoint.pickle_guard import refuse_pickled
 from marble_cli.checkpoint.tensor_files import SUFFIX
 from marble_cli.errors import CheckpointError
@@ -58,7 +59,7 @@ def find_weights(spec: str, path: Path) -> Path | None:
         path = _fetch(spec)
     if not path.is_dir():
         return None
-    for folder in (path, path / store.FOLDERS["full"]):
+    for folder in (path, *(path / name for name in NETWORKS)):
         if any(folder.glob(f"{Path(TRANSFORMER).stem}*{SUFFIX}")):
             return folder
     for name in LORA_FILES.values():

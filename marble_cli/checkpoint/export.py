@@ -1,7 +1,7 @@
 """`marble export`: write a checkpoint's weights for diffusers, peft or ComfyUI.
 
-A LoRA is written with scale 1, so that every loader applies it alike. A whole transformer is for diffusers
-only: `from_pretrained(..., subfolder="transformer")`.
+A LoRA is written with scale 1, so that every loader applies it alike. A whole network is for diffusers
+only: `from_pretrained(..., subfolder="transformer")`, or `subfolder="unet"` of a UNet.
 """
 
 import json
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from marble_cli.checkpoint import lora, store, tensor_files
-from marble_cli.checkpoint.comfyui import check_mapped
+from marble_cli.checkpoint.comfyui import check_mapped, comfyui_names
 from marble_cli.checkpoint.formats import ExportFormat
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.store import TrainerState
@@ -81,11 +81,12 @@ def write_lora(
     header = lora.header(weights) if form is ExportFormat.diffusers else {}
     if form is ExportFormat.comfyui:
         check_mapped(lora.layers(weights), family)
+        weights = comfyui_names(weights)
     texts = {}
     if form is ExportFormat.peft:
         entries = {"peft_type": "LORA", "inference_mode": True, **lora.settings(weights)}
         texts[directory / PEFT_CONFIG] = entries
-        weights = {PEFT_PREFIX + key.removeprefix(lora.PREFIX): value for key, value in weights.items()}
+        weights = {PEFT_PREFIX + lora.layer_key(key): value for key, value in weights.items()}
     file = directory / LORA_FILES[form]
     with _exporting([file], texts, sum(value.nbytes for value in weights.values())):
         tensor_files.write(file, weights, header)
@@ -99,7 +100,8 @@ def _export_transformer(checkpoint: Path, state: TrainerState, directory: Path, 
             "Expected --format diffusers, or a checkpoint of a run with model.train=lora."
         )
     sources = sorted((checkpoint / "ema").glob(f"*{tensor_files.SUFFIX}"))
-    folder = directory / store.FOLDERS[state.train]
+    unet = _read_provenance(state.info).get("network") == "unet"
+    folder = directory / ("unet" if unet else store.FOLDERS[state.train])
     files = {folder / source.name: source for source in sources}
     texts = {folder / "config.json": transformer_config(state.info, checkpoint)}
     named = next(iter(files))

@@ -20,8 +20,20 @@ from marble_cli.checkpoint.tensor_files import not_finite
 from marble_cli.errors import CheckpointError
 
 HEADER = "lora_adapter_metadata"  # header entry from which diffusers rebuilds a LoRA
-PREFIX = "transformer."  # of every key, before the layer's name
+NETWORKS = ("transformer", "unet")  # every key begins with one, before the layer's name
 A, B = ".lora_A.weight", ".lora_B.weight"
+
+
+def prefix(state: Mapping[str, Any]) -> str:
+    """Return what the keys of a LoRA begin with, such as `transformer.`; it is one for all of them."""
+    first = next(iter(state), "").partition(".")[0]
+    return f"{first if first in NETWORKS else NETWORKS[0]}."
+
+
+def layer_key(key: str) -> str:
+    """Return a key without the name of the network: LAYER.lora_A.weight."""
+    network, _, rest = key.partition(".")
+    return rest if network in NETWORKS else key
 
 
 def folded(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -52,7 +64,7 @@ def rounded(state: Mapping[str, Tensor], scale: float, name: str) -> dict[str, T
     back = unfolded(folded(ups, scale), scale)
     if _is_power_of_two(scale) and all(value.equal(back[key]) for key, value in ups.items()):
         return {}
-    return {f"{key.removeprefix(PREFIX)}|{name}": value for key, value in ups.items()}
+    return {f"{layer_key(key)}|{name}": value for key, value in ups.items()}
 
 
 def as_trained(
@@ -64,7 +76,8 @@ def as_trained(
         CheckpointError: `kept` lacks a B or has others, or unfolding makes a value infinite.
     """
     suffix = f"|{name}"
-    own = {PREFIX + key.removesuffix(suffix): kept.pop(key) for key in list(kept) if key.endswith(suffix)}
+    start = prefix(state)
+    own = {start + key.removesuffix(suffix): kept.pop(key) for key in list(kept) if key.endswith(suffix)}
     expected = {key: value.shape for key, value in state.items() if key.endswith(B)}
     if own or not _is_power_of_two(scale):
         found = {key: value.shape for key, value in own.items()}
@@ -94,7 +107,7 @@ def check(state: Mapping[str, Tensor], file: Path) -> None:
     Raises:
         CheckpointError: the file holds something else.
     """
-    pairs = {f"{PREFIX}{layer}{part}" for layer in layers(state) for part in (A, B)}
+    pairs = {f"{prefix(state)}{layer}{part}" for layer in layers(state) for part in (A, B)}
     ranks = {value.shape[key.endswith(B)] for key, value in state.items() if value.dim() == 2}
     if not pairs or pairs != state.keys() or len(ranks) != 1 or any(v.dim() != 2 for v in state.values()):
         raise CheckpointError(f"{file} is not a LoRA of one rank, with A and B for every layer. {REMEDY}")
@@ -111,13 +124,13 @@ def settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def layers(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the transformer's layers that a LoRA adapts."""
-    return sorted(key.removeprefix(PREFIX).removesuffix(A) for key in state if key.endswith(A))
+    """Return the names of the network's layers that a LoRA adapts."""
+    return sorted(layer_key(key).removesuffix(A) for key in state if key.endswith(A))
 
 
 def header(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the header of a file of a folded LoRA, as diffusers' `save_lora_weights` writes it."""
-    entries = {PREFIX + key: value for key, value in settings(state).items()}
+    entries = {prefix(state) + key: value for key, value in settings(state).items()}
     return {HEADER: json.dumps(entries, sort_keys=True)}
 
 
@@ -125,7 +138,8 @@ def stated_scale(entries: Mapping[str, str]) -> float | None:
     """Return alpha / rank from a file's header; None if the header does not state both as numbers above 0."""
     try:
         stated = json.loads(entries.get(HEADER, ""))
-        scale = float(stated[f"{PREFIX}lora_alpha"]) / float(stated[f"{PREFIX}r"])
-    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+        start = prefix(stated)
+        scale = float(stated[f"{start}lora_alpha"]) / float(stated[f"{start}r"])
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
         return None
     return scale if 0 < scale < math.inf else None

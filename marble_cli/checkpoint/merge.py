@@ -22,7 +22,7 @@ import peft
 import torch
 from torch import Tensor, nn
 
-from marble_cli.checkpoint.lora import PREFIX, A, B, layers
+from marble_cli.checkpoint.lora import A, B, layers, prefix
 from marble_cli.errors import RequestError
 
 SEED = 0  # of `dare`, which drops values at random
@@ -75,7 +75,7 @@ def merge_loras(
         host.add_weighted_adapter(
             names, list(weights), "merged", combination_type=COMBINATIONS[method], **kept
         )
-    return _taken(host, "merged")
+    return _taken(host, "merged", prefix(states[0]))
 
 
 def _check(
@@ -111,7 +111,7 @@ def _host(states: Sequence[Mapping[str, Tensor]]) -> peft.LoraModel:
     """Return a model that has the LoRAs' layers and nothing else; its own weights share one zero."""
     root = nn.Module()
     for layer in layers(states[0]):
-        down, up = (states[0][f"{PREFIX}{layer}{part}"] for part in (A, B))
+        down, up = (states[0][f"{prefix(states[0])}{layer}{part}"] for part in (A, B))
         *parents, last = layer.split(".")
         module = root
         for name in parents:
@@ -140,17 +140,17 @@ def _host(states: Sequence[Mapping[str, Tensor]]) -> peft.LoraModel:
 @torch.no_grad()
 def _put(host: peft.LoraModel, name: str, state: Mapping[str, Tensor]) -> None:
     for layer in layers(state):
-        module = host.model.get_submodule(layer)
-        module.lora_A[name].weight = nn.Parameter(state[f"{PREFIX}{layer}{A}"].float(), requires_grad=False)
-        module.lora_B[name].weight = nn.Parameter(state[f"{PREFIX}{layer}{B}"].float(), requires_grad=False)
+        module, start = host.model.get_submodule(layer), prefix(state)
+        module.lora_A[name].weight = nn.Parameter(state[f"{start}{layer}{A}"].float(), requires_grad=False)
+        module.lora_B[name].weight = nn.Parameter(state[f"{start}{layer}{B}"].float(), requires_grad=False)
 
 
-def _taken(host: peft.LoraModel, name: str) -> dict[str, Tensor]:
+def _taken(host: peft.LoraModel, name: str, start: str) -> dict[str, Tensor]:
     """Return an adapter's folded factors, as `checkpoint.lora` names them."""
     merged = {}
     for layer, module in host.model.named_modules():
         if hasattr(module, "lora_A") and name in module.lora_A:
             scale = module.scaling[name]
-            merged[f"{PREFIX}{layer}{A}"] = module.lora_A[name].weight.detach().contiguous()
-            merged[f"{PREFIX}{layer}{B}"] = (module.lora_B[name].weight.detach() * scale).contiguous()
+            merged[f"{start}{layer}{A}"] = module.lora_A[name].weight.detach().contiguous()
+            merged[f"{start}{layer}{B}"] = (module.lora_B[name].weight.detach() * scale).contiguous()
     return merged

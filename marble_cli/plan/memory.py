@@ -82,7 +82,7 @@ def memory(config: RunConfig, size: ModelSize, neighbours: int = 0, *, counted: 
     weights, average, moments = 2, 1, MOMENTS[config.optimizer.name] / FLOAT32
     model, full, fsdp = config.model, config.model.train is Train.full, config.trainer.fsdp
     shards, gathered = 1, 0
-    transformer = _stored(size.transformer, size.rounded, model)
+    transformer = _stored(size.network, size.rounded, model)
     if config.trainer.parallel is Parallel.fsdp:
         shards = processes(config.launcher) // fsdp.replicas
         gathered = min(2, size.blocks) * transformer // size.blocks if fsdp.reshard else transformer

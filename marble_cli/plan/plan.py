@@ -131,7 +131,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("optimizer steps", f"{trainer.steps}, of which {most}{counts.refresh_steps} refresh the balance"),
         ("a refresh", f"on {refreshed(config, parts)} of {parts} micro-batches"),
         ("processes", _shares(config, together)),
-        ("the transformer", _layout(config.trainer, processes(config.launcher))),
+        ("the network", _layout(config.trainer, processes(config.launcher))),
         ("trackers", ", ".join(config.logging.trackers) or "none"),
         *([("W&B", "; ".join([str(figures), *figures.ignored]))] if figures else []),
     ]
@@ -151,7 +151,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         rows += [
             (
                 "model",
-                f"{config.model.path}: {size.transformer:,} parameters, {_trained(config.model.train, size)}",
+                f"{config.model.path}: {size.network:,} parameters, {_trained(config.model.train, size)}",
             ),
             ("memory", describe(needed, trainer.micro_batch_size)),
             ("", f"beside the model: {neighbours}"),

@@ -19,7 +19,7 @@ Adapter = Literal["trained", "behaviour"] | None  # which weights act; None: the
 
 @dataclass(frozen=True)
 class PromptEmbeddings:
-    """Hold the transformer's inputs for B prompts.
+    """Hold the network's inputs for B prompts.
 
     Indexing with positions on the CPU waits for no device.
 
@@ -105,15 +105,15 @@ class PassCost:
 class ModelSize:
     """Hold the sizes that a run's plan needs."""
 
-    transformer: int  # parameters
+    network: int  # parameters of the network that is trained
     trained: int  # parameters that are trained
     tokens: int  # per image
     vae: int  # parameters
     encoders: int  # parameters of the text encoders
-    rounded: int  # of the transformer's parameters, those that quantisation rounds
+    rounded: int  # of the network's parameters, those that quantisation rounds
     encoders_rounded: int  # of the text encoders' parameters, those that quantisation rounds
-    blocks: int  # repeated blocks of the transformer
-    in_blocks: int  # of the transformer's parameters, those of its blocks
+    blocks: int  # repeated blocks of the network
+    in_blocks: int  # of the network's parameters, those of its blocks
     largest_block: int  # parameters
     most_kept: int  # bytes that `cost.kept` stays well below
     count_cost: Callable[[], PassCost] = field(repr=False, compare=False)
@@ -125,7 +125,7 @@ class ModelSize:
 
 
 class Trainable(Protocol):
-    """The weights that are trained: a pair of LoRA adapters, or float32 copies of the whole transformer."""
+    """The weights that are trained: a pair of LoRA adapters, or float32 copies of the whole network."""
 
     layers: list[nn.Linear] | None  # see `Policy.layers`
 
@@ -134,7 +134,7 @@ class Trainable(Protocol):
         ...
 
     def activate(self, adapter: Adapter) -> None:
-        """Make `pipeline.transformer` compute with these weights."""
+        """Make the pipeline's network compute with these weights."""
         ...
 
     def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,14 +154,14 @@ class Policy(Protocol):
     """A flow model over latents with trained, behaviour and frozen weights."""
 
     device: torch.device
-    dtype: torch.dtype  # that the transformer computes in
+    dtype: torch.dtype  # that the network computes in
     latent_shape: tuple[int, int, int]  # (C, H, W)
-    tokens: int  # image tokens of the transformer
+    tokens: int  # image tokens of the network; latents of a UNet
     even_times: bool  # see `Family`
 
     @property
     def compiled(self) -> bool:
-        """Whether the transformer's blocks are compiled."""
+        """Whether the network's blocks are compiled."""
         ...
 
     def prepare(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
@@ -185,7 +185,10 @@ class Policy(Protocol):
         ...
 
     def scheduler_config(self) -> dict[str, object]:
-        """Return the configuration of the model's flow scheduler, by diffusers' keys."""
+        """Return the configuration of the model's scheduler, by diffusers' keys.
+
+        `prediction_type` is `epsilon` or `v_prediction` unless the network predicts a velocity.
+        """
         ...
 
     def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, torch.nn.Parameter]:
@@ -207,7 +210,7 @@ class Policy(Protocol):
         ...
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return the trained weights on the CPU, by diffusers' keys: an unscaled LoRA, or a transformer."""
+        """Return the trained weights on the CPU, by diffusers' keys: an unscaled LoRA, or a network."""
         ...
 
     def resized(self, resolution: int | str) -> "Policy":
@@ -236,12 +239,15 @@ class Policy(Protocol):
 
 
 class Family(Protocol):
-    """How pipelines of one class encode prompts, call their transformer and decode latents."""
+    """How pipelines of one class encode prompts, call their network and decode latents."""
 
+    network: str  # the name of the network that is trained in the pipeline: transformer or unet
+    text: str  # tokens of prompts: long (`model.max_sequence_length`), clip (CLIP's 77), or both
     encoders: tuple[TextEncoder, ...]  # the text encoders
     latent_shape: tuple[int, int, int]  # (C, H, W)
     even_times: bool  # the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own
     float16: bool  # whether the model's values stay within float16's range
+    float32_latents: bool  # `velocity` takes xt in float32 and rounds what it gives to the network
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None: ...
 
@@ -251,7 +257,7 @@ class Family(Protocol):
         ...
 
     @staticmethod
-    def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
+    def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
         """Return the pixels that an image token spans on a side, from both configurations."""
         ...
 
@@ -274,7 +280,7 @@ class Family(Protocol):
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         """Return d xt / d t [B, C, H, W], where xt = (1 - t) x0 + t noise.
 
-        `xt` has the transformer's dtype.
+        `xt` has the network's dtype, or float32 with `float32_latents`.
         """
         ...
 
@@ -283,5 +289,5 @@ class Family(Protocol):
         ...
 
     def scheduler_config(self) -> dict[str, Any]:
-        """Return the configuration of the flow scheduler as `Policy.scheduler_config` does."""
+        """Return the configuration of the scheduler as `Policy.scheduler_config` does."""
         ...

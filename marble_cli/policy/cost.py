@@ -18,27 +18,27 @@ from marble_cli.policy.trainable.blocks import repeated_blocks
 MANY = 8
 
 
-def pass_cost(family: Family, transformer: nn.Module, prompt_tokens: int, dtype: torch.dtype) -> PassCost:
+def pass_cost(family: Family, network: nn.Module, prompt_tokens: int, dtype: torch.dtype) -> PassCost:
     """Count the FLOP and the kept bytes of a velocity and its gradient, for one image at one time.
 
     Of many equal blocks in a row, two are computed. Each further one adds what a third adds to these.
 
     Args:
-        family: the family of a pipeline whose transformer is `transformer`.
-        transformer: on the meta device; parameters that are trained require gradients.
+        family: the family of a pipeline whose network is `network`.
+        network: on the meta device; parameters that are trained require gradients.
         prompt_tokens: the length of the prompt's embeddings.
         dtype: the type to compute in.
     """
-    nn.Module.to(transformer, dtype)  # past the warnings of diffusers' own
-    inputs = _make_inputs(family, transformer, prompt_tokens, dtype)
-    stacks = {name: child for name, child in transformer.named_children() if isinstance(child, nn.ModuleList)}
+    nn.Module.to(network, dtype)  # past the warnings of diffusers' own
+    inputs = _make_inputs(family, network, prompt_tokens, dtype)
+    stacks = {name: child for name, child in network.named_children() if isinstance(child, nn.ModuleList)}
     rows = {name: [list(row) for _, row in groupby(stack, _kind)] for name, stack in stacks.items()}
 
     def count(longer: list[nn.Module] | None = None) -> PassCost:
         for name, parts in rows.items():
             kept = [row[: 2 + (row is longer)] if len(row) >= MANY else row for row in parts]
-            setattr(transformer, name, nn.ModuleList(chain(*kept)))
-        return _count_pass(family, transformer, inputs)
+            setattr(network, name, nn.ModuleList(chain(*kept)))
+        return _count_pass(family, network, inputs)
 
     try:
         total = few = count()
@@ -47,7 +47,7 @@ def pass_cost(family: Family, transformer: nn.Module, prompt_tokens: int, dtype:
                 total += (count(row) - few) * (len(row) - 2)
     finally:
         for name, stack in stacks.items():
-            setattr(transformer, name, stack)
+            setattr(network, name, stack)
     return total
 
 
@@ -58,10 +58,10 @@ def _kind(block: nn.Module) -> Any:
 
 
 def _count_pass(
-    family: Family, transformer: nn.Module, inputs: tuple[Tensor, Tensor, PromptEmbeddings]
+    family: Family, network: nn.Module, inputs: tuple[Tensor, Tensor, PromptEmbeddings]
 ) -> PassCost:
-    kept = _Kept({parameter.untyped_storage()._cdata for parameter in transformer.parameters()})
-    hooks = [hook for block in repeated_blocks(transformer) for hook in kept.watch(block)]
+    kept = _Kept({parameter.untyped_storage()._cdata for parameter in network.parameters()})
+    hooks = [hook for block in repeated_blocks(network) for hook in kept.watch(block)]
     try:
         with FlopCounterMode(display=False) as forward, _FusedAttention(), kept.saving():
             velocity = family.velocity(*inputs)
@@ -70,7 +70,7 @@ def _count_pass(
     finally:
         for hook in hooks:
             hook.remove()
-        transformer.zero_grad(set_to_none=True)
+        network.zero_grad(set_to_none=True)
     return PassCost(
         forward=forward.get_total_flops(),
         backward=backward.get_total_flops(),
@@ -80,13 +80,16 @@ def _count_pass(
 
 
 def _make_inputs(
-    family: Family, transformer: nn.Module, prompt_tokens: int, dtype: torch.dtype
+    family: Family, network: nn.Module, prompt_tokens: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, PromptEmbeddings]:
     """Return the arguments of `Family.velocity` for one sample; only masks have values."""
-    config: Mapping[str, Any] = transformer.config  # type: ignore[assignment]
-    widths = (config.get(key) for key in ("joint_attention_dim", "caption_channels", "cap_feat_dim"))
-    width = next(width for width in widths if width)
-    shapes = {"tokens": (prompt_tokens, width), "pooled": (config.get("pooled_projection_dim") or 1,)}
+    config: Mapping[str, Any] = network.config  # type: ignore[assignment]
+    widths = ("joint_attention_dim", "caption_channels", "cap_feat_dim", "cross_attention_dim")
+    width = next(width for key in widths if (width := config.get(key)))
+    pooled = config.get("pooled_projection_dim") or 1
+    if sizes := config.get("addition_time_embed_dim"):  # SDXL's UNet is given six numbers besides
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * sizes
+    shapes = {"tokens": (prompt_tokens, width), "pooled": (pooled,)}
     tensors = {name: torch.empty(1, *shape, device="meta", dtype=dtype) for name, shape in shapes.items()}
     tensors["mask"] = torch.ones(1, prompt_tokens, dtype=torch.bool)
     xt = torch.empty(1, *family.latent_shape, device="meta", dtype=dtype)

@@ -1,6 +1,6 @@
 """Declare the members of diffusers' objects that marble uses; a type checker cannot read diffusers itself.
 
-`Transformer` and `Autoencoder` are classes because a protocol cannot extend `nn.Module`; neither is created.
+`Network` and `Autoencoder` are classes because a protocol cannot extend `nn.Module`; neither is created.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class Transformer(nn.Module):
-    """A diffusers transformer with peft's adapter methods."""
+class Network(nn.Module):
+    """A diffusers transformer or UNet with peft's adapter methods."""
 
     config: Mapping[str, Any]
     to_json_string: Callable[[], str]  # of `config`
@@ -39,11 +39,12 @@ class TextEncoder(nn.Module):
 
 
 class Scheduler(Protocol):
-    """A diffusers scheduler for flow models."""
+    """A diffusers scheduler."""
 
     config: Mapping[str, Any]
     sigmas: Tensor  # [steps + 1] float32, falling to 0
     timesteps: Tensor  # [steps]
+    init_noise_sigma: float  # that noise is multiplied with at the start of a trajectory
 
     def set_begin_index(self, begin_index: int) -> None:
         """Start the next trajectory at this index of `timesteps`."""
@@ -59,9 +60,11 @@ class Scheduler(Protocol):
 class Pipeline(Protocol):
     """A diffusers pipeline of any supported family."""
 
-    transformer: Transformer
+    transformer: Network  # of some families
+    unet: Network  # of the others
     vae: Autoencoder
     scheduler: Scheduler
+    config: Mapping[str, Any]
     components: Mapping[str, Any]  # by the names in model_index.json; None if a component is not loaded
     vae_scale_factor: int  # pixels that one latent spans on a side
     encode_prompt: Callable[..., tuple[Any, ...]]  # arguments and results differ by family

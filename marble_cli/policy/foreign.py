@@ -1,7 +1,7 @@
 """Convert a LoRA of another program to the model's own layers, at scale 1.
 
 Names that are not the model's own are converted by diffusers' loader of the family. peft then builds the
-adapter on a skeleton of the transformer, so that rank and alpha mean what they mean to peft, wherever they
+adapter on a skeleton of the network, so that rank and alpha mean what they mean to peft, wherever they
 are stated: in the file's header, in its tensors or in adapter_config.json.
 """
 
@@ -12,19 +12,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from marble_cli.config.schema import LoraConfig, ModelConfig
 from marble_cli.errors import CheckpointError
-from marble_cli.policy.size import transformer_skeleton
-from marble_cli.policy.trainable.lora import PREFIX
+from marble_cli.policy.diffusers_types import Network
+from marble_cli.policy.size import network_skeleton
 
 HEADER = "lora_adapter_metadata"  # header entry with diffusers' own statement of rank and alpha
 NAME = "foreign"
 # The settings of peft's `LoraConfig` that decide what a LoRA adds to a layer.
 STATED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
-OUTER = re.compile(r"^lora_(unet|transformer)_|^(base_model\.model\.)?(transformer\.|diffusion_model\.)?")
+OUTER = re.compile(
+    r"^lora_(unet|transformer)_|^(base_model\.model\.)?(transformer\.|unet\.|diffusion_model\.)?"
+)
 A, B = ".lora_A.weight", ".lora_B.weight"
 PARTS = {
     re.compile(r"\.(lora_A|lora_down|lora\.down)(\.\w+)?\.weight$"): A,
@@ -51,34 +54,35 @@ def convert_lora(
         file: the file's name, for messages.
 
     Raises:
-        CheckpointError: a tensor fits no linear layer of the transformer; the message names the first.
+        CheckpointError: a tensor fits no linear layer of the network; the message names the first.
         RequestError: the model's configuration cannot be read.
     """
-    pipeline, transformer = transformer_skeleton(model)
-    layers = {name: part for name, part in transformer.named_modules() if isinstance(part, nn.Linear)}
+    pipeline, name, network = network_skeleton(model)
+    layers = {layer: part for layer, part in network.named_modules() if isinstance(part, nn.Linear)}
     own, strange = _own_names(tensors, layers)
     if strange:
         with _explaining(file):
-            own, still = _own_names(_converted(pipeline, tensors), layers)
+            own, still = _own_names(_converted(pipeline, name, network, tensors), layers)
         if still:
             first, value = next(iter(still.items()))
             raise CheckpointError(
                 f"{file} does not fit {model.path}: {first} {list(value.shape)} belongs to no linear layer "
-                "of its transformer. Expected a LoRA of this model's transformer, without text encoders."
+                f"of its {name}. Expected a LoRA of this model's {name}, without text encoders."
             )
     state = {key: value for key, value in own.items() if not key.endswith(".alpha")}
     _check_shapes(state, layers, file, model.path)
     with _explaining(file):  # the skeleton has no storage, and neither has the adapter: only scales are read
-        alphas = {f"{PREFIX}{key}": own[key].item() for key in own.keys() - state.keys()}
-        stated = None if alphas else _stated(header, config, state)
-        transformer.load_lora_adapter(
-            {f"{PREFIX}{key}": value for key, value in state.items()},
+        alphas = {f"{name}.{key}": own[key].item() for key in own.keys() - state.keys()}
+        stated = None if alphas else _stated(header, config, state, name)
+        network.load_lora_adapter(
+            {f"{name}.{key}": value for key, value in state.items()},
+            prefix=name,
             network_alphas=alphas or None,
             metadata=stated,
             adapter_name=NAME,
             low_cpu_mem_usage=True,
         )
-        return _folded(state, transformer)
+        return _folded(state, network, name)
 
 
 def _own_names(
@@ -101,10 +105,17 @@ def _own_names(
     return own, strange
 
 
-def _converted(pipeline: type, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _converted(
+    pipeline: type, name: str, network: Network, tensors: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
     """Convert names by the loader that diffusers has for the family."""
-    answer = pipeline.lora_state_dict(dict(tensors), return_alphas=True)  # type: ignore[attr-defined]
+    # Kohya numbers the blocks of SDXL's UNet through.
+    known = {"unet_config": network.config} if name == "unet" else {"return_alphas": True}
+    answer = pipeline.lora_state_dict(dict(tensors), **known)  # type: ignore[attr-defined]
     state, alphas = answer if isinstance(answer, tuple) else (answer, {})
+    if name == "unet":  # whose layers have names there from before peft
+        state, alphas = (convert_unet_state_dict_to_peft(part) for part in (state, alphas or {}))
+        alphas = {key.replace(f"{A}.alpha", ".alpha"): torch.tensor(value) for key, value in alphas.items()}
     return {**state, **(alphas or {})}
 
 
@@ -128,34 +139,34 @@ def _check_shapes(state: Mapping[str, Tensor], layers: Mapping[str, nn.Linear], 
 
 
 def _stated(
-    header: Mapping[str, str], config: Mapping[str, Any] | None, state: Mapping[str, Tensor]
+    header: Mapping[str, str], config: Mapping[str, Any] | None, state: Mapping[str, Tensor], name: str
 ) -> dict[str, Any] | None:
     """Return rank and alpha as adapter_config.json or the header states them, with diffusers' prefix."""
     try:
         entries = json.loads(header.get(HEADER, "{}")) if config is None else config
-        found = {key: entries.get(f"{PREFIX}{key}", entries.get(key)) for key in STATED}
+        found = {key: entries.get(f"{name}.{key}", entries.get(key)) for key in STATED}
     except (ValueError, AttributeError, RecursionError):
         return None
-    given = {f"{PREFIX}{key}": value for key, value in found.items() if value is not None}
-    if f"{PREFIX}r" not in given or f"{PREFIX}lora_alpha" not in given:
+    given = {f"{name}.{key}": value for key, value in found.items() if value is not None}
+    if f"{name}.r" not in given or f"{name}.lora_alpha" not in given:
         return None
-    return given | {f"{PREFIX}target_modules": [key.removesuffix(A) for key in state if key.endswith(A)]}
+    return given | {f"{name}.target_modules": [key.removesuffix(A) for key in state if key.endswith(A)]}
 
 
-def _folded(state: Mapping[str, Tensor], transformer: nn.Module) -> dict[str, Tensor]:
+def _folded(state: Mapping[str, Tensor], network: nn.Module, name: str) -> dict[str, Tensor]:
     """Return every A, and every B multiplied by the scaling that peft gave to its layer."""
-    adapters = {name: part for name, part in transformer.named_modules() if isinstance(part, BaseTunerLayer)}
+    adapters = {layer: part for layer, part in network.named_modules() if isinstance(part, BaseTunerLayer)}
     folded = {}
     for key, value in state.items():
         scale = adapters[key.removesuffix(B)].scaling[NAME] if key.endswith(B) else 1.0
-        folded[f"{PREFIX}{key}"] = (value.double() * scale).float()
+        folded[f"{name}.{key}"] = (value.double() * scale).float()
     return folded
 
 
 def lora_settings(state: Mapping[str, Tensor]) -> LoraConfig:
     """Return the settings of an adapter that holds a converted LoRA exactly: its layers and largest rank."""
     rank = max(value.shape[0] for key, value in state.items() if key.endswith(A))
-    layers = [key.removeprefix(PREFIX).removesuffix(A) for key in state if key.endswith(A)]
+    layers = [key.partition(".")[2].removesuffix(A) for key in state if key.endswith(A)]
     return LoraConfig(rank=rank, alpha=rank, target_modules=layers)
 
 
@@ -177,8 +188,9 @@ def fit_lora(
         CheckpointError: the LoRA has a larger rank, or a layer that `model.lora.target_modules` leaves out.
     """
     lora, draw = model.lora, torch.Generator().manual_seed(seed)
+    network = next(iter(state)).partition(".")[0]
     for key, value in state.items():
-        name, rank = key.removeprefix(PREFIX), value.shape[key.endswith(B)]
+        name, rank = key.partition(".")[2], value.shape[key.endswith(B)]
         reason = None
         if name not in shapes:
             reason = "is of a layer that model.lora.target_modules leaves out"
@@ -191,7 +203,7 @@ def fit_lora(
             )
     fitted = {}
     for name, shape in shapes.items():
-        key = PREFIX + name
+        key = f"{network}.{name}"
         first = key.endswith(A)
         value = torch.randn(*shape, generator=draw) / lora.rank if first else torch.zeros(*shape)
         if key in state and first:
@@ -211,5 +223,5 @@ def _explaining(file: str) -> Iterator[None]:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{file} cannot be read as a LoRA of this model: {reason.rstrip('.')}. Expected a LoRA that "
-            "diffusers reads, of this model's transformer."
+            "diffusers reads, of this model's transformer or unet."
         ) from error

@@ -52,7 +52,7 @@ def load_policy(model: ModelConfig, seed: int, place: PlaceModel = place_whole) 
     Args:
         model: the configuration group.
         seed: draws the LoRA's initial weights.
-        place: puts the transformer on its device, for instance in shards.
+        place: puts the network on its device, for instance in shards.
 
     Raises:
         RequestError: the folder or hub id holds no pipeline of a supported family, or cannot be reached; or
@@ -86,7 +86,7 @@ def load_policy(model: ModelConfig, seed: int, place: PlaceModel = place_whole) 
             **tokenizers,
         )
         _check_loaded_tokenizers(pipeline, str(folder or model.path))
-    check_model_settings(model, family, pipeline.transformer.config)
+    check_model_settings(model, family, getattr(pipeline, family.network).config)
     pipeline.set_progress_bar_config(disable=True)
     return PipelinePolicy(pipeline, family(pipeline, model), model, device, seed, place)
 

@@ -17,7 +17,7 @@ from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.attention import avoid_cudnn_attention, fastest_attention
 from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
 from marble_cli.policy.compilation import choose_compilation
-from marble_cli.policy.diffusers_types import Pipeline
+from marble_cli.policy.diffusers_types import Network, Pipeline
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
 from marble_cli.policy.offload import offload_blocks
 from marble_cli.policy.provenance import describe_provenance, weights_digest
@@ -36,7 +36,7 @@ ENCODED_TOKENS = 2**13
 class PipelinePolicy:
     """A pipeline with weights that are trained; implements `policy.base.Policy`.
 
-    `place` puts a transformer on the device, for instance in shards.
+    `place` puts a network on the device, for instance in shards.
     """
 
     def __init__(
@@ -50,34 +50,34 @@ class PipelinePolicy:
     ):
         self.pipeline, self.family, self.model, self.device = pipeline, family, model, device
         self.dtype = DTYPES[model.precision]
-        self.transformer = pipeline.transformer.eval()
+        self.network: Network = getattr(pipeline, family.network).eval()
         for frozen in (pipeline.vae, *family.encoders):
             frozen.requires_grad_(False).eval()
-        self.weights = weights_digest(self.transformer)
-        for block in repeated_blocks(self.transformer):
+        self.weights = weights_digest(self.network)
+        for block in repeated_blocks(self.network):
             quantize(block, model.quantization, device)
         offloads = model.offload is Offload.blocks
         # Offloaded weights are there again for a backward pass only if it calls blocks again.
         if offloads or model.gradient_checkpointing is Switch.true:
-            self.transformer.enable_gradient_checkpointing()
+            self.network.enable_gradient_checkpointing()
         self.compilation = choose_compilation(model.compile, device)
         avoid_cudnn_attention()
         if self.compilation.on:
-            compile_blocks(self.transformer)
+            compile_blocks(self.network)
 
-        def place_transformer(transformer: nn.Module) -> None:
-            blocks = repeated_blocks(transformer)
+        def place_network(network: nn.Module) -> None:
+            blocks = repeated_blocks(network)
             if offloads:
-                offload_blocks(transformer, blocks, device)
+                offload_blocks(network, blocks, device)
             else:
-                place(transformer, blocks, device, self.dtype)
+                place(network, blocks, device, self.dtype)
 
         self.trainable: Trainable = (
-            FullWeights(pipeline, self.compilation.on, place_transformer)
+            FullWeights(pipeline, family.network, self.compilation.on, place_network)
             if model.train is Train.full
-            else LoraPair(self.transformer, model.lora, seed, place_transformer)
+            else LoraPair(self.network, family.network, model.lora, seed, place_network)
         )
-        # Float32 copies of a transformer are cast where they are used; all else has the model's own type.
+        # Float32 copies of a network are cast where they are used; all else has the model's own type.
         self.autocast = model.train is Train.full and self.dtype is not torch.float32
         self.even_times, self.guided = family.even_times, family.guided
         self._take_size("model.resolution")
@@ -89,7 +89,7 @@ class PipelinePolicy:
 
     def _take_size(self, key: str) -> None:
         self.latent_shape = self.family.latent_shape
-        configs = self.pipeline.vae.config, self.pipeline.transformer.config
+        configs = self.pipeline.vae.config, self.network.config
         self.tokens = count_image_tokens(self.model, type(self.family), *configs, key)
 
     def resized(self, resolution: int | str) -> "PipelinePolicy":
@@ -107,6 +107,8 @@ class PipelinePolicy:
         settings = [type(self.family).__name__, self.model.precision.value, self.model.max_sequence_length]
         if self.model.quantization is not Quantization.none:
             settings.append(self.model.quantization.value)
+        if zeros := self.pipeline.config.get("force_zeros_for_empty_prompt"):
+            settings.append(f"{zeros=}")
         components = self.pipeline.components.items()
         tokenizers = [part for name, part in components if name.startswith("tokenizer") and part is not None]
         identity = fingerprint(self.family.encoders, tokenizers, *settings)
@@ -160,8 +162,10 @@ class PipelinePolicy:
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
         self.trainable.activate(adapter)
         autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=self.autocast)
+        if not self.family.float32_latents:
+            xt = xt.to(self.dtype)
         with autocast, fastest_attention():
-            velocity = self.family.velocity(xt.to(self.dtype), t, embeddings)
+            velocity = self.family.velocity(xt, t, embeddings)
         return velocity.float()
 
     @torch.no_grad()
@@ -178,7 +182,7 @@ class PipelinePolicy:
 
     @property
     def compiled(self) -> bool:
-        return any(block._compiled_call_impl is not None for block in repeated_blocks(self.transformer))
+        return any(block._compiled_call_impl is not None for block in repeated_blocks(self.network))
 
     def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, torch.nn.Parameter]:
         return self.trainable.parameters(adapter)
@@ -193,7 +197,7 @@ class PipelinePolicy:
         return self.trainable.state()
 
     def provenance(self) -> dict[str, Any]:
-        return describe_provenance(self.model, self.weights, type(self.family).__name__, self.transformer)
+        return describe_provenance(self.model, self.weights, type(self.family), self.network)
 
     def load_trained(self, state: dict[str, Tensor]) -> None:
         self.trainable.load(state)

@@ -14,10 +14,11 @@ from torch import Tensor
 from marble_cli.config.enums import Train
 from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import CheckpointError
-from marble_cli.policy.diffusers_types import Transformer
+from marble_cli.policy.base import Family
+from marble_cli.policy.diffusers_types import Network
 
 SAMPLED = 64  # values of each tensor that enter a digest
-KINDS = {"lora": "a LoRA", "full": "a whole transformer"}
+KINDS = {"lora": "a LoRA", "full": "a whole network"}
 
 
 @torch.no_grad()
@@ -30,33 +31,34 @@ def digest_tensors(digest: "hashlib._Hash", tensors: Iterable[tuple[str, Tensor]
         digest.update(sampled.double().cpu().numpy().tobytes())
 
 
-def weights_digest(transformer: Transformer) -> str:
-    """Return a SHA-256 that identifies a transformer's weights, wherever they were loaded from."""
+def weights_digest(network: Network) -> str:
+    """Return a SHA-256 that identifies a network's weights, wherever they were loaded from."""
     digest = hashlib.sha256()
-    digest_tensors(digest, transformer.named_parameters())
+    digest_tensors(digest, network.named_parameters())
     return digest.hexdigest()
 
 
 def describe_provenance(
-    model: ModelConfig, weights: str, family: str, transformer: Transformer
+    model: ModelConfig, weights: str, family: type[Family], network: Network
 ) -> dict[str, Any]:
     """Return what trained weights belong to, ready for JSON.
 
     Args:
         model: the configuration of the model.
-        weights: `weights_digest` of its transformer as loaded, in the model's precision.
-        family: the name of its `Family`.
-        transformer: if it is trained as a whole, its configuration is included, as diffusers writes it.
+        weights: `weights_digest` of its network as loaded, in the model's precision.
+        family: its family.
+        network: if it is trained as a whole, its configuration is included, as diffusers writes it.
     """
     provenance = {
         "train": model.train.value,
         "model": model.path,
         "precision": model.precision.value,
         "weights": weights,
-        "family": family,
+        "family": family.__name__,
+        "network": family.network,
     }
     if model.train is Train.full:
-        config = json.loads(transformer.to_json_string())
+        config = json.loads(network.to_json_string())
         config.pop("_name_or_path", None)  # a folder of this machine
         return provenance | {"transformer": config}
     return provenance | {

@@ -10,13 +10,14 @@ from typing import Any
 import diffusers
 import peft
 import torch
+from diffusers import SchedulerMixin
 from torch import nn
 
 from marble_cli.config.enums import Train
 from marble_cli.config.schema import LoraConfig, ModelConfig
 from marble_cli.policy.base import Family, ModelSize, PassCost
 from marble_cli.policy.cost import pass_cost
-from marble_cli.policy.diffusers_types import Transformer
+from marble_cli.policy.diffusers_types import Network
 from marble_cli.policy.quantization import quantizable
 from marble_cli.policy.source import (
     DTYPES,
@@ -59,6 +60,8 @@ def model_size(model: ModelConfig, evaluated: int | str | None = None) -> ModelS
         family = find_family(model, index)
         names = list_networks(model, family, index)
         configs = {name: read_json(folder / name / "config.json") for name in names}
+        if (file := folder / "scheduler" / "scheduler_config.json").is_file():
+            configs["scheduler"] = read_json(file)
     known = repr((model, evaluated, index, configs))
     if known not in _SIZES:
         # A copy, as the cost is counted later, and the caller may change the configuration.
@@ -75,26 +78,26 @@ def _compute_size(
 ) -> ModelSize:
     with explain_load_errors(model):
         parts = {name: _make_skeleton(config, *index[name]) for name, config in configs.items()}
-        transformer, vae = parts["transformer"], parts["vae"]
-    check_model_settings(model, family, transformer.config)
+        network, vae = parts[family.network], parts["vae"]
+    check_model_settings(model, family, network.config)
     if evaluated is not None:
         judged = replace(model, resolution=evaluated)
-        count_image_tokens(judged, family, vae.config, transformer.config, "evaluation.resolution")
-    tokens = count_image_tokens(model, family, vae.config, transformer.config)
-    parameters, blocks = _count(transformer), repeated_blocks(transformer)
+        count_image_tokens(judged, family, vae.config, network.config, "evaluation.resolution")
+    tokens = count_image_tokens(model, family, vae.config, network.config)
+    parameters, blocks = _count(network), repeated_blocks(network)
     encoders = [part for name, part in parts.items() if name.startswith("text_encoder")]
     rounded, in_each = sum(map(_rounded, blocks)), [_count(block) for block in blocks]
     if model.train is Train.lora:
-        transformer.requires_grad_(False)
-    trained = parameters if model.train is Train.full else _add_lora(transformer, model.lora)
+        network.requires_grad_(False)
+    trained = parameters if model.train is Train.full else _add_lora(network, model.lora)
 
     prompt_tokens, dtype = _prompt_tokens(model, family, parts), DTYPES[model.precision]
 
     def count_cost() -> PassCost:
-        return pass_cost(family(_assemble(index, parts), model), transformer, prompt_tokens, dtype)
+        return pass_cost(family(_assemble(index, parts), model), network, prompt_tokens, dtype)
 
     return ModelSize(
-        transformer=parameters,
+        network=parameters,
         trained=trained,
         tokens=tokens,
         vae=_count(vae),
@@ -104,13 +107,13 @@ def _compute_size(
         blocks=len(blocks),
         in_blocks=sum(in_each),
         largest_block=max(in_each, default=0),
-        most_kept=KEPT_PER_WIDTH * (tokens + prompt_tokens) * _widths(transformer) * dtype.itemsize,
+        most_kept=KEPT_PER_WIDTH * (tokens + prompt_tokens) * _widths(network) * dtype.itemsize,
         count_cost=count_cost,
     )
 
 
-def transformer_skeleton(model: ModelConfig) -> tuple[type, Transformer]:
-    """Return the class of a model's pipeline, and its transformer without storage.
+def network_skeleton(model: ModelConfig) -> tuple[type, str, Network]:
+    """Return the class of a model's pipeline, and its network's name and the network without storage.
 
     Two JSON files are fetched if the model is on the hub.
 
@@ -119,15 +122,17 @@ def transformer_skeleton(model: ModelConfig) -> tuple[type, Transformer]:
     """
     with explain_load_errors(model):
         index = read_json(model_file(model, "model_index.json"))
-        find_family(model, index)
-        config = read_json(model_file(model, "transformer/config.json"))
-        transformer: Transformer = _make_skeleton(config, *index["transformer"])
-        return getattr(diffusers, index["_class_name"]), transformer
+        name = find_family(model, index).network
+        config = read_json(model_file(model, f"{name}/config.json"))
+        network: Network = _make_skeleton(config, *index[name])
+        return getattr(diffusers, index["_class_name"]), name, network
 
 
 def _make_skeleton(config: dict[str, Any], library: str, name: str) -> Any:
     """Make a component without storage from the content of its config.json."""
     component = getattr(importlib.import_module(library), name)
+    if issubclass(component, SchedulerMixin):  # it computes with its tensors
+        return component.from_config(config)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about initialising parameters that have no storage
         if library == "diffusers":
@@ -136,15 +141,15 @@ def _make_skeleton(config: dict[str, Any], library: str, name: str) -> Any:
 
 
 def _assemble(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
-    """Make a pipeline of its networks alone."""
+    """Make a pipeline of its networks and its scheduler alone."""
     kind = getattr(diffusers, index["_class_name"])
     names = inspect.signature(kind.__init__).parameters.keys() & index.keys()
     return kind(**{name: parts.get(name) for name in names})
 
 
 def _prompt_tokens(model: ModelConfig, family: type[Family], parts: Mapping[str, Any]) -> int:
-    """Return the length of a prompt's embeddings; those of Stable Diffusion 3 begin with CLIP's tokens."""
-    clip: int = parts["text_encoder"].config.max_position_embeddings if family.__name__ == "SD3" else 0
+    """Return the length of a prompt's embeddings, which begin with CLIP's tokens in some families."""
+    clip: int = 0 if family.text == "long" else parts["text_encoder"].config.max_position_embeddings
     return clip + model.max_sequence_length
 
 
@@ -153,17 +158,17 @@ def _rounded(part: nn.Module) -> int:
     return sum(layer.weight.numel() for _, _, layer in quantizable(part))
 
 
-def _add_lora(transformer: Transformer, lora: LoraConfig) -> int:
-    """Add an adapter to `transformer` and count its parameters."""
+def _add_lora(network: Network, lora: LoraConfig) -> int:
+    """Add an adapter to `network` and count its parameters."""
     config = peft.LoraConfig(r=lora.rank, target_modules=list(lora.target_modules))
     config._register_custom_module({nn.Linear: LoraLinear})
-    add_adapter(transformer, config, "default")
-    return sum(p.numel() for name, p in transformer.named_parameters() if "lora_" in name)
+    add_adapter(network, config, "default")
+    return sum(p.numel() for name, p in network.named_parameters() if "lora_" in name)
 
 
-def _widths(transformer: nn.Module) -> int:
+def _widths(network: nn.Module) -> int:
     """Add up the widths of the inputs and outputs of all layers."""
-    return sum(sum(weight.shape[:2]) for weight in transformer.parameters() if weight.dim() > 1)
+    return sum(sum(weight.shape[:2]) for weight in network.parameters() if weight.dim() > 1)
 
 
 def _count(part: nn.Module) -> int:

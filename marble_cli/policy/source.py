@@ -41,6 +41,8 @@ FAMILIES = {  # by the pipeline's class
     "QwenImagePipeline": "marble_cli.policy.families.qwen_image:QwenImage",
     "SanaPipeline": "marble_cli.policy.families.sana:Sana",
     "ZImagePipeline": "marble_cli.policy.families.z_image:ZImage",
+    "StableDiffusionXLPipeline": "marble_cli.policy.families.sdxl:SDXL",
+    "StableDiffusionPipeline": "marble_cli.policy.families.sd15:SD15",
 }
 
 
@@ -111,7 +113,7 @@ def list_networks(
     return {
         name: (kind[0], kind[1])
         for name, kind in index.items()
-        if name.startswith(("transformer", "vae", "text_encoder"))
+        if name.startswith((family.network, "vae", "text_encoder"))
         and name not in family.left_out(model)
         and kind[0] is not None
     }
@@ -121,28 +123,28 @@ def count_image_tokens(
     model: ModelConfig,
     family: type[Family],
     vae: Mapping[str, Any],
-    transformer: Mapping[str, Any],
+    network: Mapping[str, Any],
     key: str = "model.resolution",
 ) -> int:
-    """Count the tokens of an image from the configurations of the VAE and the transformer.
+    """Count the tokens of an image from the configurations of the VAE and the network.
 
     `key` is where the resolution was set, for messages.
 
     Raises:
-        RequestError: the resolution is not a multiple of a token's side, or exceeds the transformer's
+        RequestError: the resolution is not a multiple of a token's side, or exceeds the network's
             positions.
     """
-    token, size = family.downscaling(vae, transformer), read_resolution(model.resolution)
+    token, size = family.downscaling(vae, network), read_resolution(model.resolution)
     each = "" if size.width == size.height else "each side "
     if size.width % token or size.height % token:
         raise RequestError(f"{key}={model.resolution}: expected {each}a multiple of {token} for this model.")
-    most = transformer.get("pos_embed_max_size")
+    most = network.get("pos_embed_max_size")
     if most is not None and max(size.width, size.height) > most * token:
         raise RequestError(f"{key}={model.resolution}: expected {each}at most {most * token} for this model.")
     return size.pixels // token**2
 
 
-def check_model_settings(model: ModelConfig, family: type[Family], transformer: Mapping[str, Any]) -> None:
+def check_model_settings(model: ModelConfig, family: type[Family], network: Mapping[str, Any]) -> None:
     """Check that the model supports the configured guidance, precision and prompt length.
 
     Only models with distilled guidance take guidance as an input, and they need it.
@@ -150,7 +152,7 @@ def check_model_settings(model: ModelConfig, family: type[Family], transformer: 
     Raises:
         ConfigError: the model does not support one of them.
     """
-    distilled = transformer.get("guidance_embeds", False)
+    distilled = network.get("guidance_embeds", False)
     if distilled and model.guidance is None:
         raise ConfigError(
             f"model.guidance=null: {model.path} takes a guidance. Expected a number such as 3.5."
@@ -159,7 +161,12 @@ def check_model_settings(model: ModelConfig, family: type[Family], transformer: 
         raise ConfigError(f"model.guidance={model.guidance}: {model.path} takes none. Expected null.")
     if model.precision is Precision.fp16 and not family.float16:
         raise ConfigError(f"model.precision=fp16: {model.path} overflows in it. Expected bf16 or fp32.")
-    if model.max_sequence_length == 0 and not family.left_out(model):
+    if model.max_sequence_length > 0 and family.text == "clip":
+        raise ConfigError(
+            f"model.max_sequence_length={model.max_sequence_length}: {model.path} has no other text encoder "
+            "than CLIP, which takes 77 tokens. Expected 0."
+        )
+    if model.max_sequence_length == 0 and family.text == "long":
         raise ConfigError(
             f"model.max_sequence_length=0: {model.path} has no other text encoder. Expected at least 1."
         )

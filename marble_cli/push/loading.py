@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from marble_cli.config.enums import Precision
+from marble_cli.config.enums import OdeSolver, Precision
 from marble_cli.config.evaluation import EvaluationSettings
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
@@ -12,12 +12,15 @@ from marble_cli.push.base_model import BaseModel
 DTYPES = {Precision.bf16: "torch.bfloat16", Precision.fp16: "torch.float16"}
 # Families whose `guidance_scale` is an input of the transformer, by the class in `policy.families`.
 TRUE_CFG = ("Flux", "QwenImage")
+# Families without another text encoder than CLIP, by the same.
+CLIP_ALONE = ("SDXL", "SD15")
+SOLVERS = {OdeSolver.euler: "EulerDiscreteScheduler", OdeSolver.dpm2: "DPMSolverMultistepScheduler"}
 
 
 def loading_code(
     model: ModelConfig, evaluation: EvaluationSettings, family: str, base: BaseModel, repo: str, prompt: str
 ) -> str:
-    """Return the imports, and three lines: the pipeline, the LoRA, a picture.
+    """Return the imports, and a line each: the pipeline, its solver if need be, the LoRA, a picture.
 
     Args:
         model: the run's model.
@@ -40,11 +43,16 @@ def loading_code(
         loaded["torch_dtype"] = DTYPES[model.precision]
     if family == "SD3" and model.max_sequence_length == 0:
         loaded |= {"text_encoder_3": None, "tokenizer_3": None}
-    drawn = call_arguments(model, evaluation, family)
+    drawn, solver = call_arguments(model, evaluation, family), []
+    if family in CLIP_ALONE:  # published pipelines have one of many solvers
+        name = SOLVERS[evaluation.solver]
+        imports[-1] += f", {name}"
+        solver = [f"pipeline.scheduler = {name}.from_config(pipeline.scheduler.config)"]
     return "\n".join([
         *imports,
         "",
         f"pipeline = DiffusionPipeline.from_pretrained({_listed(place, loaded)})",
+        *solver,
         f"pipeline.load_lora_weights({_quoted(repo)})",
         f"image = pipeline({_listed(_quoted(prompt), drawn)}).images[0]",
     ])  # fmt: skip
@@ -65,7 +73,7 @@ def call_arguments(model: ModelConfig, evaluation: EvaluationSettings, family: s
         arguments["guidance_scale"] = evaluation.guidance_scale if guided else off
     if family == "Sana":
         arguments["use_resolution_binning"] = False
-    return arguments | {"max_sequence_length": model.max_sequence_length}
+    return arguments | ({} if family in CLIP_ALONE else {"max_sequence_length": model.max_sequence_length})
 
 
 def _listed(first: str, named: dict[str, Any]) -> str:

@@ -2,16 +2,24 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from torch import Tensor
 
 from marble_cli.config.enums import OdeSolver, RolloutTimes
 from marble_cli.policy.diffusers_types import Scheduler
+from marble_cli.policy.families.variance_preserving import euler_scheduler, flow_times
 from marble_cli.rollout.guidance import Velocity
+
+# What networks predict in variance-preserving models, by the name in their schedulers' configurations.
+VARIANCE_PRESERVING = ("epsilon", "v_prediction")
 
 
 def make_scheduler(
@@ -34,6 +42,8 @@ def make_scheduler(
             model's own pipeline for both solvers (the rollout published with arXiv 2509.16117).
         even: whether the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own.
     """
+    if config.get("prediction_type") in VARIANCE_PRESERVING:
+        return _scheduler_of_noise_levels(config, solver, steps, times)
     euler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
     shift, mu = euler.config.shift, None
     if euler.config.use_dynamic_shifting:
@@ -42,21 +52,48 @@ def make_scheduler(
         mu = euler.config.base_shift + slope * (sequence - low)
         shift = math.exp(mu) if euler.config.time_shift_type == "exponential" else mu
     euler.set_timesteps(steps, sigmas=numpy.linspace(1.0, 1 / steps, steps) if even else None, mu=mu)
+    chosen = euler
     if solver is OdeSolver.dpm2:
-        dpm2: Any = DPMSolverMultistepScheduler(
-            solver_order=2,
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=shift,
-            final_sigmas_type="zero",
-        )
-        dpm2.set_timesteps(steps)
+        chosen = _dpm2(steps, shift)
         if times is RolloutTimes.euler:
-            dpm2.sigmas, dpm2.timesteps = euler.sigmas, euler.timesteps
-        chosen: Scheduler = dpm2
-    else:
-        chosen = euler
-    return chosen
+            chosen.sigmas, chosen.timesteps = euler.sigmas, euler.timesteps
+    chosen.init_noise_sigma = 1.0
+    return cast(Scheduler, chosen)
+
+
+def _dpm2(steps: int, shift: float = 1.0) -> Any:
+    """Make DPM-Solver++ (2M) for flow models."""
+    dpm2: Any = DPMSolverMultistepScheduler(
+        solver_order=2,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=shift,
+        final_sigmas_type="zero",
+    )
+    dpm2.set_timesteps(steps)
+    return dpm2
+
+
+def _scheduler_of_noise_levels(
+    config: Mapping[str, Any], solver: OdeSolver, steps: int, times: RolloutTimes
+) -> Scheduler:
+    """Make a flow scheduler that takes the steps of diffusers' solver of a variance-preserving model.
+
+    Both solvers compute the same in the coordinates of `policy.families.variance_preserving`: Euler keeps the
+    predictions of x0 and noise, and DPM-Solver++ depends on x0 and log(sigma / alpha) alone.
+    """
+    own: Any = euler_scheduler(config)
+    if solver is OdeSolver.dpm2 and times is RolloutTimes.solver:
+        own = DPMSolverMultistepScheduler.from_config(config, final_sigmas_type="zero")
+    own.set_timesteps(steps)
+    chosen = _dpm2(steps) if solver is OdeSolver.dpm2 else FlowMatchEulerDiscreteScheduler()
+    chosen.sigmas = flow_times(own.sigmas)
+    chosen.timesteps = 1000 * chosen.sigmas[:-1]
+    s, start = float(own.sigmas[0]), float(own.init_noise_sigma)
+    if not isinstance(own, EulerDiscreteScheduler):
+        start *= math.hypot(1, s)  # diffusers' Euler scales latents by 1 / alpha, and its DPM-Solver does not
+    chosen.init_noise_sigma = start / (1 + s)
+    return cast(Scheduler, chosen)
 
 
 def sampling_times(scheduler: Scheduler) -> Tensor:
@@ -65,9 +102,9 @@ def sampling_times(scheduler: Scheduler) -> Tensor:
 
 
 def sample(velocity: Velocity, noise: Tensor, scheduler: Scheduler) -> Tensor:
-    """Integrate from `noise` [B, C, H, W] at t = 1 to x0 at t = 0."""
+    """Integrate from `noise` [B, C, H, W] at the first time to x0 at t = 0."""
     _reset(scheduler)
-    x = noise
+    x = noise * scheduler.init_noise_sigma
     for timestep, t in zip(scheduler.timesteps, sampling_times(scheduler), strict=True):
         v = velocity(x, torch.full((len(x),), float(t), device=x.device))
         x = scheduler.step(v, timestep, x, return_dict=False)[0]

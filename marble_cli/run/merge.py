@@ -106,7 +106,7 @@ def _write(output: Path, config: RunConfig, first: Target, merged: dict[str, Ten
         "wandb_id": None,
         "origin": {**first.provenance, "rank": rank, "alpha": rank},
     }
-    behaviour = {key.removeprefix(lora.PREFIX): value for key, value in merged.items()}
+    behaviour = {lora.layer_key(key): value for key, value in merged.items()}
     state = TrainerState(0, {"behaviour": behaviour, "optimizer": {}}, info)
     with writing(output, "Choose another folder."):
         output.mkdir(parents=True, exist_ok=True)

@@ -83,7 +83,7 @@ def tiny_scene(images: int) -> Scene:
     config = compose(list(PRESET))
     policy = load_policy(config.model, seed=0)
     embeddings = policy.encode(["a red circle above a blue square"] * images)
-    tokens = policy.transformer.config["sample_size"] ** 2 // 4
+    tokens = policy.network.config["sample_size"] ** 2 // 4
     name = f"tiny: 3.5 M parameters, LoRA rank {config.model.lora.rank}, {images} images of {tokens} tokens"
     return make_scene(name, config, policy, embeddings)
 

@@ -167,7 +167,7 @@ def eagerly(policy: PipelinePolicy, job: Job) -> Job:
     """Return a job that runs as if the policy's blocks had never been compiled."""
 
     def run() -> object:
-        blocks = repeated_blocks(policy.transformer)
+        blocks = repeated_blocks(policy.network)
         kept = [block._compiled_call_impl for block in blocks]
         try:
             for block in blocks:
@@ -273,7 +273,7 @@ def main(arguments: list[str]) -> None:
     clock.tell(f"directions of ours and of the recipe: cosine {check_agreement(recipe, REWARDS):.5f}")
     if ours.policy.compiled:
         clock.tell(f"compiled; compiled and eager directions: cosine {check_compiled(ours):.5f}")
-    recipe.policy.transformer.float()
+    recipe.policy.network.float()
     recipe.policy.autocast = True
     command = shlex.join(["python", "-m", "scripts.bench.sd35m", *arguments])
     measured: list[Measured] = []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.checkpoint import tensor_files
-from marble_cli.checkpoint.lora import PREFIX, A, B, check, header
+from marble_cli.checkpoint.lora import A, B, check, header
 from marble_cli.checkpoint.merge import MergeMethod, merge_loras
 from marble_cli.errors import RequestError
 
@@ -18,13 +18,13 @@ def lora(seed: int, rank: int, layers: dict[str, tuple[int, int]] = LAYERS) -> d
     draw = torch.Generator().manual_seed(seed)
     state = {}
     for name, (inputs, outputs) in layers.items():
-        state[f"{PREFIX}{name}{A}"] = torch.randn(rank, inputs, generator=draw)
-        state[f"{PREFIX}{name}{B}"] = torch.randn(outputs, rank, generator=draw)
+        state[f"transformer.{name}{A}"] = torch.randn(rank, inputs, generator=draw)
+        state[f"transformer.{name}{B}"] = torch.randn(outputs, rank, generator=draw)
     return state
 
 
 def product(state: dict[str, Tensor], layer: str) -> Tensor:
-    return state[f"{PREFIX}{layer}{B}"].double() @ state[f"{PREFIX}{layer}{A}"].double()
+    return state[f"transformer.{layer}{B}"].double() @ state[f"transformer.{layer}{A}"].double()
 
 
 @pytest.mark.parametrize("ranks", [(2, 2), (1, 4), (3, 2, 1)])
@@ -37,7 +37,7 @@ def test_concat_adds_the_weighted_sum_of_the_products(ranks: tuple[int, ...], sc
     for layer in LAYERS:
         expected = sum(w * product(state, layer) for w, state in zip(weights, loras.values(), strict=True))
         torch.testing.assert_close(product(merged, layer), expected, rtol=1e-6, atol=1e-6)
-        assert merged[f"{PREFIX}{layer}{A}"].shape[0] == sum(ranks)
+        assert merged[f"transformer.{layer}{A}"].shape[0] == sum(ranks)
 
 
 def test_average_is_the_product_of_averaged_factors_and_not_the_sum() -> None:
@@ -46,7 +46,7 @@ def test_average_is_the_product_of_averaged_factors_and_not_the_sum() -> None:
     for layer in LAYERS:
         factors = [
             sum(
-                w**0.5 * state[f"{PREFIX}{layer}{part}"].double()
+                w**0.5 * state[f"transformer.{layer}{part}"].double()
                 for w, state in zip((0.25, 0.75), loras.values(), strict=True)
             )
             for part in (B, A)
@@ -63,10 +63,10 @@ def test_ties_keeps_the_largest_values_of_the_sign_that_weighs_more(
     """Of the values 3, -1, 0.1 and 2, 0.5, -3; what is kept of both is averaged."""
     layers = {"layer": (3, 1)}
     first, second = lora(0, 1, layers), lora(1, 1, layers)
-    first[f"{PREFIX}layer{A}"] = torch.tensor([[3.0, -1.0, 0.1]])
-    second[f"{PREFIX}layer{A}"] = torch.tensor([[2.0, 0.5, -3.0]])
+    first[f"transformer.layer{A}"] = torch.tensor([[3.0, -1.0, 0.1]])
+    second[f"transformer.layer{A}"] = torch.tensor([[2.0, 0.5, -3.0]])
     merged = merge_loras({"a": first, "b": second}, [1.0, 1.0], MergeMethod.ties, density)
-    assert merged[f"{PREFIX}layer{A}"][0].tolist() == expected
+    assert merged[f"transformer.layer{A}"][0].tolist() == expected
 
 
 def test_dare_is_the_same_each_time_and_leaves_the_global_generator_alone() -> None:

@@ -27,7 +27,7 @@ def test_preset_fits_a_card_of_24_gb(preset: str) -> None:
     config = Checkpointing(True).applied(compose([f"preset={preset}", "data.root=somewhere"]))
     size = model_size(config.model)
     assert size is not None
-    assert size.transformer / 1e9 == pytest.approx(PRESETS[preset], rel=0.01)
+    assert size.network / 1e9 == pytest.approx(PRESETS[preset], rel=0.01)
     assert config.model.resolution == 512
     needed = memory(config, size)
     assert needed.peak <= 24 * 2**30
@@ -43,7 +43,7 @@ def test_preset_fits_a_card_of_24_gb(preset: str) -> None:
     if model.offload is Offload.blocks:
         assert plain[2] == "- / -", "it does not fit without"
         assert chosen[2].startswith("- / "), "it needs gradient checkpointing"
-        assert 0.95 * size.transformer < needed.offloaded / 2 < size.transformer
+        assert 0.95 * size.network < needed.offloaded / 2 < size.network
     without, checkpointed = map(int, plain[4].split(" / "))
     assert 1 <= without < checkpointed
 

@@ -124,7 +124,7 @@ def test_the_base_is_drawn_and_judged_with_the_overrides_of_a_run(
     [
         (["preset=tiny"], "a preset would undo it"),
         (["model.lora.alpha=7"], "other LoRA settings: model.lora.alpha was 6 and is 7 here"),
-        (["model.train=full"], "holds a LoRA, and model.train=full needs a whole transformer"),
+        (["model.train=full"], "holds a LoRA, and model.train=full needs a whole network"),
         (["rollout.stepz=3"], "rollout.steps"),
     ],
 )

@@ -25,7 +25,7 @@ from marble_cli.step.batches import TrainingSet, chunks
 from marble_cli.step.gradients import Gradients, mixture_gradient, reward_gradients
 from marble_cli.step.passes import Objective, Step
 from tests.policy.conftest import tiny_folder
-from tests.policy.families.cases import PROMPTS, TIMES, Case
+from tests.policy.families.cases import PROMPTS, Case
 from tests.policy.families.conftest import case
 from tests.policy.families.pipelines import TINY
 
@@ -110,7 +110,7 @@ def test_velocities_of_all_weights(pair: Pair, device: torch.device) -> None:
     """Trained, behaviour and frozen weights differ in the case, so a wrong adapter would show."""
     xt, found = pair.case.start(), []
     for policy in (pair.policy, pair.expected):
-        at = xt.to(policy.device), TIMES.to(policy.device), policy.encode(PROMPTS)
+        at = xt.to(policy.device), pair.case.times.to(policy.device), policy.encode(PROMPTS)
         found.append([policy.velocity(*at, adapter) for adapter in ("trained", "behaviour", None)])
     for one, other in zip(*found, strict=True):
         assert (one.device, one.dtype) == (device, torch.float32)

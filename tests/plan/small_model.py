@@ -3,7 +3,7 @@
 from marble_cli.policy.base import ModelSize, PassCost
 
 SIZE = ModelSize(
-    transformer=1_000_000,
+    network=1_000_000,
     trained=10_000,
     tokens=16,
     vae=250_000,

@@ -134,7 +134,7 @@ def test_resume_of_full_weights_is_exact(run_config: RunConfigMaker, tmp_path: P
     assert_same_run(killed, whole, "full")
     trained, ema = (load_file(whole / "checkpoints/step-00000004" / name) for name in WEIGHTS["full"])
     behaviour = load_file(whole / "checkpoints/step-00000004/behaviour.safetensors")
-    base = load_policy(run_config("model.train=full", "model.device=cpu").model, 0).transformer.state_dict()
+    base = load_policy(run_config("model.train=full", "model.device=cpu").model, 0).network.state_dict()
     still = {
         name
         for name in behaviour

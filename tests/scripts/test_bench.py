@@ -225,13 +225,13 @@ def test_the_whole_step_adds_up_its_parts() -> None:
 @WITHOUT_COMPILER_WARNINGS
 def test_a_job_runs_as_if_blocks_had_never_been_compiled(scene: scenes.Scene) -> None:
     policy = scene.policy
-    compile_blocks(policy.transformer)
+    compile_blocks(policy.network)
     try:
         assert policy.compiled
         assert sd35m.eagerly(policy, lambda: policy.compiled)() is False
         assert policy.compiled
     finally:
-        for block in repeated_blocks(policy.transformer):
+        for block in repeated_blocks(policy.network):
             block._compiled_call_impl = None
 
 

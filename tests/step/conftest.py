@@ -62,10 +62,10 @@ def double_policy(
         torch.manual_seed(1)
         pipeline.transformer = transformer_maker(qk_norm=None)
     policy = DoublePolicy(pipeline, SD3(pipeline, model), model, device, seed=0)
-    policy.transformer.double()
+    policy.network.double()
     if isinstance(policy.trainable, FullWeights):
         for adapter in ("trained", "behaviour"):
-            policy.trainable.transformer(adapter).double()  # type: ignore[arg-type]
+            policy.trainable.network(adapter).double()  # type: ignore[arg-type]
     randomise(policy)
     return policy
 

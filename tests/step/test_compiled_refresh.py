@@ -42,8 +42,8 @@ def compile_now(double_policy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator
     torch._dynamo.reset()
     counters.clear()
     BACKENDS.clear()
-    yield lambda: compile_blocks(double_policy.transformer)
-    for block in repeated_blocks(double_policy.transformer):
+    yield lambda: compile_blocks(double_policy.network)
+    for block in repeated_blocks(double_policy.network):
         block._compiled_call_impl = None
     torch._dynamo.reset()
 

@@ -17,7 +17,7 @@ from tests.step.directions import distance
 @pytest.fixture
 def offload_now(double_policy: Any) -> Iterator[Any]:
     """A function that offloads the policy's blocks until the test ends."""
-    transformer = double_policy.transformer
+    transformer = double_policy.network
     blocks = repeated_blocks(transformer)
 
     def offload() -> None:

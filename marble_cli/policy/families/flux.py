@@ -17,8 +17,11 @@ from marble_cli.policy.families.latents import decode_kl, latent_shape, pack, un
 class Flux:
     """A `FluxPipeline`; implements `policy.base.Family`."""
 
+    network = "transformer"
+    text = "long"
     even_times = True
     float16 = True
+    float32_latents = False
     guided = staticmethod(guide_from_negative)
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
@@ -32,7 +35,7 @@ class Flux:
         return ()
 
     @staticmethod
-    def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
+    def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2
         return scale
 

@@ -17,8 +17,11 @@ from marble_cli.policy.families.masks import pad_prompts, trim_padding
 class QwenImage:
     """A `QwenImagePipeline`; implements `policy.base.Family`."""
 
+    network = "transformer"
+    text = "long"
     even_times = True
     float16 = True
+    float32_latents = False
     guided = staticmethod(guide_with_token_norms)
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
@@ -32,7 +35,7 @@ class QwenImage:
         return ()
 
     @staticmethod
-    def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
+    def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
         scale: int = 2 ** len(vae["temperal_downsample"]) * 2  # diffusers' spelling
         return scale
 

@@ -21,8 +21,11 @@ INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human
 class Sana:
     """A `SanaPipeline`; implements `policy.base.Family`."""
 
+    network = "transformer"
+    text = "long"
     even_times = False
     float16 = False  # sums in the linear attention exceed its range
+    float32_latents = False
     guided = staticmethod(guide_from_negative)
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
@@ -36,8 +39,8 @@ class Sana:
         return ()
 
     @staticmethod
-    def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
-        scale: int = 2 ** (len(vae["encoder_block_out_channels"]) - 1) * transformer["patch_size"]
+    def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
+        scale: int = 2 ** (len(vae["encoder_block_out_channels"]) - 1) * network["patch_size"]
         return scale
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:

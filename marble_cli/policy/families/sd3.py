@@ -15,8 +15,11 @@ from marble_cli.policy.families.latents import decode_kl, latent_shape
 class SD3:
     """A `StableDiffusion3Pipeline`; implements `policy.base.Family`."""
 
+    network = "transformer"
+    text = "both"
     even_times = False
     float16 = True
+    float32_latents = False
     guided = staticmethod(guide_from_negative)
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
@@ -33,8 +36,8 @@ class SD3:
         return ("text_encoder_3", "tokenizer_3") if model.max_sequence_length == 0 else ()
 
     @staticmethod
-    def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
-        scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * transformer["patch_size"]
+    def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
+        scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * network["patch_size"]
         return scale
 
     def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:

@@ -17,8 +17,11 @@ from marble_cli.policy.families.masks import pad_prompts
 class ZImage:
     """A `ZImagePipeline`; implements `policy.base.Family`."""
 
+    network = "transformer"
+    text = "long"
     even_times = True
     float16 = True
+    float32_latents = False
     guided = staticmethod(guide_from_positive)
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
@@ -32,7 +35,7 @@ class ZImage:
         return ()
 
     @staticmethod
-    def downscaling(vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> int:
+    def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2  # patches are always 2 x 2
         return scale
 

@@ -1,1 +1,1 @@
-"""The weights that are trained (a LoRA or a whole transformer) and their moving averages."""
+"""The weights that are trained (a LoRA or a whole network) and their moving averages."""

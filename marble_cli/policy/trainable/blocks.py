@@ -1,4 +1,4 @@
-"""Find and compile the repeated blocks that make up most of a transformer."""
+"""Find and compile the repeated blocks that make up most of a network."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 COMPILED_VARIANTS = 64
 
 
-def compile_blocks(transformer: nn.Module) -> None:
-    """Compile the repeated blocks of a transformer one by one; blocks of one kind share the compiled code.
+def compile_blocks(network: nn.Module) -> None:
+    """Compile the repeated blocks of a network one by one; blocks of one kind share the compiled code.
 
     The code serves every number of samples but one, for which torch compiles its own.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
-    for block in repeated_blocks(transformer):
+    for block in repeated_blocks(network):
         block.compile()
         assert block._compiled_call_impl is not None
         block._compiled_call_impl = _mark_samples(block._compiled_call_impl)
@@ -37,7 +37,14 @@ def _mark_samples(compiled: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def repeated_blocks(transformer: nn.Module) -> list[nn.Module]:
-    """Return the blocks in all module lists of a transformer, in order."""
-    stacks = [child for child in transformer.children() if isinstance(child, nn.ModuleList)]
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the blocks in all module lists of a network, or a UNet's transformer blocks, in order.
+
+    The stages in a UNet's lists differ; it is the transformer blocks in them that repeat.
+    """
+    if hasattr(network, "mid_block"):  # a UNet, which computes its stages in this order
+        stages = [getattr(network, name) for name in ("down_blocks", "mid_block", "up_blocks")]
+        parts = [part for stage in stages if stage is not None for part in stage.modules()]
+        return [part for part in parts if type(part).__name__ == "BasicTransformerBlock"]
+    stacks = [child for child in network.children() if isinstance(child, nn.ModuleList)]
     return [block for stack in stacks for block in stack]

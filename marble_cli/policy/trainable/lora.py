@@ -1,4 +1,4 @@
-"""Train LoRA adapters: one transformer holds the trained and the behaviour policy's (peft)."""
+"""Train LoRA adapters: one network holds the trained and the behaviour policy's (peft)."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,39 +12,43 @@ from marble_cli.config.schema import LoraConfig
 from marble_cli.distributed.shards import full_on, local, local_shard
 from marble_cli.errors import CheckpointError, ConfigError
 from marble_cli.policy.base import Adapter
-from marble_cli.policy.diffusers_types import Transformer
+from marble_cli.policy.diffusers_types import Network
 from marble_cli.policy.trainable.fit import describe_misfits, find_misfits
 from marble_cli.policy.trainable.lora_layer import LoraLinear
 
 ADAPTERS = ("trained", "behaviour")
-PREFIX = "transformer."
 
 
-def add_adapter(transformer: Transformer, config: peft.LoraConfig, name: str) -> None:
-    """Add a LoRA adapter to `transformer`.
+def add_adapter(network: Network, config: peft.LoraConfig, name: str) -> None:
+    """Add a LoRA adapter to `network`.
 
     Raises:
-        ConfigError: the transformer has none of the target modules.
+        ConfigError: the network has none of the target modules.
     """
     try:
-        transformer.add_adapter(config, adapter_name=name)
+        network.add_adapter(config, adapter_name=name)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"model.lora.target_modules={sorted(config.target_modules)}: {reason}") from error
 
 
 class LoraPair:
-    """The trained and the behaviour adapter of one transformer; implements `policy.base.Trainable`.
+    """The trained and the behaviour adapter of one network; implements `policy.base.Trainable`.
 
-    Both start equal: B is zero and A is gaussian, drawn from `seed`. `place` puts the transformer on its
-    device, which may replace its parameters.
+    Both start equal: B is zero and A is gaussian, drawn from `seed`. `place` puts the network on its
+    device, which may replace its parameters. `name` is the network's in the pipeline: keys begin with it.
     """
 
     def __init__(
-        self, transformer: Transformer, lora: LoraConfig, seed: int, place: Callable[[nn.Module], None]
+        self,
+        network: Network,
+        name: str,
+        lora: LoraConfig,
+        seed: int,
+        place: Callable[[nn.Module], None],
     ):
-        self.transformer = transformer
-        transformer.requires_grad_(False)
+        self.network, self.prefix = network, f"{name}."
+        network.requires_grad_(False)
         self.config = peft.LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -57,13 +61,13 @@ class LoraPair:
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
             torch.manual_seed(seed)
             for name in ADAPTERS:
-                add_adapter(transformer, self.config, name)
-        self._adapted = [module for module in transformer.modules() if isinstance(module, LoraLinear)]
+                add_adapter(network, self.config, name)
+        self._adapted = [module for module in network.modules() if isinstance(module, LoraLinear)]
         for name in ADAPTERS:
             for parameter in self._find_parameters(name).values():
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(name == "trained")
-        place(transformer)
+        place(network)
         self._parameters = {name: self._find_parameters(name) for name in ADAPTERS}
         self.layers: list[nn.Linear] | None = self._find_layers()
         self.copy("trained", "behaviour")
@@ -74,7 +78,7 @@ class LoraPair:
         marker = f".{adapter}."
         return {
             name.replace(marker, "."): parameter
-            for name, parameter in self.transformer.named_parameters()
+            for name, parameter in self.network.named_parameters()
             if "lora_" in name and marker in name
         }
 
@@ -84,7 +88,7 @@ class LoraPair:
         Raises:
             ConfigError: a parameter is not the weight of a linear layer without bias.
         """
-        linear = [module for module in self.transformer.modules() if isinstance(module, nn.Linear)]
+        linear = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
         owners = {id(layer.weight): layer for layer in linear if layer.bias is None}
         trained = self._parameters["trained"]
         if strange := [name for name, parameter in trained.items() if id(parameter) not in owners]:
@@ -118,17 +122,17 @@ class LoraPair:
             parameter.copy_(self._parameters[source][name])
 
     def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {PREFIX + name: value for name, value in values.items()}
+        return {self.prefix + name: value for name, value in values.items()}
 
     def state(self) -> dict[str, Tensor]:
-        state = get_peft_model_state_dict(self.transformer, adapter_name="trained")
-        return {PREFIX + key: full_on(value, 0) for key, value in state.items()}
+        state = get_peft_model_state_dict(self.network, adapter_name="trained")
+        return {self.prefix + key: full_on(value, 0) for key, value in state.items()}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
         own = {
-            PREFIX + key: value
-            for key, value in get_peft_model_state_dict(self.transformer, adapter_name="trained").items()
+            self.prefix + key: value
+            for key, value in get_peft_model_state_dict(self.network, adapter_name="trained").items()
         }
         shapes = {key: value.shape for key, value in own.items()}
         if misfits := find_misfits(shapes, state):

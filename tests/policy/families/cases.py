@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from marble_cli.config.enums import OdeSolver
@@ -38,6 +38,17 @@ class Case:
     plain: Any
     policy: Any
 
+    @property
+    def network(self) -> str:
+        """The name of the pipeline's network that is trained."""
+        name: str = self.policy.family.network
+        return name
+
+    @property
+    def times(self) -> Tensor:
+        """Times of three samples; those of a model that predicts noise or v end before 1."""
+        return TIMES * (0.9 if self.network == "unet" else 1.0)
+
     def start(self) -> Tensor:
         """Noise [3, C, H, W] of a rollout."""
         return noise(0, "test", 0, list(range(len(PROMPTS))), self.policy.latent_shape)
@@ -57,17 +68,19 @@ class Case:
 
 
 def load_plain(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Sana's pipeline takes the Euler solver here, with the shift of its own."""
+    """Sana's and Stable Diffusion's pipelines take the Euler solver here, with the times of their own."""
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     if type(pipeline).__name__ == "SanaPipeline":
         pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    if hasattr(pipeline, "unet"):
+        pipeline.register_modules(scheduler=EulerDiscreteScheduler.from_config(pipeline.scheduler.config))
     return pipeline
 
 
 @dataclass(frozen=True)
 class Run:
-    """The results of a plain pipeline."""
+    """The results of a plain pipeline, its times and latents as those of a flow model."""
 
     times: Tensor  # [n + 1]
     latents: Tensor  # [n + 1, 3, C, H, W]
@@ -87,7 +100,7 @@ def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
         num_inference_steps=STEPS,
         height=size.height,
         width=size.width,
-        latents=seen[0],
+        latents=seen[0].to(pipeline.vae.dtype),
         output_type="pt",
         callback_on_step_end=keep,
         **{**case.tiny.arguments, **more},
@@ -97,7 +110,12 @@ def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
         seen = [
             pipeline._unpack_latents(x, size.height, size.width, scale).reshape(begin.shape) for x in seen
         ]
-    return Run(pipeline.scheduler.sigmas, torch.stack(seen), images)
+    times, latents = pipeline.scheduler.sigmas, torch.stack(seen)
+    if case.network == "unet":  # x0 + s eps at noise levels s = t / (1 - t)
+        latents[0] *= pipeline.scheduler.init_noise_sigma
+        latents = latents / (1 + times[:, None, None, None, None])
+        times = (times.double() / (1 + times.double())).float()
+    return Run(times, latents, images)
 
 
 def assert_same_images(got: Tensor, plain: Tensor) -> None:

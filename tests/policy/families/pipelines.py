@@ -10,6 +10,7 @@ from tokenizers.pre_tokenizers import Metaspace
 
 from tests.models import make_pipeline
 from tests.policy.families.components import autoencoder_kl, learn_merges, qwen_tokenizer, t5
+from tests.policy.families.unets import sd15, sdxl
 
 
 @dataclass(frozen=True)
@@ -260,4 +261,11 @@ TINY = {
     "z_image": Tiny(
         "z_image", z_image, "48x32", 100, 24, {"guidance_scale": 0.0, "max_sequence_length": 100}
     ),
+    "sdxl": Tiny("sdxl", sdxl, "24x16", 0, 24, {"guidance_scale": 1.0}),
+    "sd15": Tiny("sd15", sd15, "16x24", 0, 24, {"guidance_scale": 1.0}),
 }
+
+
+# The two families with a UNet differ in what `test_pipelines.py` compares; elsewhere one stands for both.
+ONE_UNET = [name for name in TINY if name != "sd15"]
+TRANSFORMERS = [name for name in ONE_UNET if name != "sdxl"]

@@ -17,6 +17,7 @@ from marble_cli.policy.base import PassCost, PromptEmbeddings
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
 from tests.policy.families.cases import PROMPTS, TIMES, Case
+from tests.policy.families.pipelines import ONE_UNET, TRANSFORMERS
 
 
 def attention_forward(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
@@ -45,7 +46,9 @@ def count(policy: Any, xt: Tensor) -> PassCost:
     if "mask" in tensors:
         tensors["mask"] = torch.ones_like(tensors["mask"])
     policy.trainable.activate("trained")
-    weights = {p.untyped_storage().data_ptr() for p in policy.pipeline.transformer.parameters()}
+    weights = {
+        p.untyped_storage().data_ptr() for p in getattr(policy.pipeline, policy.family.network).parameters()
+    }
     kept: dict[int, tuple[int, Tensor]] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -65,6 +68,7 @@ def count(policy: Any, xt: Tensor) -> PassCost:
     return PassCost(forward.get_total_flops(), backward.get_total_flops(), saved, saved)
 
 
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 @pytest.mark.parametrize("train", list(Train), ids=lambda train: train.value)
 def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
     model = replace(case.model, train=train)
@@ -75,6 +79,7 @@ def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
     assert 2 * real.kept < size.most_kept
 
 
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) -> None:
     policy, size = (
         load_policy(replace(case.model, gradient_checkpointing=Switch.true), seed=0),
@@ -83,14 +88,17 @@ def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) 
     assert size is not None
     real, planned = count(policy, case.start()), size.cost
     assert real.kept < planned.kept_checkpointed < planned.kept
-    assert (planned.forward + planned.backward) == pytest.approx(real.backward, rel=0.15)
+    # A UNet computes neither its samplers nor its projections around blocks again.
+    rel = 0.3 if case.network == "unet" else 0.15
+    assert (planned.forward + planned.backward) == pytest.approx(real.backward, rel=rel)
 
 
+@pytest.mark.parametrize("case", TRANSFORMERS, indirect=True)
 def test_equal_blocks_cost_as_much_as_each_of_them(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(case.model.path, tmp_path / "deep", ignore=shutil.ignore_patterns("*.safetensors"))
-    file = tmp_path / "deep/transformer/config.json"
+    file = tmp_path / "deep" / case.network / "config.json"
     config = json.loads(file.read_text())
     depths = config.keys() & {"num_layers", "num_single_layers", "n_layers"}
     file.write_text(json.dumps({**config, **dict.fromkeys(depths, 5)}))

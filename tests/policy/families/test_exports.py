@@ -20,7 +20,10 @@ from marble_cli.errors import RequestError
 from marble_cli.policy.load import load_policy
 from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import initial_progress, pack
-from tests.policy.families.cases import PROMPTS, TIMES, Case, load_plain
+from tests.policy.families.cases import PROMPTS, Case, load_plain
+from tests.policy.families.pipelines import ONE_UNET
+
+pytestmark = pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -44,14 +47,15 @@ def trained(
 
 
 @torch.no_grad()
-def velocity(case: Case, transformer: nn.Module) -> Tensor:
-    """By the policy's own way to call a transformer, with `transformer` in the place of its own."""
+def velocity(case: Case, network: nn.Module) -> Tensor:
+    """By the policy's own way to call a network, with `network` in the place of its own."""
     pipeline = case.policy.pipeline
-    own, pipeline.transformer = pipeline.transformer, transformer
+    own = getattr(pipeline, case.network)
+    setattr(pipeline, case.network, network)
     try:
-        return case.policy.family.velocity(case.start(), TIMES, case.policy.encode(PROMPTS))
+        return case.policy.family.velocity(case.start(), case.times, case.policy.encode(PROMPTS))
     finally:
-        pipeline.transformer = own
+        setattr(pipeline, case.network, own)
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +64,7 @@ def expected(case: Case, trained: Path) -> dict[str, Tensor]:
     """Return the velocities of the trained weights, `lora`, and of their average, `ema`."""
     policy: Any = load_policy(load_resolved(trained / "config.yaml").model, 0)
     _, *states = store.load(store.resolve(str(trained)))
-    at, result = (case.start(), TIMES, policy.encode(PROMPTS)), {}
+    at, result = (case.start(), case.times, policy.encode(PROMPTS)), {}
     for name, state in zip(("lora", "ema"), states, strict=True):
         policy.load_trained(state)
         result[name] = policy.velocity(*at, "trained")
@@ -69,26 +73,26 @@ def expected(case: Case, trained: Path) -> dict[str, Tensor]:
     return result
 
 
-def plain_transformer(case: Case) -> Any:
-    """Return a copy of the plain transformer that a test may change."""
-    return copy.deepcopy(case.plain.transformer).eval()
+def plain_network(case: Case) -> Any:
+    """Return a copy of the plain network that a test may change."""
+    return copy.deepcopy(getattr(case.plain, case.network)).eval()
 
 
 def merged(case: Case, file: Path, prefix: str) -> Any:
     """A loader that knows nothing of alpha, ranks or headers: W + B @ A."""
-    transformer, tensors = plain_transformer(case), load_file(file)
-    weights = dict(transformer.named_parameters())
+    network, tensors = plain_network(case), load_file(file)
+    weights = dict(network.named_parameters())
     layers = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
     assert tensors.keys() == {f"{layer}.lora_{part}.weight" for layer in layers for part in "AB"}
     for layer in layers:
         product = tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"]
         weights[f"{layer.removeprefix(prefix)}.weight"].data += product
-    return transformer
+    return network
 
 
-def assert_same_velocity(case: Case, transformer: nn.Module, expected: Tensor) -> None:
+def assert_same_velocity(case: Case, network: nn.Module, expected: Tensor) -> None:
     """In norm: a merged weight, and s B A x added to W x, round single elements differently."""
-    assert (velocity(case, transformer) - expected).norm() < 1e-6 * expected.norm()
+    assert (velocity(case, network) - expected).norm() < 1e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("header", [True, False])
@@ -102,7 +106,7 @@ def test_export_loaded_by_diffusers_acts_as_trained(
         save_file(load_file(file), file)
     pipeline = load_plain(case.model.path)
     pipeline.load_lora_weights(tmp_path)
-    assert_same_velocity(case, pipeline.transformer, expected["ema"])
+    assert_same_velocity(case, getattr(pipeline, case.network), expected["ema"])
 
 
 def test_export_loaded_by_peft_acts_as_trained(
@@ -110,7 +114,7 @@ def test_export_loaded_by_peft_acts_as_trained(
 ) -> None:
     file = export(str(trained), tmp_path, ExportFormat.peft)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    assert_same_velocity(case, PeftModel.from_pretrained(plain_transformer(case), tmp_path), expected["ema"])
+    assert_same_velocity(case, PeftModel.from_pretrained(plain_network(case), tmp_path), expected["ema"])
     assert_same_velocity(case, merged(case, file, "base_model.model."), expected["ema"])
 
 
@@ -123,7 +127,17 @@ def test_export_for_comfyui_acts_as_trained_or_is_refused(
         assert not (tmp_path / "comfyui").exists()
         return
     file = export(str(trained), tmp_path, ExportFormat.comfyui)
-    assert_same_velocity(case, merged(case, file, "transformer."), expected["ema"])
+    if case.network == "unet":
+        save_file(by_layers(case, load_file(file)), file)
+    assert_same_velocity(case, merged(case, file, f"{case.network}."), expected["ema"])
+
+
+def by_layers(case: Case, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo kohya's names, lora_unet_LAYER.lora_down.weight with `_` for every dot of the layer."""
+    layers = {f"lora_unet_{name.replace('.', '_')}": name for name, _ in case.plain.unet.named_modules()}
+    parts = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+    split = {key: key.split(".", 1) for key in tensors}
+    return {f"unet.{layers[split[key][0]]}.{parts[split[key][1]]}": value for key, value in tensors.items()}
 
 
 @pytest.mark.parametrize("name", ["lora", "ema"])
@@ -131,4 +145,4 @@ def test_checkpoint_files_act_as_trained_without_alpha(
     case: Case, trained: Path, expected: dict[str, Tensor], name: str
 ) -> None:
     (file,) = trained.glob(f"checkpoints/*/{name}/pytorch_lora_weights.safetensors")
-    assert_same_velocity(case, merged(case, file, "transformer."), expected[name])
+    assert_same_velocity(case, merged(case, file, f"{case.network}."), expected[name])

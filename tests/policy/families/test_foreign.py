@@ -11,6 +11,7 @@ from torch import Tensor
 
 from marble_cli.policy.foreign import convert_lora, fit_lora, lora_settings
 from tests.policy.families.cases import Case, load_plain
+from tests.policy.families.pipelines import ONE_UNET
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 
@@ -25,14 +26,15 @@ def added(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def comfyui(key: str) -> str:
-    return key.replace("transformer.", "diffusion_model.", 1)
+    return f"diffusion_model.{key.partition('.')[2]}"
 
 
 def flat(key: str) -> str:
-    layer, part = key.removeprefix("transformer.").rsplit(".lora_", 1)
+    layer, part = key.partition(".")[2].rsplit(".lora_", 1)
     return f"lora_unet_{layer.replace('.', '_')}.lora_{'down' if part[0] == 'A' else 'up'}.weight"
 
 
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 @pytest.mark.parametrize("name", [str, comfyui, flat])
 def test_a_lora_adds_what_it_states_in_every_family(case: Case, name: Any) -> None:
     """With an alpha of 1.5 times the rank in a tensor of every layer."""
@@ -56,25 +58,40 @@ def test_a_lora_adds_what_it_states_in_every_family(case: Case, name: Any) -> No
         torch.testing.assert_close(value * case.model.lora.alpha / case.model.lora.rank, got[layer])
 
 
-@pytest.mark.parametrize("case", ["flux_dev"], indirect=True)
-def test_names_of_the_original_flux_are_converted_as_diffusers_does(case: Case, tmp_path: Path) -> None:
-    """Kohya's file adapts query, key and value at once; diffusers loads it into a plain pipeline."""
-    linear = case.plain.transformer.transformer_blocks[0].attn.to_q
-    draw, stem = torch.Generator().manual_seed(0), "lora_unet_double_blocks_0_img_attn_qkv"
+@pytest.mark.parametrize(
+    ("case", "layer", "stem", "parts"),
+    [
+        ("flux_dev", "transformer_blocks.0.attn.to_q", "double_blocks_0_img_attn_qkv", 3),
+        (
+            "sdxl",
+            "up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0",
+            "output_blocks_1_1_transformer_blocks_0_attn1_to_out_0",
+            1,
+        ),
+    ],
+    indirect=["case"],
+    ids=["flux_dev", "sdxl"],
+)
+def test_kohyas_names_are_converted_as_diffusers_does(
+    case: Case, layer: str, stem: str, parts: int, tmp_path: Path
+) -> None:
+    """As the original models have them: FLUX.1's hold query, key and value at once."""
+    linear = getattr(case.plain, case.network).get_submodule(layer)
+    draw, stem = torch.Generator().manual_seed(0), f"lora_unet_{stem}"
     tensors = {
         f"{stem}.lora_down.weight": torch.randn(4, linear.in_features, generator=draw),
-        f"{stem}.lora_up.weight": torch.randn(3 * linear.out_features, 4, generator=draw),
+        f"{stem}.lora_up.weight": torch.randn(parts * linear.out_features, 4, generator=draw),
         f"{stem}.alpha": torch.tensor(2.0),
     }
     save_file(tensors, tmp_path / "kohya.safetensors")
     pipeline = load_plain(case.model.path)
     pipeline.load_lora_weights(tmp_path / "kohya.safetensors", adapter_name="given")
     expected = {
-        f"transformer.{name}": part.get_delta_weight("given").double()
-        for name, part in pipeline.transformer.named_modules()
+        f"{case.network}.{name}": part.get_delta_weight("given").double()
+        for name, part in getattr(pipeline, case.network).named_modules()
         if isinstance(part, BaseTunerLayer)
     }
     got = added(convert_lora(load_file(tmp_path / "kohya.safetensors"), {}, None, case.model, "file"))
-    assert len(got) == 3
-    for layer, value in got.items():
-        torch.testing.assert_close(value, expected[layer], rtol=1e-5, atol=1e-6)
+    assert len(got) == parts
+    for name, value in got.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)

@@ -15,12 +15,15 @@ from marble_cli.policy.offload import BlockOffload, Copy
 from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora_layer import LoraMatrix
 from marble_cli.step.per_sample import PerSampleGradients
-from tests.policy.families.cases import PROMPTS, TIMES, Case
+from tests.policy.families.cases import PROMPTS, Case
+from tests.policy.families.pipelines import ONE_UNET
+
+pytestmark = pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 
 
 def frozen(policy: Any) -> list[nn.Parameter]:
     """The parameters of the blocks without those of adapters."""
-    modules = [module for block in repeated_blocks(policy.transformer) for module in block.modules()]
+    modules = [module for block in repeated_blocks(policy.network) for module in block.modules()]
     return [p for m in modules if not isinstance(m, LoraMatrix) for p in m.parameters(recurse=False)]
 
 
@@ -39,7 +42,7 @@ def offloaded(case: Case, randomise: Callable[..., None]) -> Any:
 
 def results(case: Case, policy: Any) -> list[Tensor]:
     """Velocities of all adapters, and gradients of two mixtures by two backward passes on one graph."""
-    at, draw = (case.start(), TIMES, case.policy.encode(PROMPTS)), torch.Generator().manual_seed(5)
+    at, draw = (case.start(), case.times, case.policy.encode(PROMPTS)), torch.Generator().manual_seed(5)
     with torch.no_grad():
         found = [policy.velocity(*at, adapter) for adapter in ("trained", "behaviour", None)]
     cotangent, coefficients = torch.randn(at[0].shape, generator=draw), torch.randn(2, 3, generator=draw)
@@ -60,9 +63,7 @@ def test_velocities_and_gradients_have_the_same_bits(case: Case, offloaded: Any)
     for name, parameter in kept.parameters("trained").items():
         parameter.data.copy_(case.policy.parameters("trained")[name])
         kept.parameters("behaviour")[name].data.copy_(case.policy.parameters("behaviour")[name])
-    adapters = {
-        id(module.weight) for module in offloaded.transformer.modules() if isinstance(module, LoraMatrix)
-    }
+    adapters = {id(module.weight) for module in offloaded.network.modules() if isinstance(module, LoraMatrix)}
     for found, expected in zip(results(case, offloaded), results(case, kept), strict=True):
         assert found.equal(expected)
         assert found.isfinite().all()
@@ -85,7 +86,7 @@ def test_two_blocks_at_most_are_on_the_device(
 
     monkeypatch.setattr(BlockOffload, "_copy", counted)
     results(case, offloaded)
-    passes, blocks = 3 + 2 * 1 + 3, len(repeated_blocks(offloaded.transformer))
+    passes, blocks = 3 + 2 * 1 + 3, len(repeated_blocks(offloaded.network))
     assert max(most) == 2
     assert len(buffers) >= passes * blocks
     assert all(buffer.expired() for buffer in buffers), "nothing stays behind"

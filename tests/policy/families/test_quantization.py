@@ -12,7 +12,8 @@ from marble_cli.config.enums import Quantization
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.step.per_sample import PerSampleGradients
-from tests.policy.families.cases import PROMPTS, TIMES, Case
+from tests.policy.families.cases import PROMPTS, Case
+from tests.policy.families.pipelines import ONE_UNET, TRANSFORMERS
 
 # Largest relative errors of velocities; embeddings of these encoders, 8 numbers wide, may have thrice that.
 NEAR = {Quantization.int8: 0.02, Quantization.fp8: 0.08, Quantization.nf4: 0.2}
@@ -35,13 +36,14 @@ def rounded(case: Case, kind: Quantization, randomise: Callable[..., None]) -> A
 def start(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """The latents and times of a velocity, where the policy computes."""
     device = case.policy.device
-    return case.start().to(device), TIMES.to(device)
+    return case.start().to(device), case.times.to(device)
 
 
 def error(found: torch.Tensor, exact: torch.Tensor) -> float:
     return ((found - exact).norm() / exact.norm()).item()
 
 
+@pytest.mark.parametrize("case", TRANSFORMERS, indirect=True)
 def test_velocities_and_embeddings_are_near_those_of_plain_layers(
     case: Case, kind: Quantization, rounded: Any
 ) -> None:
@@ -58,12 +60,13 @@ def test_velocities_and_embeddings_are_near_those_of_plain_layers(
                 assert 0 < error(tensor, encoded.tensors[name]) < 3 * NEAR[kind], name
 
 
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 def test_only_linear_layers_of_the_blocks_are_rounded(case: Case, rounded: Any) -> None:
     """Everything else keeps its bits, and the digest is the model's: its LoRAs fit the plain model, too."""
-    blocks = {id(module) for block in repeated_blocks(rounded.transformer) for module in block.modules()}
-    plain = dict(case.policy.transformer.named_parameters())
+    blocks = {id(module) for block in repeated_blocks(rounded.network) for module in block.modules()}
+    plain = dict(case.policy.network.named_parameters())
     seen = set()
-    for name, module in rounded.transformer.named_modules():
+    for name, module in rounded.network.named_modules():
         if isinstance(module, nn.Linear) and "lora_" not in name:
             is_plain = type(module.weight) is nn.Parameter and module.weight.equal(plain[f"{name}.weight"])
             assert is_plain == (id(module) not in blocks), name
@@ -73,6 +76,7 @@ def test_only_linear_layers_of_the_blocks_are_rounded(case: Case, rounded: Any) 
     assert rounded.weights == case.policy.weights
 
 
+@pytest.mark.parametrize("case", TRANSFORMERS, indirect=True)
 def test_gradients_of_every_mixture_at_once_are_those_of_autograd(case: Case, rounded: Any) -> None:
     draw, (xt, t) = torch.Generator().manual_seed(5), start(case)
     cotangent = torch.randn(xt.shape, generator=draw).to(xt)

@@ -111,8 +111,8 @@ def test_gradients_reach_only_the_trained_adapter(
     trained = policy.parameters("trained")
     assert all(p.grad is not None and p.grad.any() for p in trained.values())
     own = {id(p) for p in trained.values()}
-    assert all(p.grad is None for p in policy.transformer.parameters() if id(p) not in own)
-    assert not any(p.requires_grad for p in policy.transformer.parameters() if id(p) not in own)
+    assert all(p.grad is None for p in policy.network.parameters() if id(p) not in own)
+    assert not any(p.requires_grad for p in policy.network.parameters() if id(p) not in own)
 
 
 def test_swapped_weights_act_inside_the_block_and_are_restored(

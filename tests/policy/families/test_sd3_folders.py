@@ -34,9 +34,9 @@ def test_pipeline_of_unknown_class_is_refused(
     folder = tmp_path / "other"
     shutil.copytree(pipeline_folder, folder)
     index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionXLPipeline"}))
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "LuminaPipeline"}))
     for look in (lambda m: load_policy(m, 0), model_size):
-        with pytest.raises(RequestError, match=r"is a StableDiffusionXLPipeline.*StableDiffusion3Pipeline"):
+        with pytest.raises(RequestError, match=r"is a LuminaPipeline.*StableDiffusion3Pipeline"):
             look(replace(model, path=str(folder)))
 
 
@@ -48,17 +48,17 @@ def test_computed_sizes_equal_those_of_the_loaded_model(model: ModelConfig, prec
     assert size is not None
     adapter = sum(p.numel() for p in policy.parameters("trained").values())
     assert size.trained == adapter
-    assert size.transformer == sum(p.numel() for p in policy.transformer.parameters()) - 2 * adapter
+    assert size.network == sum(p.numel() for p in policy.network.parameters()) - 2 * adapter
     assert size.tokens == 4
     parts = [
         policy.pipeline.vae,
-        policy.transformer,
+        policy.network,
         policy.pipeline.text_encoder,
         policy.pipeline.text_encoder_2,
     ]
     own = {id(p) for a in ("trained", "behaviour") for p in policy.parameters(a).values()}
     held = sum(p.numel() * p.element_size() for m in parts for p in m.parameters() if id(p) not in own)
-    whole = (size.transformer + size.vae + size.encoders) * DTYPES[precision].itemsize
+    whole = (size.network + size.vae + size.encoders) * DTYPES[precision].itemsize
     assert whole == pytest.approx(held, rel=0.01)
 
 

@@ -12,6 +12,9 @@ from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES
 from tests.policy.families.cases import Case
+from tests.policy.families.pipelines import ONE_UNET
+
+pytestmark = pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 
 
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
@@ -22,7 +25,7 @@ def test_computed_sizes_equal_those_of_the_loaded_model(case: Case, precision: P
     assert size is not None
     adapter = sum(p.numel() for p in policy.parameters("trained").values())
     assert size.trained == adapter
-    assert size.transformer == sum(p.numel() for p in policy.transformer.parameters()) - 2 * adapter
+    assert size.network == sum(p.numel() for p in policy.network.parameters()) - 2 * adapter
     assert size.tokens == policy.tokens == case.tiny.tokens
     own = {id(p) for a in ("trained", "behaviour") for p in policy.parameters(a).values()}
 
@@ -31,8 +34,8 @@ def test_computed_sizes_equal_those_of_the_loaded_model(case: Case, precision: P
         return sum(p.numel() * p.element_size() for p in weights.values())
 
     itemsize = DTYPES[precision].itemsize
-    frozen = held(policy.pipeline.vae, policy.transformer)
-    assert (size.transformer + size.vae) * itemsize == pytest.approx(frozen, rel=0.01)
+    frozen = held(policy.pipeline.vae, policy.network)
+    assert (size.network + size.vae) * itemsize == pytest.approx(frozen, rel=0.01)
     assert size.encoders * itemsize == pytest.approx(held(*policy.family.encoders), rel=0.01)
 
 
@@ -46,7 +49,11 @@ def test_settings_that_do_not_fit_the_model_are_refused(case: Case) -> None:
     wrong = [(replace(case.model, guidance=other), rf"model\.guidance={said}: .*Expected")]
     if case.tiny.choice == "sana":
         wrong.append((replace(case.model, precision=Precision.fp16), "model.precision=fp16"))
-    if case.tiny.choice != "sd3":
+    if case.network == "unet":
+        wrong.append(
+            (replace(case.model, max_sequence_length=77), "model.max_sequence_length=77.*Expected 0")
+        )
+    elif case.tiny.choice != "sd3":
         wrong.append((replace(case.model, max_sequence_length=0), "model.max_sequence_length=0.*at least 1"))
     for model, message in wrong:
         for look in (model_size, lambda model: load_policy(model, 0)):

@@ -75,7 +75,7 @@ def test_gradients_reach_only_the_trained_weights(policy: Any, inputs: Inputs, b
     assert policy.velocity(*inputs, before).requires_grad == (before == "trained")
     policy.velocity(*inputs, "trained").square().mean().backward()
     assert still(policy) == NOWHERE
-    for frozen in (policy.transformer.parameters(), policy.parameters("behaviour").values()):
+    for frozen in (policy.network.parameters(), policy.parameters("behaviour").values()):
         assert all(p.grad is None and not p.requires_grad for p in frozen)
 
 
@@ -125,7 +125,7 @@ def test_state_of_another_shape_is_refused(policy: Any, model: ModelConfig) -> N
 
 
 def test_copies_are_made_at_first_use(policy: Any, inputs: Inputs) -> None:
-    made = policy.trainable.transformers
+    made = policy.trainable.networks
     with torch.no_grad():
         policy.velocity(*inputs, None)
         assert made.keys() == {None}
@@ -136,7 +136,7 @@ def test_copies_are_made_at_first_use(policy: Any, inputs: Inputs) -> None:
 
 def test_half_precision_trains_float32_weights(policy: Any, full: ModelConfig, inputs: Inputs) -> None:
     half = load_policy(replace(full, precision=Precision.bf16), seed=0)
-    assert {p.dtype for p in half.transformer.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in half.network.parameters()} == {torch.bfloat16}
     assert {p.dtype for a in ("trained", "behaviour") for p in half.parameters(a).values()} == {torch.float32}
     xt, t, _ = inputs
     velocities = [half.velocity(xt, t, half.encode(PROMPTS), adapter) for adapter in ("trained", None)]
@@ -155,7 +155,7 @@ def test_half_precision_trains_float32_weights(policy: Any, full: ModelConfig, i
 def test_compile_compiles_every_copy(full: ModelConfig) -> None:
     compiled: Any = load_policy(replace(full, compile=Switch.true), seed=0)
     for adapter in (None, "behaviour", "trained"):
-        blocks = compiled.trainable.transformer(adapter).transformer_blocks
+        blocks = compiled.trainable.network(adapter).transformer_blocks
         assert all(block._compiled_call_impl is not None for block in blocks)
 
 
@@ -163,7 +163,7 @@ def test_gradient_checkpointing_acts_on_every_copy_and_changes_no_gradient(
     policy: Any, full: ModelConfig, inputs: Inputs
 ) -> None:
     other: Any = load_policy(replace(full, gradient_checkpointing=Switch.true), seed=0)
-    assert all(other.trainable.transformer(a).gradient_checkpointing for a in (None, "behaviour", "trained"))
+    assert all(other.trainable.network(a).gradient_checkpointing for a in (None, "behaviour", "trained"))
     for one in (policy, other):
         one.velocity(*inputs, "trained").square().mean().backward()
     for name, parameter in policy.parameters("trained").items():
@@ -178,7 +178,7 @@ def test_computed_sizes_equal_those_of_the_loaded_model(full: ModelConfig, preci
     chosen = replace(full, precision=precision)
     size, policy = model_size(chosen), load_policy(chosen, 0)
     assert size is not None
-    assert size.trained == size.transformer == sum(p.numel() for p in policy.parameters("trained").values())
+    assert size.trained == size.network == sum(p.numel() for p in policy.parameters("trained").values())
     lora = model_size(replace(chosen, train=Train.lora))
     assert lora is not None
     assert lora == replace(size, trained=lora.trained, most_kept=lora.most_kept)

@@ -129,8 +129,8 @@ def test_evaluation_compares_with_the_frozen_model(run: Path, full: ModelConfig)
 @pytest.mark.parametrize(
     ("of", "for_", "said"),
     [
-        ("full", "lora", "holds a whole transformer, and model.train=lora needs a LoRA"),
-        ("lora", "full", "holds a LoRA, and model.train=full needs a whole transformer"),
+        ("full", "lora", "holds a whole network, and model.train=lora needs a LoRA"),
+        ("lora", "full", "holds a LoRA, and model.train=full needs a whole network"),
     ],
 )
 def test_checkpoint_of_the_other_kind_is_refused(

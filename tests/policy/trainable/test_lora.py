@@ -19,10 +19,10 @@ ORDER: tuple[Adapter, ...] = ("behaviour", None, "trained", None, None, "behavio
 def switch_by_peft(policy: Any, adapter: Adapter) -> None:
     """Make an adapter the active one by the methods of diffusers and peft."""
     if adapter is None:
-        policy.transformer.disable_adapters()
+        policy.network.disable_adapters()
     else:
-        policy.transformer.enable_adapters()
-        policy.transformer.set_adapter(adapter)
+        policy.network.enable_adapters()
+        policy.network.set_adapter(adapter)
     # peft makes the active adapter the one that requires gradients, which decides how torch multiplies.
     for name in ("trained", "behaviour"):
         for parameter in policy.parameters(name).values():
@@ -49,10 +49,10 @@ def test_switches_equal_pefts_own_bit_for_bit(policy: Any, randomise: Callable[.
     by_peft, ours = [], []
     for adapter in ORDER:
         switch_by_peft(policy, adapter)
-        by_peft.append((reported(policy.transformer), velocity(policy, adapter)))
+        by_peft.append((reported(policy.network), velocity(policy, adapter)))
     for adapter in ORDER:
         policy.trainable.activate(adapter)
-        ours.append((reported(policy.transformer), velocity(policy, adapter)))
+        ours.append((reported(policy.network), velocity(policy, adapter)))
     for (state, one), (expected, two) in zip(ours, by_peft, strict=True):
         assert state == expected
         assert torch.equal(one, two)
@@ -62,7 +62,7 @@ def test_switches_equal_pefts_own_bit_for_bit(policy: Any, randomise: Callable[.
 @pytest.mark.parametrize("adapter", ORDER[:3])
 def test_gradients_are_required_of_the_trained_adapter_alone(policy: Any, adapter: Adapter) -> None:
     policy.trainable.activate(adapter)
-    requiring = {id(p) for p in policy.transformer.parameters() if p.requires_grad}
+    requiring = {id(p) for p in policy.network.parameters() if p.requires_grad}
     assert requiring == {id(p) for p in policy.parameters("trained").values()}
 
 

@@ -62,7 +62,7 @@ def test_switch_changes_no_velocity_and_no_gradient(
 
 def saved_bytes(policy: Any) -> int:
     """Return the bytes that a forward pass keeps for its backward pass, without the weights."""
-    weights = {p.untyped_storage().data_ptr() for p in policy.transformer.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in policy.network.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -86,5 +86,5 @@ def test_gradient_checkpointing_saves_memory(model: ModelConfig, policy: Any) ->
 @NEEDS_COMPILER
 def test_compile_compiles_every_block(model: ModelConfig) -> None:
     compiled = load_policy(replace(model, compile=Switch.true), seed=0)
-    assert all(block._compiled_call_impl is not None for block in compiled.transformer.transformer_blocks)
-    assert isinstance(compiled.transformer.transformer_blocks, nn.ModuleList)
+    assert all(block._compiled_call_impl is not None for block in compiled.network.transformer_blocks)
+    assert isinstance(compiled.network.transformer_blocks, nn.ModuleList)

@@ -32,7 +32,7 @@ def main() -> None:
     embeddings = encode(PROMPTS)
     xt = torch.zeros(len(PROMPTS), *policy.latent_shape, device=policy.device)
     with torch.no_grad():
-        velocity = policy.velocity(xt, TIMES.to(policy.device), embeddings, "behaviour")
+        velocity = policy.velocity(xt, 0.9 * TIMES.to(policy.device), embeddings, "behaviour")
     found = gradients(policy)
     assert {tensor.device.type for tensor in (velocity, *(one.rows for one in found))} == {"cuda"}
     assert {tensor.dtype for tensor in (velocity, *(one.rows for one in found))} == {torch.float32}
