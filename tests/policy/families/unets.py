@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.conftest import make_pipeline
+from tests.models import make_pipeline
 from tests.policy.families.components import autoencoder_kl
 
 
