@@ -72,14 +72,10 @@ class Judge:
         Raises:
             ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
-        _check_template(
-            template, aspects if answers or pattern is None else (), "{aspect}" if answers else None
-        )
-        self.aspects, self.template, self.one_question_each = (
-            tuple(aspects),
-            template,
-            bool(answers and aspects),
-        )
+        named = aspects if answers or pattern is None else ()
+        _check_template(template, named, "{aspect}" if answers else None)
+        self.template, self.aspects = template, tuple(aspects)
+        self.one_question_each = bool(answers and aspects)
         self.read: list[Reader]
         if answers:
             self.read = [ExpectedValue(answers, allow_text)] * (len(aspects) or 1)
