@@ -203,7 +203,7 @@ def test_processes_share_the_reading_and_find_every_fault(tmp_path: Path, read: 
     [
         (
             True,
-            r"model\.path=m starts from a picture, and there is none in data\.sources\.signs: .*line 2; .*4\.",
+            r"path=m starts from a picture, and there is none in data\.sources\.signs: .*line 2; .*4",
         ),
         (False, r"model\.path=m starts from no picture, and there is one in .*line 1; .*image_key=null"),
         (None, ""),
