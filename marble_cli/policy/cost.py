@@ -92,6 +92,8 @@ def _make_inputs(
     shapes = {"tokens": (prompt_tokens, width), "pooled": (pooled,)}
     tensors = {name: torch.empty(1, *shape, device="meta", dtype=dtype) for name, shape in shapes.items()}
     tensors["mask"] = torch.ones(1, prompt_tokens, dtype=torch.bool)
+    if family.conditions:
+        tensors["condition"] = torch.empty(1, *family.condition_shape, device="meta", dtype=dtype)
     xt = torch.empty(1, *family.latent_shape, device="meta", dtype=dtype)
     return xt, torch.empty(1, device="meta"), PromptEmbeddings(tensors, (prompt_tokens,))
 

@@ -5,6 +5,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import diffusers
@@ -91,10 +92,14 @@ def _compute_size(
         network.requires_grad_(False)
     trained = parameters if model.train is Train.full else _add_lora(network, model.lora)
 
-    prompt_tokens, dtype = _prompt_tokens(model, family, parts), DTYPES[model.precision]
+    made, dtype = family(_assemble(index, parts), model), DTYPES[model.precision]
+    prompt_tokens = _prompt_tokens(model, made, parts)
+    all_tokens = tokens + prompt_tokens
+    if made.conditions:
+        all_tokens += tokens * prod(made.condition_shape) // prod(made.latent_shape)
 
     def count_cost() -> PassCost:
-        return pass_cost(family(_assemble(index, parts), model), network, prompt_tokens, dtype)
+        return pass_cost(made, network, prompt_tokens, dtype)
 
     return ModelSize(
         network=parameters,
@@ -107,7 +112,7 @@ def _compute_size(
         blocks=len(blocks),
         in_blocks=sum(in_each),
         largest_block=max(in_each, default=0),
-        most_kept=KEPT_PER_WIDTH * (tokens + prompt_tokens) * _widths(network) * dtype.itemsize,
+        most_kept=KEPT_PER_WIDTH * all_tokens * _widths(network) * dtype.itemsize,
         count_cost=count_cost,
     )
 
@@ -147,10 +152,10 @@ def _assemble(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
     return kind(**{name: parts.get(name) for name in names})
 
 
-def _prompt_tokens(model: ModelConfig, family: type[Family], parts: Mapping[str, Any]) -> int:
-    """Return the length of a prompt's embeddings, which begin with CLIP's tokens in some families."""
+def _prompt_tokens(model: ModelConfig, family: Family, parts: Mapping[str, Any]) -> int:
+    """Return the length of a prompt's embeddings, which begin with CLIP's or a picture's in some families."""
     clip: int = 0 if family.text == "long" else parts["text_encoder"].config.max_position_embeddings
-    return clip + model.max_sequence_length
+    return clip + model.max_sequence_length + (family.picture_tokens if family.conditions else 0)
 
 
 def _rounded(part: nn.Module) -> int:
