@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -78,7 +79,7 @@ def _compute_size(
     configs: Mapping[str, dict[str, Any]],
 ) -> ModelSize:
     with explain_load_errors(model):
-        parts = {name: _make_skeleton(config, *index[name]) for name, config in configs.items()}
+        parts = {name: make_skeleton(config, *index[name]) for name, config in configs.items()}
         network, vae = parts[family.network], parts["vae"]
     check_model_settings(model, family, network.config)
     if evaluated is not None:
@@ -93,10 +94,11 @@ def _compute_size(
     trained = parameters if model.train is Train.full else _add_lora(network, model.lora)
 
     made, dtype = family(_assemble(index, parts), model), DTYPES[model.precision]
-    prompt_tokens = _prompt_tokens(model, made, parts)
+    prompt_tokens = count_prompt_tokens(model, family, parts)
     all_tokens = tokens + prompt_tokens
     if made.conditions:
-        all_tokens += tokens * prod(made.condition_shape) // prod(made.latent_shape)
+        pixels = prod(made.condition_shape[1:]) / prod(made.latent_shape[1:])
+        all_tokens += made.picture_tokens + math.ceil(tokens * pixels)
 
     def count_cost() -> PassCost:
         return pass_cost(made, network, prompt_tokens, dtype)
@@ -129,11 +131,11 @@ def network_skeleton(model: ModelConfig) -> tuple[type, str, Network]:
         index = read_json(model_file(model, "model_index.json"))
         name = find_family(model, index).network
         config = read_json(model_file(model, f"{name}/config.json"))
-        network: Network = _make_skeleton(config, *index[name])
+        network: Network = make_skeleton(config, *index[name])
         return getattr(diffusers, index["_class_name"]), name, network
 
 
-def _make_skeleton(config: dict[str, Any], library: str, name: str) -> Any:
+def make_skeleton(config: dict[str, Any], library: str, name: str) -> Any:
     """Make a component without storage from the content of its config.json."""
     component = getattr(importlib.import_module(library), name)
     if issubclass(component, SchedulerMixin):  # it computes with its tensors
@@ -152,10 +154,10 @@ def _assemble(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
     return kind(**{name: parts.get(name) for name in names})
 
 
-def _prompt_tokens(model: ModelConfig, family: Family, parts: Mapping[str, Any]) -> int:
-    """Return the length of a prompt's embeddings, which begin with CLIP's or a picture's in some families."""
+def count_prompt_tokens(model: ModelConfig, family: type[Family], parts: Mapping[str, Any]) -> int:
+    """Return the length of a prompt's embeddings, which begin with CLIP's tokens in some families."""
     clip: int = 0 if family.text == "long" else parts["text_encoder"].config.max_position_embeddings
-    return clip + model.max_sequence_length + (family.picture_tokens if family.conditions else 0)
+    return clip + model.max_sequence_length
 
 
 def _rounded(part: nn.Module) -> int:
