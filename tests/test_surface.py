@@ -49,6 +49,7 @@ def test_every_plugin_is_a_distribution_of_its_own() -> None:
         "marble-reward-judge": {"judge", "unifiedreward", "unifiedreward2", "softtifa", "dpg"},
         "marble-reward-objects": {"objects"},
         "marble-reward-ocr": {"ocr"},
+        "marble-reward-preservation": {"preservation"},
     }
 
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,7 +113,11 @@ class PipelinePolicy:
             settings.append(f"{zeros=}")
         components = self.pipeline.components.items()
         tokenizers = [part for name, part in components if name.startswith("tokenizer") and part is not None]
-        identity = fingerprint(self.family.encoders, tokenizers, *settings)
+        vae = [self.pipeline.vae] if self.conditions else []
+        if self.conditions:
+            settings.append(version("pillow"))
+            settings += [part.to_json_string() for name, part in components if name == "processor"]
+        identity = fingerprint([*self.family.encoders, *vae], tokenizers, *settings)
         return EmbeddingCache(Path(self.model.embedding_cache), identity)
 
     def prepare(

@@ -9,7 +9,13 @@ import torch
 from tokenizers.pre_tokenizers import Metaspace
 
 from tests.models import make_pipeline
-from tests.policy.families.components import autoencoder_kl, learn_merges, picture_processor, qwen_tokenizer, t5
+from tests.policy.families.components import (
+    autoencoder_kl,
+    learn_merges,
+    picture_processor,
+    qwen_tokenizer,
+    t5,
+)
 from tests.policy.families.unets import sd15, sdxl
 
 

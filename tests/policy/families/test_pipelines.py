@@ -153,7 +153,9 @@ def test_velocity_in_a_batch_equals_that_of_the_sample_alone(case: Case) -> None
     policy, xt = case.policy, case.start()
     together = policy.velocity(xt, case.times, case.encode(policy), "trained")
     for i, prompt in enumerate(PROMPTS):
-        alone = policy.velocity(xt[i : i + 1], case.times[i : i + 1], case.encode(policy, [prompt]), "trained")
+        alone = policy.velocity(
+            xt[i : i + 1], case.times[i : i + 1], case.encode(policy, [prompt]), "trained"
+        )
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 
@@ -188,7 +190,9 @@ def test_cached_embeddings_equal_those_of_single_prompts(case: Case, tmp_path: P
 def test_many_prompts_are_encoded_in_parts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     policy: Any = load_policy(case.model, 0)
     whole, sizes, encode = case.encode(policy), list[int](), policy.family.encode
-    monkeypatch.setattr(policy.family, "encode", lambda part, *images: sizes.append(len(part)) or encode(part, *images))
+    monkeypatch.setattr(
+        policy.family, "encode", lambda part, *images: sizes.append(len(part)) or encode(part, *images)
+    )
     monkeypatch.setattr("marble_cli.policy.pipeline.ENCODED_TOKENS", 2 * case.model.max_sequence_length + 1)
     parts = case.encode(policy)
     assert sizes == ([2, 1] if case.model.max_sequence_length else [3])
