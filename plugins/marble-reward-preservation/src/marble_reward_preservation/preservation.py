@@ -90,7 +90,7 @@ class Preservation:
         grid = torch.rand(1, 3, 4, 4, generator=draw)
         picture = (interpolate(grid, (64, 64), mode="bilinear")[0] * 255).byte()
         noise = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=draw)
-        kept = (picture, "change nothing", {}, picture)
+        kept: Sample = (picture, "change nothing", {}, picture)
         return [(kept, (other, "change nothing", {}, picture)) for other in (255 - picture, noise)]
 
     def _compare(self, after: Tensor, before: Tensor) -> Tensor:
