@@ -11,13 +11,13 @@ from marble_cli.config.schema import ModelConfig
 NAME = "processor"  # of the component in model_index.json
 
 
-class PictureProcessor(Qwen2VLProcessor):  # type: ignore[misc]
+class PictureProcessor(Qwen2VLProcessor):
     """Qwen's processor of texts and pictures without its part for videos, which would need torchvision."""
 
     def __init__(
         self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any
     ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def read_processors(model: ModelConfig, folder: Path | None, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,4 +37,5 @@ def read_processors(model: ModelConfig, folder: Path | None, index: Mapping[str,
     if folder is not None and not (folder / NAME).is_dir():
         raise ValueError(f"{folder / NAME} is missing, which holds a processor ({index[NAME][1]})")
     path = str(folder or model.path)
-    return {NAME: PictureProcessor.from_pretrained(path, subfolder=NAME, revision=model.revision)}
+    place: Any = {"subfolder": NAME, "revision": model.revision}
+    return {NAME: PictureProcessor.from_pretrained(path, **place)}

@@ -20,6 +20,7 @@ from marble_cli.config.schema import LoraConfig, ModelConfig
 from marble_cli.policy.base import Family, ModelSize, PassCost
 from marble_cli.policy.cost import pass_cost
 from marble_cli.policy.diffusers_types import Network
+from marble_cli.policy.editing import as_editing
 from marble_cli.policy.quantization import quantizable
 from marble_cli.policy.source import (
     DTYPES,
@@ -93,12 +94,13 @@ def _compute_size(
         network.requires_grad_(False)
     trained = parameters if model.train is Train.full else _add_lora(network, model.lora)
 
-    made, dtype = family(_assemble(index, parts), model), DTYPES[model.precision]
+    made: Family = family(_assemble(index, parts), model)
+    dtype = DTYPES[model.precision]
     prompt_tokens = count_prompt_tokens(model, family, parts)
     all_tokens = tokens + prompt_tokens
-    if made.conditions:
-        pixels = prod(made.condition_shape[1:]) / prod(made.latent_shape[1:])
-        all_tokens += made.picture_tokens + math.ceil(tokens * pixels)
+    if editing := as_editing(made):
+        larger = prod(editing.condition_shape) / prod(made.latent_shape)
+        all_tokens += editing.picture_tokens + math.ceil(tokens * larger)
 
     def count_cost() -> PassCost:
         return pass_cost(made, network, prompt_tokens, dtype)

@@ -62,6 +62,10 @@ class Case:
         """Whether the model is given pictures, one per prompt."""
         return bool(self.policy.family.conditions)
 
+    def picture(self, prompt: str) -> Any:
+        """The picture that a prompt of a rollout starts from, or None."""
+        return Drawn(prompt) if self.edits else None
+
     def encode(
         self, policy: Any, prompts: Sequence[str] = PROMPTS, *, negative: bool = False
     ) -> PromptEmbeddings:

@@ -9,7 +9,13 @@ import torch
 from tokenizers.pre_tokenizers import Metaspace
 
 from tests.models import make_pipeline
-from tests.policy.families.components import autoencoder_kl, learn_merges, picture_processor, qwen_tokenizer, t5
+from tests.policy.families.components import (
+    autoencoder_kl,
+    learn_merges,
+    picture_processor,
+    qwen_tokenizer,
+    t5,
+)
 from tests.policy.families.unets import sd15, sdxl
 
 
@@ -312,3 +318,4 @@ TINY = {
 # The two families with a UNet differ in what `test_pipelines.py` compares; elsewhere one stands for both.
 ONE_UNET = [name for name in TINY if name != "sd15"]
 TRANSFORMERS = [name for name in ONE_UNET if name != "sdxl"]
+EDITS = ["flux_kontext", "qwen_image_edit", "qwen_image_edit_plus"]

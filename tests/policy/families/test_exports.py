@@ -20,7 +20,7 @@ from marble_cli.errors import RequestError
 from marble_cli.policy.load import load_policy
 from marble_cli.run.build import build_optimizer
 from marble_cli.run.state import initial_progress, pack
-from tests.policy.families.cases import PROMPTS, Case, load_plain
+from tests.policy.families.cases import Case, load_plain
 from tests.policy.families.pipelines import ONE_UNET
 
 pytestmark = pytest.mark.parametrize("case", ONE_UNET, indirect=True)

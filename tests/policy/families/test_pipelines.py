@@ -14,6 +14,7 @@ from marble_cli.config.enums import OdeSolver
 from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.policy.load import load_policy
+from marble_cli.policy.pipeline import DECODED_PIXELS
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.ode import sampling_times
 from tests.policy.families.cases import (
@@ -24,6 +25,7 @@ from tests.policy.families.cases import (
     assert_same_images,
     plain_run,
 )
+from tests.policy.families.edits import Drawn
 
 
 def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
@@ -50,7 +52,7 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
             )
             return tokens[mask.bool()], None
         case "qwen_image_edit":
-            picture = Drawn(prompt).image(*case.policy.family.encoded_size)
+            picture = pipeline.image_processor.resize(Drawn(prompt).image(48, 32), 64, 64)
             return pipeline.encode_prompt(prompt, [picture], max_sequence_length=length)[0][0], None
         case _:
             return pipeline.encode_prompt(prompt, max_sequence_length=length)[0][0], None
@@ -106,7 +108,10 @@ def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Te
         steps=STEPS, solver=OdeSolver.euler, batch_size=2, guidance_scale=scale, **bounds
     )
     rollout = Rollout(policy, settings, seed=0)
-    prompts = [Prompt(text, {}, "any", away) for text, away in zip(PROMPTS, negatives(case), strict=True)]
+    prompts = [
+        Prompt(text, {}, "any", away, case.picture(text))
+        for text, away in zip(PROMPTS, negatives(case), strict=True)
+    ]
     rollout.prepare(prompts)
     samples = rollout.collect(
         prompts, range(3), scorer=Unscored(), adapter=None, purpose="test", step=0, advance=lambda n: None
@@ -153,7 +158,9 @@ def test_velocity_in_a_batch_equals_that_of_the_sample_alone(case: Case) -> None
     policy, xt = case.policy, case.start()
     together = policy.velocity(xt, case.times, case.encode(policy), "trained")
     for i, prompt in enumerate(PROMPTS):
-        alone = policy.velocity(xt[i : i + 1], case.times[i : i + 1], case.encode(policy, [prompt]), "trained")
+        alone = policy.velocity(
+            xt[i : i + 1], case.times[i : i + 1], case.encode(policy, [prompt]), "trained"
+        )
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 
@@ -187,8 +194,11 @@ def test_cached_embeddings_equal_those_of_single_prompts(case: Case, tmp_path: P
 
 def test_many_prompts_are_encoded_in_parts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     policy: Any = load_policy(case.model, 0)
+    monkeypatch.setitem(DECODED_PIXELS, "cpu", 10**9)  # else there are as few pictures as the VAE takes
     whole, sizes, encode = case.encode(policy), list[int](), policy.family.encode
-    monkeypatch.setattr(policy.family, "encode", lambda part, *images: sizes.append(len(part)) or encode(part, *images))
+    monkeypatch.setattr(
+        policy.family, "encode", lambda part, *images: sizes.append(len(part)) or encode(part, *images)
+    )
     monkeypatch.setattr("marble_cli.policy.pipeline.ENCODED_TOKENS", 2 * case.model.max_sequence_length + 1)
     parts = case.encode(policy)
     assert sizes == ([2, 1] if case.model.max_sequence_length else [3])

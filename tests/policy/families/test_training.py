@@ -21,7 +21,6 @@ from marble_cli.policy.load import load_policy
 from marble_cli.run.train import train
 from marble_cli.step.per_sample import PerSampleGradients
 from tests.policy.families.cases import (
-    PROMPTS,
     STEPS,
     Case,
     assert_same_images,
