@@ -39,6 +39,8 @@ FAMILIES = {  # by the pipeline's class
     "StableDiffusion3Pipeline": "marble_cli.policy.families.sd3:SD3",
     "FluxPipeline": "marble_cli.policy.families.flux:Flux",
     "FluxKontextPipeline": "marble_cli.policy.families.flux_kontext:FluxKontext",
+    "Flux2Pipeline": "marble_cli.policy.families.flux2:Flux2",
+    "Flux2KleinPipeline": "marble_cli.policy.families.flux2:Flux2Klein",
     "QwenImagePipeline": "marble_cli.policy.families.qwen_image:QwenImage",
     "QwenImageEditPipeline": "marble_cli.policy.families.qwen_image_edit:QwenImageEdit",
     "QwenImageEditPlusPipeline": "marble_cli.policy.families.qwen_image_edit:QwenImageEditPlus",

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import RequestError
 from marble_cli.policy.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from marble_cli.policy.load import load_policy
-from marble_cli.policy.processors import PictureProcessor
-from tests.policy.families.cases import PROMPTS, Case, assert_same_images, plain_run
+from tests.policy.families.cases import PROMPTS, Case, assert_same_images, load_plain, plain_run
 from tests.policy.families.pipelines import EDITS
 
 
@@ -53,9 +51,7 @@ def test_qwen_sees_pictures_at_its_pipelines_areas(
     monkeypatch.setattr(QwenImageEdit, "latent_area", 1024 * 1024)
     monkeypatch.setattr(QwenImageEdit, "seen_area", 1024 * 1024)
     monkeypatch.setattr(QwenImageEditPlus, "seen_area", 384 * 384)
-    folder = tiny_folder("qwen_image_edit")
-    processor = PictureProcessor.from_pretrained(folder, subfolder="processor")
-    pipeline: Any = DiffusionPipeline.from_pretrained(folder, local_files_only=True, processor=processor)
+    pipeline = load_plain(tiny_folder("qwen_image_edit"))
     for family, expected in ((QwenImageEdit, encoded), (QwenImageEditPlus, seen)):
         made = family(pipeline, ModelConfig(resolution=resolution))
         assert (made.encoded_size, made.seen_size) == (encoded, expected)
@@ -82,9 +78,9 @@ def test_folder_without_its_processor_is_refused(case: Case, tmp_path: Path) -> 
         load_policy(replace(case.model, path=str(folder)), 0)
 
 
-@pytest.mark.parametrize("case", ["flux_kontext"], indirect=True)
+@pytest.mark.parametrize("case", ["flux_kontext", "flux2", "flux2_klein"], indirect=True)
 @torch.no_grad()
-def test_kontext_without_pictures_draws_from_the_text_alone(
+def test_models_of_flux_without_pictures_draw_from_the_text_alone(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Case, "edits", False)
