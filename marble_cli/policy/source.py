@@ -111,6 +111,20 @@ def find_family(model: ModelConfig, index: dict[str, Any]) -> type[Family]:
     return family
 
 
+def starts_from_picture(model: ModelConfig, *, fetch: bool) -> bool | None:
+    """Tell whether a model edits pictures; None if no file on this machine says so and `fetch` is false.
+
+    Raises:
+        RequestError: it is no pipeline of a supported family, or cannot be reached.
+    """
+    folder = config_folder(model.path)
+    if folder is None and not fetch:
+        return None
+    with explain_load_errors(model):
+        index = folder / "model_index.json" if folder else model_file(model, "model_index.json")
+        return find_family(model, read_json(index)).conditions
+
+
 def list_networks(
     model: ModelConfig, family: type[Family], index: Mapping[str, Any]
 ) -> dict[str, tuple[str, str]]:
