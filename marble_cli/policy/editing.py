@@ -8,6 +8,8 @@ from marble_cli.policy.base import Family
 class EditingFamily(Family, Protocol):
     """A family with `conditions`; the picture's latents are the tensor `condition` of embeddings."""
 
+    optional: bool  # whether its models also draw from texts alone
+
     @property
     def condition_shape(self) -> tuple[int, int, int]:
         """Return (C, H, W) of the picture's latents."""

@@ -28,6 +28,7 @@ class Flux2:
     network = "transformer"
     text = "long"
     conditions = True
+    optional = True
     picture_tokens = 0
     even_times = True
     float16 = True

@@ -24,6 +24,7 @@ class QwenImageEdit(QwenImage):
     """
 
     conditions = True
+    optional = False
     latent_area = seen_area = 1024 * 1024
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
