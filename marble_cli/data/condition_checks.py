@@ -20,7 +20,8 @@ def check_conditions(
     Args:
         prompts: of any sources.
         model: `model.path`, for messages.
-        takes: whether the model starts from a picture; None if that is not known.
+        takes: whether the model starts from a picture; None if that is not known, or if it also draws
+            from texts alone. All prompts have a picture then, or none has.
         rank: reads every `world`-th picture, from this one on.
         world: the processes that share the reading.
 
@@ -32,6 +33,12 @@ def check_conditions(
         wrong = [prompt for prompt in prompts if (prompt.image is not None) is not takes]
         if wrong:
             raise DataError(_missing(wrong, model) if takes else _unused(wrong, model))
+    bare = [prompt for prompt in prompts if prompt.image is None]
+    if 0 < len(bare) < len(prompts):
+        rows = "; ".join(_listed([f"data.sources.{prompt.source}: {prompt.where}" for prompt in bare]))
+        raise DataError(
+            f"Some rows have a picture, and there is none in {rows}. Expected one in all rows or in none."
+        )
     distinct = {_identity(p.image): p for p in prompts if p.image is not None}
     own = list(distinct.values())[rank::world]
     with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:

@@ -70,12 +70,12 @@ def _with_pictures(prompts: Sequence[str], images: Sequence[Path], model: ModelC
         RequestError: there are pictures for a model that takes none, too few, too many, or faulty ones.
     """
     takes = starts_from_picture(model, fetch=True)
-    if not takes and images:
+    if takes is False and images:
         raise RequestError(
             f"--image {images[0]}: {model.path} starts from no picture. Expected a model of image "
             "editing, or no --image."
         )
-    if not takes:
+    if not takes and not images:
         return [Prompt(text) for text in prompts]
     if len(images) not in (1, len(prompts)):
         raise RequestError(

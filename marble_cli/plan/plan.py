@@ -138,7 +138,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("trackers", ", ".join(config.logging.trackers) or "none"),
         *([("W&B", "; ".join([str(figures), *figures.ignored]))] if figures else []),
     ]
-    size = model_size(config.model, config.evaluation.resolution)
+    pictures = unset is not None or every[0].image is not None
+    size = model_size(config.model, config.evaluation.resolution, pictures=pictures)
     device = pick_device(config.model.device)
     neighbours = find_neighbours(config, declarations, device)
     if (cache := fetched_into(config.model)) is not None:

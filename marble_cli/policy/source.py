@@ -39,6 +39,8 @@ FAMILIES = {  # by the pipeline's class
     "StableDiffusion3Pipeline": "marble_cli.policy.families.sd3:SD3",
     "FluxPipeline": "marble_cli.policy.families.flux:Flux",
     "FluxKontextPipeline": "marble_cli.policy.families.flux_kontext:FluxKontext",
+    "Flux2Pipeline": "marble_cli.policy.families.flux2:Flux2",
+    "Flux2KleinPipeline": "marble_cli.policy.families.flux2:Flux2Klein",
     "QwenImagePipeline": "marble_cli.policy.families.qwen_image:QwenImage",
     "QwenImageEditPipeline": "marble_cli.policy.families.qwen_image_edit:QwenImageEdit",
     "QwenImageEditPlusPipeline": "marble_cli.policy.families.qwen_image_edit:QwenImageEditPlus",
@@ -110,7 +112,9 @@ def find_family(model: ModelConfig, index: dict[str, Any]) -> type[Family]:
 
 
 def starts_from_picture(model: ModelConfig, *, fetch: bool) -> bool | None:
-    """Tell whether a model edits pictures; None if no file on this machine says so and `fetch` is false.
+    """Tell whether a model edits pictures; None if it also draws from texts alone.
+
+    None also if no file on this machine says so and `fetch` is false.
 
     Raises:
         RequestError: it is no pipeline of a supported family, or cannot be reached.
@@ -120,7 +124,9 @@ def starts_from_picture(model: ModelConfig, *, fetch: bool) -> bool | None:
         return None
     with explain_load_errors(model):
         index = folder / "model_index.json" if folder else model_file(model, "model_index.json")
-        return find_family(model, read_json(index)).conditions
+        family: Any = find_family(model, read_json(index))
+        takes: bool = family.conditions
+        return None if takes and family.optional else takes
 
 
 def list_networks(

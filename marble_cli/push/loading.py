@@ -64,7 +64,9 @@ def call_arguments(model: ModelConfig, evaluation: EvaluationSettings, family: s
     arguments: dict[str, Any] = {"num_inference_steps": evaluation.steps}
     arguments |= {"height": size.height, "width": size.width}
     guided = evaluation.guidance_scale > 1
-    if family in TRUE_CFG:
+    if family == "Flux2":  # which knows no other guidance than the distilled one
+        arguments |= {} if model.guidance is None else {"guidance_scale": model.guidance}
+    elif family in TRUE_CFG:
         arguments["true_cfg_scale"] = evaluation.guidance_scale if guided else 1.0
         arguments |= {"negative_prompt": '""'} if guided else {}
         arguments |= {} if model.guidance is None else {"guidance_scale": model.guidance}

@@ -90,7 +90,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             check_applicable(config, declarations, sources, all_held_out)
             start = read_start(config) if checkpoint is None else None
             balance = build_balance(config)
-            size = model_size(config.model)
+            size = model_size(config.model, pictures=prompts[0].image is not None)
             neighbours = find_neighbours(config, declarations, device).total
             check_memory(config, size, device, neighbours)
             checkpointing = choose_checkpointing(config, size, device, neighbours)

@@ -53,8 +53,7 @@ def _check_metadata(path: str, source: SourceConfig) -> None:
     for key in (source.prompt_key, "negative_prompt", source.image_key, source.quoted_as):
         if key in source.metadata:
             raise ConfigError(
-                f"{path}.metadata.{key}: {path} says already where {key!r} comes from. Expected another "
-                "key."
+                f"{path}.metadata.{key}: {path} says already where {key!r} comes from. Expected another key."
             )
     if source.quotes is not Quotes.required and source.quoted_as is None:
         raise ConfigError(

@@ -1,0 +1,87 @@
+"""What only models have that start from a picture: sizes of pictures, and what a picture changes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from marble_cli.config.schema import ModelConfig
+from marble_cli.errors import RequestError
+from marble_cli.policy.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
+from marble_cli.policy.load import load_policy
+from tests.policy.families.cases import PROMPTS, Case, assert_same_images, load_plain, plain_run
+from tests.policy.families.pipelines import EDITS
+
+
+@pytest.mark.parametrize("case", EDITS, indirect=True)
+@torch.no_grad()
+def test_another_picture_gives_another_velocity(case: Case) -> None:
+    """With all else equal, and for that sample alone."""
+    policy, encoded = case.policy, case.encode(case.policy)
+    other = dict(encoded.tensors)
+    other["condition"] = encoded.tensors["condition"][[2, 1, 0]]
+    at = case.start(), case.times
+    one, two = (
+        policy.velocity(*at, replace(encoded, tensors=tensors), None) for tensors in (encoded.tensors, other)
+    )
+    distance = (one - two).flatten(1).norm(dim=1) / one.flatten(1).norm(dim=1)
+    assert distance[1] == 0
+    assert min(distance[0], distance[2]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("resolution", "encoded", "seen"),
+    [
+        ("512x512", (1024, 1024), (384, 384)),
+        ("1024x1024", (1024, 1024), (384, 384)),
+        ("768x512", (1248, 832), (480, 320)),
+    ],
+)
+def test_qwen_sees_pictures_at_its_pipelines_areas(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Callable[[str], Path],
+    resolution: str,
+    encoded: tuple[int, int],
+    seen: tuple[int, int],
+) -> None:
+    """The pipelines' 1024 x 1024 and 384 x 384 pixels, to multiples of 32; the battery has fewer."""
+    monkeypatch.setattr(QwenImageEdit, "latent_area", 1024 * 1024)
+    monkeypatch.setattr(QwenImageEdit, "seen_area", 1024 * 1024)
+    monkeypatch.setattr(QwenImageEditPlus, "seen_area", 384 * 384)
+    pipeline = load_plain(tiny_folder("qwen_image_edit"))
+    for family, expected in ((QwenImageEdit, encoded), (QwenImageEditPlus, seen)):
+        made = family(pipeline, ModelConfig(resolution=resolution))
+        assert (made.encoded_size, made.seen_size) == (encoded, expected)
+        assert made.condition_shape == (4, encoded[1] // 4, encoded[0] // 4)
+
+
+@pytest.mark.parametrize("case", ["qwen_image_edit"], indirect=True)
+def test_long_instructions_are_cut_and_the_picture_is_not(case: Case) -> None:
+    policy: Any = load_policy(replace(case.model, max_sequence_length=8), 0)
+    length = policy.family.picture_tokens + 8
+    whole, cut = case.encode(case.policy), case.encode(policy)
+    assert cut.lengths == (length,) * len(PROMPTS)
+    assert torch.equal(cut.tensors["tokens"], whole.tensors["tokens"][:, :length])
+
+
+@pytest.mark.parametrize("case", ["qwen_image_edit"], indirect=True)
+def test_folder_without_its_processor_is_refused(case: Case, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for part in Path(case.model.path).iterdir():
+        if part.name != "processor":
+            (folder / part.name).symlink_to(part)
+    with pytest.raises(RequestError, match=r"processor is missing, which holds a processor \(Qwen2VLProc"):
+        load_policy(replace(case.model, path=str(folder)), 0)
+
+
+@pytest.mark.parametrize("case", ["flux_kontext", "flux2", "flux2_klein"], indirect=True)
+@torch.no_grad()
+def test_models_of_flux_without_pictures_draw_from_the_text_alone(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Case, "edits", False)
+    assert_same_images(case.images(case.policy, None), plain_run(case, case.plain).images)
