@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,7 +117,7 @@ class PipelinePolicy:
         for processor in (part for part in named if hasattr(part, "image_processor")):
             settings += [processor.chat_template, str(processor.image_processor.to_dict())]
         if self.family.conditions:
-            settings.append(weights_digest(self.pipeline.vae))
+            settings += [weights_digest(self.pipeline.vae), version("pillow")]
         tokenizers = [own_tokenizer(part) for part in named]
         identity = fingerprint(self.family.encoders, tokenizers, *settings)
         return EmbeddingCache(Path(self.model.embedding_cache), identity)

@@ -79,7 +79,6 @@ def train(config: RunConfig, *, resume: str) -> int:
         with ranks.raise_together():
             sources = load_prompts(config.data, "train")
             all_held_out = load_prompts(config.data, "test")
-            check_applicable(config, declarations, sources, all_held_out)
             prompts = held_out(all_held_out, resolve_evaluation(config).prompts)
             check_conditions(
                 [*chain(*sources.values()), *prompts],
@@ -88,6 +87,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                 rank=ranks.rank,
                 world=ranks.world,
             )
+            check_applicable(config, declarations, sources, all_held_out)
             start = read_start(config) if checkpoint is None else None
             balance = build_balance(config)
             size = model_size(config.model, pictures=prompts[0].image is not None)
