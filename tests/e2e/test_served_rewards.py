@@ -194,9 +194,7 @@ def test_an_isolated_reward_is_sent_the_pictures_before_the_edit(home: Path) -> 
     kept = -(IMAGES.float() - before.float()).abs().mean((1, 2, 3)).double()
     with open_scorer({"mine": settings}, "cpu") as scorer:
         scored = scorer.submit(IMAGES, [""] * 9, [{}] * 9, [""] * 9, before).result()
-        assert torch.equal(
-            scored.values[0], -(IMAGES.float() - before.float()).abs().mean((1, 2, 3)).double()
-        )
+        assert torch.equal(scored.values[0], kept)
         assert not scorer.submit(IMAGES, [""] * 9, [{}] * 9, [""] * 9).result().applicable.any()
 
 
