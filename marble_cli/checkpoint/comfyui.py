@@ -29,6 +29,10 @@ MAPPED = {
     "Flux": rf"transformer_blocks\.\d+\.({_JOINT_BLOCK})"
     r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|norm\.linear|proj_mlp|proj_out)"
     rf"|{_EMBEDDED_TIME}|x_embedder|context_embedder|norm_out\.linear|proj_out",
+    # ComfyUI takes Chroma for a FLUX.1; it has no layers of modulation.
+    "Chroma": rf"transformer_blocks\.\d+\.({_JOINT_ATTENTION}|ff(_context)?\.net\.(0\.proj|2))"
+    r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)"
+    r"|x_embedder|context_embedder|proj_out",
     "QwenImage": rf"transformer_blocks\.\d+\.({_JOINT_ATTENTION}|(img|txt)_(mod\.1|mlp\.net\.(0\.proj|2)))"
     rf"|{_EMBEDDED_TIME}|img_in|txt_in|norm_out\.linear|proj_out",
     "ZImage": r"(layers|context_refiner|noise_refiner)\.\d+\."

@@ -89,7 +89,7 @@ def _make_inputs(
     pooled = config.get("pooled_projection_dim") or 1
     if sizes := config.get("addition_time_embed_dim"):  # SDXL's UNet is given six numbers besides
         pooled = config["projection_class_embeddings_input_dim"] - 6 * sizes
-    shapes = {"tokens": (prompt_tokens, width), "pooled": (pooled,)}
+    shapes = {"tokens": (prompt_tokens, width), "pooled": (pooled,), "attended": (prompt_tokens,)}
     tensors = {name: torch.empty(1, *shape, device="meta", dtype=dtype) for name, shape in shapes.items()}
     tensors["mask"] = torch.ones(1, prompt_tokens, dtype=torch.bool)
     xt = torch.empty(1, *family.latent_shape, device="meta", dtype=dtype)
@@ -151,8 +151,10 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
-    scale = options.get("scale")
+    scale, bias = options.get("scale"), options.get("attn_mask")
+    if bias is not None:  # kept if it is one of numbers; a mask of truth values is on the CPU here
+        bias = bias.expand(-1, query.shape[1], -1, -1) if bias.is_floating_point() else None
     output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, None, torch.is_grad_enabled(), scale=scale
+        query, key, value, bias, torch.is_grad_enabled(), scale=scale
     )[0]
     return output

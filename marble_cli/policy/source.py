@@ -41,6 +41,8 @@ FAMILIES = {  # by the pipeline's class
     "QwenImagePipeline": "marble_cli.policy.families.qwen_image:QwenImage",
     "SanaPipeline": "marble_cli.policy.families.sana:Sana",
     "ZImagePipeline": "marble_cli.policy.families.z_image:ZImage",
+    "ChromaPipeline": "marble_cli.policy.families.chroma:Chroma",
+    "Lumina2Pipeline": "marble_cli.policy.families.lumina2:Lumina2",
     "StableDiffusionXLPipeline": "marble_cli.policy.families.sdxl:SDXL",
     "StableDiffusionPipeline": "marble_cli.policy.families.sd15:SD15",
 }

@@ -69,7 +69,9 @@ class Case:
 
 def load_plain(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """Sana's and Stable Diffusion's pipelines take the Euler solver here, with the times of their own."""
-    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype)
+    index = DiffusionPipeline.load_config(folder)
+    absent = {name: None for name, kind in index.items() if kind == [None, None]}
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype, **absent)
     pipeline.set_progress_bar_config(disable=True)
     if type(pipeline).__name__ == "SanaPipeline":
         pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))

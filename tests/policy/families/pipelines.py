@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from tokenizers.pre_tokenizers import Metaspace
 
 from tests.models import make_pipeline
-from tests.policy.families.components import autoencoder_kl, learn_merges, qwen_tokenizer, t5
+from tests.policy.families.chroma_and_lumina import chroma, lumina2
+from tests.policy.families.components import autoencoder_kl, gemma2, qwen_tokenizer, t5
+from tests.policy.families.sd3s import sd3, sd3_medium, sd35_medium
 from tests.policy.families.unets import sd15, sdxl
 
 
@@ -25,14 +26,6 @@ class Tiny:
     arguments: dict[str, Any] = field(default_factory=dict)
     packed: bool = False
     overrides: tuple[str, ...] = ()
-
-
-def sd3() -> Any:
-    """The pipeline of the other tests, with T5."""
-    pipeline = make_pipeline()
-    encoder, tokenizer = t5()
-    pipeline.register_modules(text_encoder_3=encoder, tokenizer_3=tokenizer)
-    return pipeline
 
 
 def flux(guided: bool) -> Any:
@@ -141,7 +134,6 @@ def qwen_image() -> Any:
 
 def sana() -> Any:
     from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
-    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
     from marble_cli.policy.families.sana import INSTRUCTION
 
@@ -154,18 +146,7 @@ def sana() -> Any:
             f"{side}_qkv_multiscales": ((), (), (5,)),
         }
     vae = AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.41407, **blocks)
-    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    vocabulary, merges = learn_merges("\n".join(INSTRUCTION), specials, Metaspace(prepend_scheme="never"))
-    config = Gemma2Config(
-        vocab_size=1000,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        query_pre_attn_scalar=8,
-    )
+    encoder, tokenizer = gemma2("\n".join(INSTRUCTION))
     transformer = SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -185,8 +166,8 @@ def sana() -> Any:
         algorithm_type="dpmsolver++",
     )
     return SanaPipeline(
-        tokenizer=GemmaTokenizer(vocab=vocabulary, merges=merges),
-        text_encoder=Gemma2Model(config),
+        tokenizer=tokenizer,
+        text_encoder=encoder,
         vae=vae,
         transformer=transformer,
         scheduler=scheduler,
@@ -236,6 +217,10 @@ def z_image() -> Any:
 
 TINY = {
     "sd3": Tiny("sd3", sd3, "32x16", 20, 8, {"guidance_scale": 1.0, "max_sequence_length": 20}),
+    "sd35_medium": Tiny(
+        "sd3", sd35_medium, "32x16", 20, 8, {"guidance_scale": 1.0, "max_sequence_length": 20}
+    ),
+    "sd3_medium": Tiny("sd3", sd3_medium, "16x32", 0, 8, {"guidance_scale": 1.0, "max_sequence_length": 0}),
     "flux_dev": Tiny(
         "flux",
         partial(flux, guided=True),
@@ -261,6 +246,12 @@ TINY = {
     "z_image": Tiny(
         "z_image", z_image, "48x32", 100, 24, {"guidance_scale": 0.0, "max_sequence_length": 100}
     ),
+    "chroma": Tiny(
+        "chroma", chroma, "48x32", 20, 24, {"guidance_scale": 1.0, "max_sequence_length": 20}, True
+    ),
+    "lumina2": Tiny(
+        "lumina2", lumina2, "96x64", 100, 24, {"guidance_scale": 1.0, "max_sequence_length": 100}
+    ),
     "sdxl": Tiny("sdxl", sdxl, "24x16", 0, 24, {"guidance_scale": 1.0}),
     "sd15": Tiny("sd15", sd15, "16x24", 0, 24, {"guidance_scale": 1.0}),
 }
@@ -268,4 +259,4 @@ TINY = {
 
 # The two families with a UNet differ in what `test_pipelines.py` compares; elsewhere one stands for both.
 ONE_UNET = [name for name in TINY if name != "sd15"]
-TRANSFORMERS = [name for name in ONE_UNET if name != "sdxl"]
+TRANSFORMERS = [name for name in ONE_UNET if name not in ("sdxl", "sd3_medium")]

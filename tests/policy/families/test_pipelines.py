@@ -14,6 +14,7 @@ from marble_cli.config.enums import OdeSolver
 from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.policy.load import load_policy
+from marble_cli.push.loading import TRUE_CFG
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.ode import sampling_times
 from tests.policy.families.cases import (
@@ -27,7 +28,7 @@ from tests.policy.families.cases import (
 
 
 def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
-    """Encode one prompt with the plain pipeline: tokens [l, D] without masked ones, and the pooled vector."""
+    """Encode one prompt with the plain pipeline: tokens [l, D] without masked ones, and the rest of it."""
     pipeline, length = case.plain, case.tiny.max_sequence_length
     match case.tiny.choice:
         case "sd3":
@@ -36,6 +37,12 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
         case "flux":
             tokens, pooled, _ = pipeline.encode_prompt(prompt, max_sequence_length=length)
             return tokens[0], pooled[0]
+        case "chroma":
+            tokens, _, attended, *_ = pipeline.encode_prompt(prompt, max_sequence_length=length)
+            return tokens[0], attended[0]
+        case "lumina2":
+            tokens, mask, *_ = pipeline.encode_prompt(prompt, max_sequence_length=length)
+            return tokens[mask.bool()], None
         case "sdxl":
             tokens, _, pooled, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
             return tokens[0], pooled[0]
@@ -59,12 +66,13 @@ def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> No
     for name, tensor in together.tensors.items():
         assert tensor.shape[1:] == alone.tensors[name].shape[1:]
     for row, prompt in enumerate(PROMPTS):
-        expected, pooled = plain_prompt(case, prompt)
+        expected, beside = plain_prompt(case, prompt)
         tokens, length = together.tensors["tokens"][row], len(expected)
         torch.testing.assert_close(tokens[:length], expected, rtol=1e-5, atol=1e-5)
         assert len(together) == len(PROMPTS)
-        if pooled is not None:
-            torch.testing.assert_close(together.tensors["pooled"][row], pooled, rtol=1e-5, atol=1e-5)
+        if beside is not None:
+            name = "attended" if case.tiny.choice == "chroma" else "pooled"
+            torch.testing.assert_close(together.tensors[name][row], beside, rtol=1e-5, atol=1e-5)
             assert length == len(tokens)
         elif case.network == "transformer":
             assert length < len(tokens) == case.tiny.max_sequence_length
@@ -116,7 +124,7 @@ def test_guided_latents_equal_the_pipelines_own(
 ) -> None:
     """A number that is copied from there draws the same pictures here."""
     policy = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0) if cached else case.policy
-    name = "true_cfg_scale" if case.tiny.packed else "guidance_scale"
+    name = "true_cfg_scale" if case.policy.provenance()["family"] in TRUE_CFG else "guidance_scale"
     run = plain_run(case, case.plain, negative_prompt=negatives(case), **{name: scale})
     ours = guided_latents(case, policy, scale)
     torch.testing.assert_close(ours, run.latents[-1], rtol=1e-5, atol=3e-5)

@@ -47,7 +47,7 @@ def test_settings_that_do_not_fit_the_model_are_refused(case: Case) -> None:
                 look(replace(case.model, resolution=uneven))
     other, said = (3.5, "3.5") if case.model.guidance is None else (None, "null")
     wrong = [(replace(case.model, guidance=other), rf"model\.guidance={said}: .*Expected")]
-    if case.tiny.choice == "sana":
+    if not case.policy.family.float16:
         wrong.append((replace(case.model, precision=Precision.fp16), "model.precision=fp16"))
     if case.network == "unet":
         wrong.append(
