@@ -172,6 +172,12 @@ def check_model_settings(model: ModelConfig, family: type[Family], network: Mapp
         raise ConfigError(
             f"model.max_sequence_length=0: {model.path} has no other text encoder. Expected at least 1."
         )
+    positions, *_ = network.get("axes_lens") or [None]
+    if positions is not None and model.max_sequence_length >= positions:
+        raise ConfigError(
+            f"model.max_sequence_length={model.max_sequence_length}: {model.path} has {positions} positions. "
+            f"Expected at most {positions - 1}."
+        )
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""Published models are planned at their true size from the configurations in the package."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from marble_cli.config.compose import compose
+from marble_cli.policy.size import model_size
+from marble_cli.policy.source import ASSETS, read_json
+
+# Parameters of the network in billions, as model cards and papers state them.
+STATED = {
+    "stabilityai/stable-diffusion-3-medium-diffusers": 2.0,
+    "stabilityai/stable-diffusion-3.5-medium": 2.5,
+    "stabilityai/stable-diffusion-3.5-large": 8.1,
+    "black-forest-labs/FLUX.1-dev": 12,
+    "Qwen/Qwen-Image": 20,
+    "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": 1.6,
+    "Tongyi-MAI/Z-Image": 6,
+    "Tongyi-MAI/Z-Image-Turbo": 6,
+    "lodestones/Chroma1-HD": 8.9,
+    "Alpha-VLLM/Lumina-Image-2.0": 2.6,
+    "stabilityai/stable-diffusion-xl-base-1.0": 2.6,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": 0.86,
+}
+
+
+def choice_of(path: str) -> str:
+    """Return the choice of conf/model for a published model, by the class of its pipeline."""
+    by_class = {
+        "StableDiffusion3Pipeline": "sd3",
+        "FluxPipeline": "flux",
+        "QwenImagePipeline": "qwen_image",
+        "SanaPipeline": "sana",
+        "ZImagePipeline": "z_image",
+        "ChromaPipeline": "chroma",
+        "Lumina2Pipeline": "lumina2",
+        "StableDiffusionXLPipeline": "sdxl",
+        "StableDiffusionPipeline": "sd15",
+    }
+    return by_class[read_json(folder_of(path) / "model_index.json")["_class_name"]]
+
+
+def folder_of(path: str) -> Path:
+    return ASSETS / "models" / path.replace("/", "--")
+
+
+@pytest.mark.parametrize("path", STATED)
+def test_network_has_the_stated_number_of_parameters(path: str) -> None:
+    model = compose([f"model={choice_of(path)}", "~preset", "data.root=.", "run.dir=unused"]).model
+    size = model_size(replace(model, path=path))
+    assert size is not None
+    assert size.network / 1e9 == pytest.approx(STATED[path], rel=0.035)
+    assert 0 < size.trained < 0.02 * size.network
+    assert size.in_blocks < size.network
+
+
+def test_z_image_and_turbo_differ_in_their_shift_alone() -> None:
+    one, other = (folder_of(f"Tongyi-MAI/Z-Image{kind}") for kind in ("", "-Turbo"))
+    differing = {
+        file.relative_to(one) for file in one.rglob("*.json")
+        if read_json(file) != read_json(other / file.relative_to(one))
+    }  # fmt: skip
+    assert differing == {Path("scheduler/scheduler_config.json")}
+    shifts = [read_json(folder / "scheduler/scheduler_config.json")["shift"] for folder in (one, other)]
+    assert shifts == [6.0, 3.0]
