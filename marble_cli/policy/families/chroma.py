@@ -20,6 +20,7 @@ class Chroma:
 
     network = "transformer"
     text = "long"
+    conditions = False
     even_times = True
     float16 = True
     float32_latents = False
@@ -40,7 +41,7 @@ class Chroma:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2
         return scale
 
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         tokens, _, attended, *_ = self.pipeline.encode_prompt(
             prompt=list(prompts),
             device=self.encoders[0].device,

@@ -34,7 +34,8 @@ def guide_with_row_norms(positive: Tensor, negative: Tensor, scale: float) -> Te
     """Return v- + s (v+ - v-) with every row [W] of latents scaled to the norm of v+'s. For Lumina 2."""
     guided = guide_from_negative(positive, negative, scale)
     own, wanted = (torch.linalg.vector_norm(v, dim=3, keepdim=True) for v in (guided, positive))
-    return guided * (wanted / own)
+    scaled: Tensor = guided * (wanted / own)
+    return scaled
 
 
 def bound_norm(guided: Tensor, positive: Tensor, bound: float) -> Tensor:

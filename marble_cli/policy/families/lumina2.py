@@ -19,6 +19,7 @@ class Lumina2:
 
     network = "transformer"
     text = "long"
+    conditions = False
     even_times = True
     float16 = False  # published and used in bfloat16 alone
     float32_latents = False
@@ -39,11 +40,11 @@ class Lumina2:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * network["patch_size"]
         return scale
 
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         tokens, mask, _, _ = self._encode(prompts)
         return _masked(tokens, mask)
 
-    def encode_negative(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode_negative(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         # The pipeline puts its system prompt before prompts alone.
         _, _, tokens, mask = self._encode([""] * len(prompts), list(prompts))
         return _masked(tokens, mask)
@@ -66,8 +67,9 @@ class Lumina2:
         def count_on_cpu(module: Any, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             return inputs[0], counted  # it asks the mask for the lengths, and would wait for the device
 
-        with self.pipeline.transformer.rope_embedder.register_forward_pre_hook(count_on_cpu):
-            velocity: Tensor = self.pipeline.transformer(
+        transformer: Any = self.pipeline.transformer
+        with transformer.rope_embedder.register_forward_pre_hook(count_on_cpu):
+            velocity: Tensor = transformer(
                 hidden_states=xt,
                 timestep=1 - t,
                 encoder_hidden_states=tokens,
