@@ -14,6 +14,7 @@ from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import Adapter
 from marble_cli.rollout.ode import make_scheduler, sample
 from marble_cli.seeds import noise
+from tests.policy.families.differences import record
 from tests.policy.families.pipelines import Tiny
 
 PROMPTS = ["a red cup", "two boats and a very long sign", "a cat"]
@@ -32,11 +33,16 @@ STEPS = 3
 class Case:
     """One family: its tiny pipeline in a folder, loaded plainly and as a policy with random adapters."""
 
+    name: str  # in `TINY`
     tiny: Tiny
     overrides: tuple[str, ...]
     model: ModelConfig
     plain: Any
     policy: Any
+
+    def record(self, proof: str, difference: Tensor | float) -> None:
+        """Keep the largest absolute value of what a proof found, for docs/models.md."""
+        record(self.name, proof, difference)
 
     @property
     def network(self) -> str:

@@ -64,7 +64,7 @@ def gemma2(text: str) -> tuple[Any, Any]:
         head_dim=8,
         query_pre_attn_scalar=8,
     )
-    return Gemma2Model(config), GemmaTokenizer(vocab=vocabulary, merges=merges)
+    return Gemma2Model(config), GemmaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True)
 
 
 def autoencoder_kl(shrinks: int = 4) -> Any:

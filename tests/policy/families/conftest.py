@@ -8,8 +8,19 @@ import pytest
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.load import load_policy
+from tests.policy.families import differences
 from tests.policy.families.cases import Case, load_plain
 from tests.policy.families.pipelines import TINY
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--differences", type=Path, help="write the largest difference of each proof here")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    file = session.config.getoption("--differences", default=None)
+    if file is not None:
+        differences.write(file)
 
 
 @pytest.fixture(scope="session", params=list(TINY))
@@ -35,4 +46,4 @@ def case(
     model = run_config(*overrides).model
     policy = load_policy(model, seed=0)
     randomise(policy)
-    return Case(tiny, overrides, model, load_plain(folder), policy)
+    return Case(request.param, tiny, overrides, model, load_plain(folder), policy)

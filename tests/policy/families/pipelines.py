@@ -137,6 +137,7 @@ def sana() -> Any:
 
     from marble_cli.policy.families.sana import INSTRUCTION
 
+    encoder, tokenizer = gemma2("\n".join(INSTRUCTION))
     blocks: dict[str, Any] = {}
     for side in ("encoder", "decoder"):
         blocks |= {
@@ -145,8 +146,6 @@ def sana() -> Any:
             f"{side}_layers_per_block": (1, 1, 1),
             f"{side}_qkv_multiscales": ((), (), (5,)),
         }
-    vae = AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.41407, **blocks)
-    encoder, tokenizer = gemma2("\n".join(INSTRUCTION))
     transformer = SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -159,6 +158,7 @@ def sana() -> Any:
         caption_channels=16,
         sample_size=32,
     )
+    vae = AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.41407, **blocks)
     scheduler = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction",
         use_flow_sigmas=True,

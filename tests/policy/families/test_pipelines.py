@@ -25,6 +25,7 @@ from tests.policy.families.cases import (
     assert_same_images,
     plain_run,
 )
+from tests.policy.families.differences import beyond_rounding
 
 
 def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
@@ -68,6 +69,7 @@ def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> No
     for row, prompt in enumerate(PROMPTS):
         expected, beside = plain_prompt(case, prompt)
         tokens, length = together.tensors["tokens"][row], len(expected)
+        case.record("embeddings", tokens[:length] - expected)
         torch.testing.assert_close(tokens[:length], expected, rtol=1e-5, atol=1e-5)
         assert len(together) == len(PROMPTS)
         if beside is not None:
@@ -89,8 +91,11 @@ def test_times_velocities_and_pictures_equal_the_pipelines_own(case: Case) -> No
     slopes = run.latents.diff(dim=0) / run.times.diff()[:, None, None, None, None]
     got = policy.velocity(run.latents[rows, rows], run.times[rows], policy.encode(PROMPTS), None)
     assert got.dtype == torch.float32
+    case.record("velocities", got - slopes[rows, rows])
     torch.testing.assert_close(got, slopes[rows, rows], rtol=1e-4, atol=5e-5)
-    assert_same_images(case.images(policy, None), run.images)
+    images = case.images(policy, None)
+    case.record("pictures", beyond_rounding(images, run.images))
+    assert_same_images(images, run.images)
 
 
 class Unscored:
@@ -104,13 +109,16 @@ def negatives(case: Case) -> list[str]:
     return [text or "dim" for text in NEGATIVES] if case.tiny.choice == "sdxl" else list(NEGATIVES)
 
 
-def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Tensor:
+def guided_latents(
+    case: Case, policy: Any, scale: float, away: list[str] | None = None, **bounds: float
+) -> Tensor:
     """As a rollout, evaluations and `marble generate` make them, in batches of two: [3, C, H, W]."""
     settings = RolloutConfig(
         steps=STEPS, solver=OdeSolver.euler, batch_size=2, guidance_scale=scale, **bounds
     )
     rollout = Rollout(policy, settings, seed=0)
-    prompts = [Prompt(text, {}, "any", away) for text, away in zip(PROMPTS, negatives(case), strict=True)]
+    away = negatives(case) if away is None else away
+    prompts = [Prompt(text, {}, "any", other) for text, other in zip(PROMPTS, away, strict=True)]
     rollout.prepare(prompts)
     samples = rollout.collect(
         prompts, range(3), scorer=Unscored(), adapter=None, purpose="test", step=0, advance=lambda n: None
@@ -118,18 +126,25 @@ def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Te
     return samples.x0
 
 
-@pytest.mark.parametrize(("scale", "cached"), [(2.0, False), (4.0, True)])
+@pytest.mark.parametrize(
+    ("scale", "cached", "away"), [(2.0, False, True), (4.0, True, True), (3.0, False, False)]
+)
 def test_guided_latents_equal_the_pipelines_own(
-    case: Case, tmp_path: Path, scale: float, cached: bool
+    case: Case, tmp_path: Path, scale: float, cached: bool, away: bool
 ) -> None:
     """A number that is copied from there draws the same pictures here."""
     policy = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0) if cached else case.policy
-    name = "true_cfg_scale" if case.policy.provenance()["family"] in TRUE_CFG else "guidance_scale"
-    run = plain_run(case, case.plain, negative_prompt=negatives(case), **{name: scale})
-    ours = guided_latents(case, policy, scale)
+    true_cfg = case.policy.provenance()["family"] in TRUE_CFG  # which takes no negative prompt for none
+    given = negatives(case) if away else [""] * len(PROMPTS)
+    told = {"negative_prompt": list(given)} if away or true_cfg else {}
+    run = plain_run(case, case.plain, **told, **{"true_cfg_scale" if true_cfg else "guidance_scale": scale})
+    ours = guided_latents(case, policy, scale, given)
+    case.record("guided latents", ours - run.latents[-1])
     torch.testing.assert_close(ours, run.latents[-1], rtol=1e-5, atol=3e-5)
-    assert (ours - guided_latents(case, policy, 1.0)).abs().amax(dim=(1, 2, 3)).min() > 1e-2
-    assert_same_images(policy.decode(ours), run.images)
+    assert (ours - guided_latents(case, policy, 1.0, given)).abs().amax(dim=(1, 2, 3)).min() > 1e-2
+    images = policy.decode(ours)
+    case.record("guided pictures", beyond_rounding(images, run.images))
+    assert_same_images(images, run.images)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
@@ -158,6 +173,7 @@ def test_velocity_in_a_batch_equals_that_of_the_sample_alone(case: Case) -> None
     together = policy.velocity(xt, case.times, policy.encode(PROMPTS), "trained")
     for i, prompt in enumerate(PROMPTS):
         alone = policy.velocity(xt[i : i + 1], case.times[i : i + 1], policy.encode([prompt]), "trained")
+        case.record("alone", alone[0] - together[i])
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 
