@@ -111,7 +111,7 @@ def figures(model: ModelConfig, size: ModelSize) -> Iterator[str]:
 
 def planned() -> list[tuple[str, str]]:
     """Return the models whose configurations are in the package, and their choices of conf/model."""
-    by_kind: dict[str, str] = {}
+    by_kind = {"QwenImageEditPipeline": "qwen_image_edit"}  # whose own path has the later class
     folders = {folder.name.replace("--", "/", 1): folder for folder in sorted((ASSETS / "models").iterdir())}
     kinds = {path: read_json(folder / "model_index.json")["_class_name"] for path, folder in folders.items()}
     for choice in choices("model"):
