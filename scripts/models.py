@@ -104,7 +104,7 @@ def figures(model: ModelConfig, size: ModelSize) -> Iterator[str]:
         yield f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.0f} M"
     yield f"{model.resolution} px"
     yield str(size.tokens)
-    yield f"{size.cost.forward / 1e12:.2g} TFLOP"
+    yield f"{float(f'{size.cost.forward / 1e12:.2g}'):g} TFLOP"
     for kept in (size.cost.kept, size.cost.kept_checkpointed):
         yield f"{kept / 2**30:.2g} GiB"
 
