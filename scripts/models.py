@@ -16,7 +16,7 @@ from marble_cli.config.compose import choices, compose
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import ModelSize
 from marble_cli.policy.size import model_size
-from marble_cli.policy.source import ASSETS, read_json
+from marble_cli.policy.source import ASSETS, FAMILIES, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "models.md"
@@ -104,21 +104,29 @@ def figures(model: ModelConfig, size: ModelSize) -> Iterator[str]:
         yield f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.0f} M"
     yield f"{model.resolution} px"
     yield str(size.tokens)
-    yield f"{size.cost.forward / 1e12:.2g} TFLOP"
+    yield f"{_short(size.cost.forward / 1e12)} TFLOP"
     for kept in (size.cost.kept, size.cost.kept_checkpointed):
-        yield f"{kept / 2**30:.2g} GiB"
+        yield f"{_short(kept / 2**30)} GiB"
+
+
+def _short(figure: float) -> str:
+    return f"{figure:.0f}" if figure >= 10 else f"{figure:.2g}"
 
 
 def planned() -> list[tuple[str, str]]:
     """Return the models whose configurations are in the package, and their choices of conf/model."""
-    by_kind: dict[str, str] = {}
     folders = {folder.name.replace("--", "/", 1): folder for folder in sorted((ASSETS / "models").iterdir())}
     kinds = {path: read_json(folder / "model_index.json")["_class_name"] for path, folder in folders.items()}
-    for choice in choices("model"):
-        path = configured(choice).path
-        if path in kinds:
-            by_kind[kinds[path]] = choice
-    return sorted(((path, by_kind[kind]) for path, kind in kinds.items()), key=lambda row: row[::-1])
+    own = [(choice, path) for choice in choices("model") if (path := configured(choice).path) in kinds]
+    by_kind = {kinds[path]: choice for choice, path in own}
+    # Two classes of one choice have their families in one file.
+    by_file = {_file(kinds[path]): choice for choice, path in own}
+    found = ((path, by_kind.get(kind) or by_file[_file(kind)]) for path, kind in kinds.items())
+    return sorted(found, key=lambda row: row[::-1])
+
+
+def _file(kind: str) -> str:
+    return FAMILIES[kind].partition(":")[0]
 
 
 def configured(choice: str) -> ModelConfig:

@@ -27,7 +27,9 @@ class Autoencoder(nn.Module):
     """A diffusers VAE."""
 
     config: Mapping[str, Any]
+    device: torch.device
     dtype: torch.dtype
+    encode: Callable[..., tuple[Any, ...]]  # with return_dict=False: the distribution of the latents
     decode: Callable[..., tuple[Tensor, ...]]  # with return_dict=False: the pixels
 
 
@@ -67,4 +69,5 @@ class Pipeline(Protocol):
     config: Mapping[str, Any]
     components: Mapping[str, Any]  # by the names in model_index.json; None if a component is not loaded
     vae_scale_factor: int  # pixels that one latent spans on a side
+    image_processor: Any  # diffusers' VaeImageProcessor
     encode_prompt: Callable[..., tuple[Any, ...]]  # arguments and results differ by family

@@ -9,7 +9,15 @@ import torch
 
 from tests.models import make_pipeline
 from tests.policy.families.chroma_and_lumina import chroma, lumina2
-from tests.policy.families.components import autoencoder_kl, gemma2, qwen_tokenizer, t5
+from tests.policy.families.components import (
+    CHAT,
+    autoencoder_kl,
+    gemma2,
+    qwen_tokenizer,
+    t5,
+)
+from tests.policy.families.flux2 import flux2, flux2_klein
+from tests.policy.families.qwen import qwen_image
 from tests.policy.families.sd3s import sd3, sd3_medium, sd35_medium
 from tests.policy.families.unets import sd15, sdxl
 
@@ -28,8 +36,13 @@ class Tiny:
     overrides: tuple[str, ...] = ()
 
 
-def flux(guided: bool) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+def flux(guided: bool, kontext: bool = False) -> Any:
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        FluxKontextPipeline,
+        FluxPipeline,
+        FluxTransformer2DModel,
+    )
     from transformers import CLIPTextModel
 
     pipeline = make_pipeline()
@@ -52,7 +65,8 @@ def flux(guided: bool) -> Any:
         if guided
         else FlowMatchEulerDiscreteScheduler(shift=1.0)
     )
-    return FluxPipeline(
+    kind = FluxKontextPipeline if kontext else FluxPipeline
+    return kind(
         scheduler=scheduler,
         vae=autoencoder_kl(),
         text_encoder=CLIPTextModel(pipeline.text_encoder.config),
@@ -61,75 +75,6 @@ def flux(guided: bool) -> Any:
         tokenizer_2=tokenizer,
         transformer=transformer,
     )
-
-
-def qwen_image() -> Any:
-    from diffusers import (
-        AutoencoderKLQwenImage,
-        FlowMatchEulerDiscreteScheduler,
-        QwenImagePipeline,
-        QwenImageTransformer2DModel,
-    )
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    vae = AutoencoderKLQwenImage(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 2, 2],
-        num_res_blocks=1,
-        temperal_downsample=[False, True],
-        latents_mean=[0.3, -0.2, 0.1, 0.4],
-        latents_std=[1.2, 0.8, 1.5, 0.9],
-    )
-    with torch.no_grad():
-        vae.decoder.conv_out.weight.mul_(6.0)  # else all pictures are grey
-    text = {
-        "vocab_size": 1000,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-    }
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
-    config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=996,
-        video_token_id=997,
-        vision_start_token_id=998,
-        vision_end_token_id=999,
-    )
-    transformer = QwenImageTransformer2DModel(
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        axes_dims_rope=(2, 2, 4),
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True,
-        base_shift=0.5,
-        max_shift=0.9,
-        base_image_seq_len=4,
-        max_image_seq_len=64,
-        shift_terminal=0.02,
-    )
-    pipeline = QwenImagePipeline(
-        scheduler=scheduler,
-        vae=vae,
-        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
-        tokenizer=None,
-        transformer=transformer,
-    )
-    pipeline.register_modules(tokenizer=qwen_tokenizer(pipeline.prompt_template_encode))
-    return pipeline
 
 
 def sana() -> Any:
@@ -179,10 +124,7 @@ def z_image() -> Any:
     from transformers import Qwen3Config, Qwen3Model
 
     tokenizer = qwen_tokenizer("user\nassistant\n")
-    tokenizer.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
+    tokenizer.chat_template = CHAT
     config = Qwen3Config(
         vocab_size=1000,
         hidden_size=16,
@@ -241,7 +183,53 @@ TINY = {
         True,
         ("model.guidance=null",),
     ),
+    "flux_kontext": Tiny(
+        "flux_kontext",
+        partial(flux, guided=True, kontext=True),
+        "48x32",
+        20,
+        24,
+        {"guidance_scale": 2.0, "max_sequence_length": 20, "max_area": 48 * 32, "_auto_resize": False},
+        True,
+        ("model.guidance=2.0",),
+    ),
+    "flux2": Tiny(
+        "flux2",
+        flux2,
+        "96x64",
+        80,
+        96,
+        {"guidance_scale": 2.0, "max_sequence_length": 80},
+        overrides=("model.guidance=2.0",),
+    ),
+    "flux2_klein": Tiny(
+        "flux2_klein",
+        flux2_klein,
+        "96x64",
+        40,
+        96,
+        {"guidance_scale": 1.0, "max_sequence_length": 40},
+        overrides=("model.guidance=null",),
+    ),
     "qwen_image": Tiny("qwen_image", qwen_image, "48x32", 200, 24, {"true_cfg_scale": 1.0}, True),
+    "qwen_image_edit": Tiny(
+        "qwen_image_edit",
+        partial(qwen_image, "QwenImageEditPipeline"),
+        "48x32",
+        200,
+        24,
+        {"true_cfg_scale": 1.0},
+        True,
+    ),
+    "qwen_image_edit_plus": Tiny(
+        "qwen_image_edit",
+        partial(qwen_image, "QwenImageEditPlusPipeline", zero_cond_t=True),
+        "48x32",
+        200,
+        24,
+        {"true_cfg_scale": 1.0},
+        True,
+    ),
     "sana": Tiny("sana", sana, "64x32", 300, 128, {"guidance_scale": 1.0, "use_resolution_binning": False}),
     "z_image": Tiny(
         "z_image", z_image, "48x32", 100, 24, {"guidance_scale": 0.0, "max_sequence_length": 100}
@@ -260,3 +248,4 @@ TINY = {
 # The two families with a UNet differ in what `test_pipelines.py` compares; elsewhere one stands for both.
 ONE_UNET = [name for name in TINY if name != "sd15"]
 TRANSFORMERS = [name for name in ONE_UNET if name not in ("sdxl", "sd3_medium")]
+EDITS = ["flux_kontext", "flux2", "flux2_klein", "qwen_image_edit", "qwen_image_edit_plus"]

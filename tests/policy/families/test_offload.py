@@ -15,7 +15,7 @@ from marble_cli.policy.offload import BlockOffload, Copy
 from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora_layer import LoraMatrix
 from marble_cli.step.per_sample import PerSampleGradients
-from tests.policy.families.cases import PROMPTS, Case
+from tests.policy.families.cases import Case
 from tests.policy.families.pipelines import ONE_UNET
 
 pytestmark = pytest.mark.parametrize("case", ONE_UNET, indirect=True)
@@ -42,7 +42,7 @@ def offloaded(case: Case, randomise: Callable[..., None]) -> Any:
 
 def results(case: Case, policy: Any) -> list[Tensor]:
     """Velocities of all adapters, and gradients of two mixtures by two backward passes on one graph."""
-    at, draw = (case.start(), case.times, case.policy.encode(PROMPTS)), torch.Generator().manual_seed(5)
+    at, draw = (case.start(), case.times, case.encode(case.policy)), torch.Generator().manual_seed(5)
     with torch.no_grad():
         found = [policy.velocity(*at, adapter) for adapter in ("trained", "behaviour", None)]
     cotangent, coefficients = torch.randn(at[0].shape, generator=draw), torch.randn(2, 3, generator=draw)

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
 from marble_cli.config.enums import OdeSolver
 from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.policy.load import load_policy
+from marble_cli.policy.pipeline import DECODED_PIXELS
 from marble_cli.push.loading import TRUE_CFG
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.ode import sampling_times
@@ -26,6 +28,8 @@ from tests.policy.families.cases import (
     plain_run,
 )
 from tests.policy.families.differences import beyond_rounding
+from tests.policy.families.edits import Drawn
+from tests.policy.families.pipelines import TINY
 
 
 def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
@@ -35,7 +39,7 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
         case "sd3":
             tokens, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, max_sequence_length=length)
             return tokens[0], pooled[0]
-        case "flux":
+        case "flux" | "flux_kontext":
             tokens, pooled, _ = pipeline.encode_prompt(prompt, max_sequence_length=length)
             return tokens[0], pooled[0]
         case "chroma":
@@ -44,6 +48,9 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
         case "lumina2":
             tokens, mask, *_ = pipeline.encode_prompt(prompt, max_sequence_length=length)
             return tokens[mask.bool()], None
+        case "flux2_klein" | "flux2":
+            tokens, _ = pipeline.encode_prompt(prompt, max_sequence_length=length)
+            return tokens[0], None
         case "sdxl":
             tokens, _, pooled, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
             return tokens[0], pooled[0]
@@ -57,13 +64,16 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
                 complex_human_instruction=call["complex_human_instruction"].default,
             )
             return tokens[mask.bool()], None
+        case "qwen_image_edit":
+            picture = pipeline.image_processor.resize(Drawn(prompt).image(48, 32), 64, 64)
+            return pipeline.encode_prompt(prompt, [picture], max_sequence_length=length)[0][0], None
         case _:
             return pipeline.encode_prompt(prompt, max_sequence_length=length)[0][0], None
 
 
 @torch.no_grad()
 def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> None:
-    together, alone = (case.policy.encode(prompts) for prompts in (PROMPTS, PROMPTS[:1]))
+    together, alone = (case.encode(case.policy, prompts) for prompts in (PROMPTS, PROMPTS[:1]))
     for name, tensor in together.tensors.items():
         assert tensor.shape[1:] == alone.tensors[name].shape[1:]
     for row, prompt in enumerate(PROMPTS):
@@ -76,8 +86,9 @@ def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> No
             name = "attended" if case.tiny.choice == "chroma" else "pooled"
             torch.testing.assert_close(together.tensors[name][row], beside, rtol=1e-5, atol=1e-5)
             assert length == len(tokens)
-        elif case.network == "transformer":
-            assert length < len(tokens) == case.tiny.max_sequence_length
+        elif "mask" in together.tensors:
+            own = case.policy.family.picture_tokens if case.edits else 0
+            assert length < len(tokens) == case.tiny.max_sequence_length + own
             mask = together.tensors["mask"][row]
             assert mask.tolist() == [place < length for place in range(len(tokens))]
 
@@ -89,7 +100,7 @@ def test_times_velocities_and_pictures_equal_the_pipelines_own(case: Case) -> No
     assert torch.equal(sampling_times(case.scheduler(OdeSolver.euler)), run.times[:-1])
     rows = torch.arange(len(PROMPTS))
     slopes = run.latents.diff(dim=0) / run.times.diff()[:, None, None, None, None]
-    got = policy.velocity(run.latents[rows, rows], run.times[rows], policy.encode(PROMPTS), None)
+    got = policy.velocity(run.latents[rows, rows], run.times[rows], case.encode(policy), None)
     assert got.dtype == torch.float32
     case.record("velocities", got - slopes[rows, rows])
     torch.testing.assert_close(got, slopes[rows, rows], rtol=1e-4, atol=5e-5)
@@ -109,16 +120,26 @@ def negatives(case: Case) -> list[str]:
     return [text or "dim" for text in NEGATIVES] if case.tiny.choice == "sdxl" else list(NEGATIVES)
 
 
+def away(case: Case) -> dict[str, list[Any]]:
+    """The negative prompts as the plain pipeline takes them: FLUX.2's takes their embeddings alone."""
+    if case.tiny.choice != "flux2_klein":
+        return {"negative_prompt": negatives(case)}
+    encoded = [case.plain.encode_prompt(text, max_sequence_length=40)[0] for text in negatives(case)]
+    return {"negative_prompt_embeds": encoded}
+
+
 def guided_latents(
-    case: Case, policy: Any, scale: float, away: list[str] | None = None, **bounds: float
+    case: Case, policy: Any, scale: float, given: list[str] | None = None, **bounds: float
 ) -> Tensor:
     """As a rollout, evaluations and `marble generate` make them, in batches of two: [3, C, H, W]."""
     settings = RolloutConfig(
         steps=STEPS, solver=OdeSolver.euler, batch_size=2, guidance_scale=scale, **bounds
     )
     rollout = Rollout(policy, settings, seed=0)
-    away = negatives(case) if away is None else away
-    prompts = [Prompt(text, {}, "any", other) for text, other in zip(PROMPTS, away, strict=True)]
+    given = negatives(case) if given is None else given
+    prompts = [
+        Prompt(text, {}, "any", away, case.picture(text)) for text, away in zip(PROMPTS, given, strict=True)
+    ]
     rollout.prepare(prompts)
     samples = rollout.collect(
         prompts, range(3), scorer=Unscored(), adapter=None, purpose="test", step=0, advance=lambda n: None
@@ -126,18 +147,21 @@ def guided_latents(
     return samples.x0
 
 
+@pytest.mark.parametrize("case", [name for name in TINY if name != "flux2"], indirect=True)
 @pytest.mark.parametrize(
-    ("scale", "cached", "away"), [(2.0, False, True), (4.0, True, True), (3.0, False, False)]
+    ("scale", "cached", "negated"), [(2.0, False, True), (4.0, True, True), (3.0, False, False)]
 )
 def test_guided_latents_equal_the_pipelines_own(
-    case: Case, tmp_path: Path, scale: float, cached: bool, away: bool
+    case: Case, tmp_path: Path, scale: float, cached: bool, negated: bool
 ) -> None:
-    """A number that is copied from there draws the same pictures here."""
+    """A number that is copied from there draws the same pictures here. FLUX.2-dev's takes none."""
     policy = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0) if cached else case.policy
-    true_cfg = case.policy.provenance()["family"] in TRUE_CFG  # which takes no negative prompt for none
-    given = negatives(case) if away else [""] * len(PROMPTS)
-    told = {"negative_prompt": list(given)} if away or true_cfg else {}
-    run = plain_run(case, case.plain, **told, **{"true_cfg_scale" if true_cfg else "guidance_scale": scale})
+    true_cfg = case.policy.provenance()["family"] in TRUE_CFG
+    if negated:
+        given, told = negatives(case), away(case)
+    else:  # pipelines with a true_cfg_scale take no negative prompt for no guidance
+        given, told = [""] * len(PROMPTS), {"negative_prompt": [""] * len(PROMPTS)} if true_cfg else {}
+    run = plain_run(case, case.plain, **{"true_cfg_scale" if true_cfg else "guidance_scale": scale}, **told)
     ours = guided_latents(case, policy, scale, given)
     case.record("guided latents", ours - run.latents[-1])
     torch.testing.assert_close(ours, run.latents[-1], rtol=1e-5, atol=3e-5)
@@ -170,9 +194,11 @@ def test_bounds_of_guidance_equal_the_z_image_pipelines_own(case: Case, bounds: 
 def test_velocity_in_a_batch_equals_that_of_the_sample_alone(case: Case) -> None:
     """Alone, its prompt is not padded at all."""
     policy, xt = case.policy, case.start()
-    together = policy.velocity(xt, case.times, policy.encode(PROMPTS), "trained")
+    together = policy.velocity(xt, case.times, case.encode(policy), "trained")
     for i, prompt in enumerate(PROMPTS):
-        alone = policy.velocity(xt[i : i + 1], case.times[i : i + 1], policy.encode([prompt]), "trained")
+        alone = policy.velocity(
+            xt[i : i + 1], case.times[i : i + 1], case.encode(policy, [prompt]), "trained"
+        )
         case.record("alone", alone[0] - together[i])
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
@@ -190,6 +216,8 @@ def test_times_of_the_second_order_solver_have_the_pipelines_shift(case: Case) -
     if config.use_dynamic_shifting:
         slope = (config.max_shift - config.base_shift) / (64 - 4)
         shift = torch.tensor(config.base_shift + slope * (case.tiny.tokens - 4)).exp()
+        if case.tiny.choice.startswith("flux2"):
+            shift = torch.tensor(compute_empirical_mu(case.tiny.tokens, STEPS)).exp()
     even = 1 - torch.linspace(1, 1 / 1000, STEPS + 1).flip(0)[:-1]
     torch.testing.assert_close(times, shift * even / (1 + (shift - 1) * even))
     if case.tiny.choice == "sana":
@@ -200,17 +228,20 @@ def test_times_of_the_second_order_solver_have_the_pipelines_shift(case: Case) -
 
 def test_cached_embeddings_equal_those_of_single_prompts(case: Case, tmp_path: Path) -> None:
     cached = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0)
-    alone = [case.policy.encode([prompt]) for prompt in PROMPTS]
-    for name, tensor in cached.encode(PROMPTS).tensors.items():
+    alone = [case.encode(case.policy, [prompt]) for prompt in PROMPTS]
+    for name, tensor in case.encode(cached).tensors.items():
         assert torch.equal(tensor, torch.cat([one.tensors[name] for one in alone]))
 
 
 def test_many_prompts_are_encoded_in_parts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     policy: Any = load_policy(case.model, 0)
-    whole, sizes, encode = policy.encode(PROMPTS), list[int](), policy.family.encode
-    monkeypatch.setattr(policy.family, "encode", lambda part: sizes.append(len(part)) or encode(part))
+    monkeypatch.setitem(DECODED_PIXELS, "cpu", 10**9)  # else there are as few pictures as the VAE takes
+    whole, sizes, encode = case.encode(policy), list[int](), policy.family.encode
+    monkeypatch.setattr(
+        policy.family, "encode", lambda part, *images: sizes.append(len(part)) or encode(part, *images)
+    )
     monkeypatch.setattr("marble_cli.policy.pipeline.ENCODED_TOKENS", 2 * case.model.max_sequence_length + 1)
-    parts = policy.encode(PROMPTS)
+    parts = case.encode(policy)
     assert sizes == ([2, 1] if case.model.max_sequence_length else [3])
     for name, tensor in whole.tensors.items():
         torch.testing.assert_close(parts.tensors[name], tensor, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from marble_cli.config.enums import Quantization
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.step.per_sample import PerSampleGradients
-from tests.policy.families.cases import PROMPTS, Case
+from tests.policy.families.cases import Case
 from tests.policy.families.pipelines import ONE_UNET, TRANSFORMERS
 
 # Largest relative errors of velocities; embeddings of these encoders, 8 numbers wide, may have thrice that.
@@ -49,12 +49,12 @@ def test_velocities_and_embeddings_are_near_those_of_plain_layers(
 ) -> None:
     plain, at = case.policy, start(case)
     with torch.no_grad():
-        encoded = plain.encode(PROMPTS)
+        encoded = case.encode(plain)
         for adapter in ("trained", "behaviour", None):
             found, exact = (policy.velocity(*at, encoded, adapter) for policy in (rounded, plain))
             assert 0 < error(found, exact) < NEAR[kind], adapter
-        for name, tensor in rounded.encode(PROMPTS).tensors.items():
-            if name in ("mask", "attended"):
+        for name, tensor in case.encode(rounded).tensors.items():
+            if name in ("mask", "attended", "condition"):  # the VAE is not quantised
                 assert tensor.equal(encoded.tensors[name])
             else:
                 assert 0 < error(tensor, encoded.tensors[name]) < 3 * NEAR[kind], name
@@ -83,7 +83,7 @@ def test_gradients_of_every_mixture_at_once_are_those_of_autograd(case: Case, ro
     coefficients = torch.randn(2, len(xt), generator=draw).to(xt)
     parameters = list(rounded.parameters("trained").values())
     rows = xt.new_zeros(2, sum(p.numel() for p in parameters))
-    at = (xt, t, rounded.encode(PROMPTS), "trained")
+    at = (xt, t, case.encode(rounded), "trained")
     mixer = PerSampleGradients(rounded.layers(), rows)
     with mixer.watching():
         mixer.mix(rounded.velocity(*at), cotangent, coefficients, retain_graph=False)
