@@ -94,6 +94,7 @@ class SourceConfig:
     subset: str | None = None
     revision: str | None = None
     prompt_key: str = "prompt"
+    image_key: str | None = "image"
     quoted_as: str | None = None
     quotes: Quotes = Quotes.required
     negative_prompt: str | None = None

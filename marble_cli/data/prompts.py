@@ -11,6 +11,7 @@ from typing import Any
 
 from marble_cli.config.enums import Quotes
 from marble_cli.config.schema import DataConfig, SourceConfig
+from marble_cli.data.conditions import Condition
 from marble_cli.data.rows import (
     Row,
     RowError,
@@ -39,6 +40,13 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)  # passed to rewards
     source: str = ""  # name of its source in `data.sources`
     negative: str = ""  # negative prompt, used with guidance
+    image: Condition | None = None  # the picture to start from
+    where: str = field(default="", compare=False)  # its file or dataset and its line or row, for messages
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from other prompts: its text, and the digest of its picture."""
+        return self.text, "" if self.image is None else self.image.digest
 
 
 def find_root_fault(data: DataConfig) -> str | None:
@@ -79,7 +87,8 @@ def read_source(root: Path, name: str, source: SourceConfig, part: str) -> list[
         try:
             row = rows.parse(raw)
             if row is not None:
-                prompts.append(_make_prompt(row, name, source))
+                where = f"{rows.where}, {rows.unit} {number}"
+                prompts.append(_make_prompt(row, name, source, root, where))
         except RowError as error:
             bad.append(f"{rows.unit} {number}: {error}")
     if bad:
@@ -116,8 +125,8 @@ def _describe_missing_file(path: Path, name: str) -> str:
     return f"prompt file {path} of data.sources.{name} does not exist.{hint}"
 
 
-def _make_prompt(row: Row, name: str, source: SourceConfig) -> Prompt:
-    """Make a prompt of a row.
+def _make_prompt(row: Row, name: str, source: SourceConfig, root: Path, where: str) -> Prompt:
+    """Make a prompt of a row; its picture is a file under `root`.
 
     Raises:
         RowError: the row holds no prompt, or no quoted text where its source requires one.
@@ -126,7 +135,8 @@ def _make_prompt(row: Row, name: str, source: SourceConfig) -> Prompt:
     if not text:
         raise RowError(f'no text under the key "{source.prompt_key}" (its keys: {", ".join(row) or "none"})')
     negative = _read_text(row, NEGATIVE) or source.negative_prompt or ""
-    own = {key: _clean_metadata(row[key], key) for key in row if key not in (source.prompt_key, NEGATIVE)}
+    apart = (source.prompt_key, NEGATIVE, source.image_key)
+    own = {key: _clean_metadata(row[key], key) for key in row if key not in apart}
     metadata = source.metadata | {key: value for key, value in own.items() if value is not None}
     if source.quoted_as is not None and source.quoted_as not in metadata:
         target = quoted(text) if source.quotes is Quotes.required else after_straight_quote(text)
@@ -134,7 +144,18 @@ def _make_prompt(row: Row, name: str, source: SourceConfig) -> Prompt:
             metadata[source.quoted_as] = target
         elif source.quotes is Quotes.required:
             raise RowError(f"no text in double quotes, which data.sources.{name}.quoted_as requires")
-    return Prompt(text, metadata, name, negative)
+    image = _read_image(row, source.image_key, root, where)
+    return Prompt(text, metadata, name, negative, image, where)
+
+
+def _read_image(row: Row, key: str | None, root: Path, where: str) -> Condition | None:
+    """Return the picture of a row, unless it has none; its file is not opened yet."""
+    value = None if key is None else row.get(key)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, str):
+        raise RowError(f'no path under the key "{key}" but {str(value)[:40]!r} ({type(value).__name__})')
+    return Condition(where, root / value)
 
 
 def _read_text(row: Row, key: str) -> str:

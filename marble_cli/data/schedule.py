@@ -36,7 +36,7 @@ class PromptSampler:
         return [chosen[i] for i in order]
 
     def others(
-        self, step: int, attempt: int, prompts: Sequence[Prompt], used: Collection[str]
+        self, step: int, attempt: int, prompts: Sequence[Prompt], used: Collection[tuple[str, str]]
     ) -> list[Prompt | None]:
         """Return another prompt of the same source for each of `prompts`, so that sources keep their shares.
 
@@ -44,7 +44,7 @@ class PromptSampler:
             step: 1-based; with `attempt` it decides the draw.
             attempt: 1-based, among those of the step.
             prompts: to replace.
-            used: texts of the step's prompts so far, which are not drawn again.
+            used: keys of the step's prompts so far, which are not drawn again.
 
         Returns:
             As many prompts, None where the source has no other one.
@@ -53,7 +53,7 @@ class PromptSampler:
         for source in {prompt.source for prompt in prompts}:
             rows, draw = self.sources[source], generator(self.seed, "others", step, attempt, source)
             order = torch.randperm(len(rows), generator=draw).tolist()
-            distinct = {rows[i].text: rows[i] for i in order if rows[i].text not in used}
+            distinct = {rows[i].key: rows[i] for i in order if rows[i].key not in used}
             fresh[source] = iter(distinct.values())
         return [next(fresh[prompt.source], None) for prompt in prompts]
 

@@ -124,6 +124,19 @@ class ModelSize:
         return self.count_cost()
 
 
+class Picture(Protocol):
+    """A picture that a model starts from; `data.conditions.Condition` is one."""
+
+    @property
+    def digest(self) -> str:
+        """What tells its content from others'."""
+        ...
+
+    def pixels(self, width: int, height: int) -> Tensor:
+        """Return it at a size, uint8 [3, H, W] on the CPU."""
+        ...
+
+
 class Trainable(Protocol):
     """The weights that are trained: a pair of LoRA adapters, or float32 copies of the whole network."""
 
@@ -158,18 +171,29 @@ class Policy(Protocol):
     latent_shape: tuple[int, int, int]  # (C, H, W)
     tokens: int  # image tokens of the network; latents of a UNet
     even_times: bool  # see `Family`
+    conditions: bool  # see `Family`
 
     @property
     def compiled(self) -> bool:
         """Whether the network's blocks are compiled."""
         ...
 
-    def prepare(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
-        """Encode prompts and negative prompts of later steps into the embedding cache, if there is one."""
+    def prepare(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str] = (),
+        pictures: Sequence[Picture] | None = None,
+    ) -> None:
+        """Encode prompts and negative prompts of later steps into the embedding cache, if there is one.
+
+        `pictures` are those of the prompts, and of the negative prompts, in the same order.
+        """
         ...
 
-    def encode(self, prompts: Sequence[str], *, negative: bool = False) -> PromptEmbeddings:
-        """Return the embeddings of prompts, or of negative prompts."""
+    def encode(
+        self, prompts: Sequence[str], pictures: Sequence[Picture] | None = None, *, negative: bool = False
+    ) -> PromptEmbeddings:
+        """Return the embeddings of prompts, or of negative prompts, with the pictures to start from."""
         ...
 
     def guided(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
@@ -245,6 +269,7 @@ class Family(Protocol):
     text: str  # tokens of prompts: long (`model.max_sequence_length`), clip (CLIP's 77), or both
     encoders: tuple[TextEncoder, ...]  # the text encoders
     latent_shape: tuple[int, int, int]  # (C, H, W)
+    conditions: bool  # whether its models start from a picture: `encode` is given one per prompt
     even_times: bool  # the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own
     float16: bool  # whether the model's values stay within float16's range
     float32_latents: bool  # `velocity` takes xt in float32 and rounds what it gives to the network
@@ -261,11 +286,17 @@ class Family(Protocol):
         """Return the pixels that an image token spans on a side, from both configurations."""
         ...
 
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
-        """Return the prompts' embeddings on the encoders' device; no row depends on the other prompts."""
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+        """Return the prompts' embeddings on the encoders' device; no row depends on the other prompts.
+
+        Args:
+            prompts: B texts.
+            images: with `conditions`, the pictures to start from, uint8 [B, 3, H, W] on the CPU at
+                `model.resolution`. What the network needs of them is among the embeddings' tensors.
+        """
         ...
 
-    def encode_negative(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode_negative(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         """Return the embeddings of negative prompts, as `encode` does of prompts."""
         ...
 

@@ -30,7 +30,7 @@ def pass_cost(family: Family, network: nn.Module, prompt_tokens: int, dtype: tor
         dtype: the type to compute in.
     """
     nn.Module.to(network, dtype)  # past the warnings of diffusers' own
-    inputs = _make_inputs(family, network, prompt_tokens, dtype)
+    inputs = make_inputs(family, network, prompt_tokens, dtype)
     stacks = {name: child for name, child in network.named_children() if isinstance(child, nn.ModuleList)}
     rows = {name: [list(row) for _, row in groupby(stack, _kind)] for name, stack in stacks.items()}
 
@@ -79,7 +79,7 @@ def _count_pass(
     )
 
 
-def _make_inputs(
+def make_inputs(
     family: Family, network: nn.Module, prompt_tokens: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, PromptEmbeddings]:
     """Return the arguments of `Family.velocity` for one sample; only masks have values."""

@@ -6,7 +6,7 @@ SD3.5's T5 alone has 4.7 billion parameters, which training never changes.
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,32 +35,27 @@ NO_ROOM = (
 
 
 class EmbeddingCache:
-    """Keep one safetensors file per prompt in `folder`.
+    """Keep one safetensors file per prompt, or per prompt and picture, in `folder`.
 
-    A file's name is a digest of the prompt and of `identity`, all else that its embeddings depend on.
+    A file's name is a digest of the prompt, of the picture's key and of `identity`, all else that its
+    embeddings depend on.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.identity = folder, identity
 
-    def file(self, prompt: str, *, negative: bool = False) -> Path:
+    def file(self, prompt: str, picture: str = "", *, negative: bool = False) -> Path:
         kind = " negative" if negative else ""  # some families encode negative prompts differently
+        kind += f" {picture}" if picture else ""
         name = hashlib.sha256(f"{self.identity}{kind}\n{prompt}".encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def missing(self, prompts: Iterable[str], *, negative: bool = False) -> list[str]:
-        """Return the prompts without a file, each once."""
-        return [
-            prompt for prompt in dict.fromkeys(prompts) if not self.file(prompt, negative=negative).is_file()
-        ]
-
-    def write(self, prompt: str, embeddings: PromptEmbeddings, *, negative: bool = False) -> None:
+    def write(self, file: Path, embeddings: PromptEmbeddings) -> None:
         """Write the embeddings of one prompt atomically; several processes may write the same file.
 
         Raises:
             StorageError: there is no room for the file, or the folder cannot be written.
         """
-        file = self.file(prompt, negative=negative)
         temporary = file.with_name(f"{file.name}.{uuid4().hex}.writing")
         whole = save({name: tensor[0].cpu().contiguous() for name, tensor in embeddings.tensors.items()})
         with writing(file, NO_ROOM, len(whole)):
@@ -71,10 +66,8 @@ class EmbeddingCache:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def read(
-        self, prompts: Sequence[str], device: torch.device, *, negative: bool = False
-    ) -> PromptEmbeddings | None:
-        """Read the embeddings of `prompts`; return None if a file is missing or was damaged.
+    def read(self, files: Sequence[Path], device: torch.device) -> PromptEmbeddings | None:
+        """Read the embeddings in `files`; return None if a file is missing or was damaged.
 
         Damaged files are removed.
 
@@ -82,7 +75,7 @@ class EmbeddingCache:
             RequestError: a file cannot be read.
             StorageError: a damaged file cannot be removed.
         """
-        rows = [self._read_file(self.file(prompt, negative=negative)) for prompt in prompts]
+        rows = [self._read_file(file) for file in files]
         if any(row is None for row in rows):
             return None
         complete = [row for row in rows if row is not None]

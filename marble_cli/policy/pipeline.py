@@ -15,7 +15,7 @@ from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
 from marble_cli.policy.attention import avoid_cudnn_attention, fastest_attention
-from marble_cli.policy.base import Adapter, Family, PromptEmbeddings, Trainable
+from marble_cli.policy.base import Adapter, Family, Picture, PromptEmbeddings, Trainable
 from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.diffusers_types import Network, Pipeline
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
@@ -27,7 +27,7 @@ from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
 from marble_cli.policy.trainable.full import FullWeights
 from marble_cli.policy.trainable.lora import LoraPair
 
-# Pixels decoded at once: memory bounds them on a GPU, and larger buffers are slower on a CPU.
+# Pixels in the VAE at once: memory bounds them on a GPU, and larger buffers are slower on a CPU.
 DECODED_PIXELS = {"cpu": 2**17, "cuda": 2**21}
 # Tokens encoded at once: Qwen-Image's encoder keeps the outputs of all layers and logits of 152,064 words.
 ENCODED_TOKENS = 2**13
@@ -80,6 +80,7 @@ class PipelinePolicy:
         # Float32 copies of a network are cast where they are used; all else has the model's own type.
         self.autocast = model.train is Train.full and self.dtype is not torch.float32
         self.even_times, self.guided = family.even_times, family.guided
+        self.conditions = family.conditions
         self._take_size("model.resolution")
         self.cache = self._open_cache()
         pipeline.vae.to(device)
@@ -114,18 +115,33 @@ class PipelinePolicy:
         identity = fingerprint(self.family.encoders, tokenizers, *settings)
         return EmbeddingCache(Path(self.model.embedding_cache), identity)
 
-    def prepare(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> None:
+    def prepare(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str] = (),
+        pictures: Sequence[Picture] | None = None,
+    ) -> None:
         if self.cache is None:
             return
-        missing = self.cache.missing(prompts), self.cache.missing(negatives, negative=True)
-        if not any(missing):
+        missing = {}
+        for texts, negative in ((prompts, False), (negatives, True)):
+            for text, picture in _paired(texts, pictures) if texts else ():
+                file = self._file(text, picture, negative)
+                if not file.is_file():
+                    missing[file] = [text], None if picture is None else [picture], negative
+        if not missing:
             return
         with self._encoders_on_device(), torch.no_grad():
             # One prompt per call, so that no bit of an embedding depends on the other prompts.
-            for prompt in missing[0]:
-                self.cache.write(prompt, self.family.encode([prompt]))
-            for prompt in missing[1]:
-                self.cache.write(prompt, self.family.encode_negative([prompt]), negative=True)
+            for file, row in missing.items():
+                self.cache.write(file, self._encode_rows(*row))
+
+    def _file(self, prompt: str, picture: Picture | None, negative: bool) -> Path:
+        """Return the cache's file of a prompt, which depends on its picture and on the picture's size."""
+        assert self.cache is not None
+        size = read_resolution(self.model.resolution)
+        key = "" if picture is None else f"{picture.digest} {size.width}x{size.height}"
+        return self.cache.file(prompt, key, negative=negative)
 
     @contextmanager
     def _encoders_on_device(self) -> Iterator[None]:
@@ -140,24 +156,47 @@ class PipelinePolicy:
                 torch.cuda.empty_cache()
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], *, negative: bool = False) -> PromptEmbeddings:
+    def encode(
+        self, prompts: Sequence[str], pictures: Sequence[Picture] | None = None, *, negative: bool = False
+    ) -> PromptEmbeddings:
         if self.cache is None:
-            return self._encode_in_parts(prompts, negative)
+            return self._encode_in_parts(prompts, pictures, negative)
         if negative:
-            self.prepare((), prompts)
+            self.prepare((), prompts, pictures)
         else:
-            self.prepare(prompts)
-        cached = self.cache.read(prompts, self.device, negative=negative)
+            self.prepare(prompts, (), pictures)
+        files = [self._file(*row, negative) for row in _paired(prompts, pictures)]
+        cached = self.cache.read(files, self.device)
         # A damaged file was removed by `read`; the next round encodes its prompt again.
-        return self.encode(prompts, negative=negative) if cached is None else cached
+        return self.encode(prompts, pictures, negative=negative) if cached is None else cached
 
-    def _encode_in_parts(self, prompts: Sequence[str], negative: bool) -> PromptEmbeddings:
+    def _encode_in_parts(
+        self, prompts: Sequence[str], pictures: Sequence[Picture] | None, negative: bool
+    ) -> PromptEmbeddings:
         """Encode with the encoders on the device, as many prompts at once as memory allows."""
-        encode = self.family.encode_negative if negative else self.family.encode
         length = self.model.max_sequence_length
         at_once = max(1, ENCODED_TOKENS // length) if length else len(prompts)  # CLIP encoders are small
-        starts = range(0, len(prompts), at_once)
-        return PromptEmbeddings.joined([encode(prompts[start : start + at_once]) for start in starts])
+        if pictures is not None:
+            at_once = min(at_once, self._pictures_at_once)
+        parts = [slice(start, start + at_once) for start in range(0, len(prompts), at_once)]
+        return PromptEmbeddings.joined(
+            [self._encode_rows(prompts[part], pictures and pictures[part], negative) for part in parts]
+        )
+
+    def _encode_rows(
+        self, prompts: Sequence[str], pictures: Sequence[Picture] | None, negative: bool
+    ) -> PromptEmbeddings:
+        encode = self.family.encode_negative if negative else self.family.encode
+        if pictures is None:
+            return encode(prompts)
+        size = read_resolution(self.model.resolution)
+        return encode(prompts, torch.stack([picture.pixels(size.width, size.height) for picture in pictures]))
+
+    @property
+    def _pictures_at_once(self) -> int:
+        """The pictures that the VAE is given at once."""
+        pixels = read_resolution(self.model.resolution).pixels
+        return max(1, DECODED_PIXELS.get(self.device.type, 2**21) // pixels)
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
         self.trainable.activate(adapter)
@@ -170,10 +209,8 @@ class PipelinePolicy:
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        pixels = read_resolution(self.model.resolution).pixels
-        at_once = max(1, DECODED_PIXELS.get(self.device.type, 2**21) // pixels)
         # Batches of nearly equal size: a last batch of one image would take as long as several.
-        batches = x0.to(self.pipeline.vae.dtype).tensor_split(-(-len(x0) // at_once))
+        batches = x0.to(self.pipeline.vae.dtype).tensor_split(-(-len(x0) // self._pictures_at_once))
         parts = [_as_bytes(self.family.decode(batch)) for batch in batches]
         return torch.cat(parts).cpu()
 
@@ -215,6 +252,11 @@ class PipelinePolicy:
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(kept[name])
+
+
+def _paired(prompts: Sequence[str], pictures: Sequence[Picture] | None) -> list[tuple[str, Picture | None]]:
+    """Return each prompt with its picture."""
+    return list(zip(prompts, [None] * len(prompts) if pictures is None else pictures, strict=True))
 
 
 def _as_bytes(pixels: Tensor) -> Tensor:

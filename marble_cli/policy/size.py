@@ -77,7 +77,7 @@ def _compute_size(
     configs: Mapping[str, dict[str, Any]],
 ) -> ModelSize:
     with explain_load_errors(model):
-        parts = {name: _make_skeleton(config, *index[name]) for name, config in configs.items()}
+        parts = {name: make_skeleton(config, *index[name]) for name, config in configs.items()}
         network, vae = parts[family.network], parts["vae"]
     check_model_settings(model, family, network.config)
     if evaluated is not None:
@@ -91,7 +91,7 @@ def _compute_size(
         network.requires_grad_(False)
     trained = parameters if model.train is Train.full else _add_lora(network, model.lora)
 
-    prompt_tokens, dtype = _prompt_tokens(model, family, parts), DTYPES[model.precision]
+    prompt_tokens, dtype = count_prompt_tokens(model, family, parts), DTYPES[model.precision]
 
     def count_cost() -> PassCost:
         return pass_cost(family(_assemble(index, parts), model), network, prompt_tokens, dtype)
@@ -124,11 +124,11 @@ def network_skeleton(model: ModelConfig) -> tuple[type, str, Network]:
         index = read_json(model_file(model, "model_index.json"))
         name = find_family(model, index).network
         config = read_json(model_file(model, f"{name}/config.json"))
-        network: Network = _make_skeleton(config, *index[name])
+        network: Network = make_skeleton(config, *index[name])
         return getattr(diffusers, index["_class_name"]), name, network
 
 
-def _make_skeleton(config: dict[str, Any], library: str, name: str) -> Any:
+def make_skeleton(config: dict[str, Any], library: str, name: str) -> Any:
     """Make a component without storage from the content of its config.json."""
     component = getattr(importlib.import_module(library), name)
     if issubclass(component, SchedulerMixin):  # it computes with its tensors
@@ -147,7 +147,7 @@ def _assemble(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
     return kind(**{name: parts.get(name) for name in names})
 
 
-def _prompt_tokens(model: ModelConfig, family: type[Family], parts: Mapping[str, Any]) -> int:
+def count_prompt_tokens(model: ModelConfig, family: type[Family], parts: Mapping[str, Any]) -> int:
     """Return the length of a prompt's embeddings, which begin with CLIP's tokens in some families."""
     clip: int = 0 if family.text == "long" else parts["text_encoder"].config.max_position_embeddings
     return clip + model.max_sequence_length

@@ -4,15 +4,17 @@ A reward is a class whose instances are called with a batch, or a function of a 
 once, with keyword arguments: `device`, `dtype` and the options under `rewards.<name>`. `device` and `dtype`
 are passed only if the constructor takes them; an option that it does not take is an error. A batch is
 
-    images    uint8 [B, 3, H, W], on the CPU
-    prompts   B strings
-    metadata  B mappings: the other columns of each prompt's row in the prompt file
+    images      uint8 [B, 3, H, W], on the CPU
+    prompts     B strings
+    metadata    B mappings: the other columns of each prompt's row in the prompt file
+    conditions  uint8 [B, 3, H, W] on the CPU: the pictures that the images were edited from, of their size;
+                None for a model that starts from no picture
 
 The answer is B floats as a tensor, array or list. Higher is better, and NaN says that the reward does not
 apply. In a list, an exception in the place of a float says that the reward failed on that image alone, and
 why; infinity also says that it failed, without a reason. If the reward raises, it has failed on the whole
-batch, and is called again. Parameters named `images`, `prompts` and `metadata` are passed by name, in any
-selection and order. A callable with one parameter of another name is given the whole `Batch`.
+batch, and is called again. Parameters named `images`, `prompts`, `metadata` and `conditions` are passed by
+name, in any selection and order. A callable with one parameter of another name is given the whole `Batch`.
 
 A reward may declare, as attributes of the class or function:
 
@@ -42,7 +44,7 @@ A reward may declare, as attributes of the class or function:
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,12 +58,44 @@ if TYPE_CHECKING:
 Bounds = tuple[float | None, float | None]
 
 
-class Batch(NamedTuple):
-    """B images, uint8 [B, 3, H, W] on the CPU, with their prompts and metadata."""
-
+class _Samples(NamedTuple):
     images: "Tensor"
     prompts: list[str]
     metadata: list[Mapping[str, Any]]
+
+
+class Batch(_Samples):
+    """B images, uint8 [B, 3, H, W] on the CPU, with their prompts and metadata.
+
+    It unpacks into these three. `conditions` are the pictures that the images were edited from, of the same
+    shape, or None.
+    """
+
+    conditions: "Tensor | None" = None
+
+    def __new__(
+        cls,
+        images: "Tensor",
+        prompts: list[str],
+        metadata: list[Mapping[str, Any]],
+        conditions: "Tensor | None" = None,
+    ) -> "Batch":
+        batch = super().__new__(cls, images, prompts, metadata)
+        batch.conditions = conditions
+        return batch
+
+    def _replace(self, **values: Any) -> "Batch":
+        """Return a batch with other values of some of its four parts."""
+        return Batch(**{**self._asdict(), "conditions": self.conditions, **values})
+
+    def rows(self, index: Sequence[int]) -> "Batch":
+        """Return the samples at `index`, in that order, some perhaps repeatedly; no copy if these are all."""
+        index = list(index)
+        if index == list(range(len(self.prompts))):
+            return self
+        prompts, metadata = [self.prompts[i] for i in index], [self.metadata[i] for i in index]
+        conditions = None if self.conditions is None else self.conditions[index]
+        return Batch(self.images[index], prompts, metadata, conditions)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,10 @@ def move_calls_to_thread(reward: Reward) -> Reward:
 def copy_batch(batch: Batch) -> Batch:
     """Return a copy of a batch that shares nothing with the original."""
     return Batch(
-        batch.images.clone(), list(batch.prompts), [_copy_value(dict(row)) for row in batch.metadata]
+        batch.images.clone(),
+        list(batch.prompts),
+        [_copy_value(dict(row)) for row in batch.metadata],
+        None if batch.conditions is None else batch.conditions.clone(),
     )
 
 

@@ -17,6 +17,7 @@ from marble_cli.rewards.guard import Guard, Stage
 from marble_cli.suggest import nearest
 
 PASSED = {"device", "dtype", "aspects"}  # what marble itself passes to a constructor
+FIELDS = (*Batch._fields, "conditions")  # parameters of a reward that are passed by name
 IMPORTS: dict[str, Guard] = {}  # by the value of an entry point, because Python imports a module once
 TEXT = (str, str | None, "str", "str | None", "Optional[str]")  # annotations of text, evaluated or as strings
 
@@ -188,8 +189,9 @@ def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
         if p.default is inspect.Parameter.empty and p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken)
-    if all(p.name in Batch._fields for p in needed) and (open_ended or names & set(Batch._fields)):
-        fields = Batch._fields if open_ended else tuple(f for f in Batch._fields if f in names)
+    if all(p.name in FIELDS for p in needed) and (open_ended or names & set(FIELDS)):
+        # Conditions go only to those who name them.
+        fields = tuple(f for f in FIELDS if f in names or (open_ended and f in Batch._fields))
         return lambda batch: reward(**{field: getattr(batch, field) for field in fields})
     positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     if all(p.kind in positional for p in needed):
@@ -199,5 +201,5 @@ def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
             return lambda batch: reward(*batch)
     raise RewardError(
         f"a reward cannot be called with the parameters ({', '.join(p.name for p in needed)}). Expected some "
-        f"of {', '.join(Batch._fields)}, all three under other names, or one that takes the whole batch."
+        f"of {', '.join(FIELDS)}, the first three under other names, or one that takes the whole batch."
     )

@@ -137,6 +137,7 @@ class Scorer:
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]],
         sources: Sequence[str],
+        conditions: Tensor | None = None,
     ) -> PendingScores:
         """Begin to score a batch; wait first if `pending` batches are unfinished.
 
@@ -145,9 +146,10 @@ class Scorer:
             prompts: B prompts.
             metadata: of each prompt.
             sources: the prompts' sources.
+            conditions: uint8 [B, 3, H, W] on the CPU, the pictures that the images were edited from.
         """
         self.slots.acquire()
-        batch = Batch(images, list(prompts), list(metadata))
+        batch = Batch(images, list(prompts), list(metadata), conditions)
         futures = [worker.executor.submit(worker.score, batch, sources) for worker in self.workers]
         self._release_slot_after(futures)
         return PendingScores(self.names, futures, self.conditions)

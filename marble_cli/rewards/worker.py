@@ -119,8 +119,7 @@ class RewardWorker:
         rows = list(metadata)
         if not rows:
             return outcomes
-        images = batch.images if len(rows) == len(batch.images) else batch.images[rows]
-        part = Batch(images, [batch.prompts[i] for i in rows], list(metadata.values()))
+        part = batch.rows(rows)._replace(metadata=list(metadata.values()))
         try:
             answers = self._retrying()(self.attempt, part)
         except RewardError:

@@ -1,6 +1,6 @@
 """Draw and score the images of one step: prompts to latents; a batch is scored while the next is drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from marble_cli.config.evaluation import EvaluationSettings
 from marble_cli.config.schema import RolloutConfig
+from marble_cli.data.conditions import Condition
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
@@ -101,20 +102,27 @@ class Rollout:
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Have the policy encode the prompts of later steps, if it caches embeddings."""
         negatives = [prompt.negative for prompt in prompts] if self.needs_negatives else []
-        self.policy.prepare([prompt.text for prompt in prompts], negatives)
+        images = pictures(prompt.image for prompt in prompts)
+        self.policy.prepare([prompt.text for prompt in prompts], negatives, images)
 
     def encode(self, prompts: Sequence[Prompt]) -> PromptVectors:
         """Encode the prompts and, where needed, their negative prompts."""
-        positive = self._encode([prompt.text for prompt in prompts])
+        positive = self._encode([(prompt.text, prompt.image) for prompt in prompts])
         if not self.needs_negatives:
             return PromptVectors(positive, None)
-        return PromptVectors(positive, self._encode([prompt.negative for prompt in prompts], negative=True))
+        negatives = [(prompt.negative, prompt.image) for prompt in prompts]
+        return PromptVectors(positive, self._encode(negatives, negative=True))
 
-    def _encode(self, texts: list[str], *, negative: bool = False) -> RepeatedEmbeddings:
-        """Encode each distinct text once."""
-        row = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        encoded = self.policy.encode(list(row), negative=negative)
-        return RepeatedEmbeddings(encoded, torch.tensor([row[text] for text in texts]))
+    def _encode(
+        self, rows: list[tuple[str, Condition | None]], *, negative: bool = False
+    ) -> RepeatedEmbeddings:
+        """Encode each distinct text, or text and picture, once."""
+        keys = [(text, image and image.digest) for text, image in rows]
+        distinct = dict(zip(keys, rows, strict=True))
+        place = {key: index for index, key in enumerate(distinct)}
+        texts, images = zip(*distinct.values(), strict=True)
+        encoded = self.policy.encode(texts, pictures(images), negative=negative)
+        return RepeatedEmbeddings(encoded, torch.tensor([place[key] for key in keys]))
 
     @torch.no_grad()
     def draw(self, prompts: PromptVectors, images: slice, start: Tensor, adapter: Adapter) -> Tensor:
@@ -174,6 +182,7 @@ class Rollout:
                     [p.text for p in chosen],
                     [p.metadata for p in chosen],
                     [p.source for p in chosen],
+                    read_conditions(chosen, decoded),
                 )
             )
             latents.append(x0)
@@ -187,6 +196,25 @@ class Rollout:
             pending,
             vectors.negative if self.negatives else None,
         )
+
+
+def pictures(images: Iterable[Condition | None]) -> list[Condition] | None:
+    """Return the pictures of prompts, of which all have one or none; None if none has."""
+    return [image for image in images if image is not None] or None
+
+
+def read_conditions(prompts: Sequence[Prompt], images: Tensor) -> Tensor | None:
+    """Return the pictures that B prompts start from in the shape of `images` [B, 3, H, W] uint8, or None.
+
+    Raises:
+        DataError: a picture can no longer be read.
+    """
+    if (found := pictures(prompt.image for prompt in prompts)) is None:
+        return None
+    height, width = images.shape[2:]
+    distinct = {picture.digest: picture for picture in found}
+    pixels = {digest: picture.pixels(width, height) for digest, picture in distinct.items()}
+    return torch.stack([pixels[picture.digest] for picture in found])
 
 
 def evaluation_rollout(policy: Policy, rollout: RolloutConfig, evaluation: EvaluationSettings) -> Rollout:

@@ -66,14 +66,14 @@ class Drawing:
         self.scorer.check(drawn.scores)
         if self.rollout.settings.dead_groups is not DeadGroups.redraw:
             return drawn
-        used = {prompt.text for prompt in prompts}
+        used = {prompt.key for prompt in prompts}
         for attempt in range(1, REDRAWS + 1):
             dead = _equal_groups(drawn.scores.only(self.trained), drawn.groups)
             found = self.sampler.others(step, attempt, [prompts[i] for i in dead], used)
             others = {i: prompt for i, prompt in zip(dead, found, strict=True) if prompt is not None}
             if not others:
                 break
-            used |= {prompt.text for prompt in others.values()}
+            used |= {prompt.key for prompt in others.values()}
             with bounded("while prompts were encoded", SMALLER_ENCODERS), self.layout.ranks.raise_together():
                 self.rollout.prepare(list(others.values()))
             groups = torch.tensor(list(others))

@@ -26,8 +26,8 @@ GROUP_KEYS = {
     "guidance embedding_cache gradient_checkpointing compile device train",
     "model.lora": "rank alpha target_modules init",
     "data": "root",
-    "data.sources.*": "train test weight hub subset revision prompt_key quoted_as quotes negative_prompt "
-    "metadata.*",
+    "data.sources.*": "train test weight hub subset revision prompt_key image_key quoted_as quotes "
+    "negative_prompt metadata.*",
     "rewards.*": REWARD,
     "eval_rewards.*": REWARD,
     "rewards.*.aspects.*": ASPECT,

@@ -71,7 +71,7 @@ def test_other_prompts_keep_the_sources_and_are_new_to_the_step() -> None:
     """Seven prompts a source: two are in use, so five are left for six places."""
     chosen = sampler()
     dead = [SOURCES["text"][0], SOURCES["general"][3], *[SOURCES["text"][1]] * 5]
-    used = {"text0", "text1", "general3"}
+    used = {("text0", ""), ("text1", ""), ("general3", "")}
     found = chosen.others(3, 1, dead, used)
     text = [prompt.text for prompt in (found[0], *found[2:]) if prompt is not None]
     assert sorted(text) == [f"text{i}" for i in range(2, 7)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from marble_cli.rewards.pictures import read_picture
+from marble_cli.pictures import read_picture
 from tests.rewards.picture_files import chunk, pixels, png, saved, written
 
 ORIENTATION = 0x0112

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from marble_cli.errors import RequestError
-from marble_cli.rewards.pictures import PIXELS, read_picture
+from marble_cli.pictures import PIXELS, read_picture
 from tests.rewards.picture_files import chunk, pixels, png, saved, written
 
 

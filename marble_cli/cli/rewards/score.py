@@ -29,7 +29,7 @@ def score(
 
     with importing():
         from marble_cli.config.schema import AspectConfig
-        from marble_cli.rewards.pictures import read_picture
+        from marble_cli.pictures import read_picture
         from marble_cli.rewards.scorer import open_scorer
 
     out = ctx.with_resource(answering())

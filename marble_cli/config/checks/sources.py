@@ -5,8 +5,8 @@ from marble_cli.config.schema import SourceConfig
 from marble_cli.errors import ConfigError
 
 PROMPT_FILES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
-TEXT_KEYS = ("train", "test", "hub", "subset", "revision", "prompt_key", "quoted_as")
-NULLABLE = ("hub", "subset", "revision", "quoted_as")
+TEXT_KEYS = ("train", "test", "hub", "subset", "revision", "prompt_key", "image_key", "quoted_as")
+NULLABLE = ("hub", "subset", "revision", "image_key", "quoted_as")
 HUB_ONLY = ("subset", "revision")
 
 
@@ -50,7 +50,7 @@ def _check_files(path: str, source: SourceConfig) -> None:
 
 def _check_metadata(path: str, source: SourceConfig) -> None:
     """Check that each key of a prompt has one origin."""
-    for taken in (source.prompt_key, "negative_prompt", source.quoted_as):
+    for taken in (source.prompt_key, "negative_prompt", source.image_key, source.quoted_as):
         if taken in source.metadata:
             raise ConfigError(
                 f"{path}.metadata.{taken}: {path} says already where {taken!r} comes from. Expected another "
@@ -61,5 +61,9 @@ def _check_metadata(path: str, source: SourceConfig) -> None:
             f"{path}.quotes={source.quotes.value}: nothing asks for what is in quotes. Expected "
             f"{path}.quoted_as beside it, e.g. text."
         )
-    if source.quoted_as in (source.prompt_key, "negative_prompt"):
+    if source.image_key in (source.prompt_key, "negative_prompt"):
+        raise ConfigError(
+            f"{path}.image_key={source.image_key}: {path} takes text from there. Expected another key."
+        )
+    if source.quoted_as in (source.prompt_key, "negative_prompt", source.image_key):
         raise ConfigError(f"{path}.quoted_as={source.quoted_as}: expected a key of metadata, such as text.")

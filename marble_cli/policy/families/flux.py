@@ -19,6 +19,7 @@ class Flux:
 
     network = "transformer"
     text = "long"
+    conditions = False
     even_times = True
     float16 = True
     float32_latents = False
@@ -39,7 +40,7 @@ class Flux:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2
         return scale
 
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         # T5's padding is not masked: the transformer was trained to see it.
         tokens, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),

@@ -19,6 +19,7 @@ class QwenImage:
 
     network = "transformer"
     text = "long"
+    conditions = False
     even_times = True
     float16 = True
     float32_latents = False
@@ -39,7 +40,7 @@ class QwenImage:
         scale: int = 2 ** len(vae["temperal_downsample"]) * 2  # diffusers' spelling
         return scale
 
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         length = self.model.max_sequence_length
         tokens, mask = self.pipeline.encode_prompt(
             prompt=list(prompts), device=self.encoders[0].device, max_sequence_length=length

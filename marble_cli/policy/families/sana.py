@@ -23,6 +23,7 @@ class Sana:
 
     network = "transformer"
     text = "long"
+    conditions = False
     even_times = False
     float16 = False  # sums in the linear attention exceed its range
     float32_latents = False
@@ -43,10 +44,10 @@ class Sana:
         scale: int = 2 ** (len(vae["encoder_block_out_channels"]) - 1) * network["patch_size"]
         return scale
 
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         return self._encode(prompts, INSTRUCTION)
 
-    def encode_negative(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode_negative(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         return self._encode(prompts, None)  # the pipeline prepends no instruction to these
 
     def _encode(self, prompts: Sequence[str], instruction: list[str] | None) -> PromptEmbeddings:

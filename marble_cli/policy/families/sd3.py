@@ -17,6 +17,7 @@ class SD3:
 
     network = "transformer"
     text = "both"
+    conditions = False
     even_times = False
     float16 = True
     float32_latents = False
@@ -40,7 +41,7 @@ class SD3:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * network["patch_size"]
         return scale
 
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         tokens, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),
             prompt_2=None,

@@ -20,13 +20,13 @@ class SDXL(VariancePreserving):
         if pipeline.vae.dtype is torch.float16 and pipeline.vae.config["force_upcast"]:
             pipeline.vae.float()  # it overflows in float16, and its pipeline decodes in float32, too
 
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         tokens, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(prompts), device=self.encoders[0].device, do_classifier_free_guidance=False
         )
         return PromptEmbeddings({"tokens": tokens, "pooled": pooled})
 
-    def encode_negative(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode_negative(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         # As the pipeline has it without a negative prompt.
         encoded = self.encode(prompts)
         if not self.pipeline.config["force_zeros_for_empty_prompt"]:
@@ -39,7 +39,7 @@ class SDXL(VariancePreserving):
             }
         )
 
-    def conditions(self, embeddings: PromptEmbeddings) -> dict[str, Tensor]:
+    def added_conditions(self, embeddings: PromptEmbeddings) -> dict[str, Tensor]:
         pooled, size = embeddings.tensors["pooled"], read_resolution(self.model.resolution)
         # Original size, crop and target size, in the dtype of embeddings, as in the pipeline.
         ids = (size.height, size.width, 0, 0, size.height, size.width)

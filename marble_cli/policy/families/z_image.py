@@ -19,6 +19,7 @@ class ZImage:
 
     network = "transformer"
     text = "long"
+    conditions = False
     even_times = True
     float16 = True
     float32_latents = False
@@ -39,7 +40,7 @@ class ZImage:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2  # patches are always 2 x 2
         return scale
 
-    def encode(self, prompts: Sequence[str]) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
         length = self.model.max_sequence_length
         rows, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),

@@ -1,7 +1,5 @@
 """Call a reward with samples, as the checks of the contract and the measurements do."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -58,12 +56,6 @@ def place(reward: Reward, mask: Tensor) -> str:
     return f"image {image}{aspect}"
 
 
-def select_samples(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Return the samples at `rows`, in that order; a row may be repeated."""
-    prompts, metadata = [batch.prompts[i] for i in rows], [batch.metadata[i] for i in rows]
-    return Batch(batch.images[list(rows)], prompts, metadata)
-
-
 def repeat_samples(batch: Batch) -> Batch:
     """Return a large batch that repeats the samples of `batch`."""
-    return select_samples(batch, [i % len(batch.prompts) for i in range(MANY)])
+    return batch.rows([i % len(batch.prompts) for i in range(MANY)])

@@ -22,7 +22,6 @@ from marble_cli.rewards.testing.calls import (
     place,
     repeat_samples,
     score_copy,
-    select_samples,
 )
 
 TOLERANCE = 1e-5  # relative change of a score in another batch
@@ -92,7 +91,7 @@ def deterministic(reward: Reward, batch: Batch) -> str:
 
 def independent_of_batching(reward: Reward, batch: Batch) -> str:
     """Check that an image's score does not depend on the other images of the batch."""
-    alone = torch.cat([score_copy(reward, select_samples(batch, [i])) for i in range(len(batch.prompts))])
+    alone = torch.cat([score_copy(reward, batch.rows([i])) for i in range(len(batch.prompts))])
     _require_same(reward, score_copy(reward, batch), alone, TOLERANCE, "together and one by one")
     return f"one by one as together, to {TOLERANCE:g}"
 
@@ -103,7 +102,7 @@ def follows_the_order(reward: Reward, batch: Batch) -> str:
     _require_same(
         reward,
         score_copy(reward, batch)[order],
-        score_copy(reward, select_samples(batch, order)),
+        score_copy(reward, batch.rows(order)),
         TOLERANCE,
         "in reverse order",
     )
@@ -150,7 +149,7 @@ def takes_any_picture_size(reward: Reward, batch: Batch) -> str:
 
 def takes_any_batch_size(reward: Reward, batch: Batch) -> str:
     """Check a batch of one image and a large batch."""
-    one, many = select_samples(batch, [0]), repeat_samples(batch)
+    one, many = batch.rows([0]), repeat_samples(batch)
     score_copy(reward, one)
     score_copy(reward, many)
     return f"1 and {len(many.prompts)} images"

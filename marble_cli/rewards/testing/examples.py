@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from marble_cli.errors import RequestError
+from marble_cli.pictures import read_picture
 from marble_cli.rewards.api import Batch
-from marble_cli.rewards.pictures import read_picture
 from marble_cli.rewards.registry import Reward
 from marble_cli.rewards.testing.calls import CheckImpossible, ContractError, score_copy
 

@@ -9,7 +9,7 @@ import torch
 
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.registry import Reward
-from marble_cli.rewards.testing.calls import CheckImpossible, repeat_samples, score_copy, select_samples
+from marble_cli.rewards.testing.calls import CheckImpossible, repeat_samples, score_copy
 
 
 def time_an_image(reward: Reward, batch: Batch) -> str:
@@ -25,7 +25,7 @@ def memory_an_image(reward: Reward, batch: Batch, in_process: bool) -> str:
     if not in_process:
         raise CheckImpossible("it computes in another process")
     many = repeat_samples(batch)
-    score_copy(reward, select_samples(batch, [0]))  # allocates whatever is kept between calls
+    score_copy(reward, batch.rows([0]))  # allocates whatever is kept between calls
     cuda = torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
     if cuda:
         torch.cuda.reset_peak_memory_stats()

@@ -1,5 +1,6 @@
-"""Read picture files into the form that rewards are given, with the look that a viewer shows."""
+"""Read picture files as the pixels that a viewer shows."""
 
+import io
 import re
 import warnings
 from pathlib import Path
@@ -44,9 +45,24 @@ def read_picture(path: Path) -> Tensor:
     try:
         if path.exists() and not path.is_file():
             raise RequestError(f"{shown} is no file. {EXPECTED}.")
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: the name holds a null character
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"{shown} cannot be read: {reason}. {EXPECTED}.") from error
+    return decode_picture(content, shown)
+
+
+def decode_picture(content: bytes, shown: str) -> Tensor:
+    """Decode the content of a picture file as `read_picture` does.
+
+    Args:
+        content: of the file.
+        shown: its name in messages.
+    """
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 return _rgb(image, shown)
     except RequestError:
         raise
@@ -55,7 +71,7 @@ def read_picture(path: Path) -> Tensor:
         pixels = int(match[1]) if match else 0
         raise RequestError(_too_large(shown, pixels)) from error
     except UnidentifiedImageError as error:
-        empty = " is empty" if not path.stat().st_size else " is no picture that can be read"
+        empty = " is empty" if not content else " is no picture that can be read"
         raise RequestError(f"{shown}{empty}. {EXPECTED}; convert others, such as SVG and HEIC.") from error
     except OSError as error:
         raise RequestError(f"{shown} cannot be read: {error.strerror or error}. {EXPECTED}.") from error

@@ -1,0 +1,81 @@
+"""Hold the pictures that rows name: the pictures that a model of image editing starts from."""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from marble_cli.errors import DataError, RequestError
+from marble_cli.pictures import decode_picture
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The picture of one row, which is read again whenever its pixels are asked for.
+
+    Attributes:
+        where: the file or dataset and the line or row that names it, for messages.
+        content: its file, or the content of one.
+    """
+
+    where: str = field(compare=False)
+    content: Path | bytes
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file's content.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        return hashlib.sha256(self._read()).hexdigest()
+
+    def pixels(self, width: int, height: int) -> Tensor:
+        """Return the picture at a size, uint8 [3, H, W] on the CPU: see `fit_picture`.
+
+        Raises:
+            DataError: the file is missing or holds no picture that can be read, or has changed.
+        """
+        content = self._read()
+        if hashlib.sha256(content).hexdigest() != self.digest:
+            raise DataError(f"{self.where}: {self.name} has changed since it was first read. Start again.")
+        return fit_picture(self._decode(content), width, height)
+
+    def _decode(self, content: bytes) -> Tensor:
+        try:
+            return decode_picture(content, self.name)
+        except RequestError as error:
+            raise DataError(f"{self.where}: {error}") from error
+
+    def _read(self) -> bytes:
+        if not isinstance(self.content, Path):
+            return self.content
+        try:
+            return self.content.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{self.where}: {self.name} cannot be read: {error.strerror or error}."
+            ) from error
+
+    @property
+    def name(self) -> str:
+        """Name the picture in messages."""
+        return str(self.content) if isinstance(self.content, Path) else "the picture"
+
+
+def fit_picture(picture: Tensor, width: int, height: int) -> Tensor:
+    """Resize a picture uint8 [3, H, W] until it covers a size, and cut off evenly what reaches beyond it.
+
+    Returns:
+        uint8 [3, `height`, `width`], by Pillow's Lanczos filter.
+    """
+    if picture.shape[1:] == (height, width):
+        return picture
+    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
