@@ -23,14 +23,23 @@ _UNET = (
     r"(proj_in|proj_out|transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)))"
 )
 _EMBEDDED_TIME = r"time_text_embed\.(timestep|text|guidance)_embedder\.linear_[12]"
+_FLUX = (
+    rf"transformer_blocks\.\d+\.({_JOINT_BLOCK})"
+    r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|norm\.linear|proj_mlp|proj_out)"
+    rf"|{_EMBEDDED_TIME}|x_embedder|context_embedder|norm_out\.linear|proj_out"
+)
+_QWEN = (
+    rf"transformer_blocks\.\d+\.({_JOINT_ATTENTION}|(img|txt)_(mod\.1|mlp\.net\.(0\.proj|2)))"
+    rf"|{_EMBEDDED_TIME}|img_in|txt_in|norm_out\.linear|proj_out"
+)
 MAPPED = {
     "SD3": rf"transformer_blocks\.\d+\.({_JOINT_BLOCK}|attn2\.(to_[qkv]|to_out\.0))"
     rf"|{_EMBEDDED_TIME}|context_embedder|norm_out\.linear|proj_out",
-    "Flux": rf"transformer_blocks\.\d+\.({_JOINT_BLOCK})"
-    r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|norm\.linear|proj_mlp|proj_out)"
-    rf"|{_EMBEDDED_TIME}|x_embedder|context_embedder|norm_out\.linear|proj_out",
-    "QwenImage": rf"transformer_blocks\.\d+\.({_JOINT_ATTENTION}|(img|txt)_(mod\.1|mlp\.net\.(0\.proj|2)))"
-    rf"|{_EMBEDDED_TIME}|img_in|txt_in|norm_out\.linear|proj_out",
+    "Flux": _FLUX,
+    "FluxKontext": _FLUX,
+    "QwenImage": _QWEN,
+    "QwenImageEdit": _QWEN,
+    "QwenImageEditPlus": _QWEN,
     "ZImage": r"(layers|context_refiner|noise_refiner)\.\d+\."
     r"(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)"
     r"|all_x_embedder\.2-1|all_final_layer\.2-1\.(linear|adaLN_modulation\.1)"

@@ -27,7 +27,9 @@ class Autoencoder(nn.Module):
     """A diffusers VAE."""
 
     config: Mapping[str, Any]
+    device: torch.device
     dtype: torch.dtype
+    encode: Callable[..., tuple[Any, ...]]  # with return_dict=False: the distribution of the latents
     decode: Callable[..., tuple[Tensor, ...]]  # with return_dict=False: the pixels
 
 

@@ -13,6 +13,7 @@ from marble_cli.errors import RequestError
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.files import check_weights
 from marble_cli.policy.pipeline import PipelinePolicy
+from marble_cli.policy.processors import read_processors
 from marble_cli.policy.source import (
     DTYPES,
     check_model_settings,
@@ -84,6 +85,7 @@ def load_policy(model: ModelConfig, seed: int, place: PlaceModel = place_whole) 
             use_safetensors=True,
             **dict.fromkeys((*family.left_out(model), *absent)),
             **tokenizers,
+            **read_processors(model, folder, index),
         )
         _check_loaded_tokenizers(pipeline, str(folder or model.path))
     check_model_settings(model, family, getattr(pipeline, family.network).config)

@@ -2,9 +2,11 @@
 
 import importlib
 import inspect
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import diffusers
@@ -91,10 +93,15 @@ def _compute_size(
         network.requires_grad_(False)
     trained = parameters if model.train is Train.full else _add_lora(network, model.lora)
 
-    prompt_tokens, dtype = count_prompt_tokens(model, family, parts), DTYPES[model.precision]
+    made, dtype = family(_assemble(index, parts), model), DTYPES[model.precision]
+    prompt_tokens = count_prompt_tokens(model, family, parts)
+    all_tokens = tokens + prompt_tokens
+    if made.conditions:
+        pixels = prod(made.condition_shape[1:]) / prod(made.latent_shape[1:])
+        all_tokens += made.picture_tokens + math.ceil(tokens * pixels)
 
     def count_cost() -> PassCost:
-        return pass_cost(family(_assemble(index, parts), model), network, prompt_tokens, dtype)
+        return pass_cost(made, network, prompt_tokens, dtype)
 
     return ModelSize(
         network=parameters,
@@ -107,7 +114,7 @@ def _compute_size(
         blocks=len(blocks),
         in_blocks=sum(in_each),
         largest_block=max(in_each, default=0),
-        most_kept=KEPT_PER_WIDTH * (tokens + prompt_tokens) * _widths(network) * dtype.itemsize,
+        most_kept=KEPT_PER_WIDTH * all_tokens * _widths(network) * dtype.itemsize,
         count_cost=count_cost,
     )
 

@@ -39,7 +39,10 @@ EMBEDDED = ASSETS / "tiny" / "pipeline"
 FAMILIES = {  # by the pipeline's class
     "StableDiffusion3Pipeline": "marble_cli.policy.families.sd3:SD3",
     "FluxPipeline": "marble_cli.policy.families.flux:Flux",
+    "FluxKontextPipeline": "marble_cli.policy.families.flux_kontext:FluxKontext",
     "QwenImagePipeline": "marble_cli.policy.families.qwen_image:QwenImage",
+    "QwenImageEditPipeline": "marble_cli.policy.families.qwen_image_edit:QwenImageEdit",
+    "QwenImageEditPlusPipeline": "marble_cli.policy.families.qwen_image_edit:QwenImageEditPlus",
     "SanaPipeline": "marble_cli.policy.families.sana:Sana",
     "ZImagePipeline": "marble_cli.policy.families.z_image:ZImage",
     "StableDiffusionXLPipeline": "marble_cli.policy.families.sdxl:SDXL",

@@ -12,7 +12,7 @@ from marble_cli.push.base_model import BaseModel
 
 DTYPES = {Precision.bf16: "torch.bfloat16", Precision.fp16: "torch.float16"}
 # Families whose `guidance_scale` is an input of the transformer, by the class in `policy.families`.
-TRUE_CFG = ("Flux", "QwenImage")
+TRUE_CFG = ("Flux", "FluxKontext", "QwenImage", "QwenImageEdit", "QwenImageEditPlus")
 # Families without another text encoder than CLIP, by the same.
 CLIP_ALONE = ("SDXL", "SD15")
 SOLVERS = {OdeSolver.euler: "EulerDiscreteScheduler", OdeSolver.dpm2: "DPMSolverMultistepScheduler"}
@@ -74,6 +74,8 @@ def call_arguments(model: ModelConfig, evaluation: EvaluationSettings, family: s
         arguments["guidance_scale"] = evaluation.guidance_scale if guided else off
     if family == "Sana":
         arguments["use_resolution_binning"] = False
+    if family == "FluxKontext":
+        arguments |= {"max_area": size.pixels, "_auto_resize": False}
     return arguments | ({} if family in CLIP_ALONE else {"max_sequence_length": model.max_sequence_length})
 
 

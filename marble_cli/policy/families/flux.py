@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
@@ -52,24 +51,31 @@ class Flux:
     encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        tokens = embeddings.tensors["tokens"]
-        height, width = xt.shape[2:]
-        rows, columns = (torch.arange(side // 2, device=xt.device) for side in (height, width))
+        tokens, pictures = embeddings.tensors["tokens"], [xt]
+        if "condition" in embeddings.tensors:
+            pictures.append(embeddings.tensors["condition"])
         guidance = self.model.guidance
         velocity: Tensor = self.pipeline.transformer(
-            hidden_states=pack(xt),
+            hidden_states=torch.cat([pack(latents) for latents in pictures], dim=1),
             timestep=t,
             guidance=None if guidance is None else torch.full_like(t, guidance),
             pooled_projections=embeddings.tensors["pooled"],
             encoder_hidden_states=tokens,
             txt_ids=torch.zeros(tokens.shape[1], 3, device=xt.device),
-            img_ids=functional.pad(torch.cartesian_prod(rows, columns), (1, 0)).float(),  # (0, row, column)
+            img_ids=torch.cat([_positions(latents, place) for place, latents in enumerate(pictures)]),
             return_dict=False,
         )[0]
-        return unpack(velocity, height, width)
+        height, width = xt.shape[2:]
+        return unpack(velocity[:, : height * width // 4], height, width)
 
     def decode(self, x0: Tensor) -> Tensor:
         return decode_kl(self.pipeline.vae, x0)
 
     def scheduler_config(self) -> dict[str, Any]:
         return dict(self.pipeline.scheduler.config)
+
+
+def _positions(latents: Tensor, place: int) -> Tensor:
+    """Return (place, row, column) of every token of latents [B, C, H, W], float32 [H / 2 x W / 2, 3]."""
+    sides = [torch.arange(side // 2, device=latents.device) for side in latents.shape[2:]]
+    return torch.cartesian_prod(torch.full((1,), place, device=latents.device), *sides).float()

@@ -1,5 +1,6 @@
-"""Pack latents into tokens, and decode them with an `AutoencoderKL`; several families share this."""
+"""Pack latents into tokens, and encode and decode with an `AutoencoderKL`; several families share this."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,3 +29,18 @@ def decode_kl(vae: Autoencoder, x0: Tensor) -> Tensor:
     """Decode the transformer's latents [B, C, H, W] into pixels [B, 3, H, W] in [-1, 1]."""
     latents = x0 / vae.config["scaling_factor"] + (vae.config["shift_factor"] or 0.0)
     return vae.decode(latents, return_dict=False)[0]
+
+
+def as_pixels(pictures: Tensor) -> Tensor:
+    """Return pixels [B, 3, H, W] float32 in [-1, 1] of pictures uint8, as diffusers' processors do."""
+    return 2 * (pictures / 255) - 1
+
+
+def encode_kl(vae: Autoencoder, pictures: Tensor) -> Tensor:
+    """Encode pictures uint8 [B, 3, H, W] into latents [B, C, h, w] of the transformer; inverts `decode_kl`.
+
+    They are the mode of the VAE's distribution, of one picture after the other: encoding takes much memory.
+    """
+    pixels = as_pixels(pictures).to(vae.device, vae.dtype)
+    latents = torch.cat([vae.encode(one, return_dict=False)[0].mode() for one in pixels.split(1)])
+    return (latents - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]

@@ -52,27 +52,35 @@ class QwenImage:
     encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        tokens, mask = trim_padding(embeddings)
-        height, width = xt.shape[2:]
+        (tokens, mask), pictures = trim_padding(embeddings), [xt]
+        if "condition" in embeddings.tensors:
+            pictures.append(embeddings.tensors["condition"])
+        shapes = [(1, latents.shape[2] // 2, latents.shape[3] // 2) for latents in pictures]
         velocity: Tensor = self.pipeline.transformer(
-            hidden_states=pack(xt),
+            hidden_states=torch.cat([pack(latents) for latents in pictures], dim=1),
             timestep=t,
             encoder_hidden_states=tokens,
             encoder_hidden_states_mask=mask,
-            img_shapes=[[(1, height // 2, width // 2)]] * len(xt),
+            img_shapes=[shapes] * len(xt),
             return_dict=False,
         )[0]
-        return unpack(velocity, height, width)
+        height, width = xt.shape[2:]
+        return unpack(velocity[:, : height * width // 4], height, width)
 
     def decode(self, x0: Tensor) -> Tensor:
         # The VAE is made for videos; a picture is one frame.
-        vae = self.pipeline.vae
-        mean, std = (
-            torch.tensor(values, dtype=x0.dtype, device=x0.device)[:, None, None]
-            for values in (vae.config["latents_mean"], vae.config["latents_std"])
-        )
-        pixels: Tensor = vae.decode((x0 * std + mean)[:, :, None], return_dict=False)[0]
+        mean, std = self.latent_statistics(x0)
+        pixels: Tensor = self.pipeline.vae.decode((x0 * std + mean)[:, :, None], return_dict=False)[0]
         return pixels[:, :, 0]
+
+    def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation [C, 1, 1] of the VAE's latents, typed as `like`."""
+        config = self.pipeline.vae.config
+        mean, std = (
+            torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+            for values in (config["latents_mean"], config["latents_std"])
+        )
+        return mean, std
 
     def scheduler_config(self) -> dict[str, Any]:
         return dict(self.pipeline.scheduler.config)

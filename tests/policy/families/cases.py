@@ -1,5 +1,7 @@
 """Load each tiny pipeline plainly and as a policy, and run the plain pipeline for comparison."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from torch import Tensor
 from marble_cli.config.enums import OdeSolver
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import Adapter
+from marble_cli.policy.base import Adapter, PromptEmbeddings
+from marble_cli.policy.processors import PictureProcessor
 from marble_cli.rollout.ode import make_scheduler, sample
 from marble_cli.seeds import noise
+from tests.policy.families.edits import Drawn
 from tests.policy.families.pipelines import Tiny
 
 PROMPTS = ["a red cup", "two boats and a very long sign", "a cat"]
@@ -53,6 +57,19 @@ class Case:
         """Noise [3, C, H, W] of a rollout."""
         return noise(0, "test", 0, list(range(len(PROMPTS))), self.policy.latent_shape)
 
+    @property
+    def edits(self) -> bool:
+        """Whether the model is given pictures, one per prompt."""
+        return bool(self.policy.family.conditions)
+
+    def encode(
+        self, policy: Any, prompts: Sequence[str] = PROMPTS, *, negative: bool = False
+    ) -> PromptEmbeddings:
+        """The policy's embeddings of prompts, with the pictures that belong to them."""
+        pictures = [Drawn(prompt) for prompt in prompts] if self.edits else None
+        found: PromptEmbeddings = policy.encode(list(prompts), pictures, negative=negative)
+        return found
+
     def scheduler(self, solver: OdeSolver) -> Any:
         policy = self.policy
         return make_scheduler(policy.scheduler_config(), solver, STEPS, policy.tokens, even=policy.even_times)
@@ -60,7 +77,7 @@ class Case:
     @torch.no_grad()
     def images(self, policy: Any, adapter: Adapter, solver: OdeSolver = OdeSolver.euler) -> Tensor:
         """As a rollout draws them, uint8 [3, 3, H, W]."""
-        embeddings = policy.encode(PROMPTS)
+        embeddings = self.encode(policy)
         x0 = sample(
             lambda xt, t: policy.velocity(xt, t, embeddings, adapter), self.start(), self.scheduler(solver)
         )
@@ -69,7 +86,11 @@ class Case:
 
 def load_plain(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """Sana's and Stable Diffusion's pipelines take the Euler solver here, with the times of their own."""
-    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype)
+    index = json.loads((Path(folder) / "model_index.json").read_text())
+    own: dict[str, Any] = {}
+    if "processor" in index:
+        own["processor"] = PictureProcessor.from_pretrained(folder, subfolder="processor")
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype, **own)
     pipeline.set_progress_bar_config(disable=True)
     if type(pipeline).__name__ == "SanaPipeline":
         pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
@@ -88,7 +109,26 @@ class Run:
 
 
 def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
-    begin, size = case.start(), read_resolution(case.tiny.resolution)
+    """Pictures are given to the pipeline one by one: some take several for those of one prompt."""
+    if not case.edits:
+        return _plain_run(case, pipeline, slice(None), **more)
+    size = read_resolution(case.tiny.resolution)
+    runs = [
+        _plain_run(
+            case,
+            pipeline,
+            slice(row, row + 1),
+            image=Drawn(prompt).image(size.width, size.height),
+            **{key: value[row] if isinstance(value, list) else value for key, value in more.items()},
+        )
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    latents = torch.cat([run.latents for run in runs], dim=1)
+    return Run(runs[0].times, latents, torch.cat([run.images for run in runs]))
+
+
+def _plain_run(case: Case, pipeline: Any, rows: slice, **more: Any) -> Run:
+    begin, size = case.start()[rows], read_resolution(case.tiny.resolution)
     seen = [pipeline._pack_latents(begin, *begin.shape) if case.tiny.packed else begin]
 
     def keep(_: Any, step: int, t: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,7 +136,7 @@ def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
         return {}
 
     images = pipeline(
-        prompt=list(PROMPTS),
+        prompt=list(PROMPTS[rows]),
         num_inference_steps=STEPS,
         height=size.height,
         width=size.width,

@@ -48,6 +48,22 @@ def qwen_tokenizer(text: str) -> Any:
     return Qwen2Tokenizer(vocab=vocabulary, merges=merges, extra_special_tokens=specials[1:])
 
 
+VISION = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+
+
+def picture_processor(tokenizer: Any) -> Any:
+    """Qwen's processor; its tokens of vision are added to the tokenizer."""
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
+
+    from marble_cli.policy.processors import PictureProcessor
+
+    tokenizer.add_special_tokens({"additional_special_tokens": VISION})
+    # Saved as published pipelines have it: by the name of the class whose part for videos needs torchvision.
+    names = {"__module__": Qwen2VLProcessor.__module__}
+    kind: Any = type("Qwen2VLProcessor", (PictureProcessor,), names)
+    return kind(Qwen2VLImageProcessor(), tokenizer)
+
+
 def autoencoder_kl() -> Any:
     """A VAE that shrinks by 4."""
     from diffusers import AutoencoderKL

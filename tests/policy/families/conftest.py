@@ -1,20 +1,42 @@
 """Share the cases of the battery: each tiny pipeline is saved and loaded once per process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
+from marble_cli.policy.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from marble_cli.policy.load import load_policy
 from tests.policy.families.cases import Case, load_plain
 from tests.policy.families.pipelines import TINY
 
 
+@pytest.fixture(scope="session")
+def small_pictures() -> Iterator[None]:
+    """Qwen-Image-Edit's pipelines and ours scale pictures to 64 x 64 pixels instead of to a million."""
+
+    def smaller(area: int, ratio: float) -> Any:
+        return calculate_dimensions(area // 256, ratio)
+
+    with pytest.MonkeyPatch.context() as change:
+        change.setattr(pipeline_qwenimage_edit, "calculate_dimensions", smaller)
+        change.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 64 * 64)
+        change.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", 64 * 64)
+        for family in (QwenImageEdit, QwenImageEditPlus):
+            change.setattr(family, "latent_area", 64 * 64)
+            change.setattr(family, "seen_area", 64 * 64)
+        yield
+
+
 @pytest.fixture(scope="session", params=list(TINY))
 def case(
     request: pytest.FixtureRequest,
+    small_pictures: None,
     tiny_folder: Callable[[str], Path],
     run_config: Callable[..., RunConfig],
     randomise: Callable[..., None],

@@ -9,7 +9,7 @@ import torch
 from tokenizers.pre_tokenizers import Metaspace
 
 from tests.models import make_pipeline
-from tests.policy.families.components import autoencoder_kl, learn_merges, qwen_tokenizer, t5
+from tests.policy.families.components import autoencoder_kl, learn_merges, picture_processor, qwen_tokenizer, t5
 from tests.policy.families.unets import sd15, sdxl
 
 
@@ -35,8 +35,13 @@ def sd3() -> Any:
     return pipeline
 
 
-def flux(guided: bool) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+def flux(guided: bool, kontext: bool = False) -> Any:
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        FluxKontextPipeline,
+        FluxPipeline,
+        FluxTransformer2DModel,
+    )
     from transformers import CLIPTextModel
 
     pipeline = make_pipeline()
@@ -59,7 +64,8 @@ def flux(guided: bool) -> Any:
         if guided
         else FlowMatchEulerDiscreteScheduler(shift=1.0)
     )
-    return FluxPipeline(
+    kind = FluxKontextPipeline if kontext else FluxPipeline
+    return kind(
         scheduler=scheduler,
         vae=autoencoder_kl(),
         text_encoder=CLIPTextModel(pipeline.text_encoder.config),
@@ -70,11 +76,12 @@ def flux(guided: bool) -> Any:
     )
 
 
-def qwen_image() -> Any:
+def qwen_image(kind: str = "QwenImagePipeline", **transformer_config: Any) -> Any:
+    """A pipeline of a class; those that edit have a processor, whose tokens of vision their encoder knows."""
+    import diffusers
     from diffusers import (
         AutoencoderKLQwenImage,
         FlowMatchEulerDiscreteScheduler,
-        QwenImagePipeline,
         QwenImageTransformer2DModel,
     )
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -119,6 +126,7 @@ def qwen_image() -> Any:
         num_attention_heads=2,
         joint_attention_dim=16,
         axes_dims_rope=(2, 2, 4),
+        **transformer_config,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
@@ -128,14 +136,21 @@ def qwen_image() -> Any:
         max_image_seq_len=64,
         shift_terminal=0.02,
     )
-    pipeline = QwenImagePipeline(
+    edits = kind != "QwenImagePipeline"
+    pipeline = getattr(diffusers, kind)(
         scheduler=scheduler,
         vae=vae,
-        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        text_encoder=None,
         tokenizer=None,
         transformer=transformer,
+        **({"processor": None} if edits else {}),
     )
-    pipeline.register_modules(tokenizer=qwen_tokenizer(pipeline.prompt_template_encode))
+    tokenizer = qwen_tokenizer(pipeline.prompt_template_encode)
+    if edits:
+        pipeline.register_modules(processor=picture_processor(tokenizer))
+        config.image_token_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    encoder = Qwen2_5_VLForConditionalGeneration(config)
+    pipeline.register_modules(tokenizer=tokenizer, text_encoder=encoder)
     return pipeline
 
 
@@ -256,7 +271,35 @@ TINY = {
         True,
         ("model.guidance=null",),
     ),
+    "flux_kontext": Tiny(
+        "flux_kontext",
+        partial(flux, guided=True, kontext=True),
+        "48x32",
+        20,
+        24,
+        {"guidance_scale": 2.0, "max_sequence_length": 20, "max_area": 48 * 32, "_auto_resize": False},
+        True,
+        ("model.guidance=2.0",),
+    ),
     "qwen_image": Tiny("qwen_image", qwen_image, "48x32", 200, 24, {"true_cfg_scale": 1.0}, True),
+    "qwen_image_edit": Tiny(
+        "qwen_image_edit",
+        partial(qwen_image, "QwenImageEditPipeline"),
+        "48x32",
+        200,
+        24,
+        {"true_cfg_scale": 1.0},
+        True,
+    ),
+    "qwen_image_edit_plus": Tiny(
+        "qwen_image_edit",
+        partial(qwen_image, "QwenImageEditPlusPipeline", zero_cond_t=True),
+        "48x32",
+        200,
+        24,
+        {"true_cfg_scale": 1.0},
+        True,
+    ),
     "sana": Tiny("sana", sana, "64x32", 300, 128, {"guidance_scale": 1.0, "use_resolution_binning": False}),
     "z_image": Tiny(
         "z_image", z_image, "48x32", 100, 24, {"guidance_scale": 0.0, "max_sequence_length": 100}

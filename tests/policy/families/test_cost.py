@@ -39,9 +39,9 @@ def counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=KERNELS)
 
 
-def count(policy: Any, xt: Tensor) -> PassCost:
+def count(case: Case, policy: Any) -> PassCost:
     """FLOP, and bytes of the storages that the forward pass saves, of a pass over one sample."""
-    tensors = dict(policy.encode(PROMPTS[:1]).tensors)
+    tensors = dict(case.encode(policy, PROMPTS[:1]).tensors)
     length = tensors["tokens"].shape[1]  # a prompt as long as the plan takes it to be
     if "mask" in tensors:
         tensors["mask"] = torch.ones_like(tensors["mask"])
@@ -61,7 +61,7 @@ def count(policy: Any, xt: Tensor) -> PassCost:
         counter() as forward,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        velocity = policy.velocity(xt[:1], TIMES[:1], PromptEmbeddings(tensors, (length,)), "trained")
+        velocity = policy.velocity(case.start()[:1], TIMES[:1], PromptEmbeddings(tensors, (length,)), "trained")
     with counter() as backward:
         velocity.sum().backward()
     saved = sum(size for size, _ in kept.values())
@@ -72,7 +72,7 @@ def count(policy: Any, xt: Tensor) -> PassCost:
 @pytest.mark.parametrize("train", list(Train), ids=lambda train: train.value)
 def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
     model = replace(case.model, train=train)
-    size, real = model_size(model), count(load_policy(model, seed=0), case.start())
+    size, real = model_size(model), count(case, load_policy(model, seed=0))
     assert size is not None
     for figure in ("forward", "backward", "kept"):
         assert getattr(size.cost, figure) == pytest.approx(getattr(real, figure), rel=0.1), figure
@@ -86,7 +86,7 @@ def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) 
         model_size(case.model),
     )
     assert size is not None
-    real, planned = count(policy, case.start()), size.cost
+    real, planned = count(case, policy), size.cost
     assert real.kept < planned.kept_checkpointed < planned.kept
     # A UNet computes neither its samplers nor its projections around blocks again.
     rel = 0.3 if case.network == "unet" else 0.15

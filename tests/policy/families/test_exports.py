@@ -53,7 +53,7 @@ def velocity(case: Case, network: nn.Module) -> Tensor:
     own = getattr(pipeline, case.network)
     setattr(pipeline, case.network, network)
     try:
-        return case.policy.family.velocity(case.start(), case.times, case.policy.encode(PROMPTS))
+        return case.policy.family.velocity(case.start(), case.times, case.encode(case.policy))
     finally:
         setattr(pipeline, case.network, own)
 
@@ -64,7 +64,7 @@ def expected(case: Case, trained: Path) -> dict[str, Tensor]:
     """Return the velocities of the trained weights, `lora`, and of their average, `ema`."""
     policy: Any = load_policy(load_resolved(trained / "config.yaml").model, 0)
     _, *states = store.load(store.resolve(str(trained)))
-    at, result = (case.start(), case.times, policy.encode(PROMPTS)), {}
+    at, result = (case.start(), case.times, case.encode(policy)), {}
     for name, state in zip(("lora", "ema"), states, strict=True):
         policy.load_trained(state)
         result[name] = policy.velocity(*at, "trained")

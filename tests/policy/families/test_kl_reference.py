@@ -16,7 +16,7 @@ AWAY = ["blurred", "grey, dull and with a frame", "dark"]
 def test_reference_of_a_batch_is_that_of_each_image_alone(case: Case) -> None:
     """By the family's own rule of guidance, from a pass of the prompt and one of the negative prompt."""
     policy, images = case.policy, torch.arange(3)
-    prompts, negatives = policy.encode(PROMPTS), policy.encode(AWAY, negative=True)
+    prompts, negatives = case.encode(policy), case.encode(policy, AWAY, negative=True)
     times = TIMES.clamp(max=0.9)[:, None]
     data = TrainingSet(case.start(), prompts, images, images, times, samples=3, negatives=negatives)
     objective = Objective(0.3, 1.0, 0.5, 0, micro_batch_size=3, guidance=Guidance(4.0))
@@ -26,7 +26,7 @@ def test_reference_of_a_batch_is_that_of_each_image_alone(case: Case) -> None:
     for i in range(3):
         xt, t = batch.xt[i : i + 1], batch.t[i : i + 1]
         towards, away = (
-            policy.velocity(xt, t, policy.encode([text], negative=negative), None)
+            policy.velocity(xt, t, case.encode(policy, [text], negative=negative), None)
             for text, negative in ((PROMPTS[i], False), (AWAY[i], True))
         )
         expected = policy.guided(towards, away, 4.0)

@@ -69,7 +69,7 @@ def test_every_wait_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.no_grad()
 def test_no_velocity_reads_a_tensor(case: Case, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     policy, at = case.policy, (case.start(), TIMES)
-    embeddings = policy.encode(prompts)
+    embeddings = case.encode(policy, prompts)
     policy.velocity(*at, embeddings, "trained")  # a first pass also makes tables of positions
     with recorded_waits(monkeypatch) as waits:
         for adapter in ("trained", None):
@@ -81,7 +81,7 @@ def test_no_velocity_reads_a_tensor(case: Case, prompts: list[str], monkeypatch:
 def test_lengths_follow_the_rows_through_cache_and_index(case: Case, tmp_path: Path) -> None:
     cached = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0)
     for policy in (case.policy, cached):
-        whole = policy.encode(PROMPTS)
+        whole = case.encode(policy)
         lengths = whole.tensors["mask"].sum(1).tolist()
         assert list(whole.lengths or ()) == lengths
         assert len(set(lengths)) == len(PROMPTS)
@@ -96,5 +96,5 @@ def test_lengths_follow_the_rows_through_cache_and_index(case: Case, tmp_path: P
 
 @pytest.mark.parametrize("case", ["sd3", "flux_dev"], indirect=True)
 def test_prompts_that_are_not_masked_have_no_lengths(case: Case) -> None:
-    whole = case.policy.encode(PROMPTS)
+    whole = case.encode(case.policy)
     assert whole.lengths is whole[:1].lengths is PromptEmbeddings.joined([whole, whole]).lengths is None

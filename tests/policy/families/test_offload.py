@@ -42,7 +42,7 @@ def offloaded(case: Case, randomise: Callable[..., None]) -> Any:
 
 def results(case: Case, policy: Any) -> list[Tensor]:
     """Velocities of all adapters, and gradients of two mixtures by two backward passes on one graph."""
-    at, draw = (case.start(), case.times, case.policy.encode(PROMPTS)), torch.Generator().manual_seed(5)
+    at, draw = (case.start(), case.times, case.encode(case.policy)), torch.Generator().manual_seed(5)
     with torch.no_grad():
         found = [policy.velocity(*at, adapter) for adapter in ("trained", "behaviour", None)]
     cotangent, coefficients = torch.randn(at[0].shape, generator=draw), torch.randn(2, 3, generator=draw)

@@ -33,7 +33,7 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
         case "sd3":
             tokens, _, pooled, _ = pipeline.encode_prompt(prompt, None, None, max_sequence_length=length)
             return tokens[0], pooled[0]
-        case "flux":
+        case "flux" | "flux_kontext":
             tokens, pooled, _ = pipeline.encode_prompt(prompt, max_sequence_length=length)
             return tokens[0], pooled[0]
         case "sdxl":
@@ -49,13 +49,16 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
                 complex_human_instruction=call["complex_human_instruction"].default,
             )
             return tokens[mask.bool()], None
+        case "qwen_image_edit":
+            picture = Drawn(prompt).image(*case.policy.family.encoded_size)
+            return pipeline.encode_prompt(prompt, [picture], max_sequence_length=length)[0][0], None
         case _:
             return pipeline.encode_prompt(prompt, max_sequence_length=length)[0][0], None
 
 
 @torch.no_grad()
 def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> None:
-    together, alone = (case.policy.encode(prompts) for prompts in (PROMPTS, PROMPTS[:1]))
+    together, alone = (case.encode(case.policy, prompts) for prompts in (PROMPTS, PROMPTS[:1]))
     for name, tensor in together.tensors.items():
         assert tensor.shape[1:] == alone.tensors[name].shape[1:]
     for row, prompt in enumerate(PROMPTS):
@@ -67,7 +70,8 @@ def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> No
             torch.testing.assert_close(together.tensors["pooled"][row], pooled, rtol=1e-5, atol=1e-5)
             assert length == len(tokens)
         elif case.network == "transformer":
-            assert length < len(tokens) == case.tiny.max_sequence_length
+            own = case.policy.family.picture_tokens if case.edits else 0
+            assert length < len(tokens) == case.tiny.max_sequence_length + own
             mask = together.tensors["mask"][row]
             assert mask.tolist() == [place < length for place in range(len(tokens))]
 
@@ -79,7 +83,7 @@ def test_times_velocities_and_pictures_equal_the_pipelines_own(case: Case) -> No
     assert torch.equal(sampling_times(case.scheduler(OdeSolver.euler)), run.times[:-1])
     rows = torch.arange(len(PROMPTS))
     slopes = run.latents.diff(dim=0) / run.times.diff()[:, None, None, None, None]
-    got = policy.velocity(run.latents[rows, rows], run.times[rows], policy.encode(PROMPTS), None)
+    got = policy.velocity(run.latents[rows, rows], run.times[rows], case.encode(policy), None)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, slopes[rows, rows], rtol=1e-4, atol=5e-5)
     assert_same_images(case.images(policy, None), run.images)
@@ -147,9 +151,9 @@ def test_bounds_of_guidance_equal_the_z_image_pipelines_own(case: Case, bounds: 
 def test_velocity_in_a_batch_equals_that_of_the_sample_alone(case: Case) -> None:
     """Alone, its prompt is not padded at all."""
     policy, xt = case.policy, case.start()
-    together = policy.velocity(xt, case.times, policy.encode(PROMPTS), "trained")
+    together = policy.velocity(xt, case.times, case.encode(policy), "trained")
     for i, prompt in enumerate(PROMPTS):
-        alone = policy.velocity(xt[i : i + 1], case.times[i : i + 1], policy.encode([prompt]), "trained")
+        alone = policy.velocity(xt[i : i + 1], case.times[i : i + 1], case.encode(policy, [prompt]), "trained")
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 
@@ -176,17 +180,17 @@ def test_times_of_the_second_order_solver_have_the_pipelines_shift(case: Case) -
 
 def test_cached_embeddings_equal_those_of_single_prompts(case: Case, tmp_path: Path) -> None:
     cached = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0)
-    alone = [case.policy.encode([prompt]) for prompt in PROMPTS]
-    for name, tensor in cached.encode(PROMPTS).tensors.items():
+    alone = [case.encode(case.policy, [prompt]) for prompt in PROMPTS]
+    for name, tensor in case.encode(cached).tensors.items():
         assert torch.equal(tensor, torch.cat([one.tensors[name] for one in alone]))
 
 
 def test_many_prompts_are_encoded_in_parts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     policy: Any = load_policy(case.model, 0)
-    whole, sizes, encode = policy.encode(PROMPTS), list[int](), policy.family.encode
-    monkeypatch.setattr(policy.family, "encode", lambda part: sizes.append(len(part)) or encode(part))
+    whole, sizes, encode = case.encode(policy), list[int](), policy.family.encode
+    monkeypatch.setattr(policy.family, "encode", lambda part, *images: sizes.append(len(part)) or encode(part, *images))
     monkeypatch.setattr("marble_cli.policy.pipeline.ENCODED_TOKENS", 2 * case.model.max_sequence_length + 1)
-    parts = policy.encode(PROMPTS)
+    parts = case.encode(policy)
     assert sizes == ([2, 1] if case.model.max_sequence_length else [3])
     for name, tensor in whole.tensors.items():
         torch.testing.assert_close(parts.tensors[name], tensor, rtol=1e-4, atol=1e-5)

@@ -46,7 +46,7 @@ def test_per_sample_gradients_equal_autograd_for_every_mixture(
     coefficients = torch.randn(2, len(xt), generator=draw)
     parameters = list(policy.parameters("trained").values())
     rows = torch.zeros(2, sum(p.numel() for p in parameters))
-    at = (xt, case.times, policy.encode(PROMPTS), "trained")
+    at = (xt, case.times, case.encode(policy), "trained")
     mixer = PerSampleGradients(watched.layers(), rows)
     with mixer.watching():
         mixer.mix(watched.velocity(*at), cotangent, coefficients, retain_graph=False)
@@ -113,7 +113,7 @@ def test_half_precision_is_close_and_keeps_gradients_in_float32(
     half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
     randomise(half)
     got, exact = (
-        p.velocity(case.start(), case.times, p.encode(PROMPTS), "trained") for p in (half, case.policy)
+        p.velocity(case.start(), case.times, case.encode(p), "trained") for p in (half, case.policy)
     )
     assert got.dtype == torch.float32
     assert (got - exact).norm() < 0.05 * exact.norm()
@@ -132,6 +132,12 @@ class Call:
     inputs: tuple[Any, ...]
     arguments: dict[str, Any]
     output: Tensor
+
+    @classmethod
+    def joined(cls, calls: "list[Call]") -> "Call":
+        """Of one step, whose samples were drawn one by one."""
+        time = torch.cat([call.arguments["timestep"] for call in calls])
+        return cls((), {"timestep": time}, torch.cat([call.output for call in calls]))
 
 
 @contextmanager
@@ -152,7 +158,9 @@ def test_bfloat16_equals_the_plain_pipelines_own(case: Case) -> None:
     plain = load_plain(case.model.path, torch.bfloat16)
     with recorded_calls(getattr(plain, case.network)) as expected:
         run = plain_run(case, plain)
-    embeddings = half.encode(PROMPTS)
+    if case.edits:
+        expected = [Call.joined(expected[step::STEPS]) for step in range(STEPS)]
+    embeddings = case.encode(half)
     for step, call in enumerate(expected):
 
         def take_time(module: nn.Module, args: Any, kwargs: dict[str, Any], call: Call = call) -> Any:
@@ -183,7 +191,7 @@ def test_bfloat16_errs_no_more_than_under_autocast(case: Case, randomise: Callab
     half, exact = (load_policy(replace(case.model, precision=Precision.bf16), seed=0) for _ in range(2))
     exact.network.float()
     exact.dtype = torch.float32
-    rounded = half.encode(PROMPTS)
+    rounded = case.encode(half)
     floats = {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in rounded.tensors.items()
@@ -218,7 +226,7 @@ def test_bfloat16_errs_no_more_than_under_autocast(case: Case, randomise: Callab
 @pytest.mark.parametrize("case", TRANSFORMERS, indirect=True)
 def test_half_precision_casts_nothing_per_adapted_layer_but_its_matrices(case: Case) -> None:
     half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
-    at, layers = (case.start(), case.times, half.encode(PROMPTS)), len(half.layers()) // 2
+    at, layers = (case.start(), case.times, case.encode(half)), len(half.layers()) // 2
     casts: dict[Any, int] = {}
     for adapter in (None, "trained", None):  # a first pass also makes tables of positions
         with torch.no_grad(), CountedOperations() as counted:
@@ -235,6 +243,6 @@ def test_layer_that_mixes_samples_is_refused(case: Case) -> None:
     rows = torch.zeros(1, sum(p.numel() for p in policy.parameters("trained").values()))
     mixer, xt = PerSampleGradients(policy.layers(), rows), case.start()
     with mixer.watching():
-        velocity = policy.velocity(xt, case.times, policy.encode(PROMPTS), "trained")
+        velocity = policy.velocity(xt, case.times, case.encode(policy), "trained")
         with pytest.raises(ConfigError, match="whose input has 96 rows for 3 samples"):
             mixer.mix(velocity, xt, torch.ones(1, 3), retain_graph=False)
