@@ -29,7 +29,7 @@ from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.metrics.figures import COLORS, STYLE, image_grid
 from marble_cli.metrics.history import read_metrics, series
 from marble_cli.rewards.scorer import open_scorer
-from scripts.study.runner import train
+from scripts.study.runner import UNWATCHED, train
 from scripts.study.tables import markdown_table
 
 REWARDS = ("following", "keeping")
@@ -98,9 +98,10 @@ def run_folder(runs: Path, method: str, seed: int) -> Path:
 
 def score(folders: dict[str, Path], seed: int) -> dict[str, Evaluation]:
     """Score the base model and the runs in `folders`, each on both rewards, with the noise of a seed."""
-    rewards = f"rewards=[{','.join(REWARDS)}]"
     targets = [resolve_target(str(folder)) for folder in folders.values()]
-    models = Models([*SETTINGS, JUDGED, f"trainer.seed={seed}", rewards], [resolve_target(BASE), *targets])
+    settings = UNWATCHED if targets else SETTINGS  # a run's configuration is the first run's
+    words = [*settings, f"rewards=[{','.join(REWARDS)}]", JUDGED, f"trainer.seed={seed}"]
+    models = Models(words, [resolve_target(BASE), *targets])
     prompts = held_out_prompts(models.config)
     with open_scorer(models.config.rewards, "cpu") as scorer:
         return {

@@ -4,7 +4,7 @@ An edit gives one shape another colour, makes another shape of it, or removes it
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ JITTER = 2.0  # largest distance from there, in pixels
 RADIUS = 10  # of a shape, in pixels
 MARGIN = 4  # pixels between a shape and the border of its region
 KINDS = ("color", "shape", "remove")
-# What a pretraining target shows, with its share: the base model can do all of it, and does each at times.
-TARGETS = {"right": 0.3, "unchanged": 0.3, "redrawn": 0.3, "wrong": 0.1}
+# What a pretraining target shows, with its share: of a careless editor's work, and of a better one's. The
+# base model can do all of it, and does each at times.
+CARELESS = {"right": 0.3, "unchanged": 0.3, "redrawn": 0.3, "wrong": 0.1}
+BETTER = {"right": 0.5, "unchanged": 0.25, "redrawn": 0.2, "wrong": 0.05}
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Edit:
         if self.kind == "remove":
             del shapes[self.index]
         else:
-            shapes[self.index] = replace(shapes[self.index], **{self.kind: self.value})
+            change: dict[str, Any] = {self.kind: self.value}
+            shapes[self.index] = replace(shapes[self.index], **change)
         return replace(picture, shapes=tuple(shapes))
 
     def metadata(self, picture: Picture) -> dict[str, Any]:
@@ -121,13 +124,15 @@ def random_edit(random: np.random.Generator, picture: Picture) -> Edit:
     return edits[int(random.integers(len(edits)))]
 
 
-def random_target(random: np.random.Generator, picture: Picture, edit: Edit) -> Picture:
-    """Return a picture that pretraining shows as the result of an edit: right, or one of a careless editor's.
+def random_target(
+    random: np.random.Generator, picture: Picture, edit: Edit, shares: Mapping[str, float]
+) -> Picture:
+    """Return a picture that pretraining shows as the result of an edit, by the shares of its kinds.
 
     `unchanged` keeps everything, `redrawn` follows the instruction and keeps neither ground nor colours, and
     `wrong` makes another edit.
     """
-    kind = str(random.choice(list(TARGETS), p=list(TARGETS.values())))
+    kind = str(random.choice(list(shares), p=list(shares.values())))
     if kind == "unchanged":
         return picture
     if kind == "wrong":
@@ -154,14 +159,14 @@ def paint_picture(picture: Picture) -> np.ndarray:
 
 
 def painted_triples(
-    seed: int, count: int, target: Callable[[np.random.Generator, Picture, Edit], Picture] = random_target
+    seed: int, count: int, shares: Mapping[str, float]
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Draw pictures with an edit each, and paint them.
 
     Args:
         seed: of everything.
         count: of the triples.
-        target: returns what the edited picture shows.
+        shares: of the kinds of targets.
 
     Returns:
         Pictures uint8 [count, 64, 64, 3], instructions, and edited pictures uint8 [count, 64, 64, 3].
@@ -172,7 +177,8 @@ def painted_triples(
     for index in range(count):
         picture = random_picture(random)
         edit = random_edit(random, picture)
-        before[index], after[index] = paint_picture(picture), paint_picture(target(random, picture, edit))
+        before[index] = paint_picture(picture)
+        after[index] = paint_picture(random_target(random, picture, edit, shares))
         instructions.append(edit.instruction(picture))
     return before, instructions, after
 

@@ -3,12 +3,13 @@
     python -m scripts.tiny.pretrain_edit [--output DIR] [--seed 0] [--scale 1.0]
 
 Writes a folder of a `FluxKontextPipeline` (`pipeline/`), and prompts with the pictures they start from
-(`prompts/`). Its VAE is that of the embedded `tiny` model, which `scripts.tiny.pretrain` makes. `TARGETS`
-of `edits` says how much of what it is shown is a careless editor's work.
+(`prompts/`). Its VAE is that of the embedded `tiny` model, which `scripts.tiny.pretrain` makes. It learns in
+two rounds, from a careless editor's work and then from a better one's (`CARELESS` and `BETTER` of `edits`).
 """
 
 import argparse
 import copy
+import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -24,9 +25,9 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from torch import Tensor
-from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
-from scripts.tiny.edits import painted_triples, save_edits
+from scripts.tiny.edits import BETTER, CARELESS, painted_triples, save_edits
 from scripts.tiny.pretrain import ASSETS as TINY
 from scripts.tiny.text import make_tokenizer, text_config, token_ids
 from scripts.tiny.training import DEVICE, Track, Updater, normalised
@@ -36,23 +37,28 @@ TOKENS = 8  # of T5; the longest instruction has seven
 WIDTH = 64  # of both text encoders
 CHANNELS = 8  # of the VAE's latents
 SIDE = 4  # image tokens on a side
+WORDED = 2_000  # triples whose instructions the tokenizers are made of
 
 
 @dataclass(frozen=True)
 class Plan:
     """Sizes of the training; `prompts` are the pictures of each split and the instructions for each."""
 
-    triples: int = 16_000
-    steps: int = 3_000
+    triples: int = 12_000  # of each round
+    steps: tuple[int, int] = (3_000, 1_800)  # of each round
     batch: int = 64
     prompts: tuple[tuple[str, tuple[int, int]], ...] = (("train", (48, 16)), ("test", (24, 10)))
 
     def scaled(self, share: float) -> "Plan":
         """Return the plan with a share of the triples and steps."""
-        return replace(self, triples=int(self.triples * share), steps=int(self.steps * share))
+        return replace(
+            self,
+            triples=int(self.triples * share),
+            steps=(int(self.steps[0] * share), int(self.steps[1] * share)),
+        )
 
 
-def make_t5(instructions: list[str]) -> tuple[T5TokenizerFast, T5EncoderModel]:
+def make_t5(instructions: list[str]) -> tuple[T5Tokenizer, T5EncoderModel]:
     """Make a tokenizer of the instructions' words and of letters, and a T5 encoder with random weights."""
     words = sorted({word for instruction in instructions for word in instruction.split()})
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -6.0)]
@@ -68,7 +74,7 @@ def make_t5(instructions: list[str]) -> tuple[T5TokenizerFast, T5EncoderModel]:
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
     )
-    tokenizer = T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=TOKENS)
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TOKENS)
     return tokenizer, T5EncoderModel(config)
 
 
@@ -91,8 +97,10 @@ def make_transformer() -> FluxTransformer2DModel:
 @torch.no_grad()
 def packed_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Return images uint8 [N, 3, 64, 64] as image tokens [N, 16, 32]: a token is a square of four latents."""
-    config = vae.config
-    parts = [vae.encode(normalised(chunk.to(DEVICE))).latent_dist.mode().cpu() for chunk in images.split(256)]
+    config, parts = vae.config, []
+    for chunk in images.split(256):
+        pixels = normalised(chunk.to(DEVICE)).contiguous(memory_format=torch.channels_last)
+        parts.append(vae.encode(pixels).latent_dist.mode().cpu())
     latents = (torch.cat(parts) - config.shift_factor) * config.scaling_factor
     return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2).contiguous()
 
@@ -108,7 +116,8 @@ def train(
     before: Tensor,
     after: Tensor,
     ids: tuple[Tensor, Tensor],
-    plan: Plan,
+    steps: int,
+    batch: int,
     draw: torch.Generator,
 ) -> Any:
     """Train a rectified flow from noise to edited pictures, and the text encoders along with it.
@@ -118,7 +127,8 @@ def train(
         before: float32 [N, 16, 32], tokens of the pictures that are edited.
         after: float32 [N, 16, 32], tokens of the edited pictures.
         ids: int64 [N, L] each, instructions as tokenized for CLIP and T5.
-        plan: steps and batch.
+        steps: optimizer steps.
+        batch: triples per step.
         draw: picks triples, times and noise.
 
     Returns:
@@ -126,14 +136,14 @@ def train(
     """
     model.to(DEVICE).train()
     average = copy.deepcopy(model).requires_grad_(False)
-    updater = Updater(model, plan.steps, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    updater = Updater(model, steps, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01)
     places, no_places = token_places(), torch.zeros(TOKENS, 3, device=DEVICE)
-    track = Track("edit", plan.steps)
+    track = Track("edit", steps)
     for step in track:
-        index = torch.randint(len(after), (plan.batch,), generator=draw)
+        index = torch.randint(len(after), (batch,), generator=draw)
         x0 = after[index].to(DEVICE)
         noise = torch.randn(x0.shape, generator=draw).to(DEVICE)
-        t = torch.sigmoid(torch.randn(plan.batch, generator=draw) * 1.1).to(DEVICE)
+        t = torch.sigmoid(torch.randn(batch, generator=draw) * 1.1).to(DEVICE)
         xt = torch.lerp(x0, noise, t[:, None, None])
         velocity = model[0](
             hidden_states=torch.cat([xt, before[index].to(DEVICE)], dim=1),
@@ -150,30 +160,40 @@ def train(
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         track.show_loss(step, loss.detach())
-    return average.cpu().eval()
+    return average.cpu().requires_grad_(True).eval()
 
 
 def pretrain(output: Path, seed: int, plan: Plan) -> None:
-    """Draw the triples and the prompts, train the model and write all to `output`."""
+    """Draw the prompts and the triples, train the model and write all to `output`."""
     torch.manual_seed(seed)
     draw = torch.Generator().manual_seed(seed)
     began = time.time()
     save_edits(seed, output / "prompts", dict(plan.prompts))
-    pictures, instructions, edited = painted_triples(seed, plan.triples)
     vae = AutoencoderKL.from_pretrained(TINY / "pipeline" / "vae").to(DEVICE).eval()
-    before, after = (
-        packed_latents(vae, torch.from_numpy(images).permute(0, 3, 1, 2)) for images in (pictures, edited)
-    )
-    clip_tokenizer = make_tokenizer(instructions)
-    t5_tokenizer, t5 = make_t5(instructions)
+    words = sorted(painted_triples(seed, WORDED, CARELESS)[1])
+    clip_tokenizer = make_tokenizer(words)
+    t5_tokenizer, t5 = make_t5(words)
     clip = CLIPTextModel(text_config(clip_tokenizer, WIDTH, 1, WIDTH))
-    t5_ids: Tensor = t5_tokenizer(
-        instructions, padding="max_length", max_length=TOKENS, return_tensors="pt"
-    ).input_ids
-    print(f"{plan.triples} triples drawn and encoded in {time.time() - began:.0f} s", flush=True)
-    model = torch.nn.ModuleList([make_transformer(), clip, t5])
-    ids = (token_ids(clip_tokenizer, instructions), t5_ids)
-    transformer, clip, t5 = train(model, before, after, ids, plan, draw)
+    model: Any = torch.nn.ModuleList([make_transformer(), clip, t5])
+    for number, (shares, steps) in enumerate(zip((CARELESS, BETTER), plan.steps, strict=True)):
+        pictures, instructions, edited = painted_triples(seed + number, plan.triples, shares)
+        before, after = (
+            packed_latents(vae, torch.from_numpy(images).permute(0, 3, 1, 2)) for images in (pictures, edited)
+        )
+        t5_ids: Tensor = t5_tokenizer(
+            instructions, padding="max_length", max_length=TOKENS, return_tensors="pt"
+        ).input_ids
+        print(f"triples of round {number + 1} are there after {time.time() - began:.0f} s", flush=True)
+        ids = token_ids(clip_tokenizer, instructions), t5_ids
+        model = train(model, before, after, ids, steps, plan.batch, draw)
+    save(output / "pipeline", model, vae, clip_tokenizer, t5_tokenizer)
+    size = sum(file.stat().st_size for file in (output / "pipeline").rglob("*.safetensors"))
+    print(f"wrote {output}: {size / 1e6:.1f} MB of safetensors in {(time.time() - began) / 60:.1f} min")
+
+
+def save(folder: Path, model: Any, vae: AutoencoderKL, clip_tokenizer: Any, t5_tokenizer: Any) -> None:
+    """Write the pipeline in float16; the VAE's files are those of `tiny`."""
+    transformer, clip, t5 = model
     pipeline = FluxKontextPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
@@ -186,9 +206,8 @@ def pretrain(output: Path, seed: int, plan: Plan) -> None:
     pipeline.to(dtype=torch.float16)
     for encoder in (clip, t5):
         encoder.float()  # as in `scripts.tiny.pretrain`
-    pipeline.save_pretrained(output / "pipeline")
-    size = sum(file.stat().st_size for file in (output / "pipeline").rglob("*.safetensors"))
-    print(f"wrote {output}: {size / 1e6:.1f} MB of safetensors in {(time.time() - began) / 60:.1f} min")
+    pipeline.save_pretrained(folder)
+    shutil.copytree(TINY / "pipeline" / "vae", folder / "vae", dirs_exist_ok=True)
 
 
 def main(arguments: list[str]) -> None:
