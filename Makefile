@@ -39,9 +39,9 @@ test-fast: install
 test-faults: install
 	$(BIN)/python -m scripts.faults $(FAULTS)
 
-# What needs a CUDA device, on a machine that has one; four processes share it.
+# What needs a CUDA device, on a machine that has one; four processes share it. Each test is named as it ends.
 test-gpu: install
-	$(BIN)/python -m pytest -m gpu tests/gpu -n 4
+	$(BIN)/python -m pytest -m gpu tests/gpu -n 4 -vv
 
 # Torch's CUDA build on a device that is not there (tests/standin): 2.5 GB of wheels at first, then a quarter of an hour.
 CUDA := .venv-cuda

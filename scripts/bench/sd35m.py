@@ -71,6 +71,7 @@ SMALL_SHAPE = {
     "pos_embed_max_size": 16,
 }
 CLIP_TOKENS = 77
+SMALL_AGREEMENT = 0.95  # bfloat16 alone turns the small model's refresh to a cosine of 0.98 with float32
 COLUMNS = {
     "what": "",
     "whose": "",
@@ -180,18 +181,18 @@ def eagerly(policy: PipelinePolicy, job: Job) -> Job:
     return run
 
 
-def check_compiled(ours: Scene) -> float:
+def check_compiled(ours: Scene, least: float) -> float:
     """Return the smallest cosine between a direction through compiled blocks and the eager one.
 
     Raises:
-        AssertionError: they differ, so comparing times would mean nothing.
+        AssertionError: a cosine is not above `least`, so comparing times would mean nothing.
     """
     found = []
     for refresh in (False, True):
         job = step_job(ours, REWARDS, refresh=refresh, outside=True)
         both = torch.stack([job(), eagerly(ours.policy, job)()])  # type: ignore[list-item]
         found.append(cosines(gram(both), torch.tensor([1.0, 0.0], dtype=torch.float64))[1].item())
-    assert min(found) > AGREEMENT, f"the cosines of compiled and eager directions are {found}"
+    assert min(found) > least, f"the cosines of compiled and eager directions are {found}"
     return min(found)
 
 
@@ -272,7 +273,8 @@ def main(arguments: list[str]) -> None:
     # Compared without compilation: the recipe takes more backward passes than compiled code allows.
     clock.tell(f"directions of ours and of the recipe: cosine {check_agreement(recipe, REWARDS):.5f}")
     if ours.policy.compiled:
-        clock.tell(f"compiled; compiled and eager directions: cosine {check_compiled(ours):.5f}")
+        least = SMALL_AGREEMENT if options.small else AGREEMENT
+        clock.tell(f"compiled; compiled and eager directions: cosine {check_compiled(ours, least):.5f}")
     recipe.policy.network.float()
     recipe.policy.autocast = True
     command = shlex.join(["python", "-m", "scripts.bench.sd35m", *arguments])
