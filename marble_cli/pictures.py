@@ -2,6 +2,7 @@
 
 import io
 import re
+import threading
 import warnings
 from pathlib import Path
 
@@ -25,6 +26,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+OPENING = threading.Lock()  # filters of warnings are the process's
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
 
 
@@ -41,15 +43,27 @@ def read_picture(path: Path) -> Tensor:
         RequestError: the file is missing, is no picture, is cut short, has too many pixels, or has a mode
             without a scale; the message names it.
     """
-    shown = str(path) if str(path).isprintable() else ascii(str(path))
+    return decode_picture(read_file(path), show_path(path))
+
+
+def read_file(path: Path) -> bytes:
+    """Read the file of a picture.
+
+    Raises:
+        RequestError: there is no such file, or it cannot be read.
+    """
     try:
         if path.exists() and not path.is_file():
-            raise RequestError(f"{shown} is no file. {EXPECTED}.")
-        content = path.read_bytes()
+            raise RequestError(f"{show_path(path)} is no file. {EXPECTED}.")
+        return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: the name holds a null character
         reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"{shown} cannot be read: {reason}. {EXPECTED}.") from error
-    return decode_picture(content, shown)
+        raise RequestError(f"{show_path(path)} cannot be read: {reason}. {EXPECTED}.") from error
+
+
+def show_path(path: Path) -> str:
+    """Return a path for a message, without characters that a terminal would obey."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def decode_picture(content: bytes, shown: str) -> Tensor:
@@ -60,10 +74,8 @@ def decode_picture(content: bytes, shown: str) -> Tensor:
         shown: its name in messages.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                return _rgb(image, shown)
+        with _open(content) as image:
+            return _rgb(image, shown)
     except RequestError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -77,6 +89,13 @@ def decode_picture(content: bytes, shown: str) -> Tensor:
         raise RequestError(f"{shown} cannot be read: {error.strerror or error}. {EXPECTED}.") from error
     except Exception as error:  # Pillow's decoders may raise anything
         raise RequestError(f"{shown} cannot be read: {type(error).__name__}: {error}. {EXPECTED}.") from error
+
+
+def _open(content: bytes) -> Image.Image:
+    """Read the header of a picture; one with too many pixels is an error."""
+    with OPENING, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(content))
 
 
 def _too_large(shown: str, pixels: int) -> str:

@@ -46,9 +46,10 @@ def test_every_plugin_is_a_distribution_of_its_own() -> None:
         "marble-reward-geneval": {"geneval"},
         "marble-reward-hpsv3": {"hpsv3"},
         "marble-reward-imagereward": {"imagereward"},
-        "marble-reward-judge": {"judge", "unifiedreward", "unifiedreward2", "softtifa", "dpg"},
+        "marble-reward-judge": {"judge", "edit_judge", "unifiedreward", "unifiedreward2", "softtifa", "dpg"},
         "marble-reward-objects": {"objects"},
         "marble-reward-ocr": {"ocr"},
+        "marble-reward-preservation": {"preservation"},
     }
 
 

@@ -10,6 +10,7 @@ from marble_cli.cli.options import Overrides, Target, to_path
 
 EPILOG = (
     "Example:  marble generate runs/demo-0 --prompt 'a red sign that says \"47\"'\n\n"
+    "An edit of a picture:  marble generate runs/edits --image cup.png --prompt 'make it blue'\n\n"
     "Any base model:  marble generate base ~preset model=flux model.path=DIR --prompt 'a red sign'"
 )
 
@@ -21,6 +22,14 @@ def generate(
     prompt: Annotated[
         list[str], typer.Option(metavar="TEXT", help="A prompt; repeat the option for more pictures.")
     ],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=to_path,
+            metavar="FILE",
+            help="The picture to start from, for a model of image editing: one for all prompts, or one each.",
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option(parser=to_path, metavar="DIR", help="The folder to write PNG files to.")
     ] = Path("outputs"),
@@ -30,5 +39,5 @@ def generate(
     with importing():
         from marble_cli.evaluate.generate import generate as run
 
-    for file in run(target, prompt, output, seed, overrides or []):
+    for file in run(target, prompt, output, seed, overrides or [], image or []):
         typer.echo(file)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from marble_cli.errors import DataError, RequestError
-from marble_cli.pictures import decode_picture
+from marble_cli.pictures import decode_picture, read_file, show_path
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Condition:
     """
 
     where: str = field(compare=False)
-    content: Path | bytes
+    content: Path | memoryview
 
     @cached_property
     def digest(self) -> str:
@@ -35,6 +35,24 @@ class Condition:
         """
         return hashlib.sha256(self._read()).hexdigest()
 
+    @property
+    def name(self) -> str:
+        """What tells it from other pictures without reading it: its file, or its row."""
+        return str(self.content) if isinstance(self.content, Path) else f"the picture of {self.where}"
+
+    @property
+    def shown(self) -> str:
+        """Its name in a message that begins with `where`."""
+        return show_path(self.content) if isinstance(self.content, Path) else "its picture"
+
+    def find_fault(self) -> str | None:
+        """Read and decode the picture; describe what is wrong with it, None if nothing is."""
+        try:
+            self._decode(self._read())
+        except DataError as error:
+            return str(error)
+        return None
+
     def pixels(self, width: int, height: int) -> Tensor:
         """Return the picture at a size, uint8 [3, H, W] on the CPU: see `fit_picture`.
 
@@ -43,29 +61,22 @@ class Condition:
         """
         content = self._read()
         if hashlib.sha256(content).hexdigest() != self.digest:
-            raise DataError(f"{self.where}: {self.name} has changed since it was first read. Start again.")
+            raise DataError(f"{self.where}: {self.shown} has changed since it was first read. Start again.")
         return fit_picture(self._decode(content), width, height)
 
     def _decode(self, content: bytes) -> Tensor:
         try:
-            return decode_picture(content, self.name)
+            return decode_picture(content, self.shown)
         except RequestError as error:
             raise DataError(f"{self.where}: {error}") from error
 
     def _read(self) -> bytes:
-        if not isinstance(self.content, Path):
-            return self.content
+        if isinstance(self.content, memoryview):
+            return bytes(self.content)
         try:
-            return self.content.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{self.where}: {self.name} cannot be read: {error.strerror or error}."
-            ) from error
-
-    @property
-    def name(self) -> str:
-        """Name the picture in messages."""
-        return str(self.content) if isinstance(self.content, Path) else "the picture"
+            return read_file(self.content)
+        except RequestError as error:
+            raise DataError(f"{self.where}: {error}") from error
 
 
 def fit_picture(picture: Tensor, width: int, height: int) -> Tensor:

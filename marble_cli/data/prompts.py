@@ -46,8 +46,8 @@ class Prompt:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells it from other prompts: its text, and the digest of its picture."""
-        return self.text, "" if self.image is None else self.image.digest
+        """What tells it from other prompts: its text, and the name of its picture."""
+        return self.text, "" if self.image is None else self.image.name
 
 
 def find_root_fault(data: DataConfig) -> str | None:
@@ -154,6 +154,8 @@ def _read_image(row: Row, key: str | None, root: Path, where: str) -> Condition 
     value = None if key is None else row.get(key)
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
+    if isinstance(value, memoryview):
+        return Condition(where, value)
     if not isinstance(value, str):
         raise RowError(f'no path under the key "{key}" but {str(value)[:40]!r} ({type(value).__name__})')
     return Condition(where, root / value)

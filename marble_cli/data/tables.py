@@ -1,6 +1,8 @@
 """Read tables as rows: Parquet files and datasets of the Hugging Face hub.
 
-Their libraries are optional and imported only if a source needs them.
+Their columns are text, numbers, and lists and records of them. One may hold pictures to start from: bytes, or
+records of `bytes` and `path`, as the datasets library stores them. These libraries are optional and imported
+only if a source needs them.
 """
 
 import importlib
@@ -29,15 +31,15 @@ def parquet_rows(path: Path, name: str, source: SourceConfig) -> SourceRows:
     pyarrow = _import_library("pyarrow", "")
     try:
         with parquet.ParquetFile(path) as file:
-            columns = _usable_columns(str(path), file.schema_arrow, name, source)
-            table = file.read(columns=columns)
+            columns, pictures = _usable_columns(str(path), file.schema_arrow, name, source)
+            table = file.read(columns=[*columns, *pictures])
             _warn_mixed(str(path), file.read(columns=_mixed_columns(file.schema_arrow)))
     except pyarrow.ArrowException as error:
         raise DataError(
             f"prompt file {path} of data.sources.{name} cannot be read: {_first_line(error)}. "
             "Expected a Parquet file."
         ) from error
-    return _table_rows(str(path), table)
+    return _table_rows(str(path), table, pictures)
 
 
 def hub_rows(name: str, source: SourceConfig, split: str) -> SourceRows:
@@ -66,12 +68,29 @@ def hub_rows(name: str, source: SourceConfig, split: str) -> SourceRows:
     _warn_mixed(
         where, dataset.select_columns(_mixed_columns(dataset.features.arrow_schema)).with_format("arrow")[:]
     )
-    dataset = dataset.select_columns(_usable_columns(where, dataset.features.arrow_schema, name, source))
-    return _table_rows(where, dataset.with_format("arrow")[:])
+    columns, pictures = _usable_columns(where, dataset.features.arrow_schema, name, source)
+    table = dataset.select_columns([*columns, *pictures]).with_format("arrow")[:]
+    return _table_rows(where, table, pictures)
 
 
-def _table_rows(where: str, table: Any) -> SourceRows:
-    return SourceRows(where, "row", "Expected text in every row.", table.to_pylist(), dict)
+def _table_rows(where: str, table: Any, pictures: list[str]) -> SourceRows:
+    rows = table.drop_columns(pictures).to_pylist()
+    for name in pictures:
+        for row, cell in zip(rows, table.column(name), strict=True):
+            row[name] = _read_cell(cell)
+    return SourceRows(where, "row", "Expected text in every row.", rows, dict)
+
+
+def _read_cell(cell: Any) -> memoryview | str | None:
+    """Return the picture in a cell, without a copy of its bytes, or its path; None if there is none."""
+    if not cell.is_valid:
+        return None
+    if hasattr(cell, "as_buffer"):
+        return memoryview(cell.as_buffer())
+    inside, path = cell["bytes"], cell["path"] if "path" in cell else None  # noqa: SIM401 - no mapping
+    if inside.is_valid:
+        return memoryview(inside.as_buffer())
+    return None if path is None else path.as_py()
 
 
 def _mixed_columns(schema: Any) -> list[str]:
@@ -98,13 +117,16 @@ def _warn_mixed(where: str, table: Any) -> None:
         )
 
 
-def _usable_columns(where: str, schema: Any, name: str, source: SourceConfig) -> list[str]:
-    """List the columns of text, numbers, and lists and records of them; warn about others.
+def _usable_columns(where: str, schema: Any, name: str, source: SourceConfig) -> tuple[list[str], list[str]]:
+    """List the columns of text and numbers, and that of pictures if there is one; warn about others.
 
     Raises:
         DataError: the prompts' column is not among them.
     """
     plain = [field.name for field in schema if _is_plain(field.type)]
+    pictures = [
+        field.name for field in schema if field.name == source.image_key and _holds_pictures(field.type)
+    ]
     if plain.count(source.prompt_key) != 1:
         raise DataError(
             f"{where}: there is no column {source.prompt_key!r} of text, or more than one. It has: "
@@ -113,13 +135,23 @@ def _usable_columns(where: str, schema: Any, name: str, source: SourceConfig) ->
     left_out = [
         f"{field.name} ({field.type})"
         for field in schema
-        if field.name not in (*plain, *_mixed_columns(schema))
+        if field.name not in (*plain, *pictures, *_mixed_columns(schema))
     ]
     if left_out:
         log.warning(
             "%s: columns left out because they hold no text or numbers: %s", where, ", ".join(left_out)
         )
-    return plain
+    return plain, pictures
+
+
+def _holds_pictures(kind: Any) -> bool:
+    """Return whether an Arrow type is bytes, or a record of `bytes` and perhaps a `path`."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        parts = {part.name: part.type for part in kind}
+        return set(parts) in ({"bytes"}, {"bytes", "path"}) and _holds_pictures(parts["bytes"])
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
 def _is_plain(kind: Any) -> bool:

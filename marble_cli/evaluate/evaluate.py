@@ -7,6 +7,7 @@ from pathlib import Path
 from marble_cli.config.aspects import by_aspect
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig
+from marble_cli.data.condition_checks import check_conditions
 from marble_cli.data.prompts import Prompt, held_out, load_prompts
 from marble_cli.evaluate.compare import Comparison, compare, compare_diversity, compare_jointly
 from marble_cli.evaluate.groups import check_evaluated_groups
@@ -16,6 +17,7 @@ from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.files import check_writable, write_whole, writing
 from marble_cli.metrics.figures import image_grid, try_to_draw
 from marble_cli.policy.load import pick_device
+from marble_cli.policy.source import starts_from_picture
 from marble_cli.rewards.aspects import require_choice
 from marble_cli.rewards.scorer import open_scorer
 
@@ -44,6 +46,8 @@ def evaluate(
         check_writable(output, "--output ")
         output = output.absolute()
     prompts = held_out_prompts(config)
+    takes = starts_from_picture(config.model, fetch=True)
+    check_conditions(prompts, config.model.path, takes=takes)
     device = str(pick_device(config.model.device))
     with open_scorer({**config.rewards, **config.eval_rewards}, device) as scorer:
         for worker in scorer.workers:

@@ -9,37 +9,81 @@ from PIL import Image
 
 from marble_cli.config.enums import Switch
 from marble_cli.config.evaluation import resolve_evaluation
+from marble_cli.config.schema import ModelConfig
+from marble_cli.data.conditions import Condition
 from marble_cli.data.prompts import Prompt
+from marble_cli.errors import RequestError
 from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.files import check_writable, writing
+from marble_cli.policy.source import starts_from_picture
 from marble_cli.rollout.collect import evaluation_rollout
 from marble_cli.seeds import noise
 
 
 @torch.no_grad()
 def generate(
-    target: str, prompts: list[str], output: Path, seed: int, overrides: Sequence[str] = ()
+    target: str,
+    prompts: list[str],
+    output: Path,
+    seed: int,
+    overrides: Sequence[str] = (),
+    images: Sequence[Path] = (),
 ) -> list[Path]:
     """Draw one image per prompt, write `000.png`, `001.png`, ... into `output`, and return the files.
 
+    Args:
+        target: a run, a checkpoint, a LoRA, or `base`.
+        prompts: of the images.
+        output: the folder of the files.
+        seed: of the noise.
+        overrides: as in `marble train`.
+        images: for a model of image editing, the picture of each prompt or one for all.
+
     Raises:
-        RequestError: the target, an override or `output` is wrong.
+        RequestError: the target, an override, a picture or `output` is wrong.
     """
     models = Models(overrides, [resolve_target(target)])
     (chosen,) = models.targets
     if chosen.model is not None and chosen.model.compile is Switch.auto:  # a few pictures take less time
         chosen = replace(chosen, model=replace(chosen.model, compile=Switch.false))
+    rows = _with_pictures(prompts, images, chosen.model or models.config.model)
     check_writable(output, "--output ")
     policy = models.hold(chosen)
     rollout = evaluation_rollout(policy, models.config.rollout, resolve_evaluation(models.config))
-    rollout.prepare([Prompt(text) for text in prompts])
+    rollout.prepare(rows)
     files = []
-    for index, text in enumerate(prompts):
+    for index, prompt in enumerate(rows):
         start = noise(seed, "generate", 0, [index], rollout.policy.latent_shape)
-        x0 = rollout.draw(rollout.encode([Prompt(text)]), slice(1), start, chosen.adapter)
+        x0 = rollout.draw(rollout.encode([prompt]), slice(1), start, chosen.adapter)
         file = output / f"{index:03d}.png"
         with writing(file, "Choose another --output."):
             output.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rollout.policy.decode(x0)[0].permute(1, 2, 0).numpy()).save(file)
         files.append(file)
     return files
+
+
+def _with_pictures(prompts: Sequence[str], images: Sequence[Path], model: ModelConfig) -> list[Prompt]:
+    """Give each prompt its picture, if the model starts from one.
+
+    Raises:
+        RequestError: there are pictures for a model that takes none, too few, too many, or faulty ones.
+    """
+    takes = starts_from_picture(model, fetch=True)
+    if takes is False and images:
+        raise RequestError(
+            f"--image {images[0]}: {model.path} starts from no picture. Expected a model of image "
+            "editing, or no --image."
+        )
+    if not takes and not images:
+        return [Prompt(text) for text in prompts]
+    if len(images) not in (1, len(prompts)):
+        raise RequestError(
+            f"{len(images)} pictures for {len(prompts)} prompts: {model.path} starts from a picture. "
+            "Expected --image FILE once, or once per --prompt."
+        )
+    pictures = [Condition("--image", path) for path in images]
+    if faults := [fault for picture in pictures if (fault := picture.find_fault())]:
+        raise RequestError(faults[0])
+    each = pictures * len(prompts) if len(pictures) == 1 else pictures
+    return [Prompt(text, image=picture) for text, picture in zip(prompts, each, strict=True)]

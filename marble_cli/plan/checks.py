@@ -32,7 +32,7 @@ from marble_cli.rewards.aspects import require_choice
 from marble_cli.rewards.elsewhere.locate import declare
 from marble_cli.rewards.scorer import Scorer
 from marble_cli.rewards.worker import concerns, required
-from marble_cli.rollout.collect import Rollout
+from marble_cli.rollout.collect import Rollout, submit
 from marble_cli.seeds import noise
 
 log = logging.getLogger("marble.run")
@@ -147,7 +147,11 @@ def applicable(
     """Count the prompts of each source that `reward` scores."""
     keys = required(reward, declaration)
     return {
-        name: sum(concerns(reward, keys, prompt.metadata, name) for prompt in rows)
+        name: sum(
+            concerns(reward, keys, prompt.metadata, name)
+            for prompt in rows
+            if prompt.image is not None or not declaration.needs_conditions
+        )
         for name, rows in prompts.items()
     }
 
@@ -230,6 +234,12 @@ def _explain_no_prompts(
     if not names:
         known = ", ".join(prompts)
         return f"{path}.sources={reward.sources}: none of them has a weight. Expected one of: {known}."
+    if declaration.needs_conditions and not any(p.image for name in names for p in prompts[name]):
+        return (
+            f"{path} applies to no prompt: it compares an image with the picture it was edited from, and no "
+            f"prompt of the sources {', '.join(names)} names one. Train a model that starts from pictures "
+            f"(docs/how-to/image-editing.md), or leave the reward out: ~{path}"
+        )
     keys = " and ".join(map(repr, required(reward, declaration)))
     return (
         f"{path} applies to no prompt: it requires the metadata {keys}, which no prompt of the sources "
@@ -251,9 +261,7 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
     prompts = [_first_valid(prompts, rewards) for prompts in sources.values() for _ in range(2)]
     latents = noise(rollout.seed, "preflight", 0, list(range(len(prompts))), policy.latent_shape)
     images = policy.decode(latents.to(policy.device))
-    scores = scorer.submit(
-        images, [p.text for p in prompts], [p.metadata for p in prompts], [p.source for p in prompts]
-    ).unconditional()
+    scores = submit(scorer, prompts, images).unconditional()
     for name, failed, applicable in zip(scores.names, scores.failed, scores.applicable, strict=True):
         if failed.any() and not applicable.any():
             worker = scorer.worker(name)

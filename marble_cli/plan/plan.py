@@ -18,6 +18,7 @@ from marble_cli.config.enums import Parallel, RefreshWhen, Role, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RewardConfig, RunConfig, SourceConfig, TrainerConfig
 from marble_cli.config.scored import scored_rewards
+from marble_cli.data.condition_checks import check_conditions
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
 from marble_cli.errors import UnreachableError
 from marble_cli.evaluate.start import read_start
@@ -45,7 +46,7 @@ from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.size import model_size
-from marble_cli.policy.source import DTYPES
+from marble_cli.policy.source import DTYPES, starts_from_picture
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.worker import required
 
@@ -92,6 +93,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     check_geometry(config.rollout, config.trainer, processes(config.launcher))
     unset = find_root_fault(config.data) if config.data.root is None else None
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
+    every = [prompt for split in prompts.values() for rows in split.values() for prompt in rows]
+    check_conditions(every, config.model.path, takes=starts_from_picture(config.model, fetch=False))
     folder = Path(config.run.dir)
     existing = check_writable(folder, "run.dir=")
     check_inside(folder, RUN_ENTRIES)
@@ -135,7 +138,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("trackers", ", ".join(config.logging.trackers) or "none"),
         *([("W&B", "; ".join([str(figures), *figures.ignored]))] if figures else []),
     ]
-    size = model_size(config.model, config.evaluation.resolution)
+    pictures = unset is not None or every[0].image is not None
+    size = model_size(config.model, config.evaluation.resolution, pictures=pictures)
     device = pick_device(config.model.device)
     neighbours = find_neighbours(config, declarations, device)
     if (cache := fetched_into(config.model)) is not None:

@@ -270,8 +270,6 @@ class Family(Protocol):
     encoders: tuple[TextEncoder, ...]  # the text encoders
     latent_shape: tuple[int, int, int]  # (C, H, W)
     conditions: bool  # whether its models start from a picture: `encode` is given one per prompt
-    condition_shape: tuple[int, int, int]  # of those with `conditions`: (C, H, W) of a picture's latents
-    picture_tokens: int  # of the same: tokens that a picture adds to its prompt's
     even_times: bool  # the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own
     float16: bool  # whether the model's values stay within float16's range
     float32_latents: bool  # `velocity` takes xt in float32 and rounds what it gives to the network

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from marble_cli.policy.base import Family, PassCost, PromptEmbeddings
+from marble_cli.policy.editing import as_editing
 from marble_cli.policy.trainable.blocks import repeated_blocks
 
 # From this number on, equal blocks in a row are counted by what one more of them adds to a pass.
@@ -89,13 +90,13 @@ def make_inputs(
     pooled = config.get("pooled_projection_dim") or 1
     if sizes := config.get("addition_time_embed_dim"):  # SDXL's UNet is given six numbers besides
         pooled = config["projection_class_embeddings_input_dim"] - 6 * sizes
-    if family.conditions:
-        prompt_tokens += family.picture_tokens
+    if editing := as_editing(family):
+        prompt_tokens += editing.picture_tokens
     shapes = {"tokens": (prompt_tokens, width), "pooled": (pooled,)}
     tensors = {name: torch.empty(1, *shape, device="meta", dtype=dtype) for name, shape in shapes.items()}
     tensors["mask"] = torch.ones(1, prompt_tokens, dtype=torch.bool)
-    if family.conditions:
-        tensors["condition"] = torch.empty(1, *family.condition_shape, device="meta", dtype=dtype)
+    if editing:
+        tensors["condition"] = torch.empty(1, *editing.condition_shape, device="meta", dtype=dtype)
     xt = torch.empty(1, *family.latent_shape, device="meta", dtype=dtype)
     return xt, torch.empty(1, device="meta"), PromptEmbeddings(tensors, (prompt_tokens,))
 

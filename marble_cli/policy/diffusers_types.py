@@ -69,4 +69,5 @@ class Pipeline(Protocol):
     config: Mapping[str, Any]
     components: Mapping[str, Any]  # by the names in model_index.json; None if a component is not loaded
     vae_scale_factor: int  # pixels that one latent spans on a side
+    image_processor: Any  # diffusers' VaeImageProcessor
     encode_prompt: Callable[..., tuple[Any, ...]]  # arguments and results differ by family

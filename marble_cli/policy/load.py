@@ -74,6 +74,7 @@ def load_policy(model: ModelConfig, seed: int, place: PlaceModel = place_whole) 
                 read_json(folder / name / "config.json")
             check_weights(folder, model, family, index)
             tokenizers = read_tokenizers(folder, model, family, index)
+        processors = read_processors(model, folder, index)
         # diffusers warns about most components that a pipeline was saved without, unless they are given as
         # None.
         absent = [name for name, kind in index.items() if kind == [None, None]]
@@ -84,9 +85,9 @@ def load_policy(model: ModelConfig, seed: int, place: PlaceModel = place_whole) 
             dtype=DTYPES[model.precision],
             use_safetensors=True,
             **dict.fromkeys((*family.left_out(model), *absent)),
-            **tokenizers,
-            **read_processors(model, folder, index),
+            **{**tokenizers, **dict.fromkeys(processors)},
         )
+        pipeline.register_modules(**processors)
         _check_loaded_tokenizers(pipeline, str(folder or model.path))
     check_model_settings(model, family, getattr(pipeline, family.network).config)
     pipeline.set_progress_bar_config(disable=True)

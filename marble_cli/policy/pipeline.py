@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from marble_cli.policy.offload import offload_blocks
 from marble_cli.policy.provenance import describe_provenance, weights_digest
 from marble_cli.policy.quantization import quantize
 from marble_cli.policy.source import DTYPES, count_image_tokens
+from marble_cli.policy.tokenizers import own_tokenizer
 from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
 from marble_cli.policy.trainable.full import FullWeights
 from marble_cli.policy.trainable.lora import LoraPair
@@ -110,8 +112,13 @@ class PipelinePolicy:
             settings.append(self.model.quantization.value)
         if zeros := self.pipeline.config.get("force_zeros_for_empty_prompt"):
             settings.append(f"{zeros=}")
-        components = self.pipeline.components.items()
-        tokenizers = [part for name, part in components if name.startswith("tokenizer") and part is not None]
+        parts = {name: part for name, part in self.pipeline.components.items() if part is not None}
+        named = [part for name, part in parts.items() if name.startswith(("tokenizer", "processor"))]
+        for processor in (part for part in named if hasattr(part, "image_processor")):
+            settings += [processor.chat_template, str(processor.image_processor.to_dict())]
+        if self.family.conditions:
+            settings += [weights_digest(self.pipeline.vae), version("pillow")]
+        tokenizers = [own_tokenizer(part) for part in named]
         identity = fingerprint(self.family.encoders, tokenizers, *settings)
         return EmbeddingCache(Path(self.model.embedding_cache), identity)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from marble_cli.config.enums import Train
 from marble_cli.config.schema import ModelConfig
@@ -31,7 +31,7 @@ def digest_tensors(digest: "hashlib._Hash", tensors: Iterable[tuple[str, Tensor]
         digest.update(sampled.double().cpu().numpy().tobytes())
 
 
-def weights_digest(network: Network) -> str:
+def weights_digest(network: nn.Module) -> str:
     """Return a SHA-256 that identifies a network's weights, wherever they were loaded from."""
     digest = hashlib.sha256()
     digest_tensors(digest, network.named_parameters())

@@ -20,6 +20,7 @@ from marble_cli.config.schema import LoraConfig, ModelConfig
 from marble_cli.policy.base import Family, ModelSize, PassCost
 from marble_cli.policy.cost import pass_cost
 from marble_cli.policy.diffusers_types import Network
+from marble_cli.policy.editing import as_editing
 from marble_cli.policy.quantization import quantizable
 from marble_cli.policy.source import (
     DTYPES,
@@ -41,7 +42,9 @@ KEPT_PER_WIDTH = 4
 _SIZES: dict[str, ModelSize] = {}  # by everything that they depend on
 
 
-def model_size(model: ModelConfig, evaluated: int | str | None = None) -> ModelSize | None:
+def model_size(
+    model: ModelConfig, evaluated: int | str | None = None, *, pictures: bool = True
+) -> ModelSize | None:
     """Return a model's sizes; None if its configuration files are not on this machine.
 
     They are remembered: the cells of a sweep often have the same model.
@@ -49,6 +52,7 @@ def model_size(model: ModelConfig, evaluated: int | str | None = None) -> ModelS
     Args:
         model: the configuration group.
         evaluated: `evaluation.resolution`, which is checked too.
+        pictures: whether prompts have pictures, for models that start from one or draw from texts alone.
 
     Raises:
         RequestError: the folder holds no pipeline of a supported family, or a resolution does not fit it.
@@ -64,16 +68,17 @@ def model_size(model: ModelConfig, evaluated: int | str | None = None) -> ModelS
         configs = {name: read_json(folder / name / "config.json") for name in names}
         if (file := folder / "scheduler" / "scheduler_config.json").is_file():
             configs["scheduler"] = read_json(file)
-    known = repr((model, evaluated, index, configs))
+    known = repr((model, evaluated, pictures, index, configs))
     if known not in _SIZES:
         # A copy, as the cost is counted later, and the caller may change the configuration.
-        _SIZES[known] = _compute_size(replace(model), evaluated, family, index, configs)
+        _SIZES[known] = _compute_size(replace(model), evaluated, pictures, family, index, configs)
     return _SIZES[known]
 
 
 def _compute_size(
     model: ModelConfig,
     evaluated: int | str | None,
+    pictures: bool,
     family: type[Family],
     index: Mapping[str, Any],
     configs: Mapping[str, dict[str, Any]],
@@ -93,12 +98,14 @@ def _compute_size(
         network.requires_grad_(False)
     trained = parameters if model.train is Train.full else _add_lora(network, model.lora)
 
-    made, dtype = family(_assemble(index, parts), model), DTYPES[model.precision]
+    made: Family = family(_assemble(index, parts), model)
+    made.conditions = made.conditions and pictures
+    dtype = DTYPES[model.precision]
     prompt_tokens = count_prompt_tokens(model, family, parts)
     all_tokens = tokens + prompt_tokens
-    if made.conditions:
-        pixels = prod(made.condition_shape[1:]) / prod(made.latent_shape[1:])
-        all_tokens += made.picture_tokens + math.ceil(tokens * pixels)
+    if editing := as_editing(made):
+        larger = prod(editing.condition_shape) / prod(made.latent_shape)
+        all_tokens += editing.picture_tokens + math.ceil(tokens * larger)
 
     def count_cost() -> PassCost:
         return pass_cost(made, network, prompt_tokens, dtype)

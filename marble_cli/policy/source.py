@@ -40,6 +40,8 @@ FAMILIES = {  # by the pipeline's class
     "StableDiffusion3Pipeline": "marble_cli.policy.families.sd3:SD3",
     "FluxPipeline": "marble_cli.policy.families.flux:Flux",
     "FluxKontextPipeline": "marble_cli.policy.families.flux_kontext:FluxKontext",
+    "Flux2Pipeline": "marble_cli.policy.families.flux2:Flux2",
+    "Flux2KleinPipeline": "marble_cli.policy.families.flux2:Flux2Klein",
     "QwenImagePipeline": "marble_cli.policy.families.qwen_image:QwenImage",
     "QwenImageEditPipeline": "marble_cli.policy.families.qwen_image_edit:QwenImageEdit",
     "QwenImageEditPlusPipeline": "marble_cli.policy.families.qwen_image_edit:QwenImageEditPlus",
@@ -108,6 +110,24 @@ def find_family(model: ModelConfig, index: dict[str, Any]) -> type[Family]:
     module, _, attribute = FAMILIES[name].partition(":")
     family: type[Family] = getattr(importlib.import_module(module), attribute)
     return family
+
+
+def starts_from_picture(model: ModelConfig, *, fetch: bool) -> bool | None:
+    """Tell whether a model edits pictures; None if it also draws from texts alone.
+
+    None also if no file on this machine says so and `fetch` is false.
+
+    Raises:
+        RequestError: it is no pipeline of a supported family, or cannot be reached.
+    """
+    folder = config_folder(model.path)
+    if folder is None and not fetch:
+        return None
+    with explain_load_errors(model):
+        index = folder / "model_index.json" if folder else model_file(model, "model_index.json")
+        family: Any = find_family(model, read_json(index))
+        takes: bool = family.conditions
+        return None if takes and family.optional else takes
 
 
 def list_networks(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import Family
+from marble_cli.policy.processors import PROCESSORS
 from marble_cli.tokenizers import check_tokenizer
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def read_tokenizers(
 
 
 def _read_tokenizer(folder: Path, library: str, name: str) -> "PreTrainedTokenizerBase":
-    tokenizer_class = getattr(importlib.import_module(library), name)
+    tokenizer_class: Any = PROCESSORS.get(name) or getattr(importlib.import_module(library), name)
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing, which holds a tokenizer ({name})")
     try:
@@ -55,9 +56,16 @@ def check_tokenizers(
     Raises:
         ValueError: see `check_tokenizer`.
     """
-    for name, tokenizer in tokenizers.items():
+    for name, given in tokenizers.items():
+        tokenizer = own_tokenizer(given)
         config = encoders[name.replace("tokenizer", "text_encoder")]
         text = config.get_text_config()
         # Pipelines cut prompts by the tokenizer's model_max_length for CLIP only.
         positions = text.max_position_embeddings if text.model_type.startswith("clip") else None
         check_tokenizer(tokenizer, text.vocab_size, f"{where}/{name}", positions)
+
+
+def own_tokenizer(tokenizer: Any) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a processor of texts and pictures, which FLUX.2's pipeline has in its place."""
+    found: PreTrainedTokenizerBase = getattr(tokenizer, "tokenizer", tokenizer)
+    return found

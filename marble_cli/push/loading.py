@@ -15,6 +15,8 @@ DTYPES = {Precision.bf16: "torch.bfloat16", Precision.fp16: "torch.float16"}
 TRUE_CFG = ("Flux", "FluxKontext", "QwenImage", "QwenImageEdit", "QwenImageEditPlus")
 # Families without another text encoder than CLIP, by the same.
 CLIP_ALONE = ("SDXL", "SD15")
+# Families whose pipelines need a picture to start from, by the same.
+EDITING = ("FluxKontext", "QwenImageEdit", "QwenImageEditPlus")
 SOLVERS = {OdeSolver.euler: "EulerDiscreteScheduler", OdeSolver.dpm2: "DPMSolverMultistepScheduler"}
 
 
@@ -49,13 +51,17 @@ def loading_code(
         name = SOLVERS[evaluation.solver]
         imports[-1] += f", {name}"
         solver = [f"pipeline.scheduler = {name}.from_config(pipeline.scheduler.config)"]
+    given = _quoted(prompt)
+    if family in EDITING:
+        imports.append("from diffusers.utils import load_image")
+        given = f'prompt={given}, image=load_image("picture.png")'
     return "\n".join([
         *imports,
         "",
         f"pipeline = DiffusionPipeline.from_pretrained({_listed(place, loaded)})",
         *solver,
         f"pipeline.load_lora_weights({_quoted(repo)})",
-        f"image = pipeline({_listed(_quoted(prompt), drawn)}).images[0]",
+        f"image = pipeline({_listed(given, drawn)}).images[0]",
     ])  # fmt: skip
 
 
@@ -65,7 +71,9 @@ def call_arguments(model: ModelConfig, evaluation: EvaluationSettings, family: s
     arguments: dict[str, Any] = {"num_inference_steps": evaluation.steps}
     arguments |= {"height": size.height, "width": size.width}
     guided = evaluation.guidance_scale > 1
-    if family in TRUE_CFG:
+    if family == "Flux2":  # which knows no other guidance than the distilled one
+        arguments |= {} if model.guidance is None else {"guidance_scale": model.guidance}
+    elif family in TRUE_CFG:
         arguments["true_cfg_scale"] = evaluation.guidance_scale if guided else 1.0
         arguments |= {"negative_prompt": '""'} if guided else {}
         arguments |= {} if model.guidance is None else {"guidance_scale": model.guidance}

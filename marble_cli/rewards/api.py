@@ -7,14 +7,15 @@ are passed only if the constructor takes them; an option that it does not take i
     images      uint8 [B, 3, H, W], on the CPU
     prompts     B strings
     metadata    B mappings: the other columns of each prompt's row in the prompt file
-    conditions  uint8 [B, 3, H, W] on the CPU: the pictures that the images were edited from, of their size;
-                None for a model that starts from no picture
+    conditions  uint8 [B, 3, H, W] on the CPU, the pictures that the images were edited from, of their size;
+                None with a model that starts from no picture
 
 The answer is B floats as a tensor, array or list. Higher is better, and NaN says that the reward does not
 apply. In a list, an exception in the place of a float says that the reward failed on that image alone, and
 why; infinity also says that it failed, without a reason. If the reward raises, it has failed on the whole
 batch, and is called again. Parameters named `images`, `prompts`, `metadata` and `conditions` are passed by
-name, in any selection and order. A callable with one parameter of another name is given the whole `Batch`.
+name, in any selection and order. A callable with one parameter of another name is given the whole `Batch`. A
+reward whose parameter `conditions` has no default applies only to images that were edited from pictures.
 
 A reward may declare, as attributes of the class or function:
 
@@ -33,9 +34,10 @@ A reward may declare, as attributes of the class or function:
                 that this aspect failed on all of these images. A class whose constructor takes `aspects` is
                 given those that the configuration names; if it declares none, it has these.
     examples    pairs of samples, the first of which must score higher than the second, or a function that
-                returns them; with `aspects`, a mapping from aspects to pairs. A sample is (picture, prompt)
-                or (picture, prompt, metadata); a picture is a PIL image, uint8 [H, W, 3] as an array or
-                [3, H, W] as a tensor, or a file beside the module. `marble rewards check` checks the order.
+                returns them; with `aspects`, a mapping from aspects to pairs. A sample is (picture, prompt),
+                (picture, prompt, metadata) or (picture, prompt, metadata, condition); a picture is a PIL
+                image, uint8 [H, W, 3] as an array or [3, H, W] as a tensor, or a file beside the module.
+                `marble rewards check` checks the order.
     groupwise   true if the reward must see all images of a prompt in one call
     loads       options that name a model which the reward loads onto its device: a folder or hub repository
                 with model.safetensors. Each comes with the numbers of parameters of published models, so that
@@ -43,8 +45,9 @@ A reward may declare, as attributes of the class or function:
                 {"openai/clip-vit-large-patch14": 427_616_513}}. {} says that it loads nothing there.
 """
 
+import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -114,6 +117,8 @@ class Declaration:
     loads: Mapping[str, Mapping[str, int]] | None = None  # None: not declared
     aspects: tuple[str, ...] = ()
     ranges: Mapping[str, Bounds] = field(default_factory=dict)  # of aspects whose bounds differ from `range`
+    takes_conditions: bool = False  # whether it may look at `Batch.conditions`
+    needs_conditions: bool = False  # whether it applies only to images with conditions
 
     @classmethod
     def of(cls, plugin: Any) -> "Declaration":
@@ -145,11 +150,52 @@ class Declaration:
             loaded_models(getattr(plugin, "loads", None)),
             aspects,
             ranges,
+            *_conditions(plugin),
         )
 
     def bounds(self, aspect: str) -> Bounds:
         """Return the bounds of an aspect's scores; the empty name is the only score of a reward without."""
         return self.ranges.get(aspect, self.range)
+
+
+FIELDS = (*Batch._fields, "conditions")  # parameters of a reward that are passed by name
+
+
+def call_parameters(plugin: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters with which a reward is called, without `*args`.
+
+    Args:
+        plugin: a function, an instance or a class, whose instances are called.
+
+    Raises:
+        TypeError, ValueError: it has no signature.
+    """
+    call = getattr(plugin, "forward", None)  # torch.nn.Module calls its forward
+    if inspect.isclass(plugin):
+        found = [*inspect.signature(call or plugin.__call__).parameters.values()][1:]
+    else:
+        found = [*inspect.signature(call or plugin).parameters.values()]
+    return [parameter for parameter in found if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
+
+
+def without_default(parameters: Sequence[inspect.Parameter]) -> list[inspect.Parameter]:
+    """Return the parameters that a call must give."""
+    return [
+        p
+        for p in parameters
+        if p.default is inspect.Parameter.empty and p.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+
+
+def _conditions(plugin: Any) -> tuple[bool, bool]:
+    """Return `takes_conditions` and `needs_conditions` of a plugin."""
+    try:
+        taken = call_parameters(plugin)
+    except (TypeError, ValueError):  # `bind` says what is wrong
+        return False, False
+    needed = [parameter.name for parameter in without_default(taken)]
+    named = "conditions" in [parameter.name for parameter in taken]
+    return named or (len(needed) == 1 and needed[0] not in FIELDS), "conditions" in needed
 
 
 def required_types(requires: Any) -> tuple[tuple[str, ...], dict[str, Kind]]:

@@ -129,7 +129,8 @@ class RewardConformance:
 
     def batch(self) -> Batch:
         """Return samples to which the reward applies."""
-        return sample_batch(self.reward().declaration.requires)
+        declaration = self.reward().declaration
+        return sample_batch(declaration.requires, conditions=declaration.takes_conditions)
 
     def test_declares_a_license_and_a_summary(self) -> None:
         declaration = self.reward().declaration

@@ -10,14 +10,13 @@ from typing import Any
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.plugins import installed
-from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.api import FIELDS, Batch, Declaration, call_parameters, without_default
 from marble_cli.rewards.aspects import check_aspects
 from marble_cli.rewards.device import current, numbered, on
 from marble_cli.rewards.guard import Guard, Stage
 from marble_cli.suggest import nearest
 
 PASSED = {"device", "dtype", "aspects"}  # what marble itself passes to a constructor
-FIELDS = (*Batch._fields, "conditions")  # parameters of a reward that are passed by name
 IMPORTS: dict[str, Guard] = {}  # by the value of an entry point, because Python imports a module once
 TEXT = (str, str | None, "str", "str | None", "Optional[str]")  # annotations of text, evaluated or as strings
 
@@ -180,14 +179,8 @@ def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
     """
     if not callable(reward):
         raise RewardError(f"a reward is a class or a function, not {reward!r}")
-    signature = inspect.signature(getattr(reward, "forward", reward))  # torch.nn.Module calls its forward
-    taken = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_POSITIONAL]
-    names = {p.name for p in taken}
-    needed = [
-        p
-        for p in taken
-        if p.default is inspect.Parameter.empty and p.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
+    taken = call_parameters(reward)
+    names, needed = {p.name for p in taken}, without_default(taken)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken)
     if all(p.name in FIELDS for p in needed) and (open_ended or names & set(FIELDS)):
         # Conditions go only to those who name them.

@@ -120,6 +120,8 @@ class RewardWorker:
         if not rows:
             return outcomes
         part = batch.rows(rows)._replace(metadata=list(metadata.values()))
+        if not self.reward.declaration.takes_conditions:
+            part = part._replace(conditions=None)
         try:
             answers = self._retrying()(self.attempt, part)
         except RewardError:
@@ -155,6 +157,8 @@ class RewardWorker:
             the reward requires.
         """
         declaration = self.reward.declaration
+        if declaration.needs_conditions and batch.conditions is None:
+            return torch.zeros_like(failed), {}
         keys = [required(settings, declaration) for settings in self.rewards.values()]
         concerned = torch.zeros_like(failed)
         selected: dict[int, Mapping[str, Any]] = {}

@@ -175,16 +175,7 @@ class Rollout:
             start = noise(self.seed, purpose, step, list(indices[batch]), self.policy.latent_shape)
             x0 = self.draw(vectors, batch, start, adapter)
             decoded = self.policy.decode(x0)
-            chosen = prompts[batch]
-            pending.append(
-                scorer.submit(
-                    decoded,
-                    [p.text for p in chosen],
-                    [p.metadata for p in chosen],
-                    [p.source for p in chosen],
-                    read_conditions(chosen, decoded),
-                )
-            )
+            pending.append(submit(scorer, prompts[batch], decoded))
             latents.append(x0)
             images.append(decoded)
             advance(len(decoded))
@@ -196,6 +187,21 @@ class Rollout:
             pending,
             vectors.negative if self.negatives else None,
         )
+
+
+def submit(scorer: Scorer, prompts: Sequence[Prompt], images: Tensor) -> PendingScores:
+    """Begin to score B images [B, 3, H, W] uint8 of as many prompts, with the pictures they start from.
+
+    Raises:
+        DataError: such a picture can no longer be read.
+    """
+    return scorer.submit(
+        images,
+        [prompt.text for prompt in prompts],
+        [prompt.metadata for prompt in prompts],
+        [prompt.source for prompt in prompts],
+        read_conditions(prompts, images),
+    )
 
 
 def pictures(images: Iterable[Condition | None]) -> list[Condition] | None:

@@ -11,6 +11,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
 from marble_cli.config.enums import OdeSolver, RolloutTimes
@@ -20,6 +21,7 @@ from marble_cli.rollout.guidance import Velocity
 
 # What networks predict in variance-preserving models, by the name in their schedulers' configurations.
 VARIANCE_PRESERVING = ("epsilon", "v_prediction")
+SHIFT_BY_STEPS = "shift_by_steps"  # a key of FLUX.2's: its pipelines' shift depends on the steps, too
 
 
 def make_scheduler(
@@ -44,12 +46,15 @@ def make_scheduler(
     """
     if config.get("prediction_type") in VARIANCE_PRESERVING:
         return _scheduler_of_noise_levels(config, solver, steps, times)
-    euler: Any = FlowMatchEulerDiscreteScheduler.from_config(config)
+    known = {key: value for key, value in config.items() if key != SHIFT_BY_STEPS}
+    euler: Any = FlowMatchEulerDiscreteScheduler.from_config(known)
     shift, mu = euler.config.shift, None
     if euler.config.use_dynamic_shifting:
         low, high = euler.config.base_image_seq_len, euler.config.max_image_seq_len
         slope = (euler.config.max_shift - euler.config.base_shift) / (high - low)
         mu = euler.config.base_shift + slope * (sequence - low)
+        if config.get(SHIFT_BY_STEPS):
+            mu = compute_empirical_mu(sequence, steps)
         shift = math.exp(mu) if euler.config.time_shift_type == "exponential" else mu
     euler.set_timesteps(steps, sigmas=numpy.linspace(1.0, 1 / steps, steps) if even else None, mu=mu)
     chosen = euler

@@ -3,6 +3,7 @@
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from marble_cli import lock
@@ -11,6 +12,7 @@ from marble_cli.checkpoint.step_folders import remove_leftovers
 from marble_cli.config.enums import Parallel
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig
+from marble_cli.data.condition_checks import check_conditions
 from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.distributed.layout import choose_layout
 from marble_cli.distributed.ranks import Ranks
@@ -31,6 +33,7 @@ from marble_cli.plan.memory import check_memory, choose_checkpointing
 from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
+from marble_cli.policy.source import starts_from_picture
 from marble_cli.rewards.elsewhere.meeting import meeting
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.run.agreement import agree_on_checkpoint, agree_on_config
@@ -76,11 +79,18 @@ def train(config: RunConfig, *, resume: str) -> int:
         with ranks.raise_together():
             sources = load_prompts(config.data, "train")
             all_held_out = load_prompts(config.data, "test")
-            check_applicable(config, declarations, sources, all_held_out)
             prompts = held_out(all_held_out, resolve_evaluation(config).prompts)
+            check_conditions(
+                [*chain(*sources.values()), *prompts],
+                config.model.path,
+                takes=starts_from_picture(config.model, fetch=True),
+                rank=ranks.rank,
+                world=ranks.world,
+            )
+            check_applicable(config, declarations, sources, all_held_out)
             start = read_start(config) if checkpoint is None else None
             balance = build_balance(config)
-            size = model_size(config.model)
+            size = model_size(config.model, pictures=prompts[0].image is not None)
             neighbours = find_neighbours(config, declarations, device).total
             check_memory(config, size, device, neighbours)
             checkpointing = choose_checkpointing(config, size, device, neighbours)

@@ -1,15 +1,20 @@
 """Rows name pictures to start from; they are read, made upright, and fitted to the run's resolution."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
+from marble_cli.data.condition_checks import check_conditions
 from marble_cli.data.conditions import Condition, fit_picture
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import DataError
@@ -49,13 +54,11 @@ def test_another_key_or_none_names_the_picture(tmp_path: Path, read: Reader) -> 
     assert none.metadata == {"image": "a.png", "from": "a.png"}
 
 
-def test_prompts_differ_by_text_and_by_the_content_of_the_picture(tmp_path: Path, read: Reader) -> None:
-    for name, seed in (("a", 0), ("copy", 0), ("b", 1)):
-        picture(seed=seed).save(tmp_path / f"{name}.png")
-    write_rows(tmp_path, *({"prompt": "a", "image": f"{name}.png"} for name in ("a", "copy", "b")))
-    one, copy, other = (prompt.key for prompt in read("p.jsonl"))
-    assert one == copy
-    assert one != other
+def test_prompts_differ_by_text_and_by_the_name_of_the_picture(tmp_path: Path, read: Reader) -> None:
+    """Nothing is read for that, so the files need not be there."""
+    write_rows(tmp_path, *({"prompt": "a", "image": f"{name}.png"} for name in ("a", "b", "a")))
+    one, other, again = (prompt.key for prompt in read("p.jsonl"))
+    assert one == again != other
     assert one[0] == other[0] == "a"
 
 
@@ -81,3 +84,144 @@ def test_a_picture_that_changed_is_not_used(tmp_path: Path) -> None:
     picture(seed=1).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"p\.jsonl, line 3: .*a\.png has changed since"):
         condition.pixels(8, 8)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind, **more)
+    return content.getvalue()
+
+
+def same_picture(prompt: Prompt, image: Image.Image) -> None:
+    assert prompt.image is not None
+    expected = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert torch.equal(prompt.image.pixels(*image.size), expected)
+
+
+@pytest.mark.parametrize("form", ["bytes", "record", "path"])
+def test_parquet_columns_hold_pictures_or_their_paths(tmp_path: Path, read: Reader, form: str) -> None:
+    picture(seed=1).save(tmp_path / "b.png")
+    cells = {
+        "bytes": [encoded(picture()), encoded(picture(seed=1)), None],
+        "record": [
+            {"bytes": encoded(picture()), "path": "a.png"},
+            {"bytes": None, "path": "b.png"},
+            {"bytes": None, "path": None},
+        ],
+        "path": ["a.png", "b.png", ""],
+    }[form]
+    picture().save(tmp_path / "a.png")
+    table = pyarrow.table({"prompt": ["a", "b", "c"], "image": pyarrow.array(cells), "n": [1, 2, 3]})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    first, second, third = read("p.parquet")
+    same_picture(first, picture())
+    same_picture(second, picture(seed=1))
+    assert third.image is None
+    assert [prompt.metadata for prompt in (first, second, third)] == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert len({first.key, second.key, third.key}) == 3
+
+
+def test_datasets_of_pictures_keep_them_undecoded(
+    tmp_path: Path, read: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    features = datasets.Features({"image": datasets.Image(), "prompt": datasets.Value("string")})
+    rows = {"image": [picture(), picture(seed=1)], "prompt": ["a", "b"]}
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    first, second = read("train", hub=str(tmp_path / "set"))
+    same_picture(first, picture())
+    same_picture(second, picture(seed=1))
+    assert first.image is not None
+    assert isinstance(first.image.content, memoryview)
+
+
+def test_every_kind_of_picture_is_seen_as_a_viewer_shows_it(tmp_path: Path, read: Reader) -> None:
+    """Grey of 16 bits, a palette with a transparent colour, and a picture that EXIF turns by a quarter."""
+    Image.fromarray(np.full((8, 8), 51 * 257, dtype=np.uint16)).save(tmp_path / "deep.png")
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([9, 9, 9, 200, 0, 0])
+    palette.putpixel((0, 0), 1)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.new("RGB", (16, 8), "white")
+    turned.paste((0, 0, 0), (0, 0, 8, 8))
+    turned.save(tmp_path / "turned.png", exif=exif)
+    names = ("deep", "palette", "turned")
+    write_rows(tmp_path, *({"prompt": "a", "image": f"{name}.png"} for name in names))
+    deep, flat, upright = [prompt.image for prompt in read("p.jsonl") if prompt.image is not None]
+    assert deep.pixels(8, 8).unique().tolist() == [51]
+    assert flat.pixels(8, 8)[:, 0, 0].tolist() == [200, 0, 0]
+    assert flat.pixels(8, 8)[:, 1, 1].tolist() == [255, 255, 255]
+    pixels = upright.pixels(8, 16)  # the black half is above
+    assert pixels[:, :8].unique().tolist() == [0]
+    assert pixels[:, 8:].unique().tolist() == [255]
+
+
+def faulty_pictures(folder: Path) -> None:
+    """Write pictures with one fault each."""
+    (folder / "text.png").write_text("no picture")
+    content = encoded(picture(200, 200), "JPEG")
+    (folder / "cut.jpg").write_bytes(content[: len(content) // 2])
+    bomb = encoded(Image.new("1", (20_000, 10_000)))
+    (folder / "bomb.png").write_bytes(bomb)
+    picture().save(folder / "good.png")
+
+
+def test_faulty_pictures_are_listed_by_source_file_and_line(tmp_path: Path, read: Reader) -> None:
+    faulty_pictures(tmp_path)
+    names = ("good.png", "missing.png", "text.png", "cut.jpg", "bomb.png", "good.png")
+    write_rows(tmp_path, *({"prompt": "a", "image": name} for name in names))
+    prompts = read("p.jsonl")
+    with pytest.raises(DataError) as raised:
+        check_conditions(prompts, "flux", takes=True)
+    said = str(raised.value)
+    assert f"data.sources.signs: {tmp_path / 'p.jsonl'}, line 2: {tmp_path / 'missing.png'} cannot be" in said
+    assert "line 3" in said
+    assert "text.png is no picture that can be read" in said
+    assert "line 4" in said
+    assert "cut.jpg cannot be read" in said
+    assert said.endswith("and 1 more")
+    with pytest.raises(DataError, match=r"line 5: .*bomb\.png has 200,000,000 pixels; at most 89,478,485"):
+        check_conditions(prompts[4:], "flux", takes=True)
+
+
+def test_processes_share_the_reading_and_find_every_fault(tmp_path: Path, read: Reader) -> None:
+    names = [f"{i}.png" for i in range(5)]
+    write_rows(tmp_path, *({"prompt": "a", "image": name} for name in names))
+    found = []
+    for rank in range(2):
+        with pytest.raises(DataError) as raised:
+            check_conditions(read("p.jsonl"), "flux", takes=True, rank=rank, world=2)
+        found.append([name for name in names if f"{name} cannot" in str(raised.value)])
+    assert found == [["0.png", "2.png", "4.png"], ["1.png", "3.png"]]
+
+
+@pytest.mark.parametrize(
+    ("takes", "said"),
+    [
+        (
+            True,
+            r"path=m starts from a picture, and there is none in data\.sources\.signs: .*line 2; .*4",
+        ),
+        (False, r"model\.path=m starts from no picture, and there is one in .*line 1; .*image_key=null"),
+        (None, r"Some rows have a picture, and there is none in .*line 2; .*line 4\. Expected one in all"),
+    ],
+)
+def test_models_and_rows_must_agree(tmp_path: Path, read: Reader, takes: bool | None, said: str) -> None:
+    picture().save(tmp_path / "a.png")
+    with_picture = {"prompt": "a", "image": "a.png"}
+    write_rows(tmp_path, with_picture, {"prompt": "b"}, with_picture, {"prompt": "c", "image": " "})
+    prompts = read("p.jsonl")
+    with pytest.raises(DataError, match=said):
+        check_conditions(prompts, "m", takes=takes)
+    alike = [prompt for prompt in prompts if (prompt.image is None) is not takes]
+    check_conditions(alike if takes is not None else prompts[::2], "m", takes=takes)
+
+
+@pytest.mark.parametrize("value", [3, ["a.png"], {"path": "a.png"}])
+def test_a_value_that_is_no_path_is_a_bad_row(tmp_path: Path, read: Reader, value: Any) -> None:
+    write_rows(tmp_path, {"prompt": "a", "image": value})
+    with pytest.raises(DataError, match=r'line 1: no path under the key "image" but'):
+        read("p.jsonl")

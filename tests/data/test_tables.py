@@ -59,7 +59,7 @@ def dataset(tmp_path: Path) -> Path:
 def test_parquet_file_has_one_prompt_per_row(
     table: Path, read: Reader, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert read("p.parquet") == [
+    assert read("p.parquet", image_key=None) == [
         Prompt(row["prompt"], metadata, "signs") for row, metadata in zip(ROWS, METADATA, strict=True)
     ]
     assert "columns left out because they hold no text or numbers: image" in caplog.text
@@ -150,7 +150,7 @@ def test_column_of_several_types_is_left_out_with_the_types(
 def test_columns_that_are_left_out_are_named_with_their_types(
     table: Path, read: Reader, caplog: pytest.LogCaptureFixture
 ) -> None:
-    read("p.parquet")
+    read("p.parquet", image_key=None)
     assert "because they hold no text or numbers: image (binary)" in caplog.text
 
 
@@ -162,7 +162,8 @@ def test_dataset_of_pictures_is_read_without_the_pictures(
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
     rows = {"image": [{"bytes": b"no picture", "path": None}], "caption": ["a cup"]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
-    assert read("train", hub=str(folder), prompt_key="caption") == [Prompt("a cup", {}, "signs")]
+    keys = {"hub": str(folder), "prompt_key": "caption", "image_key": None}
+    assert read("train", **keys) == [Prompt("a cup", {}, "signs")]
     assert "left out because they hold no text or numbers: image" in caplog.text
 
 

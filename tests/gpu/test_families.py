@@ -19,6 +19,7 @@ from marble_cli.config.enums import Precision
 from marble_cli.distributed.layout import Replicated
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.objective.coefficients import reward_coefficients
+from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.load import load_policy
 from marble_cli.seeds import noise
 from marble_cli.step.batches import TrainingSet, chunks
@@ -26,10 +27,10 @@ from marble_cli.step.gradients import Gradients, mixture_gradient, reward_gradie
 from marble_cli.step.passes import Objective, Step
 from tests.policy.conftest import tiny_folder
 from tests.policy.families.cases import PROMPTS, Case
-from tests.policy.families.conftest import case
+from tests.policy.families.conftest import case, edits_folder, small_pictures
 from tests.policy.families.pipelines import TINY
 
-__all__ = ["case", "tiny_folder"]
+__all__ = ["case", "edits_folder", "small_pictures", "tiny_folder"]
 
 FAMILIES_IN_FLOAT16 = [family for family in TINY if family != "sana"]  # its range is too small for Sana
 PAIRS = [
@@ -94,7 +95,7 @@ def distance(got: Tensor, expected: Tensor) -> float:
 
 @every_pair
 def test_embeddings(pair: Pair, device: torch.device) -> None:
-    one, other = (policy.encode(PROMPTS).tensors for policy in (pair.policy, pair.expected))
+    one, other = (pair.case.encode(policy).tensors for policy in (pair.policy, pair.expected))
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert tensor.device == device
@@ -110,7 +111,7 @@ def test_velocities_of_all_weights(pair: Pair, device: torch.device) -> None:
     """Trained, behaviour and frozen weights differ in the case, so a wrong adapter would show."""
     xt, found = pair.case.start(), []
     for policy in (pair.policy, pair.expected):
-        at = xt.to(policy.device), pair.case.times.to(policy.device), policy.encode(PROMPTS)
+        at = xt.to(policy.device), pair.case.times.to(policy.device), pair.case.encode(policy)
         found.append([policy.velocity(*at, adapter) for adapter in ("trained", "behaviour", None)])
     for one, other in zip(*found, strict=True):
         assert (one.device, one.dtype) == (device, torch.float32)
@@ -126,13 +127,13 @@ def test_decoded_pictures(pair: Pair) -> None:
     assert (one - other).abs().mean() < pair.near.levels
 
 
-def gradients(policy: Any) -> list[Gradients]:
+def gradients(policy: Any, prompts: PromptEmbeddings) -> list[Gradients]:
     """Take a refresh's gradients of two rewards and an amortised step's, both with a KL term."""
     draw = torch.Generator().manual_seed(3)
     images = torch.arange(2 * len(PROMPTS))
     x0 = noise(0, "test", 1, images.tolist(), policy.latent_shape).to(policy.device)
     times = torch.rand(len(images), 2, generator=draw) * 0.8 + 0.1
-    embeddings = policy.encode(PROMPTS)[(images // 2).to(policy.device)]
+    embeddings = prompts[(images // 2).to(policy.device)]
     data = TrainingSet(x0, embeddings, images, images, times, samples=times.numel())
     objective = Objective(beta=0.3, clip=0.8, kl_coef=0.5, seed=0, micro_batch_size=4)
     step = Step(policy, Replicated(Ranks.alone()), data, objective, 1, lambda count: None)
@@ -148,13 +149,13 @@ def gradients(policy: Any) -> list[Gradients]:
 
 @every_pair
 def test_losses_and_gradients(pair: Pair) -> None:
-    found = gradients(pair.policy)
-    for one, other in zip(found, gradients(pair.expected), strict=True):
+    found, expected = (gradients(policy, pair.case.encode(policy)) for policy in (pair.policy, pair.expected))
+    for one, other in zip(found, expected, strict=True):
         scored = other.losses != 0  # nothing is left outside the balance
         assert distance(one.losses[scored], other.losses[scored]) < pair.near.values
         assert (one.rows.dtype, one.rows.device) == (torch.float32, pair.policy.device)
-        for row, expected in zip(one.rows, other.rows, strict=True):
-            assert distance(row, expected) < pair.near.gradients
+        for row, exact in zip(one.rows, other.rows, strict=True):
+            assert distance(row, exact) < pair.near.gradients
     refresh, amortised = found
     whole = refresh.combined(torch.tensor([0.7, 2.5], dtype=torch.float64))
     assert distance(amortised.rows[0], whole.rows[0]) < pair.near.values

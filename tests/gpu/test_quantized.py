@@ -19,7 +19,7 @@ from marble_cli.policy.quantization import PACKAGES
 from tests.gpu.test_families import distance, gradients
 from tests.policy.conftest import tiny_folder
 from tests.policy.families.cases import PROMPTS, Case
-from tests.policy.families.conftest import case
+from tests.policy.families.conftest import case, edits_folder, small_pictures
 from tests.policy.families.test_quantization import (
     NEAR,
     kind,
@@ -44,9 +44,11 @@ from tests.run.test_quantization import (
 
 __all__ = [
     "case",
+    "edits_folder",
     "kind",
     "rounded",
     "settings",
+    "small_pictures",
     "test_embeddings_of_quantised_encoders_have_files_of_their_own",
     "test_gradients_of_every_mixture_at_once_are_those_of_autograd",
     "test_it_moves_weights_nearly_as_adamw_does",
@@ -76,7 +78,7 @@ def test_velocities_and_embeddings_are_those_of_the_cpu(
 ) -> None:
     on_cpu = load_policy(replace(case.model, quantization=kind, device="cpu"), seed=0)
     randomise(on_cpu)
-    encoded = on_cpu.encode(PROMPTS)
+    encoded = case.encode(on_cpu)
     xt, t = start(case)
     moved = type(encoded)({n: part.to(xt.device) for n, part in encoded.tensors.items()}, encoded.lengths)
     with torch.no_grad():
@@ -84,7 +86,7 @@ def test_velocities_and_embeddings_are_those_of_the_cpu(
             found = rounded.velocity(xt, t, moved, adapter)
             expected = on_cpu.velocity(xt.cpu(), t.cpu(), encoded, adapter)
             assert distance(found, expected) < OF_ROUNDING * NEAR[kind], adapter
-    for name, tensor in rounded.encode(PROMPTS).tensors.items():
+    for name, tensor in case.encode(rounded).tensors.items():
         if tensor.is_floating_point():
             assert distance(tensor, encoded.tensors[name]) < OF_ROUNDING * ENCODERS * NEAR[kind], name
 
@@ -94,7 +96,7 @@ def test_gradients_in_half_precision_are_near_those_in_single(
 ) -> None:
     half = load_policy(replace(case.model, quantization=kind, precision=Precision.bf16), seed=0)
     randomise(half)
-    for one, other in zip(gradients(half), gradients(rounded), strict=True):
+    for one, other in zip(*(gradients(p, case.encode(p)) for p in (half, rounded)), strict=True):
         scored = other.losses != 0
         assert distance(one.losses[scored], other.losses[scored]) < HALF_VALUES
         for row, expected in zip(one.rows, other.rows, strict=True):

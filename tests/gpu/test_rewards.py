@@ -52,6 +52,11 @@ def imagereward(folder: Path) -> Options:
     return {"model": str(folder)}
 
 
+def preservation(folder: Path) -> Options:
+    tiny_models("marble-reward-preservation/tests/tiny_models.py").write_dino(folder)
+    return {"model": str(folder), "side": 56}
+
+
 def hpsv3(folder: Path) -> Options:
     tiny_models("marble-reward-hpsv3/tests/tiny_models.py").write_hpsv3(folder)
     return {"model": str(folder), "base": str(folder)}
@@ -75,6 +80,7 @@ OPTIONS: dict[str, Callable[[Path], Options]] = {
     "hpsv2": embedded,
     "aesthetic": aesthetic,
     "hpsv3": hpsv3,
+    "preservation": preservation,
     "imagereward": imagereward,
     "geneval": geneval,
 }
@@ -84,7 +90,8 @@ here = [name for name in OPTIONS if name in installed()]
 
 def samples(reward: Reward) -> Batch:
     """Return the sample batch, with metadata that the embedded prompts lack."""
-    batch = sample_batch(reward.declaration.requires)
+    declaration = reward.declaration
+    batch = sample_batch(declaration.requires, conditions=declaration.takes_conditions)
     given = METADATA.get(reward.name)
     return batch._replace(metadata=[given] * len(batch.prompts)) if given else batch
 

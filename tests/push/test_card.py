@@ -132,6 +132,18 @@ def test_code_for_a_model_of_the_hub_is_three_lines() -> None:
     ]
 
 
+def test_code_for_a_model_that_edits_names_a_picture_of_the_runs_size() -> None:
+    config = compose(["~preset", "model=flux_kontext", "data.root=.", "run.dir=unused", "rollout.steps=20"])
+    base = BaseModel("black-forest-labs/FLUX.1-Kontext-dev", "FLUX.1-Kontext-dev")
+    code = loading_code(config.model, resolve_evaluation(config), "FluxKontext", base, "me/x", "make it blue")
+    assert "from diffusers.utils import load_image" in code.splitlines()
+    assert code.splitlines()[-1] == (
+        'image = pipeline(prompt="make it blue", image=load_image("picture.png"), num_inference_steps=20, '
+        "height=512, width=512, true_cfg_scale=1.0, guidance_scale=2.5, max_area=262144, _auto_resize=False, "
+        "max_sequence_length=512).images[0]"
+    )
+
+
 STATED = "---\nlicense: other\nlicense_name: my-terms\nlicense_link: LICENSE.md\n---\n# A model\n"
 LINK = "https://huggingface.co/owner/model/blob/main/LICENSE.md"
 

@@ -66,8 +66,8 @@ def _samples(declaration: "Declaration", metadata: str | None) -> "Batch":
     from marble_cli.rewards.testing.samples import sample_batch
 
     if metadata is None:
-        return sample_batch(declaration.requires)
-    batch = sample_batch(())
+        return sample_batch(declaration.requires, conditions=declaration.takes_conditions)
+    batch = sample_batch((), conditions=declaration.takes_conditions)
     try:
         known = fit_metadata(declaration.types, parse_metadata(metadata))
     except MetadataError as error:

@@ -22,6 +22,14 @@ def score(
     metadata: Annotated[
         str, typer.Option(metavar="JSON", help="Metadata of the prompt, as a prompt file would give it.")
     ] = "{}",
+    condition: Annotated[
+        Path | None,
+        typer.Option(
+            parser=to_path,
+            metavar="FILE",
+            help="The picture that the image was edited from; it is fitted to the image's size.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score one picture with one reward."""
@@ -29,18 +37,27 @@ def score(
 
     with importing():
         from marble_cli.config.schema import AspectConfig
+        from marble_cli.data.conditions import fit_picture
+        from marble_cli.errors import RequestError
         from marble_cli.pictures import read_picture
         from marble_cli.rewards.scorer import open_scorer
 
     out = ctx.with_resource(answering())
     prompt_metadata = parse_metadata(metadata)
     pictures = read_picture(image)[None]
+    height, width = pictures.shape[2:]
+    before = None if condition is None else fit_picture(read_picture(condition), width, height)[None]
     settings = select_reward(name, overrides)
     # A single picture has no source, and a failure must not pass for "does not apply".
     settings.sources, settings.requires, settings.max_failed, settings.only_if = None, [], 0.0, None
     settings.aspects = {aspect: AspectConfig() for aspect in settings.aspects}
     with open_scorer({name: settings}, "cpu") as scorer:
-        scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""]).result()
+        if before is None and scorer.workers[0].reward.declaration.needs_conditions:
+            raise RequestError(
+                f"reward {name} compares an image with the picture that it was edited from. Expected that "
+                "picture as well: --condition FILE"
+            )
+        scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""], before).result()
         scorer.check(scores)
     values = [
         score.item() if applies else None

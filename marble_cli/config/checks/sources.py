@@ -50,11 +50,10 @@ def _check_files(path: str, source: SourceConfig) -> None:
 
 def _check_metadata(path: str, source: SourceConfig) -> None:
     """Check that each key of a prompt has one origin."""
-    for taken in (source.prompt_key, "negative_prompt", source.image_key, source.quoted_as):
-        if taken in source.metadata:
+    for key in (source.prompt_key, "negative_prompt", source.image_key, source.quoted_as):
+        if key in source.metadata:
             raise ConfigError(
-                f"{path}.metadata.{taken}: {path} says already where {taken!r} comes from. Expected another "
-                "key."
+                f"{path}.metadata.{key}: {path} says already where {key!r} comes from. Expected another key."
             )
     if source.quotes is not Quotes.required and source.quoted_as is None:
         raise ConfigError(
@@ -65,5 +64,6 @@ def _check_metadata(path: str, source: SourceConfig) -> None:
         raise ConfigError(
             f"{path}.image_key={source.image_key}: {path} takes text from there. Expected another key."
         )
-    if source.quoted_as in (source.prompt_key, "negative_prompt", source.image_key):
+    taken = (source.prompt_key, "negative_prompt", source.image_key)
+    if source.quoted_as is not None and source.quoted_as in taken:
         raise ConfigError(f"{path}.quoted_as={source.quoted_as}: expected a key of metadata, such as text.")

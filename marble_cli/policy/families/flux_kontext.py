@@ -17,6 +17,7 @@ class FluxKontext(Flux):
     """
 
     conditions = True
+    optional = False
     picture_tokens = 0
 
     @property

@@ -43,4 +43,6 @@ def encode_kl(vae: Autoencoder, pictures: Tensor) -> Tensor:
     """
     pixels = as_pixels(pictures).to(vae.device, vae.dtype)
     latents = torch.cat([vae.encode(one, return_dict=False)[0].mode() for one in pixels.split(1)])
-    return (latents - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
+    shift: float = vae.config["shift_factor"] or 0.0
+    scale: float = vae.config["scaling_factor"]
+    return (latents - shift) * scale

@@ -24,14 +24,16 @@ class QwenImageEdit(QwenImage):
     """
 
     conditions = True
+    optional = False
     latent_area = seen_area = 1024 * 1024
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
         super().__init__(pipeline, model)
         size = read_resolution(model.resolution)
         ratio = size.width / size.height
-        self.encoded_size = calculate_dimensions(self.latent_area, ratio)  # (width, height)
-        self.seen_size = calculate_dimensions(self.seen_area, ratio)
+        # (width, height) of the picture for the VAE, and for the text encoder
+        self.encoded_size: tuple[int, int] = calculate_dimensions(self.latent_area, ratio)
+        self.seen_size: tuple[int, int] = calculate_dimensions(self.seen_area, ratio)
         width, height = (side // pipeline.vae_scale_factor for side in self.encoded_size)
         self.condition_shape = (self.latent_shape[0], height, width)
         self.picture_tokens = self._count_picture_tokens()
@@ -40,10 +42,11 @@ class QwenImageEdit(QwenImage):
         """Count the tokens that the text encoder makes of a picture; a plan has no processor to ask."""
         (width, height), processor = self.seen_size, self.pipeline.components["processor"]
         if processor is not None:
-            patches: int = processor.image_processor.get_number_of_image_patches(height, width, {})
-            return patches // processor.image_processor.merge_size**2
+            seen = processor.image_processor
+            tokens: int = seen.get_number_of_image_patches(height, width, {}) // seen.merge_size**2
+            return tokens
         vision = self.encoders[0].config.vision_config
-        side = vision.patch_size * vision.spatial_merge_size
+        side: int = vision.patch_size * vision.spatial_merge_size
         return round(width / side) * round(height / side)
 
     def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:

@@ -1,8 +1,9 @@
 """Define the messages between a run and a reward server. Nothing is pickled and nothing is rounded.
 
     GET  /health          JSON: protocol, marble's version, limits, and each reward's declaration
-    POST /score/{name}    request, safetensors: `images` uint8 [B, 3, H, W], and `text` uint8 [N], the JSON
-                          {"prompts": [...], "metadata": [...]}
+    POST /score/{name}    request, safetensors: `images` uint8 [B, 3, H, W]; `text` uint8 [N], the JSON
+                          {"prompts": [...], "metadata": [...]}; and `conditions` uint8 [B, 3, H, W] if the
+                          images were edited from pictures and the reward takes these
                           answer, safetensors: `scores` float64 [B], NaN where the reward does not apply and
                           infinite where it failed; in that case perhaps `reason`, UTF-8. A reward with
                           aspects has these two for each of them, `scores.style` and `reason.style`
@@ -58,7 +59,10 @@ def pack_batch(batch: Batch) -> bytes:
         TypeError: metadata has a value that JSON does not support.
     """
     text = json.dumps({"prompts": batch.prompts, "metadata": [dict(row) for row in batch.metadata]})
-    return save({"images": batch.images.contiguous(), "text": _bytes(text)})
+    tensors = {"images": batch.images.contiguous(), "text": _bytes(text)}
+    if batch.conditions is not None:
+        tensors["conditions"] = batch.conditions.contiguous()
+    return save(tensors)
 
 
 def unpack_batch(data: bytes) -> Batch:
@@ -81,7 +85,13 @@ def unpack_batch(data: bytes) -> Batch:
         raise ValueError("metadata is no list of mappings")
     if not len(images) == len(prompts) == len(metadata):
         raise ValueError(f"{len(images)} images, {len(prompts)} prompts and {len(metadata)} rows of metadata")
-    return Batch(images, prompts, metadata)
+    conditions = tensors.get("conditions")
+    if conditions is not None and (conditions.dtype, conditions.shape) != (images.dtype, images.shape):
+        raise ValueError(
+            f"conditions are {conditions.dtype} {list(conditions.shape)}. Expected the images': uint8 "
+            f"{list(images.shape)}."
+        )
+    return Batch(images, prompts, metadata, conditions)
 
 
 Part = tuple[Tensor, str | None]  # scores float64 [B], with NaN and infinity, and the reason why some failed

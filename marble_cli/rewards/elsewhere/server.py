@@ -19,6 +19,10 @@ from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.elsewhere import protocol
 from marble_cli.rewards.worker import RewardWorker
 
+NO_CONDITIONS = (
+    "reward {name} compares an image with the picture that it was edited from, and the request has none. "
+    "Expected `conditions` in it, which a marble of the server's version sends."
+)
 GONE = "the client has gone"  # for the log: no one reads the answer
 
 
@@ -101,6 +105,8 @@ def build_app(
         working[name] += 1
         try:
             batch = await _read(request, limits, busy)
+            if workers[name].reward.declaration.needs_conditions and batch.conditions is None:
+                raise RefusedError(422, protocol.CONTRACT, NO_CONDITIONS.format(name=name))
             answers = await _score(workers[name], batch, request)
         except ClientDisconnect as error:
             raise RefusedError(499, protocol.REFUSED, GONE) from error

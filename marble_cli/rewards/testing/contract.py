@@ -5,10 +5,12 @@ A check is called with a reward and a batch. It returns a description of what it
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from marble_cli.rewards.answers import parse_aspects
 from marble_cli.rewards.api import Batch
@@ -110,11 +112,13 @@ def follows_the_order(reward: Reward, batch: Batch) -> str:
 
 
 def leaves_its_inputs_alone(reward: Reward, batch: Batch) -> str:
-    """Check that a call changes neither images nor prompts nor metadata."""
+    """Check that a call changes neither images nor prompts, metadata or conditions."""
     given = copy_batch(batch)
     call_reward(reward, given)
-    if not torch.equal(given.images, batch.images):
-        raise ContractError("it changed the images")
+    pairs = (("images", given.images, batch.images), ("conditions", given.conditions, batch.conditions))
+    for name, now, before in pairs:
+        if now is not None and before is not None and not torch.equal(now, before):
+            raise ContractError(f"it changed the {name}")
     if given.prompts != batch.prompts:
         raise ContractError("it changed the prompts")
     if given.metadata != batch.metadata:
@@ -137,9 +141,8 @@ def leaves_the_process_alone(reward: Reward, batch: Batch, in_process: bool = Tr
 def takes_any_picture_size(reward: Reward, batch: Batch) -> str:
     """Check that pictures may have other sizes and need not be square."""
     for size in OTHER_SIZES:
-        images = torch.nn.functional.interpolate(batch.images, size, mode="nearest-exact")
         try:
-            score_copy(reward, batch._replace(images=images))
+            score_copy(reward, _with_pictures(batch, partial(interpolate, size=size, mode="nearest-exact")))
         except Exception as error:
             raise ContractError(
                 f"pictures of {size[0]} x {size[1]} pixels: {describe_error(error)}"
@@ -156,13 +159,16 @@ def takes_any_batch_size(reward: Reward, batch: Batch) -> str:
 
 
 def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
-    """Check that black and white pictures are scored, and that the memory layout does not matter."""
+    """Check that black and white pictures are scored, and that the memory layout does not matter.
+
+    A reward that takes conditions and does not need them is also called without.
+    """
     extremes = batch.images.clone()
     extremes[0::2], extremes[1::2] = 0, 255
     scores = score_copy(reward, batch._replace(images=extremes))
     if torch.isinf(scores).any():
         raise ContractError("a black or white picture got an infinite score")
-    strided = batch._replace(images=batch.images.to(memory_format=torch.channels_last))
+    strided = _with_pictures(batch, lambda pictures: pictures.to(memory_format=torch.channels_last))
     _require_same(
         reward,
         score_copy(reward, batch),
@@ -170,7 +176,11 @@ def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
         TOLERANCE,
         "the same pictures, channels last in memory",
     )
-    return "black, white, channels last in memory"
+    declaration = reward.declaration
+    if batch.conditions is None or declaration.needs_conditions:
+        return "black, white, channels last in memory"
+    score_copy(reward, batch._replace(conditions=None))
+    return "black, white, channels last in memory, with and without conditions"
 
 
 def survives_odd_prompts(reward: Reward, batch: Batch) -> str:
@@ -199,6 +209,12 @@ def same_on_another_device(reward: Reward, batch: Batch, gpu: "Callable[[], Rewa
     finally:
         moved.close()
     return f"the same scores, to {GPU_TOLERANCE:g}"
+
+
+def _with_pictures(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Return the batch with its images changed, and its conditions likewise."""
+    before = batch.conditions
+    return batch._replace(images=change(batch.images), conditions=None if before is None else change(before))
 
 
 CheckFunction = Callable[[Reward, Batch], str]

@@ -1,9 +1,10 @@
 """Check that a reward means what it should: it prefers the better sample in each of its own `examples`.
 
 A plugin may ship them as an attribute: pairs (better, worse), or a function that returns the pairs; with
-aspects, a mapping from aspects to pairs. Each sample is (picture, prompt) or (picture, prompt, metadata). A
-picture is a PIL image, uint8 [H, W, 3] as an array or [3, H, W] as a tensor, or the name of a file beside the
-plugin's module.
+aspects, a mapping from aspects to pairs. Each sample is (picture, prompt), (picture, prompt, metadata) or
+(picture, prompt, metadata, condition), where the condition is the picture that the first one was edited from,
+of its size. A picture is a PIL image, uint8 [H, W, 3] as an array or [3, H, W] as a tensor, or the name of a
+file beside the plugin's module.
 """
 
 import sys
@@ -51,9 +52,15 @@ def _check_pair(reward: Reward, aspect: str, index: int, pair: Any) -> float:
         first, second = samples
     except (TypeError, ValueError, RequestError) as error:
         raise ContractError(
-            f"{name}: {error}. Expected two samples (picture, prompt) or (picture, prompt, metadata)"
+            f"{name}: {error}. Expected two samples (picture, prompt), with metadata and the condition "
+            "after them if there are any"
         ) from error
-    together = first.images.shape == second.images.shape
+    edited = [sample.conditions is not None for sample in samples]
+    if reward.declaration.needs_conditions and not all(edited):
+        raise ContractError(
+            f"{name}: the reward needs conditions. Expected samples (picture, prompt, metadata, condition)"
+        )
+    together = first.images.shape == second.images.shape and edited[0] == edited[1]
     batches = [_joined(first, second)] if together else samples
     scores = torch.cat([score_copy(reward, batch) for batch in batches])
     better, worse = (scores[:, reward.declaration.aspects.index(aspect)] if aspect else scores).tolist()
@@ -64,12 +71,24 @@ def _check_pair(reward: Reward, aspect: str, index: int, pair: Any) -> float:
 
 def _joined(first: Batch, second: Batch) -> Batch:
     images = torch.cat([first.images, second.images])
-    return Batch(images, first.prompts + second.prompts, first.metadata + second.metadata)
+    before = [part.conditions for part in (first, second) if part.conditions is not None]
+    conditions = torch.cat(before) if before else None
+    return Batch(images, first.prompts + second.prompts, first.metadata + second.metadata, conditions)
 
 
-def _read_sample(plugin: Any, picture: Any, prompt: str, metadata: Mapping[str, Any] | None = None) -> Batch:
-    """Return a batch of one sample."""
-    return Batch(_read_picture(plugin, picture)[None], [prompt], [metadata or {}])
+def _read_sample(
+    plugin: Any, picture: Any, prompt: str, metadata: Mapping[str, Any] | None = None, condition: Any = None
+) -> Batch:
+    """Return a batch of one sample.
+
+    Raises:
+        ValueError: the condition has not the picture's size.
+    """
+    image = _read_picture(plugin, picture)[None]
+    before = None if condition is None else _read_picture(plugin, condition)[None]
+    if before is not None and before.shape != image.shape:
+        raise ValueError(f"a picture is {list(image.shape[1:])} and its condition {list(before.shape[1:])}")
+    return Batch(image, [prompt], [metadata or {}], before)
 
 
 def _read_picture(plugin: Any, picture: Any) -> Tensor:

@@ -14,11 +14,12 @@ from marble_cli.rewards.api import Batch
 SIDE = 64  # pixels of a sample picture
 
 
-def sample_batch(requires: Sequence[str]) -> Batch:
+def sample_batch(requires: Sequence[str], *, conditions: bool = False) -> Batch:
     """Return six pictures with prompts whose metadata has the keys `requires`, the same in every call.
 
     The pictures are uint8 [6, 3, 64, 64]: flat, a gradient, noise, and rectangles on a background. The
-    prompts are taken in turn from the embedded prompt files that have such metadata.
+    prompts are taken in turn from the embedded prompt files that have such metadata. With `conditions`, the
+    first three pictures were edited from themselves and each of the others from its neighbour.
 
     Raises:
         ConfigError: no embedded prompt has these keys.
@@ -34,7 +35,8 @@ def sample_batch(requires: Sequence[str]) -> Batch:
     metadata: list[Mapping[str, Any]] = [
         {key: value for key, value in row.items() if key != "prompt"} for row in chosen
     ]
-    return Batch(images, [row["prompt"] for row in chosen], metadata)
+    before = torch.cat([images[:3], images[3:].roll(1, 0)]) if conditions else None
+    return Batch(images, [row["prompt"] for row in chosen], metadata, before)
 
 
 def _embedded_prompts() -> list[list[dict[str, Any]]]:

@@ -14,7 +14,7 @@ from marble_cli.config.enums import OdeSolver
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import Adapter, PromptEmbeddings
-from marble_cli.policy.processors import PictureProcessor
+from marble_cli.policy.processors import read_processors
 from marble_cli.rollout.ode import make_scheduler, sample
 from marble_cli.seeds import noise
 from tests.policy.families.edits import Drawn
@@ -62,6 +62,10 @@ class Case:
         """Whether the model is given pictures, one per prompt."""
         return bool(self.policy.family.conditions)
 
+    def picture(self, prompt: str) -> Any:
+        """The picture that a prompt of a rollout starts from, or None."""
+        return Drawn(prompt) if self.edits else None
+
     def encode(
         self, policy: Any, prompts: Sequence[str] = PROMPTS, *, negative: bool = False
     ) -> PromptEmbeddings:
@@ -87,10 +91,11 @@ class Case:
 def load_plain(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """Sana's and Stable Diffusion's pipelines take the Euler solver here, with the times of their own."""
     index = json.loads((Path(folder) / "model_index.json").read_text())
-    own: dict[str, Any] = {}
-    if "processor" in index:
-        own["processor"] = PictureProcessor.from_pretrained(folder, subfolder="processor")
-    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype, **own)
+    own = read_processors(ModelConfig(), Path(folder), index)
+    pipeline = DiffusionPipeline.from_pretrained(
+        folder, local_files_only=True, dtype=dtype, **dict.fromkeys(own)
+    )
+    pipeline.register_modules(**own)
     pipeline.set_progress_bar_config(disable=True)
     if type(pipeline).__name__ == "SanaPipeline":
         pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
@@ -150,6 +155,8 @@ def _plain_run(case: Case, pipeline: Any, rows: slice, **more: Any) -> Run:
         seen = [
             pipeline._unpack_latents(x, size.height, size.width, scale).reshape(begin.shape) for x in seen
         ]
+    # FLUX.2's pipelines are given latents and have tokens.
+    seen = [x if x.ndim == 4 else x.mT.reshape(begin.shape) for x in seen]
     times, latents = pipeline.scheduler.sigmas, torch.stack(seen)
     if case.network == "unet":  # x0 + s eps at noise levels s = t / (1 - t)
         latents[0] *= pipeline.scheduler.init_noise_sigma

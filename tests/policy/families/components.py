@@ -48,20 +48,26 @@ def qwen_tokenizer(text: str) -> Any:
     return Qwen2Tokenizer(vocab=vocabulary, merges=merges, extra_special_tokens=specials[1:])
 
 
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 VISION = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
 
 
 def picture_processor(tokenizer: Any) -> Any:
     """Qwen's processor; its tokens of vision are added to the tokenizer."""
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
-
-    from marble_cli.policy.processors import PictureProcessor
+    from transformers import Qwen2VLImageProcessor
 
     tokenizer.add_special_tokens({"additional_special_tokens": VISION})
-    # Saved as published pipelines have it: by the name of the class whose part for videos needs torchvision.
-    names = {"__module__": Qwen2VLProcessor.__module__}
-    kind: Any = type("Qwen2VLProcessor", (PictureProcessor,), names)
-    return kind(Qwen2VLImageProcessor(), tokenizer)
+    return published("Qwen2VLProcessor")(Qwen2VLImageProcessor(), tokenizer)
+
+
+def published(name: str) -> Any:
+    """A class of marble's that a pipeline is saved with under the name in published pipelines."""
+    from marble_cli.policy.processors import PROCESSORS
+
+    return type(name, (PROCESSORS[name],), {"__module__": "transformers"})
 
 
 def autoencoder_kl() -> Any:

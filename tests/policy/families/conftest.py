@@ -1,5 +1,6 @@
 """Share the cases of the battery: each tiny pipeline is saved and loaded once per process."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.policy.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from marble_cli.policy.load import load_policy
 from tests.policy.families.cases import Case, load_plain
+from tests.policy.families.edits import Drawn
 from tests.policy.families.pipelines import TINY
 
 
@@ -27,16 +29,32 @@ def small_pictures() -> Iterator[None]:
         change.setattr(pipeline_qwenimage_edit, "calculate_dimensions", smaller)
         change.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 64 * 64)
         change.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", 64 * 64)
+        change.setattr(QwenImageEdit, "latent_area", 64 * 64)
         for family in (QwenImageEdit, QwenImageEditPlus):
-            change.setattr(family, "latent_area", 64 * 64)
             change.setattr(family, "seen_area", 64 * 64)
         yield
+
+
+@pytest.fixture(scope="session")
+def edits_folder(prompts_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prompts of other tests, each with a picture."""
+    root = tmp_path_factory.mktemp("edits")
+    for file in prompts_folder.glob("*/*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            picture = Drawn(row["prompt"])
+            row["image"] = f"{picture.digest}.png"
+            picture.image(48, 32).save(root / row["image"])
+        (root / file.parent.name).mkdir(exist_ok=True)
+        (root / file.parent.name / file.name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
 
 
 @pytest.fixture(scope="session", params=list(TINY))
 def case(
     request: pytest.FixtureRequest,
     small_pictures: None,
+    edits_folder: Path,
     tiny_folder: Callable[[str], Path],
     run_config: Callable[..., RunConfig],
     randomise: Callable[..., None],
@@ -57,4 +75,6 @@ def case(
     model = run_config(*overrides).model
     policy = load_policy(model, seed=0)
     randomise(policy)
+    if policy.family.conditions:
+        overrides = (*overrides, f"data.root={edits_folder}")
     return Case(tiny, overrides, model, load_plain(folder), policy)

@@ -9,7 +9,15 @@ import torch
 from tokenizers.pre_tokenizers import Metaspace
 
 from tests.models import make_pipeline
-from tests.policy.families.components import autoencoder_kl, learn_merges, picture_processor, qwen_tokenizer, t5
+from tests.policy.families.components import (
+    CHAT,
+    autoencoder_kl,
+    learn_merges,
+    picture_processor,
+    qwen_tokenizer,
+    t5,
+)
+from tests.policy.families.flux2 import flux2, flux2_klein
 from tests.policy.families.unets import sd15, sdxl
 
 
@@ -213,10 +221,7 @@ def z_image() -> Any:
     from transformers import Qwen3Config, Qwen3Model
 
     tokenizer = qwen_tokenizer("user\nassistant\n")
-    tokenizer.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
+    tokenizer.chat_template = CHAT
     config = Qwen3Config(
         vocab_size=1000,
         hidden_size=16,
@@ -281,6 +286,24 @@ TINY = {
         True,
         ("model.guidance=2.0",),
     ),
+    "flux2": Tiny(
+        "flux2",
+        flux2,
+        "96x64",
+        80,
+        96,
+        {"guidance_scale": 2.0, "max_sequence_length": 80},
+        overrides=("model.guidance=2.0",),
+    ),
+    "flux2_klein": Tiny(
+        "flux2_klein",
+        flux2_klein,
+        "96x64",
+        40,
+        96,
+        {"guidance_scale": 1.0, "max_sequence_length": 40},
+        overrides=("model.guidance=null",),
+    ),
     "qwen_image": Tiny("qwen_image", qwen_image, "48x32", 200, 24, {"true_cfg_scale": 1.0}, True),
     "qwen_image_edit": Tiny(
         "qwen_image_edit",
@@ -312,3 +335,4 @@ TINY = {
 # The two families with a UNet differ in what `test_pipelines.py` compares; elsewhere one stands for both.
 ONE_UNET = [name for name in TINY if name != "sd15"]
 TRANSFORMERS = [name for name in ONE_UNET if name != "sdxl"]
+EDITS = ["flux_kontext", "flux2", "flux2_klein", "qwen_image_edit", "qwen_image_edit_plus"]

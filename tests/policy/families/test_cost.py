@@ -61,7 +61,9 @@ def count(case: Case, policy: Any) -> PassCost:
         counter() as forward,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        velocity = policy.velocity(case.start()[:1], TIMES[:1], PromptEmbeddings(tensors, (length,)), "trained")
+        velocity = policy.velocity(
+            case.start()[:1], TIMES[:1], PromptEmbeddings(tensors, (length,)), "trained"
+        )
     with counter() as backward:
         velocity.sum().backward()
     saved = sum(size for size, _ in kept.values())

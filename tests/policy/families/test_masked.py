@@ -15,7 +15,7 @@ from marble_cli.policy.base import PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.policy.load import load_policy
 from tests.policy.families.cases import PROMPTS, TIMES, Case
 
-MASKED = ("qwen_image", "sana", "z_image")
+MASKED = ("qwen_image", "qwen_image_edit", "sana", "z_image")
 # Methods that read a tensor's values on the CPU, and operations whose result's shape depends on values.
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
 SHAPED_BY_VALUES = ("nonzero", "masked_select", "_unique2", "_local_scalar_dense")

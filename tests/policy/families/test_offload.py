@@ -15,7 +15,7 @@ from marble_cli.policy.offload import BlockOffload, Copy
 from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora_layer import LoraMatrix
 from marble_cli.step.per_sample import PerSampleGradients
-from tests.policy.families.cases import PROMPTS, Case
+from tests.policy.families.cases import Case
 from tests.policy.families.pipelines import ONE_UNET
 
 pytestmark = pytest.mark.parametrize("case", ONE_UNET, indirect=True)

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
 from marble_cli.config.enums import OdeSolver
 from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.policy.load import load_policy
+from marble_cli.policy.pipeline import DECODED_PIXELS
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.ode import sampling_times
 from tests.policy.families.cases import (
@@ -24,6 +26,8 @@ from tests.policy.families.cases import (
     assert_same_images,
     plain_run,
 )
+from tests.policy.families.edits import Drawn
+from tests.policy.families.pipelines import TINY
 
 
 def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
@@ -36,6 +40,9 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
         case "flux" | "flux_kontext":
             tokens, pooled, _ = pipeline.encode_prompt(prompt, max_sequence_length=length)
             return tokens[0], pooled[0]
+        case "flux2_klein" | "flux2":
+            tokens, _ = pipeline.encode_prompt(prompt, max_sequence_length=length)
+            return tokens[0], None
         case "sdxl":
             tokens, _, pooled, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
             return tokens[0], pooled[0]
@@ -50,7 +57,7 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
             )
             return tokens[mask.bool()], None
         case "qwen_image_edit":
-            picture = Drawn(prompt).image(*case.policy.family.encoded_size)
+            picture = pipeline.image_processor.resize(Drawn(prompt).image(48, 32), 64, 64)
             return pipeline.encode_prompt(prompt, [picture], max_sequence_length=length)[0][0], None
         case _:
             return pipeline.encode_prompt(prompt, max_sequence_length=length)[0][0], None
@@ -69,7 +76,7 @@ def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> No
         if pooled is not None:
             torch.testing.assert_close(together.tensors["pooled"][row], pooled, rtol=1e-5, atol=1e-5)
             assert length == len(tokens)
-        elif case.network == "transformer":
+        elif "mask" in together.tensors:
             own = case.policy.family.picture_tokens if case.edits else 0
             assert length < len(tokens) == case.tiny.max_sequence_length + own
             mask = together.tensors["mask"][row]
@@ -100,13 +107,24 @@ def negatives(case: Case) -> list[str]:
     return [text or "dim" for text in NEGATIVES] if case.tiny.choice == "sdxl" else list(NEGATIVES)
 
 
+def away(case: Case) -> dict[str, list[Any]]:
+    """The negative prompts as the plain pipeline takes them: FLUX.2's takes their embeddings alone."""
+    if case.tiny.choice != "flux2_klein":
+        return {"negative_prompt": negatives(case)}
+    encoded = [case.plain.encode_prompt(text, max_sequence_length=40)[0] for text in negatives(case)]
+    return {"negative_prompt_embeds": encoded}
+
+
 def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Tensor:
     """As a rollout, evaluations and `marble generate` make them, in batches of two: [3, C, H, W]."""
     settings = RolloutConfig(
         steps=STEPS, solver=OdeSolver.euler, batch_size=2, guidance_scale=scale, **bounds
     )
     rollout = Rollout(policy, settings, seed=0)
-    prompts = [Prompt(text, {}, "any", away) for text, away in zip(PROMPTS, negatives(case), strict=True)]
+    prompts = [
+        Prompt(text, {}, "any", away, case.picture(text))
+        for text, away in zip(PROMPTS, negatives(case), strict=True)
+    ]
     rollout.prepare(prompts)
     samples = rollout.collect(
         prompts, range(3), scorer=Unscored(), adapter=None, purpose="test", step=0, advance=lambda n: None
@@ -114,14 +132,15 @@ def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Te
     return samples.x0
 
 
+@pytest.mark.parametrize("case", [name for name in TINY if name != "flux2"], indirect=True)
 @pytest.mark.parametrize(("scale", "cached"), [(2.0, False), (4.0, True)])
 def test_guided_latents_equal_the_pipelines_own(
     case: Case, tmp_path: Path, scale: float, cached: bool
 ) -> None:
-    """A number that is copied from there draws the same pictures here."""
+    """A number that is copied from there draws the same pictures here. FLUX.2-dev's takes none."""
     policy = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0) if cached else case.policy
     name = "true_cfg_scale" if case.tiny.packed else "guidance_scale"
-    run = plain_run(case, case.plain, negative_prompt=negatives(case), **{name: scale})
+    run = plain_run(case, case.plain, **{name: scale}, **away(case))
     ours = guided_latents(case, policy, scale)
     torch.testing.assert_close(ours, run.latents[-1], rtol=1e-5, atol=3e-5)
     assert (ours - guided_latents(case, policy, 1.0)).abs().amax(dim=(1, 2, 3)).min() > 1e-2
@@ -153,7 +172,9 @@ def test_velocity_in_a_batch_equals_that_of_the_sample_alone(case: Case) -> None
     policy, xt = case.policy, case.start()
     together = policy.velocity(xt, case.times, case.encode(policy), "trained")
     for i, prompt in enumerate(PROMPTS):
-        alone = policy.velocity(xt[i : i + 1], case.times[i : i + 1], case.encode(policy, [prompt]), "trained")
+        alone = policy.velocity(
+            xt[i : i + 1], case.times[i : i + 1], case.encode(policy, [prompt]), "trained"
+        )
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 
@@ -170,6 +191,8 @@ def test_times_of_the_second_order_solver_have_the_pipelines_shift(case: Case) -
     if config.use_dynamic_shifting:
         slope = (config.max_shift - config.base_shift) / (64 - 4)
         shift = torch.tensor(config.base_shift + slope * (case.tiny.tokens - 4)).exp()
+        if case.tiny.choice.startswith("flux2"):
+            shift = torch.tensor(compute_empirical_mu(case.tiny.tokens, STEPS)).exp()
     even = 1 - torch.linspace(1, 1 / 1000, STEPS + 1).flip(0)[:-1]
     torch.testing.assert_close(times, shift * even / (1 + (shift - 1) * even))
     if case.tiny.choice == "sana":
@@ -187,8 +210,11 @@ def test_cached_embeddings_equal_those_of_single_prompts(case: Case, tmp_path: P
 
 def test_many_prompts_are_encoded_in_parts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     policy: Any = load_policy(case.model, 0)
+    monkeypatch.setitem(DECODED_PIXELS, "cpu", 10**9)  # else there are as few pictures as the VAE takes
     whole, sizes, encode = case.encode(policy), list[int](), policy.family.encode
-    monkeypatch.setattr(policy.family, "encode", lambda part, *images: sizes.append(len(part)) or encode(part, *images))
+    monkeypatch.setattr(
+        policy.family, "encode", lambda part, *images: sizes.append(len(part)) or encode(part, *images)
+    )
     monkeypatch.setattr("marble_cli.policy.pipeline.ENCODED_TOKENS", 2 * case.model.max_sequence_length + 1)
     parts = case.encode(policy)
     assert sizes == ([2, 1] if case.model.max_sequence_length else [3])

@@ -12,7 +12,7 @@ from marble_cli.config.enums import Quantization
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.step.per_sample import PerSampleGradients
-from tests.policy.families.cases import PROMPTS, Case
+from tests.policy.families.cases import Case
 from tests.policy.families.pipelines import ONE_UNET, TRANSFORMERS
 
 # Largest relative errors of velocities; embeddings of these encoders, 8 numbers wide, may have thrice that.

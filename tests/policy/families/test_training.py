@@ -21,7 +21,6 @@ from marble_cli.policy.load import load_policy
 from marble_cli.run.train import train
 from marble_cli.step.per_sample import PerSampleGradients
 from tests.policy.families.cases import (
-    PROMPTS,
     STEPS,
     Case,
     assert_same_images,
@@ -58,12 +57,14 @@ def test_per_sample_gradients_equal_autograd_for_every_mixture(
 
 
 def test_default_targets_adapt_every_attention_projection(case: Case) -> None:
+    """But for FLUX.2's projections to outputs of attention and MLP at once, which have a list's name."""
     adapted = {name.split(".lora_")[0] for name in case.policy.parameters("trained")}
     assert adapted == {
         name
         for name, module in getattr(case.plain, case.network).named_modules()
         if isinstance(module, nn.Linear)
         and any(part.startswith(("to_", "add_q", "add_k", "add_v")) for part in name.split(".")[-2:])
+        and not name.endswith(".attn.to_out")
     }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from marble_reward_judge.completion import Answer, CompletionError, read_completion
 from marble_reward_judge.endpoint import address, extras, is_here, key
 
+Pictures = Sequence[Tensor]  # of one question, uint8 [3, H, W] each
 MAX_RETRY_AFTER = 60.0  # seconds; a longer Retry-After of the server is cut to this
 BACK_OFF = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)  # seconds
 TEMPORARY = (408, 409, 425, 429)  # statuses worth another attempt, like every 5xx
@@ -92,33 +93,33 @@ class ChatServer:
         self.settings = {"model": model, **sent, **extras(extra_body or {})}
         self.concurrency, self.timeout, self.attempts = concurrency, request_timeout, attempts
 
-    def ask(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[Answer | ServerError]:
-        """Ask one question per picture.
+    def ask(self, pictures: Sequence[Pictures], questions: Sequence[str]) -> list[Answer | ServerError]:
+        """Ask questions, each about one or several pictures.
 
         Args:
-            images: uint8 [3, H, W] each; sent as PNG, which loses nothing.
-            questions: one per image.
+            pictures: of each question, uint8 [3, H, W] each; sent before it as PNG, which loses nothing.
+            questions: as many.
 
         Returns:
-            Answers in the order of the images; an error takes the place of an answer that could not be had.
+            Answers in their order; an error takes the place of an answer that could not be had.
 
         Raises:
             ServerError: the server refuses the key, or knows no such model or address. This concerns every
                 picture.
         """
         try:
-            return asyncio.run(self._ask_all(images, questions))
+            return asyncio.run(self._ask_all(pictures, questions))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
     async def _ask_all(
-        self, images: Sequence[Tensor], questions: Sequence[str]
+        self, pictures: Sequence[Pictures], questions: Sequence[str]
     ) -> list[Answer | ServerError]:
         places = asyncio.Semaphore(self.concurrency)
         async with self._client() as client, asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._ask(client, places, image, question))
-                for image, question in zip(images, questions, strict=True)
+                group.create_task(self._ask(client, places, seen, question))
+                for seen, question in zip(pictures, questions, strict=True)
             ]
         return [task.result() for task in tasks]
 
@@ -143,7 +144,7 @@ class ChatServer:
             ) from error
 
     async def _ask(
-        self, client: httpx.AsyncClient, places: asyncio.Semaphore, image: Tensor, question: str
+        self, client: httpx.AsyncClient, places: asyncio.Semaphore, seen: Pictures, question: str
     ) -> Answer | ServerError:
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.attempts),
@@ -152,18 +153,18 @@ class ChatServer:
             reraise=True,
         )
         try:
-            return await retrying(self._request, client, places, image, question)
+            return await retrying(self._request, client, places, seen, question)
         except _TemporaryError as error:
             return ServerError(f"{error} ({self.attempts} attempts)")
         except _QuestionError as error:
             return ServerError(str(error))
 
     async def _request(
-        self, client: httpx.AsyncClient, places: asyncio.Semaphore, image: Tensor, question: str
+        self, client: httpx.AsyncClient, places: asyncio.Semaphore, seen: Pictures, question: str
     ) -> Answer:
         async with places:
             parts = [
-                {"type": "image_url", "image_url": {"url": data_url(image)}},
+                *({"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in seen),
                 {"type": "text", "text": question},
             ]
             body = {**self.settings, "messages": [{"role": "user", "content": parts}]}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from marble_reward_judge.chat import ChatServer, ServerError
+from marble_reward_judge.chat import ChatServer, Pictures, ServerError
 from marble_reward_judge.completion import Answer
 from marble_reward_judge.likelihood import REQUEST, ExpectedValue
 from marble_reward_judge.score import ScoreReader, UnreadableAnswerError
@@ -15,8 +15,8 @@ Scores = list[float | Exception]
 Reader = Callable[[Answer], float]
 
 
-class Judge:
-    """Score of the picture by a vision-language model behind an OpenAI-compatible server."""
+class Questioner:
+    """What a judge asks about pictures, and how it reads the answers."""
 
     license = "Apache-2.0; the model under its own licence"
     citation = "of the model that is asked"
@@ -47,7 +47,7 @@ class Judge:
         Args:
             base_url: address of the server, e.g. http://127.0.0.1:8000/v1.
             model: name of the model on the server.
-            template: the question, which follows the picture; `{prompt}` is replaced by the prompt.
+            template: the question, which follows the pictures; `{prompt}` is replaced by the prompt.
             pattern: a regular expression with one group, the score; its last match counts. Either this, or:
             json_key: key of the score in a JSON object in the answer.
             low: the lowest score on the judge's scale; an answer outside the scale is a failure.
@@ -103,11 +103,11 @@ class Judge:
             extra_body,
         )
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores | dict[str, Scores]:
+    def score(self, pictures: Sequence[Pictures], prompts: Sequence[str]) -> Scores | dict[str, Scores]:
         """Score a batch.
 
         Args:
-            images: uint8 [B, 3, H, W]; sent at this size.
+            pictures: those that the question about each prompt shows, uint8 [3, H, W]; sent at this size.
             prompts: B prompts.
 
         Returns:
@@ -122,7 +122,7 @@ class Judge:
             for aspect in asked
             for prompt in prompts
         ]
-        answers = self.server.ask([*images] * len(asked), questions)
+        answers = self.server.ask([*pictures] * len(asked), questions)
         rows = [answers[start : start + len(prompts)] for start in range(0, len(answers), len(prompts))]
         rows = rows if self.one_question_each else rows * len(self.read)
         scores = [
@@ -138,6 +138,30 @@ class Judge:
             return (read(answer) - self.offset) / self.scale
         except UnreadableAnswerError as error:
             return error
+
+
+class Judge(Questioner):
+    """Score of the picture by a vision-language model behind an OpenAI-compatible server."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores | dict[str, Scores]:
+        """Score a batch as `score` does: images uint8 [B, 3, H, W] of B prompts, sent at this size."""
+        return self.score([(image,) for image in images], prompts)
+
+
+class EditJudge(Questioner):
+    """Score of an edited picture, by a vision-language model that sees the picture before and after."""
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], conditions: Tensor
+    ) -> Scores | dict[str, Scores]:
+        """Score a batch as `score` does, with the picture before the edit first.
+
+        Args:
+            images: uint8 [B, 3, H, W], the edited pictures.
+            prompts: B instructions.
+            conditions: uint8 [B, 3, H, W], the pictures that they were edited from.
+        """
+        return self.score(list(zip(conditions, images, strict=True)), prompts)
 
 
 def _check_template(template: str, aspects: Sequence[str], placeholder: str | None) -> None:

@@ -58,7 +58,7 @@ class Questions:
         Raises:
             ServerError: the server refuses the key, or knows no such model or address.
         """
-        repeated = [image for image, own in zip(images, questions, strict=True) for _ in own]
+        repeated = [(image,) for image, own in zip(images, questions, strict=True) for _ in own]
         answers = iter(self.server.ask(repeated, [question for own in questions for question in own]))
         every: list[list[Answer] | ServerError] = []
         for own in questions:

@@ -1,0 +1,1 @@
+"""A reward for image editing: how much of the picture is kept."""

@@ -1,0 +1,136 @@
+"""What only models have that start from a picture: sizes of pictures, and what a picture changes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from marble_cli.config.compose import compose
+from marble_cli.config.schema import ModelConfig
+from marble_cli.data.condition_checks import check_conditions
+from marble_cli.data.conditions import Condition
+from marble_cli.data.prompts import Prompt
+from marble_cli.errors import DataError, RequestError
+from marble_cli.policy.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
+from marble_cli.policy.load import load_policy
+from marble_cli.policy.size import model_size
+from marble_cli.policy.source import starts_from_picture
+from tests.policy.families.cases import PROMPTS, Case, assert_same_images, load_plain, plain_run
+from tests.policy.families.pipelines import EDITS
+
+
+@pytest.mark.parametrize("case", EDITS, indirect=True)
+@torch.no_grad()
+def test_another_picture_gives_another_velocity(case: Case) -> None:
+    """With all else equal, and for that sample alone."""
+    policy, encoded = case.policy, case.encode(case.policy)
+    other = dict(encoded.tensors)
+    other["condition"] = encoded.tensors["condition"][[2, 1, 0]]
+    at = case.start(), case.times
+    one, two = (
+        policy.velocity(*at, replace(encoded, tensors=tensors), None) for tensors in (encoded.tensors, other)
+    )
+    distance = (one - two).flatten(1).norm(dim=1) / one.flatten(1).norm(dim=1)
+    assert distance[1] == 0
+    assert min(distance[0], distance[2]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("resolution", "encoded", "seen"),
+    [
+        ("512x512", (1024, 1024), (384, 384)),
+        ("1024x1024", (1024, 1024), (384, 384)),
+        ("768x512", (1248, 832), (480, 320)),
+    ],
+)
+def test_qwen_sees_pictures_at_its_pipelines_areas(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Callable[[str], Path],
+    resolution: str,
+    encoded: tuple[int, int],
+    seen: tuple[int, int],
+) -> None:
+    """The pipelines' 1024 x 1024 and 384 x 384 pixels, to multiples of 32; the battery has fewer."""
+    monkeypatch.setattr(QwenImageEdit, "latent_area", 1024 * 1024)
+    monkeypatch.setattr(QwenImageEdit, "seen_area", 1024 * 1024)
+    monkeypatch.setattr(QwenImageEditPlus, "seen_area", 384 * 384)
+    pipeline = load_plain(tiny_folder("qwen_image_edit"))
+    for family, expected in ((QwenImageEdit, encoded), (QwenImageEditPlus, seen)):
+        made = family(pipeline, ModelConfig(resolution=resolution))
+        assert (made.encoded_size, made.seen_size) == (encoded, expected)
+        assert made.condition_shape == (4, encoded[1] // 4, encoded[0] // 4)
+
+
+@pytest.mark.parametrize("case", ["qwen_image_edit"], indirect=True)
+def test_long_instructions_are_cut_and_the_picture_is_not(case: Case) -> None:
+    policy: Any = load_policy(replace(case.model, max_sequence_length=8), 0)
+    length = policy.family.picture_tokens + 8
+    whole, cut = case.encode(case.policy), case.encode(policy)
+    assert cut.lengths == (length,) * len(PROMPTS)
+    assert torch.equal(cut.tensors["tokens"], whole.tensors["tokens"][:, :length])
+
+
+@pytest.mark.parametrize("case", ["qwen_image_edit"], indirect=True)
+def test_folder_without_its_processor_is_refused(case: Case, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for part in Path(case.model.path).iterdir():
+        if part.name != "processor":
+            (folder / part.name).symlink_to(part)
+    with pytest.raises(RequestError, match=r"processor is missing, which holds a processor \(Qwen2VLProc"):
+        load_policy(replace(case.model, path=str(folder)), 0)
+
+
+@pytest.mark.parametrize("case", ["flux_kontext", "flux2", "flux2_klein"], indirect=True)
+@torch.no_grad()
+def test_models_of_flux_without_pictures_draw_from_the_text_alone(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Case, "edits", False)
+    assert_same_images(case.images(case.policy, None), plain_run(case, case.plain).images)
+
+
+@pytest.mark.parametrize(
+    ("choice", "parameters"),
+    [("flux_kontext", 11.9e9), ("qwen_image_edit", 20.4e9), ("flux2_klein", 3.9e9)],
+)
+def test_shipped_configurations_have_the_published_sizes(choice: str, parameters: float) -> None:
+    model = compose([f"model={choice}", "~preset", "data.root=.", "run.dir=x", "model.resolution=1024"]).model
+    size = model_size(model)
+    assert size is not None
+    assert size.network == pytest.approx(parameters, rel=0.01)
+    assert size.tokens == 4096
+
+
+def test_rows_with_and_without_pictures_do_not_mix() -> None:
+    """Where a model takes both; the others are told that one is missing, or one too many."""
+    rows = [
+        Prompt("a cup", where="a.jsonl, line 1"),
+        Prompt("a boat", source="signs", where="a.jsonl, line 2"),
+    ]
+    picture = Condition("a.jsonl, line 1", Path("a.png"))
+    with pytest.raises(
+        DataError, match=r"none in data\.sources\.signs: a\.jsonl, line 2\. Expected one in all"
+    ):
+        check_conditions([replace(rows[0], image=picture), rows[1]], "m", takes=None)
+    check_conditions(rows, "m", takes=None)
+
+
+@pytest.mark.parametrize("case", EDITS, indirect=True)
+def test_pictures_are_optional_in_flux2(case: Case) -> None:
+    optional = case.tiny.choice in ("flux2", "flux2_klein")
+    assert starts_from_picture(case.model, fetch=False) is (None if optional else True)
+
+
+@pytest.mark.parametrize("case", ["flux2_klein"], indirect=True)
+def test_plan_without_pictures_is_cheaper(case: Case) -> None:
+    """The picture has as many tokens as the result."""
+    size, bare = model_size(case.model), model_size(case.model, pictures=False)
+    assert size is not None
+    assert bare is not None
+    assert size.tokens == bare.tokens
+    assert size.cost.forward > 1.4 * bare.cost.forward
+    assert size.most_kept > 1.4 * bare.most_kept
