@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def keeping(
-    images: Tensor, metadata: Sequence[Mapping[str, Any]], conditions: Tensor | None
+    images: Tensor, metadata: Sequence[Mapping[str, Any]], conditions: Tensor
 ) -> list[float | ValueError]:
     """Measure what an edit leaves as it was: minus the mean change of a pixel, in grey levels of 255.
 
@@ -19,14 +19,12 @@ def keeping(
     Args:
         images: uint8 [B, 3, H, W].
         metadata: B mappings.
-        conditions: uint8 [B, 3, H, W], the pictures that the images were edited from; None without.
+        conditions: uint8 [B, 3, H, W], the pictures that the images were edited from.
 
     Returns:
-        B scores in [-255, 0]; NaN without `conditions`. A ValueError takes the place of a score if the region
-        is malformed or is the whole picture.
+        B scores in [-255, 0]. A ValueError takes the place of a score if the region is malformed or is the
+        whole picture.
     """
-    if conditions is None:
-        return [math.nan] * len(images)
     changes = (images.float() - conditions.float()).abs().mean(dim=1)
     return [_score(change, row.get("region")) for change, row in zip(changes, metadata, strict=True)]
 
@@ -46,6 +44,16 @@ def _score(change: Tensor, region: Any) -> float | ValueError:
     return -change[kept].mean().item()
 
 
+def examples() -> list[Any]:
+    """Return pairs of pictures: a change inside of the region above the same change outside."""
+    before = torch.full((3, 32, 32), 128, dtype=torch.uint8)
+    after = before.clone()
+    after[:, 4:12, 4:12] = 255
+    inside, outside = [0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]
+    return [((after, "", {"region": inside}, before), (after, "", {"region": outside}, before))]
+
+
+keeping.examples = examples  # type: ignore[attr-defined]
 keeping.requires = {"region": ([float], None)}  # type: ignore[attr-defined]
 keeping.range = (-255.0, 0.0)  # type: ignore[attr-defined]
 keeping.license = "Apache-2.0"  # type: ignore[attr-defined]
