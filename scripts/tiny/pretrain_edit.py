@@ -44,18 +44,17 @@ WORDED = 2_000  # triples whose instructions the tokenizers are made of
 class Plan:
     """Sizes of the training; `prompts` are the pictures of each split and the instructions for each."""
 
-    triples: int = 12_000  # of each round
+    triples: tuple[int, int] = (16_000, 12_000)  # of each round
     steps: tuple[int, int] = (3_000, 1_800)  # of each round
     batch: int = 64
     prompts: tuple[tuple[str, tuple[int, int]], ...] = (("train", (48, 16)), ("test", (24, 10)))
 
     def scaled(self, share: float) -> "Plan":
         """Return the plan with a share of the triples and steps."""
-        return replace(
-            self,
-            triples=int(self.triples * share),
-            steps=(int(self.steps[0] * share), int(self.steps[1] * share)),
+        triples, steps = (
+            (int(first * share), int(second * share)) for first, second in (self.triples, self.steps)
         )
+        return replace(self, triples=triples, steps=steps)
 
 
 def make_t5(instructions: list[str]) -> tuple[T5Tokenizer, T5EncoderModel]:
@@ -175,8 +174,9 @@ def pretrain(output: Path, seed: int, plan: Plan) -> None:
     t5_tokenizer, t5 = make_t5(words)
     clip = CLIPTextModel(text_config(clip_tokenizer, WIDTH, 1, WIDTH))
     model: Any = torch.nn.ModuleList([make_transformer(), clip, t5])
-    for number, (shares, steps) in enumerate(zip((CARELESS, BETTER), plan.steps, strict=True)):
-        pictures, instructions, edited = painted_triples(seed + number, plan.triples, shares)
+    rounds = zip((CARELESS, BETTER), plan.triples, plan.steps, strict=True)
+    for number, (shares, triples, steps) in enumerate(rounds):
+        pictures, instructions, edited = painted_triples(seed + number, triples, shares)
         before, after = (
             packed_latents(vae, torch.from_numpy(images).permute(0, 3, 1, 2)) for images in (pictures, edited)
         )

@@ -98,7 +98,9 @@ def test_the_weights_are_small_and_never_pickled() -> None:
 def test_pretrain_writes_the_pipeline_and_the_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = pretrain_edit.Plan(triples=6, steps=(1, 1), batch=4, prompts=(("train", (2, 3)), ("test", (1, 2))))
+    plan = pretrain_edit.Plan(
+        triples=(6, 6), steps=(1, 1), batch=4, prompts=(("train", (2, 3)), ("test", (1, 2)))
+    )
     monkeypatch.setattr(pretrain_edit, "Plan", lambda: plan)
     pretrain_edit.main(["--output", str(tmp_path), "--scale", "1"])
     pipeline = FluxKontextPipeline.from_pretrained(tmp_path / "pipeline", dtype=torch.float32)
