@@ -1,5 +1,6 @@
 """FLUX.2: dev, whose guidance is distilled into an input of the transformer, and klein."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class Flux2:
 
     def _bound(self, width: int, height: int) -> tuple[int, int]:
         """Return the (width, height) that the pipeline gives a picture of the run's size."""
-        scale = min(1.0, (MOST / (width * height)) ** 0.5)
+        scale = min(1.0, math.sqrt(MOST / (width * height)))
         columns, rows = (int(side * scale) // self.side * self.side for side in (width, height))
         return columns, rows
 

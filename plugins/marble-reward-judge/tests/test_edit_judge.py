@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from conftest import Server
 
 ASKED: dict[str, Any] = {
-    "model": "m",
     "template": "Edit: {prompt}",
     "json_key": "score",
     "low": 0,

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from marble_cli.config.compose import compose
+from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.data.condition_checks import check_conditions
 from marble_cli.data.conditions import Condition
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import DataError, RequestError
+from marble_cli.policy.families.flux2 import Flux2Klein
 from marble_cli.policy.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
@@ -62,6 +65,28 @@ def test_qwen_sees_pictures_at_its_pipelines_areas(
         made = family(pipeline, ModelConfig(resolution=resolution))
         assert (made.encoded_size, made.seen_size) == (encoded, expected)
         assert made.condition_shape == (4, encoded[1] // 4, encoded[0] // 4)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "encoded"),
+    [
+        ("512x768", (512, 768)),
+        ("1024x1024", (1024, 1024)),
+        ("1536x1024", (1248, 832)),
+        ("1600x1200", (1176, 880)),
+    ],
+)
+def test_flux2_takes_at_most_a_million_pixels_of_a_picture(
+    tiny_folder: Callable[[str], Path], resolution: str, encoded: tuple[int, int]
+) -> None:
+    """By the pipeline's own rule for a picture of the run's size; the tiny model's tokens span 8 pixels."""
+    pipeline, size = load_plain(tiny_folder("flux2_klein")), read_resolution(resolution)
+    family = Flux2Klein(pipeline, ModelConfig(resolution=resolution))
+    assert family.encoded_size == encoded
+    picture = Image.new("RGB", (size.width, size.height))
+    if size.pixels > 1024 * 1024:
+        picture = pipeline.image_processor._resize_to_target_area(picture)
+    assert encoded == tuple(side // 8 * 8 for side in picture.size)
 
 
 @pytest.mark.parametrize("case", ["qwen_image_edit"], indirect=True)
