@@ -13,12 +13,12 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 
-def make_transformer(qk_norm: str | None = "rms_norm") -> Any:
+def make_transformer(qk_norm: str | None = "rms_norm", **more: Any) -> Any:
     """Make a transformer of two joint blocks over 4 x 4 latents; without `qk_norm` it runs in float64."""
     return SD3Transformer2DModel(
         sample_size=4, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
         num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16,
-        pos_embed_max_size=4, qk_norm=qk_norm,
+        **{"pos_embed_max_size": 4, "qk_norm": qk_norm, **more},
     )  # fmt: skip
 
 

@@ -37,6 +37,10 @@ MAPPED = {
     rf"|{_EMBEDDED_TIME}|context_embedder|norm_out\.linear|proj_out",
     "Flux": _FLUX,
     "FluxKontext": _FLUX,
+    # ComfyUI takes Chroma for a FLUX.1; it has no layers of modulation.
+    "Chroma": rf"transformer_blocks\.\d+\.({_JOINT_ATTENTION}|ff(_context)?\.net\.(0\.proj|2))"
+    r"|single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)"
+    r"|x_embedder|context_embedder|proj_out",
     "QwenImage": _QWEN,
     "QwenImageEdit": _QWEN,
     "QwenImageEditPlus": _QWEN,

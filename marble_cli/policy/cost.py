@@ -92,7 +92,7 @@ def make_inputs(
         pooled = config["projection_class_embeddings_input_dim"] - 6 * sizes
     if editing := as_editing(family):
         prompt_tokens += editing.picture_tokens
-    shapes = {"tokens": (prompt_tokens, width), "pooled": (pooled,)}
+    shapes = {"tokens": (prompt_tokens, width), "pooled": (pooled,), "attended": (prompt_tokens,)}
     tensors = {name: torch.empty(1, *shape, device="meta", dtype=dtype) for name, shape in shapes.items()}
     tensors["mask"] = torch.ones(1, prompt_tokens, dtype=torch.bool)
     if editing:
@@ -156,8 +156,10 @@ class _FusedAttention(TorchFunctionMode):
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
-    scale = options.get("scale")
+    scale, bias = options.get("scale"), options.get("attn_mask")
+    if bias is not None:  # kept if it is one of numbers; a mask of truth values is on the CPU here
+        bias = bias.expand(-1, query.shape[1], -1, -1) if bias.is_floating_point() else None
     output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, None, torch.is_grad_enabled(), scale=scale
+        query, key, value, bias, torch.is_grad_enabled(), scale=scale
     )[0]
     return output

@@ -1,5 +1,6 @@
 """Load a pipeline from the configuration and put it on its device as a policy."""
 
+import warnings
 from typing import Any
 
 import diffusers
@@ -64,7 +65,9 @@ def load_policy(model: ModelConfig, seed: int, place: PlaceModel = place_whole) 
     device = pick_device(model.device)
     folder = local_folder(model.path)
     warn_unused_revision(model)
-    with explain_load_errors(model):
+    with explain_load_errors(model), warnings.catch_warnings():
+        # Of diffusers' own transformer of Chroma (0.42).
+        warnings.filterwarnings("ignore", ".FluxPosEmbed. is deprecated", FutureWarning)
         index = read_json(model_file(model, "model_index.json"))
         family = find_family(model, index)
         tokenizers: dict[str, Any] = {}  # a pipeline from the hub brings its own

@@ -47,6 +47,8 @@ FAMILIES = {  # by the pipeline's class
     "QwenImageEditPlusPipeline": "marble_cli.policy.families.qwen_image_edit:QwenImageEditPlus",
     "SanaPipeline": "marble_cli.policy.families.sana:Sana",
     "ZImagePipeline": "marble_cli.policy.families.z_image:ZImage",
+    "ChromaPipeline": "marble_cli.policy.families.chroma:Chroma",
+    "Lumina2Pipeline": "marble_cli.policy.families.lumina2:Lumina2",
     "StableDiffusionXLPipeline": "marble_cli.policy.families.sdxl:SDXL",
     "StableDiffusionPipeline": "marble_cli.policy.families.sd15:SD15",
 }
@@ -193,6 +195,12 @@ def check_model_settings(model: ModelConfig, family: type[Family], network: Mapp
     if model.max_sequence_length == 0 and family.text == "long":
         raise ConfigError(
             f"model.max_sequence_length=0: {model.path} has no other text encoder. Expected at least 1."
+        )
+    positions, *_ = network.get("axes_lens") or [None]
+    if positions is not None and model.max_sequence_length >= positions:
+        raise ConfigError(
+            f"model.max_sequence_length={model.max_sequence_length}: {model.path} has {positions} positions. "
+            f"Expected at most {positions - 1}."
         )
 
 

@@ -21,8 +21,8 @@ an override, `preset=tiny` is chosen, with the settings of the embedded model.
 GROUPS = {
     "run": "The run's name and folder.",
     "model": "The pipeline, its precision and memory, and what is trained: a LoRA or all weights. "
-    "Choices: `sd3`, `flux`, `flux_kontext`, `flux2`, `flux2_klein`, `qwen_image`, `qwen_image_edit`, "
-    "`sana`, `z_image`, `sdxl`, `sd15`, `tiny`.",
+    "Choices: `sd3`, `flux`, `flux_kontext`, `flux2`, `flux2_klein`, `chroma`, `qwen_image`, "
+    "`qwen_image_edit`, `sana`, `lumina2`, `z_image`, `sdxl`, `sd15`, `tiny`.",
     "data": "Prompts by source. Choices: `tiny`, `files`, `hub`, `paper`, `paper_quotes`. "
     "See [prompts](../how-to/prompts.md).",
     "rewards": "The rewards to train on: `rewards=[ocr,clipscore]`, one file per reward. "

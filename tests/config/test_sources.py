@@ -92,6 +92,10 @@ def test_paper_quotes_differs_from_paper_only_in_quotes() -> None:
             "data.sources.text.quoted_as=prompt",
             "data.sources.text.quoted_as=prompt: expected a key of metadata",
         ),
+        ("data.sources.text.image_key=prompt", "image_key=prompt: data.sources.text takes text from there"),
+        ("data.sources.text.image_key=", "data.sources.text.image_key is empty. Expected a name, or null."),
+        ("data.sources.text.quoted_as=image", "quoted_as=image: expected a key of metadata"),
+        ("data.sources.text.metadata.image=x", "data.sources.text says already where 'image' comes from"),
         ("data.sources.text.metadata=x", "data.sources.text.metadata"),
     ],
 )

@@ -38,6 +38,7 @@ broken = "thirdparty_rewards:Broken"
 short = "thirdparty_rewards:Short"
 silent = "thirdparty_rewards:Silent"
 hangs = "thirdparty_rewards:Hangs"
+kept = "thirdparty_rewards:kept"
 """,
     "thirdparty_rewards.py": '''
 """Rewards as others write them, well and badly; none imports marble."""
@@ -49,6 +50,11 @@ import time
 def brightness(images, prompts, metadata):
     """How bright a picture is, 0 to 1."""
     return images.float().mean(dim=(1, 2, 3)) / 255
+
+
+def kept(images, conditions):
+    """How little a picture changed, 0 at best."""
+    return -(images.float() - conditions.float()).abs().mean(dim=(1, 2, 3))
 
 
 class Flaky:

@@ -123,7 +123,7 @@ def home(environment: Environment) -> Iterator[Path]:
             patch.setenv(f"PIP_{option}", "1")
         patch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip's way of saying that there shall be none
         made = install("brightness", str(root / "plugin"))
-        assert made.rewards == ("brightness", "broken", "flaky", "hangs", "short", "silent")
+        assert made.rewards == ("brightness", "broken", "flaky", "hangs", "kept", "short", "silent")
         assert find("silent") == made
         yield home
 
@@ -185,6 +185,17 @@ def test_an_isolated_reward_scores_and_its_server_is_restarted_when_it_dies(
     assert gone(second.pid)
     assert "reward mine is gone; building it anew" in marble_logs.text
     assert "reward mine: restart 1 of its server" in marble_logs.text
+
+
+def test_an_isolated_reward_is_sent_the_pictures_before_the_edit(home: Path) -> None:
+    settings = RewardConfig(plugin="kept", isolated=True)
+    assert declare("mine", settings).needs_conditions
+    before = IMAGES.flip(0)
+    kept = -(IMAGES.float() - before.float()).abs().mean((1, 2, 3)).double()
+    with open_scorer({"mine": settings}, "cpu") as scorer:
+        scored = scorer.submit(IMAGES, [""] * 9, [{}] * 9, [""] * 9, before).result()
+        assert torch.equal(scored.values[0], kept)
+        assert not scorer.submit(IMAGES, [""] * 9, [{}] * 9, [""] * 9).result().applicable.any()
 
 
 def test_a_server_that_hangs_is_restarted(

@@ -10,25 +10,9 @@ from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy import source
-from marble_cli.policy.base import PromptEmbeddings
-from marble_cli.policy.families.sd3 import SD3
 from marble_cli.policy.load import load_policy
 
 PROMPTS = ["make it red", "make it red", "make it blue", "make it red"]
-
-
-class EditingSD3(SD3):
-    """SD3 that is also given a picture, at a fraction of its size."""
-
-    conditions = True
-
-    def encode(self, prompts: Any, images: Tensor | None = None) -> PromptEmbeddings:
-        assert images is not None
-        assert images.dtype is torch.uint8
-        encoded = super().encode(prompts).tensors
-        return PromptEmbeddings({**encoded, "picture": images[:, :, ::8, ::8].float()})
-
-    encode_negative = encode
 
 
 @dataclass(frozen=True)
@@ -50,7 +34,7 @@ PICTURES = [Flat(1), Flat(2), Flat(1), Flat(1)]
 
 @pytest.fixture
 def editing(model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setitem(source.FAMILIES, "StableDiffusion3Pipeline", f"{__name__}:EditingSD3")
+    monkeypatch.setitem(source.FAMILIES, "StableDiffusion3Pipeline", "tests.policy.editing:EditingSD3")
     return load_policy(replace(model, embedding_cache=str(tmp_path / "cache")), seed=0)
 
 

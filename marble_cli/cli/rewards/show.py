@@ -35,6 +35,7 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
         ("scores", declaration.summary),
         *_location_rows(settings),
         ("applies to", f"prompts with the metadata {requires}" if requires else "every prompt"),
+        *([("compares with", "the picture before the edit")] if declaration.needs_conditions else []),
         *([("aspects", ", ".join(declaration.aspects))] if declaration.aspects else []),
         *(
             (

@@ -13,7 +13,7 @@ from marble_cli.policy.families.latents import pack, unpack
 
 
 def guide_from_negative(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-    """Return v- + s (v+ - v-): s = 1 gives v+. For SD3, FLUX.1 and Sana."""
+    """Return v- + s (v+ - v-): s = 1 gives v+. For SD3, FLUX.1, Chroma and Sana."""
     return negative + scale * (positive - negative)
 
 
@@ -28,6 +28,14 @@ def guide_with_token_norms(positive: Tensor, negative: Tensor, scale: float) -> 
     norms = torch.linalg.vector_norm(pack(positive), dim=2, keepdim=True)
     tokens = tokens * (norms / torch.linalg.vector_norm(tokens, dim=2, keepdim=True))
     return unpack(tokens, *positive.shape[2:])
+
+
+def guide_with_row_norms(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """Return v- + s (v+ - v-) with every row [W] of latents scaled to the norm of v+'s. For Lumina 2."""
+    guided = guide_from_negative(positive, negative, scale)
+    own, wanted = (torch.linalg.vector_norm(v, dim=3, keepdim=True) for v in (guided, positive))
+    scaled: Tensor = guided * (wanted / own)
+    return scaled
 
 
 def bound_norm(guided: Tensor, positive: Tensor, bound: float) -> Tensor:

@@ -47,4 +47,6 @@ def repeated_blocks(network: nn.Module) -> list[nn.Module]:
         parts = [part for stage in stages if stage is not None for part in stage.modules()]
         return [part for part in parts if type(part).__name__ == "BasicTransformerBlock"]
     stacks = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    if type(network).__name__ == "Lumina2Transformer2DModel":
+        stacks = stacks[-1:]  # diffusers checkpoints these, and not the two refiners before them
     return [block for stack in stacks for block in stack]

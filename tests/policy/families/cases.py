@@ -1,6 +1,5 @@
 """Load each tiny pipeline plainly and as a policy, and run the plain pipeline for comparison."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from marble_cli.policy.base import Adapter, PromptEmbeddings
 from marble_cli.policy.processors import read_processors
 from marble_cli.rollout.ode import make_scheduler, sample
 from marble_cli.seeds import noise
+from tests.policy.families.differences import record
 from tests.policy.families.edits import Drawn
 from tests.policy.families.pipelines import Tiny
 
@@ -36,11 +36,16 @@ STEPS = 3
 class Case:
     """One family: its tiny pipeline in a folder, loaded plainly and as a policy with random adapters."""
 
+    name: str  # in `TINY`
     tiny: Tiny
     overrides: tuple[str, ...]
     model: ModelConfig
     plain: Any
     policy: Any
+
+    def record(self, proof: str, difference: Tensor | float) -> None:
+        """Keep the largest absolute value of what a proof found, for docs/models.md."""
+        record(self.name, proof, difference)
 
     @property
     def network(self) -> str:
@@ -90,11 +95,11 @@ class Case:
 
 def load_plain(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """Sana's and Stable Diffusion's pipelines take the Euler solver here, with the times of their own."""
-    index = json.loads((Path(folder) / "model_index.json").read_text())
+    index = DiffusionPipeline.load_config(folder)
     own = read_processors(ModelConfig(), Path(folder), index)
-    pipeline = DiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, dtype=dtype, **dict.fromkeys(own)
-    )
+    absent = [name for name, kind in index.items() if kind == [None, None]]
+    read: Any = {"local_files_only": True, "dtype": dtype, **dict.fromkeys((*own, *absent))}
+    pipeline = DiffusionPipeline.from_pretrained(folder, **read)
     pipeline.register_modules(**own)
     pipeline.set_progress_bar_config(disable=True)
     if type(pipeline).__name__ == "SanaPipeline":

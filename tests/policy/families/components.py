@@ -5,7 +5,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from tokenizers.trainers import BpeTrainer
 
 
@@ -70,14 +70,34 @@ def published(name: str) -> Any:
     return type(name, (PROCESSORS[name],), {"__module__": "transformers"})
 
 
-def autoencoder_kl() -> Any:
-    """A VAE that shrinks by 4."""
+def gemma2(text: str) -> tuple[Any, Any]:
+    """Model of width 16 and its tokenizer, which knows the words of `text`."""
+    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
+
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    vocabulary, merges = learn_merges(text, specials, Metaspace(prepend_scheme="never"))
+    config = Gemma2Config(
+        vocab_size=1000,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+    )
+    return Gemma2Model(config), GemmaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True)
+
+
+def autoencoder_kl(shrinks: int = 4) -> Any:
+    """A VAE that shrinks by 4 or 8."""
     from diffusers import AutoencoderKL
 
+    levels = shrinks.bit_length()
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(4, *(8,) * (levels - 1)),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,

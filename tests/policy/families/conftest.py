@@ -13,9 +13,20 @@ from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from marble_cli.policy.load import load_policy
+from tests.policy.families import differences
 from tests.policy.families.cases import Case, load_plain
 from tests.policy.families.edits import Drawn
 from tests.policy.families.pipelines import TINY
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--differences", type=Path, help="write the largest difference of each proof here")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    file = session.config.getoption("--differences", default=None)
+    if file is not None:
+        differences.write(file)
 
 
 @pytest.fixture(scope="session")
@@ -77,4 +88,4 @@ def case(
     randomise(policy)
     if policy.family.conditions:
         overrides = (*overrides, f"data.root={edits_folder}")
-    return Case(tiny, overrides, model, load_plain(folder), policy)
+    return Case(request.param, tiny, overrides, model, load_plain(folder), policy)

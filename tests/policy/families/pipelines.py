@@ -6,18 +6,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from tokenizers.pre_tokenizers import Metaspace
 
 from tests.models import make_pipeline
+from tests.policy.families.chroma_and_lumina import chroma, lumina2
 from tests.policy.families.components import (
     CHAT,
     autoencoder_kl,
-    learn_merges,
-    picture_processor,
+    gemma2,
     qwen_tokenizer,
     t5,
 )
 from tests.policy.families.flux2 import flux2, flux2_klein
+from tests.policy.families.qwen import qwen_image
+from tests.policy.families.sd3s import sd3, sd3_medium, sd35_medium
 from tests.policy.families.unets import sd15, sdxl
 
 
@@ -33,14 +34,6 @@ class Tiny:
     arguments: dict[str, Any] = field(default_factory=dict)
     packed: bool = False
     overrides: tuple[str, ...] = ()
-
-
-def sd3() -> Any:
-    """The pipeline of the other tests, with T5."""
-    pipeline = make_pipeline()
-    encoder, tokenizer = t5()
-    pipeline.register_modules(text_encoder_3=encoder, tokenizer_3=tokenizer)
-    return pipeline
 
 
 def flux(guided: bool, kontext: bool = False) -> Any:
@@ -84,90 +77,12 @@ def flux(guided: bool, kontext: bool = False) -> Any:
     )
 
 
-def qwen_image(kind: str = "QwenImagePipeline", **transformer_config: Any) -> Any:
-    """A pipeline of a class; those that edit have a processor, whose tokens of vision their encoder knows."""
-    import diffusers
-    from diffusers import (
-        AutoencoderKLQwenImage,
-        FlowMatchEulerDiscreteScheduler,
-        QwenImageTransformer2DModel,
-    )
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    vae = AutoencoderKLQwenImage(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 2, 2],
-        num_res_blocks=1,
-        temperal_downsample=[False, True],
-        latents_mean=[0.3, -0.2, 0.1, 0.4],
-        latents_std=[1.2, 0.8, 1.5, 0.9],
-    )
-    with torch.no_grad():
-        vae.decoder.conv_out.weight.mul_(6.0)  # else all pictures are grey
-    text = {
-        "vocab_size": 1000,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-    }
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
-    config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=996,
-        video_token_id=997,
-        vision_start_token_id=998,
-        vision_end_token_id=999,
-    )
-    transformer = QwenImageTransformer2DModel(
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        axes_dims_rope=(2, 2, 4),
-        **transformer_config,
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True,
-        base_shift=0.5,
-        max_shift=0.9,
-        base_image_seq_len=4,
-        max_image_seq_len=64,
-        shift_terminal=0.02,
-    )
-    edits = kind != "QwenImagePipeline"
-    pipeline = getattr(diffusers, kind)(
-        scheduler=scheduler,
-        vae=vae,
-        text_encoder=None,
-        tokenizer=None,
-        transformer=transformer,
-        **({"processor": None} if edits else {}),
-    )
-    tokenizer = qwen_tokenizer(pipeline.prompt_template_encode)
-    if edits:
-        pipeline.register_modules(processor=picture_processor(tokenizer))
-        config.image_token_id = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    encoder = Qwen2_5_VLForConditionalGeneration(config)
-    pipeline.register_modules(tokenizer=tokenizer, text_encoder=encoder)
-    return pipeline
-
-
 def sana() -> Any:
     from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
-    from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
     from marble_cli.policy.families.sana import INSTRUCTION
 
+    encoder, tokenizer = gemma2("\n".join(INSTRUCTION))
     blocks: dict[str, Any] = {}
     for side in ("encoder", "decoder"):
         blocks |= {
@@ -176,19 +91,6 @@ def sana() -> Any:
             f"{side}_layers_per_block": (1, 1, 1),
             f"{side}_qkv_multiscales": ((), (), (5,)),
         }
-    vae = AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.41407, **blocks)
-    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
-    vocabulary, merges = learn_merges("\n".join(INSTRUCTION), specials, Metaspace(prepend_scheme="never"))
-    config = Gemma2Config(
-        vocab_size=1000,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        query_pre_attn_scalar=8,
-    )
     transformer = SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
@@ -201,6 +103,7 @@ def sana() -> Any:
         caption_channels=16,
         sample_size=32,
     )
+    vae = AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.41407, **blocks)
     scheduler = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
@@ -208,8 +111,8 @@ def sana() -> Any:
         algorithm_type="dpmsolver++",
     )
     return SanaPipeline(
-        tokenizer=GemmaTokenizer(vocab=vocabulary, merges=merges),
-        text_encoder=Gemma2Model(config),
+        tokenizer=tokenizer,
+        text_encoder=encoder,
         vae=vae,
         transformer=transformer,
         scheduler=scheduler,
@@ -256,6 +159,10 @@ def z_image() -> Any:
 
 TINY = {
     "sd3": Tiny("sd3", sd3, "32x16", 20, 8, {"guidance_scale": 1.0, "max_sequence_length": 20}),
+    "sd35_medium": Tiny(
+        "sd3", sd35_medium, "32x16", 20, 8, {"guidance_scale": 1.0, "max_sequence_length": 20}
+    ),
+    "sd3_medium": Tiny("sd3", sd3_medium, "16x32", 0, 8, {"guidance_scale": 1.0, "max_sequence_length": 0}),
     "flux_dev": Tiny(
         "flux",
         partial(flux, guided=True),
@@ -327,6 +234,12 @@ TINY = {
     "z_image": Tiny(
         "z_image", z_image, "48x32", 100, 24, {"guidance_scale": 0.0, "max_sequence_length": 100}
     ),
+    "chroma": Tiny(
+        "chroma", chroma, "48x32", 20, 24, {"guidance_scale": 1.0, "max_sequence_length": 20}, True
+    ),
+    "lumina2": Tiny(
+        "lumina2", lumina2, "96x64", 100, 24, {"guidance_scale": 1.0, "max_sequence_length": 100}
+    ),
     "sdxl": Tiny("sdxl", sdxl, "24x16", 0, 24, {"guidance_scale": 1.0}),
     "sd15": Tiny("sd15", sd15, "16x24", 0, 24, {"guidance_scale": 1.0}),
 }
@@ -334,5 +247,5 @@ TINY = {
 
 # The two families with a UNet differ in what `test_pipelines.py` compares; elsewhere one stands for both.
 ONE_UNET = [name for name in TINY if name != "sd15"]
-TRANSFORMERS = [name for name in ONE_UNET if name != "sdxl"]
+TRANSFORMERS = [name for name in ONE_UNET if name not in ("sdxl", "sd3_medium")]
 EDITS = ["flux_kontext", "flux2", "flux2_klein", "qwen_image_edit", "qwen_image_edit_plus"]

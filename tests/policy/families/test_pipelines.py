@@ -16,6 +16,7 @@ from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import DECODED_PIXELS
+from marble_cli.push.loading import TRUE_CFG
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.ode import sampling_times
 from tests.policy.families.cases import (
@@ -26,12 +27,13 @@ from tests.policy.families.cases import (
     assert_same_images,
     plain_run,
 )
+from tests.policy.families.differences import beyond_rounding
 from tests.policy.families.edits import Drawn
 from tests.policy.families.pipelines import TINY
 
 
 def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
-    """Encode one prompt with the plain pipeline: tokens [l, D] without masked ones, and the pooled vector."""
+    """Encode one prompt with the plain pipeline: tokens [l, D] without masked ones, and the rest of it."""
     pipeline, length = case.plain, case.tiny.max_sequence_length
     match case.tiny.choice:
         case "sd3":
@@ -43,6 +45,12 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
         case "flux2_klein" | "flux2":
             tokens, _ = pipeline.encode_prompt(prompt, max_sequence_length=length)
             return tokens[0], None
+        case "chroma":
+            tokens, _, attended, *_ = pipeline.encode_prompt(prompt, max_sequence_length=length)
+            return tokens[0], attended[0]
+        case "lumina2":
+            tokens, mask, *_ = pipeline.encode_prompt(prompt, max_sequence_length=length)
+            return tokens[mask.bool()], None
         case "sdxl":
             tokens, _, pooled, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)
             return tokens[0], pooled[0]
@@ -69,12 +77,14 @@ def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> No
     for name, tensor in together.tensors.items():
         assert tensor.shape[1:] == alone.tensors[name].shape[1:]
     for row, prompt in enumerate(PROMPTS):
-        expected, pooled = plain_prompt(case, prompt)
+        expected, beside = plain_prompt(case, prompt)
         tokens, length = together.tensors["tokens"][row], len(expected)
+        case.record("embeddings", tokens[:length] - expected)
         torch.testing.assert_close(tokens[:length], expected, rtol=1e-5, atol=1e-5)
         assert len(together) == len(PROMPTS)
-        if pooled is not None:
-            torch.testing.assert_close(together.tensors["pooled"][row], pooled, rtol=1e-5, atol=1e-5)
+        if beside is not None:
+            name = "attended" if case.tiny.choice == "chroma" else "pooled"
+            torch.testing.assert_close(together.tensors[name][row], beside, rtol=1e-5, atol=1e-5)
             assert length == len(tokens)
         elif "mask" in together.tensors:
             own = case.policy.family.picture_tokens if case.edits else 0
@@ -92,8 +102,11 @@ def test_times_velocities_and_pictures_equal_the_pipelines_own(case: Case) -> No
     slopes = run.latents.diff(dim=0) / run.times.diff()[:, None, None, None, None]
     got = policy.velocity(run.latents[rows, rows], run.times[rows], case.encode(policy), None)
     assert got.dtype == torch.float32
+    case.record("velocities", got - slopes[rows, rows])
     torch.testing.assert_close(got, slopes[rows, rows], rtol=1e-4, atol=5e-5)
-    assert_same_images(case.images(policy, None), run.images)
+    images = case.images(policy, None)
+    case.record("pictures", beyond_rounding(images, run.images))
+    assert_same_images(images, run.images)
 
 
 class Unscored:
@@ -107,23 +120,25 @@ def negatives(case: Case) -> list[str]:
     return [text or "dim" for text in NEGATIVES] if case.tiny.choice == "sdxl" else list(NEGATIVES)
 
 
-def away(case: Case) -> dict[str, list[Any]]:
-    """The negative prompts as the plain pipeline takes them: FLUX.2's takes their embeddings alone."""
+def told(case: Case, texts: list[str]) -> dict[str, list[Any]]:
+    """Negative prompts as the plain pipeline takes them: FLUX.2's takes their embeddings alone."""
     if case.tiny.choice != "flux2_klein":
-        return {"negative_prompt": negatives(case)}
-    encoded = [case.plain.encode_prompt(text, max_sequence_length=40)[0] for text in negatives(case)]
+        return {"negative_prompt": list(texts)}
+    encoded = [case.plain.encode_prompt(text, max_sequence_length=40)[0] for text in texts]
     return {"negative_prompt_embeds": encoded}
 
 
-def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Tensor:
+def guided_latents(
+    case: Case, policy: Any, scale: float, away: list[str] | None = None, **bounds: float
+) -> Tensor:
     """As a rollout, evaluations and `marble generate` make them, in batches of two: [3, C, H, W]."""
     settings = RolloutConfig(
         steps=STEPS, solver=OdeSolver.euler, batch_size=2, guidance_scale=scale, **bounds
     )
     rollout = Rollout(policy, settings, seed=0)
+    away = negatives(case) if away is None else away
     prompts = [
-        Prompt(text, {}, "any", away, case.picture(text))
-        for text, away in zip(PROMPTS, negatives(case), strict=True)
+        Prompt(text, {}, "any", other, case.picture(text)) for text, other in zip(PROMPTS, away, strict=True)
     ]
     rollout.prepare(prompts)
     samples = rollout.collect(
@@ -133,18 +148,26 @@ def guided_latents(case: Case, policy: Any, scale: float, **bounds: float) -> Te
 
 
 @pytest.mark.parametrize("case", [name for name in TINY if name != "flux2"], indirect=True)
-@pytest.mark.parametrize(("scale", "cached"), [(2.0, False), (4.0, True)])
+@pytest.mark.parametrize(
+    ("scale", "cached", "away"), [(2.0, False, True), (4.0, True, True), (3.0, False, False)]
+)
 def test_guided_latents_equal_the_pipelines_own(
-    case: Case, tmp_path: Path, scale: float, cached: bool
+    case: Case, tmp_path: Path, scale: float, cached: bool, away: bool
 ) -> None:
     """A number that is copied from there draws the same pictures here. FLUX.2-dev's takes none."""
     policy = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0) if cached else case.policy
-    name = "true_cfg_scale" if case.tiny.packed else "guidance_scale"
-    run = plain_run(case, case.plain, **{name: scale}, **away(case))
-    ours = guided_latents(case, policy, scale)
+    true_cfg = case.policy.provenance()["family"] in TRUE_CFG  # which takes no negative prompt for none
+    given = negatives(case) if away else [""] * len(PROMPTS)
+    stated = told(case, given) if away or true_cfg else {}
+    name = "true_cfg_scale" if true_cfg else "guidance_scale"
+    run = plain_run(case, case.plain, **stated, **{name: scale})
+    ours = guided_latents(case, policy, scale, given)
+    case.record("guided latents", ours - run.latents[-1])
     torch.testing.assert_close(ours, run.latents[-1], rtol=1e-5, atol=3e-5)
-    assert (ours - guided_latents(case, policy, 1.0)).abs().amax(dim=(1, 2, 3)).min() > 1e-2
-    assert_same_images(policy.decode(ours), run.images)
+    assert (ours - guided_latents(case, policy, 1.0, given)).abs().amax(dim=(1, 2, 3)).min() > 1e-2
+    images = policy.decode(ours)
+    case.record("guided pictures", beyond_rounding(images, run.images))
+    assert_same_images(images, run.images)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
@@ -175,6 +198,7 @@ def test_velocity_in_a_batch_equals_that_of_the_sample_alone(case: Case) -> None
         alone = policy.velocity(
             xt[i : i + 1], case.times[i : i + 1], case.encode(policy, [prompt]), "trained"
         )
+        case.record("alone", alone[0] - together[i])
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 

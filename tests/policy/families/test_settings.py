@@ -47,7 +47,7 @@ def test_settings_that_do_not_fit_the_model_are_refused(case: Case) -> None:
                 look(replace(case.model, resolution=uneven))
     other, said = (3.5, "3.5") if case.model.guidance is None else (None, "null")
     wrong = [(replace(case.model, guidance=other), rf"model\.guidance={said}: .*Expected")]
-    if case.tiny.choice == "sana":
+    if not case.policy.family.float16:
         wrong.append((replace(case.model, precision=Precision.fp16), "model.precision=fp16"))
     if case.network == "unet":
         wrong.append(
@@ -55,6 +55,8 @@ def test_settings_that_do_not_fit_the_model_are_refused(case: Case) -> None:
         )
     elif case.tiny.choice != "sd3":
         wrong.append((replace(case.model, max_sequence_length=0), "model.max_sequence_length=0.*at least 1"))
+    if case.tiny.choice == "lumina2":
+        wrong.append((replace(case.model, max_sequence_length=128), "max_sequence_length=128.*at most 127"))
     for model, message in wrong:
         for look in (model_size, lambda model: load_policy(model, 0)):
             with pytest.raises(ConfigError, match=message):

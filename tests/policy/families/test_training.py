@@ -27,6 +27,7 @@ from tests.policy.families.cases import (
     load_plain,
     plain_run,
 )
+from tests.policy.families.differences import beyond_rounding
 from tests.policy.families.pipelines import ONE_UNET, TRANSFORMERS
 from tests.policy.operations import CountedOperations
 
@@ -53,6 +54,7 @@ def test_per_sample_gradients_equal_autograd_for_every_mixture(
         loss = (policy.velocity(*at) * cotangent * own[:, None, None, None]).sum()
         parts = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
         expected = torch.cat([part.flatten() for part in parts])
+        case.record("gradients", (row - expected).norm() / expected.norm())
         assert (row - expected).norm() < 1e-4 * expected.norm()
 
 
@@ -91,6 +93,7 @@ def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
     for name in store.weight_files(kind):
         one, two = (f / "checkpoints/step-00000002" / name for f in (whole, resumed))
         assert one.read_bytes() == two.read_bytes()
+    case.record("resumed", 0)
     file = export(str(whole), tmp_path / "exported")
     policy = load_policy(replace(case.model, train=Train(kind)), seed=7)
     policy.load_trained(store.load(store.resolve(str(whole)))[2])
@@ -103,7 +106,9 @@ def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
         exported = kind_of.from_pretrained(file.parents[1], subfolder=case.network, local_files_only=True)
         setattr(plain, case.network, exported)
     images = plain_run(case, plain).images
-    assert_same_images(case.images(policy, "trained"), images)
+    trained = case.images(policy, "trained")
+    case.record("trained pictures", beyond_rounding(trained, images))
+    assert_same_images(trained, images)
     assert (images - base).abs().max() * 255 > 5
 
 
@@ -182,6 +187,7 @@ def test_bfloat16_equals_the_plain_pipelines_own(case: Case) -> None:
         (ours,) = got
         assert ours.output.dtype == call.output.dtype == torch.bfloat16
         error, norm = (ours.output.float() - call.output.float()).norm(), call.output.float().norm()
+        case.record("bfloat16", error / norm)
         assert error < 0.01 * norm  # one rounding to bfloat16 errs by 0.004 at most
     assert len(expected) == STEPS
 
