@@ -82,9 +82,10 @@ study: install
 	$(BIN)/python -m scripts.study.report
 	$(BIN)/python -m scripts.study.hacking_report
 
-# Train the embedded model from scratch: about half an hour on two cores.
+# Train the embedded models from scratch: about half an hour each on two cores.
 pretrain: install
 	$(BIN)/python -m scripts.tiny.pretrain
+	$(BIN)/python -m scripts.tiny.pretrain_edit
 
 clean:
 	rm -rf $(VENV) $(CUDA) build dist site runs .mypy_cache .ruff_cache .pytest_cache

@@ -27,7 +27,7 @@ def test_commands_of_rewards() -> None:
 
 def test_the_core_s_own_rewards_enter_like_any_other() -> None:
     own = {e.name for e in entry_points(group="marble.rewards") if e.dist and e.dist.name == DISTRIBUTION}
-    assert own == {"colorfulness", "compressibility"}
+    assert own == {"colorfulness", "compressibility", "keeping"}
 
 
 def test_the_core_s_own_trackers_enter_like_any_other() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from marble_cli.config.embedded import WORLDS
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.paths import absolute, expand
@@ -38,7 +39,7 @@ def _settle(config: RunConfig, fallback_home: Path) -> None:
         model.lora.init = _folder_or_id("model.lora.init=", model.lora.init, fallback_home)
     if model.embedding_cache is not None:
         model.embedding_cache = str(absolute("model.embedding_cache=", model.embedding_cache, fallback_home))
-    if data.root and data.root != "tiny":
+    if data.root and data.root not in WORLDS:
         data.root = str(absolute("data.root=", data.root, fallback_home))
     for name, source in data.sources.items():
         key = f"data.sources.{name}"
@@ -61,7 +62,7 @@ def settle_rewards(group: str, rewards: Mapping[str, RewardConfig], fallback_hom
 
 
 def _folder_or_id(key: str, text: str, fallback_home: Path) -> str:
-    if text.startswith((".", "/", "~")) or (text != "tiny" and os.path.exists(text)):
+    if text.startswith((".", "/", "~")) or (text not in WORLDS and os.path.exists(text)):
         return str(absolute(key, text, fallback_home))
     return text
 

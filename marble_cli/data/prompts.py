@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from marble_cli.config.embedded import WORLDS
 from marble_cli.config.enums import Quotes
 from marble_cli.config.schema import DataConfig, SourceConfig
 from marble_cli.data.conditions import Condition
@@ -53,7 +54,7 @@ def find_root_fault(data: DataConfig) -> str | None:
     """Return an error message if prompt files are configured and `data.root` is not a folder, else None."""
     sources = [source for source in data.sources.values() if source.hub is None]
     needed = [file for source in sources for file in (source.train, source.test)]
-    if not needed or data.root == "tiny" or (data.root and Path(data.root).is_dir()):
+    if not needed or data.root in WORLDS or (data.root and Path(data.root).is_dir()):
         return None
     fault = f"data.root={data.root} is not a folder" if data.root else "data.root is not set"
     return f"{fault}. Expected the folder that holds {', '.join(needed)}."
@@ -67,8 +68,8 @@ def load_prompts(data: DataConfig, split: str) -> dict[str, list[Prompt]]:
     """
     if (fault := find_root_fault(data)) is not None:
         raise DataError(fault)
-    embedded = Path(str(files("marble_cli") / "assets" / "tiny" / "prompts"))
-    root = embedded if data.root == "tiny" else Path(data.root or ".")
+    assets = Path(str(files("marble_cli") / "assets"))
+    root = assets / data.root / "prompts" if data.root in WORLDS else Path(data.root or ".")
     return {
         name: read_source(root, name, source, source.train if split == "train" else source.test)
         for name, source in data.sources.items()

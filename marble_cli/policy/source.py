@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 
+from marble_cli.config.embedded import WORLDS
 from marble_cli.config.enums import Precision
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
@@ -54,13 +55,13 @@ FAMILIES = {  # by the pipeline's class
 
 
 def local_folder(path: str) -> Path | None:
-    """Return the pipeline's folder on this machine; None if `path` is a hub id. `tiny` is the embedded model.
+    """Return the pipeline's folder on this machine; None if `path` is a hub id.
 
     Raises:
         RequestError: `path` names a folder that holds no pipeline.
     """
-    if path == "tiny":
-        return EMBEDDED
+    if path in WORLDS:
+        return ASSETS / path / "pipeline"
     folder = Path(path)
     if not path.startswith((".", "/")) and not folder.exists():
         return None

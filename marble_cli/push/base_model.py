@@ -8,6 +8,7 @@ from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import HfHubHTTPError
 from yaml import YAMLError
 
+from marble_cli.config.embedded import WORLDS
 from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import RequestError
 from marble_cli.policy.source import local_folder
@@ -34,7 +35,7 @@ class BaseModel:
 
 def describe_base(model: ModelConfig) -> BaseModel:
     """Describe the model of a run; its card is read from its folder, the hub's cache or the hub."""
-    if model.path == "tiny":
+    if model.path in WORLDS:
         return BaseModel(None, "the embedded model of marble-cli", {"license": "apache-2.0"})
     cached = CACHED.search(model.path)
     try:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from marble_cli.config.embedded import WORLDS
 from marble_cli.config.enums import OdeSolver, Precision
 from marble_cli.config.evaluation import EvaluationSettings
 from marble_cli.config.resolution import read_resolution
@@ -34,9 +35,9 @@ def loading_code(
     """
     imports = ["from diffusers import DiffusionPipeline"]
     place = _quoted(base.id or f"path/to/{base.name}")
-    if model.path == "tiny":
+    if model.path in WORLDS:
         imports.insert(0, "from importlib.resources import files\n")
-        place = 'str(files("marble_cli") / "assets/tiny/pipeline")'
+        place = f'str(files("marble_cli") / "assets/{model.path}/pipeline")'
     loaded: dict[str, Any] = {}
     if base.id is not None:
         loaded |= {key: _quoted(value) for key in ("revision", "variant") if (value := getattr(model, key))}

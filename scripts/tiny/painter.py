@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from scripts.tiny.world import GROUNDS, PALETTE, SOURCES, Objects, Scene, caption, corrupt, random_scene
+from scripts.tiny.world import GROUNDS, PALETTE, SOURCES, Scene, caption, corrupt, random_scene
 
 RESOLUTION = 64
 SUPERSAMPLE = 3
@@ -161,18 +161,19 @@ def paint_objects(draw: ImageDraw.ImageDraw, scene: Scene) -> None:
         fill = shade(PALETTE[group.color], scene.style.saturation)
         for index in range(group.count):
             x = 32 + (index - (group.count - 1) / 2) * 20
-            paint_shape(draw, group, (x * UNIT, y * UNIT), fill)
+            paint_shape(draw, group.shape, (x * UNIT, y * UNIT), 8 * UNIT, fill)
 
 
-def paint_shape(draw: ImageDraw.ImageDraw, group: Objects, centre: tuple[float, float], fill: Color) -> None:
-    """Paint one object of a group."""
+def paint_shape(
+    draw: ImageDraw.ImageDraw, shape: str, centre: tuple[float, float], radius: float, fill: Color
+) -> None:
+    """Paint one object; its centre and radius are in pixels of the unfinished picture."""
     x, y = centre
-    radius = 8 * UNIT
     box = (x - radius, y - radius, x + radius, y + radius)
-    if group.shape == "circle":
+    if shape == "circle":
         draw.ellipse(box, fill=fill)
     else:
-        draw.polygon(corners(box, SHAPE_CORNERS[group.shape]), fill=fill)
+        draw.polygon(corners(box, SHAPE_CORNERS[shape]), fill=fill)
 
 
 def painted_pairs(seed: int, count: int, noise: dict[str, float]) -> tuple[np.ndarray, list[str]]:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from marble_cli.config.compose import choices
+from marble_cli.config.embedded import WORLDS
 from marble_cli.policy.source import ASSETS
 from scripts.models import PAGE, PROOFS, proof_table, put, written
 from tests.policy.families.pipelines import ONE_UNET, TINY
@@ -35,7 +36,7 @@ def test_every_planned_model_has_its_size() -> None:
     assert rows("sizes").keys() == paths
 
 
-@pytest.mark.parametrize("choice", [name for name in choices("model") if name != "tiny"])
+@pytest.mark.parametrize("choice", [name for name in choices("model") if name not in WORLDS])
 def test_every_family_is_described(choice: str) -> None:
     families = TEXT[TEXT.index("## Families") :]
     assert f"| `{choice}` |" in families

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from marble_cli.rewards.builtin.colorfulness import colorfulness
 from marble_cli.rewards.builtin.compressibility import Compressibility
+from marble_cli.rewards.builtin.keeping import keeping
 from marble_cli.rewards.conformance import RewardConformance
 
 
@@ -22,6 +23,10 @@ class TestColorfulnessConformance(RewardConformance):
 
 class TestCompressibilityConformance(RewardConformance):
     plugin = "compressibility"
+
+
+class TestKeepingConformance(RewardConformance):
+    plugin = "keeping"
 
 
 def noise(count: int, height: int, width: int) -> Tensor:
@@ -95,3 +100,30 @@ def test_smooth_pictures_compress_better() -> None:
 def test_a_quality_beyond_jpeg_is_refused(quality: int) -> None:
     with pytest.raises(ValueError, match=f"quality={quality}: expected 1 to 95"):
         Compressibility(quality)
+
+
+def test_keeping_is_minus_the_mean_change_outside_of_the_region() -> None:
+    """Of 8 x 8 pixels, the region's 4 x 2 change by 100, and one row of 8 by 12 in a channel of three."""
+    before = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
+    after = before.clone()
+    after[0, :, 2:4, 4:8] = 200
+    after[0, 1, 7] = 88
+    region = [0.5, 0.25, 1.0, 0.5]
+    assert keeping(after, [{"region": region}], before) == pytest.approx([-(8 * 12 / 3) / (64 - 8)])
+    assert keeping(after, [{}], before) == pytest.approx([-(8 * 12 / 3 + 8 * 100) / 64])
+    assert keeping(before, [{}], before) == [0.0]
+
+
+def test_keeping_counts_no_pixel_that_the_region_touches() -> None:
+    before, after = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
+    after[0, :, 1:3, 1:3] = 255
+    assert keeping(after, [{"region": [0.2, 0.2, 0.3, 0.3]}], before) == [0.0]
+
+
+@pytest.mark.parametrize("region", [[0, 0, 1], [0.5, 0, 0.5, 1], [0, 0, 1.1, 1], [0, 0, 1, 1]])
+def test_a_region_that_leaves_nothing_to_keep_fails_only_its_image(region: list[float]) -> None:
+    images = noise(2, 8, 8)
+    refused, score = keeping(images, [{"region": region}, {}], images)
+    assert isinstance(refused, ValueError)
+    assert f"region={region}" in str(refused)
+    assert score == 0

@@ -156,3 +156,32 @@ def _things(metadata: dict[str, Any]) -> list[Thing]:
     for entry in metadata["include"]:
         counts[Thing(entry["color"], entry["class"])] += entry["count"]
     return list(counts.elements())
+
+
+LEFT, RIGHT = [0.0, 0.15, 0.38, 0.6], [0.38, 0.15, 0.66, 0.6]  # around the first two things of `picture`
+
+
+@pytest.mark.parametrize(
+    ("region", "wanted", "score"),
+    [
+        (LEFT, include(("red", "circle", 1)), 1.0),
+        (RIGHT, include(("red", "circle", 1)), 0.0),
+        (RIGHT, include(("blue", "square", 1)), 1.0),
+        (RIGHT, include(("blue", "circle", 1)), 0.5),
+        (LEFT, include(), 0.0),
+        ([0.0, 0.6, 1.0, 1.0], include(), 1.0),
+    ],
+)
+def test_only_a_region_counts(region: list[float], wanted: dict[str, Any], score: float) -> None:
+    image = picture([("red", "circle"), ("blue", "square")])
+    assert Objects()(image[None], [{**wanted, "region": region}]) == [score]
+
+
+@pytest.mark.parametrize(
+    "region", [[0, 0, 1], [0.5, 0, 0.5, 1], [0, 0.6, 1, 0.5], [0, 0, 1.1, 1], [-0.1, 0, 1, 1]]
+)
+def test_a_region_outside_of_the_picture_is_refused(region: list[float]) -> None:
+    wanted = {**include(("red", "circle", 1)), "region": region}
+    [refused] = Objects()(picture([("red", "circle")])[None], [wanted])
+    assert isinstance(refused, ValueError)
+    assert "expected [left, top, right, bottom] in [0, 1]" in str(refused)

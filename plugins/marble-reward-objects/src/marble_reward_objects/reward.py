@@ -1,5 +1,6 @@
 """The `objects` reward: counts, shapes and colours of the objects in a picture."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -56,7 +57,10 @@ class Thing:
 class Objects:
     """Agreement of the picture's objects with the prompt's in count, colour and shape: 0 to 1."""
 
-    requires: ClassVar = {"include": [{"class": str, "color": str, "count": int}]}
+    requires: ClassVar = {
+        "include": [{"class": str, "color": str, "count": int}],
+        "region": ([float], None),
+    }
     range = (0.0, 1.0)
     license = "Apache-2.0"
     citation = "in the manner of GenEval, arXiv 2310.11513"
@@ -67,10 +71,12 @@ class Objects:
         Args:
             images: uint8 [B, 3, H, W].
             metadata: B mappings, each with `include`, a list of {"class": shape, "color": name, "count": n}.
+                With `region`, [left, top, right, bottom] as shares of the picture's sides, only this part of
+                the picture counts, and `include` may be empty: nothing is to be there.
 
         Returns:
-            B scores in [0, 1]. A ValueError takes the place of a score if `include` is malformed, or names a
-            shape or colour that this reward does not know.
+            B scores in [0, 1]. A ValueError takes the place of a score if `region` or `include` is malformed,
+            or names a shape or colour that this reward does not know.
         """
         return [self._score(*row) for row in zip(images, metadata, strict=True)]
 
@@ -83,11 +89,14 @@ class Objects:
         return [(right, other) for other in wrong]
 
     def _score(self, image: Tensor, metadata: Mapping[str, Any]) -> float | ValueError:
+        region, include = metadata.get("region"), metadata["include"]
         try:
-            wanted = _read_include(metadata["include"])
+            part = image if region is None else _cut(image, region)
+            wanted = [] if region is not None and include == [] else _read_include(include)
         except ValueError as error:
             return error
-        return agreement(find_objects(image), wanted)
+        found = find_objects(part)
+        return agreement(found, wanted) if wanted else float(not found)
 
 
 def _paint_squares(colors: Sequence[str]) -> Tensor:
@@ -97,6 +106,20 @@ def _paint_squares(colors: Sequence[str]) -> Tensor:
         color_values = torch.tensor(PALETTE[color][0], dtype=torch.uint8)
         picture[:, 22:42, left : left + 20] = color_values[:, None, None]
     return picture
+
+
+def _cut(image: Tensor, region: Sequence[float]) -> Tensor:
+    """Cut a region out of an image [3, H, W], with every pixel that it touches.
+
+    Raises:
+        ValueError: `region` is malformed.
+    """
+    if len(region) != 4 or not 0 <= region[0] < region[2] <= 1 or not 0 <= region[1] < region[3] <= 1:
+        raise ValueError(f"metadata region={region}: expected [left, top, right, bottom] in [0, 1]")
+    left, top, right, bottom = region
+    height, width = image.shape[1:]
+    rows = slice(math.floor(top * height), math.ceil(bottom * height))
+    return image[:, rows, math.floor(left * width) : math.ceil(right * width)]
 
 
 def _read_include(include: Any) -> list[Thing]:
