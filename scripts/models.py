@@ -14,7 +14,7 @@ from pathlib import Path
 
 from marble_cli.config.compose import choices, compose
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import ModelSize
+from marble_cli.policy.model_size import ModelSize
 from marble_cli.policy.size import model_size
 from marble_cli.policy.source import ASSETS, read_json
 

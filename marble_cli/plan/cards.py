@@ -8,7 +8,7 @@ from marble_cli.config.counts import geometry, per_process, processes
 from marble_cli.config.enums import Offload, Parallel, Quantization, Switch, Train
 from marble_cli.config.schema import RunConfig
 from marble_cli.plan.memory import describe_bytes, memory
-from marble_cli.policy.base import ModelSize
+from marble_cli.policy.model_size import ModelSize
 
 CARDS = (24, 48, 80)  # GiB
 MICRO_BATCHES = (64, 48, 32, 24, 16, 12, 9, 8, 6, 4, 3, 2, 1)

@@ -12,7 +12,7 @@ from marble_cli.errors import ConfigError, RequestError
 from marble_cli.files import check_writable
 from marble_cli.plan.checks import trained_on, with_declarations
 from marble_cli.plan.memory import FLOAT32, MOMENTS, copy_fits, describe_bytes
-from marble_cli.policy.base import ModelSize
+from marble_cli.policy.model_size import ModelSize
 from marble_cli.policy.source import local_folder
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.applicability import metadata_problem

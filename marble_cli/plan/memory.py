@@ -20,7 +20,7 @@ from marble_cli.config.enums import (
 )
 from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.errors import RequestError
-from marble_cli.policy.base import ModelSize
+from marble_cli.policy.model_size import ModelSize
 from marble_cli.policy.quantization import BYTES, KEEP_COPIES
 from marble_cli.policy.source import DTYPES
 

@@ -41,10 +41,10 @@ from marble_cli.plan.groups import check_groups, images_together
 from marble_cli.plan.memory import choose_checkpointing, describe, describe_bytes, memory
 from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.plan.work import COPY_SPEED, add_passes, copying_seconds, refreshed
-from marble_cli.policy.base import ModelSize
 from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
+from marble_cli.policy.model_size import ModelSize
 from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES, starts_from_picture
 from marble_cli.rewards.api import Declaration

@@ -11,8 +11,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from marble_cli.policy.base import Family, PassCost, PromptEmbeddings
+from marble_cli.policy.base import Family, PromptEmbeddings
 from marble_cli.policy.editing import as_editing
+from marble_cli.policy.model_size import PassCost
 from marble_cli.policy.trainable.blocks import repeated_blocks
 
 # From this number on, equal blocks in a row are counted by what one more of them adds to a pass.

@@ -17,10 +17,11 @@ from torch import nn
 
 from marble_cli.config.enums import Train
 from marble_cli.config.schema import LoraConfig, ModelConfig
-from marble_cli.policy.base import Family, ModelSize, PassCost
+from marble_cli.policy.base import Family
 from marble_cli.policy.cost import pass_cost
 from marble_cli.policy.diffusers_types import Network
 from marble_cli.policy.editing import as_editing
+from marble_cli.policy.model_size import ModelSize, PassCost
 from marble_cli.policy.quantization import quantizable
 from marble_cli.policy.source import (
     DTYPES,

@@ -27,9 +27,10 @@ from marble_cli.config.compose import compose
 from marble_cli.config.enums import Offload, Switch
 from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.plan.memory import Checkpointing, memory
-from marble_cli.policy.base import ModelSize, PromptEmbeddings
+from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.cost import make_inputs
 from marble_cli.policy.load import pick_device
+from marble_cli.policy.model_size import ModelSize
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.size import count_prompt_tokens, make_skeleton, model_size
 from marble_cli.policy.source import DTYPES, config_folder, find_family, read_json

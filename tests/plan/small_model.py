@@ -1,6 +1,6 @@
 """A model whose memory and time can be counted by hand."""
 
-from marble_cli.policy.base import ModelSize, PassCost
+from marble_cli.policy.model_size import ModelSize, PassCost
 
 SIZE = ModelSize(
     network=1_000_000,

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from marble_cli.config.enums import Switch, Train
 from marble_cli.policy import cost
-from marble_cli.policy.base import PassCost, PromptEmbeddings
+from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.load import load_policy
+from marble_cli.policy.model_size import PassCost
 from marble_cli.policy.size import model_size
 from tests.policy.families.cases import PROMPTS, TIMES, Case
 from tests.policy.families.pipelines import ONE_UNET, TRANSFORMERS
