@@ -15,10 +15,13 @@ SMOKE_TESTS = {
     "scripts.bench": "test_bench.py",
     "scripts.bench.parallel": "test_bench.py",
     "scripts.bench.sd35m": "test_bench.py",
+    "scripts.bench.small_cards": "test_bench_small_cards.py",
     "scripts.demo": "test_smoke.py",
+    "scripts.editing": "test_editing.py",
     "scripts.faults": "test_faults.py",
     "scripts.gradient_agreement": "test_smoke.py",
     "scripts.minimal_loop": "test_minimal_loop.py",
+    "scripts.models": "../docs/test_models_page.py",
     "scripts.reference": "test_reference.py",
     "scripts.study": "test_study.py",
     "scripts.study.hacking": "test_hacking.py",
@@ -26,6 +29,7 @@ SMOKE_TESTS = {
     "scripts.study.report": "test_study.py",
     "scripts.study.runner": "test_study.py",
     "scripts.tiny.pretrain": "test_tiny.py",
+    "scripts.tiny.pretrain_edit": "test_tiny_edit.py",
 }
 
 
