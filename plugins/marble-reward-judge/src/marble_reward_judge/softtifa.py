@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from marble_cli.rewards.testing.drawings import draw_shape
 from marble_reward_judge.completion import Answer
 from marble_reward_judge.questions import Questions
 from marble_reward_judge.score import UnreadableAnswerError
@@ -70,6 +71,15 @@ class SoftTifa(Questions):
             except UnreadableAnswerError as error:
                 scores.append(error)
         return scores
+
+    @staticmethod
+    def examples() -> list[Any]:
+        """Return a pair: a red circle above a blue square, to questions about the circle."""
+        metadata = {
+            "vqa_list": [["What color is the shape?", "red"], ["What shape is in the image?", "circle"]]
+        }
+        better, worse = (draw_shape(*drawn) for drawn in (("red", "circle"), ("blue", "square")))
+        return [((better, "a red circle", metadata), (worse, "a red circle", metadata))]
 
 
 def probability(answer: Answer, right: str) -> float:

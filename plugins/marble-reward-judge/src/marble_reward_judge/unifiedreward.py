@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from marble_cli.rewards.testing.drawings import prompt_examples
 from marble_reward_judge.judge import Judge, Scores
 
 # The model was trained on this question; it is spelled exactly as in Flow-GRPO.
@@ -27,6 +28,7 @@ class UnifiedReward:
     range = (LOW / HIGH, 1.0)
     license = "Apache-2.0; weights MIT (CodeGoat24/UnifiedReward-7b-v1.5)"
     citation = "UnifiedReward, arXiv 2503.05236"
+    examples = staticmethod(prompt_examples)
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from marble_cli.rewards.testing.drawings import prompt_examples
 from marble_reward_judge.judge import Judge
 from marble_reward_judge.unifiedreward import HIGH, LOW
 
@@ -67,3 +68,8 @@ class UnifiedReward2(Judge):
             aspects=self.aspects,
         )
         self.scale, self.range = HIGH, (LOW / HIGH, 1.0)
+
+    @staticmethod
+    def examples() -> dict[str, Any]:
+        """Return pairs for alignment alone: nothing drawn is surely more coherent or of better style."""
+        return {"alignment": prompt_examples()}
