@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from marble_cli.rewards.testing.drawings import prompt_examples
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_reward_clip.clip import PUBLISHED, Clip, preprocessing, standardise
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from marble_cli.rewards.testing.drawings import prompt_examples
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_reward_clip.clip import PUBLISHED, Clip, standardise
 
 CONVERT = "`python -m marble_reward_clip.convert hpsv2 HPS_v2.1_compressed.pt FOLDER` writes one."

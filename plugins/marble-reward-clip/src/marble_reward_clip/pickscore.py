@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
-from marble_cli.rewards.testing.drawings import prompt_examples
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_reward_clip.clip import PUBLISHED, Clip, preprocessing
 
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLImageProcessorPil
 from transformers.utils.hub import cached_file
 
 from marble_cli.pretrained import check_tensors, loading, resolve_source
-from marble_cli.rewards.testing.drawings import prompt_examples
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_cli.tokenizers import check_tokenizer
 from marble_reward_hpsv3.model import HPSv3Model, rename
 from marble_reward_hpsv3.prompt import AFTER_PICTURE, BEFORE_PICTURE, INSTRUCTION, REWARD_TOKEN

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from marble_cli.pretrained import load_model, loading, resolve_source
-from marble_cli.rewards.testing.drawings import prompt_examples
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_cli.tokenizers import check_tokenizer
 from marble_reward_imagereward.model import ImageRewardModel
 

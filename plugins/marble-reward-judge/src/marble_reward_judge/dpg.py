@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from marble_cli.rewards.testing.drawings import draw_shape
+from marble_cli.rewards.testing.pictures import draw_shape
 from marble_reward_judge.completion import Answer
 from marble_reward_judge.questions import Questions
 from marble_reward_judge.score import SHOWN, UnreadableAnswerError, conclusion

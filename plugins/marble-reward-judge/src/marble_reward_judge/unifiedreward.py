@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from marble_cli.rewards.testing.drawings import prompt_examples
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_reward_judge.judge import Judge, Scores
 
 # The model was trained on this question; it is spelled exactly as in Flow-GRPO.

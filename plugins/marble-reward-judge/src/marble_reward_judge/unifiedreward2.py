@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from marble_cli.rewards.testing.drawings import prompt_examples
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_reward_judge.judge import Judge
 from marble_reward_judge.unifiedreward import HIGH, LOW
 

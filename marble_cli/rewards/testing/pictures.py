@@ -1,8 +1,9 @@
-"""Draw the pictures of rewards' own `examples`: shapes on a plain ground, which any model can tell apart.
+"""Pictures for rewards' own `examples`: drawn shapes, which any model can tell apart, a photograph and noise.
 
 Reward plugins may import this module, as those that come with marble do.
 """
 
+from importlib.resources import files
 from random import Random
 
 from PIL import Image, ImageDraw
@@ -26,6 +27,15 @@ def draw_shape(color: str, shape: str) -> Image.Image:
     box = (SIDE // 4, SIDE // 4, 3 * SIDE // 4, 3 * SIDE // 4)
     {"circle": draw.ellipse, "square": draw.rectangle}[shape](box, COLORS[color])
     return picture
+
+
+def photograph() -> Image.Image:
+    """Return a photograph of a cat's face: RGB, 451 x 300.
+
+    It is Chelsea of scikit-image, which its photographer, Stefan van der Walt, published under CC0.
+    """
+    with (files("marble_cli") / "assets" / "examples" / "cat.jpg").open("rb") as file:
+        return Image.open(file).convert("RGB")
 
 
 def draw_noise() -> Image.Image:
