@@ -211,9 +211,7 @@ def test_the_documented_program_recomputes_every_score(
         assert all(float(one) == pytest.approx(float(other), rel=1e-12) for one, other in pairs)
 
 
-def test_nothing_in_the_file_names_this_machine(
-    run: Path, whole: Path, pipeline_folder: Path
-) -> None:
+def test_nothing_in_the_file_names_this_machine(run: Path, whole: Path, pipeline_folder: Path) -> None:
     text = (whole / "bench.json").read_text()
     assert str(pipeline_folder.parent) not in text
     assert str(run.parent) not in text
