@@ -144,7 +144,7 @@ def guided_latents(
     samples = rollout.collect(
         prompts, range(3), scorer=Unscored(), adapter=None, purpose="test", step=0, advance=lambda n: None
     )  # type: ignore[arg-type]
-    return samples.x0
+    return torch.stack([*samples.x0])
 
 
 @pytest.mark.parametrize("case", [name for name in TINY if name != "flux2"], indirect=True)
