@@ -179,14 +179,15 @@ def _read_resolution(row: Row, name: str, source: SourceConfig) -> int | str | N
     """Return the size that a row names, if it names one."""
     key = source.resolution_key
     value = None if key is None else row.get(key)
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | str) or not is_resolution(value):
+    size = value.strip() if isinstance(value, str) else value
+    if isinstance(size, bool) or not isinstance(size, int | str) or not is_resolution(size):
         raise RowError(
-            f'no size under the key "{key}" but {str(value)[:40]!r}: expected {EXPECTED} (if it is no size: '
-            f"data.sources.{name}.resolution_key=null)"
+            f'no size under the key "{key}" but {str(value)[:40]!r}: expected {EXPECTED}, or '
+            f"data.sources.{name}.resolution_key=null, which makes it metadata"
         )
-    return canonical(value)
+    return canonical(size)
 
 
 def _read_image(row: Row, key: str | None, root: Path, where: str) -> Condition | None:

@@ -20,22 +20,34 @@ from tests.distributed.alike import SETTINGS, STEPS, assert_alike
 from tests.distributed.processes import ends, job
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["one-size", "sizes"])
+def settings(request: pytest.FixtureRequest, sized_prompts_folder: Path) -> list[str]:
+    """Of a run whose rows have one size, or several."""
+    return [*SETTINGS, *([f"data.root={sized_prompts_folder}"] if request.param else [])]
+
+
 @pytest.fixture(scope="module")
 def alone(
-    run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+    settings: list[str], run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """The metrics of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    assert train(run_config(*SETTINGS, f"run.dir={folder}"), resume="auto") == 0
+    assert train(run_config(*settings, f"run.dir={folder}"), resume="auto") == 0
     return read_rows(folder / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("worlds", "parallel"),
-    [((2,), Parallel.ddp), ((3, 4), Parallel.ddp), ((2,), Parallel.fsdp)],
+    ("settings", "worlds", "parallel"),
+    [
+        (False, (2,), Parallel.ddp),
+        (True, (3, 4), Parallel.ddp),
+        (True, (2,), Parallel.fsdp),
+    ],
+    indirect=["settings"],
     ids=str,
 )
 def test_processes_that_split_groups_train_as_one(
+    settings: list[str],
     alone: list[dict[str, Any]],
     run_config: Callable[..., RunConfig],
     tmp_path: Path,
@@ -45,7 +57,8 @@ def test_processes_that_split_groups_train_as_one(
 ) -> None:
     """15 images: 8 for each of two processes, of which one is padding, 5 for three, 4 for four.
 
-    Evaluations of six prompts are shared too. A run of three processes goes on with four.
+    Of several sizes each is shared so. Evaluations of six prompts are shared too. A run of three processes
+    goes on with four.
     """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder, file = tmp_path / "run", tmp_path / "config.yaml"
@@ -54,7 +67,7 @@ def test_processes_that_split_groups_train_as_one(
         file.write_text(
             dump(
                 run_config(
-                    *SETTINGS,
+                    *settings,
                     f"run.dir={folder}",
                     f"trainer.steps={last}",
                     f"trainer.parallel={parallel.value}",

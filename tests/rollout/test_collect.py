@@ -81,6 +81,42 @@ def test_scores_images_and_prompts_keep_their_order(rollout: Rollout, scorer: Sc
         torch.testing.assert_close(samples.embeddings[:].tensors[name], tensor)
 
 
+def test_each_size_is_drawn_as_if_it_were_alone(rollout: Rollout, scorer: Scorer) -> None:
+    """Two groups of one size with one of another between, and an odd one: the same bits, scores and order."""
+    sizes = [16, 16, 16, "32x16", "32x16", "32x16", None]
+    prompts = [replace(prompt, resolution=size) for prompt, size in zip(PROMPTS, sizes, strict=True)]
+    counts: list[int] = []
+    drawn: dict[str, Any] = {"scorer": scorer, "adapter": "behaviour", "purpose": "rollout", "step": 1}
+    mixed = rollout.collect(prompts, range(7), **drawn, advance=counts.append)
+    assert counts == [3, 1, 3]
+    assert mixed.prompts == prompts
+    scores = mixed.scores(Ranks())
+    for size, rows in ((16, [0, 1, 2, 6]), ("32x16", [3, 4, 5])):
+        one = replace(rollout, policy=rollout.policy.resized(size))
+        alone = one.collect([PROMPTS[i] for i in rows], rows, **drawn, advance=lambda count: None)
+        assert alone.x0[0].shape == one.policy.latent_shape
+        for place, row in enumerate(rows):
+            assert torch.equal(mixed.x0[row], alone.x0[place])
+            assert torch.equal(mixed.images[row], alone.images[place])
+        torch.testing.assert_close(
+            scores.values[:, rows], alone.scores(Ranks()).values, rtol=0, atol=0, equal_nan=True
+        )
+        for name, tensor in alone.embeddings[:].tensors.items():
+            assert torch.equal(mixed.embeddings[torch.tensor(rows)].tensors[name], tensor)
+
+
+def test_times_are_those_of_each_size(rollout: Rollout) -> None:
+    """A model whose shift depends on the tokens has other times for other sizes."""
+    shifting = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 16}
+    rollout.policy.scheduler_config = lambda: {**shifting, "base_shift": 0.5, "max_shift": 1.5}
+    prompts = [Prompt("a", resolution=size) for size in ("32x16", 16, "32x16", None)]
+    (wide, wide_rows), (square, square_rows) = rollout.by_size(prompts)
+    assert (wide_rows, square_rows) == ([0, 2], [1, 3])
+    assert (wide.policy.tokens, square.policy.tokens) == (8, 4)
+    assert wide.times()[1] > square.times()[1]
+    assert torch.equal(square.times(), rollout.times())
+
+
 def test_images_of_a_prompt_differ(rollout: Rollout, scorer: Scorer) -> None:
     samples = collect(rollout, scorer)
     distances = torch.cdist(latents(samples).flatten(1), latents(samples).flatten(1))
