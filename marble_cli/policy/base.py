@@ -287,7 +287,7 @@ class Family(Protocol):
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         """Return d xt / d t [B, C, H, W], where xt = (1 - t) x0 + t noise.
 
-        `xt` has the network's dtype, or float32 with `float32_latents`.
+        `xt` may have any size, and has the network's dtype, or float32 with `float32_latents`.
         """
         ...
 

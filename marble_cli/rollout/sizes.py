@@ -6,6 +6,7 @@ from dataclasses import replace
 from marble_cli.config.resolution import canonical, read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.data.prompts import Prompt
+from marble_cli.errors import RequestError
 from marble_cli.policy.source import (
     config_folder,
     count_image_tokens,
@@ -47,8 +48,15 @@ def check_sizes(prompts: Iterable[Prompt], model: ModelConfig, *, fetch: bool) -
         fetch: whether to fetch the model's configurations; without them nothing is checked.
 
     Raises:
-        RequestError: it cannot; the message names the row's file and line, or the key.
+        RequestError: it cannot, and the message names the row's file and line, or the key; or there are
+            buckets, and no row has a picture that could choose among them.
     """
+    prompts = list(prompts)
+    if any(prompt.buckets for prompt in prompts) and not any(prompt.image for prompt in prompts):
+        raise RequestError(
+            "data.aspect_ratio_buckets: no row has a picture, whose shape would choose among them. Expected "
+            "null; without pictures, rows name their size under the key resolution."
+        )
     sizes = possible_sizes(prompts, model.resolution)
     folder = config_folder(model.path)
     if sizes.keys() <= {model.resolution} or (folder is None and not fetch):

@@ -82,7 +82,6 @@ def train(config: RunConfig, *, resume: str) -> int:
             all_held_out = load_prompts(config.data, "test")
             prompts = held_out(all_held_out, resolve_evaluation(config).prompts)
             every = [*chain(*sources.values()), *prompts]
-            check_sizes(every, config.model, fetch=True)
             check_conditions(
                 every,
                 config.model.path,
@@ -90,6 +89,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                 rank=ranks.rank,
                 world=ranks.world,
             )
+            check_sizes(every, config.model, fetch=True)
             check_applicable(config, declarations, sources, all_held_out)
             start = read_start(config) if checkpoint is None else None
             balance = build_balance(config)

@@ -116,6 +116,10 @@ def test_a_model_of_image_editing_trains_evaluates_exports_and_draws(
         ("text-to-image", r"path=tiny starts from no picture, and there is one in .*line 1;.*image_key=null"),
         ("size", r"data\.sources\.prompts: .*p\.jsonl, line 1: resolution=36: expected a multiple of 8"),
         ("bucket", r"data\.aspect_ratio_buckets=48x36: expected each side a multiple of 8 for this model"),
+        (
+            "no picture",
+            r"data\.aspect_ratio_buckets: no row has a picture, .* Expected null; .* resolution\.",
+        ),
         ("unused", r"rewards\.kept applies to no prompt: .*the picture it was edited from"),
     ],
 )
@@ -131,10 +135,12 @@ def test_rows_and_models_that_do_not_agree_are_refused_before_a_run(
         overrides.append("data.aspect_ratio_buckets=[48x32,48x36]")
     if change == "cut":
         (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:500])
-    if change in ("text-to-image", "unused"):
+    if change in ("text-to-image", "unused", "no picture"):
         overrides = ["model=tiny", *(word for word in overrides if not word.startswith("model"))]
-    if change == "unused":
+    if change in ("unused", "no picture"):
         overrides.append("data.sources.prompts.image_key=null")
+    if change == "unused":
+        overrides.append("data.aspect_ratio_buckets=null")
     done = marble("train", *overrides, "run.dir=run", *(["--dry-run"] if dry_run else []))
     assert done.code == 2
     assert re.search(said, done.err), done.err
