@@ -144,15 +144,16 @@ class Evaluator:
         indices = shown(len(self.prompts))
         sizes = map(read_resolution, self.rollout.sizes([self.prompts[i] for i in indices]))
         shapes = [(3, size.height, size.width) for size in sizes]
-        row = {prompt: row for row, prompt in enumerate(self.shares.everywhere[self.ranks.rank].tolist())}
-        # In one tensor, to which each rank adds its own images.
-        flat = torch.zeros(sum(map(prod, shapes)), dtype=torch.uint8)
-        gathered = flat.split([prod(shape) for shape in shapes])
-        for index, part in zip(indices, gathered, strict=True):
-            if index in row:
-                part.copy_(images[row[index] * self.images_per_prompt].flatten())
-        whole = self.ranks.all_reduce(flat.to(self.rollout.policy.device)).cpu()
-        parts = whole.split([prod(shape) for shape in shapes])
+        places = {prompt: row for row, prompt in enumerate(self.shares.everywhere[self.ranks.rank].tolist())}
+        # Each rank knows its own ones; the sum over ranks has all.
+        own = [
+            images[places[i] * self.images_per_prompt]
+            if i in places
+            else torch.zeros(shape, dtype=torch.uint8)
+            for i, shape in zip(indices, shapes, strict=True)
+        ]
+        flat = torch.cat([image.flatten() for image in own]).to(self.rollout.policy.device)
+        parts = self.ranks.all_reduce(flat).cpu().split([prod(shape) for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
