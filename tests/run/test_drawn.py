@@ -1,9 +1,11 @@
 """Which rank trains on which images, when some are left out or replaced."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from marble_cli.data.prompts import Prompt
@@ -12,6 +14,9 @@ from marble_cli.policy.base import PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.rewards.scorer import Scores
 from marble_cli.rollout.samples import Samples
 from marble_cli.run.drawn import Drawn
+from marble_cli.run.inspection import keep_batch
+from marble_cli.step.batches import TrainingSet
+from marble_cli.step.reward_signal import Signal
 
 SIZE = 3
 
@@ -102,3 +107,23 @@ def test_replaced_images_have_the_new_latents_and_scores(world: int, other_sizes
         assert torch.equal(rows[own >= 0].double(), expected[own[own >= 0]])
         seen[own[own >= 0]] += 1
     assert seen.tolist() == [1] * 14 + [0]
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 2)])
+def test_a_kept_batch_has_the_images_of_each_size(tmp_path: Path, sizes: Sequence[int]) -> None:
+    kept = drawn(12, 1, 0, sizes=sizes).samples
+    rows = torch.arange(12)
+    data = TrainingSet(kept.x0, kept.embeddings, rows, rows, torch.ones(12, 1), 12)
+    every = torch.ones(1, 12, dtype=torch.bool)
+    signal = Signal(every.double(), every, rows // SIZE, every.double(), every.double())
+    found = load_file(keep_batch(tmp_path, 3, 0, kept, data, signal))
+    if len(sizes) == 1:
+        assert found["x0"].flatten().tolist() == [latents.item() for latents in kept.x0]
+        assert found["images"].shape == (12, 1, 1, 1)
+        return
+    assert "x0" not in found
+    assert sorted([*found["rows/0"].tolist(), *found["rows/1"].tolist()]) == list(range(12))
+    for part in "01":
+        for place, row in enumerate(found[f"rows/{part}"].tolist()):
+            assert torch.equal(found[f"x0/{part}"][place], kept.x0[row])
+            assert torch.equal(found[f"images/{part}"][place], kept.images[row])
