@@ -80,7 +80,7 @@ def decode_picture(content: bytes, shown: str) -> Tensor:
 
 
 def picture_size(content: bytes, shown: str) -> tuple[int, int]:
-    """Return the width and height that `decode_picture` gives a picture, by the header alone."""
+    """Return the width and height that `decode_picture` gives a picture, by the header alone but for TIFF."""
     return _reading(_upright_size, content, shown)
 
 
@@ -130,6 +130,8 @@ def _rgb(image: Image.Image, shown: str) -> Tensor:
 
 def _upright_size(image: Image.Image, shown: str) -> tuple[int, int]:
     _check_header(image, shown)
+    if image.format == "TIFF":
+        image.load()  # older versions of Pillow turn it only now
     width, height = image.size
     # From 5 on, orientations have rows and columns exchanged.
     return (height, width) if _orientation(image) >= 5 else (width, height)
