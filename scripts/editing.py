@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib
-import torch
 
 matplotlib.use("Agg")
 
@@ -161,9 +160,9 @@ def run_table(outcomes: Outcomes) -> str:
 def draw_sheet(evaluations: dict[str, Evaluation], output: Path) -> None:
     """Draw the pictures to edit above those of the base model and of every run."""
     base = evaluations[BASE]
-    size = base.images.shape[2:]
+    height, width = base.images[0].shape[1:]
     before = [base.prompts[i].image for i in shown(len(base.prompts))]
-    pictures = torch.stack([picture.pixels(size[1], size[0]) for picture in before if picture is not None])
+    pictures = [picture.pixels(width, height) for picture in before if picture is not None]
     rows = [("to edit", pictures), *((name, each.images) for name, each in evaluations.items())]
     image_grid(rows, base.captions, output)
 

@@ -20,6 +20,7 @@ from marble_cli.policy.load import pick_device
 from marble_cli.policy.source import starts_from_picture
 from marble_cli.rewards.aspects import require_choice
 from marble_cli.rewards.scorer import open_scorer
+from marble_cli.rollout.sizes import check_sizes
 
 
 def held_out_prompts(config: RunConfig) -> list[Prompt]:
@@ -48,6 +49,7 @@ def evaluate(
     prompts = held_out_prompts(config)
     takes = starts_from_picture(config.model, fetch=True)
     check_conditions(prompts, config.model.path, takes=takes)
+    check_sizes(prompts, config.model, fetch=True)
     device = str(pick_device(config.model.device))
     with open_scorer({**config.rewards, **config.eval_rewards}, device) as scorer:
         for worker in scorer.workers:

@@ -121,7 +121,7 @@ class RunRecorder:
         every = self.config.logging.images_every
         if not self.main or not every:
             return
-        from marble_cli.metrics.figures import TILES, image_grid, spread, try_to_draw  # matplotlib
+        from marble_cli.metrics.figures import TILES, image_grid, on_white, spread, try_to_draw  # matplotlib
 
         folder = self.folder / "samples"
         samples, continues = _samples(evaluation), "The run continues without these pictures."
@@ -137,7 +137,8 @@ class RunRecorder:
 
         try_to_draw(file, continues, draw)
         some = spread(len(evaluation.captions), TILES)
-        self.trackers.images(step, evaluation.images[some], [evaluation.captions[i] for i in some])
+        shown_there = on_white([evaluation.images[i] for i in some])
+        self.trackers.images(step, shown_there, [evaluation.captions[i] for i in some])
 
 
 def _samples(evaluation: Evaluation) -> list[Sample]:
