@@ -15,7 +15,7 @@ from marble_cli.evaluate.report import EvalReport
 from marble_cli.evaluate.score import Evaluation, make_evaluator
 from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.files import check_writable, write_whole, writing
-from marble_cli.metrics.figures import image_grid, try_to_draw
+from marble_cli.metrics.figures import TO_EDIT, image_grid, try_to_draw
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.source import starts_from_picture
 from marble_cli.rewards.aspects import require_choice
@@ -78,11 +78,13 @@ def evaluate(
 def _write(
     report: EvalReport, output: Path, labels: Sequence[str], evaluations: Sequence[Evaluation]
 ) -> None:
-    """Write report.json, and images.png with the other policies above the target."""
+    """Write report.json, and images.png: pictures to edit, if any, the other policies, and the target."""
     with writing(output, "Choose another --output."):
         output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
     images = [each.images for each in evaluations]
     rows = [*zip(labels[1:], images[1:], strict=True), (labels[0], images[0])]
+    if conditions := evaluations[0].conditions:
+        rows.insert(0, (TO_EDIT, conditions))
     file, captions = output / "images.png", evaluations[0].captions
     try_to_draw(file, "The report is written.", lambda: image_grid(rows, captions, file))

@@ -50,6 +50,16 @@ class Evaluation:
         return [self.prompts[i].text for i in shown(len(self.prompts))]
 
     @property
+    def conditions(self) -> list[Tensor]:
+        """The pictures that `images` were edited from, of their sizes; none if prompts have no pictures."""
+        pictures = [self.prompts[i].image for i in shown(len(self.prompts))]
+        return [
+            picture.pixels(image.shape[2], image.shape[1])
+            for picture, image in zip(pictures, self.images, strict=True)
+            if picture is not None
+        ]
+
+    @property
     def prompt_indices(self) -> np.ndarray:
         """The index of each image's prompt, int [n]."""
         return np.repeat(np.arange(len(self.prompts)), self.images_per_prompt)

@@ -126,6 +126,9 @@ def on_white(images: Sequence["Tensor"]) -> "Tensor":
     return stacked
 
 
+TO_EDIT = "to edit"  # label of the pictures that images were edited from
+
+
 def image_grid(
     rows: Sequence[tuple[str, "Tensor | Sequence[Tensor]"]],
     captions: list[str],
