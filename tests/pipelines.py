@@ -26,7 +26,7 @@ def _load(kind: Any, path: str, **arguments: Any) -> Any:
     others = {name: value for name, value in arguments.items() if not name.startswith("tokenizer")}
     key = path, _list_files(folder), frozenset(others.items())
     if key not in _made:
-        if len(_made) == 8:
+        if len(_made) == 100:
             _made.clear()
         _made[key] = _read(kind, path, **arguments)
     return copy.deepcopy(_made[key])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,20 @@ def case(
     run_config: Callable[..., RunConfig],
     randomise: Callable[..., None],
 ) -> Case:
-    tiny = TINY[request.param]
-    folder = tiny_folder(request.param)
+    """One family's case; tests must not change its policies and its pipeline."""
+    return make_case(request.param, edits_folder, tiny_folder, run_config, randomise)
+
+
+@cache
+def make_case(
+    name: str,
+    edits_folder: Path,
+    tiny_folder: Callable[[str], Path],
+    run_config: Callable[..., RunConfig],
+    randomise: Callable[..., None],
+) -> Case:
+    """Make a case once per process; pytest forgets a fixture with parameters after every file."""
+    tiny, folder = TINY[name], tiny_folder(name)
     choice = compose([f"model={tiny.choice}", "~preset", "data.root=.", "run.dir=unused"]).model
     overrides = (
         f"model={tiny.choice}",
@@ -88,4 +101,4 @@ def case(
     randomise(policy)
     if policy.family.conditions:
         overrides = (*overrides, f"data.root={edits_folder}")
-    return Case(request.param, tiny, overrides, model, load_plain(folder), policy)
+    return Case(name, tiny, overrides, model, load_plain(folder), policy, randomise)
