@@ -248,7 +248,7 @@ TINY = {
 # The two families with a UNet differ in what `test_pipelines.py` compares; elsewhere one stands for both.
 ONE_UNET = [name for name in TINY if name != "sd15"]
 TRANSFORMERS = [name for name in ONE_UNET if name not in ("sdxl", "sd3_medium")]
-# One case for each class of network; it has what its siblings have, and a guidance, a picture or more attention.
+# One case for each class of network: the one with a guidance, a picture or more attention besides.
 ONE_PER_NETWORK = [
     *("sd35_medium", "flux_kontext", "flux2", "qwen_image_edit_plus"),
     *("sana", "z_image", "chroma", "lumina2", "sdxl"),

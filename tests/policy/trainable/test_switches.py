@@ -16,10 +16,10 @@ from tests.policy.trainable.compiler import NEEDS_COMPILER, WITHOUT_COMPILER_WAR
 
 ADAPTERS = ("trained", None, "behaviour", "trained")
 COMPILED = [NEEDS_COMPILER, WITHOUT_COMPILER_WARNINGS]
+# Compiled blocks that stay on the device are the subject of tests/step/test_compiled_refresh.py.
 SWITCHES = [
     pytest.param({"gradient_checkpointing": Switch.true}, id="gradient_checkpointing"),
     pytest.param({"offload": Offload.blocks}, id="offload"),
-    pytest.param({"compile": Switch.true}, id="compile", marks=COMPILED),
     pytest.param({"compile": Switch.true, "offload": Offload.blocks}, id="both", marks=COMPILED),
 ]
 
