@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from marble_cli.config.enums import Switch
@@ -20,9 +21,10 @@ __all__ = ["test_gradient_checkpointing_saves_memory", "test_switch_changes_no_v
 @NEEDS_COMPILER
 @WITHOUT_COMPILER_WARNINGS
 def test_compilation_changes_no_velocity_and_no_gradient(
-    model: ModelConfig, policy: Any, randomise: Callable[..., None]
+    model: ModelConfig, policy: Any, randomise: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    test_switch_changes_no_velocity_and_no_gradient(model, policy, randomise, {"compile": Switch.true})
+    switch = {"compile": Switch.true}
+    test_switch_changes_no_velocity_and_no_gradient(model, policy, randomise, switch, monkeypatch)
 
 
 @NEEDS_COMPILER

@@ -1,16 +1,14 @@
 """Published models are planned at their true size from the configurations in the package."""
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from marble_cli.config.compose import compose
-from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.size import model_size
 from marble_cli.policy.source import ASSETS, read_json
+from tests.policy.families.pipelines import configured
 
 # The choice of conf/model, and the network's parameters in billions, as model cards and papers state them.
 STATED = {
@@ -32,11 +30,6 @@ STATED = {
     "stabilityai/stable-diffusion-xl-base-1.0": ("sdxl", 2.6),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("sd15", 0.86),
 }
-
-
-@cache
-def configured(choice: str) -> ModelConfig:
-    return compose([f"model={choice}", "~preset", "data.root=.", "run.dir=unused"]).model
 
 
 def folder_of(path: str) -> Path:

@@ -56,6 +56,11 @@ class Case:
         """What the plain pipeline draws without guidance."""
         return plain_run(self, self.plain)
 
+    @cached_property
+    def cached(self) -> Any:
+        """The policy with a cache of embeddings, which tests share."""
+        return self.load(embedding_cache=f"{self.model.path}-embeddings")
+
     def record(self, proof: str, difference: Tensor | float) -> None:
         """Keep the largest absolute value of what a proof found, for docs/models.md."""
         record(self.name, proof, difference)
@@ -87,7 +92,18 @@ class Case:
     def encode(
         self, policy: Any, prompts: Sequence[str] = PROMPTS, *, negative: bool = False
     ) -> PromptEmbeddings:
-        """The policy's embeddings of prompts, with the pictures that belong to them."""
+        """The policy's embeddings of prompts, with the pictures that belong to them.
+
+        Those of the case's own policy are computed once.
+        """
+        if policy is self.policy:
+            return _encode(self, tuple(prompts), negative, self.edits)
+        return self.encode_anew(policy, prompts, negative=negative)
+
+    def encode_anew(
+        self, policy: Any, prompts: Sequence[str] = PROMPTS, *, negative: bool = False
+    ) -> PromptEmbeddings:
+        """As `encode`, by the policy's encoders at each call."""
         pictures = [Drawn(prompt) for prompt in prompts] if self.edits else None
         found: PromptEmbeddings = policy.encode(list(prompts), pictures, negative=negative)
         return found
@@ -104,6 +120,11 @@ class Case:
             lambda xt, t: policy.velocity(xt, t, embeddings, adapter), self.start(), self.scheduler(solver)
         )
         return policy.decode(x0)
+
+
+@cache
+def _encode(case: Case, prompts: tuple[str, ...], negative: bool, edits: bool) -> PromptEmbeddings:
+    return case.encode_anew(case.policy, prompts, negative=negative)
 
 
 @cache

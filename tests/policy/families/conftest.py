@@ -10,14 +10,19 @@ import pytest
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 
-from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from marble_cli.policy.load import load_policy
 from tests.policy.families import differences
 from tests.policy.families.cases import Case, load_plain
 from tests.policy.families.edits import Drawn
-from tests.policy.families.pipelines import TINY
+from tests.policy.families.pipelines import EDITS, TINY, configured
+
+# Of the cases' runs: two pictures a step, and a checkpoint of each, with averages that follow fast.
+RUN = (
+    *("rollout.groups=1", "rollout.group_size=2"),
+    *("trainer.checkpoint_every=1", "trainer.ema.decay=0.1"),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,13 +90,14 @@ def make_case(
 ) -> Case:
     """Make a case once per process; pytest forgets a fixture with parameters after every file."""
     tiny, folder = TINY[name], tiny_folder(name)
-    choice = compose([f"model={tiny.choice}", "~preset", "data.root=.", "run.dir=unused"]).model
     overrides = (
+        *RUN,
+        *((f"data.root={edits_folder}",) if name in EDITS else ()),
         f"model={tiny.choice}",
         f"model.path={folder}",
         f"model.resolution={tiny.resolution}",
         f"model.max_sequence_length={tiny.max_sequence_length}",
-        f"model.lora.target_modules=[{','.join(choice.lora.target_modules)}]",
+        f"model.lora.target_modules=[{','.join(configured(tiny.choice).lora.target_modules)}]",
         "model.precision=fp32",
         "model.embedding_cache=null",
         *tiny.overrides,
@@ -99,6 +105,4 @@ def make_case(
     model = run_config(*overrides).model
     policy = load_policy(model, seed=0)
     randomise(policy)
-    if policy.family.conditions:
-        overrides = (*overrides, f"data.root={edits_folder}")
     return Case(name, tiny, overrides, model, load_plain(folder), policy, randomise)

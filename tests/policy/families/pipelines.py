@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 
+from marble_cli.config.compose import compose
+from marble_cli.config.schema import ModelConfig
 from tests.models import make_pipeline
 from tests.policy.families.chroma_and_lumina import chroma, lumina2
 from tests.policy.families.components import (
@@ -20,6 +22,12 @@ from tests.policy.families.flux2 import flux2, flux2_klein
 from tests.policy.families.qwen import qwen_image
 from tests.policy.families.sd3s import sd3, sd3_medium, sd35_medium
 from tests.policy.families.unets import sd15, sdxl
+
+
+@cache
+def configured(choice: str) -> ModelConfig:
+    """Return a choice of conf/model as it is without further settings; tests must not change it."""
+    return compose([f"model={choice}", "~preset", "data.root=.", "run.dir=unused"]).model
 
 
 @dataclass(frozen=True)

@@ -78,17 +78,8 @@ def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
     case: Case, run_config: Callable[..., RunConfig], tmp_path: Path, kind: str
 ) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    config = run_config(
-        *case.overrides,
-        f"run.dir={whole}",
-        f"model.train={kind}",
-        f"optimizer.lr={0.1 if kind == 'lora' else 0.01}",
-        "rollout.groups=1",
-        "rollout.group_size=2",
-        "trainer.steps=2",
-        "trainer.checkpoint_every=1",
-        "trainer.ema.decay=0.1",
-    )
+    config = run_config(*case.overrides, f"run.dir={whole}")
+    config.model.train, config.optimizer.lr = Train(kind), 0.1 if kind == "lora" else 0.01
     assert train(config, resume="auto") == 0
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoints" / "step-00000002")
