@@ -256,9 +256,18 @@ TINY = {
 # The two families with a UNet differ in what `test_pipelines.py` compares; elsewhere one stands for both.
 ONE_UNET = [name for name in TINY if name != "sd15"]
 TRANSFORMERS = [name for name in ONE_UNET if name not in ("sdxl", "sd3_medium")]
-# One case for each class of network: the one with a guidance, a picture or more attention besides.
-ONE_PER_NETWORK = [
-    *("sd35_medium", "flux_kontext", "flux2", "qwen_image_edit_plus"),
-    *("sana", "z_image", "chroma", "lumina2", "sdxl"),
-]
+# One case stands for each class of network where siblings add nothing: the one with a guidance, a picture or
+# more attention.
+NETWORKS = {
+    "SD3Transformer2DModel": "sd35_medium",
+    "FluxTransformer2DModel": "flux_kontext",
+    "Flux2Transformer2DModel": "flux2",
+    "QwenImageTransformer2DModel": "qwen_image_edit_plus",
+    "SanaTransformer2DModel": "sana",
+    "ZImageTransformer2DModel": "z_image",
+    "ChromaTransformer2DModel": "chroma",
+    "Lumina2Transformer2DModel": "lumina2",
+    "UNet2DConditionModel": "sdxl",
+}
+ONE_PER_NETWORK = list(NETWORKS.values())
 EDITS = ["flux_kontext", "flux2", "flux2_klein", "qwen_image_edit", "qwen_image_edit_plus"]

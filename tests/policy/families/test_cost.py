@@ -87,7 +87,7 @@ def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
     assert 2 * real.kept < size.most_kept
 
 
-@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
+@pytest.mark.parametrize("case", ONE_PER_NETWORK, indirect=True)
 def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) -> None:
     policy, size = (
         case.load(gradient_checkpointing=Switch.true),

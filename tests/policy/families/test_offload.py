@@ -16,9 +16,9 @@ from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora_layer import LoraMatrix
 from marble_cli.step.per_sample import PerSampleGradients
 from tests.policy.families.cases import Case
-from tests.policy.families.pipelines import ONE_UNET
+from tests.policy.families.pipelines import ONE_PER_NETWORK
 
-pytestmark = pytest.mark.parametrize("case", ONE_UNET, indirect=True)
+pytestmark = pytest.mark.parametrize("case", ONE_PER_NETWORK, indirect=True)
 
 
 def frozen(policy: Any) -> list[nn.Parameter]:

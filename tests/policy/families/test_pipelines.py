@@ -145,9 +145,7 @@ def guided_latents(
 
 
 @pytest.mark.parametrize("case", [name for name in TINY if name != "flux2"], indirect=True)
-@pytest.mark.parametrize(
-    ("scale", "cached", "away"), [(2.0, False, True), (4.0, True, True), (3.0, False, False)]
-)
+@pytest.mark.parametrize(("scale", "cached", "away"), [(2.0, False, True), (4.0, True, False)])
 def test_guided_latents_equal_the_pipelines_own(case: Case, scale: float, cached: bool, away: bool) -> None:
     """A number that is copied from there draws the same pictures here. FLUX.2-dev's takes none."""
     policy = case.cached if cached else case.policy

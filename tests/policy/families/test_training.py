@@ -28,7 +28,7 @@ from tests.policy.families.cases import (
     plain_run,
 )
 from tests.policy.families.differences import beyond_rounding
-from tests.policy.families.pipelines import ONE_PER_NETWORK, ONE_UNET, TRANSFORMERS
+from tests.policy.families.pipelines import NETWORKS, ONE_PER_NETWORK, ONE_UNET, TINY, TRANSFORMERS
 from tests.policy.operations import CountedOperations
 
 
@@ -57,6 +57,10 @@ def test_per_sample_gradients_equal_autograd_for_every_mixture(case: Case) -> No
             assert (row - exact).norm() < 1e-4 * exact.norm()
 
 
+def test_every_network_is_stood_for(case: Case) -> None:
+    assert NETWORKS[type(getattr(case.plain, case.network)).__name__] in TINY
+
+
 def test_default_targets_adapt_every_attention_projection(case: Case) -> None:
     """But for FLUX.2's projections to outputs of attention and MLP at once, which have a list's name."""
     adapted = {name.split(".lora_")[0] for name in case.policy.parameters("trained")}
@@ -69,30 +73,21 @@ def test_default_targets_adapt_every_attention_projection(case: Case) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("case", "kind"),
-    [*((case, "lora") for case in ONE_UNET), *((case, "full") for case in ONE_PER_NETWORK)],
-    indirect=["case"],
-)
-def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
-    case: Case, run_config: Callable[..., RunConfig], tmp_path: Path, kind: str
-) -> None:
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    config = run_config(*case.overrides, f"run.dir={whole}")
-    config.model.train, config.optimizer.lr = Train(kind), 0.1 if kind == "lora" else 0.01
-    assert train(config, resume="auto") == 0
-    shutil.copytree(whole, resumed)
-    shutil.rmtree(resumed / "checkpoints" / "step-00000002")
-    assert train(replace(config, run=replace(config.run, dir=str(resumed))), resume="auto") == 0
-    for name in store.weight_files(kind):
-        one, two = (f / "checkpoints/step-00000002" / name for f in (whole, resumed))
-        assert one.read_bytes() == two.read_bytes()
-    case.record("resumed", 0)
-    file = export(str(whole), tmp_path / "exported")
-    policy = load_policy(replace(case.model, train=Train(kind)), seed=7)
-    policy.load_trained(store.load(store.resolve(str(whole)))[2])
+def run_of(case: Case, run_config: Callable[..., RunConfig], folder: Path, kind: Train) -> RunConfig:
+    """Two steps with large rates, so that pictures change."""
+    config = run_config(*case.overrides, f"run.dir={folder}")
+    config.model.train, config.optimizer.lr = kind, 0.1 if kind is Train.lora else 0.01
+    return config
+
+
+def assert_export_draws_in_diffusers(case: Case, config: RunConfig) -> None:
+    """The plain pipeline with a run's exported averages draws what the policy draws with them."""
+    folder = Path(config.run.dir)
+    file = export(str(folder), folder / "exported")
+    policy: Any = load_policy(config.model, seed=7)
+    policy.load_trained(store.load(store.resolve(str(folder)))[2])
     plain = load_plain(case.model.path)
-    if kind == "lora":
+    if config.model.train is Train.lora:
         plain.load_lora_weights(file.parent)
     else:
         kind_of = type(getattr(plain, case.network))
@@ -103,6 +98,33 @@ def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
     case.record("trained pictures", beyond_rounding(trained, images))
     assert_same_images(trained, images)
     assert (images - case.drawn.images).abs().max() * 255 > 5
+
+
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
+def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
+    case: Case, run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    config = run_of(case, run_config, whole, Train.lora)
+    assert train(config, resume="auto") == 0
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-00000002")
+    assert train(replace(config, run=replace(config.run, dir=str(resumed))), resume="auto") == 0
+    for name in store.weight_files("lora"):
+        one, two = (f / "checkpoints/step-00000002" / name for f in (whole, resumed))
+        assert one.read_bytes() == two.read_bytes()
+    case.record("resumed", 0)
+    assert_export_draws_in_diffusers(case, config)
+
+
+@pytest.mark.parametrize("case", ONE_PER_NETWORK, indirect=True)
+def test_trained_network_is_exported_and_draws_in_diffusers(
+    case: Case, run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Runs that train whole networks are resumed in tests/run/test_resume.py."""
+    config = run_of(case, run_config, tmp_path / "whole", Train.full)
+    assert train(config, resume="auto") == 0
+    assert_export_draws_in_diffusers(case, config)
 
 
 @pytest.mark.parametrize("case", ONE_UNET, indirect=True)
