@@ -174,10 +174,11 @@ def _rounded(part: nn.Module) -> int:
 
 
 def _add_lora(network: Network, lora: LoraConfig) -> int:
-    """Add an adapter to `network` and count its parameters."""
-    config = peft.LoraConfig(r=lora.rank, target_modules=list(lora.target_modules))
+    """Add an adapter without storage to `network` and count its parameters."""
+    config = peft.LoraConfig(r=lora.rank, target_modules=list(lora.target_modules), init_lora_weights=False)
     config._register_custom_module({nn.Linear: LoraLinear})
-    add_adapter(network, config, "default")
+    with torch.device("meta"):
+        add_adapter(network, config, "default")
     return sum(p.numel() for name, p in network.named_parameters() if "lora_" in name)
 
 
