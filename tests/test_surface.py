@@ -43,6 +43,7 @@ def test_every_plugin_is_a_distribution_of_its_own() -> None:
         assert (file.parent / "README.md").is_file()
     assert found == {
         "marble-reward-clip": {"aesthetic", "clipscore", "hpsv2", "pickscore"},
+        "marble-reward-editreward": {"editreward"},
         "marble-reward-geneval": {"geneval"},
         "marble-reward-hpsv3": {"hpsv3"},
         "marble-reward-imagereward": {"imagereward"},

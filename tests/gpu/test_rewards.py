@@ -33,9 +33,9 @@ def tiny_models(file: str) -> Any:
 
 def aesthetic(folder: Path) -> Options:
     models = tiny_models("marble-reward-clip/tests/tiny_models.py")
-    for name, write in (("clip", models.write_clip), ("predictor", models.write_predictor)):
-        (folder / name).mkdir()
-        write(folder / name)
+    (folder / "clip").mkdir()
+    models.write_clip(folder / "clip")
+    models.write_predictor(folder / "predictor", clip=folder / "clip")
     return {"model": str(folder / "clip"), "predictor": str(folder / "predictor")}
 
 
@@ -44,6 +44,7 @@ def geneval(folder: Path) -> Options:
     (folder / "clip").mkdir()
     (folder / "detector").mkdir()
     clip, detector = models.write_clip(folder / "clip"), models.write_mask2former(folder / "detector")
+    models.label_for_examples(detector)
     return {"detector": str(detector), "clip": str(clip)}
 
 
@@ -59,6 +60,11 @@ def preservation(folder: Path) -> Options:
 
 def hpsv3(folder: Path) -> Options:
     tiny_models("marble-reward-hpsv3/tests/tiny_models.py").write_hpsv3(folder)
+    return {"model": str(folder), "base": str(folder)}
+
+
+def editreward(folder: Path) -> Options:
+    tiny_models("marble-reward-editreward/tests/tiny_models.py").write_editreward(folder)
     return {"model": str(folder), "base": str(folder)}
 
 
@@ -80,6 +86,7 @@ OPTIONS: dict[str, Callable[[Path], Options]] = {
     "hpsv2": embedded,
     "aesthetic": aesthetic,
     "hpsv3": hpsv3,
+    "editreward": editreward,
     "preservation": preservation,
     "imagereward": imagereward,
     "geneval": geneval,

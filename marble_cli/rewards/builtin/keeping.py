@@ -1,11 +1,12 @@
 """Score how much of the picture that it was edited from an image keeps."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from marble_cli.rewards.region import region_pixels
 
 
 def keeping(
@@ -33,12 +34,10 @@ def _score(change: Tensor, region: Any) -> float | ValueError:
     """Average the change [H, W] of each pixel outside of a region."""
     kept = torch.ones_like(change, dtype=torch.bool)
     if region is not None:
-        if len(region) != 4 or not 0 <= region[0] < region[2] <= 1 or not 0 <= region[1] < region[3] <= 1:
-            return ValueError(f"metadata region={region}: expected [left, top, right, bottom] in [0, 1]")
-        left, top, right, bottom = region
-        height, width = change.shape
-        rows = slice(math.floor(top * height), math.ceil(bottom * height))
-        kept[rows, math.floor(left * width) : math.ceil(right * width)] = False
+        try:
+            kept[region_pixels(region, *change.shape)] = False
+        except ValueError as error:
+            return error
     if not kept.any():
         return ValueError(f"metadata region={region} is the whole picture: nothing is to be kept")
     return -change[kept].mean().item()

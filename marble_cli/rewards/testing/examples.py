@@ -48,7 +48,7 @@ def _check_pair(reward: Reward, aspect: str, index: int, pair: Any) -> float:
     """Return by how much the better sample of a pair scores higher."""
     name = f"example {index}{f' of {aspect}' if aspect else ''}"
     try:
-        samples = [_read_sample(reward.plugin, *sample) for sample in pair]
+        samples = [read_sample(reward.plugin, *sample) for sample in pair]
         first, second = samples
     except (TypeError, ValueError, RequestError) as error:
         raise ContractError(
@@ -76,7 +76,7 @@ def _joined(first: Batch, second: Batch) -> Batch:
     return Batch(images, first.prompts + second.prompts, first.metadata + second.metadata, conditions)
 
 
-def _read_sample(
+def read_sample(
     plugin: Any, picture: Any, prompt: str, metadata: Mapping[str, Any] | None = None, condition: Any = None
 ) -> Batch:
     """Return a batch of one sample.

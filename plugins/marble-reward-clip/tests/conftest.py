@@ -14,8 +14,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def predictor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def predictor(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Path:
     """Write a small random aesthetic predictor for the embeddings of `folder`."""
     place = tmp_path_factory.mktemp("predictor")
-    write_predictor(place)
+    write_predictor(place, clip=folder)
     return place

@@ -13,6 +13,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
+from marble_cli.rewards.registry import build
+from marble_cli.rewards.testing.fitting import prefer_examples
+
 WORDS = ["<start>", "<end>", "a", "red", "blue", "cup", "kite", "and", "two"]
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -84,8 +87,11 @@ def write_image_processor(folder: Path, side: int) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
 
 
-def write_predictor(folder: Path, width: int = 16, seed: int = 0) -> None:
-    """Write LAION's aesthetic predictor for embeddings of `width` numbers."""
+def write_predictor(folder: Path, width: int = 16, seed: int = 0, clip: Path | None = None) -> None:
+    """Write LAION's aesthetic predictor for embeddings of `width` numbers.
+
+    On those of the model `clip` it prefers the reward's examples.
+    """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     weights = Predictor(width).state_dict()
@@ -93,3 +99,8 @@ def write_predictor(folder: Path, width: int = 16, seed: int = 0) -> None:
     for tensor in weights.values():
         tensor.normal_(std=tensor.shape[-1] ** -0.5)
     save_file(weights, folder / "model.safetensors")
+    if clip:
+        options = {"model": str(clip), "predictor": str(folder)}
+        reward = build("aesthetic", "aesthetic", options, "cpu")
+        prefer_examples(reward, reward.plugin.predictor.layers[7])
+        save_file(reward.plugin.predictor.state_dict(), folder / "model.safetensors")

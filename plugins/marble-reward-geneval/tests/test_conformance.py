@@ -1,7 +1,9 @@
 """The contract of rewards, held by `geneval` in both modes and with both kinds of detectors."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import pytest
@@ -9,6 +11,8 @@ from torch import Tensor
 
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.conformance import RewardConformance
+from marble_cli.rewards.registry import build
+from marble_cli.rewards.testing.examples import prefers_its_examples
 
 Pictures = Callable[..., Tensor]
 
@@ -43,6 +47,13 @@ class GenEvalConformance(RewardConformance):
 
     def batch(self) -> Batch:
         return Batch(self.images, [row["tag"] for row in self.metadata], self.metadata)
+
+    def test_prefers_its_examples(self, tiny: ModuleType, tmp_path: Path) -> None:
+        """With other labels: a random model's own mean nothing."""
+        detector = shutil.copytree(self.options["detector"], tmp_path / "detector")
+        tiny.label_for_examples(detector)
+        reward = build("geneval", "geneval", {**self.options, "detector": str(detector)}, "cpu")
+        assert prefers_its_examples(reward, self.batch()).startswith("1 pairs in order")
 
     def test_scores_differ(self) -> None:
         """Equal scores would make the suite meaningless."""

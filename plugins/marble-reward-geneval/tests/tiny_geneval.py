@@ -7,8 +7,10 @@ An untrained detector would find nothing.
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from marble_reward_geneval.classes import CLASSES
+from marble_reward_geneval.detector import Detector
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -24,6 +26,8 @@ from transformers import (
     ResNetConfig,
     SwinConfig,
 )
+
+from marble_cli.rewards.testing.pictures import photograph
 
 # COCO's own names of three of GenEval's classes.
 COCO_NAMES = {"computer mouse": "mouse", "tv remote": "remote", "computer keyboard": "keyboard"}
@@ -99,6 +103,24 @@ def write_detr(folder: Path, side: int = 64, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     _write_processor(folder, "DetrImageProcessor", side)
     return folder
+
+
+def label_for_examples(folder: Path) -> None:
+    """Exchange a detector's labels, so that it sees a cat and no dog on the reward's photograph.
+
+    Labels of random models mean nothing.
+    """
+    picture = torch.from_numpy(np.array(photograph())).permute(2, 0, 1)[None]
+    found = next(Detector(str(folder), "cpu", torch.float32, 1)(picture, 0.3))
+    counts = {name: sum(thing.score > 0.3 for thing in things) for name, things in found.items()}
+    rarest = min((name for name in counts if counts[name]), key=counts.__getitem__)
+    absent = next(name for name in LABELS if name not in counts)
+    config = json.loads((folder / "config.json").read_text())
+    for name, other in (("cat", rarest), ("dog", absent)):
+        swapped = {name: other, other: name}
+        config["id2label"] = {key: swapped.get(label, label) for key, label in config["id2label"].items()}
+    config["label2id"] = {label: int(key) for key, label in config["id2label"].items()}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def write_clip(folder: Path, side: int = 32, seed: int = 0) -> Path:

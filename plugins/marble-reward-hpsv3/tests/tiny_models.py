@@ -10,9 +10,11 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig
 
+from marble_cli.rewards.registry import build
+from marble_cli.rewards.testing.fitting import prefer_examples
+
 WORDS = ["[UNK]", "a", "red", "blue", "cup", "kite", "and", "two", "image", "night", "meadow", "END", "user"]
 MARKS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-SEED = 13  # by luck, this network prefers the examples
 TOKENS = [*WORDS, *MARKS, "<|Reward|>"]  # the last is added by the reward
 
 
@@ -40,8 +42,8 @@ def hpsv3_config() -> Qwen2VLConfig:
     return Qwen2VLConfig(vision_config=vision, text_config=text, **marks)
 
 
-def write_hpsv3(folder: Path, seed: int = SEED) -> dict[str, torch.Tensor]:
-    """Write HPSv3.safetensors, config.json and the tokenizer; return the weights by their published names."""
+def write_hpsv3(folder: Path, seed: int = 0) -> None:
+    """Write HPSv3.safetensors, config.json and the tokenizer; the network prefers the reward's examples."""
     config = hpsv3_config()
     config.save_pretrained(folder)
     config.text_config.vocab_size = len(TOKENS)
@@ -53,9 +55,13 @@ def write_hpsv3(folder: Path, seed: int = SEED) -> dict[str, torch.Tensor]:
         name = name.removeprefix("model.") if name.startswith("model.visual.") else name
         weights[name.replace("model.language_model.", "model.")] = tensor
     weights["lm_head.weight"] = torch.randn(len(TOKENS), 48)
-    save_file(weights, folder / "HPSv3.safetensors", {"format": "pt"})
     write_tokenizer(folder)
-    return weights
+    save_file(weights, folder / "HPSv3.safetensors", {"format": "pt"})
+    options = {"model": str(folder), "base": str(folder), "dtype": "float32"}
+    reward = build("hpsv3", "hpsv3", options, "cpu")
+    last = reward.plugin.model.rm_head[5]
+    prefer_examples(reward, last)
+    save_file(weights | {"rm_head.5.weight": last.weight}, folder / "HPSv3.safetensors", {"format": "pt"})
 
 
 def randomise(model: torch.nn.Module) -> None:

@@ -10,6 +10,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BlipConfig, PreTrainedTokenizerFast
 
+from marble_cli.rewards.registry import build
+from marble_cli.rewards.testing.fitting import prefer_examples
+
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "blue", "cup", "kite", "and", "two"]
 
 
@@ -43,12 +46,15 @@ def imagereward_config(side: int = 32) -> BlipConfig:
 
 
 def write_imagereward(folder: Path, seed: int = 0) -> None:
-    """Write the model and its tokenizer (of `WORDS`)."""
+    """Write a model that prefers the reward's examples, and its tokenizer (of `WORDS`)."""
     torch.manual_seed(seed)
     model = ImageRewardModel(imagereward_config())
     randomise(model)
     model.save_pretrained(folder)
     write_tokenizer(folder)
+    reward = build("imagereward", "imagereward", {"model": str(folder)}, "cpu")
+    prefer_examples(reward, reward.plugin.model.head[7])
+    reward.plugin.model.save_pretrained(folder)
 
 
 def randomise(model: torch.nn.Module) -> None:

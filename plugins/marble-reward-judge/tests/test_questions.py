@@ -3,16 +3,12 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from marble_reward_judge.dpg import DpgBench, share
 from marble_reward_judge.softtifa import SoftTifa
-
-from marble_cli.rewards.api import Batch
-from marble_cli.rewards.conformance import RewardConformance
-from marble_cli.rewards.testing.samples import sample_batch
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -92,31 +88,3 @@ def test_one_question_without_an_answer_fails_its_picture_alone(server: "Server"
     first, second = DpgBench(server.url)(torch.stack([BLACK, BLACK]), ["", ""], [ROW, plain])
     assert "answered 400" in str(first)
     assert second == 1.0
-
-
-class _Conformance(RewardConformance):
-    options: ClassVar[Mapping[str, Any]]
-    metadata: ClassVar[Mapping[str, Any]]
-
-    def batch(self) -> Batch:
-        images, prompts, _ = sample_batch(())
-        return Batch(images, prompts, [self.metadata for _ in prompts])
-
-    @pytest.fixture(autouse=True)
-    def _server(self, server: "Server") -> None:
-        server.reply = lambda body, _: completion("Yes", {"Yes": 0.7, "No": 0.3})
-        type(self)._built.pop(type(self), None)  # each test has a server of its own
-        type(self).options = {"base_url": server.url}
-
-
-class TestSoftTifaConformance(_Conformance):
-    plugin = "softtifa"
-    metadata: ClassVar = {"vqa_list": [["Is it night?", "Yes"]]}
-
-
-class TestDpgConformance(_Conformance):
-    plugin = "dpg"
-    metadata: ClassVar = ROW
-
-
-del _Conformance

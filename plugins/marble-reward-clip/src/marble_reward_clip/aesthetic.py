@@ -1,6 +1,6 @@
 """The `aesthetic` reward: the beauty of a picture by LAION's aesthetic predictor."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
 from marble_cli.pretrained import check_tensors, loading
+from marble_cli.rewards.testing.pictures import draw_noise, photograph
 from marble_reward_clip.clip import PUBLISHED, Clip, clip_source, preprocessing
 
 
@@ -74,6 +75,11 @@ class Aesthetic:
         """
         scores: Tensor = self.predictor(self.clip.images(images, self.preprocess))
         return scores
+
+    @staticmethod
+    def examples() -> list[Any]:
+        """Return a pair: a photograph above noise."""
+        return [((photograph(), ""), (draw_noise(), ""))]
 
 
 def load_predictor(source: str, width: int) -> Predictor:

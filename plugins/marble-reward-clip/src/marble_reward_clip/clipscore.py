@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_reward_clip.clip import PUBLISHED, Clip, preprocessing, standardise
 
 
@@ -18,6 +19,7 @@ class ClipScore:
     license = "Apache-2.0; weights MIT (openai/clip-vit-*, laion/CLIP-ViT-*)"
     citation = "CLIPScore, arXiv 2104.08718; CLIP, arXiv 2103.00020"
     loads: ClassVar = {"model": PUBLISHED}
+    examples = staticmethod(prompt_examples)
 
     def __init__(
         self,

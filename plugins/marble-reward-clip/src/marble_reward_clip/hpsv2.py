@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_reward_clip.clip import PUBLISHED, Clip, standardise
 
 CONVERT = "`python -m marble_reward_clip.convert hpsv2 HPS_v2.1_compressed.pt FOLDER` writes one."
@@ -22,6 +23,7 @@ class HpsV2:
     license = "Apache-2.0; weights Apache-2.0 (xswu/HPSv2)"
     citation = "Human Preference Score v2, arXiv 2306.09341"
     loads: ClassVar = {"model": PUBLISHED}
+    examples = staticmethod(prompt_examples)
 
     def __init__(
         self, model: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32

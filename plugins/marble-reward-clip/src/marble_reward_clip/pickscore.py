@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_reward_clip.clip import PUBLISHED, Clip, preprocessing
 
 
@@ -16,6 +17,7 @@ class PickScore:
     license = "Apache-2.0; weights under no stated license (yuvalkirstain/PickScore_v1)"
     citation = "Pick-a-Pic, arXiv 2305.01569"
     loads: ClassVar = {"model": PUBLISHED}
+    examples = staticmethod(prompt_examples)
 
     def __init__(
         self,

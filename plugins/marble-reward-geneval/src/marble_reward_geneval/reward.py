@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from marble_cli.rewards.testing.pictures import photograph
 from marble_reward_geneval import rules
 from marble_reward_geneval.colors import ColorClassifier
 from marble_reward_geneval.detector import Detector
@@ -100,6 +101,21 @@ class GenEval:
         requests = [self._request(*row) for row in zip(prompts, metadata, strict=True)]
         found = self.detector(images, min(self.threshold, self.counting_threshold))
         return [self._verdict(*row) for row in zip(images, requests, found, strict=True)]
+
+    @staticmethod
+    def examples() -> list[Any]:
+        """Return a pair: the photograph of a cat for a cat and no dog, above itself for a dog and no cat.
+
+        The detector may find the cat twice, which costs the soft score's count, but not the order.
+        """
+        cat, dog = ({"class": name, "count": 1} for name in ("cat", "dog"))
+        rows = (("a photo of a cat", cat, dog), ("a photo of a dog", dog, cat))
+        picture = photograph()
+        better, worse = (
+            (picture, prompt, {"include": [wanted], "exclude": [unwanted]})
+            for prompt, wanted, unwanted in rows
+        )
+        return [(better, worse)]
 
     def _request(self, prompt: str, metadata: Mapping[str, Any]) -> Request | ValueError:
         try:

@@ -1,17 +1,16 @@
 """The `hpsv3` reward: how much people prefer a picture for its prompt, by a vision-language model."""
 
 from collections.abc import Sequence
-from random import Random
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLImageProcessorPil
 from transformers.utils.hub import cached_file
 
 from marble_cli.pretrained import check_tensors, loading, resolve_source
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_cli.tokenizers import check_tokenizer
 from marble_reward_hpsv3.model import HPSv3Model, rename
 from marble_reward_hpsv3.prompt import AFTER_PICTURE, BEFORE_PICTURE, INSTRUCTION, REWARD_TOKEN
@@ -26,6 +25,7 @@ class HPSv3:
     license = "Apache-2.0; weights Apache-2.0 (MizzenAI/HPSv3)"
     citation = "HPSv3, arXiv 2508.03789; Qwen2-VL, arXiv 2409.12191"
     loads: ClassVar = {"model": {"MizzenAI/HPSv3": 7_748_610_610}}
+    examples = staticmethod(prompt_examples)
 
     def __init__(
         self,
@@ -109,14 +109,6 @@ class HPSv3:
         )
         return [*before, *[config.image_token_id] * merged, *after, *question, *mark]
 
-    @staticmethod
-    def examples() -> list[Any]:
-        """Return pairs of pictures: a drawing above noise, and above itself for another prompt."""
-        prompt = "a drawing of a red house with a blue door on a green meadow"
-        drawn, noise = _draw_house(), Image.frombytes("RGB", (448, 448), Random(0).randbytes(448 * 448 * 3))
-        other = "a photograph of a crowded city street at night"
-        return [((drawn, prompt), (noise, prompt)), ((drawn, prompt), (drawn, other))]
-
 
 def load_network(source: str, config: Any, vocabulary: int, dtype: torch.dtype) -> Any:
     """Load an `HPSv3Model` in evaluation mode and without gradients.
@@ -136,13 +128,3 @@ def load_network(source: str, config: Any, vocabulary: int, dtype: torch.dtype) 
         check_tensors(weights, HPSv3Model(config).state_dict())
     load: Any = HPSv3Model.from_pretrained
     return load(None, config=config, state_dict=weights, dtype=dtype).eval().requires_grad_(False)
-
-
-def _draw_house() -> Image.Image:
-    picture = Image.new("RGB", (448, 448), "lightskyblue")
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, 300, 448, 448), "forestgreen")
-    draw.rectangle((124, 200, 324, 340), "firebrick")
-    draw.polygon([(104, 200), (224, 100), (344, 200)], "saddlebrown")
-    draw.rectangle((199, 260, 249, 340), "royalblue")
-    return picture

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from marble_cli.pretrained import load_model, loading, resolve_source
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_cli.tokenizers import check_tokenizer
 from marble_reward_imagereward.model import ImageRewardModel
 
@@ -25,6 +26,7 @@ class ImageReward:
     license = "Apache-2.0; weights Apache-2.0 (THUDM/ImageReward)"
     citation = "ImageReward, arXiv 2304.05977; BLIP, arXiv 2201.12086"
     loads: ClassVar[dict[str, dict[str, int]]] = {"model": {}}
+    examples = staticmethod(prompt_examples)
 
     def __init__(
         self, model: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32

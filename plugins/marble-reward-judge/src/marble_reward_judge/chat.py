@@ -3,11 +3,11 @@
 import asyncio
 import ssl
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from io import BytesIO
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import httpx
 import tenacity
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from marble_reward_judge.completion import Answer, CompletionError, read_completion
 from marble_reward_judge.endpoint import address, extras, is_here, key
+from marble_reward_judge.settings import ServerSettings
 
 Pictures = Sequence[Tensor]  # of one question, uint8 [3, H, W] each
 MAX_RETRY_AFTER = 60.0  # seconds; a longer Retry-After of the server is cut to this
@@ -48,50 +49,27 @@ class _QuestionError(ServerError):
 class ChatServer:
     """A model behind `<base_url>/chat/completions`."""
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        api_key_env: str | None,
-        temperature: float | None,
-        max_tokens: int | None,
-        concurrency: int,
-        request_timeout: float,
-        attempts: int,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         """Check and keep the settings; nothing is sent.
 
-        Args:
-            base_url: address of the server, e.g. http://127.0.0.1:8000/v1.
-            model: name of the model on the server.
-            api_key_env: name of the environment variable with the key; None if the server needs none.
-            temperature: of sampling; 0 takes the likeliest token; None leaves it to the server.
-            max_tokens: largest length of an answer; None leaves it to the server.
-            concurrency: largest number of simultaneous requests.
-            request_timeout: seconds for one request.
-            attempts: largest number of requests for one answer.
-            extra_body: further keys of a request, which override those above.
-
         Raises:
-            ValueError: an argument is invalid, or the variable with the key is not set or holds no key.
+            ValueError: a setting is invalid, or the variable with the key is not set or holds no key.
         """
-        base, self.auth = address(base_url)
+        base, self.auth = address(settings.base_url)
         self.url = f"{base}/chat/completions"
-        if self.auth and api_key_env:
+        if self.auth and settings.api_key_env:
             raise ValueError("base_url holds a user and api_key_env names a key: expected one of them")
-        for name, value in {
-            "concurrency": concurrency,
-            "attempts": attempts,
-            "max_tokens": max_tokens,
-        }.items():
+        for name in ("concurrency", "attempts", "max_tokens"):
+            value = getattr(settings, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected a whole number from 1 on")
-        self.headers = {"Authorization": f"Bearer {key(api_key_env)}"} if api_key_env else {}
-        chosen = {"temperature": temperature, "max_tokens": max_tokens}
+        variable = settings.api_key_env
+        self.headers = {"Authorization": f"Bearer {key(variable)}"} if variable else {}
+        chosen = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
         sent = {name: value for name, value in chosen.items() if value is not None}
-        self.settings = {"model": model, **sent, **extras(extra_body or {})}
-        self.concurrency, self.timeout, self.attempts = concurrency, request_timeout, attempts
+        self.settings = {"model": settings.model, **sent, **extras(settings.extra_body or {})}
+        self.concurrency, self.timeout = settings.concurrency, settings.request_timeout
+        self.attempts = settings.attempts
 
     def ask(self, pictures: Sequence[Pictures], questions: Sequence[str]) -> list[Answer | ServerError]:
         """Ask questions, each about one or several pictures.

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from marble_cli.rewards.testing.pictures import draw_shape
 from marble_reward_judge.completion import Answer
 from marble_reward_judge.questions import Questions
 from marble_reward_judge.score import SHOWN, UnreadableAnswerError, conclusion
@@ -55,6 +56,17 @@ class DpgBench(Questions):
             except (UnreadableAnswerError, ValueError, KeyError) as error:
                 scores.append(error)
         return scores
+
+    @staticmethod
+    def examples() -> list[Any]:
+        """Return a pair: a red circle above a blue square, to questions about the circle."""
+        metadata = {
+            "question_natural_language": ["Is there a circle?", "Is the circle red?"],
+            "proposition_id": ["1", "2"],
+            "dependency": ["0", "1"],
+        }
+        better, worse = (draw_shape(*drawn) for drawn in (("red", "circle"), ("blue", "square")))
+        return [((better, "a red circle", metadata), (worse, "a red circle", metadata))]
 
 
 def is_yes(answer: Answer) -> bool:

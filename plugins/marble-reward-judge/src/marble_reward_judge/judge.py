@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -10,98 +10,74 @@ from marble_reward_judge.chat import ChatServer, Pictures, ServerError
 from marble_reward_judge.completion import Answer
 from marble_reward_judge.likelihood import REQUEST, ExpectedValue
 from marble_reward_judge.score import ScoreReader, UnreadableAnswerError
+from marble_reward_judge.settings import ServerSettings
 
 Scores = list[float | Exception]
 Reader = Callable[[Answer], float]
 
 
-class Questioner:
-    """What a judge asks about pictures, and how it reads the answers."""
+@dataclass(repr=False, eq=False)
+class Questioner(ServerSettings):
+    """What a judge asks about pictures, and how it reads the answers.
+
+    Attributes:
+        template: the question, which follows the pictures; `{prompt}` is replaced by the prompt.
+        pattern: a regular expression with one group, the score; its last match counts. Either this, or:
+        json_key: key of the score in a JSON object in the answer.
+        low: the lowest score on the judge's scale; an answer outside the scale is a failure.
+        high: the highest score.
+        raw: return scores as they are, instead of mapping [low, high] onto [0, 1].
+        answers: values of answers, such as {"yes": 1, "no": 0}. The score is their expected value over the
+            probabilities of the answer's first token, which the server has to return. `pattern`, `json_key`,
+            `low`, `high` and `max_tokens` do not count then.
+        allow_text: with `answers`, take the value of the answer's text if there are no probabilities.
+        aspects: several scores of a picture. With `answers` each has a question of its own, in which
+            `{aspect}` is replaced by its name. Else one answer has all: by a `pattern` in which `{aspect}` is
+            replaced by its name, or by the keys of their names in a JSON object instead of `json_key`, which
+            the template has to ask for.
+    """
 
     license = "Apache-2.0; the model under its own licence"
     citation = "of the model that is asked"
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        template: str,
-        pattern: str | None = None,
-        json_key: str | None = None,
-        low: float | None = None,
-        high: float | None = None,
-        raw: bool = False,
-        api_key_env: str | None = None,
-        temperature: float | None = 0.0,
-        max_tokens: int | None = 512,
-        concurrency: int = 16,
-        request_timeout: float = 60.0,
-        attempts: int = 4,
-        extra_body: Mapping[str, Any] | None = None,
-        answers: Mapping[str, float] | None = None,
-        allow_text: bool = False,
-        aspects: Sequence[str] = (),
-    ) -> None:
-        """Check and keep the question and the server's settings; nothing is sent.
+    template: str = field(kw_only=True)
+    pattern: str | None = None
+    json_key: str | None = None
+    low: float | None = None
+    high: float | None = None
+    raw: bool = False
+    answers: Mapping[str, float] | None = None
+    allow_text: bool = False
+    aspects: Sequence[str] = ()
 
-        Args:
-            base_url: address of the server, e.g. http://127.0.0.1:8000/v1.
-            model: name of the model on the server.
-            template: the question, which follows the pictures; `{prompt}` is replaced by the prompt.
-            pattern: a regular expression with one group, the score; its last match counts. Either this, or:
-            json_key: key of the score in a JSON object in the answer.
-            low: the lowest score on the judge's scale; an answer outside the scale is a failure.
-            high: the highest score.
-            raw: return scores as they are, instead of mapping [low, high] onto [0, 1].
-            api_key_env: name of the environment variable with the key, which is written nowhere.
-            temperature: of sampling; 0 takes the likeliest token; None leaves it to the server.
-            max_tokens: largest length of an answer; None leaves it to the server.
-            concurrency: largest number of simultaneous requests.
-            request_timeout: seconds for one request.
-            attempts: largest number of requests for one answer.
-            extra_body: further keys of a request, e.g. {"max_completion_tokens": 512}.
-            answers: values of answers, such as {"yes": 1, "no": 0}. The score is their expected value over
-                the probabilities of the answer's first token, which the server has to return. `pattern`,
-                `json_key`, `low`, `high` and `max_tokens` do not count then.
-            allow_text: with `answers`, take the value of the answer's text if there are no probabilities.
-            aspects: several scores of a picture. With `answers` each has a question of its own, in which
-                `{aspect}` is replaced by its name. Else one answer has all: by a `pattern` in which
-                `{aspect}` is replaced by its name, or by the keys of their names in a JSON object instead of
-                `json_key`, which the template has to ask for.
+    def __post_init__(self) -> None:
+        """Check and keep the question and the server's settings; nothing is sent.
 
         Raises:
             ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
-        named = aspects if answers or pattern is None else ()
-        _check_template(template, named, "{aspect}" if answers else None)
-        self.template, self.aspects = template, tuple(aspects)
-        self.one_question_each = bool(answers and aspects)
+        self.aspects = tuple(self.aspects)
+        aspects, low, high = self.aspects, self.low, self.high
+        named = aspects if self.answers or self.pattern is None else ()
+        _check_template(self.template, named, "{aspect}" if self.answers else None)
+        self.one_question_each = bool(self.answers and aspects)
         self.read: list[Reader]
-        if answers:
-            self.read = [ExpectedValue(answers, allow_text)] * (len(aspects) or 1)
-            low, high = min(answers.values()), max(answers.values())
-            extra_body, max_tokens = {**REQUEST, **(extra_body or {})}, 1
-        elif pattern is not None:
-            self.read = [ScoreReader(own, json_key, low, high) for own in _patterns(pattern, aspects)]
+        if self.answers:
+            self.read = [ExpectedValue(self.answers, self.allow_text)] * (len(aspects) or 1)
+            low, high = min(self.answers.values()), max(self.answers.values())
+            self.extra_body, self.max_tokens = {**REQUEST, **(self.extra_body or {})}, 1
+        elif self.pattern is not None:
+            patterns = _patterns(self.pattern, aspects)
+            self.read = [ScoreReader(own, self.json_key, low, high) for own in patterns]
         else:
-            self.read = [ScoreReader(None, key, low, high) for key in aspects or (json_key,)]
+            self.read = [ScoreReader(None, key, low, high) for key in aspects or (self.json_key,)]
         self.offset, self.scale = 0.0, 1.0
-        if not raw:
+        if not self.raw:
             if low is None or high is None:
                 raise ValueError("give low and high, the judge's scale, or raw=true")
             self.offset, self.scale = low, high - low
-        self.range = (low, high) if raw else (0.0, 1.0)
-        self.server = ChatServer(
-            base_url,
-            model,
-            api_key_env,
-            temperature,
-            max_tokens,
-            concurrency,
-            request_timeout,
-            attempts,
-            extra_body,
-        )
+        self.range = (low, high) if self.raw else (0.0, 1.0)
+        self.server = ChatServer(self)
 
     def score(self, pictures: Sequence[Pictures], prompts: Sequence[str]) -> Scores | dict[str, Scores]:
         """Score a batch.

@@ -1,49 +1,29 @@
 """Ask a judge several questions about each picture."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from marble_reward_judge.chat import ChatServer, ServerError
 from marble_reward_judge.completion import Answer
+from marble_reward_judge.settings import ServerSettings
 
 
-class Questions:
+@dataclass(repr=False, eq=False)
+class Questions(ServerSettings):
     """Questions to a model behind an OpenAI-compatible server; a reward reads the answers."""
 
     range = (0.0, 1.0)
+    model: str = "Qwen/Qwen3-VL-8B-Instruct"
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str = "Qwen/Qwen3-VL-8B-Instruct",
-        api_key_env: str | None = None,
-        temperature: float | None = 0.0,
-        max_tokens: int | None = 512,
-        concurrency: int = 16,
-        request_timeout: float = 60.0,
-        attempts: int = 4,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __post_init__(self) -> None:
         """Check and keep the settings of the server; nothing is sent.
-
-        Args: as for `Judge`.
 
         Raises:
             ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
-        self.server = ChatServer(
-            base_url,
-            model,
-            api_key_env,
-            temperature,
-            max_tokens,
-            concurrency,
-            request_timeout,
-            attempts,
-            extra_body,
-        )
+        self.server = ChatServer(self)
 
     def ask(self, images: Tensor, questions: Sequence[Sequence[str]]) -> list[list[Answer] | ServerError]:
         """Ask the questions of each picture.

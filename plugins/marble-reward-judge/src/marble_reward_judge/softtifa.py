@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from marble_cli.rewards.testing.pictures import draw_shape
 from marble_reward_judge.completion import Answer
 from marble_reward_judge.questions import Questions
 from marble_reward_judge.score import UnreadableAnswerError
@@ -14,6 +16,7 @@ NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine
 LIKELIEST = 20  # tokens that a server is asked for
 
 
+@dataclass(repr=False, eq=False)
 class SoftTifa(Questions):
     """Geometric mean of the probabilities of the right answers to questions about the picture."""
 
@@ -21,25 +24,18 @@ class SoftTifa(Questions):
     license = "Apache-2.0; the model under its own licence"
     citation = "GenEval 2, arXiv 2512.16853"
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str = "Qwen/Qwen3-VL-8B-Instruct",
-        api_key_env: str | None = None,
-        concurrency: int = 16,
-        request_timeout: float = 60.0,
-        attempts: int = 4,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Check and keep the settings of the server, which has to return log-probabilities.
+    # An answer is one token, with its probabilities.
+    temperature: float | None = field(init=False, default=0.0)
+    max_tokens: int | None = field(init=False, default=1)
 
-        Args: as for `Judge`.
+    def __post_init__(self) -> None:
+        """Check and keep the settings of the server, which has to return log-probabilities.
 
         Raises:
             ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
-        body = {"logprobs": True, "top_logprobs": LIKELIEST, **(extra_body or {})}
-        super().__init__(base_url, model, api_key_env, 0.0, 1, concurrency, request_timeout, attempts, body)
+        self.extra_body = {"logprobs": True, "top_logprobs": LIKELIEST, **(self.extra_body or {})}
+        super().__post_init__()
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
@@ -70,6 +66,15 @@ class SoftTifa(Questions):
             except UnreadableAnswerError as error:
                 scores.append(error)
         return scores
+
+    @staticmethod
+    def examples() -> list[Any]:
+        """Return a pair: a red circle above a blue square, to questions about the circle."""
+        metadata = {
+            "vqa_list": [["What color is the shape?", "red"], ["What shape is in the image?", "circle"]]
+        }
+        better, worse = (draw_shape(*drawn) for drawn in (("red", "circle"), ("blue", "square")))
+        return [((better, "a red circle", metadata), (worse, "a red circle", metadata))]
 
 
 def probability(answer: Answer, right: str) -> float:

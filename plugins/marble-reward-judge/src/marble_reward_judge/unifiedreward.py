@@ -1,11 +1,13 @@
 """The `unifiedreward` reward: a vision-language model trained to score pictures, asked as RL recipes do."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_reward_judge.judge import Judge, Scores
+from marble_reward_judge.settings import ServerSettings
 
 # The model was trained on this question; it is spelled exactly as in Flow-GRPO.
 QUESTION = (
@@ -21,47 +23,30 @@ PATTERN = r"Final Score:[\s*]*(\d+(?:\.\d+)?(?:\s*/\s*\d+)?)"  # "4/10" is on an
 LOW, HIGH = 1.0, 5.0
 
 
-class UnifiedReward:
+@dataclass(repr=False, eq=False)
+class UnifiedReward(ServerSettings):
     """UnifiedReward's score of a picture for its prompt, by alignment and quality: 1 to 5, divided by 5."""
 
     range = (LOW / HIGH, 1.0)
     license = "Apache-2.0; weights MIT (CodeGoat24/UnifiedReward-7b-v1.5)"
     citation = "UnifiedReward, arXiv 2503.05236"
+    examples = staticmethod(prompt_examples)
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str = "UnifiedReward-7b-v1.5",
-        api_key_env: str | None = None,
-        temperature: float | None = 0.0,
-        max_tokens: int | None = 512,
-        concurrency: int = 16,
-        request_timeout: float = 60.0,
-        attempts: int = 4,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> None:
+    model: str = "UnifiedReward-7b-v1.5"
+
+    def __post_init__(self) -> None:
         """Check and keep the settings of the server; nothing is sent.
-
-        Args: as for `Judge`.
 
         Raises:
             ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
         self.judge = Judge(
-            base_url,
-            model,
+            **self.server_options(),
             template=QUESTION,
             pattern=PATTERN,
             low=LOW,
             high=HIGH,
             raw=True,
-            api_key_env=api_key_env,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            concurrency=concurrency,
-            request_timeout=request_timeout,
-            attempts=attempts,
-            extra_body=extra_body,
         )
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
@@ -79,4 +64,9 @@ class UnifiedReward:
         """
         scores = self.judge(images, prompts)
         assert isinstance(scores, list)  # without aspects
-        return [score if isinstance(score, Exception) else score / HIGH for score in scores]
+        return divided(scores)
+
+
+def divided(scores: Scores) -> Scores:
+    """Divide scores by the highest."""
+    return [score if isinstance(score, Exception) else score / HIGH for score in scores]

@@ -1,10 +1,15 @@
 """The `unifiedreward2` reward: UnifiedReward 2.0, whose one answer scores alignment, coherence and style."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from marble_reward_judge.judge import Judge
-from marble_reward_judge.unifiedreward import HIGH, LOW
+from torch import Tensor
+
+from marble_cli.rewards.testing.pictures import prompt_examples
+from marble_reward_judge.judge import Judge, Scores
+from marble_reward_judge.settings import ServerSettings
+from marble_reward_judge.unifiedreward import HIGH, LOW, divided
 
 # The model was trained on this question (point_score_ACS_image_generation.py of CodeGoat24/UnifiedReward).
 QUESTION = (
@@ -22,7 +27,8 @@ QUESTION = (
 PATTERN = r"(?i){aspect} Score \(1-5\):[\s*]*(\d+(?:\.\d+)?(?:\s*/\s*\d+)?)"
 
 
-class UnifiedReward2(Judge):
+@dataclass(repr=False, eq=False)
+class UnifiedReward2(ServerSettings):
     """UnifiedReward 2.0's scores of alignment, coherence and style: each 1 to 5, divided by 5."""
 
     aspects = ("alignment", "coherence", "style")
@@ -30,40 +36,42 @@ class UnifiedReward2(Judge):
     license = "Apache-2.0; weights MIT (CodeGoat24/UnifiedReward-2.0-qwen3vl-8b)"
     citation = "UnifiedReward, arXiv 2503.05236"
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str = "UnifiedReward-2.0-qwen3vl-8b",
-        api_key_env: str | None = None,
-        temperature: float | None = 0.0,
-        max_tokens: int | None = 512,
-        concurrency: int = 16,
-        request_timeout: float = 60.0,
-        attempts: int = 4,
-        extra_body: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Check and keep the settings of the server; nothing is sent.
+    model: str = "UnifiedReward-2.0-qwen3vl-8b"
 
-        Args: as for `Judge`.
+    def __post_init__(self) -> None:
+        """Check and keep the settings of the server; nothing is sent.
 
         Raises:
             ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
-        super().__init__(
-            base_url,
-            model,
+        self.judge = Judge(
+            **self.server_options(),
             template=QUESTION,
             pattern=PATTERN,
             low=LOW,
             high=HIGH,
             raw=True,
-            api_key_env=api_key_env,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            concurrency=concurrency,
-            request_timeout=request_timeout,
-            attempts=attempts,
-            extra_body=extra_body,
             aspects=self.aspects,
         )
-        self.scale, self.range = HIGH, (LOW / HIGH, 1.0)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Scores]:
+        """Score a batch.
+
+        Args:
+            images: uint8 [B, 3, H, W]; sent at this size.
+            prompts: B prompts.
+
+        Returns:
+            B scores in [0.2, 1] for each aspect; an error takes the place of a score that could not be had.
+
+        Raises:
+            ServerError: the server refuses the key, or knows no such model or address.
+        """
+        scores = self.judge(images, prompts)
+        assert isinstance(scores, dict)  # with aspects
+        return {aspect: divided(own) for aspect, own in scores.items()}
+
+    @staticmethod
+    def examples() -> dict[str, Any]:
+        """Return pairs for alignment alone: nothing drawn is surely more coherent or of better style."""
+        return {"alignment": prompt_examples()}

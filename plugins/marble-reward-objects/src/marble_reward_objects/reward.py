@@ -1,6 +1,5 @@
 """The `objects` reward: counts, shapes and colours of the objects in a picture."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from skimage.color import rgb2lab
 from skimage.measure import label, regionprops
 from torch import Tensor
+
+from marble_cli.rewards.region import region_pixels
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -91,7 +92,7 @@ class Objects:
     def _score(self, image: Tensor, metadata: Mapping[str, Any]) -> float | ValueError:
         region, include = metadata.get("region"), metadata["include"]
         try:
-            part = image if region is None else _cut(image, region)
+            part = image if region is None else image[:, *region_pixels(region, *image.shape[1:])]
             wanted = [] if region is not None and include == [] else _read_include(include)
         except ValueError as error:
             return error
@@ -106,20 +107,6 @@ def _paint_squares(colors: Sequence[str]) -> Tensor:
         color_values = torch.tensor(PALETTE[color][0], dtype=torch.uint8)
         picture[:, 22:42, left : left + 20] = color_values[:, None, None]
     return picture
-
-
-def _cut(image: Tensor, region: Sequence[float]) -> Tensor:
-    """Cut a region out of an image [3, H, W], with every pixel that it touches.
-
-    Raises:
-        ValueError: `region` is malformed.
-    """
-    if len(region) != 4 or not 0 <= region[0] < region[2] <= 1 or not 0 <= region[1] < region[3] <= 1:
-        raise ValueError(f"metadata region={region}: expected [left, top, right, bottom] in [0, 1]")
-    left, top, right, bottom = region
-    height, width = image.shape[1:]
-    rows = slice(math.floor(top * height), math.ceil(bottom * height))
-    return image[:, rows, math.floor(left * width) : math.ceil(right * width)]
 
 
 def _read_include(include: Any) -> list[Thing]:
