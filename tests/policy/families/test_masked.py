@@ -88,7 +88,7 @@ def test_lengths_follow_the_rows_through_cache_and_index(case: Case, tmp_path: P
         assert len(set(lengths)) == len(PROMPTS)
         assert whole[1:].lengths == tuple(lengths[1:])
         assert whole[torch.tensor([2, 0, 2])].lengths == (lengths[2], lengths[0], lengths[2])
-        repeated = RepeatedEmbeddings(whole, torch.tensor([0, 0, 1, 1, 2, 2]))
+        repeated = RepeatedEmbeddings(whole.each(), torch.tensor([0, 0, 1, 1, 2, 2]))
         assert repeated[torch.tensor([5, 1])].lengths == (lengths[2], lengths[0])
         assert repeated[2:4].lengths == (lengths[1], lengths[1])
         joined = PromptEmbeddings.joined([whole[1:], whole[:1]])

@@ -12,6 +12,7 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
 from marble_cli.config.enums import OdeSolver
+from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.policy.load import load_policy
@@ -19,6 +20,7 @@ from marble_cli.policy.pipeline import DECODED_PIXELS
 from marble_cli.push.loading import TRUE_CFG
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.ode import sampling_times
+from marble_cli.seeds import noise
 from tests.policy.families.cases import (
     NEGATIVES,
     PROMPTS,
@@ -115,6 +117,19 @@ class Unscored:
     def submit(self, *_: Any) -> None: ...
 
 
+@pytest.mark.parametrize("case", TINY, indirect=True)
+def test_velocities_are_of_the_latents_size_and_not_of_the_policys_own(case: Case) -> None:
+    """A step trains on latents of several sizes; each are here turned by a right angle."""
+    size = read_resolution(case.tiny.resolution)
+    turned = case.policy.resized(f"{size.height}x{size.width}")
+    xt = noise(0, "test", 0, list(range(len(PROMPTS))), turned.latent_shape)
+    at = xt, case.times, case.encode(turned)
+    with torch.no_grad():
+        one, other = (policy.velocity(*at, "trained") for policy in (case.policy, turned))
+    assert one.shape == xt.shape != case.start().shape
+    assert torch.equal(one, other)
+
+
 def negatives(case: Case) -> list[str]:
     """SDXL's pipeline takes an empty one for a text if others are not; `test_sdxl.py` has it alone."""
     return [text or "dim" for text in NEGATIVES] if case.tiny.choice == "sdxl" else list(NEGATIVES)
@@ -144,7 +159,7 @@ def guided_latents(
     samples = rollout.collect(
         prompts, range(3), scorer=Unscored(), adapter=None, purpose="test", step=0, advance=lambda n: None
     )  # type: ignore[arg-type]
-    return samples.x0
+    return torch.stack([*samples.x0])
 
 
 @pytest.mark.parametrize("case", [name for name in TINY if name != "flux2"], indirect=True)
