@@ -78,9 +78,12 @@ def write_rows(folder: Path, **changes: Any) -> None:
     (folder / "p.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def test_a_model_of_image_editing_trains_evaluates_exports_and_draws(
+def test_a_model_of_image_editing_plans_trains_evaluates_exports_and_draws(
     marble: Marble, overrides: list[str], tmp_path: Path
 ) -> None:
+    planned = marble("train", *overrides, "run.dir=run", "--dry-run")
+    assert planned.code == 0, planned.err
+    assert "parameters, LoRA" in " ".join(planned.out.split())
     done = marble("train", *overrides, "run.dir=run")
     assert done.code == 0, done.err
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -100,6 +103,7 @@ def test_a_model_of_image_editing_trains_evaluates_exports_and_draws(
 
     done = marble("export", "run", "lora")
     assert done.code == 0, done.err
+    assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").is_file()
     done = marble("generate", "run", "--prompt", "make it red", "--image", "0.png", "--output", "drawn")
     assert done.code == 0, done.err
     done = marble("generate", "run", "--prompt", "make it red", "--image", "1.png", "--output", "other")
