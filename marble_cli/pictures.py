@@ -4,7 +4,9 @@ import io
 import re
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from marble_cli.errors import RequestError
 
+T = TypeVar("T")
 PIXELS = 89_478_485  # at most; from there on Pillow warns: a quarter of a GiB as RGBA
 EXPECTED = "Expected a PNG, JPEG, WebP, GIF, BMP or TIFF file"
 RUNS_A_PROGRAM = ("EPS", "WMF", "MPEG")  # formats that Pillow hands to another program
@@ -73,9 +76,19 @@ def decode_picture(content: bytes, shown: str) -> Tensor:
         content: of the file.
         shown: its name in messages.
     """
+    return _reading(_rgb, content, shown)
+
+
+def picture_size(content: bytes, shown: str) -> tuple[int, int]:
+    """Return the width and height that `decode_picture` gives a picture, by the header alone but for TIFF."""
+    return _reading(_upright_size, content, shown)
+
+
+def _reading(read: Callable[[Image.Image, str], T], content: bytes, shown: str) -> T:
+    """Open a picture, read something of it, and explain Pillow's errors."""
     try:
         with _open(content) as image:
-            return _rgb(image, shown)
+            return read(image, shown)
     except RequestError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -105,12 +118,7 @@ def _too_large(shown: str, pixels: int) -> str:
 
 def _rgb(image: Image.Image, shown: str) -> Tensor:
     """Return the pixels of an open picture, uint8 [3, H, W]."""
-    if image.format in RUNS_A_PROGRAM:
-        raise RequestError(f"{shown} is {image.format}, which is not read. {EXPECTED}.")
-    if 0 in image.size:
-        raise RequestError(f"{shown} has no pixels: {image.width} x {image.height}. {EXPECTED}.")
-    if image.width * image.height > PIXELS:
-        raise RequestError(_too_large(shown, image.width * image.height))
+    _check_header(image, shown)
     _scale_transparency(image)
     upright = UPRIGHT.get(_orientation(image))
     image.load()
@@ -118,6 +126,24 @@ def _rgb(image: Image.Image, shown: str) -> Tensor:
     if upright is not None:
         plain = plain.transpose(upright)
     return torch.from_numpy(np.array(plain)).permute(2, 0, 1).contiguous()
+
+
+def _upright_size(image: Image.Image, shown: str) -> tuple[int, int]:
+    _check_header(image, shown)
+    if image.format == "TIFF":
+        image.load()  # older versions of Pillow turn it only now
+    width, height = image.size
+    # From 5 on, orientations have rows and columns exchanged.
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def _check_header(image: Image.Image, shown: str) -> None:
+    if image.format in RUNS_A_PROGRAM:
+        raise RequestError(f"{shown} is {image.format}, which is not read. {EXPECTED}.")
+    if 0 in image.size:
+        raise RequestError(f"{shown} has no pixels: {image.width} x {image.height}. {EXPECTED}.")
+    if image.width * image.height > PIXELS:
+        raise RequestError(_too_large(shown, image.width * image.height))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib
-import torch
 
 matplotlib.use("Agg")
 
@@ -24,9 +23,9 @@ from marble_cli.config.compose import compose
 from marble_cli.evaluate.compare import RewardResult, compare, compare_jointly
 from marble_cli.evaluate.evaluate import held_out_prompts
 from marble_cli.evaluate.joint import JointChange
-from marble_cli.evaluate.score import Evaluation, make_evaluator, shown
+from marble_cli.evaluate.score import Evaluation, make_evaluator
 from marble_cli.evaluate.target import Models, resolve_target
-from marble_cli.metrics.figures import COLORS, STYLE, image_grid
+from marble_cli.metrics.figures import COLORS, STYLE, TO_EDIT, image_grid
 from marble_cli.metrics.history import read_metrics, series
 from marble_cli.rewards.scorer import open_scorer
 from scripts.study.runner import UNWATCHED, train
@@ -161,10 +160,7 @@ def run_table(outcomes: Outcomes) -> str:
 def draw_sheet(evaluations: dict[str, Evaluation], output: Path) -> None:
     """Draw the pictures to edit above those of the base model and of every run."""
     base = evaluations[BASE]
-    size = base.images.shape[2:]
-    before = [base.prompts[i].image for i in shown(len(base.prompts))]
-    pictures = torch.stack([picture.pixels(size[1], size[0]) for picture in before if picture is not None])
-    rows = [("to edit", pictures), *((name, each.images) for name, each in evaluations.items())]
+    rows = [(TO_EDIT, base.conditions), *((name, each.images) for name, each in evaluations.items())]
     image_grid(rows, base.captions, output)
 
 

@@ -64,7 +64,7 @@ def step_gradients(trainer: Trainer, number: int, single_times: Tensor) -> tuple
     scores = drawn.scores
     signal = read_signal(scores.values.nan_to_num(), scores.applicable, drawn.groups, algorithm)
     coefficients = reward_coefficients(signal.optimality, signal.applicable, shared_term=SharedTerm.outside)
-    configured = drawn.training_set(trainer.config, number, trainer.rollout.times(), None, rank=0)
+    configured = drawn.training_set(trainer.config, number, trainer.rollout, None, rank=0)
     images = len(drawn.groups)
     alone = [replace(configured, times=t.repeat(images, 1), samples=images) for t in single_times]
     # No KL term: only the rewards' own gradients are compared.

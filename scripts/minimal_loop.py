@@ -3,9 +3,9 @@
     python scripts/minimal_loop.py [--steps 3] [OVERRIDE ...]
 
 Its stops have the numbers of docs/explanation/algorithm.md. `marble train` adds amortised steps, refreshes of
-two backward passes instead of one per reward, several processes, the moving average, evaluations,
-checkpoints, rewards that may fail, and all keys of the KL term but `algorithm.kl_coef`. A test holds the
-first step to the trainer's.
+two backward passes instead of one per reward, several processes, images of several sizes, the moving average,
+evaluations, checkpoints, rewards that may fail, and all keys of the KL term but `algorithm.kl_coef`. A test
+holds the first step to the trainer's.
 """
 
 import argparse

@@ -174,6 +174,19 @@ def prompts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sized_prompts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same prompts; of each source the first names a wide picture, and the second one of 16 px."""
+    root = tmp_path_factory.mktemp("sized")
+    for source, rows in SOURCES.items():
+        sizes: list[dict[str, object]] = [{"resolution": "32x16"}, {"resolution": 16}, {}, {}]
+        sized = [{**row, **size} for row, size in zip(rows, sizes, strict=True)]
+        (root / source).mkdir()
+        for split, part in (("train", sized), ("test", sized[:2])):
+            (root / source / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return root
+
+
+@pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few prompts in the folders and formats of the published ones."""
     root = tmp_path_factory.mktemp("published")

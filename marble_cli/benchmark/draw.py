@@ -15,7 +15,7 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import RewardError
 from marble_cli.evaluate.score import Evaluator
 from marble_cli.policy.base import Adapter
-from marble_cli.rollout.collect import Samples
+from marble_cli.rollout.samples import Samples
 
 
 def prompts_per_unit(protocol: ProtocolConfig) -> int:

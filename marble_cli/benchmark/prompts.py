@@ -61,7 +61,12 @@ def read_prompts(protocol: Protocol) -> PromptSet:
         path = _locate(name, source, file)
         sha256[part] = hashlib.sha256(path.read_bytes()).hexdigest()
         settings = SourceConfig(
-            path.name, path.name, prompt_key=source.prompt_key, image_key=None, quoted_as=source.quoted_as
+            path.name,
+            path.name,
+            prompt_key=source.prompt_key,
+            image_key=None,
+            resolution_key=None,  # a protocol has one size
+            quoted_as=source.quoted_as,
         )
         rows = read_source(path.parent, part, settings, path.name)
         if source.collect is not None:

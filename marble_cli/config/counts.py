@@ -1,5 +1,6 @@
 """Count the images, training times and refreshes of a run, and its processes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from marble_cli.config.enums import BalanceMode, RefreshWhen
@@ -70,13 +71,25 @@ def trained_images(config: RunConfig, images: int) -> int:
     return max(1, round(config.trainer.select.fraction * images))
 
 
-def micro_batches(config: RunConfig, together: int = 1) -> int:
-    """Return the number of micro-batches of a step on each process.
+def images_per_process(
+    config: RunConfig, together: int = 1, groups: Sequence[int] = (), world: int | None = None
+) -> list[int]:
+    """Return how many images of each size a process draws in a step; those of some may be padding.
 
     Args:
         config: the run's configuration.
         together: neighbouring images that stay on one process.
+        groups: a step's groups of each size; none if all have one.
+        world: the number of processes; None: that of the run.
     """
-    counts = geometry(config)
-    images = trained_images(config, per_process(counts.images, processes(config.launcher), together))
-    return counts.times * -(-images // config.trainer.micro_batch_size)
+    size, world = config.rollout.group_size, world or processes(config.launcher)
+    return [per_process(count * size, world, together) for count in groups or (config.rollout.groups,)]
+
+
+def micro_batches(
+    config: RunConfig, together: int = 1, groups: Sequence[int] = (), world: int | None = None
+) -> int:
+    """Return the number of micro-batches of a step on each process; arguments as `images_per_process`."""
+    drawn = images_per_process(config, together, groups, world)
+    trained = (trained_images(config, images) for images in drawn)
+    return geometry(config).times * sum(-(-images // config.trainer.micro_batch_size) for images in trained)

@@ -1,6 +1,8 @@
 """Read the size of images in pixels: one number for a square, WIDTHxHEIGHT for a rectangle."""
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from marble_cli.config.ranges import Range
@@ -43,7 +45,8 @@ def canonical(value: int | str) -> int | str:
     return read.width if read.width == read.height else f"{read.width}x{read.height}"
 
 
-def _is_resolution(value: int | str) -> bool:
+def is_resolution(value: int | str) -> bool:
+    """Tell whether a value is a resolution, of `LEAST` pixels a side at least."""
     try:
         read = read_resolution(value)
     except ValueError:
@@ -51,4 +54,19 @@ def _is_resolution(value: int | str) -> bool:
     return min(read.width, read.height) >= LEAST
 
 
-RESOLUTION = Range(_is_resolution, f"at least {LEAST} pixels a side, as 512 or as 768x512 (width x height)")
+def nearest_aspect(width: int, height: int, buckets: Sequence[int | str]) -> int | str:
+    """Return the first of `buckets` whose aspect ratio is nearest to that of a picture, by their quotient."""
+
+    def distance(bucket: int | str) -> float:
+        size = read_resolution(bucket)
+        return abs(math.log(width * size.height / (height * size.width)))
+
+    return min(buckets, key=distance)
+
+
+EXPECTED = f"at least {LEAST} pixels a side, as 512 or as 768x512 (width x height)"
+RESOLUTION = Range(is_resolution, EXPECTED)
+RESOLUTIONS = Range(
+    lambda values: bool(values) and all(map(is_resolution, values)),
+    "a list such as [512,640x416,416x640], of at least 8 pixels a side",
+)

@@ -35,7 +35,7 @@ from marble_cli.config.enums import (
     WandbMode,
 )
 from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
-from marble_cli.config.resolution import RESOLUTION
+from marble_cli.config.resolution import RESOLUTION, RESOLUTIONS
 from marble_cli.config.rollback import RollbackConfig
 from marble_cli.config.select import SelectConfig
 
@@ -95,6 +95,7 @@ class SourceConfig:
     revision: str | None = None
     prompt_key: str = "prompt"
     image_key: str | None = "image"
+    resolution_key: str | None = "resolution"
     quoted_as: str | None = None
     quotes: Quotes = Quotes.required
     negative_prompt: str | None = None
@@ -106,6 +107,7 @@ class DataConfig:
     """The prompt sources of a run."""
 
     root: str | None = MISSING
+    aspect_ratio_buckets: list[str] | None = field(default=None, metadata=within(RESOLUTIONS))
     sources: dict[str, SourceConfig] = MISSING
 
 

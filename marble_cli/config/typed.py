@@ -58,6 +58,8 @@ def typed(tree: DictConfig) -> RunConfig:
     config.model.resolution = canonical(config.model.resolution)
     if config.evaluation.resolution is not None:
         config.evaluation.resolution = canonical(config.evaluation.resolution)
+    if (buckets := config.data.aspect_ratio_buckets) is not None:
+        config.data.aspect_ratio_buckets = [str(canonical(bucket)) for bucket in buckets]
     make_absolute(config)
     return config
 

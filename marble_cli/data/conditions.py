@@ -1,9 +1,11 @@
 """Hold the pictures that rows name: the pictures that a model of image editing starts from."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +13,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from marble_cli.errors import DataError, RequestError
-from marble_cli.pictures import decode_picture, read_file, show_path
+from marble_cli.pictures import decode_picture, picture_size, read_file, show_path
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class Condition:
         """Its name in a message that begins with `where`."""
         return show_path(self.content) if isinstance(self.content, Path) else "its picture"
 
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Its width and height as a viewer shows it, by the file's header.
+
+        Raises:
+            DataError: the file is missing or holds no picture that can be read.
+        """
+        return self._checked(picture_size, self._read())
+
     def find_fault(self) -> str | None:
         """Read and decode the picture; describe what is wrong with it, None if nothing is."""
         try:
@@ -65,8 +78,12 @@ class Condition:
         return fit_picture(self._decode(content), width, height)
 
     def _decode(self, content: bytes) -> Tensor:
+        return self._checked(decode_picture, content)
+
+    def _checked(self, read: Callable[[bytes, str], T], content: bytes) -> T:
+        """Read something of the picture, and name its row in an error."""
         try:
-            return decode_picture(content, self.shown)
+            return read(content, self.shown)
         except RequestError as error:
             raise DataError(f"{self.where}: {error}") from error
 

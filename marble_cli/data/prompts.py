@@ -2,15 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from marble_cli.config.embedded import WORLDS
 from marble_cli.config.enums import Quotes
+from marble_cli.config.resolution import EXPECTED, canonical, is_resolution, nearest_aspect
 from marble_cli.config.schema import DataConfig, SourceConfig
 from marble_cli.data.conditions import Condition
 from marble_cli.data.rows import (
@@ -42,12 +43,26 @@ class Prompt:
     source: str = ""  # name of its source in `data.sources`
     negative: str = ""  # negative prompt, used with guidance
     image: Condition | None = None  # the picture to start from
+    resolution: int | str | None = None  # the size of its images, if its row names one
+    buckets: tuple[str, ...] = ()  # sizes of which the picture of a row without one takes the nearest
     where: str = field(default="", compare=False)  # its file or dataset and its line or row, for messages
 
     @property
     def key(self) -> tuple[str, str]:
         """What tells it from other prompts: its text, and the name of its picture."""
         return self.text, "" if self.image is None else self.image.name
+
+    def drawn_at(self, default: int | str) -> int | str:
+        """Return the size of its images: its own, else that of its picture's bucket, else `default`.
+
+        Raises:
+            DataError: the picture cannot be read.
+        """
+        if self.resolution is not None:
+            return self.resolution
+        if self.image is None or not self.buckets:
+            return default
+        return canonical(nearest_aspect(*self.image.size, self.buckets))
 
 
 def find_root_fault(data: DataConfig) -> str | None:
@@ -70,14 +85,24 @@ def load_prompts(data: DataConfig, split: str) -> dict[str, list[Prompt]]:
         raise DataError(fault)
     assets = Path(str(files("marble_cli") / "assets"))
     root = assets / data.root / "prompts" if data.root in WORLDS else Path(data.root or ".")
+    buckets = data.aspect_ratio_buckets or ()
     return {
-        name: read_source(root, name, source, source.train if split == "train" else source.test)
+        name: read_source(root, name, source, source.train if split == "train" else source.test, buckets)
         for name, source in data.sources.items()
     }
 
 
-def read_source(root: Path, name: str, source: SourceConfig, part: str) -> list[Prompt]:
+def read_source(
+    root: Path, name: str, source: SourceConfig, part: str, buckets: Sequence[str] = ()
+) -> list[Prompt]:
     """Read the prompts of one source: of the file `part` under `root`, or of its dataset's split `part`.
+
+    Args:
+        root: the folder of its files and pictures.
+        name: of the source.
+        source: its settings.
+        part: the file or split.
+        buckets: `data.aspect_ratio_buckets`.
 
     Raises:
         DataError: the source is missing, holds no prompt, or has bad rows, which are listed.
@@ -89,7 +114,8 @@ def read_source(root: Path, name: str, source: SourceConfig, part: str) -> list[
             row = rows.parse(raw)
             if row is not None:
                 where = f"{rows.where}, {rows.unit} {number}"
-                prompts.append(_make_prompt(row, name, source, root, where))
+                prompt = _make_prompt(row, name, source, root, where)
+                prompts.append(replace(prompt, buckets=tuple(buckets)) if buckets else prompt)
         except RowError as error:
             bad.append(f"{rows.unit} {number}: {error}")
     if bad:
@@ -136,7 +162,7 @@ def _make_prompt(row: Row, name: str, source: SourceConfig, root: Path, where: s
     if not text:
         raise RowError(f'no text under the key "{source.prompt_key}" (its keys: {", ".join(row) or "none"})')
     negative = _read_text(row, NEGATIVE) or source.negative_prompt or ""
-    apart = (source.prompt_key, NEGATIVE, source.image_key)
+    apart = (source.prompt_key, NEGATIVE, source.image_key, source.resolution_key)
     own = {key: _clean_metadata(row[key], key) for key in row if key not in apart}
     metadata = source.metadata | {key: value for key, value in own.items() if value is not None}
     if source.quoted_as is not None and source.quoted_as not in metadata:
@@ -146,7 +172,22 @@ def _make_prompt(row: Row, name: str, source: SourceConfig, root: Path, where: s
         elif source.quotes is Quotes.required:
             raise RowError(f"no text in double quotes, which data.sources.{name}.quoted_as requires")
     image = _read_image(row, source.image_key, root, where)
-    return Prompt(text, metadata, name, negative, image, where)
+    return Prompt(text, metadata, name, negative, image, _read_resolution(row, name, source), where=where)
+
+
+def _read_resolution(row: Row, name: str, source: SourceConfig) -> int | str | None:
+    """Return the size that a row names, if it names one."""
+    key = source.resolution_key
+    value = None if key is None else row.get(key)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    size = value.strip() if isinstance(value, str) else value
+    if isinstance(size, bool) or not isinstance(size, int | str) or not is_resolution(size):
+        raise RowError(
+            f'no size under the key "{key}" but {str(value)[:40]!r}: expected {EXPECTED}, or '
+            f"data.sources.{name}.resolution_key=null, which makes it metadata"
+        )
+    return canonical(size)
 
 
 def _read_image(row: Row, key: str | None, root: Path, where: str) -> Condition | None:

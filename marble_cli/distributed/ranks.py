@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from marble_cli.config.counts import per_process
 from marble_cli.distributed.joining import joining
 from marble_cli.errors import ConfigError, LostError, MarbleError, PeerError
 
@@ -171,19 +170,6 @@ class Ranks:
     def broadcast_json(self, own: Any) -> Any:
         """Return the main rank's JSON value on every rank."""
         return self.all_gather_json(own if self.is_main else None)[0]
-
-    def rank_indices(self, count: int, together: int = 1) -> list[int]:
-        """Return this rank's contiguous share of the indices below `count`; all shares are equally long.
-
-        Shares of the last ranks may be longer than what is left for them. They are padded with the first
-        indices, so that the ranks' shares one after another begin with all indices in their order.
-
-        Args:
-            count: how many indices there are.
-            together: indices that stay on one rank, from each multiple of this number; a divisor of `count`.
-        """
-        each = per_process(count, self.world, together)
-        return [index % count for index in range(self.rank * each, (self.rank + 1) * each)]
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over ranks, in place."""

@@ -15,11 +15,12 @@ from marble_cli.evaluate.report import EvalReport
 from marble_cli.evaluate.score import Evaluation, make_evaluator
 from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.files import check_writable, write_whole, writing
-from marble_cli.metrics.figures import image_grid, try_to_draw
+from marble_cli.metrics.figures import TO_EDIT, image_grid, try_to_draw
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.source import starts_from_picture
 from marble_cli.rewards.aspects import require_choice
 from marble_cli.rewards.scorer import open_scorer
+from marble_cli.rollout.sizes import check_sizes
 
 
 def held_out_prompts(config: RunConfig) -> list[Prompt]:
@@ -48,6 +49,7 @@ def evaluate(
     prompts = held_out_prompts(config)
     takes = starts_from_picture(config.model, fetch=True)
     check_conditions(prompts, config.model.path, takes=takes)
+    check_sizes(prompts, config.model, fetch=True)
     device = str(pick_device(config.model.device))
     with open_scorer({**config.rewards, **config.eval_rewards}, device) as scorer:
         for worker in scorer.workers:
@@ -76,11 +78,13 @@ def evaluate(
 def _write(
     report: EvalReport, output: Path, labels: Sequence[str], evaluations: Sequence[Evaluation]
 ) -> None:
-    """Write report.json, and images.png with the other policies above the target."""
+    """Write report.json, and images.png: pictures to edit, if any, the other policies, and the target."""
     with writing(output, "Choose another --output."):
         output.mkdir(parents=True, exist_ok=True)
     write_whole(output / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
     images = [each.images for each in evaluations]
     rows = [*zip(labels[1:], images[1:], strict=True), (labels[0], images[0])]
+    if conditions := evaluations[0].conditions:
+        rows.insert(0, (TO_EDIT, conditions))
     file, captions = output / "images.png", evaluations[0].captions
     try_to_draw(file, "The report is written.", lambda: image_grid(rows, captions, file))

@@ -2,18 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from marble_cli.config.evaluation import resolve_evaluation
+from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
+from marble_cli.distributed.shares import Shares, share
 from marble_cli.evaluate.diversity import diversities
 from marble_cli.policy.base import Adapter, Policy
-from marble_cli.rewards.scorer import Scorer, Scores
-from marble_cli.rollout.collect import Rollout, Samples, evaluation_rollout
+from marble_cli.rewards.scorer import Scorer, Scores, in_order
+from marble_cli.rollout.collect import Rollout, evaluation_rollout
+from marble_cli.rollout.samples import Samples
 
 # Largest number of images of an evaluation that are kept to be looked at.
 SHOWN = 48
@@ -28,12 +34,12 @@ def shown(count: int) -> list[int]:
 class Evaluation:
     """Scores [K, n] of `images_per_prompt` images per prompt, prompt after prompt.
 
-    `images`, uint8 [m, 3, H, W], are the first ones of the prompts at the `shown` indices. `diversity`,
+    `images`, m of uint8 [3, H, W], are the first ones of the prompts at the `shown` indices. `diversity`,
     float64 [prompts], is set if there are several images per prompt.
     """
 
     prompts: list[Prompt]
-    images: Tensor
+    images: list[Tensor]
     scores: Scores
     images_per_prompt: int = 1
     diversity: Tensor | None = None
@@ -42,6 +48,16 @@ class Evaluation:
     def captions(self) -> list[str]:
         """Prompts of `images`."""
         return [self.prompts[i].text for i in shown(len(self.prompts))]
+
+    @property
+    def conditions(self) -> list[Tensor]:
+        """The pictures that `images` were edited from, of their sizes; none if prompts have no pictures."""
+        pictures = [self.prompts[i].image for i in shown(len(self.prompts))]
+        return [
+            picture.pixels(image.shape[2], image.shape[1])
+            for picture, image in zip(pictures, self.images, strict=True)
+            if picture is not None
+        ]
 
     @property
     def prompt_indices(self) -> np.ndarray:
@@ -76,10 +92,15 @@ class Evaluator:
     images_per_prompt: int = 1
     ranks: Ranks = field(default_factory=Ranks.alone)
 
+    @cached_property
+    def shares(self) -> Shares:
+        """Which prompts each rank draws the images of."""
+        return share(self.rollout.sizes(self.prompts), self.ranks.world)
+
     @property
     def own(self) -> list[int]:
-        """The indices of this rank's prompts, as `Ranks.rank_indices` shares them."""
-        return self.ranks.rank_indices(len(self.prompts))
+        """The indices of this rank's prompts."""
+        return self.shares.own(self.ranks.rank)
 
     @property
     def own_images(self) -> int:
@@ -100,13 +121,14 @@ class Evaluator:
         Raises:
             RewardError: a reward broke its contract, or failed on too many images.
         """
-        size, count = self.images_per_prompt, len(self.prompts)
+        size, places = self.images_per_prompt, self.shares.everywhere.flatten()
         samples = self.draw(self.own, adapter, advance)
-        scores = samples.scores(self.ranks).first(count * size)
+        images = places[:, None] * size + torch.arange(size)
+        scores = samples.scores(self.ranks).of_images(images.where(places[:, None] >= 0, -1).flatten())
         self.scorer.check(scores)
         diversity = None
         if size > 1:
-            diversity = self.ranks.all_gather(diversities(samples.x0, size).cpu())[:count]
+            diversity = self.ranks.all_gather(diversities(samples.x0, size).cpu())[in_order(places)]
         return Evaluation(self.prompts, self._gather_shown(samples.images), scores, size, diversity)
 
     def draw(
@@ -127,15 +149,22 @@ class Evaluator:
             advance=advance,
         )
 
-    def _gather_shown(self, images: Tensor) -> Tensor:
+    def _gather_shown(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Gather the first images of the `shown` prompts from all ranks; `images` are those of this rank."""
-        firsts, indices = images[:: self.images_per_prompt], shown(len(self.prompts))
-        gathered = images.new_zeros(len(indices), *images.shape[1:])
-        for image, index in zip(gathered, indices, strict=True):
-            rank, offset = divmod(index, len(firsts))
-            if rank == self.ranks.rank:
-                image.copy_(firsts[offset])
-        return self.ranks.all_reduce(gathered.to(self.rollout.policy.device)).cpu()
+        indices = shown(len(self.prompts))
+        sizes = map(read_resolution, self.rollout.sizes([self.prompts[i] for i in indices]))
+        shapes = [(3, size.height, size.width) for size in sizes]
+        places = {prompt: row for row, prompt in enumerate(self.shares.everywhere[self.ranks.rank].tolist())}
+        # Each rank knows its own ones; the sum over ranks has all.
+        own = [
+            images[places[i] * self.images_per_prompt]
+            if i in places
+            else torch.zeros(shape, dtype=torch.uint8)
+            for i, shape in zip(indices, shapes, strict=True)
+        ]
+        flat = torch.cat([image.flatten() for image in own]).to(self.rollout.policy.device)
+        parts = self.ranks.all_reduce(flat).cpu().split([prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def make_evaluator(

@@ -1,7 +1,7 @@
 """Draw the pictures of a run: reward curves and image grids."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,11 +114,31 @@ def spread(count: int, most: int) -> list[int]:
     return list(range(0, count, max(1, -(-count // most))))
 
 
-def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Path, columns: int = 6) -> Path:
+def on_white(images: Sequence["Tensor"]) -> "Tensor":
+    """Stack images uint8 [3, H, W] of any sizes, with white beside those that are smaller than others."""
+    import torch
+
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    stacked = torch.full((len(images), 3, height, width), 255, dtype=torch.uint8)
+    for place, image in zip(stacked, images, strict=True):
+        top, left = (height - image.shape[1]) // 2, (width - image.shape[2]) // 2
+        place[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+    return stacked
+
+
+TO_EDIT = "to edit"  # label of the pictures that images were edited from
+
+
+def image_grid(
+    rows: Sequence[tuple[str, "Tensor | Sequence[Tensor]"]],
+    captions: list[str],
+    output: Path,
+    columns: int = 6,
+) -> Path:
     """Draw labelled rows of images, with one column per prompt, of `TILES` prompts at most.
 
     Args:
-        rows: (label, images uint8 [N, 3, H, W]); the same N prompts in every row.
+        rows: (label, N images uint8 [3, H, W]); the same N prompts in every row.
         captions: the N prompts.
         output: the PNG file.
         columns: the number of prompts per block; further blocks are drawn below.
@@ -127,7 +147,7 @@ def image_grid(rows: list[tuple[str, "Tensor"]], captions: list[str], output: Pa
     captions = [captions[i] for i in tiles]
     blocks = -(-len(tiles) // columns)
     tile, title, left = 1.5, 0.5, 0.3  # inches
-    high = tile * rows[0][1].shape[2] / rows[0][1].shape[3]
+    high = tile * max(images[i].shape[1] / images[i].shape[2] for _, images in rows for i in tiles)
     width, height = left + tile * columns, blocks * (high * len(rows) + title)
     with styled([*captions, *(label for label, _ in rows)]):
         figure = plt.figure(figsize=(width, height))

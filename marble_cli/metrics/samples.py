@@ -32,6 +32,7 @@ class Sample:
         source: the name of the prompt's source.
         scores: the score by reward, of the rewards that scored the image.
         image: uint8 [H, W, 3], to be written.
+        condition: uint8 [H, W, 3], the picture that the image was edited from, if there is one.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Sample:
     source: str
     scores: dict[str, float]
     image: np.ndarray
+    condition: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class KeptSample:
     source: str
     scores: dict[str, float]
     file: Path
+    condition: Path | None = None
 
 
 def folder_of(samples: Path, step: int) -> Path:
@@ -82,13 +85,20 @@ def keep_samples(samples: Path, step: int, images: Sequence[Sample], *, first: b
 def _write(folder: Path, step: int, images: Sequence[Sample], *, first: bool) -> None:
     rows = []
     for sample in images:
-        file = folder / f"{sample.index:05d}.webp"
-        picture = Image.fromarray(sample.image)
-        picture.thumbnail((LARGEST, LARGEST))
-        picture.save(file, quality=QUALITY, lossless=max(picture.size) <= LOSSLESS)
+        name = f"{sample.index:05d}"
+        _write_picture(folder / f"{name}.webp", sample.image)
         row = {"index": sample.index, "prompt": sample.prompt, "source": sample.source}
-        rows.append({**row, "scores": sample.scores, "file": file.name})
+        rows.append({**row, "scores": sample.scores, "file": f"{name}.webp"})
+        if sample.condition is not None:
+            _write_picture(folder / f"{name}-condition.webp", sample.condition)
+            rows[-1]["condition"] = f"{name}-condition.webp"
     write_whole(folder / INDEX, json.dumps({"step": step, "first": first, "samples": rows}, indent=1) + "\n")
+
+
+def _write_picture(file: Path, image: np.ndarray) -> None:
+    picture = Image.fromarray(image)
+    picture.thumbnail((LARGEST, LARGEST))
+    picture.save(file, quality=QUALITY, lossless=max(picture.size) <= LOSSLESS)
 
 
 def _is_first(index: Path) -> bool:
@@ -107,9 +117,12 @@ def read_samples(samples: Path, step: int) -> list[KeptSample]:
             KeptSample(
                 int(row["index"]), str(row["prompt"]), str(row["source"]), dict(row["scores"]),
                 folder / Path(row["file"]).name,
+                folder / Path(row["condition"]).name if "condition" in row else None,
             )
             for row in rows
         ]  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [sample for sample in kept if sample.file.is_file()]
+    return [
+        sample for sample in kept if sample.file.is_file() and (sample.condition or sample.file).is_file()
+    ]

@@ -47,7 +47,10 @@ class Tracker(Protocol):
         """Record a row, as metrics.jsonl has it: `step`, `phase` (train or eval) and figures by name."""
 
     def images(self, step: int, images: "Tensor", captions: list[str]) -> None:
-        """Record pictures uint8 [N, 3, H, W] of an evaluation with their N prompts."""
+        """Record pictures uint8 [N, 3, H, W] of an evaluation with their N prompts.
+
+        Pictures that are smaller than others are on white.
+        """
 
     def close(self) -> None:
         """Send what is left; the run has ended, failed or been stopped."""

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,13 @@ from marble_cli.balance.registry import build_for
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import step_of
 from marble_cli.config.aspects import by_aspect
-from marble_cli.config.counts import geometry, micro_batches, per_process, processes, trained_images
+from marble_cli.config.counts import (
+    geometry,
+    images_per_process,
+    micro_batches,
+    processes,
+    trained_images,
+)
 from marble_cli.config.enums import Parallel, RefreshWhen, Role, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RewardConfig, RunConfig, SourceConfig, TrainerConfig
@@ -39,36 +45,38 @@ from marble_cli.plan.checks import (
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
 from marble_cli.plan.groups import check_groups, images_together
 from marble_cli.plan.memory import choose_checkpointing, describe, describe_bytes, memory
+from marble_cli.plan.mixture import mixed_size, size_shares, typical_groups
 from marble_cli.plan.neighbours import find_neighbours
+from marble_cli.plan.processes import describe_processes
 from marble_cli.plan.work import COPY_SPEED, add_passes, copying_seconds, refreshed
 from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.model_size import ModelSize
-from marble_cli.policy.size import model_size
 from marble_cli.policy.source import DTYPES, starts_from_picture
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.worker import required
+from marble_cli.rollout.sizes import check_sizes
 
-MORE_PROCESSES = (16, 8, 4, 2)
 # Share of the speed of a large matrix product that a run of `preset=tiny` reached on two CPU cores.
 UTILISATION = 0.7
 
 
-def seconds(config: RunConfig, size: ModelSize, speed: float, together: int = 1) -> float:
+def seconds(
+    config: RunConfig, size: ModelSize, speed: float, together: int = 1, groups: Sequence[int] = ()
+) -> float:
     """Estimate the seconds of the whole run at `speed` FLOP/s per process, without decoding and rewards.
 
     A process draws and trains on its share of the images, padding included; `together` are the neighbouring
-    images that stay on one process. Forward and backward passes were counted (`policy.cost`); gradient
-    checkpointing computes a forward pass again in each backward pass.
+    images that stay on one process, and `groups` a step's groups of each size. Forward and backward passes
+    were counted (`policy.cost`); gradient checkpointing computes a forward pass again in each backward pass.
     """
     backward = size.cost.backward
     if config.model.gradient_checkpointing is Switch.true:
         backward += size.cost.forward
-    counts = geometry(config)
-    images = per_process(counts.images, processes(config.launcher), together)
-    parts = micro_batches(config, together)
-    samples = trained_images(config, images) * counts.times
+    images = sum(images_per_process(config, together, groups))
+    parts = micro_batches(config, together, groups)
+    samples = trained_images(config, images) * geometry(config).times
     return add_passes(config, images, samples, parts, size.cost.forward, backward) / speed
 
 
@@ -95,6 +103,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     every = [prompt for split in prompts.values() for rows in split.values() for prompt in rows]
     check_conditions(every, config.model.path, takes=starts_from_picture(config.model, fetch=False))
+    check_sizes(every, config.model, fetch=False)
     folder = Path(config.run.dir)
     existing = check_writable(folder, "run.dir=")
     check_inside(folder, RUN_ENTRIES)
@@ -117,7 +126,9 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     scored = [declarations[name] for name in scored_rewards(config) if name in declarations]
     together = images_together(config.rollout, scored)
     counts, trainer, figures = geometry(config), config.trainer, check_trackers(config.logging)
-    parts = micro_batches(config, together)
+    shares = size_shares(config.data.sources, prompts.get("train", {}), config.model.resolution)
+    groups = typical_groups(config.rollout.groups, shares.values())
+    parts = micro_batches(config, together, groups)
     rows: list[tuple[str, str]] = [
         ("run", f"{config.run.dir} ({shutil.disk_usage(existing).free / 2**30:.0f} GiB free)"),
         ("begins", f"after step {step_of(checkpoint)}: {checkpoint}" if checkpoint else "at step 1"),
@@ -130,16 +141,17 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
             "images per step",
             f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}",
         ),
+        *([("of sizes", _sizes(shares))] if shares.keys() != {config.model.resolution} else []),
         ("samples per step", f"{counts.trained} images x {counts.times} training times = {counts.samples}"),
         ("optimizer steps", f"{trainer.steps}, of which {most}{counts.refresh_steps} refresh the balance"),
         ("a refresh", f"on {refreshed(config, parts)} of {parts} micro-batches"),
-        ("processes", _shares(config, together)),
+        ("processes", describe_processes(config, together, groups)),
         ("the network", _layout(config.trainer, processes(config.launcher))),
         ("trackers", ", ".join(config.logging.trackers) or "none"),
         *([("W&B", "; ".join([str(figures), *figures.ignored]))] if figures else []),
     ]
     pictures = unset is not None or every[0].image is not None
-    size = model_size(config.model, config.evaluation.resolution, pictures=pictures)
+    size = mixed_size(config.model, shares, config.evaluation.resolution, pictures=pictures)
     device = pick_device(config.model.device)
     neighbours = find_neighbours(config, declarations, device)
     if (cache := fetched_into(config.model)) is not None:
@@ -151,7 +163,8 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         config = checkpointing.applied(config)
         needed = memory(config, size, neighbours.total)
         less = "; compiled, less" if choose_compilation(config.model.compile, device).on else ""
-        spent = seconds(config, size, matmul_speed(device, DTYPES[config.model.precision]), together)
+        speed = matmul_speed(device, DTYPES[config.model.precision])
+        spent = seconds(config, size, speed, together, groups)
         rows += [
             (
                 "model",
@@ -163,7 +176,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
             ("", str(checkpointing)),
             ("checkpoints", checkpoints(config, size, existing)),
             ("time", f"about {_duration(spent)} on {device}, and decoding and rewards"),
-            *([("", _copies(config, needed.offloaded, together))] if needed.offloaded else []),
+            *([("", _copies(config, needed.offloaded, together, groups))] if needed.offloaded else []),
         ]
     table = Table("", box=None, show_header=False, pad_edge=False)
     table.add_column(overflow="fold")  # a path longer than a line stays whole
@@ -248,30 +261,8 @@ def _evaluation(config: RunConfig) -> str:
     return f"{prompts}, {own.steps} steps of {own.solver.value}{size}"
 
 
-def _shares(config: RunConfig, together: int) -> str:
-    """Describe each process's part of a step, for the run's processes and for more without padding.
-
-    Args:
-        config: the run's configuration.
-        together: neighbouring images that stay on one process.
-    """
-    counts, size = geometry(config), config.trainer.micro_batch_size
-
-    def padding(processes: int) -> int:
-        return processes * per_process(counts.images, processes, together) - counts.images
-
-    def share(processes: int) -> str:
-        images = per_process(counts.images, processes, together)
-        rollouts = -(-images // config.rollout.batch_size)
-        parts = counts.times * -(-trained_images(config, images) // size)
-        spare = f" ({padding(processes)} in all are padding)" if padding(processes) else ""
-        return (
-            f"{processes}, each with {images} images{spare} in {rollouts} batches, and {parts} micro-batches"
-        )
-
-    here = processes(config.launcher)
-    further = [n for n in MORE_PROCESSES if n > here and not padding(n)]
-    return share(here) + (f"; or {share(further[0])}" if further else "")
+def _sizes(shares: Mapping[int | str, float]) -> str:
+    return ", ".join(f"{size} ({share:.0%})" for size, share in shares.items())
 
 
 def _layout(trainer: TrainerConfig, processes: int) -> str:
@@ -287,9 +278,9 @@ def _trained(train: Train, size: ModelSize) -> str:
     return "all trained" if train is Train.full else f"LoRA {size.trained:,}"
 
 
-def _copies(config: RunConfig, offloaded: int, together: int) -> str:
+def _copies(config: RunConfig, offloaded: int, together: int, groups: Sequence[int]) -> str:
     """Describe what model.offload=blocks copies, and the time if none of it hides behind computing."""
-    spent = _duration(copying_seconds(config, offloaded, together))
+    spent = _duration(copying_seconds(config, offloaded, together, groups))
     each = f"{describe_bytes(offloaded)} are copied to the GPU in every pass over a batch"
     return f"{each}: {COPY_SPEED / 1e9:.0f} GB/s (PCIe 4.0) take {spent}, beside computing"
 

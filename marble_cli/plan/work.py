@@ -1,7 +1,9 @@
 """Add up the passes of a run, by what one costs: FLOP per image, or copied bytes per batch."""
 
+from collections.abc import Sequence
+
 from marble_cli.config.aspects import by_aspect
-from marble_cli.config.counts import geometry, micro_batches, per_process, processes
+from marble_cli.config.counts import geometry, images_per_process, micro_batches
 from marble_cli.config.enums import BalanceMode, KlReference, SharedTerm, Train
 from marble_cli.config.schema import RunConfig
 
@@ -47,11 +49,13 @@ def add_passes(
     return config.trainer.steps * (rollouts + plain) + geometry(config).refresh_steps * samples * further
 
 
-def copying_seconds(config: RunConfig, offloaded: int, together: int = 1) -> float:
+def copying_seconds(
+    config: RunConfig, offloaded: int, together: int = 1, groups: Sequence[int] = ()
+) -> float:
     """Estimate the seconds that the whole run's copies of `offloaded` bytes take on each process.
 
     Every pass over a batch copies all blocks once; a backward pass computes them again, so it does, too.
     """
-    images = per_process(geometry(config).images, processes(config.launcher), together)
-    batches, parts = -(-images // config.rollout.batch_size), micro_batches(config, together)
+    each, parts = images_per_process(config, together, groups), micro_batches(config, together, groups)
+    batches = sum(-(-images // config.rollout.batch_size) for images in each)
     return add_passes(config, batches, parts, parts, offloaded, offloaded) / COPY_SPEED

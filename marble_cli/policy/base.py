@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, Literal, Protocol
 
 import torch
@@ -41,6 +41,10 @@ class PromptEmbeddings:
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
+    def each(self) -> list["PromptEmbeddings"]:
+        """Return those of one prompt after the other."""
+        return [self[row : row + 1] for row in range(len(self))]
+
     @property
     def device(self) -> torch.device:
         return next(iter(self.tensors.values())).device
@@ -67,14 +71,29 @@ def _to_device(index: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class RepeatedEmbeddings:
-    """Hold the embeddings of n samples, many of one prompt: sample i has row `rows[i]` of `distinct`."""
+    """Hold the embeddings of n samples, many of one prompt: sample i has those of `distinct[rows[i]]`.
 
-    distinct: PromptEmbeddings
+    Those of pictures of several sizes differ in shape, and are not asked for at once.
+    """
+
+    distinct: Sequence[PromptEmbeddings]  # of one prompt each
     rows: Tensor  # [n] int64, on the CPU
 
     def __getitem__(self, index: Tensor | slice) -> PromptEmbeddings:
         # An index on another device is right, and waits for that device.
-        return self.distinct[self.rows[index.cpu() if isinstance(index, Tensor) else index]]
+        rows = self.rows[index.cpu() if isinstance(index, Tensor) else index]
+        return PromptEmbeddings.joined([self.distinct[row] for row in rows.tolist()])
+
+    def chosen(self, rows: Tensor) -> "RepeatedEmbeddings":
+        """Return the samples at `rows` [m] int64, in that order."""
+        return RepeatedEmbeddings(self.distinct, self.rows[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence["RepeatedEmbeddings"]) -> "RepeatedEmbeddings":
+        """Return the samples of all parts, in their order."""
+        starts = accumulate((len(part.distinct) for part in parts), initial=0)
+        rows = [part.rows + start for part, start in zip(parts, starts, strict=False)]
+        return cls([one for part in parts for one in part.distinct], torch.cat(rows))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,6 +141,7 @@ class Policy(Protocol):
 
     device: torch.device
     dtype: torch.dtype  # that the network computes in
+    resolution: int | str  # the size of images in pixels
     latent_shape: tuple[int, int, int]  # (C, H, W)
     tokens: int  # image tokens of the network; latents of a UNet
     even_times: bool  # see `Family`
@@ -194,6 +214,8 @@ class Policy(Protocol):
     def resized(self, resolution: int | str) -> "Policy":
         """Return a policy with the same weights that draws images of another size.
 
+        `velocity` takes latents of any size that `count_image_tokens` accepts, whatever the policy's own is.
+
         Raises:
             RequestError: the resolution does not fit the model; the message names `evaluation.resolution`.
         """
@@ -265,7 +287,7 @@ class Family(Protocol):
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         """Return d xt / d t [B, C, H, W], where xt = (1 - t) x0 + t noise.
 
-        `xt` has the network's dtype, or float32 with `float32_latents`.
+        `xt` may have any size, and has the network's dtype, or float32 with `float32_latents`.
         """
         ...
 

@@ -91,7 +91,7 @@ class PipelinePolicy:
             encoder.to("cpu" if self.cache else device)
 
     def _take_size(self, key: str) -> None:
-        self.latent_shape = self.family.latent_shape
+        self.resolution, self.latent_shape = self.model.resolution, self.family.latent_shape
         configs = self.pipeline.vae.config, self.network.config
         self.tokens = count_image_tokens(self.model, type(self.family), *configs, key)
 

@@ -15,7 +15,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import nn
 
-from marble_cli.config.enums import Train
+from marble_cli.config.enums import Offload, Quantization, Switch, Train
 from marble_cli.config.schema import LoraConfig, ModelConfig
 from marble_cli.policy.base import Family
 from marble_cli.policy.cost import pass_cost
@@ -48,7 +48,7 @@ def model_size(
 ) -> ModelSize | None:
     """Return a model's sizes; None if its configuration files are not on this machine.
 
-    They are remembered: the cells of a sweep often have the same model.
+    They are remembered: the cells of a sweep often have the same model, and many settings change no size.
 
     Args:
         model: the configuration group.
@@ -69,10 +69,13 @@ def model_size(
         configs = {name: read_json(folder / name / "config.json") for name in names}
         if (file := folder / "scheduler" / "scheduler_config.json").is_file():
             configs["scheduler"] = read_json(file)
-    known = repr((model, evaluated, pictures, index, configs))
+    # A copy, as the cost is counted later, and the caller may change the configuration. How weights are kept
+    # changes no size.
+    alike = replace(model, quantization=Quantization.none, offload=Offload.none, embedding_cache=None)
+    alike.gradient_checkpointing = alike.compile = Switch.auto
+    known = repr((alike, evaluated, pictures, index, configs))
     if known not in _SIZES:
-        # A copy, as the cost is counted later, and the caller may change the configuration.
-        _SIZES[known] = _compute_size(replace(model), evaluated, pictures, family, index, configs)
+        _SIZES[known] = _compute_size(alike, evaluated, pictures, family, index, configs)
     return _SIZES[known]
 
 
@@ -174,10 +177,11 @@ def _rounded(part: nn.Module) -> int:
 
 
 def _add_lora(network: Network, lora: LoraConfig) -> int:
-    """Add an adapter to `network` and count its parameters."""
-    config = peft.LoraConfig(r=lora.rank, target_modules=list(lora.target_modules))
+    """Add an adapter without storage to `network` and count its parameters."""
+    config = peft.LoraConfig(r=lora.rank, target_modules=list(lora.target_modules), init_lora_weights=False)
     config._register_custom_module({nn.Linear: LoraLinear})
-    add_adapter(network, config, "default")
+    with torch.device("meta"):
+        add_adapter(network, config, "default")
     return sum(p.numel() for name, p in network.named_parameters() if "lora_" in name)
 
 

@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from marble_cli.metrics.history import series
 from marble_cli.metrics.samples import KeptSample, read_samples
@@ -22,6 +23,7 @@ class Pair:
         index: the place of the prompt among the held-out prompts.
         prompt, source: of both pictures.
         before, after: WebP files as data addresses.
+        condition: the same of the picture that both were edited from; empty if there is none.
         steps: of the two evaluations.
         scores: (reward, before, after, change, rose or fell) each, of the rewards that scored both.
         changes: JSON, the change by reward.
@@ -34,6 +36,7 @@ class Pair:
     source: str
     before: str
     after: str
+    condition: str
     steps: tuple[int, int]
     scores: Sequence[tuple[str, str, str, str, str]]
     changes: str
@@ -82,11 +85,12 @@ def _pair(run: Run, one: KeptSample, other: KeptSample, steps: tuple[int, int]) 
         for name in names
     ]  # fmt: skip
     return Pair(
-        run.label, one.index, one.prompt, one.source, _address(one), _address(other), steps, rows,
+        run.label, one.index, one.prompt, one.source, _address(one.file), _address(other.file),
+        _address(one.condition) if one.condition else "", steps, rows,
         json.dumps({name: rounded(change) for name, change in changes.items()}),
         max(relative, default=0.0), min(relative, default=0.0),
     )  # fmt: skip
 
 
-def _address(sample: KeptSample) -> str:
-    return "data:image/webp;base64," + base64.b64encode(sample.file.read_bytes()).decode()
+def _address(file: Path) -> str:
+    return "data:image/webp;base64," + base64.b64encode(file.read_bytes()).decode()

@@ -48,10 +48,16 @@ class Scores:
         rows = [self.names.index(name) for name in names]
         return Scores([*names], self.values[rows], self.applicable[rows], self.failed[rows])
 
-    def first(self, count: int) -> "Scores":
-        """Return the outcomes of the first `count` images; the others are padding."""
-        rows = (tensor[:, :count] for tensor in (self.values, self.applicable, self.failed))
+    def of_images(self, places: Tensor) -> "Scores":
+        """Return the outcomes in the order of images; column i is the image `places[i]`, or padding if -1."""
+        order = in_order(places)
+        rows = (tensor[:, order] for tensor in (self.values, self.applicable, self.failed))
         return Scores(self.names, *rows)
+
+
+def in_order(places: Tensor) -> Tensor:
+    """Return the columns whose `places` [m] int64 are 0, 1, 2, ...; other columns have -1."""
+    return places.argsort(stable=True)[int((places < 0).sum()) :]
 
 
 @dataclass(frozen=True)

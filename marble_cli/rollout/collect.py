@@ -10,44 +10,13 @@ from marble_cli.config.evaluation import EvaluationSettings
 from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.conditions import Condition
 from marble_cli.data.prompts import Prompt
-from marble_cli.distributed.ranks import Ranks
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.policy.diffusers_types import Scheduler
-from marble_cli.rewards.scorer import PendingScores, Scorer, Scores
+from marble_cli.rewards.scorer import PendingScores, Scorer
 from marble_cli.rollout.guidance import Guidance, Velocity
 from marble_cli.rollout.ode import make_scheduler, sample, sampling_times
+from marble_cli.rollout.samples import Samples
 from marble_cli.seeds import noise
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The images of one step on this rank, with their latents, prompts and pending scores.
-
-    `negatives` are the embeddings of the negative prompts, if training needs them.
-    """
-
-    x0: Tensor  # [n, C, H, W] float32
-    images: Tensor  # [n, 3, H, W] uint8
-    embeddings: RepeatedEmbeddings
-    prompts: list[Prompt]
-    pending: list[PendingScores]  # one per batch
-    negatives: RepeatedEmbeddings | None = None
-
-    def scores(self, ranks: Ranks) -> Scores:
-        """Wait for the rewards and return the scores of all ranks' images, in rank order.
-
-        Raises:
-            RewardError: a plugin broke its contract on this rank.
-            PeerError: a plugin broke its contract on another rank.
-        """
-        with ranks.raise_together():
-            parts = [part.result() for part in self.pending]
-
-        def gather(field: str) -> Tensor:
-            own = torch.cat([getattr(part, field) for part in parts], dim=1)
-            return ranks.all_gather(own.double())
-
-        return Scores(parts[0].names, gather("values"), gather("applicable").bool(), gather("failed").bool())
 
 
 @dataclass(frozen=True)
@@ -99,8 +68,27 @@ class Rollout:
         """Return the solver's times [steps] float32 in (0, 1], falling."""
         return sampling_times(self.scheduler())
 
+    def sizes(self, prompts: Sequence[Prompt]) -> list[int | str]:
+        """Return the size of each prompt's images: that of the policy if the prompt has none.
+
+        Raises:
+            DataError: a picture, whose shape decides, cannot be read.
+        """
+        return [prompt.drawn_at(self.policy.resolution) for prompt in prompts]
+
+    def by_size(self, prompts: Sequence[Prompt]) -> list[tuple["Rollout", list[int]]]:
+        """Return how the images of each size are drawn, and the places of their prompts."""
+        places: dict[int | str, list[int]] = {}
+        for place, size in enumerate(self.sizes(prompts)):
+            places.setdefault(size, []).append(place)
+        return [(replace(self, policy=self.policy.resized(size)), rows) for size, rows in places.items()]
+
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Have the policy encode the prompts of later steps, if it caches embeddings."""
+        for rollout, places in self.by_size(prompts):
+            rollout._prepare([prompts[i] for i in places])
+
+    def _prepare(self, prompts: Sequence[Prompt]) -> None:
         negatives = [prompt.negative for prompt in prompts] if self.needs_negatives else []
         images = pictures(prompt.image for prompt in prompts)
         self.policy.prepare([prompt.text for prompt in prompts], negatives, images)
@@ -122,7 +110,7 @@ class Rollout:
         place = {key: index for index, key in enumerate(distinct)}
         texts, images = zip(*distinct.values(), strict=True)
         encoded = self.policy.encode(texts, pictures(images), negative=negative)
-        return RepeatedEmbeddings(encoded, torch.tensor([place[key] for key in keys]))
+        return RepeatedEmbeddings(encoded.each(), torch.tensor([place[key] for key in keys]))
 
     @torch.no_grad()
     def draw(self, prompts: PromptVectors, images: slice, start: Tensor, adapter: Adapter) -> Tensor:
@@ -156,7 +144,9 @@ class Rollout:
         step: int,
         advance: Callable[[int], None],
     ) -> Samples:
-        """Draw one image per entry of `prompts`; each batch is scored while the next is drawn.
+        """Draw one image per entry of `prompts`, those of one size after the other.
+
+        Each batch is of one size, and is scored while the next is drawn.
 
         Args:
             prompts: the prompt of each image; equal neighbours form a group.
@@ -168,24 +158,32 @@ class Rollout:
             step: part of the noise's seed.
             advance: called with the number of images after each batch.
         """
-        vectors = self.encode(prompts)
-        latents, images, pending = [], [], list[PendingScores]()
-        for first in range(0, len(prompts), self.settings.batch_size):
-            batch = slice(first, first + self.settings.batch_size)
-            start = noise(self.seed, purpose, step, list(indices[batch]), self.policy.latent_shape)
-            x0 = self.draw(vectors, batch, start, adapter)
-            decoded = self.policy.decode(x0)
-            pending.append(submit(scorer, prompts[batch], decoded))
-            latents.append(x0)
-            images.append(decoded)
-            advance(len(decoded))
+        x0, images, order = list[Tensor](), list[Tensor](), list[int]()
+        vectors, pending = list[PromptVectors](), list[PendingScores]()
+        for rollout, places in self.by_size(prompts):
+            vectors.append(rollout.encode([prompts[i] for i in places]))
+            for first in range(0, len(places), self.settings.batch_size):
+                batch = places[first : first + self.settings.batch_size]
+                shape = rollout.policy.latent_shape
+                start = noise(self.seed, purpose, step, [indices[i] for i in batch], shape)
+                latents = rollout.draw(vectors[-1], slice(first, first + len(batch)), start, adapter)
+                decoded = rollout.policy.decode(latents)
+                pending.append(submit(scorer, [prompts[i] for i in batch], decoded))
+                x0 += latents
+                images += decoded
+                order += batch
+                advance(len(batch))
+        drawn = torch.tensor(order)
+        rows = drawn.argsort()
+        negatives = [vector.negative for vector in vectors if vector.negative is not None]
         return Samples(
-            torch.cat(latents),
-            torch.cat(images),
-            vectors.positive,
+            [x0[row] for row in rows.tolist()],
+            [images[row] for row in rows.tolist()],
+            RepeatedEmbeddings.joined([vector.positive for vector in vectors]).chosen(rows),
             list(prompts),
             pending,
-            vectors.negative if self.negatives else None,
+            drawn,
+            RepeatedEmbeddings.joined(negatives).chosen(rows) if self.negatives else None,
         )
 
 

@@ -12,10 +12,11 @@ from marble_cli.config.enums import DeadGroups
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
+from marble_cli.distributed.shares import Shares, share
 from marble_cli.objective.group_signal import group_signal
 from marble_cli.rewards.scorer import Scorer, Scores
 from marble_cli.rollout.collect import Rollout
-from marble_cli.run.drawn import Drawn, rows_of_ranks
+from marble_cli.run.drawn import Drawn
 from marble_cli.run.shortage import bounded
 
 REDRAWS = 3  # attempts per step, each on the groups that are still dead
@@ -94,9 +95,10 @@ class Drawing:
         """
         ranks, size, began = self.layout.ranks, self.rollout.settings.group_size, time.perf_counter()
         images = _images(groups, size)
-        own = ranks.rank_indices(len(images), self.together)
-        self.view.stage("rollout", len(own))
         with bounded(f"in the rollout of step {step}", SMALLER_ROLLOUT), self.layout.raise_together():
+            shares = share_images(self.rollout, prompts, ranks.world, self.together)
+            own = shares.own(ranks.rank)
+            self.view.stage("rollout", len(own))
             samples = self.rollout.collect(
                 [prompts[i // size] for i in own],
                 images[own].tolist(),
@@ -107,17 +109,27 @@ class Drawing:
                 advance=self.view.advance,
             )
         done = time.perf_counter()
-        scores = samples.scores(ranks).first(len(images))
+        scores = samples.scores(ranks).of_images(shares.everywhere.flatten())
         return Drawn(
             samples,
             scores,
             images // size,
-            rows_of_ranks(len(images), ranks.world, self.together),
+            shares.everywhere,
             redrawn=0,
             failed=scores.failed.sum(1),
             drawing=done - began,
             waiting=time.perf_counter() - done,
         )
+
+
+def share_images(rollout: Rollout, prompts: Sequence[Prompt], world: int, together: int) -> Shares:
+    """Share the images of these prompts among ranks; `together` neighbouring ones stay on one rank.
+
+    Raises:
+        DataError: a picture, whose shape decides the size of images, cannot be read.
+    """
+    each = rollout.settings.group_size
+    return share([size for size in rollout.sizes(prompts) for _ in range(each)], world, together)
 
 
 def _images(groups: Tensor, size: int) -> Tensor:

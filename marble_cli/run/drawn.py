@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from marble_cli.config.counts import per_process
 from marble_cli.config.enums import TrainingNoise
 from marble_cli.config.schema import RunConfig
 from marble_cli.objective.image_weights import ImageWeights
-from marble_cli.policy.base import PromptEmbeddings, RepeatedEmbeddings
+from marble_cli.policy.base import RepeatedEmbeddings
 from marble_cli.rewards.scorer import Scores
-from marble_cli.rollout.collect import Samples
-from marble_cli.step.batches import TrainingSet, training_times
+from marble_cli.rollout.collect import Rollout
+from marble_cli.rollout.samples import Samples
+from marble_cli.step.batches import TrainingSet, rows_by_shape, training_times
 
 
 @dataclass(frozen=True)
@@ -61,37 +61,52 @@ class Drawn:
     def only(self, trained: Tensor, rank: int) -> "Drawn":
         """Keep the images with true in `trained` [n] bool, in their rows' order.
 
-        Ranks hold equally many rows afterwards: padding comes last on those with fewer images.
+        Ranks hold equally many rows of each size afterwards: those with fewer images have padding after them.
         """
         used = (self.everywhere >= 0) & trained[self.everywhere.clamp(min=0)]
-        rows = (~used).int().argsort(dim=1, stable=True)[:, : int(used.sum(1).max())]
+        parts = []
+        for same in rows_by_shape(self.samples.x0):
+            order = (~used[:, same]).int().argsort(dim=1, stable=True)
+            parts.append(same[order[:, : int(used[:, same].sum(1).max())]])
+        rows = torch.cat(parts, dim=1)
         everywhere = self.everywhere.where(used, -1).gather(1, rows)
         return replace(self, samples=_chosen(self.samples, rows[rank]), everywhere=everywhere)
 
     def training_set(
-        self, config: RunConfig, step: int, times: Tensor, weights: ImageWeights | None, rank: int
+        self,
+        config: RunConfig,
+        step: int,
+        rollout: Rollout,
+        weights: ImageWeights | None,
+        rank: int,
     ) -> TrainingSet:
-        """Draw training times and noise for this rank's rows, of which padding comes last.
+        """Draw training times and noise for this rank's rows.
 
         Args:
             config: of the run.
             step: the optimizer step.
-            times: [S] float32, the solver's.
+            rollout: whose solver's times these are; they may depend on the size of images.
             weights: of the n images; None if all weigh the same.
             rank: this rank.
         """
         trainer, algorithm = config.trainer, config.algorithm
         own = self.everywhere[rank].clamp(min=0)
         draws = self.groups[own] if algorithm.training_noise is TrainingNoise.group else own
-        chosen = training_times(
-            times,
-            trainer.timestep_fraction,
-            trainer.times_per_image,
-            draws.tolist(),
-            trainer.seed,
-            step,
-            algorithm.training_times,
-        )
+        parts, order = [], list[int]()
+        for sized, rows in rollout.by_size(self.samples.prompts):
+            part = training_times(
+                sized.times(),
+                trainer.timestep_fraction,
+                trainer.times_per_image,
+                draws[rows].tolist(),
+                trainer.seed,
+                step,
+                algorithm.training_times,
+            )
+            parts.append(part)
+            order += rows
+        chosen = torch.cat(parts)[torch.tensor(order).argsort()]
+        real = self.everywhere[rank] >= 0
         return TrainingSet(
             self.samples.x0,
             self.samples.embeddings,
@@ -99,47 +114,34 @@ class Drawn:
             draws,
             chosen,
             samples=len(self.groups) * chosen.shape[1],
-            padding=int((self.everywhere[rank] < 0).sum()),
+            real=None if real.all() else real,
             everywhere=self.everywhere,
             weights=weights,
             negatives=self.samples.negatives,
         )
 
 
-def rows_of_ranks(count: int, world: int, together: int) -> Tensor:
-    """Return [world, rows] int64, which of `count` images each rank's rows are (`Ranks.rank_indices`).
-
-    Rows of padding are -1.
-    """
-    rows = torch.arange(world * per_process(count, world, together)).view(world, -1)
-    return rows.where(rows < count, -1)
-
-
 def _chosen(samples: Samples, rows: Tensor) -> Samples:
-    def chosen(embeddings: RepeatedEmbeddings) -> RepeatedEmbeddings:
-        return RepeatedEmbeddings(embeddings.distinct, embeddings.rows[rows])
-
+    places = rows.tolist()
     return Samples(
-        samples.x0[rows.to(samples.x0.device)],
-        samples.images[rows],
-        chosen(samples.embeddings),
-        [samples.prompts[i] for i in rows.tolist()],
+        [samples.x0[i] for i in places],
+        [samples.images[i] for i in places],
+        samples.embeddings.chosen(rows),
+        [samples.prompts[i] for i in places],
         samples.pending,
-        None if samples.negatives is None else chosen(samples.negatives),
+        samples.drawn,
+        None if samples.negatives is None else samples.negatives.chosen(rows),
     )
 
 
 def _joined(one: Samples, other: Samples) -> Samples:
-    def joined(first: RepeatedEmbeddings, second: RepeatedEmbeddings) -> RepeatedEmbeddings:
-        distinct = PromptEmbeddings.joined([first.distinct, second.distinct])
-        return RepeatedEmbeddings(distinct, torch.cat([first.rows, second.rows + len(first.distinct)]))
-
     pairs = one.negatives, other.negatives
     return Samples(
-        torch.cat([one.x0, other.x0]),
-        torch.cat([one.images, other.images]),
-        joined(one.embeddings, other.embeddings),
+        [*one.x0, *other.x0],
+        [*one.images, *other.images],
+        RepeatedEmbeddings.joined([one.embeddings, other.embeddings]),
         [*one.prompts, *other.prompts],
         [*one.pending, *other.pending],
-        None if pairs[0] is None or pairs[1] is None else joined(pairs[0], pairs[1]),
+        torch.cat([one.drawn, other.drawn + len(one.drawn)]),
+        None if pairs[0] is None or pairs[1] is None else RepeatedEmbeddings.joined([pairs[0], pairs[1]]),
     )

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from marble_cli.files import writing
-from marble_cli.rollout.collect import Samples
-from marble_cli.step.batches import TrainingSet
+from marble_cli.rollout.samples import Samples
+from marble_cli.step.batches import TrainingSet, rows_by_shape
 from marble_cli.step.reward_signal import Signal
 
 
@@ -19,20 +19,26 @@ def keep_batch(
 
     The file holds, of the m images that this rank trains on, `x0` [m, C, H, W], `images` uint8 [m, 3, h, w],
     `times` [m, T] and their `indices` [m] among the step's n images; `rewards`, `applicable` and `optimality`
-    [K, n] of all images; and the prompts as JSON in its metadata.
+    [K, n] of all images; and the prompts as JSON in its metadata. Of several sizes, it has `x0/0`, `images/0`
+    and `rows/0`, which of the m they are, then `x0/1` and so on.
 
     Raises:
         StorageError: the file does not fit on the disk.
     """
     tensors = {
-        "x0": samples.x0,
-        "images": samples.images,
         "times": data.times,
         "indices": data.indices,
         "rewards": signal.rewards,
         "applicable": signal.applicable,
         "optimality": signal.optimality,
     }
+    every = rows_by_shape(samples.x0)
+    for number, rows in enumerate(every):
+        end = f"/{number}" if len(every) > 1 else ""
+        tensors[f"x0{end}"] = torch.stack([samples.x0[row] for row in rows.tolist()])
+        tensors[f"images{end}"] = torch.stack([samples.images[row] for row in rows.tolist()])
+        if end:
+            tensors[f"rows{end}"] = rows
     file = folder / "skipped" / f"step-{step:08d}-rank-{rank}.safetensors"
     prompts = json.dumps([prompt.text for prompt in samples.prompts])
     content: dict[str, torch.Tensor] = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}

@@ -12,6 +12,7 @@ import torch
 from marble_cli.config.aspects import by_aspect
 from marble_cli.config.enums import DeadGroups
 from marble_cli.config.schema import RunConfig
+from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
@@ -27,7 +28,7 @@ from marble_cli.rewards.scorer import Scorer
 from marble_cli.rollout.collect import Rollout
 from marble_cli.run.balance_state import copy_balance_state
 from marble_cli.run.checkpoints import Checkpoints
-from marble_cli.run.drawing import SMALLER_ENCODERS, SMALLER_ROLLOUT, Drawing
+from marble_cli.run.drawing import SMALLER_ENCODERS, SMALLER_ROLLOUT, Drawing, share_images
 from marble_cli.run.drawn import Drawn
 from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.gate import Gate
@@ -184,7 +185,7 @@ class Trainer:
         metrics["signal/trained_images"] = int(trained.sum())
         if not trained.all() or drawn.redrawn:  # else all images are trained on, and none is copied
             drawn = drawn.only(trained, self.ranks.rank)
-        data = drawn.training_set(self.config, step, self.rollout.times(), weights, self.ranks.rank)
+        data = drawn.training_set(self.config, step, self.rollout, weights, self.ranks.rank)
         direction = self.find_direction(step, signal, data)
         metrics |= direction.metrics
         norm = self.norm(direction.gradient)
@@ -275,11 +276,13 @@ class Trainer:
             return
         self.prompts_ready_until = min(settings.steps, step + settings.encode_ahead - 1)
         steps = [self.sampler.step(ahead) for ahead in range(step, self.prompts_ready_until + 1)]
-        size = self.config.rollout.group_size
-        images = self.ranks.rank_indices(self.config.rollout.groups * size, self.together)
-        own = sorted({i // size for i in images})
+        size, own = self.config.rollout.group_size, list[Prompt]()
         with bounded("while prompts were encoded", SMALLER_ENCODERS), self.ranks.raise_together():
-            self.rollout.prepare([prompts[i] for prompts in steps for i in own])
+            for prompts in steps:
+                images = share_images(self.rollout, prompts, self.ranks.world, self.together)
+                groups = {i // size for i in images.own(self.ranks.rank)}
+                own += [prompts[i] for i in sorted(groups)]
+            self.rollout.prepare(own)
 
     def evaluate(self) -> bool:
         """Score the moving average on held-out prompts; tell whether it is the best so far."""

@@ -1,11 +1,14 @@
 """Record a run in the metrics file, trackers, the terminal, sample pictures and log.txt."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.logging import RichHandler
+from torch import Tensor
 
 from marble_cli import __version__
 from marble_cli.config.references import without_secrets
@@ -113,6 +116,9 @@ class RunRecorder:
     def pictures(self, step: int, evaluation: Evaluation, *, first: bool) -> None:
         """Keep images of an evaluation with scores under samples/, and grids of them there and in trackers.
 
+        The pictures that images were edited from are kept with them: above them in the grid, on their left in
+        trackers.
+
         Args:
             step: the last finished step.
             evaluation: the evaluation.
@@ -121,29 +127,35 @@ class RunRecorder:
         every = self.config.logging.images_every
         if not self.main or not every:
             return
-        from marble_cli.metrics.figures import TILES, image_grid, spread, try_to_draw  # matplotlib
+        from marble_cli.metrics import figures  # imports matplotlib
 
-        folder = self.folder / "samples"
+        folder, conditions = self.folder / "samples", evaluation.conditions
         samples, continues = _samples(evaluation), "The run continues without these pictures."
         index = folder_of(folder, step) / INDEX
-        try_to_draw(index, continues, lambda: keep_samples(folder, step, samples, first=first))
+        figures.try_to_draw(index, continues, lambda: keep_samples(folder, step, samples, first=first))
         if step % every:
             return
         file = folder / f"step-{step:08d}.png"
 
         def draw() -> None:
             folder.mkdir(exist_ok=True)
-            image_grid([(f"step {step}", evaluation.images)], evaluation.captions, file)
+            before = [(figures.TO_EDIT, conditions)] if conditions else []
+            rows = [*before, (f"step {step}", evaluation.images)]
+            figures.image_grid(rows, evaluation.captions, file)
 
-        try_to_draw(file, continues, draw)
-        some = spread(len(evaluation.captions), TILES)
-        self.trackers.images(step, evaluation.images[some], [evaluation.captions[i] for i in some])
+        figures.try_to_draw(file, continues, draw)
+        some = figures.spread(len(evaluation.captions), figures.TILES)
+        images = [
+            torch.cat([part[i] for part in (conditions, evaluation.images) if part], dim=2) for i in some
+        ]
+        self.trackers.images(step, figures.on_white(images), [evaluation.captions[i] for i in some])
 
 
 def _samples(evaluation: Evaluation) -> list[Sample]:
-    """Return the shown images of an evaluation, each with the scores that it has."""
+    """Return the shown images of an evaluation, each with the scores and the condition that it has."""
     scores, prompts = base_scores(evaluation), evaluation.prompts
     per_prompt = evaluation.images_per_prompt  # the first image of each is shown
+    conditions: Sequence[Tensor | None] = evaluation.conditions or [None] * len(evaluation.images)
     return [
         Sample(
             index=index,
@@ -153,6 +165,7 @@ def _samples(evaluation: Evaluation) -> list[Sample]:
                 name: score for name, row in scores.items() if (score := row[index * per_prompt]) is not None
             },
             image=image.permute(1, 2, 0).numpy(),
+            condition=None if condition is None else condition.permute(1, 2, 0).numpy(),
         )
-        for index, image in zip(shown(len(prompts)), evaluation.images, strict=True)
+        for index, image, condition in zip(shown(len(prompts)), evaluation.images, conditions, strict=True)
     ]

@@ -36,6 +36,7 @@ from marble_cli.policy.size import model_size
 from marble_cli.policy.source import starts_from_picture
 from marble_cli.rewards.elsewhere.meeting import meeting
 from marble_cli.rewards.scorer import open_scorer
+from marble_cli.rollout.sizes import check_sizes, largest, possible_sizes
 from marble_cli.run.agreement import agree_on_checkpoint, agree_on_config
 from marble_cli.run.build import build_balance, build_optimizer, build_trainer
 from marble_cli.run.recorder import RunRecorder
@@ -80,17 +81,21 @@ def train(config: RunConfig, *, resume: str) -> int:
             sources = load_prompts(config.data, "train")
             all_held_out = load_prompts(config.data, "test")
             prompts = held_out(all_held_out, resolve_evaluation(config).prompts)
+            every = [*chain(*sources.values()), *prompts]
             check_conditions(
-                [*chain(*sources.values()), *prompts],
+                every,
                 config.model.path,
                 takes=starts_from_picture(config.model, fetch=True),
                 rank=ranks.rank,
                 world=ranks.world,
             )
+            check_sizes(every, config.model, fetch=True)
             check_applicable(config, declarations, sources, all_held_out)
             start = read_start(config) if checkpoint is None else None
             balance = build_balance(config)
-            size = model_size(config.model, pictures=prompts[0].image is not None)
+            most = largest(possible_sizes(every, config.model.resolution))
+            pictures = prompts[0].image is not None
+            size = model_size(replace(config.model, resolution=most), pictures=pictures)
             neighbours = find_neighbours(config, declarations, device).total
             check_memory(config, size, device, neighbours)
             checkpointing = choose_checkpointing(config, size, device, neighbours)

@@ -1,6 +1,6 @@
 """Cut a step into training samples: its images at their own times and noise, in micro-batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,25 +18,25 @@ class TrainingSet:
     """The m images that this rank trains on in one step.
 
     Attributes:
-        x0: [m, C, H, W] clean latents.
+        x0: m clean latents [C, H, W]; equal rows of all ranks have one shape.
         embeddings: of the m prompts.
         indices: [m] int64 places of the images among the step's n.
         draws: [m] int64; images with equal numbers get equal noise.
         times: [m, T] float32 training times of each image.
         samples: n T, the samples of all ranks.
-        padding: how many of the last images are padding, which counts nothing.
+        real: [m] bool, false for padding, which counts nothing; None if there is none.
         everywhere: [world, m] int64 `indices` of every rank, -1 for padding; None if this rank has all.
         weights: of the step's n images; None if each weighs the same.
         negatives: of the m negative prompts, for a guided reference of the KL term.
     """
 
-    x0: Tensor
+    x0: Tensor | Sequence[Tensor]
     embeddings: PromptEmbeddings | RepeatedEmbeddings
     indices: Tensor
     draws: Tensor
     times: Tensor
     samples: int
-    padding: int = 0
+    real: Tensor | None = None
     everywhere: Tensor | None = None
     weights: ImageWeights | None = None
     negatives: PromptEmbeddings | RepeatedEmbeddings | None = None
@@ -44,7 +44,7 @@ class TrainingSet:
     def images(self, rows: Tensor) -> Tensor:
         """Return the indices of all ranks' images in these rows, without padding."""
         if self.everywhere is None:
-            return self.indices[rows[rows < len(self.indices) - self.padding]]
+            return self.indices[rows if self.real is None else rows[self.real[rows]]]
         images = self.everywhere[:, rows].flatten()
         return images[images >= 0]
 
@@ -121,17 +121,24 @@ class Chunk:
 
 
 def chunks(data: TrainingSet, micro_batch_size: int) -> list[Chunk]:
-    """Cut a training set into micro-batches, every image once in each column of times.
+    """Cut a training set into micro-batches of one size, every image once in each column of times.
 
     Neighbours, the images of one prompt, go to different micro-batches, so that each of these is a fair
-    sample of the step's prompts.
+    sample of the step's prompts of its size.
     """
-    count = -(-len(data.x0) // micro_batch_size)
-    return [
-        Chunk(torch.arange(first, len(data.x0), count), column)
-        for column in range(data.times.shape[1])
-        for first in range(count)
-    ]
+    parts: list[Tensor] = []
+    for rows in rows_by_shape(data.x0):
+        count = -(-len(rows) // micro_batch_size)
+        parts += [rows[first::count] for first in range(count)]
+    return [Chunk(rows, column) for column in range(data.times.shape[1]) for rows in parts]
+
+
+def rows_by_shape(x0: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Return the places of latents of each shape, in their order; the shapes as they first come."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for row, latents in enumerate(x0):
+        places.setdefault(tuple(latents.shape), []).append(row)
+    return [torch.tensor(rows) for rows in places.values()]
 
 
 def thin_kl(parts: list[Chunk], every: int, offset: int) -> list[Chunk]:
@@ -184,20 +191,28 @@ def noised_batches(data: TrainingSet, parts: list[Chunk], seed: int, step: int) 
     Nothing waits for the device after the first batch. So the noise, which the CPU draws to have the same
     bits for every device, is drawn and copied while the device computes the batch before.
     """
-    shape, device = tuple(data.x0.shape[1:]), data.x0.device
-    times, indices = data.times.to(device, data.x0.dtype), data.indices.to(device)
-    kl = None if data.weights is None else data.weights.kl.to(device, data.x0.dtype)
+    device, dtype = data.x0[0].device, data.x0[0].dtype
+    times, indices = data.times.to(device, dtype), data.indices.to(device)
+    kl = None if data.weights is None else data.weights.kl.to(device, dtype)
+    real = None if data.real is None else data.real.to(device, dtype)
     rows_on_device = torch.cat([part.rows for part in parts]).to(device)
     for part, rows in zip(parts, rows_on_device.split([len(part.rows) for part in parts]), strict=True):
-        eps = noise(seed, f"train{part.column}", step, data.draws[part.rows].tolist(), shape)
+        x0, t = torch.stack([data.x0[row] for row in part.rows.tolist()]), times[:, part.column][rows]
+        eps = noise(seed, f"train{part.column}", step, data.draws[part.rows].tolist(), tuple(x0.shape[1:]))
         if device.type == "cuda":
             eps = eps.pin_memory()
-        x0, t = data.x0[rows], times[:, part.column][rows]
         xt = torch.lerp(x0, eps.to(device, non_blocking=True).to(x0.dtype), t[:, None, None, None])
-        real = (rows < len(data.x0) - data.padding).to(x0) if data.padding else None
         places = indices[rows]
         kl_weights = None if kl is None else kl[places]
         negatives = None if data.negatives is None or not part.kl_weight else data.negatives[part.rows]
         yield NoisedBatch(
-            x0, xt, t, data.embeddings[part.rows], places, part.kl_weight, real, kl_weights, negatives
+            x0,
+            xt,
+            t,
+            data.embeddings[part.rows],
+            places,
+            part.kl_weight,
+            None if real is None else real[rows],
+            kl_weights,
+            negatives,
         )

@@ -120,7 +120,8 @@ def velocity_job(scene: Scene) -> Job:
     """Return a job that takes one velocity of a rollout, of as many images as are drawn at once."""
     policy, images = scene.policy, scene.config.rollout.batch_size
     rows = torch.arange(images) % len(scene.data.x0)
-    xt, embeddings = scene.data.x0[rows], scene.data.embeddings[rows]
+    xt = torch.stack([scene.data.x0[row] for row in rows.tolist()])
+    embeddings = scene.data.embeddings[rows]
     t = torch.full((images,), 0.5, device=policy.device)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from marble_cli.pictures import read_picture
 from tests.policy.families.pipelines import TINY
 
 Marble = Callable[..., Any]
@@ -43,6 +44,7 @@ def overrides(kontext: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "model=flux_kontext",
         f"model.path={kontext}",
         "model.resolution=48x32",
+        "data.aspect_ratio_buckets=[48x32,32x48]",
         "model.max_sequence_length=20",
         "model.guidance=2.0",
         "model.precision=fp32",
@@ -66,24 +68,30 @@ def overrides(kontext: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def write_rows(folder: Path, **changes: Any) -> None:
-    """Write four pictures and the rows that name them."""
+    """Write four pictures, the last of them upright, and the rows that name them."""
     rows = []
     for i, words in enumerate(WORDS):
-        pixels = np.random.default_rng(i).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        shape = (60, 40, 3) if i == 3 else (40, 60, 3)
+        pixels = np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
         rows.append({"prompt": words, "image": f"{i}.png", **changes})
     (folder / "p.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def test_a_model_of_image_editing_trains_evaluates_exports_and_draws(
+def test_a_model_of_image_editing_plans_trains_evaluates_exports_and_draws(
     marble: Marble, overrides: list[str], tmp_path: Path
 ) -> None:
+    planned = marble("train", *overrides, "run.dir=run", "--dry-run")
+    assert planned.code == 0, planned.err
+    assert "parameters, LoRA" in " ".join(planned.out.split())
     done = marble("train", *overrides, "run.dir=run")
     assert done.code == 0, done.err
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     scored = [record for record in records if record.get("phase") != "eval" and "reward/kept/mean" in record]
     assert len(scored) == 2
     assert all(-255 <= record["reward/kept/mean"] < 0 for record in scored)
+    drawn = [read_picture(tmp_path / f"run/samples/step-00000002/0000{i}.webp").shape for i in range(4)]
+    assert drawn == [(3, 32, 48)] * 3 + [(3, 48, 32)], "each picture takes the bucket of its shape"
 
     done = marble("train", *overrides, "run.dir=run", "trainer.steps=3", "--resume", "auto")
     assert done.code == 0, done.err
@@ -95,6 +103,7 @@ def test_a_model_of_image_editing_trains_evaluates_exports_and_draws(
 
     done = marble("export", "run", "lora")
     assert done.code == 0, done.err
+    assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").is_file()
     done = marble("generate", "run", "--prompt", "make it red", "--image", "0.png", "--output", "drawn")
     assert done.code == 0, done.err
     done = marble("generate", "run", "--prompt", "make it red", "--image", "1.png", "--output", "other")
@@ -109,6 +118,12 @@ def test_a_model_of_image_editing_trains_evaluates_exports_and_draws(
         ("bare", r"starts from a picture, and there is none in data\.sources\.prompts: .*p\.jsonl, line 1;"),
         ("cut", r"data\.sources\.prompts: .*p\.jsonl, line 2: .*1\.png cannot be read"),
         ("text-to-image", r"path=tiny starts from no picture, and there is one in .*line 1;.*image_key=null"),
+        ("size", r"data\.sources\.prompts: .*p\.jsonl, line 1: resolution=36: expected a multiple of 8"),
+        ("bucket", r"data\.aspect_ratio_buckets=48x36: expected each side a multiple of 8 for this model"),
+        (
+            "no picture",
+            r"data\.aspect_ratio_buckets: no row has a picture, .* Expected null; .* resolution\.",
+        ),
         ("unused", r"rewards\.kept applies to no prompt: .*the picture it was edited from"),
     ],
 )
@@ -118,12 +133,18 @@ def test_rows_and_models_that_do_not_agree_are_refused_before_a_run(
 ) -> None:
     if change == "bare":
         write_rows(tmp_path, image=None)
+    if change == "size":
+        write_rows(tmp_path, resolution=36)
+    if change == "bucket":
+        overrides.append("data.aspect_ratio_buckets=[48x32,48x36]")
     if change == "cut":
         (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:500])
-    if change in ("text-to-image", "unused"):
+    if change in ("text-to-image", "unused", "no picture"):
         overrides = ["model=tiny", *(word for word in overrides if not word.startswith("model"))]
-    if change == "unused":
+    if change in ("unused", "no picture"):
         overrides.append("data.sources.prompts.image_key=null")
+    if change == "unused":
+        overrides.append("data.aspect_ratio_buckets=null")
     done = marble("train", *overrides, "run.dir=run", *(["--dry-run"] if dry_run else []))
     assert done.code == 2
     assert re.search(said, done.err), done.err

@@ -66,9 +66,10 @@ def load_again(config: RunConfig) -> RunConfig:
 
 
 def test_every_installed_reward_is_a_choice() -> None:
-    for entry in entry_points(group="marble.rewards"):
-        config = compose([f"rewards=[{entry.name}]"])
-        assert config.rewards[entry.name].plugin == entry.name
+    names = sorted(entry_points(group="marble.rewards").names)
+    assert {
+        name: reward.plugin for name, reward in compose([f"rewards=[{','.join(names)}]"]).rewards.items()
+    } == {name: name for name in names}
 
 
 def test_all_images_or_a_share_are_selected() -> None:

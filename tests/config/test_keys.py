@@ -25,9 +25,9 @@ GROUP_KEYS = {
     "model": "path revision variant clip precision quantization offload resolution max_sequence_length "
     "guidance embedding_cache gradient_checkpointing compile device train",
     "model.lora": "rank alpha target_modules init",
-    "data": "root",
-    "data.sources.*": "train test weight hub subset revision prompt_key image_key quoted_as quotes "
-    "negative_prompt metadata.*",
+    "data": "root aspect_ratio_buckets",
+    "data.sources.*": "train test weight hub subset revision prompt_key image_key resolution_key quoted_as "
+    "quotes negative_prompt metadata.*",
     "rewards.*": REWARD,
     "eval_rewards.*": REWARD,
     "rewards.*.aspects.*": ASPECT,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from marble_cli.config.resolution import RESOLUTION, Resolution, canonical, read_resolution
+from marble_cli.config.resolution import RESOLUTION, Resolution, canonical, nearest_aspect, read_resolution
 from marble_cli.config.schema import RunConfig
 
 
@@ -30,5 +30,14 @@ def test_what_is_no_size_is_out_of_range(written: int | str) -> None:
 
 
 def test_a_configuration_keeps_the_one_spelling(run_config: Callable[..., RunConfig]) -> None:
-    config = run_config("model.resolution=64x64", "evaluation.resolution=64x48")
+    buckets = "data.aspect_ratio_buckets=[64,96x64,48x048]"
+    config = run_config("model.resolution=64x64", "evaluation.resolution=64x48", buckets)
     assert (config.model.resolution, config.evaluation.resolution) == (64, "64x48")
+    assert config.data.aspect_ratio_buckets == ["64", "96x64", "48"]
+
+
+def test_the_nearest_aspect_ratio_is_that_of_the_smallest_quotient() -> None:
+    buckets = ["100", "200x100", "100x200"]
+    for size, nearest in (((9, 9), "100"), ((141, 100), "100"), ((142, 100), "200x100"), ((1, 9), "100x200")):
+        assert nearest_aspect(*size, buckets) == nearest
+    assert nearest_aspect(3, 2, ["100", "150x100", "300x200"]) == "150x100", "of equals the first"

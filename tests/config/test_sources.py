@@ -93,6 +93,19 @@ def test_paper_quotes_differs_from_paper_only_in_quotes() -> None:
             "data.sources.text.quoted_as=prompt: expected a key of metadata",
         ),
         ("data.sources.text.image_key=prompt", "image_key=prompt: data.sources.text takes text from there"),
+        (
+            "data.sources.text.resolution_key=image",
+            "resolution_key=image: data.sources.text takes a text or a",
+        ),
+        ("data.sources.text.metadata.resolution=64", "says already where 'resolution' comes from"),
+        (
+            "data.aspect_ratio_buckets=[64,6x4]",
+            "data.aspect_ratio_buckets=['64', '6x4']: expected a list such",
+        ),
+        (
+            "data.aspect_ratio_buckets=[]",
+            "data.aspect_ratio_buckets=[]: expected a list such as [512,640x416",
+        ),
         ("data.sources.text.image_key=", "data.sources.text.image_key is empty. Expected a name, or null."),
         ("data.sources.text.quoted_as=image", "quoted_as=image: expected a key of metadata"),
         ("data.sources.text.metadata.image=x", "data.sources.text says already where 'image' comes from"),

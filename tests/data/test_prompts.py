@@ -79,6 +79,24 @@ def test_root_tiny_reads_the_embedded_prompts() -> None:
 # Keys of a source
 
 
+def test_rows_name_the_size_of_their_images(tmp_path: Path, read: Reader) -> None:
+    sizes = [512, "512", "512x512", " 768x512 ", "", None]
+    rows = [{"prompt": f"a{i}", "resolution": size, "n": i} for i, size in enumerate(sizes)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "b"}]))
+    found = read("p.jsonl")
+    assert [prompt.resolution for prompt in found] == [512, 512, 512, "768x512", None, None, None]
+    assert [prompt.drawn_at("64x48") for prompt in found[3:5]] == ["768x512", "64x48"]
+    assert found[0].metadata == {"n": 0}
+    (metadata, *_) = read("p.jsonl", resolution_key=None)
+    assert (metadata.resolution, metadata.metadata) == (None, {"resolution": 512, "n": 0})
+    for bad in ("tall", 7, "768*512", 512.5, True, [512, 512]):
+        (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n' + json.dumps({**rows[0], "resolution": bad}))
+        with pytest.raises(
+            DataError, match=r"line 2: no size under the key \"resolution\" .*resolution_key=null"
+        ):
+            read("bad.jsonl")
+
+
 def test_prompt_key_names_the_key_of_the_prompt(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.jsonl").write_text('{"caption": "a cup", "prompt": "not this"}\n')
     (prompt,) = read("p.jsonl", prompt_key="caption")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from marble_cli.data.prompts import Prompt
 from marble_cli.data.schedule import PromptSampler
-from marble_cli.distributed.ranks import Ranks
+from marble_cli.distributed.shares import share
 from marble_cli.seeds import generator
 
 SOURCES = {
@@ -85,15 +85,13 @@ def test_other_prompts_keep_the_sources_and_are_new_to_the_step() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
-def test_ranks_split_a_step_into_whole_groups(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_split_a_step_into_whole_groups(world: int) -> None:
     """Together, ranks hold one process's prompts in its order; all images of a prompt are on one rank."""
     size, expected = 3, [prompt.text for prompt in sampler(12).step(5) for _ in range(3)]
-    monkeypatch.setenv("WORLD_SIZE", str(world))
     parts = []
     for rank in range(world):
-        monkeypatch.setenv("RANK", str(rank))
         images = [prompt.text for prompt in sampler(12).step(5) for _ in range(size)]
-        parts.append([images[i] for i in Ranks().rank_indices(len(images), size)])
+        parts.append([images[i] for i in share([512] * len(images), world, size).own(rank)])
     assert [text for part in parts for text in part] == expected
     for part in parts:
         assert all(part[i : i + size] == [part[i]] * size for i in range(0, len(part), size))

@@ -19,7 +19,6 @@ with Ranks() as ranks:
     assert begun == [("cpu", 1)]  # the first all-reduce connects the ranks
     me = ranks.rank
     assert (ranks.world, ranks.is_main) == (2, me == 0)
-    assert ranks.rank_indices(6) == ([0, 1, 2], [3, 4, 5])[me]
     own = torch.tensor([1.0 + me, 10.0], dtype=torch.float64)
     assert ranks.all_reduce(own) is own
     assert own.tolist() == [3.0, 20.0]

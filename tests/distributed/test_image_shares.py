@@ -9,34 +9,45 @@ import pytest
 from marble_cli.config.compose import compose, dump
 from marble_cli.config.enums import Parallel
 from marble_cli.config.schema import RunConfig
-from marble_cli.distributed.ranks import Ranks
+from marble_cli.distributed.shares import share
 from marble_cli.errors import ConfigError
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.plan.checks import check_geometry
 from marble_cli.plan.groups import check_groups, images_together
 from marble_cli.rewards.api import Declaration
-from marble_cli.run.drawn import rows_of_ranks
 from marble_cli.run.train import train
 from tests.distributed.alike import SETTINGS, STEPS, assert_alike
 from tests.distributed.processes import ends, job
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["one-size", "sizes"])
+def settings(request: pytest.FixtureRequest, sized_prompts_folder: Path) -> list[str]:
+    """Of a run whose rows have one size, or several."""
+    return [*SETTINGS, *([f"data.root={sized_prompts_folder}"] if request.param else [])]
+
+
 @pytest.fixture(scope="module")
 def alone(
-    run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+    settings: list[str], run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """The metrics of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    assert train(run_config(*SETTINGS, f"run.dir={folder}"), resume="auto") == 0
+    assert train(run_config(*settings, f"run.dir={folder}"), resume="auto") == 0
     return read_rows(folder / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("worlds", "parallel"),
-    [((2,), Parallel.ddp), ((3, 4), Parallel.ddp), ((2,), Parallel.fsdp)],
+    ("settings", "worlds", "parallel"),
+    [
+        (False, (2,), Parallel.ddp),
+        (True, (3, 4), Parallel.ddp),
+        (True, (2,), Parallel.fsdp),
+    ],
+    indirect=["settings"],
     ids=str,
 )
 def test_processes_that_split_groups_train_as_one(
+    settings: list[str],
     alone: list[dict[str, Any]],
     run_config: Callable[..., RunConfig],
     tmp_path: Path,
@@ -46,7 +57,8 @@ def test_processes_that_split_groups_train_as_one(
 ) -> None:
     """15 images: 8 for each of two processes, of which one is padding, 5 for three, 4 for four.
 
-    Evaluations of six prompts are shared too. A run of three processes goes on with four.
+    Of several sizes each is shared so. Evaluations of six prompts are shared too. A run of three processes
+    goes on with four.
     """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder, file = tmp_path / "run", tmp_path / "config.yaml"
@@ -55,7 +67,7 @@ def test_processes_that_split_groups_train_as_one(
         file.write_text(
             dump(
                 run_config(
-                    *SETTINGS,
+                    *settings,
                     f"run.dir={folder}",
                     f"trainer.steps={last}",
                     f"trainer.parallel={parallel.value}",
@@ -89,34 +101,29 @@ def test_groups_of_a_groupwise_reward_stay_whole(
     assert_alike(*rows)
 
 
-def shares(
-    monkeypatch: pytest.MonkeyPatch, count: int, world: int, together: int = 1
-) -> tuple[list[list[int]], list[int]]:
-    """The indices and the padding of every rank."""
-    monkeypatch.setenv("WORLD_SIZE", str(world))
-    indices, padding = [], []
-    for rank in range(world):
-        monkeypatch.setenv("RANK", str(rank))
-        indices.append(Ranks().rank_indices(count, together))
-        padding.append(int((rows_of_ranks(count, world, together)[rank] < 0).sum()))
-    return indices, padding
-
-
+@pytest.mark.parametrize("sizes", [[512] * 12, [512] * 3 + [768] * 6 + [512] * 3, [8, 16, 8, 8] * 3], ids=str)
 @pytest.mark.parametrize("together", [1, 3])
 @pytest.mark.parametrize("world", range(1, 10))
-def test_every_image_is_real_on_one_rank(world: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shares are equally long, keep `together` images whole, and hold no image twice."""
-    count = 12
-    indices, padding = shares(monkeypatch, count, world, together)
-    assert len({len(own) for own in indices}) == 1
-    assert [i for own in indices for i in own][:count] == list(range(count))
-    real = [i for own, spare in zip(indices, padding, strict=True) for i in own[: len(own) - spare]]
-    assert real == list(range(count))
-    for own in indices:
+def test_every_image_is_real_on_one_rank(world: int, together: int, sizes: list[int]) -> None:
+    """Shares are equally long, keep `together` images whole, and repeat none; equal rows have one size."""
+    if together == 3:
+        sizes = [size for size in sizes[::3] for _ in range(3)]
+    shares = share(sizes, world, together)
+    real = shares.everywhere[shares.everywhere >= 0].tolist()
+    assert sorted(real) == list(range(12))
+    if len(set(sizes)) == 1:
+        assert real == list(range(12))
+    for column in shares.images.T.tolist():
+        assert len({sizes[i] for i in column}) == 1
+    for rank in range(world):
+        own, there = shares.own(rank), shares.everywhere[rank].tolist()
+        assert all(place in (-1, i) for i, place in zip(own, there, strict=True))
         assert len(set(own)) == len(own)
         for first in range(0, len(own), together):
             assert own[first] % together == 0
             assert own[first : first + together] == list(range(own[first], own[first] + together))
+    most = max(-(-sizes.count(size) // (together * world)) * together for size in set(sizes))
+    assert shares.images.shape[1] <= len(set(sizes)) * most
 
 
 def declarations(config: RunConfig, groupwise: Sequence[str] = ()) -> dict[str, Declaration]:

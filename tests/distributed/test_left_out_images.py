@@ -1,4 +1,4 @@
-"""Images that are left out or drawn again: any number of processes trains as one does, also resumed."""
+"""Images left out or drawn again, of several sizes: any number of processes trains as one, also resumed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,10 @@ def run(config: RunConfig, file: Path, world: int) -> list[dict[str, Any]]:
 
 
 def test_processes_train_as_one(
-    run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_config: Callable[..., RunConfig],
+    sized_prompts_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two processes take the first two steps, and this one the third from their checkpoint."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -45,7 +48,8 @@ def test_processes_train_as_one(
 
     def config(folder: str, steps: int) -> RunConfig:
         chosen = ("rollout.dead_groups=redraw", "trainer.select.fraction=0.6", *KL)
-        more = (*chosen, f"trainer.steps={steps}", f"run.dir={tmp_path / folder}")
+        sized = f"data.root={sized_prompts_folder}"
+        more = (*chosen, sized, f"trainer.steps={steps}", f"run.dir={tmp_path / folder}")
         return run_config(*settings, *more)
 
     alone = run(config("alone", 3), tmp_path / "alone.yaml", 1)

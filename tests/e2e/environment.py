@@ -1,4 +1,4 @@
-"""Make an environment outside the source tree: marble's wheel, a third party's plugin, nothing editable."""
+"""Make an environment outside the source tree: marble's wheel, a third party's plugin, and a new one."""
 
 import json
 import os
@@ -21,6 +21,7 @@ SMALL = (
     "logging.wandb.mode=disabled",
 )  # fmt: skip
 
+NEW = "blur_free"  # the reward that `marble rewards new` writes
 PLUGIN = {
     "pyproject.toml": """
 [build-system]
@@ -152,7 +153,10 @@ def made_in(folder: Path) -> Environment:
 
 
 def make_environment(folder: Path) -> None:
-    """Build the wheel, and install it and the plugin in an environment that sees the other packages."""
+    """Build the wheel, and install it in an environment that sees the other packages; then plugins.
+
+    They are a third party's, and the one that `marble rewards new` writes, which is installed as it says.
+    """
     source, site = folder / "source", folder / "site"
     source.mkdir()
     for name in PACKED:
@@ -168,8 +172,11 @@ def make_environment(folder: Path) -> None:
     (wheel,) = (folder / "dist").glob("*.whl")
     install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
     _python(python, *install, wheel)
-    _python(python, *install, plugin)
-    (folder / "work").mkdir()
+    made = made_in(folder)
+    made.folder.mkdir()
+    written = made.marble("rewards", "new", NEW)
+    assert f"pip install -e marble-reward-{NEW.replace('_', '-')}" in written.stdout, written.stderr
+    _python(python, *install, plugin, "--editable", made.folder / f"marble-reward-{NEW.replace('_', '-')}")
 
 
 def link_packages(site: Path) -> Path:

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +15,11 @@ import tenacity
 import torch
 from torch import Tensor
 
+from marble_cli import __version__
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.errors import ConfigError, RequestError, RewardError
 from marble_cli.plugins import installed
-from marble_cli.rewards.elsewhere.environment import find, install
+from marble_cli.rewards.elsewhere.environment import RECORD, find, install
 from marble_cli.rewards.elsewhere.isolated import IsolatedServer
 from marble_cli.rewards.elsewhere.locate import declare
 from marble_cli.rewards.scorer import Scorer, open_scorer
@@ -113,34 +113,34 @@ def test_serving_imports_no_model(environment: Environment) -> None:
 
 @pytest.fixture(scope="module")
 def home(environment: Environment) -> Iterator[Path]:
-    """MARBLE_HOME with an isolated environment for `brightness` and its like, made as a user makes it."""
+    """MARBLE_HOME with an isolated environment for `brightness` and its like, as a user repairs it.
+
+    After an earlier installation one fails, and does not count; another completes what is there.
+    """
     root = environment.folder.parent
     home = root / "home"
-    make_venv(home / "rewards" / "brightness" / "venv", root / "site")
+    own = home / "rewards" / "brightness"
+    make_venv(own / "venv", root / "site")
+    (marker := own / "venv" / "kept").touch()
+    rewards = ("brightness", "broken", "flaky", "hangs", "kept", "short", "silent")
+    earlier = {"folder": str(own), "marble": __version__, "rewards": rewards}
+    (own / RECORD).write_text(json.dumps(earlier))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MARBLE_HOME", str(home))
         for option in ("NO_DEPS", "NO_INDEX", "QUIET"):
             patch.setenv(f"PIP_{option}", "1")
         patch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip's way of saying that there shall be none
-        made = install("brightness", str(root / "plugin"))
-        assert made.rewards == ("brightness", "broken", "flaky", "hangs", "kept", "short", "silent")
-        assert find("silent") == made
+        before = find("silent")
+        with pytest.raises(RewardError, match="pip could not install nowhere"):
+            install("brightness", "nowhere")
+        with pytest.raises(
+            ConfigError, match=r"no isolated environment .* offers the reward 'silent'.*Known: none"
+        ):
+            find("silent")  # what was cut short does not count
+        assert install("brightness", str(root / "plugin")) == before == find("silent")
+        assert before.rewards == rewards
+        assert marker.exists()
         yield home
-
-
-def test_an_installation_is_repaired_by_another(home: Path) -> None:
-    plugin = home.parent / "plugin"
-    before = find("brightness")
-    marker = before.folder / "venv" / "kept"
-    marker.touch()
-    with pytest.raises(RewardError, match="pip could not install nowhere"):
-        install("brightness", "nowhere")
-    with pytest.raises(
-        ConfigError, match=r"no isolated environment .* offers the reward 'brightness'.*Known: none"
-    ):
-        find("brightness")  # what was cut short does not count
-    assert install("brightness", str(plugin)) == before
-    assert marker.exists()
 
 
 def test_install_of_an_unknown_reward_is_refused(home: Path) -> None:
@@ -156,11 +156,7 @@ def test_install_of_an_unknown_reward_is_refused(home: Path) -> None:
     assert not (home / "rewards" / "x").exists()
 
 
-def test_an_isolated_reward_is_known_before_it_is_built(home: Path) -> None:
-    assert (
-        declare("mine", RewardConfig(plugin="brightness", isolated=True)).summary
-        == "How bright a picture is, 0 to 1."
-    )
+def test_a_wrong_isolated_reward_is_refused_before_it_is_built(home: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"isolated reward mine: rewards.mine.good_cals: .*did you mean 'good_calls'"
     ):
@@ -172,12 +168,20 @@ def test_an_isolated_reward_is_known_before_it_is_built(home: Path) -> None:
 def test_an_isolated_reward_scores_and_its_server_is_restarted_when_it_dies(
     home: Path, marble_logs: pytest.LogCaptureFixture
 ) -> None:
-    with open_scorer({"mine": RewardConfig(plugin="brightness", isolated=True)}, "cpu") as scorer:
-        assert torch.equal(scores(scorer), EXPECTED)
+    """It is sent the pictures before the edit, and known before it is built."""
+    settings = RewardConfig(plugin="kept", isolated=True)
+    declared = declare("mine", settings)
+    assert (declared.summary, declared.needs_conditions) == ("How little a picture changed, 0 at best.", True)
+    before = IMAGES.flip(0)
+    kept = -(IMAGES.float() - before.float()).abs().mean((1, 2, 3)).double()
+    words = [""] * 9, [{}] * 9, [""] * 9
+    with open_scorer({"mine": settings}, "cpu") as scorer:
+        assert torch.equal(scorer.submit(IMAGES, *words, before).result().values[0], kept)
+        assert not scorer.submit(IMAGES, *words).result().applicable.any()
         first = server(scorer).process
         assert first is not None
         os.kill(first.pid, signal.SIGKILL)
-        assert torch.equal(scores(scorer), EXPECTED)
+        assert torch.equal(scorer.submit(IMAGES, *words, before).result().values[0], kept)
         second = server(scorer).process
         assert second is not None
         assert second.pid != first.pid
@@ -185,17 +189,6 @@ def test_an_isolated_reward_scores_and_its_server_is_restarted_when_it_dies(
     assert gone(second.pid)
     assert "reward mine is gone; building it anew" in marble_logs.text
     assert "reward mine: restart 1 of its server" in marble_logs.text
-
-
-def test_an_isolated_reward_is_sent_the_pictures_before_the_edit(home: Path) -> None:
-    settings = RewardConfig(plugin="kept", isolated=True)
-    assert declare("mine", settings).needs_conditions
-    before = IMAGES.flip(0)
-    kept = -(IMAGES.float() - before.float()).abs().mean((1, 2, 3)).double()
-    with open_scorer({"mine": settings}, "cpu") as scorer:
-        scored = scorer.submit(IMAGES, [""] * 9, [{}] * 9, [""] * 9, before).result()
-        assert torch.equal(scored.values[0], kept)
-        assert not scorer.submit(IMAGES, [""] * 9, [{}] * 9, [""] * 9).result().applicable.any()
 
 
 def test_a_server_that_hangs_is_restarted(
@@ -212,19 +205,26 @@ def test_a_server_that_hangs_is_restarted(
     assert "reward mine: restart 1 of its server" in marble_logs.text
 
 
-def test_no_server_is_left_when_the_run_is_killed(home: Path) -> None:
-    code = """
+def test_no_server_is_left_when_the_run_is_killed(
+    environment: Environment, home: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run.py").write_text("""
 import time
 from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.scorer import open_scorer
 with open_scorer({"mine": RewardConfig(plugin="brightness", isolated=True)}, "cpu") as scorer:
     print(scorer.workers[0].make.__self__.process.pid, flush=True)
     time.sleep(3600)
-"""
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None
-        pid = int(run.stdout.readline())
+""")
+    assert environment.forks is not None
+    variables = environment.variables() | {"MARBLE_HOME": str(home)}
+    run = environment.forks.start([tmp_path / "run.py"], variables, tmp_path)
+    try:
+        output = run.folder / "out"
+        wait_for(lambda: output.is_file() and output.read_text().endswith("\n"), "the server", 60)
+        pid = int(output.read_text())
         assert not gone(pid, 0.0)
+    finally:
         run.kill()
     assert gone(pid)
 

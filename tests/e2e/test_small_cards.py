@@ -1,11 +1,12 @@
 """The presets for a card of 24 GB compose, and their plans fit, by configurations that the package has."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from marble_cli.config.compose import compose
-from marble_cli.config.enums import Offload
+from marble_cli.config.enums import Offload, Quantization
 from marble_cli.plan.cards import KINDS, tabulate_cards
 from marble_cli.plan.memory import Checkpointing, memory
 from marble_cli.plan.plan import plan
@@ -27,6 +28,7 @@ def test_preset_fits_a_card_of_24_gb(preset: str) -> None:
     config = Checkpointing(True).applied(compose([f"preset={preset}", "data.root=somewhere"]))
     size = model_size(config.model)
     assert size is not None
+    assert model_size(replace(config.model, offload=Offload.none, quantization=Quantization.none)) is size
     assert size.network / 1e9 == pytest.approx(PRESETS[preset], rel=0.01)
     assert config.model.resolution == 512
     needed = memory(config, size)

@@ -3,8 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from marble_cli.cli.app import app
+from marble_cli.config.compose import compose
+from marble_cli.data.prompts import load_prompts
 from marble_cli.metrics.jsonl import read_rows
+from marble_cli.metrics.samples import read_samples
 
 SMALL = (
     "rollout.groups=2",
@@ -31,6 +37,15 @@ def test_two_rewards_of_an_edit_are_trained_and_judged(tmp_path: Path) -> None:
     steps = [row for row in rows if row["phase"] == "train"]
     assert [row["step"] for row in steps] == [1, 2]
     assert all(row[f"reward/{name}/applicable"] == 6 for row in steps for name in ("following", "keeping"))
+
+    kept = read_samples(run / "samples", 2)
+    before = load_prompts(compose(["preset=tiny_edit"]).data, "test")["edit"][kept[0].index].image
+    assert before is not None
+    with Image.open(kept[0].condition) as picture:  # type: ignore[arg-type]
+        assert np.array_equal(np.asarray(picture), before.pixels(*picture.size).permute(1, 2, 0))
+    marble("report", run, "--output", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<figure class="condition">') == page.count('<div class="compare">') == len(kept) > 0
 
     marble("eval", run, "--against", "base", "rollout.steps=4", "--output", tmp_path / "judged")
     report = json.loads((tmp_path / "judged" / "report.json").read_text())

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.environment import ROOT, SMALL, Environment, rows
 
 
-def test_the_wheel_trains_evaluates_generates_and_exports(
+def test_the_wheel_trains_repeats_evaluates_generates_and_exports(
     fresh: Environment, environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -25,6 +25,10 @@ def test_the_wheel_trains_evaluates_generates_and_exports(
     folder = fresh.folder / "here"
     assert [row["step"] for row in rows(folder) if row["phase"] == "train"] == [1, 2]
     assert str(ROOT) not in (folder / "config.yaml").read_text()
+
+    done = environment.marble("train", "--config-name", "here/config.yaml", "run.dir=repeated")
+    assert done.returncode == 0, done.stderr
+    assert rows(fresh.folder / "repeated") == rows(folder), "a run's configuration repeats the run"
 
     judged = environment.marble("eval", "here", "--against", "base", "--json", "--output", "seen")
     assert judged.returncode == 0, judged.stderr
@@ -45,14 +49,6 @@ def test_the_wheel_trains_evaluates_generates_and_exports(
     again = environment.marble("export", "here", "lora")
     assert again.returncode == 2
     assert "not overwritten" in again.stderr
-
-
-def test_a_run_s_config_repeats_the_run(environment: Environment, run: Path) -> None:
-    assert environment.marble("train", *SMALL, "trainer.steps=2", f"run.dir={run}").returncode == 0
-    other = run.with_name("repeated")
-    done = environment.marble("train", "--config-name", run / "config.yaml", f"run.dir={other}")
-    assert done.returncode == 0, done.stderr
-    assert rows(other) == rows(run)
 
 
 def test_a_third_party_s_plugin_is_found_checked_and_trained_on(environment: Environment, run: Path) -> None:

@@ -53,13 +53,13 @@ def judged(config: RunConfig, policy: Any) -> Any:
 def test_images_are_judged_at_their_own_size(run_config: RunConfigMaker, policy: Any) -> None:
     """As a policy that was loaded at that size draws them; the policy of the run keeps its size."""
     small = judged(run_config("evaluation.resolution=8"), policy)
-    assert small.images.shape[-2:] == (8, 8)
+    assert small.images[0].shape[-2:] == (8, 8)
     assert policy.latent_shape == (4, 4, 4)
     config = run_config("model.resolution=8")
     other: Any = load_policy(config.model, 0)
     other.load_trained(policy.trained_state())
     assert torch.equal(judged(config, other).scores.values, small.scores.values)
-    assert judged(run_config(), policy).images.shape[-2:] == (16, 16)
+    assert judged(run_config(), policy).images[0].shape[-2:] == (16, 16)
 
 
 def test_a_size_that_does_not_fit_is_refused_by_its_key(run_config: RunConfigMaker, policy: Any) -> None:

@@ -17,7 +17,7 @@ from marble_cli.evaluate.score import Evaluation
 from marble_cli.explain.analysis import explain
 from marble_cli.explain.figures import draw
 from marble_cli.metrics import figures
-from marble_cli.metrics.figures import curves, image_grid, styled, try_to_draw
+from marble_cli.metrics.figures import curves, image_grid, on_white, styled, try_to_draw
 from marble_cli.metrics.history import read_history
 from marble_cli.rewards.scorer import Scores
 from marble_cli.run.recorder import RunRecorder
@@ -30,6 +30,19 @@ pytestmark = pytest.mark.usefixtures("new_fonts")
 @pytest.mark.parametrize("text", ODD.values(), ids=ODD)
 def test_image_grid_draws_any_prompt_and_label(tmp_path: Path, text: str) -> None:
     image_grid([(text, IMAGES), ("base", IMAGES)], [text], tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_pictures_of_several_sizes_share_a_grid_and_a_white_sheet(tmp_path: Path) -> None:
+    images = [torch.full((3, height, width), 7, dtype=torch.uint8) for height, width in ((4, 4), (2, 8))]
+    sheet = on_white(images)
+    assert sheet.shape == (2, 3, 4, 8)
+    assert torch.equal(sheet[0, :, :, 2:6], images[0])
+    assert torch.equal(sheet[1, :, 1:3], images[1])
+    assert [(image == 255).sum().item() for image in sheet] == [3 * 16, 3 * 16]
+    assert torch.equal(on_white([*IMAGES]), IMAGES)
+    image_grid([("step 1", images)], ["a", "b"], tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as picture:
         assert min(picture.size) > 100
 

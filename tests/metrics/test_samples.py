@@ -1,5 +1,6 @@
 """Single images of evaluations: what is kept, what is deleted, and what is read back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,16 @@ def test_images_and_scores_are_read_back(tmp_path: Path) -> None:
     with Image.open(one.file) as picture:
         assert picture.format == "WEBP"
         assert np.array_equal(np.asarray(picture), NOISE)  # small ones lose nothing
+
+
+def test_the_picture_that_an_image_was_edited_from_is_kept_with_it(tmp_path: Path) -> None:
+    keep_samples(tmp_path, 10, [replace(sample(), condition=255 - NOISE), sample(7)], first=True)
+    one, other = read_samples(tmp_path, 10)
+    assert other.condition is None
+    assert one.condition is not None
+    assert np.array_equal(np.asarray(Image.open(one.condition)), 255 - NOISE)
+    one.condition.unlink()
+    assert [kept.index for kept in read_samples(tmp_path, 10)] == [7]
 
 
 def test_large_images_are_made_smaller(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from marble_cli.config.counts import geometry
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError, DataError, RequestError
 from marble_cli.plan import plan as planning
+from marble_cli.plan.mixture import mixed_size, typical_groups
 from marble_cli.plan.plan import plan, seconds
 from marble_cli.plan.work import COPY_SPEED, copying_seconds
+from marble_cli.policy.size import model_size
 from marble_cli.step.batches import training_times
 from tests.plan.small_model import SIZE
 
@@ -180,6 +183,29 @@ def test_plan_prints_the_share_of_each_source_and_the_prompts_of_each_reward(
         ["seen", "include", "2 of 6 held-out prompts (compositional)"],
         ["asked", "nothing", "4 of 6 held-out prompts (general, text)"],
     ]
+
+
+def test_plan_counts_images_of_several_sizes(
+    run_config: RunConfigMaker, sized_prompts_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A quarter is wide: of ten groups two or three, and each size is shared out among processes."""
+    sized = f"data.root={sized_prompts_folder}", f"run.dir={tmp_path}", "rollout.groups=10"
+    plan(run_config(*sized, "launcher.nproc=4"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of sizes 16 (75%), 32x16 (25%)" in said
+    assert "4, each with about 8 images (2 in all are padding) in 3 batches, and 3 micro-batches" in said
+    assert typical_groups(10, [0.75, 0.25]) == [8, 2]
+    assert typical_groups(3, [0.6, 0.3, 0.1]) == [2, 1]
+    assert typical_groups(2, [1.0]) == [2]
+    model = run_config().model
+    one, wide = (model_size(replace(model, resolution=size)) for size in (16, "32x16"))
+    both = mixed_size(model, {16: 0.75, "32x16": 0.25}, None, pictures=False)
+    assert one is not None
+    assert wide is not None
+    assert both is not None
+    assert both.cost.forward == round(0.75 * one.cost.forward + 0.25 * wide.cost.forward)
+    assert one.cost.forward < both.cost.forward < wide.cost.forward
+    assert (both.cost.kept, both.most_kept, both.trained) == (wide.cost.kept, wide.most_kept, one.trained)
 
 
 @pytest.mark.parametrize(("train", "told"), [("lora", "LoRA 512"), ("full", "all trained")])

@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from marble_cli.config.compose import compose
 from marble_cli.policy.size import model_size
 from marble_cli.policy.source import ASSETS, read_json
+from tests.policy.families.pipelines import configured
 
 # The choice of conf/model, and the network's parameters in billions, as model cards and papers state them.
 STATED = {
@@ -38,8 +39,9 @@ def folder_of(path: str) -> Path:
 @pytest.mark.parametrize("path", STATED)
 def test_network_has_the_stated_number_of_parameters(path: str) -> None:
     choice, billions = STATED[path]
-    model = compose([f"model={choice}", "~preset", "data.root=.", "run.dir=unused"]).model
-    size = model_size(replace(model, path=path))
+    drawn = torch.random.get_rng_state()
+    size = model_size(replace(configured(choice), path=path))
+    assert torch.equal(torch.random.get_rng_state(), drawn), "no weight was made"
     assert size is not None
     assert size.network / 1e9 == pytest.approx(billions, rel=0.035)
     assert 0 < size.trained < 0.02 * size.network

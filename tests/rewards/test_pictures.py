@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from marble_cli.pictures import read_picture
+from marble_cli.pictures import picture_size, read_picture
 from tests.rewards.picture_files import chunk, pixels, png, saved, written
 
 ORIENTATION = 0x0112
@@ -43,6 +43,7 @@ def test_a_picture_is_rotated_by_its_exif_orientation(tmp_path: Path, orientatio
     expected = torch.from_numpy(TURNS[orientation](stored).copy()).permute(2, 0, 1)
     picture = read_picture(file)
     assert picture.shape == expected.shape
+    assert picture_size(file.read_bytes(), "a") == (picture.shape[2], picture.shape[1])
     assert (picture.int() - expected.int()).abs().max() <= (8 if suffix == "jpg" else 0)
     assert picture.is_contiguous()
 

@@ -16,7 +16,8 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.rewards.builtin.colorfulness import colorfulness
 from marble_cli.rewards.builtin.compressibility import Compressibility
 from marble_cli.rewards.scorer import Scorer, open_scorer
-from marble_cli.rollout.collect import Rollout, Samples
+from marble_cli.rollout.collect import Rollout
+from marble_cli.rollout.samples import Samples
 from marble_cli.seeds import noise
 
 PROMPTS = [
@@ -52,17 +53,25 @@ def collect(rollout: Rollout, scorer: Scorer, rows: list[int] | None = None, **c
     return rollout.collect([PROMPTS[i] for i in rows], rows, scorer=scorer, **(settings | changes))
 
 
+def latents(samples: Samples) -> torch.Tensor:
+    return torch.stack([*samples.x0])
+
+
+def pictures(samples: Samples) -> torch.Tensor:
+    return torch.stack([*samples.images])
+
+
 def test_scores_images_and_prompts_keep_their_order(rollout: Rollout, scorer: Scorer) -> None:
     counts: list[int] = []
     samples = collect(rollout, scorer, advance=counts.append)
     assert counts == [3, 3, 1]
     assert samples.prompts == PROMPTS
     assert samples.scores(Ranks()).names == ["compressibility", "colorfulness"]
-    assert torch.equal(samples.images, rollout.policy.decode(samples.x0))
+    assert torch.equal(pictures(samples), rollout.policy.decode(latents(samples)))
     values, applicable = samples.scores(Ranks()).values, samples.scores(Ranks()).applicable
-    assert values[0].tolist() == pytest.approx(Compressibility()(samples.images))
+    assert values[0].tolist() == pytest.approx(Compressibility()(pictures(samples)))
     assert applicable.tolist() == [[True] * 7, [False] * 3 + [True] * 3 + [False]]
-    assert torch.equal(values[1, 3:6], colorfulness(samples.images)[3:6].double())
+    assert torch.equal(values[1, 3:6], colorfulness(pictures(samples))[3:6].double())
     assert values[1, ~applicable[1]].isnan().all()
     assert not samples.scores(Ranks()).failed.any()
     assert len(samples.embeddings) == 7
@@ -72,23 +81,61 @@ def test_scores_images_and_prompts_keep_their_order(rollout: Rollout, scorer: Sc
         torch.testing.assert_close(samples.embeddings[:].tensors[name], tensor)
 
 
+def test_each_size_is_drawn_as_if_it_were_alone(rollout: Rollout, scorer: Scorer) -> None:
+    """Two groups of one size with one of another between, and an odd one: the same bits, scores and order."""
+    sizes = [16, 16, 16, "32x16", "32x16", "32x16", None]
+    prompts = [replace(prompt, resolution=size) for prompt, size in zip(PROMPTS, sizes, strict=True)]
+    counts: list[int] = []
+    drawn: dict[str, Any] = {"scorer": scorer, "adapter": "behaviour", "purpose": "rollout", "step": 1}
+    mixed = rollout.collect(prompts, range(7), **drawn, advance=counts.append)
+    assert counts == [3, 1, 3]
+    assert mixed.prompts == prompts
+    scores = mixed.scores(Ranks())
+    for size, rows in ((16, [0, 1, 2, 6]), ("32x16", [3, 4, 5])):
+        one = replace(rollout, policy=rollout.policy.resized(size))
+        alone = one.collect([PROMPTS[i] for i in rows], rows, **drawn, advance=lambda count: None)
+        assert alone.x0[0].shape == one.policy.latent_shape
+        for place, row in enumerate(rows):
+            assert torch.equal(mixed.x0[row], alone.x0[place])
+            assert torch.equal(mixed.images[row], alone.images[place])
+        torch.testing.assert_close(
+            scores.values[:, rows], alone.scores(Ranks()).values, rtol=0, atol=0, equal_nan=True
+        )
+        for name, tensor in alone.embeddings[:].tensors.items():
+            assert torch.equal(mixed.embeddings[torch.tensor(rows)].tensors[name], tensor)
+
+
+def test_times_are_those_of_each_size(rollout: Rollout) -> None:
+    """A model whose shift depends on the tokens has other times for other sizes."""
+    shifting = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 16}
+    rollout.policy.scheduler_config = lambda: {**shifting, "base_shift": 0.5, "max_shift": 1.5}
+    prompts = [Prompt("a", resolution=size) for size in ("32x16", 16, "32x16", None)]
+    (wide, wide_rows), (square, square_rows) = rollout.by_size(prompts)
+    assert (wide_rows, square_rows) == ([0, 2], [1, 3])
+    assert (wide.policy.tokens, square.policy.tokens) == (8, 4)
+    assert wide.times()[1] > square.times()[1]
+    assert torch.equal(square.times(), rollout.times())
+
+
 def test_images_of_a_prompt_differ(rollout: Rollout, scorer: Scorer) -> None:
     samples = collect(rollout, scorer)
-    distances = torch.cdist(samples.x0.flatten(1), samples.x0.flatten(1))
+    distances = torch.cdist(latents(samples).flatten(1), latents(samples).flatten(1))
     assert distances[~torch.eye(7, dtype=torch.bool)].min() > 0.1
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 50])
 def test_images_do_not_depend_on_the_batch_size(rollout: Rollout, scorer: Scorer, size: int) -> None:
     one, other = collect(rollout, scorer), collect(with_settings(rollout, batch_size=size), scorer)
-    torch.testing.assert_close(other.x0, one.x0, rtol=0, atol=1e-4)
-    assert (other.images.int() - one.images.int()).abs().max() <= 1
+    torch.testing.assert_close(latents(other), latents(one), rtol=0, atol=1e-4)
+    assert (pictures(other).int() - pictures(one).int()).abs().max() <= 1
 
 
 def test_ranks_draw_the_same_images_as_one_process(rollout: Rollout, scorer: Scorer) -> None:
     whole = collect(rollout, scorer)
     parts = [collect(rollout, scorer, rows) for rows in ([0, 1, 2, 3], [4, 5, 6])]
-    torch.testing.assert_close(torch.cat([part.x0 for part in parts]), whole.x0, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        torch.cat([latents(part) for part in parts]), latents(whole), rtol=0, atol=1e-4
+    )
 
 
 def test_noise_depends_on_seed_purpose_step_and_place_alone() -> None:
@@ -102,11 +149,11 @@ def test_noise_depends_on_seed_purpose_step_and_place_alone() -> None:
 
 def test_all_policies_draw_from_the_same_noise(rollout: Rollout, scorer: Scorer) -> None:
     behaviour, again, base = (collect(rollout, scorer, adapter=a) for a in ("behaviour", "behaviour", None))
-    assert torch.equal(behaviour.x0, again.x0)
-    assert not torch.allclose(behaviour.x0, base.x0, atol=0.01)
+    assert torch.equal(latents(behaviour), latents(again))
+    assert not torch.allclose(latents(behaviour), latents(base), atol=0.01)
     for parameter in rollout.policy.parameters("behaviour").values():
         parameter.data.zero_()
-    torch.testing.assert_close(collect(rollout, scorer).x0, base.x0, rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents(collect(rollout, scorer)), latents(base), rtol=0, atol=1e-5)
 
 
 def test_base_model_draws_the_plain_pipelines_images(
@@ -128,7 +175,7 @@ def test_base_model_draws_the_plain_pipelines_images(
         output_type="pt",
     ).images
     euler = with_settings(rollout, solver=OdeSolver.euler)
-    ours = collect(euler, scorer, adapter=None, purpose="evaluate", step=0).images
+    ours = pictures(collect(euler, scorer, adapter=None, purpose="evaluate", step=0))
     assert ours.float().std() > 1
     assert (ours.int() - (theirs * 255).round().int()).abs().max() <= 1
 
@@ -158,9 +205,10 @@ def test_guided_latents_equal_the_plain_pipelines(
 
     def ours(prompts: list[Prompt], scale: float) -> torch.Tensor:
         guided = with_settings(rollout, solver=OdeSolver.euler, guidance_scale=scale)
-        return guided.collect(
+        drawn = guided.collect(
             prompts, range(7), scorer=scorer, adapter=None, purpose="evaluate", step=0, advance=lambda n: None
-        ).x0
+        )
+        return latents(drawn)
 
     torch.testing.assert_close(ours(prompts, scale), theirs, rtol=0, atol=1e-4)
     assert (ours(prompts, scale) - ours(PROMPTS, scale))[[2, 3, 4, 6]].abs().amax(dim=(1, 2, 3)).min() > 1e-3
@@ -172,7 +220,7 @@ def test_negative_prompts_of_unguided_images_are_encoded_for_training(
 ) -> None:
     plain, more = collect(rollout, scorer), collect(replace(rollout, negatives=True), scorer)
     assert plain.negatives is None
-    assert torch.equal(plain.x0, more.x0)
+    assert torch.equal(latents(plain), latents(more))
     assert more.negatives is not None
     empty = rollout.policy.encode([""], negative=True).tensors["tokens"]
     torch.testing.assert_close(more.negatives[slice(0, 7)].tensors["tokens"], empty.expand(7, -1, -1))

@@ -72,6 +72,22 @@ def test_resume_after_two_steps_equals_the_uninterrupted_run(
     assert_same_run(tmp_path, finished)
 
 
+def test_a_run_of_several_sizes_resumes_exactly(
+    run_config: RunConfigMaker, sized_prompts_folder: Path, tmp_path: Path
+) -> None:
+    """Some images are left out, of each size."""
+    sized = f"data.root={sized_prompts_folder}", "trainer.select.fraction=0.7"
+    for name, stops in (("whole", (4,)), ("resumed", (2, 4))):
+        for steps in stops:
+            config = run_config(
+                f"trainer.steps={steps}", f"run.dir={tmp_path / name}", "rollout.groups=4", *SETTINGS, *sized
+            )
+            assert train(config, resume="auto") == 0
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole")
+    rows = [row for row in read_rows(tmp_path / "whole" / "metrics.jsonl") if row["phase"] == "train"]
+    assert all(row["signal/trained_images"] == 8 for row in rows)
+
+
 def test_resume_after_a_kill_equals_the_uninterrupted_run(
     run_config: RunConfigMaker, finished: Path, tmp_path: Path
 ) -> None:

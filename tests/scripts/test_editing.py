@@ -13,7 +13,7 @@ from tests.scripts.smallest import BRIEF, SMALL, run_in_process
 def test_the_page_has_every_run_and_its_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands = run_in_process(monkeypatch, runner)
     small = (word for word in (*SMALL, *BRIEF) if "rewards" not in word and "eval_every" not in word)
-    monkeypatch.setattr(editing, "SETTINGS", ("preset=tiny_edit", *small, "trainer.eval_every=1"))
+    monkeypatch.setattr(editing, "SETTINGS", ("preset=tiny_edit", *small, "trainer.eval_every=2"))
     monkeypatch.setattr(editing, "JUDGED", "trainer.eval_prompts=8")
     words = ["--runs", str(tmp_path / "runs"), "--docs", str(tmp_path), "--seeds", "4"]
     editing.main(words)

@@ -90,7 +90,7 @@ class Case:
         for i in range(len(data.x0)):
             terms = []
             for column in range(data.times.shape[1]):
-                x0 = data.x0[i : i + 1]
+                x0 = data.x0[i][None]
                 t = data.times[i, column].to(x0)
                 eps = noise(SEED, f"train{column}", STEP, [40 + i // 2], tuple(x0.shape[1:])).to(x0)
                 xt = (1 - t) * x0 + t * eps

@@ -174,7 +174,7 @@ def test_padding_counts_nothing(case: Any, double_policy: Any) -> None:
             indices=data.indices[twice],
             draws=data.draws[twice],
             times=data.times[twice],
-            padding=12,
+            real=torch.arange(24) < 12,
         ),
     )
     for shared_term in ("inside", "outside"):

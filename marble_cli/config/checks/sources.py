@@ -5,8 +5,8 @@ from marble_cli.config.schema import SourceConfig
 from marble_cli.errors import ConfigError
 
 PROMPT_FILES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
-TEXT_KEYS = ("train", "test", "hub", "subset", "revision", "prompt_key", "image_key", "quoted_as")
-NULLABLE = ("hub", "subset", "revision", "image_key", "quoted_as")
+NULLABLE = ("hub", "subset", "revision", "image_key", "resolution_key", "quoted_as")
+TEXT_KEYS = ("train", "test", "prompt_key", *NULLABLE)
 HUB_ONLY = ("subset", "revision")
 
 
@@ -50,7 +50,7 @@ def _check_files(path: str, source: SourceConfig) -> None:
 
 def _check_metadata(path: str, source: SourceConfig) -> None:
     """Check that each key of a prompt has one origin."""
-    for key in (source.prompt_key, "negative_prompt", source.image_key, source.quoted_as):
+    for key in (*_taken(source), source.quoted_as):
         if key in source.metadata:
             raise ConfigError(
                 f"{path}.metadata.{key}: {path} says already where {key!r} comes from. Expected another key."
@@ -64,6 +64,15 @@ def _check_metadata(path: str, source: SourceConfig) -> None:
         raise ConfigError(
             f"{path}.image_key={source.image_key}: {path} takes text from there. Expected another key."
         )
-    taken = (source.prompt_key, "negative_prompt", source.image_key)
-    if source.quoted_as is not None and source.quoted_as in taken:
+    if source.resolution_key is not None and _taken(source).count(source.resolution_key) > 1:
+        raise ConfigError(
+            f"{path}.resolution_key={source.resolution_key}: {path} takes a text or a picture from there. "
+            "Expected another key."
+        )
+    if source.quoted_as is not None and source.quoted_as in _taken(source):
         raise ConfigError(f"{path}.quoted_as={source.quoted_as}: expected a key of metadata, such as text.")
+
+
+def _taken(source: SourceConfig) -> tuple[str | None, ...]:
+    """Return the keys of a row that are no metadata."""
+    return source.prompt_key, "negative_prompt", source.image_key, source.resolution_key

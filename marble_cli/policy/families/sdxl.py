@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
@@ -39,8 +38,9 @@ class SDXL(VariancePreserving):
             }
         )
 
-    def added_conditions(self, embeddings: PromptEmbeddings) -> dict[str, Tensor]:
-        pooled, size = embeddings.tensors["pooled"], read_resolution(self.model.resolution)
+    def added_conditions(self, xt: Tensor, embeddings: PromptEmbeddings) -> dict[str, Tensor]:
+        pooled = embeddings.tensors["pooled"]
+        height, width = (side * self.pipeline.vae_scale_factor for side in xt.shape[2:])
         # Original size, crop and target size, in the dtype of embeddings, as in the pipeline.
-        ids = (size.height, size.width, 0, 0, size.height, size.width)
+        ids = (height, width, 0, 0, height, width)
         return {"text_embeds": pooled, "time_ids": pooled.new_tensor(ids).expand(len(pooled), -1)}

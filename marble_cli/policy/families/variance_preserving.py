@@ -130,12 +130,12 @@ class VariancePreserving:
             scale_input(xt, t).to(embeddings.tensors["tokens"].dtype),
             self.timesteps.at(t),
             encoder_hidden_states=embeddings.tensors["tokens"],
-            added_cond_kwargs=self.added_conditions(embeddings),
+            added_cond_kwargs=self.added_conditions(xt, embeddings),
             return_dict=False,
         )[0]
         return self.to_velocity(predicted.to(xt.dtype), xt, t)
 
-    def added_conditions(self, embeddings: PromptEmbeddings) -> dict[str, Tensor]:
+    def added_conditions(self, xt: Tensor, embeddings: PromptEmbeddings) -> dict[str, Tensor]:
         """Return the UNet's inputs besides latents, timesteps and tokens, by its names for them."""
         return {}
 

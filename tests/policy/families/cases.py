@@ -1,7 +1,8 @@
 """Load each tiny pipeline plainly and as a policy, and run the plain pipeline for comparison."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from marble_cli.config.enums import OdeSolver
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.base import Adapter, PromptEmbeddings
+from marble_cli.policy.load import load_policy
 from marble_cli.policy.processors import read_processors
 from marble_cli.rollout.ode import make_scheduler, sample
 from marble_cli.seeds import noise
@@ -32,7 +34,7 @@ TIMES = torch.tensor([0.25, 0.5, 1.0])
 STEPS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One family: its tiny pipeline in a folder, loaded plainly and as a policy with random adapters."""
 
@@ -42,6 +44,22 @@ class Case:
     model: ModelConfig
     plain: Any
     policy: Any
+    randomise: Callable[..., None]
+
+    def load(self, **changes: Any) -> Any:
+        """A policy of the model with other settings and the same adapters, which tests share."""
+        other = {key: value for key, value in changes.items() if value != getattr(self.model, key)}
+        return _load(self, frozenset(other.items())) if other else self.policy
+
+    @cached_property
+    def drawn(self) -> "Run":
+        """What the plain pipeline draws without guidance."""
+        return plain_run(self, self.plain)
+
+    @cached_property
+    def cached(self) -> Any:
+        """The policy with a cache of embeddings, which tests share."""
+        return self.load(embedding_cache=f"{self.model.path}-embeddings")
 
     def record(self, proof: str, difference: Tensor | float) -> None:
         """Keep the largest absolute value of what a proof found, for docs/models.md."""
@@ -74,7 +92,18 @@ class Case:
     def encode(
         self, policy: Any, prompts: Sequence[str] = PROMPTS, *, negative: bool = False
     ) -> PromptEmbeddings:
-        """The policy's embeddings of prompts, with the pictures that belong to them."""
+        """The policy's embeddings of prompts, with the pictures that belong to them.
+
+        Those of the case's own policy are computed once.
+        """
+        if policy is self.policy:
+            return _encode(self, tuple(prompts), negative, self.edits)
+        return self.encode_anew(policy, prompts, negative=negative)
+
+    def encode_anew(
+        self, policy: Any, prompts: Sequence[str] = PROMPTS, *, negative: bool = False
+    ) -> PromptEmbeddings:
+        """As `encode`, by the policy's encoders at each call."""
         pictures = [Drawn(prompt) for prompt in prompts] if self.edits else None
         found: PromptEmbeddings = policy.encode(list(prompts), pictures, negative=negative)
         return found
@@ -91,6 +120,18 @@ class Case:
             lambda xt, t: policy.velocity(xt, t, embeddings, adapter), self.start(), self.scheduler(solver)
         )
         return policy.decode(x0)
+
+
+@cache
+def _encode(case: Case, prompts: tuple[str, ...], negative: bool, edits: bool) -> PromptEmbeddings:
+    return case.encode_anew(case.policy, prompts, negative=negative)
+
+
+@cache
+def _load(case: Case, changes: frozenset[tuple[str, Any]]) -> Any:
+    policy = load_policy(replace(case.model, **dict(changes)), seed=0)
+    case.randomise(policy)
+    return policy
 
 
 def load_plain(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:

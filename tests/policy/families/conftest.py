@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,19 @@ import pytest
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 
-from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.policy.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from marble_cli.policy.load import load_policy
 from tests.policy.families import differences
 from tests.policy.families.cases import Case, load_plain
 from tests.policy.families.edits import Drawn
-from tests.policy.families.pipelines import TINY
+from tests.policy.families.pipelines import EDITS, TINY, configured
+
+# Of the cases' runs: two pictures a step, and a checkpoint of each, with averages that follow fast.
+RUN = (
+    *("rollout.groups=1", "rollout.group_size=2"),
+    *("trainer.checkpoint_every=1", "trainer.ema.decay=0.1"),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,15 +76,28 @@ def case(
     run_config: Callable[..., RunConfig],
     randomise: Callable[..., None],
 ) -> Case:
-    tiny = TINY[request.param]
-    folder = tiny_folder(request.param)
-    choice = compose([f"model={tiny.choice}", "~preset", "data.root=.", "run.dir=unused"]).model
+    """One family's case; tests must not change its policies and its pipeline."""
+    return make_case(request.param, edits_folder, tiny_folder, run_config, randomise)
+
+
+@cache
+def make_case(
+    name: str,
+    edits_folder: Path,
+    tiny_folder: Callable[[str], Path],
+    run_config: Callable[..., RunConfig],
+    randomise: Callable[..., None],
+) -> Case:
+    """Make a case once per process; pytest forgets a fixture with parameters after every file."""
+    tiny, folder = TINY[name], tiny_folder(name)
     overrides = (
+        *RUN,
+        *((f"data.root={edits_folder}",) if name in EDITS else ()),
         f"model={tiny.choice}",
         f"model.path={folder}",
         f"model.resolution={tiny.resolution}",
         f"model.max_sequence_length={tiny.max_sequence_length}",
-        f"model.lora.target_modules=[{','.join(choice.lora.target_modules)}]",
+        f"model.lora.target_modules=[{','.join(configured(tiny.choice).lora.target_modules)}]",
         "model.precision=fp32",
         "model.embedding_cache=null",
         *tiny.overrides,
@@ -86,6 +105,4 @@ def case(
     model = run_config(*overrides).model
     policy = load_policy(model, seed=0)
     randomise(policy)
-    if policy.family.conditions:
-        overrides = (*overrides, f"data.root={edits_folder}")
-    return Case(request.param, tiny, overrides, model, load_plain(folder), policy)
+    return Case(name, tiny, overrides, model, load_plain(folder), policy, randomise)

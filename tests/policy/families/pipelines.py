@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 
+from marble_cli.config.compose import compose
+from marble_cli.config.schema import ModelConfig
 from tests.models import make_pipeline
 from tests.policy.families.chroma_and_lumina import chroma, lumina2
 from tests.policy.families.components import (
@@ -20,6 +22,12 @@ from tests.policy.families.flux2 import flux2, flux2_klein
 from tests.policy.families.qwen import qwen_image
 from tests.policy.families.sd3s import sd3, sd3_medium, sd35_medium
 from tests.policy.families.unets import sd15, sdxl
+
+
+@cache
+def configured(choice: str) -> ModelConfig:
+    """Return a choice of conf/model as it is without further settings; tests must not change it."""
+    return compose([f"model={choice}", "~preset", "data.root=.", "run.dir=unused"]).model
 
 
 @dataclass(frozen=True)
@@ -248,4 +256,18 @@ TINY = {
 # The two families with a UNet differ in what `test_pipelines.py` compares; elsewhere one stands for both.
 ONE_UNET = [name for name in TINY if name != "sd15"]
 TRANSFORMERS = [name for name in ONE_UNET if name not in ("sdxl", "sd3_medium")]
+# One case stands for each class of network where siblings add nothing: the one with a guidance, a picture or
+# more attention.
+NETWORKS = {
+    "SD3Transformer2DModel": "sd35_medium",
+    "FluxTransformer2DModel": "flux_kontext",
+    "Flux2Transformer2DModel": "flux2",
+    "QwenImageTransformer2DModel": "qwen_image_edit_plus",
+    "SanaTransformer2DModel": "sana",
+    "ZImageTransformer2DModel": "z_image",
+    "ChromaTransformer2DModel": "chroma",
+    "Lumina2Transformer2DModel": "lumina2",
+    "UNet2DConditionModel": "sdxl",
+}
+ONE_PER_NETWORK = list(NETWORKS.values())
 EDITS = ["flux_kontext", "flux2", "flux2_klein", "qwen_image_edit", "qwen_image_edit_plus"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from marble_cli.policy.foreign import convert_lora, fit_lora, lora_settings
 from tests.policy.families.cases import Case, load_plain
-from tests.policy.families.pipelines import ONE_UNET
+from tests.policy.families.pipelines import ONE_PER_NETWORK
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 
@@ -34,7 +34,7 @@ def flat(key: str) -> str:
     return f"lora_unet_{layer.replace('.', '_')}.lora_{'down' if part[0] == 'A' else 'up'}.weight"
 
 
-@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
+@pytest.mark.parametrize("case", ONE_PER_NETWORK, indirect=True)
 @pytest.mark.parametrize("name", [str, comfyui, flat])
 def test_a_lora_adds_what_it_states_in_every_family(case: Case, name: Any) -> None:
     """With an alpha of 1.5 times the rank in a tensor of every layer."""

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from marble_cli.policy.base import PromptEmbeddings, RepeatedEmbeddings
-from marble_cli.policy.load import load_policy
 from tests.policy.families.cases import PROMPTS, TIMES, Case
 
 MASKED = ("qwen_image", "qwen_image_edit", "sana", "z_image", "lumina2")
@@ -79,16 +76,15 @@ def test_no_velocity_reads_a_tensor(case: Case, prompts: list[str], monkeypatch:
 
 
 @pytest.mark.parametrize("case", MASKED, indirect=True)
-def test_lengths_follow_the_rows_through_cache_and_index(case: Case, tmp_path: Path) -> None:
-    cached = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0)
-    for policy in (case.policy, cached):
+def test_lengths_follow_the_rows_through_cache_and_index(case: Case) -> None:
+    for policy in (case.policy, case.cached):
         whole = case.encode(policy)
         lengths = whole.tensors["mask"].sum(1).tolist()
         assert list(whole.lengths or ()) == lengths
         assert len(set(lengths)) == len(PROMPTS)
         assert whole[1:].lengths == tuple(lengths[1:])
         assert whole[torch.tensor([2, 0, 2])].lengths == (lengths[2], lengths[0], lengths[2])
-        repeated = RepeatedEmbeddings(whole, torch.tensor([0, 0, 1, 1, 2, 2]))
+        repeated = RepeatedEmbeddings(whole.each(), torch.tensor([0, 0, 1, 1, 2, 2]))
         assert repeated[torch.tensor([5, 1])].lengths == (lengths[2], lengths[0])
         assert repeated[2:4].lengths == (lengths[1], lengths[1])
         joined = PromptEmbeddings.joined([whole[1:], whole[:1]])

@@ -1,7 +1,7 @@
 """Offloaded blocks in every family: the same bits from weights that are there only while a block computes."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,9 +16,9 @@ from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora_layer import LoraMatrix
 from marble_cli.step.per_sample import PerSampleGradients
 from tests.policy.families.cases import Case
-from tests.policy.families.pipelines import ONE_UNET
+from tests.policy.families.pipelines import ONE_PER_NETWORK
 
-pytestmark = pytest.mark.parametrize("case", ONE_UNET, indirect=True)
+pytestmark = pytest.mark.parametrize("case", ONE_PER_NETWORK, indirect=True)
 
 
 def frozen(policy: Any) -> list[nn.Parameter]:
@@ -27,17 +27,39 @@ def frozen(policy: Any) -> list[nn.Parameter]:
     return [p for m in modules if not isinstance(m, LoraMatrix) for p in m.parameters(recurse=False)]
 
 
-@pytest.fixture
-def offloaded(case: Case, randomise: Callable[..., None]) -> Any:
-    """The family's policy with offloaded blocks; a parameter that is used between calls is not a number.
+@dataclass(frozen=True)
+class Passes:
+    """The family's policy with offloaded blocks, its `results`, and the copies of blocks that these took."""
 
-    On a GPU it would be on the wrong device.
-    """
-    policy = load_policy(replace(case.model, offload=Offload.blocks), seed=0)
+    policy: Any
+    results: list[Tensor]
+    buffers: list[StorageWeakRef]
+    at_once: list[int]  # copies that were there after each was made
+    left: int  # copies that are there in the end
+
+
+@pytest.fixture(scope="module")
+def offloaded(case: Case, randomise: Callable[..., None]) -> Passes:
+    """A parameter that is used between calls is not a number; on a GPU it would be on the wrong device."""
+    policy: Any = load_policy(replace(case.model, offload=Offload.blocks), seed=0)
     randomise(policy)
     for parameter in frozen(policy):
         parameter.data = torch.full_like(parameter, torch.nan)
-    return policy
+    copy, buffers, at_once = BlockOffload._copy, list[StorageWeakRef](), list[int]()
+
+    def there() -> int:
+        return sum(not buffer.expired() for buffer in buffers)
+
+    def counted(self: BlockOffload, block: int) -> Copy:
+        made = copy(self, block)
+        buffers.append(StorageWeakRef(made.buffer.untyped_storage()))
+        at_once.append(there())
+        return made
+
+    with pytest.MonkeyPatch.context() as change:
+        change.setattr(BlockOffload, "_copy", counted)
+        found = results(case, policy)
+    return Passes(policy, found, buffers, at_once, there())
 
 
 def results(case: Case, policy: Any) -> list[Tensor]:
@@ -55,38 +77,24 @@ def results(case: Case, policy: Any) -> list[Tensor]:
     policy.velocity(*at, "trained").backward(cotangent)
     parameters = policy.parameters("trained").values()
     plain = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    policy.network.zero_grad()  # others have the policy, too
     return [*found, v.detach(), rows, *plain]
 
 
-def test_velocities_and_gradients_have_the_same_bits(case: Case, offloaded: Any) -> None:
-    kept = load_policy(replace(case.model, gradient_checkpointing=Switch.true), seed=0)
-    for name, parameter in kept.parameters("trained").items():
-        parameter.data.copy_(case.policy.parameters("trained")[name])
-        kept.parameters("behaviour")[name].data.copy_(case.policy.parameters("behaviour")[name])
-    adapters = {id(module.weight) for module in offloaded.network.modules() if isinstance(module, LoraMatrix)}
-    for found, expected in zip(results(case, offloaded), results(case, kept), strict=True):
+def test_velocities_and_gradients_have_the_same_bits(case: Case, offloaded: Passes) -> None:
+    policy, kept = offloaded.policy, case.load(gradient_checkpointing=Switch.true)
+    for found, expected in zip(offloaded.results, results(case, kept), strict=True):
         assert found.equal(expected)
         assert found.isfinite().all()
-    held = (id(p) for adapter in ("trained", "behaviour") for p in offloaded.parameters(adapter).values())
+    adapters = {id(module.weight) for module in policy.network.modules() if isinstance(module, LoraMatrix)}
+    held = (id(p) for adapter in ("trained", "behaviour") for p in policy.parameters(adapter).values())
     assert set(held) == adapters, "the optimizer holds these objects"
-    assert all(parameter.isnan().all() for parameter in frozen(offloaded)), "none was left in a block"
+    assert all(parameter.isnan().all() for parameter in frozen(policy)), "none was left in a block"
 
 
-def test_two_blocks_at_most_are_on_the_device(
-    case: Case, offloaded: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_blocks_at_most_are_on_the_device(offloaded: Passes) -> None:
     """While each is called, in forward passes and in backward passes."""
-    copy, buffers, most = BlockOffload._copy, [], []
-
-    def counted(self: BlockOffload, block: int) -> Copy:
-        made = copy(self, block)
-        buffers.append(StorageWeakRef(made.buffer.untyped_storage()))
-        most.append(sum(not buffer.expired() for buffer in buffers))
-        return made
-
-    monkeypatch.setattr(BlockOffload, "_copy", counted)
-    results(case, offloaded)
-    passes, blocks = 3 + 2 * 1 + 3, len(repeated_blocks(offloaded.network))
-    assert max(most) == 2
-    assert len(buffers) >= passes * blocks
-    assert all(buffer.expired() for buffer in buffers), "nothing stays behind"
+    passes, blocks = 3 + 2 * 1 + 3, len(repeated_blocks(offloaded.policy.network))
+    assert max(offloaded.at_once) == 2
+    assert len(offloaded.buffers) >= passes * blocks
+    assert not offloaded.left, "nothing stays behind"

@@ -1,8 +1,6 @@
 """Every family draws what the plain diffusers pipeline of its class draws."""
 
 import inspect
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +10,14 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
 from marble_cli.config.enums import OdeSolver
+from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.prompts import Prompt
-from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import DECODED_PIXELS
 from marble_cli.push.loading import TRUE_CFG
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.ode import sampling_times
+from marble_cli.seeds import noise
 from tests.policy.families.cases import (
     NEGATIVES,
     PROMPTS,
@@ -96,7 +95,7 @@ def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> No
 @torch.no_grad()
 def test_times_velocities_and_pictures_equal_the_pipelines_own(case: Case) -> None:
     """Each sample is taken at another time of the trajectory, so that mixed-up samples would show."""
-    run, policy = plain_run(case, case.plain), case.policy
+    run, policy = case.drawn, case.policy
     assert torch.equal(sampling_times(case.scheduler(OdeSolver.euler)), run.times[:-1])
     rows = torch.arange(len(PROMPTS))
     slopes = run.latents.diff(dim=0) / run.times.diff()[:, None, None, None, None]
@@ -113,6 +112,19 @@ class Unscored:
     """A scorer that is not asked for scores."""
 
     def submit(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize("case", TINY, indirect=True)
+def test_velocities_are_of_the_latents_size_and_not_of_the_policys_own(case: Case) -> None:
+    """A step trains on latents of several sizes; each are here turned by a right angle."""
+    size = read_resolution(case.tiny.resolution)
+    turned = case.policy.resized(f"{size.height}x{size.width}")
+    xt = noise(0, "test", 0, list(range(len(PROMPTS))), turned.latent_shape)
+    at = xt, case.times, case.encode(turned)
+    with torch.no_grad():
+        one, other = (policy.velocity(*at, "trained") for policy in (case.policy, turned))
+    assert one.shape == xt.shape != case.start().shape
+    assert torch.equal(one, other)
 
 
 def negatives(case: Case) -> list[str]:
@@ -144,18 +156,14 @@ def guided_latents(
     samples = rollout.collect(
         prompts, range(3), scorer=Unscored(), adapter=None, purpose="test", step=0, advance=lambda n: None
     )  # type: ignore[arg-type]
-    return samples.x0
+    return torch.stack([*samples.x0])
 
 
 @pytest.mark.parametrize("case", [name for name in TINY if name != "flux2"], indirect=True)
-@pytest.mark.parametrize(
-    ("scale", "cached", "away"), [(2.0, False, True), (4.0, True, True), (3.0, False, False)]
-)
-def test_guided_latents_equal_the_pipelines_own(
-    case: Case, tmp_path: Path, scale: float, cached: bool, away: bool
-) -> None:
+@pytest.mark.parametrize(("scale", "cached", "away"), [(2.0, False, True), (4.0, True, False)])
+def test_guided_latents_equal_the_pipelines_own(case: Case, scale: float, cached: bool, away: bool) -> None:
     """A number that is copied from there draws the same pictures here. FLUX.2-dev's takes none."""
-    policy = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0) if cached else case.policy
+    policy = case.cached if cached else case.policy
     true_cfg = case.policy.provenance()["family"] in TRUE_CFG  # which takes no negative prompt for none
     given = negatives(case) if away else [""] * len(PROMPTS)
     stated = told(case, given) if away or true_cfg else {}
@@ -164,7 +172,7 @@ def test_guided_latents_equal_the_pipelines_own(
     ours = guided_latents(case, policy, scale, given)
     case.record("guided latents", ours - run.latents[-1])
     torch.testing.assert_close(ours, run.latents[-1], rtol=1e-5, atol=3e-5)
-    assert (ours - guided_latents(case, policy, 1.0, given)).abs().amax(dim=(1, 2, 3)).min() > 1e-2
+    assert (ours - case.drawn.latents[-1]).abs().amax(dim=(1, 2, 3)).min() > 1e-2
     images = policy.decode(ours)
     case.record("guided pictures", beyond_rounding(images, run.images))
     assert_same_images(images, run.images)
@@ -172,10 +180,8 @@ def test_guided_latents_equal_the_pipelines_own(
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_negative_prompts_without_guidance_have_no_effect(case: Case, scale: float) -> None:
-    run = plain_run(case, case.plain)
-    torch.testing.assert_close(
-        guided_latents(case, case.policy, scale), run.latents[-1], rtol=1e-5, atol=3e-5
-    )
+    ours = guided_latents(case, case.policy, scale)
+    torch.testing.assert_close(ours, case.drawn.latents[-1], rtol=1e-5, atol=3e-5)
 
 
 @pytest.mark.parametrize("case", ["z_image"], indirect=True)
@@ -225,22 +231,21 @@ def test_times_of_the_second_order_solver_have_the_pipelines_shift(case: Case) -
         assert torch.equal(times, own.sigmas[:-1])
 
 
-def test_cached_embeddings_equal_those_of_single_prompts(case: Case, tmp_path: Path) -> None:
-    cached = load_policy(replace(case.model, embedding_cache=str(tmp_path)), 0)
+def test_cached_embeddings_equal_those_of_single_prompts(case: Case) -> None:
     alone = [case.encode(case.policy, [prompt]) for prompt in PROMPTS]
-    for name, tensor in case.encode(cached).tensors.items():
+    for name, tensor in case.encode(case.cached).tensors.items():
         assert torch.equal(tensor, torch.cat([one.tensors[name] for one in alone]))
 
 
 def test_many_prompts_are_encoded_in_parts(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy: Any = load_policy(case.model, 0)
+    policy = case.policy
     monkeypatch.setitem(DECODED_PIXELS, "cpu", 10**9)  # else there are as few pictures as the VAE takes
-    whole, sizes, encode = case.encode(policy), list[int](), policy.family.encode
+    whole, sizes, encode = case.encode_anew(policy), list[int](), policy.family.encode
     monkeypatch.setattr(
         policy.family, "encode", lambda part, *images: sizes.append(len(part)) or encode(part, *images)
     )
     monkeypatch.setattr("marble_cli.policy.pipeline.ENCODED_TOKENS", 2 * case.model.max_sequence_length + 1)
-    parts = case.encode(policy)
+    parts = case.encode_anew(policy)
     assert sizes == ([2, 1] if case.model.max_sequence_length else [3])
     for name, tensor in whole.tensors.items():
         torch.testing.assert_close(parts.tensors[name], tensor, rtol=1e-4, atol=1e-5)

@@ -28,34 +28,37 @@ from tests.policy.families.cases import (
     plain_run,
 )
 from tests.policy.families.differences import beyond_rounding
-from tests.policy.families.pipelines import ONE_UNET, TRANSFORMERS
+from tests.policy.families.pipelines import NETWORKS, ONE_PER_NETWORK, ONE_UNET, TINY, TRANSFORMERS
 from tests.policy.operations import CountedOperations
 
 
 @pytest.mark.parametrize("case", ONE_UNET, indirect=True)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_per_sample_gradients_equal_autograd_for_every_mixture(
-    case: Case, checkpointing: bool, randomise: Callable[..., None]
-) -> None:
+def test_per_sample_gradients_equal_autograd_for_every_mixture(case: Case) -> None:
+    """With and without gradient checkpointing."""
     policy, draw, xt = case.policy, torch.Generator().manual_seed(5), case.start()
-    watched = policy
-    if checkpointing:
-        watched = load_policy(replace(case.model, gradient_checkpointing=Switch.true), 0)
-        randomise(watched)
     cotangent = torch.randn(xt.shape, generator=draw)
     coefficients = torch.randn(2, len(xt), generator=draw)
     parameters = list(policy.parameters("trained").values())
-    rows = torch.zeros(2, sum(p.numel() for p in parameters))
     at = (xt, case.times, case.encode(policy), "trained")
-    mixer = PerSampleGradients(watched.layers(), rows)
-    with mixer.watching():
-        mixer.mix(watched.velocity(*at), cotangent, coefficients, retain_graph=False)
-    for row, own in zip(rows, coefficients, strict=True):
-        loss = (policy.velocity(*at) * cotangent * own[:, None, None, None]).sum()
-        parts = torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True)
-        expected = torch.cat([part.flatten() for part in parts])
-        case.record("gradients", (row - expected).norm() / expected.norm())
-        assert (row - expected).norm() < 1e-4 * expected.norm()
+    expected, v = [], policy.velocity(*at)
+    for own in coefficients:
+        loss = (v * cotangent * own[:, None, None, None]).sum()
+        parts = torch.autograd.grad(
+            loss, parameters, retain_graph=True, materialize_grads=True, allow_unused=True
+        )
+        expected.append(torch.cat([part.flatten() for part in parts]))
+    for watched in (policy, case.load(gradient_checkpointing=Switch.true)):
+        rows = torch.zeros(2, sum(p.numel() for p in parameters))
+        mixer = PerSampleGradients(watched.layers(), rows)
+        with mixer.watching():
+            mixer.mix(watched.velocity(*at), cotangent, coefficients, retain_graph=False)
+        for row, exact in zip(rows, expected, strict=True):
+            case.record("gradients", (row - exact).norm() / exact.norm())
+            assert (row - exact).norm() < 1e-4 * exact.norm()
+
+
+def test_every_network_is_stood_for(case: Case) -> None:
+    assert NETWORKS[type(getattr(case.plain, case.network)).__name__] in TINY
 
 
 def test_default_targets_adapt_every_attention_projection(case: Case) -> None:
@@ -70,36 +73,21 @@ def test_default_targets_adapt_every_attention_projection(case: Case) -> None:
     }
 
 
-@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
-    case: Case, run_config: Callable[..., RunConfig], tmp_path: Path, kind: str
-) -> None:
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    config = run_config(
-        *case.overrides,
-        f"run.dir={whole}",
-        f"model.train={kind}",
-        f"optimizer.lr={0.1 if kind == 'lora' else 0.01}",
-        "rollout.group_size=2",
-        "trainer.steps=2",
-        "trainer.checkpoint_every=1",
-        "trainer.ema.decay=0.1",
-    )
-    assert train(config, resume="auto") == 0
-    shutil.copytree(whole, resumed)
-    shutil.rmtree(resumed / "checkpoints" / "step-00000002")
-    assert train(replace(config, run=replace(config.run, dir=str(resumed))), resume="auto") == 0
-    for name in store.weight_files(kind):
-        one, two = (f / "checkpoints/step-00000002" / name for f in (whole, resumed))
-        assert one.read_bytes() == two.read_bytes()
-    case.record("resumed", 0)
-    file = export(str(whole), tmp_path / "exported")
-    policy = load_policy(replace(case.model, train=Train(kind)), seed=7)
-    policy.load_trained(store.load(store.resolve(str(whole)))[2])
+def run_of(case: Case, run_config: Callable[..., RunConfig], folder: Path, kind: Train) -> RunConfig:
+    """Two steps with large rates, so that pictures change."""
+    config = run_config(*case.overrides, f"run.dir={folder}")
+    config.model.train, config.optimizer.lr = kind, 0.1 if kind is Train.lora else 0.01
+    return config
+
+
+def assert_export_draws_in_diffusers(case: Case, config: RunConfig) -> None:
+    """The plain pipeline with a run's exported averages draws what the policy draws with them."""
+    folder = Path(config.run.dir)
+    file = export(str(folder), folder / "exported")
+    policy: Any = load_policy(config.model, seed=7)
+    policy.load_trained(store.load(store.resolve(str(folder)))[2])
     plain = load_plain(case.model.path)
-    base = plain_run(case, case.plain).images
-    if kind == "lora":
+    if config.model.train is Train.lora:
         plain.load_lora_weights(file.parent)
     else:
         kind_of = type(getattr(plain, case.network))
@@ -109,22 +97,47 @@ def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
     trained = case.images(policy, "trained")
     case.record("trained pictures", beyond_rounding(trained, images))
     assert_same_images(trained, images)
-    assert (images - base).abs().max() * 255 > 5
+    assert (images - case.drawn.images).abs().max() * 255 > 5
 
 
 @pytest.mark.parametrize("case", ONE_UNET, indirect=True)
-def test_half_precision_is_close_and_keeps_gradients_in_float32(
-    case: Case, randomise: Callable[..., None]
+def test_resumed_run_equals_uninterrupted_run_and_its_export_draws_in_diffusers(
+    case: Case, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
-    randomise(half)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    config = run_of(case, run_config, whole, Train.lora)
+    assert train(config, resume="auto") == 0
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-00000002")
+    assert train(replace(config, run=replace(config.run, dir=str(resumed))), resume="auto") == 0
+    for name in store.weight_files("lora"):
+        one, two = (f / "checkpoints/step-00000002" / name for f in (whole, resumed))
+        assert one.read_bytes() == two.read_bytes()
+    case.record("resumed", 0)
+    assert_export_draws_in_diffusers(case, config)
+
+
+@pytest.mark.parametrize("case", ONE_PER_NETWORK, indirect=True)
+def test_trained_network_is_exported_and_draws_in_diffusers(
+    case: Case, run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Runs that train whole networks are resumed in tests/run/test_resume.py."""
+    config = run_of(case, run_config, tmp_path / "whole", Train.full)
+    assert train(config, resume="auto") == 0
+    assert_export_draws_in_diffusers(case, config)
+
+
+@pytest.mark.parametrize("case", ONE_UNET, indirect=True)
+def test_half_precision_is_close_and_keeps_gradients_in_float32(case: Case) -> None:
+    half = case.load(precision=Precision.bf16)
     got, exact = (
         p.velocity(case.start(), case.times, case.encode(p), "trained") for p in (half, case.policy)
     )
     assert got.dtype == torch.float32
     assert (got - exact).norm() < 0.05 * exact.norm()
-    got.square().mean().backward()
-    gradients = [p.grad for p in half.parameters("trained").values() if p.grad is not None]
+    parameters = list(half.parameters("trained").values())
+    found = torch.autograd.grad(got.square().mean(), parameters, allow_unused=True)
+    gradients = [g for g in found if g is not None]
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
     # In the last block the text's queries and outputs lead nowhere.
     assert sum(bool(g.any()) for g in gradients) >= 0.8 * len(half.layers())
@@ -160,7 +173,7 @@ def recorded_calls(transformer: Any) -> Iterator[list[Call]]:
 @pytest.mark.parametrize("case", ONE_UNET, indirect=True)
 @torch.no_grad()
 def test_bfloat16_equals_the_plain_pipelines_own(case: Case) -> None:
-    half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
+    half = case.load(precision=Precision.bf16)
     plain = load_plain(case.model.path, torch.bfloat16)
     with recorded_calls(getattr(plain, case.network)) as expected:
         run = plain_run(case, plain)
@@ -192,7 +205,7 @@ def test_bfloat16_equals_the_plain_pipelines_own(case: Case) -> None:
     assert len(expected) == STEPS
 
 
-@pytest.mark.parametrize("case", TRANSFORMERS, indirect=True)
+@pytest.mark.parametrize("case", [name for name in ONE_PER_NETWORK if name in TRANSFORMERS], indirect=True)
 def test_bfloat16_errs_no_more_than_under_autocast(case: Case, randomise: Callable[..., None]) -> None:
     """Errors of velocities and gradients, against float32 on the same rounded weights and inputs."""
     half, exact = (load_policy(replace(case.model, precision=Precision.bf16), seed=0) for _ in range(2))
@@ -232,7 +245,7 @@ def test_bfloat16_errs_no_more_than_under_autocast(case: Case, randomise: Callab
 
 @pytest.mark.parametrize("case", TRANSFORMERS, indirect=True)
 def test_half_precision_casts_nothing_per_adapted_layer_but_its_matrices(case: Case) -> None:
-    half = load_policy(replace(case.model, precision=Precision.bf16), seed=0)
+    half = case.load(precision=Precision.bf16)
     at, layers = (case.start(), case.times, case.encode(half)), len(half.layers()) // 2
     casts: dict[Any, int] = {}
     for adapter in (None, "trained", None):  # a first pass also makes tables of positions
