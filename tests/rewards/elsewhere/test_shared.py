@@ -128,8 +128,8 @@ time.sleep(3600)
 """)
     ranks = [forks().start([program], os.environ) for _ in range(2)]
     try:
-        for rank in ranks:
-            wait_for(lambda rank=rank: (rank.folder / "out").read_text() == "ready\n", "a rank")
+        for out in [rank.folder / "out" for rank in ranks]:
+            wait_for(lambda out=out: out.exists() and out.read_text() == "ready\n", "a rank")
         server = pid(machine)
         ranks[0].kill()
         ranks[0].wait(10)
