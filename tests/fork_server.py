@@ -122,11 +122,13 @@ class ForkServer:
         os.close(self._connection)
 
 
-def start_server(python: Path | str, environ: Mapping[str, str], folder: Path) -> ForkServer:
-    """Let `python` import `MODULES` and serve in a folder."""
+def start_server(
+    python: Path | str, environ: Mapping[str, str], folder: Path, modules: Sequence[str] = MODULES
+) -> ForkServer:
+    """Let `python` import `modules` and serve in a folder."""
     (folder / "requests").unlink(missing_ok=True)
     os.mkfifo(folder / "requests")
-    command = ["sh", "-c", '"$@" < requests &', "sh", str(python), str(Path(__file__).resolve())]
+    command = ["sh", "-c", '"$@" < requests &', "sh", str(python), str(Path(__file__).resolve()), *modules]
     subprocess.run(command, env={**environ, **IMPORTED_WITH}, cwd=folder, check=True)
     return ForkServer(folder, flags=0)
 
@@ -156,9 +158,10 @@ def _serve() -> list[str]:
     """Fork for each request; return in the fork only, with the program's arguments."""
     del sys.path[0]  # this folder
     gc.disable()
-    for name in MODULES:
+    for name in sys.argv[1:]:
         __import__(name)
-    _fill_caches()
+    if "marble_cli.cli.app" in sys.modules:
+        _fill_caches()
     gc.freeze()  # a collection in a fork would copy every page of what the imports made
     requests = b""
     while True:

@@ -1,7 +1,8 @@
 """Read each folder of a model once per process, for hundreds of policies."""
 
 import copy
-from collections import OrderedDict
+import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 _read = DiffusionPipeline.from_pretrained.__func__  # type: ignore[attr-defined]
-_made: dict[Any, Any] = {}  # pipelines that nobody else has
+_made: dict[Any, "Copies"] = {}
 
 
 def remember_pipelines() -> None:
     """Let `DiffusionPipeline.from_pretrained` return copies of what it made of the same files before.
 
-    A copy takes a third of the time. Tests of families load pipelines of their own classes, from files.
+    A copy takes a tenth of the time. Tests of families load pipelines of their own classes, from files.
     """
     DiffusionPipeline.from_pretrained = classmethod(_load)  # type: ignore[assignment]
 
@@ -30,29 +31,36 @@ def _load(kind: Any, path: str, **arguments: Any) -> Any:
     if key not in _made:
         if len(_made) == 100:
             _made.clear()
-        _made[key] = _read(kind, path, **arguments)
-    return _copy(_made[key])
+        _made[key] = Copies(_read(kind, path, **arguments))
+    return _made[key].make()
 
 
-def _copy(pipeline: Any) -> Any:
-    """Copy a pipeline in two thirds of the time: modules have ten ordered dictionaries each.
+class Copies(pickle.Pickler):
+    """Deep copies of a pipeline, which pickle makes in a third of the time once it is written.
 
     Copies share the VAE, which nothing trains, unless there is a GPU, to which only some of them may go.
     """
-    copiers: dict[type, Any] = copy._deepcopy_dispatch  # type: ignore[attr-defined]
-    copiers[OrderedDict] = _copy_ordered
-    shared = {} if torch.cuda.is_available() else {id(pipeline.vae): pipeline.vae}
-    try:
-        return copy.deepcopy(pipeline, shared)
-    finally:
-        del copiers[OrderedDict]
 
+    def __init__(self, pipeline: Any) -> None:
+        self._shared = None if torch.cuda.is_available() else pipeline.vae
+        self._written, self._tensors = io.BytesIO(), dict[int, torch.Tensor]()
+        super().__init__(self._written, pickle.HIGHEST_PROTOCOL)
+        self.dump(pipeline)
+        self.clear_memo()
 
-def _copy_ordered(given: OrderedDict[Any, Any], memo: dict[int, Any]) -> OrderedDict[Any, Any]:
-    made = memo[id(given)] = OrderedDict[Any, Any]()
-    for key, value in given.items():
-        made[copy.deepcopy(key, memo)] = copy.deepcopy(value, memo)
-    return made
+    def persistent_id(self, part: Any) -> int | None:
+        """Keep tensors, and what copies share, out of what is written."""
+        if isinstance(part, torch.Tensor):
+            self._tensors[id(part)] = part
+        elif part is not self._shared or part is None:
+            return None
+        return id(part)
+
+    def make(self) -> Any:
+        parts = {**copy.deepcopy(self._tensors), id(self._shared): self._shared}
+        reader = pickle.Unpickler(io.BytesIO(self._written.getbuffer()))
+        reader.persistent_load = parts.__getitem__  # type: ignore[method-assign]
+        return reader.load()
 
 
 def _list_files(folder: Path) -> tuple[tuple[Path, int, int], ...]:

@@ -193,7 +193,7 @@ def _replay(path: Path, overrides: list[Override]) -> DictConfig:
     written = _read(path)
     if not overrides:
         return completed(written)
-    typed(written)
+    typed(written.copy())
     tree = completed(written)
     chosen = [
         o

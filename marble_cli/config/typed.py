@@ -26,10 +26,11 @@ log = logging.getLogger("marble")
 def typed(tree: DictConfig) -> RunConfig:
     """Convert an untyped tree to the schema's types, then check ranges and combinations.
 
+    The tree is used up: a caller that goes on with it passes a copy.
+
     Raises:
         ConfigError: a key is unknown or has no value, or its value is of the wrong type or out of range.
     """
-    tree = tree.copy()
     OmegaConf.set_struct(tree, False)
     try:
         OmegaConf.resolve(tree)

@@ -119,14 +119,29 @@ def test_a_lora_of_plain_peft_is_a_target(
     assert len(report.results[1].target["weights"]) == 64
 
 
+@pytest.fixture(scope="module")
+def whole(run: Path, small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bench of the run and its base model."""
+    folder = tmp_path_factory.mktemp("whole")
+    call([run, "base"], small, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(foreign: list[str], small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bench of a base model without a run."""
+    folder = tmp_path_factory.mktemp("alone")
+    call(["base"], [*foreign, *small], folder)
+    return folder
+
+
 class Killed(BaseException):
     """As a kill: nothing of the program handles it."""
 
 
 def test_a_killed_bench_goes_on_and_ends_with_the_same_file(
-    run: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, small: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call([run, "base"], small, tmp_path / "whole")
     drawn = list[list[int]]()
     plain_draw, plain_add = Evaluator.draw, Record.add
 
@@ -150,8 +165,7 @@ def test_a_killed_bench_goes_on_and_ends_with_the_same_file(
     drawn.clear()
     call([run, "base"], small, tmp_path / "cut")
     assert drawn == [[2, 3], [4, 5]]
-    whole, cut = (without_clocks(tmp_path / name / "bench.json") for name in ("whole", "cut"))
-    assert whole == cut
+    assert without_clocks(tmp_path / "cut" / "bench.json") == without_clocks(whole / "bench.json")
     drawn.clear()
     finished = (tmp_path / "cut" / "bench.json").read_bytes()
     call([run, "base"], small, tmp_path / "cut")
@@ -180,37 +194,34 @@ def test_everything_can_be_computed_from_the_file_alone(run: Path, small: list[s
 def test_the_documented_program_recomputes_every_score(
     run: Path,
     small: list[str],
+    whole: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = (Path(__file__).parents[2] / "docs/how-to/benchmark.md").read_text(encoding="utf-8")
     program = page.partition("```python\n")[2].partition("```")[0]
-    monkeypatch.chdir(tmp_path)
-    for average in ("groups", "images"):
-        call([run, "base"], [*small, f"benchmark.average={average}"], tmp_path / "bench")
+    call([run, "base"], [*small, "benchmark.average=groups"], tmp_path)
+    for folder, average in ((tmp_path, "groups"), (whole, "images")):
+        assert json.loads((folder / "bench.json").read_text())["benchmarks"][0]["average"] == average
         capsys.readouterr()
-        with open("bench/bench.json") as file:
+        with open(folder / "bench.json") as file:
             exec(program.replace('open("bench/bench.json")', "file"), {"file": file})
         pairs = [line.split()[-2:] for line in capsys.readouterr().out.splitlines()]
         assert len(pairs) == 4
         assert all(float(one) == pytest.approx(float(other), rel=1e-12) for one, other in pairs)
 
 
-def test_nothing_in_the_file_names_this_machine(
-    run: Path, small: list[str], pipeline_folder: Path, tmp_path: Path
-) -> None:
-    call([run], small, tmp_path)
-    text = (tmp_path / "bench.json").read_text()
+def test_nothing_in_the_file_names_this_machine(run: Path, whole: Path, pipeline_folder: Path) -> None:
+    text = (whole / "bench.json").read_text()
     assert str(pipeline_folder.parent) not in text
     assert str(run.parent) not in text
 
 
 def test_what_decides_the_scores_decides_the_file(
-    run: Path, foreign: list[str], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    foreign: list[str], small: list[str], alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another protocol or model is drawn anew, and the first one's scores stay."""
-    call(["base"], [*foreign, *small], tmp_path)
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     for more in ("benchmark.seed=1", "rollout.cfg_truncation=0.9", "model.max_sequence_length=8"):
         call(["base"], [*foreign, *small, "benchmark.prompts=1", more], tmp_path)
     assert len(list((tmp_path / "scores").iterdir())) == 4
@@ -231,9 +242,9 @@ def test_a_damaged_record_is_refused(line: str, tmp_path: Path) -> None:
 
 
 def test_a_base_model_that_changed_meanwhile_is_refused(
-    run: Path, foreign: list[str], small: list[str], tmp_path: Path
+    foreign: list[str], small: list[str], alone: Path, tmp_path: Path
 ) -> None:
-    call(["base"], [*foreign, *small], tmp_path)
+    shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     (file,) = (tmp_path / "scores").iterdir()
     lines = file.read_text().splitlines()
     file.write_text("\n".join([json.dumps({"weights": "0" * 64}), *lines[1:-1]]) + "\n")

@@ -39,6 +39,7 @@ def test_other_gradients_are_found(monkeypatch: pytest.MonkeyPatch, factor: floa
         return rows
 
     monkeypatch.setattr(gpu._Model, "_gradients", gradients)
+    monkeypatch.setattr(gpu, "_attention", lambda device: "not tried")
     found = {finding.name: finding for finding in examine_gpu(torch.device("cpu", 0))}
     assert not found["float32"].ok
     assert "gradients are" in found["float32"].detail

@@ -53,20 +53,24 @@ def run(
     return folder
 
 
-@pytest.mark.parametrize("form", list(ExportFormat))
 def test_an_exported_lora_is_judged_and_drawn_as_its_run(
-    run: Path, base_overrides: list[str], tmp_path: Path, form: ExportFormat
+    run: Path, base_overrides: list[str], tmp_path: Path
 ) -> None:
-    file = export(str(run), tmp_path / "exported", form)
-    report = evaluate(str(run), [str(tmp_path / "exported"), "base"], ["evaluation.prompts=1"], None)
-    same, base = report.comparisons
-    assert all(r.difference == pytest.approx(0.0, abs=1e-6) for r in same.rewards)
+    """In every format of an export; these are judged together."""
+    folders = [tmp_path / form.value for form in ExportFormat]
+    files = [export(str(run), folder, ExportFormat(folder.name)) for folder in folders]
+    report = evaluate(str(run), [*map(str, folders), "base"], ["evaluation.prompts=1"], None)
+    *same, base = report.comparisons
+    assert len(same) == len(files) == 3
+    for comparison in same:
+        assert all(r.difference == pytest.approx(0.0, abs=1e-6) for r in comparison.rewards)
     assert any(abs(r.difference or 0.0) > 1e-6 for r in base.rewards)
-    pictures = [
-        generate(str(target), ["a red cup"], tmp_path / name, 0, more)[0].read_bytes()
-        for name, target, more in (("a", run, []), ("b", file, base_overrides))
-    ]
-    assert pictures[0] == pictures[1]
+
+    def picture(target: Path, *more: str) -> bytes:
+        return generate(str(target), ["a red cup"], tmp_path, 0, list(more))[0].read_bytes()
+
+    own = picture(run)
+    assert [picture(file, *base_overrides) == own for file in files] == [True] * 3
 
 
 def load_plain(folder: Path) -> Any:

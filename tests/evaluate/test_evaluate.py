@@ -92,8 +92,12 @@ def test_judging_leaves_the_order_of_targets_without_effect(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(run: Path) -> list[float | None]:
-    """The means of the run's rewards, judged as it is."""
-    return [reward.mean for reward in evaluate(str(run), [], [], None).rewards]
+    """The means of the run's rewards, judged as it is on few prompts."""
+    return few_means(run)
+
+
+def few_means(run: Path, *overrides: str) -> list[float | None]:
+    return [r.mean for r in evaluate(str(run), [], ["evaluation.prompts=1", *overrides], None).rewards]
 
 
 @pytest.mark.parametrize(
@@ -111,14 +115,10 @@ def test_images_are_judged_as_evaluation_draws_them(
     run: Path, undisturbed: list[float | None], keys: dict[str, Any]
 ) -> None:
     """As if the rollout were set so, in what is set; the run's own rollout differs from it."""
-
-    def means(*overrides: str) -> list[float | None]:
-        return [reward.mean for reward in evaluate(str(run), [], list(overrides), None).rewards]
-
-    judged = means(*(f"evaluation.{key}={value}" for key, value in keys.items()))
-    assert judged == means(*(f"rollout.{key}={value}" for key, value in keys.items()))
+    judged = few_means(run, *(f"evaluation.{key}={value}" for key, value in keys.items()))
+    assert judged == few_means(run, *(f"rollout.{key}={value}" for key, value in keys.items()))
     assert judged != undisturbed
     back = [f"evaluation.{key}={value}" for key, value in keys.items()]
     others = ["rollout.steps=9", "rollout.solver=dpm2", "rollout.times=solver", "rollout.guidance_scale=2"]
     others = [other for other in others if other.split("=")[0].split(".")[1] in keys]
-    assert means(*back, *others) == judged
+    assert few_means(run, *back, *others) == judged

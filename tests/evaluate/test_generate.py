@@ -107,11 +107,12 @@ def test_the_base_is_drawn_and_judged_with_the_overrides_of_a_run(
     def picture(target: str, *overrides: str) -> bytes:
         return generate(target, ["a red cup"], tmp_path, 3, overrides)[0].read_bytes()
 
-    assert picture("base", *base_overrides) == picture(str(tmp_path / "untrained"))
+    plain = picture("base", *base_overrides)
+    assert plain == picture(str(tmp_path / "untrained"))
     for more in ("rollout.steps=5", "rollout.solver=euler", "rollout.guidance_scale=3"):
         changed = picture("base", *base_overrides, more)
         assert changed == picture(str(tmp_path / "untrained"), more)
-        assert changed != picture("base", *base_overrides)
+        assert changed != plain
     judged = evaluate("base", [], base_overrides, None)
     assert judged.rewards == evaluate(str(tmp_path / "untrained"), [], [], None).rewards
 

@@ -1,9 +1,12 @@
 """`marble sync` leaves one history at W&B with every step once, however a run was stopped and resumed."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from marble_cli.metrics.jsonl import MetricsLog, truncate_after
 from marble_cli.metrics.wandb_history import list_starts, list_unsent_starts, read_identity, upload_history
 from marble_cli.metrics.weights_and_biases import WandbRun, end_service
 from marble_cli.run.train import train
+from tests.fork_server import start_server
 from tests.metrics.service import Service, serving
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -26,16 +30,36 @@ RunConfigMaker = Callable[..., RunConfig]
 ID = "abc12345"
 
 
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Service]:
-    """Start a service that this process has a key for, without other W&B settings."""
+@pytest.fixture(scope="module")
+def serviced() -> Iterator[Service]:
+    """Serve all tests, for whom W&B's client is then the same."""
     with serving() as found:
-        monkeypatch.setenv("WANDB_BASE_URL", found.url)
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-        end_service()  # the process remembers the service of earlier tests
+        end_service()  # the process remembers the service of earlier files
         yield found
         end_service()
+
+
+@pytest.fixture(scope="module")
+def forking_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Python that has imported W&B's command, which takes it longer than an upload."""
+    folder = tmp_path_factory.mktemp("wandb-forks")
+    with closing(start_server(sys.executable, os.environ, folder, ["wandb.cli.cli"])) as forks:
+        forks.write_python(folder / "python")
+        yield folder / "python"
+
+
+@pytest.fixture
+def service(
+    serviced: Service, forking_python: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Service:
+    """A service without runs that this process has a key for, without other W&B settings."""
+    serviced.histories.clear()
+    serviced.called.clear()
+    monkeypatch.setenv("WANDB_BASE_URL", serviced.url)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setattr(sys, "executable", str(forking_python))
+    return serviced
 
 
 def made(folder: Path) -> Path:

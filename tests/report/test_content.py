@@ -9,7 +9,6 @@ from scipy.stats import norm
 
 from marble_cli.paths import labels
 from marble_cli.report import balance, curves, faults, gallery, outcome, settings, speed
-from marble_cli.report.page import report
 from marble_cli.report.reading import read_run, read_runs
 from tests.report.conftest import EVIL, Maker, evaluation, keep_pictures, training
 from tests.report.page import Page
@@ -70,6 +69,9 @@ def test_curves_hold_the_metrics_and_bands_the_changes_interval(run: Path) -> No
         {"run": "first", "step": 0, "value": 5.0, "low": 5.0, "high": 5.0},
         {"run": "first", "step": 2, "value": 7.0, "low": 6.5, "high": 7.5},
     ]
+    seen = group.charts[2].spec  # of the same layers as the first
+    assert [row["value"] for row in seen["datasets"]["rows"]] == [5.0, 3.0]
+    assert seen["description"] == "seen. 5 → 3, steps 0 to 2"
     trained = curves.training_curves(read_runs([run])).charts[0].spec["datasets"]["rows"]
     assert trained[0] == {
         "run": "first",
@@ -176,10 +178,6 @@ def test_labels_tell_runs_apart(tmp_path: Path) -> None:
     assert labels([*paths, tmp_path / "other"]) == ["a/run", "b/run", f"{tmp_path.name}/other"]
     assert labels(paths[:1]) == ["run"]
     assert labels([paths[0], paths[0], paths[1]]) == ["a/run", "a/run", "b/run"]
-
-
-def test_a_run_that_is_named_twice_is_shown_once(run: Path) -> None:
-    assert report([run, run / ".." / run.name]) == report([run])
 
 
 def test_the_last_error_of_the_last_start_is_how_the_run_failed(make_run: Maker) -> None:

@@ -44,7 +44,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 
 
 @pytest.fixture(scope="module")
-def page(sweep: Sweep) -> Page:
+def sweep_page(sweep: Sweep) -> Page:
     return Page(report([sweep.folder]))
 
 
@@ -78,7 +78,8 @@ def test_no_point_of_the_front_is_beaten_and_every_other_one_is() -> None:
     assert all(any(beats(one, point) for one in front) for point in set(points) - front)
 
 
-def test_the_page_of_a_sweep_names_its_cells_their_values_and_failures(page: Page) -> None:
+def test_the_page_of_a_sweep_names_its_cells_their_values_and_failures(sweep_page: Page) -> None:
+    page = sweep_page
     assert page.all("h1")[0].text == "floors"
     assert page.row("balance.floor=0", "1")[2:] == ["25 %", "compressibility -0.50 sd"]
     assert page.row("balance.floor=0.45", "0")[2:] == ["–", "–"]
@@ -91,10 +92,9 @@ def test_the_page_of_a_sweep_names_its_cells_their_values_and_failures(page: Pag
     assert all(len(spec["description"]) > 20 for spec in page.specs)
 
 
-def test_a_single_run_has_no_front(run: Path) -> None:
-    source = report([run])
-    assert 'id="front"' not in source
-    assert 'id="pair"' not in source
+def test_a_single_run_has_no_front(page: Page) -> None:
+    assert 'id="front"' not in page.source
+    assert 'id="pair"' not in page.source
 
 
 def test_a_sweep_beside_a_run_shows_both(sweep: Sweep, run: Path) -> None:
@@ -134,5 +134,5 @@ setTimeout(() => {
 
 
 @NEEDS_CHROMIUM
-def test_the_chosen_pair_is_drawn(page: Page, tmp_path: Path) -> None:
-    assert title_of(CHOOSE, page.source, tmp_path, budget=25000) == "1-- --1 400"
+def test_the_chosen_pair_is_drawn(sweep_page: Page, tmp_path: Path) -> None:
+    assert title_of(CHOOSE, sweep_page.source, tmp_path, budget=25000) == "1-- --1 400"

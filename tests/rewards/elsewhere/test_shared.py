@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from marble_cli.rewards.elsewhere.shared import SharedServer
 from marble_cli.rewards.guard import Guard
 from marble_cli.rewards.registry import Reward
 from marble_cli.rewards.worker import RewardWorker
+from tests.distributed.processes import forks, wait_for
 
 SETTINGS = RewardConfig(plugin="colorfulness", isolated=True, timeout=60.0)
 HERE = [sys.executable, "-m", "marble_cli", "rewards", "serve", "--stdin"]
@@ -82,6 +82,10 @@ def marble_logs(
 def test_ranks_share_a_server_that_is_replaced_once_and_ends_with_the_last(
     machine: Machine, marble_logs: pytest.LogCaptureFixture
 ) -> None:
+    wrong = RewardConfig(plugin="colorfulness", isolated=True, options={"no_such": 1})
+    for _ in range(2):  # a reward that cannot be built is refused on every rank, and leaves nothing
+        with pytest.raises(ConfigError, match=r"isolated reward mine: .*no_such"):
+            SharedServer("mine", wrong, machine).start()
     ranks = [RewardWorker("mine", SETTINGS, SharedServer("mine", SETTINGS, machine).start) for _ in range(3)]
     first = pid(machine)
 
@@ -107,8 +111,9 @@ def test_ranks_share_a_server_that_is_replaced_once_and_ends_with_the_last(
     assert not list(machine.folder.iterdir())
 
 
-def test_no_server_is_left_when_all_ranks_are_killed(machine: Machine) -> None:
-    code = f"""
+def test_no_server_is_left_when_all_ranks_are_killed(machine: Machine, tmp_path: Path) -> None:
+    program = tmp_path / "rank.py"
+    program.write_text(f"""
 import sys, time
 from pathlib import Path
 from marble_cli.config.schema import RewardConfig
@@ -120,34 +125,21 @@ server = shared.SharedServer("mine", settings, Machine(Path({str(machine.folder)
 server.start()
 print("ready", flush=True)
 time.sleep(3600)
-"""
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+""")
+    ranks = [forks().start([program], os.environ) for _ in range(2)]
     try:
-        for rank in ranks:
-            assert rank.stdout is not None
-            assert rank.stdout.readline() == "ready\n"
+        for out in [rank.folder / "out" for rank in ranks]:
+            wait_for(lambda out=out: out.exists() and out.read_text() == "ready\n", "a rank")
         server = pid(machine)
         ranks[0].kill()
-        ranks[0].wait()
+        ranks[0].wait(10)
         time.sleep(0.3)
         assert Path(f"/proc/{server}").exists()  # the other rank still uses the server
     finally:
         for rank in ranks:
             rank.kill()
-            rank.communicate()
+            rank.wait(10)
     assert gone(server)
-
-
-def test_reward_that_cannot_be_built_is_refused_on_every_rank(machine: Machine) -> None:
-    wrong = RewardConfig(plugin="colorfulness", isolated=True, options={"no_such": 1})
-    for _ in range(2):
-        with pytest.raises(ConfigError, match=r"isolated reward mine: .*no_such"):
-            SharedServer("mine", wrong, machine).start()
-    right = SharedServer("mine", SETTINGS, machine)  # nothing that failed stands in the way
-    assert torch.allclose(torch.as_tensor(right.start().call(batch(1))).double(), expected(1))
-    right.stop()
 
 
 def test_no_rank_has_two_turns_while_another_waits(machine: Machine) -> None:
