@@ -158,7 +158,7 @@ def test_run_continues_if_sample_pictures_fail(
         def images(self, step: int, images: torch.Tensor, captions: list[str]) -> None:
             self.captions += captions
 
-    evaluation = Evaluation([Prompt("$5", {}, "text")], IMAGES, Scores([], *[torch.zeros(0, 1)] * 3))
+    evaluation = Evaluation([Prompt("$5", {}, "text")], [*IMAGES], Scores([], *[torch.zeros(0, 1)] * 3))
     config = compose(["preset=tiny", "logging.images_every=1"])
     recorder = RunRecorder(config, tmp_path, Progress.__new__(Progress), main=True)
     recorder.trackers = Kept()  # type: ignore[assignment]
