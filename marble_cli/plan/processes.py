@@ -26,9 +26,13 @@ def describe_processes(config: RunConfig, together: int, groups: Sequence[int]) 
         rollouts = sum(-(-images // config.rollout.batch_size) for images in each)
         parts = micro_batches(config, together, groups, processes)
         spare = f" ({padding(processes)} in all are padding)" if padding(processes) else ""
-        drawn = f"{about}{sum(each)} images{spare} in {rollouts} batches"
-        return f"{processes}, each with {drawn}, and {parts} micro-batches"
+        drawn = f"{about}{_count(sum(each), 'image', 's')}{spare} in {_count(rollouts, 'batch', 'es')}"
+        return f"{processes}, each with {drawn}, and {_count(parts, 'micro-batch', 'es')}"
 
     here = processes(config.launcher)
     further = [n for n in MORE_PROCESSES if n > here and not padding(n)]
     return share(here) + (f"; or {share(further[0])}" if further else "")
+
+
+def _count(number: int, noun: str, plural: str) -> str:
+    return f"{number} {noun}{plural if number != 1 else ''}"
