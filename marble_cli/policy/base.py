@@ -142,10 +142,11 @@ class Policy(Protocol):
     device: torch.device
     dtype: torch.dtype  # that the network computes in
     resolution: int | str  # the size of images in pixels
-    latent_shape: tuple[int, int, int]  # (C, H, W)
+    latent_shape: tuple[int, ...]  # (C, H, W), or (C, F, H, W) of videos, as below [B, C, H, W] are theirs
     tokens: int  # image tokens of the network; latents of a UNet
     even_times: bool  # see `Family`
     conditions: bool  # see `Family`
+    fps: int | None  # frames per second of videos; None if the model draws pictures
 
     @property
     def compiled(self) -> bool:
@@ -179,7 +180,7 @@ class Policy(Protocol):
         ...
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Return images uint8 [B, 3, H, W] on the CPU from latents [B, C, H, W]."""
+        """Return images uint8 [B, 3, H, W] on the CPU, or frames [B, F, 3, H, W], from latents."""
         ...
 
     def scheduler_config(self) -> dict[str, object]:
@@ -244,7 +245,7 @@ class Family(Protocol):
     network: str  # the name of the network that is trained in the pipeline: transformer or unet
     text: str  # tokens of prompts: long (`model.max_sequence_length`), clip (CLIP's 77), or both
     encoders: tuple[TextEncoder, ...]  # the text encoders
-    latent_shape: tuple[int, int, int]  # (C, H, W)
+    latent_shape: tuple[int, ...]  # (C, H, W); see `policy.video` for videos
     conditions: bool  # whether its models start from a picture: `encode` is given one per prompt
     even_times: bool  # the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own
     float16: bool  # whether the model's values stay within float16's range

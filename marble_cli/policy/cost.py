@@ -86,7 +86,7 @@ def make_inputs(
 ) -> tuple[Tensor, Tensor, PromptEmbeddings]:
     """Return the arguments of `Family.velocity` for one sample; only masks have values."""
     config: Mapping[str, Any] = network.config  # type: ignore[assignment]
-    widths = ("joint_attention_dim", "caption_channels", "cap_feat_dim", "cross_attention_dim")
+    widths = ("joint_attention_dim", "caption_channels", "cap_feat_dim", "cross_attention_dim", "text_dim")
     width = next(width for key in widths if (width := config.get(key)))
     pooled = config.get("pooled_projection_dim") or 1
     if sizes := config.get("addition_time_embed_dim"):  # SDXL's UNet is given six numbers besides
