@@ -146,7 +146,8 @@ class Policy(Protocol):
     tokens: int  # image tokens of the network; latents of a UNet
     even_times: bool  # see `Family`
     conditions: bool  # see `Family`
-    fps: int | None  # frames per second of videos; None if the model draws pictures
+    frames: int | None  # of a video; None if the model draws pictures
+    fps: int | None  # frames per second of videos
 
     @property
     def compiled(self) -> bool:
@@ -245,13 +246,17 @@ class Family(Protocol):
     network: str  # the name of the network that is trained in the pipeline: transformer or unet
     text: str  # tokens of prompts: long (`model.max_sequence_length`), clip (CLIP's 77), or both
     encoders: tuple[TextEncoder, ...]  # the text encoders
-    latent_shape: tuple[int, ...]  # (C, H, W); see `policy.video` for videos
     conditions: bool  # whether its models start from a picture: `encode` is given one per prompt
     even_times: bool  # the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own
     float16: bool  # whether the model's values stay within float16's range
     float32_latents: bool  # `velocity` takes xt in float32 and rounds what it gives to the network
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Return (C, H, W) of an image's latents at `model.resolution`; see `policy.video` for videos."""
+        ...
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:

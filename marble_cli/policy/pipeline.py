@@ -85,7 +85,8 @@ class PipelinePolicy:
         self.even_times, self.guided = family.even_times, family.guided
         self.conditions = family.conditions
         video = as_video(family)
-        self.fps = video.fps if video else None
+        self.frames: int | None = video.frames if video else None
+        self.fps: int | None = video.fps if video else None
         self._take_size("model.resolution")
         self.cache = self._open_cache()
         pipeline.vae.to(device)

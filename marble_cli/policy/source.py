@@ -113,7 +113,7 @@ def find_family(model: ModelConfig, index: dict[str, Any]) -> type[Family]:
         )
     if (index.get("transformer_2") or [None])[0] is not None:
         raise RequestError(
-            f"model.path={model.path} has two transformers, one for each half of the times, and marble trains "
+            f"model.path={model.path} has two transformers, for early and for late times, and marble trains "
             "one. Expected a model with one, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers or "
             "Wan-AI/Wan2.2-TI2V-5B-Diffusers."
         )
