@@ -1,15 +1,14 @@
 """Show videos as pictures, and write them as MP4 files."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from marble_cli.errors import RequestError
 from marble_cli.optional import require
 
 STRIP = 4  # frames of a strip
-NO_MP4 = "MP4 files need imageio_ffmpeg. Install it: pip install 'marble-cli[video]'"
 
 
 def middle_frame(frames: Tensor) -> Tensor:
@@ -23,9 +22,13 @@ def strip(frames: Tensor) -> Tensor:
     return torch.cat([*frames[places]], dim=2)
 
 
-def can_write_mp4() -> bool:
-    """Tell whether the optional package is installed that writes MP4 files."""
-    return find_spec("imageio_ffmpeg") is not None
+def find_mp4_problem() -> str | None:
+    """Return why no MP4 file can be written, or None if one can."""
+    try:
+        require("imageio_ffmpeg", "an MP4 file")
+    except RequestError as error:
+        return str(error)
+    return None
 
 
 def write_mp4(file: Path, frames: Tensor, fps: int) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from marble_cli.files import write_whole
-from marble_cli.videos import can_write_mp4, write_mp4
+from marble_cli.videos import find_mp4_problem, write_mp4
 
 INDEX = "samples.json"
 LARGEST = 512  # pixels of the longer side; larger images are made smaller
@@ -101,7 +101,7 @@ def _write(folder: Path, step: int, images: Sequence[Sample], *, first: bool) ->
             rows[-1]["condition"] = f"{name}-condition.webp"
         if sample.video is not None:
             rows[-1]["strip"] = True
-            if can_write_mp4():
+            if find_mp4_problem() is None:
                 write_mp4(mp4_of(folder, sample.index), *sample.video)
     write_whole(folder / INDEX, json.dumps({"step": step, "first": first, "samples": rows}, indent=1) + "\n")
 

@@ -1,6 +1,6 @@
 """Count what a training pass of one sample costs, by a pass over tensors that have shapes and no storage."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from typing import Any
@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from marble_cli.policy.base import Family, PromptEmbeddings
+from marble_cli.policy.diffusers_types import Autoencoder
 from marble_cli.policy.editing import as_editing
 from marble_cli.policy.model_size import PassCost
 from marble_cli.policy.trainable.blocks import repeated_blocks
@@ -51,6 +52,27 @@ def pass_cost(family: Family, network: nn.Module, prompt_tokens: int, dtype: tor
         for name, stack in stacks.items():
             setattr(network, name, stack)
     return total
+
+
+def decoding_flop(vae: Autoencoder, latents: Sequence[int]) -> int:
+    """Count the FLOP of decoding a video with latents [C, F, H, W]; each from the third on costs the same.
+
+    Args:
+        vae: on the meta device; it decodes the latents one after the other.
+        latents: the shape.
+    """
+    channels, frames, height, width = latents
+
+    @torch.no_grad()
+    def count(some: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            vae.decode(torch.empty(1, channels, some, height, width, device="meta"))
+        return counter.get_total_flops()
+
+    if frames <= 3:
+        return count(frames)
+    three = count(3)
+    return three + (frames - 3) * (three - count(2))
 
 
 def _kind(block: nn.Module) -> Any:

@@ -23,7 +23,7 @@ from marble_cli.metrics.terminal import TerminalView
 from marble_cli.metrics.tracker import TrackedRun, Trackers
 from marble_cli.redaction import RedactingFilter, redact
 from marble_cli.run.state import Progress
-from marble_cli.videos import NO_MP4, can_write_mp4
+from marble_cli.videos import find_mp4_problem
 
 
 class LogFile(logging.Handler):
@@ -156,9 +156,9 @@ class RunRecorder:
 
     def _videos(self, step: int, evaluation: Evaluation, some: Sequence[int]) -> None:
         """Give the MP4 files of some shown videos to trackers, and warn once where none can be written."""
-        if not can_write_mp4():
+        if problem := find_mp4_problem():
             if not self.warned:
-                self.logger.warning("videos are kept as strips of frames alone: %s", NO_MP4)
+                self.logger.warning("videos are kept as strips of frames alone: %s", problem)
             self.warned = True
             return
         places, folder = shown(len(evaluation.prompts)), folder_of(self.folder / "samples", step)

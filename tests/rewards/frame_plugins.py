@@ -33,3 +33,24 @@ def still(frames: Tensor) -> Tensor:
     """Changes the frames."""
     frames.zero_()
     return torch.zeros(len(frames))
+
+
+class Shelf:
+    """A tracker that notes what it is given of an evaluation."""
+
+    def __init__(self, run: Any) -> None:
+        self.file = run.folder / "shelf.txt"
+
+    def write(self, metrics: dict[str, Any]) -> None: ...
+
+    def images(self, step: int, images: Tensor, captions: list[str]) -> None:
+        self._note(f"{step} {list(images.shape)} {captions}")
+
+    def videos(self, step: int, files: list[Any], captions: list[str]) -> None:
+        self._note(f"{step} {[file.name for file in files]} {captions}")
+
+    def close(self) -> None: ...
+
+    def _note(self, line: str) -> None:
+        with self.file.open("a") as file:
+            file.write(line + "\n")
