@@ -34,7 +34,7 @@ def wan(ti2v: bool = False) -> Any:
         out_channels=4,
         text_dim=16,
         freq_dim=8,
-        ffn_dim=640,  # else what is kept in float32 is no small share of the network
+        ffn_dim=768,  # else what is kept in float32 is no small share of the network
         num_layers=2,
         rope_max_seq_len=32,
     )
