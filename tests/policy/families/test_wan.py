@@ -39,8 +39,8 @@ def test_as_many_videos_are_decoded_at_once_as_memory_is_bounded_for(
         assert sizes == expected
 
 
-@VIDEOS
-@pytest.mark.parametrize("latents", [1, 3, 6])
+@pytest.mark.parametrize("case", ["wan_ti2v"], indirect=True)
+@pytest.mark.parametrize("latents", [1, 5])
 def test_flop_of_decoding_are_those_of_the_whole_video(case: Case, latents: int) -> None:
     config = json.loads((Path(case.model.path) / "vae" / "config.json").read_text())
     vae = make_skeleton(config, "diffusers", "AutoencoderKLWan")
@@ -51,11 +51,10 @@ def test_flop_of_decoding_are_those_of_the_whole_video(case: Case, latents: int)
 
 @pytest.mark.parametrize("case", ["wan"], indirect=True)
 def test_more_frames_are_more_tokens_and_more_work(case: Case) -> None:
-    sizes = [model_size(replace(case.model, frames=frames)) for frames in (1, 5, 9)]
-    assert [size.tokens for size in sizes if size] == [24, 48, 72]
-    work = [size.cost.forward for size in sizes if size]
-    assert work[0] < work[1] < work[2]
-    assert all(size and size.count_decoding and size.count_decoding() > 0 for size in sizes)
+    sizes = [model_size(replace(case.model, frames=frames)) for frames in (1, 9)]
+    assert [size.tokens for size in sizes if size] == [24, 72]
+    less, more = (size.cost.forward for size in sizes if size)
+    assert more > 2.5 * less  # the network's; attention grows faster
 
 
 @pytest.mark.parametrize("case", ["wan"], indirect=True)
