@@ -117,23 +117,18 @@ class Trainable(Protocol):
 
     def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, nn.Parameter]:
         """Return the parameters as `Policy.parameters` does."""
-        ...
 
     def activate(self, adapter: Adapter) -> None:
         """Make the pipeline's network compute with these weights."""
-        ...
 
     def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Name values of the parameters as `Policy.named` does."""
-        ...
 
     def state(self) -> dict[str, Tensor]:
         """Return the trained weights as `Policy.trained_state` does."""
-        ...
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Load weights as `Policy.load_trained` does."""
-        ...
 
 
 class Policy(Protocol):
@@ -256,7 +251,6 @@ class Family(Protocol):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Return (C, H, W) of an image's latents at `model.resolution`; see `policy.video` for videos."""
-        ...
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:

@@ -67,7 +67,8 @@ def decoding_flop(vae: Autoencoder, latents: Sequence[int]) -> int:
     def count(some: int) -> int:
         with FlopCounterMode(display=False) as counter:
             vae.decode(torch.empty(1, channels, some, height, width, device="meta"))
-        return counter.get_total_flops()
+        total: int = counter.get_total_flops()
+        return total
 
     if frames <= 3:
         return count(frames)
