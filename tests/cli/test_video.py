@@ -129,3 +129,17 @@ def test_what_does_not_fit_is_refused_before_the_run(
     done = marble("train", *overrides, *more, f"run.dir={tmp_path / 'run'}", "--dry-run")
     assert done.code == 2
     assert said in " ".join(done.err.split())
+
+
+def test_plan_counts_frames_and_a_picture_is_no_video(
+    marble: Marble, overrides: list[str], tmp_path: Path
+) -> None:
+    done = marble("train", *overrides, f"run.dir={tmp_path / 'run'}", "--dry-run")
+    assert done.code == 0, done.err
+    said = " ".join(done.out.split())
+    assert "videos 5 frames each, 0 MiB of the CPU's memory per process; to decode one takes" in said
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    done = marble("rewards", "score", "motion", "--image", tmp_path / "a.png", "--prompt", "a boat")
+    assert done.code == 2
+    assert "reward motion scores videos, and no picture" in " ".join(done.err.split())
+    assert "videos alone" in marble("rewards", "show", "motion").out
