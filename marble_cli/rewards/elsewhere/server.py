@@ -105,7 +105,7 @@ def build_app(
         working[name] += 1
         try:
             batch = await _read(request, limits, busy)
-            if workers[name].reward.declaration.needs_conditions and batch.conditions is None:
+            if workers[name].reward.declaration.needs_conditions and batch.references is None:
                 raise RefusedError(422, protocol.CONTRACT, NO_CONDITIONS.format(name=name))
             answers = await _score(workers[name], batch, request)
         except ClientDisconnect as error:
