@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class SeveralPicturesError(RewardError):
+    """A reward reads one picture per image, and an image was edited from several."""
+
+
 class _Samples(NamedTuple):
     images: "Tensor"
     prompts: list[str]
@@ -52,10 +56,10 @@ class Batch(_Samples):
         """The picture that each image was edited from, uint8 [B, 3, H, W]; None if there is none.
 
         Raises:
-            RewardError: some image was edited from several.
+            SeveralPicturesError: some image was edited from several.
         """
         if self.several is not None:
-            raise RewardError(
+            raise SeveralPicturesError(
                 "the reward reads `conditions`, one picture per image, and some of these images were edited "
                 "from several. Expected it to read `references`, or to name `conditions` as a parameter; it "
                 "does not apply to such images then."

@@ -143,7 +143,11 @@ def test_datasets_of_pictures_keep_them_undecoded(
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     features = datasets.Features(
-        {"image": datasets.Image(), "prompt": datasets.Value("string"), "all": datasets.List(datasets.Image())}
+        {
+            "image": datasets.Image(),
+            "prompt": datasets.Value("string"),
+            "all": datasets.List(datasets.Image()),
+        }
     )
     pictures = [picture(), picture(seed=1)]
     rows = {"image": pictures, "prompt": ["a", "b"], "all": [pictures, pictures[:1]]}
@@ -255,9 +259,7 @@ def test_models_and_rows_must_agree(
         ([["a.png"]], 'at place 1 of the list under "image"'),
     ],
 )
-def test_a_value_that_is_no_path_is_a_bad_row(
-    tmp_path: Path, read: Reader, value: Any, place: str
-) -> None:
+def test_a_value_that_is_no_path_is_a_bad_row(tmp_path: Path, read: Reader, value: Any, place: str) -> None:
     write_rows(tmp_path, {"prompt": "a", "image": value})
     with pytest.raises(DataError, match=f"line 1: no path {place} but"):
         read("p.jsonl")
@@ -292,7 +294,9 @@ def test_a_faulty_picture_is_named_with_its_place_in_the_list(tmp_path: Path, re
 def test_more_pictures_than_a_model_takes_are_refused_by_row(tmp_path: Path, read: Reader) -> None:
     picture().save(tmp_path / "a.png")
     write_rows(tmp_path, *({"prompt": "a", "image": ["a.png"] * count} for count in (1, 2, 1, 3)))
-    said = r"path=m starts from 1 picture per prompt, and there are more in data\.sources\.signs: .*line 2; .*4"
+    said = (
+        r"path=m starts from 1 picture per prompt, and there are more in data\.sources\.signs: .*line 2; .*4"
+    )
     with pytest.raises(DataError, match=said):
         check_conditions(read("p.jsonl"), "m", 1, 1)
     check_conditions(read("p.jsonl"), "m", 1, 3)

@@ -79,7 +79,7 @@ def test_each_image_has_the_picture_of_its_prompt(
     assert samples.negatives is not None
     for embeddings in (samples.embeddings, samples.negatives):
         assert len(embeddings.distinct) == 3
-        assert embeddings[:].tensors["picture"].mean((1, 2, 3)).tolist() == expected
+        assert embeddings[:].tensors["condition"].mean((1, 2, 3)).tolist() == expected
 
 
 def test_a_picture_that_vanished_is_named(
