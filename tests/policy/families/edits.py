@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from marble_cli.pictures import seen_sizes
 
-SIZES = [(96, 64), (64, 128), (72, 80)]
+SIZES = [(96, 64), (64, 128), (64, 96)]
 
 
 @dataclass(frozen=True)
