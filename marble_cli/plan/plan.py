@@ -263,7 +263,9 @@ def _evaluation(config: RunConfig) -> str:
 def _kinds(shares: Mapping[Kind, float], default: int | str) -> str:
     """List the kinds of images; nothing if all have the size `default` and at most one picture."""
     if max(pictures for _, pictures in shares) > 1:
-        named = {kind: f"{kind[0]} from {kind[1]} pictures" for kind in shares}
+        named = {
+            (size, count): f"{size} from {count} picture{'s' if count > 1 else ''}" for size, count in shares
+        }
     elif {size for size, _ in shares} == {default}:
         return ""
     else:

@@ -1,14 +1,20 @@
-"""Images left out or drawn again, of several sizes: any number of processes trains as one, also resumed."""
+"""Images left out or drawn again, of several sizes: any number of processes trains as one, also resumed.
 
+They are edited from one picture or two, so that two processes hold images of different numbers.
+"""
+
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.metrics.jsonl import read_rows
+from marble_cli.policy import source
 from marble_cli.rewards.builtin import colorfulness
 from tests.distributed import signal_ranks
 from tests.distributed.alike import SETTINGS, assert_alike
@@ -35,20 +41,37 @@ def run(config: RunConfig, file: Path, world: int) -> list[dict[str, Any]]:
     return read_rows(Path(config.run.dir) / "metrics.jsonl")
 
 
+@pytest.fixture
+def edits_folder(sized_prompts_folder: Path, tmp_path: Path) -> Path:
+    """The prompts of several sizes, each with one picture or two; these have shapes of their own."""
+    folder = tmp_path / "edits"
+    for i, size in enumerate(((24, 24), (16, 40))):
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", size, (60 * i + 20, 90, 10)).save(folder / f"{i}.png")
+    for file in sized_prompts_folder.glob("*/*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for number, row in enumerate(rows):
+            row["image"] = ["0.png", "1.png"][: 1 + number // 2 % 2]
+        (folder / file.parent.name).mkdir(exist_ok=True)
+        (folder / file.parent.name / file.name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 def test_processes_train_as_one(
     run_config: Callable[..., RunConfig],
-    sized_prompts_folder: Path,
+    edits_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two processes take the first two steps, and this one the third from their checkpoint."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(colorfulness, "colorfulness", colorfulness.colorfulness)  # put back afterwards
+    monkeypatch.setattr(source, "FAMILIES", dict(source.FAMILIES))
     settings = ("rewards=[colorfulness]", *SETTINGS[2:], "trainer.eval_every=0", "trainer.checkpoint_every=1")
 
     def config(folder: str, steps: int) -> RunConfig:
         chosen = ("rollout.dead_groups=redraw", "trainer.select.fraction=0.6", *KL)
-        sized = f"data.root={sized_prompts_folder}"
+        sized = f"data.root={edits_folder}"
         more = (*chosen, sized, f"trainer.steps={steps}", f"run.dir={tmp_path / folder}")
         return run_config(*settings, *more)
 

@@ -1,11 +1,12 @@
-"""A small family that is given pictures."""
+"""A small family that is given pictures, and whose velocities depend on them."""
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from marble_cli.policy.base import Images, PromptEmbeddings
-from marble_cli.policy.editing import name_latents
+from marble_cli.policy.editing import latents_of, name_latents
 from marble_cli.policy.families.sd3 import SD3
 
 
@@ -27,3 +28,8 @@ class EditingSD3(SD3):
         return PromptEmbeddings({**super().encode(prompts).tensors, **name_latents(small)})
 
     encode_negative = encode
+
+    def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
+        levels = [part.mean((1, 2, 3)) / 255 for part in latents_of(embeddings.tensors)]
+        added = sum(0.1 * place * level for place, level in enumerate(levels, 1))
+        return super().velocity(xt, t, embeddings) + added[:, None, None, None]
