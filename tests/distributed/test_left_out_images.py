@@ -77,8 +77,9 @@ def test_processes_train_as_one(
 
     alone = run(config("alone", 3), tmp_path / "alone.yaml", 1)
     run(config("two", 2), tmp_path / "two.yaml", 2)
-    # A rounded pixel changes the probability of its image, and with it the image's weight in the loss.
-    assert_alike(run(config("two", 3), tmp_path / "two.yaml", 1), alone, near_loss=1e-4)
+    # A rounded pixel changes the probability of its image, and with it the image's weight in the loss. With
+    # pictures, images differ by one level of brightness, of which a pixel is a thousandth.
+    assert_alike(run(config("two", 3), tmp_path / "two.yaml", 1), alone, near_loss=5e-4, near_rest=5e-4)
     assert {0 < row["loss/kl_share"] < 1 for row in alone} == {True}
     assert any(row["signal/redrawn_groups"] > 0 for row in alone)
     assert all(row["signal/trained_images"] == round(9 * (1 - row["signal/dead_groups"])) for row in alone)
