@@ -48,6 +48,7 @@ from marble_cli.plan.memory import choose_checkpointing, describe, describe_byte
 from marble_cli.plan.mixture import Kind, kind_shares, mixed_size, typical_groups
 from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.plan.processes import describe_processes
+from marble_cli.plan.videos import describe_videos
 from marble_cli.plan.work import COPY_SPEED, add_passes, copying_seconds, refreshed
 from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.files import check_files
@@ -169,6 +170,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
                 "model",
                 f"{config.model.path}: {size.network:,} parameters, {_trained(config.model.train, size)}",
             ),
+            *([("videos", videos)] if (videos := describe_videos(config, size)) else []),
             ("memory", describe(needed, trainer.micro_batch_size)),
             ("", f"beside the model: {neighbours}"),
             ("", f"about {describe_bytes(needed.peak)} in all, with temporary tensors{less}"),
@@ -262,15 +264,13 @@ def _evaluation(config: RunConfig) -> str:
 
 def _kinds(shares: Mapping[Kind, float], default: int | str) -> str:
     """List the kinds of images; nothing if all have the size `default` and at most one picture."""
-    if max(pictures for _, pictures in shares) > 1:
-        named = {
-            (size, count): f"{size} from {count} picture{'s' if count > 1 else ''}" for size, count in shares
-        }
-    elif {size for size, _ in shares} == {default}:
+    several = max(pictures for _, pictures in shares) > 1
+    if not several and {size for size, _ in shares} == {default}:
         return ""
-    else:
-        named = {kind: str(kind[0]) for kind in shares}
-    return ", ".join(f"{named[kind]} ({share:.0%})" for kind, share in shares.items())
+    ends = {
+        count: f" from {count} picture{'s' if count > 1 else ''}" if several else "" for _, count in shares
+    }
+    return ", ".join(f"{size}{ends[count]} ({share:.0%})" for (size, count), share in shares.items())
 
 
 def _layout(trainer: TrainerConfig, processes: int) -> str:

@@ -11,16 +11,19 @@ are passed only if the constructor takes them; an option that it does not take i
                 None with a model that starts from no picture
     references  B lists of uint8 [3, h, w] on the CPU, all pictures that each image was edited from, in the
                 order of its row; several keep their own shapes. None with a model that starts from no picture
+    frames      uint8 [B, F, 3, H, W] on the CPU, videos, of which `images` are then the frames in the middle;
+                None with a model that draws pictures
 
 The answer is B floats as a tensor, array or list. Higher is better, and NaN says that the reward does not
 apply. In a list, an exception in the place of a float says that the reward failed on that image alone, and
 why; infinity also says that it failed, without a reason. If the reward raises, it has failed on the whole
-batch, and is called again. Parameters named `images`, `prompts`, `metadata`, `conditions` and
-`references` are passed by name, in any selection and order. A callable with one parameter of another name is
+batch, and is called again. Parameters named `images`, `prompts`, `metadata`, `conditions`, `references` and
+`frames` are passed by name, in any selection and order. A callable with one parameter of another name is
 given the whole `Batch`. A reward whose parameter `conditions` or `references` has no default applies only to
-images that were edited from pictures. A reward that takes `conditions` and no `references` does not apply to
-images that were edited from several; to one that takes both, `conditions` is None where an image of the batch
-was.
+images that were edited from pictures, and one whose parameter `frames` has none only to videos. A reward that
+takes `conditions` and no `references` does not apply to images that were edited from several; to one that
+takes both, `conditions` is None where an image of the batch was. A reward without a parameter `frames` is one
+of pictures: it is asked about single frames of a video, by `rewards.<name>.frames`.
 
 A reward may declare, as attributes of the class or function:
 
@@ -82,6 +85,8 @@ class Declaration:
     takes_conditions: bool = False  # whether it may look at `Batch.conditions`
     needs_conditions: bool = False  # whether it applies only to images with conditions
     takes_references: bool = False  # whether it may look at `Batch.references`
+    takes_frames: bool = False  # whether it looks at `Batch.frames`
+    needs_frames: bool = False  # whether it applies only to videos
 
     @classmethod
     def of(cls, plugin: Any) -> "Declaration":
@@ -113,7 +118,7 @@ class Declaration:
             loaded_models(getattr(plugin, "loads", None)),
             aspects,
             ranges,
-            *_conditions(plugin),
+            **_optional_parts(plugin),
         )
 
     def compares(self, pictures: int) -> bool:
@@ -127,7 +132,7 @@ class Declaration:
         return self.ranges.get(aspect, self.range)
 
 
-FIELDS = (*Batch._fields, "conditions", "references")  # parameters of a reward that are passed by name
+FIELDS = (*Batch._fields, "conditions", "references", "frames")  # parameters that are passed by name
 
 
 def call_parameters(plugin: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -156,15 +161,21 @@ def without_default(parameters: Sequence[inspect.Parameter]) -> list[inspect.Par
     ]
 
 
-def _conditions(plugin: Any) -> tuple[bool, bool, bool]:
-    """Return `takes_conditions`, `needs_conditions` and `takes_references` of a plugin."""
+def _optional_parts(plugin: Any) -> dict[str, bool]:
+    """Return what a plugin takes and needs of a batch's optional parts, by a declaration's names."""
     try:
         taken = call_parameters(plugin)
     except (TypeError, ValueError):  # `bind` says what is wrong
-        return False, False, False
-    named, needed = ({parameter.name for parameter in some} for some in (taken, without_default(taken)))
+        return {}
+    names, needed = ({parameter.name for parameter in some} for some in (taken, without_default(taken)))
     whole, pictures = len(needed) == 1 and not needed & {*FIELDS}, {"conditions", "references"}
-    return whole or bool(named & pictures), bool(needed & pictures), whole or "references" in named
+    return {
+        "takes_conditions": whole or bool(names & pictures),
+        "needs_conditions": bool(needed & pictures),
+        "takes_references": whole or "references" in names,
+        "takes_frames": "frames" in names,
+        "needs_frames": "frames" in needed,
+    }
 
 
 def required_types(requires: Any) -> tuple[tuple[str, ...], dict[str, Kind]]:

@@ -24,10 +24,12 @@ class Batch(_Samples):
 
     It unpacks into these three. The pictures that the images were edited from are given as `conditions`, if
     each image was edited from one, or as `references`, of which single ones have the shape of the images.
+    `frames` are videos [B, F, 3, H, W] whose middle frames the images are, or None.
     """
 
     single: "Tensor | None" = None  # the pictures [B, 3, H, W], if each image has one
     several: "list[list[Tensor]] | None" = None  # those of each image, if some image has several
+    frames: "Tensor | None" = None
 
     def __new__(
         cls,
@@ -35,10 +37,11 @@ class Batch(_Samples):
         prompts: list[str],
         metadata: list[Mapping[str, Any]],
         conditions: "Tensor | None" = None,
+        frames: "Tensor | None" = None,
         references: "Sequence[Sequence[Tensor]] | None" = None,
     ) -> "Batch":
         batch = super().__new__(cls, images, prompts, metadata)
-        batch.single = conditions
+        batch.single, batch.frames = conditions, frames
         if conditions is None and references is not None:
             batch._take([list(pictures) for pictures in references])
         return batch
@@ -78,10 +81,10 @@ class Batch(_Samples):
 
     def _replace(self, **values: Any) -> "Batch":
         """Return a batch with other values of some of its parts; `conditions` also replace `references`."""
-        pictures = {"conditions": self.single, "references": self.several}
+        pictures: dict[str, Any] = {"conditions": self.single, "references": self.several}
         if pictures.keys() & values:
             pictures = dict.fromkeys(pictures)
-        return Batch(**{**self._asdict(), **pictures, **values})
+        return Batch(**{**self._asdict(), **pictures, "frames": self.frames, **values})
 
     def rows(self, index: Sequence[int]) -> "Batch":
         """Return the samples at `index`, in that order, some perhaps repeatedly; no copy if these are all."""
@@ -91,4 +94,5 @@ class Batch(_Samples):
         prompts, metadata = [self.prompts[i] for i in index], [self.metadata[i] for i in index]
         conditions = None if self.single is None else self.single[index]
         references = None if self.several is None else [self.several[i] for i in index]
-        return Batch(self.images[index], prompts, metadata, conditions, references)
+        frames = None if self.frames is None else self.frames[index]
+        return Batch(self.images[index], prompts, metadata, conditions, frames, references)

@@ -144,6 +144,7 @@ class Scorer:
         metadata: Sequence[Mapping[str, Any]],
         sources: Sequence[str],
         conditions: Tensor | None = None,
+        frames: Tensor | None = None,
         references: Sequence[Sequence[Tensor]] | None = None,
     ) -> PendingScores:
         """Begin to score a batch; wait first if `pending` batches are unfinished.
@@ -154,10 +155,11 @@ class Scorer:
             metadata: of each prompt.
             sources: the prompts' sources.
             conditions: uint8 [B, 3, H, W] on the CPU, the pictures that the images were edited from.
-            references: or B sequences of such pictures; see `rewards.api`.
+            frames: uint8 [B, F, 3, H, W] on the CPU, videos whose middle frames the images are.
+            references: B sequences of pictures in the place of `conditions`; see `rewards.api`.
         """
         self.slots.acquire()
-        batch = Batch(images, list(prompts), list(metadata), conditions, references)
+        batch = Batch(images, list(prompts), list(metadata), conditions, frames, references)
         futures = [worker.executor.submit(worker.score, batch, sources) for worker in self.workers]
         self._release_slot_after(futures)
         return PendingScores(self.names, futures, self.conditions)

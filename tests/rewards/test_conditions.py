@@ -46,7 +46,9 @@ def plugins(install: Install) -> None:
 
 def scored(settings: RewardConfig, conditions: Tensor | None, references: Any = None) -> Scores:
     with open_scorer({"mine": settings}, "cpu") as scorer:
-        return scorer.submit(IMAGES, ["a"] * 4, METADATA, [""] * 4, conditions, references).result()
+        return scorer.submit(
+            IMAGES, ["a"] * 4, METADATA, [""] * 4, conditions, references=references
+        ).result()
 
 
 def test_a_batch_unpacks_into_three_and_keeps_its_conditions() -> None:

@@ -55,10 +55,16 @@ def score(
     settings.sources, settings.requires, settings.max_failed, settings.only_if = None, [], 0.0, None
     settings.aspects = {aspect: AspectConfig() for aspect in settings.aspects}
     with open_scorer({name: settings}, "cpu") as scorer:
-        if before is None and scorer.workers[0].reward.declaration.needs_conditions:
+        declaration = scorer.workers[0].reward.declaration
+        if before is None and declaration.needs_conditions:
             raise RequestError(
                 f"reward {name} compares an image with the picture that it was edited from. Expected that "
                 "picture as well: --condition FILE"
+            )
+        if declaration.needs_frames:
+            raise RequestError(
+                f"reward {name} scores videos, and no picture. Expected another reward; marble eval scores "
+                "what a model draws with this one."
             )
         scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""], references=before).result()
         scorer.check(scores)

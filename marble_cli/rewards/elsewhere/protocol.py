@@ -5,7 +5,8 @@
                           {"prompts": [...], "metadata": [...]}; and, if the images were edited from pictures
                           and the reward takes these, `conditions` uint8 [B, 3, H, W]. Where an image was
                           edited from several, `references` uint8 [N] instead: the bytes of all pictures
-                          [3, h, w], image after image. The JSON then has "references": [[[h, w], ...], ...]
+                          [3, h, w], image after image. The JSON then has "references": [[[h, w], ...], ...].
+                          And `frames` uint8 [B, F, 3, H, W] if they are of videos and the reward takes these
                           answer, safetensors: `scores` float64 [B], NaN where the reward does not apply and
                           infinite where it failed; in that case perhaps `reason`, UTF-8. A reward with
                           aspects has these two for each of them, `scores.style` and `reason.style`
@@ -67,6 +68,8 @@ def pack_batch(batch: Batch) -> bytes:
     if batch.several is not None:
         text["references"] = [[list(picture.shape[1:]) for picture in own] for own in batch.several]
         tensors["references"] = torch.cat([picture.flatten() for own in batch.several for picture in own])
+    if batch.frames is not None:
+        tensors["frames"] = batch.frames.contiguous()
     return save({**tensors, "text": _bytes(json.dumps(text))})
 
 
@@ -96,9 +99,19 @@ def unpack_batch(data: bytes) -> Batch:
             f"conditions are {conditions.dtype} {list(conditions.shape)}. Expected the images': uint8 "
             f"{list(images.shape)}."
         )
-    if "references" not in tensors:
-        return Batch(images, prompts, metadata, conditions)
-    return Batch(images, prompts, metadata, references=_unpack_references(tensors, text, images))
+    frames = tensors.get("frames")
+    if frames is not None and (
+        frames.dtype is not torch.uint8
+        or frames.ndim != 5
+        or not frames.shape[1]
+        or (len(frames), *frames.shape[2:]) != images.shape
+    ):
+        raise ValueError(
+            f"frames are {frames.dtype} {list(frames.shape)}. Expected uint8 [B, F, 3, H, W] of images "
+            f"{list(images.shape)}."
+        )
+    references = _unpack_references(tensors, text, images) if "references" in tensors else None
+    return Batch(images, prompts, metadata, conditions, frames, references)
 
 
 def _unpack_references(

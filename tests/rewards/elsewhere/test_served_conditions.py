@@ -28,7 +28,9 @@ METADATA: list[dict[str, Any]] = [{}, {"text": "a"}, {}, {"text": "b"}]
 
 def scored(settings: RewardConfig, conditions: Tensor | None, references: Any = None) -> Scores:
     with open_scorer({"mine": settings}, "cpu") as scorer:
-        return scorer.submit(IMAGES, ["a"] * 4, METADATA, [""] * 4, conditions, references).result()
+        return scorer.submit(
+            IMAGES, ["a"] * 4, METADATA, [""] * 4, conditions, references=references
+        ).result()
 
 
 def test_conditions_survive_the_wire_and_are_optional() -> None:
