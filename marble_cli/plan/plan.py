@@ -267,9 +267,7 @@ def _kinds(shares: Mapping[Kind, float], default: int | str) -> str:
     several = max(pictures for _, pictures in shares) > 1
     if not several and {size for size, _ in shares} == {default}:
         return ""
-    ends = {
-        count: f" from {count} picture{'s' if count > 1 else ''}" if several else "" for _, count in shares
-    }
+    ends = {count: f" from {count} picture" + "s" * (count > 1) if several else "" for _, count in shares}
     return ", ".join(f"{size}{ends[count]} ({share:.0%})" for (size, count), share in shares.items())
 
 

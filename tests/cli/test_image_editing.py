@@ -145,7 +145,7 @@ def test_a_model_of_several_pictures_plans_trains_shows_them_and_draws(
     planned = marble("train", *chosen, "--dry-run")
     assert planned.code == 0, planned.err
     said = " ".join(planned.out.split())
-    assert "of sizes 48x32 from 1 pictures (50%), 48x32 from 2 pictures (50%)" in said
+    assert "of sizes 48x32 from 1 picture (50%), 48x32 from 2 pictures (50%)" in said
     assert "kept nothing 2 of 4 prompts" in said, "it compares with one picture"
     done = marble("train", *chosen, "trainer.steps=1", "trainer.eval_every=1", "rollout.dead_groups=redraw")
     assert done.code == 0, done.err
