@@ -1,12 +1,13 @@
-"""Read picture files as the pixels that a viewer shows."""
+"""Read picture files as the pixels that a viewer shows, and say at which sizes models see them."""
 
 import io
+import math
 import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from marble_cli.errors import RequestError
 
 T = TypeVar("T")
+WIDEST = 8  # ratio of the sides of one of several pictures at most; what reaches beyond it is cut off
 PIXELS = 89_478_485  # at most; from there on Pillow warns: a quarter of a GiB as RGBA
 EXPECTED = "Expected a PNG, JPEG, WebP, GIF, BMP or TIFF file"
 RUNS_A_PROGRAM = ("EPS", "WMF", "MPEG")  # formats that Pillow hands to another program
@@ -82,6 +84,38 @@ def decode_picture(content: bytes, shown: str) -> Tensor:
 def picture_size(content: bytes, shown: str) -> tuple[int, int]:
     """Return the width and height that `decode_picture` gives a picture, by the header alone but for TIFF."""
     return _reading(_upright_size, content, shown)
+
+
+class Picture(Protocol):
+    """A picture that a model starts from; `data.conditions.Condition` is one."""
+
+    @property
+    def digest(self) -> str:
+        """What tells its content from others'."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Its own width and height."""
+
+    def pixels(self, width: int, height: int) -> Tensor:
+        """Return it at a size, uint8 [3, H, W] on the CPU."""
+
+
+def seen_sizes(pictures: Sequence[Picture], width: int, height: int) -> list[tuple[int, int]]:
+    """Return the (width, height) at which the pictures of a prompt are seen whose images have a size.
+
+    A single picture is seen at the size of the images. Several keep their own shapes, and have at most as
+    many pixels as an image.
+    """
+    if len(pictures) == 1:
+        return [(width, height)]
+    return [_scaled(*picture.size, width * height) for picture in pictures]
+
+
+def _scaled(width: int, height: int, most: int) -> tuple[int, int]:
+    width, height = min(width, WIDEST * height), min(height, WIDEST * width)
+    scale = min(1.0, math.sqrt(most / (width * height)))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _reading(read: Callable[[Image.Image, str], T], content: bytes, shown: str) -> T:

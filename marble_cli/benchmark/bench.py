@@ -29,7 +29,7 @@ from marble_cli.evaluate.score import make_evaluator
 from marble_cli.evaluate.target import Models, Target, resolve_target
 from marble_cli.files import check_writable
 from marble_cli.plan.checks import check_plugins, own_device
-from marble_cli.policy.source import starts_from_picture
+from marble_cli.policy.source import count_pictures
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.registry import origin
 from marble_cli.rewards.scorer import Scorer, open_scorer
@@ -69,7 +69,7 @@ def bench(
         with ranks.raise_together():
             device = own_device(config.model.device, ranks.world)
             check_writable(output, "--output ")
-            if starts_from_picture(config.model, fetch=True):
+            if count_pictures(config.model, fetch=True)[0]:
                 raise RequestError(
                     f"model.path={config.model.path} starts from a picture, and benchmarks have prompts "
                     "alone. Expected a model that draws from text; marble eval scores edits of pictures."

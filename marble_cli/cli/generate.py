@@ -11,6 +11,8 @@ from marble_cli.cli.options import Overrides, Target, to_path
 EPILOG = (
     "Example:  marble generate runs/demo-0 --prompt 'a red sign that says \"47\"'\n\n"
     "An edit of a picture:  marble generate runs/edits --image cup.png --prompt 'make it blue'\n\n"
+    "Of several:  marble generate runs/edits --image cat.png --image room.png --prompt 'the cat, in the room'"
+    "\n\n"
     "Any base model:  marble generate base ~preset model=flux model.path=DIR --prompt 'a red sign'"
 )
 
@@ -27,7 +29,8 @@ def generate(
         typer.Option(
             parser=to_path,
             metavar="FILE",
-            help="The picture to start from, for a model of image editing: one for all prompts, or one each.",
+            help="The picture to start from, for a model of image editing: one for all prompts, or one each; "
+            "if the model takes several, as many for each prompt, in order.",
         ),
     ] = None,
     output: Annotated[

@@ -1,7 +1,8 @@
 """Hold the pictures that rows name: the pictures that a model of image editing starts from."""
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Condition:
-    """The picture of one row, which is read again whenever its pixels are asked for.
+    """A picture of a row, which is read again whenever its pixels are asked for.
 
     Attributes:
-        where: the file or dataset and the line or row that names it, for messages.
+        where: the file or dataset and the line or row that names it, and its place in a list, for messages.
         content: its file, or the content of one.
     """
 
@@ -94,6 +95,25 @@ class Condition:
             return read_file(self.content)
         except RequestError as error:
             raise DataError(f"{self.where}: {error}") from error
+
+
+def montage(pictures: Sequence[Tensor], width: int, height: int) -> Tensor:
+    """Show pictures uint8 [3, h, w] in one of a size, row by row on white; one fills it by `fit_picture`.
+
+    Returns:
+        uint8 [3, `height`, `width`].
+    """
+    if len(pictures) == 1:
+        return fit_picture(pictures[0], width, height)
+    columns = math.ceil(math.sqrt(len(pictures) * width / height))
+    columns = min(columns, len(pictures))
+    cell = max(1, width // columns), max(1, height // -(-len(pictures) // columns))
+    sheet = Image.new("RGB", (width, height), "white")
+    for place, picture in enumerate(pictures):
+        row, column = divmod(place, columns)
+        image = ImageOps.pad(Image.fromarray(picture.permute(1, 2, 0).numpy()), cell, color="white")
+        sheet.paste(image, (column * cell[0], row * cell[1]))
+    return torch.from_numpy(np.array(sheet)).permute(2, 0, 1).contiguous()
 
 
 def fit_picture(picture: Tensor, width: int, height: int) -> Tensor:

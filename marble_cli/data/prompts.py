@@ -42,27 +42,27 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)  # passed to rewards
     source: str = ""  # name of its source in `data.sources`
     negative: str = ""  # negative prompt, used with guidance
-    image: Condition | None = None  # the picture to start from
+    images: tuple[Condition, ...] = ()  # the pictures to start from, in their order
     resolution: int | str | None = None  # the size of its images, if its row names one
-    buckets: tuple[str, ...] = ()  # sizes of which the picture of a row without one takes the nearest
+    buckets: tuple[str, ...] = ()  # sizes of which the first picture of a row without one takes the nearest
     where: str = field(default="", compare=False)  # its file or dataset and its line or row, for messages
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells it from other prompts: its text, and the name of its picture."""
-        return self.text, "" if self.image is None else self.image.name
+        """What tells it from other prompts: its text, and the names of its pictures."""
+        return self.text, "\n".join(image.name for image in self.images)
 
     def drawn_at(self, default: int | str) -> int | str:
-        """Return the size of its images: its own, else that of its picture's bucket, else `default`.
+        """Return the size of its images: its own, else that of its first picture's bucket, else `default`.
 
         Raises:
             DataError: the picture cannot be read.
         """
         if self.resolution is not None:
             return self.resolution
-        if self.image is None or not self.buckets:
+        if not self.images or not self.buckets:
             return default
-        return canonical(nearest_aspect(*self.image.size, self.buckets))
+        return canonical(nearest_aspect(*self.images[0].size, self.buckets))
 
 
 def find_root_fault(data: DataConfig) -> str | None:
@@ -153,7 +153,7 @@ def _describe_missing_file(path: Path, name: str) -> str:
 
 
 def _make_prompt(row: Row, name: str, source: SourceConfig, root: Path, where: str) -> Prompt:
-    """Make a prompt of a row; its picture is a file under `root`.
+    """Make a prompt of a row; its pictures are files under `root`.
 
     Raises:
         RowError: the row holds no prompt, or no quoted text where its source requires one.
@@ -171,8 +171,8 @@ def _make_prompt(row: Row, name: str, source: SourceConfig, root: Path, where: s
             metadata[source.quoted_as] = target
         elif source.quotes is Quotes.required:
             raise RowError(f"no text in double quotes, which data.sources.{name}.quoted_as requires")
-    image = _read_image(row, source.image_key, root, where)
-    return Prompt(text, metadata, name, negative, image, _read_resolution(row, name, source), where=where)
+    images = _read_images(row, source.image_key, root, where)
+    return Prompt(text, metadata, name, negative, images, _read_resolution(row, name, source), where=where)
 
 
 def _read_resolution(row: Row, name: str, source: SourceConfig) -> int | str | None:
@@ -190,15 +190,25 @@ def _read_resolution(row: Row, name: str, source: SourceConfig) -> int | str | N
     return canonical(size)
 
 
-def _read_image(row: Row, key: str | None, root: Path, where: str) -> Condition | None:
-    """Return the picture of a row, unless it has none; its file is not opened yet."""
+def _read_images(row: Row, key: str | None, root: Path, where: str) -> tuple[Condition, ...]:
+    """Return the pictures of a row, which may name one or list several; no file is opened yet."""
     value = None if key is None else row.get(key)
     if value is None or (isinstance(value, str) and not value.strip()):
-        return None
+        return ()
+    if not isinstance(value, list):
+        return (_read_image(value, root, where, f'under the key "{key}"'),)
+    return tuple(
+        _read_image(part, root, f"{where}, picture {place}", f'at place {place} of the list under "{key}"')
+        for place, part in enumerate(value, 1)
+    )
+
+
+def _read_image(value: Any, root: Path, where: str, place: str) -> Condition:
+    """Return one picture of a row; `place` says in messages where it stands in the row."""
     if isinstance(value, memoryview):
         return Condition(where, value)
-    if not isinstance(value, str):
-        raise RowError(f'no path under the key "{key}" but {str(value)[:40]!r} ({type(value).__name__})')
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(f"no path {place} but {str(value)[:40]!r} ({type(value).__name__})")
     return Condition(where, root / value)
 
 

@@ -1,8 +1,8 @@
 """Read tables as rows: Parquet files and datasets of the Hugging Face hub.
 
 Their columns are text, numbers, and lists and records of them. One may hold pictures to start from: bytes, or
-records of `bytes` and `path`, as the datasets library stores them. These libraries are optional and imported
-only if a source needs them.
+records of `bytes` and `path`, as the datasets library stores them, or lists of these. The libraries are
+optional and imported only if a source needs them.
 """
 
 import importlib
@@ -81,10 +81,15 @@ def _table_rows(where: str, table: Any, pictures: list[str]) -> SourceRows:
     return SourceRows(where, "row", "Expected text in every row.", rows, dict)
 
 
-def _read_cell(cell: Any) -> memoryview | str | None:
-    """Return the picture in a cell, without a copy of its bytes, or its path; None if there is none."""
+def _read_cell(cell: Any) -> Any:
+    """Return the picture in a cell, without a copy of its bytes, or its path; None if there is none.
+
+    Of a list, return a list of them.
+    """
     if not cell.is_valid:
         return None
+    if _is_list(cell.type):
+        return [_read_cell(part) for part in cell]
     if hasattr(cell, "as_buffer"):
         return memoryview(cell.as_buffer())
     inside, path = cell["bytes"], cell["path"] if "path" in cell else None  # noqa: SIM401 - no mapping
@@ -145,9 +150,11 @@ def _usable_columns(where: str, schema: Any, name: str, source: SourceConfig) ->
 
 
 def _holds_pictures(kind: Any) -> bool:
-    """Return whether an Arrow type is bytes, or a record of `bytes` and perhaps a `path`."""
+    """Return whether an Arrow type is bytes, a record of `bytes` and perhaps a `path`, or a list of these."""
     from pyarrow import types
 
+    if _is_list(kind):
+        return _holds_pictures(kind.value_type)
     if types.is_struct(kind):
         parts = {part.name: part.type for part in kind}
         return set(parts) in ({"bytes"}, {"bytes", "path"}) and _holds_pictures(parts["bytes"])
@@ -160,13 +167,19 @@ def _is_plain(kind: Any) -> bool:
 
     if types.is_struct(kind):
         return all(_is_plain(field.type) for field in kind)
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    if _is_list(kind):
         return _is_plain(kind.value_type)
     if types.is_dictionary(kind):
         return _is_plain(kind.value_type)
     text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     number = types.is_integer(kind) or types.is_floating(kind)
     return bool(text or number or types.is_boolean(kind) or types.is_null(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
 def _import_library(module: str, why: str) -> Any:

@@ -17,7 +17,7 @@ from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.files import check_writable, write_whole, writing
 from marble_cli.metrics.figures import TO_EDIT, image_grid, try_to_draw
 from marble_cli.policy.load import pick_device
-from marble_cli.policy.source import starts_from_picture
+from marble_cli.policy.source import count_pictures
 from marble_cli.rewards.aspects import require_choice
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.sizes import check_sizes
@@ -47,8 +47,7 @@ def evaluate(
         check_writable(output, "--output ")
         output = output.absolute()
     prompts = held_out_prompts(config)
-    takes = starts_from_picture(config.model, fetch=True)
-    check_conditions(prompts, config.model.path, takes=takes)
+    check_conditions(prompts, config.model.path, *count_pictures(config.model, fetch=True))
     check_sizes(prompts, config.model, fetch=True)
     device = str(pick_device(config.model.device))
     with open_scorer({**config.rewards, **config.eval_rewards}, device) as scorer:

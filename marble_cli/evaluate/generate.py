@@ -16,7 +16,7 @@ from marble_cli.errors import RequestError
 from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.files import check_writable, writing
 from marble_cli.optional import require
-from marble_cli.policy.source import starts_from_picture
+from marble_cli.policy.source import count_pictures
 from marble_cli.rollout.collect import evaluation_rollout
 from marble_cli.seeds import noise
 from marble_cli.videos import write_mp4
@@ -41,7 +41,7 @@ def generate(
         output: the folder of the files.
         seed: of the noise.
         overrides: as in `marble train`.
-        images: for a model of image editing, the picture of each prompt or one for all.
+        images: for a model of image editing: one picture for all prompts, or as many for each, in order.
 
     Raises:
         RequestError: the target, an override, a picture or `output` is wrong, or no video can be written.
@@ -74,26 +74,32 @@ def generate(
 
 
 def _with_pictures(prompts: Sequence[str], images: Sequence[Path], model: ModelConfig) -> list[Prompt]:
-    """Give each prompt its picture, if the model starts from one.
+    """Give each prompt its pictures, if the model starts from some.
 
     Raises:
         RequestError: there are pictures for a model that takes none, too few, too many, or faulty ones.
     """
-    takes = starts_from_picture(model, fetch=True)
-    if takes is False and images:
+    least, most = count_pictures(model, fetch=True)
+    if most == 0 and images:
         raise RequestError(
             f"--image {images[0]}: {model.path} starts from no picture. Expected a model of image "
             "editing, or no --image."
         )
-    if not takes and not images:
+    if not least and not images:
         return [Prompt(text) for text in prompts]
-    if len(images) not in (1, len(prompts)):
+    each, rest = divmod(len(images), len(prompts))
+    if len(images) == 1:
+        each, rest = 1, 0
+    if rest or not each or (most is not None and each > most):
+        several = "" if most == 1 else ", or several times if each prompt has equally many pictures"
         raise RequestError(
             f"{len(images)} pictures for {len(prompts)} prompts: {model.path} starts from a picture. "
-            "Expected --image FILE once, or once per --prompt."
+            f"Expected --image FILE once, or once per --prompt{several}."
         )
-    pictures = [Condition("--image", path) for path in images]
+    pictures = tuple(Condition("--image", path) for path in images)
     if faults := [fault for picture in pictures if (fault := picture.find_fault())]:
         raise RequestError(faults[0])
-    each = pictures * len(prompts) if len(pictures) == 1 else pictures
-    return [Prompt(text, image=picture) for text, picture in zip(prompts, each, strict=True)]
+    rows = [pictures] * len(prompts)
+    if len(images) > 1:
+        rows = [pictures[start : start + each] for start in range(0, len(pictures), each)]
+    return [Prompt(text, images=own) for text, own in zip(prompts, rows, strict=True)]

@@ -11,13 +11,14 @@ from torch import Tensor
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import RunConfig
+from marble_cli.data.conditions import montage
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shares import Shares, share
 from marble_cli.evaluate.diversity import diversities
 from marble_cli.policy.base import Adapter, Policy
 from marble_cli.rewards.scorer import Scorer, Scores, in_order
-from marble_cli.rollout.collect import Rollout, evaluation_rollout
+from marble_cli.rollout.collect import Rollout, evaluation_rollout, read_references
 from marble_cli.rollout.samples import Samples
 from marble_cli.videos import strip
 
@@ -54,13 +55,16 @@ class Evaluation:
 
     @property
     def conditions(self) -> list[Tensor]:
-        """The pictures that `images` were edited from, of their sizes; none if prompts have no pictures."""
-        pictures = [self.prompts[i].image for i in shown(len(self.prompts))]
-        return [
-            picture.pixels(image.shape[2], image.shape[1])
-            for picture, image in zip(pictures, self.images, strict=True)
-            if picture is not None
-        ]
+        """What `images` were edited from, of their sizes: a picture or a sheet of several.
+
+        None if prompts have no pictures.
+        """
+        prompts = [self.prompts[i] for i in shown(len(self.prompts))]
+        sheets = []
+        for prompt, image in zip(prompts, self.images, strict=True):
+            for pictures in read_references([prompt], image[None]) or ():
+                sheets.append(montage(pictures, image.shape[2], image.shape[1]))
+        return sheets
 
     @property
     def prompt_indices(self) -> np.ndarray:
@@ -98,7 +102,7 @@ class Evaluator:
     @cached_property
     def shares(self) -> Shares:
         """Which prompts each rank draws the images of."""
-        return share(self.rollout.sizes(self.prompts), self.ranks.world)
+        return share(self.rollout.shapes(self.prompts), self.ranks.world)
 
     @property
     def own(self) -> list[int]:

@@ -150,7 +150,7 @@ def applicable(
         name: sum(
             concerns(reward, keys, prompt.metadata, name)
             for prompt in rows
-            if prompt.image is not None or not declaration.needs_conditions
+            if declaration.compares(len(prompt.images))
         )
         for name, rows in prompts.items()
     }
@@ -239,7 +239,14 @@ def _explain_no_prompts(
     if not names:
         known = ", ".join(prompts)
         return f"{path}.sources={reward.sources}: none of them has a weight. Expected one of: {known}."
-    if declaration.needs_conditions and not any(p.image for name in names for p in prompts[name]):
+    counts = {len(prompt.images) for name in names for prompt in prompts[name]}
+    if declaration.takes_conditions and min(counts, default=0) > 1 and not declaration.takes_references:
+        return (
+            f"{path} applies to no prompt: it compares an image with one picture, its parameter conditions, "
+            f"and every prompt of the sources {', '.join(names)} has several. Choose a reward that takes "
+            f"references (docs/how-to/image-editing.md), or leave it out: ~{path}"
+        )
+    if declaration.needs_conditions and not any(counts):
         return (
             f"{path} applies to no prompt: it compares an image with the picture it was edited from, and no "
             f"prompt of the sources {', '.join(names)} names one. Train a model that starts from pictures "

@@ -45,7 +45,7 @@ from marble_cli.plan.checks import (
 from marble_cli.plan.forecast import checkpoints, fetched_into, unsound
 from marble_cli.plan.groups import check_groups, images_together
 from marble_cli.plan.memory import choose_checkpointing, describe, describe_bytes, memory
-from marble_cli.plan.mixture import mixed_size, size_shares, typical_groups
+from marble_cli.plan.mixture import Kind, kind_shares, mixed_size, typical_groups
 from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.plan.processes import describe_processes
 from marble_cli.plan.videos import describe_videos
@@ -54,7 +54,7 @@ from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.files import check_files
 from marble_cli.policy.load import pick_device
 from marble_cli.policy.model_size import ModelSize
-from marble_cli.policy.source import DTYPES, starts_from_picture
+from marble_cli.policy.source import DTYPES, count_pictures
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.worker import required
 from marble_cli.rollout.sizes import check_sizes
@@ -103,7 +103,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     unset = find_root_fault(config.data) if config.data.root is None else None
     prompts = {} if unset else {split: load_prompts(config.data, split) for split in ("train", "test")}
     every = [prompt for split in prompts.values() for rows in split.values() for prompt in rows]
-    check_conditions(every, config.model.path, takes=starts_from_picture(config.model, fetch=False))
+    check_conditions(every, config.model.path, *count_pictures(config.model, fetch=False))
     check_sizes(every, config.model, fetch=False)
     folder = Path(config.run.dir)
     existing = check_writable(folder, "run.dir=")
@@ -127,7 +127,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     scored = [declarations[name] for name in scored_rewards(config) if name in declarations]
     together = images_together(config.rollout, scored)
     counts, trainer, figures = geometry(config), config.trainer, check_trackers(config.logging)
-    shares = size_shares(config.data.sources, prompts.get("train", {}), config.model.resolution)
+    shares = kind_shares(config.data.sources, prompts.get("train", {}), config.model.resolution)
     groups = typical_groups(config.rollout.groups, shares.values())
     parts = micro_batches(config, together, groups)
     rows: list[tuple[str, str]] = [
@@ -142,7 +142,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
             "images per step",
             f"{config.rollout.groups} prompts x {config.rollout.group_size} = {counts.images}",
         ),
-        *([("of sizes", _sizes(shares))] if shares.keys() != {config.model.resolution} else []),
+        *([("of sizes", kinds)] if (kinds := _kinds(shares, config.model.resolution)) else []),
         ("samples per step", f"{counts.trained} images x {counts.times} training times = {counts.samples}"),
         ("optimizer steps", f"{trainer.steps}, of which {most}{counts.refresh_steps} refresh the balance"),
         ("a refresh", f"on {refreshed(config, parts)} of {parts} micro-batches"),
@@ -151,8 +151,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
         ("trackers", ", ".join(config.logging.trackers) or "none"),
         *([("W&B", "; ".join([str(figures), *figures.ignored]))] if figures else []),
     ]
-    pictures = unset is not None or every[0].image is not None
-    size = mixed_size(config.model, shares, config.evaluation.resolution, pictures=pictures)
+    size = mixed_size(config.model, shares, config.evaluation.resolution)
     device = pick_device(config.model.device)
     neighbours = find_neighbours(config, declarations, device)
     if (cache := fetched_into(config.model)) is not None:
@@ -263,8 +262,13 @@ def _evaluation(config: RunConfig) -> str:
     return f"{prompts}, {own.steps} steps of {own.solver.value}{size}"
 
 
-def _sizes(shares: Mapping[int | str, float]) -> str:
-    return ", ".join(f"{size} ({share:.0%})" for size, share in shares.items())
+def _kinds(shares: Mapping[Kind, float], default: int | str) -> str:
+    """List the kinds of images; nothing if all have the size `default` and at most one picture."""
+    several = max(pictures for _, pictures in shares) > 1
+    if not several and {size for size, _ in shares} == {default}:
+        return ""
+    ends = {count: f" from {count} picture" + "s" * (count > 1) if several else "" for _, count in shares}
+    return ", ".join(f"{size}{ends[count]} ({share:.0%})" for (size, count), share in shares.items())
 
 
 def _layout(trainer: TrainerConfig, processes: int) -> str:

@@ -1,6 +1,6 @@
 """Define `Policy`, an image model that is trained, and `Family`, what one kind of image model adds to it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from marble_cli.config.schema import ModelConfig
+from marble_cli.pictures import Picture
 from marble_cli.policy.diffusers_types import Pipeline, TextEncoder
 
+Pictures = Sequence[Picture]  # of one prompt, in their order
+Images = Sequence[Sequence[Tensor]]  # of B prompts, uint8 [3, H, W] on the CPU, each as `seen_sizes` says
 Adapter = Literal["trained", "behaviour"] | None  # which weights act; None: the frozen model as loaded
 
 
@@ -73,7 +76,7 @@ def _to_device(index: Tensor, device: torch.device) -> Tensor:
 class RepeatedEmbeddings:
     """Hold the embeddings of n samples, many of one prompt: sample i has those of `distinct[rows[i]]`.
 
-    Those of pictures of several sizes differ in shape, and are not asked for at once.
+    Those of pictures of several sizes or numbers differ in shape, and are not asked for at once.
     """
 
     distinct: Sequence[PromptEmbeddings]  # of one prompt each
@@ -83,6 +86,10 @@ class RepeatedEmbeddings:
         # An index on another device is right, and waits for that device.
         rows = self.rows[index.cpu() if isinstance(index, Tensor) else index]
         return PromptEmbeddings.joined([self.distinct[row] for row in rows.tolist()])
+
+    def shape_of(self, row: int) -> tuple[torch.Size, ...]:
+        """Return the shapes of the tensors of one sample."""
+        return tuple(tensor.shape for tensor in self.distinct[int(self.rows[row])].tensors.values())
 
     def chosen(self, rows: Tensor) -> "RepeatedEmbeddings":
         """Return the samples at `rows` [m] int64, in that order."""
@@ -97,17 +104,6 @@ class RepeatedEmbeddings:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-class Picture(Protocol):
-    """A picture that a model starts from; `data.conditions.Condition` is one."""
-
-    @property
-    def digest(self) -> str:
-        """What tells its content from others'."""
-
-    def pixels(self, width: int, height: int) -> Tensor:
-        """Return it at a size, uint8 [3, H, W] on the CPU."""
 
 
 class Trainable(Protocol):
@@ -153,7 +149,7 @@ class Policy(Protocol):
         self,
         prompts: Sequence[str],
         negatives: Sequence[str] = (),
-        pictures: Sequence[Picture] | None = None,
+        pictures: Sequence[Pictures] | None = None,
     ) -> None:
         """Encode prompts and negative prompts of later steps into the embedding cache, if there is one.
 
@@ -162,9 +158,13 @@ class Policy(Protocol):
         ...
 
     def encode(
-        self, prompts: Sequence[str], pictures: Sequence[Picture] | None = None, *, negative: bool = False
+        self, prompts: Sequence[str], pictures: Sequence[Pictures] | None = None, *, negative: bool = False
     ) -> PromptEmbeddings:
-        """Return the embeddings of prompts, or of negative prompts, with the pictures to start from."""
+        """Return the embeddings of prompts, or of negative prompts, with pictures of one layout."""
+        ...
+
+    def layout(self, pictures: Pictures) -> Hashable:
+        """Return what the pictures of prompts have in common whose embeddings have one shape."""
         ...
 
     def guided(self, positive: Tensor, negative: Tensor, scale: float) -> Tensor:
@@ -241,7 +241,7 @@ class Family(Protocol):
     network: str  # the name of the network that is trained in the pipeline: transformer or unet
     text: str  # tokens of prompts: long (`model.max_sequence_length`), clip (CLIP's 77), or both
     encoders: tuple[TextEncoder, ...]  # the text encoders
-    conditions: bool  # whether its models start from a picture: `encode` is given one per prompt
+    conditions: bool  # whether its models start from pictures, which `encode` is given
     even_times: bool  # the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own
     float16: bool  # whether the model's values stay within float16's range
     float32_latents: bool  # `velocity` takes xt in float32 and rounds what it gives to the network
@@ -262,17 +262,17 @@ class Family(Protocol):
         """Return the pixels that an image token spans on a side, from both configurations."""
         ...
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         """Return the prompts' embeddings on the encoders' device; no row depends on the other prompts.
 
         Args:
             prompts: B texts.
-            images: with `conditions`, the pictures to start from, uint8 [B, 3, H, W] on the CPU at
-                `model.resolution`. What the network needs of them is among the embeddings' tensors.
+            images: with `conditions`, the pictures that prompts start from, of one layout. What the network
+                needs of them is among the embeddings' tensors.
         """
         ...
 
-    def encode_negative(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode_negative(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         """Return the embeddings of negative prompts, as `encode` does of prompts."""
         ...
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from marble_cli.policy.base import Family, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Autoencoder
-from marble_cli.policy.editing import as_editing
+from marble_cli.policy.editing import as_editing, image_size, name_latents
 from marble_cli.policy.model_size import PassCost
 from marble_cli.policy.trainable.blocks import repeated_blocks
 
@@ -21,7 +21,9 @@ from marble_cli.policy.trainable.blocks import repeated_blocks
 MANY = 8
 
 
-def pass_cost(family: Family, network: nn.Module, prompt_tokens: int, dtype: torch.dtype) -> PassCost:
+def pass_cost(
+    family: Family, network: nn.Module, prompt_tokens: int, dtype: torch.dtype, pictures: int = 1
+) -> PassCost:
     """Count the FLOP and the kept bytes of a velocity and its gradient, for one image at one time.
 
     Of many equal blocks in a row, two are computed. Each further one adds what a third adds to these.
@@ -31,9 +33,10 @@ def pass_cost(family: Family, network: nn.Module, prompt_tokens: int, dtype: tor
         network: on the meta device; parameters that are trained require gradients.
         prompt_tokens: the length of the prompt's embeddings.
         dtype: the type to compute in.
+        pictures: that the prompt starts from, of an image's size each, if the family's models take some.
     """
     nn.Module.to(network, dtype)  # past the warnings of diffusers' own
-    inputs = make_inputs(family, network, prompt_tokens, dtype)
+    inputs = make_inputs(family, network, prompt_tokens, dtype, pictures)
     stacks = {name: child for name, child in network.named_children() if isinstance(child, nn.ModuleList)}
     rows = {name: [list(row) for _, row in groupby(stack, _kind)] for name, stack in stacks.items()}
 
@@ -105,7 +108,7 @@ def _count_pass(
 
 
 def make_inputs(
-    family: Family, network: nn.Module, prompt_tokens: int, dtype: torch.dtype
+    family: Family, network: nn.Module, prompt_tokens: int, dtype: torch.dtype, pictures: int = 1
 ) -> tuple[Tensor, Tensor, PromptEmbeddings]:
     """Return the arguments of `Family.velocity` for one sample; only masks have values."""
     config: Mapping[str, Any] = network.config  # type: ignore[assignment]
@@ -115,12 +118,14 @@ def make_inputs(
     if sizes := config.get("addition_time_embed_dim"):  # SDXL's UNet is given six numbers besides
         pooled = config["projection_class_embeddings_input_dim"] - 6 * sizes
     if editing := as_editing(family):
-        prompt_tokens += editing.picture_tokens
+        image = image_size(editing)
+        prompt_tokens += pictures * editing.picture_tokens(*image)
     shapes = {"tokens": (prompt_tokens, width), "pooled": (pooled,), "attended": (prompt_tokens,)}
     tensors = {name: torch.empty(1, *shape, device="meta", dtype=dtype) for name, shape in shapes.items()}
     tensors["mask"] = torch.ones(1, prompt_tokens, dtype=torch.bool)
     if editing:
-        tensors["condition"] = torch.empty(1, *editing.condition_shape, device="meta", dtype=dtype)
+        latents = torch.empty(1, *editing.condition_shape(*image), device="meta", dtype=dtype)
+        tensors |= name_latents([[latents] * pictures])
     xt = torch.empty(1, *family.latent_shape, device="meta", dtype=dtype)
     return xt, torch.empty(1, device="meta"), PromptEmbeddings(tensors, (prompt_tokens,))
 

@@ -1,7 +1,7 @@
 """Make a policy of a diffusers pipeline of any supported family: frozen and trained weights."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -15,10 +15,12 @@ from marble_cli.config.enums import Offload, Quantization, Switch, Train
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.distributed.layout import PlaceModel, place_whole
+from marble_cli.pictures import seen_sizes
 from marble_cli.policy.attention import avoid_cudnn_attention, fastest_attention
-from marble_cli.policy.base import Adapter, Family, Picture, PromptEmbeddings, Trainable
+from marble_cli.policy.base import Adapter, Family, Pictures, PromptEmbeddings, Trainable
 from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.diffusers_types import Network, Pipeline
+from marble_cli.policy.editing import as_editing
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
 from marble_cli.policy.offload import offload_blocks
 from marble_cli.policy.provenance import describe_provenance, weights_digest
@@ -130,16 +132,16 @@ class PipelinePolicy:
         self,
         prompts: Sequence[str],
         negatives: Sequence[str] = (),
-        pictures: Sequence[Picture] | None = None,
+        pictures: Sequence[Pictures] | None = None,
     ) -> None:
         if self.cache is None:
             return
         missing = {}
         for texts, negative in ((prompts, False), (negatives, True)):
-            for text, picture in _paired(texts, pictures) if texts else ():
-                file = self._file(text, picture, negative)
+            for text, own in _paired(texts, pictures) if texts else ():
+                file = self._file(text, own, negative)
                 if not file.is_file():
-                    missing[file] = [text], None if picture is None else [picture], negative
+                    missing[file] = [text], [own] if own else None, negative
         if not missing:
             return
         with self._encoders_on_device(), torch.no_grad():
@@ -147,12 +149,23 @@ class PipelinePolicy:
             for file, row in missing.items():
                 self.cache.write(file, self._encode_rows(*row))
 
-    def _file(self, prompt: str, picture: Picture | None, negative: bool) -> Path:
-        """Return the cache's file of a prompt, which depends on its picture and on the picture's size."""
+    def _file(self, prompt: str, pictures: Pictures, negative: bool) -> Path:
+        """Return the cache's file of a prompt, which depends on its pictures and on their sizes."""
         assert self.cache is not None
-        size = read_resolution(self.model.resolution)
-        key = "" if picture is None else f"{picture.digest} {size.width}x{size.height}"
+        sizes = zip(pictures, self._seen_sizes(pictures), strict=True)
+        key = " ".join(f"{picture.digest} {width}x{height}" for picture, (width, height) in sizes)
         return self.cache.file(prompt, key, negative=negative)
+
+    def _seen_sizes(self, pictures: Pictures) -> list[tuple[int, int]]:
+        size = read_resolution(self.model.resolution)
+        return seen_sizes(pictures, size.width, size.height)
+
+    def layout(self, pictures: Pictures) -> Hashable:
+        editing = as_editing(self.family)
+        if len(pictures) < 2 or editing is None:
+            return len(pictures)
+        sizes = self._seen_sizes(pictures)
+        return tuple((editing.condition_shape(*size), editing.picture_tokens(*size)) for size in sizes)
 
     @contextmanager
     def _encoders_on_device(self) -> Iterator[None]:
@@ -168,7 +181,7 @@ class PipelinePolicy:
 
     @torch.no_grad()
     def encode(
-        self, prompts: Sequence[str], pictures: Sequence[Picture] | None = None, *, negative: bool = False
+        self, prompts: Sequence[str], pictures: Sequence[Pictures] | None = None, *, negative: bool = False
     ) -> PromptEmbeddings:
         if self.cache is None:
             return self._encode_in_parts(prompts, pictures, negative)
@@ -182,7 +195,7 @@ class PipelinePolicy:
         return self.encode(prompts, pictures, negative=negative) if cached is None else cached
 
     def _encode_in_parts(
-        self, prompts: Sequence[str], pictures: Sequence[Picture] | None, negative: bool
+        self, prompts: Sequence[str], pictures: Sequence[Pictures] | None, negative: bool
     ) -> PromptEmbeddings:
         """Encode with the encoders on the device, as many prompts at once as memory allows."""
         length = self.model.max_sequence_length
@@ -195,13 +208,16 @@ class PipelinePolicy:
         )
 
     def _encode_rows(
-        self, prompts: Sequence[str], pictures: Sequence[Picture] | None, negative: bool
+        self, prompts: Sequence[str], pictures: Sequence[Pictures] | None, negative: bool
     ) -> PromptEmbeddings:
         encode = self.family.encode_negative if negative else self.family.encode
         if pictures is None:
             return encode(prompts)
-        size = read_resolution(self.model.resolution)
-        return encode(prompts, torch.stack([picture.pixels(size.width, size.height) for picture in pictures]))
+        images = [
+            [picture.pixels(*size) for picture, size in zip(own, self._seen_sizes(own), strict=True)]
+            for own in pictures
+        ]
+        return encode(prompts, images)
 
     @property
     def _pictures_at_once(self) -> int:
@@ -267,9 +283,9 @@ class PipelinePolicy:
                     parameter.copy_(kept[name])
 
 
-def _paired(prompts: Sequence[str], pictures: Sequence[Picture] | None) -> list[tuple[str, Picture | None]]:
-    """Return each prompt with its picture."""
-    return list(zip(prompts, [None] * len(prompts) if pictures is None else pictures, strict=True))
+def _paired(prompts: Sequence[str], pictures: Sequence[Pictures] | None) -> list[tuple[str, Pictures]]:
+    """Return each prompt with its pictures."""
+    return list(zip(prompts, [()] * len(prompts) if pictures is None else pictures, strict=True))
 
 
 def _as_bytes(pixels: Tensor) -> Tensor:

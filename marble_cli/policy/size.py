@@ -21,7 +21,7 @@ from marble_cli.config.schema import LoraConfig, ModelConfig
 from marble_cli.policy.base import Family
 from marble_cli.policy.cost import decoding_flop, pass_cost
 from marble_cli.policy.diffusers_types import Network
-from marble_cli.policy.editing import as_editing
+from marble_cli.policy.editing import as_editing, image_size
 from marble_cli.policy.model_size import ModelSize, PassCost
 from marble_cli.policy.quantization import quantizable
 from marble_cli.policy.source import (
@@ -46,7 +46,7 @@ _SIZES: dict[str, ModelSize] = {}  # by everything that they depend on
 
 
 def model_size(
-    model: ModelConfig, evaluated: int | str | None = None, *, pictures: bool = True
+    model: ModelConfig, evaluated: int | str | None = None, *, pictures: int = 1
 ) -> ModelSize | None:
     """Return a model's sizes; None if its configuration files are not on this machine.
 
@@ -55,7 +55,8 @@ def model_size(
     Args:
         model: the configuration group.
         evaluated: `evaluation.resolution`, which is checked too.
-        pictures: whether prompts have pictures, for models that start from one or draw from texts alone.
+        pictures: of a prompt, for models that start from pictures; of several, each counts as large as an
+            image, which they are at most.
 
     Raises:
         RequestError: the folder holds no pipeline of a supported family, or a resolution does not fit it.
@@ -84,7 +85,7 @@ def model_size(
 def _compute_size(
     model: ModelConfig,
     evaluated: int | str | None,
-    pictures: bool,
+    pictures: int,
     family: type[Family],
     index: Mapping[str, Any],
     configs: Mapping[str, dict[str, Any]],
@@ -105,16 +106,16 @@ def _compute_size(
     trained = parameters if model.train is Train.full else _add_lora(network, model.lora)
 
     made: Family = family(_assemble(index, parts), model)
-    made.conditions = made.conditions and pictures
     dtype = DTYPES[model.precision]
     prompt_tokens = count_prompt_tokens(model, family, parts)
     all_tokens = tokens + prompt_tokens
     if editing := as_editing(made):
-        larger = prod(editing.condition_shape) / prod(made.latent_shape)
-        all_tokens += editing.picture_tokens + math.ceil(tokens * larger)
+        image = image_size(editing)
+        larger = prod(editing.condition_shape(*image)) / prod(editing.latent_shape)
+        all_tokens += pictures * (editing.picture_tokens(*image) + math.ceil(tokens * larger))
 
     def count_cost() -> PassCost:
-        return pass_cost(made, network, prompt_tokens, dtype)
+        return pass_cost(made, network, prompt_tokens, dtype, pictures)
 
     return ModelSize(
         network=parameters,

@@ -122,22 +122,23 @@ def find_family(model: ModelConfig, index: dict[str, Any]) -> type[Family]:
     return family
 
 
-def starts_from_picture(model: ModelConfig, *, fetch: bool) -> bool | None:
-    """Tell whether a model edits pictures; None if it also draws from texts alone.
+def count_pictures(model: ModelConfig, *, fetch: bool) -> tuple[int, int | None]:
+    """Return the least and the most pictures that a prompt of the model starts from; None for any number.
 
-    None also if no file on this machine says so and `fetch` is false.
+    (0, None) also if no file on this machine says so and `fetch` is false.
 
     Raises:
         RequestError: it is no pipeline of a supported family, or cannot be reached.
     """
     folder = config_folder(model.path)
     if folder is None and not fetch:
-        return None
+        return 0, None
     with explain_load_errors(model):
         index = folder / "model_index.json" if folder else model_file(model, "model_index.json")
         family: Any = find_family(model, read_json(index))
-        takes: bool = family.conditions
-        return None if takes and family.optional else takes
+    if not family.conditions:
+        return 0, 0
+    return 0 if family.optional else 1, family.most_pictures
 
 
 def list_networks(

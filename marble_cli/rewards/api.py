@@ -9,17 +9,21 @@ are passed only if the constructor takes them; an option that it does not take i
     metadata    B mappings: the other columns of each prompt's row in the prompt file
     conditions  uint8 [B, 3, H, W] on the CPU, the pictures that the images were edited from, of their size;
                 None with a model that starts from no picture
+    references  B lists of uint8 [3, h, w] on the CPU, all pictures that each image was edited from, in the
+                order of its row; several keep their own shapes. None with a model that starts from no picture
     frames      uint8 [B, F, 3, H, W] on the CPU, videos, of which `images` are then the frames in the middle;
                 None with a model that draws pictures
 
 The answer is B floats as a tensor, array or list. Higher is better, and NaN says that the reward does not
 apply. In a list, an exception in the place of a float says that the reward failed on that image alone, and
 why; infinity also says that it failed, without a reason. If the reward raises, it has failed on the whole
-batch, and is called again. Parameters named `images`, `prompts`, `metadata`, `conditions` and `frames` are
-passed by name, in any selection and order. A callable with one parameter of another name is given the whole
-`Batch`. A reward whose parameter `conditions` has no default applies only to images that were edited from
-pictures, and one whose parameter `frames` has none only to videos. A reward without a parameter `frames` is
-one of pictures: it is asked about single frames of a video, by `rewards.<name>.frames`.
+batch, and is called again. Parameters named `images`, `prompts`, `metadata`, `conditions`, `references` and
+`frames` are passed by name, in any selection and order. A callable with one parameter of another name is
+given the whole `Batch`. A reward whose parameter `conditions` or `references` has no default applies only to
+images that were edited from pictures, and one whose parameter `frames` has none only to videos. A reward that
+takes `conditions` and no `references` does not apply to images that were edited from several; to one that
+takes both, `conditions` is None where an image of the batch was. A reward without a parameter `frames` is one
+of pictures: it is asked about single frames of a video, by `rewards.<name>.frames`.
 
 A reward may declare, as attributes of the class or function:
 
@@ -53,60 +57,13 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from marble_cli.errors import RewardError
+from marble_cli.rewards.batch import Batch as Batch  # plugins import it from here
 from marble_cli.rewards.kinds import Kind, normal, optional
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
 Bounds = tuple[float | None, float | None]
-
-
-class _Samples(NamedTuple):
-    images: "Tensor"
-    prompts: list[str]
-    metadata: list[Mapping[str, Any]]
-
-
-class Batch(_Samples):
-    """B images, uint8 [B, 3, H, W] on the CPU, with their prompts and metadata.
-
-    It unpacks into these three. `conditions` are the pictures that the images were edited from, of the same
-    shape, or None. `frames` are videos [B, F, 3, H, W] whose middle frames the images are, or None.
-    """
-
-    conditions: "Tensor | None" = None
-    frames: "Tensor | None" = None
-
-    def __new__(
-        cls,
-        images: "Tensor",
-        prompts: list[str],
-        metadata: list[Mapping[str, Any]],
-        conditions: "Tensor | None" = None,
-        frames: "Tensor | None" = None,
-    ) -> "Batch":
-        batch = super().__new__(cls, images, prompts, metadata)
-        batch.conditions, batch.frames = conditions, frames
-        return batch
-
-    def _replace(self, **values: Any) -> "Batch":
-        """Return a batch with other values of some of its five parts."""
-        own = {"conditions": self.conditions, "frames": self.frames}
-        return Batch(**{**self._asdict(), **own, **values})
-
-    def rows(self, index: Sequence[int]) -> "Batch":
-        """Return the samples at `index`, in that order, some perhaps repeatedly; no copy if these are all."""
-        index = list(index)
-        if index == list(range(len(self.prompts))):
-            return self
-        prompts, metadata = [self.prompts[i] for i in index], [self.metadata[i] for i in index]
-        conditions = None if self.conditions is None else self.conditions[index]
-        frames = None if self.frames is None else self.frames[index]
-        return Batch(self.images[index], prompts, metadata, conditions, frames)
 
 
 @dataclass(frozen=True)
@@ -127,6 +84,7 @@ class Declaration:
     ranges: Mapping[str, Bounds] = field(default_factory=dict)  # of aspects whose bounds differ from `range`
     takes_conditions: bool = False  # whether it may look at `Batch.conditions`
     needs_conditions: bool = False  # whether it applies only to images with conditions
+    takes_references: bool = False  # whether it may look at `Batch.references`
     takes_frames: bool = False  # whether it looks at `Batch.frames`
     needs_frames: bool = False  # whether it applies only to videos
 
@@ -163,12 +121,18 @@ class Declaration:
             **_optional_parts(plugin),
         )
 
+    def compares(self, pictures: int) -> bool:
+        """Return whether the reward may apply to images that were edited from this number of pictures."""
+        if pictures > 1:
+            return self.takes_references or not self.takes_conditions
+        return pictures == 1 or not self.needs_conditions
+
     def bounds(self, aspect: str) -> Bounds:
         """Return the bounds of an aspect's scores; the empty name is the only score of a reward without."""
         return self.ranges.get(aspect, self.range)
 
 
-FIELDS = (*Batch._fields, "conditions", "frames")  # parameters of a reward that are passed by name
+FIELDS = (*Batch._fields, "conditions", "references", "frames")  # parameters that are passed by name
 
 
 def call_parameters(plugin: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -203,11 +167,12 @@ def _optional_parts(plugin: Any) -> dict[str, bool]:
         taken = call_parameters(plugin)
     except (TypeError, ValueError):  # `bind` says what is wrong
         return {}
-    needed = [parameter.name for parameter in without_default(taken)]
-    names = [parameter.name for parameter in taken]
+    names, needed = ({parameter.name for parameter in some} for some in (taken, without_default(taken)))
+    whole, pictures = len(needed) == 1 and not needed & {*FIELDS}, {"conditions", "references"}
     return {
-        "takes_conditions": "conditions" in names or (len(needed) == 1 and needed[0] not in FIELDS),
-        "needs_conditions": "conditions" in needed,
+        "takes_conditions": whole or bool(names & pictures),
+        "needs_conditions": bool(needed & pictures),
+        "takes_references": whole or "references" in names,
         "takes_frames": "frames" in names,
         "needs_frames": "frames" in needed,
     }

@@ -87,8 +87,9 @@ def copy_batch(batch: Batch) -> Batch:
         batch.images.clone(),
         list(batch.prompts),
         [_copy_value(dict(row)) for row in batch.metadata],
-        None if batch.conditions is None else batch.conditions.clone(),
+        None if batch.single is None else batch.single.clone(),
         None if batch.frames is None else batch.frames.clone(),
+        batch.several and [[picture.clone() for picture in pictures] for pictures in batch.several],
     )
 
 

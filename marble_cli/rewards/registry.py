@@ -184,8 +184,10 @@ def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken)
     if all(p.name in FIELDS for p in needed) and (open_ended or names & set(FIELDS)):
         # Conditions go only to those who name them.
-        fields = tuple(f for f in FIELDS if f in names or (open_ended and f in Batch._fields))
-        return lambda batch: reward(**{field: getattr(batch, field) for field in fields})
+        fields = {f: f for f in FIELDS if f in names or (open_ended and f in Batch._fields)}
+        if "references" in fields and "conditions" in fields:
+            fields["conditions"] = "single"
+        return lambda batch: reward(**{field: getattr(batch, part) for field, part in fields.items()})
     positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     if all(p.kind in positional for p in needed):
         if len(needed) <= 1:

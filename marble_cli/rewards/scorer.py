@@ -145,6 +145,7 @@ class Scorer:
         sources: Sequence[str],
         conditions: Tensor | None = None,
         frames: Tensor | None = None,
+        references: Sequence[Sequence[Tensor]] | None = None,
     ) -> PendingScores:
         """Begin to score a batch; wait first if `pending` batches are unfinished.
 
@@ -155,9 +156,10 @@ class Scorer:
             sources: the prompts' sources.
             conditions: uint8 [B, 3, H, W] on the CPU, the pictures that the images were edited from.
             frames: uint8 [B, F, 3, H, W] on the CPU, videos whose middle frames the images are.
+            references: B sequences of pictures in the place of `conditions`; see `rewards.api`.
         """
         self.slots.acquire()
-        batch = Batch(images, list(prompts), list(metadata), conditions, frames)
+        batch = Batch(images, list(prompts), list(metadata), conditions, frames, references)
         futures = [worker.executor.submit(worker.score, batch, sources) for worker in self.workers]
         self._release_slot_after(futures)
         return PendingScores(self.names, futures, self.conditions)

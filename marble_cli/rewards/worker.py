@@ -168,15 +168,16 @@ class RewardWorker:
             the reward requires.
         """
         declaration = self.reward.declaration
-        if (declaration.needs_conditions and batch.conditions is None) or (
-            declaration.needs_frames and batch.frames is None
-        ):
+        if declaration.needs_frames and batch.frames is None:
             return torch.zeros_like(failed), {}
         keys = [required(settings, declaration) for settings in self.rewards.values()]
         concerned = torch.zeros_like(failed)
         selected: dict[int, Mapping[str, Any]] = {}
         problems = []
-        for i, (metadata, source) in enumerate(zip(batch.metadata, sources, strict=True)):
+        rows = zip(batch.metadata, sources, batch.picture_counts, strict=True)
+        for i, (metadata, source, pictures) in enumerate(rows):
+            if not declaration.compares(pictures):
+                continue
             of_image = [
                 concerns(settings, own, metadata, source)
                 for settings, own in zip(self.rewards.values(), keys, strict=True)

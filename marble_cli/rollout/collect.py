@@ -1,6 +1,6 @@
 """Draw and score the images of one step: prompts to latents; a batch is scored while the next is drawn."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ from marble_cli.config.evaluation import EvaluationSettings
 from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.conditions import Condition
 from marble_cli.data.prompts import Prompt
+from marble_cli.pictures import seen_sizes
 from marble_cli.policy.base import Adapter, Policy, PromptEmbeddings, RepeatedEmbeddings
 from marble_cli.policy.diffusers_types import Scheduler
 from marble_cli.rewards.scorer import PendingScores, Scorer
@@ -18,6 +19,8 @@ from marble_cli.rollout.ode import make_scheduler, sample, sampling_times
 from marble_cli.rollout.samples import Samples
 from marble_cli.seeds import noise
 from marble_cli.videos import middle_frame
+
+Shape = tuple[int | str, Hashable]  # of images: their size, and the layout of several pictures
 
 
 @dataclass(frozen=True)
@@ -77,40 +80,53 @@ class Rollout:
         """
         return [prompt.drawn_at(self.policy.resolution) for prompt in prompts]
 
-    def by_size(self, prompts: Sequence[Prompt]) -> list[tuple["Rollout", list[int]]]:
-        """Return how the images of each size are drawn, and the places of their prompts."""
-        places: dict[int | str, list[int]] = {}
-        for place, size in enumerate(self.sizes(prompts)):
-            places.setdefault(size, []).append(place)
-        return [(replace(self, policy=self.policy.resized(size)), rows) for size, rows in places.items()]
+    def shapes(self, prompts: Sequence[Prompt]) -> list[Shape]:
+        """Return what each prompt shares with those that are drawn with it: size, and layout of pictures.
+
+        Raises:
+            DataError: a picture, whose shape decides, cannot be read.
+        """
+        sizes = self.sizes(prompts)
+        policies = {size: self.policy.resized(size) for size in dict.fromkeys(sizes)}
+        return [
+            (size, policies[size].layout(prompt.images) if len(prompt.images) > 1 else None)
+            for size, prompt in zip(sizes, prompts, strict=True)
+        ]
+
+    def by_shape(self, prompts: Sequence[Prompt]) -> list[tuple["Rollout", list[int]]]:
+        """Return how the images of each shape are drawn, and the places of their prompts."""
+        places: dict[Shape, list[int]] = {}
+        for place, shape in enumerate(self.shapes(prompts)):
+            places.setdefault(shape, []).append(place)
+        return [(replace(self, policy=self.policy.resized(size)), rows) for (size, _), rows in places.items()]
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         """Have the policy encode the prompts of later steps, if it caches embeddings."""
-        for rollout, places in self.by_size(prompts):
+        for rollout, places in self.by_shape(prompts):
             rollout._prepare([prompts[i] for i in places])
 
     def _prepare(self, prompts: Sequence[Prompt]) -> None:
         negatives = [prompt.negative for prompt in prompts] if self.needs_negatives else []
-        images = pictures(prompt.image for prompt in prompts)
+        images = _given(prompt.images for prompt in prompts)
         self.policy.prepare([prompt.text for prompt in prompts], negatives, images)
 
     def encode(self, prompts: Sequence[Prompt]) -> PromptVectors:
         """Encode the prompts and, where needed, their negative prompts."""
-        positive = self._encode([(prompt.text, prompt.image) for prompt in prompts])
+        positive = self._encode([(prompt.text, prompt.images) for prompt in prompts])
         if not self.needs_negatives:
             return PromptVectors(positive, None)
-        negatives = [(prompt.negative, prompt.image) for prompt in prompts]
+        negatives = [(prompt.negative, prompt.images) for prompt in prompts]
         return PromptVectors(positive, self._encode(negatives, negative=True))
 
     def _encode(
-        self, rows: list[tuple[str, Condition | None]], *, negative: bool = False
+        self, rows: list[tuple[str, tuple[Condition, ...]]], *, negative: bool = False
     ) -> RepeatedEmbeddings:
-        """Encode each distinct text, or text and picture, once."""
-        keys = [(text, image and image.digest) for text, image in rows]
+        """Encode each distinct text, or text and pictures, once."""
+        keys = [(text, *(image.digest for image in images)) for text, images in rows]
         distinct = dict(zip(keys, rows, strict=True))
         place = {key: index for index, key in enumerate(distinct)}
         texts, images = zip(*distinct.values(), strict=True)
-        encoded = self.policy.encode(texts, pictures(images), negative=negative)
+        encoded = self.policy.encode(texts, _given(images), negative=negative)
         return RepeatedEmbeddings(encoded.each(), torch.tensor([place[key] for key in keys]))
 
     @torch.no_grad()
@@ -145,9 +161,9 @@ class Rollout:
         step: int,
         advance: Callable[[int], None],
     ) -> Samples:
-        """Draw one image per entry of `prompts`, those of one size after the other.
+        """Draw one image per entry of `prompts`, those of one shape after the other.
 
-        Each batch is of one size, and is scored while the next is drawn.
+        Each batch is of one shape, and is scored while the next is drawn.
 
         Args:
             prompts: the prompt of each image; equal neighbours form a group.
@@ -161,7 +177,7 @@ class Rollout:
         """
         x0, images, order = list[Tensor](), list[Tensor](), list[int]()
         vectors, pending = list[PromptVectors](), list[PendingScores]()
-        for rollout, places in self.by_size(prompts):
+        for rollout, places in self.by_shape(prompts):
             vectors.append(rollout.encode([prompts[i] for i in places]))
             for first in range(0, len(places), self.settings.batch_size):
                 batch = places[first : first + self.settings.batch_size]
@@ -203,28 +219,39 @@ def submit(scorer: Scorer, prompts: Sequence[Prompt], images: Tensor) -> Pending
         [prompt.text for prompt in prompts],
         [prompt.metadata for prompt in prompts],
         [prompt.source for prompt in prompts],
-        read_conditions(prompts, images),
-        frames,
+        frames=frames,
+        references=read_references(prompts, images),
     )
 
 
-def pictures(images: Iterable[Condition | None]) -> list[Condition] | None:
-    """Return the pictures of prompts, of which all have one or none; None if none has."""
-    return [image for image in images if image is not None] or None
+def _given(images: Iterable[tuple[Condition, ...]]) -> list[tuple[Condition, ...]] | None:
+    """Return the pictures of prompts, of which all have some or none; None if none has."""
+    found = list(images)
+    return found if any(found) else None
 
 
-def read_conditions(prompts: Sequence[Prompt], images: Tensor) -> Tensor | None:
-    """Return the pictures that B prompts start from in the shape of `images` [B, 3, H, W] uint8, or None.
+def read_references(prompts: Sequence[Prompt], images: Tensor) -> list[list[Tensor]] | None:
+    """Return the pictures that B prompts start from, as large as models see them beside their images.
+
+    Args:
+        prompts: of the images.
+        images: uint8 [B, 3, H, W].
 
     Raises:
         DataError: a picture can no longer be read.
     """
-    if (found := pictures(prompt.image for prompt in prompts)) is None:
+    if (found := _given(prompt.images for prompt in prompts)) is None:
         return None
     height, width = images.shape[2:]
-    distinct = {picture.digest: picture for picture in found}
-    pixels = {digest: picture.pixels(width, height) for digest, picture in distinct.items()}
-    return torch.stack([pixels[picture.digest] for picture in found])
+    pixels: dict[tuple[str, tuple[int, int]], Tensor] = {}
+    rows = []
+    for pictures in found:
+        sized = list(zip(pictures, seen_sizes(pictures, width, height), strict=True))
+        for picture, size in sized:
+            if (picture.digest, size) not in pixels:
+                pixels[picture.digest, size] = picture.pixels(*size)
+        rows.append([pixels[picture.digest, size] for picture, size in sized])
+    return rows
 
 
 def evaluation_rollout(policy: Policy, rollout: RolloutConfig, evaluation: EvaluationSettings) -> Rollout:

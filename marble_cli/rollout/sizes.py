@@ -26,7 +26,7 @@ def possible_sizes(prompts: Iterable[Prompt], default: int | str) -> dict[int | 
     for prompt in prompts:
         if prompt.resolution is not None:
             named.setdefault(prompt.resolution, f"data.sources.{prompt.source}: {prompt.where}: resolution")
-        elif prompt.image is not None and prompt.buckets:
+        elif prompt.images and prompt.buckets:
             for bucket in prompt.buckets:
                 named.setdefault(canonical(bucket), "data.aspect_ratio_buckets")
         else:
@@ -52,7 +52,7 @@ def check_sizes(prompts: Iterable[Prompt], model: ModelConfig, *, fetch: bool) -
             buckets, and no row has a picture that could choose among them.
     """
     prompts = list(prompts)
-    if any(prompt.buckets for prompt in prompts) and not any(prompt.image for prompt in prompts):
+    if any(prompt.buckets for prompt in prompts) and not any(prompt.images for prompt in prompts):
         raise RequestError(
             "data.aspect_ratio_buckets: no row has a picture, whose shape would choose among them. Expected "
             "null; without pictures, rows name their size under the key resolution."

@@ -126,10 +126,10 @@ def share_images(rollout: Rollout, prompts: Sequence[Prompt], world: int, togeth
     """Share the images of these prompts among ranks; `together` neighbouring ones stay on one rank.
 
     Raises:
-        DataError: a picture, whose shape decides the size of images, cannot be read.
+        DataError: a picture, whose shape decides, cannot be read.
     """
     each = rollout.settings.group_size
-    return share([size for size in rollout.sizes(prompts) for _ in range(each)], world, together)
+    return share([shape for shape in rollout.shapes(prompts) for _ in range(each)], world, together)
 
 
 def _images(groups: Tensor, size: int) -> Tensor:

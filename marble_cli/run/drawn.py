@@ -61,11 +61,11 @@ class Drawn:
     def only(self, trained: Tensor, rank: int) -> "Drawn":
         """Keep the images with true in `trained` [n] bool, in their rows' order.
 
-        Ranks hold equally many rows of each size afterwards: those with fewer images have padding after them.
+        Ranks hold equally many rows of a shape afterwards: those with fewer images have padding after them.
         """
         used = (self.everywhere >= 0) & trained[self.everywhere.clamp(min=0)]
         parts = []
-        for same in rows_by_shape(self.samples.x0):
+        for same in rows_by_shape(self.samples.x0, self.samples.embeddings):
             order = (~used[:, same]).int().argsort(dim=1, stable=True)
             parts.append(same[order[:, : int(used[:, same].sum(1).max())]])
         rows = torch.cat(parts, dim=1)
@@ -93,7 +93,7 @@ class Drawn:
         own = self.everywhere[rank].clamp(min=0)
         draws = self.groups[own] if algorithm.training_noise is TrainingNoise.group else own
         parts, order = [], list[int]()
-        for sized, rows in rollout.by_size(self.samples.prompts):
+        for sized, rows in rollout.by_shape(self.samples.prompts):
             part = training_times(
                 sized.times(),
                 trainer.timestep_fraction,

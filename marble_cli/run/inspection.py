@@ -20,7 +20,7 @@ def keep_batch(
     The file holds, of the m images that this rank trains on, `x0` [m, C, H, W], `images` uint8 [m, 3, h, w],
     or frames [m, F, 3, h, w], `times` [m, T] and their `indices` [m] among the step's n images; `rewards`,
     `applicable` and `optimality` [K, n] of all images; and the prompts as JSON in its metadata. Of several
-    sizes, it has `x0/0`, `images/0` and `rows/0`, which of the m they are, then `x0/1` and so on.
+    shapes, it has `x0/0`, `images/0` and `rows/0`, which of the m they are, then `x0/1` and so on.
 
     Raises:
         StorageError: the file does not fit on the disk.
@@ -32,7 +32,7 @@ def keep_batch(
         "applicable": signal.applicable,
         "optimality": signal.optimality,
     }
-    every = rows_by_shape(samples.x0)
+    every = rows_by_shape(samples.x0, samples.embeddings)
     for number, rows in enumerate(every):
         end = f"/{number}" if len(every) > 1 else ""
         tensors[f"x0{end}"] = torch.stack([samples.x0[row] for row in rows.tolist()])

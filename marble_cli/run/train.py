@@ -33,7 +33,7 @@ from marble_cli.plan.memory import check_memory, choose_checkpointing
 from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.size import model_size
-from marble_cli.policy.source import starts_from_picture
+from marble_cli.policy.source import count_pictures
 from marble_cli.rewards.elsewhere.meeting import meeting
 from marble_cli.rewards.scorer import open_scorer
 from marble_cli.rollout.sizes import check_sizes, largest, possible_sizes
@@ -85,7 +85,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             check_conditions(
                 every,
                 config.model.path,
-                takes=starts_from_picture(config.model, fetch=True),
+                *count_pictures(config.model, fetch=True),
                 rank=ranks.rank,
                 world=ranks.world,
             )
@@ -94,7 +94,7 @@ def train(config: RunConfig, *, resume: str) -> int:
             start = read_start(config) if checkpoint is None else None
             balance = build_balance(config)
             most = largest(possible_sizes(every, config.model.resolution))
-            pictures = prompts[0].image is not None
+            pictures = max(len(prompt.images) for prompt in every)
             size = model_size(replace(config.model, resolution=most), pictures=pictures)
             neighbours = find_neighbours(config, declarations, device).total
             check_memory(config, size, device, neighbours)

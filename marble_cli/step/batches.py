@@ -19,7 +19,7 @@ class TrainingSet:
 
     Attributes:
         x0: m clean latents [C, H, W]; equal rows of all ranks have one shape.
-        embeddings: of the m prompts.
+        embeddings: of the m prompts, in equal rows of all ranks of one shape, too.
         indices: [m] int64 places of the images among the step's n.
         draws: [m] int64; images with equal numbers get equal noise.
         times: [m, T] float32 training times of each image.
@@ -124,20 +124,26 @@ def chunks(data: TrainingSet, micro_batch_size: int) -> list[Chunk]:
     """Cut a training set into micro-batches of one size, every image once in each column of times.
 
     Neighbours, the images of one prompt, go to different micro-batches, so that each of these is a fair
-    sample of the step's prompts of its size.
+    sample of the step's prompts of its shape.
     """
     parts: list[Tensor] = []
-    for rows in rows_by_shape(data.x0):
+    for rows in rows_by_shape(data.x0, data.embeddings):
         count = -(-len(rows) // micro_batch_size)
         parts += [rows[first::count] for first in range(count)]
     return [Chunk(rows, column) for column in range(data.times.shape[1]) for rows in parts]
 
 
-def rows_by_shape(x0: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Return the places of latents of each shape, in their order; the shapes as they first come."""
-    places: dict[tuple[int, ...], list[int]] = {}
+def rows_by_shape(
+    x0: Tensor | Sequence[Tensor], embeddings: PromptEmbeddings | RepeatedEmbeddings
+) -> list[Tensor]:
+    """Return the places of samples of each shape, in their order; the shapes as they first come.
+
+    Those of one shape have latents and embeddings of one shape.
+    """
+    places: dict[tuple[torch.Size, ...], list[int]] = {}
     for row, latents in enumerate(x0):
-        places.setdefault(tuple(latents.shape), []).append(row)
+        beside = embeddings.shape_of(row) if isinstance(embeddings, RepeatedEmbeddings) else ()
+        places.setdefault((latents.shape, *beside), []).append(row)
     return [torch.tensor(rows) for rows in places.values()]
 
 

@@ -21,10 +21,20 @@ WORDS = ("make it red", "make it blue", "turn it", "make it grey")
 @pytest.fixture(scope="module")
 def kontext(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random FLUX.1 Kontext pipeline."""
-    folder = tmp_path_factory.mktemp("kontext")
+    return random_pipeline("flux_kontext", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random FLUX.2-klein pipeline, which takes several pictures."""
+    return random_pipeline("flux2_klein", tmp_path_factory)
+
+
+def random_pipeline(name: str, folders: pytest.TempPathFactory) -> Path:
+    folder = folders.mktemp(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        TINY["flux_kontext"].make().save_pretrained(folder)
+        TINY[name].make().save_pretrained(folder)
     return folder
 
 
@@ -75,6 +85,10 @@ def write_rows(folder: Path, **changes: Any) -> None:
         pixels = np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
         rows.append({"prompt": words, "image": f"{i}.png", **changes})
+    write_lines(folder, rows)
+
+
+def write_lines(folder: Path, rows: list[dict[str, Any]]) -> None:
     (folder / "p.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
@@ -112,9 +126,53 @@ def test_a_model_of_image_editing_plans_trains_evaluates_exports_and_draws(
     assert (one != other).any()
 
 
+def test_a_model_of_several_pictures_plans_trains_shows_them_and_draws(
+    marble: Marble, overrides: list[str], klein: Path, tmp_path: Path
+) -> None:
+    """Rows have one picture or two, which keep their shapes; groups without signal are redrawn."""
+    pictures = (["0.png"], ["1.png", "3.png"], ["2.png", "3.png"], ["3.png"])
+    rows = [{"prompt": words, "image": own} for words, own in zip(WORDS, pictures, strict=True)]
+    write_lines(tmp_path, rows)
+    model = [
+        "model=flux2_klein",
+        f"model.path={klein}",
+        "model.guidance=null",
+        "model.max_sequence_length=40",
+    ]
+    own = ("model=", "model.path", "model.guidance", "model.max_sequence")
+    overrides = [word for word in overrides if not word.startswith(own)]
+    chosen = [*overrides, *model, "data.aspect_ratio_buckets=null", "run.dir=run"]
+    planned = marble("train", *chosen, "--dry-run")
+    assert planned.code == 0, planned.err
+    said = " ".join(planned.out.split())
+    assert "of sizes 48x32 from 1 picture (50%), 48x32 from 2 pictures (50%)" in said
+    assert "kept nothing 2 of 4 prompts" in said, "it compares with one picture"
+    done = marble("train", *chosen, "trainer.steps=1", "trainer.eval_every=1", "rollout.dead_groups=redraw")
+    assert done.code == 0, done.err
+    (record,) = [
+        row
+        for row in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+        if row["phase"] == "eval" and row["step"] == 1
+    ]
+    assert record["reward/kept/applicable"] == 2
+    assert record["reward/compressibility/applicable"] == 4
+    folder = tmp_path / "run/samples/step-00000001"
+    alone, both = (read_picture(folder / f"0000{i}-condition.webp") for i in (0, 1))
+    assert alone.shape == both.shape == (3, 32, 48)
+    assert both[:, 0, :24].min() == 255, "the first of two fills its half from side to side alone"
+    assert alone[:, 0].min() < 255
+    words = ["generate", "run", "--prompt", "a", "--output"]
+    for output, given in (("one", "13"), ("two", "31")):
+        done = marble(*words, output, *(word for i in given for word in ("--image", f"{i}.png")))
+        assert done.code == 0, done.err
+    one, two = (np.asarray(Image.open(tmp_path / name / "000.png")) for name in ("one", "two"))
+    assert (one != two).any(), "their order counts"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ("several", r"kontext.* starts from 1 picture per prompt, and there are more in .*p\.jsonl, line 1;"),
         ("bare", r"starts from a picture, and there is none in data\.sources\.prompts: .*p\.jsonl, line 1;"),
         ("cut", r"data\.sources\.prompts: .*p\.jsonl, line 2: .*1\.png cannot be read"),
         ("text-to-image", r"path=tiny starts from no picture, and there is one in .*line 1;.*image_key=null"),
@@ -133,6 +191,8 @@ def test_rows_and_models_that_do_not_agree_are_refused_before_a_run(
 ) -> None:
     if change == "bare":
         write_rows(tmp_path, image=None)
+    if change == "several":
+        write_rows(tmp_path, image=["0.png", "1.png"])
     if change == "size":
         write_rows(tmp_path, resolution=36)
     if change == "bucket":
@@ -160,6 +220,7 @@ def test_pictures_to_draw_from_are_checked(
     for target, pictures, said in (
         (["base", *model], [], "0 pictures for 2 prompts: .* starts from a picture"),
         (["base", *model], ["0.png"] * 3, "3 pictures for 2 prompts"),
+        (["base", *model], ["0.png"] * 4, r"4 pictures for 2 prompts: .* or once per --prompt\."),
         (["base", *model], ["0.png", "text.png"], r"--image: .*text\.png is no picture"),
         (["base"], ["0.png"], r"--image .*0\.png: tiny starts from no picture"),
     ):

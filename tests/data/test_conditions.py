@@ -15,9 +15,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from marble_cli.data.condition_checks import check_conditions
-from marble_cli.data.conditions import Condition, fit_picture
+from marble_cli.data.conditions import Condition, fit_picture, montage
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import DataError
+from marble_cli.pictures import seen_sizes
 
 Reader = Callable[..., list[Prompt]]
 
@@ -37,20 +38,19 @@ def test_rows_name_pictures_below_the_root(tmp_path: Path, read: Reader) -> None
     write_rows(tmp_path, {"prompt": "make it blue", "image": "in/a.png", "x": 1}, {"prompt": "a cup"})
     first, second = read("p.jsonl")
     assert first.metadata == {"x": 1}
-    assert second.image is None
-    assert first.image is not None
+    assert second.images == ()
     expected = torch.from_numpy(np.array(picture())).permute(2, 0, 1)
-    torch.testing.assert_close(first.image.pixels(24, 16), expected, rtol=0, atol=0)
-    assert first.where == first.image.where == f"{tmp_path / 'p.jsonl'}, line 1"
+    torch.testing.assert_close(first.images[0].pixels(24, 16), expected, rtol=0, atol=0)
+    assert first.where == first.images[0].where == f"{tmp_path / 'p.jsonl'}, line 1"
 
 
 def test_another_key_or_none_names_the_picture(tmp_path: Path, read: Reader) -> None:
     picture().save(tmp_path / "a.png")
     write_rows(tmp_path, {"prompt": "a", "image": "a.png", "from": "a.png"})
     (other,), (none,) = read("p.jsonl", image_key="from"), read("p.jsonl", image_key=None)
-    assert other.image is not None
+    assert len(other.images) == 1
     assert other.metadata == {"image": "a.png"}
-    assert none.image is None
+    assert none.images == ()
     assert none.metadata == {"image": "a.png", "from": "a.png"}
 
 
@@ -93,9 +93,9 @@ def encoded(image: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
 
 
 def same_picture(prompt: Prompt, image: Image.Image) -> None:
-    assert prompt.image is not None
+    (found,) = prompt.images
     expected = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    assert torch.equal(prompt.image.pixels(*image.size), expected)
+    assert torch.equal(found.pixels(*image.size), expected)
 
 
 @pytest.mark.parametrize("form", ["bytes", "record", "path"])
@@ -116,24 +116,50 @@ def test_parquet_columns_hold_pictures_or_their_paths(tmp_path: Path, read: Read
     first, second, third = read("p.parquet")
     same_picture(first, picture())
     same_picture(second, picture(seed=1))
-    assert third.image is None
+    assert third.images == ()
     assert [prompt.metadata for prompt in (first, second, third)] == [{"n": 1}, {"n": 2}, {"n": 3}]
     assert len({first.key, second.key, third.key}) == 3
+
+
+@pytest.mark.parametrize("form", ["bytes", "record", "path"])
+def test_list_columns_hold_several_pictures_or_their_paths(tmp_path: Path, read: Reader, form: str) -> None:
+    for seed, name in enumerate(("a.png", "b.png")):
+        picture(seed=seed).save(tmp_path / name)
+    one, other = {
+        "bytes": [encoded(picture()), encoded(picture(seed=1))],
+        "record": [{"bytes": encoded(picture()), "path": None}, {"bytes": None, "path": "b.png"}],
+        "path": ["a.png", "b.png"],
+    }[form]
+    table = pyarrow.table({"prompt": ["a", "b", "c"], "image": [[other, one], [one], None]})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    both, single, none = read("p.parquet")
+    for found, seed in zip((*both.images, *single.images), (1, 0, 0), strict=True):
+        same_picture(Prompt("", images=(found,)), picture(seed=seed))
+    assert none.images == ()
 
 
 def test_datasets_of_pictures_keep_them_undecoded(
     tmp_path: Path, read: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    features = datasets.Features({"image": datasets.Image(), "prompt": datasets.Value("string")})
-    rows = {"image": [picture(), picture(seed=1)], "prompt": ["a", "b"]}
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "prompt": datasets.Value("string"),
+            "all": datasets.List(datasets.Image()),
+        }
+    )
+    pictures = [picture(), picture(seed=1)]
+    rows = {"image": pictures, "prompt": ["a", "b"], "all": [pictures, pictures[:1]]}
     (tmp_path / "set").mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train.parquet")
     first, second = read("train", hub=str(tmp_path / "set"))
     same_picture(first, picture())
     same_picture(second, picture(seed=1))
-    assert first.image is not None
-    assert isinstance(first.image.content, memoryview)
+    assert isinstance(first.images[0].content, memoryview)
+    both, single = read("train", hub=str(tmp_path / "set"), image_key="all")
+    assert [len(prompt.images) for prompt in (both, single)] == [2, 1]
+    same_picture(Prompt("", images=both.images[1:]), picture(seed=1))
 
 
 def test_every_kind_of_picture_is_seen_as_a_viewer_shows_it(tmp_path: Path, read: Reader) -> None:
@@ -150,7 +176,7 @@ def test_every_kind_of_picture_is_seen_as_a_viewer_shows_it(tmp_path: Path, read
     turned.save(tmp_path / "turned.png", exif=exif)
     names = ("deep", "palette", "turned")
     write_rows(tmp_path, *({"prompt": "a", "image": f"{name}.png"} for name in names))
-    deep, flat, upright = [prompt.image for prompt in read("p.jsonl") if prompt.image is not None]
+    deep, flat, upright = [prompt.images[0] for prompt in read("p.jsonl")]
     assert deep.pixels(8, 8).unique().tolist() == [51]
     assert flat.pixels(8, 8)[:, 0, 0].tolist() == [200, 0, 0]
     assert flat.pixels(8, 8)[:, 1, 1].tolist() == [255, 255, 255]
@@ -175,7 +201,7 @@ def test_faulty_pictures_are_listed_by_source_file_and_line(tmp_path: Path, read
     write_rows(tmp_path, *({"prompt": "a", "image": name} for name in names))
     prompts = read("p.jsonl")
     with pytest.raises(DataError) as raised:
-        check_conditions(prompts, "flux", takes=True)
+        check_conditions(prompts, "flux", least=1, most=1)
     said = str(raised.value)
     assert f"data.sources.signs: {tmp_path / 'p.jsonl'}, line 2: {tmp_path / 'missing.png'} cannot be" in said
     assert "line 3" in said
@@ -184,7 +210,7 @@ def test_faulty_pictures_are_listed_by_source_file_and_line(tmp_path: Path, read
     assert "cut.jpg cannot be read" in said
     assert said.endswith("and 1 more")
     with pytest.raises(DataError, match=r"line 5: .*bomb\.png has 200,000,000 pixels; at most 89,478,485"):
-        check_conditions(prompts[4:], "flux", takes=True)
+        check_conditions(prompts[4:], "flux", least=1, most=1)
 
 
 def test_processes_share_the_reading_and_find_every_fault(tmp_path: Path, read: Reader) -> None:
@@ -193,35 +219,105 @@ def test_processes_share_the_reading_and_find_every_fault(tmp_path: Path, read: 
     found = []
     for rank in range(2):
         with pytest.raises(DataError) as raised:
-            check_conditions(read("p.jsonl"), "flux", takes=True, rank=rank, world=2)
+            check_conditions(read("p.jsonl"), "flux", least=1, most=1, rank=rank, world=2)
         found.append([name for name in names if f"{name} cannot" in str(raised.value)])
     assert found == [["0.png", "2.png", "4.png"], ["1.png", "3.png"]]
 
 
 @pytest.mark.parametrize(
-    ("takes", "said"),
+    ("least", "most", "said"),
     [
         (
-            True,
+            1,
+            1,
             r"path=m starts from a picture, and there is none in data\.sources\.signs: .*line 2; .*4",
         ),
-        (False, r"model\.path=m starts from no picture, and there is one in .*line 1; .*image_key=null"),
-        (None, r"Some rows have a picture, and there is none in .*line 2; .*line 4\. Expected one in all"),
+        (0, 0, r"model\.path=m starts from no picture, and there is one in .*line 1; .*image_key=null"),
+        (0, None, r"Some rows have a picture, and there is none in .*line 2; .*line 4\. Expected one in all"),
     ],
 )
-def test_models_and_rows_must_agree(tmp_path: Path, read: Reader, takes: bool | None, said: str) -> None:
+def test_models_and_rows_must_agree(
+    tmp_path: Path, read: Reader, least: int, most: int | None, said: str
+) -> None:
     picture().save(tmp_path / "a.png")
     with_picture = {"prompt": "a", "image": "a.png"}
     write_rows(tmp_path, with_picture, {"prompt": "b"}, with_picture, {"prompt": "c", "image": " "})
     prompts = read("p.jsonl")
     with pytest.raises(DataError, match=said):
-        check_conditions(prompts, "m", takes=takes)
-    alike = [prompt for prompt in prompts if (prompt.image is None) is not takes]
-    check_conditions(alike if takes is not None else prompts[::2], "m", takes=takes)
+        check_conditions(prompts, "m", least, most)
+    alike = prompts[1::2] if most == 0 else prompts[::2]
+    check_conditions(alike, "m", least, most)
 
 
-@pytest.mark.parametrize("value", [3, ["a.png"], {"path": "a.png"}])
-def test_a_value_that_is_no_path_is_a_bad_row(tmp_path: Path, read: Reader, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        (3, 'under the key "image"'),
+        ({"path": "a.png"}, 'under the key "image"'),
+        (["a.png", None], 'at place 2 of the list under "image"'),
+        (["a.png", "b.png", " "], 'at place 3 of the list under "image"'),
+        ([["a.png"]], 'at place 1 of the list under "image"'),
+    ],
+)
+def test_a_value_that_is_no_path_is_a_bad_row(tmp_path: Path, read: Reader, value: Any, place: str) -> None:
     write_rows(tmp_path, {"prompt": "a", "image": value})
-    with pytest.raises(DataError, match=r'line 1: no path under the key "image" but'):
+    with pytest.raises(DataError, match=f"line 1: no path {place} but"):
         read("p.jsonl")
+
+
+def test_rows_list_pictures_in_their_order(tmp_path: Path, read: Reader) -> None:
+    """As many as each likes; a list of one is that picture, and an empty one is none."""
+    lists = (["a.png", "b.png"], ["b.png", "a.png"], ["a.png"], "a.png", [])
+    write_rows(tmp_path, *({"prompt": "p", "image": value} for value in lists))
+    both, turned, one, alone, none = read("p.jsonl")
+    names = [[path_of(image).name for image in prompt.images] for prompt in (both, turned, one)]
+    assert names == [["a.png", "b.png"], ["b.png", "a.png"], ["a.png"]]
+    assert none.images == ()
+    assert one.key == alone.key
+    assert len({prompt.key for prompt in (both, turned, one, none)}) == 4
+    assert both.images[1].where == f"{tmp_path / 'p.jsonl'}, line 1, picture 2"
+
+
+def path_of(image: Condition) -> Path:
+    assert isinstance(image.content, Path)
+    return image.content
+
+
+def test_a_faulty_picture_is_named_with_its_place_in_the_list(tmp_path: Path, read: Reader) -> None:
+    faulty_pictures(tmp_path)
+    write_rows(tmp_path, *({"prompt": "a", "image": ["good.png", name]} for name in ("good.png", "text.png")))
+    with pytest.raises(DataError, match=r"p\.jsonl, line 2, picture 2: .*text\.png is no picture") as raised:
+        check_conditions(read("p.jsonl"), "m", 1, None)
+    assert "line 1" not in str(raised.value)
+
+
+def test_more_pictures_than_a_model_takes_are_refused_by_row(tmp_path: Path, read: Reader) -> None:
+    picture().save(tmp_path / "a.png")
+    write_rows(tmp_path, *({"prompt": "a", "image": ["a.png"] * count} for count in (1, 2, 1, 3)))
+    said = (
+        r"path=m starts from 1 picture per prompt, and there are more in data\.sources\.signs: .*line 2; .*4"
+    )
+    with pytest.raises(DataError, match=said):
+        check_conditions(read("p.jsonl"), "m", 1, 1)
+    check_conditions(read("p.jsonl"), "m", 1, 3)
+
+
+def test_several_pictures_keep_their_shapes_and_one_takes_that_of_the_image(tmp_path: Path) -> None:
+    """Of several, each has at most as many pixels as the image, and at most eight times as many on a side."""
+    made = []
+    for name, size in {"wide": (60, 30), "high": (200, 800), "small": (4, 3), "thin": (90, 1)}.items():
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+        made.append(Condition("line 1", tmp_path / f"{name}.png"))
+    assert seen_sizes(made, 40, 20) == [(40, 20), (14, 57), (4, 3), (8, 1)]
+    assert seen_sizes(made[1:2], 40, 20) == [(40, 20)]
+
+
+def test_a_sheet_shows_every_picture_whole(tmp_path: Path) -> None:
+    """In reading order, each in its share of the sheet, on white."""
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    pictures = [torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, 8, 8) for colour in colours]
+    sheet = montage(pictures, 32, 16)
+    assert sheet.shape == (3, 16, 32)
+    found = [tuple(int(v) for v in sheet[:, row, column]) for row, column in ((8, 5), (8, 15), (8, 26))]
+    assert found == colours
+    assert torch.equal(montage(pictures[:1], 8, 8), pictures[0])

@@ -22,12 +22,14 @@ SETTINGS = (
 CLOCKS = ("time/", "throughput/", "balance/solve_seconds", "balance/gap")
 
 
-def assert_alike(rows: list[dict[str, Any]], others: list[dict[str, Any]], near_loss: float = 2e-6) -> None:
+def assert_alike(
+    rows: list[dict[str, Any]], others: list[dict[str, Any]], near_loss: float = 2e-6, near_rest: float = 1e-4
+) -> None:
     assert [(row["step"], row["phase"]) for row in rows] == [(row["step"], row["phase"]) for row in others]
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
         for key in row.keys() - {"step", "phase"}:
             if not key.startswith(CLOCKS):
                 # A rounded pixel is seen most in the fourth powers of effective samples.
-                near = near_loss if key.startswith("loss/") else 1e-3 if "effective" in key else 1e-4
+                near = near_loss if key.startswith("loss/") else 1e-3 if "effective" in key else near_rest
                 assert row[key] == pytest.approx(other[key], rel=near, abs=near), (row["step"], key)

@@ -20,6 +20,9 @@ PRESETS = {
     "flux_24gb_offload": 11.9,
     "qwen_image_24gb": 20.4,
     "qwen_image_24gb_offload": 20.4,
+    "flux_kontext_24gb": 11.9,
+    "flux2_klein_24gb": 3.88,
+    "qwen_image_edit_24gb": 20.4,
 }
 
 
@@ -33,8 +36,8 @@ def test_preset_fits_a_card_of_24_gb(preset: str) -> None:
     assert config.model.resolution == 512
     needed = memory(config, size)
     assert needed.peak <= 24 * 2**30
-    assert 1.0 < size.cost.backward / size.cost.forward < 1.3, (
-        "a LoRA's backward pass gives no weight's gradient"
+    assert 1.0 < size.cost.backward / size.cost.forward < 1.4, (
+        "a LoRA's backward pass gives no weight's gradient; attention's, of many tokens, takes longer"
     )
     table = tabulate_cards(config, size)
     rows = {cells[0]: cells for cells in zip(*(column.cells for column in table.columns), strict=True)}
@@ -46,8 +49,9 @@ def test_preset_fits_a_card_of_24_gb(preset: str) -> None:
         assert plain[2] == "- / -", "it does not fit without"
         assert chosen[2].startswith("- / "), "it needs gradient checkpointing"
         assert 0.95 * size.network < needed.offloaded / 2 < size.network
-    without, checkpointed = map(int, plain[4].split(" / "))
-    assert 1 <= without < checkpointed
+    # 40 GiB of Qwen-Image with a picture's 4096 tokens leave room on 80 GB with gradient checkpointing alone.
+    without, checkpointed = (int(count) for count in plain[4].replace("-", "0").split(" / "))
+    assert (preset != "qwen_image_edit_24gb") <= without < checkpointed
 
 
 def test_dry_run_prints_peak_memory_and_what_fits(

@@ -39,8 +39,7 @@ def test_two_rewards_of_an_edit_are_trained_and_judged(tmp_path: Path) -> None:
     assert all(row[f"reward/{name}/applicable"] == 6 for row in steps for name in ("following", "keeping"))
 
     kept = read_samples(run / "samples", 2)
-    before = load_prompts(compose(["preset=tiny_edit"]).data, "test")["edit"][kept[0].index].image
-    assert before is not None
+    (before,) = load_prompts(compose(["preset=tiny_edit"]).data, "test")["edit"][kept[0].index].images
     with Image.open(kept[0].condition) as picture:  # type: ignore[arg-type]
         assert np.array_equal(np.asarray(picture), before.pixels(*picture.size).permute(1, 2, 0))
     marble("report", run, "--output", tmp_path / "report.html")

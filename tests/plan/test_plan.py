@@ -200,7 +200,7 @@ def test_plan_counts_images_of_several_sizes(
     assert typical_groups(2, [1.0]) == [2]
     model = run_config().model
     one, wide = (model_size(replace(model, resolution=size)) for size in (16, "32x16"))
-    both = mixed_size(model, {16: 0.75, "32x16": 0.25}, None, pictures=False)
+    both = mixed_size(model, {(16, 0): 0.75, ("32x16", 0): 0.25}, None)
     assert one is not None
     assert wide is not None
     assert both is not None

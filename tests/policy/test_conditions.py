@@ -25,11 +25,15 @@ class Flat:
     def digest(self) -> str:
         return str(self.grey)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return 16, 48
+
     def pixels(self, width: int, height: int) -> Tensor:
         return torch.full((3, height, width), self.grey, dtype=torch.uint8)
 
 
-PICTURES = [Flat(1), Flat(2), Flat(1), Flat(1)]
+PICTURES = [(Flat(1),), (Flat(2),), (Flat(1),), (Flat(1),)]
 
 
 @pytest.fixture
@@ -45,14 +49,14 @@ def test_each_pair_of_prompt_and_picture_is_encoded_once(
     seen, encode = [], editing.family.encode
     name = "encode_negative" if negative else "encode"
     monkeypatch.setattr(
-        editing.family, name, lambda p, i: seen.append((p[0], int(i[0, 0, 0, 0]))) or encode(p, i)
+        editing.family, name, lambda p, i: seen.append((p[0], int(i[0][0][0, 0, 0]))) or encode(p, i)
     )
     prepared = ([], PROMPTS) if negative else (PROMPTS, [])
     editing.prepare(*prepared, PICTURES)
     assert seen == [("make it red", 1), ("make it red", 2), ("make it blue", 1)]
     encoded = editing.encode(PROMPTS, PICTURES, negative=negative)
     assert len(seen) == 3
-    assert encoded.tensors["picture"][:, 0, 0, 0].tolist() == [1, 2, 1, 1]
+    assert encoded.tensors["condition"][:, 0, 0, 0].tolist() == [1, 2, 1, 1]
     editing.cache = None
     alone = editing.encode(PROMPTS, PICTURES, negative=negative)
     for key, tensor in encoded.tensors.items():
@@ -63,5 +67,5 @@ def test_pictures_have_the_size_that_is_drawn(editing: Any) -> None:
     size = editing.model.resolution
     wide = editing.resized(f"{2 * size}x{size}")
     for policy, width in ((editing, size), (wide, 2 * size)):
-        small = policy.encode(PROMPTS[:1], PICTURES[:1]).tensors["picture"]
+        small = policy.encode(PROMPTS[:1], PICTURES[:1]).tensors["condition"]
         assert small.shape == (1, 3, size // 8, width // 8)

@@ -45,3 +45,19 @@ def spoils(images: Tensor, conditions: Tensor) -> Tensor:
 def of_one_size(images: Tensor, conditions: Tensor) -> Tensor:
     """Breaks unless the conditions have the size that samples have."""
     return kept(images, conditions[:, :, :64, :64])
+
+
+def areas(references: Any, images: Tensor) -> list[float]:
+    """The pixels of the pictures that an image was edited from, the second ones doubled, and so on."""
+    assert len(references) == len(images)
+    return [
+        sum(place * float(picture[0].numel()) for place, picture in enumerate(pictures, 1))
+        for pictures in references
+    ]
+
+
+def either(images: Tensor, conditions: Tensor | None = None, references: Any = None) -> list[float]:
+    """As `kept` from one picture each, else the number of pictures."""
+    if conditions is not None:
+        return kept(images, conditions).tolist()
+    return [0.0] * len(images) if references is None else [float(len(pictures)) for pictures in references]

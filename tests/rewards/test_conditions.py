@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import AspectConfig, RewardConfig
+from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.conformance import Outcome, run_checks
 from marble_cli.rewards.elsewhere.locate import maker
@@ -22,12 +23,19 @@ Install = Callable[..., None]
 IMAGES = torch.randint(0, 256, (4, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 BEFORE = torch.randint(0, 256, (4, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 KEPT = -(IMAGES.double() - BEFORE.double()).abs().mean((1, 2, 3))
+# The second image was edited from two pictures, and the last from three; these have other shapes.
+SEVERAL = [
+    [BEFORE[0]],
+    [BEFORE[1], BEFORE[1, :, :4]],
+    [BEFORE[2]],
+    [BEFORE[3, :, :, :6], BEFORE[3], BEFORE[0]],
+]
 METADATA: list[dict[str, Any]] = [{}, {"text": "a"}, {}, {"text": "b"}]
 
 
 @pytest.fixture
 def plugins(install: Install) -> None:
-    names = ("kept", "maybe", "whole", "spoils", "of_one_size")
+    names = ("kept", "maybe", "whole", "spoils", "of_one_size", "areas", "either")
     install(
         brightness="brightness",
         everything="everything",
@@ -36,9 +44,11 @@ def plugins(install: Install) -> None:
     )
 
 
-def scored(settings: RewardConfig, conditions: Tensor | None) -> Scores:
+def scored(settings: RewardConfig, conditions: Tensor | None, references: Any = None) -> Scores:
     with open_scorer({"mine": settings}, "cpu") as scorer:
-        return scorer.submit(IMAGES, ["a"] * 4, METADATA, [""] * 4, conditions).result()
+        return scorer.submit(
+            IMAGES, ["a"] * 4, METADATA, [""] * 4, conditions, references=references
+        ).result()
 
 
 def test_a_batch_unpacks_into_three_and_keeps_its_conditions() -> None:
@@ -99,6 +109,54 @@ def test_aspects_and_subsets_get_the_conditions_of_their_images(plugins: None) -
     scores = scored(settings, BEFORE)
     assert scores.applicable.tolist() == [[False, True, False, True]] * 2
     torch.testing.assert_close(scores.values[:, [1, 3]], torch.stack([KEPT, -KEPT])[:, [1, 3]])
+
+
+def test_a_batch_holds_several_pictures_of_some_images() -> None:
+    batch = Batch(IMAGES, ["a"] * 4, [{}] * 4, references=SEVERAL)
+    assert batch.references == SEVERAL
+    assert batch.picture_counts == [1, 2, 1, 3]
+    with pytest.raises(RewardError, match="reads `conditions`, one picture per image.*read `references`"):
+        _ = batch.conditions
+    alone = batch.rows([2, 0])
+    assert alone.conditions is not None
+    assert torch.equal(alone.conditions, BEFORE[[2, 0]])
+    assert batch._replace(prompts=["b"] * 4).references == SEVERAL
+    assert batch._replace(conditions=None).references is None
+    assert batch._replace(conditions=BEFORE).picture_counts == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("plugin", "expected"),
+    [
+        ("kept", [KEPT[0].item(), None, KEPT[2].item(), None]),
+        ("maybe", [KEPT[0].item(), None, KEPT[2].item(), None]),
+        ("areas", [96.0, 96.0 + 2 * 48, 96.0, 48.0 + 2 * 96 + 3 * 96]),
+        ("either", [1.0, 2.0, 1.0, 3.0]),
+        ("everything", [3.0] * 4),
+    ],
+)
+def test_a_reward_of_one_picture_does_not_apply_where_there_are_several(
+    plugins: None, plugin: str, expected: list[float | None]
+) -> None:
+    """Whether it needs conditions or not; those who take references get all, in their order."""
+    scores = scored(RewardConfig(plugin=plugin), None, SEVERAL)
+    assert scores.applicable[0].tolist() == [value is not None for value in expected]
+    assert not scores.failed.any()
+    for got, value in zip(scores.values[0].tolist(), expected, strict=True):
+        assert value is None or got == pytest.approx(value)
+
+
+def test_a_reward_of_the_whole_batch_is_told_of_several_pictures(plugins: None) -> None:
+    """It reads `batch.conditions`, and might take None for a picture that was drawn from a text."""
+    with pytest.raises(RewardError, match="reads `conditions`, one picture per image"):
+        scored(RewardConfig(plugin="whole"), None, SEVERAL)
+
+
+def test_references_of_single_pictures_are_the_conditions(plugins: None) -> None:
+    torch.testing.assert_close(scored(RewardConfig(plugin="either"), BEFORE).values[0], KEPT)
+    assert scored(RewardConfig(plugin="areas"), BEFORE).values.tolist() == [[96.0] * 4]
+    assert not scored(RewardConfig(plugin="areas"), None).applicable.any()
+    assert failed("areas") == failed("either") == failed("whole") == {}
 
 
 def failed(plugin: str) -> dict[str, str]:

@@ -110,7 +110,7 @@ def test_times_are_those_of_each_size(rollout: Rollout) -> None:
     shifting = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 16}
     rollout.policy.scheduler_config = lambda: {**shifting, "base_shift": 0.5, "max_shift": 1.5}
     prompts = [Prompt("a", resolution=size) for size in ("32x16", 16, "32x16", None)]
-    (wide, wide_rows), (square, square_rows) = rollout.by_size(prompts)
+    (wide, wide_rows), (square, square_rows) = rollout.by_shape(prompts)
     assert (wide_rows, square_rows) == ([0, 2], [1, 3])
     assert (wide.policy.tokens, square.policy.tokens) == (8, 4)
     assert wide.times()[1] > square.times()[1]

@@ -23,11 +23,12 @@ def score(
         str, typer.Option(metavar="JSON", help="Metadata of the prompt, as a prompt file would give it.")
     ] = "{}",
     condition: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             parser=to_path,
             metavar="FILE",
-            help="The picture that the image was edited from; it is fitted to the image's size.",
+            help="The picture that the image was edited from, fitted to the image's size; repeat the option "
+            "for several, which keep their shapes.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -37,32 +38,35 @@ def score(
 
     with importing():
         from marble_cli.config.schema import AspectConfig
-        from marble_cli.data.conditions import fit_picture
+        from marble_cli.data.conditions import Condition
         from marble_cli.errors import RequestError
-        from marble_cli.pictures import read_picture
+        from marble_cli.pictures import read_picture, seen_sizes
         from marble_cli.rewards.scorer import open_scorer
 
     out = ctx.with_resource(answering())
     prompt_metadata = parse_metadata(metadata)
     pictures = read_picture(image)[None]
     height, width = pictures.shape[2:]
-    before = None if condition is None else fit_picture(read_picture(condition), width, height)[None]
+    given = [Condition("--condition", path) for path in condition or ()]
+    sizes = seen_sizes(given, width, height)
+    before = [[picture.pixels(*size) for picture, size in zip(given, sizes, strict=True)]] if given else None
     settings = select_reward(name, overrides)
     # A single picture has no source, and a failure must not pass for "does not apply".
     settings.sources, settings.requires, settings.max_failed, settings.only_if = None, [], 0.0, None
     settings.aspects = {aspect: AspectConfig() for aspect in settings.aspects}
     with open_scorer({name: settings}, "cpu") as scorer:
-        if before is None and scorer.workers[0].reward.declaration.needs_conditions:
+        declaration = scorer.workers[0].reward.declaration
+        if before is None and declaration.needs_conditions:
             raise RequestError(
                 f"reward {name} compares an image with the picture that it was edited from. Expected that "
                 "picture as well: --condition FILE"
             )
-        if scorer.workers[0].reward.declaration.needs_frames:
+        if declaration.needs_frames:
             raise RequestError(
                 f"reward {name} scores videos, and no picture. Expected another reward; marble eval scores "
                 "what a model draws with this one."
             )
-        scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""], before).result()
+        scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""], references=before).result()
         scorer.check(scores)
     values = [
         score.item() if applies else None

@@ -29,13 +29,14 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
     with importing():  # the plugin
         declaration = _declaration(name, settings)
     requires = ", ".join(declaration.requires)
+    before = f"the picture{'s' if declaration.takes_references else ''} before the edit"
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, value in (
         ("reward", name),
         ("scores", declaration.summary),
         *_location_rows(settings),
         ("applies to", f"prompts with the metadata {requires}" if requires else "every prompt"),
-        *([("compares with", "the picture before the edit")] if declaration.needs_conditions else []),
+        *([("compares with", before)] if declaration.needs_conditions else []),
         *([("of", "videos alone")] if declaration.needs_frames else []),
         *([("aspects", ", ".join(declaration.aspects))] if declaration.aspects else []),
         *(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.latents import decode_kl, latent_shape, pack, unpack
@@ -41,7 +41,7 @@ class Chroma:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2
         return scale
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         tokens, _, attended, *_ = self.pipeline.encode_prompt(
             prompt=list(prompts),
             device=self.encoders[0].device,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.latents import decode_kl, latent_shape, pack, unpack
@@ -39,7 +39,7 @@ class Flux:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2
         return scale
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         # T5's padding is not masked: the transformer was trained to see it.
         tokens, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),

@@ -11,26 +11,27 @@ from torch.nn import functional
 
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
+from marble_cli.policy.editing import latents_of, name_latents
 from marble_cli.policy.families.guidance import guide_from_negative
 
 PATCH = 2  # latents of the VAE on a side of a token
-PLACE = 10  # of a picture to start from on the first axis of positions; that of the result is 0
+PLACE = 10  # of the first picture to start from on the first axis of positions; that of the result is 0
 MOST = 1024 * 1024  # pixels of a picture to start from; larger ones are made smaller
 
 
 class Flux2:
-    """A `Flux2Pipeline`; implements `policy.base.Family`. A picture to start from is optional.
+    """A `Flux2Pipeline`; implements `policy.base.Family`. Pictures to start from are optional.
 
-    As in the pipeline, its latents are patches of 2 x 2 of the VAE's, normalised by the VAE's statistics.
+    As in the pipeline, latents are patches of 2 x 2 of the VAE's, normalised by the VAE's statistics.
     """
 
     network = "transformer"
     text = "long"
     conditions = True
     optional = True
-    picture_tokens = 0
+    most_pictures = None
     even_times = True
     float16 = True
     float32_latents = False
@@ -42,15 +43,21 @@ class Flux2:
         size, channels = read_resolution(model.resolution), pipeline.transformer.config["in_channels"]
         self.side = pipeline.vae_scale_factor * PATCH
         self.latent_shape = (channels, size.height // self.side, size.width // self.side)
-        self.encoded_size = self._bound(size.width, size.height)
-        width, height = self.encoded_size
-        self.condition_shape = (channels, height // self.side, width // self.side)
 
-    def _bound(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) that the pipeline gives a picture of the run's size."""
+    def encoded_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) that the pipeline gives a picture of this size, at least a token."""
         scale = min(1.0, math.sqrt(MOST / (width * height)))
-        columns, rows = (int(side * scale) // self.side * self.side for side in (width, height))
+        columns, rows = (
+            max(self.side, int(side * scale) // self.side * self.side) for side in (width, height)
+        )
         return columns, rows
+
+    def condition_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        columns, rows = self.encoded_size(width, height)
+        return self.latent_shape[0], rows // self.side, columns // self.side
+
+    def picture_tokens(self, width: int, height: int) -> int:
+        return 0
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:
@@ -61,7 +68,7 @@ class Flux2:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * PATCH
         return scale
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         # The padding is not masked: the transformer was trained to see it.
         tokens, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),
@@ -70,14 +77,15 @@ class Flux2:
         )
         tensors = {"tokens": tokens}
         if images is not None:
-            tensors["condition"] = torch.cat([self._encode_picture(image) for image in images])
+            tensors |= name_latents([[self._encode_picture(image) for image in row] for row in images])
         return PromptEmbeddings(tensors)
 
     encode_negative = encode
 
     def _encode_picture(self, picture: Tensor) -> Tensor:
         """Return the latents [1, C, H, W] of a picture uint8 [3, h, w]: the mode of their distribution."""
-        vae, processor, (width, height) = self.pipeline.vae, self.pipeline.image_processor, self.encoded_size
+        vae, processor = self.pipeline.vae, self.pipeline.image_processor
+        width, height = self.encoded_size(picture.shape[2], picture.shape[1])
         image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
         if image.width * image.height > MOST:
             image = processor._resize_to_target_area(image, MOST)
@@ -94,9 +102,7 @@ class Flux2:
         return mean, std
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        tokens, pictures = embeddings.tensors["tokens"], [xt]
-        if "condition" in embeddings.tensors:
-            pictures.append(embeddings.tensors["condition"])
+        tokens, pictures = embeddings.tensors["tokens"], [xt, *latents_of(embeddings.tensors)]
         guidance = self.model.guidance
         velocity: Tensor = self.pipeline.transformer(
             hidden_states=torch.cat([latents.flatten(2).mT for latents in pictures], dim=1),

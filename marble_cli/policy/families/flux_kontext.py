@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
 
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import Images, PromptEmbeddings
 from marble_cli.policy.families.flux import Flux
 from marble_cli.policy.families.latents import encode_kl
 
@@ -18,16 +18,18 @@ class FluxKontext(Flux):
 
     conditions = True
     optional = False
-    picture_tokens = 0
+    most_pictures = 1
 
-    @property
-    def condition_shape(self) -> tuple[int, int, int]:
+    def condition_shape(self, width: int, height: int) -> tuple[int, int, int]:
         return self.latent_shape
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def picture_tokens(self, width: int, height: int) -> int:
+        return 0
+
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         tensors = dict(super().encode(prompts).tensors)
         if images is not None:
-            tensors["condition"] = encode_kl(self.pipeline.vae, images)
+            tensors["condition"] = encode_kl(self.pipeline.vae, torch.stack([one for (one,) in images]))
         return PromptEmbeddings(tensors)
 
     encode_negative = encode

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings, count_tokens
+from marble_cli.policy.base import Images, PromptEmbeddings, count_tokens
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_with_row_norms
 from marble_cli.policy.families.latents import decode_kl, latent_shape
@@ -40,11 +40,11 @@ class Lumina2:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * network["patch_size"]
         return scale
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         tokens, mask, _, _ = self._encode(prompts)
         return _masked(tokens, mask)
 
-    def encode_negative(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode_negative(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         # The pipeline puts its system prompt before prompts alone.
         _, _, tokens, mask = self._encode([""] * len(prompts), list(prompts))
         return _masked(tokens, mask)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
+from marble_cli.policy.editing import latents_of
 from marble_cli.policy.families.guidance import guide_with_token_norms
 from marble_cli.policy.families.latents import latent_shape, pack, unpack
 from marble_cli.policy.families.masks import pad_prompts, trim_padding
@@ -40,7 +41,7 @@ class QwenImage:
         scale: int = 2 ** len(vae["temperal_downsample"]) * 2  # diffusers' spelling
         return scale
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         length = self.model.max_sequence_length
         tokens, mask = self.pipeline.encode_prompt(
             prompt=list(prompts), device=self.encoders[0].device, max_sequence_length=length
@@ -52,9 +53,7 @@ class QwenImage:
     encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
-        (tokens, mask), pictures = trim_padding(embeddings), [xt]
-        if "condition" in embeddings.tensors:
-            pictures.append(embeddings.tensors["condition"])
+        (tokens, mask), pictures = trim_padding(embeddings), [xt, *latents_of(embeddings.tensors)]
         shapes = [(1, latents.shape[2] // 2, latents.shape[3] // 2) for latents in pictures]
         velocity: Tensor = self.pipeline.transformer(
             hidden_states=torch.cat([pack(latents) for latents in pictures], dim=1),

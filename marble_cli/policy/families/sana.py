@@ -8,7 +8,7 @@ from diffusers import SanaPipeline
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings, count_tokens
+from marble_cli.policy.base import Images, PromptEmbeddings, count_tokens
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.latents import latent_shape
@@ -44,10 +44,10 @@ class Sana:
         scale: int = 2 ** (len(vae["encoder_block_out_channels"]) - 1) * network["patch_size"]
         return scale
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         return self._encode(prompts, INSTRUCTION)
 
-    def encode_negative(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode_negative(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         return self._encode(prompts, None)  # the pipeline prepends no instruction to these
 
     def _encode(self, prompts: Sequence[str], instruction: list[str] | None) -> PromptEmbeddings:

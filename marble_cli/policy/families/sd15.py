@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import Images, PromptEmbeddings
 from marble_cli.policy.families.variance_preserving import VariancePreserving
 
 
@@ -18,7 +16,7 @@ class SD15(VariancePreserving):
         unused = VariancePreserving.left_out(model)
         return (*unused, "safety_checker", "requires_safety_checker")
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         tokens, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),
             device=self.encoders[0].device,

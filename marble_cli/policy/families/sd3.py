@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.latents import decode_kl, latent_shape
@@ -41,7 +41,7 @@ class SD3:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * network["patch_size"]
         return scale
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         tokens, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),
             prompt_2=None,

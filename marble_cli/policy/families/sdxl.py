@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.variance_preserving import VariancePreserving
 
@@ -19,13 +19,13 @@ class SDXL(VariancePreserving):
         if pipeline.vae.dtype is torch.float16 and pipeline.vae.config["force_upcast"]:
             pipeline.vae.float()  # it overflows in float16, and its pipeline decodes in float32, too
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         tokens, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(prompts), device=self.encoders[0].device, do_classifier_free_guidance=False
         )
         return PromptEmbeddings({"tokens": tokens, "pooled": pooled})
 
-    def encode_negative(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode_negative(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         # As the pipeline has it without a negative prompt.
         encoded = self.encode(prompts)
         if not self.pipeline.config["force_zeros_for_empty_prompt"]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 
@@ -57,7 +57,7 @@ class Wan:
         factor: int = vae.get("scale_factor_temporal", 4)
         return factor
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         tokens, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),
             do_classifier_free_guidance=False,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_positive
 from marble_cli.policy.families.latents import decode_kl, latent_shape
@@ -40,7 +40,7 @@ class ZImage:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2  # patches are always 2 x 2
         return scale
 
-    def encode(self, prompts: Sequence[str], images: Tensor | None = None) -> PromptEmbeddings:
+    def encode(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         length = self.model.max_sequence_length
         rows, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),

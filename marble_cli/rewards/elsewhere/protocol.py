@@ -2,9 +2,11 @@
 
     GET  /health          JSON: protocol, marble's version, limits, and each reward's declaration
     POST /score/{name}    request, safetensors: `images` uint8 [B, 3, H, W]; `text` uint8 [N], the JSON
-                          {"prompts": [...], "metadata": [...]}; and `conditions` uint8 [B, 3, H, W] if the
-                          images were edited from pictures and the reward takes these; and `frames` uint8
-                          [B, F, 3, H, W] if they are of videos and the reward takes these
+                          {"prompts": [...], "metadata": [...]}; and, if the images were edited from pictures
+                          and the reward takes these, `conditions` uint8 [B, 3, H, W]. Where an image was
+                          edited from several, `references` uint8 [N] instead: the bytes of all pictures
+                          [3, h, w], image after image. The JSON then has "references": [[[h, w], ...], ...].
+                          And `frames` uint8 [B, F, 3, H, W] if they are of videos and the reward takes these
                           answer, safetensors: `scores` float64 [B], NaN where the reward does not apply and
                           infinite where it failed; in that case perhaps `reason`, UTF-8. A reward with
                           aspects has these two for each of them, `scores.style` and `reason.style`
@@ -59,13 +61,16 @@ def pack_batch(batch: Batch) -> bytes:
     Raises:
         TypeError: metadata has a value that JSON does not support.
     """
-    text = json.dumps({"prompts": batch.prompts, "metadata": [dict(row) for row in batch.metadata]})
-    tensors = {"images": batch.images.contiguous(), "text": _bytes(text)}
-    if batch.conditions is not None:
-        tensors["conditions"] = batch.conditions.contiguous()
+    text: dict[str, Any] = {"prompts": batch.prompts, "metadata": [dict(row) for row in batch.metadata]}
+    tensors = {"images": batch.images.contiguous()}
+    if batch.single is not None:
+        tensors["conditions"] = batch.single.contiguous()
+    if batch.several is not None:
+        text["references"] = [[list(picture.shape[1:]) for picture in own] for own in batch.several]
+        tensors["references"] = torch.cat([picture.flatten() for own in batch.several for picture in own])
     if batch.frames is not None:
         tensors["frames"] = batch.frames.contiguous()
-    return save(tensors)
+    return save({**tensors, "text": _bytes(json.dumps(text))})
 
 
 def unpack_batch(data: bytes) -> Batch:
@@ -105,7 +110,28 @@ def unpack_batch(data: bytes) -> Batch:
             f"frames are {frames.dtype} {list(frames.shape)}. Expected uint8 [B, F, 3, H, W] of images "
             f"{list(images.shape)}."
         )
-    return Batch(images, prompts, metadata, conditions, frames)
+    references = _unpack_references(tensors, text, images) if "references" in tensors else None
+    return Batch(images, prompts, metadata, conditions, frames, references)
+
+
+def _unpack_references(
+    tensors: Mapping[str, Tensor], text: Mapping[str, Any], images: Tensor
+) -> list[list[Tensor]]:
+    """Restore the pictures that each image was edited from."""
+    pixels = tensors["references"]
+    try:
+        sizes = [[(int(height), int(width)) for height, width in own] for own in text["references"]]
+        counts = [3 * height * width for own in sizes for height, width in own]
+        parts = iter(pixels.split(counts))
+        rows = [[next(parts).view(3, *size) for size in own] for own in sizes]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the sizes of references do not fit their bytes: {error}") from error
+    alone = [own[0] for own in rows if len(own) == 1]
+    if pixels.dtype is not torch.uint8 or len(rows) != len(images) or not all(rows):
+        raise ValueError("references are no bytes of at least one picture for each image")
+    if any(picture.shape != images.shape[1:] for picture in alone):
+        raise ValueError("the single reference of an image has not the image's size")
+    return rows
 
 
 Part = tuple[Tensor, str | None]  # scores float64 [B], with NaN and infinity, and the reason why some failed

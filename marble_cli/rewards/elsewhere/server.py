@@ -106,7 +106,7 @@ def build_app(
         working[name] += 1
         try:
             batch = await _read(request, limits, busy)
-            if workers[name].reward.declaration.needs_conditions and batch.conditions is None:
+            if workers[name].reward.declaration.needs_conditions and batch.references is None:
                 raise RefusedError(422, protocol.CONTRACT, NO_CONDITIONS.format(name=name))
             if workers[name].reward.declaration.needs_frames and batch.frames is None:
                 raise RefusedError(422, protocol.CONTRACT, NO_FRAMES.format(name=name))

@@ -5,6 +5,7 @@ A check is called with a reward and a batch. It returns a description of what it
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from marble_cli.rewards.answers import parse_aspects
 from marble_cli.rewards.api import Batch
+from marble_cli.rewards.batch import SeveralPicturesError
 from marble_cli.rewards.call_thread import copy_batch
 from marble_cli.rewards.registry import Reward
 from marble_cli.rewards.testing.calls import (
@@ -161,7 +163,8 @@ def takes_any_batch_size(reward: Reward, batch: Batch) -> str:
 def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
     """Check that black and white pictures are scored, and that the memory layout does not matter.
 
-    A reward that takes conditions or frames and does not need them is also called without.
+    A reward that takes conditions or frames and does not need them is also called without, and one that takes
+    references with several for each image.
     """
     extremes = batch.images.clone()
     extremes[0::2], extremes[1::2] = 0, 255
@@ -184,6 +187,11 @@ def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
     if batch.frames is not None and not declaration.needs_frames:
         score_copy(reward, batch._replace(frames=None))
         found += ", with and without frames"
+    if batch.conditions is not None and declaration.takes_references:
+        several = [[picture, picture[:, ::2]] for picture in batch.conditions]
+        with suppress(SeveralPicturesError):  # of a reward that is given the whole batch
+            score_copy(reward, batch._replace(references=several))
+            found += ", several pictures for each image"
     return found
 
 

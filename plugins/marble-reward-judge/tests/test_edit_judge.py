@@ -1,4 +1,4 @@
-"""`edit_judge` shows the picture before and after an edit, in this order."""
+"""`edit_judge` shows the pictures before and after an edit, in this order."""
 
 import base64
 import io
@@ -28,9 +28,9 @@ ASKED: dict[str, Any] = {
 
 def shown(body: dict[str, Any]) -> list[np.ndarray]:
     """Return the pictures in a request: [H, W, 3] each."""
-    parts = body["messages"][0]["content"]
-    assert [part["type"] for part in parts] == ["image_url", "image_url", "text"]
-    urls = [part["image_url"]["url"].split(",", 1)[1] for part in parts[:2]]
+    *parts, text = body["messages"][0]["content"]
+    assert text["type"] == "text"
+    urls = [part["image_url"]["url"].split(",", 1)[1] for part in parts]
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(url)), formats=["PNG"])) for url in urls]
 
 
@@ -39,16 +39,16 @@ def pictures(seed: int) -> Tensor:
     return torch.randint(0, 256, (3, 3, 24, 36), generator=generator, dtype=torch.uint8)
 
 
-def test_the_picture_before_comes_first_and_the_instruction_last(server: "Server") -> None:
+def test_the_pictures_before_come_first_and_the_instruction_last(server: "Server") -> None:
     server.reply = lambda body, _: server.says('{"score": 7}')
-    after, before = pictures(0), pictures(1)
+    after, before = pictures(0), [[one] for one in pictures(1)]
+    before[2].append(before[0][0][:, ::2])
     words = ["make it red", "turn {it}", "say {prompt}"]
     assert EditJudge(server.url, "m", **ASKED, concurrency=1)(after, words, before) == [0.7] * 3
     for i, body in enumerate(server.bodies):
-        first, second = shown(body)
-        assert np.array_equal(first, before[i].permute(1, 2, 0).numpy())
-        assert np.array_equal(second, after[i].permute(1, 2, 0).numpy())
-        assert body["messages"][0]["content"][2]["text"] == f"Edit: {words[i]}"
+        for found, given in zip(shown(body), (*before[i], after[i]), strict=True):
+            assert np.array_equal(found, given.permute(1, 2, 0).numpy())
+        assert body["messages"][0]["content"][-1]["text"] == f"Edit: {words[i]}"
 
 
 def test_following_and_keeping_are_aspects_of_one_answer(server: "Server") -> None:
@@ -56,7 +56,7 @@ def test_following_and_keeping_are_aspects_of_one_answer(server: "Server") -> No
     options = {key: value for key, value in ASKED.items() if key != "json_key"}
     options["template"] = "Rate following and keeping: {prompt}"
     judge = EditJudge(server.url, "m", **options, aspects=["following", "keeping"], concurrency=1)
-    assert judge(pictures(0), ["a"] * 3, pictures(1)) == {
+    assert judge(pictures(0), ["a"] * 3, [[one] for one in pictures(1)]) == {
         "following": [1.0, 0.9, 0.8],
         "keeping": [0.0, 0.1, 0.2],
     }
@@ -72,7 +72,7 @@ class TestEditJudgeConformance(RewardConformance):
     @pytest.fixture(autouse=True)
     def _server(self, server: "Server") -> None:
         def reply(body: dict[str, Any], number: int) -> Any:
-            before, after = shown(body)
+            before, *_, after = shown(body)
             distance = np.abs(before.astype(float) - after).mean() / 25.5
             return server.says(json.dumps({"score": round(10 - distance, 3)}))
 

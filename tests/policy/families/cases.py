@@ -19,7 +19,7 @@ from marble_cli.policy.processors import read_processors
 from marble_cli.rollout.ode import make_scheduler, sample
 from marble_cli.seeds import noise
 from tests.policy.families.differences import record
-from tests.policy.families.edits import Drawn
+from tests.policy.families.edits import Drawn, seen
 from tests.policy.families.pipelines import Tiny
 
 PROMPTS = ["a red cup", "two boats and a very long sign", "a cat"]
@@ -82,12 +82,12 @@ class Case:
 
     @property
     def edits(self) -> bool:
-        """Whether the model is given pictures, one per prompt."""
+        """Whether the model is given pictures."""
         return bool(self.policy.family.conditions)
 
-    def picture(self, prompt: str) -> Any:
-        """The picture that a prompt of a rollout starts from, or None."""
-        return Drawn(prompt) if self.edits else None
+    def pictures(self, prompt: str) -> tuple[Drawn, ...]:
+        """The pictures that a prompt of a rollout starts from."""
+        return tuple(Drawn(prompt, place) for place in range(self.tiny.pictures if self.edits else 0))
 
     def encode(
         self, policy: Any, prompts: Sequence[str] = PROMPTS, *, negative: bool = False
@@ -104,7 +104,7 @@ class Case:
         self, policy: Any, prompts: Sequence[str] = PROMPTS, *, negative: bool = False
     ) -> PromptEmbeddings:
         """As `encode`, by the policy's encoders at each call."""
-        pictures = [Drawn(prompt) for prompt in prompts] if self.edits else None
+        pictures = [self.pictures(prompt) for prompt in prompts] if self.edits else None
         found: PromptEmbeddings = policy.encode(list(prompts), pictures, negative=negative)
         return found
 
@@ -164,15 +164,16 @@ def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
     if not case.edits:
         return _plain_run(case, pipeline, slice(None), **more)
     size = read_resolution(case.tiny.resolution)
+    pictures = [seen(case.pictures(prompt), size.width, size.height) for prompt in PROMPTS]
     runs = [
         _plain_run(
             case,
             pipeline,
             slice(row, row + 1),
-            image=Drawn(prompt).image(size.width, size.height),
+            image=given[0] if len(given) == 1 else given,
             **{key: value[row] if isinstance(value, list) else value for key, value in more.items()},
         )
-        for row, prompt in enumerate(PROMPTS)
+        for row, given in enumerate(pictures)
     ]
     latents = torch.cat([run.latents for run in runs], dim=1)
     return Run(runs[0].times, latents, torch.cat([run.images for run in runs]))

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 
@@ -16,7 +17,7 @@ from marble_cli.policy.load import load_policy
 from tests.policy.families import differences
 from tests.policy.families.cases import Case, load_plain
 from tests.policy.families.edits import Drawn
-from tests.policy.families.pipelines import EDITS, TINY, configured
+from tests.policy.families.pipelines import EDITS, SEVERAL, TINY, configured
 
 # Of the cases' runs: two pictures a step, and a checkpoint of each, with averages that follow fast.
 RUN = (
@@ -37,7 +38,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def small_pictures() -> Iterator[None]:
-    """Qwen-Image-Edit's pipelines and ours scale pictures to 64 x 64 pixels instead of to a million."""
+    """Qwen-Image-Edit's pipelines and ours scale pictures to 64 x 64 pixels instead of to a million.
+
+    Those of FLUX.2 take pictures from 32 pixels on a side on, and not from 64.
+    """
 
     def smaller(area: int, ratio: float) -> Any:
         return calculate_dimensions(area // 256, ratio)
@@ -47,6 +51,8 @@ def small_pictures() -> Iterator[None]:
         change.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", 64 * 64)
         change.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", 64 * 64)
         change.setattr(QwenImageEdit, "latent_area", 64 * 64)
+        small = partial(Flux2ImageProcessor.check_image_input, min_side_length=32)
+        change.setattr(Flux2ImageProcessor, "check_image_input", staticmethod(small))
         for family in (QwenImageEdit, QwenImageEditPlus):
             change.setattr(family, "seen_area", 64 * 64)
         yield
@@ -54,16 +60,20 @@ def small_pictures() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def edits_folder(prompts_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The prompts of other tests, each with a picture."""
+    """The prompts of other tests: below `one` each with a picture, and below `several` with one to three."""
     root = tmp_path_factory.mktemp("edits")
     for file in prompts_folder.glob("*/*.jsonl"):
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        for row in rows:
-            picture = Drawn(row["prompt"])
-            row["image"] = f"{picture.digest}.png"
-            picture.image(48, 32).save(root / row["image"])
-        (root / file.parent.name).mkdir(exist_ok=True)
-        (root / file.parent.name / file.name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for folder in (root / "one", root / "several"):
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            (folder / file.parent.name).mkdir(exist_ok=True, parents=True)
+            for number, row in enumerate(rows):
+                pictures = [Drawn(row["prompt"], place) for place in range(1 + number % 3)]
+                for picture in pictures:
+                    picture.image(*picture.size).save(folder / f"{picture.digest}.png")
+                names = [f"{picture.digest}.png" for picture in pictures]
+                row["image"] = names if folder.name == "several" else names[0]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / file.parent.name / file.name).write_text(lines)
     return root
 
 
@@ -92,7 +102,11 @@ def make_case(
     tiny, folder = TINY[name], tiny_folder(name)
     overrides = (
         *RUN,
-        *((f"data.root={edits_folder}",) if name in EDITS else ()),
+        *(
+            (f"data.root={edits_folder / ('several' if name in SEVERAL else 'one')}",)
+            if name in EDITS
+            else ()
+        ),
         f"model={tiny.choice}",
         f"model.path={folder}",
         f"model.resolution={tiny.resolution}",

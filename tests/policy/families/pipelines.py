@@ -43,6 +43,7 @@ class Tiny:
     arguments: dict[str, Any] = field(default_factory=dict)
     packed: bool = False
     overrides: tuple[str, ...] = ()
+    pictures: int = 1  # that a prompt starts from, if the model edits
 
 
 def flux(guided: bool, kontext: bool = False) -> Any:
@@ -210,6 +211,7 @@ TINY = {
         96,
         {"guidance_scale": 2.0, "max_sequence_length": 80},
         overrides=("model.guidance=2.0",),
+        pictures=2,
     ),
     "flux2_klein": Tiny(
         "flux2_klein",
@@ -219,6 +221,7 @@ TINY = {
         96,
         {"guidance_scale": 1.0, "max_sequence_length": 40},
         overrides=("model.guidance=null",),
+        pictures=3,
     ),
     "qwen_image": Tiny("qwen_image", qwen_image, "48x32", 200, 24, {"true_cfg_scale": 1.0}, True),
     "qwen_image_edit": Tiny(
@@ -238,6 +241,7 @@ TINY = {
         24,
         {"true_cfg_scale": 1.0},
         True,
+        pictures=2,
     ),
     "sana": Tiny("sana", sana, "64x32", 300, 128, {"guidance_scale": 1.0, "use_resolution_binning": False}),
     "z_image": Tiny(
@@ -291,3 +295,4 @@ NETWORKS = {
 }
 ONE_PER_NETWORK = list(NETWORKS.values())
 EDITS = ["flux_kontext", "flux2", "flux2_klein", "qwen_image_edit", "qwen_image_edit_plus"]
+SEVERAL = [name for name in EDITS if TINY[name].pictures > 1]

@@ -80,7 +80,7 @@ def count(case: Case, policy: Any) -> PassCost:
 def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
     model = replace(case.model, train=train)
     policy = case.policy if train is Train.lora else load_policy(model, seed=0)
-    size, real = model_size(model), count(case, policy)
+    size, real = model_size(model, pictures=case.tiny.pictures), count(case, policy)
     assert size is not None
     for figure in ("forward", "backward", "kept"):
         assert getattr(size.cost, figure) == pytest.approx(getattr(real, figure), rel=0.1), figure
@@ -91,7 +91,7 @@ def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
 def test_checkpointing_keeps_inputs_of_blocks_and_the_largest_block(case: Case) -> None:
     policy, size = (
         case.load(gradient_checkpointing=Switch.true),
-        model_size(case.model),
+        model_size(case.model, pictures=case.tiny.pictures),
     )
     assert size is not None
     real, planned = count(case, policy), size.cost

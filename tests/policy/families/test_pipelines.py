@@ -27,7 +27,7 @@ from tests.policy.families.cases import (
     plain_run,
 )
 from tests.policy.families.differences import beyond_rounding
-from tests.policy.families.edits import Drawn
+from tests.policy.families.edits import seen
 from tests.policy.families.pipelines import TINY
 
 
@@ -64,8 +64,9 @@ def plain_prompt(case: Case, prompt: str) -> tuple[Tensor, Tensor | None]:
             )
             return tokens[mask.bool()], None
         case "qwen_image_edit":
-            picture = pipeline.image_processor.resize(Drawn(prompt).image(48, 32), 64, 64)
-            return pipeline.encode_prompt(prompt, [picture], max_sequence_length=length)[0][0], None
+            resize, given = pipeline.image_processor.resize, seen(case.pictures(prompt), 48, 32)
+            shown = [resize(one, *sides) for one, sides in zip(given, ((64, 64), (96, 32)), strict=False)]
+            return pipeline.encode_prompt(prompt, shown, max_sequence_length=length)[0][0], None
         case _:
             return pipeline.encode_prompt(prompt, max_sequence_length=length)[0][0], None
 
@@ -86,7 +87,8 @@ def test_embeddings_of_several_prompts_equal_the_pipelines_own(case: Case) -> No
             torch.testing.assert_close(together.tensors[name][row], beside, rtol=1e-5, atol=1e-5)
             assert length == len(tokens)
         elif "mask" in together.tensors:
-            own = case.policy.family.picture_tokens if case.edits else 0
+            given = seen(case.pictures(prompt), 48, 32)
+            own = sum(case.policy.family.picture_tokens(*picture.size) for picture in given)
             assert length < len(tokens) == case.tiny.max_sequence_length + own
             mask = together.tensors["mask"][row]
             assert mask.tolist() == [place < length for place in range(len(tokens))]
@@ -111,7 +113,7 @@ def test_times_velocities_and_pictures_equal_the_pipelines_own(case: Case) -> No
 class Unscored:
     """A scorer that is not asked for scores."""
 
-    def submit(self, *_: Any) -> None: ...
+    def submit(self, *_: Any, **__: Any) -> None: ...
 
 
 @pytest.mark.parametrize("case", TINY, indirect=True)
@@ -150,7 +152,7 @@ def guided_latents(
     rollout = Rollout(policy, settings, seed=0)
     away = negatives(case) if away is None else away
     prompts = [
-        Prompt(text, {}, "any", other, case.picture(text)) for text, other in zip(PROMPTS, away, strict=True)
+        Prompt(text, {}, "any", other, case.pictures(text)) for text, other in zip(PROMPTS, away, strict=True)
     ]
     rollout.prepare(prompts)
     samples = rollout.collect(

@@ -1,6 +1,8 @@
 """Conditions reach served rewards losslessly; older servers and clients, which know none, keep working."""
 
+import json
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import httpx
@@ -24,9 +26,11 @@ IMAGES, BEFORE = torch.randint(
 METADATA: list[dict[str, Any]] = [{}, {"text": "a"}, {}, {"text": "b"}]
 
 
-def scored(settings: RewardConfig, conditions: Tensor | None) -> Scores:
+def scored(settings: RewardConfig, conditions: Tensor | None, references: Any = None) -> Scores:
     with open_scorer({"mine": settings}, "cpu") as scorer:
-        return scorer.submit(IMAGES, ["a"] * 4, METADATA, [""] * 4, conditions).result()
+        return scorer.submit(
+            IMAGES, ["a"] * 4, METADATA, [""] * 4, conditions, references=references
+        ).result()
 
 
 def test_conditions_survive_the_wire_and_are_optional() -> None:
@@ -44,11 +48,46 @@ def test_conditions_survive_the_wire_and_are_optional() -> None:
         protocol.unpack_batch(wrong)
 
 
+def test_several_pictures_survive_the_wire_and_are_checked() -> None:
+    """Each bit, each shape, and which image has which."""
+    rows = [[BEFORE[0]], [BEFORE[1, :, :5], BEFORE[2, :, :, :7]], [BEFORE[3].mT, BEFORE[0]], [BEFORE[1]]]
+    body = protocol.pack_batch(Batch(IMAGES, ["a"] * 4, METADATA, references=rows))
+    arrived = protocol.unpack_batch(body).references
+    assert arrived is not None
+    assert [len(own) for own in arrived] == [1, 2, 2, 1]
+    for got, given in zip(chain(*arrived), chain(*rows), strict=True):
+        assert torch.equal(got, given)
+    tensors = load(body)
+    text = json.loads(tensors["text"].numpy().tobytes())
+    for changed, said in (
+        ([[[8, 12]]] * 3, "references are no bytes of at least one picture for each image"),
+        ([[[8, 12]]] * 4, "the sizes of references do not fit their bytes"),
+        ("x", "the sizes of references do not fit their bytes"),
+    ):
+        sizes = torch.tensor([*json.dumps({**text, "references": changed}).encode()], dtype=torch.uint8)
+        pixels = tensors["references"][: 3 * 3 * 96] if len(changed) == 3 else tensors["references"]
+        with pytest.raises(ValueError, match=said):
+            protocol.unpack_batch(save({**tensors, "text": sizes, "references": pixels}))
+
+
+def test_served_scores_of_several_pictures_equal_local_ones(install: Install, at: At) -> None:
+    install(mine="condition_plugins:areas")
+    rows = [[BEFORE[0]], [BEFORE[1, :, :5], BEFORE[2]], [BEFORE[3], BEFORE[0]], [BEFORE[1]]]
+    here, there = scored(RewardConfig(plugin="mine"), None, rows), scored(at(), None, rows)
+    assert there.values.tolist() == here.values.tolist() == [[96.0, 60.0 + 192, 96.0 + 192, 96.0]]
+
+
 def test_an_older_server_declares_no_conditions_and_is_sent_none() -> None:
     row = protocol.declaration_to_json(Declaration("kept", takes_conditions=True, needs_conditions=True))
     assert protocol.declaration_from_json(row).needs_conditions
     older = {key: value for key, value in row.items() if not key.endswith("conditions")}
     assert not protocol.declaration_from_json(older).takes_conditions
+    older = {key: value for key, value in row.items() if key != "takes_references"}
+    assert [protocol.declaration_from_json(older).compares(count) for count in (0, 1, 2)] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_an_older_client_is_told_what_is_missing(install: Install, at: At) -> None:

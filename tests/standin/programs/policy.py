@@ -20,7 +20,7 @@ def main() -> None:
     QwenImageEdit.latent_area = QwenImageEdit.seen_area = QwenImageEditPlus.seen_area = 64 * 64
     model = compose(sys.argv[1:]).model
     policy = load_policy(model, seed=0)
-    pictures = [Drawn(prompt) for prompt in PROMPTS] if policy.conditions else None
+    pictures = [(Drawn(prompt),) for prompt in PROMPTS] if policy.conditions else None
     if not type(policy.family).__name__.startswith("QwenImage"):  # which cut prompts by their masks
         policy.encode(PROMPTS, pictures)
     on_cpu = load_policy(replace(model, device="cpu"), seed=0)

@@ -125,19 +125,20 @@ class Judge(Questioner):
 
 
 class EditJudge(Questioner):
-    """Score of an edited picture, by a vision-language model that sees the picture before and after."""
+    """Score of an edited picture, by a vision-language model that sees the pictures before and after."""
 
     def __call__(
-        self, images: Tensor, prompts: Sequence[str], conditions: Tensor
+        self, images: Tensor, prompts: Sequence[str], references: Sequence[Sequence[Tensor]]
     ) -> Scores | dict[str, Scores]:
-        """Score a batch as `score` does, with the picture before the edit first.
+        """Score a batch as `score` does, with the pictures before the edit first.
 
         Args:
             images: uint8 [B, 3, H, W], the edited pictures.
             prompts: B instructions.
-            conditions: uint8 [B, 3, H, W], the pictures that they were edited from.
+            references: B sequences of uint8 [3, h, w], the pictures that they were edited from.
         """
-        return self.score(list(zip(conditions, images, strict=True)), prompts)
+        shown = [(*before, after) for before, after in zip(references, images, strict=True)]
+        return self.score(shown, prompts)
 
 
 def _check_template(template: str, aspects: Sequence[str], placeholder: str | None) -> None:
