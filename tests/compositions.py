@@ -40,10 +40,14 @@ def remember_compositions() -> None:
 
 
 def _compose(name: str, lines: Sequence[str]) -> DictConfig:
-    if name == compose.REPLAY:  # a file of the test's own
-        return _hydra_compose(name, list(lines))
     choices = tuple(line for line in lines if _is_choice(line))
-    tree = pickle.loads(_chosen(name, choices))
+    if name == compose.REPLAY and not choices:  # a file of the test's own, which nothing is merged with
+        tree = copy.deepcopy(ConfigStore.instance().load(f"{name}.yaml").node)
+        OmegaConf.set_struct(tree, True)
+    elif name == compose.REPLAY:
+        return _hydra_compose(name, list(lines))
+    else:
+        tree = pickle.loads(_chosen(name, choices))
     values = [copy.deepcopy(_value(line)) for line in lines if line not in choices]
     try:
         ConfigLoaderImpl._apply_overrides_to_config(values, tree)
