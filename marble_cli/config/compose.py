@@ -86,7 +86,7 @@ def dump(config: RunConfig) -> str:
 
 
 def to_yaml(tree: dict[str, Any]) -> str:
-    """Return what `OmegaConf.to_yaml` makes of plain values, in a third of the time: no tree of nodes is made."""
+    """Return what `OmegaConf.to_yaml` makes of plain values, without its tree, which takes twice as long."""
     text: str = yaml.dump(tree, Dumper=get_omega_conf_dumper(), allow_unicode=True, sort_keys=False)
     return text
 

@@ -5,7 +5,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-
 from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.export import LORA_FILES, export
 from marble_cli.checkpoint.formats import ExportFormat
