@@ -167,7 +167,7 @@ def _parse_json(line: bytes) -> Row | None:
     if not text:
         return None
     try:
-        row = json.loads(text, object_pairs_hook=_refuse_duplicates)
+        row = _decoder.decode(text)
     except RowError:
         raise
     except json.JSONDecodeError as error:
@@ -185,3 +185,6 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> Row:
         keys = [key for key, _ in pairs]
         raise RowError(f'the key "{next(key for key in keys if keys.count(key) > 1)}" appears twice')
     return row
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_refuse_duplicates)  # `json.loads` would make one for each row

@@ -4,10 +4,11 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from marble_cli import __version__
 from marble_cli.config.aspects import by_aspect
@@ -69,12 +70,7 @@ def write_card(
     prompt = pictures[0].prompt if pictures else EXAMPLE
     evaluation = resolve_evaluation(config)
     last = run.history.held_out[-1]["step"] if run.history.held_out else 0
-    templates = Environment(
-        loader=PackageLoader("marble_cli.push", "templates"), undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    templates.filters["cell"] = plain
-    card: str = templates.get_template("card.md").render(
+    card: str = _template().render(
         metadata=_metadata(config, base, family, pictures),
         title=repo.split("/")[-1],
         base=base,
@@ -94,6 +90,16 @@ def write_card(
         settings=settings.overview([run]),
     )
     return card.lstrip()
+
+
+@cache
+def _template() -> Template:
+    templates = Environment(
+        loader=PackageLoader("marble_cli.push", "templates"), undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    templates.filters["cell"] = plain
+    return templates.get_template("card.md")
 
 
 def plain(text: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import vl_convert
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from altair.utils.schemapi import debug_mode
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from marble_cli import __version__
 from marble_cli.report import balance, charts, curves, faults, gallery, outcome, settings, speed, sweeps
@@ -30,23 +31,30 @@ def report(folders: Sequence[Path]) -> str:
 
 def render(runs: Sequence[Run], swept: Sequence[Sweep] = ()) -> str:
     """Return the HTML of a report about runs that are read, of which some are cells of sweeps."""
-    templates = Environment(
-        loader=PackageLoader("marble_cli.report", "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    templates.filters["tidy"] = without_runs if len(runs) == 1 else lambda table: table
     library = _library()
     style, script = (
         files("marble_cli.report").joinpath("templates", name).read_text("utf-8")
         for name in ("report.css", "report.js")
     )
-    return templates.get_template("report.html").render(
-        **_content(runs, swept),
+    with debug_mode(False):  # Altair checks every part of a chart several times; a test does, once
+        content = _content(runs, swept)
+    return _template().render(
+        **content,
+        tidy=without_runs if len(runs) == 1 else lambda table: table,
         style=style,
         library=library,
         script=script,
         policy=_policy(library, script),
     )
+
+
+@cache
+def _template() -> Template:
+    templates = Environment(
+        loader=PackageLoader("marble_cli.report", "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return templates.get_template("report.html")
 
 
 @cache

@@ -1,8 +1,10 @@
 """Damaged and foreign checkpoints are refused by `marble train` and the commands that evaluate."""
 
+import itertools
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,23 +216,24 @@ def test_with_no_valid_checkpoint_nothing_is_started_over(marble: Callable[..., 
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "pytorch_model.bin", "last.pt"])
-def test_no_command_takes_a_pickle(marble: Callable[..., Any], run: Path, tmp_path: Path, name: str) -> None:
-    file = tmp_path / "theirs" / name
-    file.parent.mkdir()
-    torch.save({"weight": torch.ones(2)}, file)
+def test_no_command_takes_a_pickle(marble: Callable[..., Any], run: Path, tmp_path: Path) -> None:
+    """As a file and as a folder; the names take turns, as no command looks at them."""
+    names = itertools.cycle(("model.ckpt", "pytorch_model.bin", "last.pt"))
     train_to = ("train", "--config-name", run / "config.yaml", f"run.dir={tmp_path / 'new'}")
-    for given in (file, file.parent):
-        for command in (
-            (*train_to, "--resume", given),
-            ("eval", given),
-            ("generate", given, "--prompt", "a cup"),
-            ("export", given, tmp_path / "lora"),
-            ("eval", run, "--against", given),
-        ):
-            refused = marble(*command)
+    for command in (
+        (*train_to, "--resume", "GIVEN"),
+        ("eval", "GIVEN"),
+        ("generate", "GIVEN", "--prompt", "a cup"),
+        ("export", "GIVEN", tmp_path / "lora"),
+        ("eval", run, "--against", "GIVEN"),
+    ):
+        for alone in (True, False):
+            file = Path(tempfile.mkdtemp(dir=tmp_path)) / next(names)
+            torch.save({"weight": torch.ones(2)}, file)
+            given = file if alone else file.parent
+            refused = marble(*(given if word == "GIVEN" else word for word in command))
             assert refused.code == 2
-            assert f"{name} is a pickled file. marble never unpickles" in words(refused.err)
+            assert f"{file.name} is a pickled file. marble never unpickles" in words(refused.err)
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "lora").exists()
 

@@ -2,6 +2,7 @@
 
 from importlib.metadata import entry_points
 from importlib.resources import files
+from itertools import zip_longest
 
 import pytest
 
@@ -12,35 +13,42 @@ from marble_cli.config.schema import RunConfig
 from tests.config.composing import BUILT_IN
 
 
-def choices() -> list[str]:
-    """Every file of conf/ as an override, apart from benchmarks, which no run has."""
+def files_of_groups() -> dict[str, list[str]]:
+    """The names of the files in each folder of conf/, apart from benchmarks, which no run has."""
     root = files("marble_cli") / ".." / "conf"
-    return sorted(
-        f"{group.name}={file.name.removesuffix('.yaml')}"
+    return {
+        group.name: sorted(
+            file.name.removesuffix(".yaml") for file in group.iterdir() if file.name.endswith(".yaml")
+        )
         for group in root.iterdir()
         if group.is_dir() and not group.name.startswith("_") and group.name != "benchmark"
-        for file in group.iterdir()
-        if file.name.endswith(".yaml")
-    )
+    }
+
+
+def choices() -> list[tuple[str, ...]]:
+    """Every file as an override: presets alone, as they choose in all groups, and the rest side by side."""
+    groups = files_of_groups()
+    alone = [(f"preset={name}",) for name in groups.pop("preset")]
+    groups["rewards"] = [f"[compressibility,{name}]" for name in groups["rewards"]]
+    rows = zip_longest(*([f"{group}={name}" for name in names] for group, names in groups.items()))
+    return alone + [tuple(choice for choice in row if choice) for row in rows]
 
 
 def test_every_group_has_a_file() -> None:
-    assert {choice.split("=")[0] for choice in choices()} == set(GROUPS)
+    assert files_of_groups().keys() == set(GROUPS)
 
 
-@pytest.mark.parametrize("choice", choices())
-def test_every_file_is_a_valid_choice(choice: str) -> None:
+@pytest.mark.parametrize("chosen", choices(), ids=" ".join)
+def test_every_file_is_a_valid_choice(chosen: tuple[str, ...]) -> None:
     more = {
         "data=files": ["data.root=somewhere"],
         "data=hub": ["data.sources.prompts.hub=owner/name"],
         "data=paper": ["data.root=somewhere"],
         "data=paper_quotes": ["data.root=somewhere"],
-    }.get(choice, [])
-    overrides = [choice, *more] if choice.startswith("rewards=") else [BUILT_IN, choice, *more]
-    if choice.startswith("rewards="):
-        name = choice.removeprefix("rewards=")
-        overrides = [f"rewards=[compressibility,{name}]", *more]
-    compose(overrides)
+    }
+    needed = [override for choice in chosen for override in more.get(choice, [])]
+    rewards = [] if any(choice.startswith("rewards=") for choice in chosen) else [BUILT_IN]
+    compose([*rewards, *chosen, *needed])
 
 
 @pytest.mark.parametrize("name", balances())

@@ -19,6 +19,7 @@ SMALL = (
     "rollout.batch_size=12",
     "trainer.micro_batch_size=12", "trainer.times_per_image=1", "trainer.eval_every=0",
     "logging.wandb.mode=disabled",
+    *(f"data.sources.{name}.train={name}/test.jsonl" for name in ("general", "text", "compositional")),
 )  # fmt: skip
 
 NEW = "blur_free"  # the reward that `marble rewards new` writes

@@ -4,6 +4,7 @@ import itertools
 import random
 from pathlib import Path
 
+import altair as alt
 import pytest
 
 from marble_cli.config.sweep import Cell
@@ -103,6 +104,8 @@ def test_a_sweep_beside_a_run_shows_both(sweep: Sweep, run: Path) -> None:
     assert len([e for e in page.all("option") if e.text == "first"]) == 1
     rows = page.specs[1]["datasets"]["rows"]
     assert len(rows) == len(RISES), "a run of no sweep is no point of the front"
+    for spec in page.specs:  # of every kind
+        alt.Root.validate(spec)  # by the schema of Vega-Lite
 
 
 def test_a_sweep_without_a_begun_cell_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from scripts.bench import __main__ as bench
 from scripts.bench import parallel, report, scenes, sd35m, solvers, steps, timing, whole_step
 from scripts.bench import run as whole
 from tests.policy.trainable.compiler import WITHOUT_COMPILER_WARNINGS
-from tests.scripts.smallest import SMALL, run_in_process
+from tests.scripts.smallest import FEWER, SMALL, run_in_process
 
 CPU = torch.device("cpu")
 
@@ -98,8 +98,7 @@ def test_a_run_is_put_together_from_its_steps() -> None:
 
 
 def test_the_real_trainer_is_timed() -> None:
-    fewer = [f"data.sources.{name}.train={name}/test.jsonl" for name in ("general", "text", "compositional")]
-    rows = whole.time_run(1, (*SMALL, *fewer, "balance.floor=0")).rows
+    rows = whole.time_run(1, (*SMALL, *FEWER, "balance.floor=0")).rows
     assert [row[0] for row in rows] == [*whole.STEPS, whole.SINGLE]
     assert all(number > 0 for row in rows for number in row[1:4])  # type: ignore[operator]
 
@@ -157,7 +156,7 @@ def test_parallel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
         more = [f"launcher.nproc={layout[1]}", *layout[2:]] if layout else []
         compose([*parallel.SETTINGS, *more])
     monkeypatch.setattr(parallel, "LAYOUTS", {"1 process": ()})
-    parallel.main(["--rounds", "1", "--steps", "2", *SMALL])
+    parallel.main(["--rounds", "1", "--steps", "2", *SMALL, *FEWER])
     assert len(commands) == 1
     row = r"\| 1 process \| [\d.]+ \| 1\.00 x \| 1\.00 x \| 1\.00 x \|"
     assert re.search(row, capsys.readouterr().out)

@@ -11,7 +11,7 @@ from marble_cli.config.enums import Role
 from scripts.study import hacking, hacking_report, runner
 from scripts.study.cells import REWARDS, TUNING_SEED
 from scripts.study.scores import Folders, Scores, base_name
-from tests.scripts.smallest import BRIEF, SMALL, run_in_process
+from tests.scripts.smallest import BRIEF, FEWER, SMALL, run_in_process
 
 
 @pytest.mark.parametrize("answer", hacking.ANSWERS)
@@ -34,7 +34,7 @@ def test_a_stopped_run_leaves_its_best_checkpoint_or_the_base_model(tmp_path: Pa
 def test_a_run_is_trained_drawn_and_scored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands = run_in_process(monkeypatch, runner)
     small = (word for word in (*SMALL, *BRIEF) if "rewards" not in word and "eval_every" not in word)
-    monkeypatch.setattr(hacking, "SETTINGS", ("preset=tiny", *small, "trainer.eval_every=1"))
+    monkeypatch.setattr(hacking, "SETTINGS", ("preset=tiny", *small, *FEWER, "trainer.eval_every=1"))
     monkeypatch.setattr(hacking, "STEPS", 2)
     monkeypatch.setattr(hacking, "ANSWERS", {"rollback": hacking.ANSWERS["rollback"]})
     monkeypatch.setattr(hacking, "PROMPTS", hacking.PROMPTS[:1])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts import demo, gradient_agreement
-from tests.scripts.smallest import BRIEF, REWARDS, SMALL, run_in_process
+from tests.scripts.smallest import BRIEF, FEWER, REWARDS, SMALL, run_in_process
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
@@ -74,7 +74,7 @@ def test_no_script_changes_the_import_path() -> None:
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     commands = run_in_process(monkeypatch, demo)
     monkeypatch.setattr(demo, "EVAL_PROMPTS", 2)
-    assert demo.main(["--directory", str(tmp_path / "run"), *SMALL, *BRIEF]) == 0
+    assert demo.main(["--directory", str(tmp_path / "run"), *SMALL, *FEWER, *BRIEF]) == 0
     assert [command[0] for command in commands] == ["train", "eval", "report"]
     shown = capsys.readouterr().out
     assert all(name in shown for name in (*REWARDS, "base", "trained", "curves:", "report:"))
@@ -83,7 +83,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def test_gradient_agreement(capsys: pytest.CaptureFixture[str]) -> None:
-    gradient_agreement.main(["--steps", "2", *SMALL])
+    gradient_agreement.main(["--steps", "2", *SMALL, *FEWER])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["training", "times", *REWARDS]
     assert len(lines) == 3  # as configured, and the only time before the last

@@ -15,7 +15,7 @@ from marble_cli.policy.size import model_size
 from scripts.study import __main__ as study
 from scripts.study import cells, choose, conduct, figures, report, runner, statistics, tables
 from scripts.study.scores import Folders, Scores, base_name
-from tests.scripts.smallest import BRIEF, REWARDS, SMALL, run_in_process
+from tests.scripts.smallest import BRIEF, FEWER, REWARDS, SMALL, run_in_process
 
 BUDGET, NAMES, RATES = "short", ("marble", "merge_concat"), (1e-3,)
 
@@ -34,7 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for module in (cells, report, runner, study):
         monkeypatch.setattr(module, "BUDGETS", {BUDGET: budget})
     for module in (cells, runner):
-        monkeypatch.setattr(module, "COMMON", ("preset=tiny", *BRIEF, *SMALL))
+        monkeypatch.setattr(module, "COMMON", ("preset=tiny", *BRIEF, *SMALL, *FEWER))
     monkeypatch.setattr(cells, "RATES", RATES)
     monkeypatch.setattr(cells, "SCALES", (0.5,))
     monkeypatch.setattr(runner, "TUNING_PROMPTS", 2)
