@@ -42,8 +42,8 @@ def load_plugin(plugin: str) -> Any:
         return guard.run(Stage.IMPORT, known[plugin].load)
     except Exception as error:  # importing a plugin may raise anything
         raise RewardError(
-            f"reward {plugin} ({known[plugin].value}) cannot be imported: {error!r}. "
-            "Reinstall its distribution."
+            f"reward {plugin} ({known[plugin].value}) cannot be imported: {type(error).__name__}: "
+            f"{error}. Reinstall its distribution, or correct the name in its entry point."
         ) from error
 
 

@@ -38,7 +38,7 @@ def score(
     with importing():
         from marble_cli.config.schema import AspectConfig
         from marble_cli.data.conditions import fit_picture
-        from marble_cli.errors import RequestError
+        from marble_cli.errors import RequestError, RewardError
         from marble_cli.pictures import read_picture
         from marble_cli.rewards.scorer import open_scorer
 
@@ -48,8 +48,7 @@ def score(
     height, width = pictures.shape[2:]
     before = None if condition is None else fit_picture(read_picture(condition), width, height)[None]
     settings = select_reward(name, overrides)
-    # A single picture has no source, and a failure must not pass for "does not apply".
-    settings.sources, settings.requires, settings.max_failed, settings.only_if = None, [], 0.0, None
+    settings.sources, settings.requires, settings.only_if = None, [], None  # a single picture has no source
     settings.aspects = {aspect: AspectConfig() for aspect in settings.aspects}
     with open_scorer({name: settings}, "cpu") as scorer:
         if before is None and scorer.workers[0].reward.declaration.needs_conditions:
@@ -58,7 +57,12 @@ def score(
                 "picture as well: --condition FILE"
             )
         scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""], before).result()
-        scorer.check(scores)
+        for reward, failed in zip(scores.names, scores.failed[:, 0], strict=True):
+            if failed:
+                raise RewardError(
+                    f"reward {reward} gave no score: {scorer.workers[0].errors[reward]}. Mend the plugin, "
+                    "its options or the metadata."
+                )
     values = [
         score.item() if applies else None
         for score, applies in zip(scores.values[:, 0], scores.applicable[:, 0], strict=True)
