@@ -17,6 +17,7 @@ from marble_cli.config.compose import load_resolved
 from marble_cli.config.references import as_tree
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, RequestError
+from marble_cli.paths import expand
 
 log = logging.getLogger("marble.run")
 
@@ -174,6 +175,11 @@ def find_checkpoint(folder: Path, config: RunConfig, resume: str) -> Path | None
             f"marble train --config-name {written}"
         )
     if resume not in ("auto", "never"):
+        if not expand("--resume ", resume).exists():
+            raise CheckpointError(
+                f"--resume {resume}: there is no such folder. Expected auto, never, or the folder of a run "
+                "or of a checkpoint."
+            )
         return store.resolve(resume)
     if not written.is_file():
         return None

@@ -15,7 +15,7 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            parser=to_path, metavar="RUN...", help="The folders of runs, or of sweeps for all their runs."
+            parser=to_path, metavar="RUN", help="The folders of runs, or of sweeps for all their runs."
         ),
     ],
     output: Annotated[

@@ -12,9 +12,7 @@ EPILOG = "Example:  marble sync runs/first"
 
 
 def sync(
-    runs: Annotated[
-        list[Path], typer.Argument(parser=to_path, metavar="RUN ...", help="The folders of one or more runs.")
-    ],
+    runs: Annotated[list[Path], typer.Argument(parser=to_path, metavar="RUN", help="The folders of runs.")],
 ) -> None:
     """Upload runs' metrics that W&B lacks, such as those recorded offline."""
     from marble_cli.lock import is_held

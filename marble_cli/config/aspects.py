@@ -1,7 +1,7 @@
 """Name the rewards of a configuration: one with `aspects` is a reward per aspect, `judge.style`."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -28,6 +28,11 @@ def by_aspect(rewards: Mapping[str, RewardConfig]) -> dict[str, RewardConfig]:
 def full_name(name: str, aspect: str) -> str:
     """Return the name of a reward's aspect; an empty aspect is the reward itself."""
     return f"{name}.{aspect}" if aspect else name
+
+
+def group_of(name: str, watched: Collection[str]) -> str:
+    """Return the group of a reward: `eval_rewards` if its name is among those that are only `watched`."""
+    return "eval_rewards" if name in watched else "rewards"
 
 
 def key_of(group: str, name: str) -> str:

@@ -141,6 +141,11 @@ def _check(overrides: list[Override]) -> None:
             for choice in value if isinstance(value, list) else [value]:
                 if str(choice) not in known:
                     raise ConfigError(f"{key}={choice}: there is no such choice{nearest(str(choice), known)}")
+        elif key == "eval_rewards" and isinstance(override.value(), str | list):
+            raise ConfigError(
+                f"override {override.input_line!r}: expected keys per reward. To watch rewards by "
+                "their names: '+rewards@eval_rewards=[NAME,...]'"
+            )
         elif reason := unknown_key(key):
             raise ConfigError(f"override {override.input_line!r}: {reason}")
 

@@ -12,6 +12,13 @@ from marble_cli.config.enums import Switch
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.suggest import nearest
 
+# Names that keys have elsewhere, for the message about an unknown one.
+OTHER_NAMES = {
+    "model.height": "model.resolution",
+    "model.width": "model.resolution",
+    "optimizer.learning_rate": "optimizer.lr",
+}
+
 
 def fields(node: typing.Any) -> dict[str, typing.Any]:
     """Return the types of a dataclass's fields by name."""
@@ -92,7 +99,8 @@ def unknown_key(key: str, root: typing.Any = RunConfig) -> str | None:
             known = fields(node)
             if part not in known:
                 candidates = [".".join([*path, name]) for name in (*known, *(() if path else ("preset",)))]
-                return f"there is no key {key!r}{nearest('.'.join([*path, part]), candidates)}"
+                wrong = ".".join([*path, part])
+                return f"there is no key {key!r}{nearest(OTHER_NAMES.get(wrong, wrong), candidates)}"
             node = known[part]
         elif node is not typing.Any:
             return f"there is no key {key!r}: {'.'.join(path)} holds a value, not further keys."

@@ -1,6 +1,16 @@
 """Say in one line what Hydra or OmegaConf refused."""
 
+import re
+
 from omegaconf.errors import OmegaConfBaseException
+
+from marble_cli.suggest import nearest
+
+EXPECTED = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+WRONG_TYPE = re.compile(
+    r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", re.DOTALL
+)
+WRONG_CHOICE = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]", re.DOTALL)
 
 
 def describe_error(error: Exception) -> str:
@@ -14,9 +24,13 @@ def describe_error(error: Exception) -> str:
 def describe_value(error: OmegaConfBaseException, prefix: str = "") -> str:
     """Return the key below `prefix` whose value has the wrong type, and why, in one line."""
     text = str(error).splitlines()[0]
+    key = getattr(error, "full_key", None)
+    if key and (found := WRONG_TYPE.match(text)) and found[2] in EXPECTED:
+        return f"{prefix}{key}={found[1]}: expected {EXPECTED[found[2]]}."
+    if key and (found := WRONG_CHOICE.match(text)):
+        return f"{prefix}{key}={found[1]}: there is no such choice{nearest(found[1], found[2].split(', '))}"
     if "is not a ListConfig" in text:
         text = "expected a list, such as [a,b]."
     elif "'Union[int, str]'" in text or "'Optional[Union[int, str]]'" in text:
         text = f"{text.partition(' is incompatible')[0]}: expected a whole number, or WIDTHxHEIGHT."
-    key = getattr(error, "full_key", None)
     return f"{prefix}{key}: {text}" if key else text

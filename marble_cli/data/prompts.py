@@ -160,7 +160,8 @@ def _make_prompt(row: Row, name: str, source: SourceConfig, root: Path, where: s
     """
     text = _read_text(row, source.prompt_key)
     if not text:
-        raise RowError(f'no text under the key "{source.prompt_key}" (its keys: {", ".join(row) or "none"})')
+        why = ", which is empty" if source.prompt_key in row else f" (its keys: {', '.join(row) or 'none'})"
+        raise RowError(f'no text under the key "{source.prompt_key}"{why}')
     negative = _read_text(row, NEGATIVE) or source.negative_prompt or ""
     apart = (source.prompt_key, NEGATIVE, source.image_key, source.resolution_key)
     own = {key: _clean_metadata(row[key], key) for key in row if key not in apart}

@@ -69,6 +69,11 @@ def conflicts(found: Explanation) -> str | None:
     opposed = [pair for pair in by_mean if _opposed(pair.cosine, len(found.pairs))]
     if not opposed:
         least = by_mean[0]
+        if least.cosine.count == 1:
+            return (
+                "One refresh does not tell which rewards are opposed; the lowest cosine is that of "
+                f"{_names(least)}, {least.cosine.mean:+.2f}."
+            )
         return (
             f"No two rewards are opposed beyond chance; the lowest mean cosine is that of {_names(least)}, "
             f"{_mean(least.cosine)} over {count(least.cosine.count, 'refresh')}."
@@ -140,6 +145,11 @@ def thin_signal(found: Explanation) -> str | None:
     if samples >= FEW:
         return None
     among = "" if reward.applicable is None else f" of {reward.applicable:.0f} images that it applies to"
+    if samples == 0:
+        return (
+            f"{reward.name} gave no signal in half of the steps or more: its scores were equal within each "
+            "prompt's group."
+        )
     return f"{reward.name} rests on few images: a median of {samples:.1f} effective samples per step{among}."
 
 

@@ -15,6 +15,11 @@ def reward_names(metrics: Mapping[str, Any]) -> list[str]:
     return [key.split("/")[1] for key in metrics if key.startswith("reward/") and key.endswith("/mean")]
 
 
+def readable(mean: float) -> str:
+    """Return a mean with three decimals, or three digits and an exponent where these say nothing."""
+    return f"{mean:.3f}" if mean == 0 or 1e-3 <= abs(mean) < 1e7 else f"{mean:.2e}"
+
+
 class TerminalView:
     """Show progress bars and the last reward means on a terminal, and a line per row elsewhere.
 
@@ -69,7 +74,9 @@ class TerminalView:
 
     def line(self, metrics: Mapping[str, Any]) -> str:
         """Return a line with the reward means of one step or evaluation."""
-        means = "  ".join(f"{name} {metrics[f'reward/{name}/mean']:.3f}" for name in reward_names(metrics))
+        means = "  ".join(
+            f"{name} {readable(metrics[f'reward/{name}/mean'])}" for name in reward_names(metrics)
+        )
         if metrics["phase"] == "eval":
             return f"eval {metrics['step']:>5}        {means}"
         left = (time.monotonic() - self.began) / max(1, self.done - self.first) * (self.total - self.done)

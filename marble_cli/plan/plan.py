@@ -117,7 +117,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     declarations: dict[str, Declaration] = {}
     unreachable = None
     try:
-        declarations = check_plugins({**config.rewards, **config.eval_rewards})
+        declarations = check_plugins({**config.rewards, **config.eval_rewards}, config.eval_rewards)
         check_groups(config, declarations)
     except UnreachableError as error:  # most of the plan can be printed without the server
         unreachable = error

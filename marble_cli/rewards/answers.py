@@ -120,7 +120,8 @@ def _tensor(answer: Any) -> Tensor:
     """
     if isinstance(answer, Tensor):
         if answer.is_complex() or answer.layout is not torch.strided:
-            raise TypeError(f"a tensor of {answer.dtype}, {answer.layout}")
+            kind = answer.dtype if answer.is_complex() else answer.layout
+            raise TypeError(f"a tensor of {kind}")
         return answer.detach().to("cpu", torch.float64, copy=True)
     scores = _scores(answer)
     if scores and not any(isinstance(score, list | tuple) for score in scores):
@@ -156,5 +157,9 @@ def _number(score: Any) -> float:
 def _plain(array: Any) -> "np.ndarray[Any, np.dtype[np.float64]]":
     """Copy an array or scalar of numpy to float64, NaN where it is masked."""
     if array.dtype.kind not in NUMBERS:
-        raise TypeError(f"scores are {array.dtype}")
+        raise TypeError(
+            "no list, tensor or array"
+            if array.dtype.kind == "O" and not array.ndim
+            else f"scores are {array.dtype}"
+        )
     return np.asarray(np.ma.filled(np.array(array, dtype=np.float64, subok=True), np.nan))

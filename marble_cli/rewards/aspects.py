@@ -10,12 +10,12 @@ from marble_cli.suggest import nearest
 
 
 def check_aspects(
-    name: str, chosen: Sequence[str], declaration: Declaration, *, any_name: bool = False
+    key: str, chosen: Sequence[str], declaration: Declaration, *, any_name: bool = False
 ) -> Declaration:
     """Check that a reward has the aspects that are `chosen`; return its declaration.
 
     Args:
-        name: the reward's key.
+        key: the reward's dotted key, such as `rewards.judge`.
         chosen: aspects that the configuration names.
         declaration: of the reward.
         any_name: its constructor takes `aspects`; a reward that declares none then has those that are chosen.
@@ -27,19 +27,18 @@ def check_aspects(
         return replace(declaration, aspects=tuple(chosen))
     if chosen and not declaration.aspects:
         raise ConfigError(
-            f"rewards.{name}.aspects=[{','.join(chosen)}]: the reward gives one score and declares no "
-            f"aspects. Leave the key out: ~rewards.{name}.aspects"
+            f"{key}.aspects=[{','.join(chosen)}]: the reward gives one score and declares no "
+            f"aspects. Leave the key out: ~{key}.aspects"
         )
     for aspect in chosen:
         if aspect not in declaration.aspects:
             raise ConfigError(
-                f"rewards.{name}.aspects: the reward has no aspect {aspect!r}"
-                f"{nearest(aspect, declaration.aspects)}"
+                f"{key}.aspects: the reward has no aspect {aspect!r}{nearest(aspect, declaration.aspects)}"
             )
     return declaration
 
 
-def require_choice(name: str, settings: RewardConfig, declaration: Declaration) -> None:
+def require_choice(key: str, settings: RewardConfig, declaration: Declaration) -> None:
     """Check that a configuration says which of several scores a run uses.
 
     Raises:
@@ -48,6 +47,6 @@ def require_choice(name: str, settings: RewardConfig, declaration: Declaration) 
     if declaration.aspects and not settings.aspects:
         every = ",".join(declaration.aspects)
         raise ConfigError(
-            f"rewards.{name} gives several scores: {', '.join(declaration.aspects)}. Say which of them "
-            f"become rewards: rewards.{name}.aspects=[{every}]"
+            f"{key} gives several scores: {', '.join(declaration.aspects)}. Say which of them "
+            f"become rewards: {key}.aspects=[{every}]"
         )

@@ -42,8 +42,8 @@ def load_plugin(plugin: str) -> Any:
         return guard.run(Stage.IMPORT, known[plugin].load)
     except Exception as error:  # importing a plugin may raise anything
         raise RewardError(
-            f"reward {plugin} ({known[plugin].value}) cannot be imported: {error!r}. "
-            "Reinstall its distribution."
+            f"reward {plugin} ({known[plugin].value}) cannot be imported: {type(error).__name__}: "
+            f"{error}. Reinstall its distribution, or correct the name in its entry point."
         ) from error
 
 
@@ -55,9 +55,15 @@ def parameters(plugin: Any) -> dict[str, inspect.Parameter]:
 
 
 def check_options(
-    name: str, plugin: Any, options: Mapping[str, Any], aspects: Sequence[str] = ()
+    key: str, plugin: Any, options: Mapping[str, Any], aspects: Sequence[str] = ()
 ) -> Declaration:
-    """Check the options and `aspects` under `rewards.<name>` against the plugin, without building anything.
+    """Check a reward's options and `aspects` against its plugin, without building anything.
+
+    Args:
+        key: the reward's dotted key, such as `rewards.ocr`.
+        plugin: the class or function.
+        options: keyword arguments of its constructor.
+        aspects: those that the configuration names.
 
     Returns:
         The plugin's declaration.
@@ -67,27 +73,27 @@ def check_options(
             no default; or the reward has no such aspect.
     """
     taken = parameters(plugin)
-    declaration = check_aspects(name, aspects, Declaration.of(plugin), any_name="aspects" in taken)
+    declaration = check_aspects(key, aspects, Declaration.of(plugin), any_name="aspects" in taken)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
     named = {
-        key: p
-        for key, p in taken.items()
+        option: p
+        for option, p in taken.items()
         if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     }
     for option in options:
         if option not in named and not open_ended:
             hint = nearest(option, {*named, *schema.HOST} - PASSED)
-            raise ConfigError(f"rewards.{name}.{option}: no such option{hint}")
+            raise ConfigError(f"{key}.{option}: no such option{hint}")
     for option, value in options.items():
         if option in named and named[option].annotation in TEXT and isinstance(value, (bool, int, float)):
             raise ConfigError(
-                f"rewards.{name}.{option}={value}: the reward takes text there, not {type(value).__name__}. "
-                f"Put the text in quotes of its own: 'rewards.{name}.{option}=\"...\"'"
+                f"{key}.{option}={value}: the reward takes text there, not {type(value).__name__}. "
+                f"Put the text in quotes of its own: '{key}.{option}=\"...\"'"
             )
-    for key, parameter in named.items():
+    for option, parameter in named.items():
         passed = {"device", "dtype", *(["aspects"] if aspects else [])}
-        if parameter.default is inspect.Parameter.empty and key not in {*options, *passed}:
-            raise ConfigError(f"rewards.{name}.{key} is missing: the reward cannot be built without it.")
+        if parameter.default is inspect.Parameter.empty and option not in {*options, *passed}:
+            raise ConfigError(f"{key}.{option} is missing: the reward cannot be built without it.")
     return declaration
 
 
@@ -118,24 +124,26 @@ def build(
     device: str,
     dtype: str = "float32",
     aspects: Sequence[str] = (),
+    key: str = "",
 ) -> Reward:
     """Load and construct the reward `name`.
 
     Args:
-        name: its key under `rewards`.
+        name: of the reward.
         plugin: its entry point.
         options: keyword arguments of its constructor.
         device: where it should compute, e.g. "cpu" or "cuda:0".
         dtype: name of the floating type that it should compute in.
         aspects: those that the configuration names, for a constructor that takes them.
+        key: its dotted key, `rewards.<name>` if empty.
 
     Raises:
         ConfigError: there is no such plugin, an option is wrong, or the constructor raises ValueError or
             OSError, for example because a file is missing.
         RewardError: the plugin cannot be imported, or its constructor raises another error.
     """
-    loaded = load_plugin(plugin)
-    check_options(name, loaded, options, aspects)
+    loaded, path = load_plugin(plugin), key or f"rewards.{name}"
+    check_options(path, loaded, options, aspects)
     device = numbered(options.get("device", device), device)
     guard = Guard(name, dict(IMPORTS[installed()[plugin].value].left))
     if not inspect.isclass(loaded):
@@ -144,7 +152,7 @@ def build(
     kinds = {p.kind for p in taken.values()}
     # A constructor of (*args, **kwargs) alone, such as torch.nn.Module's, does not tell what it takes.
     open_ended = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
-    place = {"device": device, "dtype": _dtype(name, options.get("dtype", dtype))}
+    place = {"device": device, "dtype": _dtype(path, options.get("dtype", dtype))}
     place = {key: value for key, value in place.items() if open_ended or key in taken}
     if takes_aspects := "aspects" in taken and bool(aspects):
         place["aspects"] = tuple(aspects)
@@ -158,16 +166,16 @@ def build(
     except Exception as error:
         kind = ConfigError if isinstance(error, ValueError | OSError) else RewardError
         raise kind(f"reward {name} could not be built: {type(error).__name__}: {error}") from error
-    declaration = check_aspects(name, aspects, Declaration.of(instance), any_name=takes_aspects)
+    declaration = check_aspects(path, aspects, Declaration.of(instance), any_name=takes_aspects)
     return Reward(name, declaration, on(device, bind(instance)), guard, plugin=instance)
 
 
-def _dtype(reward: str, name: str) -> Any:
+def _dtype(key: str, name: str) -> Any:
     import torch
 
     known = ("float32", "float16", "bfloat16", "float64")
     if name not in known:
-        raise ConfigError(f"rewards.{reward}.dtype={name}: no such type{nearest(name, known)}")
+        raise ConfigError(f"{key}.dtype={name}: no such type{nearest(name, known)}")
     return getattr(torch, name)
 
 

@@ -199,7 +199,7 @@ class RewardWorker:
         self, name: str, rewards: list[str], count: int, text: str, *, last_error: str | None = None
     ) -> None:
         self.errors |= dict.fromkeys(rewards, last_error or text)
-        log.warning("reward %s failed on %d images: %s", name, count, text)
+        log.warning("reward %s failed on %d image%s: %s", name, count, "" if count == 1 else "s", text)
 
     def _retrying(self) -> tenacity.Retrying:
         return tenacity.Retrying(

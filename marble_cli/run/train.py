@@ -70,7 +70,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                 check_trackers(config.logging)
             check_packages(config)
             check_cache(config.model)
-            declarations = check_plugins(rewards)
+            declarations = check_plugins(rewards, config.eval_rewards)
             check_groups(config, declarations)
             checkpoint = find_checkpoint(folder, config, resume) if ranks.is_main else None
         named = resume not in ("auto", "never")
@@ -111,7 +111,13 @@ def train(config: RunConfig, *, resume: str) -> int:
         machine = stack.enter_context(meeting(ranks, rewards, str(policy.device)))
         with ranks.raise_together():
             eval_scorer = stack.enter_context(
-                open_scorer(rewards, str(policy.device), config.trainer.pending_batches, machine)
+                open_scorer(
+                    rewards,
+                    str(policy.device),
+                    config.trainer.pending_batches,
+                    machine,
+                    config.eval_rewards,
+                )
             )
         if start is not None:
             with ranks.raise_together():

@@ -91,7 +91,7 @@ class Balanced:
         guards = describe_guards(self.names, gram, solution)
         metrics = {"balance/failed": 0, **describe_solution(self.names, solution, updated), **guards}
         amortised = cache.direction_weights() if self.advantage_clip is None else None
-        warnings = warn_left_out(self.names, solution) + warn_violated(guards)
+        warnings = warn_left_out(self.names, gram, solution) + warn_violated(guards)
         return Decision(solution.weights, updated, metrics, amortised, warnings)
 
     def amortised_loss(
@@ -181,7 +181,7 @@ class GuardedScalarised(OnlyScalarised):
         updated = cache.update(rewards, gram.diagonal().sqrt()[:count], self.ema)
         guards = describe_guards(self.names, gram, solution)
         metrics = {"balance/failed": 0, **describe_certificate(solution), **guards}
-        warnings = warn_left_out(self.names, rewards) + warn_violated(guards)
+        warnings = warn_left_out(self.names, gram, rewards) + warn_violated(guards)
         return Decision(solution.weights, updated, metrics, warnings=warnings)
 
     def amortised_loss(
@@ -199,7 +199,12 @@ def cached_weights(cache: DirectionCache, ranks: Ranks) -> Tensor | None:
     return None if weights is None else ranks.broadcast(weights)
 
 
-def warn_left_out(names: list[str], solution: Solution) -> tuple[str, ...]:
-    """Return a warning that names the rewards that a balance left out; none if there are none."""
-    absent = [n for n, active in zip(names, solution.active.tolist(), strict=True) if not active]
+def warn_left_out(names: list[str], gram: Tensor, solution: Solution) -> tuple[str, ...]:
+    """Return a warning that names the rewards that a balance left out, and why; none if there are none."""
+    finite = gram.diagonal()[: len(names)].isfinite().tolist()
+    absent = [
+        f"{name} ({'zero gradient' if known else 'gradient not finite'})"
+        for name, known, active in zip(names, finite, solution.active.tolist(), strict=True)
+        if not active
+    ]
     return (f"left out of the balance this step: {', '.join(absent)}",) if absent else ()

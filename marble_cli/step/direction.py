@@ -183,7 +183,7 @@ class OutputSpace:
             combined = mixture_gradient(step, parts, coefficients.combined(solution.weights))
         guards = describe_guards(self.names, inner, solution)
         metrics |= _describe_passes(combined) | describe_solution(self.names, solution, cache) | guards
-        warnings = warn_left_out(self.names, solution) + warn_violated(guards)
+        warnings = warn_left_out(self.names, inner, solution) + warn_violated(guards)
         return Direction(combined.rows[0], cache, metrics, warnings)
 
 

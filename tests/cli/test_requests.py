@@ -19,7 +19,7 @@ import pytest
         (("train", "a b"), "cannot be read"),
         (("train", "--config-name", "nowhere.yaml"), "nowhere.yaml does not exist"),
         (("train", "--config-name", "confg"), "did you mean 'config'"),
-        (("train", "--resume", "nowhere"), "nowhere is neither a checkpoint"),
+        (("train", "--resume", "nowhere"), "--resume nowhere: there is no such folder. Expected auto, never"),
         (("train", "--dry-run", "model.device=foo"), "model.device=foo"),
         (("train", "--dry-run", "model.lora.target_modules=[foo]"), "target_modules=['foo']"),
         (("train", "--dry-run", "model.path=/nowhere"), "no model_index.json"),

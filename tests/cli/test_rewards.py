@@ -96,6 +96,18 @@ def test_a_picture_that_cannot_be_read_is_one_message(
     assert not shown.out
 
 
+def test_a_picture_that_gets_no_score_is_told_why(marble: Callable, tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(file)
+    shown = marble(
+        *("rewards", "score", "keeping", "--image", file, "--condition", file, "--prompt", "a"),
+        *("--metadata", '{"region": "left"}'),
+    )
+    assert (shown.code, shown.out) == (1, "")
+    assert "marble: reward keeping gave no score: prompt 'a': metadata region='left': expected" in shown.err
+    assert "resume" not in shown.err
+
+
 def test_transparent_pixels_are_scored_as_white(marble: Callable, tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "a.png")
     shown = marble(

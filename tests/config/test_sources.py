@@ -11,6 +11,8 @@ from marble_cli.config.schema import SourceConfig
 from marble_cli.errors import ConfigError
 from tests.config.composing import BUILT_IN, written
 
+PROMPTS = Path(__file__).parents[2] / "docs" / "how-to" / "prompts.md"
+
 
 def test_source_takes_keys_that_no_file_names(tmp_path: Path) -> None:
     config, file = written(
@@ -71,8 +73,8 @@ def test_paper_quotes_differs_from_paper_only_in_quotes() -> None:
         ("data.sources.txt.train=a.txt", "data.sources.txt: there is no such source; did you mean 'text'"),
         ("+data.sources.more=3", "data.sources.more"),
         (
-            "data.sources.text.train=a.csv",
-            "data.sources.text.train=a.csv: expected a file that ends in .txt, .jsonl",
+            "data.sources.text.train=a.yaml",
+            "data.sources.text.train=a.yaml: expected a file that ends in .txt, .jsonl, .ndjson",
         ),
         ("data.sources.text.train=", "data.sources.text.train is empty. Expected a name."),
         ("data.sources.text.hub=' '", "data.sources.text.hub is empty. Expected a name, or null."),
@@ -118,6 +120,14 @@ def test_contradicting_source_keys_are_refused(overrides: str, said: str) -> Non
         compose([BUILT_IN, parts[0], *(f"data{part}" for part in parts[1:])])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"])
+def test_prompt_files_have_the_endings_of_the_documentation(ending: str) -> None:
+    assert (
+        compose([BUILT_IN, f"data.sources.text.train=a{ending}"]).data.sources["text"].train == f"a{ending}"
+    )
+    assert f"`{ending}`" in PROMPTS.read_text(encoding="utf-8")
 
 
 def test_sources_without_weight_are_refused() -> None:

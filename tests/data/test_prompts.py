@@ -185,7 +185,7 @@ def test_own_text_beats_quoted_text(tmp_path: Path, read: Reader) -> None:
     [
         ('{"prompt": "a"}\n{"prompt": "b"\n', "line 2: not valid JSON"),
         ('{"text": "47", "tag": 1}\n', 'line 1: no text under the key "prompt" (its keys: text, tag)'),
-        ('{"prompt": " "}\n', 'line 1: no text under the key "prompt"'),
+        ('{"prompt": " "}\n', 'line 1: no text under the key "prompt", which is empty'),
         ('{"prompt": 3}\n', "line 1: no text under the key \"prompt\" but '3' (int)"),
         ('["a"]\n', "line 1: no JSON object"),
         ('{"prompt": "a", "text": 1, "text": 2}\n', 'line 1: the key "text" appears twice'),

@@ -143,6 +143,9 @@ def test_a_conflict_needs_more_than_chance() -> None:
     assert said([-0.3, 0.2, -0.4, 0.3, 0.01, -0.1]).startswith("No two rewards are opposed beyond chance")
     assert said([-0.3, -0.2]).startswith("No two rewards are opposed beyond chance")
     assert said([-0.3, -0.3]).startswith("ocr and objects conflict")
+    assert said([-1.0]).startswith(
+        "One refresh does not tell which rewards are opposed; the lowest cosine is"
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,8 @@ def test_few_samples_a_long_gradient_and_a_fall_are_named() -> None:
     rows = [refresh(1, advantage__objects__effective_samples=3.0, balance__grad_norm__ocr=20.0)]
     said = diagnose(explain(history(evaluation(0, 1, 1, 1), *rows, evaluation(1, 2, 2, 0.5))))
     assert "objects rests on few images: a median of 3.0 effective samples per step of 24" in " ".join(said)
+    flat = diagnose(explain(history(refresh(1, advantage__objects__effective_samples=0.0))))
+    assert "objects gave no signal in half of the steps or more: its scores were equal" in " ".join(flat)
     assert "ocr has by far the longest gradient: median norm 20, 10.0 times that of clipscore" in " ".join(
         said
     )

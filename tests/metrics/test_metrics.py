@@ -49,6 +49,10 @@ def test_view_without_a_terminal_prints_plain_lines() -> None:
     view.close()
     assert out.getvalue().startswith("step     3/9  ocr 0.300")
     assert "\x1b" not in out.getvalue()
+    huge, small = (row(3) | {"reward/ocr/mean": mean} for mean in (-7.169e299, 2.5e-20))
+    assert " ocr -7.17e+299 " in view.line(huge)
+    assert " ocr 2.50e-20 " in view.line(small)
+    assert " ocr 0.000 " in view.line(row(3) | {"reward/ocr/mean": 0.0})
 
 
 def test_curves_and_image_grid_are_drawn(tmp_path: Path) -> None:

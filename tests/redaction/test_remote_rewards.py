@@ -91,5 +91,5 @@ def test_invalid_server_token_is_refused_by_its_variable(token: str, given: Mapp
     with pytest.raises(
         ConfigError, match=f"{variable} must be printable ASCII, with no space at its ends"
     ) as raised:
-        address("mine", RewardConfig(plugin="mine", url="http://127.0.0.1:9", **given))
+        address("rewards.mine", RewardConfig(plugin="mine", url="http://127.0.0.1:9", **given))
     assert "zyxw" not in str(raised.value)

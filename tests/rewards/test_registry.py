@@ -127,9 +127,9 @@ def test_a_number_for_a_text_option_is_refused(annotation: Any, value: object) -
     with pytest.raises(
         ConfigError, match=rf"rewards\.mine\.model={value}: the reward takes text .*'rewards\.mine\.model=\""
     ) as error:
-        check_options("mine", Judge, {"model": value})
+        check_options("rewards.mine", Judge, {"model": value})
     assert type(value).__name__ in str(error.value)
-    check_options("mine", Judge, {"model": "1.10", "scale": value})
+    check_options("rewards.mine", Judge, {"model": "1.10", "scale": value})
 
 
 def test_a_function_takes_no_options(install: Install) -> None:
@@ -140,7 +140,7 @@ def test_a_function_takes_no_options(install: Install) -> None:
 
 def test_a_constructor_may_take_any_option(install: Install) -> None:
     install(any="AnyOption")
-    check_options("mine", load_plugin("any"), {"whatever": 1})
+    check_options("rewards.mine", load_plugin("any"), {"whatever": 1})
     assert build("mine", "any", {"whatever": 1}, "cpu").call(batch()) == [3, 3, 3]
 
 

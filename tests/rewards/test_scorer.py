@@ -38,7 +38,7 @@ def test_an_exception_in_the_answer_fails_its_image_alone(
         assert scores.failed.tolist() == [[False, True, False, False]]
         assert scores.values[0, [0, 3]].tolist() == [0.5, -2.0]
         assert torch.isnan(scores.values[0, 1])
-        assert f"reward mine failed on 1 images: {reason}" in caplog.text
+        assert f"reward mine failed on 1 image: {reason}" in caplog.text
         with pytest.raises(RewardError, match=f"mine failed on 1 of 3 images.*Last error: {reason}"):
             scorer.check(scores)
         assert submit(scorer, [""]).values.item() == 2.0  # the batch was not asked for again

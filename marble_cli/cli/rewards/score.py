@@ -39,7 +39,7 @@ def score(
     with importing():
         from marble_cli.config.schema import AspectConfig
         from marble_cli.data.conditions import Condition
-        from marble_cli.errors import RequestError
+        from marble_cli.errors import RequestError, RewardError
         from marble_cli.pictures import read_picture, seen_sizes
         from marble_cli.rewards.scorer import open_scorer
 
@@ -51,8 +51,7 @@ def score(
     sizes = seen_sizes(given, width, height)
     before = [[picture.pixels(*size) for picture, size in zip(given, sizes, strict=True)]] if given else None
     settings = select_reward(name, overrides)
-    # A single picture has no source, and a failure must not pass for "does not apply".
-    settings.sources, settings.requires, settings.max_failed, settings.only_if = None, [], 0.0, None
+    settings.sources, settings.requires, settings.only_if = None, [], None  # a single picture has no source
     settings.aspects = {aspect: AspectConfig() for aspect in settings.aspects}
     with open_scorer({name: settings}, "cpu") as scorer:
         declaration = scorer.workers[0].reward.declaration
@@ -67,7 +66,12 @@ def score(
                 "what a model draws with this one."
             )
         scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""], references=before).result()
-        scorer.check(scores)
+        for reward, failed in zip(scores.names, scores.failed[:, 0], strict=True):
+            if failed:
+                raise RewardError(
+                    f"reward {reward} gave no score: {scorer.workers[0].errors[reward]}. Mend the plugin, "
+                    "its options or the metadata."
+                )
     values = [
         score.item() if applies else None
         for score, applies in zip(scores.values[:, 0], scores.applicable[:, 0], strict=True)

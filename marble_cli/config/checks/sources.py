@@ -4,7 +4,7 @@ from marble_cli.config.enums import Quotes
 from marble_cli.config.schema import SourceConfig
 from marble_cli.errors import ConfigError
 
-PROMPT_FILES = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
+PROMPT_FILES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 NULLABLE = ("hub", "subset", "revision", "image_key", "resolution_key", "quoted_as")
 TEXT_KEYS = ("train", "test", "prompt_key", *NULLABLE)
 HUB_ONLY = ("subset", "revision")

@@ -69,8 +69,8 @@ def reaches_here(host: str) -> bool:
     return is_loopback(host) or host.endswith(".localhost") or host in ("0.0.0.0", "::")
 
 
-def address(name: str, settings: schema.RewardConfig) -> Address:
-    """Return the address of the server of the reward `name`, with its token from the environment.
+def address(key: str, settings: schema.RewardConfig) -> Address:
+    """Return the address of the server of the reward at `key`, with its token from the environment.
 
     Raises:
         ConfigError: `token_env` names a variable that is not set, or the value cannot be a token.
@@ -80,23 +80,23 @@ def address(name: str, settings: schema.RewardConfig) -> Address:
     token = os.environ.get(variable) or None
     if settings.token_env and token is None:
         raise ConfigError(
-            f"rewards.{name}.token_env={settings.token_env}: no such variable in the environment. "
+            f"{key}.token_env={settings.token_env}: no such variable in the environment. "
             "Expected a variable that holds the server's token."
         )
     if token is not None:
         learn(token)
-        protocol.authorization(token, f"rewards.{name}.url: the environment variable {variable}")
+        protocol.authorization(token, f"{key}.url: the environment variable {variable}")
     return Address(settings.url.rstrip("/"), token)
 
 
-def examine(name: str, served: str, at: Address) -> Mapping[str, Any]:
+def examine(key: str, served: str, at: Address) -> Mapping[str, Any]:
     """Ask the server at `at` for its declaration of the reward `served`.
 
     Raises:
         UnreachableError: the server cannot be reached.
         ConfigError: it is no reward server, speaks another protocol, refuses the token, or lacks the reward.
     """
-    key = f"rewards.{name}.url={at.url}"
+    place = f"{key}.url={at.url}"
     try:
         with at.client(HEALTH_TIMEOUT) as client:
             answer = client.get("/health")
@@ -108,19 +108,19 @@ def examine(name: str, served: str, at: Address) -> Mapping[str, Any]:
         ValueError,
     ) as error:
         raise ConfigError(
-            f"{key}: no request can be made: {_reason(error)}. "
+            f"{place}: no request can be made: {_reason(error)}. "
             "Check the address, and the proxies in the environment."
         ) from error
     except httpx.HTTPError as error:
         raise UnreachableError(
-            f"{key}: no reward server can be reached there: {_reason(error)}. "
+            f"{place}: no reward server can be reached there: {_reason(error)}. "
             f"Start it: marble rewards serve {served}"
         ) from error
     if answer.status_code == 401:
         refused = "the token" if at.token else "a request without a token"
         raise ConfigError(
-            f"{key}: the server does not accept {refused}. Expected its token in {protocol.TOKEN_VARIABLE}, "
-            f"or in the variable that rewards.{name}.token_env names."
+            f"{place}: the server does not accept {refused}. Expected its token in "
+            f"{protocol.TOKEN_VARIABLE}, or in the variable that {key}.token_env names."
         )
     try:
         document = answer.json()
@@ -130,16 +130,16 @@ def examine(name: str, served: str, at: Address) -> Mapping[str, Any]:
         is_reward_server = False
     if not is_reward_server:
         raise ConfigError(
-            f"{key}: what answers there (status {answer.status_code}) is no reward server. "
+            f"{place}: what answers there (status {answer.status_code}) is no reward server. "
             "Expected the address that `marble rewards serve` prints."
         )
     if protocol_version != protocol.PROTOCOL:
         raise ConfigError(
-            f"{key}: the server speaks protocol {protocol_version} (marble {document.get('marble')}), "
+            f"{place}: the server speaks protocol {protocol_version} (marble {document.get('marble')}), "
             f"this marble {protocol.PROTOCOL}. Install the same version on both sides."
         )
     if served not in rewards:
-        raise ConfigError(f"{key}: that server does not serve {served!r}{nearest(served, rewards)}")
+        raise ConfigError(f"{place}: that server does not serve {served!r}{nearest(served, rewards)}")
     return dict(rewards[served])
 
 
@@ -155,7 +155,9 @@ def connect(name: str, served: str, at: Address, timeout: float) -> Reward:
     Raises:
         UnreachableError, ConfigError: as `examine`.
     """
-    return bind(name, served, at, protocol.declaration_from_json(examine(name, served, at)), timeout)
+    return bind(
+        name, served, at, protocol.declaration_from_json(examine(f"rewards.{name}", served, at)), timeout
+    )
 
 
 def bind(name: str, served: str, at: Address, declaration: Declaration, timeout: float) -> Reward:

@@ -14,50 +14,62 @@ from marble_cli.rewards.elsewhere.meeting import Machine
 from marble_cli.rewards.registry import Reward, build, check_options, load_plugin
 
 
-def declare(name: str, settings: schema.RewardConfig) -> Declaration:
+def declare(name: str, settings: schema.RewardConfig, group: str = "rewards") -> Declaration:
     """Return the reward's declaration, after every check that can be made without building it.
+
+    Args:
+        name: its key under `group`.
+        settings: of the reward.
+        group: where the configuration has it: `rewards` or `eval_rewards`.
 
     Raises:
         ConfigError: there is no such plugin, environment or served reward, or an option is wrong.
         RewardError: the plugin cannot be imported, or the server cannot be reached.
     """
-    _check_keys(name, settings.options)
+    key = f"{group}.{name}"
+    _check_keys(key, settings.options)
     if settings.url is not None:
         from marble_cli.rewards.elsewhere.client import address, examine
         from marble_cli.rewards.elsewhere.protocol import declaration_from_json
 
-        served = declaration_from_json(examine(name, settings.plugin, address(name, settings)))
-        return check_aspects(name, [*settings.aspects], served)
+        served = declaration_from_json(examine(key, settings.plugin, address(key, settings)))
+        return check_aspects(key, [*settings.aspects], served)
     if settings.isolated:
         from marble_cli.rewards.elsewhere.isolated import declare_isolated
 
         return declare_isolated(name, settings)
-    return check_options(name, load_plugin(settings.plugin), settings.options, [*settings.aspects])
+    return check_options(key, load_plugin(settings.plugin), settings.options, [*settings.aspects])
 
 
 def maker(
-    name: str, settings: schema.RewardConfig, device: str, machine: Machine | None = None
+    name: str,
+    settings: schema.RewardConfig,
+    device: str,
+    machine: Machine | None = None,
+    group: str = "rewards",
 ) -> Callable[[], Reward]:
     """Return a function that builds the reward at every call.
 
     Args:
-        name: its key under `rewards`.
+        name: its key under `group`.
         settings: of the reward.
         device: where it should compute; a server ignores this.
         machine: where the ranks of this machine meet that share the server of an isolated reward.
+        group: where the configuration has it: `rewards` or `eval_rewards`.
 
     Raises:
         ConfigError, RewardError: as `declare`; the function may raise them too.
     """
-    _check_keys(name, settings.options)
+    key = f"{group}.{name}"
+    _check_keys(key, settings.options)
     device = numbered(device)  # once, in the thread whose current device is the run's GPU
     if settings.url is not None:
         from marble_cli.rewards.elsewhere.client import address, bind, examine
         from marble_cli.rewards.elsewhere.protocol import declaration_from_json
 
-        at, served = address(name, settings), settings.plugin
-        declaration = declaration_from_json(examine(name, served, at))
-        check_aspects(name, [*settings.aspects], declaration)
+        at, served = address(key, settings), settings.plugin
+        declaration = declaration_from_json(examine(key, served, at))
+        check_aspects(key, [*settings.aspects], declaration)
         return lambda: bind(name, served, at, declaration, settings.timeout)
     if settings.isolated and machine is not None:
         from marble_cli.rewards.elsewhere.shared import SharedServer
@@ -68,10 +80,10 @@ def maker(
 
         return IsolatedServer(name, settings, device).start
     aspects = tuple(settings.aspects)
-    return lambda: build(name, settings.plugin, settings.options, device, aspects=aspects)
+    return lambda: build(name, settings.plugin, settings.options, device, aspects=aspects, key=key)
 
 
-def _check_keys(name: str, options: Mapping[str, Any]) -> None:
+def _check_keys(key: str, options: Mapping[str, Any]) -> None:
     """Register the secrets among a reward's options, and refuse keys that cannot be used.
 
     Raises:
@@ -82,14 +94,14 @@ def _check_keys(name: str, options: Mapping[str, Any]) -> None:
     for option, variable in options.items():
         if not isinstance(variable, str) or not option.endswith(("key_env", "token_env")):
             continue
-        key = os.environ.get(variable)
-        if not key:
+        secret = os.environ.get(variable)
+        if not secret:
             raise ConfigError(
-                f"rewards.{name}.{option}: the environment variable {variable} is not set. Set it to the key."
+                f"{key}.{option}: the environment variable {variable} is not set. Set it to the key."
             )
-        if not key.isascii() or not key.isprintable() or " " in key:
+        if not secret.isascii() or not secret.isprintable() or " " in secret:
             raise ConfigError(
-                f"rewards.{name}.{option}: the environment variable {variable} holds white space, a line "
+                f"{key}.{option}: the environment variable {variable} holds white space, a line "
                 "end, control characters or letters that are not ASCII. Expected the key alone; its value is "
                 "not shown. Set it anew."
             )

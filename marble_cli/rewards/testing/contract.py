@@ -84,7 +84,7 @@ def within_declared_range(reward: Reward, batch: Batch) -> str:
                 f"{f' in {aspect}' if aspect else ''}; declared range ({low}, {high})"
             )
     bounds = dict.fromkeys(reward.declaration.bounds(aspect) for aspect in aspects)
-    return ", ".join(f"({low}, {high})" for low, high in bounds)
+    return "it declares none" if [*bounds] == [(None, None)] else ", ".join(map(str, bounds))
 
 
 def deterministic(reward: Reward, batch: Batch) -> str:

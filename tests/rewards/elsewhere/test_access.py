@@ -214,4 +214,4 @@ def test_an_unusable_address_or_proxy_is_refused(
     if proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy)
     with pytest.raises(ConfigError, match="rewards.mine.url=.*no request can be made"):
-        examine("mine", "mine", Address(url, None))
+        examine("rewards.mine", "mine", Address(url, None))
