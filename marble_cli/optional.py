@@ -5,7 +5,8 @@ from typing import Any
 
 from marble_cli.errors import RequestError
 
-EXTRAS = {"bitsandbytes": "small", "torchao": "small"}  # the extra of marble-cli that brings a package
+# The extra of marble-cli that brings a package.
+EXTRAS = {"bitsandbytes": "small", "torchao": "small", "imageio_ffmpeg": "video"}
 
 
 def require(package: str, key: str) -> Any:

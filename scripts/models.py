@@ -106,7 +106,7 @@ def figures(model: ModelConfig, size: ModelSize) -> Iterator[str]:
     yield str(size.tokens)
     yield f"{float(f'{size.cost.forward / 1e12:.2g}'):g} TFLOP"
     for kept in (size.cost.kept, size.cost.kept_checkpointed):
-        yield f"{kept / 2**30:.2g} GiB"
+        yield f"{float(f'{kept / 2**30:.2g}'):g} GiB"
 
 
 def planned() -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ from marble_cli.errors import LostError, MarbleError, PeerError
 from marble_cli.interrupts import record_exit_code
 from marble_cli.notices import drop_notices
 from marble_cli.redaction import RedactingFilter, redact_output
+from marble_cli.rewards.guard import is_plugin_at_work
 
 INTERRUPTED = 130
 
@@ -120,17 +121,18 @@ def main() -> None:
 
 
 def _leave(code: str | int | None, *, follows: bool = False) -> NoReturn:
-    """Exit with `code`; a process of a distributed run skips the interpreter's orderly end.
+    """Exit with `code`; without the interpreter's orderly end where that could hang or abort.
 
-    Connections to the other processes may hang once those are gone, and threads of gloo that still hold
-    tensors abort the orderly end.
+    In a distributed run, connections to the other processes may hang once those are gone, and threads of gloo
+    that still hold tensors abort the orderly end. So does a reward's call that was abandoned within torch.
 
     Args:
         code: the exit code, or a message as `sys.exit` takes it.
         follows: whether this process ends because another one did, and so is not the one to record why.
     """
-    if "WORLD_SIZE" in os.environ and not isinstance(code, str):
-        if not follows:
+    distributed = "WORLD_SIZE" in os.environ
+    if (distributed or is_plugin_at_work()) and not isinstance(code, str):
+        if distributed and not follows:
             record_exit_code(code or 0)
         sys.stdout.flush()
         sys.stderr.flush()

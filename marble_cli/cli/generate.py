@@ -31,11 +31,11 @@ def generate(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option(parser=to_path, metavar="DIR", help="The folder to write PNG files to.")
+        Path, typer.Option(parser=to_path, metavar="DIR", help="The folder to write PNG or MP4 files to.")
     ] = Path("outputs"),
     seed: Annotated[int, typer.Option(metavar="N", help="The seed of the initial noise.")] = 0,
 ) -> None:
-    """Generate one picture per prompt, with the settings of the run or with overrides."""
+    """Generate one picture or video per prompt, with the settings of the run or with overrides."""
     with importing():
         from marble_cli.evaluate.generate import generate as run
 

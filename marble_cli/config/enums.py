@@ -138,6 +138,14 @@ class Role(Enum):
     guard = "guard"
 
 
+class FrameUse(Enum):
+    """Frames of a video that a reward of pictures is asked about: each, or one of them."""
+
+    mean = "mean"
+    first = "first"
+    middle = "middle"
+
+
 class Reduce(Enum):
     """Reduction over the rewards that apply to an image, in `balance=weighted_sum`."""
 

@@ -16,6 +16,7 @@ from marble_cli.config.enums import (
     BalanceMode,
     DeadGroups,
     DecaySchedule,
+    FrameUse,
     LauncherName,
     OdeSolver,
     Offload,
@@ -73,6 +74,7 @@ class ModelConfig:
     quantization: Quantization = Quantization.none
     offload: Offload = Offload.none
     resolution: int | str = ranged(MISSING, RESOLUTION)
+    frames: int | None = ranged(None, at_least(1))
     max_sequence_length: int = ranged(MISSING, at_least(0))
     guidance: float | None = ranged(None, at_least(0))
     embedding_cache: str | None = ranged(MISSING, text("a folder or null"))
@@ -135,6 +137,7 @@ class RewardConfig:
     requires: list[str] = field(default_factory=list)
     aspects: dict[str, AspectConfig] = field(default_factory=dict)
     only_if: str | None = None
+    frames: FrameUse = FrameUse.mean
     timeout: float = ranged(60.0, POSITIVE)
     retries: int = ranged(2, at_least(0))
     max_failed: float = ranged(0.5, SHARE)

@@ -1,4 +1,4 @@
-"""`marble generate`: images of given prompts from any target."""
+"""`marble generate`: images, or videos, of given prompts from any target."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,9 +15,11 @@ from marble_cli.data.prompts import Prompt
 from marble_cli.errors import RequestError
 from marble_cli.evaluate.target import Models, resolve_target
 from marble_cli.files import check_writable, writing
+from marble_cli.optional import require
 from marble_cli.policy.source import starts_from_picture
 from marble_cli.rollout.collect import evaluation_rollout
 from marble_cli.seeds import noise
+from marble_cli.videos import write_mp4
 
 
 @torch.no_grad()
@@ -31,6 +33,8 @@ def generate(
 ) -> list[Path]:
     """Draw one image per prompt, write `000.png`, `001.png`, ... into `output`, and return the files.
 
+    Of a model that draws videos, the files are `000.mp4` and so on.
+
     Args:
         target: a run, a checkpoint, a LoRA, or `base`.
         prompts: of the images.
@@ -40,7 +44,7 @@ def generate(
         images: for a model of image editing, the picture of each prompt or one for all.
 
     Raises:
-        RequestError: the target, an override, a picture or `output` is wrong.
+        RequestError: the target, an override, a picture or `output` is wrong, or no video can be written.
     """
     models = Models(overrides, [resolve_target(target)])
     (chosen,) = models.targets
@@ -48,6 +52,8 @@ def generate(
         chosen = replace(chosen, model=replace(chosen.model, compile=Switch.false))
     rows = _with_pictures(prompts, images, chosen.model or models.config.model)
     check_writable(output, "--output ")
+    if (chosen.model or models.config.model).frames is not None:
+        require("imageio_ffmpeg", "marble generate with a model of videos")
     policy = models.hold(chosen)
     rollout = evaluation_rollout(policy, models.config.rollout, resolve_evaluation(models.config))
     rollout.prepare(rows)
@@ -55,10 +61,14 @@ def generate(
     for index, prompt in enumerate(rows):
         start = noise(seed, "generate", 0, [index], rollout.policy.latent_shape)
         x0 = rollout.draw(rollout.encode([prompt]), slice(1), start, chosen.adapter)
-        file = output / f"{index:03d}.png"
+        drawn, fps = rollout.policy.decode(x0)[0], rollout.policy.fps
+        file = output / f"{index:03d}.{'png' if fps is None else 'mp4'}"
         with writing(file, "Choose another --output."):
             output.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rollout.policy.decode(x0)[0].permute(1, 2, 0).numpy()).save(file)
+            if fps is None:
+                Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(file)
+            else:
+                write_mp4(file, drawn, fps)
         files.append(file)
     return files
 

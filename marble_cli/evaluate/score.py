@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from marble_cli.policy.base import Adapter, Policy
 from marble_cli.rewards.scorer import Scorer, Scores, in_order
 from marble_cli.rollout.collect import Rollout, evaluation_rollout
 from marble_cli.rollout.samples import Samples
+from marble_cli.videos import strip
 
 # Largest number of images of an evaluation that are kept to be looked at.
 SHOWN = 48
@@ -35,7 +35,8 @@ class Evaluation:
     """Scores [K, n] of `images_per_prompt` images per prompt, prompt after prompt.
 
     `images`, m of uint8 [3, H, W], are the first ones of the prompts at the `shown` indices. `diversity`,
-    float64 [prompts], is set if there are several images per prompt.
+    float64 [prompts], is set if there are several images per prompt. Of videos, `images` are strips of
+    frames, and `videos` all frames of each, uint8 [F, 3, H, W], which are shown at `fps`.
     """
 
     prompts: list[Prompt]
@@ -43,6 +44,8 @@ class Evaluation:
     scores: Scores
     images_per_prompt: int = 1
     diversity: Tensor | None = None
+    videos: list[Tensor] = field(default_factory=list)
+    fps: int | None = None
 
     @property
     def captions(self) -> list[str]:
@@ -129,7 +132,11 @@ class Evaluator:
         diversity = None
         if size > 1:
             diversity = self.ranks.all_gather(diversities(samples.x0, size).cpu())[in_order(places)]
-        return Evaluation(self.prompts, self._gather_shown(samples.images), scores, size, diversity)
+        pictures, fps = self._gather_shown(samples.images), self.rollout.policy.fps
+        if fps is None:
+            return Evaluation(self.prompts, pictures, scores, size, diversity)
+        strips = [strip(frames) for frames in pictures]
+        return Evaluation(self.prompts, strips, scores, size, diversity, pictures, fps)
 
     def draw(
         self,
@@ -153,7 +160,9 @@ class Evaluator:
         """Gather the first images of the `shown` prompts from all ranks; `images` are those of this rank."""
         indices = shown(len(self.prompts))
         sizes = map(read_resolution, self.rollout.sizes([self.prompts[i] for i in indices]))
-        shapes = [(3, size.height, size.width) for size in sizes]
+        frames = self.rollout.policy.frames
+        first = (3,) if frames is None else (frames, 3)
+        shapes = [(*first, size.height, size.width) for size in sizes]
         places = {prompt: row for row, prompt in enumerate(self.shares.everywhere[self.ranks.rank].tolist())}
         # Each rank knows its own ones; the sum over ranks has all.
         own = [
@@ -162,9 +171,8 @@ class Evaluator:
             else torch.zeros(shape, dtype=torch.uint8)
             for i, shape in zip(indices, shapes, strict=True)
         ]
-        flat = torch.cat([image.flatten() for image in own]).to(self.rollout.policy.device)
-        parts = self.ranks.all_reduce(flat).cpu().split([prod(shape) for shape in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        device = self.rollout.policy.device
+        return [self.ranks.all_reduce(image.to(device)).cpu() for image in own]
 
 
 def make_evaluator(

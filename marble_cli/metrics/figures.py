@@ -137,6 +137,8 @@ def image_grid(
 ) -> Path:
     """Draw labelled rows of images, with one column per prompt, of `TILES` prompts at most.
 
+    Images wider than three times their height, such as strips of frames, are drawn three times as wide.
+
     Args:
         rows: (label, N images uint8 [3, H, W]); the same N prompts in every row.
         captions: the N prompts.
@@ -147,6 +149,8 @@ def image_grid(
     captions = [captions[i] for i in tiles]
     blocks = -(-len(tiles) // columns)
     tile, title, left = 1.5, 0.5, 0.3  # inches
+    if max(image.shape[2] / image.shape[1] for image in rows[0][1]) > 3:
+        columns, tile = columns // 3, 3 * tile
     high = tile * max(images[i].shape[1] / images[i].shape[2] for _, images in rows for i in tiles)
     width, height = left + tile * columns, blocks * (high * len(rows) + title)
     with styled([*captions, *(label for label, _ in rows)]):

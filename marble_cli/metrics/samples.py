@@ -1,5 +1,6 @@
 """Keep single images of evaluations with their scores under `samples/`, and read them back.
 
+A video is kept as an MP4 file, if one can be written, and as a strip of frames in the place of its image.
 `samples/step-00000010/samples.json` describes the images of that folder. It is written last, so that a folder
 without it is not whole.
 """
@@ -13,11 +14,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from marble_cli.files import write_whole
+from marble_cli.videos import find_mp4_problem, write_mp4
 
 INDEX = "samples.json"
 LARGEST = 512  # pixels of the longer side; larger images are made smaller
+WIDEST = 1024  # pixels of the width of a strip of frames
 LOSSLESS = 128  # pixels of the longer side up to which lossy compression would show
 QUALITY = 80  # of WebP
 
@@ -33,6 +37,7 @@ class Sample:
         scores: the score by reward, of the rewards that scored the image.
         image: uint8 [H, W, 3], to be written.
         condition: uint8 [H, W, 3], the picture that the image was edited from, if there is one.
+        video: uint8 [F, 3, H, W], the frames of which the image is a strip, with their number per second.
     """
 
     index: int
@@ -41,6 +46,7 @@ class Sample:
     scores: dict[str, float]
     image: np.ndarray
     condition: np.ndarray | None = None
+    video: tuple[Tensor, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class KeptSample:
     scores: dict[str, float]
     file: Path
     condition: Path | None = None
+    strip: bool = False  # whether it is one of a video's frames
 
 
 def folder_of(samples: Path, step: int) -> Path:
@@ -86,18 +93,27 @@ def _write(folder: Path, step: int, images: Sequence[Sample], *, first: bool) ->
     rows = []
     for sample in images:
         name = f"{sample.index:05d}"
-        _write_picture(folder / f"{name}.webp", sample.image)
+        _write_picture(folder / f"{name}.webp", sample.image, LARGEST if sample.video is None else WIDEST)
         row = {"index": sample.index, "prompt": sample.prompt, "source": sample.source}
         rows.append({**row, "scores": sample.scores, "file": f"{name}.webp"})
         if sample.condition is not None:
             _write_picture(folder / f"{name}-condition.webp", sample.condition)
             rows[-1]["condition"] = f"{name}-condition.webp"
+        if sample.video is not None:
+            rows[-1]["strip"] = True
+            if find_mp4_problem() is None:
+                write_mp4(mp4_of(folder, sample.index), *sample.video)
     write_whole(folder / INDEX, json.dumps({"step": step, "first": first, "samples": rows}, indent=1) + "\n")
 
 
-def _write_picture(file: Path, image: np.ndarray) -> None:
+def mp4_of(folder: Path, index: int) -> Path:
+    """Return the MP4 file of a video in the folder of an evaluation."""
+    return folder / f"{index:05d}.mp4"
+
+
+def _write_picture(file: Path, image: np.ndarray, largest: int = LARGEST) -> None:
     picture = Image.fromarray(image)
-    picture.thumbnail((LARGEST, LARGEST))
+    picture.thumbnail((largest, largest))
     picture.save(file, quality=QUALITY, lossless=max(picture.size) <= LOSSLESS)
 
 
@@ -118,6 +134,7 @@ def read_samples(samples: Path, step: int) -> list[KeptSample]:
                 int(row["index"]), str(row["prompt"]), str(row["source"]), dict(row["scores"]),
                 folder / Path(row["file"]).name,
                 folder / Path(row["condition"]).name if "condition" in row else None,
+                bool(row.get("strip")),
             )
             for row in rows
         ]  # fmt: skip

@@ -49,7 +49,8 @@ class Tracker(Protocol):
     def images(self, step: int, images: "Tensor", captions: list[str]) -> None:
         """Record pictures uint8 [N, 3, H, W] of an evaluation with their N prompts.
 
-        Pictures that are smaller than others are on white.
+        Pictures that are smaller than others are on white. Of videos they are strips of frames; a tracker
+        that also has a method `videos(step, files, captions)` is given their MP4 files after that.
         """
 
     def close(self) -> None:
@@ -108,6 +109,15 @@ class Trackers:
 
     def images(self, step: int, images: "Tensor", captions: list[str]) -> None:
         self._each(lambda tracker: tracker.images(step, images, list(captions)))
+
+    def videos(self, step: int, files: list[Path], captions: list[str]) -> None:
+        """Give MP4 files of an evaluation, with their prompts, to the trackers that take videos."""
+
+        def give(tracker: Any) -> None:
+            if hasattr(tracker, "videos"):
+                tracker.videos(step, list(files), list(captions))
+
+        self._each(give)
 
     def close(self) -> None:
         self._each(lambda tracker: tracker.close())

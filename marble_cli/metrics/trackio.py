@@ -43,6 +43,10 @@ class Trackio:
         for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
             self._show(step, f"samples/{index:02d}", image.permute(1, 2, 0).numpy(), caption)
 
+    def videos(self, step: int, files: list[Path], captions: list[str]) -> None:
+        for index, (file, caption) in enumerate(zip(files, captions, strict=True)):
+            self.run.log({f"videos/{index:02d}": trackio.Video(str(file), caption=caption)}, step=step)
+
     def _show(self, step: int, name: str, picture: Any, caption: str | None = None) -> None:
         given = str(picture) if isinstance(picture, Path) else picture
         self.run.log({name: trackio.Image(given, caption=caption)}, step=step)

@@ -121,6 +121,16 @@ class WandbRun:
                     {"samples": [wandb.Image(array, caption=text) for array, text in pairs]}, step=step
                 )
 
+    def videos(self, step: int, files: list[Path], captions: list[str]) -> None:
+        """Log MP4 files with their prompts."""
+        with self._guarded():
+            if self.run is not None:
+                import wandb
+
+                pairs = zip(files, captions, strict=True)
+                shown = [wandb.Video(str(file), caption=text, format="mp4") for file, text in pairs]
+                self.run.log({"videos": shown}, step=step)
+
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         try:

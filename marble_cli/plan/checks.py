@@ -182,6 +182,11 @@ def check_applicable(
         ("eval_rewards", config.eval_rewards, held_out),
     ):
         for name, reward, declaration in with_declarations(rewards, declarations):
+            if declaration.needs_frames and config.model.frames is None:
+                raise ConfigError(
+                    f"{key_of(group, name)} scores videos, and {config.model.path} draws pictures. Leave the "
+                    f"reward out (~{key_of(group, name)}), or train a model of videos (docs/how-to/video.md)."
+                )
             if not sum(applicable(reward, declaration, prompts).values()):
                 raise ConfigError(_explain_no_prompts(key_of(group, name), reward, declaration, prompts))
         _check_conditions(group, rewards, every, prompts)

@@ -48,6 +48,7 @@ from marble_cli.plan.memory import choose_checkpointing, describe, describe_byte
 from marble_cli.plan.mixture import mixed_size, size_shares, typical_groups
 from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.plan.processes import describe_processes
+from marble_cli.plan.videos import describe_videos
 from marble_cli.plan.work import COPY_SPEED, add_passes, copying_seconds, refreshed
 from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.files import check_files
@@ -170,6 +171,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
                 "model",
                 f"{config.model.path}: {size.network:,} parameters, {_trained(config.model.train, size)}",
             ),
+            *([("videos", videos)] if (videos := describe_videos(config, size)) else []),
             ("memory", describe(needed, trainer.micro_batch_size)),
             ("", f"beside the model: {neighbours}"),
             ("", f"about {describe_bytes(needed.peak)} in all, with temporary tensors{less}"),

@@ -117,23 +117,18 @@ class Trainable(Protocol):
 
     def parameters(self, adapter: Literal["trained", "behaviour"]) -> dict[str, nn.Parameter]:
         """Return the parameters as `Policy.parameters` does."""
-        ...
 
     def activate(self, adapter: Adapter) -> None:
         """Make the pipeline's network compute with these weights."""
-        ...
 
     def named(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Name values of the parameters as `Policy.named` does."""
-        ...
 
     def state(self) -> dict[str, Tensor]:
         """Return the trained weights as `Policy.trained_state` does."""
-        ...
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Load weights as `Policy.load_trained` does."""
-        ...
 
 
 class Policy(Protocol):
@@ -142,10 +137,12 @@ class Policy(Protocol):
     device: torch.device
     dtype: torch.dtype  # that the network computes in
     resolution: int | str  # the size of images in pixels
-    latent_shape: tuple[int, int, int]  # (C, H, W)
+    latent_shape: tuple[int, ...]  # (C, H, W), or (C, F, H, W) of videos, as below [B, C, H, W] are theirs
     tokens: int  # image tokens of the network; latents of a UNet
     even_times: bool  # see `Family`
     conditions: bool  # see `Family`
+    frames: int | None  # of a video; None if the model draws pictures
+    fps: int | None  # frames per second of videos
 
     @property
     def compiled(self) -> bool:
@@ -179,7 +176,7 @@ class Policy(Protocol):
         ...
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Return images uint8 [B, 3, H, W] on the CPU from latents [B, C, H, W]."""
+        """Return images uint8 [B, 3, H, W] on the CPU, or frames [B, F, 3, H, W], from latents."""
         ...
 
     def scheduler_config(self) -> dict[str, object]:
@@ -244,13 +241,16 @@ class Family(Protocol):
     network: str  # the name of the network that is trained in the pipeline: transformer or unet
     text: str  # tokens of prompts: long (`model.max_sequence_length`), clip (CLIP's 77), or both
     encoders: tuple[TextEncoder, ...]  # the text encoders
-    latent_shape: tuple[int, int, int]  # (C, H, W)
     conditions: bool  # whether its models start from a picture: `encode` is given one per prompt
     even_times: bool  # the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own
     float16: bool  # whether the model's values stay within float16's range
     float32_latents: bool  # `velocity` takes xt in float32 and rounds what it gives to the network
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Return (C, H, W) of an image's latents at `model.resolution`; see `policy.video` for videos."""
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Count what a training pass of one sample costs, by a pass over tensors that have shapes and no storage."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from marble_cli.policy.base import Family, PromptEmbeddings
+from marble_cli.policy.diffusers_types import Autoencoder
 from marble_cli.policy.editing import as_editing
 from marble_cli.policy.model_size import PassCost
 from marble_cli.policy.trainable.blocks import repeated_blocks
@@ -57,6 +58,28 @@ def pass_cost(family: Family, network: nn.Module, prompt_tokens: int, dtype: tor
             setattr(parent, name, stack)
 
 
+def decoding_flop(vae: Autoencoder, latents: Sequence[int]) -> int:
+    """Count the FLOP of decoding a video with latents [C, F, H, W]; each from the third on costs the same.
+
+    Args:
+        vae: on the meta device; it decodes the latents one after the other.
+        latents: the shape.
+    """
+    channels, frames, height, width = latents
+
+    @torch.no_grad()
+    def count(some: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            vae.decode(torch.empty(1, channels, some, height, width, device="meta"))
+        total: int = counter.get_total_flops()
+        return total
+
+    if frames <= 3:
+        return count(frames)
+    three = count(3)
+    return three + (frames - 3) * (three - count(2))
+
+
 def _kind(block: nn.Module) -> Any:
     """Return what is equal for blocks that cost the same."""
     weights = [(name, weight.shape, weight.requires_grad) for name, weight in block.named_parameters()]
@@ -94,7 +117,7 @@ def make_inputs(
 ) -> tuple[Tensor, Tensor, PromptEmbeddings]:
     """Return the arguments of `Family.velocity` for one sample; only masks have values."""
     config: Mapping[str, Any] = network.config  # type: ignore[assignment]
-    widths = ("joint_attention_dim", "caption_channels", "cap_feat_dim", "cross_attention_dim")
+    widths = ("joint_attention_dim", "caption_channels", "cap_feat_dim", "cross_attention_dim", "text_dim")
     width = next(width for key in widths if (width := config.get(key)))
     pooled = config.get("pooled_projection_dim") or 1
     if sizes := config.get("addition_time_embed_dim"):  # SDXL's UNet is given six numbers besides

@@ -41,6 +41,8 @@ class ModelSize:
     largest_block: int  # parameters
     most_kept: int  # bytes that `cost.kept` stays well below
     count_cost: Callable[[], PassCost] = field(repr=False, compare=False)
+    # FLOP of decoding a video; None for a model of pictures
+    count_decoding: Callable[[], int] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def cost(self) -> PassCost:

@@ -28,6 +28,7 @@ from marble_cli.policy.tokenizers import own_tokenizer
 from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
 from marble_cli.policy.trainable.full import FullWeights
 from marble_cli.policy.trainable.lora import LoraPair
+from marble_cli.policy.video import as_video
 
 # Pixels in the VAE at once: memory bounds them on a GPU, and larger buffers are slower on a CPU.
 DECODED_PIXELS = {"cpu": 2**17, "cuda": 2**21}
@@ -83,6 +84,9 @@ class PipelinePolicy:
         self.autocast = model.train is Train.full and self.dtype is not torch.float32
         self.even_times, self.guided = family.even_times, family.guided
         self.conditions = family.conditions
+        video = as_video(family)
+        self.frames: int | None = video.frames if video else None
+        self.fps: int | None = video.fps if video else None
         self._take_size("model.resolution")
         self.cache = self._open_cache()
         pipeline.vae.to(device)
@@ -203,6 +207,8 @@ class PipelinePolicy:
     def _pictures_at_once(self) -> int:
         """The pictures that the VAE is given at once."""
         pixels = read_resolution(self.model.resolution).pixels
+        if video := as_video(self.family):
+            pixels *= min(video.frames, video.frames_decoded_at_once)
         return max(1, DECODED_PIXELS.get(self.device.type, 2**21) // pixels)
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:

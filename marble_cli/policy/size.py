@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from marble_cli.config.enums import Offload, Quantization, Switch, Train
 from marble_cli.config.schema import LoraConfig, ModelConfig
 from marble_cli.policy.base import Family
-from marble_cli.policy.cost import pass_cost
+from marble_cli.policy.cost import decoding_flop, pass_cost
 from marble_cli.policy.diffusers_types import Network
 from marble_cli.policy.editing import as_editing
 from marble_cli.policy.model_size import ModelSize, PassCost
@@ -37,6 +38,7 @@ from marble_cli.policy.source import (
 from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.policy.trainable.lora import add_adapter
 from marble_cli.policy.trainable.lora_layer import LoraLinear
+from marble_cli.policy.video import as_video
 
 # A training pass keeps at most about twice the inputs and outputs of all layers.
 KEPT_PER_WIDTH = 4
@@ -127,6 +129,7 @@ def _compute_size(
         largest_block=max(in_each, default=0),
         most_kept=KEPT_PER_WIDTH * all_tokens * _widths(network) * dtype.itemsize,
         count_cost=count_cost,
+        count_decoding=partial(decoding_flop, vae, made.latent_shape) if as_video(made) else None,
     )
 
 

@@ -19,6 +19,7 @@ from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.policy.base import Family
+from marble_cli.policy.video import as_video
 
 log = logging.getLogger("marble.run")
 
@@ -51,6 +52,7 @@ FAMILIES = {  # by the pipeline's class
     "Lumina2Pipeline": "marble_cli.policy.families.lumina2:Lumina2",
     "StableDiffusionXLPipeline": "marble_cli.policy.families.sdxl:SDXL",
     "StableDiffusionPipeline": "marble_cli.policy.families.sd15:SD15",
+    "WanPipeline": "marble_cli.policy.families.wan:Wan",
 }
 
 
@@ -101,13 +103,19 @@ def find_family(model: ModelConfig, index: dict[str, Any]) -> type[Family]:
     """Return the family of a pipeline from its model_index.json.
 
     Raises:
-        RequestError: no family supports the pipeline's class.
+        RequestError: no family supports the pipeline's class, or it has two transformers.
     """
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
         raise RequestError(
             f"model.path={model.path} is a {name}, which marble cannot train. "
             f"Expected one of: {', '.join(FAMILIES)}."
+        )
+    if (index.get("transformer_2") or [None])[0] is not None:
+        raise RequestError(
+            f"model.path={model.path} has two transformers, for early and for late times, and marble trains "
+            "one. Expected a model with one, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers or "
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers."
         )
     module, _, attribute = FAMILIES[name].partition(":")
     family: type[Family] = getattr(importlib.import_module(module), attribute)
@@ -152,13 +160,13 @@ def count_image_tokens(
     network: Mapping[str, Any],
     key: str = "model.resolution",
 ) -> int:
-    """Count the tokens of an image from the configurations of the VAE and the network.
+    """Count the tokens of an image or a video from the configurations of the VAE and the network.
 
     `key` is where the resolution was set, for messages.
 
     Raises:
         RequestError: the resolution is not a multiple of a token's side, or exceeds the network's
-            positions.
+            positions; or the frames do not fit the VAE.
     """
     token, size = family.downscaling(vae, network), read_resolution(model.resolution)
     each = "" if size.width == size.height else "each side "
@@ -167,11 +175,25 @@ def count_image_tokens(
     most = network.get("pos_embed_max_size")
     if most is not None and max(size.width, size.height) > most * token:
         raise RequestError(f"{key}={model.resolution}: expected {each}at most {most * token} for this model.")
-    return size.pixels // token**2
+    return size.pixels // token**2 * _count_latent_frames(model, family, vae)
+
+
+def _count_latent_frames(model: ModelConfig, family: type[Family], vae: Mapping[str, Any]) -> int:
+    video, frames = as_video(family), model.frames or 1
+    if video is None:
+        return 1
+    whole, rest = divmod(frames - 1, video.frames_per_latent(vae))
+    if rest:
+        each = video.frames_per_latent(vae)
+        raise RequestError(
+            f"model.frames={frames}: expected 1 more than a multiple of {each} for this model, such as "
+            f"{whole * each + 1} or {(whole + 1) * each + 1}."
+        )
+    return whole + 1
 
 
 def check_model_settings(model: ModelConfig, family: type[Family], network: Mapping[str, Any]) -> None:
-    """Check that the model supports the configured guidance, precision and prompt length.
+    """Check that the model supports the configured guidance, precision, prompt length and frames.
 
     Only models with distilled guidance take guidance as an input, and they need it.
 
@@ -185,6 +207,10 @@ def check_model_settings(model: ModelConfig, family: type[Family], network: Mapp
         )
     if not distilled and model.guidance is not None:
         raise ConfigError(f"model.guidance={model.guidance}: {model.path} takes none. Expected null.")
+    if as_video(family) and model.frames is None:
+        raise ConfigError(f"model.frames=null: {model.path} draws videos. Expected a number such as 81.")
+    if not as_video(family) and model.frames is not None:
+        raise ConfigError(f"model.frames={model.frames}: {model.path} draws pictures. Expected null.")
     if model.precision is Precision.fp16 and not family.float16:
         raise ConfigError(f"model.precision=fp16: {model.path} overflows in it. Expected bf16 or fp32.")
     if model.max_sequence_length > 0 and family.text == "clip":

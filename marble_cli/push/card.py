@@ -113,11 +113,12 @@ def _metadata(config: RunConfig, base: BaseModel, family: str, pictures: Sequenc
             {"text": picture.prompt, "output": {"url": f"images/{picture.after.file.name}"}}
             for picture in pictures
         ]
+    task = "text-to-image" if config.model.frames is None else "text-to-video"
     return ModelCardData(
         library_name="diffusers",
-        pipeline_tag="text-to-image",
+        pipeline_tag=task,
         tags=[
-            "text-to-image",
+            task,
             "diffusers",
             "lora",
             "template:sd-lora",

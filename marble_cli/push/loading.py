@@ -23,7 +23,7 @@ SOLVERS = {OdeSolver.euler: "EulerDiscreteScheduler", OdeSolver.dpm2: "DPMSolver
 def loading_code(
     model: ModelConfig, evaluation: EvaluationSettings, family: str, base: BaseModel, repo: str, prompt: str
 ) -> str:
-    """Return the imports, and a line each: the pipeline, its solver if need be, the LoRA, a picture.
+    """Return the imports, and a line each: the pipeline, its solver if need be, the LoRA, a picture or video.
 
     Args:
         model: the run's model.
@@ -31,7 +31,7 @@ def loading_code(
         family: the class in `policy.families` of the model.
         base: the model, as published.
         repo: the hub id of the LoRA.
-        prompt: the prompt of the picture.
+        prompt: of the picture or video.
     """
     imports = ["from diffusers import DiffusionPipeline"]
     place = _quoted(base.id or f"path/to/{base.name}")
@@ -55,13 +55,19 @@ def loading_code(
     if family in EDITING:
         imports.append("from diffusers.utils import load_image")
         given = f'prompt={given}, image=load_image("picture.png")'
+    shown = ["image = {}.images[0]"]
+    if model.frames is not None:
+        imports.append("from diffusers.utils import export_to_video")
+        rate = "24 if pipeline.vae.config.patch_size else 16"
+        shown = ["frames = {}.frames[0]", f'export_to_video(frames, "video.mp4", fps={rate})']
+    call = f"pipeline({_listed(given, drawn)})"
     return "\n".join([
         *imports,
         "",
         f"pipeline = DiffusionPipeline.from_pretrained({_listed(place, loaded)})",
         *solver,
         f"pipeline.load_lora_weights({_quoted(repo)})",
-        f"image = pipeline({_listed(given, drawn)}).images[0]",
+        *(line.format(call) for line in shown),
     ])  # fmt: skip
 
 
@@ -70,6 +76,7 @@ def call_arguments(model: ModelConfig, evaluation: EvaluationSettings, family: s
     size = read_resolution(evaluation.resolution)
     arguments: dict[str, Any] = {"num_inference_steps": evaluation.steps}
     arguments |= {"height": size.height, "width": size.width}
+    arguments |= {} if model.frames is None else {"num_frames": model.frames}
     guided = evaluation.guidance_scale > 1
     if family == "Flux2":  # which knows no other guidance than the distilled one
         arguments |= {} if model.guidance is None else {"guidance_scale": model.guidance}

@@ -27,6 +27,7 @@ class Pair:
         steps: of the two evaluations.
         scores: (reward, before, after, change, rose or fell) each, of the rewards that scored both.
         changes: JSON, the change by reward.
+        strip: whether they are strips of a video's frames.
         gain, loss: the largest change and the smallest, in standard deviations of the first evaluation.
     """
 
@@ -40,6 +41,7 @@ class Pair:
     steps: tuple[int, int]
     scores: Sequence[tuple[str, str, str, str, str]]
     changes: str
+    strip: bool
     gain: float
     loss: float
 
@@ -87,7 +89,7 @@ def _pair(run: Run, one: KeptSample, other: KeptSample, steps: tuple[int, int]) 
     return Pair(
         run.label, one.index, one.prompt, one.source, _address(one.file), _address(other.file),
         _address(one.condition) if one.condition else "", steps, rows,
-        json.dumps({name: rounded(change) for name, change in changes.items()}),
+        json.dumps({name: rounded(change) for name, change in changes.items()}), one.strip,
         max(relative, default=0.0), min(relative, default=0.0),
     )  # fmt: skip
 

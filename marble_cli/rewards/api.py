@@ -9,13 +9,17 @@ are passed only if the constructor takes them; an option that it does not take i
     metadata    B mappings: the other columns of each prompt's row in the prompt file
     conditions  uint8 [B, 3, H, W] on the CPU, the pictures that the images were edited from, of their size;
                 None with a model that starts from no picture
+    frames      uint8 [B, F, 3, H, W] on the CPU, videos, of which `images` are then the frames in the middle;
+                None with a model that draws pictures
 
 The answer is B floats as a tensor, array or list. Higher is better, and NaN says that the reward does not
 apply. In a list, an exception in the place of a float says that the reward failed on that image alone, and
 why; infinity also says that it failed, without a reason. If the reward raises, it has failed on the whole
-batch, and is called again. Parameters named `images`, `prompts`, `metadata` and `conditions` are passed by
-name, in any selection and order. A callable with one parameter of another name is given the whole `Batch`. A
-reward whose parameter `conditions` has no default applies only to images that were edited from pictures.
+batch, and is called again. Parameters named `images`, `prompts`, `metadata`, `conditions` and `frames` are
+passed by name, in any selection and order. A callable with one parameter of another name is given the whole
+`Batch`. A reward whose parameter `conditions` has no default applies only to images that were edited from
+pictures, and one whose parameter `frames` has none only to videos. A reward without a parameter `frames` is
+one of pictures: it is asked about single frames of a video, by `rewards.<name>.frames`.
 
 A reward may declare, as attributes of the class or function:
 
@@ -71,10 +75,11 @@ class Batch(_Samples):
     """B images, uint8 [B, 3, H, W] on the CPU, with their prompts and metadata.
 
     It unpacks into these three. `conditions` are the pictures that the images were edited from, of the same
-    shape, or None.
+    shape, or None. `frames` are videos [B, F, 3, H, W] whose middle frames the images are, or None.
     """
 
     conditions: "Tensor | None" = None
+    frames: "Tensor | None" = None
 
     def __new__(
         cls,
@@ -82,14 +87,16 @@ class Batch(_Samples):
         prompts: list[str],
         metadata: list[Mapping[str, Any]],
         conditions: "Tensor | None" = None,
+        frames: "Tensor | None" = None,
     ) -> "Batch":
         batch = super().__new__(cls, images, prompts, metadata)
-        batch.conditions = conditions
+        batch.conditions, batch.frames = conditions, frames
         return batch
 
     def _replace(self, **values: Any) -> "Batch":
-        """Return a batch with other values of some of its four parts."""
-        return Batch(**{**self._asdict(), "conditions": self.conditions, **values})
+        """Return a batch with other values of some of its five parts."""
+        own = {"conditions": self.conditions, "frames": self.frames}
+        return Batch(**{**self._asdict(), **own, **values})
 
     def rows(self, index: Sequence[int]) -> "Batch":
         """Return the samples at `index`, in that order, some perhaps repeatedly; no copy if these are all."""
@@ -98,7 +105,8 @@ class Batch(_Samples):
             return self
         prompts, metadata = [self.prompts[i] for i in index], [self.metadata[i] for i in index]
         conditions = None if self.conditions is None else self.conditions[index]
-        return Batch(self.images[index], prompts, metadata, conditions)
+        frames = None if self.frames is None else self.frames[index]
+        return Batch(self.images[index], prompts, metadata, conditions, frames)
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,8 @@ class Declaration:
     ranges: Mapping[str, Bounds] = field(default_factory=dict)  # of aspects whose bounds differ from `range`
     takes_conditions: bool = False  # whether it may look at `Batch.conditions`
     needs_conditions: bool = False  # whether it applies only to images with conditions
+    takes_frames: bool = False  # whether it looks at `Batch.frames`
+    needs_frames: bool = False  # whether it applies only to videos
 
     @classmethod
     def of(cls, plugin: Any) -> "Declaration":
@@ -150,7 +160,7 @@ class Declaration:
             loaded_models(getattr(plugin, "loads", None)),
             aspects,
             ranges,
-            *_conditions(plugin),
+            **_optional_parts(plugin),
         )
 
     def bounds(self, aspect: str) -> Bounds:
@@ -158,7 +168,7 @@ class Declaration:
         return self.ranges.get(aspect, self.range)
 
 
-FIELDS = (*Batch._fields, "conditions")  # parameters of a reward that are passed by name
+FIELDS = (*Batch._fields, "conditions", "frames")  # parameters of a reward that are passed by name
 
 
 def call_parameters(plugin: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -187,15 +197,20 @@ def without_default(parameters: Sequence[inspect.Parameter]) -> list[inspect.Par
     ]
 
 
-def _conditions(plugin: Any) -> tuple[bool, bool]:
-    """Return `takes_conditions` and `needs_conditions` of a plugin."""
+def _optional_parts(plugin: Any) -> dict[str, bool]:
+    """Return what a plugin takes and needs of a batch's optional parts, by a declaration's names."""
     try:
         taken = call_parameters(plugin)
     except (TypeError, ValueError):  # `bind` says what is wrong
-        return False, False
+        return {}
     needed = [parameter.name for parameter in without_default(taken)]
-    named = "conditions" in [parameter.name for parameter in taken]
-    return named or (len(needed) == 1 and needed[0] not in FIELDS), "conditions" in needed
+    names = [parameter.name for parameter in taken]
+    return {
+        "takes_conditions": "conditions" in names or (len(needed) == 1 and needed[0] not in FIELDS),
+        "needs_conditions": "conditions" in needed,
+        "takes_frames": "frames" in names,
+        "needs_frames": "frames" in needed,
+    }
 
 
 def required_types(requires: Any) -> tuple[tuple[str, ...], dict[str, Kind]]:

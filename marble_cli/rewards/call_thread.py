@@ -88,6 +88,7 @@ def copy_batch(batch: Batch) -> Batch:
         list(batch.prompts),
         [_copy_value(dict(row)) for row in batch.metadata],
         None if batch.conditions is None else batch.conditions.clone(),
+        None if batch.frames is None else batch.frames.clone(),
     )
 
 

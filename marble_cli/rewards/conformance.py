@@ -22,7 +22,7 @@ from marble_cli.rewards.testing import contract, measurements
 from marble_cli.rewards.testing.calls import CheckImpossible, describe_error
 from marble_cli.rewards.testing.contract import CONTRACT, NOT_GROUPWISE, CheckFunction
 from marble_cli.rewards.testing.examples import prefers_its_examples
-from marble_cli.rewards.testing.samples import sample_batch
+from marble_cli.rewards.testing.samples import samples_for
 
 
 class Outcome(Enum):
@@ -130,7 +130,7 @@ class RewardConformance:
     def batch(self) -> Batch:
         """Return samples to which the reward applies."""
         declaration = self.reward().declaration
-        return sample_batch(declaration.requires, conditions=declaration.takes_conditions)
+        return samples_for(declaration, declaration.requires)
 
     def test_declares_a_license_and_a_summary(self) -> None:
         declaration = self.reward().declaration

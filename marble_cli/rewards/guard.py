@@ -167,6 +167,11 @@ class AtWork:
 _AT_WORK = AtWork()
 
 
+def is_plugin_at_work() -> bool:
+    """Tell whether a plugin is working in this process, such as in a call that was abandoned."""
+    return bool(_AT_WORK.working)
+
+
 @contextmanager
 def _guard_quiet_settings(changes: dict[str, str]) -> Iterator[None]:
     """Guard settings that can only be examined while nothing else runs in the process."""

@@ -144,6 +144,7 @@ class Scorer:
         metadata: Sequence[Mapping[str, Any]],
         sources: Sequence[str],
         conditions: Tensor | None = None,
+        frames: Tensor | None = None,
     ) -> PendingScores:
         """Begin to score a batch; wait first if `pending` batches are unfinished.
 
@@ -153,9 +154,10 @@ class Scorer:
             metadata: of each prompt.
             sources: the prompts' sources.
             conditions: uint8 [B, 3, H, W] on the CPU, the pictures that the images were edited from.
+            frames: uint8 [B, F, 3, H, W] on the CPU, videos whose middle frames the images are.
         """
         self.slots.acquire()
-        batch = Batch(images, list(prompts), list(metadata), conditions)
+        batch = Batch(images, list(prompts), list(metadata), conditions, frames)
         futures = [worker.executor.submit(worker.score, batch, sources) for worker in self.workers]
         self._release_slot_after(futures)
         return PendingScores(self.names, futures, self.conditions)

@@ -23,6 +23,7 @@ from marble_cli.rewards.answers import Parsed, parse_aspects
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.applicability import fit_metadata
 from marble_cli.rewards.call_thread import CallThread, copy_batch, settle
+from marble_cli.rewards.frames import mean_over_frames, single_frames
 from marble_cli.rewards.kinds import MetadataError
 from marble_cli.rewards.registry import Reward
 
@@ -123,7 +124,7 @@ class RewardWorker:
         if not self.reward.declaration.takes_conditions:
             part = part._replace(conditions=None)
         try:
-            answers = self._retrying()(self.attempt, part)
+            answers = self._ask(part)
         except RewardError:
             raise
         except Exception as error:  # a plugin may raise anything
@@ -146,6 +147,16 @@ class RewardWorker:
             outcomes.values[a] = torch.where(failed, torch.nan, scores)
         return outcomes
 
+    def _ask(self, batch: Batch) -> list[Parsed]:
+        """Call the plugin, and again where it fails; a reward of pictures is asked about a video's frames.
+
+        Raises as `attempt`.
+        """
+        if batch.frames is None or self.reward.declaration.takes_frames:
+            return self._retrying()(self.attempt, batch)
+        parts = single_frames(batch, self.settings.frames)
+        return mean_over_frames([self._retrying()(self.attempt, part) for part in parts])
+
     def _select(
         self, batch: Batch, sources: Sequence[str], failed: Tensor
     ) -> tuple[Tensor, dict[int, Mapping[str, Any]]]:
@@ -157,7 +168,9 @@ class RewardWorker:
             the reward requires.
         """
         declaration = self.reward.declaration
-        if declaration.needs_conditions and batch.conditions is None:
+        if (declaration.needs_conditions and batch.conditions is None) or (
+            declaration.needs_frames and batch.frames is None
+        ):
             return torch.zeros_like(failed), {}
         keys = [required(settings, declaration) for settings in self.rewards.values()]
         concerned = torch.zeros_like(failed)

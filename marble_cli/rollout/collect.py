@@ -17,6 +17,7 @@ from marble_cli.rollout.guidance import Guidance, Velocity
 from marble_cli.rollout.ode import make_scheduler, sample, sampling_times
 from marble_cli.rollout.samples import Samples
 from marble_cli.seeds import noise
+from marble_cli.videos import middle_frame
 
 
 @dataclass(frozen=True)
@@ -188,17 +189,22 @@ class Rollout:
 
 
 def submit(scorer: Scorer, prompts: Sequence[Prompt], images: Tensor) -> PendingScores:
-    """Begin to score B images [B, 3, H, W] uint8 of as many prompts, with the pictures they start from.
+    """Begin to score B images [B, 3, H, W] or videos [B, F, 3, H, W], uint8, of as many prompts.
+
+    They come with the pictures that they start from.
 
     Raises:
         DataError: such a picture can no longer be read.
     """
+    frames = images if images.ndim == 5 else None
+    images = images if frames is None else middle_frame(frames)
     return scorer.submit(
         images,
         [prompt.text for prompt in prompts],
         [prompt.metadata for prompt in prompts],
         [prompt.source for prompt in prompts],
         read_conditions(prompts, images),
+        frames,
     )
 
 

@@ -45,7 +45,9 @@ class Guidance:
         guided = rule(positive, negative, self.scale)
         if self.normalization > 0:
             guided = bound_norm(guided, positive, self.normalization)
-        return guided if self.truncation == 1 else torch.where(self._ends(t), positive, guided)
+        if self.truncation == 1:
+            return guided
+        return torch.where(self._ends(t).view(-1, *[1] * (guided.ndim - 1)), positive, guided)
 
     def guide(self, positive: Velocity, negative: Velocity, rule: Rule) -> Velocity:
         """Return a guided velocity, without a pass for the negative prompt where no time has guidance."""
@@ -59,5 +61,5 @@ class Guidance:
         return velocity
 
     def _ends(self, t: Tensor) -> Tensor:
-        """Return [B, 1, 1, 1] bool, true for times without guidance."""
-        return (1 - t > self.truncation)[:, None, None, None]
+        """Return [B] bool, true for times without guidance."""
+        return 1 - t > self.truncation

@@ -18,7 +18,7 @@ class Samples:
 
     Attributes:
         x0: n latents [C, H, W] float32.
-        images: n pictures [3, H, W] uint8.
+        images: n pictures [3, H, W] or videos [F, 3, H, W], uint8.
         embeddings: of the prompts.
         prompts: of the images.
         pending: scores, batch by batch.

@@ -18,11 +18,12 @@ from marble_cli.evaluate.score import Evaluation, shown
 from marble_cli.evaluate.verdict import base_scores
 from marble_cli.files import AppendedFile
 from marble_cli.metrics.jsonl import MetricsLog, truncate_after
-from marble_cli.metrics.samples import INDEX, Sample, folder_of, keep_samples
+from marble_cli.metrics.samples import INDEX, Sample, folder_of, keep_samples, mp4_of
 from marble_cli.metrics.terminal import TerminalView
 from marble_cli.metrics.tracker import TrackedRun, Trackers
 from marble_cli.redaction import RedactingFilter, redact
 from marble_cli.run.state import Progress
+from marble_cli.videos import find_mp4_problem
 
 
 class LogFile(logging.Handler):
@@ -55,6 +56,7 @@ class RunRecorder:
     def __init__(self, config: RunConfig, folder: Path, progress: Progress, *, main: bool) -> None:
         self.config, self.folder, self.progress, self.main = config, folder, progress, main
         self.logger = logging.getLogger("marble")
+        self.warned = False  # that MP4 files cannot be written
         # Messages for log.txt only: the terminal shows these in another form.
         self.journal = logging.getLogger("marble.journal")
 
@@ -149,6 +151,20 @@ class RunRecorder:
             torch.cat([part[i] for part in (conditions, evaluation.images) if part], dim=2) for i in some
         ]
         self.trackers.images(step, figures.on_white(images), [evaluation.captions[i] for i in some])
+        if evaluation.videos:
+            self._videos(step, evaluation, some)
+
+    def _videos(self, step: int, evaluation: Evaluation, some: Sequence[int]) -> None:
+        """Give the MP4 files of some shown videos to trackers, and warn once where none can be written."""
+        if problem := find_mp4_problem():
+            if not self.warned:
+                self.logger.warning("videos are kept as strips of frames alone: %s", problem)
+            self.warned = True
+            return
+        places, folder = shown(len(evaluation.prompts)), folder_of(self.folder / "samples", step)
+        files = {i: file for i in some if (file := mp4_of(folder, places[i])).is_file()}
+        if files:
+            self.trackers.videos(step, [*files.values()], [evaluation.captions[i] for i in files])
 
 
 def _samples(evaluation: Evaluation) -> list[Sample]:
@@ -156,6 +172,7 @@ def _samples(evaluation: Evaluation) -> list[Sample]:
     scores, prompts = base_scores(evaluation), evaluation.prompts
     per_prompt = evaluation.images_per_prompt  # the first image of each is shown
     conditions: Sequence[Tensor | None] = evaluation.conditions or [None] * len(evaluation.images)
+    videos: Sequence[Tensor | None] = evaluation.videos or [None] * len(evaluation.images)
     return [
         Sample(
             index=index,
@@ -166,6 +183,9 @@ def _samples(evaluation: Evaluation) -> list[Sample]:
             },
             image=image.permute(1, 2, 0).numpy(),
             condition=None if condition is None else condition.permute(1, 2, 0).numpy(),
+            video=None if frames is None or evaluation.fps is None else (frames, evaluation.fps),
         )
-        for index, image, condition in zip(shown(len(prompts)), evaluation.images, conditions, strict=True)
+        for index, image, condition, frames in zip(
+            shown(len(prompts)), evaluation.images, conditions, videos, strict=True
+        )
     ]

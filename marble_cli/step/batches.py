@@ -201,7 +201,7 @@ def noised_batches(data: TrainingSet, parts: list[Chunk], seed: int, step: int) 
         eps = noise(seed, f"train{part.column}", step, data.draws[part.rows].tolist(), tuple(x0.shape[1:]))
         if device.type == "cuda":
             eps = eps.pin_memory()
-        xt = torch.lerp(x0, eps.to(device, non_blocking=True).to(x0.dtype), t[:, None, None, None])
+        xt = torch.lerp(x0, eps.to(device, non_blocking=True).to(x0.dtype), t.view(-1, *[1] * (x0.ndim - 1)))
         places = indices[rows]
         kl_weights = None if kl is None else kl[places]
         negatives = None if data.negatives is None or not part.kl_weight else data.negatives[part.rows]

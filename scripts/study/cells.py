@@ -16,12 +16,11 @@ class Budget:
     """A number of images, the same for every method; or the FLOP that these take if all are trained on.
 
     Attributes:
-        steps: optimizer steps; with `equal_flop` of methods whose steps train on all images.
+        steps: optimizer steps; a method of `COST` takes more of its cheaper ones, for the same FLOP.
         images: of these steps.
         overrides: of `marble train`.
         seeds: judged on held-out prompts.
-        methods: compared at this budget; all but those of `SIGNAL` if empty.
-        equal_flop: methods whose steps cost less take more of them.
+        methods: compared at this budget; all if empty.
     """
 
     steps: int
@@ -29,7 +28,6 @@ class Budget:
     overrides: tuple[str, ...]
     seeds: tuple[int, ...]
     methods: tuple[str, ...] = ()
-    equal_flop: bool = False
 
 
 BUDGETS = {
@@ -52,14 +50,6 @@ BUDGETS = {
             "sum_of_four",
             "sum_guarded",
         ),
-    ),
-    "flop": Budget(
-        70,
-        20160,
-        (),
-        seeds=(0, 1, 2),
-        methods=("marble_stale", "marble_select", "pair", "pair_drop"),
-        equal_flop=True,
     ),
 }
 
@@ -88,13 +78,15 @@ GUARDED: dict[str, tuple[str, ...]] = {
     "sum_guarded": ("balance=weighted_sum", *EVERY_STEP, GUARD),
 }
 # Methods with the learning rate of another, at which they are compared.
-TUNED_AS = {"marble_guarded": "marble_stale", "sum_of_four": "weighted_sum", "sum_guarded": "weighted_sum"}
-UNMATCHED = {*MERGES, *SPECIALISTS, *GUARDED}  # not compared at equal drift
+TUNED_AS = {
+    **dict.fromkeys(("marble_guarded", *SIGNAL), "marble_stale"),
+    **dict.fromkeys(("sum_of_four", "sum_guarded"), "weighted_sum"),
+}
+UNMATCHED = {*MERGES, *SPECIALISTS, *TUNED_AS}  # not compared at equal drift
 WEIGHTED = {"weighted_sum": REWARDS, "weighted_mean": REWARDS, "sum_of_four": FOUR, "sum_guarded": FOUR}
 # FLOP of a step, rollout included, over that of a step that trains on all images (`plan.work.add_passes`).
 COST = {"marble_select": 0.72, "pair_drop": 0.86}
 METHODS: dict[str, tuple[str, ...]] = {
-    **SIGNAL,
     "marble": (STEPWISE,),  # a QP at every step on a quarter, at least one micro-batch
     "marble_whole": (STEPWISE, *EVERY_STEP),
     "marble_amortised": (STEPWISE, *AMORTISED),
@@ -120,6 +112,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "nash": ("balance=torchjd:FairGrad", "balance.options={alpha: 1}", *EVERY_STEP),  # the Nash bargain
     SEQUENTIAL: (STEPWISE, *AMORTISED),
     **GUARDED,
+    **SIGNAL,
     **{method: (f"rewards=[{name}]", STEPWISE, *AMORTISED) for method, name in SPECIALISTS.items()},
 }
 
@@ -149,14 +142,14 @@ class Cell:
     def overrides(self) -> tuple[str, ...]:
         """Overrides of `marble train`."""
         budget = BUDGETS[self.budget]
+        steps = round(budget.steps / COST.get(self.method, 1.0))
         own = (*METHODS[self.method], f"optimizer.lr={self.rate:.2g}", f"trainer.seed={self.seed}")
-        steps = round(budget.steps / COST.get(self.method, 1.0)) if budget.equal_flop else budget.steps
         return (*COMMON, *budget.overrides, f"trainer.steps={steps}", *own)
 
 
 def methods(budget: str) -> list[str]:
     """Return the methods that are compared at a budget, in the order of the tables."""
-    return list(BUDGETS[budget].methods or (*(m for m in METHODS if m not in SIGNAL), *MERGES))
+    return list(BUDGETS[budget].methods or (*METHODS, *MERGES))
 
 
 def tuning_cells(budget: str, method: str) -> list[Cell]:

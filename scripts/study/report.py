@@ -8,6 +8,7 @@ Writes results.md, results.json and figures. Cells without scores are left out, 
 import argparse
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -18,6 +19,7 @@ from scripts.study.cells import (
     GUARDED,
     MARBLE,
     MERGES,
+    SIGNAL,
     SPECIALISTS,
     TUNED_AS,
     UNMATCHED,
@@ -87,6 +89,16 @@ whose learning rates they take.
 
 $gains
 """)
+SIGNAL_PAGE = Template("""
+### Signal
+
+`marble_select` trains on the half of the images with the most signal. `pair` trains on ocr and objects alone,
+and `pair_drop` leaves out the groups in which neither has signal. For the same FLOP they take more steps.
+
+$outcomes
+
+$gains
+""")
 MATCHED_PAGE = Template("""
 ### Every method at the drift of `marble`
 
@@ -151,7 +163,7 @@ def write_report(folders: Folders, output: Path) -> None:
 
 def write_budget(results: BudgetResults, budget: str, output: Path) -> str:
     """Draw the figures of a budget and return its part of the page."""
-    tuned = {name: curve for name, curve in results.curves.items() if name not in GUARDED}
+    tuned = {name: curve for name, curve in results.curves.items() if name not in TUNED_AS}
     trained = {name: curve for name, curve in tuned.items() if name not in MERGES}
     merged = {name: curve for name, curve in results.curves.items() if name in MERGES}
     balances = {name: curve for name, curve in trained.items() if name not in SPECIALISTS}
@@ -172,15 +184,23 @@ def write_budget(results: BudgetResults, budget: str, output: Path) -> str:
 
 def write_judged(best: list[Summary], budget: str, output: Path) -> str:
     """Draw the figures of the judged cells and return their part of the page."""
-    rows = [row for row in best if row.cell.method not in GUARDED]
+    rows = [row for row in best if row.cell.method not in TUNED_AS]
     on_all = [row for row in rows if row.cell.method not in SPECIALISTS]
     draw_outcomes(on_all, output / f"outcomes-{budget}.png")
     draw_gains(rows, output / f"gains-{budget}.png")
     page = JUDGED_PAGE.substitute(budget=budget, outcomes=outcome_table(rows), gains=gain_table(rows))
-    compared = [row for row in best if row.cell.method in {*GUARDED, *TUNED_AS.values()}]
-    if len(compared) > len(set(TUNED_AS.values())):
-        page += GUARDED_PAGE.substitute(gains=gain_table(compared))
+    if guarded := beside_their_likes(best, GUARDED):
+        page += GUARDED_PAGE.substitute(gains=gain_table(guarded))
+    if signal := beside_their_likes(best, SIGNAL):
+        page += SIGNAL_PAGE.substitute(outcomes=outcome_table(signal), gains=gain_table(signal))
     return page
+
+
+def beside_their_likes(best: list[Summary], variants: Collection[str]) -> list[Summary]:
+    """Return the rows of some variants after those of the methods whose rates they take; none without any."""
+    found = {row.cell.method for row in best}.intersection(variants)
+    shown = found | {TUNED_AS[method] for method in found}
+    return [row for row in best if row.cell.method in shown]
 
 
 def main(arguments: list[str]) -> None:

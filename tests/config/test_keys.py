@@ -15,15 +15,15 @@ from marble_cli.config.schema import (
 ASPECT = "role margin weight sources requires only_if"
 REWARD = (
     "plugin role margin weight sources requires only_if timeout retries max_failed optional url token_env "
-    "isolated "
+    "isolated frames "
     "options.*"
 )
 
 
 GROUP_KEYS = {
     "run": "name dir",
-    "model": "path revision variant clip precision quantization offload resolution max_sequence_length "
-    "guidance embedding_cache gradient_checkpointing compile device train",
+    "model": "path revision variant clip precision quantization offload resolution frames "
+    "max_sequence_length guidance embedding_cache gradient_checkpointing compile device train",
     "model.lora": "rank alpha target_modules init",
     "data": "root aspect_ratio_buckets",
     "data.sources.*": "train test weight hub subset revision prompt_key image_key resolution_key quoted_as "

@@ -29,6 +29,9 @@ STATED = {
     "Alpha-VLLM/Lumina-Image-2.0": ("lumina2", 2.6),
     "stabilityai/stable-diffusion-xl-base-1.0": ("sdxl", 2.6),
     "stable-diffusion-v1-5/stable-diffusion-v1-5": ("sd15", 0.86),
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ("wan", 1.42),  # 1.3 in its name
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": ("wan", 14.3),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": ("wan", 5),
 }
 
 

@@ -144,6 +144,18 @@ def test_code_for_a_model_that_edits_names_a_picture_of_the_runs_size() -> None:
     )
 
 
+def test_code_for_a_model_of_videos_writes_one() -> None:
+    config = compose(["~preset", "model=wan", "data.root=.", "run.dir=unused", "rollout.steps=20"])
+    base = BaseModel("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan2.1-T2V-1.3B-Diffusers")
+    code = loading_code(config.model, resolve_evaluation(config), "Wan", base, "me/x", "a boat")
+    assert "from diffusers.utils import export_to_video" in code.splitlines()
+    assert code.splitlines()[-2:] == [
+        'frames = pipeline("a boat", num_inference_steps=20, height=480, width=832, num_frames=81, '
+        "guidance_scale=1.0, max_sequence_length=512).frames[0]",
+        'export_to_video(frames, "video.mp4", fps=24 if pipeline.vae.config.patch_size else 16)',
+    ]
+
+
 STATED = "---\nlicense: other\nlicense_name: my-terms\nlicense_link: LICENSE.md\n---\n# A model\n"
 LINK = "https://huggingface.co/owner/model/blob/main/LICENSE.md"
 

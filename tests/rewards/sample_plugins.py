@@ -165,6 +165,12 @@ class Hangs:
         return [1.0] * len(prompts)
 
 
+def computes(images: Tensor) -> Tensor:
+    """Never answer, in torch without the interpreter's lock."""
+    while True:
+        torch.rand(1000, 1000) @ torch.rand(1000, 1000)
+
+
 class Waits:
     """Answers as soon as `marker` exists."""
 

@@ -72,25 +72,29 @@ def test_closing_does_not_wait_for_a_call_that_hangs(install: Install, tmp_path:
         pending.result()
 
 
-def test_the_process_ends_while_a_call_hangs(tmp_path: Path) -> None:
-    code = f"""
+def test_a_command_ends_with_its_exit_code_while_a_call_computes() -> None:
+    """A thread that is within torch when the interpreter ends would abort the process."""
+    code = """
 from importlib.metadata import EntryPoint
 import torch
 import marble_cli.rewards.registry as registry
+from marble_cli.cli import app
 from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.scorer import open_scorer
-registry.installed = lambda: {{"hangs": EntryPoint("hangs", "sample_plugins:Hangs", "marble.rewards")}}
-options = {{"marker": {str(tmp_path / "marker")!r}, "once": False}}
-settings = RewardConfig(plugin="hangs", options=options, timeout=0.2, retries=0)
-with open_scorer({{"mine": settings}}, "cpu") as scorer:
-    scores = scorer.submit(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [""], [{{}}], [""]).result()
-print(int(scores.failed.sum()))
+registry.installed = lambda: {"computes": EntryPoint("computes", "sample_plugins:computes", "marble.rewards")}
+def command():
+    settings = RewardConfig(plugin="computes", timeout=0.2, retries=0)
+    with open_scorer({"mine": settings}, "cpu") as scorer:
+        black = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+        scorer.check(scorer.submit(black, [""], [{}], [""]).result())
+app.app = command
+app.main()
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "1\n"
+    assert done.returncode == RewardError.exit_code, done.stderr
+    assert "no answer within 0.2 s" in done.stderr
 
 
 def test_submit_waits_while_pending_batches_are_unfinished(install: Install, tmp_path: Path) -> None:

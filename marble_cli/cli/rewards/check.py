@@ -63,11 +63,11 @@ def _samples(declaration: "Declaration", metadata: str | None) -> "Batch":
     """Return the sample batch, with the metadata of --metadata on every prompt if given."""
     from marble_cli.rewards.applicability import fit_metadata
     from marble_cli.rewards.kinds import MetadataError
-    from marble_cli.rewards.testing.samples import sample_batch
+    from marble_cli.rewards.testing.samples import samples_for
 
     if metadata is None:
-        return sample_batch(declaration.requires, conditions=declaration.takes_conditions)
-    batch = sample_batch((), conditions=declaration.takes_conditions)
+        return samples_for(declaration, declaration.requires)
+    batch = samples_for(declaration, ())
     try:
         known = fit_metadata(declaration.types, parse_metadata(metadata))
     except MetadataError as error:

@@ -57,6 +57,11 @@ def score(
                 f"reward {name} compares an image with the picture that it was edited from. Expected that "
                 "picture as well: --condition FILE"
             )
+        if scorer.workers[0].reward.declaration.needs_frames:
+            raise RequestError(
+                f"reward {name} scores videos, and no picture. Expected another reward; marble eval scores "
+                "what a model draws with this one."
+            )
         scores = scorer.submit(pictures, [prompt], [prompt_metadata], [""], before).result()
         scorer.check(scores)
     values = [

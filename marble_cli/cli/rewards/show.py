@@ -36,6 +36,7 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
         *_location_rows(settings),
         ("applies to", f"prompts with the metadata {requires}" if requires else "every prompt"),
         *([("compares with", "the picture before the edit")] if declaration.needs_conditions else []),
+        *([("of", "videos alone")] if declaration.needs_frames else []),
         *([("aspects", ", ".join(declaration.aspects))] if declaration.aspects else []),
         *(
             (

@@ -40,6 +40,7 @@ def guide_with_row_norms(positive: Tensor, negative: Tensor, scale: float) -> Te
 
 def bound_norm(guided: Tensor, positive: Tensor, bound: float) -> Tensor:
     """Return `guided` with each sample's norm limited to `bound` times the norm of `positive`."""
-    norms = torch.linalg.vector_norm(guided, dim=(1, 2, 3), keepdim=True)
-    most = bound * torch.linalg.vector_norm(positive, dim=(1, 2, 3), keepdim=True)
+    rest = tuple(range(1, guided.ndim))
+    norms = torch.linalg.vector_norm(guided, dim=rest, keepdim=True)
+    most = bound * torch.linalg.vector_norm(positive, dim=rest, keepdim=True)
     return torch.where(norms > most, guided * (most / norms), guided)

@@ -39,7 +39,7 @@ LAUNCHER = (  # prefixes of variables by which a process would take itself for a
     "TORCHELASTIC_",
     "MARBLE_LAUNCHER",
 )
-OF_THE_RUN = ("role", "margin", "weight", "sources", "only_if")  # keys that a server does not need
+OF_THE_RUN = ("role", "margin", "weight", "sources", "only_if", "frames")  # keys that a server does not need
 STOP = 5.0  # seconds that a server has to stop before it is killed
 
 

@@ -3,7 +3,8 @@
     GET  /health          JSON: protocol, marble's version, limits, and each reward's declaration
     POST /score/{name}    request, safetensors: `images` uint8 [B, 3, H, W]; `text` uint8 [N], the JSON
                           {"prompts": [...], "metadata": [...]}; and `conditions` uint8 [B, 3, H, W] if the
-                          images were edited from pictures and the reward takes these
+                          images were edited from pictures and the reward takes these; and `frames` uint8
+                          [B, F, 3, H, W] if they are of videos and the reward takes these
                           answer, safetensors: `scores` float64 [B], NaN where the reward does not apply and
                           infinite where it failed; in that case perhaps `reason`, UTF-8. A reward with
                           aspects has these two for each of them, `scores.style` and `reason.style`
@@ -62,6 +63,8 @@ def pack_batch(batch: Batch) -> bytes:
     tensors = {"images": batch.images.contiguous(), "text": _bytes(text)}
     if batch.conditions is not None:
         tensors["conditions"] = batch.conditions.contiguous()
+    if batch.frames is not None:
+        tensors["frames"] = batch.frames.contiguous()
     return save(tensors)
 
 
@@ -91,7 +94,18 @@ def unpack_batch(data: bytes) -> Batch:
             f"conditions are {conditions.dtype} {list(conditions.shape)}. Expected the images': uint8 "
             f"{list(images.shape)}."
         )
-    return Batch(images, prompts, metadata, conditions)
+    frames = tensors.get("frames")
+    if frames is not None and (
+        frames.dtype is not torch.uint8
+        or frames.ndim != 5
+        or not frames.shape[1]
+        or (len(frames), *frames.shape[2:]) != images.shape
+    ):
+        raise ValueError(
+            f"frames are {frames.dtype} {list(frames.shape)}. Expected uint8 [B, F, 3, H, W] of images "
+            f"{list(images.shape)}."
+        )
+    return Batch(images, prompts, metadata, conditions, frames)
 
 
 Part = tuple[Tensor, str | None]  # scores float64 [B], with NaN and infinity, and the reason why some failed

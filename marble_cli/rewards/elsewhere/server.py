@@ -23,6 +23,7 @@ NO_CONDITIONS = (
     "reward {name} compares an image with the picture that it was edited from, and the request has none. "
     "Expected `conditions` in it, which a marble of the server's version sends."
 )
+NO_FRAMES = "reward {name} scores videos, and the request has none. Expected `frames` in it."
 GONE = "the client has gone"  # for the log: no one reads the answer
 
 
@@ -107,6 +108,8 @@ def build_app(
             batch = await _read(request, limits, busy)
             if workers[name].reward.declaration.needs_conditions and batch.conditions is None:
                 raise RefusedError(422, protocol.CONTRACT, NO_CONDITIONS.format(name=name))
+            if workers[name].reward.declaration.needs_frames and batch.frames is None:
+                raise RefusedError(422, protocol.CONTRACT, NO_FRAMES.format(name=name))
             answers = await _score(workers[name], batch, request)
         except ClientDisconnect as error:
             raise RefusedError(499, protocol.REFUSED, GONE) from error

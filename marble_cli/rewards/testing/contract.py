@@ -112,11 +112,11 @@ def follows_the_order(reward: Reward, batch: Batch) -> str:
 
 
 def leaves_its_inputs_alone(reward: Reward, batch: Batch) -> str:
-    """Check that a call changes neither images nor prompts, metadata or conditions."""
+    """Check that a call changes neither images nor prompts, metadata, conditions or frames."""
     given = copy_batch(batch)
     call_reward(reward, given)
-    pairs = (("images", given.images, batch.images), ("conditions", given.conditions, batch.conditions))
-    for name, now, before in pairs:
+    for name in ("images", "conditions", "frames"):
+        now, before = getattr(given, name), getattr(batch, name)
         if now is not None and before is not None and not torch.equal(now, before):
             raise ContractError(f"it changed the {name}")
     if given.prompts != batch.prompts:
@@ -161,11 +161,12 @@ def takes_any_batch_size(reward: Reward, batch: Batch) -> str:
 def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
     """Check that black and white pictures are scored, and that the memory layout does not matter.
 
-    A reward that takes conditions and does not need them is also called without.
+    A reward that takes conditions or frames and does not need them is also called without.
     """
     extremes = batch.images.clone()
     extremes[0::2], extremes[1::2] = 0, 255
-    scores = score_copy(reward, batch._replace(images=extremes))
+    still = None if batch.frames is None else extremes[:, None].expand(batch.frames.shape)
+    scores = score_copy(reward, batch._replace(images=extremes, frames=still))
     if torch.isinf(scores).any():
         raise ContractError("a black or white picture got an infinite score")
     strided = _with_pictures(batch, lambda pictures: pictures.to(memory_format=torch.channels_last))
@@ -176,11 +177,14 @@ def takes_pictures_as_they_come(reward: Reward, batch: Batch) -> str:
         TOLERANCE,
         "the same pictures, channels last in memory",
     )
-    declaration = reward.declaration
-    if batch.conditions is None or declaration.needs_conditions:
-        return "black, white, channels last in memory"
-    score_copy(reward, batch._replace(conditions=None))
-    return "black, white, channels last in memory, with and without conditions"
+    declaration, found = reward.declaration, "black, white, channels last in memory"
+    if batch.conditions is not None and not declaration.needs_conditions:
+        score_copy(reward, batch._replace(conditions=None))
+        found += ", with and without conditions"
+    if batch.frames is not None and not declaration.needs_frames:
+        score_copy(reward, batch._replace(frames=None))
+        found += ", with and without frames"
+    return found
 
 
 def survives_odd_prompts(reward: Reward, batch: Batch) -> str:
@@ -212,9 +216,12 @@ def same_on_another_device(reward: Reward, batch: Batch, gpu: "Callable[[], Rewa
 
 
 def _with_pictures(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """Return the batch with its images changed, and its conditions likewise."""
-    before = batch.conditions
-    return batch._replace(images=change(batch.images), conditions=None if before is None else change(before))
+    """Return the batch with its images changed, and its conditions and frames likewise."""
+    before, frames = batch.conditions, batch.frames
+    if frames is not None:
+        frames = change(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    conditions = None if before is None else change(before)
+    return batch._replace(images=change(batch.images), conditions=conditions, frames=frames)
 
 
 CheckFunction = Callable[[Reward, Batch], str]

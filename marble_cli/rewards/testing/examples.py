@@ -56,6 +56,8 @@ def _check_pair(reward: Reward, aspect: str, index: int, pair: Any) -> float:
             "after them if there are any"
         ) from error
     edited = [sample.conditions is not None for sample in samples]
+    if reward.declaration.needs_frames:
+        raise CheckImpossible("examples are pictures, and it scores videos")
     if reward.declaration.needs_conditions and not all(edited):
         raise ContractError(
             f"{name}: the reward needs conditions. Expected samples (picture, prompt, metadata, condition)"

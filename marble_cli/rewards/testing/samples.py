@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from marble_cli.errors import ConfigError
-from marble_cli.rewards.api import Batch
+from marble_cli.rewards.api import Batch, Declaration
 
 SIDE = 64  # pixels of a sample picture
 
 
-def sample_batch(requires: Sequence[str], *, conditions: bool = False) -> Batch:
+def sample_batch(requires: Sequence[str], *, conditions: bool = False, frames: bool = False) -> Batch:
     """Return six pictures with prompts whose metadata has the keys `requires`, the same in every call.
 
     The pictures are uint8 [6, 3, 64, 64]: flat, a gradient, noise, and rectangles on a background. The
     prompts are taken in turn from the embedded prompt files that have such metadata. With `conditions`, the
-    first three pictures were edited from themselves and each of the others from its neighbour.
+    first three pictures were edited from themselves and each of the others from its neighbour. With `frames`,
+    they are the middle ones of videos of five frames, in which they move to the right.
 
     Raises:
         ConfigError: no embedded prompt has these keys.
@@ -36,7 +37,13 @@ def sample_batch(requires: Sequence[str], *, conditions: bool = False) -> Batch:
         {key: value for key, value in row.items() if key != "prompt"} for row in chosen
     ]
     before = torch.cat([images[:3], images[3:].roll(1, 0)]) if conditions else None
-    return Batch(images, [row["prompt"] for row in chosen], metadata, before)
+    moving = torch.stack([images.roll(4 * place, 3) for place in range(-2, 3)], 1) if frames else None
+    return Batch(images, [row["prompt"] for row in chosen], metadata, before, moving)
+
+
+def samples_for(declaration: Declaration, requires: Sequence[str]) -> Batch:
+    """Return a `sample_batch` with all that a reward takes."""
+    return sample_batch(requires, conditions=declaration.takes_conditions, frames=declaration.takes_frames)
 
 
 def _embedded_prompts() -> list[list[dict[str, Any]]]:

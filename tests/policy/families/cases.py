@@ -114,7 +114,7 @@ class Case:
 
     @torch.no_grad()
     def images(self, policy: Any, adapter: Adapter, solver: OdeSolver = OdeSolver.euler) -> Tensor:
-        """As a rollout draws them, uint8 [3, 3, H, W]."""
+        """As a rollout draws them, uint8 [3, 3, H, W], or [3, F, 3, H, W]."""
         embeddings = self.encode(policy)
         x0 = sample(
             lambda xt, t: policy.velocity(xt, t, embeddings, adapter), self.start(), self.scheduler(solver)
@@ -135,7 +135,7 @@ def _load(case: Case, changes: frozenset[tuple[str, Any]]) -> Any:
 
 
 def load_plain(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Sana's and Stable Diffusion's pipelines take the Euler solver here, with the times of their own."""
+    """Sana's, Wan's and Stable Diffusion's pipelines take the Euler solver here, with their own times."""
     index = DiffusionPipeline.load_config(folder)
     own = read_processors(ModelConfig(), Path(folder), index)
     absent = [name for name, kind in index.items() if kind == [None, None]]
@@ -143,7 +143,7 @@ def load_plain(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     pipeline = DiffusionPipeline.from_pretrained(folder, **read)
     pipeline.register_modules(**own)
     pipeline.set_progress_bar_config(disable=True)
-    if type(pipeline).__name__ == "SanaPipeline":
+    if type(pipeline).__name__ in ("SanaPipeline", "WanPipeline"):
         pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
     if hasattr(pipeline, "unet"):
         pipeline.register_modules(scheduler=EulerDiscreteScheduler.from_config(pipeline.scheduler.config))
@@ -155,8 +155,8 @@ class Run:
     """The results of a plain pipeline, its times and latents as those of a flow model."""
 
     times: Tensor  # [n + 1]
-    latents: Tensor  # [n + 1, 3, C, H, W]
-    images: Tensor  # [3, 3, H, W] in [0, 1]
+    latents: Tensor  # [n + 1, 3, C, H, W], or [n + 1, 3, C, F, H, W]
+    images: Tensor  # [3, 3, H, W] in [0, 1], or [3, F, 3, H, W]
 
 
 def plain_run(case: Case, pipeline: Any, **more: Any) -> Run:
@@ -186,7 +186,7 @@ def _plain_run(case: Case, pipeline: Any, rows: slice, **more: Any) -> Run:
         seen.append(state["latents"])
         return {}
 
-    images = pipeline(
+    drawn = pipeline(
         prompt=list(PROMPTS[rows]),
         num_inference_steps=STEPS,
         height=size.height,
@@ -195,14 +195,15 @@ def _plain_run(case: Case, pipeline: Any, rows: slice, **more: Any) -> Run:
         output_type="pt",
         callback_on_step_end=keep,
         **{**case.tiny.arguments, **more},
-    ).images
+    )
+    images = drawn.frames if "num_frames" in case.tiny.arguments else drawn.images
     if case.tiny.packed:
         scale = pipeline.vae_scale_factor
         seen = [
             pipeline._unpack_latents(x, size.height, size.width, scale).reshape(begin.shape) for x in seen
         ]
     # FLUX.2's pipelines are given latents and have tokens.
-    seen = [x if x.ndim == 4 else x.mT.reshape(begin.shape) for x in seen]
+    seen = [x if x.ndim == begin.ndim else x.mT.reshape(begin.shape) for x in seen]
     times, latents = pipeline.scheduler.sigmas, torch.stack(seen)
     if case.network == "unet":  # x0 + s eps at noise levels s = t / (1 - t)
         latents[0] *= pipeline.scheduler.init_noise_sigma

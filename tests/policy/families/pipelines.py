@@ -22,6 +22,7 @@ from tests.policy.families.flux2 import flux2, flux2_klein
 from tests.policy.families.qwen import qwen_image
 from tests.policy.families.sd3s import sd3, sd3_medium, sd35_medium
 from tests.policy.families.unets import sd15, sdxl
+from tests.policy.families.wan import wan
 
 
 @cache
@@ -248,6 +249,24 @@ TINY = {
     "lumina2": Tiny(
         "lumina2", lumina2, "96x64", 100, 24, {"guidance_scale": 1.0, "max_sequence_length": 100}
     ),
+    "wan": Tiny(
+        "wan",
+        wan,
+        "48x32",
+        20,
+        48,
+        {"guidance_scale": 1.0, "max_sequence_length": 20, "num_frames": 5},
+        overrides=("model.frames=5",),
+    ),
+    "wan_ti2v": Tiny(
+        "wan",
+        partial(wan, ti2v=True),
+        "48x32",
+        20,
+        12,
+        {"guidance_scale": 1.0, "max_sequence_length": 20, "num_frames": 5},
+        overrides=("model.frames=5",),
+    ),
     "sdxl": Tiny("sdxl", sdxl, "24x16", 0, 24, {"guidance_scale": 1.0}),
     "sd15": Tiny("sd15", sd15, "16x24", 0, 24, {"guidance_scale": 1.0}),
 }
@@ -267,6 +286,7 @@ NETWORKS = {
     "ZImageTransformer2DModel": "z_image",
     "ChromaTransformer2DModel": "chroma",
     "Lumina2Transformer2DModel": "lumina2",
+    "WanTransformer3DModel": "wan_ti2v",
     "UNet2DConditionModel": "sdxl",
 }
 ONE_PER_NETWORK = list(NETWORKS.values())

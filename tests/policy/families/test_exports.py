@@ -131,7 +131,7 @@ def test_export_loaded_by_peft_acts_as_trained(
 def test_export_for_comfyui_acts_as_trained_or_is_refused(
     case: Case, trained: Path, expected: dict[str, Tensor], tmp_path: Path
 ) -> None:
-    if case.tiny.choice in ("sana", "lumina2", "flux2", "flux2_klein"):
+    if case.tiny.choice in ("sana", "lumina2", "flux2", "flux2_klein", "wan"):
         family = case.policy.provenance()["family"]
         with pytest.raises(RequestError, match=rf"ComfyUI's loader does not map a LoRA of {family} "):
             export(str(trained), tmp_path / "comfyui", ExportFormat.comfyui)
