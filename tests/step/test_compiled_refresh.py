@@ -12,8 +12,7 @@ from torch.fx import GraphModule
 
 from marble_cli.config.enums import SharedTerm, Train
 from marble_cli.objective.coefficients import reward_coefficients
-from marble_cli.policy.trainable import blocks
-from marble_cli.policy.trainable.blocks import repeated_blocks
+from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
 from marble_cli.step.batches import Chunk
 from marble_cli.step.compiled_per_sample import CompiledPerSampleGradients
 from marble_cli.step.gradients import Gradients, mixture_gradient, reward_gradients
@@ -23,7 +22,7 @@ from tests.step.directions import distance
 
 # Whole transformers are refreshed by one backward pass per reward, which stays eager.
 LORA = pytest.mark.parametrize("double_policy", [Train.lora], indirect=True)
-PASSES = 3  # of the trained, behaviour and base weights
+KINDS, PASSES = 2, 3  # of blocks; of the trained, behaviour and base weights
 BACKENDS: list[str] = []  # of the graphs in their order
 UNEVEN = [Chunk(rows, column) for column in (0, 1) for rows in torch.arange(12).split([5, 5, 2])]
 
@@ -38,17 +37,14 @@ def compile_refreshes(graph: GraphModule, inputs: list[Any]) -> Any:
 
 @pytest.fixture
 def compile_now(double_policy: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A function that compiles the policy's last block until the test ends, without machine code.
-
-    Refreshes through the first, which is of another kind, are in tests/policy/trainable/test_switches.py.
-    """
+    """A function that compiles the policy's blocks until the test ends, without machine code."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compile_refreshes))
-    monkeypatch.setattr(blocks, "repeated_blocks", lambda network: repeated_blocks(network)[-1:])
     torch._dynamo.reset()
     counters.clear()
     BACKENDS.clear()
-    yield lambda: blocks.compile_blocks(double_policy.network)
-    repeated_blocks(double_policy.network)[-1]._compiled_call_impl = None
+    yield lambda: compile_blocks(double_policy.network)
+    for block in repeated_blocks(double_policy.network):
+        block._compiled_call_impl = None
     torch._dynamo.reset()
 
 
@@ -79,9 +75,9 @@ def test_a_compiled_refresh_has_the_same_gradients_from_code_of_its_own(
     steps = take_steps(case, double_policy)
     amortised, of_amortised = next(steps), graphs()
     refresh, of_both = next(steps), graphs()
-    assert of_amortised == PASSES, "micro-batches of another size compile nothing"
-    assert of_both == of_amortised + 1
-    assert ["eager"] * of_amortised + ["aot_eager"] == BACKENDS
+    assert of_amortised == KINDS * PASSES, "micro-batches of another size compile nothing"
+    assert of_both == of_amortised + KINDS
+    assert ["eager"] * of_amortised + ["aot_eager"] * KINDS == BACKENDS
     again = list(take_steps(case, double_policy))
     assert graphs() == of_both, "the second step compiles nothing"
     assert not counters["graph_break"]

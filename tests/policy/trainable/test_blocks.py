@@ -19,8 +19,7 @@ from tests.policy.trainable.compiler import WITHOUT_COMPILER_WARNINGS
 def compiled(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A policy whose graphs are made as usual, and then run without a compiler.
 
-    Its last block is of another kind and is not compiled here, as is the first in
-    tests/step/test_compiled_refresh.py.
+    Its last block is of another kind and is not compiled here; tests/step/test_compiled_refresh.py has both.
     """
     torch._dynamo.reset()
     counters.clear()
