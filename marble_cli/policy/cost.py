@@ -1,15 +1,16 @@
 """Count what a training pass of one sample costs, by a pass over tensors that have shapes and no storage."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, groupby
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from marble_cli.policy.base import Family, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Autoencoder
@@ -17,16 +18,14 @@ from marble_cli.policy.editing import as_editing, image_size, name_latents
 from marble_cli.policy.model_size import PassCost
 from marble_cli.policy.trainable.blocks import repeated_blocks
 
-# From this number on, equal blocks in a row are counted by what one more of them adds to a pass.
-MANY = 8
-
 
 def pass_cost(
     family: Family, network: nn.Module, prompt_tokens: int, dtype: torch.dtype, pictures: int = 1
 ) -> PassCost:
     """Count the FLOP and the kept bytes of a velocity and its gradient, for one image at one time.
 
-    Of many equal blocks in a row, two are computed. Each further one adds what a third adds to these.
+    Of equal blocks in a row two are computed, and each further one adds what the second does. The first may
+    be given what needs no gradient; the last of all, computed too, may have outputs that lead nowhere.
 
     Args:
         family: the family of a pipeline whose network is `network`.
@@ -36,25 +35,28 @@ def pass_cost(
         pictures: that the prompt starts from, of an image's size each, if the family's models take some.
     """
     nn.Module.to(network, dtype)  # past the warnings of diffusers' own
-    inputs = make_inputs(family, network, prompt_tokens, dtype, pictures)
-    stacks = {name: child for name, child in network.named_children() if isinstance(child, nn.ModuleList)}
-    rows = {name: [list(row) for _, row in groupby(stack, _kind)] for name, stack in stacks.items()}
-
-    def count(longer: list[nn.Module] | None = None) -> PassCost:
-        for name, parts in rows.items():
-            kept = [row[: 2 + (row is longer)] if len(row) >= MANY else row for row in parts]
-            setattr(network, name, nn.ModuleList(chain(*kept)))
-        return _count_pass(family, network, inputs)
-
+    inputs, blocks = make_inputs(family, network, prompt_tokens, dtype, pictures), repeated_blocks(network)
+    stacks = [
+        (parent, name, stack)
+        for parent in network.modules()
+        for name, stack in parent.named_children()
+        if isinstance(stack, nn.ModuleList) and not set(blocks).isdisjoint(stack)
+    ]
+    further: dict[nn.Module, int] = {}  # how many blocks a computed one stands for besides itself
     try:
-        total = few = count()
-        for row in chain(*rows.values()):
-            if len(row) >= MANY:
-                total += (count(row) - few) * (len(row) - 2)
+        for parent, name, stack in stacks:
+            computed: list[nn.Module] = []
+            for _, equal in groupby(stack, _kind):
+                row = list(equal)
+                few = row[:2] + [block for block in row[2:] if block is blocks[-1]]
+                computed += few
+                if len(row) > len(few):
+                    further[row[1]] = len(row) - len(few)
+            setattr(parent, name, nn.ModuleList(computed))
+        return _count_pass(family, network, inputs, further)
     finally:
-        for name, stack in stacks.items():
-            setattr(network, name, stack)
-    return total
+        for parent, name, stack in stacks:
+            setattr(parent, name, stack)
 
 
 def decoding_flop(vae: Autoencoder, latents: Sequence[int]) -> int:
@@ -86,25 +88,29 @@ def _kind(block: nn.Module) -> Any:
 
 
 def _count_pass(
-    family: Family, network: nn.Module, inputs: tuple[Tensor, Tensor, PromptEmbeddings]
+    family: Family,
+    network: nn.Module,
+    inputs: tuple[Tensor, Tensor, PromptEmbeddings],
+    further: Mapping[nn.Module, int],
 ) -> PassCost:
-    kept = _Kept({parameter.untyped_storage()._cdata for parameter in network.parameters()})
-    hooks = [hook for block in repeated_blocks(network) for hook in kept.watch(block)]
+    counted = _Pass(network)
+    hooks = [hook for block in repeated_blocks(network) for hook in counted.watch(block)]
     try:
-        with FlopCounterMode(display=False) as forward, _FusedAttention(), kept.saving():
-            velocity = family.velocity(*inputs)
-        with FlopCounterMode(display=False) as backward:
+        with counted:
+            with _FusedAttention(), counted.saving():
+                velocity = family.velocity(*inputs)
+            counted.goes_back = True
             velocity.backward(torch.empty_like(velocity))
     finally:
         for hook in hooks:
             hook.remove()
         network.zero_grad(set_to_none=True)
-    return PassCost(
-        forward=forward.get_total_flops(),
-        backward=backward.get_total_flops(),
-        kept=kept.outside + sum(kept.blocks),
-        kept_checkpointed=kept.outside + sum(kept.inputs) + max(kept.blocks, default=0),
-    )
+    outside, *blocks = counted.parts
+    largest = max((block.kept for block in blocks), default=0)
+    total = replace(outside.cost, kept_checkpointed=outside.kept + largest)
+    for block in blocks:
+        total += block.cost * (1 + further.get(block.module, 0))
+    return total
 
 
 def make_inputs(
@@ -131,41 +137,74 @@ def make_inputs(
 
 
 @dataclass
-class _Kept:
-    """Storages that a forward pass keeps for the backward pass, with their bytes: per block, and the rest."""
+class _Part:
+    """What one block, or all that is outside of blocks, adds to a pass."""
 
-    seen: set[int]  # storages that are counted; those of the weights are there anyway
-    outside: int = 0
-    blocks: list[int] = field(default_factory=list)
-    inputs: list[int] = field(default_factory=list)  # bytes of the tensors that each block is given
-    alive: list[Tensor] = field(default_factory=list)  # or an address would be used again
-    inside: bool = False
+    module: nn.Module
+    inputs: int = 0  # bytes of the tensors that a block is given
+    kept: int = 0
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def cost(self) -> PassCost:
+        return PassCost(self.forward, self.backward, self.kept, kept_checkpointed=self.inputs)
+
+
+class _Pass(TorchDispatchMode):
+    """Count FLOP, and bytes of the storages that the forward pass keeps for the backward pass, by blocks.
+
+    Autograd takes the operations in the opposite order. When it comes to the outputs of a block, it has done
+    with all that followed.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.parts = [_Part(network)]  # then the blocks in their order
+        self._now, self.goes_back = 0, False
+        # Storages that are counted; those of the weights are there anyway.
+        self._seen = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+        self._alive: list[Tensor] = []  # or an address would be used again
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func.overloadpacket):
+            flops, part = formula(*args, **(kwargs or {}), out_val=output), self.parts[self._now]
+            if self.goes_back:
+                part.backward += flops
+            else:
+                part.forward += flops
+        return output
 
     def saving(self) -> Any:
         return torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor)
 
     def _save(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self.seen:
-            self.seen.add(storage._cdata)
-            self.alive.append(tensor)
-            if self.inside:
-                self.blocks[-1] += storage.nbytes()
-            else:
-                self.outside += storage.nbytes()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._alive.append(tensor)
+            self.parts[self._now].kept += storage.nbytes()
         return tensor
 
     def watch(self, block: nn.Module) -> tuple[Any, Any]:
-        """Assign what is kept while `block` runs to it."""
+        """Assign what is computed and kept while `block` runs, and what then goes back through it, to it."""
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-            self.inputs.append(sum(value.nbytes for value in given if value.requires_grad))
-            self.blocks.append(0)
-            self.inside = True
+            self._now = len(self.parts)
+            self.parts.append(_Part(module, sum(value.nbytes for value in given if value.requires_grad)))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self.inside = False
+            place, self._now = self._now, 0
+
+            def come_back(gradient: Tensor) -> None:
+                if not self._now or place < self._now:
+                    self._now = place
+
+            for tensor in output if isinstance(output, tuple) else (output,):
+                if isinstance(tensor, Tensor) and tensor.requires_grad:
+                    tensor.register_hook(come_back)
 
         return block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)
 

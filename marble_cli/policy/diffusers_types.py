@@ -20,6 +20,7 @@ class Network(nn.Module):
     to_json_string: Callable[[], str]  # of `config`
     enable_gradient_checkpointing: Callable[[], None]
     add_adapter: Callable[..., None]
+    peft_config: dict[str, Any]  # by adapter
     load_lora_adapter: Callable[..., None]
 
 

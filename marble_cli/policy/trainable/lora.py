@@ -1,6 +1,5 @@
 """Train LoRA adapters: one network holds the trained and the behaviour policy's (peft)."""
 
-import warnings
 from collections.abc import Callable, Mapping
 
 import peft
@@ -56,13 +55,14 @@ class LoraPair:
             target_modules=list(lora.target_modules),
         )
         self.config._register_custom_module({nn.Linear: LoraLinear})
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # peft warns because one model has two adapters, which is intended here.
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+        trained, behaviour = ADAPTERS
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for name in ADAPTERS:
-                add_adapter(network, self.config, name)
-        self._adapted = [module for module in network.modules() if isinstance(module, LoraLinear)]
+            add_adapter(network, self.config, trained)
+            self._adapted = [module for module in network.modules() if isinstance(module, LoraLinear)]
+            for layer in self._adapted:  # another `add_adapter` would look for them among all modules again
+                layer.update_layer(behaviour, lora.rank, lora_alpha=lora.alpha, config=self.config)
+        network.peft_config[behaviour] = self.config
         for name in ADAPTERS:
             for parameter in self._find_parameters(name).values():
                 parameter.data = parameter.data.float()
