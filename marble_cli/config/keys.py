@@ -13,11 +13,7 @@ from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.suggest import nearest
 
 # Names that keys have elsewhere, for the message about an unknown one.
-OTHER_NAMES = {
-    "model.height": "model.resolution",
-    "model.width": "model.resolution",
-    "optimizer.learning_rate": "optimizer.lr",
-}
+OTHER_NAMES = {"optimizer.learning_rate": "optimizer.lr"}
 
 
 def fields(node: typing.Any) -> dict[str, typing.Any]:

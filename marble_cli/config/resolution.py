@@ -45,6 +45,12 @@ def canonical(value: int | str) -> int | str:
     return read.width if read.width == read.height else f"{read.width}x{read.height}"
 
 
+def with_sides(value: int | str, width: int | None, height: int | None) -> int | str:
+    """Return a resolution with other sides, of those that are given, in its one spelling."""
+    read = read_resolution(value)
+    return canonical(f"{width or read.width}x{height or read.height}")
+
+
 def is_resolution(value: int | str) -> bool:
     """Tell whether a value is a resolution, of `LEAST` pixels a side at least."""
     try:

@@ -36,7 +36,7 @@ from marble_cli.config.enums import (
     WandbMode,
 )
 from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
-from marble_cli.config.resolution import RESOLUTION, RESOLUTIONS
+from marble_cli.config.resolution import LEAST, RESOLUTION, RESOLUTIONS
 from marble_cli.config.rollback import RollbackConfig
 from marble_cli.config.select import SelectConfig
 
@@ -74,6 +74,8 @@ class ModelConfig:
     quantization: Quantization = Quantization.none
     offload: Offload = Offload.none
     resolution: int | str = ranged(MISSING, RESOLUTION)
+    width: int | None = ranged(None, at_least(LEAST))
+    height: int | None = ranged(None, at_least(LEAST))
     frames: int | None = ranged(None, at_least(1))
     max_sequence_length: int = ranged(MISSING, at_least(0))
     guidance: float | None = ranged(None, at_least(0))

@@ -13,7 +13,7 @@ from marble_cli.config.keys import missing_keys, switches, unknown_key
 from marble_cli.config.messages import describe_value
 from marble_cli.config.paths import make_absolute
 from marble_cli.config.references import keep_secrets
-from marble_cli.config.resolution import canonical
+from marble_cli.config.resolution import canonical, with_sides
 from marble_cli.config.schema import HOST, RewardConfig, RunConfig
 from marble_cli.config.select import spell_out_select
 from marble_cli.config.validate import validate
@@ -52,7 +52,9 @@ def typed(tree: DictConfig) -> RunConfig:
     _drop_optional(config)
     keep_secrets(config)
     validate(config)
-    config.model.resolution = canonical(config.model.resolution)
+    model = config.model
+    model.resolution = with_sides(model.resolution, model.width, model.height)
+    model.width = model.height = None  # they are in it now
     if config.evaluation.resolution is not None:
         config.evaluation.resolution = canonical(config.evaluation.resolution)
     if (buckets := config.data.aspect_ratio_buckets) is not None:

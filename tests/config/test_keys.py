@@ -22,7 +22,7 @@ REWARD = (
 
 GROUP_KEYS = {
     "run": "name dir",
-    "model": "path revision variant clip precision quantization offload resolution frames "
+    "model": "path revision variant clip precision quantization offload resolution width height frames "
     "max_sequence_length guidance embedding_cache gradient_checkpointing compile device train",
     "model.lora": "rank alpha target_modules init",
     "data": "root aspect_ratio_buckets",

@@ -70,10 +70,7 @@ RunConfigMaker = Callable[..., RunConfig]
         ("rewards=[]", "rewards is empty"),
         ("eval_rewards=[ocr]", "To watch rewards by their names: '+rewards@eval_rewards=[NAME,...]'"),
         ("eval_rewards=ocr", "expected keys per reward"),
-        (
-            "model.height=512",
-            "there is no key 'model.height'; did you mean 'model.resolution'? Known: model.",
-        ),
+        ("model.height=7", "model.height=7: expected at least 8."),
         ("optimizer.learning_rate=1", "did you mean 'optimizer.lr'?"),
         ("trainer.fsdp.reshard=maybe", "trainer.fsdp.reshard=maybe: expected true or false."),
         ("trainer.steps=many", "trainer.steps=many: expected a whole number."),

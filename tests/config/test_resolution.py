@@ -1,9 +1,12 @@
 """One number is a square, WIDTHxHEIGHT a rectangle, and every size has one spelling."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from marble_cli.config.compose import compose, dump
 from marble_cli.config.resolution import RESOLUTION, Resolution, canonical, nearest_aspect, read_resolution
 from marble_cli.config.schema import RunConfig
 
@@ -34,6 +37,26 @@ def test_a_configuration_keeps_the_one_spelling(run_config: Callable[..., RunCon
     config = run_config("model.resolution=64x64", "evaluation.resolution=64x48", buckets)
     assert (config.model.resolution, config.evaluation.resolution) == (64, "64x48")
     assert config.data.aspect_ratio_buckets == ["64", "96x64", "48"]
+
+
+@pytest.mark.parametrize(
+    ("sides", "resolution"),
+    [
+        (("width=96", "height=64"), "96x64"),
+        (("height=32",), "48x32"),
+        (("width=64", "height=64"), 64),
+        ((), 48),
+    ],
+)
+def test_sides_go_into_the_resolution(
+    run_config: Callable[..., RunConfig], tmp_path: Path, sides: tuple[str, ...], resolution: int | str
+) -> None:
+    """So that a file of the configuration has one size, which overrides change as ever."""
+    overrides = [f"model.{side}" for side in sides]
+    config = run_config("model.resolution=48", *overrides)
+    assert config.model == replace(run_config().model, resolution=resolution)
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert compose(["model.resolution=80"], str(tmp_path / "config.yaml")).model.resolution == 80
 
 
 def test_the_nearest_aspect_ratio_is_that_of_the_smallest_quotient() -> None:
