@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -12,7 +10,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf._utils import get_omega_conf_dumper
 
 from marble_cli.config.aspects import check_lists
 from marble_cli.config.keys import unknown_key
@@ -82,13 +79,7 @@ def load_resolved(path: Path) -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """Return YAML that `compose([], path)` turns into the same configuration, with references for secrets."""
-    return to_yaml(without_secrets(config))
-
-
-def to_yaml(tree: dict[str, Any]) -> str:
-    """Return what `OmegaConf.to_yaml` makes of plain values, without its tree, which takes twice as long."""
-    text: str = yaml.dump(tree, Dumper=get_omega_conf_dumper(), allow_unicode=True, sort_keys=False)
-    return text
+    return OmegaConf.to_yaml(OmegaConf.create(without_secrets(config)))
 
 
 def _root(config_name: str | None) -> str:

@@ -5,10 +5,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.export import LORA_FILES, export
 from marble_cli.checkpoint.formats import ExportFormat
-from marble_cli.config.compose import load_resolved, to_yaml
+from marble_cli.config.compose import load_resolved
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.files import check_writable, write_whole, writing
 from marble_cli.metrics.history import History
@@ -61,7 +63,7 @@ def write_folder(target: str, repo: str, folder: Path) -> Path:
         pictures = _copy_pictures(_pair(shown), folder / IMAGES)
     family = str((known.info.get("origin") or {}).get("family", ""))
     base = describe_base(config.model)
-    write_whole(folder / CONFIG, to_yaml(tree))
+    write_whole(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(tree)))
     write_whole(folder / CARD, write_card(repo, config, base, family, known.step, shown, pictures))
     return folder
 
