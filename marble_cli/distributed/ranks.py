@@ -113,12 +113,20 @@ class Ranks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.grouped and kind is None:
-            self.barrier()  # a launcher may kill the other processes when one has ended
+            self._wait_for_all()
             dist.destroy_process_group()
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             raise LostError(
                 f"process {self.rank} on {socket.gethostname()} lost the others: {_reason(error)}"
             ) from error
+
+    def _wait_for_all(self) -> None:
+        """Wait until every rank is done: a launcher may kill the other processes when one has ended."""
+        try:
+            self.barrier()
+        except RuntimeError as error:
+            if "closed by peer" not in str(error):  # as by one that went on first, and has left
+                raise
 
     @contextmanager
     def raise_together(self) -> Iterator[None]:

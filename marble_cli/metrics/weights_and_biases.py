@@ -26,7 +26,7 @@ def end_service() -> None:
     import wandb
 
     def end() -> None:
-        with suppress(Exception):
+        with suppress(Exception, SystemExit):  # it exits with the code of a service that was killed
             wandb.teardown()
 
     ending = threading.Thread(target=end, name="wandb-teardown", daemon=True)

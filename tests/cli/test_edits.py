@@ -31,7 +31,7 @@ def test_plan_two_steps_export_and_an_edit(
     exported = marble("export", tmp_path / "run", tmp_path / "lora")
     assert exported.code == 0, exported.err
     assert (tmp_path / "lora/pytorch_lora_weights.safetensors").is_file()
-    given = next(edits_folder.glob("*.png"))
+    given = next(edits_folder.glob("one/*.png"))
     drawn = marble(
         "generate", tmp_path / "run", "--prompt", "blue", "--image", given, "--output", tmp_path / "out"
     )

@@ -189,3 +189,14 @@ def test_quick_join_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with Ranks("cpu", always=True):
         pass
     assert caplog.text == ""
+
+
+def test_a_run_that_is_done_does_not_fail_because_another_process_left_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def barrier(self: Ranks) -> None:
+        raise RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:58577.")
+
+    with Ranks("cpu", always=True):
+        monkeypatch.setattr(Ranks, "barrier", barrier)
+    assert not dist.is_initialized()

@@ -27,8 +27,7 @@ def test_two_ranks_share_a_server_that_ends_with_the_run(
     reward = "+rewards.apart={plugin: colorfulness, isolated: true}"
     file.write_text(dump(run_config("rewards=[colorfulness]", reward, f"run.dir={tmp_path / 'run'}")))
     done = ends(job([(program, file)] * 2))
-    for code, _, err in done:
-        assert code == 0, err
+    assert [code for code, _, _ in done] == [0, 0], "\n".join(err for _, _, err in done)
     servers = [int(pid) for _, out, _ in done for pid in out.split("started")[1].split()]
     assert len(servers) == 1
     assert has_ended(servers[0])

@@ -107,7 +107,7 @@ def test_a_reward_that_applies_nowhere_and_an_empty_step() -> None:
 
 
 def test_an_unknown_deviation_is_refused_with_the_configuration() -> None:
-    with pytest.raises(ConfigError, match=r"advantage\.std.*'batch'.*global, group"):
+    with pytest.raises(ConfigError, match=r"advantage\.std=batch: .*global, group"):
         compose(["preset=tiny", "algorithm.advantage.std=batch"])
 
 
@@ -172,7 +172,7 @@ def test_a_mixture_of_three_sources_is_what_it_says(weights: list[float], reduce
 
 @pytest.mark.parametrize("reduce", ["median", "", "Mean", "average"])
 def test_an_unknown_reduction_is_refused_with_the_configuration(reduce: str) -> None:
-    with pytest.raises(ConfigError, match=rf"balance\.reduce.*'{reduce}'.*sum, mean"):
+    with pytest.raises(ConfigError, match=rf"balance\.reduce={reduce}: .*mean, sum"):
         compose(["preset=tiny", f"balance.reduce={reduce}"])
 
 

@@ -241,5 +241,5 @@ def test_checkpoint_of_uninstalled_rewards_gives_its_weights(
 
 
 def test_missing_named_checkpoint_is_refused(run_config: RunConfigMaker, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="neither a checkpoint"):
+    with pytest.raises(CheckpointError, match="there is no such folder"):
         find_checkpoint(tmp_path, run_config(), str(tmp_path / "nowhere"))
