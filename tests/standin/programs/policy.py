@@ -36,7 +36,8 @@ def main() -> None:
     assert {tensor.device.type for tensor in (velocity, *(one.rows for one in found))} == {"cuda"}
     assert {tensor.dtype for tensor in (velocity, *(one.rows for one in found))} == {torch.float32}
     size = read_resolution(policy.model.resolution)
-    assert policy.decode(velocity).shape == (len(PROMPTS), 3, size.height, size.width)
+    frames = () if policy.frames is None else (policy.frames,)
+    assert policy.decode(velocity).shape == (len(PROMPTS), *frames, 3, size.height, size.width)
 
 
 main()
