@@ -71,7 +71,7 @@ def _unused(wrong: list[Prompt], model: str) -> str:
     )
 
 
-def _too_many(wrong: list[Prompt], model: str, most: int | None) -> str:
+def _too_many(wrong: list[Prompt], model: str, most: int) -> str:
     return (
         f"model.path={model} starts from {most} picture per prompt, and there are more in {_rows(wrong)}. "
         "Expected one in each row, or a model that takes several: qwen_image_edit, flux2 or flux2_klein."

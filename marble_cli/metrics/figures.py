@@ -178,7 +178,7 @@ def image_grid(
                     )
                 if column == 0:
                     panel.text(
-                        -0.06,
+                        -0.09 / tile,
                         0.5,
                         caption(label, 24, 1),
                         transform=panel.transAxes,
