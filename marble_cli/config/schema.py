@@ -44,11 +44,15 @@ SEED = Range(lambda seed: 0 <= seed < 2**63, "a number from 0 to 2^63 - 1")
 BETAS = Range(lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
 
 
+def _is_name(name: str) -> bool:
+    return name.isprintable() and bool(name.strip())
+
+
 @dataclass
 class Run:
     """Name and folder of a run."""
 
-    name: str = ranged(MISSING, Range(str.isprintable, "one line without control characters"))
+    name: str = ranged(MISSING, Range(_is_name, "a line of text without control characters"))
     dir: str = ranged(MISSING, text("a folder"))
 
 
