@@ -150,7 +150,6 @@ class Scorer:
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]],
         sources: Sequence[str],
-        conditions: Tensor | None = None,
         frames: Tensor | None = None,
         references: Sequence[Sequence[Tensor]] | None = None,
     ) -> PendingScores:
@@ -161,12 +160,12 @@ class Scorer:
             prompts: B prompts.
             metadata: of each prompt.
             sources: the prompts' sources.
-            conditions: uint8 [B, 3, H, W] on the CPU, the pictures that the images were edited from.
             frames: uint8 [B, F, 3, H, W] on the CPU, videos whose middle frames the images are.
-            references: B sequences of pictures in the place of `conditions`; see `rewards.api`.
+            references: B sequences of uint8 [3, h, w] on the CPU, all pictures that each image was edited
+                from.
         """
         self.slots.acquire()
-        batch = Batch(images, list(prompts), list(metadata), conditions, frames, references)
+        batch = Batch(images, list(prompts), list(metadata), frames=frames, references=references)
         futures = [worker.executor.submit(worker.score, batch, sources) for worker in self.workers]
         self._release_slot_after(futures)
         return PendingScores(self.names, futures, self.conditions)

@@ -172,16 +172,16 @@ def test_an_isolated_reward_scores_and_its_server_is_restarted_when_it_dies(
     settings = RewardConfig(plugin="kept", isolated=True)
     declared = declare("mine", settings)
     assert (declared.summary, declared.needs_conditions) == ("How little a picture changed, 0 at best.", True)
-    before = IMAGES.flip(0)
-    kept = -(IMAGES.float() - before.float()).abs().mean((1, 2, 3)).double()
+    before = [[picture] for picture in IMAGES.flip(0)]
+    kept = -(IMAGES.float() - IMAGES.flip(0).float()).abs().mean((1, 2, 3)).double()
     words = [""] * 9, [{}] * 9, [""] * 9
     with open_scorer({"mine": settings}, "cpu") as scorer:
-        assert torch.equal(scorer.submit(IMAGES, *words, before).result().values[0], kept)
+        assert torch.equal(scorer.submit(IMAGES, *words, references=before).result().values[0], kept)
         assert not scorer.submit(IMAGES, *words).result().applicable.any()
         first = server(scorer).process
         assert first is not None
         os.kill(first.pid, signal.SIGKILL)
-        assert torch.equal(scorer.submit(IMAGES, *words, before).result().values[0], kept)
+        assert torch.equal(scorer.submit(IMAGES, *words, references=before).result().values[0], kept)
         second = server(scorer).process
         assert second is not None
         assert second.pid != first.pid
