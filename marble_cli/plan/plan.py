@@ -12,7 +12,7 @@ from rich.table import Table
 from marble_cli.balance.registry import build_for
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import step_of
-from marble_cli.config.aspects import by_aspect
+from marble_cli.config.aspects import by_aspect, reward_keys
 from marble_cli.config.counts import (
     geometry,
     images_per_process,
@@ -117,7 +117,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     declarations: dict[str, Declaration] = {}
     unreachable = None
     try:
-        declarations = check_plugins({**config.rewards, **config.eval_rewards}, config.eval_rewards)
+        declarations = check_plugins({**config.rewards, **config.eval_rewards}, reward_keys(config))
         check_groups(config, declarations)
     except UnreachableError as error:  # most of the plan can be printed without the server
         unreachable = error

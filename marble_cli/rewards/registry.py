@@ -124,7 +124,7 @@ def build(
     device: str,
     dtype: str = "float32",
     aspects: Sequence[str] = (),
-    key: str = "",
+    key: str | None = None,
 ) -> Reward:
     """Load and construct the reward `name`.
 
@@ -135,7 +135,7 @@ def build(
         device: where it should compute, e.g. "cpu" or "cuda:0".
         dtype: name of the floating type that it should compute in.
         aspects: those that the configuration names, for a constructor that takes them.
-        key: its dotted key, `rewards.<name>` if empty.
+        key: its dotted key, `rewards.<name>` if None.
 
     Raises:
         ConfigError: there is no such plugin, an option is wrong, or the constructor raises ValueError or

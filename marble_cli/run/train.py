@@ -9,6 +9,7 @@ from pathlib import Path
 from marble_cli import lock
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import remove_leftovers
+from marble_cli.config.aspects import reward_keys
 from marble_cli.config.enums import Parallel
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig
@@ -60,7 +61,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         log.disabled = not ranks.is_main  # the other ranks would log the same lines
         config = agree_on_config(ranks, config)
         folder = Path(config.run.dir).absolute()  # a plugin may change the working directory
-        rewards = {**config.rewards, **config.eval_rewards}
+        rewards, keys = {**config.rewards, **config.eval_rewards}, reward_keys(config)
         run_lock = stack.enter_context(lock.RunLock(folder))
         with ranks.raise_together():
             check_geometry(config.rollout, config.trainer, ranks.world)
@@ -70,7 +71,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                 check_trackers(config.logging)
             check_packages(config)
             check_cache(config.model)
-            declarations = check_plugins(rewards, config.eval_rewards)
+            declarations = check_plugins(rewards, keys)
             check_groups(config, declarations)
             checkpoint = find_checkpoint(folder, config, resume) if ranks.is_main else None
         named = resume not in ("auto", "never")
@@ -116,7 +117,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                     str(policy.device),
                     config.trainer.pending_batches,
                     machine,
-                    config.eval_rewards,
+                    keys,
                 )
             )
         if start is not None:

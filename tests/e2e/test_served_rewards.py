@@ -157,10 +157,11 @@ def test_install_of_an_unknown_reward_is_refused(home: Path) -> None:
 
 
 def test_a_wrong_isolated_reward_is_refused_before_it_is_built(home: Path) -> None:
+    wrong = RewardConfig(plugin="broken", isolated=True, options={"good_cals": 1})
     with pytest.raises(
-        ConfigError, match=r"isolated reward mine: rewards.mine.good_cals: .*did you mean 'good_calls'"
+        ConfigError, match=r"isolated reward mine: eval_rewards.mine.good_cals: .*did you mean 'good_calls'"
     ):
-        declare("mine", RewardConfig(plugin="broken", isolated=True, options={"good_cals": 1}))
+        declare("mine", wrong, "eval_rewards.mine")
     with pytest.raises(ConfigError, match="offers the reward 'brightnes'.*marble rewards install brightnes"):
         declare("mine", RewardConfig(plugin="brightnes", isolated=True))
 
