@@ -156,10 +156,8 @@ def build(
     place = {key: value for key, value in place.items() if open_ended or key in taken}
     if takes_aspects := "aspects" in taken and bool(aspects):
         place["aspects"] = tuple(aspects)
-    given = {
-        **copy.deepcopy(dict(options)),
-        **place,
-    }  # a copy: the plugin may change it, and config.yaml is written later
+    # A copy: the plugin may change it, and config.yaml is written later.
+    given = {**copy.deepcopy(dict(options)), **place}
     try:
         with current(device):
             instance: Any = guard.run(Stage.BUILD, lambda: loaded(**given))

@@ -139,9 +139,8 @@ class IsolatedServer:
         if self.process is None:
             return
         with suppress(ProcessLookupError):
-            os.killpg(
-                self.process.pid, signal.SIGKILL
-            )  # its group: the server and the processes that it started
+            # Its group: the server and the processes that it started.
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
