@@ -16,8 +16,8 @@ from marble_cli.config.schema import (
     RolloutConfig,
     RunConfig,
     SourceConfig,
-    TrainerConfig,
 )
+from marble_cli.config.trainer import TrainerConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.files import check_writable

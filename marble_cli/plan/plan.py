@@ -22,8 +22,9 @@ from marble_cli.config.counts import (
 )
 from marble_cli.config.enums import Parallel, RefreshWhen, Role, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
-from marble_cli.config.schema import RewardConfig, RunConfig, SourceConfig, TrainerConfig
+from marble_cli.config.schema import RewardConfig, RunConfig, SourceConfig
 from marble_cli.config.scored import scored_rewards
+from marble_cli.config.trainer import TrainerConfig
 from marble_cli.data.condition_checks import check_conditions
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
 from marble_cli.errors import UnreachableError
