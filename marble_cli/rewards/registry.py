@@ -101,7 +101,7 @@ def check_options(
 class Reward:
     """A reward that is built and can be called; its settings are a `schema.RewardConfig`.
 
-    `name` is its key under `rewards`. `call` must be made under `guard`. `close` releases its resources.
+    `name` is that of its key. `call` must be made under `guard`. `close` releases its resources.
     `alive` turns false when the process that serves it is gone. Calls are made inside `turn`, which waits
     until other users of the same process have been served. `plugin` is the class's instance or the function,
     None if it is in another process.
