@@ -29,7 +29,7 @@ GRACE = 2.0  # seconds that a server has for stopping once standard input is clo
 
 
 def read_request() -> tuple[dict[str, RewardConfig], dict[str, str], str, str | None]:
-    """Read rewards, their dotted keys, device and token from the first line that a run writes to us."""
+    """Read rewards, their dotted keys, device and token from standard input, where a run writes a line."""
     request = json.loads(sys.stdin.buffer.readline())
     rewards = {
         name: RewardConfig(**{**row, "aspects": {aspect: AspectConfig() for aspect in row["aspects"]}})
