@@ -104,6 +104,13 @@ def _check_names(option: str, text: str) -> None:
                 f"{option}{text!r}: holds the character U+{ord(letter):04X}. Expected a path without line "
                 "ends and other control characters, in UTF-8."
             )
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{option}{text!a}: this locale has no such letters in the names of files "
+            f"({error.encoding}). Set LC_ALL=C.UTF-8."
+        ) from error
     for name in text.split("/"):
         if (size := len(os.fsencode(name))) > LONGEST_NAME:
             raise RequestError(

@@ -1,6 +1,7 @@
 """The `marble` command and how its errors become messages and exit codes."""
 
 import atexit
+import errno
 import logging
 import os
 import sys
@@ -112,6 +113,9 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # of standard output, too
+            print(f"marble: {error}. Free some space, and run the command again.", file=sys.stderr)
+            _leave(1)
         print(
             f"marble: {type(error).__name__}: {error}. This looks like a bug in marble. "
             "Set MARBLE_DEBUG=1 for the traceback.",

@@ -34,7 +34,12 @@ def generate(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option(parser=to_path, metavar="DIR", help="The folder to write PNG or MP4 files to.")
+        Path,
+        typer.Option(
+            parser=to_path,
+            metavar="DIR",
+            help="The folder to write 000.png or 000.mp4 and so on to; files of these names are replaced.",
+        ),
     ] = Path("outputs"),
     seed: Annotated[int, typer.Option(metavar="N", help="The seed of the initial noise.")] = 0,
 ) -> None:

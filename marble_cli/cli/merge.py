@@ -42,7 +42,7 @@ def merge(
 
     known = [choice.value for choice in MergeMethod]
     if method not in known:
-        raise RequestError(f"--method {method}: expected one of {', '.join(known)}{nearest(method, known)}")
+        raise RequestError(f"--method {method}: there is no such method{nearest(method, known)}")
     targets, output, numbers = split_words(words, weights)
     typer.echo(run(targets, Path(expand("", output)), numbers, MergeMethod(method), density))
 

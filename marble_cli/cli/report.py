@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from marble_cli.cli.options import to_path
+from marble_cli.errors import RequestError
 
 EPILOG = "Example:  marble report runs/first"
 
@@ -36,6 +37,8 @@ def report(
     out = ctx.with_resource(answering())
     file = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     check_writable(file.parent, "--output ")
+    if file.is_dir():
+        raise RequestError(f"--output {file} is a folder. Expected a file, such as {file / 'report.html'}.")
     page = make_report(runs)
     with writing(file, "Choose another --output."):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -187,7 +187,9 @@ def _read(path: Path) -> DictConfig:
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist. Expected a run's config.yaml.") from None
     except Exception as error:  # YAML's errors have many types
-        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"{path} cannot be read: {describe_error(error)}. Expected a run's config.yaml."
+        ) from error
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"{path} holds no mapping. Expected a run's config.yaml.")
     return tree

@@ -74,6 +74,30 @@ def missing_keys(tree: DictConfig | ListConfig) -> Iterator[str]:
             waiting += [(f"{path}[{place}]", child) for place, child in enumerate(node)]
 
 
+def wrong_shape(tree: DictConfig, root: typing.Any = RunConfig, path: str = "") -> str | None:
+    """Say which value of a resolved tree stands where keys belong, or holds more than a list's elements may.
+
+    OmegaConf names no key in the one case, and takes lists in lists in the other.
+
+    Args:
+        tree: of the keys of `root`.
+        root: a dataclass of the schema.
+        path: of the tree, empty or with a dot at its end.
+    """
+    for name, kind in fields(root).items():
+        key, value, kind = f"{path}{name}", tree.get(name), required_kind(kind)
+        if dataclasses.is_dataclass(kind) and name in tree:
+            if not isinstance(value, DictConfig):
+                return f"{key}={value}: expected keys, such as {key}.{next(iter(fields(kind)))}=..."
+            if reason := wrong_shape(value, kind, f"{key}."):
+                return reason
+        elif typing.get_origin(kind) is list and isinstance(value, ListConfig):
+            for place, part in enumerate(value):
+                if OmegaConf.is_config(part):
+                    return f"{key}[{place}]={part}: expected one value, no list or mapping."
+    return None
+
+
 def unknown_key(key: str, root: typing.Any = RunConfig) -> str | None:
     """Say why a dotted key does not exist, with the nearest one that does; return None if it exists.
 

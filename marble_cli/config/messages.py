@@ -7,9 +7,11 @@ from omegaconf.errors import OmegaConfBaseException
 from marble_cli.suggest import nearest
 
 EXPECTED = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+EXPECTED |= {"int": EXPECTED["Integer"], "float": EXPECTED["Float"]}
 WRONG_TYPE = re.compile(
     r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)", re.DOTALL
 )
+NO_NULL = re.compile(r"Incompatible value 'None' for field of type '(\w+)|field '.*' is not Optional")
 WRONG_CHOICE = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]", re.DOTALL)
 
 
@@ -29,6 +31,8 @@ def describe_value(error: OmegaConfBaseException, prefix: str = "") -> str:
         return f"{prefix}{key}={found[1]}: expected {EXPECTED[found[2]]}."
     if key and (found := WRONG_CHOICE.match(text)):
         return f"{prefix}{key}={found[1]}: there is no such choice{nearest(found[1], found[2].split(', '))}"
+    if key and (found := NO_NULL.match(text)):
+        return f"{prefix}{key}=null: expected {EXPECTED.get(found[1], 'a value')}."
     if "is not a ListConfig" in text:
         text = "expected a list, such as [a,b]."
     elif "'Union[int, str]'" in text or "'Optional[Union[int, str]]'" in text:

@@ -51,11 +51,15 @@ from marble_cli.config.trainer import TrainerConfig
 BETAS = Range(lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
 
 
+def _is_name(name: str) -> bool:
+    return name.isprintable() and bool(name.strip())
+
+
 @dataclass
 class Run:
     """Name and folder of a run."""
 
-    name: str = ranged(MISSING, Range(str.isprintable, "one line without control characters"))
+    name: str = ranged(MISSING, Range(_is_name, "a line of text without control characters"))
     dir: str = ranged(MISSING, text("a folder"))
 
 

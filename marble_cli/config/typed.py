@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from marble_cli.config.aspects import flat_names, read_aspects
-from marble_cli.config.keys import missing_keys, switches, unknown_key
+from marble_cli.config.keys import missing_keys, switches, unknown_key, wrong_shape
 from marble_cli.config.messages import describe_value
 from marble_cli.config.paths import make_absolute
 from marble_cli.config.references import keep_secrets
@@ -44,10 +44,12 @@ def typed(tree: DictConfig) -> RunConfig:
                 tree.balance[key] = flat_names(OmegaConf.to_container(named))
         _name_switches(tree)
         spell_out_select(tree)
+        if reason := wrong_shape(tree):
+            raise ConfigError(reason)
         config = _convert(tree)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
-        reason = unknown_key(key) if key else None
+        reason = unknown_key(key.partition("[")[0]) if key else None  # not a list's element
         raise ConfigError(reason or describe_value(error)) from error
     _drop_optional(config)
     keep_secrets(config)

@@ -171,7 +171,10 @@ def _make_prompt(row: Row, name: str, source: SourceConfig, root: Path, where: s
         if target.strip():
             metadata[source.quoted_as] = target
         elif source.quotes is Quotes.required:
-            raise RowError(f"no text in double quotes, which data.sources.{name}.quoted_as requires")
+            raise RowError(
+                f"no text in double quotes, which data.sources.{name}.quoted_as requires unless "
+                f"data.sources.{name}.quotes=straight"
+            )
     images = _read_images(row, source.image_key, root, where)
     return Prompt(text, metadata, name, negative, images, _read_resolution(row, name, source), where=where)
 

@@ -91,6 +91,10 @@ def separated_rows(path: Path, separator: str) -> SourceRows:
         headings, *rows = [*csv.reader(text, delimiter=separator)] or [[]]
     except csv.Error as error:
         raise DataError(f"{path} cannot be read as a table: {error}. {expected}") from None
+    if twice := [name for name in dict.fromkeys(headings) if name and headings.count(name) > 1]:
+        raise DataError(
+            f"{path}: several columns have the heading {twice[0]!r}. Expected different headings."
+        )
 
     def parse(cells: list[str]) -> Row | None:
         if not cells:

@@ -283,7 +283,8 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
             worker = scorer.worker(name)
             raise RewardError(
                 f"reward {name} failed on the first image it was shown, before training began: "
-                f"{worker.errors[name]}. Run `marble rewards check {worker.name}` to see why."
+                f"{worker.errors[name]}. To see why, run `marble rewards check {worker.name}` with the "
+                f"overrides of rewards.{worker.name}."
             )
 
 

@@ -39,6 +39,18 @@ def parse_answer(name: str, answer: Any, count: int) -> Tensor:
     return values
 
 
+def out_of_range(scores: Tensor) -> Tensor:
+    """Tell which scores are infinite or so large that their squares could be: beyond float32's range.
+
+    Args:
+        scores: of any shape, float64.
+
+    Returns:
+        The same shape, bool; false for NaN.
+    """
+    return scores.abs() > torch.finfo(torch.float32).max
+
+
 Parsed = tuple[Tensor, BaseException | None]  # scores as of `parse_answer`, and why the first one failed
 
 

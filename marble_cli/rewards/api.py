@@ -46,7 +46,7 @@ A reward may declare, as attributes of the class or function:
                 (picture, prompt, metadata) or (picture, prompt, metadata, condition); a picture is a PIL
                 image, uint8 [H, W, 3] as an array or [3, H, W] as a tensor, or a file beside the module.
                 `marble rewards check` checks the order.
-    groupwise   true if the reward must see all images of a prompt in one call
+    groupwise   true if the reward must see all images of a prompt in one call; it may have several prompts
     loads       options that name a model which the reward loads onto its device: a folder or hub repository
                 with model.safetensors. Each comes with the numbers of parameters of published models, so that
                 a plan knows their memory before they are fetched: {"model":

@@ -55,7 +55,12 @@ def parameters(plugin: Any) -> dict[str, inspect.Parameter]:
 
 
 def check_options(
-    key: str, plugin: Any, options: Mapping[str, Any], aspects: Sequence[str] = ()
+    key: str,
+    plugin: Any,
+    options: Mapping[str, Any],
+    aspects: Sequence[str] = (),
+    *,
+    complete: bool = True,
 ) -> Declaration:
     """Check a reward's options and `aspects` against its plugin, without building anything.
 
@@ -64,6 +69,7 @@ def check_options(
         plugin: the class or function.
         options: keyword arguments of its constructor.
         aspects: those that the configuration names.
+        complete: also refuse options that lack options without a default.
 
     Returns:
         The plugin's declaration.
@@ -90,7 +96,7 @@ def check_options(
                 f"{key}.{option}={value}: the reward takes text there, not {type(value).__name__}. "
                 f"Put the text in quotes of its own: '{key}.{option}=\"...\"'"
             )
-    for option, parameter in named.items():
+    for option, parameter in named.items() if complete else ():
         passed = {"device", "dtype", *(["aspects"] if aspects else [])}
         if parameter.default is inspect.Parameter.empty and option not in {*options, *passed}:
             raise ConfigError(f"{key}.{option} is missing: the reward cannot be built without it.")
@@ -147,7 +153,7 @@ def build(
     device = numbered(options.get("device", device), device)
     guard = Guard(name, dict(IMPORTS[installed()[plugin].value].left))
     if not inspect.isclass(loaded):
-        return Reward(name, Declaration.of(loaded), on(device, bind(loaded)), guard, plugin=loaded)
+        return Reward(name, Declaration.of(loaded), on(device, bind(name, loaded)), guard, plugin=loaded)
     taken = parameters(loaded)
     kinds = {p.kind for p in taken.values()}
     # A constructor of (*args, **kwargs) alone, such as torch.nn.Module's, does not tell what it takes.
@@ -165,7 +171,7 @@ def build(
         kind = ConfigError if isinstance(error, ValueError | OSError) else RewardError
         raise kind(f"reward {name} could not be built: {type(error).__name__}: {error}") from error
     declaration = check_aspects(path, aspects, Declaration.of(instance), any_name=takes_aspects)
-    return Reward(name, declaration, on(device, bind(instance)), guard, plugin=instance)
+    return Reward(name, declaration, on(device, bind(name, instance)), guard, plugin=instance)
 
 
 def _dtype(key: str, name: str) -> Any:
@@ -177,14 +183,14 @@ def _dtype(key: str, name: str) -> Any:
     return getattr(torch, name)
 
 
-def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
-    """Return a function of a `Batch` that passes a reward the parameters it takes.
+def bind(name: str, reward: Callable[..., Any]) -> Callable[[Batch], Any]:
+    """Return a function of a `Batch` that passes the reward `name` the parameters it takes.
 
     Raises:
         RewardError: the parameters follow no form of the plugin API.
     """
     if not callable(reward):
-        raise RewardError(f"a reward is a class or a function, not {reward!r}")
+        raise RewardError(f"reward {name} is {reward!r}. Expected a class or a function.")
     taken = call_parameters(reward)
     names, needed = {p.name for p in taken}, without_default(taken)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken)
@@ -201,6 +207,6 @@ def bind(reward: Callable[..., Any]) -> Callable[[Batch], Any]:
         if len(needed) == len(Batch._fields):
             return lambda batch: reward(*batch)
     raise RewardError(
-        f"a reward cannot be called with the parameters ({', '.join(p.name for p in needed)}). Expected some "
-        f"of {', '.join(FIELDS)}, the first three under other names, or one that takes the whole batch."
+        f"reward {name} has the parameters ({', '.join(p.name for p in needed)}). Expected some of "
+        f"{', '.join(FIELDS)}, the first three under other names, or one that takes the whole batch."
     )

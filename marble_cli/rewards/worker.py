@@ -19,7 +19,7 @@ from torch import Tensor
 from marble_cli.config import schema
 from marble_cli.config.aspects import full_name, with_aspect
 from marble_cli.errors import ConfigError, RewardError
-from marble_cli.rewards.answers import Parsed, parse_aspects
+from marble_cli.rewards.answers import Parsed, out_of_range, parse_aspects
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.applicability import fit_metadata
 from marble_cli.rewards.call_thread import CallThread, copy_batch, settle
@@ -137,7 +137,7 @@ class RewardWorker:
             scores = torch.full((len(batch.images),), torch.nan, dtype=torch.float64)
             scores[rows] = answer
             scores[~concerned[a]] = torch.nan
-            failed = torch.isinf(scores)
+            failed = out_of_range(scores)
             if failed.any():
                 first = int(failed.int().argmax())
                 text = _describe_error(reason) if reason else f"returned {scores[first].item()}"
@@ -145,7 +145,7 @@ class RewardWorker:
                 text = text if prompt in text else f"{text} (prompt {prompt})"
                 self._record_failure(name, [name], int(failed.sum()), text)
             outcomes.failed[a] |= failed
-            outcomes.applicable[a] = torch.isfinite(scores)
+            outcomes.applicable[a] = ~scores.isnan() & ~failed
             outcomes.values[a] = torch.where(failed, torch.nan, scores)
         return outcomes
 

@@ -46,3 +46,6 @@ def test_an_output_that_cannot_be_written_is_refused(marble: Callable, run: Path
     shown = marble("report", run, "--output", "/proc/x/y.html")
     assert shown.code == 2
     assert "--output /proc/x cannot be written" in shown.err
+    shown = marble("report", run, "--output", run)
+    assert shown.code == 2
+    assert f"--output {run} is a folder. Expected a file" in shown.err

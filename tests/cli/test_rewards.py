@@ -40,6 +40,9 @@ def test_a_choice_that_is_not_installed_is_named(marble: Callable, monkeypatch: 
     shown = marble("rewards", "check", "ocr")
     assert shown.code == 2
     assert "rewards.ocr.plugin=ocr: no such reward is installed" in shown.err
+    shown = marble("rewards", "show", "compressibility", "rewards.compressibility.qality=1")
+    assert shown.code == 2
+    assert "rewards.compressibility.qality: no such option; did you mean 'quality'?" in shown.err
 
 
 def raises(images: object) -> None:

@@ -133,6 +133,12 @@ def test_names_that_no_disk_can_hold_are_told(text: str, said: str) -> None:
         expand("--output ", text)
 
 
+def test_a_locale_without_the_letters_of_a_path_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsencode", lambda text: text.encode("ascii"))
+    with pytest.raises(RequestError, match=r"^run\.dir='\\xfc': this locale .* Set LC_ALL=C\.UTF-8"):
+        expand("run.dir=", "ü")
+
+
 def test_odd_names_that_a_disk_can_hold_are_paths(tmp_path: Path) -> None:
     for name in ("[red]x[/]", "a,b", "ünï", "x" * 255, "a b", "模" * 85, "'q'", "a:b", "#x", "%s{}"):
         config = composed(f"run.dir={name}" if not name.startswith("'") else f'run.dir="{name}"')
@@ -142,7 +148,9 @@ def test_odd_names_that_a_disk_can_hold_are_paths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x00b", "a\tb", "\x1b[31m"])
 def test_a_name_of_a_run_is_a_line(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"^run\.name='.*expected one line without control characters"):
+    with pytest.raises(
+        ConfigError, match=r"^run\.name='.*expected a line of text without control characters"
+    ):
         composed(f"run.name={name}")
 
 

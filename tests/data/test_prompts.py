@@ -56,6 +56,9 @@ def test_tables_have_a_line_of_headings(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "bad.csv").write_text("prompt,Category\na,b\na,b,c\n")
     with pytest.raises(DataError, match="row 2: 3 cells under 2 headings"):
         read("bad.csv")
+    (tmp_path / "twice.csv").write_text("prompt,a,a\nx,b,c\n")
+    with pytest.raises(DataError, match=r"several columns have the heading 'a'"):
+        read("twice.csv")
 
 
 def test_a_list_in_json_holds_prompts_or_rows(tmp_path: Path, read: Reader) -> None:

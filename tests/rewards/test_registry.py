@@ -149,8 +149,8 @@ def test_a_constructor_may_take_any_option(install: Install) -> None:
 @pytest.mark.parametrize(
     ("plugin", "message"),
     [
-        ("two_unknown", r"cannot be called with the parameters \(pictures, texts\)"),
-        ("not_callable", r"a reward is a class or a function, not 3"),
+        ("two_unknown", r"reward mine has the parameters \(pictures, texts\)"),
+        ("not_callable", r"reward mine is 3\. Expected a class or a function"),
     ],
 )
 def test_an_object_that_cannot_be_called_as_a_reward_is_refused(

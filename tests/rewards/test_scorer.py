@@ -138,6 +138,8 @@ def test_the_share_of_failures_counts_applicable_images_only(install: Install) -
         scorer.check(submit(scorer, ["inf", "1", "2", "3"]))
         with pytest.raises(RewardError, match=r"failed on 1 of 2 images.*returned inf"):
             scorer.check(submit(scorer, ["inf", "1", "nan", "nan"]))
+        with pytest.raises(RewardError, match=r"failed on 1 of 2 images.*returned -1e\+200"):
+            scorer.check(submit(scorer, ["-1e200", "1", "nan", "nan"]))
 
 
 def test_a_reward_that_applies_to_no_image_warns_once(

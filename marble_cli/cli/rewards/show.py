@@ -57,14 +57,19 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
 
 
 def _declaration(name: str, settings: "RewardConfig") -> "Declaration":
-    from marble_cli.rewards.api import Declaration
     from marble_cli.rewards.elsewhere.locate import declare
-    from marble_cli.rewards.registry import load_plugin
+    from marble_cli.rewards.registry import check_options, load_plugin
 
     if settings.url is not None or settings.isolated:
         return declare(name, settings)
-    # Options are not checked: a reward may be shown before its required options are chosen.
-    return Declaration.of(load_plugin(settings.plugin))
+    # A reward may be shown before its required options are chosen.
+    return check_options(
+        f"rewards.{name}",
+        load_plugin(settings.plugin),
+        settings.options,
+        list(settings.aspects),
+        complete=False,
+    )
 
 
 def _bounds(bounds: "Bounds") -> str:

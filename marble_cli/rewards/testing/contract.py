@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from marble_cli.rewards.answers import parse_aspects
+from marble_cli.rewards.answers import out_of_range, parse_aspects
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.batch import SeveralPicturesError
 from marble_cli.rewards.call_thread import copy_batch
@@ -37,10 +37,8 @@ OTHER_SIZES = ((96, 96), (64, 128), (120, 80))  # height and width
 def one_score_an_image(reward: Reward, batch: Batch) -> str:
     """Check that every image gets one number: finite, or NaN if the reward does not apply."""
     scores = score_copy(reward, batch)
-    if torch.isinf(scores).any():
-        raise ContractError(
-            f"{place(reward, torch.isinf(scores))} got {scores[torch.isinf(scores)][0].item()}"
-        )
+    if (wrong := out_of_range(scores)).any():
+        raise ContractError(f"{place(reward, wrong)} got {scores[wrong][0].item()}")
     applicable = ~torch.isnan(scores)
     for k, name in enumerate(reward.declaration.aspects or ("it",)):
         if not applicable.reshape(len(scores), -1)[:, k].any():

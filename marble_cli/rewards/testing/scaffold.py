@@ -31,9 +31,10 @@ def write_plugin(name: str, output: Path | None) -> Path:
         RequestError: the name is invalid or taken, or the folder is not empty.
     """
     if not NAME.fullmatch(name) or keyword.iskeyword(name):
+        why = ", as it is a word of Python" if keyword.iskeyword(name) else ""
         raise RequestError(
-            f"{name!r} cannot be a reward's name. Expected a lower-case letter, then lower-case letters, "
-            "digits and underscores, 50 characters at most, e.g. sharpness."
+            f"{name!r} cannot be a reward's name{why}. Expected a lower-case letter, then lower-case "
+            "letters, digits and underscores, 50 characters at most, e.g. sharpness."
         )
     if name in installed():
         raise RequestError(f"there is a reward {name!r} already, of {origin(name)}. Choose another name.")
