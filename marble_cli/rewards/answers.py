@@ -40,7 +40,7 @@ def parse_answer(name: str, answer: Any, count: int) -> Tensor:
 
 
 def out_of_range(scores: Tensor) -> Tensor:
-    """Tell which scores are infinite or so large that their squares could be: beyond float32's range.
+    """Tell which scores are infinite, or beyond the range of float32.
 
     Args:
         scores: of any shape, float64.
