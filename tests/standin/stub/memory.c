@@ -89,7 +89,8 @@ API cudaError_t cudaFreeHost(void *p) {
 API cudaError_t cudaHostRegister(void *p, size_t n, unsigned f) { return 0; }
 API cudaError_t cudaHostUnregister(void *p) { return 0; }
 // ---- Copies and fills: a small one is real, since programs read flags, counts and losses back. A large one
-// ---- leaves zeros: what an earlier tensor left in the same memory need not be a number.
+// ---- leaves zeros on the device, since what an earlier tensor left there need not be a number, and the host as it
+// ---- was: the weights of a large model would not fit there.
 
 static void zero(char *p, size_t n) {
   char *from = (char *)(((uintptr_t)p + PAGE - 1) & ~(PAGE - 1)), *to = (char *)((uintptr_t)(p + n) & ~(PAGE - 1));
@@ -103,7 +104,7 @@ static void zero(char *p, size_t n) {
 void move(void *to, const void *from, size_t n) {
   if ((long)n <= REAL_BYTES)
     memmove(to, from, n);
-  else if (to != from)
+  else if (to != from && on_device(to))
     zero(to, n);
 }
 
