@@ -24,8 +24,8 @@ demo: install
 bench: install
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m scripts.bench $(BENCH)
 
-# A file's tests share a worker and its fixtures; tests/conftest.py puts the longest files first.
-WORKERS := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# A room's tests share a worker and its fixtures; tests/conftest.py puts the longest rooms first.
+WORKERS := --numprocesses auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 test: install
 	$(BIN)/python -m pytest $(WORKERS)
 

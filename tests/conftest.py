@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import ModelConfig, RunConfig
@@ -51,7 +52,7 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest rooms first, and mark the tests that not every run takes.
 
-    No worker is then left alone with a long file at the end. `make test-fast` leaves out every test that a
+    No worker is then left alone with a long room at the end. `make test-fast` leaves out every test that a
     fixture gives a model or an environment; `make test` leaves out the rooms that need a device.
     """
     items.sort(key=lambda item: LONGEST.get(room_of(item), len(LONGEST)))
@@ -61,6 +62,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("default"))  # of a device's own libraries
         if not COSTLY.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("model")
+
+
+class Rooms(LoadScopeScheduling):
+    """Give the tests of one folder to one worker, which makes what they share once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return str(Path(nodeid.partition("::")[0]).parent)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Rooms:
+    return Rooms(config, log)
 
 
 def room_of(item: pytest.Item) -> str:
@@ -91,16 +103,25 @@ def _no_server_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         processes.forks().close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _collections_find_little() -> None:
+    """Leave what the files before have imported and made out of all garbage collections.
+
+    After thousands of tests a full collection takes two seconds; benches make dozens.
+    """
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nobody_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ignore rewards that another test has left hanging when settings are put back."""
     monkeypatch.setattr(guard, "_AT_WORK", guard.AtWork())
 
 
-# Rooms with files of ten seconds and more begin, in this order.
+# Rooms of ten seconds and more begin, in this order.
 ROOMS = (
-    *("launch", "e2e", "policy", "step", "distributed", "run"),
-    *("scripts", "cli", "docs", "metrics", "config", "rewards"),
+    *("policy", "e2e", "distributed", "run", "step", "launch"),
+    *("scripts", "cli", "rewards", "config", "docs", "metrics", "evaluate", "benchmark"),
 )
 LONGEST = {room: place for place, room in enumerate(ROOMS)}
 DEVICES = {"gpu", "standin"}  # rooms of tests that need a device; a marker has the name of its room

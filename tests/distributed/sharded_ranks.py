@@ -73,10 +73,10 @@ def training_set(policy: PipelinePolicy, ranks: Ranks) -> TrainingSet:
     draw = torch.Generator().manual_seed(5)
     own = torch.arange(ranks.rank * IMAGES, (ranks.rank + 1) * IMAGES)
     x0 = torch.randn(ranks.world * IMAGES, *policy.latent_shape, generator=draw)[own].to(policy.device)
-    times = (torch.rand(ranks.world * IMAGES, 2, generator=draw) * 0.8 + 0.1)[own]
+    times = (torch.rand(ranks.world * IMAGES, 1, generator=draw) * 0.8 + 0.1)[own]
     prompts = policy.encode(["a red cup", "two boats"])[own // 4 % 2]
     everywhere = torch.arange(ranks.world * IMAGES).view(ranks.world, IMAGES)
-    return TrainingSet(x0, prompts, own, own, times, len(everywhere) * IMAGES * 2, everywhere=everywhere)
+    return TrainingSet(x0, prompts, own, own, times, len(everywhere) * IMAGES, everywhere=everywhere)
 
 
 def compare(reshard: bool, kind: str, ranks: Ranks, precision: str = "fp32") -> None:

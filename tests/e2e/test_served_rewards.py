@@ -165,10 +165,8 @@ def test_a_wrong_isolated_reward_is_refused_before_it_is_built(home: Path) -> No
         declare("mine", RewardConfig(plugin="brightnes", isolated=True))
 
 
-def test_an_isolated_reward_scores_and_its_server_is_restarted_when_it_dies(
-    home: Path, marble_logs: pytest.LogCaptureFixture
-) -> None:
-    """It is sent the pictures before the edit, and known before it is built."""
+def test_an_isolated_reward_is_sent_the_pictures_before_the_edit(home: Path) -> None:
+    """And known before it is built."""
     settings = RewardConfig(plugin="kept", isolated=True)
     declared = declare("mine", settings)
     assert (declared.summary, declared.needs_conditions) == ("How little a picture changed, 0 at best.", True)
@@ -178,31 +176,26 @@ def test_an_isolated_reward_scores_and_its_server_is_restarted_when_it_dies(
     with open_scorer({"mine": settings}, "cpu") as scorer:
         assert torch.equal(scorer.submit(IMAGES, *words, before).result().values[0], kept)
         assert not scorer.submit(IMAGES, *words).result().applicable.any()
-        first = server(scorer).process
-        assert first is not None
-        os.kill(first.pid, signal.SIGKILL)
-        assert torch.equal(scorer.submit(IMAGES, *words, before).result().values[0], kept)
-        second = server(scorer).process
-        assert second is not None
-        assert second.pid != first.pid
-    assert gone(first.pid)
-    assert gone(second.pid)
-    assert "reward mine is gone; building it anew" in marble_logs.text
-    assert "reward mine: restart 1 of its server" in marble_logs.text
 
 
-def test_a_server_that_hangs_is_restarted(
+def test_a_server_that_hangs_or_dies_is_restarted(
     home: Path, tmp_path: Path, marble_logs: pytest.LogCaptureFixture
 ) -> None:
     settings = RewardConfig(
         plugin="hangs", isolated=True, timeout=1.0, options={"marker": str(tmp_path / "marker")}
     )
     with open_scorer({"mine": settings}, "cpu") as scorer:
-        first = server(scorer).process
+        first = process(scorer)
         assert scores(scorer).tolist() == [1.0] * 9
-    assert first is not None
-    assert gone(first.pid)
-    assert "reward mine: restart 1 of its server" in marble_logs.text
+        assert "reward mine: restart 1 of its server" in marble_logs.text
+        assert "reward mine is gone" not in marble_logs.text
+        second = process(scorer)
+        os.kill(second.pid, signal.SIGKILL)
+        assert scores(scorer).tolist() == [1.0] * 9
+        assert "reward mine is gone; building it anew" in marble_logs.text
+        third = process(scorer)
+    assert first.pid != second.pid != third.pid
+    assert all(gone(one.pid) for one in (first, second, third))
 
 
 def test_no_server_is_left_when_the_run_is_killed(
@@ -229,8 +222,10 @@ with open_scorer({"mine": RewardConfig(plugin="brightness", isolated=True)}, "cp
     assert gone(pid)
 
 
-def server(scorer: Scorer) -> IsolatedServer:
-    return scorer.workers[0].make.__self__  # type: ignore[attr-defined, no-any-return]
+def process(scorer: Scorer) -> "subprocess.Popen[str]":
+    server: IsolatedServer = scorer.workers[0].make.__self__  # type: ignore[attr-defined]
+    assert server.process is not None
+    return server.process
 
 
 def gone(pid: int, within: float = 10.0) -> bool:

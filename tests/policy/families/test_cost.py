@@ -109,7 +109,7 @@ def test_equal_blocks_cost_as_much_as_each_of_them(
     file = tmp_path / "deep" / case.network / "config.json"
     config = json.loads(file.read_text())
     depths = config.keys() & {"num_layers", "num_single_layers", "n_layers"}
-    file.write_text(json.dumps({**config, **dict.fromkeys(depths, 4)}))
+    file.write_text(json.dumps({**config, **dict.fromkeys(depths, 3)}))
     size = model_size(replace(case.model, path=str(file.parent.parent)))
     assert size is not None
     few = size.cost
