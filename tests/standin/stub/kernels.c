@@ -1,5 +1,5 @@
-// Kernels do nothing when they are launched, but for those that fill a tensor with one value: zeros and ones are
-// what they say. Modules, libraries and entry points of kernels are only numbers.
+// Kernels do nothing when they are launched, but for those that fill a tensor with one value: zeros and ones
+// are what they say. Modules, libraries and entry points of kernels are only numbers.
 #include "standin.h"
 
 // ---- What nvcc puts into every binary with kernels
@@ -13,8 +13,8 @@ API void __cudaRegisterFatBinaryEnd(void **h) {}
 API void __cudaUnregisterFatBinary(void **h) {}
 API char __cudaInitModule(void **h) { return 1; }
 
-// Torch's kernels that fill contiguous memory, and the size of an element of each. Their arguments are the number
-// of elements, a functor that holds the value, and an array of one pointer.
+// Torch's kernels that fill contiguous memory, and the size of an element of each. Their arguments are the
+// number of elements, a functor that holds the value, and an array of one pointer.
 #define FILLING 256
 static struct {
   const void *kernel;
@@ -34,7 +34,8 @@ static int element(const char *type) { // as C++ mangles it
 API void __cudaRegisterFunction(void **h, const char *f, char *df, const char *name, int tl, void *a, void *b,
                                 void *c, void *d, int *w) {
   const char *functor = strstr(df, "11FillFunctorI");
-  if (!functor || !(strstr(df, "29vectorized_elementwise_kernelI") || strstr(df, "16StoreWithoutCastE"))) return;
+  if (!functor) return;
+  if (!strstr(df, "29vectorized_elementwise_kernelI") && !strstr(df, "16StoreWithoutCastE")) return;
   if (fillings == FILLING) abort();
   filling[fillings].kernel = f;
   filling[fillings++].size = element(functor + strlen("11FillFunctorI"));
@@ -71,7 +72,8 @@ static cudaError_t launch(const void *kernel, void **arguments) {
   touch("a kernel");
   ADD(LAUNCHES, 1);
   for (int i = 0; i < fillings; i++)
-    if (filling[i].kernel == kernel) fill(*(char **)arguments[2], arguments[1], filling[i].size, *(int *)arguments[0]);
+    if (filling[i].kernel == kernel)
+      fill(*(char **)arguments[2], arguments[1], filling[i].size, *(int *)arguments[0]);
   return 0;
 }
 

@@ -89,11 +89,12 @@ API cudaError_t cudaFreeHost(void *p) {
 API cudaError_t cudaHostRegister(void *p, size_t n, unsigned f) { return 0; }
 API cudaError_t cudaHostUnregister(void *p) { return 0; }
 // ---- Copies and fills: a small one is real, since programs read flags, counts and losses back. A large one
-// ---- leaves zeros on the device, since what an earlier tensor left there need not be a number, and the host as it
-// ---- was: the weights of a large model would not fit there.
+// ---- leaves zeros on the device, since what an earlier tensor left there need not be a number, and the host
+// ---- as it was: the weights of a large model would not fit there.
 
 static void zero(char *p, size_t n) {
-  char *from = (char *)(((uintptr_t)p + PAGE - 1) & ~(PAGE - 1)), *to = (char *)((uintptr_t)(p + n) & ~(PAGE - 1));
+  char *from = (char *)(((uintptr_t)p + PAGE - 1) & ~(PAGE - 1));
+  char *to = (char *)((uintptr_t)(p + n) & ~(PAGE - 1));
   if ((long)n > REAL_BYTES && on_device(p) && !madvise(from, to - from, MADV_DONTNEED)) { // gives pages back
     memset(p, 0, from - p);
     memset(to, 0, p + n - to);
