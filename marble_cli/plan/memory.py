@@ -122,7 +122,8 @@ def _stored(parameters: int, rounded: int, model: ModelConfig) -> int:
 
 def _decoding(config: RunConfig, size: ModelSize, device: str) -> int:
     """Return the most bytes that a rollout or an evaluation takes to decode a batch."""
-    drawn = size.decoding.peak(config.rollout.batch_size, device)
+    images = per_process(geometry(config).images, processes(config.launcher))
+    drawn = size.decoding.peak(min(config.rollout.batch_size, images), device)
     if not config.trainer.eval_every:
         return drawn
     return max(drawn, size.judged.peak(resolve_evaluation(config).batch_size, device))
