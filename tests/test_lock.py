@@ -186,9 +186,8 @@ def test_lock_without_kernel_locks_depends_on_the_process(
                 take(tmp_path)
         else:
             take(tmp_path)
-        write(
-            tmp_path, replace(this_process(), started=0, host="container-2")
-        )  # perhaps another container's process ids
+        # Perhaps another container's process ids.
+        write(tmp_path, replace(this_process(), started=0, host="container-2"))
         with pytest.raises(RequestError, match="cannot be seen from"):
             take(tmp_path)
 

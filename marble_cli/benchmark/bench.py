@@ -78,8 +78,9 @@ def bench(
         with ranks.raise_together():
             sets = sets or [read_prompts(protocol) for protocol in protocols]  # now kept here
             rewards, renamed = merge_rewards(protocols)
-            _check_groupwise(config, protocols, renamed, check_plugins(rewards))
-            scorer = stack.enter_context(open_scorer(rewards, str(device)))
+            keys = {own: f"{GROUP}.rewards.{name}" for names in renamed for name, own in names.items()}
+            _check_groupwise(config, protocols, renamed, check_plugins(rewards, keys))
+            scorer = stack.enter_context(open_scorer(rewards, str(device), keys=keys))
         progress = stack.enter_context(_progress(ranks.is_main))
         session = Session(models, scorer, ranks, output, progress, device.type)
         records = {}

@@ -113,6 +113,6 @@ class Draw:
             if failed > limit * images:
                 raise RewardError(
                     f"reward {reward} failed on {failed} of {images} images, more than "
-                    f"benchmark.rewards.{reward}.max_failed={limit:g} allows. Last error: "
+                    f"{worker.key}.max_failed={limit:g} allows. Last error: "
                     f"{worker.error or 'on another rank'}. The same command tries these images again."
                 )

@@ -7,9 +7,8 @@ from pathlib import Path
 from marble_cli.errors import CheckpointError
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
-PROTOCOLS = tuple(
-    bytes((0x80, version)) for version in range(2, 6)
-)  # first bytes of a pickle of protocol 2 to 5
+# First bytes of a pickle of protocol 2 to 5.
+PROTOCOLS = tuple(bytes((0x80, version)) for version in range(2, 6))
 MOST_FILES = 10_000  # that are examined in a folder
 
 

@@ -23,9 +23,19 @@ def write(file: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) 
     file.parent.mkdir(parents=True, exist_ok=True)
     values = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     save_file(values, file, {**FORMAT, **header})
+    file.chmod(_rights_beside(file))  # safetensors lets only the owner read
     if header:
         _sort_header(file)
     fsync(file)
+
+
+def _rights_beside(file: Path) -> int:
+    """Return the rights that a new file in the same folder has by the umask, which cannot be read."""
+    fresh = file.with_name(f".{file.name}.new")
+    fresh.touch()
+    rights = fresh.stat().st_mode
+    fresh.unlink()
+    return rights
 
 
 def _sort_header(file: Path) -> None:

@@ -1,11 +1,11 @@
 """Name the rewards of a configuration: one with `aspects` is a reward per aspect, `judge.style`."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from marble_cli.config.schema import AspectConfig, RewardConfig
+from marble_cli.config.schema import AspectConfig, RewardConfig, RunConfig
 from marble_cli.errors import ConfigError
 from marble_cli.suggest import nearest
 
@@ -30,9 +30,10 @@ def full_name(name: str, aspect: str) -> str:
     return f"{name}.{aspect}" if aspect else name
 
 
-def group_of(name: str, watched: Collection[str]) -> str:
-    """Return the group of a reward: `eval_rewards` if its name is among those that are only `watched`."""
-    return "eval_rewards" if name in watched else "rewards"
+def reward_keys(config: RunConfig) -> dict[str, str]:
+    """Return the dotted key of every reward of a run, by its name: `rewards.ocr`, `eval_rewards.judge`."""
+    groups = {"rewards": config.rewards, "eval_rewards": config.eval_rewards}
+    return {name: f"{group}.{name}" for group, rewards in groups.items() for name in rewards}
 
 
 def key_of(group: str, name: str) -> str:

@@ -19,9 +19,9 @@ from marble_cli.config.keys import unknown_key
 from marble_cli.config.messages import describe_error, describe_value
 from marble_cli.config.overrides import parse
 from marble_cli.config.paths import settle_rewards
-from marble_cli.config.ranges import GUIDANCE, POSITIVE, at_least, find_out_of_range, ranged
+from marble_cli.config.ranges import GUIDANCE, POSITIVE, SEED, at_least, find_out_of_range, ranged
 from marble_cli.config.resolution import RESOLUTION
-from marble_cli.config.schema import HOST, SEED, EvaluationConfig, RewardConfig
+from marble_cli.config.schema import HOST, EvaluationConfig, RewardConfig
 from marble_cli.config.typed import split_reward
 from marble_cli.errors import ConfigError
 from marble_cli.paths import absolute

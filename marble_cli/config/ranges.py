@@ -29,6 +29,7 @@ POSITIVE = Range(lambda value: 0.0 < value < math.inf, "a number above 0")
 SHARE = Range(lambda value: 0.0 <= value <= 1.0, "a number in [0, 1]")
 BELOW_1 = Range(lambda value: 0.0 <= value < 1.0, "a number in [0, 1)")
 ABOVE_1 = Range(lambda value: 1.0 < value < math.inf, "a number above 1")
+SEED = Range(lambda seed: 0 <= seed < 2**63, "a number from 0 to 2^63 - 1")
 GUIDANCE = Range(
     lambda value: value == 0 or 1 <= value < math.inf, "0 or at least 1; both 0 and 1 mean no guidance"
 )

@@ -20,9 +20,7 @@ from marble_cli.config.enums import (
     LauncherName,
     OdeSolver,
     Offload,
-    OnHacking,
     OptimizerName,
-    Parallel,
     Precision,
     Quantization,
     Quotes,
@@ -35,12 +33,21 @@ from marble_cli.config.enums import (
     Train,
     WandbMode,
 )
-from marble_cli.config.ranges import BELOW_1, GUIDANCE, POSITIVE, SHARE, Range, at_least, ranged, text, within
+from marble_cli.config.ranges import (
+    BELOW_1,
+    GUIDANCE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Range,
+    at_least,
+    ranged,
+    text,
+    within,
+)
 from marble_cli.config.resolution import LEAST, RESOLUTION, RESOLUTIONS
-from marble_cli.config.rollback import RollbackConfig
-from marble_cli.config.select import SelectConfig
+from marble_cli.config.trainer import TrainerConfig
 
-SEED = Range(lambda seed: 0 <= seed < 2**63, "a number from 0 to 2^63 - 1")
 BETAS = Range(lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
 
 
@@ -220,49 +227,6 @@ class EvaluationConfig:
     images_per_prompt: int = ranged(1, at_least(1))
     prompts: int | None = ranged(None, at_least(1))
     seed: int | None = ranged(None, SEED)
-
-
-@dataclass
-class EmaConfig:
-    """Moving average of the trained weights."""
-
-    decay: float = ranged(MISSING, BELOW_1)
-    warmup: int = ranged(MISSING, at_least(0))
-    offset: int = ranged(0, at_least(0))
-
-
-@dataclass
-class FsdpConfig:
-    """Shards over processes, for `trainer.parallel=fsdp`."""
-
-    replicas: int = ranged(1, at_least(1))
-    reshard: bool = True
-
-
-@dataclass
-class TrainerConfig:
-    """Length, batches, checkpoints and evaluations of a run."""
-
-    steps: int = ranged(MISSING, at_least(0))
-    seed: int = ranged(MISSING, SEED)
-    micro_batch_size: int = ranged(MISSING, at_least(1))
-    timestep_fraction: float = ranged(MISSING, SHARE)
-    times_per_image: int | None = ranged(MISSING, at_least(1))
-    select: SelectConfig = field(default_factory=SelectConfig)
-    ema: EmaConfig = field(default_factory=EmaConfig)
-    checkpoint_every: int = ranged(MISSING, at_least(1))
-    keep_last: int = ranged(MISSING, at_least(1))
-    keep_every: int = ranged(0, at_least(0))
-    best: str = "eval/composite"
-    eval_every: int = ranged(MISSING, at_least(0))
-    eval_prompts: int = ranged(MISSING, at_least(1))
-    pending_batches: int = ranged(MISSING, at_least(1))
-    encode_ahead: int = ranged(MISSING, at_least(1))
-    max_skipped: int = ranged(MISSING, at_least(0))
-    on_hacking: OnHacking = OnHacking.warn
-    rollback: RollbackConfig = field(default_factory=RollbackConfig)
-    parallel: Parallel = Parallel.ddp
-    fsdp: FsdpConfig = field(default_factory=FsdpConfig)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from marble_cli.config.enums import Parallel
-from marble_cli.config.schema import TrainerConfig
+from marble_cli.config.trainer import TrainerConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import local, local_shard
 

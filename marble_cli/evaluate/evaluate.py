@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from marble_cli.config.aspects import by_aspect, group_of
+from marble_cli.config.aspects import by_aspect, reward_keys
 from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.condition_checks import check_conditions
@@ -50,12 +50,10 @@ def evaluate(
     check_conditions(prompts, config.model.path, *count_pictures(config.model, fetch=True))
     check_sizes(prompts, config.model, fetch=True)
     device = str(pick_device(config.model.device))
-    both, watched = {**config.rewards, **config.eval_rewards}, config.eval_rewards
-    with open_scorer(both, device, watched=watched) as scorer:
+    both = {**config.rewards, **config.eval_rewards}
+    with open_scorer(both, device, keys=reward_keys(config)) as scorer:
         for worker in scorer.workers:
-            require_choice(
-                f"{group_of(worker.name, watched)}.{worker.name}", worker.settings, worker.reward.declaration
-            )
+            require_choice(worker.key, worker.settings, worker.reward.declaration)
         groupwise = [worker.name for worker in scorer.workers if worker.reward.declaration.groupwise]
         check_evaluated_groups(settings, groupwise)
         evaluations = [

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from marble_cli.config.evaluation import EvaluationSettings
 from marble_cli.evaluate.compare import Comparison, Figures, RewardResult
@@ -55,7 +57,7 @@ class EvalReport:
             "comparisons": [comparison.to_json() for comparison in self.comparisons],
         }
 
-    def tables(self) -> Iterator[Table]:
+    def tables(self) -> Iterator[Group]:
         """Yield the tables: per comparison the rewards, then the sources if there are several."""
         images = self.settings.images_per_prompt
         asked = f"{self.prompts} held-out prompts" + (f" x {images} images" if images > 1 else "")
@@ -67,34 +69,30 @@ class EvalReport:
             yield from _source_tables(f"change against {comparison.against} by source", comparison.rewards)
 
 
-def _table(title: str, caption: str | None, first: str, others: Sequence[str], gap: int = 2) -> Table:
-    table = Table(
-        title=escape(title),
-        caption=caption,
-        box=box.SIMPLE_HEAD,
-        padding=(0, gap - 1, 0, 0),  # the box adds a blank
-        pad_edge=False,
-        show_edge=False,
-        caption_justify="left",
-    )
-    table.add_column(first, overflow="fold")
-    for heading in others:
+def _titled(title: str, table: Table, *notes: str | None) -> Group:
+    """Put a title above a table and notes below it, which a narrow table then does not wrap."""
+    return Group(Text(title, "italic"), table, *(Text(note, "dim italic") for note in notes if note))
+
+
+def _table(headings: Sequence[str], gap: int = 2) -> Table:
+    # The box adds a blank to the padding.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("reward", overflow="fold")
+    for heading in headings:
         table.add_column(escape(heading), justify="right", no_wrap=True)
     return table
 
 
-def _plain_table(title: str, rewards: Sequence[RewardResult], diversity: Figures | None) -> Table:
-    table = _table(title, _failures(rewards), "reward", ("n", "mean"))
+def _plain_table(title: str, rewards: Sequence[RewardResult], diversity: Figures | None) -> Group:
+    table = _table(("n", "mean"))
     rows: list[tuple[str, Figures]] = [(result.name, result) for result in rewards]
     for name, figures in [*rows, *([("diversity", diversity)] if diversity is not None else [])]:
         table.add_row(escape(name), str(figures.n), _number(figures.mean))
-    return table
+    return _titled(title, table, _failures(rewards))
 
 
-def _comparison_table(title: str, comparison: Comparison) -> Table:
-    lines = [_failures(comparison.rewards), comparison.joint.describe() if comparison.joint else None]
-    headings = ("n", "mean", "against", "change", "95 % interval", "wins", "verdict")
-    table = _table(title, "\n".join(filter(None, lines)) or None, "reward", headings, gap=1)
+def _comparison_table(title: str, comparison: Comparison) -> Group:
+    table = _table(("n", "mean", "against", "change", "95 % interval", "wins", "verdict"), gap=1)
     for result in comparison.rewards:
         if result.verdict is None or result.win_rate is None:
             table.add_row(escape(result.name), str(result.n))
@@ -104,7 +102,8 @@ def _comparison_table(title: str, comparison: Comparison) -> Table:
         table.add_row(escape(result.name), *_cells(result, color), *end)
     if comparison.diversity is not None:
         table.add_row("diversity", *_cells(comparison.diversity, _color(comparison.diversity)))
-    return table
+    joint = comparison.joint.describe() if comparison.joint else None
+    return _titled(title, table, _failures(comparison.rewards), joint)
 
 
 def _cells(figures: Figures, color: str) -> Iterator[str]:
@@ -113,15 +112,15 @@ def _cells(figures: Figures, color: str) -> Iterator[str]:
     yield f"{_number(figures.low, '+')} … {_number(figures.high, '+')}"
 
 
-def _source_tables(title: str, rewards: Sequence[RewardResult]) -> Iterator[Table]:
+def _source_tables(title: str, rewards: Sequence[RewardResult]) -> Iterator[Group]:
     """Yield the means of every source, or the changes in color where their interval excludes 0."""
     sources = list(dict.fromkeys(source for result in rewards for source in result.sources))
     for start in range(0, len(sources), SOURCES_ABREAST) if len(sources) > 1 else ():
         some = sources[start : start + SOURCES_ABREAST]
-        table = _table(title, None, "reward", some)
+        table = _table(some)
         for result in rewards:
             table.add_row(escape(result.name), *(_by_source(result.sources, source) for source in some))
-        yield table
+        yield _titled(title, table)
 
 
 def _by_source(sources: Mapping[str, Figures], source: str) -> str:

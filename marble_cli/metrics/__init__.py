@@ -1,1 +1,1 @@
-"""Where metrics go: metrics.jsonl, W&B, the terminal and pictures. All take plain dictionaries."""
+"""Where metrics go: metrics.jsonl, the terminal, trackers and pictures. All take plain dictionaries."""

@@ -50,8 +50,7 @@ def inclusion_probabilities(sizes: Tensor, count: int) -> Tensor:
 def draw_systematically(probabilities: Tensor, start: float) -> Tensor:
     """Draw images at equal distances along the sum of their probabilities.
 
-    Neighbours, the images of a prompt, so get about their share of the draws in every draw, not only in the
-    mean.
+    Thus neighbours, the images of a prompt, get about their share in every draw, not only in the mean.
 
     Args:
         probabilities: [n] float64 in [0, 1], of a whole sum.

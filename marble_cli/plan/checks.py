@@ -1,12 +1,12 @@
 """Check a run within seconds of its start, before anything long begins."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
-from marble_cli.config.aspects import by_aspect, group_of, key_of
+from marble_cli.config.aspects import by_aspect, key_of
 from marble_cli.config.conditions import parse_condition
 from marble_cli.config.enums import KlGate, OptimizerName, Parallel
 from marble_cli.config.schema import (
@@ -16,8 +16,8 @@ from marble_cli.config.schema import (
     RolloutConfig,
     RunConfig,
     SourceConfig,
-    TrainerConfig,
 )
+from marble_cli.config.trainer import TrainerConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.files import check_writable
@@ -38,14 +38,12 @@ from marble_cli.seeds import noise
 log = logging.getLogger("marble.run")
 
 
-def check_plugins(
-    rewards: Mapping[str, RewardConfig], watched: Collection[str] = ()
-) -> dict[str, Declaration]:
+def check_plugins(rewards: Mapping[str, RewardConfig], keys: Mapping[str, str]) -> dict[str, Declaration]:
     """Check that every reward can be made with its options, in this process, its environment or its server.
 
     Args:
         rewards: settings by name.
-        watched: names of those that the configuration has under `eval_rewards`.
+        keys: their dotted keys.
 
     Returns:
         The declaration of each reward, by name.
@@ -55,9 +53,9 @@ def check_plugins(
             reward.
         RewardError: a plugin cannot be imported, or a server cannot be reached.
     """
-    declarations = {name: declare(name, reward, group_of(name, watched)) for name, reward in rewards.items()}
+    declarations = {name: declare(name, reward, keys[name]) for name, reward in rewards.items()}
     for name, reward in rewards.items():
-        require_choice(f"{group_of(name, watched)}.{name}", reward, declarations[name])
+        require_choice(keys[name], reward, declarations[name])
     return declarations
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from marble_cli.balance.registry import build_for
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import step_of
-from marble_cli.config.aspects import by_aspect
+from marble_cli.config.aspects import by_aspect, reward_keys
 from marble_cli.config.counts import (
     geometry,
     images_per_process,
@@ -22,8 +22,9 @@ from marble_cli.config.counts import (
 )
 from marble_cli.config.enums import Parallel, RefreshWhen, Role, Switch, Train
 from marble_cli.config.evaluation import resolve_evaluation
-from marble_cli.config.schema import RewardConfig, RunConfig, SourceConfig, TrainerConfig
+from marble_cli.config.schema import RewardConfig, RunConfig, SourceConfig
 from marble_cli.config.scored import scored_rewards
+from marble_cli.config.trainer import TrainerConfig
 from marble_cli.data.condition_checks import check_conditions
 from marble_cli.data.prompts import Prompt, find_root_fault, load_prompts
 from marble_cli.errors import UnreachableError
@@ -117,7 +118,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     declarations: dict[str, Declaration] = {}
     unreachable = None
     try:
-        declarations = check_plugins({**config.rewards, **config.eval_rewards}, config.eval_rewards)
+        declarations = check_plugins({**config.rewards, **config.eval_rewards}, reward_keys(config))
         check_groups(config, declarations)
     except UnreachableError as error:  # most of the plan can be printed without the server
         unreachable = error

@@ -245,17 +245,15 @@ class Family(Protocol):
     even_times: bool  # the pipeline shifts the times 1, 1 - 1/n, ..., 1/n instead of its scheduler's own
     float16: bool  # whether the model's values stay within float16's range
     float32_latents: bool  # `velocity` takes xt in float32 and rounds what it gives to the network
+    pipeline: Pipeline
+    latent_shape: tuple[int, ...]  # (C, H, W) of latents at `model.resolution`; of videos see `policy.video`
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None: ...
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Return (C, H, W) of an image's latents at `model.resolution`; see `policy.video` for videos."""
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:
         """Return the names of the pipeline's components that are not loaded because nothing needs them."""
-        ...
+        return ()
 
     @staticmethod
     def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
@@ -274,7 +272,7 @@ class Family(Protocol):
 
     def encode_negative(self, prompts: Sequence[str], images: Images | None = None) -> PromptEmbeddings:
         """Return the embeddings of negative prompts, as `encode` does of prompts."""
-        ...
+        return self.encode(prompts, images)
 
     @property
     def guided(self) -> Callable[[Tensor, Tensor, float], Tensor]:
@@ -297,4 +295,4 @@ class Family(Protocol):
 
     def scheduler_config(self) -> dict[str, Any]:
         """Return the configuration of the scheduler as `Policy.scheduler_config` does."""
-        ...
+        return dict(self.pipeline.scheduler.config)

@@ -81,6 +81,7 @@ def write_card(
         paper=PAPERS.get(config.balance.name),
         code=loading_code(config.model, evaluation, family, base, repo, prompt),
         evaluation=evaluation,
+        buckets=config.data.aspect_ratio_buckets,
         outcome=without_runs(outcome.outcome_table([run])) if last else Table("", [], []),
         evaluated=last,
         joint=[sentence.partition(": ")[2] for sentence in outcome.joint_sentences([run])],

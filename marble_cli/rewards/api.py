@@ -76,9 +76,8 @@ class Declaration:
     license: str = ""
     citation: str = ""
     groupwise: bool = False
-    types: Mapping[str, Kind] = field(
-        default_factory=dict
-    )  # of metadata values, as `kinds.normal` returns them
+    # Of metadata values, as `kinds.normal` returns them.
+    types: Mapping[str, Kind] = field(default_factory=dict)
     loads: Mapping[str, Mapping[str, int]] | None = None  # None: not declared
     aspects: tuple[str, ...] = ()
     ranges: Mapping[str, Bounds] = field(default_factory=dict)  # of aspects whose bounds differ from `range`

@@ -85,11 +85,10 @@ class Guard:
         if new:
             log.warning(
                 "reward %s, when it was %s, changed %s. This belongs to the whole process and was put back. "
-                "Mend the plugin, or give it a process of its own: rewards.%s.isolated=true",
+                "Mend the plugin, or give the reward a process of its own: isolated: true among its settings",
                 self.name,
                 stage.value,
                 ", ".join(new.values()),
-                self.name,
             )
 
 

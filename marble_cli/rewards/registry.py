@@ -101,7 +101,7 @@ def check_options(
 class Reward:
     """A reward that is built and can be called; its settings are a `schema.RewardConfig`.
 
-    `name` is its key under `rewards`. `call` must be made under `guard`. `close` releases its resources.
+    `name` is that of its key. `call` must be made under `guard`. `close` releases its resources.
     `alive` turns false when the process that serves it is gone. Calls are made inside `turn`, which waits
     until other users of the same process have been served. `plugin` is the class's instance or the function,
     None if it is in another process.
@@ -124,7 +124,7 @@ def build(
     device: str,
     dtype: str = "float32",
     aspects: Sequence[str] = (),
-    key: str = "",
+    key: str | None = None,
 ) -> Reward:
     """Load and construct the reward `name`.
 
@@ -135,7 +135,7 @@ def build(
         device: where it should compute, e.g. "cpu" or "cuda:0".
         dtype: name of the floating type that it should compute in.
         aspects: those that the configuration names, for a constructor that takes them.
-        key: its dotted key, `rewards.<name>` if empty.
+        key: its dotted key, `rewards.<name>` if None.
 
     Raises:
         ConfigError: there is no such plugin, an option is wrong, or the constructor raises ValueError or
@@ -156,10 +156,8 @@ def build(
     place = {key: value for key, value in place.items() if open_ended or key in taken}
     if takes_aspects := "aspects" in taken and bool(aspects):
         place["aspects"] = tuple(aspects)
-    given = {
-        **copy.deepcopy(dict(options)),
-        **place,
-    }  # a copy: the plugin may change it, and config.yaml is written later
+    # A copy: the plugin may change it, and config.yaml is written later.
+    given = {**copy.deepcopy(dict(options)), **place}
     try:
         with current(device):
             instance: Any = guard.run(Stage.BUILD, lambda: loaded(**given))

@@ -7,7 +7,7 @@ plugin breaks its contract, or fails on too large a share of a step's images.
 
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from marble_cli.config import schema
-from marble_cli.config.aspects import group_of
 from marble_cli.config.conditions import Condition, conditions
 from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
@@ -114,14 +113,10 @@ def impose(conditions: Conditions, scores: Scores) -> Scores:
 
 @dataclass
 class Scorer:
-    """Scores batches with all workers at once; at most `pending` batches are unfinished at a time.
-
-    `watched` are the names of those that the configuration has under `eval_rewards`.
-    """
+    """Scores batches with all workers at once; at most `pending` batches are unfinished at a time."""
 
     workers: list[RewardWorker]
     pending: int
-    watched: Collection[str] = ()
     warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -134,11 +129,8 @@ class Scorer:
 
         All aspects of a reward are among `names`, or none.
         """
-        return Scorer(
-            [worker for worker in self.workers if worker.rewards.keys() <= set(names)],
-            self.pending,
-            self.watched,
-        )
+        chosen = [worker for worker in self.workers if worker.rewards.keys() <= set(names)]
+        return Scorer(chosen, self.pending)
 
     def worker(self, name: str) -> RewardWorker:
         """Return the worker that scores the reward or aspect `name`."""
@@ -150,7 +142,6 @@ class Scorer:
         prompts: Sequence[str],
         metadata: Sequence[Mapping[str, Any]],
         sources: Sequence[str],
-        conditions: Tensor | None = None,
         frames: Tensor | None = None,
         references: Sequence[Sequence[Tensor]] | None = None,
     ) -> PendingScores:
@@ -161,12 +152,12 @@ class Scorer:
             prompts: B prompts.
             metadata: of each prompt.
             sources: the prompts' sources.
-            conditions: uint8 [B, 3, H, W] on the CPU, the pictures that the images were edited from.
             frames: uint8 [B, F, 3, H, W] on the CPU, videos whose middle frames the images are.
-            references: B sequences of pictures in the place of `conditions`; see `rewards.api`.
+            references: B sequences of uint8 [3, h, w] on the CPU, all pictures that each image was edited
+                from.
         """
         self.slots.acquire()
-        batch = Batch(images, list(prompts), list(metadata), conditions, frames, references)
+        batch = Batch(images, list(prompts), list(metadata), frames=frames, references=references)
         futures = [worker.executor.submit(worker.score, batch, sources) for worker in self.workers]
         self._release_slot_after(futures)
         return PendingScores(self.names, futures, self.conditions)
@@ -193,10 +184,9 @@ class Scorer:
             worker = self.worker(name)
             failed, scored = int(scores.failed[k].sum()), int(scores.applicable[k].sum())
             if failed > worker.settings.max_failed * (failed + scored):
-                key = f"{group_of(worker.name, self.watched)}.{worker.name}"
                 raise RewardError(
                     f"reward {name} failed on {failed} of {failed + scored} images, more than "
-                    f"{key}.max_failed={worker.settings.max_failed:g} allows. Last error: "
+                    f"{worker.key}.max_failed={worker.settings.max_failed:g} allows. Last error: "
                     f"{worker.errors.get(name, 'on another rank')}. {_remedy(worker)}; then resume with "
                     "--resume auto."
                 )
@@ -223,7 +213,7 @@ def open_scorer(
     device: str,
     pending: int = 4,
     machine: Machine | None = None,
-    watched: Collection[str] = (),
+    keys: Mapping[str, str] | None = None,
 ) -> Iterator[Scorer]:
     """Build every reward, and close all of them at the end.
 
@@ -232,7 +222,7 @@ def open_scorer(
         device: where rewards compute.
         pending: batches that may be unfinished at a time.
         machine: where the ranks of this machine meet that share the servers of isolated rewards.
-        watched: names of those that the configuration has under `eval_rewards`.
+        keys: the dotted keys of those that are not `rewards.<name>`.
 
     Raises:
         ConfigError, RewardError: a reward is unknown or cannot be built.
@@ -240,9 +230,10 @@ def open_scorer(
     workers: list[RewardWorker] = []
     try:
         for name, settings in rewards.items():
-            make = maker(name, settings, device, machine, group_of(name, watched))
-            workers.append(RewardWorker(name, settings, make))
-        yield Scorer(workers, pending, watched)
+            key = (keys or {}).get(name)
+            make = maker(name, settings, device, machine, key)
+            workers.append(RewardWorker(name, settings, make, key))
+        yield Scorer(workers, pending)
     finally:
         for worker in workers:
             worker.close()

@@ -166,9 +166,8 @@ def _flushes_denormals() -> bool:
 # Settings of each thread.
 THREAD = (
     Setting("gradients", torch.is_grad_enabled, torch.set_grad_enabled),
-    Setting(
-        "inference mode", torch.is_inference_mode_enabled, lambda mode: None
-    ),  # the guard's context ends it
+    # The guard's context ends it.
+    Setting("inference mode", torch.is_inference_mode_enabled, lambda mode: None),
     Setting("autocast", _read_autocast, _write_autocast),
     Setting(
         "the default device",

@@ -70,13 +70,15 @@ class Outcomes(NamedTuple):
 class RewardWorker:
     """Scores batches with one reward, one at a time, in the order in which they are submitted.
 
-    `executor` is the worker's own thread; it makes the calls in a second one, a `CallThread`. `rewards` has
-    the settings of the A rewards by name, `aspects` their aspects; `errors` describes the last failure of
-    each.
+    `executor` is the worker's own thread; it makes the calls in a second one, a `CallThread`. `key` is
+    the reward's dotted key. `rewards` has the settings of the A rewards by name, `aspects` their aspects;
+    `errors` describes the last failure of each.
     """
 
-    def __init__(self, name: str, settings: schema.RewardConfig, make: Callable[[], Reward]):
-        self.name, self.settings, self.make = name, settings, make
+    def __init__(
+        self, name: str, settings: schema.RewardConfig, make: Callable[[], Reward], key: str | None = None
+    ):
+        self.name, self.settings, self.make, self.key = name, settings, make, key or f"rewards.{name}"
         self.reward = make()
         self.aspects = tuple(settings.aspects) or self.reward.declaration.aspects
         self.rewards = {

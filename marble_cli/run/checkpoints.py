@@ -16,7 +16,7 @@ import torch
 
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.background import Background
-from marble_cli.config import schema
+from marble_cli.config.trainer import TrainerConfig
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import (
@@ -58,7 +58,7 @@ class Checkpoints:
     """
 
     folder: Path
-    settings: schema.TrainerConfig
+    settings: TrainerConfig
     policy: Policy
     optimizer: torch.optim.Optimizer
     layout: Layout

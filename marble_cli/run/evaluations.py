@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from marble_cli.config.schema import TrainerConfig
+from marble_cli.config.trainer import TrainerConfig
 from marble_cli.evaluate.score import Evaluation, Evaluator
 from marble_cli.evaluate.verdict import Verdict, base_scores, judge
 from marble_cli.policy.base import Policy

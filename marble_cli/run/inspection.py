@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
+from marble_cli.checkpoint import tensor_files
 from marble_cli.files import writing
 from marble_cli.rollout.samples import Samples
 from marble_cli.step.batches import TrainingSet, rows_by_shape
@@ -41,9 +41,7 @@ def keep_batch(
             tensors[f"rows{end}"] = rows
     file = folder / "skipped" / f"step-{step:08d}-rank-{rank}.safetensors"
     prompts = json.dumps([prompt.text for prompt in samples.prompts])
-    content: dict[str, torch.Tensor] = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    size = sum(tensor.nbytes for tensor in content.values())
+    size = sum(tensor.nbytes for tensor in tensors.values())
     with writing(file, "The run continues without it.", size):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(content, file, metadata={"prompts": prompts})
+        tensor_files.write(file, tensors, {"prompts": prompts})
     return file

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,6 +97,7 @@ class Trainer:
     progress: Progress
     prompts_ready_until: int = 0
     skipped: int = 0
+    warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         rewards = [worker.reward.declaration for worker in self.scorer.workers]
@@ -214,7 +215,9 @@ class Trainer:
         with bounded(f"in the training of step {step}", SMALLER_TRAINING):
             direction = self.descent.direct(step, signal, data, self.progress.cache, self.recorder.advance)
         for warning in direction.warnings:
-            log.warning("step %d: %s", step, warning)
+            if warning not in self.warned:
+                self.warned.add(warning)
+                log.warning("step %d: %s", step, warning)
         return direction
 
     def norm(self, gradient: torch.Tensor) -> float:

@@ -67,7 +67,7 @@ def merge(
 def _read_lora(spec: str) -> Target:
     target = resolve_target(spec)
     if target.weights is None or target.checkpoint is None or target.provenance.get("train") != "lora":
-        raise RequestError(f"merge {spec}: expected a run or checkpoint with model.train=lora.")
+        raise RequestError(f"merge {spec}: no LoRA. Expected a run or checkpoint with model.train=lora.")
     if missing := [key for key in FREE if key not in target.provenance]:
         raise RequestError(
             f"merge {spec}: its checkpoint does not state the {missing[0]} of its LoRA. Expected one that "

@@ -64,17 +64,16 @@ class RunRecorder:
         if self.main:
             metrics = self.folder / "metrics.jsonl"
             truncate_after(metrics, self.progress.step)
-            self.metrics, file = MetricsLog(metrics), LogFile(self.folder / "log.txt")
+            self.metrics = MetricsLog(metrics)
             self.view = TerminalView(self.config.trainer.steps, self.progress.step)
-            self.handlers = [
-                file,
-                RichHandler(console=self.view.console, show_path=False, show_time=False),
-            ]
-            self.handlers[1].addFilter(RedactingFilter())
-            self.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            file = LogFile(self.folder / "log.txt")
+            file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            screen = RichHandler(console=self.view.console, show_path=False, show_time=False)
+            screen.addFilter(RedactingFilter())
+            self.handlers = [file, screen]
             self.logger.setLevel(logging.INFO)
             self.outer, self.logger.handlers = self.logger.handlers, self.handlers
-            self.journal.handlers, self.journal.propagate = self.handlers[:1], False
+            self.journal.handlers, self.journal.propagate = [file], False
             self.journal.info("marble %s, after step %d", __version__, self.progress.step)
             tree = without_secrets(self.config)
             run = TrackedRun(self.folder, self.config.run.name, tree, self.progress.step)

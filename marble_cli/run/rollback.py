@@ -10,8 +10,8 @@ from pathlib import Path
 
 from marble_cli.checkpoint import manifest
 from marble_cli.config.enums import OnHacking
-from marble_cli.config.rollback import RollbackConfig
-from marble_cli.config.schema import RunConfig, TrainerConfig
+from marble_cli.config.schema import RunConfig
+from marble_cli.config.trainer import RollbackConfig, TrainerConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import HackingError
 from marble_cli.run.state import Progress

@@ -3,24 +3,19 @@
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 from marble_cli import lock
 from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.checkpoint.step_folders import remove_leftovers
+from marble_cli.config.aspects import reward_keys
 from marble_cli.config.enums import Parallel
-from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import RunConfig
-from marble_cli.data.condition_checks import check_conditions
-from marble_cli.data.prompts import held_out, load_prompts
 from marble_cli.distributed.layout import choose_layout
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.evaluate.start import read_start
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.interrupts import Interrupt
 from marble_cli.plan.checks import (
-    check_applicable,
     check_cache,
     check_geometry,
     check_packages,
@@ -29,16 +24,12 @@ from marble_cli.plan.checks import (
     own_device,
 )
 from marble_cli.plan.groups import check_groups
-from marble_cli.plan.memory import check_memory, choose_checkpointing
-from marble_cli.plan.neighbours import find_neighbours
 from marble_cli.policy.load import load_policy
-from marble_cli.policy.size import model_size
-from marble_cli.policy.source import count_pictures
 from marble_cli.rewards.elsewhere.meeting import meeting
 from marble_cli.rewards.scorer import open_scorer
-from marble_cli.rollout.sizes import check_sizes, largest, possible_sizes
 from marble_cli.run.agreement import agree_on_checkpoint, agree_on_config
 from marble_cli.run.build import build_balance, build_optimizer, build_trainer
+from marble_cli.run.inputs import read_inputs
 from marble_cli.run.recorder import RunRecorder
 from marble_cli.run.resume import prepare_folder, resume_from
 from marble_cli.run.rollback import RollBack, go_back
@@ -60,7 +51,7 @@ def train(config: RunConfig, *, resume: str) -> int:
         log.disabled = not ranks.is_main  # the other ranks would log the same lines
         config = agree_on_config(ranks, config)
         folder = Path(config.run.dir).absolute()  # a plugin may change the working directory
-        rewards = {**config.rewards, **config.eval_rewards}
+        rewards, keys = {**config.rewards, **config.eval_rewards}, reward_keys(config)
         run_lock = stack.enter_context(lock.RunLock(folder))
         with ranks.raise_together():
             check_geometry(config.rollout, config.trainer, ranks.world)
@@ -70,7 +61,7 @@ def train(config: RunConfig, *, resume: str) -> int:
                 check_trackers(config.logging)
             check_packages(config)
             check_cache(config.model)
-            declarations = check_plugins(rewards, config.eval_rewards)
+            declarations = check_plugins(rewards, keys)
             check_groups(config, declarations)
             checkpoint = find_checkpoint(folder, config, resume) if ranks.is_main else None
         named = resume not in ("auto", "never")
@@ -78,50 +69,25 @@ def train(config: RunConfig, *, resume: str) -> int:
         checkpoint = agree_on_checkpoint(ranks, folder, checkpoint, named=named)
         layout = choose_layout(config.trainer, ranks, device)
         with ranks.raise_together():
-            sources = load_prompts(config.data, "train")
-            all_held_out = load_prompts(config.data, "test")
-            prompts = held_out(all_held_out, resolve_evaluation(config).prompts)
-            every = [*chain(*sources.values()), *prompts]
-            check_conditions(
-                every,
-                config.model.path,
-                *count_pictures(config.model, fetch=True),
-                rank=ranks.rank,
-                world=ranks.world,
-            )
-            check_sizes(every, config.model, fetch=True)
-            check_applicable(config, declarations, sources, all_held_out)
-            start = read_start(config) if checkpoint is None else None
             balance = build_balance(config)
-            most = largest(possible_sizes(every, config.model.resolution))
-            pictures = max(len(prompt.images) for prompt in every)
-            size = model_size(replace(config.model, resolution=most), pictures=pictures)
-            neighbours = find_neighbours(config, declarations, device).total
-            check_memory(config, size, device, neighbours)
-            checkpointing = choose_checkpointing(config, size, device, neighbours)
+            inputs = read_inputs(config, declarations, device, ranks, resumed=checkpoint is not None)
             if ranks.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
                 run_lock.acquire()
                 remove_leftovers(folder)
         # Shards are gathered in the same order on all ranks only if all compute the same passes.
-        checkpointing = replace(checkpointing, on=ranks.any(checkpointing.on))
+        checkpointing = replace(inputs.checkpointing, on=ranks.any(inputs.checkpointing.on))
         with ranks.raise_together():
             model = checkpointing.applied(config).model
             policy = load_policy(model, config.trainer.seed, layout.place)
         machine = stack.enter_context(meeting(ranks, rewards, str(policy.device)))
         with ranks.raise_together():
             eval_scorer = stack.enter_context(
-                open_scorer(
-                    rewards,
-                    str(policy.device),
-                    config.trainer.pending_batches,
-                    machine,
-                    config.eval_rewards,
-                )
+                open_scorer(rewards, str(policy.device), config.trainer.pending_batches, machine, keys)
             )
-        if start is not None:
+        if inputs.start is not None:
             with ranks.raise_together():
-                start.put_into(policy, config.trainer.seed)
+                inputs.start.put_into(policy, config.trainer.seed)
         optimizer = build_optimizer(config, policy)
         while True:
             checkpoint, progress = resume_from(
@@ -145,8 +111,8 @@ def train(config: RunConfig, *, resume: str) -> int:
                     optimizer,
                     balance,
                     eval_scorer,
-                    sources,
-                    prompts,
+                    inputs.sources,
+                    inputs.held_out,
                     layout,
                     recorder,
                     progress,

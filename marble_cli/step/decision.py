@@ -207,4 +207,5 @@ def warn_left_out(names: list[str], gram: Tensor, solution: Solution) -> tuple[s
         for name, known, active in zip(names, finite, solution.active.tolist(), strict=True)
         if not active
     ]
-    return (f"left out of the balance this step: {', '.join(absent)}",) if absent else ()
+    said = f"left out of the balance: {', '.join(absent)}; metrics.jsonl tells of further such steps"
+    return (said,) if absent else ()

@@ -98,7 +98,7 @@ class Step:
     advance: Callable[[int], None]
 
     def weigh(self, losses: Coefficients) -> Coefficients:
-        """Return the coefficients with which the images that are trained on stand for the step's."""
+        """Weigh the losses' coefficients, if some of the step's images are left out of training."""
         return losses if self.data.weights is None else self.data.weights.weigh(losses)
 
     def passes(

@@ -60,10 +60,8 @@ STALE = (*AMORTISED, "balance.refresh_when=stale", "balance.refresh_every=10")
 PAPER = "balance.norm_priority=0"
 BASE, MARBLE, SEQUENTIAL = "base", "marble", "sequential"
 SPECIALISTS = {f"only_{name}": name for name in REWARDS}
-MERGES = {
-    "merge_concat": "concat",
-    "merge_average": "average",
-}  # of the specialists, without further training
+# Of the specialists, without further training.
+MERGES = {"merge_concat": "concat", "merge_average": "average"}
 PAIR = "rewards=[ocr,objects]"  # neither applies to a quarter of the prompts, so their groups are dead
 SIGNAL: dict[str, tuple[str, ...]] = {
     "marble_select": (STEPWISE, *STALE, "trainer.select.fraction=0.5"),

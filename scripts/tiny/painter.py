@@ -27,9 +27,8 @@ Color = tuple[int, int, int]  # red, green, blue, 0 to 255
 # Parts of each thing, painted in order with its main or its trim colour, on a square from 0,0 to 10,10. Four
 # numbers after "oval" are a box; after "poly" come the corners.
 Part = tuple[str, str, str]
-PETALS = tuple(
-    (5 + 3 * math.sin(turn * 1.2566), 5 - 3 * math.cos(turn * 1.2566)) for turn in range(5)
-)  # centres; 1.2566 is a fifth of a turn
+# Centres; 1.2566 is a fifth of a turn.
+PETALS = tuple((5 + 3 * math.sin(turn * 1.2566), 5 - 3 * math.cos(turn * 1.2566)) for turn in range(5))
 THING_PARTS: dict[str, tuple[Part, ...]] = {
     "banner": (("main", "poly", "1,1 9,1 9,8 5,6 1,8"), ("trim", "poly", "1,1 9,1 9,3 1,3")),
     "kite": (("main", "poly", "5,0 9,4 5,10 1,4"), ("trim", "poly", "5,0 9,4 5,4")),

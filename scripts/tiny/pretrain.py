@@ -7,7 +7,6 @@ Writes a folder of a `StableDiffusion3Pipeline` (`pipeline/`), the `CLIPModel` o
 has a wrong caption, as on the web: the base model can draw everything, but does so only some of the time.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -25,6 +24,7 @@ from scripts.tiny.clip import train_clip
 from scripts.tiny.flow import train_flow
 from scripts.tiny.painter import RESOLUTION, painted_pairs
 from scripts.tiny.text import make_tokenizer, token_ids
+from scripts.tiny.training import read_options
 from scripts.tiny.vae import encode_all, train_vae
 
 ASSETS = Path(__file__).resolve().parents[2] / "marble_cli" / "assets" / "tiny"
@@ -132,17 +132,7 @@ def save_clip(clip: Any, tokenizer: Any, folder: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Make the model that the command line asks for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.tiny.pretrain",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--output", type=Path, default=ASSETS, metavar="DIR", help="folder to write (the embedded model's)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything (%(default)s)")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the full plan, for a quick trial")
-    options = parser.parse_args(arguments)
+    options = read_options("scripts.tiny.pretrain", __doc__, ASSETS, arguments)
     pretrain(options.output, options.seed, Plan().scaled(options.scale))
 
 

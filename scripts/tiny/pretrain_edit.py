@@ -7,7 +7,6 @@ Writes a folder of a `FluxKontextPipeline` (`pipeline/`), and prompts with the p
 two rounds, from a careless editor's work and then from a better one's (`CARELESS` and `BETTER` of `edits`).
 """
 
-import argparse
 import copy
 import shutil
 import sys
@@ -30,7 +29,7 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 from scripts.tiny.edits import BETTER, CARELESS, painted_triples, save_edits
 from scripts.tiny.pretrain import ASSETS as TINY
 from scripts.tiny.text import make_tokenizer, text_config, token_ids
-from scripts.tiny.training import DEVICE, Track, Updater, normalised
+from scripts.tiny.training import DEVICE, Track, Updater, normalised, read_options
 
 ASSETS = TINY.with_name("tiny_edit")
 TOKENS = 8  # of T5; the longest instruction has seven
@@ -212,17 +211,7 @@ def save(folder: Path, model: Any, vae: AutoencoderKL, clip_tokenizer: Any, t5_t
 
 def main(arguments: list[str]) -> None:
     """Make the model that the command line asks for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.tiny.pretrain_edit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--output", type=Path, default=ASSETS, metavar="DIR", help="folder to write (the embedded model's)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything (%(default)s)")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the full plan, for a quick trial")
-    options = parser.parse_args(arguments)
+    options = read_options("scripts.tiny.pretrain_edit", __doc__, ASSETS, arguments)
     pretrain(options.output, options.seed, Plan().scaled(options.scale))
 
 

@@ -1,8 +1,10 @@
-"""The parts that all trainings of the tiny model share: device, learning rate, update and progress bar."""
+"""The parts that all trainings of tiny models share: options, device, learning rate, update, progress bar."""
 
+import argparse
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -10,6 +12,23 @@ from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REPORT_EVERY = 100  # steps
+
+
+def read_options(
+    module: str, description: str | None, assets: Path, arguments: list[str]
+) -> argparse.Namespace:
+    """Read `output`, `seed` and `scale` from the command line of a script that makes an embedded model."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--output", type=Path, default=assets, metavar="DIR", help="folder to write (the embedded model's)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything (%(default)s)")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full plan, for a quick trial")
+    return parser.parse_args(arguments)
 
 
 class Track:

@@ -148,3 +148,8 @@ def test_small_weights_are_one_file_of_the_format_before(tmp_path: Path) -> None
     save_file(weights(1), tmp_path / "expected.safetensors", {"format": "pt"})
     expected = (tmp_path / "expected.safetensors").read_bytes()
     assert (folder / "transformer" / f"{WEIGHTS}.safetensors").read_bytes() == expected
+
+
+def test_files_have_the_rights_of_any_new_file(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    assert len({file.stat().st_mode for file in tmp_path.rglob("*") if file.is_file()}) == 1

@@ -28,9 +28,8 @@ def test_every_case_has_every_proof() -> None:
         cells = found[f"`{case}`"]
         assert len(cells) == len(PROOFS)
         assert all(re.fullmatch(r"0|\de-\d+", cell) for cell in cells if cell != "-")
-        assert ("-" in cells) == (
-            case not in ONE_UNET or case == "flux2"
-        )  # whose pipeline takes no negative prompt
+        # The pipeline of flux2 takes no negative prompt.
+        assert ("-" in cells) == (case not in ONE_UNET or case == "flux2")
 
 
 def test_every_planned_model_has_its_size() -> None:

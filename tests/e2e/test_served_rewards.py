@@ -157,10 +157,11 @@ def test_install_of_an_unknown_reward_is_refused(home: Path) -> None:
 
 
 def test_a_wrong_isolated_reward_is_refused_before_it_is_built(home: Path) -> None:
+    wrong = RewardConfig(plugin="broken", isolated=True, options={"good_cals": 1})
     with pytest.raises(
-        ConfigError, match=r"isolated reward mine: rewards.mine.good_cals: .*did you mean 'good_calls'"
+        ConfigError, match=r"isolated reward mine: eval_rewards.mine.good_cals: .*did you mean 'good_calls'"
     ):
-        declare("mine", RewardConfig(plugin="broken", isolated=True, options={"good_cals": 1}))
+        declare("mine", wrong, "eval_rewards.mine")
     with pytest.raises(ConfigError, match="offers the reward 'brightnes'.*marble rewards install brightnes"):
         declare("mine", RewardConfig(plugin="brightnes", isolated=True))
 
@@ -170,11 +171,11 @@ def test_an_isolated_reward_is_sent_the_pictures_before_the_edit(home: Path) -> 
     settings = RewardConfig(plugin="kept", isolated=True)
     declared = declare("mine", settings)
     assert (declared.summary, declared.needs_conditions) == ("How little a picture changed, 0 at best.", True)
-    before = IMAGES.flip(0)
-    kept = -(IMAGES.float() - before.float()).abs().mean((1, 2, 3)).double()
+    before = [[picture] for picture in IMAGES.flip(0)]
+    kept = -(IMAGES.float() - IMAGES.flip(0).float()).abs().mean((1, 2, 3)).double()
     words = [""] * 9, [{}] * 9, [""] * 9
     with open_scorer({"mine": settings}, "cpu") as scorer:
-        assert torch.equal(scorer.submit(IMAGES, *words, before).result().values[0], kept)
+        assert torch.equal(scorer.submit(IMAGES, *words, references=before).result().values[0], kept)
         assert not scorer.submit(IMAGES, *words).result().applicable.any()
 
 

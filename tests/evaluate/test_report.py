@@ -130,3 +130,7 @@ def test_tables_fit_80_columns_and_lose_no_figure(report: EvalReport, compared: 
     for word in ("undecided", "runs/[bold]second", "x 2 images") if compared else ("x 2 images",):
         assert word in text
     assert "a_source_of_a_long_name" in text
+    if not compared:  # a table of 30 columns does not wrap its title
+        assert any(
+            line.startswith(f"{report.target}: ") and "x 2 images" in line for line in text.splitlines()
+        )

@@ -81,10 +81,11 @@ def test_requeued_job_resumes_from_its_own_checkpoints(
     latest = tmp_path / "checkpoints" / "latest"
     latest.write_text("of before the job\n")
     os.utime(latest, (1, 1))
+    # The job has no checkpoint of its own yet.
     assert [resumed(named, turn) for turn in (0, 1)] == [
         named,
         named,
-    ]  # the job has no checkpoint of its own yet
+    ]
     os.utime(latest, (2**32, 2**32))
     assert resumed(named, 1) == "auto"
 
@@ -134,9 +135,8 @@ def test_job_options_follow_the_configuration(run_config: Callable[..., RunConfi
         sbatch_options(run_config("launcher=slurm", "launcher.nproc=4", "model.device=auto"))["gpus-per-node"]
         == 4
     )
-    assert "gpus-per-node" not in sbatch_options(
-        run_config("launcher=slurm", "launcher.nproc=4")
-    )  # device cpu
+    # model.device is cpu.
+    assert "gpus-per-node" not in sbatch_options(run_config("launcher=slurm", "launcher.nproc=4"))
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 

@@ -88,16 +88,18 @@ def start(folder: Path, mode: str, first: int, last: int, run_id: str | None = I
 SEQUENCES = [
     [("offline", 1, 5)],
     [("offline", 1, 5), ("offline", 6, 8)],  # stopped and resumed
+    # Killed, steps repeated.
     [
         ("offline", 1, 5),
         ("offline", 4, 6),
         ("offline", 5, 8),
         ("offline", 7, 9),
-    ],  # killed, steps repeated
+    ],
+    # Started over before a checkpoint, and then shorter than before.
     [
         ("offline", 1, 5),
         ("offline", 1, 3),
-    ],  # started over before a checkpoint, and then shorter than before
+    ],
     [("online", 1, 5), ("offline", 6, 8)],
     [("online", 1, 5), ("offline", 4, 8), ("offline", 9, 9)],
     [("offline", 1, 5), ("online", 6, 8)],
@@ -184,9 +186,8 @@ def test_start_of_a_running_process_stays_unsent(service: Service, tmp_path: Pat
     assert upload_history(run) == 5
     start(run, "offline", 6, 6)
     last = list_starts(run)[-1]
-    last.rename(
-        last.with_name(f"offline-run-20200101_000000-{ID}")
-    )  # W&B's folder names have a resolution of one second
+    # W&B's folder names have a resolution of one second.
+    last.rename(last.with_name(f"offline-run-20200101_000000-{ID}"))
     going = WandbRun(WandbConfig(WandbMode.online, "p", None), run, "n", {}, ID)
     with pytest.raises(RequestError, match="still sending its metrics itself"):
         upload_history(run, running=True)

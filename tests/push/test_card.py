@@ -65,6 +65,7 @@ def test_the_verdicts_are_described_as_they_are_made_and_the_page_ends_with_a_li
     text = (pushed / "README.md").read_text()
     assert "corrected for the number of rewards" in text
     assert "not corrected" not in text
+    assert " 16 pixels unless a row names its size, " in text
     assert text.endswith("listed above.\n")
 
 

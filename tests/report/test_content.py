@@ -73,13 +73,14 @@ def test_curves_hold_the_metrics_and_bands_the_changes_interval(run: Path) -> No
     assert [row["value"] for row in seen["datasets"]["rows"]] == [5.0, 3.0]
     assert seen["description"] == "seen. 5 → 3, steps 0 to 2"
     trained = curves.training_curves(read_runs([run])).charts[0].spec["datasets"]["rows"]
+    # ± 1.96 * 2 / sqrt(4)
     assert trained[0] == {
         "run": "first",
         "step": 1,
         "value": 5.1,
         "low": 3.14,
         "high": 7.06,
-    }  # ± 1.96 * 2 / sqrt(4)
+    }
 
 
 def test_balance_and_pareto(run: Path) -> None:

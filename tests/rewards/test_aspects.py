@@ -98,7 +98,7 @@ def test_aspects_are_those_that_the_plugin_declares(calls: list[int]) -> None:
     with pytest.raises(ConfigError, match=r"gives one score and declares no aspects"):
         declare("two", RewardConfig(plugin="one", aspects=BOTH))
     with pytest.raises(ConfigError, match=r"several scores: light, number.*two\.aspects=\[light,number\]"):
-        check_plugins({"two": RewardConfig(plugin="two")})
+        check_plugins({"two": RewardConfig(plugin="two")}, {"two": "rewards.two"})
     for wrong in ("light", ["a", "a"], 3):
         with pytest.raises(RewardError, match="`aspects` is"):
             Declaration.of(type("Wrong", (), {"aspects": wrong}))

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from marble_cli.config.schema import AspectConfig, RewardConfig
 from marble_cli.errors import RewardError
@@ -30,6 +29,7 @@ SEVERAL = [
     [BEFORE[2]],
     [BEFORE[3, :, :, :6], BEFORE[3], BEFORE[0]],
 ]
+ONE_EACH = [[picture] for picture in BEFORE]
 METADATA: list[dict[str, Any]] = [{}, {"text": "a"}, {}, {"text": "b"}]
 
 
@@ -44,11 +44,9 @@ def plugins(install: Install) -> None:
     )
 
 
-def scored(settings: RewardConfig, conditions: Tensor | None, references: Any = None) -> Scores:
+def scored(settings: RewardConfig, references: Any) -> Scores:
     with open_scorer({"mine": settings}, "cpu") as scorer:
-        return scorer.submit(
-            IMAGES, ["a"] * 4, METADATA, [""] * 4, conditions, references=references
-        ).result()
+        return scorer.submit(IMAGES, ["a"] * 4, METADATA, [""] * 4, references=references).result()
 
 
 def test_a_batch_unpacks_into_three_and_keeps_its_conditions() -> None:
@@ -84,14 +82,14 @@ def test_the_parameters_say_what_a_reward_does_with_conditions(
 
 @pytest.mark.parametrize("plugin", ["kept", "maybe", "whole"])
 def test_conditions_reach_those_who_ask(plugins: None, plugin: str) -> None:
-    scores = scored(RewardConfig(plugin=plugin), BEFORE)
+    scores = scored(RewardConfig(plugin=plugin), ONE_EACH)
     torch.testing.assert_close(scores.values[0], KEPT)
 
 
 def test_others_are_called_as_before(plugins: None) -> None:
-    assert scored(RewardConfig(plugin="everything"), BEFORE).values.tolist() == [[3.0] * 4]
+    assert scored(RewardConfig(plugin="everything"), ONE_EACH).values.tolist() == [[3.0] * 4]
     assert torch.equal(
-        scored(RewardConfig(plugin="brightness"), BEFORE).values,
+        scored(RewardConfig(plugin="brightness"), ONE_EACH).values,
         scored(RewardConfig(plugin="brightness"), None).values,
     )
 
@@ -106,7 +104,7 @@ def test_without_conditions_a_reward_that_needs_them_does_not_apply(plugins: Non
 def test_aspects_and_subsets_get_the_conditions_of_their_images(plugins: None) -> None:
     aspects = {"kept": AspectConfig(), "changed": AspectConfig()}
     settings = RewardConfig(plugin="signs", aspects=aspects)
-    scores = scored(settings, BEFORE)
+    scores = scored(settings, ONE_EACH)
     assert scores.applicable.tolist() == [[False, True, False, True]] * 2
     torch.testing.assert_close(scores.values[:, [1, 3]], torch.stack([KEPT, -KEPT])[:, [1, 3]])
 
@@ -139,7 +137,7 @@ def test_a_reward_of_one_picture_does_not_apply_where_there_are_several(
     plugins: None, plugin: str, expected: list[float | None]
 ) -> None:
     """Whether it needs conditions or not; those who take references get all, in their order."""
-    scores = scored(RewardConfig(plugin=plugin), None, SEVERAL)
+    scores = scored(RewardConfig(plugin=plugin), SEVERAL)
     assert scores.applicable[0].tolist() == [value is not None for value in expected]
     assert not scores.failed.any()
     for got, value in zip(scores.values[0].tolist(), expected, strict=True):
@@ -149,12 +147,12 @@ def test_a_reward_of_one_picture_does_not_apply_where_there_are_several(
 def test_a_reward_of_the_whole_batch_is_told_of_several_pictures(plugins: None) -> None:
     """It reads `batch.conditions`, and might take None for a picture that was drawn from a text."""
     with pytest.raises(RewardError, match="reads `conditions`, one picture per image"):
-        scored(RewardConfig(plugin="whole"), None, SEVERAL)
+        scored(RewardConfig(plugin="whole"), SEVERAL)
 
 
 def test_references_of_single_pictures_are_the_conditions(plugins: None) -> None:
-    torch.testing.assert_close(scored(RewardConfig(plugin="either"), BEFORE).values[0], KEPT)
-    assert scored(RewardConfig(plugin="areas"), BEFORE).values.tolist() == [[96.0] * 4]
+    torch.testing.assert_close(scored(RewardConfig(plugin="either"), ONE_EACH).values[0], KEPT)
+    assert scored(RewardConfig(plugin="areas"), ONE_EACH).values.tolist() == [[96.0] * 4]
     assert not scored(RewardConfig(plugin="areas"), None).applicable.any()
     assert failed("areas") == failed("either") == failed("whole") == {}
 

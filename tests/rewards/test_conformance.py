@@ -75,7 +75,7 @@ def test_a_good_reward_passes(install: Install, plugin: str, options: dict[str, 
 def test_a_broken_reward_fails_the_check_of_its_defect(
     install: Install, plugin: str, options: dict[str, Any], check: str, detail: str
 ) -> None:
-    install(mine=plugin)
+    install(mine=f"faulty_plugins:{plugin}")
     found = outcomes("mine", **options)[check]
     assert found.outcome is Outcome.FAIL
     assert detail in found.detail
@@ -97,7 +97,7 @@ def test_a_broken_reward_fails_the_check_of_its_defect(
     ],
 )
 def test_a_broken_reward_passes_all_other_checks(install: Install, plugin: str, only: set[str]) -> None:
-    install(mine=plugin)
+    install(mine=f"faulty_plugins:{plugin}")
     assert {name for name, check in outcomes("mine").items() if check.outcome is Outcome.FAIL} == only
 
 
@@ -112,7 +112,7 @@ def test_a_reward_without_scores_skips_the_other_checks(install: Install) -> Non
 
 
 def test_a_reward_of_whole_groups_may_depend_on_its_batch(install: Install) -> None:
-    install(mine="WholeGroups")
+    install(mine="faulty_plugins:WholeGroups")
     checks = outcomes("mine")
     assert len(checks) == 14
     assert "independent of batching" not in checks
@@ -120,7 +120,7 @@ def test_a_reward_of_whole_groups_may_depend_on_its_batch(install: Install) -> N
 
 
 def test_memory_is_measured_per_image(install: Install) -> None:
-    install(hungry="hungry", lean="brightness")
+    install(hungry="faulty_plugins:hungry", lean="brightness")
     amounts = {plugin: outcomes(plugin)["memory an image"].detail for plugin in ("hungry", "lean")}
     assert 7.9 < float(amounts["hungry"].removesuffix(" MiB in a batch of 24")) < 9
     assert float(amounts["lean"].removesuffix(" MiB in a batch of 24")) < 1
@@ -149,7 +149,7 @@ def test_another_device_gives_the_same_scores(install: Install) -> None:
 
 
 def test_checks_do_not_change_the_batch(install: Install) -> None:
-    install(mine="blackens")
+    install(mine="faulty_plugins:blackens")
     reward = build("mine", "mine", {}, "cpu")
     batch = sample_batch(())
     run_checks(reward, batch)
@@ -186,7 +186,7 @@ def test_metadata_of_no_embedded_prompt_must_be_passed() -> None:
 
 
 def test_a_suite_inherits_the_checks(install: Install) -> None:
-    install(scaled="Scaled", drifts="Drifts")
+    install(scaled="Scaled", drifts="faulty_plugins:Drifts")
 
     class Good(RewardConformance):
         plugin = "scaled"

@@ -39,7 +39,7 @@ def plugins(install: Install) -> None:
 def scored(settings: RewardConfig, frames: Tensor | None = VIDEOS) -> Scores:
     images = middle_frame(VIDEOS)
     with open_scorer({"mine": settings}, "cpu") as scorer:
-        return scorer.submit(images, ["a"] * 5, [{}] * 5, [""] * 5, None, frames).result()
+        return scorer.submit(images, ["a"] * 5, [{}] * 5, [""] * 5, frames).result()
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,9 @@ def test_device_and_dtype_may_be_options(install: Install) -> None:
 
 
 def test_a_declaration_is_read_from_a_function_and_from_a_class(install: Install) -> None:
-    install(brightness="brightness", scaled="Scaled", groups="WholeGroups", bare="undocumented")
+    install(
+        brightness="brightness", scaled="Scaled", groups="faulty_plugins:WholeGroups", bare="undocumented"
+    )
     assert Declaration.of(load_plugin("brightness")) == Declaration(
         "Mean grey level of an image.", (), (0, 255), "Apache-2.0"
     )

@@ -34,7 +34,8 @@ def test_non_finite_gradient_leaves_the_weights_unchanged(
 
     def spoilt(self: Descent, step: int, *rest: Any) -> Direction:
         direction = original(self, step, *rest)
-        return replace(direction, gradient=direction.gradient * (torch.nan if step == 2 else 1.0))
+        scale = torch.nan if step == 2 else 1.0
+        return replace(direction, gradient=direction.gradient * scale, warnings=("as at every step",))
 
     monkeypatch.setattr(Descent, "direct", spoilt)
     config = run_config(
@@ -46,7 +47,9 @@ def test_non_finite_gradient_leaves_the_weights_unchanged(
     assert [row.get("skipped") for row in rows] == [None, 1, None]
     assert "grad_norm" not in rows[1]
     assert all(row["optimizer/learning_rate"] == config.optimizer.lr for row in rows)
-    assert "step 2: the gradient is not finite" in (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log.txt").read_text()
+    assert "step 2: the gradient is not finite" in log
+    assert log.count("as at every step") == 1
     with safe_open(tmp_path / "skipped" / "step-00000002-rank-0.safetensors", "pt") as batch:
         assert set(batch.keys()) == {
             "x0",

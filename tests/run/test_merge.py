@@ -70,7 +70,7 @@ def test_targets_that_cannot_be_merged_are_refused(runs: list[Path], tmp_path: P
     output = tmp_path / "x"
     with pytest.raises(RequestError, match="two or more"):
         merge([first], output, None, MergeMethod.concat, 0.5)
-    with pytest.raises(RequestError, match="merge base: expected a run"):
+    with pytest.raises(RequestError, match="merge base: no LoRA. Expected a run"):
         merge([first, "base"], output, None, MergeMethod.concat, 0.5)
     for again in (first, f"{first}/checkpoints/step-00000001"):
         with pytest.raises(RequestError, match="named twice"):

@@ -8,8 +8,8 @@ import pytest
 from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.step_folders import read_pointer
 from marble_cli.config.enums import OnHacking
-from marble_cli.config.rollback import RollbackConfig
 from marble_cli.config.schema import RunConfig
+from marble_cli.config.trainer import RollbackConfig
 from marble_cli.errors import CheckpointError, ConfigError, HackingError
 from marble_cli.metrics.history import read_history
 from marble_cli.run.evaluations import Evaluations

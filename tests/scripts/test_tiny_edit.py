@@ -83,9 +83,8 @@ def test_targets_are_as_often_right_as_they_are_said_to_be() -> None:
         edit = edits.random_edit(random, picture)
         target = edits.random_target(random, picture, edit, edits.CARELESS)
         right, unchanged = right + (target == edit.apply(picture)), unchanged + (target == picture)
-    assert right / 1000 == pytest.approx(
-        edits.CARELESS["right"], abs=0.05
-    )  # a wrong edit may be the right one
+    # A wrong edit may be the right one.
+    assert right / 1000 == pytest.approx(edits.CARELESS["right"], abs=0.05)
     assert unchanged / 1000 == pytest.approx(edits.CARELESS["unchanged"], abs=0.05)
 
 

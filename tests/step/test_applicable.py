@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from marble_cli.config.aspects import reward_keys
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.prompts import Prompt, load_prompts
@@ -83,7 +84,8 @@ def test_a_reward_that_no_prompt_can_satisfy_is_refused(
 
 
 def check(config: RunConfig, held_out: dict[str, list[Prompt]]) -> None:
-    check_applicable(config, check_plugins({**config.rewards, **config.eval_rewards}), PROMPTS, held_out)
+    declarations = check_plugins({**config.rewards, **config.eval_rewards}, reward_keys(config))
+    check_applicable(config, declarations, PROMPTS, held_out)
 
 
 def test_a_reward_that_is_never_evaluated_is_said(

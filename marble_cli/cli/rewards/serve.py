@@ -50,18 +50,21 @@ def serve(
     with _announcing() as announce:
         try:
             limits = _limits(max_images, max_bytes)
+            keys: dict[str, str] = {}  # of a run that asks; a command line has rewards.<name>
             from marble_cli.rewards.elsewhere import serving
 
             if stdin:
-                rewards, device, token = serving.read_request()
+                rewards, keys, device, token = serving.read_request()
                 if not dry_run:
                     serving.end_with_stdin()
             else:
                 rewards, device = _selection(words or [])
             if dry_run:
-                code = serving.describe_rewards(rewards, host, token or None, limits, announce)
+                code = serving.describe_rewards(rewards, keys, host, token or None, limits, announce)
             else:
-                code = serving.serve_rewards(rewards, device, host, port, token or None, limits, announce)
+                code = serving.serve_rewards(
+                    rewards, keys, device, host, port, token or None, limits, announce
+                )
         except MarbleError as error:
             if not stdin:
                 raise

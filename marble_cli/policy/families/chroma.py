@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import Images, PromptEmbeddings
+from marble_cli.policy.base import Family, Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.latents import decode_kl, latent_shape, pack, unpack
 
 
-class Chroma:
-    """A `ChromaPipeline`; implements `policy.base.Family`."""
+class Chroma(Family):
+    """A `ChromaPipeline`."""
 
     network = "transformer"
     text = "long"
@@ -51,8 +51,6 @@ class Chroma:
         # As the pipeline has it: numbers, which attention adds to its logits, so that padding counts, too.
         return PromptEmbeddings({"tokens": tokens, "attended": attended})
 
-    encode_negative = encode
-
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         tokens, attended = embeddings.tensors["tokens"], embeddings.tensors["attended"]
         height, width = xt.shape[2:]
@@ -73,9 +71,6 @@ class Chroma:
 
     def decode(self, x0: Tensor) -> Tensor:
         return decode_kl(self.pipeline.vae, x0)
-
-    def scheduler_config(self) -> dict[str, Any]:
-        return dict(self.pipeline.scheduler.config)
 
 
 @contextmanager

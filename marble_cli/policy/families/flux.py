@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import Images, PromptEmbeddings
+from marble_cli.policy.base import Family, Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.latents import decode_kl, latent_shape, pack, unpack
 
 
-class Flux:
-    """A `FluxPipeline`; implements `policy.base.Family`."""
+class Flux(Family):
+    """A `FluxPipeline`."""
 
     network = "transformer"
     text = "long"
@@ -31,10 +31,6 @@ class Flux:
         self.latent_shape = latent_shape(channels, model, pipeline.vae_scale_factor)
 
     @staticmethod
-    def left_out(model: ModelConfig) -> tuple[str, ...]:
-        return ()
-
-    @staticmethod
     def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2
         return scale
@@ -47,8 +43,6 @@ class Flux:
             max_sequence_length=self.model.max_sequence_length,
         )
         return PromptEmbeddings({"tokens": tokens, "pooled": pooled})
-
-    encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         tokens, pictures = embeddings.tensors["tokens"], [xt]
@@ -70,9 +64,6 @@ class Flux:
 
     def decode(self, x0: Tensor) -> Tensor:
         return decode_kl(self.pipeline.vae, x0)
-
-    def scheduler_config(self) -> dict[str, Any]:
-        return dict(self.pipeline.scheduler.config)
 
 
 def _positions(latents: Tensor, place: int) -> Tensor:

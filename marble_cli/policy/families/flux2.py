@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import Images, PromptEmbeddings
+from marble_cli.policy.base import Family, Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.editing import latents_of, name_latents
 from marble_cli.policy.families.guidance import guide_from_negative
@@ -21,8 +21,8 @@ PLACE = 10  # of the first picture to start from on the first axis of positions;
 MOST = 1024 * 1024  # pixels of a picture to start from; larger ones are made smaller
 
 
-class Flux2:
-    """A `Flux2Pipeline`; implements `policy.base.Family`. Pictures to start from are optional.
+class Flux2(Family):
+    """A `Flux2Pipeline`. Pictures to start from are optional.
 
     As in the pipeline, latents are patches of 2 x 2 of the VAE's, normalised by the VAE's statistics.
     """
@@ -60,10 +60,6 @@ class Flux2:
         return 0
 
     @staticmethod
-    def left_out(model: ModelConfig) -> tuple[str, ...]:
-        return ()
-
-    @staticmethod
     def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * PATCH
         return scale
@@ -79,8 +75,6 @@ class Flux2:
         if images is not None:
             tensors |= name_latents([[self._encode_picture(image) for image in row] for row in images])
         return PromptEmbeddings(tensors)
-
-    encode_negative = encode
 
     def _encode_picture(self, picture: Tensor) -> Tensor:
         """Return the latents [1, C, H, W] of a picture uint8 [3, h, w]: the mode of their distribution."""
@@ -131,7 +125,7 @@ class Flux2:
 
 
 class Flux2Klein(Flux2):
-    """A `Flux2KleinPipeline`; implements `policy.base.Family`."""
+    """A `Flux2KleinPipeline`."""
 
 
 def _positions(place: int, sides: Sequence[int], device: torch.device) -> Tensor:

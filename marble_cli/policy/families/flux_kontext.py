@@ -10,7 +10,7 @@ from marble_cli.policy.families.latents import encode_kl
 
 
 class FluxKontext(Flux):
-    """A `FluxKontextPipeline`; implements `policy.base.Family`.
+    """A `FluxKontextPipeline`.
 
     The picture has the size of the result, as in the pipeline with `_auto_resize=False`. By default that
     resizes pictures to about one megapixel; of its own sizes, such as 1024 x 1024, they keep theirs.
@@ -31,5 +31,3 @@ class FluxKontext(Flux):
         if images is not None:
             tensors["condition"] = encode_kl(self.pipeline.vae, torch.stack([one for (one,) in images]))
         return PromptEmbeddings(tensors)
-
-    encode_negative = encode

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import Images, PromptEmbeddings, count_tokens
+from marble_cli.policy.base import Family, Images, PromptEmbeddings, count_tokens
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_with_row_norms
 from marble_cli.policy.families.latents import decode_kl, latent_shape
 from marble_cli.policy.families.masks import trim_padding
 
 
-class Lumina2:
-    """A `Lumina2Pipeline`; implements `policy.base.Family`."""
+class Lumina2(Family):
+    """A `Lumina2Pipeline`."""
 
     network = "transformer"
     text = "long"
@@ -30,10 +30,6 @@ class Lumina2:
         self.encoders = (pipeline.components["text_encoder"],)
         channels = pipeline.transformer.config["in_channels"]
         self.latent_shape = latent_shape(channels, model, pipeline.vae_scale_factor)
-
-    @staticmethod
-    def left_out(model: ModelConfig) -> tuple[str, ...]:
-        return ()
 
     @staticmethod
     def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
@@ -80,9 +76,6 @@ class Lumina2:
 
     def decode(self, x0: Tensor) -> Tensor:
         return decode_kl(self.pipeline.vae, x0)
-
-    def scheduler_config(self) -> dict[str, Any]:
-        return dict(self.pipeline.scheduler.config)
 
 
 def _masked(tokens: Tensor, mask: Tensor) -> PromptEmbeddings:

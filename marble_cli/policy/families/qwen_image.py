@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import Images, PromptEmbeddings
+from marble_cli.policy.base import Family, Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.editing import latents_of
 from marble_cli.policy.families.guidance import guide_with_token_norms
@@ -15,8 +15,8 @@ from marble_cli.policy.families.latents import latent_shape, pack, unpack
 from marble_cli.policy.families.masks import pad_prompts, trim_padding
 
 
-class QwenImage:
-    """A `QwenImagePipeline`; implements `policy.base.Family`."""
+class QwenImage(Family):
+    """A `QwenImagePipeline`."""
 
     network = "transformer"
     text = "long"
@@ -33,10 +33,6 @@ class QwenImage:
         self.latent_shape = latent_shape(channels, model, pipeline.vae_scale_factor)
 
     @staticmethod
-    def left_out(model: ModelConfig) -> tuple[str, ...]:
-        return ()
-
-    @staticmethod
     def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
         scale: int = 2 ** len(vae["temperal_downsample"]) * 2  # diffusers' spelling
         return scale
@@ -49,8 +45,6 @@ class QwenImage:
         if mask is None:  # all prompts have one length
             return pad_prompts(list(tokens), length)
         return pad_prompts([row[valid.bool()] for row, valid in zip(tokens, mask, strict=True)], length)
-
-    encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         (tokens, mask), pictures = trim_padding(embeddings), [xt, *latents_of(embeddings.tensors)]
@@ -80,6 +74,3 @@ class QwenImage:
             for values in (config["latents_mean"], config["latents_std"])
         )
         return mean, std
-
-    def scheduler_config(self) -> dict[str, Any]:
-        return dict(self.pipeline.scheduler.config)

@@ -14,7 +14,7 @@ from marble_cli.policy.families.qwen_image import QwenImage
 
 
 class QwenImageEdit(QwenImage):
-    """A `QwenImageEditPipeline`; implements `policy.base.Family`.
+    """A `QwenImageEditPipeline`.
 
     As in the pipeline, the VAE and the text encoder see a picture with an area of 1024 x 1024 pixels and
     sides that are multiples of 32, whatever the size of the result.
@@ -62,8 +62,6 @@ class QwenImageEdit(QwenImage):
         encoded = pad_prompts([row[:length] for row in tokens], length)
         latents = name_latents([[self._encode_picture(one) for one in pictures] for pictures in rows])
         return PromptEmbeddings({**encoded.tensors, **latents}, encoded.lengths)
-
-    encode_negative = encode
 
     def _encode_seen(self, prompt: str, pictures: Sequence[Image.Image]) -> Tensor:
         """Return the tokens [l, D] of pictures and a prompt."""

@@ -8,7 +8,7 @@ from diffusers import SanaPipeline
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import Images, PromptEmbeddings, count_tokens
+from marble_cli.policy.base import Family, Images, PromptEmbeddings, count_tokens
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.latents import latent_shape
@@ -18,8 +18,8 @@ from marble_cli.policy.families.masks import trim_padding
 INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 
 
-class Sana:
-    """A `SanaPipeline`; implements `policy.base.Family`."""
+class Sana(Family):
+    """A `SanaPipeline`."""
 
     network = "transformer"
     text = "long"
@@ -34,10 +34,6 @@ class Sana:
         self.encoders = (pipeline.components["text_encoder"],)
         channels = pipeline.transformer.config["in_channels"]
         self.latent_shape = latent_shape(channels, model, pipeline.vae_scale_factor)
-
-    @staticmethod
-    def left_out(model: ModelConfig) -> tuple[str, ...]:
-        return ()
 
     @staticmethod
     def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:

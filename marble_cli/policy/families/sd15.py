@@ -8,7 +8,7 @@ from marble_cli.policy.families.variance_preserving import VariancePreserving
 
 
 class SD15(VariancePreserving):
-    """A `StableDiffusionPipeline`; implements `policy.base.Family`."""
+    """A `StableDiffusionPipeline`."""
 
     @staticmethod
     def left_out(model: ModelConfig) -> tuple[str, ...]:
@@ -24,5 +24,3 @@ class SD15(VariancePreserving):
             do_classifier_free_guidance=False,
         )
         return PromptEmbeddings({"tokens": tokens})
-
-    encode_negative = encode

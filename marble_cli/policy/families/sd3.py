@@ -6,14 +6,14 @@ from typing import Any
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import Images, PromptEmbeddings
+from marble_cli.policy.base import Family, Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.latents import decode_kl, latent_shape
 
 
-class SD3:
-    """A `StableDiffusion3Pipeline`; implements `policy.base.Family`."""
+class SD3(Family):
+    """A `StableDiffusion3Pipeline`."""
 
     network = "transformer"
     text = "both"
@@ -52,8 +52,6 @@ class SD3:
         )
         return PromptEmbeddings({"tokens": tokens, "pooled": pooled})
 
-    encode_negative = encode
-
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         velocity: Tensor = self.pipeline.transformer(
             hidden_states=xt,
@@ -66,6 +64,3 @@ class SD3:
 
     def decode(self, x0: Tensor) -> Tensor:
         return decode_kl(self.pipeline.vae, x0)
-
-    def scheduler_config(self) -> dict[str, Any]:
-        return dict(self.pipeline.scheduler.config)

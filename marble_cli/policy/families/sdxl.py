@@ -12,7 +12,7 @@ from marble_cli.policy.families.variance_preserving import VariancePreserving
 
 
 class SDXL(VariancePreserving):
-    """A `StableDiffusionXLPipeline`; implements `policy.base.Family`."""
+    """A `StableDiffusionXLPipeline`."""
 
     def __init__(self, pipeline: Pipeline, model: ModelConfig) -> None:
         super().__init__(pipeline, model)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import RequestError
-from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.base import Family, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 from marble_cli.policy.families.latents import latent_shape
@@ -93,7 +93,7 @@ class Timesteps:
         return s.log() if self.in_log else s
 
 
-class VariancePreserving:
+class VariancePreserving(Family):
     """A pipeline with a UNet that predicts noise or v; a base of implementations of `policy.base.Family`."""
 
     network = "unet"

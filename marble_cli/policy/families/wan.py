@@ -8,7 +8,7 @@ from torch import Tensor
 
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import Images, PromptEmbeddings
+from marble_cli.policy.base import Family, Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_negative
 
@@ -16,7 +16,7 @@ from marble_cli.policy.families.guidance import guide_from_negative
 FPS = {False: 16, True: 24}  # Wan 2.1; Wan 2.2 TI2V
 
 
-class Wan:
+class Wan(Family):
     """A `WanPipeline`; implements `policy.video.VideoFamily`.
 
     The transformer attends to prompts with their padding, which is zeros, as in the pipeline.
@@ -44,10 +44,6 @@ class Wan:
         )
 
     @staticmethod
-    def left_out(model: ModelConfig) -> tuple[str, ...]:
-        return ()
-
-    @staticmethod
     def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
         scale: int = vae.get("scale_factor_spatial", 8) * network.get("patch_size", (1, 2, 2))[1]
         return scale
@@ -65,8 +61,6 @@ class Wan:
             device=self.encoders[0].device,
         )
         return PromptEmbeddings({"tokens": tokens})
-
-    encode_negative = encode
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         # The pipeline of TI2V repeats the time for each token. Without a first picture they are all equal:

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
-from marble_cli.policy.base import Images, PromptEmbeddings
+from marble_cli.policy.base import Family, Images, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Pipeline
 from marble_cli.policy.families.guidance import guide_from_positive
 from marble_cli.policy.families.latents import decode_kl, latent_shape
 from marble_cli.policy.families.masks import pad_prompts
 
 
-class ZImage:
-    """A `ZImagePipeline`; implements `policy.base.Family`."""
+class ZImage(Family):
+    """A `ZImagePipeline`."""
 
     network = "transformer"
     text = "long"
@@ -32,10 +32,6 @@ class ZImage:
         self.latent_shape = latent_shape(channels, model, pipeline.vae_scale_factor)
 
     @staticmethod
-    def left_out(model: ModelConfig) -> tuple[str, ...]:
-        return ()
-
-    @staticmethod
     def downscaling(vae: Mapping[str, Any], network: Mapping[str, Any]) -> int:
         scale: int = 2 ** (len(vae["block_out_channels"]) - 1) * 2  # patches are always 2 x 2
         return scale
@@ -50,8 +46,6 @@ class ZImage:
         )
         return pad_prompts(rows, length)
 
-    encode_negative = encode
-
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings) -> Tensor:
         # The transformer's time runs from noise to picture, so that its velocity has the opposite sign.
         assert embeddings.lengths is not None
@@ -62,6 +56,3 @@ class ZImage:
 
     def decode(self, x0: Tensor) -> Tensor:
         return decode_kl(self.pipeline.vae, x0)
-
-    def scheduler_config(self) -> dict[str, Any]:
-        return dict(self.pipeline.scheduler.config)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from marble_cli.config.algorithm import BehaviourConfig
 from marble_cli.config.enums import BehaviourSchedule
-from marble_cli.config.schema import EmaConfig
+from marble_cli.config.trainer import EmaConfig
 
 
 def ema_decay(ema: EmaConfig, step: int) -> float:

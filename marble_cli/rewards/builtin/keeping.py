@@ -1,4 +1,4 @@
-"""Score how much of the picture that it was edited from an image keeps."""
+"""Score how much an edited image keeps of the picture before the edit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

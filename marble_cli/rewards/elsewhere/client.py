@@ -143,21 +143,20 @@ def examine(key: str, served: str, at: Address) -> Mapping[str, Any]:
     return dict(rewards[served])
 
 
-def connect(name: str, served: str, at: Address, timeout: float) -> Reward:
-    """Return the reward `served` of the server at `at`, as the run's reward `name`.
+def connect(key: str, name: str, at: Address, timeout: float) -> Reward:
+    """Return the reward `name` of the server at `at`.
 
     Args:
-        name: its key under `rewards`.
-        served: its name on the server.
+        key: its dotted key in the configuration.
+        name: its name, on the server too.
         at: the server's address.
         timeout: seconds per call.
 
     Raises:
         UnreachableError, ConfigError: as `examine`.
     """
-    return bind(
-        name, served, at, protocol.declaration_from_json(examine(f"rewards.{name}", served, at)), timeout
-    )
+    declaration = protocol.declaration_from_json(examine(key, name, at))
+    return bind(name, name, at, declaration, timeout)
 
 
 def bind(name: str, served: str, at: Address, declaration: Declaration, timeout: float) -> Reward:

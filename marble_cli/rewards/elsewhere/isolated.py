@@ -43,7 +43,7 @@ OF_THE_RUN = ("role", "margin", "weight", "sources", "only_if", "frames")  # key
 STOP = 5.0  # seconds that a server has to stop before it is killed
 
 
-def declare_isolated(name: str, settings: schema.RewardConfig) -> Declaration:
+def declare_isolated(name: str, settings: schema.RewardConfig, key: str) -> Declaration:
     """Return the reward's declaration, after its environment has checked its options.
 
     Raises:
@@ -52,7 +52,7 @@ def declare_isolated(name: str, settings: schema.RewardConfig) -> Declaration:
     """
     done = subprocess.run(
         [*serve_command(settings.plugin), "--dry-run"],
-        input=request_line(name, settings, "cpu", token=None),
+        input=request_line(name, settings, "cpu", None, key),
         stdout=subprocess.PIPE,
         text=True,
         env=environ(),
@@ -67,8 +67,8 @@ def declare_isolated(name: str, settings: schema.RewardConfig) -> Declaration:
 class IsolatedServer:
     """The process that serves one reward to this process; `start` replaces a process that is there."""
 
-    def __init__(self, name: str, settings: schema.RewardConfig, device: str):
-        self.name, self.settings, self.device = name, settings, device
+    def __init__(self, name: str, settings: schema.RewardConfig, device: str, key: str):
+        self.name, self.settings, self.device, self.key = name, settings, device, key
         self.starts = 0
         self.process: subprocess.Popen[str] | None = None
         self.closed = False
@@ -100,7 +100,7 @@ class IsolatedServer:
             assert process.stdin is not None
             assert process.stdout is not None
             with suppress(BrokenPipeError):  # the process has ended: reported below
-                process.stdin.write(request_line(self.name, self.settings, self.device, token))
+                process.stdin.write(request_line(self.name, self.settings, self.device, token, self.key))
                 process.stdin.flush()
             answer = read_answer(self.name, process.stdout)
             if answer is None:
@@ -112,7 +112,7 @@ class IsolatedServer:
             raise
 
     def _reward(self, at: Address) -> Reward:
-        served = connect(self.name, self.name, at, self.settings.timeout)
+        served = connect(self.key, self.name, at, self.settings.timeout)
         lost = threading.Event()
 
         def call(batch: Batch) -> Any:
@@ -139,9 +139,8 @@ class IsolatedServer:
         if self.process is None:
             return
         with suppress(ProcessLookupError):
-            os.killpg(
-                self.process.pid, signal.SIGKILL
-            )  # its group: the server and the processes that it started
+            # Its group: the server and the processes that it started.
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
@@ -157,11 +156,11 @@ def serve_command(plugin: str) -> list[str]:
     return find(plugin).command(*serve)
 
 
-def request_line(name: str, settings: schema.RewardConfig, device: str, token: str | None) -> str:
+def request_line(name: str, settings: schema.RewardConfig, device: str, token: str | None, key: str) -> str:
     """Return the line that `marble rewards serve --stdin` reads; its timeout is longer than the run's own."""
     row = {key: value for key, value in asdict(settings).items() if key not in OF_THE_RUN}
     row |= {"isolated": False, "aspects": [*settings.aspects], "timeout": 2 * settings.timeout}
-    return json.dumps({"rewards": {name: row}, "device": device, "token": token}) + "\n"
+    return json.dumps({"rewards": {name: row}, "device": device, "token": token, "keys": {name: key}}) + "\n"
 
 
 def environ() -> dict[str, str]:

@@ -14,19 +14,19 @@ from marble_cli.rewards.elsewhere.meeting import Machine
 from marble_cli.rewards.registry import Reward, build, check_options, load_plugin
 
 
-def declare(name: str, settings: schema.RewardConfig, group: str = "rewards") -> Declaration:
+def declare(name: str, settings: schema.RewardConfig, key: str | None = None) -> Declaration:
     """Return the reward's declaration, after every check that can be made without building it.
 
     Args:
-        name: its key under `group`.
+        name: of the reward.
         settings: of the reward.
-        group: where the configuration has it: `rewards` or `eval_rewards`.
+        key: its dotted key, `rewards.<name>` if None.
 
     Raises:
         ConfigError: there is no such plugin, environment or served reward, or an option is wrong.
         RewardError: the plugin cannot be imported, or the server cannot be reached.
     """
-    key = f"{group}.{name}"
+    key = key or f"rewards.{name}"
     _check_keys(key, settings.options)
     if settings.url is not None:
         from marble_cli.rewards.elsewhere.client import address, examine
@@ -37,7 +37,7 @@ def declare(name: str, settings: schema.RewardConfig, group: str = "rewards") ->
     if settings.isolated:
         from marble_cli.rewards.elsewhere.isolated import declare_isolated
 
-        return declare_isolated(name, settings)
+        return declare_isolated(name, settings, key)
     return check_options(key, load_plugin(settings.plugin), settings.options, [*settings.aspects])
 
 
@@ -46,21 +46,21 @@ def maker(
     settings: schema.RewardConfig,
     device: str,
     machine: Machine | None = None,
-    group: str = "rewards",
+    key: str | None = None,
 ) -> Callable[[], Reward]:
     """Return a function that builds the reward at every call.
 
     Args:
-        name: its key under `group`.
+        name: of the reward.
         settings: of the reward.
         device: where it should compute; a server ignores this.
         machine: where the ranks of this machine meet that share the server of an isolated reward.
-        group: where the configuration has it: `rewards` or `eval_rewards`.
+        key: its dotted key, `rewards.<name>` if None.
 
     Raises:
         ConfigError, RewardError: as `declare`; the function may raise them too.
     """
-    key = f"{group}.{name}"
+    key = key or f"rewards.{name}"
     _check_keys(key, settings.options)
     device = numbered(device)  # once, in the thread whose current device is the run's GPU
     if settings.url is not None:
@@ -74,11 +74,11 @@ def maker(
     if settings.isolated and machine is not None:
         from marble_cli.rewards.elsewhere.shared import SharedServer
 
-        return SharedServer(name, settings, machine).start
+        return SharedServer(name, settings, machine, key).start
     if settings.isolated:
         from marble_cli.rewards.elsewhere.isolated import IsolatedServer
 
-        return IsolatedServer(name, settings, device).start
+        return IsolatedServer(name, settings, device, key).start
     aspects = tuple(settings.aspects)
     return lambda: build(name, settings.plugin, settings.options, device, aspects=aspects, key=key)
 

@@ -166,9 +166,8 @@ async def _score(worker: RewardWorker, batch: Batch, request: Request) -> list[P
     The call waits for its turn, and is dropped if the client disconnects before that.
     """
     answer = asyncio.wrap_future(worker.executor.submit(worker.attempt, batch))
-    gone = asyncio.ensure_future(
-        request.receive()
-    )  # the body has been read, so this waits for a disconnection
+    # The body has been read, so this waits for a disconnection.
+    gone = asyncio.ensure_future(request.receive())
     try:
         first: set[asyncio.Future[Any]] = {answer, gone}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)

@@ -28,14 +28,14 @@ Announce = Callable[[dict[str, Any]], None]  # sends a document to whoever start
 GRACE = 2.0  # seconds that a server has for stopping once standard input is closed
 
 
-def read_request() -> tuple[dict[str, RewardConfig], str, str | None]:
-    """Read rewards, device and token from the first line of standard input, where a run writes them."""
+def read_request() -> tuple[dict[str, RewardConfig], dict[str, str], str, str | None]:
+    """Read rewards, their dotted keys, device and token from standard input, where a run writes a line."""
     request = json.loads(sys.stdin.buffer.readline())
     rewards = {
         name: RewardConfig(**{**row, "aspects": {aspect: AspectConfig() for aspect in row["aspects"]}})
         for name, row in request["rewards"].items()
     }
-    return rewards, request["device"], request["token"]
+    return rewards, request["keys"], request["device"], request["token"]
 
 
 def end_with_stdin() -> None:
@@ -54,9 +54,16 @@ def _stop_when_stdin_closes() -> None:
 
 
 def describe_rewards(
-    rewards: Mapping[str, RewardConfig], host: str, token: str | None, limits: Limits, announce: Announce
+    rewards: Mapping[str, RewardConfig],
+    keys: Mapping[str, str],
+    host: str,
+    token: str | None,
+    limits: Limits,
+    announce: Announce,
 ) -> int:
     """Announce the health document that a server of these rewards would give, without building any.
+
+    The arguments are those of `serve_rewards`.
 
     Returns:
         The exit code, 0.
@@ -66,13 +73,16 @@ def describe_rewards(
         ConfigError, RewardError: a reward is unknown or has a wrong option, or its plugin cannot be imported.
     """
     _check_exposure(host, token)
-    served = {name: Served(declare(name, row), origin(row.plugin)) for name, row in rewards.items()}
+    served = {
+        name: Served(declare(name, row, keys.get(name)), origin(row.plugin)) for name, row in rewards.items()
+    }
     announce(health(served, limits))
     return 0
 
 
 def serve_rewards(
     rewards: Mapping[str, RewardConfig],
+    keys: Mapping[str, str],
     device: str,
     host: str,
     port: int,
@@ -84,6 +94,7 @@ def serve_rewards(
 
     Args:
         rewards: settings by name.
+        keys: the dotted keys of those that are not `rewards.<name>`.
         device: where they compute, e.g. "cuda:1".
         host: address to listen on.
         port: to listen on; 0 takes a free one.
@@ -101,12 +112,12 @@ def serve_rewards(
     _check_exposure(host, token)
     origins = {name: origin(settings.plugin) for name, settings in rewards.items()}
     for name, settings in rewards.items():
-        declare(name, settings)  # all are checked before any is built
+        declare(name, settings, keys.get(name))  # all are checked before any is built
     with ExitStack() as stack:
         listener = stack.enter_context(_bind_socket(host, port))
         workers = {}
         for name, settings in rewards.items():
-            worker = RewardWorker(name, settings, maker(name, settings, device))
+            worker = RewardWorker(name, settings, maker(name, settings, device, key=keys.get(name)))
             workers[name] = stack.enter_context(closing(worker))
         config = uvicorn.Config(
             build_app(workers, origins, token, limits),

@@ -67,8 +67,8 @@ class Serving:
 class SharedServer:
     """A rank's access to the process that serves one reward to all ranks of the machine."""
 
-    def __init__(self, name: str, settings: schema.RewardConfig, machine: Machine):
-        self.name, self.settings, self.device = name, settings, machine.device
+    def __init__(self, name: str, settings: schema.RewardConfig, machine: Machine, key: str):
+        self.name, self.settings, self.device, self.key = name, settings, machine.device, key
         self.folder = machine.folder / quote(name, safe="")
         self.folder.mkdir(exist_ok=True)
         with suppress(FileExistsError):
@@ -148,7 +148,7 @@ class SharedServer:
 
     def _connect(self, serving: Serving) -> Reward:
         at = Address(serving.url, serving.token)
-        served = connect(self.name, self.name, at, self.settings.timeout)
+        served = connect(self.key, self.name, at, self.settings.timeout)
         if self.served is not None:
             self.served.close()
         self.known, self.pid, self.served = serving.number, serving.pid, served
@@ -185,7 +185,7 @@ class SharedServer:
             finally:
                 os.close(life)
         try:
-            self._send(request_line(self.name, self.settings, self.device, token).encode(), process)
+            self._send(request_line(self.name, self.settings, self.device, token, self.key).encode(), process)
             assert process.stdout is not None
             answer = read_answer(self.name, process.stdout)
             if answer is None:

@@ -63,13 +63,14 @@ def test_colours_are_the_nearest_texts(pictures: Pictures, clip: Path, tiny: Mod
     mask = np.zeros((60, 80), bool)
     mask[10:40, 20:70] = True
     mask[10:20, 20:30] = False
+    # Odd excesses, most.
     boxes = [
         (5, 5, 37, 50),
         (5, 5, 37, 40),
         (5, 5, 44, 37),
         (5, 5, 52, 37),
         (5, 5, 38, 37),
-    ]  # odd excesses, most
+    ]
     things = [Detection((20.0, 10.0, 70.0, 40.0), 0.9, mask)]
     things += [Detection(tuple(float(edge) for edge in box), 0.8) for box in boxes]  # type: ignore[arg-type]
     pixels = image.permute(1, 2, 0).numpy()

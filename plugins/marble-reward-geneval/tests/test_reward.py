@@ -34,9 +34,8 @@ def test_detected_objects_score_one_and_others_less(pictures: Pictures, reward: 
     one = {"class": name, "count": 1}
     colors = reward.colors(images[0], best, name)
     (verdict,) = reward.verdicts(images, ["it"], [{"include": [{**one, "color": colors[0]}]}])
-    assert verdict.score == (
-        1.0 if len(best) == 1 else (2 - len(best)) / 2
-    )  # (count 1 - (n - 1), colour 0) / 2
+    # (count 1 - (n - 1), colour 0) / 2.
+    assert verdict.score == (1.0 if len(best) == 1 else (2 - len(best)) / 2)
 
 
 def test_counting_has_a_threshold_of_its_own(pictures: Pictures, mask2former: Path, clip: Path) -> None:

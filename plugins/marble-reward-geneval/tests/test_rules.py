@@ -66,6 +66,7 @@ def test_score_of_two_objects(benches: int, cats: int, expected: tuple[float, fl
 
 @pytest.mark.parametrize(
     ("count", "expected"),
+    # 1 - |count - 2| / 2.
     [
         (0, (0, 0)),
         (1, (0, 0.5)),
@@ -73,7 +74,7 @@ def test_score_of_two_objects(benches: int, cats: int, expected: tuple[float, fl
         (3, (0, 0.5)),
         (4, (0, 0)),
         (5, (0, -0.5)),
-    ],  # 1 - |count - 2| / 2
+    ],
 )
 def test_score_of_counting_with_an_exclusion(count: int, expected: tuple[float, float]) -> None:
     wanted = request("counting", [{"class": "bench", "count": 2}], [{"class": "bench", "count": 3}])
@@ -131,9 +132,8 @@ def test_score_of_a_position() -> None:
     wanted = request("position", POSITION)
     cat = square(50, 50)
     assert both(wanted, {"cat": [cat], "dog": [square(20, 50)]}) == (1, 1)
-    assert both(wanted, {"cat": [cat], "dog": [square(80, 50)]}) == pytest.approx(
-        (0, 2 / 3)
-    )  # (1 + 1 + 0) / 3
+    # (1 + 1 + 0) / 3.
+    assert both(wanted, {"cat": [cat], "dog": [square(80, 50)]}) == pytest.approx((0, 2 / 3))
     assert both(wanted, {"dog": [square(20, 50)]}) == pytest.approx((0, 1 / 3))  # (0 + 1 + 0) / 3: no target
     assert both(wanted, {"cat": [cat]}) == pytest.approx((0, 1 / 3))  # (1 + 0 + 0) / 3
     # A second cat: strict looks at the better one, soft has no exact target: (0 + 1 + 0) / 3.
@@ -151,9 +151,8 @@ def test_a_position_holds_for_every_pair() -> None:
 
 
 def test_a_wrong_colour_earns_no_position() -> None:
-    wanted = request(
-        "position", [{"class": "cat", "count": 1}, {**POSITION[1], "color": "red"}]
-    )  # credits: cat, dog, its colour, its position
+    # Credits: cat, dog, its colour, its position.
+    wanted = request("position", [{"class": "cat", "count": 1}, {**POSITION[1], "color": "red"}])
     cat, dog = square(50, 0), square(20, 0)
     assert both(wanted, {"cat": [cat], "dog": [dog]}, Painted((dog, "red"))) == (1, 1)
     assert both(wanted, {"cat": [cat], "dog": [dog]}, Painted((dog, "pink"))) == (0, 0.5)

@@ -5,7 +5,7 @@ import torch
 
 from marble_cli.config.algorithm import BehaviourConfig
 from marble_cli.config.enums import BehaviourSchedule
-from marble_cli.config.schema import EmaConfig
+from marble_cli.config.trainer import EmaConfig
 from marble_cli.policy.trainable.ema import behaviour_eta, blend, ema_decay
 
 

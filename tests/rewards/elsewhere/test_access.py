@@ -124,9 +124,9 @@ def test_a_reward_that_is_not_served_is_named(install: Install, serve: Serve) ->
     install(mine="brightness")
     url = serve({"mine": RewardConfig(plugin="mine")})
     with pytest.raises(ConfigError, match=r"does not serve 'min'; did you mean 'mine'\? Known: mine"):
-        connect("x", "min", Address(url, None), 1.0)
+        connect("rewards.x", "min", Address(url, None), 1.0)
     with pytest.raises(ConfigError, match="is no reward server"):
-        connect("x", "mine", Address(f"{url}/score", None), 1.0)
+        connect("rewards.x", "mine", Address(f"{url}/score", None), 1.0)
     assert httpx.get(f"{url}/health").json()["rewards"]["mine"]["origin"] == "samples 1.0"
 
 
@@ -155,7 +155,7 @@ def test_another_service_or_protocol_is_refused(health: Any, said: str) -> None:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
         with pytest.raises(ConfigError, match=said):
-            connect("x", "mine", Address(f"http://127.0.0.1:{server.server_port}", None), 1.0)
+            connect("rewards.x", "mine", Address(f"http://127.0.0.1:{server.server_port}", None), 1.0)
         thread.join()
 
 
@@ -163,7 +163,7 @@ def test_an_unreachable_server_is_named() -> None:
     with pytest.raises(
         UnreachableError, match=r"rewards.x.url=http://127.0.0.1:9: no reward server can be reached"
     ):
-        connect("x", "mine", Address("http://127.0.0.1:9", None), 1.0)
+        connect("rewards.x", "mine", Address("http://127.0.0.1:9", None), 1.0)
 
 
 def test_only_loopback_hosts_are_loopback() -> None:

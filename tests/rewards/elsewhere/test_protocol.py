@@ -126,8 +126,9 @@ def test_a_token_that_no_header_can_hold_is_refused() -> None:
 
 def test_the_request_to_an_isolated_server_names_the_aspects(monkeypatch: pytest.MonkeyPatch) -> None:
     aspects = {"style": AspectConfig(weight=2.0, sources=["text"], only_if="x > 1"), "light": AspectConfig()}
-    line = request_line("mine", RewardConfig("mine", aspects=aspects, only_if="y > 1"), "cpu", None)
+    line = request_line("mine", RewardConfig("mine", aspects=aspects, only_if="y > 1"), "cpu", None, "x.mine")
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(line.encode())))
-    rewards, _, _ = read_request()
+    rewards, keys, _, _ = read_request()
+    assert keys == {"mine": "x.mine"}
     bare = {"style": AspectConfig(), "light": AspectConfig()}
     assert rewards["mine"] == RewardConfig("mine", aspects=bare, timeout=120.0)

@@ -9,7 +9,6 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
 
 from marble_cli.config.schema import AspectConfig, RewardConfig
 from marble_cli.errors import RewardError
@@ -23,14 +22,13 @@ At = Callable[..., RewardConfig]
 IMAGES, BEFORE = torch.randint(
     0, 256, (2, 4, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
+ONE_EACH = [[picture] for picture in BEFORE]
 METADATA: list[dict[str, Any]] = [{}, {"text": "a"}, {}, {"text": "b"}]
 
 
-def scored(settings: RewardConfig, conditions: Tensor | None, references: Any = None) -> Scores:
+def scored(settings: RewardConfig, references: Any) -> Scores:
     with open_scorer({"mine": settings}, "cpu") as scorer:
-        return scorer.submit(
-            IMAGES, ["a"] * 4, METADATA, [""] * 4, conditions, references=references
-        ).result()
+        return scorer.submit(IMAGES, ["a"] * 4, METADATA, [""] * 4, references=references).result()
 
 
 def test_conditions_survive_the_wire_and_are_optional() -> None:
@@ -73,7 +71,7 @@ def test_several_pictures_survive_the_wire_and_are_checked() -> None:
 def test_served_scores_of_several_pictures_equal_local_ones(install: Install, at: At) -> None:
     install(mine="condition_plugins:areas")
     rows = [[BEFORE[0]], [BEFORE[1, :, :5], BEFORE[2]], [BEFORE[3], BEFORE[0]], [BEFORE[1]]]
-    here, there = scored(RewardConfig(plugin="mine"), None, rows), scored(at(), None, rows)
+    here, there = scored(RewardConfig(plugin="mine"), rows), scored(at(), rows)
     assert there.values.tolist() == here.values.tolist() == [[96.0, 60.0 + 192, 96.0 + 192, 96.0]]
 
 
@@ -105,8 +103,8 @@ def test_served_scores_equal_local_ones(install: Install, at: At, plugin: str) -
     """Two of four images for the reward with aspects."""
     install(mine=f"condition_plugins:{plugin}")
     aspects = {name: AspectConfig() for name in (("kept", "changed") if plugin == "Signs" else ())}
-    here = scored(RewardConfig(plugin="mine", aspects=aspects), BEFORE)
-    there = scored(at({"aspects": aspects}, aspects=aspects), BEFORE)
+    here = scored(RewardConfig(plugin="mine", aspects=aspects), ONE_EACH)
+    there = scored(at({"aspects": aspects}, aspects=aspects), ONE_EACH)
     torch.testing.assert_close(there.values, here.values, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(there.applicable, here.applicable)
     assert int(there.applicable.sum()) == 4
@@ -120,4 +118,4 @@ def test_a_contract_breach_of_the_server_ends_a_run(install: Install, at: At) ->
         worker = scorer.workers[0]
         object.__setattr__(worker.reward, "declaration", Declaration())
         with pytest.raises(RewardError, match="Expected `conditions` in it"):
-            scorer.submit(IMAGES, ["a"] * 4, METADATA, [""] * 4, BEFORE).result()
+            scorer.submit(IMAGES, ["a"] * 4, METADATA, [""] * 4, references=ONE_EACH).result()

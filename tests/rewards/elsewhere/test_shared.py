@@ -85,8 +85,11 @@ def test_ranks_share_a_server_that_is_replaced_once_and_ends_with_the_last(
     wrong = RewardConfig(plugin="colorfulness", isolated=True, options={"no_such": 1})
     for _ in range(2):  # a reward that cannot be built is refused on every rank, and leaves nothing
         with pytest.raises(ConfigError, match=r"isolated reward mine: .*no_such"):
-            SharedServer("mine", wrong, machine).start()
-    ranks = [RewardWorker("mine", SETTINGS, SharedServer("mine", SETTINGS, machine).start) for _ in range(3)]
+            SharedServer("mine", wrong, machine, "rewards.mine").start()
+    ranks = [
+        RewardWorker("mine", SETTINGS, SharedServer("mine", SETTINGS, machine, "rewards.mine").start)
+        for _ in range(3)
+    ]
     first = pid(machine)
 
     def scores(rank: RewardWorker, seed: int) -> bool:
@@ -121,7 +124,7 @@ from marble_cli.rewards.elsewhere import shared
 from marble_cli.rewards.elsewhere.meeting import Machine
 shared.serve_command = lambda plugin: {HERE!r}
 settings = RewardConfig(plugin="colorfulness", isolated=True)
-server = shared.SharedServer("mine", settings, Machine(Path({str(machine.folder)!r}), "cpu"))
+server = shared.SharedServer("mine", settings, Machine(Path({str(machine.folder)!r}), "cpu"), "rewards.mine")
 server.start()
 print("ready", flush=True)
 time.sleep(3600)
@@ -143,7 +146,7 @@ time.sleep(3600)
 
 
 def test_no_rank_has_two_turns_while_another_waits(machine: Machine) -> None:
-    one, other = (SharedServer("mine", SETTINGS, machine) for _ in range(2))
+    one, other = (SharedServer("mine", SETTINGS, machine, "rewards.mine") for _ in range(2))
     order: list[str] = []
     waiting = threading.Event()
 

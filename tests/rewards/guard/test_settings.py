@@ -34,12 +34,13 @@ EVERYWHERE: list[tuple[str, Callable[[], Any], str]] = [
     ("torch.set_default_device('meta')", torch.get_default_device, "the default device (cpu -> meta)"),
     ("torch.set_grad_enabled(not torch.is_grad_enabled())", torch.is_grad_enabled, "gradients ("),
     # Kept to the end of the process: one that is collected in another thread sets that thread's gradients.
+    # Which sets gradients, too.
     (
         "mode = torch.inference_mode(not torch.is_inference_mode_enabled()); "
         "sys.held = [*getattr(sys, 'held', []), mode]; mode.__enter__()",
         torch.is_inference_mode_enabled,
         "inference mode (",
-    ),  # and gradients
+    ),
     (
         "torch.autocast('cpu', torch.bfloat16).__enter__()",
         lambda: torch.is_autocast_enabled("cpu"),

@@ -1,4 +1,4 @@
-"""Messages about a reward that is only watched name it under `eval_rewards`, where the user wrote it."""
+"""Messages about a reward name it by the dotted key under which the user wrote it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,28 +25,32 @@ SCALED: dict[str, Any] = {"plugin": "scaled", "options": {"scale": 1.0}}
         ({**SCALED, "options": {"scale": 1.0, "key_env": "NO_SUCH"}}, "key_env: the environment variable"),
     ],
 )
-def test_a_watched_reward_is_named_by_its_own_key(
+def test_a_reward_is_named_by_its_own_key(
     install: Callable[..., None], settings: dict[str, Any], key: str
 ) -> None:
     install(scaled="Scaled")
     row = RewardConfig(**settings)
-    for watched, group in ((), "rewards"), (("mine",), "eval_rewards"):
+    for name in "rewards.mine", "eval_rewards.mine", "benchmark.rewards.other":
+        keys = {"mine": name}
         with pytest.raises(MarbleError) as told:
-            check_plugins({"mine": row}, watched)
-        assert str(told.value).startswith(f"{group}.mine.{key}")
-        with pytest.raises(MarbleError) as told, open_scorer({"mine": row}, "cpu", watched=watched):
+            check_plugins({"mine": row}, keys)
+        assert str(told.value).startswith(f"{name}.{key}")
+        with pytest.raises(MarbleError) as told, open_scorer({"mine": row}, "cpu", keys=keys):
             pass
-        assert str(told.value).startswith(f"{group}.mine.{key}")
+        assert str(told.value).startswith(f"{name}.{key}")
 
 
 def test_a_watched_reward_that_fails_too_often_is_named_by_its_own_key(install: Callable[..., None]) -> None:
     install(answers="Answers", scaled="Scaled")
     rewards = {"mine": RewardConfig(plugin="answers"), "seen": RewardConfig(plugin="answers")}
-    with open_scorer(rewards, "cpu", watched=["seen"]) as scorer:
+    with open_scorer(rewards, "cpu", keys={"seen": "eval_rewards.seen"}) as scorer:
         for name, key in ("mine", " rewards.mine.max_failed"), ("seen", " eval_rewards.seen.max_failed"):
             with pytest.raises(RewardError, match=key):
                 scorer.only([name]).check(submit(scorer.only([name]), ["inf"]))
     wrong = {"seen": RewardConfig(plugin="scaled", options={"scale": 1.0, "dtype": "float15"})}
     said = r"^eval_rewards\.seen\.dtype=float15"
-    with pytest.raises(ConfigError, match=said), open_scorer(wrong, "cpu", watched=["seen"]):
+    with (
+        pytest.raises(ConfigError, match=said),
+        open_scorer(wrong, "cpu", keys={"seen": "eval_rewards.seen"}),
+    ):
         pass
