@@ -18,6 +18,7 @@ from marble_cli.config.enums import (
     Switch,
     Train,
 )
+from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.policy.model_size import ModelSize
@@ -45,6 +46,7 @@ class Memory:
         trained: trained and behaviour weights, AdamW's moments, moving average and the gradients of a
             refresh.
         activations: activations of a micro-batch, roughly.
+        decoding: pictures or videos that are decoded at once, in a rollout or an evaluation.
         encoders: text encoders while prompts are encoded into the cache; 0 if they stay on the device.
         neighbours: reward models and NCCL's buffers (`plan.neighbours`).
         offloaded: frozen weights in the CPU's memory instead, besides those of blocks that are computing.
@@ -56,6 +58,7 @@ class Memory:
     encoders: int
     neighbours: int = 0
     offloaded: int = 0
+    decoding: int = 0
 
     @property
     def least(self) -> int:
@@ -65,15 +68,18 @@ class Memory:
     @property
     def peak(self) -> int:
         """Bytes that the run needs, with what a device needs besides."""
-        most = self.frozen + max(self.trained + self.activations, self.encoders)
+        most = self.frozen + max(self.trained + max(self.activations, self.decoding), self.encoders)
         return round((1 + SHARE_BESIDES) * most) + BYTES_BESIDES + self.neighbours
 
 
-def memory(config: RunConfig, size: ModelSize, neighbours: int = 0, *, counted: bool = True) -> Memory:
+def memory(
+    config: RunConfig, size: ModelSize, neighbours: int = 0, *, device: str = "cuda", counted: bool = True
+) -> Memory:
     """Estimate the bytes that `config` needs on every process's device, `neighbours` of them of others.
 
     What one sample keeps in a training pass is counted (`policy.cost`), which takes seconds of a large model,
-    or with `counted=False` a bound that it stays well below. Training float32 weights in half
+    or with `counted=False` a bound that it stays well below, and decoding is left out. How many pictures are
+    decoded at once depends on the kind of `device`. Training float32 weights in half
     precision also keeps half-precision copies of them. With trainer.parallel=fsdp, a process holds its own
     shard and the blocks that it has gathered: two, or all of them if they are kept for the backward pass. A
     refresh keeps the rewards' gradients of a LoRA unsharded, two for each with balance.refresh_when=stale.
@@ -104,6 +110,7 @@ def memory(config: RunConfig, size: ModelSize, neighbours: int = 0, *, counted: 
         encoders=encoders if cached else 0,
         neighbours=neighbours,
         offloaded=offloaded,
+        decoding=_decoding(config, size, device) if counted else 0,
     )
 
 
@@ -111,6 +118,15 @@ def _stored(parameters: int, rounded: int, model: ModelConfig) -> int:
     """Return the bytes of frozen parameters, of which quantisation rounds some."""
     itemsize = DTYPES[model.precision].itemsize
     return round(parameters * itemsize - rounded * (itemsize - BYTES.get(model.quantization, itemsize)))
+
+
+def _decoding(config: RunConfig, size: ModelSize, device: str) -> int:
+    """Return the most bytes that a rollout or an evaluation takes to decode a batch."""
+    images = per_process(geometry(config).images, processes(config.launcher))
+    drawn = size.decoding.peak(min(config.rollout.batch_size, images), device)
+    if not config.trainer.eval_every:
+        return drawn
+    return max(drawn, size.judged.peak(resolve_evaluation(config).batch_size, device))
 
 
 def _activations(config: RunConfig, size: ModelSize, *, copies: bool, counted: bool) -> int:
@@ -156,13 +172,14 @@ def choose_checkpointing(
     if size is None or free is None:
         return Checkpointing(False, lambda: "the model's sizes or the device's memory are unknown")
     kept = Checkpointing(False).applied(config)
-    on = (
-        memory(kept, size, neighbours, counted=False).peak > free
-        and memory(kept, size, neighbours).peak > free
-    )
+
+    def training(*, counted: bool = True) -> int:
+        return replace(memory(kept, size, neighbours, counted=counted), decoding=0).peak
+
+    on = training(counted=False) > free and training() > free
 
     def explain() -> str:
-        sums = f"kept, training needs about {describe_bytes(memory(kept, size, neighbours).peak)}"
+        sums = f"kept, training needs about {describe_bytes(training())}"
         return f"{sums}, {'more than' if on else 'within'} the {describe_bytes(free)} free on {device}"
 
     return Checkpointing(on, explain)
@@ -212,7 +229,8 @@ def describe(needed: Memory, micro_batch_size: int) -> str:
         f"{describe_bytes(needed.frozen)} of frozen weights",
         f"{describe_bytes(needed.trained)} of trained weights, moments and gradients",
         f"about {describe_bytes(needed.activations)} of activations "
-        f"(trainer.micro_batch_size={micro_batch_size})",
+        f"(trainer.micro_batch_size={micro_batch_size}), "
+        f"or {describe_bytes(needed.decoding)} while images are decoded",
     ]
     if needed.offloaded:
         parts.append(f"{describe_bytes(needed.offloaded)} of blocks in the CPU's memory")

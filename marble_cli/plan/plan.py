@@ -162,7 +162,7 @@ def plan(config: RunConfig, resume: str = "auto") -> None:
     else:
         checkpointing = choose_checkpointing(config, size, device, neighbours.total)
         config = checkpointing.applied(config)
-        needed = memory(config, size, neighbours.total)
+        needed = memory(config, size, neighbours.total, device=device.type)
         less = "; compiled, less" if choose_compilation(config.model.compile, device).on else ""
         speed = matmul_speed(device, DTYPES[config.model.precision])
         spent = seconds(config, size, speed, together, groups)

@@ -1,14 +1,12 @@
 """Count what a training pass of one sample costs, by a pass over tensors that have shapes and no storage."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
@@ -16,6 +14,7 @@ from marble_cli.policy.base import Family, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Autoencoder
 from marble_cli.policy.editing import as_editing, image_size, name_latents
 from marble_cli.policy.model_size import PassCost
+from marble_cli.policy.peak import FusedAttention
 from marble_cli.policy.trainable.blocks import repeated_blocks
 
 
@@ -71,7 +70,7 @@ def decoding_flop(vae: Autoencoder, latents: Sequence[int]) -> int:
     @torch.no_grad()
     def count(some: int) -> int:
         with FlopCounterMode(display=False) as counter:
-            vae.decode(torch.empty(1, channels, some, height, width, device="meta"))
+            vae.decode(torch.empty(1, channels, some, height, width, dtype=vae.dtype, device="meta"))
         total: int = counter.get_total_flops()
         return total
 
@@ -97,7 +96,7 @@ def _count_pass(
     hooks = [hook for block in repeated_blocks(network) for hook in counted.watch(block)]
     try:
         with counted:
-            with _FusedAttention(), counted.saving():
+            with FusedAttention(), counted.saving():
                 velocity = family.velocity(*inputs)
             counted.goes_back = True
             velocity.backward(torch.empty_like(velocity))
@@ -207,27 +206,3 @@ class _Pass(TorchDispatchMode):
                     tensor.register_hook(come_back)
 
         return block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Compute attention as on a device: by a kernel that keeps its inputs, its output and a sum per query.
-
-    Without a device, torch would choose the formula that keeps every pair of tokens.
-    """
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if function is functional.scaled_dot_product_attention:
-            return _attention(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any) -> Tensor:
-    scale, bias = options.get("scale"), options.get("attn_mask")
-    if bias is not None:  # kept if it is one of numbers; a mask of truth values is on the CPU here
-        bias = bias.expand(-1, query.shape[1], -1, -1) if bias.is_floating_point() else None
-    output: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, bias, torch.is_grad_enabled(), scale=scale
-    )[0]
-    return output

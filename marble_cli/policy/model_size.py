@@ -5,6 +5,8 @@ from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from operator import add, sub
 
+from marble_cli.policy.decoding import Decoding
+
 
 @dataclass(frozen=True)
 class PassCost:
@@ -41,6 +43,8 @@ class ModelSize:
     largest_block: int  # parameters
     most_kept: int  # bytes that `cost.kept` stays well below
     count_cost: Callable[[], PassCost] = field(repr=False, compare=False)
+    decoding: Decoding  # of a run's images
+    judged: Decoding  # of images that are evaluated
     # FLOP of decoding a video; None for a model of pictures
     count_decoding: Callable[[], int] | None = field(default=None, repr=False, compare=False)
 

@@ -19,6 +19,7 @@ from marble_cli.pictures import seen_sizes
 from marble_cli.policy.attention import avoid_cudnn_attention, fastest_attention
 from marble_cli.policy.base import Adapter, Family, Pictures, PromptEmbeddings, Trainable
 from marble_cli.policy.compilation import choose_compilation
+from marble_cli.policy.decoding import decode_in_parts, decoded_at_once
 from marble_cli.policy.diffusers_types import Network, Pipeline
 from marble_cli.policy.editing import as_editing
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
@@ -32,8 +33,6 @@ from marble_cli.policy.trainable.full import FullWeights
 from marble_cli.policy.trainable.lora import LoraPair
 from marble_cli.policy.video import as_video
 
-# Pixels in the VAE at once: memory bounds them on a GPU, and larger buffers are slower on a CPU.
-DECODED_PIXELS = {"cpu": 2**17, "cuda": 2**21}
 # Tokens encoded at once: Qwen-Image's encoder keeps the outputs of all layers and logits of 152,064 words.
 ENCODED_TOKENS = 2**13
 
@@ -201,7 +200,7 @@ class PipelinePolicy:
         length = self.model.max_sequence_length
         at_once = max(1, ENCODED_TOKENS // length) if length else len(prompts)  # CLIP encoders are small
         if pictures is not None:
-            at_once = min(at_once, self._pictures_at_once)
+            at_once = min(at_once, self._decoded_at_once)
         parts = [slice(start, start + at_once) for start in range(0, len(prompts), at_once)]
         return PromptEmbeddings.joined(
             [self._encode_rows(prompts[part], pictures and pictures[part], negative) for part in parts]
@@ -220,12 +219,8 @@ class PipelinePolicy:
         return encode(prompts, images)
 
     @property
-    def _pictures_at_once(self) -> int:
-        """The pictures that the VAE is given at once."""
-        pixels = read_resolution(self.model.resolution).pixels
-        if video := as_video(self.family):
-            pixels *= min(video.frames, video.frames_decoded_at_once)
-        return max(1, DECODED_PIXELS.get(self.device.type, 2**21) // pixels)
+    def _decoded_at_once(self) -> int:
+        return decoded_at_once(self.family, self.model, self.device.type)
 
     def velocity(self, xt: Tensor, t: Tensor, embeddings: PromptEmbeddings, adapter: Adapter) -> Tensor:
         self.trainable.activate(adapter)
@@ -238,10 +233,7 @@ class PipelinePolicy:
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        # Batches of nearly equal size: a last batch of one image would take as long as several.
-        batches = x0.to(self.pipeline.vae.dtype).tensor_split(-(-len(x0) // self._pictures_at_once))
-        parts = [_as_bytes(self.family.decode(batch)) for batch in batches]
-        return torch.cat(parts).cpu()
+        return decode_in_parts(self.family, x0.to(self.pipeline.vae.dtype), self._decoded_at_once)
 
     def scheduler_config(self) -> dict[str, Any]:
         return self.family.scheduler_config()
@@ -286,8 +278,3 @@ class PipelinePolicy:
 def _paired(prompts: Sequence[str], pictures: Sequence[Pictures] | None) -> list[tuple[str, Pictures]]:
     """Return each prompt with its pictures."""
     return list(zip(prompts, [()] * len(prompts) if pictures is None else pictures, strict=True))
-
-
-def _as_bytes(pixels: Tensor) -> Tensor:
-    """Return uint8 of pixels in [-1, 1]."""
-    return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

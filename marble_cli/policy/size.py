@@ -20,6 +20,7 @@ from marble_cli.config.enums import Offload, Quantization, Switch, Train
 from marble_cli.config.schema import LoraConfig, ModelConfig
 from marble_cli.policy.base import Family
 from marble_cli.policy.cost import decoding_flop, pass_cost
+from marble_cli.policy.decoding import count_decoding
 from marble_cli.policy.diffusers_types import Network
 from marble_cli.policy.editing import as_editing, image_size
 from marble_cli.policy.model_size import ModelSize, PassCost
@@ -93,11 +94,11 @@ def _compute_size(
     with explain_load_errors(model):
         parts = {name: make_skeleton(config, *index[name]) for name, config in configs.items()}
         network, vae = parts[family.network], parts["vae"]
+    nn.Module.to(vae, DTYPES[model.precision])  # past the warnings of diffusers' own
     check_model_settings(model, family, network.config)
-    if evaluated is not None:
-        judged = replace(model, resolution=evaluated)
-        count_image_tokens(judged, family, vae.config, network.config, "evaluation.resolution")
     tokens = count_image_tokens(model, family, vae.config, network.config)
+    judged = replace(model, resolution=model.resolution if evaluated is None else evaluated)
+    count_image_tokens(judged, family, vae.config, network.config, "evaluation.resolution")
     parameters, blocks = _count(network), repeated_blocks(network)
     encoders = [part for name, part in parts.items() if name.startswith("text_encoder")]
     rounded, in_each = sum(map(_rounded, blocks)), [_count(block) for block in blocks]
@@ -105,7 +106,8 @@ def _compute_size(
         network.requires_grad_(False)
     trained = parameters if model.train is Train.full else _add_lora(network, model.lora)
 
-    made: Family = family(_assemble(index, parts), model)
+    pipeline = assemble(index, parts)
+    made: Family = family(pipeline, model)
     dtype = DTYPES[model.precision]
     prompt_tokens = count_prompt_tokens(model, family, parts)
     all_tokens = tokens + prompt_tokens
@@ -130,6 +132,8 @@ def _compute_size(
         largest_block=max(in_each, default=0),
         most_kept=KEPT_PER_WIDTH * all_tokens * _widths(network) * dtype.itemsize,
         count_cost=count_cost,
+        decoding=count_decoding(made, model, vae.dtype),
+        judged=count_decoding(family(pipeline, judged), judged, vae.dtype),
         count_decoding=partial(decoding_flop, vae, made.latent_shape) if as_video(made) else None,
     )
 
@@ -162,7 +166,7 @@ def make_skeleton(config: dict[str, Any], library: str, name: str) -> Any:
         return component(component.config_class.from_dict(config))
 
 
-def _assemble(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
+def assemble(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
     """Make a pipeline of its networks and its scheduler alone."""
     kind = getattr(diffusers, index["_class_name"])
     names = inspect.signature(kind.__init__).parameters.keys() & index.keys()

@@ -3,8 +3,8 @@
 Distances are relative, in norm. In float32 the two devices differ by the order of their sums: a few times
 2^-24 per operation. A factor has 8 bits in bfloat16 and 11 in float16, so one operation errs by 2^-9 or
 2^-12, and a network by several times that. Gradients err in both directions, and that of the KL term is one
-of a difference. On a CPU, half precision is at most 0.014 (bfloat16) and 0.0021 (float16) from float32 in
-values, 0.14 and 0.018 in gradients, and 0.85 and 0.12 levels in pictures.
+of a difference. On a CPU, half precision is at most 0.026 (bfloat16) and 0.003 (float16) from float32 in
+values, 0.085 and 0.02 in gradients, and 0.85 and 0.12 levels in pictures.
 """
 
 from collections.abc import Callable
@@ -52,9 +52,10 @@ class Near:
 
 NEAR = {
     Precision.fp32: Near(values=1e-5, gradients=1e-4, levels=0.01),
-    Precision.bf16: Near(values=0.05, gradients=0.3, levels=2.5),
+    Precision.bf16: Near(values=0.05, gradients=0.2, levels=2.5),
     Precision.fp16: Near(values=0.01, gradients=0.05, levels=0.4),
 }
+Z_IMAGE_IN_BFLOAT16 = 0.6  # of gradients, 0.29 on a CPU: its small model's cancel out most
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,16 @@ def pair(case: Case, precision: Precision, randomise: Callable[..., None]) -> Pa
         return policy
 
     near = NEAR[precision]
+    if (case.name, precision) == ("z_image", Precision.bf16):
+        near = replace(near, gradients=Z_IMAGE_IN_BFLOAT16)
     if precision is Precision.fp32:
         return Pair(case, case.policy, load(device="cpu"), near)
     return Pair(case, load(precision=precision), case.policy, near)
 
+
+# Times that bfloat16 holds exactly, times 1000, too. Many transformers round both, as their pipelines do, and
+# these small random ones change fast with time, so that rounded times have gradients of another function.
+EXACT_TIMES = torch.tensor([0.125, 0.25, 0.5])
 
 every_pair = pytest.mark.parametrize(
     ("case", "precision"),
@@ -133,7 +140,7 @@ def gradients(policy: Any, prompts: PromptEmbeddings) -> list[Gradients]:
     draw = torch.Generator().manual_seed(3)
     images = torch.arange(2 * len(PROMPTS))
     x0 = noise(0, "test", 1, images.tolist(), policy.latent_shape).to(policy.device)
-    times = torch.rand(len(images), 2, generator=draw) * 0.8 + 0.1
+    times = EXACT_TIMES[torch.randint(len(EXACT_TIMES), (len(images), 2), generator=draw)]
     embeddings = prompts[(images // 2).to(policy.device)]
     data = TrainingSet(x0, embeddings, images, images, times, samples=times.numel())
     objective = Objective(beta=0.3, clip=0.8, kl_coef=0.5, seed=0, micro_batch_size=4)

@@ -16,7 +16,7 @@ from marble_cli.config.enums import Precision, Quantization, Switch
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.quantization import PACKAGES
-from tests.gpu.test_families import distance, gradients
+from tests.gpu.test_families import Z_IMAGE_IN_BFLOAT16, distance, gradients
 from tests.policy.conftest import tiny_folder
 from tests.policy.families.cases import PROMPTS, Case
 from tests.policy.families.conftest import case, edits_folder, small_pictures
@@ -68,7 +68,9 @@ pytestmark = pytest.mark.usefixtures("deterministic")
 Randomise = Callable[..., None]
 # Of the error that rounding makes, the share by which two devices may differ.
 OF_ROUNDING = 0.2
-ENCODERS = 5  # times what a velocity errs: the small encoders round most
+ENCODERS = (
+    10  # times what a velocity errs: the small encoders round most, and one in int8 was 0.019 off on an H100
+)
 # Distances in bfloat16 from float32, as in test_families.
 HALF_VALUES, HALF_GRADIENTS = 0.05, 0.3
 
@@ -94,6 +96,7 @@ def test_velocities_and_embeddings_are_those_of_the_cpu(
 def test_gradients_in_half_precision_are_near_those_in_single(
     case: Case, kind: Quantization, rounded: Any, randomise: Randomise
 ) -> None:
+    near = Z_IMAGE_IN_BFLOAT16 if case.name == "z_image" else HALF_GRADIENTS
     half = load_policy(replace(case.model, quantization=kind, precision=Precision.bf16), seed=0)
     randomise(half)
     for one, other in zip(*(gradients(p, case.encode(p)) for p in (half, rounded)), strict=True):
@@ -102,7 +105,7 @@ def test_gradients_in_half_precision_are_near_those_in_single(
         for row, expected in zip(one.rows, other.rows, strict=True):
             assert row.isfinite().all()
             # nf4 rounds bfloat16 weights to other levels, which makes another model: 0.86 on an H100.
-            assert kind is Quantization.nf4 or distance(row, expected) < HALF_GRADIENTS
+            assert kind is Quantization.nf4 or distance(row, expected) < near
 
 
 @NEEDS_COMPILER

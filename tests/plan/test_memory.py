@@ -120,6 +120,31 @@ def test_activations_are_those_of_a_micro_batch(run_config: RunConfigMaker) -> N
     assert memory(full, SIZE).activations == 4 * 90_000 + 2 * SIZE.trained
 
 
+def test_images_are_decoded_when_activations_are_gone(run_config: RunConfigMaker) -> None:
+    """A batch in parts of nearly equal size, and what is done; the larger of training and decoding counts."""
+    config = run_config("rollout.batch_size=4", "trainer.eval_every=0", "model.gradient_checkpointing=true")
+    gpu, cpu = (memory(config, SIZE, device=device) for device in ("cuda", "cpu"))
+    assert (gpu.decoding, cpu.decoding) == (2 * 5_000 + 4 * 100, 5_000 + 4 * 100)
+    assert gpu.peak == cpu.peak
+    large = replace(SIZE, decoding=replace(SIZE.decoding, decoded=10**8))
+    less = memory(config, large).peak - gpu.peak
+    assert less == pytest.approx(1.1 * (4 * 10**8 + 10_000 - gpu.activations), abs=2)
+    judged = replace(SIZE, judged=replace(SIZE.judged, decoded=300))
+    evaluated = ("trainer.eval_every=1", "evaluation.batch_size=9")
+    config = run_config("rollout.batch_size=4", *evaluated)
+    assert memory(config, judged).decoding == 3 * 5_000 + 9 * 300
+
+
+def test_decoding_does_not_turn_checkpointing_on(
+    run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, device = run_config("model.gradient_checkpointing=auto"), torch.device("cpu")
+    enough = memory(run_config("model.gradient_checkpointing=false"), SIZE).peak
+    monkeypatch.setattr(planning, "free_memory", lambda device: enough)
+    large = replace(SIZE, most_kept=2**40, decoding=replace(SIZE.decoding, decoded=10**9))
+    assert not choose_checkpointing(config, large, device).on
+
+
 def test_free_memory_is_known() -> None:
     free = free_memory(torch.device("cpu"))
     assert free is None or free > 2**20

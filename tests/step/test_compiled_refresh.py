@@ -24,6 +24,7 @@ from tests.step.directions import distance
 LORA = pytest.mark.parametrize("double_policy", [Train.lora], indirect=True)
 KINDS, PASSES = 2, 3  # of blocks; of the trained, behaviour and base weights
 BACKENDS: list[str] = []  # of the graphs in their order
+SIZES = (16, "24x16", 24, "16x32")  # pixels, the first the policy's own
 UNEVEN = [Chunk(rows, column) for column in (0, 1) for rows in torch.arange(12).split([5, 5, 2])]
 
 
@@ -57,6 +58,16 @@ def take_steps(case: Any, policy: Any) -> Iterator[Gradients]:
     yield reward_gradients(step, UNEVEN, made.rewards, outside)
 
 
+def draw_sizes(case: Any, policy: Any) -> Iterator[torch.Tensor]:
+    """Draw velocities of each size, of as many images as a micro-batch has."""
+    embeddings, t = case.data.embeddings[:5], torch.linspace(0.1, 0.9, 5)
+    for size in SIZES:
+        other = policy.resized(size)
+        xt = torch.randn(5, *other.latent_shape, generator=torch.Generator().manual_seed(5)).double()
+        with torch.no_grad():
+            yield other.velocity(xt, t, embeddings, "behaviour")
+
+
 def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
@@ -68,6 +79,7 @@ def test_a_compiled_refresh_has_the_same_gradients_from_code_of_its_own(
 ) -> None:
     """The trained weights' forward pass has graphs of its own in a refresh, on top of an amortised step's."""
     expected = list(take_steps(case, double_policy))
+    eager = list(draw_sizes(case, double_policy))
     kinds = [type(layer) for layer in double_policy.layers()]
     assert not double_policy.compiled
     compile_now()
@@ -80,6 +92,11 @@ def test_a_compiled_refresh_has_the_same_gradients_from_code_of_its_own(
     assert ["eager"] * of_amortised + ["aot_eager"] * KINDS == BACKENDS
     again = list(take_steps(case, double_policy))
     assert graphs() == of_both, "the second step compiles nothing"
+    made = []
+    for velocity, wanted in zip(draw_sizes(case, double_policy), eager, strict=True):
+        made.append(graphs() - of_both)
+        assert distance(velocity, wanted) < 1e-10
+    assert made == [0, KINDS, KINDS, KINDS], "the second size has code that serves all further ones"
     assert not counters["graph_break"]
     for found in ([amortised, refresh], again):
         for one, other in zip(found, expected, strict=True):

@@ -13,7 +13,7 @@ from marble_cli.config.enums import OdeSolver
 from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import RolloutConfig
 from marble_cli.data.prompts import Prompt
-from marble_cli.policy.pipeline import DECODED_PIXELS
+from marble_cli.policy.decoding import DECODED_PIXELS
 from marble_cli.push.loading import TRUE_CFG
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.ode import sampling_times

@@ -17,8 +17,8 @@ from marble_cli.config.enums import Precision
 from marble_cli.config.schema import ModelConfig
 from marble_cli.errors import CheckpointError
 from marble_cli.policy.base import PromptEmbeddings
+from marble_cli.policy.decoding import DECODED_PIXELS
 from marble_cli.policy.load import load_policy
-from marble_cli.policy.pipeline import DECODED_PIXELS
 from tests.policy.weights import copy_weights, have_same_weights
 
 PROMPTS = ["a red cup", 'a sign that says "47"']

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from marble_cli.errors import RequestError
 from marble_cli.policy.cost import decoding_flop
-from marble_cli.policy.pipeline import DECODED_PIXELS
+from marble_cli.policy.decoding import DECODED_PIXELS
 from marble_cli.policy.size import make_skeleton, model_size
 from tests.policy.families.cases import Case
 

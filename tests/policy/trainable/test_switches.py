@@ -66,8 +66,9 @@ def test_switch_changes_no_velocity_and_no_gradient(
     with torch.random.fork_rng(devices=[]):
         got, expected = results(other, randomise, adapters), results(policy, randomise, adapters)
     assert expected[-1].any(1).all()
+    # In norm: where terms of a sum cancel out, another order of it leaves any relative error.
     for one, two in zip(got, expected, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+        assert (one - two).norm() < 2e-5 * two.norm()
 
 
 def saved_bytes(policy: Any) -> int:

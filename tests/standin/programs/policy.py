@@ -1,7 +1,12 @@
-"""Encode, draw, train and decode with the pipeline that overrides name, on the stand-in device."""
+"""Encode, draw, train and decode with the pipeline that overrides name, on the stand-in device.
+
+The overrides up to the first "--" are those of all policies; further ones between two "--" are one policy's.
+"""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 
@@ -15,10 +20,9 @@ from tests.policy.families.cases import PROMPTS, TIMES
 from tests.policy.families.edits import Drawn
 
 
-def main() -> None:
+def attempt(overrides: Sequence[str]) -> None:
     """Take a refresh's and an amortised step's gradients, and pictures; each must be on its own device."""
-    QwenImageEdit.latent_area = QwenImageEdit.seen_area = QwenImageEditPlus.seen_area = 64 * 64
-    model = compose(sys.argv[1:]).model
+    model = compose(overrides).model
     policy = load_policy(model, seed=0)
     pictures = [(Drawn(prompt),) for prompt in PROMPTS] if policy.conditions else None
     if not type(policy.family).__name__.startswith("QwenImage"):  # which cut prompts by their masks
@@ -38,6 +42,15 @@ def main() -> None:
     size = read_resolution(policy.model.resolution)
     frames = () if policy.frames is None else (policy.frames,)
     assert policy.decode(velocity).shape == (len(PROMPTS), *frames, 3, size.height, size.width)
+
+
+def main() -> None:
+    """Try each policy in turn."""
+    QwenImageEdit.latent_area = QwenImageEdit.seen_area = QwenImageEditPlus.seen_area = 64 * 64
+    shared, *each = (list(words) for between, words in groupby(sys.argv[1:], "--".__eq__) if not between)
+    for overrides in each:
+        print("with", *overrides, flush=True)
+        attempt([*shared, *overrides])
 
 
 main()

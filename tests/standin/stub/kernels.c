@@ -1,4 +1,5 @@
-// Kernels do nothing when they are launched; modules, libraries and entry points of them are only numbers.
+// Kernels do nothing when they are launched, but for those that fill a tensor with one value: zeros and ones
+// are what they say. Modules, libraries and entry points of kernels are only numbers.
 #include "standin.h"
 
 // ---- What nvcc puts into every binary with kernels
@@ -12,8 +13,34 @@ API void __cudaRegisterFatBinaryEnd(void **h) {}
 API void __cudaUnregisterFatBinary(void **h) {}
 API char __cudaInitModule(void **h) { return 1; }
 
+// Torch's kernels that fill contiguous memory, and the size of an element of each. Their arguments are the
+// number of elements, a functor that holds the value, and an array of one pointer.
+#define FILLING 256
+static struct {
+  const void *kernel;
+  int size;
+} filling[FILLING];
+static int fillings;
+
+static int element(const char *type) { // as C++ mangles it
+  static const char *const names[] = {"N3c107complexIdE", "d", "l", "m", "N3c107complexIfE", "f", "i", "j",
+                                      "N3c107complexINS_4HalfE", "N3c104Half", "N3c108BFloat16", "s", "t"};
+  static const int sizes[] = {16, 8, 8, 8, 8, 4, 4, 4, 4, 2, 2, 2, 2};
+  for (int i = 0; i < sizeof sizes / sizeof *sizes; i++)
+    if (!strncmp(type, names[i], strlen(names[i]))) return sizes[i];
+  return 1; // truth values, bytes, and numbers of 8 bits
+}
+
 API void __cudaRegisterFunction(void **h, const char *f, char *df, const char *name, int tl, void *a, void *b,
-                                void *c, void *d, int *w) {}
+                                void *c, void *d, int *w) {
+  const char *functor = strstr(df, "11FillFunctorI");
+  if (!functor) return;
+  if (!strstr(df, "29vectorized_elementwise_kernelI") && !strstr(df, "16StoreWithoutCastE")) return;
+  if (fillings == FILLING) abort();
+  filling[fillings].kernel = f;
+  filling[fillings++].size = element(functor + strlen("11FillFunctorI"));
+}
+
 API void __cudaRegisterVar(void **h, char *v, char *a, const char *n, int e, size_t s, int c, int g) {}
 // ---- The compiler's <<<...>>> leaves a configuration here, and its launch takes it
 
@@ -41,9 +68,12 @@ API cudaError_t __cudaPopCallConfiguration(dim3 *g, dim3 *b, size_t *m, void *s)
 
 // ---- Launches
 
-static cudaError_t launch(void) {
+static cudaError_t launch(const void *kernel, void **arguments) {
   touch("a kernel");
   ADD(LAUNCHES, 1);
+  for (int i = 0; i < fillings; i++)
+    if (filling[i].kernel == kernel)
+      fill(*(char **)arguments[2], arguments[1], filling[i].size, *(int *)arguments[0]);
   return 0;
 }
 
@@ -53,14 +83,16 @@ API cudaError_t __cudaGetKernel(cudaKernel_t *k, const void *f) {
 }
 
 API cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 g, dim3 b, void **a, size_t m, cudaStream_t s) {
-  return launch();
+  return launch(k, a);
 }
 
 API cudaError_t cudaLaunchKernel(const void *f, dim3 g, dim3 b, void **a, size_t m, cudaStream_t s) {
-  return launch();
+  return launch(f, a);
 }
 
-API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *f, void **a) { return launch(); }
+API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *f, void **a) {
+  return launch(f, a);
+}
 // ---- Questions about kernels and libraries of them
 
 API cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, const void *f) {

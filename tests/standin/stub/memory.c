@@ -3,7 +3,8 @@
 #include <sys/mman.h>
 #include "standin.h"
 
-#define REAL_BYTES (1L << 20) // what is larger is neither copied nor filled
+#define REAL_BYTES (1L << 20) // what is larger is zero after a copy or a fill
+#define PAGE 4096UL
 #define MAPPED 65536          // allocations at a time
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static long used;
@@ -87,7 +88,34 @@ API cudaError_t cudaFreeHost(void *p) {
 
 API cudaError_t cudaHostRegister(void *p, size_t n, unsigned f) { return 0; }
 API cudaError_t cudaHostUnregister(void *p) { return 0; }
-// ---- Copies and fills: a small one is real, since programs read flags, counts and losses back
+// ---- Copies and fills: a small one is real, since programs read flags, counts and losses back. A large one
+// ---- leaves zeros on the device, since what an earlier tensor left there need not be a number, and the host
+// ---- as it was: the weights of a large model would not fit there.
+
+static void zero(char *p, size_t n) {
+  char *from = (char *)(((uintptr_t)p + PAGE - 1) & ~(PAGE - 1));
+  char *to = (char *)((uintptr_t)(p + n) & ~(PAGE - 1));
+  if ((long)n > REAL_BYTES && on_device(p) && !madvise(from, to - from, MADV_DONTNEED)) { // gives pages back
+    memset(p, 0, from - p);
+    memset(to, 0, p + n - to);
+  } else
+    memset(p, 0, n);
+}
+
+void move(void *to, const void *from, size_t n) {
+  if ((long)n <= REAL_BYTES)
+    memmove(to, from, n);
+  else if (to != from && on_device(to))
+    zero(to, n);
+}
+
+void fill(char *p, const char *value, size_t size, size_t n) {
+  static const char nothing[16];
+  if (!memcmp(value, nothing, size) || (long)(n * size) > REAL_BYTES)
+    zero(p, n * size);
+  else
+    for (size_t i = 0; i < n; i++) memcpy(p + i * size, value, size);
+}
 
 static cudaError_t copied(void *to, const void *from, size_t n) {
   int a = on_device(to), b = on_device(from);
@@ -100,7 +128,10 @@ static cudaError_t copied(void *to, const void *from, size_t n) {
     ADD(TO_HOST, 1);
     ADD(BYTES_TO_HOST, n);
   }
-  if ((long)n <= REAL_BYTES || (!a && !b)) memmove(to, from, n);
+  if (a || b)
+    move(to, from, n);
+  else
+    memmove(to, from, n);
   return 0;
 }
 
@@ -129,8 +160,9 @@ API cudaError_t cudaMemcpyToSymbol(const void *s, const void *f, size_t n, size_
 }
 
 API cudaError_t cudaMemset(void *p, int v, size_t n) {
+  char value = v;
   ADD(FILLS, 1);
-  if ((long)n <= REAL_BYTES) memset(p, v, n);
+  fill(p, &value, 1, n);
   return 0;
 }
 

@@ -5,10 +5,11 @@
 struct ncclComm {
   int rank, world;
 };
+static const int sizes[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1}; // bytes, by ncclDataType_t
+
 // Count a collective, tell the ranks that wait for it (FAKECUDA_MEET), and write it into the journal.
 static void note(const char *what, size_t count, int type, int op) {
   if (arrived) arrived[own_rank]++;
-  static const int sizes[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1}; // bytes, by ncclDataType_t
   ADD(COLLECTIVES, 1);
   ADD(COLLECTIVE_BYTES, count * sizes[type]);
   if (journal) {
@@ -54,8 +55,9 @@ API ncclResult_t ncclCommInitRankScalable(ncclComm_t *c, int n, int r, int k, nc
   return made(c, n, r);
 }
 
+// How many ranks share a color is not known here.
 API ncclResult_t ncclCommSplit(ncclComm_t c, int color, int key, ncclComm_t *n, ncclConfig_t *f) {
-  return made(n, c->world, c->rank);
+  return ncclInvalidUsage;
 }
 
 API ncclResult_t ncclCommInitAll(ncclComm_t *c, int n, const int *d) { return ncclInvalidUsage; }
@@ -83,13 +85,13 @@ API ncclResult_t ncclGroupEnd(void) { return 0; }
 API ncclResult_t ncclCommRegister(const ncclComm_t c, void *b, size_t n, void **h) { return 0; }
 API ncclResult_t ncclCommDeregister(const ncclComm_t c, void *h) { return 0; }
 
-// ---- Collectives: written into the journal, with results only where a few numbers are asked for
+// ---- Collectives: written into the journal, with the results that they have if all ranks hold the same
 
-// The sum of a few numbers is right if all ranks hold the same: the first all-reduce of a run, which counts
-// the ranks, is one.
+// Larger sums are this rank's own part. The first all-reduce of a run counts the ranks.
 API ncclResult_t ncclAllReduce(const void *s, void *r, size_t n, ncclDataType_t t, ncclRedOp_t o,
                                ncclComm_t c, cudaStream_t st) {
   note("allreduce", n, t, o);
+  move(r, s, n * sizes[t]);
   for (size_t i = 0; i < n && n <= 16 && o == ncclSum; i++) {
     if (t == ncclFloat32) ((float *)r)[i] = ((const float *)s)[i] * c->world;
     if (t == ncclFloat64) ((double *)r)[i] = ((const double *)s)[i] * c->world;
@@ -100,6 +102,7 @@ API ncclResult_t ncclAllReduce(const void *s, void *r, size_t n, ncclDataType_t 
 API ncclResult_t ncclBroadcast(const void *s, void *r, size_t n, ncclDataType_t t, int root, ncclComm_t c,
                                cudaStream_t st) {
   note("broadcast", n, t, 0);
+  move(r, s, n * sizes[t]);
   return 0;
 }
 
@@ -111,20 +114,22 @@ API ncclResult_t ncclBcast(void *b, size_t n, ncclDataType_t t, int root, ncclCo
 API ncclResult_t ncclAllGather(const void *s, void *r, size_t n, ncclDataType_t t, ncclComm_t c,
                                cudaStream_t st) {
   note("allgather", n, t, 0);
-  if (n < 4096)
-    for (int i = 0; i < c->world; i++) memcpy((char *)r + i * n, s, n);
+  size_t part = n * sizes[t];
+  for (int i = 0; i < c->world; i++) move((char *)r + i * part, s, part);
   return 0;
 }
 
 API ncclResult_t ncclReduceScatter(const void *s, void *r, size_t n, ncclDataType_t t, ncclRedOp_t o,
                                    ncclComm_t c, cudaStream_t st) {
   note("reducescatter", n, t, o);
+  move(r, (const char *)s + c->rank * n * sizes[t], n * sizes[t]);
   return 0;
 }
 
 API ncclResult_t ncclReduce(const void *s, void *r, size_t n, ncclDataType_t t, ncclRedOp_t o, int root,
                             ncclComm_t c, cudaStream_t st) {
   note("reduce", n, t, o);
+  move(r, s, n * sizes[t]);
   return 0;
 }
 

@@ -48,6 +48,10 @@ int met(void);
 // Wait for the device: counted, and as long as the other ranks take to come to a collective.
 void wait_for_device(void);
 
+// Copy n bytes, and fill n elements of a size: really up to 1 MiB, with zeros beyond.
+void move(void *to, const void *from, size_t n);
+void fill(char *p, const char *value, size_t size, size_t n);
+
 // A new number for what callers only hand back: streams, events, descriptions.
 #define HANDLE(type) ((type)(uintptr_t)new_handle())
 long new_handle(void);
