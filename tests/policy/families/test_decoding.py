@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from marble_cli.config.enums import Precision
 from marble_cli.policy import decoding
 from marble_cli.policy.peak import peak_bytes
 from marble_cli.policy.size import model_size
@@ -37,7 +38,9 @@ def test_decoding_takes_what_is_planned(case: Case) -> None:
 
 @pytest.mark.parametrize("case", ["wan"], indirect=True)
 def test_every_latent_of_a_long_video_adds_its_frames(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    size: Any = model_size(replace(case.model, frames=29))  # eight latents
+    long = replace(case.model, frames=29)  # eight latents
+    size: Any = model_size(replace(long, precision=Precision.bf16))
+    assert size.count_decoding() == model_size(long).count_decoding(), "FLOP do not depend on the precision"
     planned = size.decoding.count(1)
     monkeypatch.setattr(decoding, "FULL", 8)
     assert planned == pytest.approx(size.decoding.count.__wrapped__(1), rel=0.01)
