@@ -93,6 +93,8 @@ def main(arguments: list[str]) -> int:
         "--records", type=Path, metavar="FILE", help="use the records of an earlier run, and run no test"
     )
     options = parser.parse_args(arguments)
+    if options.records and not options.records.is_file():
+        parser.error(f"--records {options.records} does not exist")
     with tempfile.TemporaryDirectory() as folder:
         records = options.records or Path(folder) / "records.jsonl"
         code = 0 if options.records else measure(records)
