@@ -88,7 +88,8 @@ def wrong_shape(tree: DictConfig, root: typing.Any = RunConfig, path: str = "") 
         key, value, kind = f"{path}{name}", tree.get(name), required_kind(kind)
         if dataclasses.is_dataclass(kind) and name in tree:
             if not isinstance(value, DictConfig):
-                return f"{key}={value}: expected keys, such as {key}.{next(iter(fields(kind)))}=..."
+                given = "null" if value is None else value
+                return f"{key}={given}: expected keys, such as {key}.{next(iter(fields(kind)))}=..."
             if reason := wrong_shape(value, kind, f"{key}."):
                 return reason
         elif typing.get_origin(kind) is list and isinstance(value, ListConfig):

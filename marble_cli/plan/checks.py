@@ -284,7 +284,7 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
             raise RewardError(
                 f"reward {name} failed on the first image it was shown, before training began: "
                 f"{worker.errors[name]}. To see why, run `marble rewards check {worker.name}` with the "
-                f"overrides of rewards.{worker.name}."
+                f"overrides of {worker.key}."
             )
 
 

@@ -77,7 +77,7 @@ RunConfigMaker = Callable[..., RunConfig]
         ("trainer.steps=1.5", "trainer.steps=1.5: expected a whole number."),
         ("trainer.steps=null", "trainer.steps=null: expected a whole number."),
         ("balance.mode=null", "balance.mode=null: expected a value."),
-        ("model.lora=null", "model.lora=None: expected keys, such as model.lora.rank=..."),
+        ("model.lora=null", "model.lora=null: expected keys, such as model.lora.rank=..."),
         ("trainer.ema=5", "trainer.ema=5: expected keys, such as trainer.ema.decay=..."),
         ("optimizer.betas=[0.9,[1]]", "optimizer.betas[1]=[1]: expected one value"),
         ("optimizer.betas=[0.9,x]", "optimizer.betas[1]=x: expected a number."),
