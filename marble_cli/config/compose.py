@@ -192,6 +192,12 @@ def _read(path: Path) -> DictConfig:
         ) from error
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"{path} holds no mapping. Expected a run's config.yaml.")
+    for key in ("defaults", "preset"):
+        if key in tree:
+            raise ConfigError(
+                f"{path} holds {key}. Expected a run's config.yaml, which has the value of every key; "
+                "marble train OVERRIDE ... --print-config prints one."
+            )
     return tree
 
 
