@@ -24,7 +24,7 @@ def trackers() -> dict[str, EntryPoint]:
 
 
 def providers(plugin: str) -> list[str]:
-    """Return the distributions whose reward has this name, if they name different code: all but one must go."""
+    """Return the distributions that have a reward of this name, one for each code that they name."""
     found = {entry.value: entry for entry in _entry_points(REWARDS, _folders()) if entry.name == plugin}
     return sorted(f"{entry.dist.name} {entry.dist.version}" for entry in found.values() if entry.dist)
 

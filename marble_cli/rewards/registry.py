@@ -51,8 +51,8 @@ def load_plugin(plugin: str) -> Any:
         ) from error
     if not callable(loaded):
         raise RewardError(
-            f"reward {plugin} ({known[plugin].value}) is of type {type(loaded).__name__}. Expected a class or "
-            "a function: correct the name in its entry point."
+            f"reward {plugin} ({known[plugin].value}) is of type {type(loaded).__name__}. Expected a class "
+            "or a function: correct the name in its entry point."
         )
     return loaded
 
