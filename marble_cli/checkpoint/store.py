@@ -246,12 +246,20 @@ def _read_manifest(folder: Path) -> tuple[manifests.Manifest, str]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Tell whether a folder looks like a checkpoint or a run."""
-    return (path / manifests.NAME).is_file() or (path / "checkpoints").is_dir()
+    """Tell whether a path looks like a checkpoint, a pointer to one, or a run."""
+    return (path / manifests.NAME).is_file() or (path / "checkpoints").is_dir() or _pointed(path) is not None
+
+
+def _pointed(path: Path) -> Path | None:
+    """Return the step folder that a run's file `best` or `latest` names, None for any other path."""
+    if path.name not in ("best", "latest") or path.parent.name != "checkpoints":
+        return None
+    name = read_pointer(path.parent.parent, path.name)
+    return path.parent / name if name and (path.parent / name / manifests.NAME).is_file() else None
 
 
 def resolve(spec: str) -> Path:
-    """Return the step folder that a path names: itself, or the latest of a run.
+    """Return the step folder that a path names: itself, the latest of a run, or that of `best` or `latest`.
 
     Raises:
         CheckpointError: there is none, or it is pickled.
@@ -259,6 +267,8 @@ def resolve(spec: str) -> Path:
     path = expand("", spec)
     if (path / manifests.NAME).is_file():
         return path
+    if (folder := _pointed(path)) is not None:
+        return folder
     parent = path / "checkpoints"
     if not parent.is_dir():
         if path.exists():
