@@ -71,8 +71,9 @@ def load_resolved(path: Path) -> RunConfig:
     Raises:
         ConfigError: the file cannot be read or holds something else.
     """
+    tree = _read(path)
     try:
-        return typed(_read(path))
+        return typed(tree)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 

@@ -90,6 +90,8 @@ def test_unreadable_settings_become_a_note(marble: Callable, run: Path) -> None:
     assert shown.code == 0
     assert "balance  unknown" in shown.out
     assert "the settings are unknown" in shown.out
+    assert "".join(shown.out.split()).count("config.yamldoesnotexist") == 1
+    assert "".join(shown.out.split()).count(str(run / "config.yaml")) == 1
 
 
 @pytest.mark.parametrize(
