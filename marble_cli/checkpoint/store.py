@@ -20,7 +20,7 @@ from marble_cli.checkpoint import manifest as manifests
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.parts import BALANCE, Part, Unwritten, gather, read, split, whole_name, write_parts
 from marble_cli.checkpoint.pickle_guard import refuse_pickled
-from marble_cli.checkpoint.step_folders import read_pointer, retain, step_of, steps
+from marble_cli.checkpoint.step_folders import pointed, read_pointer, retain, step_of, steps
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, StorageError
 from marble_cli.files import FREE_SOME, fsync, remove, write_whole, writing
@@ -247,15 +247,7 @@ def _read_manifest(folder: Path) -> tuple[manifests.Manifest, str]:
 
 def is_checkpoint(path: Path) -> bool:
     """Tell whether a path looks like a checkpoint, a pointer to one, or a run."""
-    return (path / manifests.NAME).is_file() or (path / "checkpoints").is_dir() or _pointed(path) is not None
-
-
-def _pointed(path: Path) -> Path | None:
-    """Return the step folder that a run's file `best` or `latest` names, None for any other path."""
-    if path.name not in ("best", "latest") or path.parent.name != "checkpoints":
-        return None
-    name = read_pointer(path.parent.parent, path.name)
-    return path.parent / name if name and (path.parent / name / manifests.NAME).is_file() else None
+    return (path / manifests.NAME).is_file() or (path / "checkpoints").is_dir() or pointed(path) is not None
 
 
 def resolve(spec: str) -> Path:
@@ -267,7 +259,7 @@ def resolve(spec: str) -> Path:
     path = expand("", spec)
     if (path / manifests.NAME).is_file():
         return path
-    if (folder := _pointed(path)) is not None:
+    if (folder := pointed(path)) is not None:
         return folder
     parent = path / "checkpoints"
     if not parent.is_dir():
