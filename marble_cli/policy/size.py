@@ -4,7 +4,7 @@ import importlib
 import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -104,7 +104,8 @@ def _compute_size(
     rounded, in_each = sum(map(_rounded, blocks)), [_count(block) for block in blocks]
     if model.train is Train.lora:
         network.requires_grad_(False)
-    trained = parameters if model.train is Train.full else _add_lora(network, model.lora)
+    weights = [parameter.shape for parameter in network.parameters()]
+    adapter = [] if model.train is Train.full else _lora_shapes(network, model.lora)
 
     pipeline = assemble(index, parts)
     made: Family = family(pipeline, model)
@@ -117,11 +118,13 @@ def _compute_size(
         all_tokens += pictures * (editing.picture_tokens(*image) + math.ceil(tokens * larger))
 
     def count_cost() -> PassCost:
+        if adapter:
+            _add_lora(network, model.lora)
         return pass_cost(made, network, prompt_tokens, dtype, pictures)
 
     return ModelSize(
         network=parameters,
-        trained=trained,
+        trained=sum(map(prod, adapter)) if adapter else parameters,
         tokens=tokens,
         vae=_count(vae),
         encoders=sum(map(_count, encoders)),
@@ -130,7 +133,7 @@ def _compute_size(
         blocks=len(blocks),
         in_blocks=sum(in_each),
         largest_block=max(in_each, default=0),
-        most_kept=KEPT_PER_WIDTH * all_tokens * _widths(network) * dtype.itemsize,
+        most_kept=KEPT_PER_WIDTH * all_tokens * _widths([*weights, *adapter]) * dtype.itemsize,
         count_cost=count_cost,
         decoding=count_decoding(made, model, vae.dtype),
         judged=count_decoding(family(pipeline, judged), judged, vae.dtype),
@@ -184,18 +187,33 @@ def _rounded(part: nn.Module) -> int:
     return sum(layer.weight.numel() for _, _, layer in quantizable(part))
 
 
-def _add_lora(network: Network, lora: LoraConfig) -> int:
-    """Add an adapter without storage to `network` and count its parameters."""
+def _lora_shapes(network: Network, lora: LoraConfig) -> list[torch.Size]:
+    """Return the shapes of an adapter's matrices, which is added only where peft may refuse it.
+
+    To add it takes most of the time that the sizes of a large model take.
+    """
+    ends = tuple(f".{target}" for target in lora.target_modules)
+    layers = [module for name, module in network.named_modules() if f".{name}".endswith(ends)]
+    if layers and all(isinstance(layer, nn.Linear) for layer in layers):
+        shapes = [layer.weight.shape for layer in layers]
+        return [torch.Size(pair) for o, i in shapes for pair in ((lora.rank, i), (o, lora.rank))]
+    _add_lora(network, lora)
+    return [parameter.shape for name, parameter in network.named_parameters() if "lora_" in name]
+
+
+def _add_lora(network: Network, lora: LoraConfig) -> None:
+    """Add an adapter without storage to `network`, if it has none."""
+    if getattr(network, "peft_config", None):
+        return
     config = peft.LoraConfig(r=lora.rank, target_modules=list(lora.target_modules), init_lora_weights=False)
     config._register_custom_module({nn.Linear: LoraLinear})
     with torch.device("meta"):
         add_adapter(network, config, "default")
-    return sum(p.numel() for name, p in network.named_parameters() if "lora_" in name)
 
 
-def _widths(network: nn.Module) -> int:
-    """Add up the widths of the inputs and outputs of all layers."""
-    return sum(sum(weight.shape[:2]) for weight in network.parameters() if weight.dim() > 1)
+def _widths(shapes: Iterable[torch.Size]) -> int:
+    """Add up the widths of the inputs and outputs of all layers, by the shapes of their parameters."""
+    return sum(sum(shape[:2]) for shape in shapes if len(shape) > 1)
 
 
 def _count(part: nn.Module) -> int:
