@@ -207,7 +207,10 @@ def test_bfloat16_equals_the_plain_pipelines_own(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [name for name in ONE_PER_NETWORK if name in TRANSFORMERS], indirect=True)
 def test_bfloat16_errs_no_more_than_under_autocast(case: Case, randomise: Callable[..., None]) -> None:
-    """Errors of velocities and gradients, against float32 on the same rounded weights and inputs."""
+    """Errors of velocities and gradients, against float32 on the same rounded weights and inputs.
+
+    Most networks have the same bits either way; the others' errors are means of eight draws.
+    """
     half, exact = (load_policy(replace(case.model, precision=Precision.bf16), seed=0) for _ in range(2))
     exact.network.float()
     exact.dtype = torch.float32
@@ -233,12 +236,14 @@ def test_bfloat16_errs_no_more_than_under_autocast(case: Case, randomise: Callab
 
     errors = {False: torch.zeros(2), True: torch.zeros(2)}
     for seed in range(8):
+        got = {half.autocast: results(half, rounded, seed) for half.autocast in errors}
         expected = results(exact, replace(rounded, tensors=floats), seed)
-        for half.autocast in errors:
-            got = results(half, rounded, seed)
-            errors[half.autocast] += torch.stack(
-                [(one - two).norm() / two.norm() for one, two in zip(got, expected, strict=True)]
+        for autocast, found in got.items():
+            errors[autocast] += torch.stack(
+                [(one - two).norm() / two.norm() for one, two in zip(found, expected, strict=True)]
             )
+        if all(one.equal(two) for one, two in zip(*got.values(), strict=True)):
+            break  # the casts are the same, and so are the errors of any draw
     assert (errors[True] > 0).all()
     assert (errors[False] < 1.15 * errors[True]).all(), errors  # the mean of so few draws is this uncertain
 

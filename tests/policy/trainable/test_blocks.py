@@ -19,13 +19,13 @@ from tests.policy.trainable.compiler import WITHOUT_COMPILER_WARNINGS
 def compiled(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A policy whose graphs are made as usual, and then run without a compiler.
 
-    Its last block is of another kind and is not compiled here; tests/step/test_compiled_refresh.py has both.
+    Its first block is of another kind and is not compiled here; tests/step/test_compiled_refresh.py has both.
     """
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     policy: Any = load_policy(replace(model, compile=Switch.true), seed=0)
-    policy.network.transformer_blocks[-1]._compiled_call_impl = None
+    policy.network.transformer_blocks[0]._compiled_call_impl = None
     yield policy
     torch._dynamo.reset()
 
