@@ -91,14 +91,15 @@ def _compute_size(
     index: Mapping[str, Any],
     configs: Mapping[str, dict[str, Any]],
 ) -> ModelSize:
+    judged = replace(model, resolution=model.resolution if evaluated is None else evaluated)
     with explain_load_errors(model):
+        vae_config, config = (_complete(configs[name], *index[name]) for name in ("vae", family.network))
+        check_model_settings(model, family, config)
+        tokens = count_image_tokens(model, family, vae_config, config)
+        count_image_tokens(judged, family, vae_config, config, "evaluation.resolution")
         parts = {name: make_skeleton(config, *index[name]) for name, config in configs.items()}
         network, vae = parts[family.network], parts["vae"]
     nn.Module.to(vae, DTYPES[model.precision])  # past the warnings of diffusers' own
-    check_model_settings(model, family, network.config)
-    tokens = count_image_tokens(model, family, vae.config, network.config)
-    judged = replace(model, resolution=model.resolution if evaluated is None else evaluated)
-    count_image_tokens(judged, family, vae.config, network.config, "evaluation.resolution")
     parameters, blocks = _count(network), repeated_blocks(network)
     encoders = [part for name, part in parts.items() if name.startswith("text_encoder")]
     rounded, in_each = sum(map(_rounded, blocks)), [_count(block) for block in blocks]
@@ -167,6 +168,14 @@ def make_skeleton(config: dict[str, Any], library: str, name: str) -> Any:
         if library == "diffusers":
             return component.from_config(config)
         return component(component.config_class.from_dict(config))
+
+
+def _complete(config: Mapping[str, Any], library: str, name: str) -> dict[str, Any]:
+    """Return the content of a component's config.json, and what its class takes for absent keys."""
+    component = getattr(importlib.import_module(library), name)
+    parameters = inspect.signature(component.__init__).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    return {**defaults, **config}
 
 
 def assemble(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:

@@ -21,6 +21,16 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
         for matrices in (self.lora_A, self.lora_B):
             matrices[adapter_name] = LoraMatrix.of(matrices[adapter_name])
 
+    def copy_adapter(self, source: str, target: str) -> None:
+        """Add an adapter with the settings and weights of another; `update_layer` would draw new weights."""
+        settings = (self.r, self.lora_alpha, self.scaling, self.lora_bias, self.use_rslora, self.use_dora)
+        for setting in settings:
+            setting[target] = setting[source]
+        self.lora_dropout[target] = nn.Identity()
+        for matrices in (self.lora_A, self.lora_B):
+            matrices[target] = LoraMatrix.of(matrices[source])
+            matrices[target].weight = nn.Parameter(matrices[source].weight.detach().clone())
+
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.base_layer(x)
         if self.disable_adapters:
