@@ -24,9 +24,8 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
 
     def copy_adapter(self, source: str, target: str) -> None:
         """Add an adapter with the settings and weights of another; `update_layer` would draw new weights."""
-        for setting in (self.r, self.lora_alpha, self.scaling, self.lora_bias, self.use_rslora, self.use_dora):
-            setting[target] = setting[source]
-        for parts in (self.lora_dropout, self.lora_A, self.lora_B):
+        settings = (self.r, self.lora_alpha, self.scaling, self.lora_bias, self.use_rslora, self.use_dora)
+        for parts in (*settings, self.lora_dropout, self.lora_A, self.lora_B):
             parts[target] = copy.deepcopy(parts[source])
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ FIRST = (1, 2, 3)
 
 def taken_outputs(kind: Any) -> tuple[int, ...]:
     """The layers of the text encoder whose outputs the pipeline takes, counted from 1."""
-    taken: tuple[int, ...] = inspect.signature(kind.encode_prompt).parameters[
-        "text_encoder_out_layers"
-    ].default
+    taken: tuple[int, ...] = (
+        inspect.signature(kind.encode_prompt).parameters["text_encoder_out_layers"].default
+    )
     return taken
 
 

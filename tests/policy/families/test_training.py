@@ -80,12 +80,25 @@ def run_of(case: Case, run_config: Callable[..., RunConfig], folder: Path, kind:
     return config
 
 
+@contextmanager
+def policy_to_load(case: Case, kind: Train) -> Iterator[Any]:
+    """Yield a policy whose trained weights may change: the case's own, which then has its adapters again."""
+    if kind is Train.full:
+        yield load_policy(replace(case.model, train=kind), seed=7)
+        return
+    try:
+        yield case.policy
+    finally:
+        case.randomise(case.policy)
+
+
 def assert_export_draws_in_diffusers(case: Case, config: RunConfig) -> None:
     """The plain pipeline with a run's exported averages draws what the policy draws with them."""
     folder = Path(config.run.dir)
     file = export(str(folder), folder / "exported")
-    policy: Any = load_policy(config.model, seed=7)
-    policy.load_trained(store.load(store.resolve(str(folder)))[2])
+    with policy_to_load(case, config.model.train) as policy:
+        policy.load_trained(store.load(store.resolve(str(folder)))[2])
+        trained = case.images(policy, "trained")
     plain = load_plain(case.model.path)
     if config.model.train is Train.lora:
         plain.load_lora_weights(file.parent)
@@ -94,7 +107,6 @@ def assert_export_draws_in_diffusers(case: Case, config: RunConfig) -> None:
         exported = kind_of.from_pretrained(file.parents[1], subfolder=case.network, local_files_only=True)
         setattr(plain, case.network, exported)
     images = plain_run(case, plain).images
-    trained = case.images(policy, "trained")
     case.record("trained pictures", beyond_rounding(trained, images))
     assert_same_images(trained, images)
     assert (images - case.drawn.images).abs().max() * 255 > 5
@@ -236,13 +248,14 @@ def test_bfloat16_errs_no_more_than_under_autocast(case: Case, randomise: Callab
 
     errors = {False: torch.zeros(2), True: torch.zeros(2)}
     for seed in range(8):
-        got = {half.autocast: results(half, rounded, seed) for half.autocast in errors}
-        expected = results(exact, replace(rounded, tensors=floats), seed)
-        for autocast, found in got.items():
-            errors[autocast] += torch.stack(
-                [(one - two).norm() / two.norm() for one, two in zip(found, expected, strict=True)]
+        expected, found = results(exact, replace(rounded, tensors=floats), seed), []
+        for half.autocast in errors:
+            got = results(half, rounded, seed)
+            errors[half.autocast] += torch.stack(
+                [(one - two).norm() / two.norm() for one, two in zip(got, expected, strict=True)]
             )
-        if all(one.equal(two) for one, two in zip(*got.values(), strict=True)):
+            found.append(got)
+        if all(one.equal(two) for one, two in zip(*found, strict=True)):
             break  # the casts are the same, and so are the errors of any draw
     assert (errors[True] > 0).all()
     assert (errors[False] < 1.15 * errors[True]).all(), errors  # the mean of so few draws is this uncertain
