@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import Flux2KleinPipeline, Flux2Pipeline
 
 from tests.policy.families.components import CHAT, published, qwen_tokenizer
 
@@ -22,6 +21,8 @@ def taken_outputs(kind: Any) -> tuple[int, ...]:
 
 def take_first_outputs(change: pytest.MonkeyPatch) -> None:
     """The pipelines take the outputs of the first layers, so that encoders of four layers will do."""
+    from diffusers import Flux2KleinPipeline, Flux2Pipeline
+
     for kind in (Flux2Pipeline, Flux2KleinPipeline):
         taken = taken_outputs(kind)
         assert len(taken) == len(FIRST)
@@ -69,6 +70,7 @@ def flux2_parts(guided: bool, width: int) -> dict[str, Any]:
 
 
 def flux2_klein() -> Any:
+    from diffusers import Flux2KleinPipeline
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = qwen_tokenizer("user\nassistant\n")
@@ -88,6 +90,7 @@ def flux2_klein() -> Any:
 
 
 def flux2() -> Any:
+    from diffusers import Flux2Pipeline
     from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
     from transformers import (
         Mistral3Config,
