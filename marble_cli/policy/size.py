@@ -4,7 +4,7 @@ import importlib
 import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -91,20 +91,22 @@ def _compute_size(
     index: Mapping[str, Any],
     configs: Mapping[str, dict[str, Any]],
 ) -> ModelSize:
+    judged = replace(model, resolution=model.resolution if evaluated is None else evaluated)
     with explain_load_errors(model):
+        vae_config, config = (_complete(configs[name], *index[name]) for name in ("vae", family.network))
+        check_model_settings(model, family, config)
+        tokens = count_image_tokens(model, family, vae_config, config)
+        count_image_tokens(judged, family, vae_config, config, "evaluation.resolution")
         parts = {name: make_skeleton(config, *index[name]) for name, config in configs.items()}
         network, vae = parts[family.network], parts["vae"]
     nn.Module.to(vae, DTYPES[model.precision])  # past the warnings of diffusers' own
-    check_model_settings(model, family, network.config)
-    tokens = count_image_tokens(model, family, vae.config, network.config)
-    judged = replace(model, resolution=model.resolution if evaluated is None else evaluated)
-    count_image_tokens(judged, family, vae.config, network.config, "evaluation.resolution")
     parameters, blocks = _count(network), repeated_blocks(network)
     encoders = [part for name, part in parts.items() if name.startswith("text_encoder")]
     rounded, in_each = sum(map(_rounded, blocks)), [_count(block) for block in blocks]
     if model.train is Train.lora:
         network.requires_grad_(False)
-    trained = parameters if model.train is Train.full else _add_lora(network, model.lora)
+    weights = [parameter.shape for parameter in network.parameters()]
+    adapter = [] if model.train is Train.full else _lora_shapes(network, model.lora)
 
     pipeline = assemble(index, parts)
     made: Family = family(pipeline, model)
@@ -117,11 +119,13 @@ def _compute_size(
         all_tokens += pictures * (editing.picture_tokens(*image) + math.ceil(tokens * larger))
 
     def count_cost() -> PassCost:
+        if adapter:
+            _add_lora(network, model.lora)
         return pass_cost(made, network, prompt_tokens, dtype, pictures)
 
     return ModelSize(
         network=parameters,
-        trained=trained,
+        trained=sum(map(prod, adapter)) if adapter else parameters,
         tokens=tokens,
         vae=_count(vae),
         encoders=sum(map(_count, encoders)),
@@ -130,7 +134,7 @@ def _compute_size(
         blocks=len(blocks),
         in_blocks=sum(in_each),
         largest_block=max(in_each, default=0),
-        most_kept=KEPT_PER_WIDTH * all_tokens * _widths(network) * dtype.itemsize,
+        most_kept=KEPT_PER_WIDTH * all_tokens * _widths([*weights, *adapter]) * dtype.itemsize,
         count_cost=count_cost,
         decoding=count_decoding(made, model, vae.dtype),
         judged=count_decoding(family(pipeline, judged), judged, vae.dtype),
@@ -166,6 +170,14 @@ def make_skeleton(config: dict[str, Any], library: str, name: str) -> Any:
         return component(component.config_class.from_dict(config))
 
 
+def _complete(config: Mapping[str, Any], library: str, name: str) -> dict[str, Any]:
+    """Return the content of a component's config.json, and what its class takes for absent keys."""
+    component = getattr(importlib.import_module(library), name)
+    parameters = inspect.signature(component.__init__).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    return {**defaults, **config}
+
+
 def assemble(index: Mapping[str, Any], parts: Mapping[str, Any]) -> Any:
     """Make a pipeline of its networks and its scheduler alone."""
     kind = getattr(diffusers, index["_class_name"])
@@ -184,18 +196,33 @@ def _rounded(part: nn.Module) -> int:
     return sum(layer.weight.numel() for _, _, layer in quantizable(part))
 
 
-def _add_lora(network: Network, lora: LoraConfig) -> int:
-    """Add an adapter without storage to `network` and count its parameters."""
+def _lora_shapes(network: Network, lora: LoraConfig) -> list[torch.Size]:
+    """Return the shapes of an adapter's matrices, which is added only where peft may refuse it.
+
+    To add it takes most of the time that the sizes of a large model take.
+    """
+    ends = tuple(f".{target}" for target in lora.target_modules)
+    layers = [module for name, module in network.named_modules() if f".{name}".endswith(ends)]
+    if layers and all(isinstance(layer, nn.Linear) for layer in layers):
+        shapes = [layer.weight.shape for layer in layers]
+        return [torch.Size(pair) for o, i in shapes for pair in ((lora.rank, i), (o, lora.rank))]
+    _add_lora(network, lora)
+    return [parameter.shape for name, parameter in network.named_parameters() if "lora_" in name]
+
+
+def _add_lora(network: Network, lora: LoraConfig) -> None:
+    """Add an adapter without storage to `network`, if it has none."""
+    if getattr(network, "peft_config", None):
+        return
     config = peft.LoraConfig(r=lora.rank, target_modules=list(lora.target_modules), init_lora_weights=False)
     config._register_custom_module({nn.Linear: LoraLinear})
     with torch.device("meta"):
         add_adapter(network, config, "default")
-    return sum(p.numel() for name, p in network.named_parameters() if "lora_" in name)
 
 
-def _widths(network: nn.Module) -> int:
-    """Add up the widths of the inputs and outputs of all layers."""
-    return sum(sum(weight.shape[:2]) for weight in network.parameters() if weight.dim() > 1)
+def _widths(shapes: Iterable[torch.Size]) -> int:
+    """Add up the widths of the inputs and outputs of all layers, by the shapes of their parameters."""
+    return sum(sum(shape[:2]) for shape in shapes if len(shape) > 1)
 
 
 def _count(part: nn.Module) -> int:

@@ -12,6 +12,7 @@ from tests.step.test_direction import (
     test_the_published_amortisation_goes_elsewhere,
 )
 from tests.step.test_gradients import (
+    apart_once,
     test_every_rewards_gradient_is_its_definition,
     test_gradients_of_the_ranks_parts_add_up,
     test_one_backward_pass_has_the_balanced_direction_as_its_gradient,
@@ -21,6 +22,7 @@ from tests.step.test_gradients import (
 from tests.step.test_refresh_fraction import test_a_share_of_the_micro_batches_chooses_the_weights_of_all
 
 __all__ = [
+    "apart_once",
     "case",
     "descent",
     "double_policy",

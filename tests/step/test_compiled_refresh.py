@@ -65,7 +65,7 @@ def draw_sizes(case: Any, policy: Any) -> Iterator[torch.Tensor]:
         other = policy.resized(size)
         xt = torch.randn(5, *other.latent_shape, generator=torch.Generator().manual_seed(5)).double()
         with torch.no_grad():
-            yield other.velocity(xt, t, embeddings, "behaviour")
+            yield other.velocity(xt, t, embeddings, None)
 
 
 def graphs() -> int:

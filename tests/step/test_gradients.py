@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -44,6 +45,12 @@ def apart(policy: Any, case: Any, shared_term: str = "inside") -> Gradients:
     return on_cpu(reward_gradients(case.step(policy), parts(case), made.rewards, made.shared))
 
 
+@pytest.fixture(scope="session")
+def apart_once(case: Any, double_policy: Any) -> Callable[[str], Gradients]:
+    """`apart` of the case and its policy, taken once for all tests."""
+    return cache(partial(apart, double_policy, case))
+
+
 def on_cpu(gradients: Gradients) -> Gradients:
     return replace(gradients, rows=gradients.rows.cpu())
 
@@ -75,10 +82,9 @@ def test_the_case_is_a_hard_one(case: Any, reference: Any) -> None:
 
 @pytest.mark.parametrize("shared_term", ["inside", "outside"])
 def test_every_rewards_gradient_is_its_definition(
-    case: Any, double_policy: Any, reference: Any, shared_term: str
+    case: Any, reference: Any, apart_once: Callable[[str], Gradients], shared_term: str
 ) -> None:
-    signal = case.signal
-    result = apart(double_policy, case, shared_term)
+    signal, result = case.signal, apart_once(shared_term)
     for k in range(4):
         expected = reference.gradient(signal.optimality[k], signal.applicable[k])
         if shared_term == "outside":
@@ -128,17 +134,19 @@ def test_mixing_advantages_gives_another_direction(case: Any, double_policy: Any
 
 @pytest.mark.parametrize(("size", "shared_term"), [(1, "outside"), (3, "inside"), (100, "outside")])
 def test_the_micro_batch_size_changes_nothing(
-    case: Any, double_policy: Any, size: int, shared_term: str
+    case: Any, double_policy: Any, apart_once: Callable[[str], Gradients], size: int, shared_term: str
 ) -> None:
     other = replace(case, objective=replace(case.objective, micro_batch_size=size))
-    one, two = (apart(double_policy, chosen, shared_term) for chosen in (case, other))
+    one, two = apart_once(shared_term), apart(double_policy, other, shared_term)
     for k in (0, 1, 2, 3, 5):
         assert distance(two.rows[k], one.rows[k]) < 1e-10
     torch.testing.assert_close(two.losses, one.losses, rtol=1e-12, atol=1e-15)
 
 
-def test_gradients_of_the_ranks_parts_add_up(case: Any, double_policy: Any) -> None:
-    whole, data = apart(double_policy, case), case.data
+def test_gradients_of_the_ranks_parts_add_up(
+    case: Any, double_policy: Any, apart_once: Callable[[str], Gradients]
+) -> None:
+    whole, data = apart_once("inside"), case.data
     halves = [
         replace(
             case,
@@ -162,7 +170,9 @@ def test_gradients_of_the_ranks_parts_add_up(case: Any, double_policy: Any) -> N
     assert distance(inner[0] + inner[1], inner[2]) < 1e-10
 
 
-def test_padding_counts_nothing(case: Any, double_policy: Any) -> None:
+def test_padding_counts_nothing(
+    case: Any, double_policy: Any, apart_once: Callable[[str], Gradients]
+) -> None:
     """The images once more, as padding; micro-batches hold images, padding or both."""
     twice, data = torch.arange(12).repeat(2), case.data
     padded = replace(
@@ -176,9 +186,10 @@ def test_padding_counts_nothing(case: Any, double_policy: Any) -> None:
             times=data.times[twice],
             real=torch.arange(24) < 12,
         ),
+        objective=replace(case.objective, micro_batch_size=8),
     )
     for shared_term in ("inside", "outside"):
-        got, expected = (apart(double_policy, one, shared_term) for one in (padded, case))
+        got, expected = apart(double_policy, padded, shared_term), apart_once(shared_term)
         for row, other in zip(got.rows, expected.rows, strict=True):
             assert distance(row, other) < 1e-10 or not other.any()
         torch.testing.assert_close(got.losses, expected.losses, rtol=1e-10, atol=1e-15)
@@ -241,9 +252,8 @@ def test_half_precision_keeps_the_gradients_of_a_large_step(
         randomise(policy)
         embeddings = policy.encode(["a red cup", "two boats", 'a sign that says "3"'])[signal.groups]
         step = replace(case.step(policy), data=replace(data, embeddings=embeddings))
-        found.append(
-            [reward_gradients(step, parts(case), rewards, rest), mixture_gradient(step, parts(case), rest)]
-        )
+        two = chunks(data, 12)  # micro-batches, whose cotangents are rescaled each by its own factor
+        found.append([reward_gradients(step, two, rewards, rest), mixture_gradient(step, two, rest)])
     for full, half in [pair for halves in found[1:] for pair in zip(found[0], halves, strict=True)]:
         for row, expected in zip(half.rows, full.rows, strict=True):
             assert row.dtype == torch.float32

@@ -103,7 +103,13 @@ def assert_constant(few: int, many: int) -> None:
     assert 0 < few < 16
 
 
-@pytest.mark.parametrize("passes", ["rewards", "velocities"])
+@pytest.mark.parametrize(
+    ("meta_policy", "passes"),
+    # Nothing but a backward pass reads the dtype.
+    [(torch.float32, "rewards"), (torch.float16, "rewards"), (torch.float16, "velocities")],
+    indirect=["meta_policy"],
+    ids=str,
+)
 def test_waits_do_not_grow_with_the_micro_batches(
     case: Any, meta_policy: PipelinePolicy, passes: str
 ) -> None:

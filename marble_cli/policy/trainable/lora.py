@@ -61,7 +61,7 @@ class LoraPair:
             add_adapter(network, self.config, trained)
             self._adapted = [module for module in network.modules() if isinstance(module, LoraLinear)]
             for layer in self._adapted:  # another `add_adapter` would look for them among all modules again
-                layer.update_layer(behaviour, lora.rank, lora_alpha=lora.alpha, config=self.config)
+                layer.copy_adapter(trained, behaviour)
         network.peft_config[behaviour] = self.config
         for name in ADAPTERS:
             for parameter in self._find_parameters(name).values():
@@ -70,7 +70,6 @@ class LoraPair:
         place(network)
         self._parameters = {name: self._find_parameters(name) for name in ADAPTERS}
         self.layers: list[nn.Linear] | None = self._find_layers()
-        self.copy("trained", "behaviour")
         self._active: Adapter = "behaviour"
         self.activate("trained")
 

@@ -1,5 +1,6 @@
 """A linear layer with adapters that computes in its input's type, while A and B are kept in float32."""
 
+import copy
 from typing import Any
 
 import torch
@@ -19,7 +20,13 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
         """Add an adapter, as peft does."""
         super().update_layer(adapter_name, *args, **kwargs)
         for matrices in (self.lora_A, self.lora_B):
-            matrices[adapter_name] = LoraMatrix.of(matrices[adapter_name])
+            matrices[adapter_name].__class__ = LoraMatrix
+
+    def copy_adapter(self, source: str, target: str) -> None:
+        """Add an adapter with the settings and weights of another; `update_layer` would draw new weights."""
+        settings = (self.r, self.lora_alpha, self.scaling, self.lora_bias, self.use_rslora, self.use_dora)
+        for parts in (*settings, self.lora_dropout, self.lora_A, self.lora_B):
+            parts[target] = copy.deepcopy(parts[source])
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.base_layer(x)
@@ -32,16 +39,6 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
 
 class LoraMatrix(nn.Linear):
     """A or B of an adapter: cast to the input's type where it is used."""
-
-    @classmethod
-    def of(cls, layer: nn.Linear) -> "LoraMatrix":
-        """Return a layer with the weight of `layer`, which has no bias."""
-        matrix = cls(layer.in_features, layer.out_features, bias=False, device="meta")
-        matrix.weight = layer.weight
-        return matrix
-
-    def reset_parameters(self) -> None:
-        """Draw no weight, as `of` sets it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight.to(x.dtype))

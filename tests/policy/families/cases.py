@@ -136,6 +136,7 @@ def _load(case: Case, changes: frozenset[tuple[str, Any]]) -> Any:
 
 def load_plain(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """Sana's, Wan's and Stable Diffusion's pipelines take the Euler solver here, with their own times."""
+    folder = str(folder)  # by which pipelines are remembered
     index = DiffusionPipeline.load_config(folder)
     own = read_processors(ModelConfig(), Path(folder), index)
     absent = [name for name, kind in index.items() if kind == [None, None]]

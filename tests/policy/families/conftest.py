@@ -17,6 +17,7 @@ from marble_cli.policy.load import load_policy
 from tests.policy.families import differences
 from tests.policy.families.cases import Case, load_plain
 from tests.policy.families.edits import Drawn
+from tests.policy.families.flux2 import take_first_outputs
 from tests.policy.families.pipelines import EDITS, SEVERAL, TINY, configured
 
 # Of the cases' runs: two pictures a step, and a checkpoint of each, with averages that follow fast.
@@ -40,7 +41,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def small_pictures() -> Iterator[None]:
     """Qwen-Image-Edit's pipelines and ours scale pictures to 64 x 64 pixels instead of to a million.
 
-    Those of FLUX.2 take pictures from 32 pixels on a side on, and not from 64.
+    Those of FLUX.2 take pictures from 32 pixels on a side on, and not from 64, and the outputs of the first
+    layers of their text encoders.
     """
 
     def smaller(area: int, ratio: float) -> Any:
@@ -53,6 +55,7 @@ def small_pictures() -> Iterator[None]:
         change.setattr(QwenImageEdit, "latent_area", 64 * 64)
         small = partial(Flux2ImageProcessor.check_image_input, min_side_length=32)
         change.setattr(Flux2ImageProcessor, "check_image_input", staticmethod(small))
+        take_first_outputs(change)
         for family in (QwenImageEdit, QwenImageEditPlus):
             change.setattr(family, "seen_area", 64 * 64)
         yield

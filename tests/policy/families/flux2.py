@@ -1,10 +1,36 @@
 """Make tiny random pipelines of FLUX.2, of the real classes."""
 
+import inspect
 from typing import Any
 
+import pytest
 import torch
 
 from tests.policy.families.components import CHAT, published, qwen_tokenizer
+
+FIRST = (1, 2, 3)
+
+
+def taken_outputs(kind: Any) -> tuple[int, ...]:
+    """The layers of the text encoder whose outputs the pipeline takes, counted from 1."""
+    taken: tuple[int, ...] = (
+        inspect.signature(kind.encode_prompt).parameters["text_encoder_out_layers"].default
+    )
+    return taken
+
+
+def take_first_outputs(change: pytest.MonkeyPatch) -> None:
+    """The pipelines take the outputs of the first layers, so that encoders of four layers will do."""
+    from diffusers import Flux2KleinPipeline, Flux2Pipeline
+
+    for kind in (Flux2Pipeline, Flux2KleinPipeline):
+        taken = taken_outputs(kind)
+        assert len(taken) == len(FIRST)
+        for method in (kind.encode_prompt, kind.__call__):
+            function: Any = inspect.unwrap(method)
+            assert function.__defaults__.count(taken) == 1
+            first = tuple(FIRST if value == taken else value for value in function.__defaults__)
+            change.setattr(function, "__defaults__", first)
 
 
 def flux2_parts(guided: bool, width: int) -> dict[str, Any]:
@@ -53,7 +79,7 @@ def flux2_klein() -> Any:
         vocab_size=1000,
         hidden_size=8,
         intermediate_size=16,
-        num_hidden_layers=28,  # the pipeline takes the outputs of the 9th, 18th and 27th
+        num_hidden_layers=max(taken_outputs(Flux2KleinPipeline)) + 1,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=8,
@@ -82,7 +108,7 @@ def flux2() -> Any:
         vocab_size=1000,
         hidden_size=8,
         intermediate_size=16,
-        num_hidden_layers=31,  # the pipeline takes the outputs of the 10th, 20th and 30th
+        num_hidden_layers=max(taken_outputs(Flux2Pipeline)) + 1,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=8,

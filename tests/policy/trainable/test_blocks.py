@@ -19,13 +19,13 @@ from tests.policy.trainable.compiler import WITHOUT_COMPILER_WARNINGS
 def compiled(model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A policy whose graphs are made as usual, and then run without a compiler.
 
-    Its last block is of another kind and is not compiled here; tests/step/test_compiled_refresh.py has both.
+    Its first block is of another kind and is not compiled here; tests/step/test_compiled_refresh.py has both.
     """
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     policy: Any = load_policy(replace(model, compile=Switch.true), seed=0)
-    policy.network.transformer_blocks[-1]._compiled_call_impl = None
+    policy.network.transformer_blocks[0]._compiled_call_impl = None
     yield policy
     torch._dynamo.reset()
 
@@ -54,7 +54,7 @@ def test_a_batch_of_another_size_compiles_nothing_and_its_velocities_are_right(
     """
     for one in (compiled, policy):
         randomise(one)
-    assert [make_graphs(compiled, samples, "behaviour") for samples in (5, 3, 2, 8, 1, 3, 1)] == [
+    assert [make_graphs(compiled, samples, None) for samples in (5, 3, 2, 8, 1, 3, 1)] == [
         *(1, 0, 0, 0),
         *(1, 0, 0),
     ]
