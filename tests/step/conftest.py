@@ -44,7 +44,7 @@ class DoublePolicy(PipelinePolicy):
         if torch.is_grad_enabled() or not is_plain(self.network):
             return self.family.velocity(xt, t, embeddings)
         key = hashlib.sha256(repr(adapter).encode())
-        for tensor in (xt, t, *embeddings.tensors.values()):
+        for tensor in (xt, t, *embeddings.tensors.values(), *self.network.parameters()):
             key.update(repr((tensor.shape, tensor.dtype)).encode())
             key.update(tensor.cpu().contiguous().numpy())
         known: dict[bytes, Tensor] = self.__dict__.setdefault("_velocities", {})
