@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test reaches for the network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of numpy and of the programs that tests start
+os.environ["WANDB__SAVE_REQUIREMENTS"] = "false"  # W&B would read what is installed, twice per start
 
 import copy
 import gc

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from marble_cli.cli.app import app
+from tests.scripts.smallest import FEWER
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial"
 PAGES = ("first-run", "own-prompts", "own-reward", "read-the-report")
@@ -53,9 +54,15 @@ def execute(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         subprocess.run(["sh", "-ec", command], cwd=folder, check=True)
         return
     words = shlex.split(command)[1:]
-    smaller = SMALLER if words[0] == "train" else []
-    result = CliRunner().invoke(app, [*words, *smaller])
+    result = CliRunner().invoke(app, [*words, *(make_smaller(words) if words[0] == "train" else ())])
     assert result.exit_code == 0, f"{command}\n{result.output}\n{result.exception!r}"
+
+
+def make_smaller(words: list[str]) -> list[str]:
+    """Return overrides for half of the steps, and for a tenth of the prompts of `preset=tiny`."""
+    steps = [int(word.split("=")[1]) // 2 for word in words if word.startswith("trainer.steps=")]
+    fewer = () if "data=files" in words else FEWER
+    return [*SMALLER, *fewer, *(f"trainer.steps={count}" for count in steps)]
 
 
 def install(source: Path, site: Path) -> None:
