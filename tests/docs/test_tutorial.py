@@ -18,6 +18,7 @@ BLOCK = re.compile(r"^```(sh|python)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SMALLER = [
     "rollout.groups=3", "rollout.group_size=2", "rollout.steps=2", "rollout.batch_size=6",
     "trainer.micro_batch_size=6", "trainer.eval_prompts=2", "logging.wandb.mode=disabled",
+    "model.resolution=32",
 ]  # fmt: skip
 # The environment of the tests is installed already.
 INSTALLED = {"make install", "source .venv/bin/activate"}
