@@ -73,7 +73,7 @@ def completed(tree: Any) -> DictConfig:
 
 
 def _overlay(defaults: Any, own: Any) -> Any:
-    """Merge plain trees; `OmegaConf.merge` takes five times as long."""
+    """Merge plain trees; by `OmegaConf.merge`, a tree is completed in half as long again."""
     if isinstance(defaults, dict) and isinstance(own, dict):
         return defaults | {key: _overlay(defaults.get(key), value) for key, value in own.items()}
     return defaults if own == MISSING and defaults is not None else own
