@@ -18,6 +18,31 @@ EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 # Signals whose handlers no library or plugin may change.
 PRESERVED = (*EXIT_CODES, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 
+_ctrl_c = threading.Event()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt for any error that follows Ctrl+C, as C++ turns that exception into others."""
+    _ctrl_c.clear()
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else the process ignores or handles it
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    except Exception as error:
+        if _ctrl_c.is_set():
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _ctrl_c.set()
+    raise KeyboardInterrupt
+
 
 class Interrupt:
     """Catch the signals that stop a run; a second Ctrl+C stops the process at once.
@@ -56,7 +81,7 @@ class Interrupt:
             os.kill(os.getpid(), number)
             return
         if self.exit_code is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            _interrupt(number, frame)
         self.exit_code = EXIT_CODES[signal.Signals(number)]
 
     def __exit__(self, *error: object) -> None:

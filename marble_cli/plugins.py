@@ -23,10 +23,21 @@ def trackers() -> dict[str, EntryPoint]:
     return dict(_entry_points_by_name(TRACKERS, _folders()))
 
 
+def providers(plugin: str) -> list[str]:
+    """Return the distributions that have a reward of this name, one for each code that they name."""
+    found = {entry.value: entry for entry in _entry_points(REWARDS, _folders()) if entry.name == plugin}
+    return sorted(f"{entry.dist.name} {entry.dist.version}" for entry in found.values() if entry.dist)
+
+
 @cache
 def _entry_points_by_name(group: str, folders: tuple[tuple[str, int], ...]) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in _entry_points(group, folders)}
+
+
+@cache
+def _entry_points(group: str, folders: tuple[tuple[str, int], ...]) -> list[EntryPoint]:
     """Read the entry points of `group`, once per state of the folders, as a composition asks eight times."""
-    return {entry.name: entry for entry in sorted(entry_points(group=group), key=lambda e: e.name)}
+    return sorted(entry_points(group=group), key=lambda entry: entry.name)
 
 
 def _folders() -> tuple[tuple[str, int], ...]:

@@ -4,10 +4,10 @@ Each LoRA adds `B_i @ A_i` to a layer's weight. With weights w_i, the merged one
 `sum_i w_i B_i @ A_i`.
 
 - `concat` stacks the factors along the rank. The sum is exact, and the rank is the sum of the ranks.
-- `average` takes the mean of the factors: `(sum_i sqrt(w_i) B_i) @ (sum_i sqrt(w_i) A_i)`. The product mixes
-  factors of different LoRAs, so the result is not the weighted sum. It keeps the rank.
+- `average` adds up the factors: `(sum_i sqrt(w_i) B_i) @ (sum_i sqrt(w_i) A_i)`, with the sign of w_i in A_i.
+  That is the weighted sum and the products of factors of different LoRAs. It keeps the rank.
 - `ties` (arXiv 2306.01708) and `dare` (arXiv 2311.03099) thin the factors out first, by agreement in sign and
-  at random, and then average them.
+  at random, and then add them up; `ties` takes the mean over the LoRAs that keep a value.
 
 peft's `add_weighted_adapter` does the arithmetic. Merging models that were trained on one reward each is
 known as rewarded soups (arXiv 2306.04488).
@@ -26,6 +26,7 @@ from marble_cli.checkpoint.lora import A, B, layers, prefix
 from marble_cli.errors import RequestError
 
 SEED = 0  # of `dare`, which drops values at random
+DENSITY = 0.5
 
 
 class MergeMethod(Enum):
@@ -49,7 +50,7 @@ def merge_loras(
     loras: Mapping[str, Mapping[str, Tensor]],
     weights: Sequence[float],
     method: MergeMethod = MergeMethod.concat,
-    density: float = 0.5,
+    density: float = DENSITY,
 ) -> dict[str, Tensor]:
     """Return one LoRA of scale 1 from several.
 
@@ -67,13 +68,17 @@ def merge_loras(
     states = list(loras.values())
     host = _host(states)
     names = [f"lora_{place}" for place in range(len(states))]
-    for name, state in zip(names, states, strict=True):
-        _put(host, name, state)
+    for name, state, weight in zip(names, states, weights, strict=True):
+        _put(host, name, state, math.copysign(1.0, weight))
     kept = {} if method in (MergeMethod.concat, MergeMethod.average) else {"density": density}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         host.add_weighted_adapter(
-            names, list(weights), "merged", combination_type=COMBINATIONS[method], **kept
+            names,
+            [abs(weight) for weight in weights],
+            "merged",
+            combination_type=COMBINATIONS[method],
+            **kept,
         )
     return _taken(host, "merged", prefix(states[0]))
 
@@ -85,6 +90,10 @@ def _check(
         raise RequestError(
             f"--weights {','.join(f'{weight:g}' for weight in weights)}: expected one finite number "
             f"other than 0 per LoRA, {len(loras)} in all."
+        )
+    if density != DENSITY and method in (MergeMethod.concat, MergeMethod.average):
+        raise RequestError(
+            f"--density {density:g}: {method.value} keeps all. Expected --method ties or dare."
         )
     if not 0 < density < 1:
         raise RequestError(f"--density {density:g}: expected a share above 0 and below 1.")
@@ -138,10 +147,13 @@ def _host(states: Sequence[Mapping[str, Tensor]]) -> peft.LoraModel:
 
 
 @torch.no_grad()
-def _put(host: peft.LoraModel, name: str, state: Mapping[str, Tensor]) -> None:
+def _put(host: peft.LoraModel, name: str, state: Mapping[str, Tensor], sign: float) -> None:
+    """Put a LoRA into `host`, times `sign`: peft below 0.18 takes the root of its weight."""
     for layer in layers(state):
         module, start = host.model.get_submodule(layer), prefix(state)
-        module.lora_A[name].weight = nn.Parameter(state[f"{start}{layer}{A}"].float(), requires_grad=False)
+        module.lora_A[name].weight = nn.Parameter(
+            sign * state[f"{start}{layer}{A}"].float(), requires_grad=False
+        )
         module.lora_B[name].weight = nn.Parameter(state[f"{start}{layer}{B}"].float(), requires_grad=False)
 
 

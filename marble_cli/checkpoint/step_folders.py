@@ -60,6 +60,14 @@ def read_pointer(run: Path, pointer: str) -> str | None:
     return name if STEP_FOLDER.fullmatch(name) else None
 
 
+def pointed(path: Path) -> Path | None:
+    """Return the step folder that a run's file `best` or `latest` names, None for any other path."""
+    if path.name not in ("best", "latest") or path.parent.name != "checkpoints":
+        return None
+    name = read_pointer(path.parent.parent, path.name)
+    return path.parent / name if name and (path.parent / name / manifest.NAME).is_file() else None
+
+
 def retain(written: Path, keep_last: int, keep_every: int) -> None:
     """Delete the run's step folders that `save` does not keep; `written`, just verified, always stays."""
     run, valid = written.parent.parent, 0

@@ -20,7 +20,7 @@ from marble_cli.checkpoint import manifest as manifests
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.parts import BALANCE, Part, Unwritten, gather, read, split, whole_name, write_parts
 from marble_cli.checkpoint.pickle_guard import refuse_pickled
-from marble_cli.checkpoint.step_folders import read_pointer, retain, step_of, steps
+from marble_cli.checkpoint.step_folders import pointed, read_pointer, retain, step_of, steps
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, StorageError
 from marble_cli.files import FREE_SOME, fsync, remove, write_whole, writing
@@ -246,12 +246,12 @@ def _read_manifest(folder: Path) -> tuple[manifests.Manifest, str]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Tell whether a folder looks like a checkpoint or a run."""
-    return (path / manifests.NAME).is_file() or (path / "checkpoints").is_dir()
+    """Tell whether a path looks like a checkpoint, a pointer to one, or a run."""
+    return (path / manifests.NAME).is_file() or (path / "checkpoints").is_dir() or pointed(path) is not None
 
 
 def resolve(spec: str) -> Path:
-    """Return the step folder that a path names: itself, or the latest of a run.
+    """Return the step folder that a path names: itself, the latest of a run, or that of `best` or `latest`.
 
     Raises:
         CheckpointError: there is none, or it is pickled.
@@ -259,6 +259,8 @@ def resolve(spec: str) -> Path:
     path = expand("", spec)
     if (path / manifests.NAME).is_file():
         return path
+    if (folder := pointed(path)) is not None:
+        return folder
     parent = path / "checkpoints"
     if not parent.is_dir():
         if path.exists():

@@ -28,7 +28,7 @@ from marble_cli.cli import (
 )
 from marble_cli.cli.encoding import take_every_text
 from marble_cli.errors import LostError, MarbleError, PeerError
-from marble_cli.interrupts import record_exit_code
+from marble_cli.interrupts import interruptible, record_exit_code
 from marble_cli.notices import drop_notices
 from marble_cli.redaction import RedactingFilter, redact_output
 from marble_cli.rewards.guard import is_plugin_at_work
@@ -95,7 +95,8 @@ def main() -> None:
     logging.getLogger("marble").addHandler(handler)
     debug = os.environ.get("MARBLE_DEBUG") == "1"
     try:
-        app()
+        with interruptible():
+            app()
     except SystemExit as end:
         _leave(end.code)
     except PeerError as error:

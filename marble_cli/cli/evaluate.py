@@ -45,6 +45,7 @@ def evaluate(
         typer.echo(json.dumps(report.to_json(), indent=1), file=out)
         return
     console = Console(file=out)
+    console.width = max(console.width, 80)  # as in `marble explain`
     for table in report.tables():
         console.print(table, "")
     if output is not None and (output / "images.png").is_file():

@@ -58,6 +58,7 @@ def explain(
         typer.echo(json.dumps(tree, indent=1, allow_nan=False, default=lambda choice: choice.value), file=out)
         return
     console = Console(file=out, highlight=False, markup=False)
+    console.width = max(console.width, 80)  # a narrower terminal wraps lines; a narrower table loses names
     for part in page(analysis, str(run), balance, diagnosis):
         console.print(part)
         console.print()

@@ -71,8 +71,9 @@ def load_resolved(path: Path) -> RunConfig:
     Raises:
         ConfigError: the file cannot be read or holds something else.
     """
+    tree = _read(path)
     try:
-        return typed(_read(path))
+        return typed(tree)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -192,6 +193,12 @@ def _read(path: Path) -> DictConfig:
         ) from error
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"{path} holds no mapping. Expected a run's config.yaml.")
+    for key in ("defaults", "preset"):
+        if key in tree:
+            raise ConfigError(
+                f"{path} holds {key}. Expected a run's config.yaml, which has the value of every key; "
+                "marble train OVERRIDE ... --print-config prints one."
+            )
     return tree
 
 

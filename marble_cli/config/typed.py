@@ -6,11 +6,11 @@ from functools import lru_cache
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from marble_cli.config.aspects import flat_names, read_aspects
 from marble_cli.config.keys import missing_keys, switches, unknown_key, wrong_shape
-from marble_cli.config.messages import describe_value
+from marble_cli.config.messages import describe_value, unresolved
 from marble_cli.config.paths import make_absolute
 from marble_cli.config.references import keep_secrets
 from marble_cli.config.resolution import canonical, with_sides
@@ -47,6 +47,8 @@ def typed(tree: DictConfig) -> RunConfig:
         if reason := wrong_shape(tree):
             raise ConfigError(reason)
         config = _convert(tree)
+    except InterpolationResolutionError as error:
+        raise ConfigError(unresolved(tree) or describe_value(error)) from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or ""
         reason = unknown_key(key.partition("[")[0]) if key else None  # not a list's element
@@ -89,7 +91,8 @@ def _convert(tree: DictConfig) -> RunConfig:
     absent = {*missing_keys(tree)}
     merged = OmegaConf.unsafe_merge(schema(tuple(tree.rewards), tuple(tree.eval_rewards)), tree)
     if missing := absent | {*missing_keys(merged)}:
-        raise ConfigError(f"{min(missing)} has no value. Set it: {min(missing)}=...")
+        others = f", nor have {len(missing) - 1} other keys" if len(missing) > 1 else ""
+        raise ConfigError(f"{min(missing)} has no value{others}. Set it: {min(missing)}=...")
     config = OmegaConf.to_object(merged)
     assert isinstance(config, RunConfig)
     return config

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -55,6 +55,7 @@ def write_card(
     step: int,
     run: Run,
     pictures: Sequence[Picture],
+    merged: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the model card of a LoRA in Markdown, with its metadata on top.
 
@@ -66,6 +67,7 @@ def write_card(
         step: the last step of its training.
         run: what its run recorded, with the evaluations until `step`.
         pictures: before and after training.
+        merged: what `marble merge` made the LoRA from: `method`, names of `loras` and their `weights`.
     """
     prompt = pictures[0].prompt if pictures else EXAMPLE
     evaluation = resolve_evaluation(config)
@@ -87,6 +89,8 @@ def write_card(
         joint=[sentence.partition(": ")[2] for sentence in outcome.joint_sentences([run])],
         comparisons=[] if run.evaluation is None else outcome.evaluation_tables(run, run.evaluation),
         pictures=pictures,
+        merged=merged,
+        zip=zip,
         rewards=_rewards(config),
         settings=settings.overview([run]),
     )

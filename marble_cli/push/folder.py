@@ -64,7 +64,8 @@ def write_folder(target: str, repo: str, folder: Path) -> Path:
     family = str((known.info.get("origin") or {}).get("family", ""))
     base = describe_base(config.model)
     write_whole(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(tree)))
-    write_whole(folder / CARD, write_card(repo, config, base, family, known.step, shown, pictures))
+    merged = known.info.get("merged")
+    write_whole(folder / CARD, write_card(repo, config, base, family, known.step, shown, pictures, merged))
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError
-from marble_cli.plugins import installed
+from marble_cli.plugins import installed, providers
 from marble_cli.rewards.api import FIELDS, Batch, Declaration, call_parameters, without_default
 from marble_cli.rewards.aspects import check_aspects
 from marble_cli.rewards.device import current, numbered, on
@@ -31,20 +31,30 @@ def load_plugin(plugin: str) -> Any:
     """Import the class or function that the entry point `plugin` names.
 
     Raises:
-        ConfigError: there is no such plugin.
-        RewardError: it cannot be imported.
+        ConfigError: there is no such plugin, or several distributions have one of that name.
+        RewardError: it cannot be imported, or is neither a class nor a function.
     """
     known = installed()
     if plugin not in known:
         raise ConfigError(f"there is no reward {plugin!r} in this environment{nearest(plugin, known)}")
+    if len(several := providers(plugin)) > 1:
+        raise ConfigError(
+            f"reward {plugin} is in several distributions: {', '.join(several)}. Uninstall all but one."
+        )
     try:
         guard = IMPORTS.setdefault(known[plugin].value, Guard(plugin))
-        return guard.run(Stage.IMPORT, known[plugin].load)
+        loaded = guard.run(Stage.IMPORT, known[plugin].load)
     except Exception as error:  # importing a plugin may raise anything
         raise RewardError(
             f"reward {plugin} ({known[plugin].value}) cannot be imported: {type(error).__name__}: "
             f"{error}. Reinstall its distribution, or correct the name in its entry point."
         ) from error
+    if not callable(loaded):
+        raise RewardError(
+            f"reward {plugin} ({known[plugin].value}) is of type {type(loaded).__name__}. Expected a class "
+            "or a function: correct the name in its entry point."
+        )
+    return loaded
 
 
 def parameters(plugin: Any) -> dict[str, inspect.Parameter]:

@@ -187,14 +187,14 @@ class Scorer:
                 raise RewardError(
                     f"reward {name} failed on {failed} of {failed + scored} images, more than "
                     f"{worker.key}.max_failed={worker.settings.max_failed:g} allows. Last error: "
-                    f"{worker.errors.get(name, 'on another rank')}. {_remedy(worker)}; then resume with "
-                    "--resume auto."
+                    f"{worker.errors.get(name, 'on another rank')}. {_remedy(worker)}, then give "
+                    "the same command again."
                 )
             if not failed and not scored and name not in self.warned:
                 self.warned.add(name)
                 condition = worker.rewards[name].only_if
                 log.warning(
-                    "reward %s applied to none of the %d images of this step%s; it is left out until it does",
+                    "reward %s applied to none of the %d images%s; it is left out while that is so",
                     name,
                     scores.values.shape[1],
                     f", by only_if={condition!r}, metadata, source or its own answer" if condition else "",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -60,8 +61,11 @@ def merge(
         check_provenance(but_free, first.provenance, spec)
     config = _merge_configs(targets[0], list(loras.values()))
     states = {spec: _fold(target) for spec, target in loras.items()}
-    merged = merge_loras(states, weights or [1 / len(states)] * len(states), method, density)
-    return _write(output, config, first, merged)
+    weights = weights or [1 / len(states)] * len(states)
+    merged = merge_loras(states, weights, method, density)
+    labels = [target.label for target in loras.values()]
+    made = {"method": method.value, "loras": labels, "weights": list(weights)}
+    return _write(output, config, first, merged, made)
 
 
 def _read_lora(spec: str) -> Target:
@@ -93,7 +97,9 @@ def _merge_configs(spec: str, targets: Sequence[Target]) -> RunConfig:
     return config
 
 
-def _write(output: Path, config: RunConfig, first: Target, merged: dict[str, Tensor]) -> Path:
+def _write(
+    output: Path, config: RunConfig, first: Target, merged: dict[str, Tensor], made: dict[str, Any]
+) -> Path:
     rank = lora.settings(merged)["r"]
     config.model.lora.rank = config.model.lora.alpha = rank
     config.run.dir, config.run.name = str(output.absolute()), output.name
@@ -105,6 +111,7 @@ def _write(output: Path, config: RunConfig, first: Target, merged: dict[str, Ten
         "evaluated": -1,
         "wandb_id": None,
         "origin": {**first.provenance, "rank": rank, "alpha": rank},
+        "merged": made,
     }
     behaviour = {lora.layer_key(key): value for key, value in merged.items()}
     state = TrainerState(0, {"behaviour": behaviour, "optimizer": {}}, info)

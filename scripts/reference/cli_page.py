@@ -18,7 +18,7 @@ INTRODUCTION = """# Command line
 | --- | --- |
 | OVERRIDE | Hydra's grammar: `group=choice`, `key.path=value`, `+new=value`, `~gone` |
 | RUN | a run's folder; its latest checkpoint is taken. `marble report` also takes a sweep's folder |
-| CHECKPOINT | a step's folder below `checkpoints/` of a run |
+| CHECKPOINT | a step's folder below `checkpoints/` of a run, or the file `best` or `latest` there |
 | `base` | the model before training |
 """
 

@@ -40,19 +40,20 @@ def test_concat_adds_the_weighted_sum_of_the_products(ranks: tuple[int, ...], sc
         assert merged[f"transformer.{layer}{A}"].shape[0] == sum(ranks)
 
 
-def test_average_is_the_product_of_averaged_factors_and_not_the_sum() -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_average_is_the_product_of_weighted_factors_and_not_the_sum(sign: int) -> None:
     loras = {"a": lora(0, 3), "b": lora(1, 3)}
-    merged = merge_loras(loras, [0.25, 0.75], MergeMethod.average)
+    merged = merge_loras(loras, [0.25, sign * 0.75], MergeMethod.average)
     for layer in LAYERS:
         factors = [
             sum(
-                w**0.5 * state[f"transformer.{layer}{part}"].double()
-                for w, state in zip((0.25, 0.75), loras.values(), strict=True)
+                w * state[f"transformer.{layer}{part}"].double()
+                for w, state in zip((0.5, b * 0.75**0.5), loras.values(), strict=True)
             )
-            for part in (B, A)
+            for part, b in ((B, 1), (A, sign))
         ]
         torch.testing.assert_close(product(merged, layer), factors[0] @ factors[1], rtol=1e-5, atol=1e-5)
-        exact = 0.25 * product(loras["a"], layer) + 0.75 * product(loras["b"], layer)
+        exact = 0.25 * product(loras["a"], layer) + sign * 0.75 * product(loras["b"], layer)
         assert (product(merged, layer) - exact).abs().max() > 0.1
 
 
@@ -66,6 +67,9 @@ def test_ties_keeps_the_largest_values_of_the_sign_that_weighs_more(
     first[f"transformer.layer{A}"] = torch.tensor([[3.0, -1.0, 0.1]])
     second[f"transformer.layer{A}"] = torch.tensor([[2.0, 0.5, -3.0]])
     merged = merge_loras({"a": first, "b": second}, [1.0, 1.0], MergeMethod.ties, density)
+    assert merged[f"transformer.layer{A}"][0].tolist() == expected
+    second[f"transformer.layer{A}"] *= -1  # a negative weight: the sign that counts is that of what is added
+    merged = merge_loras({"a": first, "b": second}, [1.0, -1.0], MergeMethod.ties, density)
     assert merged[f"transformer.layer{A}"][0].tolist() == expected
 
 
@@ -93,6 +97,7 @@ def test_dare_is_the_same_each_time_and_leaves_the_global_generator_alone() -> N
             r"--method average: ranks differ \(a has 3, b has 2\).*concat",
         ),
         (lora(1, 3), [0.5, 0.5], MergeMethod.ties, 1.0, "--density 1"),
+        (lora(1, 3), [0.5, 0.5], MergeMethod.concat, 0.3, "--density 0.3: concat keeps all"),
         (
             lora(1, 3, {"other": (2, 2)}),
             [0.5, 0.5],

@@ -140,6 +140,10 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 def test_resolve_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
     folder = write(tmp_path, 3)
     assert store.resolve(str(tmp_path)) == store.resolve(str(folder)) == folder
+    assert store.resolve(str(folder.with_name("latest"))) == folder
+    folder.with_name("best").write_text("step-00000099\n")
+    with pytest.raises(CheckpointError, match="best is neither"):
+        store.resolve(str(folder.with_name("best")))
     with pytest.raises(CheckpointError, match="neither a checkpoint"):
         store.resolve(str(tmp_path / "nowhere"))
 

@@ -1,6 +1,7 @@
 """`marble explain`: what it prints and writes, and what it refuses."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,10 +64,14 @@ def test_a_dominant_share_of_the_step_is_reported(marble: Callable, run: Path) -
     assert "marble, mode full, cosines of the 0.25 of a step that the balance saw" in shown
 
 
-def test_a_torn_last_line_is_left_out_with_a_note(marble: Callable, run: Path) -> None:
+def test_a_torn_last_line_is_left_out_with_a_note(
+    marble: Callable, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (run / "metrics.jsonl").write_text(LINE + LINE[:40])
+    monkeypatch.setenv("COLUMNS", "40")
     shown = marble("explain", run)
     assert shown.code == 0
+    assert re.search(r"^clip +0\.40 .* -0\.10 +-0\.10 +100 % +1$", shown.out, re.MULTILINE)
     assert "note: the last line of metrics.jsonl is cut short" in shown.out
 
 
@@ -85,6 +90,8 @@ def test_unreadable_settings_become_a_note(marble: Callable, run: Path) -> None:
     assert shown.code == 0
     assert "balance  unknown" in shown.out
     assert "the settings are unknown" in shown.out
+    assert "".join(shown.out.split()).count("config.yamldoesnotexist") == 1
+    assert "".join(shown.out.split()).count(str(run / "config.yaml")) == 1
 
 
 @pytest.mark.parametrize(

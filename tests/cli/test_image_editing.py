@@ -94,7 +94,7 @@ def write_lines(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def test_a_model_of_image_editing_plans_trains_evaluates_exports_and_draws(
-    marble: Marble, overrides: list[str], tmp_path: Path
+    marble: Marble, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = marble("train", *overrides, "run.dir=run", "--dry-run")
     assert planned.code == 0, planned.err
@@ -111,8 +111,11 @@ def test_a_model_of_image_editing_plans_trains_evaluates_exports_and_draws(
     done = marble("train", *overrides, "run.dir=run", "trainer.steps=3", "--resume", "auto")
     assert done.code == 0, done.err
 
-    done = marble("eval", "run", "--against", "base", "--output", "report")
+    with monkeypatch.context() as narrow:
+        narrow.setenv("COLUMNS", "40")
+        done = marble("eval", "run", "--against", "base", "--output", "report")
     assert done.code == 0, done.err
+    assert re.search(r"^kept +\d+ .* (undecided|rose|fell)$", done.out, re.MULTILINE), "one row, not cut"
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert "kept" in json.dumps(report)
 

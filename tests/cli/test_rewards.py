@@ -81,6 +81,8 @@ def test_score_prints_the_outcome_as_json(marble: Callable, tmp_path: Path) -> N
         "rewards", "score", "colorfulness", "--image", tmp_path / "a.png", "--prompt", "a", "--json"
     )
     assert json.loads(shown.out) == {"reward": "colorfulness", "outcome": "score", "score": 0.0}
+    pictures = ("--image", tmp_path / "a.png", "--condition", tmp_path / "a.png")
+    assert marble("rewards", "score", "keeping", *pictures, "--prompt", "a").out == "keeping: 0\n", "not -0"
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg/>", None])

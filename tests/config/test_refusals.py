@@ -96,7 +96,12 @@ RunConfigMaker = Callable[..., RunConfig]
         ("trainer.steps=range(1,3)", "asks for several values"),
         ("trainer.steps", "cannot be read"),
         ("a b", "cannot be read"),
-        ("run.dir=${nowhere}", "nowhere"),
+        ("run.dir=${nowhere}", "run.dir=${nowhere}: there is no key 'nowhere' that it could take"),
+        (
+            "run.dir=${oc.env:NO_SUCH}",
+            "run.dir=${oc.env:NO_SUCH}: there is no environment variable NO_SUCH. Set it, or give a default",
+        ),
+        ("rewards.colorfulness.gamma=[1,'${no:1}']", "rewards.colorfulness.gamma[1]=${no:1}: Unsupported"),
         ("~trainer.steps", "trainer.steps has no value"),
         ("model.path=???", "model.path has no value"),
     ],

@@ -85,7 +85,9 @@ def test_mistake_on_resolved_file_names_nearest(tmp_path: Path) -> None:
         ("a: [\n", "cannot be read"),
         ("foo: 1\n", "there is no key 'foo'"),
         ("trainer:\n  stepz: 1\n", "did you mean 'trainer.steps'"),
-        ("trainer:\n  steps: 1\n", "has no value"),
+        ("trainer:\n  steps: 1\n", "has no value, nor have"),
+        ("preset: tiny\n", "c.yaml holds preset. Expected a run's config.yaml, which has the value of every"),
+        ("defaults: [config]\n", "c.yaml holds defaults. Expected"),
         ("rewards:\n  a: 1\n", "rewards.a=1: expected keys"),
     ],
 )

@@ -1,8 +1,10 @@
 """From entry points to rewards that can be called."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,7 +152,7 @@ def test_a_constructor_may_take_any_option(install: Install) -> None:
     ("plugin", "message"),
     [
         ("two_unknown", r"reward mine has the parameters \(pictures, texts\)"),
-        ("not_callable", r"reward mine is 3\. Expected a class or a function"),
+        ("not_callable", r"reward mine \(.*:not_callable\) is of type int\. Expected a class or a function"),
     ],
 )
 def test_an_object_that_cannot_be_called_as_a_reward_is_refused(
@@ -159,6 +161,27 @@ def test_an_object_that_cannot_be_called_as_a_reward_is_refused(
     install(mine=plugin)
     with pytest.raises(RewardError, match=message):
         build("mine", "mine", {}, "cpu")
+
+
+def test_a_name_of_several_distributions_is_refused_unless_all_name_the_same_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def add(name: str, code: str) -> None:
+        folder = tmp_path / name / f"{name}-1.0.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text(f"[marble.rewards]\ntwin = {code}\n")
+        monkeypatch.syspath_prepend(str(folder.parent))
+
+    add("one", "math:exp")
+    add("other", "math:exp")
+    assert load_plugin("twin") is math.exp
+    add("third", "math:log")
+    with pytest.raises(
+        ConfigError, match=r"reward twin is in several distributions: \w+ 1\.0, third 1\.0\. Un"
+    ):
+        load_plugin("twin")
+    assert load_plugin("colorfulness")  # others are none the worse
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_a_reward_that_applies_to_no_image_warns_once(
     with open_scorer({"mine": RewardConfig(plugin="answers")}, "cpu") as scorer:
         for _ in range(2):
             scorer.check(submit(scorer, ["nan", "nan"]))
-    assert caplog.text.count("reward mine applied to none of the 2 images") == 1
+    assert caplog.text.count("reward mine applied to none of the 2 images; it is left out while that") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """Signals stop a run, and their handlers are restored afterwards."""
 
 import os
+import runpy
 import signal
+import sys
+from contextlib import nullcontext
+from types import ModuleType
 
 import pytest
 
-from marble_cli.interrupts import Interrupt
+from marble_cli.interrupts import Interrupt, interruptible
 
 
 @pytest.mark.parametrize(
@@ -26,6 +30,37 @@ def test_second_ctrl_c_raises_keyboard_interrupt() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         twice()
+
+
+def test_an_error_in_the_place_of_ctrl_c_is_ctrl_c() -> None:
+    def swallowed(*before: int) -> None:
+        """As C++ does between Python and Python, and a plugin that catches everything."""
+        for number in before:
+            os.kill(os.getpid(), number)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("cannot be read") from None
+
+    for in_a_run in (False, True):
+        with pytest.raises(KeyboardInterrupt), interruptible(), Interrupt() if in_a_run else nullcontext():
+            swallowed(*[signal.SIGINT] * in_a_run)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(ValueError, match="cannot be read"), interruptible():  # the one before is forgotten
+        raise ValueError("cannot be read")
+
+
+def test_ctrl_c_while_modules_are_imported_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(name: str) -> None:
+        raise KeyboardInterrupt
+
+    module = ModuleType("marble_cli.cli.app")
+    monkeypatch.setattr(module, "__getattr__", pressed, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("marble_cli")
+    assert end.value.code == 130
+    assert end.value.__suppress_context__
 
 
 def test_second_sigterm_is_ignored() -> None:

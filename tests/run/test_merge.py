@@ -17,6 +17,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.evaluate.evaluate import evaluate
 from marble_cli.evaluate.target import resolve_target
+from marble_cli.push.folder import write_folder
 from marble_cli.run.merge import merge
 from marble_cli.run.train import train
 
@@ -51,8 +52,15 @@ def test_a_merged_run_is_judged_exported_and_resumed(runs: list[Path], tmp_path:
     assert any(not trained[key].equal(merged[key]) for key in merged)
 
 
-def test_a_weight_of_one_is_the_run_itself(runs: list[Path], tmp_path: Path) -> None:
+def test_a_weight_of_one_is_the_run_itself(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("marble_cli.push.folder.render", lambda _: "")  # two seconds, and not looked at here
     merge([str(run) for run in runs], tmp_path / "one", [1.0, 1e-30], MergeMethod.concat, 0.5)
+    card = (write_folder(str(tmp_path / "one"), "me/one", tmp_path / "pushed") / "README.md").read_text()
+    assert "merged by marble" in card
+    assert not any(claim in card for claim in ("fine-tuned", "Trained for"))
+    assert f"- 1 for {runs[0].name}/step-00000001\n- 1e-30 for {runs[1].name}/step-00000001\n" in card
     _, _, whole = store.load(store.resolve(str(tmp_path / "one")))
     state, _, average = store.load(store.resolve(str(runs[0])))
     assert state.scale is not None

@@ -73,7 +73,7 @@ def score(
                     "its options or the metadata."
                 )
     values = [
-        score.item() if applies else None
+        score.item() + 0.0 if applies else None  # no -0
         for score, applies in zip(scores.values[:, 0], scores.applicable[:, 0], strict=True)
     ]
     rows = [
