@@ -16,7 +16,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from marble_cli.config import compose, overrides, typed
+from marble_cli.config import benchmark, compose, overrides, typed
 from marble_cli.config.schema import RunConfig
 
 _hydra_compose, _list_options, _convert_all = compose.hydra_compose, compose.options_of, typed._convert
@@ -34,7 +34,7 @@ def remember_compositions() -> None:
     """
     yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[misc]
     overrides._parse = _parse
-    compose.hydra_compose = _compose
+    compose.hydra_compose = benchmark.hydra_compose = _compose
     compose.options_of = _options_of
     typed._convert = _convert
 
@@ -68,7 +68,7 @@ def _value(line: str) -> Override:
 
 def _is_choice(line: str) -> bool:
     key, _, value = line.lstrip("+~").partition("=")
-    return key.split("@")[0] in compose.GROUPS and not value.startswith("{")
+    return key.split("@")[0] in (*compose.GROUPS, benchmark.GROUP) and not value.startswith("{")
 
 
 @cache

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test reaches for the network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of numpy and of the programs that tests start
 os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")  # which only slows graphs of tiny blocks down
+os.environ["WANDB__SAVE_REQUIREMENTS"] = "false"  # W&B would read what is installed, twice per start
 
 import copy
 import gc

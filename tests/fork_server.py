@@ -16,6 +16,7 @@ import os
 import runpy
 import shlex
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ MODULES = (
     "marble_cli.cli.app", "marble_cli.run.train", "marble_cli.evaluate.evaluate",
     # What most commands import later.
     "diffusers.guiders", "marble_cli.policy.families.sd3", "marble_cli.rewards.builtin.colorfulness",
-    "qpsolvers", "typer._adapters",
+    "marble_cli.rewards.elsewhere.serving", "qpsolvers", "typer._adapters",
 )  # fmt: skip
 # As `marble` has them before it imports; threads of a mathematical library would not be in the forks.
 IMPORTED_WITH = {
@@ -92,17 +93,17 @@ class ForkServer:
         arguments: Sequence[object],
         environ: Mapping[str, str],
         cwd: Path | None = None,
-        **output: Path,
+        **streams: Path,
     ) -> Program:
         """Start `python ARGUMENTS`: `[-W error] -m MODULE ...`, or the path of a file and what it is given.
 
-        It writes to the files `out` and `err`, in a folder of its own by default.
+        It writes to the files `out` and `err`, in a folder of its own by default, and reads from `input`.
         """
         own = Path(tempfile.mkdtemp(prefix="program-", dir=self._folder))
         request = {
             "arguments": [str(part) for part in arguments], "environ": dict(environ),
-            "cwd": str(cwd or Path.cwd()),
-            **{name: str(output.get(name, own / name)) for name in ("out", "err")},
+            "cwd": str(cwd or Path.cwd()), "input": str(streams.get("input", "/dev/null")),
+            **{name: str(streams.get(name, own / name)) for name in ("out", "err")},
         }  # fmt: skip
         (own / "request").write_text(json.dumps(request))
         os.write(self._connection, f"{own}\n".encode())
@@ -134,14 +135,16 @@ def start_server(
 
 
 def _stand_in(folder: Path, arguments: list[str]) -> None:
-    """Be the program to whoever started this process: pass output and signals on, and end as it ends.
+    """Be the program to whoever started this process: pass pipes and signals on, and end as it ends.
 
     The program is no child of marble's launcher, so that its check for one is made here.
     """
     launcher = os.environ.pop("MARBLE_LAUNCHER", None)
     assert launcher in (None, str(os.getppid())), f"the launcher is not {launcher}"
-    output = {name: Path(f"/proc/{os.getpid()}/fd/{number}") for name, number in (("out", 1), ("err", 2))}
-    program = ForkServer(folder).start(arguments, os.environ, **output)
+    streams = {name: Path(f"/proc/{os.getpid()}/fd/{number}") for name, number in (("out", 1), ("err", 2))}
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        streams["input"] = Path(f"/proc/{os.getpid()}/fd/0")
+    program = ForkServer(folder).start(arguments, os.environ, **streams)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: program.send_signal(number))
     code = program.wait()
@@ -205,7 +208,7 @@ def _watch(folder: Path) -> list[str]:
     os.environ.update(request["environ"])
     appended = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for name, number, flags in (
-        ("/dev/null", 0, os.O_RDONLY),
+        (request["input"], 0, os.O_RDONLY),
         (request["out"], 1, appended),
         (request["err"], 2, appended),
     ):

@@ -3,7 +3,7 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
@@ -16,10 +16,15 @@ from marble_cli.suggest import nearest
 OTHER_NAMES = {"optimizer.learning_rate": "optimizer.lr"}
 
 
-def fields(node: typing.Any) -> dict[str, typing.Any]:
+def fields(node: typing.Any) -> Mapping[str, typing.Any]:
     """Return the types of a dataclass's fields by name."""
+    return _fields(node)
+
+
+@cache
+def _fields(node: typing.Any) -> Mapping[str, typing.Any]:
     hints = typing.get_type_hints(node)
-    return {field.name: hints[field.name] for field in dataclasses.fields(node)}
+    return types.MappingProxyType({field.name: hints[field.name] for field in dataclasses.fields(node)})
 
 
 def required_kind(kind: typing.Any) -> typing.Any:

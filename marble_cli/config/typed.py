@@ -69,10 +69,14 @@ def typed(tree: DictConfig) -> RunConfig:
 
 def completed(tree: Any) -> DictConfig:
     """Add the defaults of missing keys to a run's resolved `tree`, as files of older runs lack some keys."""
-    defaults = OmegaConf.to_container(schema((), ()), enum_to_str=True)
-    merged = OmegaConf.merge(defaults, tree)
+    merged = OmegaConf.merge(_defaults(), tree)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> Any:
+    return OmegaConf.to_container(schema((), ()), enum_to_str=True)
 
 
 def _convert(tree: DictConfig) -> RunConfig:
@@ -96,11 +100,16 @@ def schema(rewards: tuple[str, ...], eval_rewards: tuple[str, ...]) -> DictConfi
 @lru_cache(maxsize=64)
 def _pickled(rewards: tuple[str, ...], eval_rewards: tuple[str, ...]) -> bytes:
     """Make the schema once, which is slow, as bytes: reading these takes a fifth of a copy's time."""
-    tree: DictConfig = OmegaConf.structured(RunConfig)
+    tree: DictConfig = pickle.loads(_without_rewards())
     for group, names in (("rewards", rewards), ("eval_rewards", eval_rewards)):
         for name in names:
             tree[group][name] = RewardConfig
     return pickle.dumps(tree)
+
+
+@lru_cache(maxsize=1)
+def _without_rewards() -> bytes:
+    return pickle.dumps(OmegaConf.structured(RunConfig))
 
 
 def _name_switches(tree: DictConfig) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from marble_cli.errors import RequestError
@@ -26,18 +27,17 @@ class History:
     held_out: list[Row]
     truncated: bool = False
 
-    @property
+    @cached_property
     def rewards(self) -> tuple[str, ...]:
         """The names of the trained rewards and the guards, in the run's order."""
-        return tuple(dict.fromkeys(name for row in self.train for key in row if (name := _reward(key))))
+        return _rewards(self.train)
 
-    @property
+    @cached_property
     def watched(self) -> tuple[str, ...]:
         """The names of the rewards that only evaluations have, in the run's order."""
-        names = dict.fromkeys(name for row in self.held_out for key in row if (name := _reward(key)))
-        return tuple(name for name in names if name not in self.rewards)
+        return tuple(name for name in _rewards(self.held_out) if name not in self.rewards)
 
-    @property
+    @cached_property
     def guards(self) -> tuple[str, ...]:
         """The names of the guards among the rewards, in the run's order; known once one was solved for."""
         solved = {key.split("/")[2] for row in self.train for key in row if key.startswith("balance/guard/")}
@@ -60,6 +60,11 @@ class History:
             if (key := f"balance/alpha{'_cached' if row.get('balance/refresh') else ''}/{name}") in row
         ]
         return series(rows, "share")
+
+
+def _rewards(rows: list[Row]) -> tuple[str, ...]:
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return tuple(dict.fromkeys(name for key in keys if (name := _reward(key))))
 
 
 def _reward(key: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -85,8 +86,12 @@ def seconds(
     return add_passes(config, images, samples, parts, size.cost.forward, backward) / speed
 
 
+@cache
 def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the FLOP/s that a transformer may reach on `device` in `dtype`, by a quick matrix product."""
+    """Measure the FLOP/s that a transformer may reach on `device` in `dtype`, by a quick matrix product.
+
+    The plans of a sweep's cells share the figure.
+    """
     side = 1024 if device.type == "cpu" else 8192
     a = torch.randn(side, side, device=device, dtype=dtype)
     float((a @ a).sum())

@@ -4,6 +4,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+import hydra
 import pytest
 from typer.main import get_command
 
@@ -98,6 +99,31 @@ def test_a_change_concerns_the_benchmarks_that_have_the_reward() -> None:
 def test_a_wrong_protocol_is_refused(name: str, override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         compose_protocols([name], [override])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["benchmark.steps=4", "+benchmark.rewards.more={plugin: ocr}", "~benchmark.rewards.clipscore"],
+        ["benchmark.steps=many"],
+        ["benchmark.seed.x=1"],
+    ],
+)
+def test_files_that_tests_compose_once_give_what_hydra_gives(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    """As tests/compositions.py shares them; with the same words if they are wrong."""
+
+    def outcome() -> str:
+        try:
+            return str(compose_protocols(["tiny", "drawbench"], overrides))
+        except ConfigError as error:
+            return str(error)
+
+    shared = outcome()
+    monkeypatch.setattr("marble_cli.config.benchmark.hydra_compose", hydra.compose)
+    assert outcome() == shared
 
 
 def test_secrets_and_places_are_not_recorded() -> None:

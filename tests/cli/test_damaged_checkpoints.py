@@ -43,10 +43,12 @@ def finished(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def run(finished: Path, run_config: RunConfigMaker, tmp_path: Path) -> Path:
+def run(finished: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    (folder / "config.yaml").write_text(dump(run_config(*SETTINGS, f"run.dir={folder}")))
+    config = (folder / "config.yaml").read_text()
+    assert f"dir: {finished}\n" in config
+    (folder / "config.yaml").write_text(config.replace(f"dir: {finished}\n", f"dir: {folder}\n"))
     return folder
 
 
@@ -62,6 +64,7 @@ def foreign(
 ) -> dict[str, Path]:
     """The last checkpoints of runs on another model of the same shapes, and with other LoRA settings."""
     root = tmp_path_factory.mktemp("foreign")
+    short = ("rollout.groups=1", "rollout.steps=1", "trainer.checkpoint_every=3")
     shutil.copytree(pipeline_folder, root / "model")
     (file,) = (root / "model" / "transformer").glob("*.safetensors")
     weights = load_file(file)
@@ -74,7 +77,7 @@ def foreign(
         "targets": "model.lora.target_modules=[to_q,to_k,add_k_proj,to_out.0]",
     }
     for name, override in others.items():
-        config = run_config(*SETTINGS, "trainer.checkpoint_every=3", override, f"run.dir={root / name}")
+        config = run_config(*SETTINGS, *short, override, f"run.dir={root / name}")
         assert train(config, resume="auto") == 0
     return {name: root / name / LAST for name in others}
 

@@ -74,6 +74,7 @@ def overrides(kontext: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "trainer.checkpoint_every=2",
         "evaluation.prompts=4",
         "evaluation.steps=2",
+        "logging.wandb.mode=disabled",
     ]
 
 

@@ -11,6 +11,7 @@ import yaml
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.sweep.record import read_sweep
 from tests.distributed.processes import forks
+from tests.scripts.smallest import FEWER
 
 REWARDS = "rewards=[colorfulness,compressibility]"
 
@@ -64,7 +65,7 @@ def test_print_config_prints_every_cell(marble: Callable) -> None:
 
 
 def test_dry_run_prints_the_plan_of_every_cell(marble: Callable, tmp_path: Path) -> None:
-    words = ("preset=tiny", REWARDS, "rollout.group_size=2,5", "run.dir=s", "run.name=wide")
+    words = ("preset=tiny", *FEWER, REWARDS, "rollout.group_size=2,5", "run.dir=s", "run.name=wide")
     shown = marble("train", "--multirun", *words, "--dry-run")
     assert shown.code == 0, shown.err
     parts = shown.out.split("cell ")

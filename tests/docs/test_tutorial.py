@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from marble_cli.cli.app import app
+from tests.scripts.smallest import FEWER
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial"
 PAGES = ("first-run", "own-prompts", "own-reward", "read-the-report")
@@ -17,6 +18,7 @@ BLOCK = re.compile(r"^```(sh|python)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SMALLER = [
     "rollout.groups=3", "rollout.group_size=2", "rollout.steps=2", "rollout.batch_size=6",
     "trainer.micro_batch_size=6", "trainer.eval_prompts=2", "logging.wandb.mode=disabled",
+    "model.resolution=32",
 ]  # fmt: skip
 # The environment of the tests is installed already.
 INSTALLED = {"make install", "source .venv/bin/activate"}
@@ -53,9 +55,15 @@ def execute(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         subprocess.run(["sh", "-ec", command], cwd=folder, check=True)
         return
     words = shlex.split(command)[1:]
-    smaller = SMALLER if words[0] == "train" else []
-    result = CliRunner().invoke(app, [*words, *smaller])
+    result = CliRunner().invoke(app, [*words, *(make_smaller(words) if words[0] == "train" else ())])
     assert result.exit_code == 0, f"{command}\n{result.output}\n{result.exception!r}"
+
+
+def make_smaller(words: list[str]) -> list[str]:
+    """Return overrides for half of the steps, and for a tenth of the prompts of `preset=tiny`."""
+    steps = [int(word.split("=")[1]) // 2 for word in words if word.startswith("trainer.steps=")]
+    fewer = () if "data=files" in words else FEWER
+    return [*SMALLER, *fewer, *(f"trainer.steps={count}" for count in steps)]
 
 
 def install(source: Path, site: Path) -> None:

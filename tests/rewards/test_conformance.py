@@ -2,11 +2,11 @@
 
 import dataclasses
 import gc
-import subprocess
-import sys
+import os
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from marble_cli.rewards.api import Batch
 from marble_cli.rewards.conformance import Check, Outcome, RewardConformance, run_checks
 from marble_cli.rewards.registry import build
 from marble_cli.rewards.testing.samples import sample_batch
+from tests.distributed.processes import ends, forks
 
 Install = Callable[..., None]
 
@@ -239,6 +240,15 @@ def test_a_suite_closes_its_reward_after_its_last_test(install: Install) -> None
     assert reward() is None
 
 
-def test_conformance_can_be_imported_without_pytest() -> None:
-    code = "import sys; sys.modules['pytest'] = None; import marble_cli.rewards.conformance"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+def test_conformance_can_be_imported_without_pytest(tmp_path: Path) -> None:
+    """Nor has the process been given it that a fork begins with."""
+    program = tmp_path / "program.py"
+    program.write_text("""
+import sys
+assert "pytest" not in sys.modules
+assert "marble_cli.rewards.conformance" not in sys.modules
+sys.modules["pytest"] = None
+import marble_cli.rewards.conformance
+""")
+    ((code, _, said),) = ends([forks().start([program], os.environ)])
+    assert code == 0, said

@@ -19,6 +19,7 @@ SMALL = (
     "trainer.micro_batch_size=4",
     "trainer.times_per_image=1",
     "trainer.eval_prompts=2",
+    "model.resolution=32",
 )
 # A tenth of the prompts of `preset=tiny`, of which each run reads all.
 FEWER = tuple(f"data.sources.{name}.train={name}/test.jsonl" for name in ("general", "text", "compositional"))

@@ -53,7 +53,8 @@ def test_a_disagreement_is_not_timed(scene: scenes.Scene, monkeypatch: pytest.Mo
         steps.time_steps(scene, 1)
 
 
-def test_a_refresh_holds_one_vector_a_reward(scene: scenes.Scene) -> None:
+def test_a_refresh_holds_one_vector_a_reward(scene: scenes.Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "REFRESHED_REWARDS", (5, 8))
     rows = {row[:2]: row for row in steps.measure_memory(scene).rows}
     vector = 4 * scene.parameters() / 1e6
     one, other = (rows["refresh, shared term inside", k][2] for k in (5.0, 8.0))

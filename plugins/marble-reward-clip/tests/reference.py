@@ -1,6 +1,7 @@
 """CLIP computed step by step in float64, with Pillow, and tokens looked up here."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,14 @@ def cropped(image: Tensor, begin: Callable[[int], int] = halved) -> NDArray[np.f
     return (np.asarray(picture.crop((left, top, left + SIDE, top + SIDE))) / 255 - MEAN) / STD
 
 
+@cache
+def _load(folder: Path) -> CLIPModel:
+    return CLIPModel.from_pretrained(folder).double().eval()
+
+
 def image_embedding(folder: Path, pixels: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of pixels [SIDE, SIDE, 3]; length 1."""
-    model = CLIPModel.from_pretrained(folder).double().eval()
+    model = _load(folder)
     with torch.no_grad():
         seen = model.vision_model(torch.from_numpy(pixels).permute(2, 0, 1)[None]).pooler_output
         embedding = model.visual_projection(seen)[0].numpy()
@@ -48,7 +54,7 @@ def image_embedding(folder: Path, pixels: NDArray[np.float64]) -> NDArray[np.flo
 
 def text_embedding(folder: Path, prompt: str) -> NDArray[np.float64]:
     """Of a prompt without padding, cut to LENGTH with its two marks; length 1."""
-    model = CLIPModel.from_pretrained(folder).double().eval()
+    model = _load(folder)
     words = [WORDS.index(word) if word in WORDS else 1 for word in prompt.split()][: LENGTH - 2]
     with torch.no_grad():
         read = model.text_model(torch.tensor([[0, *words, 1]])).pooler_output

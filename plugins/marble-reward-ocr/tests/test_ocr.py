@@ -149,7 +149,8 @@ def test_reads_the_tiny_world(reward: Ocr) -> None:
     prompts = [world.caption(scene) for scene in scenes]
     assert np.mean(reward(images, prompts, [{}] * len(scenes))) >= 0.98
     texts = [scene.text for scene in scenes]
-    others = texts[1:] + texts[:1]
-    expected = [similarity(other, text) for other, text in zip(others, texts, strict=True)]
-    scores = reward(images, prompts, [{"text": other} for other in others])
+    few = 20  # they are read again
+    others = texts[1 : few + 1]
+    expected = [similarity(other, text) for other, text in zip(others, texts[:few], strict=True)]
+    scores = reward(images[:few], prompts[:few], [{"text": other} for other in others])
     assert np.mean(scores) == pytest.approx(np.mean(expected), abs=0.02)

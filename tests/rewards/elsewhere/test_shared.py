@@ -26,16 +26,23 @@ from marble_cli.rewards.elsewhere.shared import SharedServer
 from marble_cli.rewards.guard import Guard
 from marble_cli.rewards.registry import Reward
 from marble_cli.rewards.worker import RewardWorker
-from tests.distributed.processes import forks, wait_for
+from tests.distributed.processes import forks, inside, wait_for
 
 SETTINGS = RewardConfig(plugin="colorfulness", isolated=True, timeout=60.0)
 HERE = [sys.executable, "-m", "marble_cli", "rewards", "serve", "--stdin"]
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def fork(tmp_path: Path) -> list[str]:
+    """The command of a server in a fork. To kill it would leave the server: `HERE` is a process that ends."""
+    forks().write_python(tmp_path / "python")
+    return [str(tmp_path / "python"), *HERE[1:]]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork: list[str]) -> Machine:
     """A meeting place; servers run in this environment instead of an isolated one."""
-    monkeypatch.setattr(shared, "serve_command", lambda plugin: HERE)
+    monkeypatch.setattr(shared, "serve_command", lambda plugin: fork)
     folder = tmp_path / "machine"
     folder.mkdir()
     return Machine(folder, "cpu")
@@ -80,12 +87,20 @@ def marble_logs(
 
 
 def test_ranks_share_a_server_that_is_replaced_once_and_ends_with_the_last(
-    machine: Machine, marble_logs: pytest.LogCaptureFixture
+    machine: Machine,
+    fork: list[str],
+    marble_logs: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     wrong = RewardConfig(plugin="colorfulness", isolated=True, options={"no_such": 1})
     for _ in range(2):  # a reward that cannot be built is refused on every rank, and leaves nothing
         with pytest.raises(ConfigError, match=r"isolated reward mine: .*no_such"):
             SharedServer("mine", wrong, machine, "rewards.mine").start()
+        wait_for(lambda: list(inside(tmp_path)) == [os.getpid()], "the fork's end")
+    commands = iter([HERE])
+    monkeypatch.setattr(shared, "serve_command", lambda plugin: next(commands, fork))
     ranks = [
         RewardWorker("mine", SETTINGS, SharedServer("mine", SETTINGS, machine, "rewards.mine").start)
         for _ in range(3)
@@ -114,7 +129,9 @@ def test_ranks_share_a_server_that_is_replaced_once_and_ends_with_the_last(
     assert not list(machine.folder.iterdir())
 
 
-def test_no_server_is_left_when_all_ranks_are_killed(machine: Machine, tmp_path: Path) -> None:
+def test_no_server_is_left_when_all_ranks_are_killed(
+    machine: Machine, fork: list[str], tmp_path: Path
+) -> None:
     program = tmp_path / "rank.py"
     program.write_text(f"""
 import sys, time
@@ -122,7 +139,7 @@ from pathlib import Path
 from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.elsewhere import shared
 from marble_cli.rewards.elsewhere.meeting import Machine
-shared.serve_command = lambda plugin: {HERE!r}
+shared.serve_command = lambda plugin: {fork!r}
 settings = RewardConfig(plugin="colorfulness", isolated=True)
 server = shared.SharedServer("mine", settings, Machine(Path({str(machine.folder)!r}), "cpu"), "rewards.mine")
 server.start()

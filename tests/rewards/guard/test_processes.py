@@ -19,6 +19,7 @@ from marble_cli.rewards.conformance import Outcome, run_checks
 from marble_cli.rewards.registry import build, load_plugin
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
 from marble_cli.rewards.testing.samples import sample_batch
+from tests.distributed.processes import ends, forks
 
 Write = Callable[..., str]
 POOL = """
@@ -259,7 +260,9 @@ def none_is_left(folder: Path) -> None:
 
 
 def test_a_process_whose_reward_has_pools_ends_with_its_workers(pooled: Path) -> None:
-    code = """
+    """The server of the next test is a process of its own, from its imports to the end of the interpreter."""
+    program = pooled / "program.py"
+    program.write_text("""
 import torch
 from marble_cli.config.schema import RewardConfig
 from marble_cli.rewards.scorer import open_scorer
@@ -268,11 +271,9 @@ settings = RewardConfig(plugin="pooled", timeout=60, retries=0)
 with Interrupt(), open_scorer({"pooled": settings}, "cpu") as scorer:
     scores = scorer.submit(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), [""], [{}], [""]).result()
     assert scores.applicable.all(), scorer.workers[0].error
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=pooled, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+""")
+    ((code, _, said),) = ends([forks().start([program], os.environ, pooled)])
+    assert code == 0, said
     none_is_left(pooled)
 
 
