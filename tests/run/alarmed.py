@@ -17,6 +17,7 @@ SETTINGS = (
     "trainer.checkpoint_every=9",
     "trainer.eval_prompts=1",
     "trainer.keep_last=9",
+    "rollout.steps=2",
     "trainer.rollback.times=2",
     "trainer.rollback.kl_factor=10",
     "trainer.rollback.kl_least=0.05",

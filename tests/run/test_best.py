@@ -17,6 +17,8 @@ SETTINGS = (
     "trainer.eval_every=1",
     "trainer.checkpoint_every=1",
     "trainer.keep_last=1",
+    "trainer.eval_prompts=1",
+    "rollout.steps=2",
     "optimizer.lr=0.05",
     "algorithm.behaviour.rate=0.5",
 )
