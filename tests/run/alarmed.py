@@ -18,6 +18,7 @@ SETTINGS = (
     "trainer.eval_prompts=1",
     "trainer.keep_last=9",
     "rollout.steps=2",
+    "rollout.batch_size=6",
     "trainer.rollback.times=2",
     "trainer.rollback.kl_factor=10",
     "trainer.rollback.kl_least=0.05",

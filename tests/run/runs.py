@@ -18,6 +18,7 @@ SETTINGS = [
     "trainer.eval_prompts=1",
     "optimizer.lr=0.01",
     "rollout.steps=2",
+    "rollout.batch_size=6",
 ]
 
 

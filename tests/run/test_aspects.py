@@ -23,6 +23,7 @@ REWARDS = (
     "balance.priorities.views.red=2",
     "trainer.best=reward/views.red/mean",
     "trainer.eval_prompts=2",
+    "rollout.batch_size=4",
 )
 NAMES = ("colorfulness", "compressibility", "views.red", "views.contrast")
 
