@@ -36,8 +36,8 @@ MODULES = (
     "marble_cli.cli.app", "marble_cli.run.train", "marble_cli.evaluate.evaluate",
     # What most commands import later.
     "diffusers.guiders", "diffusers.pipelines.onnx_utils", "marble_cli.policy.families.sd3",
-    "marble_cli.rewards.builtin.colorfulness", "marble_cli.rewards.streams", "qpsolvers",
-    "torch.profiler._cupti_monitor", "typer._adapters",
+    "marble_cli.rewards.builtin.colorfulness", "marble_cli.rewards.elsewhere.serving",
+    "marble_cli.rewards.streams", "qpsolvers", "torch.profiler._cupti_monitor", "typer._adapters",
 )  # fmt: skip
 # As `marble` has them before it imports; threads of a mathematical library would not be in the forks.
 IMPORTED_WITH = {
