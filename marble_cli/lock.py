@@ -101,7 +101,8 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         # Absolute, because a reward may change the working directory.
-        self.path, self.descriptor = folder.absolute() / NAME, -1
+        self.folder = folder.absolute()
+        self.path, self.descriptor = self.folder / NAME, -1
 
     def __enter__(self) -> "RunLock":
         return self
@@ -125,7 +126,7 @@ class RunLock:
                     log.warning(
                         "%s has ended without releasing %s; this run takes the folder over",
                         before,
-                        self.path.parent,
+                        self.folder,
                     )
                 with writing(self.path, FREE_SOME):
                     os.ftruncate(descriptor, 0)
@@ -166,12 +167,12 @@ class RunLock:
         running = free is False if before is None else before.is_running(ours, free)
         if running:
             raise RequestError(
-                f"{self.path.parent} is in use: {before or 'another process'} trains there. Nothing was "
+                f"{self.folder} is in use: {before or 'another process'} trains there. Nothing was "
                 "changed. Wait for it or stop it, or choose another folder with run.dir=..."
             )
         if running is None:
             raise RequestError(
-                f"{self.path.parent} was taken by {before}. Whether that process still runs cannot be seen "
+                f"{self.folder} was taken by {before}. Whether that process still runs cannot be seen "
                 f"from {ours.host}. Nothing was changed. If it has ended, delete {self.path} and start "
                 "again; else choose another folder with run.dir=..."
             )

@@ -8,9 +8,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of numpy and of the programs th
 import copy
 import gc
 import json
+import logging
 import pwd
 import re
 import signal
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -19,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from _pytest.logging import catching_logs
 from torch import Tensor
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
@@ -32,9 +35,28 @@ from tests.process_state import describe_changes, read_state, restore
 
 gc.disable()  # until the tests are imported: collections find nothing in modules
 remember_compositions()
+ssl.create_default_context = cache(ssl.create_default_context)  # 20 ms per client of httpx
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in background jobs of a shell; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tensors are tiny, and sums do not depend on the machine
+
+
+def _catch_logs(self: catching_logs[logging.Handler]) -> logging.Handler:
+    """Attach to the root logger alone.
+
+    Six times per test, pytest would look for loggers that do not propagate among a thousand of libraries.
+    """
+    level = self.level
+    if level is not None:
+        self.handler.setLevel(level)
+        self.orig_level = logging.root.level
+        logging.root.setLevel(min(self.orig_level, level))
+    logging.root.addHandler(self.handler)
+    self.attached_loggers.append(logging.root)
+    return self.handler
+
+
+catching_logs.__enter__ = _catch_logs  # type: ignore[method-assign]
 
 
 def pytest_collection_finish() -> None:

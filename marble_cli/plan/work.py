@@ -1,14 +1,20 @@
-"""Add up the passes of a run, by what one costs: FLOP per image, or copied bytes per batch."""
+"""Add up the passes of a run, by what one costs (FLOP per image, or copied bytes), and their time."""
 
+import time
 from collections.abc import Sequence
 
+import torch
+
 from marble_cli.config.aspects import by_aspect
-from marble_cli.config.counts import geometry, images_per_process, micro_batches
-from marble_cli.config.enums import BalanceMode, KlReference, SharedTerm, Train
+from marble_cli.config.counts import geometry, images_per_process, micro_batches, trained_images
+from marble_cli.config.enums import BalanceMode, KlReference, SharedTerm, Switch, Train
 from marble_cli.config.schema import RunConfig
+from marble_cli.policy.model_size import ModelSize
 
 # Bytes per second from locked memory to a GPU by 16 lanes of PCIe 4.0; half by PCIe 3.0, twice by PCIe 5.0.
 COPY_SPEED = 25e9
+# Share of the speed of a large matrix product that a run of `preset=tiny` reached on two CPU cores.
+UTILISATION = 0.7
 
 
 def refreshed(config: RunConfig, parts: int) -> int:
@@ -59,3 +65,31 @@ def copying_seconds(
     each, parts = images_per_process(config, together, groups), micro_batches(config, together, groups)
     batches = sum(-(-images // config.rollout.batch_size) for images in each)
     return add_passes(config, batches, parts, parts, offloaded, offloaded) / COPY_SPEED
+
+
+def seconds(
+    config: RunConfig, size: ModelSize, speed: float, together: int = 1, groups: Sequence[int] = ()
+) -> float:
+    """Estimate the seconds of the whole run at `speed` FLOP/s per process, without decoding and rewards.
+
+    A process draws and trains on its share of the images, padding included; `together` are the neighbouring
+    images that stay on one process, and `groups` a step's groups of each size. Forward and backward passes
+    were counted (`policy.cost`); gradient checkpointing computes a forward pass again in each backward pass.
+    """
+    backward = size.cost.backward
+    if config.model.gradient_checkpointing is Switch.true:
+        backward += size.cost.forward
+    images = sum(images_per_process(config, together, groups))
+    parts = micro_batches(config, together, groups)
+    samples = trained_images(config, images) * geometry(config).times
+    return add_passes(config, images, samples, parts, size.cost.forward, backward) / speed
+
+
+def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the FLOP/s that a transformer may reach on `device` in `dtype`, by a quick matrix product."""
+    side = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    float((a @ a).sum())
+    began = time.perf_counter()
+    float((a @ a).sum())
+    return UTILISATION * 2 * side**3 / (time.perf_counter() - began)

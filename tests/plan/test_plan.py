@@ -11,10 +11,10 @@ import torch
 from marble_cli.config.counts import geometry
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError, DataError, RequestError
-from marble_cli.plan import plan as planning
+from marble_cli.plan import lines
 from marble_cli.plan.mixture import mixed_size, typical_groups
-from marble_cli.plan.plan import plan, seconds
-from marble_cli.plan.work import COPY_SPEED, copying_seconds
+from marble_cli.plan.plan import plan
+from marble_cli.plan.work import COPY_SPEED, copying_seconds, seconds
 from marble_cli.policy.size import model_size
 from marble_cli.step.batches import training_times
 from tests.plan.small_model import SIZE
@@ -129,7 +129,7 @@ def test_plan_says_what_offloaded_blocks_take_and_cost(
     ],
 )
 def test_durations_are_rounded_to_minutes_hours_or_days(spent: float, said: str) -> None:
-    assert planning._duration(spent) == said
+    assert lines._duration(spent) == said
 
 
 def test_plan_prints_counts_of_prompts_images_steps_and_processes(
