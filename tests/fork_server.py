@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import runpy
+import select
 import shlex
 import signal
 import stat
@@ -23,8 +24,10 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 MODULES = (
     "diffusers", "diffusers.models.autoencoders.autoencoder_kl",
@@ -32,8 +35,9 @@ MODULES = (
     "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3", "transformers", "peft",
     "marble_cli.cli.app", "marble_cli.run.train", "marble_cli.evaluate.evaluate",
     # What most commands import later.
-    "diffusers.guiders", "marble_cli.policy.families.sd3", "marble_cli.rewards.builtin.colorfulness",
-    "marble_cli.rewards.elsewhere.serving", "qpsolvers", "typer._adapters",
+    "diffusers.guiders", "diffusers.pipelines.onnx_utils", "marble_cli.policy.families.sd3",
+    "marble_cli.rewards.builtin.colorfulness", "marble_cli.rewards.elsewhere.serving",
+    "marble_cli.rewards.streams", "qpsolvers", "typer._adapters",
 )  # fmt: skip
 # As `marble` has them before it imports; threads of a mathematical library would not be in the forks.
 IMPORTED_WITH = {
@@ -57,12 +61,17 @@ class Program:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while (code := self.returncode) is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(f"program {self.pid}", timeout or 0)
-            time.sleep(0.005)
+        if self.returncode is None:
+            self._sleep_to_its_end(timeout)
+        while (code := self.returncode) is None:  # the server is about to write it
+            ForkServer(self.folder.parent).close()  # raises if the server has ended
+            time.sleep(0.001)
         return code
+
+    def _sleep_to_its_end(self, timeout: float | None) -> None:
+        with contextlib.suppress(ProcessLookupError), open(os.pidfd_open(self.pid), "rb", 0) as ended:
+            if not select.select([ended], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(f"program {self.pid}", timeout or 0)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         self.wait(timeout)
@@ -93,16 +102,19 @@ class ForkServer:
         arguments: Sequence[object],
         environ: Mapping[str, str],
         cwd: Path | None = None,
+        stand_in: int | None = None,
         **streams: Path,
     ) -> Program:
         """Start `python ARGUMENTS`: `[-W error] -m MODULE ...`, or the path of a file and what it is given.
 
-        It writes to the files `out` and `err`, in a folder of its own by default, and reads from `input`.
+        It writes to the files `out` and `err`, in a folder of its own by default, and reads `input`, by
+        default an empty one. It is killed if the process `stand_in` ends.
         """
         own = Path(tempfile.mkdtemp(prefix="program-", dir=self._folder))
         request = {
             "arguments": [str(part) for part in arguments], "environ": dict(environ),
-            "cwd": str(cwd or Path.cwd()), "input": str(streams.get("input", "/dev/null")),
+            "cwd": str(cwd or Path.cwd()), "stand_in": stand_in,
+            "input": str(streams.get("input", os.devnull)),
             **{name: str(streams.get(name, own / name)) for name in ("out", "err")},
         }  # fmt: skip
         (own / "request").write_text(json.dumps(request))
@@ -135,16 +147,18 @@ def start_server(
 
 
 def _stand_in(folder: Path, arguments: list[str]) -> None:
-    """Be the program to whoever started this process: pass pipes and signals on, and end as it ends.
+    """Be the program to whoever started this process: pass streams and signals on, and end as it ends.
 
     The program is no child of marble's launcher, so that its check for one is made here.
     """
     launcher = os.environ.pop("MARBLE_LAUNCHER", None)
     assert launcher in (None, str(os.getppid())), f"the launcher is not {launcher}"
-    streams = {name: Path(f"/proc/{os.getpid()}/fd/{number}") for name, number in (("out", 1), ("err", 2))}
-    if stat.S_ISFIFO(os.fstat(0).st_mode):
-        streams["input"] = Path(f"/proc/{os.getpid()}/fd/0")
-    program = ForkServer(folder).start(arguments, os.environ, **streams)
+    streams = {
+        name: Path(f"/proc/{os.getpid()}/fd/{number}")
+        for number, name in enumerate(("input", "out", "err"))
+        if number or stat.S_ISFIFO(os.fstat(0).st_mode)
+    }
+    program = ForkServer(folder).start(arguments, os.environ, stand_in=os.getpid(), **streams)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: program.send_signal(number))
     code = program.wait()
@@ -166,21 +180,50 @@ def _serve() -> list[str]:
     if "marble_cli.cli.app" in sys.modules:
         _fill_caches()
     gc.freeze()  # a collection in a fork would copy every page of what the imports made
-    requests = b""
+    poll, requests = select.poll(), b""
+    poll.register(0)
+    running, ends = set[int](), dict[int, Callable[[], None]]()
+
+    def watch(pid: int, then: Callable[[], None]) -> None:
+        try:
+            descriptor = os.pidfd_open(pid)  # which can be read when the process has ended
+        except ProcessLookupError:
+            then()
+        else:
+            poll.register(descriptor)
+            ends[descriptor] = then
+
+    def note_end(pid: int, folder: Path) -> None:
+        running.remove(pid)
+        _write(folder / "status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    def kill(pid: int) -> None:
+        if pid in running:
+            os.kill(pid, signal.SIGKILL)
+
     while True:
-        while b"\n" not in requests:
-            if not (read := os.read(0, 1 << 20)):
+        for ready, _ in poll.poll():
+            if ready:
+                poll.unregister(ready)
+                os.close(ready)
+                ends.pop(ready)()
+            elif read := os.read(0, 1 << 20):
+                requests += read
+            else:
                 os._exit(0)
-            requests += read
-        line, _, requests = requests.partition(b"\n")
-        if os.fork():  # the server, which goes on once the program is on its way
-            os.wait()
-            continue
-        if os.fork():  # between server and program, so that the server has no child to wait for
-            os._exit(0)
-        arguments = _watch(Path(line.decode()))
-        gc.enable()
-        return arguments
+        *lines, requests = requests.split(b"\n")
+        for folder in (Path(line.decode()) for line in lines):
+            request = json.loads((folder / "request").read_text())
+            if not (pid := os.fork()):
+                for descriptor in ends:
+                    os.close(descriptor)
+                gc.enable()
+                return _begin(request)
+            running.add(pid)
+            _write(folder / "pid", pid)
+            watch(pid, partial(note_end, pid, folder))
+            if stand_in := request["stand_in"]:
+                watch(stand_in, partial(kill, pid))
 
 
 def _fill_caches() -> None:
@@ -195,14 +238,8 @@ def _fill_caches() -> None:
     get_checkpoint_conversion_mapping("clip")
 
 
-def _watch(folder: Path) -> list[str]:
-    """Fork the program, in which this returns its arguments; its parent says how it ended."""
-    request = json.loads((folder / "request").read_text())
-    if pid := os.fork():
-        _write(folder / "pid", pid)
-        _, status = os.waitpid(pid, 0)
-        _write(folder / "status", os.waitstatus_to_exitcode(status))
-        os._exit(0)
+def _begin(request: dict[str, Any]) -> list[str]:
+    """Be the program that a request asks for; return its arguments."""
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environ"])
@@ -219,8 +256,7 @@ def _watch(folder: Path) -> list[str]:
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)
     error = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     sys.stderr = sys.__stderr__ = error
-    arguments: list[str] = request["arguments"]
-    return arguments
+    return list(request["arguments"])
 
 
 def _write(file: Path, number: int) -> None:

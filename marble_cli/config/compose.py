@@ -18,6 +18,7 @@ from marble_cli.config.overrides import parse
 from marble_cli.config.references import without_secrets
 from marble_cli.config.schema import RunConfig
 from marble_cli.config.typed import completed, typed
+from marble_cli.config.yaml_text import write_yaml
 from marble_cli.errors import ConfigError
 from marble_cli.paths import expand
 from marble_cli.plugins import balances, installed
@@ -80,7 +81,7 @@ def load_resolved(path: Path) -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """Return YAML that `compose([], path)` turns into the same configuration, with references for secrets."""
-    return OmegaConf.to_yaml(OmegaConf.create(without_secrets(config)))
+    return write_yaml(without_secrets(config))
 
 
 def _root(config_name: str | None) -> str:

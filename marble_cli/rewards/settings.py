@@ -198,8 +198,9 @@ def _read_umask() -> int:
 
 
 def _loggers() -> list[logging.Logger]:
-    ours = (name for name in logging.root.manager.loggerDict if name.split(".")[0] == "marble")
-    return [logging.root, *(logging.getLogger(name) for name in sorted(ours))]
+    names = logging.root.manager.loggerDict  # thousands, at every call of a reward
+    ours = sorted(name for name in names if name == "marble" or name.startswith("marble."))
+    return [logging.root, *map(logging.getLogger, ours)]
 
 
 def _read_logging() -> Any:

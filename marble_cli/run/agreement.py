@@ -61,10 +61,11 @@ def agree_on_config(ranks: Ranks, config: RunConfig) -> RunConfig:
     config = replace(config, launcher=replace(config.launcher, nodes=nodes, nproc=ranks.local_world))
     if ranks.world == 1:
         return config
-    text = ranks.broadcast_json(dump(config))
+    own = dump(config)
+    text = ranks.broadcast_json(own)
     with ranks.raise_together():
-        agreed = config if ranks.is_main else typed(OmegaConf.create(text))
-        if not ranks.is_main and dump(agreed) != text:
+        agreed = config if own == text else typed(OmegaConf.create(text))
+        if own != text and dump(agreed) != text:
             raise ConfigError(
                 f"the first process's configuration cannot be used on {socket.gethostname()}: an optional "
                 "reward is installed there and not here. Install the same rewards on every node."

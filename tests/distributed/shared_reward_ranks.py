@@ -1,6 +1,6 @@
 """Run by every rank of tests/distributed/test_shared_rewards.py: train with an isolated reward.
 
-Argument: the configuration's file. Servers run in this environment instead of an isolated one.
+Arguments: the configuration's file, and the Python that takes the place of an isolated environment's.
 """
 
 import sys
@@ -9,7 +9,7 @@ from marble_cli.config.compose import compose
 from marble_cli.rewards.elsewhere import isolated, shared
 from marble_cli.run.train import train
 
-COMMAND = [sys.executable, "-m", "marble_cli", "rewards", "serve", "--stdin"]
+COMMAND = [sys.argv[2], "-m", "marble_cli", "rewards", "serve", "--stdin"]
 isolated.serve_command = shared.serve_command = lambda plugin: COMMAND
 replace, started = shared.SharedServer._replace, []
 

@@ -12,7 +12,13 @@ from marble_cli.metrics.jsonl import read_rows
 from tests.distributed.processes import ends, job
 
 RunConfigMaker = Callable[..., RunConfig]
-SETTINGS = ("trainer.steps=4", "trainer.keep_last=9", "balance.refresh_every=2", "balance.warmup=0")
+SETTINGS = (
+    "trainer.steps=4",
+    "trainer.keep_last=9",
+    "balance.refresh_every=2",
+    "balance.warmup=0",
+    "rollout.steps=2",
+)
 
 
 @pytest.fixture

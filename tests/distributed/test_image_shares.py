@@ -1,6 +1,7 @@
 """Processes share a step by image: any number of them trains as one process does."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +21,34 @@ from tests.distributed.alike import SETTINGS, STEPS, assert_alike
 from tests.distributed.processes import ends, job
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["one-size", "sizes"])
-def settings(request: pytest.FixtureRequest, sized_prompts_folder: Path) -> list[str]:
-    """Of a run whose rows have one size, or several."""
-    return [*SETTINGS, *([f"data.root={sized_prompts_folder}"] if request.param else [])]
-
-
 @pytest.fixture(scope="module")
 def alone(
-    settings: list[str], run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
-    """The metrics of one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    assert train(run_config(*settings, f"run.dir={folder}"), resume="auto") == 0
-    return read_rows(folder / "metrics.jsonl")
+    run_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[dict[str, Any]]]:
+    """A function of settings: the metrics of one process, which is run once."""
+
+    @cache
+    def metrics(*settings: str) -> list[dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("alone")
+        assert train(run_config(*settings, f"run.dir={folder}"), resume="auto") == 0
+        return read_rows(folder / "metrics.jsonl")
+
+    return metrics
 
 
 @pytest.mark.parametrize(
-    ("settings", "worlds", "parallel"),
+    ("sizes", "worlds", "parallel"),
     [
         (False, (2,), Parallel.ddp),
         (True, (3, 4), Parallel.ddp),
         (True, (2,), Parallel.fsdp),
     ],
-    indirect=["settings"],
     ids=str,
 )
 def test_processes_that_split_groups_train_as_one(
-    settings: list[str],
-    alone: list[dict[str, Any]],
+    sizes: bool,
+    sized_prompts_folder: Path,
+    alone: Callable[..., list[dict[str, Any]]],
     run_config: Callable[..., RunConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -60,6 +60,7 @@ def test_processes_that_split_groups_train_as_one(
     Of several sizes each is shared so. Evaluations of six prompts are shared too. A run of three processes
     goes on with four.
     """
+    settings = [*SETTINGS, *([f"data.root={sized_prompts_folder}"] if sizes else [])]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder, file = tmp_path / "run", tmp_path / "config.yaml"
     for run, world in enumerate(worlds, 1):
@@ -78,7 +79,7 @@ def test_processes_that_split_groups_train_as_one(
         for code, _, err in ends(job([command] * world)):
             assert code == 0, err
     rows = read_rows(folder / "metrics.jsonl")
-    assert_alike([row for row in rows if (row["step"], row["phase"]) != (1, "eval")], alone)
+    assert_alike([row for row in rows if (row["step"], row["phase"]) != (1, "eval")], alone(*settings))
 
 
 def test_groups_of_a_groupwise_reward_stay_whole(

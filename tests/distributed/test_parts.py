@@ -20,6 +20,7 @@ SETTINGS = (
     "trainer.checkpoint_every=1",
     "trainer.keep_last=9",
     "optimizer.lr=0.01",
+    "rollout.steps=2",
 )
 
 

@@ -15,7 +15,10 @@ from tests.distributed.test_image_shares import assert_alike
 from tests.run import alarmed
 
 # A smooth reward is watched, so that rounding stays small.
-ONCE = ("eval_rewards.other.plugin=colorfulness", "trainer.rollback.kl_least=0.5", "trainer.steps=3")
+ONCE = (
+    *("eval_rewards.other.plugin=colorfulness", "trainer.rollback.kl_least=0.5", "trainer.steps=3"),
+    *("rollout.steps=3", "rollout.batch_size=4"),
+)
 
 
 def test_two_processes_go_back_as_one_does(

@@ -8,7 +8,7 @@ import pytest
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import RunConfig
 from marble_cli.metrics.jsonl import read_rows
-from tests.distributed.processes import ends, job
+from tests.distributed.processes import ends, forks, job
 
 
 def has_ended(pid: int) -> bool:
@@ -26,7 +26,8 @@ def test_two_ranks_share_a_server_that_ends_with_the_run(
     file, program = tmp_path / "config.yaml", Path(__file__).with_name("shared_reward_ranks.py")
     reward = "+rewards.apart={plugin: colorfulness, isolated: true}"
     file.write_text(dump(run_config("rewards=[colorfulness]", reward, f"run.dir={tmp_path / 'run'}")))
-    done = ends(job([(program, file)] * 2))
+    forks().write_python(tmp_path / "python")
+    done = ends(job([(program, file, tmp_path / "python")] * 2))
     assert [code for code, _, _ in done] == [0, 0], "\n".join(err for _, _, err in done)
     servers = [int(pid) for _, out, _ in done for pid in out.split("started")[1].split()]
     assert len(servers) == 1

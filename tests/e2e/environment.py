@@ -15,7 +15,7 @@ from tests.fork_server import ForkServer, Program
 ROOT = Path(__file__).resolve().parents[2]
 PACKED = ("marble_cli", "conf", "pyproject.toml", "README.md", "LICENSE")
 SMALL = (
-    "preset=tiny", "balance=marble", "rollout.groups=3", "rollout.group_size=4", "rollout.steps=4",
+    "preset=tiny", "balance=marble", "rollout.groups=3", "rollout.group_size=4", "rollout.steps=2",
     "rollout.batch_size=12",
     "trainer.micro_batch_size=12", "trainer.times_per_image=1", "trainer.eval_every=0",
     "logging.wandb.mode=disabled",

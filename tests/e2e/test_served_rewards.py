@@ -19,6 +19,7 @@ from marble_cli import __version__
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.errors import ConfigError, RequestError, RewardError
 from marble_cli.plugins import installed
+from marble_cli.rewards.elsewhere import isolated
 from marble_cli.rewards.elsewhere.environment import RECORD, find, install
 from marble_cli.rewards.elsewhere.isolated import IsolatedServer
 from marble_cli.rewards.elsewhere.locate import declare
@@ -143,6 +144,21 @@ def home(environment: Environment) -> Iterator[Path]:
         yield home
 
 
+@pytest.fixture
+def python(environment: Environment, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands for the Python of the isolated environment, by forks; one test starts this itself."""
+    assert environment.forks is not None
+    environment.forks.write_python(tmp_path / "python")
+    own = isolated.serve_command
+    monkeypatch.setattr(isolated, "serve_command", lambda plugin: in_forks(own(plugin), tmp_path / "python"))
+    return tmp_path / "python"
+
+
+def in_forks(command: list[str], python: Path) -> list[str]:
+    assert command[1] == "-P", command
+    return [str(python), *command[2:]]
+
+
 def test_install_of_an_unknown_reward_is_refused(home: Path) -> None:
     for name, source, said in (
         ("../up", None, "is no name"),
@@ -156,7 +172,7 @@ def test_install_of_an_unknown_reward_is_refused(home: Path) -> None:
     assert not (home / "rewards" / "x").exists()
 
 
-def test_a_wrong_isolated_reward_is_refused_before_it_is_built(home: Path) -> None:
+def test_a_wrong_isolated_reward_is_refused_before_it_is_built(python: Path) -> None:
     wrong = RewardConfig(plugin="broken", isolated=True, options={"good_cals": 1})
     with pytest.raises(
         ConfigError, match=r"isolated reward mine: eval_rewards.mine.good_cals: .*did you mean 'good_calls'"
@@ -180,7 +196,7 @@ def test_an_isolated_reward_is_sent_the_pictures_before_the_edit(home: Path) -> 
 
 
 def test_a_server_that_hangs_or_dies_is_restarted(
-    home: Path, tmp_path: Path, marble_logs: pytest.LogCaptureFixture
+    python: Path, tmp_path: Path, marble_logs: pytest.LogCaptureFixture
 ) -> None:
     settings = RewardConfig(
         plugin="hangs", isolated=True, timeout=1.0, options={"marker": str(tmp_path / "marker")}
@@ -200,19 +216,23 @@ def test_a_server_that_hangs_or_dies_is_restarted(
 
 
 def test_no_server_is_left_when_the_run_is_killed(
-    environment: Environment, home: Path, tmp_path: Path
+    environment: Environment, home: Path, python: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "run.py").write_text("""
+import sys
 import time
 from marble_cli.config.schema import RewardConfig
+from marble_cli.rewards.elsewhere import isolated
 from marble_cli.rewards.scorer import open_scorer
+own = isolated.serve_command
+isolated.serve_command = lambda plugin: [sys.argv[1], *own(plugin)[2:]]
 with open_scorer({"mine": RewardConfig(plugin="brightness", isolated=True)}, "cpu") as scorer:
     print(scorer.workers[0].make.__self__.process.pid, flush=True)
     time.sleep(3600)
 """)
     assert environment.forks is not None
     variables = environment.variables() | {"MARBLE_HOME": str(home)}
-    run = environment.forks.start([tmp_path / "run.py"], variables, tmp_path)
+    run = environment.forks.start([tmp_path / "run.py", python], variables, tmp_path)
     try:
         output = run.folder / "out"
         wait_for(lambda: output.is_file() and output.read_text().endswith("\n"), "the server", 60)

@@ -14,7 +14,7 @@ from marble_cli.config.schema import RunConfig
 from tests.distributed.processes import forks, inside, step, wait_for
 from tests.fork_server import Program
 
-SETTINGS = ("trainer.steps=60", "trainer.checkpoint_every=1", "trainer.keep_last=1")
+SETTINGS = ("trainer.steps=60", "trainer.checkpoint_every=1", "trainer.keep_last=1", "rollout.steps=2")
 
 
 class Run:

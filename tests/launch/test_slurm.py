@@ -25,7 +25,7 @@ def test_job_at_its_time_limit_is_requeued_and_resumes(
     cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     run = tmp_path / "my runs" / "it's $HOME"
-    said = submitted(run_config("trainer.steps=40", "trainer.checkpoint_every=50"), run)
+    said = submitted(run_config("trainer.steps=40", "trainer.checkpoint_every=50", "rollout.steps=2"), run)
     assert said.startswith("job 77: 1 x 2 processes\n")
     assert (cluster / "submitted").read_text() == f"{run} --parsable job.sbatch\n"
     stopped_at_its_limit(cluster, run)

@@ -12,7 +12,7 @@ from tests.run.runs import SETTINGS
 RunConfigMaker = Callable[..., RunConfig]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished run of four steps."""
     folder = tmp_path_factory.mktemp("runs") / "whole"

@@ -15,7 +15,10 @@ SETTINGS = [
     "trainer.checkpoint_every=2",
     "trainer.eval_every=2",
     "trainer.keep_last=9",
+    "trainer.eval_prompts=1",
     "optimizer.lr=0.01",
+    "rollout.steps=2",
+    "rollout.batch_size=6",
 ]
 
 

@@ -22,6 +22,8 @@ REWARDS = (
     '+eval_rewards.seen={plugin: compressibility, only_if: "views.contrast > 1"}',
     "balance.priorities.views.red=2",
     "trainer.best=reward/views.red/mean",
+    "trainer.eval_prompts=2",
+    "rollout.batch_size=4",
 )
 NAMES = ("colorfulness", "compressibility", "views.red", "views.contrast")
 

@@ -17,9 +17,13 @@ SETTINGS = (
     "trainer.eval_every=1",
     "trainer.checkpoint_every=1",
     "trainer.keep_last=1",
+    "trainer.eval_prompts=1",
+    "rollout.steps=2",
+    "rollout.batch_size=6",
     "optimizer.lr=0.05",
     "algorithm.behaviour.rate=0.5",
 )
+STEPS = 4
 FIGURES = ("eval/composite", "reward/colorfulness/mean", "reward/compressibility/mean")
 
 
@@ -42,7 +46,9 @@ def runs(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -
     root = tmp_path_factory.mktemp("runs")
     folders = {figure: root / figure.replace("/", "-") for figure in FIGURES}
     for figure, folder in folders.items():
-        config = run_config("trainer.steps=6", *SETTINGS, f"trainer.best={figure}", f"run.dir={folder}")
+        config = run_config(
+            f"trainer.steps={STEPS}", *SETTINGS, f"trainer.best={figure}", f"run.dir={folder}"
+        )
         assert train(config, resume="auto") == 0
     return folders
 
@@ -52,8 +58,8 @@ def test_best_checkpoint_has_the_highest_configured_metric(runs: dict[str, Path]
     values = judged(runs[figure], figure)
     highest = max(values, key=lambda step: values[step])
     assert best(runs[figure]) == (highest or None)  # the start has no checkpoint
-    assert kept(runs[figure]) == sorted({highest or 6, 6})
-    state, _, _ = store.load(runs[figure] / "checkpoints" / "step-00000006")
+    assert kept(runs[figure]) == sorted({highest or STEPS, STEPS})
+    state, _, _ = store.load(runs[figure] / "checkpoints" / f"step-{STEPS:08d}")
     assert state.info["best"] == values[highest]
     assert state.info["best_step"] == (highest or None)
 
@@ -67,19 +73,19 @@ def test_resume_with_another_best_metric_starts_the_best_anew(
     run_config: RunConfigMaker, runs: dict[str, Path], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     settings = [setting for setting in SETTINGS if not setting.startswith("trainer.keep_last")]
-    for steps, figure in ((3, FIGURES[1]), (6, FIGURES[2])):
+    for steps, figure in ((2, FIGURES[1]), (STEPS, FIGURES[2])):
         more = (f"trainer.steps={steps}", f"trainer.best={figure}", "trainer.keep_last=9")
         assert train(run_config(*settings, *more, f"run.dir={tmp_path}"), resume="auto") == 0
     assert (
         f"the best checkpoint was chosen by {FIGURES[1]} so far; from here on it is chosen by {FIGURES[2]}"
         in caplog.text
     )
-    late = {step: value for step, value in judged(tmp_path, FIGURES[2]).items() if step > 3}
+    late = {step: value for step, value in judged(tmp_path, FIGURES[2]).items() if step > 2}
     assert best(tmp_path) == max(late, key=lambda step: late[step])
 
 
 def test_keep_every_keeps_checkpoints_permanently(run_config: RunConfigMaker, tmp_path: Path) -> None:
-    settings = ("trainer.checkpoint_every=1", "trainer.keep_last=1", f"run.dir={tmp_path}")
+    settings = ("trainer.checkpoint_every=1", "trainer.keep_last=1", "rollout.steps=2", f"run.dir={tmp_path}")
     assert train(run_config("trainer.steps=5", "trainer.keep_every=2", *settings), resume="auto") == 0
     assert kept(tmp_path) == [2, 4, 5]
     assert train(run_config("trainer.steps=6", "trainer.keep_every=4", *settings), resume="auto") == 0
@@ -92,7 +98,7 @@ def test_resume_from_an_earlier_step_restores_the_best(
     """If the checkpoint of the latest best is lost, the earlier best is restored."""
     figure = next(figure for figure, run in runs.items() if (best(run) or 0) > 1)
     settings = (*SETTINGS, "trainer.keep_last=9", f"trainer.best={figure}", f"run.dir={tmp_path}")
-    assert train(run_config("trainer.steps=6", *settings), resume="auto") == 0
+    assert train(run_config(f"trainer.steps={STEPS}", *settings), resume="auto") == 0
     later = best(tmp_path)
     assert later is not None
     file = tmp_path / "checkpoints" / f"step-{later:08d}" / "behaviour.safetensors"
@@ -103,7 +109,7 @@ def test_resume_from_an_earlier_step_restores_the_best(
     before, _, _ = store.load(tmp_path / "checkpoints" / f"step-{later - 1:08d}")
     assert train(run_config(f"trainer.steps={later - 1}", *settings), resume="auto") == 0
     assert best(tmp_path) == before.info["best_step"]
-    assert train(run_config("trainer.steps=6", *settings), resume="auto") == 0
+    assert train(run_config(f"trainer.steps={STEPS}", *settings), resume="auto") == 0
     assert best(tmp_path) == later
 
 

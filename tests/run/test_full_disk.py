@@ -29,7 +29,7 @@ from tests.run.disks import Disk, disks, files_of_at_most, mount
 
 RunConfigMaker = Callable[..., RunConfig]
 
-SETTINGS = ("trainer.checkpoint_every=1", "trainer.keep_last=9")
+SETTINGS = ("trainer.checkpoint_every=1", "trainer.keep_last=9", "rollout.steps=2")
 
 
 @pytest.fixture(params=disks(), ids=lambda kind: kind.__name__.lower())

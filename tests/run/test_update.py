@@ -77,29 +77,37 @@ def test_update_clips_and_moves_weights_average_and_behaviour(
     assert row["behaviour/eta"] == 0.25
 
 
+@pytest.fixture(scope="module")
+def evaluated(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A step between two evaluations."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    config = run_config(f"run.dir={folder}", "trainer.eval_every=1", "trainer.steps=1")
+    assert train(config, resume="auto") == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     "overrides", [["evaluation.steps=7"], ["evaluation.solver=euler", "evaluation.guidance_scale=3"]]
 )
 def test_evaluation_settings_change_only_evaluation_scores(
-    run_config: RunConfigMaker, tmp_path: Path, overrides: list[str]
+    run_config: RunConfigMaker, evaluated: Path, tmp_path: Path, overrides: list[str]
 ) -> None:
     """A run that only evaluates gets the same scores from the same values in the rollout group."""
-    settings = ("trainer.eval_every=1", "trainer.steps=1")
-    for folder, more in (("plain", ["trainer.steps=1"]), ("other", overrides)):
-        assert train(run_config(f"run.dir={tmp_path / folder}", *settings, *more), resume="auto") == 0
+    settings = ("trainer.eval_every=1", "trainer.steps=1", *overrides)
+    assert train(run_config(f"run.dir={tmp_path / 'other'}", *settings), resume="auto") == 0
     as_rollout = [override.replace("evaluation.", "rollout.") for override in overrides]
     alone = run_config(
         f"run.dir={tmp_path / 'alone'}", "trainer.eval_every=1", "trainer.steps=0", *as_rollout
     )
     assert train(alone, resume="auto") == 0
     plain, other, alone_rows = (
-        read_rows(tmp_path / name / "metrics.jsonl") for name in ("plain", "other", "alone")
+        read_rows(folder / "metrics.jsonl") for folder in (evaluated, tmp_path / "other", tmp_path / "alone")
     )
     for name in ("lora", "ema"):
         assert all(
             map(
                 torch.equal,
-                weights(tmp_path / "plain", name).values(),
+                weights(evaluated, name).values(),
                 weights(tmp_path / "other", name).values(),
             )
         )
