@@ -54,8 +54,8 @@ def check_writable(folder: Path, option: str) -> Path:
 
 
 def nearest_existing(path: Path) -> Path:
-    """Return `path` if it exists, else the nearest existing folder above it."""
-    return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
+    """Return `path` if it exists, else the nearest above it that does; a link that leads nowhere exists."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
 
 
 def check_inside(folder: Path, names: tuple[str, ...]) -> None:

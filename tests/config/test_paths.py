@@ -146,6 +146,13 @@ def test_odd_names_that_a_disk_can_hold_are_paths(tmp_path: Path) -> None:
         check_writable(Path(config.run.dir), "run.dir=")
 
 
+def test_a_folder_behind_a_link_that_leads_nowhere_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for folder in (tmp_path / "link", tmp_path / "link/below"):
+        with pytest.raises(RequestError, match=r"^--output .* cannot be written: No such file or directory"):
+            check_writable(folder, "--output ")
+
+
 @pytest.mark.parametrize("name", ["a\nb", "a\x00b", "a\tb", "\x1b[31m"])
 def test_a_name_of_a_run_is_a_line(name: str) -> None:
     with pytest.raises(
