@@ -116,10 +116,9 @@ def test_resume_is_exact_for_any_ratio_of_alpha_to_rank(
     )
     for folder, parts in (("whole", [4]), ("parts", [3, 4])):
         if folder == "parts":
+            begun = copied(tmp_path / "whole", tmp_path / folder)
             for step in (2, 3, 4):
-                shutil.rmtree(
-                    copied(tmp_path / "whole", tmp_path / folder) / f"checkpoints/step-0000000{step}"
-                )
+                shutil.rmtree(begun / f"checkpoints/step-0000000{step}")
         for steps in parts:
             config = run_config(f"trainer.steps={steps}", f"run.dir={tmp_path / folder}", *SETTINGS, *ratio)
             assert train(config, resume="auto") == 0
