@@ -34,7 +34,7 @@ HERE = [sys.executable, "-m", "marble_cli", "rewards", "serve", "--stdin"]
 
 @pytest.fixture
 def fork(tmp_path: Path) -> list[str]:
-    """The command of a server in a fork. To kill it would leave the server: `HERE` is a process that ends."""
+    """The command of a server in a fork; `HERE` is that of an interpreter, which a test kills."""
     forks().write_python(tmp_path / "python")
     return [str(tmp_path / "python"), *HERE[1:]]
 
