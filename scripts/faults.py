@@ -60,17 +60,24 @@ def provenance(rows: Rows) -> str:
     )
 
 
-def replace_between_marks(text: str, page: Path) -> None:
-    """Replace the part of `page` between the lines `BEGIN` and `END`.
+def around_marks(page: Path) -> tuple[str, str]:
+    """Return what `page` has until the line `BEGIN`, and from the line `END` on.
 
     Raises:
         ValueError: the page lacks one of these lines.
+        OSError: the page cannot be read.
     """
     before, begin, rest = page.read_text().partition(f"{BEGIN}\n")
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{page} has no lines {BEGIN!r} and {END!r}; add both where the table belongs")
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+    return before + begin, end + after
+
+
+def replace_between_marks(text: str, page: Path) -> None:
+    """Replace the part of `page` between the lines `BEGIN` and `END`; errors are those of `around_marks`."""
+    before, after = around_marks(page)
+    page.write_text(f"{before}\n{text}\n{after}")
 
 
 def main(arguments: list[str]) -> int:
@@ -95,6 +102,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.records and not options.records.is_file():
         parser.error(f"--records {options.records} does not exist")
+    if options.output:
+        try:  # before the half hour that the faults take
+            around_marks(options.output)
+        except (OSError, ValueError) as error:
+            parser.error(f"--output {options.output}: {error}")
     with tempfile.TemporaryDirectory() as folder:
         records = options.records or Path(folder) / "records.jsonl"
         code = 0 if options.records else measure(records)

@@ -58,3 +58,14 @@ def test_records_of_an_earlier_run_are_published(tmp_path: Path) -> None:
     assert faults.main(["--records", str(records), "--output", str(page)]) == 0
     assert "| SIGKILL | 2 | 3 | identical | `tests/a.py` |" in page.read_text()
     assert "Measured on 2026-01-02" in page.read_text()
+
+
+def test_a_page_without_the_marks_is_refused_before_any_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(faults, "measure", None)
+    (tmp_path / "page.md").write_text("nothing")
+    for name, said in (("page.md", "has no lines"), ("none.md", "No such file")):
+        with pytest.raises(SystemExit):
+            faults.main(["--output", str(tmp_path / name)])
+        assert said in capsys.readouterr().err
