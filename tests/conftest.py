@@ -137,9 +137,14 @@ def _collections_find_little() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nobody_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ignore rewards that another test has left hanging when settings are put back."""
-    monkeypatch.setattr(guard, "_AT_WORK", guard.AtWork())
+def nobody_at_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ignore rewards that another test has left hanging, and let those of this one put back nothing later."""
+    own = guard.AtWork()
+    monkeypatch.setattr(guard, "_AT_WORK", own)
+    yield
+    with own.lock:
+        if own.working:
+            own.working.append(("an ended test", guard.Stage.BUILD))  # until that ends, nothing is put back
 
 
 # Rooms of ten seconds and more begin, in this order.
