@@ -100,16 +100,11 @@ def schema(rewards: tuple[str, ...], eval_rewards: tuple[str, ...]) -> DictConfi
 @lru_cache(maxsize=64)
 def _pickled(rewards: tuple[str, ...], eval_rewards: tuple[str, ...]) -> bytes:
     """Make the schema once, which is slow, as bytes: reading these takes a fifth of a copy's time."""
-    tree: DictConfig = pickle.loads(_without_rewards())
+    tree: DictConfig = schema((), ()) if rewards or eval_rewards else OmegaConf.structured(RunConfig)
     for group, names in (("rewards", rewards), ("eval_rewards", eval_rewards)):
         for name in names:
             tree[group][name] = RewardConfig
     return pickle.dumps(tree)
-
-
-@lru_cache(maxsize=1)
-def _without_rewards() -> bytes:
-    return pickle.dumps(OmegaConf.structured(RunConfig))
 
 
 def _name_switches(tree: DictConfig) -> None:
