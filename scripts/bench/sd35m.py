@@ -11,9 +11,8 @@ one. What else is on the command line are overrides of both sides.
 
 import argparse
 import shlex
-import statistics
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,11 +32,12 @@ from marble_cli.policy.source import config_folder, read_json
 from marble_cli.policy.trainable.blocks import repeated_blocks
 from marble_cli.rollout.ode import make_scheduler, sample
 from marble_cli.seeds import noise
-from marble_cli.step.compiled_per_sample import SUPPORTED
-from scripts.bench.report import Cell, Sheet, publish, write_json
+from scripts.bench.parts import Measured, parts_sheet
+from scripts.bench.report import Sheet, publish, write_json
+from scripts.bench.roofline import forecast, note_kernel_sizes
 from scripts.bench.scenes import Scene, make_scene, random_policy
 from scripts.bench.steps import AGREEMENT, check_agreement, published_refresh, step_job
-from scripts.bench.timing import Job, Progress, alternate, peak_bytes, ratio
+from scripts.bench.timing import Job, Progress, alternate, peak_bytes
 from scripts.bench.whole_step import (
     COMPILED,
     EAGER,
@@ -52,15 +52,6 @@ from scripts.bench.whole_step import (
 
 MODEL = "stabilityai/stable-diffusion-3.5-medium"
 REWARDS = 5
-# Dense bfloat16 FLOP/s from the makers' data sheets; the first name that the GPU's own name contains counts.
-PEAK = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200 NVL": 835e12,
-    "H100": 989e12,  # SXM
-    "H200": 989e12,
-    "A100": 312e12,
-}
 SMALL_SHAPE = {
     "num_layers": 2,
     "dual_attention_layers": [0],
@@ -72,31 +63,6 @@ SMALL_SHAPE = {
 }
 CLIP_TOKENS = 77
 SMALL_AGREEMENT = 0.95  # bfloat16 alone turns the small model's refresh to a cosine of 0.98 with float32
-COLUMNS = {
-    "what": "",
-    "whose": "",
-    "seconds": ".3f",
-    "peak GiB": ".2f",
-    "TFLOP": ".2f",
-    "utilisation": ".0%",
-    "speed-up": ".2f",
-}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A part of a step, whose it is, its seconds per round, its peak in bytes and its FLOP."""
-
-    part: str
-    whose: str
-    seconds: list[float]
-    peak: int
-    operations: float
-
-    @property
-    def median(self) -> float:
-        """Seconds of the median round."""
-        return statistics.median(self.seconds)
 
 
 def step_config(small: bool, *overrides: str) -> RunConfig:
@@ -206,48 +172,24 @@ def count_flops(job: Job) -> float:
     return float(counter.get_total_flops())
 
 
-def peak_speed() -> float | None:
-    """Return this GPU's FLOP/s in bfloat16, None if it is not in `PEAK`."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((speed for name, speed in PEAK.items() if name in gpu), None)
-
-
 def measure_part(recipe: Scene, ours: Scene, part: str, repeats: int) -> list[Measured]:
     """Measure seconds, memory and operations of all jobs of a part, in alternating rounds.
 
     Operations are counted by the first, eager call. Compilation is over before a peak is taken, and the call
     that takes the peak is the warm-up.
     """
-    jobs = make_jobs(recipe, ours, part)
+    jobs, device = make_jobs(recipe, ours, part), ours.policy.device
     operations = {whose: count_flops(job) for whose, job in jobs.items() if whose != COMPILED}
     if COMPILED in jobs:
         operations[COMPILED] = operations[EAGER]
         jobs[COMPILED]()
-    peaks = {whose: peak_bytes(job, ours.policy.device) for whose, job in jobs.items()}
+    forecasts = {whose: forecast(job, device) for whose, job in jobs.items()}
+    peaks = {whose: peak_bytes(job, device) for whose, job in jobs.items()}
     seconds = alternate(jobs, repeats, warm_up=False)
-    return [Measured(part, whose, seconds[whose], peaks[whose], operations[whose]) for whose in jobs]
-
-
-def parts_sheet(measured: list[Measured], ours: Scene, repeats: int) -> Sheet:
-    """Return the table of all parts measured so far."""
-    fastest = peak_speed()
-    published = {one.part: one.seconds for one in measured if one.whose == RECIPE}
-    published[WITHOUT_KL] = published.get(TRAINING, [])
-    rows: list[tuple[Cell, ...]] = []
-    for one in measured:
-        utilisation = one.operations / one.median / fastest if fastest else None
-        compared = one.whose != RECIPE and published[one.part]
-        speed_up = ratio(published[one.part], one.seconds) if compared else None
-        memory, teraflops = one.peak / 2**30, one.operations / 1e12
-        rows.append((one.part, one.whose, one.median, memory, teraflops, utilisation, speed_up))
-    note = (
-        f"{len(ours.data.x0)} images of {ours.policy.tokens} tokens; medians of {repeats} alternating "
-        "repeats. Peaks exclude weights and adapters; utilisation is of the operations computed, against "
-        "dense bfloat16."
-    )
-    if ours.policy.compiled and not SUPPORTED:
-        note += f" With torch {torch.__version__} the trained pass of a compiled refresh stays eager."
-    return Sheet("Parts of a step", note, COLUMNS, rows)
+    return [
+        Measured(part, whose, seconds[whose], peaks[whose], operations[whose], forecasts[whose])
+        for whose in jobs
+    ]
 
 
 def main(arguments: list[str]) -> None:
@@ -273,6 +215,7 @@ def main(arguments: list[str]) -> None:
     # Compared without compilation: the recipe takes more backward passes than compiled code allows.
     clock.tell(f"directions of ours and of the recipe: cosine {check_agreement(recipe, REWARDS):.5f}")
     if ours.policy.compiled:
+        note_kernel_sizes()
         least = SMALL_AGREEMENT if options.small else AGREEMENT
         clock.tell(f"compiled; compiled and eager directions: cosine {check_compiled(ours, least):.5f}")
     recipe.policy.network.float()
@@ -287,7 +230,8 @@ def main(arguments: list[str]) -> None:
         sheets = [parts_sheet(measured, ours, options.repeats)]
         if part == PARTS[-1]:
             medians = {(one.part, one.whose): one.median for one in measured}
-            sheets.append(whole_step(config, images, medians))
+            forecasts = {(one.part, one.whose): one.forecast for one in measured}
+            sheets.append(whole_step(config, images, medians, forecasts))
         if options.json:
             write_json(sheets, command, options.json)
     publish(sheets, command, options.output, None)

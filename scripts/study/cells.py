@@ -63,10 +63,11 @@ SPECIALISTS = {f"only_{name}": name for name in REWARDS}
 # Of the specialists, without further training.
 MERGES = {"merge_concat": "concat", "merge_average": "average"}
 PAIR = "rewards=[ocr,objects]"  # neither applies to a quarter of the prompts, so their groups are dead
-SIGNAL: dict[str, tuple[str, ...]] = {
+CHEAPER: dict[str, tuple[str, ...]] = {
     "marble_select": (STEPWISE, *STALE, "trainer.select.fraction=0.5"),
     "pair": (PAIR, STEPWISE, *STALE),
     "pair_drop": (PAIR, STEPWISE, *STALE, "rollout.dead_groups=drop"),
+    "marble_kl_every": (STEPWISE, *STALE, "algorithm.kl_every=4"),
 }
 FOUR = tuple(name for name in REWARDS if name != "compressibility")
 GUARD = "rewards.compressibility.role=guard"
@@ -77,7 +78,7 @@ GUARDED: dict[str, tuple[str, ...]] = {
 }
 # Methods with the learning rate of another, at which they are compared.
 TUNED_AS = {
-    **dict.fromkeys(("marble_guarded", *SIGNAL), "marble_stale"),
+    **dict.fromkeys(("marble_guarded", *CHEAPER), "marble_stale"),
     **dict.fromkeys(("sum_of_four", "sum_guarded"), "weighted_sum"),
 }
 UNMATCHED = {*MERGES, *SPECIALISTS, *TUNED_AS}  # not compared at equal drift
@@ -110,7 +111,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "nash": ("balance=torchjd:FairGrad", "balance.options={alpha: 1}", *EVERY_STEP),  # the Nash bargain
     SEQUENTIAL: (STEPWISE, *AMORTISED),
     **GUARDED,
-    **SIGNAL,
+    **CHEAPER,
     **{method: (f"rewards=[{name}]", STEPWISE, *AMORTISED) for method, name in SPECIALISTS.items()},
 }
 

@@ -16,10 +16,10 @@ from string import Template
 from scripts.study.__main__ import RESULTS
 from scripts.study.cells import (
     BUDGETS,
+    CHEAPER,
     GUARDED,
     MARBLE,
     MERGES,
-    SIGNAL,
     SPECIALISTS,
     TUNED_AS,
     UNMATCHED,
@@ -89,11 +89,12 @@ whose learning rates they take.
 
 $gains
 """)
-SIGNAL_PAGE = Template("""
-### Signal
+CHEAPER_PAGE = Template("""
+### Cheaper steps
 
 `marble_select` trains on the half of the images with the most signal. `pair` trains on ocr and objects alone,
-and `pair_drop` leaves out the groups in which neither has signal. For the same FLOP they take more steps.
+and `pair_drop` leaves out the groups in which neither has signal. For the same FLOP both take more steps.
+`marble_kl_every` takes as many steps as `marble_stale`, the frozen model's pass in every fourth micro-batch only.
 
 $outcomes
 
@@ -191,8 +192,8 @@ def write_judged(best: list[Summary], budget: str, output: Path) -> str:
     page = JUDGED_PAGE.substitute(budget=budget, outcomes=outcome_table(rows), gains=gain_table(rows))
     if guarded := beside_their_likes(best, GUARDED):
         page += GUARDED_PAGE.substitute(gains=gain_table(guarded))
-    if signal := beside_their_likes(best, SIGNAL):
-        page += SIGNAL_PAGE.substitute(outcomes=outcome_table(signal), gains=gain_table(signal))
+    if cheaper := beside_their_likes(best, CHEAPER):
+        page += CHEAPER_PAGE.substitute(outcomes=outcome_table(cheaper), gains=gain_table(cheaper))
     return page
 
 

@@ -12,7 +12,7 @@ import torch
 from marble_cli.config.compose import compose
 from marble_cli.policy.trainable.blocks import compile_blocks, repeated_blocks
 from scripts.bench import __main__ as bench
-from scripts.bench import parallel, report, scenes, sd35m, solvers, steps, timing, whole_step
+from scripts.bench import parallel, parts, report, roofline, scenes, sd35m, solvers, steps, timing, whole_step
 from scripts.bench import run as whole
 from tests.policy.trainable.compiler import WITHOUT_COMPILER_WARNINGS
 from tests.scripts.smallest import FEWER, SMALL, run_in_process
@@ -168,13 +168,13 @@ def test_sd35m(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--small", "--repeats", "1", "--json", str(figures), "--output", str(page)]
     sd35m.main([*options, "rollout.steps=1"])
     tables = json.loads(figures.read_text())["tables"]
-    parts, whole = (table["rows"] for table in tables)
-    assert [(row["what"], row["whose"]) for row in parts] == [
+    measured, whole = (table["rows"] for table in tables)
+    assert [(row["what"], row["whose"]) for row in measured] == [
         (part, whose)
         for part in whole_step.PARTS
         for whose in (("ours",) if part == whole_step.WITHOUT_KL else ("recipe", "ours"))
     ]
-    operations = {row["what"]: row["TFLOP"] for row in parts if row["whose"] == "ours"}
+    operations = {row["what"]: row["TFLOP"] for row in measured if row["whose"] == "ours"}
     assert operations[whole_step.WITHOUT_KL] < operations["training"] < operations["refresh"]
     changes = [whole_step.WITH_FRACTION, whole_step.WITH_KL_EVERY]
     assert [row["whose"] for row in whole] == ["recipe", "ours", *changes]
@@ -199,7 +199,8 @@ def test_the_whole_step_adds_up_its_parts() -> None:
         (whole_step.WITHOUT_KL, "ours, compiled"): 0.8,
         ("refresh", "ours, compiled"): 3.0,
     }
-    rows = whole_step.whole_step(sd35m.step_config(small=False), 9, seconds).rows
+    forecast = {key: second / 2 for key, second in seconds.items()}
+    rows = whole_step.whole_step(sd35m.step_config(small=False), 9, seconds, forecast).rows
     per_pass = [
         ("recipe", (1, 2, 1 / 3072)),
         ("ours", (1, 2, 0.1)),
@@ -210,14 +211,48 @@ def test_the_whole_step_adds_up_its_parts() -> None:
         ("+ kl_every 4", (0.5, 1 - 0.75 * 0.2, 0.05)),
     ]
     recipe = sum(per_pass[0][1])
-    for row, (whose, parts) in zip(rows, per_pass, strict=True):
-        spent = sum(parts)
-        shares = [part / spent for part in parts]
+    for row, (whose, seconds_per_pass) in zip(rows, per_pass, strict=True):
+        spent = sum(seconds_per_pass)
+        shares = [part / spent for part in seconds_per_pass]
         assert row[0] == whose
         expected = [1152 / (3072 * spent), recipe / spent, 3072 * spent / 8, *shares]
-        assert row[1:7] == pytest.approx(expected), whose
-    assert [row[7] for row in rows] == [0.614, None, 0.80, None, 1.04, 1.12, 1.28]
-    assert rows[4][8] == pytest.approx(1.69, abs=0.01)
+        assert row[1:] == pytest.approx([*expected, 2 * expected[0], expected[1]]), whose
+
+
+def seconds_of(job: timing.Job) -> float:
+    return roofline.forecast(job, torch.device("cpu"))
+
+
+def test_a_kernel_takes_as_long_as_its_products_its_bytes_or_its_launch() -> None:
+    half = torch.zeros(2048, 1024, dtype=torch.bfloat16)
+    assert seconds_of(lambda: half @ half.T) == pytest.approx(2 * 2048 * 2048 * 1024 / 600e12)
+    single = half[:512].float()
+    assert seconds_of(lambda: single @ single.T) == pytest.approx(2 * 512 * 512 * 1024 / 45e12)
+    assert seconds_of(lambda: half + half) == pytest.approx(3 * 2048 * 1024 * 2 / 2.7e12)
+    assert seconds_of(lambda: half[:8, :8] * 2) == pytest.approx(2.2e-6)
+
+
+def test_a_forecast_leaves_out_what_moves_nothing() -> None:
+    large, line, written = torch.zeros(2048, 2048), torch.zeros(2048), torch.zeros(2048, 2048)
+    assert seconds_of(lambda: large.reshape(64, 64, 1024).transpose(0, 1)[3]) == 0
+    assert seconds_of(lambda: torch.empty_like(large)) == 0
+    assert roofline.forecast(lambda: large + 1, torch.device("cuda")) == 0  # is on another device
+    assert seconds_of(lambda: large + line.expand(2048, 2048)) == pytest.approx(
+        4 * (2 * 2048 * 2048 + 2048) / 2.7e12
+    )
+    assert seconds_of(lambda: written.copy_(large)) == pytest.approx(8 * 2048 * 2048 / 2.7e12)
+
+
+def test_a_forecast_knows_attention_and_its_backward_pass() -> None:
+    q = torch.zeros(1, 8, 2048, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    product = 2 * 8 * 2048 * 2048 * 64
+    flash = torch.ops.aten._scaled_dot_product_flash_attention
+    out = flash(q, q, q)[0].sum()
+    with torch.no_grad():
+        forward = roofline.forecast(lambda: flash(q, q, q), q.device)
+    assert forward == pytest.approx(2 * product / 380e12)
+    # Its four products, and one of the forward pass anew.
+    assert roofline.forecast(out.backward, q.device) == pytest.approx(5 * product / 280e12, rel=0.1)
 
 
 @WITHOUT_COMPILER_WARNINGS
@@ -249,4 +284,4 @@ def test_cards_of_one_name_have_their_own_peaks(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
-    assert sd35m.peak_speed() == peak
+    assert parts.peak_speed() == peak

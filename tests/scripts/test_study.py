@@ -154,7 +154,7 @@ def test_methods_at_equal_flop_take_more_of_their_cheaper_steps() -> None:
         cost[share] = add_passes(config, counts.images, counts.samples, micro_batches(config), *passes)
     found = {"marble_select": cost[0.5] / cost[1.0], "pair_drop": cost[0.75] / cost[1.0]}
     assert found == pytest.approx(cells.COST, abs=0.005)
-    steps = {method: cells.Cell("short", method, 1e-3, 0).overrides for method in cells.SIGNAL}
+    steps = {method: cells.Cell("short", method, 1e-3, 0).overrides for method in cells.CHEAPER}
     assert "trainer.steps=42" in steps["marble_select"]
     assert "trainer.steps=35" in steps["pair_drop"]
     assert "trainer.steps=30" in steps["pair"]
