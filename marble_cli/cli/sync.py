@@ -16,11 +16,16 @@ def sync(
 ) -> None:
     """Upload runs' metrics that W&B lacks, such as those recorded offline."""
     from marble_cli.lock import is_held
-    from marble_cli.metrics.wandb_history import upload_history
+    from marble_cli.metrics.wandb_history import list_starts, upload_history
 
     for run in runs:
         if not (run / "config.yaml").is_file():
             raise RequestError(f"{run} is no run: it holds no config.yaml. Expected the folder of a run.")
     for run in runs:
         steps = upload_history(run, running=is_held(run))
-        typer.echo(f"{run}: {steps} steps sent, as one history" if steps else f"{run}: W&B lacks nothing")
+        if steps:
+            typer.echo(f"{run}: {steps} steps sent, as one history")
+        elif list_starts(run):
+            typer.echo(f"{run}: W&B lacks nothing")
+        else:
+            typer.echo(f"{run}: nothing sent, because no start of the run logged to W&B")

@@ -80,7 +80,7 @@ def json_rows(path: Path, key: str) -> SourceRows:
 
 
 def separated_rows(path: Path, separator: str) -> SourceRows:
-    """Read a table with a line of headings: .csv, or .tsv with tabs; every cell is text.
+    """Read a table with a line of headings: .csv, or .tsv with tabs; every cell is text, or None if empty.
 
     Raises:
         DataError: the file cannot be read as such a table.
@@ -101,7 +101,7 @@ def separated_rows(path: Path, separator: str) -> SourceRows:
             return None
         if len(cells) != len(headings):
             raise RowError(f"{len(cells)} cells under {len(headings)} headings")
-        return dict(zip(headings, cells, strict=True))
+        return {heading: cell or None for heading, cell in zip(headings, cells, strict=True)}
 
     return SourceRows(str(path), "row", expected, rows, parse)
 

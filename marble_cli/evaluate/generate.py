@@ -61,7 +61,14 @@ def generate(
     for index, prompt in enumerate(rows):
         start = noise(seed, "generate", 0, [index], rollout.policy.latent_shape)
         x0 = rollout.draw(rollout.encode([prompt]), slice(1), start, chosen.adapter)
-        drawn, fps = rollout.policy.decode(x0)[0], rollout.policy.fps
+        (drawn,), (finite,) = rollout.policy.decode(x0)
+        if not finite:
+            raise RequestError(
+                f"{target} drew values that are not finite (NaN or infinity), and no picture, of "
+                f"{prompt.text!r}. Expected model.precision=bf16 or fp32 if it is fp16, or an earlier "
+                "checkpoint."
+            )
+        fps = rollout.policy.fps
         file = output / f"{index:03d}.{'png' if fps is None else 'mp4'}"
         with writing(file, "Choose another --output."):
             output.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from marble_cli.config.enums import Train
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError
 from marble_cli.evaluate.target import Target, resolve_target
-from marble_cli.policy.foreign import fit_lora
+from marble_cli.policy.foreign import check_fit, fit_lora
 from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.policy.provenance import check_model
 
@@ -40,15 +40,17 @@ def read_start(config: RunConfig) -> Start | None:
     """Read the LoRA that a run starts from, None if it starts from a new one.
 
     Raises:
-        CheckpointError: there is none at `model.lora.init`, it is damaged, or the model has other layers.
+        CheckpointError: there is none at `model.lora.init`, it is damaged, or it has layers or a rank that
+            the run has not.
     """
     spec = config.model.lora.init
     if spec is None:
         return None
-    target = resolve_target(spec).fitted(config.model)
+    model, target = config.model, resolve_target(spec).fitted(config.model)
     provenance = target.provenance
-    if config.model.train is not Train.lora or target.weights is None or provenance["train"] != "lora":
+    if model.train is not Train.lora or target.weights is None or provenance["train"] != "lora":
         raise CheckpointError(f"model.lora.init={spec}: expected a LoRA, and model.train=lora.")
+    check_fit(target.weights, model.lora, f"model.lora.init={target.label}")
     if target.elsewhere is not None:
         return Start(target, target.weights)
     if "alpha" not in provenance:

@@ -19,7 +19,7 @@ from marble_cli.config.schema import (
 )
 from marble_cli.config.trainer import TrainerConfig
 from marble_cli.data.prompts import Prompt
-from marble_cli.errors import ConfigError, RewardError
+from marble_cli.errors import ConfigError, RequestError, RewardError
 from marble_cli.files import check_writable
 from marble_cli.metrics.tracker import load_tracker
 from marble_cli.metrics.wandb_destination import WandbDestination, resolve_destination
@@ -270,14 +270,20 @@ def check_rewards(rollout: Rollout, scorer: Scorer, sources: Mapping[str, list[P
     The prompt is the source's first one whose metadata has the types that the rewards require.
 
     Raises:
+        RequestError: the VAE makes no picture.
         RewardError: a reward failed on every image that it was asked to score.
     """
     policy = rollout.policy
     rewards = [worker.reward.declaration for worker in scorer.workers]
     prompts = [_first_valid(prompts, rewards) for prompts in sources.values() for _ in range(2)]
     latents = noise(rollout.seed, "preflight", 0, list(range(len(prompts))), policy.latent_shape)
-    images = policy.decode(latents.to(policy.device))
-    scores = submit(scorer, prompts, images).unconditional()
+    images, finite = policy.decode(latents.to(policy.device))
+    if not finite.any():
+        raise RequestError(
+            "the model's VAE makes values that are not finite (NaN or infinity) of noise, and no picture. "
+            "Expected model.precision=bf16 or fp32 if it is fp16, or other weights in model.path."
+        )
+    scores = submit(scorer, prompts, images, finite).unconditional()
     for name, failed, applicable in zip(scores.names, scores.failed, scores.applicable, strict=True):
         if failed.any() and not applicable.any():
             worker = scorer.worker(name)

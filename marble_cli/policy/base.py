@@ -175,8 +175,11 @@ class Policy(Protocol):
         """Return the velocity [B, C, H, W] float32 at `xt` [B, C, H, W] and times `t` [B] in (0, 1]."""
         ...
 
-    def decode(self, x0: Tensor) -> Tensor:
-        """Return images uint8 [B, 3, H, W] on the CPU, or frames [B, F, 3, H, W], from latents."""
+    def decode(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images uint8 [B, 3, H, W], or frames [B, F, 3, H, W], and whether each is one, on the CPU.
+
+        [B] bool is false where the VAE gave a pixel that is not finite.
+        """
         ...
 
     def scheduler_config(self) -> dict[str, object]:

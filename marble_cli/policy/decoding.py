@@ -20,13 +20,23 @@ DECODED_PIXELS = {"cpu": 2**17, "cuda": 2**21}
 FULL = 3
 
 
-def decode_in_parts(family: Family, x0: Tensor, at_once: int) -> Tensor:
-    """Decode latents [B, ...] in parts of nearly equal size, of at most `at_once`, to uint8 on the CPU.
+def decode_in_parts(family: Family, x0: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+    """Decode latents [B, ...] in parts of nearly equal size, of at most `at_once`.
 
     A last part of one image would take as long as several.
+
+    Returns:
+        On the CPU, uint8 pictures or videos, and [B] bool: whether all of its pixels were finite.
     """
-    parts = x0.tensor_split(-(-len(x0) // at_once))
-    return torch.cat([as_bytes(family.decode(part)) for part in parts]).cpu()
+    parts = [_decode(family, part) for part in x0.tensor_split(-(-len(x0) // at_once))]
+    pictures, finite = zip(*parts, strict=True)
+    return torch.cat(pictures).cpu(), torch.cat(finite).cpu()
+
+
+def _decode(family: Family, x0: Tensor) -> tuple[Tensor, Tensor]:
+    pixels = family.decode(x0)
+    each = tuple(range(1, pixels.ndim))
+    return as_bytes(pixels), pixels.amin(each).isfinite() & pixels.amax(each).isfinite()
 
 
 def as_bytes(pixels: Tensor) -> Tensor:

@@ -189,18 +189,7 @@ def fit_lora(
     """
     lora, draw = model.lora, torch.Generator().manual_seed(seed)
     network = next(iter(state)).partition(".")[0]
-    for key, value in state.items():
-        name, rank = key.partition(".")[2], value.shape[key.endswith(B)]
-        reason = None
-        if name not in shapes:
-            reason = "is of a layer that model.lora.target_modules leaves out"
-        elif rank > lora.rank:
-            reason = f"has rank {rank}, and model.lora.rank={lora.rank} is less"
-        if reason is not None:
-            raise CheckpointError(
-                f"{file} does not fit: {key} {list(value.shape)} {reason}. Expected a run whose LoRA has at "
-                "least the rank and the layers of the one that it starts from."
-            )
+    check_fit(state, lora, file, [name.rpartition(".lora_")[0] for name in shapes])
     fitted = {}
     for name, shape in shapes.items():
         key = f"{network}.{name}"
@@ -212,6 +201,35 @@ def fit_lora(
             value[:, : state[key].shape[1]] = state[key].double() * lora.rank / lora.alpha
         fitted[key] = value
     return fitted
+
+
+def check_fit(
+    state: Mapping[str, Tensor], lora: LoraConfig, file: str, layers: Sequence[str] | None = None
+) -> None:
+    """Check that a run's LoRA has at least the rank and the layers of a converted one.
+
+    Args:
+        state: the converted LoRA.
+        lora: the settings of the run's.
+        file: the converted LoRA's file, for messages.
+        layers: that the run trains; None, before its model is loaded: any that `target_modules` names.
+
+    Raises:
+        CheckpointError: it has a larger rank, or another layer.
+    """
+    for key, value in state.items():
+        layer, rank = key.partition(".")[2].rpartition(".lora_")[0], value.shape[key.endswith(B)]
+        named = any(f".{layer}".endswith(f".{target}") for target in lora.target_modules)
+        reason = None
+        if not (named if layers is None else layer in layers):
+            reason = "is of a layer that model.lora.target_modules leaves out"
+        elif rank > lora.rank:
+            reason = f"has rank {rank}, and model.lora.rank={lora.rank} is less"
+        if reason is not None:
+            raise CheckpointError(
+                f"{file} does not fit: {key} {list(value.shape)} {reason}. Expected a run whose LoRA has at "
+                "least the rank and the layers of the one that it starts from."
+            )
 
 
 @contextmanager

@@ -232,7 +232,7 @@ class PipelinePolicy:
         return velocity.float()
 
     @torch.no_grad()
-    def decode(self, x0: Tensor) -> Tensor:
+    def decode(self, x0: Tensor) -> tuple[Tensor, Tensor]:
         return decode_in_parts(self.family, x0.to(self.pipeline.vae.dtype), self._decoded_at_once)
 
     def scheduler_config(self) -> dict[str, Any]:

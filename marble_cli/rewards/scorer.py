@@ -22,7 +22,7 @@ from marble_cli.errors import RewardError
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.elsewhere.locate import maker
 from marble_cli.rewards.elsewhere.meeting import Machine
-from marble_cli.rewards.worker import Outcomes, RewardWorker
+from marble_cli.rewards.worker import NOT_DRAWN, Outcomes, RewardWorker
 
 Conditions = Mapping[str, tuple[Condition, ...]]
 
@@ -144,6 +144,7 @@ class Scorer:
         sources: Sequence[str],
         frames: Tensor | None = None,
         references: Sequence[Sequence[Tensor]] | None = None,
+        finite: Tensor | None = None,
     ) -> PendingScores:
         """Begin to score a batch; wait first if `pending` batches are unfinished.
 
@@ -155,10 +156,15 @@ class Scorer:
             frames: uint8 [B, F, 3, H, W] on the CPU, videos whose middle frames the images are.
             references: B sequences of uint8 [3, h, w] on the CPU, all pictures that each image was edited
                 from.
+            finite: [B] bool, false for images that are none because the model drew values that are not
+                finite. Scoring them fails; plugins never see them. None: all are images.
         """
         self.slots.acquire()
         batch = Batch(images, list(prompts), list(metadata), frames=frames, references=references)
-        futures = [worker.executor.submit(worker.score, batch, sources) for worker in self.workers]
+        drawn = [True] * len(images) if finite is None else finite.tolist()
+        if not all(drawn):
+            log.warning("%d of %d images cannot be scored: %s", drawn.count(False), len(drawn), NOT_DRAWN)
+        futures = [worker.executor.submit(worker.score, batch, sources, drawn) for worker in self.workers]
         self._release_slot_after(futures)
         return PendingScores(self.names, futures, self.conditions)
 
@@ -183,12 +189,12 @@ class Scorer:
         for k, name in enumerate(self.names):
             worker = self.worker(name)
             failed, scored = int(scores.failed[k].sum()), int(scores.applicable[k].sum())
+            error = worker.errors.get(name, "on another rank")
             if failed > worker.settings.max_failed * (failed + scored):
                 raise RewardError(
                     f"reward {name} failed on {failed} of {failed + scored} images, more than "
                     f"{worker.key}.max_failed={worker.settings.max_failed:g} allows. Last error: "
-                    f"{worker.errors.get(name, 'on another rank')}. {_remedy(worker)}, then give "
-                    "the same command again."
+                    f"{error}. {_remedy(worker, error)}, then give the same command again."
                 )
             if not failed and not scored and name not in self.warned:
                 self.warned.add(name)
@@ -201,7 +207,12 @@ class Scorer:
                 )
 
 
-def _remedy(worker: RewardWorker) -> str:
+def _remedy(worker: RewardWorker, error: str) -> str:
+    if error == NOT_DRAWN:
+        return (
+            "Take a lower optimizer.lr, model.precision=bf16 instead of fp16, or an earlier checkpoint "
+            "(--resume PATH)"
+        )
     if worker.settings.url is not None:
         return f"See to its server at {worker.settings.url}"
     return f"Mend the plugin (marble rewards check {worker.name})"

@@ -29,6 +29,7 @@ from marble_cli.rewards.registry import Reward
 
 log = logging.getLogger("marble")
 
+NOT_DRAWN = "the model drew values that are not finite (NaN or infinity), and no picture"
 STOP = 1.0  # seconds that an idle call thread has to end in
 BACK_OFF = tenacity.wait_exponential(multiplier=0.1, max=10.0)  # seconds
 
@@ -107,18 +108,19 @@ class RewardWorker:
         if idle:  # a thread of torch's that ends while the process does can abort the process
             self.call_thread.thread.join(STOP)
 
-    def score(self, batch: Batch, sources: Sequence[str]) -> Outcomes:
+    def score(self, batch: Batch, sources: Sequence[str], drawn: Sequence[bool]) -> Outcomes:
         """Score the images of a batch to which the reward applies.
 
         Args:
             batch: of B images.
             sources: of each prompt.
+            drawn: false for images that the model did not draw, and that have failed therefore.
 
         Raises:
             RewardError: the plugin broke its contract.
         """
         outcomes = Outcomes.without_scores(len(self.rewards), len(batch.images))
-        concerned, metadata = self._select(batch, sources, outcomes.failed)
+        concerned, metadata = self._select(batch, sources, drawn, outcomes.failed)
         rows = list(metadata)
         if not rows:
             return outcomes
@@ -160,14 +162,14 @@ class RewardWorker:
         return mean_over_frames([self._retrying()(self.attempt, part) for part in parts])
 
     def _select(
-        self, batch: Batch, sources: Sequence[str], failed: Tensor
+        self, batch: Batch, sources: Sequence[str], drawn: Sequence[bool], failed: Tensor
     ) -> tuple[Tensor, dict[int, Mapping[str, Any]]]:
         """Find the images to score.
 
         Returns:
             [A, B] bool, true where a reward concerns an image; and the metadata of the images that any of the
-            rewards concerns, by index. `failed` [A, B] is set instead where metadata is of another type than
-            the reward requires.
+            rewards concerns, by index. `failed` [A, B] is set instead where nothing was drawn, or where
+            metadata is of another type than the reward requires.
         """
         declaration = self.reward.declaration
         if declaration.needs_frames and batch.frames is None:
@@ -185,6 +187,10 @@ class RewardWorker:
                 for settings, own in zip(self.rewards.values(), keys, strict=True)
             ]
             if not any(of_image):
+                continue
+            if not drawn[i]:
+                failed[:, i] = torch.tensor(of_image)
+                self.errors |= dict.fromkeys(self.rewards, NOT_DRAWN)
                 continue
             try:
                 selected[i] = fit_metadata(declaration.types, metadata)

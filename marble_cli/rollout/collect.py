@@ -184,8 +184,8 @@ class Rollout:
                 shape = rollout.policy.latent_shape
                 start = noise(self.seed, purpose, step, [indices[i] for i in batch], shape)
                 latents = rollout.draw(vectors[-1], slice(first, first + len(batch)), start, adapter)
-                decoded = rollout.policy.decode(latents)
-                pending.append(submit(scorer, [prompts[i] for i in batch], decoded))
+                decoded, finite = rollout.policy.decode(latents)
+                pending.append(submit(scorer, [prompts[i] for i in batch], decoded, finite))
                 x0 += latents
                 images += decoded
                 order += batch
@@ -204,10 +204,10 @@ class Rollout:
         )
 
 
-def submit(scorer: Scorer, prompts: Sequence[Prompt], images: Tensor) -> PendingScores:
+def submit(scorer: Scorer, prompts: Sequence[Prompt], images: Tensor, finite: Tensor) -> PendingScores:
     """Begin to score B images [B, 3, H, W] or videos [B, F, 3, H, W], uint8, of as many prompts.
 
-    They come with the pictures that they start from.
+    They come with the pictures that they start from. Those of which `finite` [B] is false get no score.
 
     Raises:
         DataError: such a picture can no longer be read.
@@ -221,6 +221,7 @@ def submit(scorer: Scorer, prompts: Sequence[Prompt], images: Tensor) -> Pending
         [prompt.source for prompt in prompts],
         frames=frames,
         references=read_references(prompts, images),
+        finite=finite,
     )
 
 

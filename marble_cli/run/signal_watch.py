@@ -46,11 +46,12 @@ class SignalWatch:
                 "model.precision=fp32 shows a deviation"
             )
         if self._lasts("dead", metrics.get("signal/dead_groups", 0) > 0.5, DEAD):
+            advice = "; rollout.dead_groups=redraw draws other prompts"
             yield (
                 "most prompt groups are dead, which signal/dead_groups counts: no trained reward tells their "
                 "images apart, or none applies, so they teach nothing. reward/<name>/flat_groups says more. "
                 "Choose prompts that are neither too easy nor too hard, a larger rollout.group_size or finer "
-                "rewards; rollout.dead_groups=redraw draws other prompts"
+                f"rewards{'' if 'signal/redrawn_groups' in metrics else advice}"
             )
         if "behaviour/eta" in metrics:
             self.together = metrics["behaviour/eta"] == 0 or metrics["grad_norm"] == 0

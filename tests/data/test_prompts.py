@@ -48,7 +48,12 @@ def test_tables_have_a_line_of_headings(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.csv").write_bytes('\ufeffprompt,Category\r\n"a red, car",Colors\r\na cup,\r\n'.encode())
     assert [(p.text, p.metadata) for p in read("p.csv")] == [
         ("a red, car", {"Category": "Colors"}),
-        ("a cup", {"Category": ""}),
+        ("a cup", {}),
+    ]
+    (tmp_path / "gaps.csv").write_text('prompt,text\n"says ""12""",\na cup,9\n')  # an empty cell is no `text`
+    assert [p.metadata for p in read("gaps.csv", quoted_as="text", metadata={"tag": "x"})] == [
+        {"tag": "x", "text": "12"},
+        {"tag": "x", "text": "9"},
     ]
     (tmp_path / "p.tsv").write_text('Prompt\tNote\na "red" car, new\t"two\nlines"\n')
     (prompt,) = read("p.tsv", prompt_key="Prompt")

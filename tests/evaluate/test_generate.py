@@ -42,6 +42,15 @@ def test_generated_pictures_are_seeded(run: Path, tmp_path: Path) -> None:
     assert files(str(run / "checkpoints" / "step-00000001"), "d", 0) != one
 
 
+def test_what_is_no_picture_is_not_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("marble_cli.evaluate.generate.noise", lambda *_: torch.full((1, 4, 8, 8), torch.nan))
+    with pytest.raises(RequestError, match=r"drew values that are not finite.*of 'a red cup'\. Expected"):
+        generate(str(run), ["a red cup"], tmp_path / "none", 0)
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(("overrides", "expected"), [([], "false"), (["model.compile=true"], "true")])
 def test_pictures_are_generated_uncompiled_unless_told(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], expected: str
@@ -86,7 +95,7 @@ def test_generated_pictures_are_guided_as_the_runs_were(
             )
             x = x + (then - now) * (4 * there - 3 * away)
     drawn = torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1)
-    expected = policy.decode(x)[0]
+    expected = policy.decode(x)[0][0]
     assert (drawn.int() - expected.int()).abs().max() <= 1
     assert expected.float().std() > 1
 

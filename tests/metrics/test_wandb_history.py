@@ -294,8 +294,10 @@ def test_sync_command_uploads_the_history(service: Service, tmp_path: Path) -> N
     assert shown.exit_code == 0
     assert shown.output.splitlines() == [
         f"{tmp_path / 'one'}: 2 steps sent, as one history",
-        f"{tmp_path / 'other'}: W&B lacks nothing",
+        f"{tmp_path / 'other'}: nothing sent, because no start of the run logged to W&B",
     ]
+    again = CliRunner().invoke(app, ["sync", str(tmp_path / "one")])
+    assert again.output.splitlines() == [f"{tmp_path / 'one'}: W&B lacks nothing"]
     assert json.loads((tmp_path / "one" / "wandb" / "run.json").read_text())["id"] == ID
 
 

@@ -13,9 +13,10 @@ from marble_cli.config.enums import OdeSolver
 from marble_cli.config.schema import RewardConfig, RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
+from marble_cli.errors import RewardError
 from marble_cli.rewards.builtin.colorfulness import colorfulness
 from marble_cli.rewards.builtin.compressibility import Compressibility
-from marble_cli.rewards.scorer import Scorer, open_scorer
+from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
 from marble_cli.rollout.collect import Rollout
 from marble_cli.rollout.samples import Samples
 from marble_cli.seeds import noise
@@ -61,13 +62,39 @@ def pictures(samples: Samples) -> torch.Tensor:
     return torch.stack([*samples.images])
 
 
+def test_what_is_no_picture_has_failed_and_is_never_scored(
+    rollout: Rollout, scorer: Scorer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its bytes are black, which `compressibility` likes best; others keep their scores."""
+    right = collect(rollout, scorer).scores(Ranks())
+
+    def spoil(spoiled: list[int]) -> Scores:
+        def start(seed: int, purpose: str, step: int, indices: list[int], shape: Any) -> torch.Tensor:
+            drawn = noise(seed, purpose, step, indices, shape)
+            drawn[[index in spoiled for index in indices], 0, 0, 0] = torch.nan
+            return drawn
+
+        monkeypatch.setattr("marble_cli.rollout.collect.noise", start)
+        return collect(rollout, scorer).scores(Ranks())
+
+    scores = spoil([1, 3])
+    assert scores.failed.tolist() == [[i in (1, 3) for i in range(7)], [i == 3 for i in range(7)]]
+    assert torch.equal(scores.applicable, right.applicable & ~scores.failed)
+    assert torch.equal(scores.values[scores.applicable], right.values[scores.applicable])
+    assert scores.values[~scores.applicable].isnan().all()
+    assert caplog.text.count("1 of 3 images cannot be scored: the model drew values that are not finite") == 2
+    scorer.check(scores)
+    with pytest.raises(RewardError, match=r"compressibility failed on 4 of 7 images.*Take a lower optimizer"):
+        scorer.check(spoil([0, 1, 2, 3]))
+
+
 def test_scores_images_and_prompts_keep_their_order(rollout: Rollout, scorer: Scorer) -> None:
     counts: list[int] = []
     samples = collect(rollout, scorer, advance=counts.append)
     assert counts == [3, 3, 1]
     assert samples.prompts == PROMPTS
     assert samples.scores(Ranks()).names == ["compressibility", "colorfulness"]
-    assert torch.equal(pictures(samples), rollout.policy.decode(latents(samples)))
+    assert torch.equal(pictures(samples), rollout.policy.decode(latents(samples))[0])
     values, applicable = samples.scores(Ranks()).values, samples.scores(Ranks()).applicable
     assert values[0].tolist() == pytest.approx(Compressibility()(pictures(samples)))
     assert applicable.tolist() == [[True] * 7, [False] * 3 + [True] * 3 + [False]]

@@ -78,12 +78,12 @@ def test_broken_reward_stops_the_run_after_a_checkpoint(
     calls = {"n": 0}
     original = RewardWorker.score
 
-    def failing(self: RewardWorker, batch: Any, sources: Any) -> Any:
+    def failing(self: RewardWorker, batch: Any, sources: Any, drawn: Any) -> Any:
         if self.name == "colorfulness":
             calls["n"] += 1
             if calls["n"] > 5:  # the first trial, and two steps of two batches
                 raise RewardError("reward colorfulness returned text")
-        return original(self, batch, sources)
+        return original(self, batch, sources, drawn)
 
     monkeypatch.setattr(RewardWorker, "score", failing)
     config = run_config(f"run.dir={tmp_path}", "trainer.steps=9", "trainer.checkpoint_every=9")

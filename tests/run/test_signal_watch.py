@@ -56,6 +56,10 @@ def test_rounding_has_time_to_show_a_difference() -> None:
 def test_dead_groups_are_told_if_most_are_for_some_steps() -> None:
     few, most = step(0.1, dead=0.5), step(0.1, dead=0.6)
     assert warned([most] * (DEAD - 1) + [few] + [most] * DEAD + [few] + [most] * DEAD) == [(2 * DEAD, "dead")]
+    for more, advised in (({}, True), ({"signal/redrawn_groups": 2}, False)):
+        watch = SignalWatch.over(torch.float32)
+        (text,) = (text for _ in range(DEAD) for text in watch.see(most | more))
+        assert ("rollout.dead_groups=redraw" in text) is advised
 
 
 def test_a_run_whose_policies_are_the_same_says_so(

@@ -1,6 +1,7 @@
 """A run that starts from a LoRA: `model.lora.init`."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,9 @@ def test_a_start_that_does_not_fit_is_refused(
     run_config: RunConfigMaker, other: Path, tmp_path: Path, overrides: list[str], said: str
 ) -> None:
     config = run_config(f"run.dir={tmp_path / 'run'}", f"model.lora.init={other}", *overrides)
-    with pytest.raises(CheckpointError, match=said) as error:
-        train(config, resume="auto")
+    for begin in (plan, partial(train, resume="auto")):
+        with pytest.raises(CheckpointError, match=said) as error:
+            begin(config)
     assert error.value.exit_code == 2
     assert not (tmp_path / "run" / "checkpoints").exists()
 

@@ -119,7 +119,8 @@ class Case:
         x0 = sample(
             lambda xt, t: policy.velocity(xt, t, embeddings, adapter), self.start(), self.scheduler(solver)
         )
-        return policy.decode(x0)
+        images: Tensor = policy.decode(x0)[0]
+        return images
 
 
 @cache

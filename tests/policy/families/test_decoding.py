@@ -1,5 +1,6 @@
 """What the plan says that decoding takes, against the profiler's account of real allocations."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -45,6 +46,31 @@ def test_every_latent_of_a_long_video_adds_its_frames(case: Case, monkeypatch: p
     monkeypatch.setattr(decoding, "FULL", 8)
     assert planned == pytest.approx(size.decoding.count.__wrapped__(1), rel=0.01)
     assert size.decoding.decoded == 29 * 3 * 32 * 48
+
+
+@pytest.mark.parametrize("case", ["sd3"], indirect=True)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_pictures_with_a_pixel_that_is_not_finite_are_told_apart(
+    case: Case, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """As bytes they would look black or white; here in parts of two."""
+    policy: Any = case.policy
+    x0, decode = case.start(), policy.family.decode
+    right, finite = policy.decode(x0)
+    assert finite.tolist() == [True] * 3
+    marked = x0[2]
+
+    def overflow(part: torch.Tensor) -> torch.Tensor:
+        pixels: torch.Tensor = decode(part)
+        pixels[(part == marked).flatten(1).all(1), 1, 3, 5] = value
+        return pixels
+
+    monkeypatch.setattr(policy.family, "decode", overflow)
+    monkeypatch.setitem(decoding.DECODED_PIXELS, "cpu", 2 * 32 * 16)
+    got, finite = policy.decode(x0)
+    assert finite.tolist() == [True, True, False]
+    assert (got[:2].int() - right[:2].int()).abs().max() <= 1
+    assert not policy.decode(x0 * math.nan)[1].any()
 
 
 def test_the_peak_is_of_what_is_alive_at_a_time() -> None:

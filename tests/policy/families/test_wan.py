@@ -27,14 +27,14 @@ def test_as_many_videos_are_decoded_at_once_as_memory_is_bounded_for(
     """The VAE holds the four frames of a latent at a time."""
     policy: Any = case.policy
     x0 = case.start()
-    whole, sizes, decode = policy.decode(x0), list[int](), policy.family.decode
+    whole, sizes, decode = policy.decode(x0)[0], list[int](), policy.family.decode
     assert whole.shape == (3, 5, 3, 32, 48)
     assert (policy.frames, policy.fps) == (5, 16 if case.name == "wan" else 24)
     monkeypatch.setattr(policy.family, "decode", lambda part: sizes.append(len(part)) or decode(part))
     for pixels, expected in ((1, [1, 1, 1]), (2 * 4 * 48 * 32, [2, 1]), (3 * 4 * 48 * 32, [3])):
         monkeypatch.setitem(DECODED_PIXELS, "cpu", pixels)
         sizes.clear()
-        parts = policy.decode(x0).int()
+        parts = policy.decode(x0)[0].int()
         assert (parts - whole.int()).abs().max() <= 1
         assert sizes == expected
 

@@ -115,7 +115,7 @@ def test_ranks_share_a_server_that_is_replaced_once_and_ends_with_the_last(
     os.kill(first, signal.SIGKILL)
     assert gone(first)
     for seed, rank in enumerate(ranks):
-        values = rank.score(batch(seed), [""] * 3)  # with retries
+        values = rank.score(batch(seed), [""] * 3, [True] * 3)  # with retries
         assert torch.allclose(values.values, expected(seed))
     second = pid(machine)
     assert second != first
@@ -123,7 +123,7 @@ def test_ranks_share_a_server_that_is_replaced_once_and_ends_with_the_last(
     assert "restart 2" not in marble_logs.text
     for rank in ranks[1:]:
         rank.close()
-    assert torch.allclose(ranks[0].score(batch(7), [""] * 3).values, expected(7))
+    assert torch.allclose(ranks[0].score(batch(7), [""] * 3, [True] * 3).values, expected(7))
     ranks[0].close()
     assert gone(second)
     assert not list(machine.folder.iterdir())
@@ -208,7 +208,7 @@ def test_timeout_begins_with_the_turn() -> None:
     reward = Reward("late", Declaration(), call, Guard("late"), turn=turn)
     make: Callable[[], Reward] = lambda: reward  # noqa: E731
     worker = RewardWorker("late", RewardConfig(plugin="late", timeout=0.2, retries=0), make)
-    assert worker.score(batch(0), [""] * 3).values.tolist() == [[0.0] * 3]
+    assert worker.score(batch(0), [""] * 3, [True] * 3).values.tolist() == [[0.0] * 3]
     worker.close()
 
 

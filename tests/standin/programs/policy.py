@@ -41,7 +41,7 @@ def attempt(overrides: Sequence[str]) -> None:
     assert {tensor.dtype for tensor in (velocity, *(one.rows for one in found))} == {torch.float32}
     size = read_resolution(policy.model.resolution)
     frames = () if policy.frames is None else (policy.frames,)
-    assert policy.decode(velocity).shape == (len(PROMPTS), *frames, 3, size.height, size.width)
+    assert policy.decode(velocity)[0].shape == (len(PROMPTS), *frames, 3, size.height, size.width)
 
 
 def main() -> None:
