@@ -138,7 +138,13 @@ def _run_with_restarts(config: RunConfig, resume: str, file: Path, exit_file: Pa
         if (code := recorded_exit_code(exit_file)) is not None:
             return code
         rank, code = _cause([(rank, failure.exitcode) for rank, failure in failures])
-        if code > 0:
+        if code > 0:  # marble would have recorded a code of its own
+            log.warning(
+                "process %d ended with exit code %d and no message: a reward's plugin or a library ended it. "
+                "The last checkpoint stays",
+                rank,
+                code,
+            )
             return code
         reason = f"process {rank} was killed by {signal.Signals(-code).name}"
         if restart < restarts:

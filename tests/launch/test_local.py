@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,11 @@ import torch
 from typer.testing import CliRunner
 
 from marble_cli.cli.app import app
+from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.interrupts import EXIT_FILE, blocked_signals, record_exit_code, recorded_exit_code
-from marble_cli.launch.local import _cause
+from marble_cli.launch.local import _cause, _run_with_restarts
 from marble_cli.metrics.jsonl import read_rows
 from tests.distributed.processes import step, wait_for
 from tests.launch.local_run import ForkedRun
@@ -57,6 +60,23 @@ def test_killed_launcher_ends_all_processes(forked_run: ForkedRun) -> None:
 )
 def test_cause_is_the_first_killed_rank(failures: list[tuple[int, int]], cause: tuple[int, int]) -> None:
     assert _cause(failures) == cause
+
+
+def test_a_process_that_ends_without_a_message_is_named(
+    run_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As by `os._exit(9)` in a plugin."""
+    config, python = run_config(f"run.dir={tmp_path / 'run'}"), tmp_path / "python"
+    config.launcher.nproc = 2
+    python.write_text("#!/bin/sh\nexit 9\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")  # torch's launcher sets it for the process
+    assert _run_with_restarts(config, "auto", tmp_path / "config.yaml", tmp_path / "exit") == 9
+    assert "ended with exit code 9 and no message" in caplog.text
 
 
 def test_first_recorded_exit_code_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
