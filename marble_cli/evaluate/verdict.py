@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from marble_cli.config.evaluation import DECISIVE
 from marble_cli.evaluate.joint import joint_change
 from marble_cli.evaluate.score import Evaluation
 from marble_cli.evaluate.statistics import paired_interval
@@ -49,7 +50,8 @@ def judge(
         trained: names of the rewards that are trained on. The composite is the mean of their gains, each
             divided by the standard deviation of the scores at the start.
         watched: names of the rewards that are not trained on. If the mean of one falls and that of a trained
-            one rises, each with a 95 % interval that excludes 0, reward hacking is likely.
+            one rises, each over `DECISIVE` prompts or more and with a 95 % interval that excludes 0, reward
+            hacking is likely.
         guards: names of the guards. The loss of one counts in the composite like that of a trained reward, a
             gain does not. One that falls is a sign of reward hacking, and joint improvement counts it.
     """
@@ -69,7 +71,9 @@ def judge(
         if not len(pairs):
             continue
         difference = pairs[:, 0] - pairs[:, 1]
-        low, high = paired_interval(difference, evaluation.prompt_indices[both], resamples=1000)
+        prompts = evaluation.prompt_indices[both]
+        low, high = paired_interval(difference, prompts, resamples=1000)
+        decisive = len(np.unique(prompts)) >= DECISIVE
         metrics |= {
             f"reward/{name}/change": float(difference.mean()),
             f"reward/{name}/change_low": low,
@@ -78,8 +82,8 @@ def judge(
         gain = float(difference.mean() / (pairs[:, 1].std() + 1e-8))
         if name in trained:
             gains.append(gain)
-            rose += [f"{name} ({difference.mean():+.3g})"] if low > 0 else []
-        elif high < 0 and (name in watched or name in guards):
+            rose += [f"{name} ({difference.mean():+.3g})"] if low > 0 and decisive else []
+        elif high < 0 and decisive and (name in watched or name in guards):
             fell.append(f"{name} ({difference.mean():+.3g})")
         if name in guards:
             losses.append(min(0.0, gain))

@@ -57,13 +57,13 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "reward/<k>/change_low",
-            "Lower end of the change's 95 % bootstrap interval.",
+            "Lower end of the change's 95 % bootstrap interval. Of fewer than six prompts it is too narrow.",
             "as the change",
             ("eval",),
         ),
         Metric(
             "reward/<k>/change_high",
-            "Upper end of the change's 95 % bootstrap interval.",
+            "Upper end of the change's 95 % bootstrap interval. Of fewer than six prompts it is too narrow.",
             "as the change",
             ("eval",),
         ),

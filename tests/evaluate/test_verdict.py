@@ -85,6 +85,17 @@ def test_no_warning_if_the_fall_is_within_its_interval() -> None:
     assert verdict(evaluation(values)).hacking is None
 
 
+@pytest.mark.parametrize(("prompts", "sounds"), [(1, False), (5, False), (6, True)])
+def test_no_warning_by_a_reward_of_fewer_than_six_prompts(prompts: int, sounds: bool) -> None:
+    """Five changes have one sign by chance more often than an interval of 95 % may err."""
+    few = START.clone()
+    few[2, prompts:] = torch.nan
+    now = evaluation(few + torch.tensor([[0.5], [0.0], [-0.05]]))
+    for trained, watched in ((["trained"], ["watched"]), (["watched"], ["trained"])):
+        start = base_scores(evaluation(few if trained == ["trained"] else 2 * now.scores.values - few))
+        assert bool(judge(now, start, trained, watched).hacking) is sounds
+
+
 def test_the_loss_of_a_guard_counts_and_its_gain_does_not() -> None:
     start, deviation = base_scores(evaluation(START)), START[2].std(correction=0).item()
     for by, loss in ((-0.05, -0.05 / deviation), (0.05, 0.0)):
