@@ -48,7 +48,7 @@ def judge(
         evaluation: evaluation on the run's held-out prompts.
         start: `base_scores` of the evaluation before the first step.
         trained: names of the rewards that are trained on. The composite is the mean of their gains, each
-            divided by the standard deviation of the scores at the start.
+            in standard deviations of the scores at the start.
         watched: names of the rewards that are not trained on. If the mean of one falls and that of a trained
             one rises, each over `DECISIVE` prompts or more and with a 95 % interval that excludes 0, reward
             hacking is likely.
@@ -79,7 +79,7 @@ def judge(
             f"reward/{name}/change_low": low,
             f"reward/{name}/change_high": high,
         }
-        gain = float(difference.mean() / (pairs[:, 1].std() + 1e-8))
+        gain = _gain(pairs)
         if name in trained:
             gains.append(gain)
             rose += [f"{name} ({difference.mean():+.3g})"] if low > 0 and decisive else []
@@ -97,6 +97,16 @@ def judge(
         metrics["eval/diversity"] = evaluation.diversity.mean().item()
     metrics |= _joint_metrics(scores, start, [*trained, *guards])
     return Verdict(metrics, composite, hacking if fell and rose else None)
+
+
+def _gain(pairs: np.ndarray) -> float:
+    """Return the mean change of pairs (now, start) [m, 2] in standard deviations of the start.
+
+    If all scores of the start are equal, the unit is the deviation of all scores of both; 0 if nothing moved.
+    """
+    now, start = pairs.T
+    unit = (start if np.ptp(start) else pairs).std()
+    return float((now - start).mean() / unit) if np.ptp(pairs) else 0.0
 
 
 def _joint_metrics(

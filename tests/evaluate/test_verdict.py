@@ -61,6 +61,21 @@ def test_each_reward_s_change_has_its_paired_interval() -> None:
         )
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0])
+def test_a_reward_that_is_equal_at_the_start_does_not_outweigh_the_others(scale: float) -> None:
+    """A coarse one that no image meets at first: its unit is that of both evaluations. Scales do not matter."""
+    start = torch.stack([START[0] * scale, torch.full((60,), 0.1 * scale, dtype=torch.float64)])
+    now = start.clone()
+    now[1, :3] += scale
+    before, names = base_scores(evaluation(start, ["fine", "coarse"])), ["fine", "coarse"]
+    p = 3 / 120  # share of the raised among all scores
+    expected = 2 * p / (p * (1 - p)) ** 0.5 / 2
+    assert judge(evaluation(now, names), before, names, []).composite == pytest.approx(expected)
+    assert judge(evaluation(start, names), before, names, []).composite == 0.0
+    raised = judge(evaluation(start + scale * START[0].std(correction=0), names), before, ["fine"], [])
+    assert raised.composite == pytest.approx(1.0)
+
+
 def test_composite_is_zero_at_the_start() -> None:
     assert verdict(evaluation(START)).composite == 0.0
 
@@ -113,7 +128,9 @@ def test_composite_counts_only_images_scored_in_both_evaluations() -> None:
     values[1, 20:] = 1e9
     result = verdict(evaluation(values))
     deviation = START[1, :20].std(correction=0).item()
-    assert result.composite == pytest.approx((1.0 / 1e-8 + 1.0 / deviation) / 2, rel=1e-3)
+    assert result.composite == pytest.approx(
+        (2.0 + 1.0 / deviation) / 2
+    )  # of one image, both scores are the unit
 
 
 def test_evaluations_on_different_prompts_are_not_compared() -> None:
