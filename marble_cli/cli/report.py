@@ -39,8 +39,10 @@ def report(
     check_writable(file.parent, "--output ")
     if file.is_dir():
         raise RequestError(f"--output {file} is a folder. Expected a file, such as {file / 'report.html'}.")
+    if file.exists() and not file.is_file():  # its place would be taken by the page
+        raise RequestError(f"--output {file} is a device or a pipe. Expected a file, such as report.html.")
     page = make_report(runs)
     with writing(file, "Choose another --output."):
         file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, page)
+    write_whole(file.resolve(), page)  # a link, such as /dev/stdout, stays one
     typer.echo(file, file=out)

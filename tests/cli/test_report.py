@@ -1,6 +1,7 @@
 """`marble report`: where the page goes, and what is refused."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,3 +50,19 @@ def test_an_output_that_cannot_be_written_is_refused(marble: Callable, run: Path
     shown = marble("report", run, "--output", run)
     assert shown.code == 2
     assert f"--output {run} is a folder. Expected a file" in shown.err
+
+
+def test_an_output_that_is_no_file_or_a_link_keeps_its_kind(
+    marble: Callable, run: Path, tmp_path: Path
+) -> None:
+    """As /dev/null and /dev/stdout, whose places a root's page would take."""
+    os.mkfifo(tmp_path / "pipe")
+    shown = marble("report", run, "--output", tmp_path / "pipe")
+    assert shown.code == 2
+    assert "is a device or a pipe. Expected a file" in " ".join(shown.err.split())
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link.html").symlink_to(tmp_path / "page.html")
+    for _ in range(2):
+        assert marble("report", run, "--output", tmp_path / "link.html").code == 0
+        assert (tmp_path / "link.html").is_symlink()
+        assert (tmp_path / "page.html").stat().st_size > 10_000

@@ -63,7 +63,7 @@ def test_each_reward_s_change_has_its_paired_interval() -> None:
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0])
 def test_a_reward_that_is_equal_at_the_start_does_not_outweigh_the_others(scale: float) -> None:
-    """A coarse one that no image meets at first: its unit is that of both evaluations. Scales do not matter."""
+    """A coarse one that no image meets at first: its unit is that of both evaluations."""
     start = torch.stack([START[0] * scale, torch.full((60,), 0.1 * scale, dtype=torch.float64)])
     now = start.clone()
     now[1, :3] += scale
