@@ -46,7 +46,7 @@ class Memory:
         trained: trained and behaviour weights, AdamW's moments, moving average and the gradients of a
             refresh.
         activations: activations of a micro-batch, roughly.
-        decoding: pictures or videos that are decoded at once, in a rollout or an evaluation.
+        drawing: a batch of a rollout or an evaluation, while its velocities are computed or it is decoded.
         encoders: text encoders while prompts are encoded into the cache; 0 if they stay on the device.
         neighbours: reward models and NCCL's buffers (`plan.neighbours`).
         offloaded: frozen weights in the CPU's memory instead, besides those of blocks that are computing.
@@ -58,7 +58,7 @@ class Memory:
     encoders: int
     neighbours: int = 0
     offloaded: int = 0
-    decoding: int = 0
+    drawing: int = 0
 
     @property
     def least(self) -> int:
@@ -68,22 +68,29 @@ class Memory:
     @property
     def peak(self) -> int:
         """Bytes that the run needs, with what a device needs besides."""
-        most = self.frozen + max(self.trained + max(self.activations, self.decoding), self.encoders)
+        most = self.frozen + max(self.trained + max(self.activations, self.drawing), self.encoders)
         return round((1 + SHARE_BESIDES) * most) + BYTES_BESIDES + self.neighbours
 
 
 def memory(
-    config: RunConfig, size: ModelSize, neighbours: int = 0, *, device: str = "cuda", counted: bool = True
+    config: RunConfig,
+    size: ModelSize,
+    neighbours: int = 0,
+    *,
+    device: str | None = "cuda",
+    counted: bool = True,
 ) -> Memory:
     """Estimate the bytes that `config` needs on every process's device, `neighbours` of them of others.
 
     What one sample keeps in a training pass is counted (`policy.cost`), which takes seconds of a large model,
-    or with `counted=False` a bound that it stays well below, and decoding is left out. How many pictures are
-    decoded at once depends on the kind of `device`. Training float32 weights in half
-    precision also keeps half-precision copies of them. With trainer.parallel=fsdp, a process holds its own
-    shard and the blocks that it has gathered: two, or all of them if they are kept for the backward pass. A
-    refresh keeps the rewards' gradients of a LoRA unsharded, two for each with balance.refresh_when=stale.
-    With model.offload=blocks, two of the transformer's blocks are on the device, and all in the CPU's memory.
+    or with `counted=False` a bound that it stays well below. How many pictures are decoded at once depends on
+    the kind of `device`; with None, drawing is left out.
+
+    Training float32 weights in half precision also keeps half-precision copies of them. With
+    trainer.parallel=fsdp, a process holds its own shard and the blocks that it has gathered: two, or all of
+    them if they are kept for the backward pass. A refresh keeps the rewards' gradients of a LoRA unsharded,
+    two for each with balance.refresh_when=stale. With model.offload=blocks, two of the transformer's blocks
+    are on the device, and all in the CPU's memory.
     """
     weights, average, moments = 2, 1, MOMENTS[config.optimizer.name] / FLOAT32
     model, full, fsdp = config.model, config.model.train is Train.full, config.trainer.fsdp
@@ -110,7 +117,7 @@ def memory(
         encoders=encoders if cached else 0,
         neighbours=neighbours,
         offloaded=offloaded,
-        decoding=_decoding(config, size, device) if counted else 0,
+        drawing=0 if device is None else _drawing(config, size, device),
     )
 
 
@@ -120,10 +127,10 @@ def _stored(parameters: int, rounded: int, model: ModelConfig) -> int:
     return round(parameters * itemsize - rounded * (itemsize - BYTES.get(model.quantization, itemsize)))
 
 
-def _decoding(config: RunConfig, size: ModelSize, device: str) -> int:
-    """Return the most bytes that a rollout or an evaluation takes to decode a batch."""
+def _drawing(config: RunConfig, size: ModelSize, device: str) -> int:
+    """Return the most bytes that a rollout or an evaluation takes to draw a batch."""
     images = per_process(geometry(config).images, processes(config.launcher))
-    drawn = size.decoding.peak(min(config.rollout.batch_size, images), device)
+    drawn = size.drawing.peak(min(config.rollout.batch_size, images), device)
     if not config.trainer.eval_every:
         return drawn
     return max(drawn, size.judged.peak(resolve_evaluation(config).batch_size, device))
@@ -174,7 +181,7 @@ def choose_checkpointing(
     kept = Checkpointing(False).applied(config)
 
     def training(*, counted: bool = True) -> int:
-        return replace(memory(kept, size, neighbours, counted=counted), decoding=0).peak
+        return memory(kept, size, neighbours, device=None, counted=counted).peak
 
     on = training(counted=False) > free and training() > free
 
@@ -197,7 +204,7 @@ def check_memory(
     """
     if size is None:
         return
-    needed = memory(config, size, neighbours, counted=False)
+    needed = memory(config, size, neighbours, device=None, counted=False)
     hosted = needed.offloaded * config.launcher.nproc
     host = free_memory(torch.device("cpu")) if hosted else None
     if host is not None and hosted > host:
@@ -230,7 +237,7 @@ def describe(needed: Memory, micro_batch_size: int) -> str:
         f"{describe_bytes(needed.trained)} of trained weights, moments and gradients",
         f"about {describe_bytes(needed.activations)} of activations "
         f"(trainer.micro_batch_size={micro_batch_size}), "
-        f"or {describe_bytes(needed.decoding)} while images are decoded",
+        f"or {describe_bytes(needed.drawing)} while images are drawn",
     ]
     if needed.offloaded:
         parts.append(f"{describe_bytes(needed.offloaded)} of blocks in the CPU's memory")

@@ -1,6 +1,7 @@
 """Count what a training pass of one sample costs, by a pass over tensors that have shapes and no storage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -14,7 +15,7 @@ from marble_cli.policy.base import Family, PromptEmbeddings
 from marble_cli.policy.diffusers_types import Autoencoder
 from marble_cli.policy.editing import as_editing, image_size, name_latents
 from marble_cli.policy.model_size import PassCost
-from marble_cli.policy.peak import FusedAttention
+from marble_cli.policy.peak import FusedAttention, peak_bytes
 from marble_cli.policy.trainable.blocks import repeated_blocks
 
 
@@ -33,8 +34,25 @@ def pass_cost(
         dtype: the type to compute in.
         pictures: that the prompt starts from, of an image's size each, if the family's models take some.
     """
+    inputs = make_inputs(family, network, prompt_tokens, dtype, pictures)
+    with fewer_blocks(network, dtype) as further:
+        return _count_pass(family, network, inputs, further)
+
+
+def velocity_bytes(
+    family: Family, network: nn.Module, prompt_tokens: int, dtype: torch.dtype, pictures: int = 1
+) -> int:
+    """Count the bytes that one image's velocity without a gradient takes at its peak; as `pass_cost`."""
+    inputs = make_inputs(family, network, prompt_tokens, dtype, pictures)
+    with fewer_blocks(network, dtype):
+        return peak_bytes(lambda: family.velocity(*inputs))
+
+
+@contextmanager
+def fewer_blocks(network: nn.Module, dtype: torch.dtype) -> Iterator[Mapping[nn.Module, int]]:
+    """Leave out equal blocks of a network; give how many others a block that is left stands for, if any."""
     nn.Module.to(network, dtype)  # past the warnings of diffusers' own
-    inputs, blocks = make_inputs(family, network, prompt_tokens, dtype, pictures), repeated_blocks(network)
+    blocks = repeated_blocks(network)
     stacks = [
         (parent, name, stack)
         for parent in network.modules()
@@ -52,7 +70,7 @@ def pass_cost(
                 if len(row) > len(few):
                     further[row[1]] = len(row) - len(few)
             setattr(parent, name, nn.ModuleList(computed))
-        return _count_pass(family, network, inputs, further)
+        yield further
     finally:
         for parent, name, stack in stacks:
             setattr(parent, name, stack)

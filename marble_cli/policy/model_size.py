@@ -28,6 +28,23 @@ class PassCost:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """Hold what drawing images of one size takes.
+
+    Attributes:
+        count_velocity: counts the peak bytes of one image's velocity without a gradient.
+        decoding: of its latents.
+    """
+
+    count_velocity: Callable[[], int] = field(repr=False, compare=False)
+    decoding: Decoding
+
+    def peak(self, batch: int, device: str) -> int:
+        """Return the most bytes that a batch takes: first each velocity, then its decoding."""
+        return max(batch * self.count_velocity(), self.decoding.peak(batch, device))
+
+
+@dataclass(frozen=True)
 class ModelSize:
     """Hold the sizes that a run's plan needs."""
 
@@ -43,8 +60,8 @@ class ModelSize:
     largest_block: int  # parameters
     most_kept: int  # bytes that `cost.kept` stays well below
     count_cost: Callable[[], PassCost] = field(repr=False, compare=False)
-    decoding: Decoding  # of a run's images
-    judged: Decoding  # of images that are evaluated
+    drawing: Drawing  # of a run's images
+    judged: Drawing  # of images that are evaluated
     # FLOP of decoding a video; None for a model of pictures
     count_decoding: Callable[[], int] | None = field(default=None, repr=False, compare=False)
 

@@ -4,11 +4,11 @@ import importlib
 import inspect
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import peft
@@ -19,11 +19,11 @@ from torch import nn
 from marble_cli.config.enums import Offload, Quantization, Switch, Train
 from marble_cli.config.schema import LoraConfig, ModelConfig
 from marble_cli.policy.base import Family
-from marble_cli.policy.cost import decoding_flop, pass_cost
+from marble_cli.policy.cost import decoding_flop, pass_cost, velocity_bytes
 from marble_cli.policy.decoding import count_decoding
 from marble_cli.policy.diffusers_types import Network
 from marble_cli.policy.editing import as_editing, image_size
-from marble_cli.policy.model_size import ModelSize, PassCost
+from marble_cli.policy.model_size import Drawing, ModelSize
 from marble_cli.policy.quantization import quantizable
 from marble_cli.policy.source import (
     DTYPES,
@@ -43,6 +43,7 @@ from marble_cli.policy.video import as_video
 
 # A training pass keeps at most about twice the inputs and outputs of all layers.
 KEPT_PER_WIDTH = 4
+Counted = TypeVar("Counted")
 _SIZES: dict[str, ModelSize] = {}  # by everything that they depend on
 
 
@@ -118,10 +119,14 @@ def _compute_size(
         larger = prod(editing.condition_shape(*image)) / prod(editing.latent_shape)
         all_tokens += pictures * (editing.picture_tokens(*image) + math.ceil(tokens * larger))
 
-    def count_cost() -> PassCost:
+    def with_adapter(count: Callable[..., Counted], of: Family) -> Counted:
         if adapter:
             _add_lora(network, model.lora)
-        return pass_cost(made, network, prompt_tokens, dtype, pictures)
+        return count(of, network, prompt_tokens, dtype, pictures)
+
+    def drawing(of: Family, drawn: ModelConfig) -> Drawing:
+        velocity = cache(partial(with_adapter, velocity_bytes, of))
+        return Drawing(velocity, count_decoding(of, drawn, vae.dtype))
 
     return ModelSize(
         network=parameters,
@@ -135,9 +140,9 @@ def _compute_size(
         in_blocks=sum(in_each),
         largest_block=max(in_each, default=0),
         most_kept=KEPT_PER_WIDTH * all_tokens * _widths([*weights, *adapter]) * dtype.itemsize,
-        count_cost=count_cost,
-        decoding=count_decoding(made, model, vae.dtype),
-        judged=count_decoding(family(pipeline, judged), judged, vae.dtype),
+        count_cost=partial(with_adapter, pass_cost, made),
+        drawing=(of_run := drawing(made, model)),
+        judged=of_run if judged == model else drawing(family(pipeline, judged), judged),
         count_decoding=partial(decoding_flop, vae, made.latent_shape) if as_video(made) else None,
     )
 

@@ -94,7 +94,7 @@ CHEAPER_PAGE = Template("""
 
 `marble_select` trains on the half of the images with the most signal. `pair` trains on ocr and objects alone,
 and `pair_drop` leaves out the groups in which neither has signal. For the same FLOP both take more steps.
-`marble_kl_every` takes as many steps as `marble_stale`, the frozen model's pass in every fourth micro-batch only.
+`marble_kl_every` takes as many steps as `marble_stale`, the frozen model's pass on every fourth micro-batch.
 
 $outcomes
 

@@ -91,7 +91,7 @@ def test_the_presets_are_the_published_recipe_and_ours() -> None:
             rewards=published.rewards,
             model=replace(ours.model, max_sequence_length=128),
             rollout=replace(ours.rollout, times=RolloutTimes.euler),
-            algorithm=replace(ours.algorithm, training_times=TrainingTimes.any),
+            algorithm=replace(ours.algorithm, training_times=TrainingTimes.any, kl_every=1),
             balance=replace(ours.balance, refresh_fraction=1.0),
         )
         == published

@@ -10,7 +10,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.plan import memory as planning
 from marble_cli.plan.memory import check_memory, choose_checkpointing, free_memory, memory
-from tests.plan.small_model import SIZE
+from tests.plan.small_model import DECODING, DRAWING, SIZE
 
 RunConfigMaker = Callable[..., RunConfig]
 
@@ -120,28 +120,30 @@ def test_activations_are_those_of_a_micro_batch(run_config: RunConfigMaker) -> N
     assert memory(full, SIZE).activations == 4 * 90_000 + 2 * SIZE.trained
 
 
-def test_images_are_decoded_when_activations_are_gone(run_config: RunConfigMaker) -> None:
-    """A batch in parts of nearly equal size, and what is done; the larger of training and decoding counts."""
+def test_images_are_drawn_when_activations_are_gone(run_config: RunConfigMaker) -> None:
+    """A batch is decoded in parts of nearly equal size, after its velocities; the larger of all counts."""
     config = run_config("rollout.batch_size=4", "trainer.eval_every=0", "model.gradient_checkpointing=true")
     gpu, cpu = (memory(config, SIZE, device=device) for device in ("cuda", "cpu"))
-    assert (gpu.decoding, cpu.decoding) == (2 * 5_000 + 4 * 100, 5_000 + 4 * 100)
+    assert (gpu.drawing, cpu.drawing) == (2 * 5_000 + 4 * 100, 5_000 + 4 * 100)
     assert gpu.peak == cpu.peak
-    large = replace(SIZE, decoding=replace(SIZE.decoding, decoded=10**8))
+    large = replace(SIZE, drawing=replace(DRAWING, decoding=replace(DECODING, decoded=10**8)))
     less = memory(config, large).peak - gpu.peak
     assert less == pytest.approx(1.1 * (4 * 10**8 + 10_000 - gpu.activations), abs=2)
-    judged = replace(SIZE, judged=replace(SIZE.judged, decoded=300))
+    judged = replace(SIZE, judged=replace(DRAWING, decoding=replace(DECODING, decoded=300)))
     evaluated = ("trainer.eval_every=1", "evaluation.batch_size=9")
     config = run_config("rollout.batch_size=4", *evaluated)
-    assert memory(config, judged).decoding == 3 * 5_000 + 9 * 300
+    assert memory(config, judged).drawing == 3 * 5_000 + 9 * 300
+    slow = replace(SIZE, judged=replace(DRAWING, count_velocity=lambda: 2_000))
+    assert memory(config, slow).drawing == 9 * 2_000
 
 
-def test_decoding_does_not_turn_checkpointing_on(
+def test_drawing_does_not_turn_checkpointing_on(
     run_config: RunConfigMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, device = run_config("model.gradient_checkpointing=auto"), torch.device("cpu")
     enough = memory(run_config("model.gradient_checkpointing=false"), SIZE).peak
     monkeypatch.setattr(planning, "free_memory", lambda device: enough)
-    large = replace(SIZE, most_kept=2**40, decoding=replace(SIZE.decoding, decoded=10**9))
+    large = replace(SIZE, most_kept=2**40, drawing=replace(DRAWING, count_velocity=lambda: 10**9))
     assert not choose_checkpointing(config, large, device).on
 
 

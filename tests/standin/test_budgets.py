@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from marble_cli.policy.size import model_size
+from scripts.bench.sd35m import step_config
 from tests.standin.device import counts
+from tests.standin.programs.full_size import IMAGES
 
 GIB = 2**30
 PEAK = {"rollout": 0.4, "plain in 1": 17.5, "refresh in 1": 18.0}  # GiB beyond the weights
@@ -25,6 +28,12 @@ def found() -> Any:
 @pytest.mark.parametrize("part", PEAK)
 def test_peak_memory(found: Any, part: str) -> None:
     assert found[part]["peak_bytes"] <= PEAK[part] * GIB
+
+
+def test_a_rollout_takes_what_is_planned(found: Any) -> None:
+    size = model_size(step_config(False).model)
+    assert size is not None
+    assert found["rollout"]["peak_bytes"] == pytest.approx(IMAGES * size.drawing.count_velocity(), rel=0.03)
 
 
 @pytest.mark.parametrize("part", LAUNCHES)

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from marble_cli.config.enums import Switch, Train
-from marble_cli.policy import cost
+from marble_cli.policy import cost, peak
 from marble_cli.policy.base import PromptEmbeddings
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.model_size import PassCost
 from marble_cli.policy.size import model_size
 from tests.policy.families.cases import PROMPTS, TIMES, Case
 from tests.policy.families.pipelines import ONE_PER_NETWORK, ONE_UNET, TRANSFORMERS
+from tests.policy.families.test_decoding import allocated
 
 
 def attention_forward(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
@@ -40,12 +41,17 @@ def counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=KERNELS)
 
 
-def count(case: Case, policy: Any) -> PassCost:
-    """FLOP, and bytes of the storages that the forward pass saves, of a pass over one sample."""
+def one_sample(case: Case, policy: Any) -> tuple[Tensor, Tensor, PromptEmbeddings]:
+    """Latents, time and a prompt as long as the plan takes it to be."""
     tensors = dict(case.encode(policy, PROMPTS[:1]).tensors)
-    length = tensors["tokens"].shape[1]  # a prompt as long as the plan takes it to be
     if "mask" in tensors:
         tensors["mask"] = torch.ones_like(tensors["mask"])
+    return case.start()[:1], TIMES[:1], PromptEmbeddings(tensors, (tensors["tokens"].shape[1],))
+
+
+def count(case: Case, policy: Any) -> PassCost:
+    """FLOP, and bytes of the storages that the forward pass saves, of a pass over one sample."""
+    sample = one_sample(case, policy)
     policy.trainable.activate("trained")
     weights = {
         p.untyped_storage().data_ptr() for p in getattr(policy.pipeline, policy.family.network).parameters()
@@ -62,9 +68,7 @@ def count(case: Case, policy: Any) -> PassCost:
         counter() as forward,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        velocity = policy.velocity(
-            case.start()[:1], TIMES[:1], PromptEmbeddings(tensors, (length,)), "trained"
-        )
+        velocity = policy.velocity(*sample, "trained")
     with counter() as backward:
         torch.autograd.grad(velocity.sum(), list(policy.parameters("trained").values()), allow_unused=True)
     saved = sum(size for size, _ in kept.values())
@@ -85,6 +89,18 @@ def test_plan_counts_what_a_pass_takes(case: Case, train: Train) -> None:
     for figure in ("forward", "backward", "kept"):
         assert getattr(size.cost, figure) == pytest.approx(getattr(real, figure), rel=0.1), figure
     assert 2 * real.kept < size.most_kept
+
+
+# A UNet's convolutions take working memory on a CPU.
+@pytest.mark.parametrize("case", [name for name in ONE_PER_NETWORK if name in TRANSFORMERS], indirect=True)
+def test_a_velocity_without_a_gradient_takes_what_is_planned(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peak, "ROUNDED", 1)
+    size, sample = model_size(case.model, pictures=case.tiny.pictures), one_sample(case, case.policy)
+    assert size is not None
+    real = allocated(lambda: case.policy.velocity(*sample, "behaviour"))
+    assert size.drawing.count_velocity() == pytest.approx(real, rel=0.1)
 
 
 @pytest.mark.parametrize("case", ONE_PER_NETWORK, indirect=True)
@@ -112,6 +128,7 @@ def test_equal_blocks_cost_as_much_as_each_of_them(
     file.write_text(json.dumps({**config, **dict.fromkeys(depths, 3)}))
     size = model_size(replace(case.model, path=str(file.parent.parent)))
     assert size is not None
-    few = size.cost
+    few, drawn = size.cost, size.drawing.count_velocity()
     monkeypatch.setattr(cost, "_kind", id)  # no two blocks are equal
     assert size.count_cost() == few
+    assert size.drawing.count_velocity.__wrapped__() == drawn

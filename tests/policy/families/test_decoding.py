@@ -34,7 +34,7 @@ def test_decoding_takes_what_is_planned(case: Case) -> None:
     size, policy, x0 = model_size(case.model), case.policy, case.start()[:2]
     assert size is not None
     real = allocated(lambda: policy.family.decode(x0))
-    assert size.decoding.count(2) == pytest.approx(real, rel=0.01)
+    assert size.drawing.decoding.count(2) == pytest.approx(real, rel=0.01)
 
 
 @pytest.mark.parametrize("case", ["wan"], indirect=True)
@@ -42,10 +42,10 @@ def test_every_latent_of_a_long_video_adds_its_frames(case: Case, monkeypatch: p
     long = replace(case.model, frames=29)  # eight latents
     size: Any = model_size(replace(long, precision=Precision.bf16))
     assert size.count_decoding() == model_size(long).count_decoding(), "FLOP do not depend on the precision"
-    planned = size.decoding.count(1)
+    planned = size.drawing.decoding.count(1)
     monkeypatch.setattr(decoding, "FULL", 8)
-    assert planned == pytest.approx(size.decoding.count.__wrapped__(1), rel=0.01)
-    assert size.decoding.decoded == 29 * 3 * 32 * 48
+    assert planned == pytest.approx(size.drawing.decoding.count.__wrapped__(1), rel=0.01)
+    assert size.drawing.decoding.decoded == 29 * 3 * 32 * 48
 
 
 @pytest.mark.parametrize("case", ["sd3"], indirect=True)

@@ -53,7 +53,7 @@ def decode(overrides: tuple[str, ...], pictures: int) -> dict[str, int]:
     x0 = torch.zeros(pictures, *made.latent_shape, dtype=torch.bfloat16, device="cuda")
     with torch.no_grad(), _Convolutions():
         found = count(lambda: decode_in_parts(made, x0, decoded_at_once(made, model, "cuda")))
-    return {"peak": found.peak_bytes, "plan": size.decoding.peak(pictures, "cuda")}
+    return {"peak": found.peak_bytes, "plan": size.drawing.peak(pictures, "cuda")}
 
 
 def main() -> None:
