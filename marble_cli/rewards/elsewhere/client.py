@@ -112,9 +112,11 @@ def examine(key: str, served: str, at: Address) -> Mapping[str, Any]:
             "Check the address, and the proxies in the environment."
         ) from error
     except httpx.HTTPError as error:
+        reason, start = _reason(error), f"Start it: marble rewards serve {served}"
+        if "WRONG_VERSION_NUMBER" in reason:  # something answers, without TLS
+            start = "Expected http:// instead of https://, or a proxy with TLS there"
         raise UnreachableError(
-            f"{place}: no reward server can be reached there: {_reason(error)}. "
-            f"Start it: marble rewards serve {served}"
+            f"{place}: no reward server can be reached there: {reason}. {start}"
         ) from error
     if answer.status_code == 401:
         refused = "the token" if at.token else "a request without a token"

@@ -127,6 +127,8 @@ def test_a_reward_that_is_not_served_is_named(install: Install, serve: Serve) ->
         connect("rewards.x", "min", Address(url, None), 1.0)
     with pytest.raises(ConfigError, match="is no reward server"):
         connect("rewards.x", "mine", Address(f"{url}/score", None), 1.0)
+    with pytest.raises(UnreachableError, match="Expected http:// instead of https://"):
+        connect("rewards.x", "mine", Address(url.replace("http", "https"), None), 1.0)
     assert httpx.get(f"{url}/health").json()["rewards"]["mine"]["origin"] == "samples 1.0"
 
 
