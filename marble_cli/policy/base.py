@@ -176,10 +176,7 @@ class Policy(Protocol):
         ...
 
     def decode(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images uint8 [B, 3, H, W], or frames [B, F, 3, H, W], and whether each is one, on the CPU.
-
-        [B] bool is false where the VAE gave a pixel that is not finite.
-        """
+        """Return uint8 images [B, 3, H, W] or frames [B, F, 3, H, W], and [B] if all are finite, on the CPU."""
         ...
 
     def scheduler_config(self) -> dict[str, object]:

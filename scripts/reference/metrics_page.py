@@ -98,8 +98,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "eval/composite",
             "Mean gain of the trained rewards over the first evaluation, each in units of its "
-            "standard deviation there, or in both evaluations if all its scores there are equal. The loss of a "
-            "guard is subtracted likewise, a gain not counted. `trainer.best` selects by it.",
+            "standard deviation there, or in both evaluations if all its scores there are equal. The loss "
+            "of a guard is subtracted likewise, a gain not counted. `trainer.best` selects by it.",
             "every evaluation",
             ("eval",),
         ),
