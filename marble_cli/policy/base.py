@@ -176,7 +176,7 @@ class Policy(Protocol):
         ...
 
     def decode(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return uint8 images [B, 3, H, W] or frames [B, F, 3, H, W], and [B] if all are finite, on the CPU."""
+        """Return uint8 images [B, 3, H, W] or frames [B, F, 3, H, W], and [B] bool if finite, on the CPU."""
         ...
 
     def scheduler_config(self) -> dict[str, object]:
