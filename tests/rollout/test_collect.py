@@ -13,7 +13,8 @@ from marble_cli.config.enums import OdeSolver
 from marble_cli.config.schema import RewardConfig, RolloutConfig
 from marble_cli.data.prompts import Prompt
 from marble_cli.distributed.ranks import Ranks
-from marble_cli.errors import RewardError
+from marble_cli.errors import RequestError, RewardError
+from marble_cli.plan.checks import check_rewards
 from marble_cli.rewards.builtin.colorfulness import colorfulness
 from marble_cli.rewards.builtin.compressibility import Compressibility
 from marble_cli.rewards.scorer import Scorer, Scores, open_scorer
@@ -86,6 +87,10 @@ def test_what_is_no_picture_has_failed_and_is_never_scored(
     scorer.check(scores)
     with pytest.raises(RewardError, match=r"compressibility failed on 4 of 7 images.*Take a lower optimizer"):
         scorer.check(spoil([0, 1, 2, 3]))
+    nothing = torch.full((2, *rollout.policy.latent_shape), torch.nan)
+    monkeypatch.setattr("marble_cli.plan.checks.noise", lambda *_: nothing)
+    with pytest.raises(RequestError, match=r"VAE makes values that are not finite.*model.precision=bf16"):
+        check_rewards(rollout, scorer, {"general": PROMPTS})
 
 
 def test_scores_images_and_prompts_keep_their_order(rollout: Rollout, scorer: Scorer) -> None:
