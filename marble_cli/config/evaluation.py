@@ -21,10 +21,6 @@ INHERITS = {
     "seed": "trainer.seed",
 }
 
-# Fewest prompts by which a change is beyond chance: n rise together by chance with 2^-n, at most 2.5 % from 6
-# on. The bootstrap interval of fewer leaves out 0 more often than its 95 % say.
-DECISIVE = 6
-
 
 @dataclass(frozen=True)
 class EvaluationSettings:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from marble_cli.config.evaluation import DECISIVE
 from marble_cli.evaluate.joint import joint_change
 from marble_cli.evaluate.score import Evaluation
 from marble_cli.evaluate.statistics import paired_interval
@@ -50,8 +49,8 @@ def judge(
         trained: names of the rewards that are trained on. The composite is the mean of their gains, each
             in standard deviations of the scores at the start.
         watched: names of the rewards that are not trained on. If the mean of one falls and that of a trained
-            one rises, each over `DECISIVE` prompts or more and with a 95 % interval that excludes 0, reward
-            hacking is likely.
+            one rises, each over several prompts and with a 95 % interval that excludes 0, reward hacking is
+            likely.
         guards: names of the guards. The loss of one counts in the composite like that of a trained reward, a
             gain does not. One that falls is a sign of reward hacking, and joint improvement counts it.
     """
@@ -73,7 +72,7 @@ def judge(
         difference = pairs[:, 0] - pairs[:, 1]
         prompts = evaluation.prompt_indices[both]
         low, high = paired_interval(difference, prompts, resamples=1000)
-        decisive = len(np.unique(prompts)) >= DECISIVE
+        decisive = len(np.unique(prompts)) > 1  # the interval of one has no width
         metrics |= {
             f"reward/{name}/change": float(difference.mean()),
             f"reward/{name}/change_low": low,

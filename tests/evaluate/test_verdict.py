@@ -100,9 +100,9 @@ def test_no_warning_if_the_fall_is_within_its_interval() -> None:
     assert verdict(evaluation(values)).hacking is None
 
 
-@pytest.mark.parametrize(("prompts", "sounds"), [(1, False), (5, False), (6, True)])
-def test_no_warning_by_a_reward_of_fewer_than_six_prompts(prompts: int, sounds: bool) -> None:
-    """Five changes have one sign by chance more often than an interval of 95 % may err."""
+@pytest.mark.parametrize(("prompts", "sounds"), [(1, False), (2, True)])
+def test_no_warning_by_a_reward_of_one_prompt(prompts: int, sounds: bool) -> None:
+    """Its interval has no width, so any change would be beyond it."""
     few = START.clone()
     few[2, prompts:] = torch.nan
     now = evaluation(few + torch.tensor([[0.5], [0.0], [-0.05]]))

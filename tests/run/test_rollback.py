@@ -122,14 +122,7 @@ def test_state_of_older_checkpoints_has_no_rollback() -> None:
 
 @pytest.mark.parametrize(
     ("more", "expected"),
-    [
-        (["trainer.eval_every=0"], "trainer.eval_every=0 makes none"),
-        (
-            ["trainer.eval_prompts=1"],
-            "3 held-out prompts cannot tell a change from chance. Expected at least 6",
-        ),
-        ([], "Expected a watched reward"),
-    ],
+    [(["trainer.eval_every=0"], "trainer.eval_every=0 makes none"), ([], "Expected a watched reward")],
 )
 def test_alarm_that_cannot_sound_is_refused(
     run_config: RunConfigMaker, more: list[str], expected: str

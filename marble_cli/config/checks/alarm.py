@@ -2,7 +2,6 @@
 
 from marble_cli.config.aspects import by_aspect
 from marble_cli.config.enums import OnHacking, Role
-from marble_cli.config.evaluation import DECISIVE
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError
 
@@ -20,12 +19,6 @@ def check_alarm(config: RunConfig) -> None:
         raise ConfigError(
             f"{key}: only evaluations can tell, and trainer.eval_every=0 makes none. Expected "
             "trainer.eval_every of at least 1."
-        )
-    each = config.evaluation.prompts or config.trainer.eval_prompts
-    if (prompts := each * len(config.data.sources)) < DECISIVE:
-        raise ConfigError(
-            f"{key}: {prompts} held-out prompts cannot tell a change from chance. Expected at least "
-            f"{DECISIVE}: a larger trainer.eval_prompts, or evaluation.prompts if it is set."
         )
     if not config.eval_rewards and all(one.role is Role.train for one in by_aspect(config.rewards).values()):
         raise ConfigError(
