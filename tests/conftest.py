@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no tes
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of numpy and of the programs that tests start
 os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")  # which only slows graphs of tiny blocks down
 os.environ["WANDB__SAVE_REQUIREMENTS"] = "false"  # W&B would read what is installed, twice per start
+os.environ["WANDB_ERROR_REPORTING"] = "false"  # its threads would report into the next tests
 
 import copy
 import gc
