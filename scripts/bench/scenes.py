@@ -20,7 +20,7 @@ from marble_cli.step.reward_signal import Signal, read_signal
 
 PRESET = (
     "preset=tiny",
-    "balance=marble_stepwise",  # the preset's own takes every refresh in two halves
+    "balance=marble",  # the preset's own takes every refresh in two halves
     "model.compile=false",  # the published refresh takes several backward passes per forward pass
 )
 REWARDS = 8  # a measurement takes the first K of them

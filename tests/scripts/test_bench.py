@@ -53,6 +53,19 @@ def test_a_disagreement_is_not_timed(scene: scenes.Scene, monkeypatch: pytest.Mo
         steps.time_steps(scene, 1)
 
 
+def test_plain_and_amortised_steps_take_one_backward_pass(scene: scenes.Scene) -> None:
+    """Three forward passes and a backward pass of the same cost in products; a refresh takes one more."""
+    jobs = {
+        "plain": steps.step_job(scene, 1, plain=True),
+        "amortised": steps.step_job(scene, 5),
+        "outside": steps.step_job(scene, 5, refresh=True, outside=True),
+        "inside": steps.step_job(scene, 5, refresh=True),
+    }
+    flop = {name: sd35m.count_flops(job) for name, job in jobs.items()}
+    assert flop["plain"] == pytest.approx(flop["amortised"], rel=1e-4)
+    assert 1.1 * flop["plain"] < flop["outside"] < flop["inside"]
+
+
 def test_a_refresh_holds_one_vector_a_reward(scene: scenes.Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "REFRESHED_REWARDS", (5, 8))
     rows = {row[:2]: row for row in steps.measure_memory(scene).rows}
