@@ -8,6 +8,8 @@ import numpy as np
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 
 from marble_cli.metrics.figures import COLORS, STYLE
 from scripts.study.cells import REWARDS
@@ -15,6 +17,7 @@ from scripts.study.choose import Curve
 from scripts.study.statistics import COMPOSITE, IMPROVED, WORST, Interval, Summary
 
 OURS, OTHERS = COLORS[1], "0.35"
+CORNERS = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # of a point: right and up
 LINES, MARKS = ("-", "--", ":", "-."), ("o", "s", "^", "v")  # for methods that share a colour
 
 
@@ -42,28 +45,52 @@ def draw_outcomes(rows: list[Summary], output: Path) -> None:
     """Draw the worst reward and joint improvement against the mean gain: up and to the right is better."""
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(12, 5))
+        panels[0].axhline(0, color="0.7", lw=0.8)
+        panels[0].set_ylabel("gain of the worst reward")
+        panels[1].set_ylabel("images that improved jointly, %")
         for panel, figure_name, scale in ((panels[0], WORST, 1), (panels[1], IMPROVED, 100)):
             for row in rows:
-                color = OURS if row.cell.method.startswith("marble") else OTHERS
+                color = color_of(row)
                 x, y = row.figures[COMPOSITE], scaled(row.figures[figure_name], scale)
                 panel.plot([x.low, x.high], [y.mean, y.mean], color=color, lw=1, alpha=0.4)
                 panel.plot([x.mean, x.mean], [y.low, y.high], color=color, lw=1, alpha=0.4)
                 panel.plot(x.mean, y.mean, "o", color=color, ms=5)
-                panel.annotate(
-                    row.cell.method,
-                    (x.mean, y.mean),
-                    xytext=(5, 4),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color=color,
-                )
             panel.set_xlabel("mean gain of the five rewards (base standard deviations)")
-        panels[0].axhline(0, color="0.7", lw=0.8)
-        panels[0].set_ylabel("gain of the worst reward")
-        panels[1].set_ylabel("images that improved jointly, %")
         figure.tight_layout()
+        for panel, figure_name, scale in ((panels[0], WORST, 1), (panels[1], IMPROVED, 100)):
+            name_points(panel, rows, figure_name, scale)
         figure.savefig(output)
         plt.close(figure)
+
+
+def name_points(panel: Axes, rows: list[Summary], figure_name: str, scale: float) -> None:
+    """Write each method's name at that corner of its point where it covers the fewest points and names."""
+    points = [(row.figures[COMPOSITE].mean, scale * row.figures[figure_name].mean) for row in rows]
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in panel.transData.transform(points)]
+    for row, point in zip(rows, points, strict=True):
+        notes = [
+            panel.annotate(
+                row.cell.method,
+                point,
+                xytext=(5 * right, 4 * up),
+                textcoords="offset points",
+                horizontalalignment="left" if right > 0 else "right",
+                verticalalignment="bottom" if up > 0 else "top",
+                fontsize=7,
+                color=color_of(row),
+            )
+            for right, up in CORNERS
+        ]
+        best = min(notes, key=lambda note: note.get_window_extent().count_overlaps(taken))
+        taken.append(best.get_window_extent())
+        for note in notes:
+            if note is not best:
+                note.remove()
+
+
+def color_of(row: Summary) -> str:
+    """Return the colour of a method."""
+    return OURS if row.cell.method.startswith("marble") else OTHERS
 
 
 def draw_rates(curves: dict[str, Curve], output: Path) -> None:
