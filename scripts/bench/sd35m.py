@@ -5,6 +5,8 @@
 Ours keeps the frozen weights in bfloat16. The recipe keeps them in float32 under autocast and takes one
 backward pass per reward. Measured are a rollout of 9 images, a training pass over 9 samples with and without
 the frozen model, and a refresh of five rewards, at 512 pixels; ours eager and, with `--compile`, compiled.
+Beside each are the seconds that a roofline of one H100 SXM forecasts (`scripts.bench.roofline`).
+
 The file of `--json` is written after each part. This needs a GPU of 80 GB; `--small` tries it out without
 one. What else is on the command line are overrides of both sides.
 """
