@@ -219,9 +219,9 @@ def check_fit(
     """
     for key, value in state.items():
         layer, rank = key.partition(".")[2].rpartition(".lora_")[0], value.shape[key.endswith(B)]
-        named = any(f".{layer}".endswith(f".{target}") for target in lora.target_modules)
+        ends = tuple(f".{target}" for target in lora.target_modules)
         reason = None
-        if not (named if layers is None else layer in layers):
+        if not (f".{layer}".endswith(ends) if layers is None else layer in layers):
             reason = "is of a layer that model.lora.target_modules leaves out"
         elif rank > lora.rank:
             reason = f"has rank {rank}, and model.lora.rank={lora.rank} is less"
