@@ -12,6 +12,7 @@ from rich.text import Text
 
 from marble_cli.config.evaluation import EvaluationSettings
 from marble_cli.evaluate.compare import Comparison, Figures, RewardResult
+from marble_cli.wording import count
 
 COLORS = {"rose": "green", "fell": "red", "undecided": "yellow"}
 SOURCES_ABREAST = 4  # that a table has columns for
@@ -60,7 +61,7 @@ class EvalReport:
     def tables(self) -> Iterator[Group]:
         """Yield the tables: per comparison the rewards, then the sources if there are several."""
         images = self.settings.images_per_prompt
-        asked = f"{self.prompts} held-out prompts" + (f" x {images} images" if images > 1 else "")
+        asked = count(self.prompts, "held-out prompt") + (f" x {images} images" if images > 1 else "")
         if not self.comparisons:
             yield _plain_table(f"{self.target}: {asked}", self.alone, self.diversity)
             yield from _source_tables("mean by source", self.alone)

@@ -1,10 +1,9 @@
 """Say in sentences what a run's numbers show of its balance, and no more than they show."""
 
-from collections.abc import Sequence
-
 from scipy.stats import t
 
 from marble_cli.explain.analysis import Cosines, Explanation, Pair
+from marble_cli.wording import count, listed, percent
 
 CHANCE = 0.05  # of reporting a conflict between any two rewards without one
 STALE = 0.9  # cosine of the cached with the fresh direction
@@ -185,18 +184,3 @@ def _names(pair: Pair) -> str:
 
 def _mean(cosine: Cosines) -> str:
     return f"{cosine.mean:+.2f}" + ("" if cosine.error is None else f" ± {cosine.error:.2f}")
-
-
-def percent(share: float) -> str:
-    """Format a share: `25 %`."""
-    return f"{share:.0%}".replace("%", " %")
-
-
-def count(number: int, noun: str) -> str:
-    """Format a count: `1 step`, `2 steps`, `2 refreshes`."""
-    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("sh") else "s")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Join names: `a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -13,6 +13,7 @@ from marble_cli.explain.pareto import chosen_pairs, improvements, trajectory
 from marble_cli.metrics.captions import caption
 from marble_cli.metrics.figures import COLORS, styled
 from marble_cli.metrics.history import History, series
+from marble_cli.wording import percent
 
 RESOLUTION = 200  # dots per inch
 # How many of two rewards a move between evaluations improved: colour and label.
@@ -71,7 +72,7 @@ def conflict(found: Explanation) -> Any:
         means[row, column] = mean = pair.cosine.mean
         color = "white" if abs(mean) > 0.6 * limit else "black"
         panel.text(column, row - 0.08, f"{mean:+.2f}", color=color, ha="center", va="center")
-        below = f"{pair.cosine.negative:.0%} < 0".replace("%", " %")
+        below = f"{percent(pair.cosine.negative)} < 0"
         panel.text(column, row + 0.18, below, color=color, ha="center", va="center", fontsize=6.5)
     extent = (-0.5, len(names) - 1.5, len(names) - 0.5, 0.5)
     image = panel.imshow(means[1:, :-1], cmap="RdBu", vmin=-limit, vmax=limit, extent=extent)

@@ -9,7 +9,7 @@ from rich.text import Text
 from marble_cli.config.enums import BalanceMode, RefreshWhen
 from marble_cli.config.schema import BalanceConfig
 from marble_cli.explain.analysis import Cosines, Explanation
-from marble_cli.explain.diagnosis import count, listed, percent
+from marble_cli.wording import count, listed, percent
 
 MATRIX = 8  # the most rewards whose matrix fits 80 columns
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from marble_cli.explain.analysis import pairwise_key
-from marble_cli.explain.diagnosis import count, diagnose, percent
+from marble_cli.explain.diagnosis import diagnose
 from marble_cli.metrics.history import Series, series
 from marble_cli.report import charts
 from marble_cli.report.curves import POINTS, Point, panels
 from marble_cli.report.elements import MISSING, Chart, Group, Table, number, rounded, signed, some
 from marble_cli.report.outcome import reward_names
 from marble_cli.report.reading import Run
+from marble_cli.wording import count, percent
 
 
 def sentences(run: Run) -> list[str]:

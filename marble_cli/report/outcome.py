@@ -5,11 +5,11 @@ from statistics import NormalDist
 from typing import Any
 
 from marble_cli.evaluate.statistics import LEVEL, holm
-from marble_cli.explain.diagnosis import percent
 from marble_cli.metrics.history import series
 from marble_cli.report import charts
 from marble_cli.report.elements import MISSING, Chart, Table, interval, number, rounded, signed
 from marble_cli.report.reading import Run
+from marble_cli.wording import percent
 
 WORDS = {"rose": "▲ rose", "fell": "▼ fell", "undecided": "● undecided"}
 ENDS = ("change", "change_low", "change_high")

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from statistics import median
 
-from marble_cli.explain.diagnosis import percent
 from marble_cli.metrics.history import series
 from marble_cli.report import charts
 from marble_cli.report.curves import curve_chart
 from marble_cli.report.elements import Chart, Group, Table, number, rounded
 from marble_cli.report.reading import Run
+from marble_cli.wording import percent
 
 PARTS = ("rollout", "reward", "train")
 RATE = "throughput/images_per_second"

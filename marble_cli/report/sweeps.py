@@ -7,13 +7,13 @@ from typing import Any
 
 from marble_cli.config.sweep import plain
 from marble_cli.errors import RequestError
-from marble_cli.explain.diagnosis import percent
 from marble_cli.report import planes
 from marble_cli.report.elements import MISSING, Chart, Group, Table, interval, rounded, signed
 from marble_cli.report.outcome import relative_changes, reward_names
 from marble_cli.report.reading import Run
 from marble_cli.sweep.record import Sweep, is_sweep, read_sweep
 from marble_cli.sweep.results import read_results
+from marble_cli.wording import percent
 
 JOINED = "yes"  # in the last column of a front's values
 Place = Mapping[str, tuple[float, float, float]]  # changes with their intervals, by reward

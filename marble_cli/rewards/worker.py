@@ -26,6 +26,7 @@ from marble_cli.rewards.call_thread import CallThread, copy_batch, settle
 from marble_cli.rewards.frames import mean_over_frames, single_frames
 from marble_cli.rewards.kinds import MetadataError
 from marble_cli.rewards.registry import Reward
+from marble_cli.wording import count
 
 log = logging.getLogger("marble")
 
@@ -204,10 +205,10 @@ class RewardWorker:
         return concerned, selected
 
     def _record_failure(
-        self, name: str, rewards: list[str], count: int, text: str, *, last_error: str | None = None
+        self, name: str, rewards: list[str], images: int, text: str, *, last_error: str | None = None
     ) -> None:
         self.errors |= dict.fromkeys(rewards, last_error or text)
-        log.warning("reward %s failed on %d image%s: %s", name, count, "" if count == 1 else "s", text)
+        log.warning("reward %s failed on %s: %s", name, count(images, "image"), text)
 
     def _retrying(self) -> tenacity.Retrying:
         return tenacity.Retrying(

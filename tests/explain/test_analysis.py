@@ -11,10 +11,11 @@ from PIL import Image
 from rich.console import Console
 
 from marble_cli.explain.analysis import Explanation, cosines, explain, scatter
-from marble_cli.explain.diagnosis import count, diagnose, listed
+from marble_cli.explain.diagnosis import diagnose
 from marble_cli.explain.figures import draw
 from marble_cli.explain.tables import page
 from marble_cli.metrics.history import History, series
+from marble_cli.wording import count, listed
 
 NAMES = ("clipscore", "ocr", "objects")
 

@@ -1,0 +1,18 @@
+"""Word numbers and lists for tables and sentences."""
+
+from collections.abc import Sequence
+
+
+def percent(share: float) -> str:
+    """Format a share: `25 %`."""
+    return f"{share:.0%}".replace("%", " %")
+
+
+def count(number: int, noun: str) -> str:
+    """Format a count: `1 step`, `2 steps`, `2 refreshes`."""
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("sh") else "s")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names: `a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
