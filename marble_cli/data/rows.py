@@ -63,10 +63,11 @@ def json_rows(path: Path, key: str) -> SourceRows:
     """Read one JSON object per line; a .json file may be one list, of objects or of prompts for `key`."""
     expected = 'Expected an object such as {"prompt": "a red sign that says \\"47\\"", "text": "47"}.'
     lines = _read_lines(path)
-    if path.suffix.lower() != ".json" or not lines[0].lstrip().startswith(b"["):
+    content = b"\n".join(lines).removeprefix(codecs.BOM_UTF8).lstrip()
+    if path.suffix.lower() != ".json" or not content.startswith(b"["):
         return SourceRows(str(path), "line", expected, lines, _parse_json)
     try:
-        entries = json.loads(b"\n".join(lines), object_pairs_hook=_refuse_duplicates)
+        entries = json.loads(content, object_pairs_hook=_refuse_duplicates)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as a list in JSON: {error}. {expected}") from None
 
@@ -86,11 +87,14 @@ def separated_rows(path: Path, separator: str) -> SourceRows:
         DataError: the file cannot be read as such a table.
     """
     expected = "Expected a line of headings, and as many cells in every row."
-    text = io.StringIO(b"\n".join(_read_lines(path)).decode("utf-8-sig", "surrogateescape"), newline="")
+    text = b"\n".join(_read_lines(path)).decode("utf-8-sig", "surrogateescape")
     try:
-        headings, *rows = [*csv.reader(text, delimiter=separator)] or [[]]
-    except csv.Error as error:
-        raise DataError(f"{path} cannot be read as a table: {error}. {expected}") from None
+        headings, *rows = _split_cells(text, separator) or [[]]
+    except RowError as error:
+        raise DataError(
+            f"{path} cannot be read as a table: {error}. Expected a cell that begins with a double quote to "
+            'end with one, and those within it doubled: """47"" in red".'
+        ) from None
     if twice := [name for name in dict.fromkeys(headings) if name and headings.count(name) > 1]:
         raise DataError(
             f"{path}: several columns have the heading {twice[0]!r}. Expected different headings."
@@ -104,6 +108,25 @@ def separated_rows(path: Path, separator: str) -> SourceRows:
         return {heading: cell or None for heading, cell in zip(headings, cells, strict=True)}
 
     return SourceRows(str(path), "row", expected, rows, parse)
+
+
+def _split_cells(text: str, separator: str) -> list[list[str]]:
+    """Split a table into rows of cells, without the double quotes around a cell.
+
+    Tables with tabs are also published without such quotes: one where a quote begins a cell and does not
+    enclose it, as in PartiPrompts, is taken as it stands.
+
+    Raises:
+        RowError: a cell's quotes are not closed, or a cell is too long.
+    """
+    fault = ""
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if separator == "\t" else (csv.QUOTE_MINIMAL,):
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
+        try:
+            return [*rows]
+        except csv.Error as error:
+            fault = f"{error} in line {rows.line_num}"
+    raise RowError(fault)
 
 
 def _read_lines(path: Path) -> list[bytes]:

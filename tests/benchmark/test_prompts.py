@@ -43,7 +43,9 @@ FILES = {
     "yifan123/flow_grpo/dataset/pickscore/test.txt": "a cup\na bowl\n",
     "sayakpaul/drawbench/DrawBench Prompts - Sheet1.csv": "Prompts,Category\nA red car.,Colors\n",
     "TencentQQGYLab/ELLA/dpg_bench/dpg_bench.csv": table(DPG),
-    "google-research/parti/PartiPrompts.tsv": "Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\t\n",
+    "google-research/parti/PartiPrompts.tsv": (
+        'Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\t\n"G I" in red\tIllustrations\tWriting\t\n'
+    ),
     **{
         f"zhwang/HPDv2/benchmark/{style}.json": json.dumps([f"{style} one", f"{style} two"])
         for style in STYLES
@@ -78,7 +80,7 @@ def read(root: Path) -> Callable[..., PromptSet]:
         ("pickscore", ["a cup", "a bowl"], ["pickscore"] * 2),
         ("drawbench", ["A red car."], ["Colors"]),
         ("dpg", ['a cat, "47"', "a dog"], ["dpg"] * 2),
-        ("partiprompts", ["bond"], ["Abstract"]),
+        ("partiprompts", ["bond", '"G I" in red'], ["Abstract", "Illustrations"]),
         ("hpdv2", [f"{s} {n}" for s in STYLES for n in ("one", "two")], [s for s in STYLES for _ in "ab"]),
     ],
 )  # fmt: skip

@@ -58,6 +58,12 @@ def test_tables_have_a_line_of_headings(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "p.tsv").write_text('Prompt\tNote\na "red" car, new\t"two\nlines"\n')
     (prompt,) = read("p.tsv", prompt_key="Prompt")
     assert (prompt.text, prompt.metadata) == ('a "red" car, new', {"Note": "two\nlines"})
+    for text in ('"47" on a red sign', '"stop'):  # quotes that enclose no cell
+        (tmp_path / "p.tsv").write_text(f'prompt\ttext\na cup\t"b"\n{text}\t47\na dog\t48\n')
+        assert [p.text for p in read("p.tsv")] == ["a cup", text, "a dog"]
+        (tmp_path / "bad.csv").write_text(f"prompt\na cup\n{text}\na dog\n")
+        with pytest.raises(DataError, match="cannot be read as a table: .* in line .* doubled"):
+            read("bad.csv")
     (tmp_path / "bad.csv").write_text("prompt,Category\na,b\na,b,c\n")
     with pytest.raises(DataError, match="row 2: 3 cells under 2 headings"):
         read("bad.csv")
@@ -67,8 +73,9 @@ def test_tables_have_a_line_of_headings(tmp_path: Path, read: Reader) -> None:
 
 
 def test_a_list_in_json_holds_prompts_or_rows(tmp_path: Path, read: Reader) -> None:
-    (tmp_path / "p.json").write_text('[\n "a cup",\n {"prompt": "a bowl", "text": "47"}\n]')
-    assert [(p.text, p.metadata) for p in read("p.json")] == [("a cup", {}), ("a bowl", {"text": "47"})]
+    for before in ("", "\ufeff", " \n\n", "\ufeff\r\n"):
+        (tmp_path / "p.json").write_text(before + '[\n "a cup",\n {"prompt": "a bowl", "text": "47"}\n]')
+        assert [(p.text, p.metadata) for p in read("p.json")] == [("a cup", {}), ("a bowl", {"text": "47"})]
     (tmp_path / "bad.json").write_text('["a cup", 3]')
     with pytest.raises(DataError, match="entry 2: neither a prompt nor a JSON object"):
         read("bad.json")
