@@ -123,7 +123,8 @@ def _check_links(folder: Path) -> None:
     """Check that no link leads out of the run's folder or out of the step folder."""
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     for path, home in ((folder, run), (folder / NAME, folder)):
-        if not path.resolve().is_relative_to(home.resolve()):
+        # `Path.resolve` raises at a loop of links, before Python 3.13.
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home)):
             raise CheckpointError(f"{path} is a link that leads out of {home}. {REMEDY}")
 
 

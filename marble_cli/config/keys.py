@@ -101,6 +101,12 @@ def wrong_shape(tree: DictConfig, root: typing.Any = RunConfig, path: str = "") 
             for place, part in enumerate(value):
                 if OmegaConf.is_config(part):
                     return f"{key}[{place}]={part}: expected one value, no list or mapping."
+        elif typing.get_origin(kind) is dict and dataclasses.is_dataclass(row := typing.get_args(kind)[1]):
+            if value is not None and not isinstance(value, DictConfig):
+                return f"{key}={value}: expected keys, such as {key}.NAME.{next(iter(fields(row)))}=..."
+            for own, part in (value or {}).items():
+                if isinstance(part, DictConfig) and (reason := wrong_shape(part, row, f"{key}.{own}.")):
+                    return reason
     return None
 
 

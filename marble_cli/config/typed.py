@@ -37,6 +37,8 @@ def typed(tree: DictConfig) -> RunConfig:
         OmegaConf.resolve(tree)
         for group in ("rewards", "eval_rewards"):
             rows = tree.get(group) or {}
+            if rows and not OmegaConf.is_dict(rows):
+                raise ConfigError(f"{group}={rows}: expected keys, such as {group}.NAME.plugin=...")
             tree[group] = {name: split_reward(f"{group}.{name}", row, rows) for name, row in rows.items()}
         _check_sources(tree)
         for key in ("priorities", "weights"):
@@ -68,8 +70,15 @@ def typed(tree: DictConfig) -> RunConfig:
 
 
 def completed(tree: Any) -> DictConfig:
-    """Add the defaults of missing keys to a run's resolved `tree`, as files of older runs lack some keys."""
-    merged = OmegaConf.merge(_defaults(), tree)
+    """Add the defaults of missing keys to a run's resolved `tree`, as files of older runs lack some keys.
+
+    Raises:
+        ConfigError: a value stands where keys belong.
+    """
+    try:
+        merged = OmegaConf.merge(_defaults(), tree)
+    except OmegaConfBaseException as error:
+        raise ConfigError(wrong_shape(tree) or describe_value(error)) from error
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -127,7 +136,11 @@ def split_reward(path: str, row: Any, rows: Any) -> dict[str, Any]:
     plain = {str(key): value for key, value in OmegaConf.to_container(row).items()}  # type: ignore[union-attr]
     if "aspects" in plain:
         plain["aspects"] = read_aspects(path, plain["aspects"])
-    options = {**plain.pop("options", {}), **{key: plain[key] for key in plain if key not in HOST}}
+    options = plain.pop("options", {})
+    if not isinstance(options, dict):
+        given = "null" if options is None else options
+        raise ConfigError(f"{path}.options={given}: expected the plugin's options, such as {{depth: 3}}.")
+    options = {**options, **{key: plain[key] for key in plain if key not in HOST}}
     return {key: value for key, value in plain.items() if key in HOST} | {"options": options}
 
 

@@ -55,7 +55,9 @@ def _is_cache(value: Any) -> bool:
     if alpha is None or norms is None:
         return alpha is norms
     guards = value.get("guards")  # older checkpoints have none
-    if guards is not None and [type(one) for one in guards] != [bool] * len(alpha):
+    if guards is not None and not (
+        isinstance(guards, list) and [type(one) for one in guards] == [bool] * len(alpha)
+    ):
         return False
     return _are_numbers(alpha) and _are_lengths(norms) and len(alpha) == len(norms)
 

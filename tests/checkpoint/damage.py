@@ -119,6 +119,11 @@ def link_folder(folder: Path) -> None:
     folder.symlink_to(elsewhere, target_is_directory=True)
 
 
+def loop(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.name)
+
+
 def spoil(folder: Path) -> None:
     tensors = load_file(folder / LORA)
     next(iter(tensors.values())).view(-1)[0] = torch.inf
@@ -177,6 +182,7 @@ OUTSIDE_NAMES = (
     "a/b/x.safetensors",
 )
 RARE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "looped": (loop, "is not a checkpoint"),
     "grown": (grow, "has grown"),
     "disguised pickle": (disguise_pickle, "not a safetensors file"),
     "nameless pickle": (nameless_pickle, "is a pickled file"),

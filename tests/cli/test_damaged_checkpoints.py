@@ -182,6 +182,7 @@ def huge_behaviour(folder: Path) -> None:
         (spoil("cache", {"alpha": [0.5, 0.5], "norms": None, "unit": True}), "cache is"),
         (spoil("cache", {"alpha": None, "norms": None, "unit": True, "interval": 0, "due": 3}), "cache is"),
         (spoil("cache", {"alpha": [1.0], "norms": [1.0], "unit": True}), "has shares of 1 rewards"),
+        (spoil("cache", {"alpha": [0.5], "norms": [1.0], "unit": True, "guards": 3}), "cache is"),
         (spoil("cache", 10**30), "cache is"),
         (without_moment, "optimizer.safetensors of the checkpoint of step 3 does not fit"),
         (negative_variance, "is below 0"),

@@ -39,6 +39,13 @@ RunConfigMaker = Callable[..., RunConfig]
         ("rewards.colorfulnes.weight=2", "did you mean 'colorfulness'"),
         ("+rewards.x={weight: 1}", "'+rewards.x={plugin: NAME}'"),
         ("+rewards.x=3", "rewards.x=3: expected keys"),
+        ("+rewards.x={plugin: ocr, options: null}", "rewards.x.options=null: expected the plugin's options"),
+        ("+rewards.x={plugin: ocr, options: 3}", "rewards.x.options=3: expected the plugin's options"),
+        ("rewards.colorfulness.sources=[[1]]", "colorfulness.sources[0]=[1]: expected one value"),
+        (
+            "+rewards.x={plugin: ocr, aspects: {a: {sources: [[1]]}}}",
+            "rewards.x.aspects.a.sources[0]=[1]: expected one value",
+        ),
         (
             "+rewards.x={plugin: colorfulnes}",
             "rewards.x.plugin=colorfulnes: no such reward is installed; did you mean",

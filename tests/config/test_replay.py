@@ -89,6 +89,9 @@ def test_mistake_on_resolved_file_names_nearest(tmp_path: Path) -> None:
         ("preset: tiny\n", "c.yaml holds preset. Expected a run's config.yaml, which has the value of every"),
         ("defaults: [config]\n", "c.yaml holds defaults. Expected"),
         ("rewards:\n  a: 1\n", "rewards.a=1: expected keys"),
+        ("rewards: x\n", "rewards=x: expected keys, such as rewards.NAME.plugin=..."),
+        ("eval_rewards: [x]\n", "eval_rewards=['x']: expected keys, such as eval_rewards.NAME.plugin=..."),
+        ("trainer: [x]\n", "trainer=['x']: expected keys, such as trainer.steps=..."),
     ],
 )
 def test_invalid_file_is_refused_with_reason(tmp_path: Path, content: str, said: str) -> None:
