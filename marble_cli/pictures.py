@@ -188,7 +188,8 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
         return 1
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return orientation if orientation in UPRIGHT else 1
     except Exception:  # the picture can be read although its EXIF is damaged
         return 1
 

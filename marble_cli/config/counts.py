@@ -29,7 +29,7 @@ def times_per_image(solver_times: int, fraction: float, per_image: int | None) -
         fraction: `trainer.timestep_fraction` of them is trained on, at least one.
         per_image: `trainer.times_per_image`; None gives each image all of them.
     """
-    usable = max(1, int(solver_times * fraction))
+    usable = max(1, int(round(solver_times * fraction, 9)))  # 0.7 * 90 is 62.99999999999999
     return usable, usable if per_image is None else min(per_image, usable)
 
 

@@ -39,7 +39,8 @@ def checkpoints(config: RunConfig, size: ModelSize, folder: Path) -> str:
             f"run.dir={config.run.dir}: a checkpoint takes about {each:,} bytes, and {free:,} are free "
             "there. Free some space, or choose another folder."
         )
-    warning = ", MORE THAN IS FREE: lower trainer.keep_last or raise trainer.keep_every"
+    rarer = " or raise trainer.keep_every" if trainer.keep_every else ""
+    warning = f", MORE THAN IS FREE: lower trainer.keep_last{rarer}"
     return (
         f"about {describe_bytes(each)} each, {describe_bytes(kept * each)} with those that are kept"
         f"{warning if kept * each > free else ''}{_written(config, each)}"

@@ -53,7 +53,9 @@ class Beginning:
 def begin(
     config: RunConfig, rewards: Mapping[str, RewardConfig], ranks: Ranks, run_lock: RunLock, resume: str
 ) -> Beginning:
-    """Check what can be checked without the model; no rank writes a file before all have passed.
+    """Check what can be checked without the model, and take the run's folder.
+
+    No rank writes a file before all have passed, but for the lock of a folder that is there already.
 
     Args:
         config: the configuration that all ranks have agreed on.
@@ -76,6 +78,7 @@ def begin(
     with ranks.raise_together():
         balance = build_balance(config)
         inputs = read_inputs(config, declarations, device, ranks, resumed=checkpoint is not None)
+    with ranks.raise_together():
         if ranks.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             run_lock.acquire()

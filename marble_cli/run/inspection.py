@@ -18,16 +18,17 @@ def keep_batch(
     """Write this rank's part of a step to `<folder>/skipped/step-...-rank-....safetensors`; return the file.
 
     The file holds, of the m images that this rank trains on, `x0` [m, C, H, W], `images` uint8 [m, 3, h, w],
-    or frames [m, F, 3, h, w], `times` [m, T] and their `indices` [m] among the step's n images; `rewards`,
-    `applicable` and `optimality` [K, n] of all images; and the prompts as JSON in its metadata. Of several
-    shapes, it has `x0/0`, `images/0` and `rows/0`, which of the m they are, then `x0/1` and so on.
+    or frames [m, F, 3, h, w], `times` [m, T] and their `indices` [m] among the step's n images, -1 for
+    padding; `rewards`, `applicable` and `optimality` [K, n] of all images; and the prompts as JSON in its
+    metadata. Of several shapes, it has `x0/0`, `images/0` and `rows/0`, which of the m they are, then `x0/1`
+    and so on.
 
     Raises:
         StorageError: the file does not fit on the disk.
     """
     tensors = {
         "times": data.times,
-        "indices": data.indices,
+        "indices": data.indices if data.real is None else data.indices.where(data.real, -1),
         "rewards": signal.rewards,
         "applicable": signal.applicable,
         "optimality": signal.optimality,

@@ -1,5 +1,6 @@
 """The plan of a run: counts, memory and time from the configuration alone, and what it refuses."""
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from marble_cli.config.counts import geometry
+from marble_cli.config.counts import geometry, times_per_image
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError, DataError, RequestError
 from marble_cli.plan import lines
@@ -41,6 +42,11 @@ def test_geometry_counts_the_times_that_training_draws(
     times = torch.linspace(1, 0.1, steps)
     drawn = training_times(times, fraction, config.trainer.times_per_image, [0], 0, 1)
     assert geometry(config).times == drawn.shape[1]
+
+
+def test_a_share_of_the_times_is_what_its_decimals_say() -> None:
+    for steps, percent in itertools.product(range(1, 101), range(1, 101)):
+        assert times_per_image(steps, percent / 100, None)[0] == max(1, steps * percent // 100)
 
 
 def test_estimated_time_counts_forward_and_backward_passes(run_config: RunConfigMaker) -> None:

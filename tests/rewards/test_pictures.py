@@ -54,6 +54,7 @@ def test_an_invalid_orientation_is_ignored(tmp_path: Path, orientation: int) -> 
     exif[ORIENTATION] = orientation
     file = saved(tmp_path, Image.new("RGB", (4, 2)), "a.png", exif=exif)
     assert read_picture(file).shape == (3, 2, 4)
+    assert picture_size(file.read_bytes(), "a") == (4, 2)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

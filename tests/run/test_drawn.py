@@ -113,10 +113,11 @@ def test_replaced_images_have_the_new_latents_and_scores(world: int, other_sizes
 def test_a_kept_batch_has_the_images_of_each_size(tmp_path: Path, sizes: Sequence[int]) -> None:
     kept = drawn(12, 1, 0, sizes=sizes).samples
     rows = torch.arange(12)
-    data = TrainingSet(kept.x0, kept.embeddings, rows, rows, torch.ones(12, 1), 12)
+    data = TrainingSet(kept.x0, kept.embeddings, rows, rows, torch.ones(12, 1), 12, real=rows != 3)
     every = torch.ones(1, 12, dtype=torch.bool)
     signal = Signal(every.double(), every, rows // SIZE, every.double(), every.double())
     found = load_file(keep_batch(tmp_path, 3, 0, kept, data, signal))
+    assert found["indices"].tolist() == [0, 1, 2, -1, *range(4, 12)]
     if len(sizes) == 1:
         assert found["x0"].flatten().tolist() == [latents.item() for latents in kept.x0]
         assert found["images"].shape == (12, 1, 1, 1)
