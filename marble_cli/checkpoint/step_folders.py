@@ -14,6 +14,11 @@ def steps(run: Path) -> list[Path]:
     return sorted(folders, key=step_of, reverse=True)
 
 
+def place(run: Path, step: int) -> Path:
+    """Return where a run has the checkpoint of `step`."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
 def step_of(folder: Path) -> int:
     """Return the step in a step folder's name."""
     return int(folder.name.removeprefix("step-"))
@@ -35,13 +40,13 @@ def set_aside(run: Path, step: int) -> list[Path]:
 
 
 def point_best(run: Path, step: int | None) -> None:
-    """Point `best` at the checkpoint of `step`, unless it points at one.
+    """Point `best` at the checkpoint of `step`, if there is one: a kill may come between both.
 
     `set_aside` removes the pointer if the best checkpoint is one of those set aside.
     """
-    name = None if step is None else f"step-{step:08d}"
-    if name is not None and read_pointer(run, "best") is None and (run / "checkpoints" / name).is_dir():
-        write_whole(run / "checkpoints" / "best", f"{name}\n")
+    folder = None if step is None else place(run, step)
+    if folder is not None and read_pointer(run, "best") != folder.name and folder.is_dir():
+        write_whole(run / "checkpoints" / "best", f"{folder.name}\n")
 
 
 def remove_leftovers(run: Path) -> None:

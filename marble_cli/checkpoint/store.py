@@ -20,7 +20,7 @@ from marble_cli.checkpoint import manifest as manifests
 from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.parts import BALANCE, Part, Unwritten, gather, read, split, whole_name, write_parts
 from marble_cli.checkpoint.pickle_guard import refuse_pickled
-from marble_cli.checkpoint.step_folders import pointed, read_pointer, retain, step_of, steps
+from marble_cli.checkpoint.step_folders import place, pointed, read_pointer, retain, step_of, steps
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError, StorageError
 from marble_cli.files import FREE_SOME, fsync, remove, write_whole, writing
@@ -108,8 +108,8 @@ def write(
         PeerError: another rank raised that.
     """
     ranks, step = ranks or Ranks.alone(), unwritten.step
-    parent = run / "checkpoints"
-    final = parent / f"step-{step:08d}"
+    final = place(run, step)
+    parent = final.parent
     temporary = parent / f".{final.name}.tmp"
     advice = f"{FREE_SOME} Earlier checkpoints are untouched."
 

@@ -49,7 +49,7 @@ def with_aspect(reward: RewardConfig, aspect: str) -> RewardConfig:
 def plain_by_aspect(rewards: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Do as `by_aspect` for rewards that are plain mappings, as in a configuration file."""
     return {
-        full_name(name, aspect): {**row, **_set(keys)}
+        full_name(name, aspect): {**row, **_set(keys or {})}
         for name, row in rewards.items()
         for aspect, keys in (row.get("aspects") or {"": {}}).items()
     }

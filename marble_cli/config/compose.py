@@ -72,7 +72,7 @@ def load_resolved(path: Path) -> RunConfig:
     Raises:
         ConfigError: the file cannot be read or holds something else.
     """
-    tree = _read(path)
+    tree = read_tree(path)
     try:
         return typed(tree)
     except ConfigError as error:
@@ -183,7 +183,12 @@ def check_present(tree: DictConfig, override: Override) -> None:
         )
 
 
-def _read(path: Path) -> DictConfig:
+def read_tree(path: Path) -> DictConfig:
+    """Read a run's `config.yaml`, without checking the values.
+
+    Raises:
+        ConfigError: the file is missing, cannot be read, or holds something else.
+    """
     try:
         tree = OmegaConf.load(path)
     except FileNotFoundError:
@@ -205,7 +210,7 @@ def _read(path: Path) -> DictConfig:
 
 def _replay(path: Path, overrides: list[Override]) -> DictConfig:
     """Apply overrides to a resolved file: a choice replaces the file's whole group, a value a value."""
-    written = _read(path)
+    written = read_tree(path)
     if not overrides:
         return completed(written)
     typed(written.copy())

@@ -105,7 +105,7 @@ def wrong_shape(tree: DictConfig, root: typing.Any = RunConfig, path: str = "") 
             if value is not None and not isinstance(value, DictConfig):
                 return f"{key}={value}: expected keys, such as {key}.NAME.{next(iter(fields(row)))}=..."
             for own, part in (value or {}).items():
-                if isinstance(part, DictConfig) and (reason := wrong_shape(part, row, f"{key}.{own}.")):
+                if isinstance(part, DictConfig) and (reason := wrong_shape(part, row, f"{key}.{own!s}.")):
                     return reason
     return None
 

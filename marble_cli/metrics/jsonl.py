@@ -72,12 +72,19 @@ def read_checked_rows(path: Path) -> tuple[list[Row], bool]:
     return rows, False
 
 
-def truncate_after(path: Path, step: int) -> None:
+def truncate_after(path: Path, step: int, *, evaluated: bool = True) -> None:
     """Drop the rows after `step` atomically; a resumed run writes them again.
 
     Resuming after step 0 starts over, so then no row is kept.
+
+    Args:
+        path: the metrics file.
+        step: the step that the run resumes from.
+        evaluated: whether its evaluation is kept too; else the run repeats it.
     """
     if not path.is_file():
         return
     kept = [row for row in read_rows(path) if step > 0 and row["step"] <= step]
+    if not evaluated:
+        kept = [row for row in kept if row["step"] < step or row["phase"] != "eval"]
     write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))

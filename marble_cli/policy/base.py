@@ -139,6 +139,7 @@ class Policy(Protocol):
     conditions: bool  # see `Family`
     frames: int | None  # of a video; None if the model draws pictures
     fps: int | None  # frames per second of videos
+    intact: bool  # whether the trained weights are in their place; false while others are swapped in
 
     @property
     def compiled(self) -> bool:

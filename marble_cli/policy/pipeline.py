@@ -53,6 +53,7 @@ class PipelinePolicy:
         place: PlaceModel = place_whole,
     ):
         self.pipeline, self.family, self.model, self.device = pipeline, family, model, device
+        self.intact = True
         self.dtype = DTYPES[model.precision]
         self.network: Network = getattr(pipeline, family.network).eval()
         for frozen in (pipeline.vae, *family.encoders):
@@ -264,15 +265,17 @@ class PipelinePolicy:
     def swapped(self, weights: dict[str, Tensor]) -> Iterator[None]:
         parameters = self.parameters("trained")
         kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(weights[name])
+        self.intact = False
         try:
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(weights[name])
             yield
         finally:
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(kept[name])
+            self.intact = True  # unless Ctrl+C came before
 
 
 def _paired(prompts: Sequence[str], pictures: Sequence[Pictures] | None) -> list[tuple[str, Pictures]]:

@@ -17,9 +17,10 @@ from marble_cli.checkpoint import manifest, store
 from marble_cli.checkpoint.step_folders import step_of, steps
 from marble_cli.checkpoint.store import TrainerState
 from marble_cli.config.aspects import plain_by_aspect
-from marble_cli.config.compose import dump
+from marble_cli.config.compose import dump, read_tree
 from marble_cli.config.enums import Role
 from marble_cli.config.evaluation import pictured
+from marble_cli.config.keys import wrong_shape
 from marble_cli.config.schema import RunConfig
 from marble_cli.config.typed import completed, typed
 from marble_cli.distributed.ranks import Ranks
@@ -129,10 +130,9 @@ def read_checkpoint(ranks: Ranks, checkpoint: Path) -> StoredCheckpoint:
 
 def _load(checkpoint: Path, share: tuple[int, int] = (0, 1)) -> StoredCheckpoint:
     state, weights, ema = store.load(checkpoint, share)
-    written = checkpoint.parent.parent / "config.yaml"
-    if not written.is_file():
+    tree = read_settings(checkpoint)
+    if tree is None:
         return StoredCheckpoint(checkpoint, state, weights, ema, None, None, None)
-    tree: Any = OmegaConf.to_container(completed(OmegaConf.load(written)))
     return StoredCheckpoint(
         checkpoint,
         state,
@@ -142,6 +142,30 @@ def _load(checkpoint: Path, share: tuple[int, int] = (0, 1)) -> StoredCheckpoint
         balance=balance_settings(tree),
         evaluation=pictured(tree),
     )
+
+
+def read_settings(checkpoint: Path) -> dict[Any, Any] | None:
+    """Return the configuration of a checkpoint's run as a plain tree, None without a `config.yaml`.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    written = checkpoint.parent.parent / "config.yaml"
+    if not written.is_file():
+        return None
+    try:
+        tree = completed(read_tree(written))
+        if reason := wrong_shape(tree):
+            raise ConfigError(reason)
+        if not tree.rewards or not all(map(OmegaConf.is_dict, tree.rewards.values())):
+            raise ConfigError(f"rewards={tree.rewards}: expected keys, such as rewards.NAME.plugin=...")
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{written}, the configuration of the checkpoint's run, is damaged: {error} Restore it, or copy "
+            "the checkpoint's folder out of the run and name the copy."
+        ) from error
+    plain: Any = OmegaConf.to_container(tree)
+    return dict(plain)
 
 
 def balance_settings(tree: dict[Any, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from marble_cli.plan.checks import (
 )
 from marble_cli.plan.groups import check_groups
 from marble_cli.rewards.api import Declaration
-from marble_cli.run.agreement import agree_on_checkpoint
+from marble_cli.run.agreement import agree_on_checkpoint, read_settings
 from marble_cli.run.build import build_balance
 from marble_cli.run.inputs import Inputs, read_inputs
 
@@ -66,12 +66,15 @@ def begin(
 
     Raises:
         RequestError: the request cannot be fulfilled.
+        CheckpointError: the checkpoint is missing, or its run's configuration is damaged.
         RewardError: a plugin cannot be imported, or a server cannot be reached.
     """
     folder = run_lock.folder
     with ranks.raise_together():
         device, declarations = _check(config, rewards, ranks, run_lock)
         checkpoint = find_checkpoint(folder, config, resume) if ranks.is_main else None
+        if checkpoint is not None:
+            read_settings(checkpoint)  # a fault is found before the model is loaded
     named = resume not in ("auto", "never")
     checkpoint = agree_on_checkpoint(ranks, folder, checkpoint, named=named)
     layout = choose_layout(config.trainer, ranks, device)

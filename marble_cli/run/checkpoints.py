@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from marble_cli.checkpoint import store
+from marble_cli.checkpoint import manifest, step_folders, store
 from marble_cli.checkpoint.background import Background
 from marble_cli.config.trainer import TrainerConfig
 from marble_cli.distributed.layout import Layout
@@ -95,6 +95,23 @@ class Checkpoints:
         if not self.is_full:
             self.wait()
 
+    def note(self, best: bool) -> None:
+        """Note an evaluation in the checkpoint that the run resumed from, whose tensors are still the same.
+
+        A checkpoint of another run stays as it is; the best is then written into this run's folder.
+        """
+        ranks, step = self.layout.ranks, self.progress.step
+        own = step_folders.place(self.folder, step)
+        if not ranks.any(ranks.is_main and step > 0 and own.is_dir()):
+            if best:
+                self.save(best)
+            return
+        with ranks.raise_together():
+            if ranks.is_main:
+                manifest.amend(own, hold(self.policy, self.optimizer, self.progress)[0].info)
+                if best:
+                    step_folders.point_best(self.folder, step)
+
     def check(self) -> None:
         """Raise, on all ranks, if a checkpoint could not be written; do not wait for one."""
         if self.is_full and self.layout.ranks.any(self.background.failed):
@@ -128,7 +145,7 @@ class Checkpoints:
                 self.background.wait()
             except Exception as second:  # whatever it is, log only: `error` is raised
                 self._log_failure(self.last_save_attempt, second)
-            if not self.mid_update and not self.up_to_date:
+            if self.policy.intact and not self.mid_update and not self.up_to_date:
                 self._keep(error, together)
             if together:
                 # A launcher may kill the main rank, which is still writing, when other ranks have ended.

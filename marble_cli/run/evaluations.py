@@ -15,6 +15,13 @@ from marble_cli.run.state import Progress
 log = logging.getLogger("marble.run")
 
 
+def is_due(settings: TrainerConfig, progress: Progress) -> bool:
+    """Tell whether the last finished step is due for an evaluation and has none yet."""
+    step, every = progress.step, settings.eval_every
+    due = every and (not progress.base_scores or step % every == 0 or step == settings.steps)
+    return bool(due) and progress.evaluated < step
+
+
 @dataclass
 class Evaluations:
     """The evaluations of a run.
@@ -41,10 +48,7 @@ class Evaluations:
 
     def are_due(self) -> bool:
         """Tell whether the last finished step is due for an evaluation and has none yet."""
-        step, every = self.progress.step, self.settings.eval_every
-        first = not self.progress.base_scores
-        due = every and (first or step % every == 0 or step == self.settings.steps)
-        return bool(due) and self.progress.evaluated < step
+        return is_due(self.settings, self.progress)
 
     def score(self, advance: Callable[[int], None]) -> tuple[Evaluation, Verdict]:
         """Score the moving average; the first evaluation provides the base scores of later ones.

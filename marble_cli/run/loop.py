@@ -139,7 +139,7 @@ class Trainer:
             with bounded("while prompts were encoded", SMALLER_ENCODERS), self.ranks.raise_together():
                 self.evaluations.evaluator.encode_prompts()
         if self.evaluations.are_due():
-            self.evaluate()
+            self.checkpoints.note(self.evaluate())
         while self.progress.step < settings.steps:
             self.checkpoints.check()
             step = self.progress.step + 1

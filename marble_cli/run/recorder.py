@@ -22,6 +22,7 @@ from marble_cli.metrics.samples import INDEX, Sample, folder_of, keep_samples, m
 from marble_cli.metrics.terminal import TerminalView
 from marble_cli.metrics.tracker import TrackedRun, Trackers
 from marble_cli.redaction import RedactingFilter, redact
+from marble_cli.run.evaluations import is_due
 from marble_cli.run.state import Progress
 from marble_cli.videos import find_mp4_problem
 
@@ -63,7 +64,8 @@ class RunRecorder:
     def __enter__(self) -> "RunRecorder":
         if self.main:
             metrics = self.folder / "metrics.jsonl"
-            truncate_after(metrics, self.progress.step)
+            due = is_due(self.config.trainer, self.progress)
+            truncate_after(metrics, self.progress.step, evaluated=not due)
             self.metrics = MetricsLog(metrics)
             self.view = TerminalView(self.config.trainer.steps, self.progress.step)
             file = LogFile(self.folder / "log.txt")

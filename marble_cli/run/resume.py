@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,6 @@ from marble_cli.checkpoint.manifest import REMEDY
 from marble_cli.checkpoint.resume import newest_checkpoint, warn_skipped
 from marble_cli.config.aspects import by_aspect
 from marble_cli.config.compose import dump
-from marble_cli.config.evaluation import pictured
 from marble_cli.config.references import as_tree
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
@@ -30,6 +30,7 @@ from marble_cli.run.agreement import (
     read_checkpoint,
 )
 from marble_cli.run.balance_state import restore_balance_state
+from marble_cli.run.basis import describe_changes
 from marble_cli.run.state import Progress, initial_progress, unpack
 
 log = logging.getLogger("marble.run")
@@ -37,8 +38,10 @@ log = logging.getLogger("marble.run")
 
 def prepare_folder(folder: Path, checkpoint: Path | None, progress: Progress, config: RunConfig) -> None:
     """Restore the run's folder to its state at `checkpoint`, and write the configuration into it."""
-    for path in step_folders.set_aside(folder, progress.step) if checkpoint else ():
-        log.warning("resuming before %s, which is kept as %s", path.name.split("-", 1)[1], path.name)
+    if checkpoint is not None:
+        of_run = checkpoint.resolve() == step_folders.place(folder, progress.step).resolve()
+        for path in step_folders.set_aside(folder, progress.step if of_run else progress.step - 1):
+            log.warning("resuming before %s, which is kept as %s", path.name.split("-", 1)[1], path.name)
     step_folders.point_best(folder, progress.best_step)
     if not (folder / "config.yaml").is_file():
         forget_identity(folder)
@@ -53,6 +56,7 @@ def resume_from(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     config: RunConfig,
+    basis: dict[str, Any],
     balance: Balance | ScalarisedReward | None = None,
     *,
     named: bool,
@@ -66,6 +70,7 @@ def resume_from(
         policy: the policy to restore.
         optimizer: the optimizer to restore.
         config: the configuration of the run.
+        basis: what its evaluations depend on, the same on all ranks.
         balance: the balance to restore.
         named: whether the user named the checkpoint; then no older one is tried.
 
@@ -80,7 +85,7 @@ def resume_from(
         fault, progress = None, None
         with ranks.raise_together():
             try:
-                progress = restore(stored, policy, optimizer, config, balance)
+                progress = restore(stored, folder, policy, optimizer, config, basis, balance)
             except CheckpointError as error:
                 fault = error
         if not ranks.any(progress is None):
@@ -99,21 +104,25 @@ def resume_from(
 
 def restore(
     stored: StoredCheckpoint | None,
+    folder: Path,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     config: RunConfig,
+    basis: dict[str, Any],
     balance: Balance | ScalarisedReward | None = None,
 ) -> Progress:
     """Load a checkpoint into the policy, the optimizer and the balance; return its progress.
 
-    The state of the balance is dropped if the rewards or the balance have changed, and so are scores of
-    evaluations that drew their images differently.
+    The state of the balance is dropped if the rewards or the balance have changed, scores of evaluations if
+    their basis has, and what belongs to its run alone if the checkpoint is another run's.
 
     Args:
         stored: the checkpoint; None returns the progress of a new run.
+        folder: the run's folder.
         policy: the policy to restore.
         optimizer: the optimizer to restore.
         config: the configuration of the run.
+        basis: what its evaluations depend on.
         balance: the balance to restore.
 
     Raises:
@@ -121,7 +130,7 @@ def restore(
     """
     metric = config.trainer.best
     if stored is None:
-        return replace(initial_progress(policy), best_metric=metric)
+        return replace(initial_progress(policy), best_metric=metric, basis=basis)
     checkpoint, state, rewards = stored.path, stored.state, stored.rewards
     check_provenance(read_provenance(state.info, state.train), policy.provenance(), str(checkpoint))
     progress = unpack(policy, optimizer, state, stored.weights, stored.ema)
@@ -131,18 +140,16 @@ def restore(
     now, names = as_tree(config), list(by_aspect(config.rewards))
     if rewards is not None and rewards != names:
         log.warning("%s was trained on %s; the balance starts anew", checkpoint, ", ".join(rewards))
-        return Progress(progress.step, DirectionCache(), progress.ema, {}, best_metric=metric)
+        return Progress(progress.step, DirectionCache(), progress.ema, {}, best_metric=metric, basis=basis)
     if stored.balance not in (None, balance_settings(now)):
         log.warning("%s was trained with another balance; this run's balance starts anew", checkpoint)
         progress.cache, progress.balance = DirectionCache(), None
     elif progress.step:
         restore_balance_state(balance, progress.balance, checkpoint)
-    if stored.evaluation not in (None, pictured(now)):
-        log.warning(
-            "evaluations of %s drew images differently; base scores and the best are determined anew",
-            checkpoint,
-        )
-        progress = replace(progress, base_scores={}, best=None, best_step=None, evaluated=-1)
+    own = checkpoint.parent.parent.resolve() == folder.resolve()
+    _check_basis(progress, stored, basis, own=own)
+    if not own:
+        progress.forget_run()
     if progress.cache.alpha is not None and len(progress.cache.alpha) != len(names):
         raise CheckpointError(
             f"{checkpoint} is damaged: its balance has shares of {len(progress.cache.alpha)} rewards, and "
@@ -156,3 +163,25 @@ def restore(
         )
         progress.best, progress.best_step, progress.best_metric = None, None, metric
     return progress
+
+
+def _check_basis(progress: Progress, stored: StoredCheckpoint, basis: dict[str, Any], *, own: bool) -> None:
+    """Drop the scores of evaluations if they had another basis; checkpoints of older releases name none.
+
+    Args:
+        progress: as restored.
+        stored: the checkpoint.
+        basis: what the run's evaluations depend on.
+        own: whether the checkpoint is the run's own.
+    """
+    before = progress.basis or {**basis, "images": stored.evaluation or basis["images"]}
+    if own and stored.rewards is not None:  # compared by `find_checkpoint`, which knows paths that have moved
+        before = {**before, "rewards": basis["rewards"]}
+    changes = describe_changes(before, basis)
+    if changes and progress.base_scores:
+        log.warning(
+            "evaluations of %s %s; base scores and the best are determined anew", stored.path, changes
+        )
+        progress.base_scores, progress.evaluated = {}, -1
+        progress.best = progress.best_step = None
+    progress.basis = basis

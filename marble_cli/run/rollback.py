@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from marble_cli.checkpoint import manifest
+from marble_cli.checkpoint import manifest, step_folders
 from marble_cli.config.enums import OnHacking
 from marble_cli.config.schema import RunConfig
 from marble_cli.config.trainer import RollbackConfig, TrainerConfig
@@ -93,7 +93,7 @@ def go_back(ranks: Ranks, folder: Path, back: RollBack) -> Path:
         CheckpointError: the checkpoint is missing or damaged.
         StorageError: the note does not fit on the disk; the checkpoint stays as it was.
     """
-    checkpoint = folder / "checkpoints" / f"step-{back.step:08d}"
+    checkpoint = step_folders.place(folder, back.step)
     with ranks.raise_together():
         if ranks.is_main:
             manifest.amend(checkpoint, {"rollbacks": back.rollbacks, "kl_coef": back.kl_coef})

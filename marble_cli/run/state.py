@@ -35,6 +35,7 @@ class Progress:
         balance: the state of a `Stateful` balance after `step`.
         rollbacks: how often the run went back to its best checkpoint.
         kl_coef: the KL coefficient since the last rollback; None for the configured one.
+        basis: what base scores depend on besides weights (`run.basis`); None from an older checkpoint.
     """
 
     step: int
@@ -49,10 +50,11 @@ class Progress:
     balance: dict[str, Tensor] | None = None
     rollbacks: int = 0
     kl_coef: float | None = None
+    basis: dict[str, Any] | None = None
 
     def forget_run(self) -> None:
         """Drop what belongs to the run of the checkpoint if another run starts from it."""
-        self.wandb_id = self.best_step = self.kl_coef = None
+        self.wandb_id = self.best = self.best_step = self.kl_coef = None
         self.rollbacks = 0
 
 
@@ -74,6 +76,7 @@ def hold(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
     info: dict[str, Any] = {
         "cache": progress.cache.state_dict(),
         "base_scores": progress.base_scores,
+        "basis": progress.basis,
         "best": progress.best,
         "best_step": progress.best_step,
         "best_metric": progress.best_metric,
@@ -137,4 +140,5 @@ def unpack(
         balance=state.tensors.get(BALANCE),
         rollbacks=info["rollbacks"],
         kl_coef=info["kl_coef"],
+        basis=info["basis"],
     )

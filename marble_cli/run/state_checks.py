@@ -14,7 +14,13 @@ from marble_cli.policy.trainable.fit import describe_misfits, find_misfits
 from marble_cli.run.moments import SIGNED, expected_moments
 
 # Keys that older checkpoints lack, with the values that those releases used.
-ADDED_LATER = {"best_step": None, "best_metric": "eval/composite", "rollbacks": 0, "kl_coef": None}
+ADDED_LATER = {
+    "best_step": None,
+    "best_metric": "eval/composite",
+    "rollbacks": 0,
+    "kl_coef": None,
+    "basis": None,
+}
 WANDB_ID = re.compile(r"[\w-]{1,128}", re.ASCII)  # the id becomes part of a folder's name
 
 
@@ -75,6 +81,7 @@ def _are_scores(value: Any) -> bool:
 EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cache": (_is_cache, "shares and norms of as many rewards"),
     "base_scores": (_are_scores, "numbers or null by reward"),
+    "basis": (lambda value: value is None or isinstance(value, dict), "what base scores depend on, or null"),
     "best": (lambda value: value is None or _is_number(value), "a number or null"),
     "best_step": (lambda value: value is None or _is_integer(value, 0), "a step or null"),
     "best_metric": (lambda value: isinstance(value, str), "the name of a metric"),

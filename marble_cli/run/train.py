@@ -15,6 +15,7 @@ from marble_cli.policy.pipeline import PipelinePolicy
 from marble_cli.rewards.elsewhere.meeting import meeting
 from marble_cli.rewards.scorer import Scorer, open_scorer
 from marble_cli.run.agreement import agree_on_config
+from marble_cli.run.basis import find_basis
 from marble_cli.run.begin import Beginning, begin
 from marble_cli.run.build import build_balance, build_optimizer, build_trainer
 from marble_cli.run.recorder import RunRecorder
@@ -65,12 +66,13 @@ def _train(
     ranks, inputs = begun.layout.ranks, begun.inputs
     checkpoint, named, balance = begun.checkpoint, begun.named, begun.balance
     optimizer = build_optimizer(config, policy)
+    with ranks.raise_together():
+        basis = find_basis(config, inputs.held_out) if ranks.is_main else None
+    basis = ranks.broadcast_json(basis)
     while True:
         checkpoint, progress = resume_from(
-            ranks, folder, checkpoint, policy, optimizer, config, balance, named=named
+            ranks, folder, checkpoint, policy, optimizer, config, basis, balance, named=named
         )
-        if checkpoint is not None and checkpoint.parent.parent.resolve() != folder.resolve():
-            progress.forget_run()
         with ExitStack() as records:
             with ranks.raise_together():
                 if ranks.is_main:

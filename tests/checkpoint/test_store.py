@@ -189,5 +189,8 @@ def test_best_pointer_is_restored_after_going_back(tmp_path: Path) -> None:
     assert not best.exists()
     step_folders.point_best(tmp_path, 1)
     assert best.read_text() == "step-00000001\n"
-    step_folders.point_best(tmp_path, 2)  # there is one
-    assert best.read_text() == "step-00000001\n"
+    step_folders.point_best(tmp_path, 2)  # the kill came before this pointer was written
+    assert best.read_text() == "step-00000002\n"
+    for step in (9, None):  # no such checkpoint, and none that is known
+        step_folders.point_best(tmp_path, step)
+        assert best.read_text() == "step-00000002\n"

@@ -19,6 +19,7 @@ from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import CheckpointError
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.policy.load import load_policy
+from marble_cli.run.basis import find_basis
 from marble_cli.run.build import build_optimizer
 from marble_cli.run.resume import resume_from
 from marble_cli.run.train import train
@@ -177,6 +178,7 @@ def huge_behaviour(folder: Path) -> None:
         (spoil("wandb_id", "../../../home"), "wandb_id is '../../../home'. Expected up to 128 letters"),
         (spoil("base_scores", {"colorfulness": ["0.1"]}), "base_scores is"),
         (spoil("base_scores", []), "base_scores is"),
+        (spoil("basis", "abc"), "basis is 'abc'. Expected what base scores depend on, or null"),
         (spoil("cache", {"alpha": [0.5], "norms": [1.0, 2.0], "unit": True}), "cache is"),
         (spoil("cache", {"alpha": [0.5, 0.5], "norms": [1.0, -2.0], "unit": True}), "cache is"),
         (spoil("cache", {"alpha": [0.5, 0.5], "norms": None, "unit": True}), "cache is"),
@@ -200,10 +202,12 @@ def test_an_impossible_state_is_refused(
     """Signed, so that no checksum tells; an older checkpoint takes its place, a named one is refused."""
     harm(run / LAST)
     config = run_config(*SETTINGS, f"run.dir={run}")
-    optimizer = build_optimizer(config, loaded)
+    optimizer, basis = build_optimizer(config, loaded), find_basis(config, [])
     with pytest.raises(CheckpointError, match=re.escape(said)):
-        resume_from(Ranks(), run, run / LAST, loaded, optimizer, config, named=True)
-    checkpoint, progress = resume_from(Ranks(), run, run / LAST, loaded, optimizer, config, named=False)
+        resume_from(Ranks(), run, run / LAST, loaded, optimizer, config, basis, named=True)
+    checkpoint, progress = resume_from(
+        Ranks(), run, run / LAST, loaded, optimizer, config, basis, named=False
+    )
     assert checkpoint == run / "checkpoints" / "step-00000002"
     assert progress.step == 2
     assert "step-00000003 is not usable and was passed over" in caplog.text

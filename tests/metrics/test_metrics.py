@@ -36,6 +36,14 @@ def test_truncate_after_drops_later_steps_and_a_truncated_line(tmp_path: Path) -
     path.write_text("".join(json.dumps(row(step)) + "\n" for step in range(1, 5)) + '{"step": 5, "pha')
     truncate_after(path, 3)
     assert [line["step"] for line in read_rows(path)] == [1, 2, 3]
+    evaluations = [row(step) | {"phase": "eval"} for step in (2, 3)]
+    path.write_text(
+        "".join(json.dumps(line) + "\n" for line in [row(1), row(2), evaluations[0], row(3), evaluations[1]])
+    )
+    truncate_after(path, 3)
+    assert len(read_rows(path)) == 5
+    truncate_after(path, 3, evaluated=False)
+    assert read_rows(path) == [row(1), row(2), evaluations[0], row(3)]
     truncate_after(path, 0)
     assert read_rows(path) == []
 

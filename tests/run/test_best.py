@@ -1,14 +1,18 @@
 """The best checkpoint by each metric, and the checkpoints that are kept besides."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from marble_cli.checkpoint import store
+from marble_cli.checkpoint import step_folders, store
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError
+from marble_cli.evaluate.score import Evaluation
+from marble_cli.evaluate.verdict import Verdict
 from marble_cli.metrics.jsonl import read_rows
+from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.train import train
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -111,6 +115,38 @@ def test_resume_from_an_earlier_step_restores_the_best(
     assert best(tmp_path) == before.info["best_step"]
     assert train(run_config(f"trainer.steps={STEPS}", *settings), resume="auto") == 0
     assert best(tmp_path) == later
+
+
+def test_best_step_that_is_evaluated_after_a_resume_is_kept(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends after the row of step 2, the best, before a checkpoint says that it was evaluated."""
+    score, finish, values = Evaluations.score, Evaluations.finish, [0.0, 0.1, 0.9, 0.5]
+
+    def scored(self: Evaluations, advance: Callable[[int], None]) -> tuple[Evaluation, Verdict]:
+        evaluation, verdict = score(self, advance)
+        metrics = {**verdict.metrics, "eval/composite": values[self.progress.step]}
+        return evaluation, replace(verdict, metrics=metrics)
+
+    def ended(self: Evaluations, verdict: Verdict, first: bool) -> bool:
+        if self.progress.step == 2:
+            raise OSError("a cable was pulled")
+        return finish(self, verdict, first)
+
+    monkeypatch.setattr(Evaluations, "score", scored)
+    config = run_config("trainer.steps=3", *SETTINGS, f"run.dir={tmp_path}")
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluations, "finish", ended)
+        with pytest.raises(OSError, match="cable"):
+            train(config, resume="auto")
+    assert (best(tmp_path), kept(tmp_path)) == (1, [1, 2])
+    assert train(config, resume="auto") == 0
+    assert (best(tmp_path), kept(tmp_path)) == (2, [2, 3])
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["phase"] == "eval"] == [0, 1, 2, 3]
+    for step in (2, 3):
+        info = store.load(step_folders.place(tmp_path, step))[0].info
+        assert (info["best"], info["best_step"], info["evaluated"]) == (0.9, 2, step)
 
 
 @pytest.mark.parametrize("name", ["composite", "reward/colourfulness/mean", "reward/colorfulness/std"])

@@ -18,10 +18,13 @@ from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
+from marble_cli.evaluate.score import Evaluator
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.policy.load import load_policy
 from marble_cli.run.agreement import read_checkpoint
+from marble_cli.run.basis import find_basis
 from marble_cli.run.build import build_optimizer
+from marble_cli.run.evaluations import Evaluations
 from marble_cli.run.loop import Trainer
 from marble_cli.run.resume import restore
 from marble_cli.run.state import initial_progress, pack
@@ -182,6 +185,36 @@ def test_signal_checkpoints_the_current_step(
     assert_same_run(tmp_path, finished)
 
 
+@pytest.mark.parametrize("back", [False, True])
+def test_second_ctrl_c_while_weights_are_swapped_keeps_no_mixture(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    """It comes between two copies of the evaluation of step 2: of the average, or of the weights put back."""
+    owner, name = (Evaluator, "score") if back else (Evaluations, "score")
+    score, copy, copies = getattr(owner, name), torch.Tensor.copy_, iter(range(9))
+
+    def interrupted(self: torch.Tensor, *args: Any) -> torch.Tensor:
+        if next(copies) == 1:
+            monkeypatch.setattr(torch.Tensor, "copy_", copy)
+            raise KeyboardInterrupt
+        return copy(self, *args)
+
+    def scored(self: Any, *args: Any) -> Any:
+        found = score(self, *args) if back else None
+        if (tmp_path / "metrics.jsonl").read_text().count('"train"') == 2:
+            monkeypatch.setattr(torch.Tensor, "copy_", interrupted)
+        return found if back else score(self, *args)
+
+    config = run_config("trainer.steps=4", f"run.dir={tmp_path}", *SETTINGS)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, scored)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, resume="auto")
+    assert [path.name for path in store.steps(tmp_path)] == ([] if back else ["step-00000002"])
+    assert train(config, resume="auto") == 0
+    assert_same_run(tmp_path, finished)
+
+
 def test_unpack_inverts_pack_exactly(
     run_config: RunConfigMaker, randomise: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -201,7 +234,8 @@ def test_unpack_inverts_pack_exactly(
 
     other = load_policy(config.model, 1)
     other_optimizer = build_optimizer(config, other)
-    back = restore(read_checkpoint(Ranks(), folder), other, other_optimizer, config)
+    basis = find_basis(config, [])
+    back = restore(read_checkpoint(Ranks(), folder), tmp_path, other, other_optimizer, config, basis)
     for adapter in ("trained", "behaviour"):
         for name, parameter in other.parameters(adapter).items():  # type: ignore[arg-type]
             assert torch.equal(parameter, policy.parameters(adapter)[name])  # type: ignore[arg-type]

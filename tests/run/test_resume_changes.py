@@ -2,19 +2,26 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from marble_cli.balance.cache import DirectionCache
 from marble_cli.checkpoint import store
 from marble_cli.checkpoint.resume import differences, find_checkpoint
 from marble_cli.config.compose import compose, dump
 from marble_cli.config.enums import OdeSolver, RolloutTimes
 from marble_cli.config.schema import RunConfig
+from marble_cli.data.conditions import Condition
+from marble_cli.data.prompts import Prompt
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.metrics.jsonl import read_rows
+from marble_cli.run.basis import OTHERWISE, describe_changes, find_basis
+from marble_cli.run.resume import prepare_folder
+from marble_cli.run.state import Progress
 from marble_cli.run.train import train
 from tests.run.runs import SETTINGS, WEIGHTS, copied
 
@@ -154,18 +161,118 @@ def test_newer_key_can_be_set_on_an_older_configuration(finished: Path, tmp_path
     assert config.rollout.times is RolloutTimes.euler
 
 
-def test_resume_with_other_evaluation_settings_resets_base_scores(
-    run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["evaluation.steps=5", "evaluation.solver=euler"], "drew images differently"),
+        (["+eval_rewards.watched={plugin: colorfulness}"], "had other rewards or options"),
+    ],
+)
+def test_evaluations_on_another_basis_start_anew(
+    run_config: RunConfigMaker,
+    finished: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    overrides: list[str],
+    said: str,
 ) -> None:
-    config = run_config(
-        *SETTINGS, "trainer.steps=5", f"run.dir={tmp_path}", "evaluation.steps=5", "evaluation.solver=euler"
-    )
+    config = run_config(*SETTINGS, "trainer.steps=5", f"run.dir={tmp_path}", *overrides)
     assert train(config, resume=str(finished)) == 0
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["phase"]) for row in rows] == [(4, "eval"), (5, "train"), (5, "eval")]
     assert rows[0]["eval/composite"] == 0.0
-    assert "drew images differently" in caplog.text
+    assert f"{said}; base scores and the best are determined anew" in caplog.text
     assert rows[1]["balance/refresh"] == 0  # the balance continues
+    assert all(f"reward/{name}/change" in rows[2] for name in (*config.rewards, *config.eval_rewards))
+
+
+def test_number_of_prompts_that_changes_starts_evaluations_anew_once(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The folder's config.yaml keeps the first number, so the checkpoint has to say which one it is of."""
+    copied(finished, tmp_path)
+    for steps, anew in ((5, True), (6, False)):
+        caplog.clear()
+        more = (f"trainer.steps={steps}", "trainer.eval_prompts=2", f"run.dir={tmp_path}")
+        assert train(run_config(*SETTINGS, *more), resume="auto") == 0
+        assert ("drew images differently" in caplog.text) is anew
+    held_out = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["phase"] == "eval"]
+    assert [row["step"] for row in held_out] == [0, 2, 4, 5, 6]
+    assert [row["eval/composite"] == 0 for row in held_out] == [True, False, True, False, False]
+
+
+SAME, IMAGES, PROMPTS, REWARDS = "", *OTHERWISE.values()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        *((override, SAME) for override in FREE if "eval_prompts" not in override),
+        ("rewards.colorfulness.weight=2", SAME),
+        ("rewards.colorfulness.role=guard", SAME),
+        ("trainer.eval_prompts=1", IMAGES),
+        ("trainer.seed=1", IMAGES),
+        ("rewards.compressibility.quality=50", REWARDS),
+        ("rewards.colorfulness.sources=[text]", REWARDS),
+        ("rewards.colorfulness.only_if='compressibility > 0'", REWARDS),
+        ("+eval_rewards.watched={plugin: colorfulness}", REWARDS),
+        ("~rewards.compressibility", REWARDS),
+    ],
+)
+def test_basis_is_what_scores_depend_on(
+    run_config: RunConfigMaker, plain: RunConfig, override: str, said: str
+) -> None:
+    before, now = (find_basis(config, [Prompt("a")]) for config in (plain, run_config(override)))
+    assert describe_changes(before, now) == said
+
+
+def test_basis_has_everything_of_a_prompt_but_its_place(plain: RunConfig, tmp_path: Path) -> None:
+    pictures = [tmp_path / name for name in ("one", "same", "other")]
+    for picture, content in zip(pictures, "112", strict=True):
+        picture.write_text(content)
+    one, same, other = (Condition(path.name, path) for path in pictures)
+    prompt = Prompt("a", {"b": [1], "c": 2}, "s", images=(one,), where="line 1")
+    again = Prompt("a", {"c": 2, "b": [1]}, "s", images=(same,), where="line 2")
+    changes = [{"text": "b"}, {"metadata": {"b": [2], "c": 2}}, {"source": "t"}, {"images": (other,)}]
+    bases = [find_basis(plain, [replace(prompt, **change)]) for change in changes]  # type: ignore[arg-type]
+    before = find_basis(plain, [prompt])
+    assert before == find_basis(plain, [again])
+    assert [describe_changes(before, now) for now in bases] == [PROMPTS] * len(changes)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "- 1\n",
+        "a: [1,\n",
+        "rewards: null\n",
+        "rewards: x\n",
+        "rewards: {a: 1}\n",
+        "rewards: {a: {plugin: a, aspects: 3}}\n",
+        "evaluation: null\n",
+    ],
+)
+def test_damaged_configuration_beside_a_named_checkpoint_is_refused(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr("marble_cli.run.train.load_policy", None)  # it is found before the model is loaded
+    named = tmp_path / "theirs" / "checkpoints" / "step-00000002"
+    shutil.copytree(finished / "checkpoints" / "step-00000002", named)
+    (tmp_path / "theirs" / "config.yaml").write_text(content)
+    with pytest.raises(CheckpointError, match=r"theirs/config\.yaml, the configuration .* is damaged: "):
+        train(run_config(*SETTINGS, f"run.dir={tmp_path / 'ours'}"), resume=str(named))
+
+
+def test_checkpoint_of_another_run_takes_the_place_of_ones_own(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path
+) -> None:
+    own, progress = copied(finished, tmp_path), Progress(2, DirectionCache(), {}, {})
+    prepare_folder(own, own / "checkpoints" / "step-00000002", progress, run_config())
+    assert [store.step_of(path) for path in store.steps(own)] == [2]
+    prepare_folder(own, finished / "checkpoints" / "step-00000002", progress, run_config())
+    assert store.steps(own) == []
+    assert (own / "checkpoints" / "abandoned-step-00000002" / "state.json").is_file()
 
 
 def test_order_of_options_is_no_difference(run_config: RunConfigMaker) -> None:
@@ -184,7 +291,9 @@ def test_resume_never_refuses_an_existing_run(run_config: RunConfigMaker, finish
         find_checkpoint(finished, run_config("trainer.steps=4", *SETTINGS), "never")
 
 
-def test_named_checkpoint_is_used(run_config: RunConfigMaker, finished: Path, tmp_path: Path) -> None:
+def test_named_checkpoint_is_used(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     named = finished / "checkpoints" / "step-00000002"
     config = run_config("trainer.steps=4", f"run.dir={tmp_path}", *SETTINGS)
     assert find_checkpoint(tmp_path, config, str(named)) == named
@@ -196,7 +305,10 @@ def test_named_checkpoint_is_used(run_config: RunConfigMaker, finished: Path, tm
         for path in (tmp_path, finished)
     )
     assert ours.read_bytes() == theirs.read_bytes()
-    assert find_checkpoint(tmp_path, config, "auto") == tmp_path / "checkpoints" / "step-00000004"
+    last = tmp_path / "checkpoints" / "step-00000004"
+    assert find_checkpoint(tmp_path, config, "auto") == last
+    assert "anew" not in caplog.text
+    assert store.load(last)[0].info["best_step"] == 4  # the best of this run: the other's does not count
 
 
 def test_named_checkpoint_in_the_folder_of_another_run_is_refused(
