@@ -142,10 +142,10 @@ def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: 
     judged |= {
         f"reward/{name}/{change}"
         for name in config.rewards
-        for change in ("change", "change_low", "change_high")
+        for change in ("change", "change_low", "change_high", "change_p", "gain")
     }
     judged |= {f"eval/{metric}" for metric in ("composite", "joint_improvement", "joint_decline")}
-    assert [set(row) for row in rows] == [judged, always | refresh, always, judged]
+    assert [set(row) for row in rows] == [judged | {"eval/start"}, always | refresh, always, judged]
     assert (
         rows[1]["time/step"] >= sum(rows[1][f"time/{part}"] for part in ("rollout", "reward", "train")) - 1e-6
     )
