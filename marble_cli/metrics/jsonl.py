@@ -81,10 +81,13 @@ def truncate_after(path: Path, step: int, *, evaluated: bool = True) -> None:
         path: the metrics file.
         step: the step that the run resumes from.
         evaluated: whether its evaluation is kept too; else the run repeats it.
+
+    Raises:
+        RequestError: a line before the last is damaged.
     """
     if not path.is_file():
         return
-    kept = [row for row in read_rows(path) if step > 0 and row["step"] <= step]
+    kept = [row for row in read_checked_rows(path)[0] if step > 0 and row["step"] <= step]
     if not evaluated:
         kept = [row for row in kept if row["step"] < step or row["phase"] != "eval"]
     write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -1,5 +1,6 @@
 """Settings that may change when a run is resumed, and the use of checkpoints of other runs."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.data.conditions import Condition
 from marble_cli.data.prompts import Prompt
 from marble_cli.errors import CheckpointError, RequestError
+from marble_cli.metrics.history import read_metrics
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.run.basis import OTHERWISE, describe_changes, find_basis
 from marble_cli.run.resume import prepare_folder
@@ -184,6 +186,9 @@ def test_evaluations_on_another_basis_start_anew(
     assert f"{said}; base scores and the best are determined anew" in caplog.text
     assert rows[1]["balance/refresh"] == 0  # the balance continues
     assert all(f"reward/{name}/change" in rows[2] for name in (*config.rewards, *config.eval_rewards))
+    old = [{"step": 0, "phase": "eval", "eval/start": 1}, {"step": 2, "phase": "eval"}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*old, *rows)))
+    assert read_metrics(tmp_path).held_out == [rows[0], rows[2]], "what the last is compared with comes first"
 
 
 def test_number_of_prompts_that_changes_starts_evaluations_anew_once(
