@@ -63,8 +63,9 @@ def json_rows(path: Path, key: str) -> SourceRows:
     """Read one JSON object per line; a .json file may be one list, of objects or of prompts for `key`."""
     expected = 'Expected an object such as {"prompt": "a red sign that says \\"47\\"", "text": "47"}.'
     lines = _read_lines(path)
-    content = b"\n".join(lines).removeprefix(codecs.BOM_UTF8).lstrip()
-    if path.suffix.lower() != ".json" or not content.startswith(b"["):
+    content = b"\n".join(lines if path.suffix.lower() == ".json" else ())
+    content = content.removeprefix(codecs.BOM_UTF8).lstrip()
+    if not content.startswith(b"["):
         return SourceRows(str(path), "line", expected, lines, _parse_json)
     try:
         entries = json.loads(content, object_pairs_hook=_refuse_duplicates)
