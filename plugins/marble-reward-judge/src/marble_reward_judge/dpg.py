@@ -38,8 +38,8 @@ class DpgBench(Questions):
             share([True] * len(questions), numbers, dependencies)
         except (ValueError, KeyError) as error:
             raise ValueError(
-                f"proposition_id={numbers!r}, dependency={dependencies!r}: expected a number per question, and "
-                'those of the questions that it depends on, e.g. "1,2", or "0"'
+                f"proposition_id={numbers!r}, dependency={dependencies!r}: expected a number per question, "
+                'and those of the questions that it depends on, e.g. "1,2", or "0"'
             ) from error
         return [f"{question} Answer yes or no." for question in questions]
 
