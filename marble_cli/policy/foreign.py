@@ -65,8 +65,8 @@ def convert_lora(
     for key, value in strange.items():
         if DROPPED.search(key) and value.any():
             raise CheckpointError(
-                f"{file} is no plain LoRA: {key} {list(value.shape)} is neither a matrix of a linear layer nor "
-                f"its alpha. Expected a LoRA of this model's {name}, no DoRA, and without biases and norms."
+                f"{file} is no plain LoRA: {key} {list(value.shape)} is neither a matrix of a linear layer "
+                f"nor its alpha. Expected a LoRA of this model's {name}, without DoRA, biases and norms."
             )
     if strange:
         with _explaining(file):

@@ -113,7 +113,8 @@ def test_what_a_loader_of_diffusers_would_drop_is_refused(case: Case, stem: str,
     """Unless it is zero, or of a text encoder that is left out anyway."""
     extra, layer = extra.format(stem=stem), next(iter(case.policy.trained_state()))
     width = case.policy.trained_state()[layer].shape[1]
-    tensors = {f"{stem}.lora_down.weight": torch.ones(2, width), f"{stem}.lora_up.weight": torch.ones(width, 2)}
+    shapes = {"down": (2, width), "up": (width, 2)}
+    tensors = {f"{stem}.lora_{part}.weight": torch.ones(shape) for part, shape in shapes.items()}
     plain = convert_lora(tensors, {}, None, case.model, "file")
     with pytest.raises(CheckpointError, match=rf"^file is no plain LoRA: {extra} \[4\] is neither"):
         convert_lora(tensors | {extra: torch.tensor([0, 0, 0.5, 0])}, {}, None, case.model, "file")
