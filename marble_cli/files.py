@@ -106,14 +106,14 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, remedy: str = FREE_SOME) -> None:
     """Write a text file atomically: if the process dies or the disk is full, the previous content stays.
 
     Raises:
-        StorageError: the file cannot be written.
+        StorageError: the file cannot be written; its message ends with `remedy`.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path, FREE_SOME, len(text.encode())):
+    with writing(path, remedy, len(text.encode())):
         try:
             temporary.write_text(text, encoding="utf-8")
             fsync(temporary)

@@ -67,7 +67,8 @@ def project(unit: Array, along: Array, solver: str = "osqp", most: Array | None 
         refused.append(f"{name} (residual {measured:.1e})")
     raise BalanceError(
         f"balance.solver: {', '.join(refused)} missed the residual of {MAXIMUM_GAP:g} with {size} rewards. "
-        "The matrix may not be one of inner products. Try another solver, or report it with its entries"
+        "Two gradients may be opposite up to rounding, or the matrix not one of inner products. Try another "
+        "solver, or report it with its entries"
     )
 
 

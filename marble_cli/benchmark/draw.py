@@ -59,6 +59,7 @@ class Draw:
         Raises:
             RewardError: a reward broke its contract, or failed on too many images.
         """
+        self.record.forget(missing)  # failures of an earlier command do not count against this one
         own = list(missing[self.ranks.rank :: self.ranks.world])
         self.evaluator.rollout.prepare([self.evaluator.prompts[i] for place in own for i in self._of(place)])
         with ExitStack() as stack:

@@ -74,6 +74,11 @@ class Record:
         """Return the places whose rows are not known, or on which a reward failed."""
         return [place for place in firsts if place not in self.rows or any(self.rows[place].failed.values())]
 
+    def forget(self, firsts: Sequence[int]) -> None:
+        """Forget the rows of these places, which are drawn again; the file keeps them until then."""
+        for place in firsts:
+            self.rows.pop(place, None)
+
     def open(self, weights: str) -> AppendedFile:
         """Begin to add rows; the base model has this digest. A truncated line is cut off."""
         with writing(self.path, AGAIN):

@@ -78,9 +78,10 @@ class BenchReport:
         Raises:
             StorageError: the file cannot be written.
         """
-        with writing(output, "Choose another --output."):
+        other = "Choose another --output."
+        with writing(output, other):
             output.mkdir(parents=True, exist_ok=True)
-        write_whole(output / "bench.json", json.dumps(self.to_json(), indent=1) + "\n")
+        write_whole(output / "bench.json", json.dumps(self.to_json(), indent=1) + "\n", other)
 
     def tables(self) -> Iterator[Table]:
         """Yield one table, or several where there are more targets than columns."""

@@ -1,6 +1,7 @@
 """`marble bench`."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +44,7 @@ def bench(
 ) -> None:
     """Score targets on benchmarks by pinned protocols; the same command continues a killed one."""
     # A cell of a sweep is a folder such as balance.floor=0.1.
-    overrides = [word for word in words if OVERRIDE.fullmatch(word) and not Path(word).exists()]
+    overrides = [word for word in words if OVERRIDE.fullmatch(word) and not os.path.exists(word)]
     targets = [word for word in words if word not in overrides]
     names = list(dict.fromkeys(name.strip() for name in benchmark.split(",") if name.strip()))
     if not names:

@@ -44,5 +44,5 @@ def report(
     page = make_report(runs)
     with writing(file, "Choose another --output."):
         file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file.resolve(), page)  # a link, such as /dev/stdout, stays one
+    write_whole(file.resolve(), page, "Choose another --output.")  # a link, such as /dev/stdout, stays one
     typer.echo(file, file=out)

@@ -156,9 +156,10 @@ def compare_jointly(one: Evaluation, other: Evaluation, rewards: Sequence[str]) 
 
 
 def compare_diversity(one: Evaluation, other: Evaluation | None) -> Figures | None:
-    """Return the mean diversity within a prompt, over prompts; None with one image per prompt."""
+    """Return the mean diversity within a prompt, over prompts with finite images; None with one image."""
     if one.diversity is None:
         return None
+    own = one.diversity.numpy()
     reference = None if other is None or other.diversity is None else other.diversity.numpy()
-    places = np.arange(len(one.diversity))
-    return summarise(one.diversity.numpy(), reference, places, np.ones(len(places), dtype=bool))
+    finite = np.isfinite(own if reference is None else own + reference)
+    return summarise(own, reference, np.arange(len(own)), finite)

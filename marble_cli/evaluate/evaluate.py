@@ -79,9 +79,10 @@ def _write(
     report: EvalReport, output: Path, labels: Sequence[str], evaluations: Sequence[Evaluation]
 ) -> None:
     """Write report.json, and images.png: pictures to edit, if any, the other policies, and the target."""
-    with writing(output, "Choose another --output."):
+    other = "Choose another --output."
+    with writing(output, other):
         output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / "report.json", json.dumps(report.to_json(), indent=1) + "\n")
+    write_whole(output / "report.json", json.dumps(report.to_json(), indent=1) + "\n", other)
     images = [each.images for each in evaluations]
     rows = [*zip(labels[1:], images[1:], strict=True), (labels[0], images[0])]
     if conditions := evaluations[0].conditions:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from marble_cli.evaluate.joint import joint_change
 from marble_cli.evaluate.score import Evaluation
-from marble_cli.evaluate.statistics import paired_interval
+from marble_cli.evaluate.statistics import paired_interval, sign_flip_p_value
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ def judge(
             f"reward/{name}/change": float(difference.mean()),
             f"reward/{name}/change_low": low,
             f"reward/{name}/change_high": high,
+            f"reward/{name}/change_p": sign_flip_p_value(difference, prompts),
+            f"reward/{name}/gain": (gain := _gain(pairs)),
         }
-        gain = _gain(pairs)
         if name in trained:
             gains.append(gain)
             rose += [f"{name} ({difference.mean():+.3g})"] if low > 0 and decisive else []
@@ -93,7 +94,7 @@ def judge(
     composite = sum([*gains, *losses]) / max(1, len(gains))
     metrics["eval/composite"] = composite
     if evaluation.diversity is not None:
-        metrics["eval/diversity"] = evaluation.diversity.mean().item()
+        metrics["eval/diversity"] = evaluation.diversity.nanmean().item()
     metrics |= _joint_metrics(scores, start, [*trained, *guards])
     return Verdict(metrics, composite, hacking if fell and rose else None)
 

@@ -95,7 +95,8 @@ def run_sweep(planned: PlannedSweep, resume: str) -> int:
             file.write_text(dump(cell.config), encoding="utf-8")
             command = [sys.executable, "-m", "marble_cli", "train", "--config-name", str(file)]
             failure = relay.run([*command, "--resume", cell.resume(resume)])
-            sweep.failures.pop(cell.name, None)
+            if relay.exit_code is None:
+                sweep.failures.pop(cell.name, None)
             if failure is not None:
                 sweep.failures[cell.name] = failure
                 log.warning("cell %s failed: %s", cell.name, failure)
@@ -141,6 +142,8 @@ class SignalRelay:
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, env=environment, start_new_session=True
         )
+        if self.exit_code is not None:  # a signal came before there was a process to pass it on to
+            self.process.send_signal(signal.SIGTERM)
         tail = bytearray()
         reader = Thread(target=_copy, args=(self.process, tail), daemon=True)
         reader.start()

@@ -147,10 +147,10 @@ def image_grid(
     """
     tiles = spread(len(captions), TILES)
     captions = [captions[i] for i in tiles]
-    blocks = -(-len(tiles) // columns)
     tile, title, left = 1.5, 0.5, 0.3  # inches
     if max(image.shape[2] / image.shape[1] for image in rows[0][1]) > 3:
         columns, tile = columns // 3, 3 * tile
+    blocks = -(-len(tiles) // columns)
     high = tile * max(images[i].shape[1] / images[i].shape[2] for _, images in rows for i in tiles)
     width, height = left + tile * columns, blocks * (high * len(rows) + title)
     with styled([*captions, *(label for label, _ in rows)]):

@@ -19,7 +19,8 @@ class History:
 
     Attributes:
         train: the rows of optimizer steps, in order.
-        held_out: the rows of evaluations, in order.
+        held_out: the rows of evaluations, in order, from the one that the last is compared with: a run that
+            is resumed with other held-out prompts, or draws them differently, compares anew.
         truncated: whether the file's last line was truncated by a kill; that line is left out.
     """
 
@@ -47,6 +48,16 @@ class History:
     def refreshes(self) -> list[Row]:
         """The rows of steps that computed the rewards' gradients separately or solved the balance."""
         return [row for row in self.train if row.get("balance/refresh") == 1]
+
+    def last_gain(self, name: str) -> float | None:
+        """Return the gain of a reward at the last evaluation, in standard deviations; None if unknown."""
+        if len(self.held_out) < 2:
+            return None
+        gain, change = (self.held_out[-1].get(f"reward/{name}/{key}") for key in ("gain", "change"))
+        deviations = series(self.held_out, f"reward/{name}/std")[1]
+        if gain is None and change is not None and deviations and deviations[0] > 0:
+            gain = change / deviations[0]  # of a version that did not record it
+        return gain
 
     def fresh_shares(self, name: str) -> Series:
         """Return a reward's unsmoothed shares at the refreshes."""
@@ -100,7 +111,8 @@ def read_metrics(run: Path) -> History:
         raise RequestError(f"{run} holds no metrics.jsonl. Expected a run's folder, e.g. runs/first.")
     rows, truncated = read_checked_rows(path)
     train, held_out = ([row for row in rows if row["phase"] == phase] for phase in ("train", "eval"))
-    return History(train, held_out, truncated)
+    starts = [place for place, row in enumerate(held_out) if "eval/start" in row]
+    return History(train, held_out[starts[-1] :] if starts else held_out, truncated)
 
 
 def read_history(run: Path) -> History:

@@ -76,8 +76,11 @@ def truncate_after(path: Path, step: int) -> None:
     """Drop the rows after `step` atomically; a resumed run writes them again.
 
     Resuming after step 0 starts over, so then no row is kept.
+
+    Raises:
+        RequestError: a line before the last is damaged.
     """
     if not path.is_file():
         return
-    kept = [row for row in read_rows(path) if step > 0 and row["step"] <= step]
+    kept = [row for row in read_checked_rows(path)[0] if step > 0 and row["step"] <= step]
     write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))

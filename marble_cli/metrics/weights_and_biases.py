@@ -87,7 +87,7 @@ class WandbRun:
             try:
                 self.run = start(where.mode, known_id)
             except Exception as error:  # no failure of the service may stop the training
-                reason = str(error).splitlines()[0]
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
                 log.warning(
                     "W&B cannot be reached (%s); metrics are kept for `marble sync %s`", reason, folder
                 )

@@ -55,16 +55,17 @@ def guard_table(runs: Sequence[Run]) -> Table:
 def share_curves(runs: Sequence[Run]) -> Group:
     """Draw each reward's smoothed share over the steps."""
     text = (
-        "Share (alpha) of each reward in the update direction, smoothed as the amortised steps use it. The "
-        "dashed line is an equal share."
+        "Share (alpha) of each reward in the update direction, smoothed as the amortised steps use it. "
+        "The dashed line is an equal share, if it is the same in all runs."
     )
     gone = "No shares are recorded: this balance has none, or no step is finished."
-    guards = {name for run in runs for name in run.history.guards}
-    names = [name for name in reward_names(runs, watched=False) if name not in guards]
+    names = reward_names(runs, watched=False)
+    balanced = {len(set(run.trained) - set(run.history.guards)) for run in runs}
+    equal = 1 / max(1, *balanced) if len(balanced) == 1 else None
     most = max((value for run in runs for name in names for value in _shares(run, name)[1]), default=1.0)
     return panels(
         Group("Shares in the balance", text), gone, runs, names, _share_points,
-        "share", domain=(0, max(most, min(1.0, most + 0.1))), reference=1 / max(1, len(names)),
+        "share", domain=(0, max(most, min(1.0, most + 0.1))), reference=equal,
     )  # fmt: skip
 
 

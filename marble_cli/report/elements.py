@@ -81,7 +81,7 @@ def rounded(value: Any) -> Any:
 
 
 def some(items: Sequence[T], most: int = ROWS) -> list[T]:
-    """Return at most `most` items, evenly spaced, with the first and the last."""
+    """Return at most `most` items, evenly spaced, with the first and, of several, the last."""
     if len(items) <= most:
         return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    return [items[round(i * (len(items) - 1) / max(most - 1, 1))] for i in range(most)]

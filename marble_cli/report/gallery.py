@@ -49,6 +49,7 @@ class Pair:
 def pairs(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
     """Pair the kept pictures of every run; also say of which run there are none, and why."""
     found, notes = [], []
+    most = max(1, PAIRS // len(runs))
     for run in runs:
         steps = [row["step"] for row in run.history.held_out]
         kept = {step: samples for step in steps if (samples := read_samples(run.folder / "samples", step))}
@@ -63,7 +64,7 @@ def pairs(runs: Sequence[Run]) -> tuple[list[Pair], list[str]]:
         first, last = min(kept), max(kept)
         after = {sample.index: sample for sample in kept[last]}
         both = [(one, after[one.index]) for one in kept[first] if _same(one, after.get(one.index))]
-        found += [_pair(run, one, other, (first, last)) for one, other in some(both, PAIRS // len(runs))]
+        found += [_pair(run, one, other, (first, last)) for one, other in some(both, most)]
     return sorted(found, key=lambda pair: pair.index), notes
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 from marble_cli.evaluate.statistics import LEVEL, holm
 from marble_cli.metrics.history import series
@@ -12,10 +12,17 @@ from marble_cli.report.reading import Run
 from marble_cli.wording import percent
 
 WORDS = {"rose": "▲ rose", "fell": "▼ fell", "undecided": "● undecided"}
-ENDS = ("change", "change_low", "change_high")
 NORMAL = 1.96  # standard errors on either side that hold 95 % of a normal distribution
+FIGURES = ("change", "change_low", "change_high", "change_p")
 
-Change = tuple[float | None, float | None, float | None]  # with the ends of its 95 % interval
+
+class Change(NamedTuple):
+    """The change of a reward, the ends of its 95 % interval, and the p-value of no change."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
 
 
 def reward_names(runs: Sequence[Run], *, watched: bool = True) -> list[str]:
@@ -28,25 +35,23 @@ def reward_names(runs: Sequence[Run], *, watched: bool = True) -> list[str]:
 def verdicts(changes: Mapping[str, Change]) -> dict[str, str]:
     """Judge the changes of a run's rewards together: rose or fell at 5 %, corrected for their number.
 
-    A change without an interval gets no verdict.
+    A change without a p-value gets no verdict.
     """
-    p_values = {name: p for name, change in changes.items() if (p := p_value(*change)) is not None}
+    p_values = {name: p for name, change in changes.items() if (p := p_value(change)) is not None}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     said = {
-        name: ("rose" if (changes[name][0] or 0) > 0 else "fell") if p <= LEVEL else "undecided"
+        name: ("rose" if (changes[name].value or 0) > 0 else "fell") if p <= LEVEL else "undecided"
         for name, p in corrected.items()
     }
     return {name: said.get(name, MISSING) for name in changes}
 
 
-def p_value(change: float | None, low: float | None, high: float | None) -> float | None:
-    """Return the two-sided p-value of no change that fits a 95 % interval of a normal distribution."""
-    if change is None or low is None or high is None:
-        return None
-    error = (high - low) / (2 * NORMAL)
-    if error <= 0:
-        return 0.0 if change else 1.0
-    return 2 * NormalDist().cdf(-abs(change) / error)
+def p_value(change: Change) -> float | None:
+    """Return the recorded p-value; else, of an earlier version, that of a normal distribution's interval."""
+    if change.p is not None or change.value is None or change.low is None or change.high is None:
+        return change.p
+    error = (change.high - change.low) / (2 * NORMAL)
+    return 2 * NormalDist().cdf(-abs(change.value) / error) if error > 0 else None
 
 
 def last_changes(run: Run) -> dict[str, Change]:
@@ -56,11 +61,11 @@ def last_changes(run: Run) -> dict[str, Change]:
         return {}
     changes = {}
     for name in (*run.trained, *run.watched):
-        change, low, high = (last.get(f"reward/{name}/{key}") for key in ENDS)
+        change = Change(*(last.get(f"reward/{name}/{key}") for key in FIGURES))
         means = series(run.history.held_out, f"reward/{name}/mean")[1]
-        if change is None and len(means) > 1:
-            change = means[-1] - means[0]
-        changes[name] = (change, low, high)
+        if change.value is None and len(means) > 1:
+            change = change._replace(value=means[-1] - means[0])
+        changes[name] = change
     return changes
 
 
@@ -75,13 +80,18 @@ def outcome_table(runs: Sequence[Run]) -> Table:
             means = series(run.history.held_out, f"reward/{name}/mean")[1]
             if not means:
                 continue
-            change, low, high = changes[run.label].get(name, (None, None, None))
+            change = changes[run.label].get(name, Change())
             verdict = said[run.label].get(name, MISSING)
             classes[len(rows), 2] = verdict
             role = "guard" if name in run.history.guards else "trained"
             role = "watched" if name in run.watched else role
             end = means[-1] if len(means) > 1 else None
-            known = [f"{signed(change)} ({interval(low, high)})", number(means[0]), number(end), role]
+            known = [
+                f"{signed(change.value)} ({interval(change.low, change.high)})",
+                number(means[0]),
+                number(end),
+                role,
+            ]
             rows.append([name, run.label, WORDS.get(verdict, verdict), *known])
     head = ["reward", "run", "verdict", "change (95 % interval)", "start", "end", "role"]
     return Table("Held-out prompts, from the first to the last evaluation of each run", head, rows, classes)
@@ -103,11 +113,12 @@ def _evaluation_table(caption: str, results: dict[str, dict[str, Any]]) -> Table
     rows: list[list[str]] = []
     classes = {}
     changes = {
-        name: (row.get("difference"), *(row.get("interval") or (None,) * 2)) for name, row in results.items()
+        name: Change(row.get("difference"), *(row.get("interval") or (None, None)))
+        for name, row in results.items()
     }
     judged = verdicts(changes)  # of files of versions that had no verdict
     for name, row in results.items():
-        _, low, high = changes[name]
+        _, low, high, _ = changes[name]
         said = str(row.get("verdict") or judged[name])
         classes[len(rows), 1] = said
         change = f"{signed(row.get('difference'))} ({interval(low, high)})"
@@ -133,12 +144,15 @@ def joint_sentences(runs: Sequence[Run]) -> list[str]:
 
 
 def relative_changes(run: Run) -> dict[str, tuple[float, float, float]]:
-    """Return the changes that have an interval, in standard deviations of the first evaluation."""
+    """Return the changes that have an interval, in the unit of `reward/<k>/gain`."""
     relative = {}
-    for name, (change, low, high) in last_changes(run).items():
-        deviations = series(run.history.held_out, f"reward/{name}/std")[1]
-        if change is not None and low is not None and high is not None and deviations and deviations[0] > 0:
-            relative[name] = (change / deviations[0], low / deviations[0], high / deviations[0])
+    for name, (change, low, high, _) in last_changes(run).items():
+        gain = run.history.last_gain(name)
+        if change is None or low is None or high is None or gain is None:
+            continue
+        unit = change / gain if gain else series(run.history.held_out, f"reward/{name}/std")[1][0]
+        if unit > 0:
+            relative[name] = (gain, low / unit, high / unit)
     return relative
 
 
@@ -150,7 +164,7 @@ def change_chart(runs: Sequence[Run]) -> Chart | None:
         for label, (raw, relative) in changes.items():
             if name in relative:
                 ends = dict(zip(("value", "low", "high"), map(rounded, relative[name]), strict=True))
-                rows.append({"run": label, "reward": name, **ends, "raw": rounded(raw[name][0])})
+                rows.append({"run": label, "reward": name, **ends, "raw": rounded(raw[name].value)})
     if not rows:
         return None
     title = "change, in standard deviations of the start"

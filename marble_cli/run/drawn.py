@@ -107,8 +107,10 @@ class Drawn:
             order += rows
         chosen = torch.cat(parts)[torch.tensor(order).argsort()]
         real = self.everywhere[rank] >= 0
+        # An image that is not finite has no score, so its loss has the factor 0; but 0 x NaN is NaN.
+        finite = [latent.nan_to_num(0.0, 0.0, 0.0) for latent in self.samples.x0]
         return TrainingSet(
-            self.samples.x0,
+            finite,
             self.samples.embeddings,
             own,
             draws,

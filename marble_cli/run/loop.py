@@ -294,6 +294,7 @@ class Trainer:
         with bounded("in an evaluation", SMALLER_ROLLOUT):
             evaluation, verdict = self.evaluations.score(self.recorder.advance)
         with self.ranks.raise_together():
-            self.recorder.record({"step": step, "phase": "eval", **verdict.metrics})
+            start = {"eval/start": 1} if first else {}
+            self.recorder.record({"step": step, "phase": "eval", **start, **verdict.metrics})
             self.recorder.pictures(step, evaluation, first=first)
         return self.evaluations.finish(verdict, first)

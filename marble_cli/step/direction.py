@@ -231,7 +231,12 @@ class Descent:
         """
         objective = replace(self.objective, kl_coef=self.kl_coefficient(number))
         step = Step(self.policy, self.layout, data, objective, number, advance)
-        coefficients = reward_coefficients(signal.optimality, signal.applicable, shared_term=self.shared_term)
+        applicable = signal.applicable
+        if self.shared_term is SharedTerm.inside:
+            # Without signal only the shared term is left, at a first step rounding noise, and unit length
+            # would make a direction of it.
+            applicable = applicable & (applicable & (signal.optimality != 0.5)).any(1, keepdim=True)
+        coefficients = reward_coefficients(signal.optimality, applicable, shared_term=self.shared_term)
         return self.strategy(step, signal, coefficients, cache)
 
 
@@ -269,7 +274,7 @@ def _strategy(
         combination = WithCachedFallback(Balanced(names, balance, ranks, settings.ema, clip))
         needs_cache = True
         if settings.refresh_when is RefreshWhen.stale:
-            pace = Pace(balance, settings.refresh_every, ranks)
+            pace = Pace(balance, settings.refresh_every, settings.warmup, ranks)
     refresh = Refresh(names, combination, settings.refresh_fraction, pace)
     if settings.mode is BalanceMode.full:
         return refresh

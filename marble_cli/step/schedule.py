@@ -45,11 +45,13 @@ class Pace:
     Attributes:
         balance: of the run; it must keep no state.
         longest: interval between two refreshes.
+        warmup: steps at the start that all refresh, from which a longer interval cannot be judged.
         ranks: which refresh at the same steps.
     """
 
     balance: Balance
     longest: int
+    warmup: int
     ranks: Ranks
 
     def schedule(
@@ -64,7 +66,9 @@ class Pace:
             cache: from before this refresh.
         """
         found = measure_staleness(self.balance, halves, cache, self.ranks)
-        interval = found.next_interval(cache.interval, self.longest) if found else cache.interval
+        interval = cache.interval
+        if found and step > self.warmup:
+            interval = found.next_interval(interval, self.longest)
         # Processors may round a comparison to different sides; all ranks take the main rank's.
         interval = int(self.ranks.broadcast(torch.tensor(interval)).item())
         metrics = {"balance/refresh_interval": float(interval)}

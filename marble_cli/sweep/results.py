@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from marble_cli.errors import RequestError
-from marble_cli.metrics.history import History, read_metrics, series
+from marble_cli.metrics.history import History, read_metrics
 from marble_cli.sweep.record import Sweep
 
 
@@ -58,15 +58,10 @@ def _result(sweep: Sweep, name: str) -> Result:
 def worst_reward(history: History) -> tuple[str, float] | None:
     """Return the trained reward with the least change since the start, in standard deviations of the start.
 
-    None without two evaluations, or if no reward has both figures.
+    None without two evaluations, or if no reward has a gain.
     """
-    changes = {}
-    for name in history.rewards if len(history.held_out) > 1 else ():
-        deviations = series(history.held_out, f"reward/{name}/std")[1]
-        change = history.held_out[-1].get(f"reward/{name}/change")
-        if change is not None and deviations and deviations[0] > 0:
-            changes[name] = change / deviations[0]
-    return min(changes.items(), key=lambda item: item[1]) if changes else None
+    gains = {name: gain for name in history.rewards if (gain := history.last_gain(name)) is not None}
+    return min(gains.items(), key=lambda item: item[1]) if gains else None
 
 
 def tables(sweep: Sweep) -> Iterator[Table]:

@@ -68,6 +68,19 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             ("eval",),
         ),
         Metric(
+            "reward/<k>/change_p",
+            "p-value of no change by a two-sided sign-flip test over prompts; each reward for itself.",
+            "as the change",
+            ("eval",),
+        ),
+        Metric(
+            "reward/<k>/gain",
+            "The change in standard deviations of the scores in the first evaluation, or in both if all its "
+            "scores there are equal.",
+            "as the change",
+            ("eval",),
+        ),
+        Metric(
             "advantage/<k>/std",
             "Standard deviation of the reward's advantages over the applicable images.",
             "steps in which the reward applies to an image",
@@ -96,10 +109,16 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric("signal/trained_images", "Images that are trained on, on all processes.", EVERY),
         Metric(
+            "eval/start",
+            "1: later evaluations are compared with this one. A resumed run that draws other held-out images "
+            "has another.",
+            "first evaluations",
+            ("eval",),
+        ),
+        Metric(
             "eval/composite",
-            "Mean gain of the trained rewards over the first evaluation, each in units of its "
-            "standard deviation there, or in both evaluations if all its scores there are equal. The loss "
-            "of a guard is subtracted likewise, a gain not counted. `trainer.best` selects by it.",
+            "Mean of `reward/<k>/gain` over the trained rewards. The loss of a guard is subtracted, a gain "
+            "not counted. `trainer.best` selects by it.",
             "every evaluation",
             ("eval",),
         ),

@@ -123,6 +123,11 @@ class BudgetResults:
     best: list[Summary]
     matched: list[Summary]
 
+    @property
+    def tuned(self) -> dict[str, Curve]:
+        """Tuning cells of the methods that have a learning rate of their own."""
+        return {name: curve for name, curve in self.curves.items() if name not in TUNED_AS}
+
 
 def read_budget(folders: Folders, budget: str) -> BudgetResults:
     """Summarise the finished cells of a budget."""
@@ -153,7 +158,7 @@ def write_report(folders: Folders, output: Path) -> None:
         if results.curves:
             page += write_budget(results, budget, output)
         figures[budget] = {
-            "tuning": [row.as_json() for curve in results.curves.values() for row in curve.values()],
+            "tuning": [row.as_json() for curve in results.tuned.values() for row in curve.values()],
             "best": [row.as_json() for row in results.best],
             "matched": [row.as_json() for row in results.matched],
         }
@@ -164,8 +169,7 @@ def write_report(folders: Folders, output: Path) -> None:
 
 def write_budget(results: BudgetResults, budget: str, output: Path) -> str:
     """Draw the figures of a budget and return its part of the page."""
-    tuned = {name: curve for name, curve in results.curves.items() if name not in TUNED_AS}
-    trained = {name: curve for name, curve in tuned.items() if name not in MERGES}
+    trained = {name: curve for name, curve in results.tuned.items() if name not in MERGES}
     merged = {name: curve for name, curve in results.curves.items() if name in MERGES}
     balances = {name: curve for name, curve in trained.items() if name not in SPECIALISTS}
     draw_rates(balances, output / f"rates-{budget}.png")

@@ -92,6 +92,13 @@ def test_diversity_is_compared_prompt_by_prompt() -> None:
     assert ONE.diversity is not None
     assert OTHER.diversity is not None
     assert figures.difference == pytest.approx((ONE.diversity - OTHER.diversity).mean().item())
+    broken = ONE.diversity.clone()
+    broken[1] = float("nan")  # a picture that is not finite
+    figures = compare_diversity(replace(ONE, diversity=broken), OTHER)
+    assert figures is not None
+    assert figures.n == len(broken) - 1
+    rest = torch.arange(len(broken)) != 1
+    assert figures.difference == pytest.approx((ONE.diversity - OTHER.diversity)[rest].mean().item())
     assert compare_diversity(replace(ONE, diversity=None), OTHER) is None
 
 

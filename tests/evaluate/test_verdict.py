@@ -44,6 +44,7 @@ def test_the_composite_is_the_mean_gain_in_deviations_of_the_start() -> None:
     deviation = [START[0].std(correction=0).item(), START[1, :20].std(correction=0).item()]
     assert result.composite == pytest.approx((0.5 / deviation[0] + 2.0 / deviation[1]) / 2)
     assert result.metrics["eval/composite"] == result.composite
+    assert result.metrics["reward/trained/gain"] == pytest.approx(0.5 / deviation[0])
     assert result.metrics["reward/partial/applicable"] == 20
     assert result.metrics["reward/partial/mean"] == pytest.approx(START[1, :20].mean().item() + 2.0)
     assert result.metrics["reward/watched/std"] == pytest.approx(START[2].std(correction=0).item())
@@ -55,6 +56,7 @@ def test_each_reward_s_change_has_its_paired_interval() -> None:
     for name, change in (("trained", 0.5), ("partial", 2.0), ("watched", -0.05)):
         low, high = metrics[f"reward/{name}/change_low"], metrics[f"reward/{name}/change_high"]
         assert low < metrics[f"reward/{name}/change"] < high
+        assert metrics[f"reward/{name}/change_p"] == pytest.approx(2e-4)  # all of 10,000 signs
         assert metrics[f"reward/{name}/change"] == pytest.approx(change, rel=0.2)
         assert high - low == pytest.approx(
             2 * 1.96 * 0.2 * abs(change) / (60 if name != "partial" else 20) ** 0.5, rel=0.4

@@ -82,6 +82,24 @@ def test_a_second_ctrl_c_kills_the_cell(tmp_path: Path) -> None:
     assert not (tmp_path / "s" / "run.lock").exists()
 
 
+def test_a_signal_before_the_cell_is_there_ends_it_and_leaves_its_failure(tmp_path: Path) -> None:
+    """It arrives between the sweep's last look and the start of the process."""
+    with SignalRelay() as relay:
+        relay.exit_code = 130
+        assert relay.run(["/bin/sleep", "60"]) is None
+    planned = seeds(7)
+    planned.sweep.failures["trainer.seed=7"] = "its last evaluation failed"
+    seen = tmp_path / "s" / "trainer.seed=7"
+    threading.Thread(
+        target=lambda: (
+            wait_for((seen / "ready").exists, "the cell", 20),
+            os.kill(os.getpid(), signal.SIGTERM),
+        )
+    ).start()
+    assert run_sweep(planned, "auto") == 143
+    assert read_sweep(tmp_path / "s").failures == {"trainer.seed=7": "its last evaluation failed"}
+
+
 def test_a_signal_to_the_cell_alone_stops_the_sweep(tmp_path: Path) -> None:
     with SignalRelay() as relay:
         assert relay.run(["/bin/sh", "-c", "exit 143"]) is None

@@ -4,10 +4,12 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
+from marble_cli.errors import RequestError
 from marble_cli.metrics.figures import curves, image_grid
 from marble_cli.metrics.jsonl import MetricsLog, read_rows, truncate_after
 from marble_cli.metrics.terminal import TerminalView
@@ -38,6 +40,10 @@ def test_truncate_after_drops_later_steps_and_a_truncated_line(tmp_path: Path) -
     assert [line["step"] for line in read_rows(path)] == [1, 2, 3]
     truncate_after(path, 0)
     assert read_rows(path) == []
+    path.write_text("oops\n" + json.dumps(row(1)) + "\n")
+    with pytest.raises(RequestError, match="line 1"):
+        truncate_after(path, 1)
+    assert path.read_text().startswith("oops"), "nothing is lost"
 
 
 def test_view_without_a_terminal_prints_plain_lines() -> None:

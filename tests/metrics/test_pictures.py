@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -45,6 +46,20 @@ def test_pictures_of_several_sizes_share_a_grid_and_a_white_sheet(tmp_path: Path
     image_grid([("step 1", images)], ["a", "b"], tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as picture:
         assert min(picture.size) > 100
+
+
+def test_every_strip_of_frames_is_within_the_grid(tmp_path: Path) -> None:
+    """Strips are three times as wide, so a row holds two of them."""
+    strips = torch.zeros(5, 3, 2, 8, dtype=torch.uint8)
+    sizes = []
+    for count in (2, 5):
+        image_grid([("a", strips[:count])], ["a"] * count, tmp_path / "grid.png")
+        with Image.open(tmp_path / "grid.png") as picture:
+            sizes.append(picture.size)
+            dark = np.asarray(picture.convert("L")) < 20
+    assert sizes[1] == (sizes[0][0], pytest.approx(3 * sizes[0][1], abs=3))
+    assert dark[dark.any(axis=1)].mean() > 0.5
+    assert all(part.any() for part in np.array_split(dark, 3))
 
 
 NAMES = [*[name for name in ODD.values() if name.strip() and "/" not in name][:26:3], "ocr"]

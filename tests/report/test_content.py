@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from marble_cli.paths import labels
 from marble_cli.report import balance, curves, faults, gallery, outcome, settings, speed
+from marble_cli.report.elements import some
 from marble_cli.report.reading import read_run, read_runs
 from tests.report.conftest import EVIL, Maker, evaluation, keep_pictures, training
 from tests.report.page import Page
@@ -95,6 +96,24 @@ def test_balance_and_pareto(run: Path) -> None:
     path = [(row["x"], row["y"], row["start"]) for row in moves.spec["datasets"]["rows"]]
     assert path == [(5.0, 5.0, True), (7.0, 5.0, False)]
     assert moves.summary == "moves that improved: 0 both, 1 one, 0 none"
+
+
+def test_a_guard_of_one_run_hides_no_share_of_another(make_run: Maker) -> None:
+    guarded = training(1) | {"balance/guard/compressibility/multiplier": 0.5}
+    del guarded["balance/alpha/compressibility"]
+    runs = [make_run("plain", [training(1)]), make_run("guarded", [guarded])]
+    charts = balance.share_curves(read_runs(runs)).charts
+    drawn = [(chart.title, {row["run"] for row in chart.spec["datasets"]["rows"]}) for chart in charts]
+    assert drawn == [("colorfulness", {"plain", "guarded"}), ("compressibility", {"plain"})]
+    references = ['"at":' in json.dumps(chart.spec) for chart in charts]
+    assert references == [False, False], "no share is the equal one in both"
+    (alone,) = {'"at":' in json.dumps(c.spec) for c in balance.share_curves(read_runs(runs[:1])).charts}
+    assert alone
+
+
+@pytest.mark.parametrize(("most", "kept"), [(1, [0]), (2, [0, 4]), (3, [0, 2, 4]), (9, [0, 1, 2, 3, 4])])
+def test_some_items_are_spread(most: int, kept: list[int]) -> None:
+    assert some(range(5), most) == kept
 
 
 def test_shares_above_one_stay_within_the_axis(make_run: Maker) -> None:
@@ -192,21 +211,30 @@ def test_the_last_error_of_the_last_start_is_how_the_run_failed(make_run: Maker)
 
 @pytest.mark.parametrize("z", [0.3, 1.96, 3.5, -2.7])
 def test_the_p_value_of_an_interval_is_that_of_a_normal_distribution(z: float) -> None:
-    p = outcome.p_value(z, z - outcome.NORMAL, z + outcome.NORMAL)
+    p = outcome.p_value(outcome.Change(z, z - outcome.NORMAL, z + outcome.NORMAL))
     assert p == pytest.approx(2 * norm.sf(abs(z)), rel=1e-9)
 
 
-def test_a_change_without_spread_is_certain_and_one_without_an_interval_has_no_verdict() -> None:
-    said = outcome.verdicts({"same": (0.0, 0.0, 0.0), "moved": (1.0, 1.0, 1.0), "old": (1.0, None, None)})
-    assert said == {"same": "undecided", "moved": "rose", "old": "–"}
+def test_a_change_has_a_verdict_if_its_chance_is_known() -> None:
+    """An interval without width, as one prompt has, tells nothing; the recorded p-value counts before it."""
+    changes = {
+        "one prompt": (1.0, 1.0, 1.0),
+        "old": (1.0,),
+        "known": (1.0, 0.9, 1.1, 0.4),
+        "low": (-1.0, -2.0, 0.1, 0.01),
+    }
+    said = outcome.verdicts({name: outcome.Change(*change) for name, change in changes.items()})
+    assert said == {"one prompt": "–", "old": "–", "known": "undecided", "low": "fell"}
 
 
 def test_verdicts_are_corrected_for_the_number_of_rewards() -> None:
     # p-values of about 0.03, 0.02 and 0.001: alone, each interval excludes 0.
-    changes = {name: (z, z - 1.96, z + 1.96) for name, z in (("a", 2.17), ("b", -2.33), ("c", 3.29))}
+    changes = {
+        name: outcome.Change(z, z - 1.96, z + 1.96) for name, z in (("a", 2.17), ("b", -2.33), ("c", 3.29))
+    }
     assert outcome.verdicts({"a": changes["a"]}) == {"a": "rose"}
     assert outcome.verdicts(changes) == {"a": "rose", "b": "fell", "c": "rose"}  # 0.001 x 3, 0.02 x 2, 0.03
-    more = changes | {"d": (0.1, -1.86, 2.06)}
+    more = changes | {"d": outcome.Change(0.1, -1.86, 2.06)}
     assert outcome.verdicts(more) == {"a": "undecided", "b": "undecided", "c": "rose", "d": "undecided"}
     p_values = [2 * norm.sf(abs(z)) for z, *_ in more.values()]
     reject = [p <= 0.05 for p in holm_by_definition(p_values)]

@@ -10,18 +10,41 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from marble_cli.checkpoint import store
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RewardError, TrainingError
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.rewards.worker import RewardWorker
+from marble_cli.rollout.collect import Rollout
 from marble_cli.run.recorder import RunRecorder
 from marble_cli.run.train import train
 from marble_cli.step.direction import Descent, Direction
 from tests.run.weights import weights
 
 RunConfigMaker = Callable[..., RunConfig]
+
+
+def test_an_image_that_is_not_finite_costs_no_step(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no score, so it does not move the weights, and the others do."""
+    original = Rollout.draw
+
+    def spoilt(self: Rollout, *rest: Any) -> Tensor:
+        latents = original(self, *rest)
+        latents[0] = torch.nan
+        return latents
+
+    monkeypatch.setattr(Rollout, "draw", spoilt)
+    words = ["trainer.steps=1", "trainer.eval_every=0", f"run.dir={tmp_path}"]
+    config = run_config(*words, *(f"rewards.{name}.max_failed=0.9" for name in run_config().rewards))
+    assert train(config, resume="auto") == 0
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert all(row[f"reward/{name}/failed"] > 0 for name in config.rewards)
+    assert "skipped" not in row
+    assert row["grad_norm"] > 0
 
 
 def test_non_finite_gradient_leaves_the_weights_unchanged(
@@ -142,10 +165,10 @@ def test_metrics_have_the_documented_keys(run_config: RunConfigMaker, tmp_path: 
     judged |= {
         f"reward/{name}/{change}"
         for name in config.rewards
-        for change in ("change", "change_low", "change_high")
+        for change in ("change", "change_low", "change_high", "change_p", "gain")
     }
     judged |= {f"eval/{metric}" for metric in ("composite", "joint_improvement", "joint_decline")}
-    assert [set(row) for row in rows] == [judged, always | refresh, always, judged]
+    assert [set(row) for row in rows] == [judged | {"eval/start"}, always | refresh, always, judged]
     assert (
         rows[1]["time/step"] >= sum(rows[1][f"time/{part}"] for part in ("rollout", "reward", "train")) - 1e-6
     )

@@ -1,5 +1,6 @@
 """Settings that may change when a run is resumed, and the use of checkpoints of other runs."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from marble_cli.config.compose import compose, dump
 from marble_cli.config.enums import OdeSolver, RolloutTimes
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, RequestError
+from marble_cli.metrics.history import read_metrics
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.run.train import train
 from tests.run.runs import SETTINGS, WEIGHTS, copied
@@ -166,6 +168,9 @@ def test_resume_with_other_evaluation_settings_resets_base_scores(
     assert rows[0]["eval/composite"] == 0.0
     assert "drew images differently" in caplog.text
     assert rows[1]["balance/refresh"] == 0  # the balance continues
+    old = [{"step": 0, "phase": "eval", "eval/start": 1}, {"step": 2, "phase": "eval"}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*old, *rows)))
+    assert read_metrics(tmp_path).held_out == [rows[0], rows[2]], "what the last is compared with comes first"
 
 
 def test_order_of_options_is_no_difference(run_config: RunConfigMaker) -> None:

@@ -27,6 +27,27 @@ def test_a_reward_without_images_is_left_out_and_named(
     assert direction.metrics["balance/grad_norm/nowhere"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("balance", "shared_term"), [("marble", "inside"), ("marble", "outside"), ("weighted_sum", "inside")]
+)
+def test_a_reward_without_signal_is_left_out_as_one_without_images_is(
+    descent: DescentMaker, case: Any, balance: str, shared_term: str
+) -> None:
+    """Inside its loss only the shared term would be left: rounding noise at a first step."""
+    words = [f"balance={balance}", "balance.mode=full", f"balance.shared_term={shared_term}"]
+    words += ["rewards.third.role=guard"] if balance == "weighted_sum" else []
+    flat, missing = (
+        replace(case.signal, **{key: getattr(case.signal, key).clone()})
+        for key in ("optimality", "applicable")
+    )
+    flat.optimality[2] = 0.5
+    missing.applicable[2] = False
+    found, expected = (direct(descent(*words), case, DirectionCache(), signal) for signal in (flat, missing))
+    assert distance(found.gradient, expected.gradient) < 1e-10
+    assert found.warnings[0].startswith("left out of the balance: third (zero gradient)")
+    assert "balance/guard/third/acted" not in found.metrics
+
+
 def test_mixing_advantages_without_any_signal_leaves_the_kl_term(
     descent: DescentMaker, case: Any, reference: Any
 ) -> None:

@@ -71,6 +71,8 @@ def test_a_refresh_tells_the_step_of_the_next(
     assert again.metrics["balance/staleness"] < again.metrics["balance/staleness_noise"], "the same step"
     assert (again.cache.interval, again.cache.due) == (8, STEP + 8)
     assert again.metrics["balance/refresh_interval"] == 8
+    warming = direct(descent(*STALE, f"balance.warmup={STEP}"), case, replace(first.cache, due=STEP), signal)
+    assert (warming.cache.interval, warming.cache.due) == (1, STEP + 1), "what it compares is one step old"
     due = [step for step in range(STEP + 1, STEP + 12) if schedule.refreshes(step, again.cache)]
     assert due == list(range(STEP + 8, STEP + 12)), "due until a refresh is taken"
 
