@@ -63,7 +63,7 @@ def convert_lora(
     layers = {layer: part for layer, part in network.named_modules() if isinstance(part, nn.Linear)}
     own, strange = _own_names(tensors, layers)
     for key, value in strange.items():
-        if DROPPED.search(key) and value.any():
+        if DROPPED.search(key) and value.float().any():
             raise CheckpointError(
                 f"{file} is no plain LoRA: {key} {list(value.shape)} is neither a matrix of a linear layer "
                 f"nor its alpha. Expected a LoRA of this model's {name}, without DoRA, biases and norms."

@@ -98,8 +98,8 @@ class Declaration:
         requires, types = required_types(getattr(plugin, "requires", None))
         aspects = declared_aspects(getattr(plugin, "aspects", None))
         bounds = getattr(plugin, "range", None)
-        each = isinstance(bounds, Mapping)
-        ranges = {str(name): declared_bounds(own) for name, own in bounds.items()} if each else {}
+        each = bounds if isinstance(bounds, Mapping) else {}
+        ranges = {str(name): declared_bounds(own) for name, own in each.items()}
         if unknown := [name for name in ranges if name not in aspects]:
             raise RewardError(
                 f"`range` names {unknown[0]!r}. Expected some of its `aspects` {list(aspects)}."
@@ -108,7 +108,7 @@ class Declaration:
         return cls(
             lines[0] if lines else "",
             requires,
-            declared_bounds(None if each else bounds),
+            declared_bounds(None if each is bounds else bounds),
             getattr(plugin, "license", ""),
             getattr(plugin, "citation", ""),
             bool(getattr(plugin, "groupwise", False)),
@@ -220,16 +220,14 @@ def declared_bounds(bounds: Any) -> Bounds:
     Raises:
         RewardError: they are no pair of numbers or None, in order.
     """
-    try:
-        low, high = (None, None) if bounds is None else bounds
-        valid = all(bound is None or isinstance(bound, Real) for bound in (low, high))
-        if valid and (low is None or high is None or low <= high):
-            return low, high
-    except (TypeError, ValueError):
-        pass
-    raise RewardError(
-        f"`range` is {bounds!r}. Expected the lowest and the highest score, or None: (0.0, 1.0)."
-    )
+    if bounds is None:
+        return None, None
+    numbers = isinstance(bounds, list | tuple) and all(isinstance(bound, Real | None) for bound in bounds)
+    if not numbers or len(bounds) != 2 or (None not in bounds and bounds[0] > bounds[1]):
+        raise RewardError(
+            f"`range` is {bounds!r}. Expected the lowest and the highest score, or None: (0.0, 1.0)."
+        )
+    return bounds[0], bounds[1]
 
 
 def loaded_models(models: Any) -> dict[str, dict[str, int]] | None:

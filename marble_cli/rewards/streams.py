@@ -71,9 +71,10 @@ def _key_and_place(state: Any) -> tuple[Any, int]:
 def _reaches(start: tuple[Any, int], end: tuple[Any, int]) -> bool:
     """Tell whether drawing leads from a state of the Mersenne Twister to another."""
     stream = np.random.RandomState(0)
-    stream.set_state(("MT19937", *start))
+    stream.set_state(("MT19937", *start, 0, 0.0))
     for _ in range(DRAWN):
-        if np.array_equal(stream.get_state()[1], end[0]):
+        state: Any = stream.get_state()
+        if np.array_equal(state[1], end[0]):
             return True
         stream.bytes(4 * WORDS)
     return False
