@@ -34,6 +34,8 @@ PARTS = {
     re.compile(r"\.(lora_B|lora_up|lora\.up)(\.\w+)?\.weight$"): B,
     re.compile(r"\.alpha$"): ".alpha",
 }
+# Magnitudes of a DoRA and changes of biases and norms, which diffusers' loaders of most families drop.
+DROPPED = re.compile(r"^(?!lora_te|text_encoder).*\.(dora_scale|diff(_\w+)?)$")
 CHANGED = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError, IndexError)
 
 
@@ -60,6 +62,12 @@ def convert_lora(
     pipeline, name, network = network_skeleton(model)
     layers = {layer: part for layer, part in network.named_modules() if isinstance(part, nn.Linear)}
     own, strange = _own_names(tensors, layers)
+    for key, value in strange.items():
+        if DROPPED.search(key) and value.float().any():
+            raise CheckpointError(
+                f"{file} is no plain LoRA: {key} {list(value.shape)} is neither a matrix of a linear layer "
+                f"nor its alpha. Expected a LoRA of this model's {name}, without DoRA, biases and norms."
+            )
     if strange:
         with _explaining(file):
             own, still = _own_names(_converted(pipeline, name, network, tensors), layers)

@@ -57,6 +57,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from marble_cli.errors import RewardError
@@ -96,20 +97,18 @@ class Declaration:
         """
         requires, types = required_types(getattr(plugin, "requires", None))
         aspects = declared_aspects(getattr(plugin, "aspects", None))
-        bounds = getattr(plugin, "range", None) or (None, None)
-        ranges = (
-            {str(k): (low, high) for k, (low, high) in bounds.items()} if isinstance(bounds, Mapping) else {}
-        )
+        bounds = getattr(plugin, "range", None)
+        each = bounds if isinstance(bounds, Mapping) else {}
+        ranges = {str(name): declared_bounds(own) for name, own in each.items()}
         if unknown := [name for name in ranges if name not in aspects]:
             raise RewardError(
                 f"`range` names {unknown[0]!r}. Expected some of its `aspects` {list(aspects)}."
             )
-        low, high = (None, None) if isinstance(bounds, Mapping) else bounds
         lines = (plugin.__doc__ or "").strip().splitlines()
         return cls(
             lines[0] if lines else "",
             requires,
-            (low, high),
+            declared_bounds(None if each is bounds else bounds),
             getattr(plugin, "license", ""),
             getattr(plugin, "citation", ""),
             bool(getattr(plugin, "groupwise", False)),
@@ -213,6 +212,22 @@ def declared_aspects(aspects: Any) -> tuple[str, ...]:
     if not valid or len(set(names)) < len(names):
         raise RewardError(f'`aspects` is {aspects!r}. Expected different names: ("alignment", "style").')
     return names
+
+
+def declared_bounds(bounds: Any) -> Bounds:
+    """Check the bounds of scores; None bounds nothing.
+
+    Raises:
+        RewardError: they are no pair of numbers or None, in order.
+    """
+    if bounds is None:
+        return None, None
+    numbers = isinstance(bounds, list | tuple) and all(isinstance(bound, Real | None) for bound in bounds)
+    if not numbers or len(bounds) != 2 or (None not in bounds and bounds[0] > bounds[1]):
+        raise RewardError(
+            f"`range` is {bounds!r}. Expected the lowest and the highest score, or None: (0.0, 1.0)."
+        )
+    return bounds[0], bounds[1]
 
 
 def loaded_models(models: Any) -> dict[str, dict[str, int]] | None:

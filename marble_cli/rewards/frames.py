@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from marble_cli.config.enums import FrameUse
-from marble_cli.rewards.answers import Parsed
+from marble_cli.rewards.answers import Parsed, out_of_range
 from marble_cli.rewards.api import Batch
 
 
@@ -38,9 +38,9 @@ def mean_over_frames(answers: Sequence[list[Parsed]]) -> list[Parsed]:
     means = []
     for parts in zip(*answers, strict=True):
         scores = torch.stack([score for score, _ in parts])  # [F, B]
-        failed = scores.isinf().any(0)
+        failed = out_of_range(scores).any(0)
         # The reason of a part is that of the first image which failed there.
         first = int(failed.int().argmax())
-        reason = next((why for score, why in parts if score[first].isinf()), None)
+        reason = next((why for score, why in parts if out_of_range(score[first])), None)
         means.append((scores.nanmean(0).where(~failed, torch.inf), reason))
     return means

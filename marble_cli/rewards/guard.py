@@ -146,7 +146,8 @@ class AtWork:
     def _leave_streams(self, stage: Stage) -> dict[str, str]:
         """Restore the run's random streams; those of calls continue at the next call.
 
-        Drawing from torch's stream is not reported, because building any network does; seeding it is.
+        Drawing from torch's stream is not reported, because building any network does, nor drawing in an
+        import, because common packages do; seeding is.
         """
         from marble_cli.rewards.streams import RandomState
 
@@ -158,7 +159,8 @@ class AtWork:
             self.run_streams.write()
         if moved and stage is Stage.CALL:
             self.call_streams = end
-        reported = [] if stage is Stage.CALL else [name for name in moved if name != "torch"]
+        passed = ["torch", *(self.start_streams.continued(end) if moved and stage is Stage.IMPORT else ())]
+        reported = [] if stage is Stage.CALL else [name for name in moved if name not in passed]
         reported += ["torch"] if self.start_streams.seed != end.seed else []
         return {f"random {name}": f"{name}'s random numbers" for name in reported}
 

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+WORDS = 624  # of a state of the Mersenne Twister, which numpy and Python use
+DRAWN = 100  # states that an import goes through at most, by drawing; httpx's goes through one
+
 
 @dataclass(frozen=True, eq=False)
 class RandomState:
@@ -48,3 +51,30 @@ class RandomState:
             )
             if not same
         ]
+
+    def continued(self, later: "RandomState") -> list[str]:
+        """Name the streams of numpy and Python whose state in `later` is reached by drawing alone."""
+        mine, theirs = ((state.numpy[1:3], _key_and_place(state.python)) for state in (self, later))
+        return [
+            name
+            for name, start, end in zip(("numpy", "Python"), mine, theirs, strict=True)
+            if _reaches(start, end)
+        ]
+
+
+def _key_and_place(state: Any) -> tuple[Any, int]:
+    """Return what numpy calls key and place of a state of Python's stream."""
+    *key, place = state[1]
+    return np.array(key, dtype=np.uint32), place
+
+
+def _reaches(start: tuple[Any, int], end: tuple[Any, int]) -> bool:
+    """Tell whether drawing leads from a state of the Mersenne Twister to another."""
+    stream = np.random.RandomState(0)
+    stream.set_state(("MT19937", *start, 0, 0.0))
+    for _ in range(DRAWN):
+        state: Any = stream.get_state()
+        if np.array_equal(state[1], end[0]):
+            return True
+        stream.bytes(4 * WORDS)
+    return False

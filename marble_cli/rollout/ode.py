@@ -47,6 +47,8 @@ def make_scheduler(
     if config.get("prediction_type") in VARIANCE_PRESERVING:
         return _scheduler_of_noise_levels(config, solver, steps, times)
     known = {key: value for key, value in config.items() if key != SHIFT_BY_STEPS}
+    if steps == 1:  # the only time is 1, and cannot be stretched to end at another
+        known["shift_terminal"] = None
     euler: Any = FlowMatchEulerDiscreteScheduler.from_config(known)
     shift, mu = euler.config.shift, None
     if euler.config.use_dynamic_shifting:

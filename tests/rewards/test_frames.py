@@ -16,6 +16,7 @@ from marble_cli.rewards.api import Batch
 from marble_cli.rewards.conformance import Outcome, run_checks
 from marble_cli.rewards.elsewhere import protocol
 from marble_cli.rewards.elsewhere.locate import maker
+from marble_cli.rewards.frames import mean_over_frames
 from marble_cli.rewards.registry import build
 from marble_cli.rewards.scorer import Scores, open_scorer
 from marble_cli.rewards.testing.samples import samples_for
@@ -59,6 +60,13 @@ def test_a_reward_of_pictures_is_asked_about_frames(
     torch.testing.assert_close(scores.values, expected, equal_nan=True)
     assert scores.failed[0].nonzero().flatten().tolist() == failed
     assert torch.equal(scores.applicable, ~expected.isnan())
+
+
+def test_a_frame_beyond_float32_fails_the_video() -> None:
+    """The mean with the other frames may be within it."""
+    frames = [torch.tensor([score, 1.0], dtype=torch.float64) for score in (1e39, *[0.0] * 8)]
+    ((scores, _),) = mean_over_frames([[(scores, None)] for scores in frames])
+    assert scores.tolist() == [math.inf, 1.0]
 
 
 def test_the_mean_is_the_default_and_a_whole_batch_asks_for_no_frames() -> None:

@@ -1,6 +1,7 @@
 """From entry points to rewards that can be called."""
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -87,6 +88,14 @@ def test_a_declaration_is_read_from_a_function_and_from_a_class(install: Install
     assert Declaration.of(load_plugin("scaled")).requires == ("text",)
     assert Declaration.of(load_plugin("groups")).groupwise
     assert Declaration.of(load_plugin("bare")) == Declaration()
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 0.5, 1.0), 1.0, ("0", 255), (1, 0), "01", {"light": 1.0}])
+def test_malformed_bounds_are_named(bounds: Any) -> None:
+    plugin = type("Plugin", (), {"range": bounds, "aspects": ("light",), "__call__": lambda self, images: 0})
+    wrong = re.escape(repr(1.0 if isinstance(bounds, dict) else bounds))
+    with pytest.raises(RewardError, match=rf"`range` is {wrong}. Expected the lowest and the highest"):
+        Declaration.of(plugin)
 
 
 def test_an_unknown_reward_is_named_with_the_nearest_one(install: Install) -> None:

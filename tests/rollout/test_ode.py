@@ -56,9 +56,9 @@ def test_straight_paths_are_exact(solver: OdeSolver, steps: int, shift: float) -
 
 @pytest.mark.parametrize("solver", list(OdeSolver))
 @pytest.mark.parametrize("steps", [1, 3, 25])
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_times_fall_in_the_unit_interval(solver: OdeSolver, steps: int, shift: float) -> None:
-    chosen = scheduler(solver, steps, shift=shift)
+@pytest.mark.parametrize("shift", [{"shift": 1.0}, {"shift": 3.0}, {"shift_terminal": 0.02}])
+def test_times_fall_in_the_unit_interval(solver: OdeSolver, steps: int, shift: dict[str, float]) -> None:
+    chosen = scheduler(solver, steps, **shift)
     times = sampling_times(chosen)
     seen: list[Tensor] = []
 

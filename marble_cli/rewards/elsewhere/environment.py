@@ -90,17 +90,18 @@ def install(name: str, source: str | None) -> Environment:
             is fetched from an index unless `source` names it.
 
     Raises:
-        RequestError: the name or source is invalid, or no such distribution is installed.
+        RequestError: the name or source is invalid, no such distribution is installed, or it was from a
+            folder or file that is gone.
         RewardError: pip fails, or the distribution offers no reward that can be imported.
     """
     if not NAME.fullmatch(name):
         raise RequestError(f"{name!r} is no name of a reward or distribution. Expected e.g. ocr.")
     plugin_arguments = _plugin_arguments(name, source)
+    marble_arguments = _same_distribution(distribution(DISTRIBUTION), "[serve]")
     folder = root() / name
     (folder / RECORD).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     python = _ensure_venv(folder / "venv")
-    marble_arguments = _same_distribution(distribution(DISTRIBUTION), "[serve]")
     pip = [python, "-P", "-m", "pip", "install", "--upgrade", "--disable-pip-version-check"]
     command = [*pip, *marble_arguments, *plugin_arguments]
     # pip writes to standard error: standard output is for the command's answer.
@@ -180,18 +181,29 @@ def _plugin_arguments(name: str, source: str | None) -> list[str]:
 
 
 def _same_distribution(known: Distribution, extra: str = "") -> list[str]:
-    """Return pip's arguments for a distribution from the origin of the one installed here (PEP 610)."""
+    """Return pip's arguments for a distribution from the origin of the one installed here (PEP 610).
+
+    Raises:
+        RequestError: that was a folder or file, and is gone.
+    """
     # An egg-info of a checkout on sys.path may hide the installation, and does not record its origin.
     origins = [copy.read_text("direct_url.json") for copy in distributions(name=known.name)]
     direct: dict[str, Any] = json.loads(next(filter(None, origins), "{}"))
-    url = direct.get("url", "")
-    path = Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else None
-    if path is not None and path.exists():
-        editable = ["--editable"] if direct.get("dir_info", {}).get("editable") else []
-        return [*editable, f"{path}{extra}"]
+    url, inside = direct.get("url", ""), direct.get("subdirectory")
+    fragment = f"#subdirectory={inside}" if inside else ""
     if "vcs_info" in direct:
-        return [f"{known.name}{extra} @ {direct['vcs_info']['vcs']}+{url}@{direct['vcs_info']['commit_id']}"]
-    return [f"{known.name}{extra}=={known.version}"]
+        origin = f"{direct['vcs_info']['vcs']}+{url}@{direct['vcs_info']['commit_id']}{fragment}"
+        return [f"{known.name}{extra} @ {origin}"]
+    if url.startswith("file:"):
+        path = Path(url2pathname(urlsplit(url).path))
+        if not path.exists():
+            mine = "Install marble here again, from where it is now."
+            remedy = mine if known.name == DISTRIBUTION else "Say where it is: --from PATH|REQUIREMENT."
+            raise RequestError(f"{known.name} was installed here from {path}, which is gone. {remedy}")
+        if not inside:
+            editable = ["--editable"] if direct.get("dir_info", {}).get("editable") else []
+            return [*editable, f"{path}{extra}"]
+    return [f"{known.name}{extra} @ {url}{fragment}" if url else f"{known.name}{extra}=={known.version}"]
 
 
 def _check_offer(python: str, name: str, source: str | None) -> tuple[str, tuple[str, ...]]:

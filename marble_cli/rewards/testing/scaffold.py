@@ -30,8 +30,10 @@ def write_plugin(name: str, output: Path | None) -> Path:
     Raises:
         RequestError: the name is invalid or taken, or the folder is not empty.
     """
-    if not NAME.fullmatch(name) or keyword.iskeyword(name):
-        why = ", as it is a word of Python" if keyword.iskeyword(name) else ""
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    reserved = keyword.iskeyword(name) or keyword.iskeyword(class_name)
+    if not NAME.fullmatch(name) or reserved:
+        why = ", as it is a word of Python" if reserved else ""
         raise RequestError(
             f"{name!r} cannot be a reward's name{why}. Expected a lower-case letter, then lower-case "
             "letters, digits and underscores, 50 characters at most, e.g. sharpness."
@@ -46,7 +48,6 @@ def write_plugin(name: str, output: Path | None) -> Path:
             f"{folder} exists and is not overwritten. Choose another folder with --output DIR."
         )
     package = f"marble_reward_{name}"
-    class_name = "".join(part.capitalize() for part in name.split("_"))
     values = {"name": name, "distribution": distribution, "package": package, "class": class_name}
     for path, template in _templates(files("marble_cli") / "assets" / "plugin"):
         target = folder / path.replace("package", package, 1).removesuffix(SUFFIX)

@@ -69,6 +69,23 @@ def test_floating_pictures_are_refused(score: Callable[[Tensor, Sequence[str]], 
         score(pictures(1, 32, 32) / 255, ["a cup"])
 
 
+@pytest.mark.parametrize("build", [ClipScore, PickScore, HpsV2, Aesthetic])
+def test_a_picture_on_which_the_model_overflows_has_failed(
+    folder: Path, predictor: Path, build: type[Any]
+) -> None:
+    """It is not one that the reward does not apply to."""
+    aesthetic = build is Aesthetic
+    reward = build(str(folder), str(predictor)) if aesthetic else build(str(folder))
+    batch = (pictures(3, 48, 56),) if aesthetic else (pictures(3, 48, 56), PROMPTS[:3])
+    expected = reward(*batch).tolist()
+
+    def overflow(_: Any, __: Any, embeddings: Tensor) -> None:
+        embeddings[0, 0] = torch.inf
+
+    reward.clip.model.visual_projection.register_forward_hook(overflow)
+    assert reward(*batch).tolist() == [torch.inf, *expected[1:]]
+
+
 @WITH_PROMPTS
 def test_long_prompts_are_cut(folder: Path, build: Build) -> None:
     images, long = pictures(1, 32, 32), " ".join(["two red kite and a blue cup"] * 15)

@@ -105,6 +105,17 @@ def test_the_heads_keep_their_precision(half: EditReward, scored: EditReward) ->
     torch.testing.assert_close(half(*edit), scored(*edit), atol=0.1, rtol=0.05)
 
 
+def test_an_edit_on_which_the_model_overflows_has_failed(scored: EditReward) -> None:
+    """It is not one that the reward does not apply to."""
+    batch = pictures(2, 56, 56), PROMPTS[:2], pictures(2, 56, 56, seed=1)
+    expected, numbers = scored(*batch).tolist(), iter([torch.nan, 1.0])
+    head = scored.model.rm_heads["head_1"]
+    hook = head.register_forward_pre_hook(lambda _, tokens: (tokens[0] * next(numbers),))
+    found = scored(*batch).tolist()
+    hook.remove()
+    assert found == [torch.inf, expected[1]]
+
+
 def test_the_questions_are_the_published_ones() -> None:
     """White space counts; the digests are those of the published texts."""
     digests = [sha256(question.encode()).hexdigest()[:16] for question in (FOLLOWING, QUALITY)]

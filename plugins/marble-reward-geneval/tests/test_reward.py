@@ -62,6 +62,50 @@ def test_bad_metadata_fails_only_its_image(pictures: Pictures, reward: GenEval) 
     assert [last] == reward(images[2:], ["a dog"], rows[2:])
 
 
+@pytest.mark.parametrize(
+    ("detector", "part"),
+    [
+        ("mask2former", "class_queries_logits"),
+        ("mask2former", "masks_queries_logits"),
+        ("detr", "logits"),
+        ("detr", "pred_boxes"),
+    ],
+)
+def test_a_picture_on_which_the_detector_overflows_has_failed(
+    pictures: Pictures, request: pytest.FixtureRequest, clip: Path, detector: str, part: str
+) -> None:
+    """No object was found there, which would be a score for another picture."""
+    reward = GenEval(str(request.getfixturevalue(detector)), str(clip), threshold=0.05)
+    images, rows = pictures(2, seed=5), [{"include": [{"class": "cat", "count": 1}]}] * 2
+    expected = reward(images, ["it", "it"], rows)
+
+    def overflow(_: Any, __: Any, outputs: Any) -> None:
+        outputs[part][0] = torch.inf
+        if part == "masks_queries_logits":
+            outputs[part][0, :, ::2] = -torch.inf
+
+    reward.detector.model.register_forward_hook(overflow)
+    failed, scored = reward(images, ["it", "it"], rows)
+    assert str(failed) == "the detector overflowed in torch.float32. Choose dtype=bfloat16 or float32"
+    assert scored == expected[1]
+
+
+def test_a_picture_whose_colour_overflows_has_failed(
+    pictures: Pictures, mask2former: Path, clip: Path
+) -> None:
+    reward, images = GenEval(str(mask2former), str(clip)), pictures(1, seed=5)
+    name, things = max(next(reward.detector(images, 0.3)).items(), key=lambda item: item[1][0].score)
+    wanted = {"class": name, "count": sum(thing.score > 0.3 for thing in things)}
+    reward.colors.model.visual_projection.register_forward_hook(lambda _, __, found: found * torch.inf)
+    failed, scored = reward(
+        images.repeat(2, 1, 1, 1),
+        ["it", "it"],
+        [{"include": [{**wanted, "color": "red"}]}, {"include": [wanted]}],
+    )
+    assert "the CLIP model of colours overflowed in torch.float32" in str(failed)
+    assert scored == 1.0
+
+
 def test_incomplete_weights_are_refused(mask2former: Path, clip: Path, tmp_path: Path) -> None:
     """Without a refusal transformers would draw missing weights at random."""
     for source, dropped in ((mask2former, "class_predictor.weight"), (clip, "visual_projection.weight")):

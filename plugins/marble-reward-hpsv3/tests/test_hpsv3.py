@@ -89,6 +89,16 @@ def test_the_head_keeps_its_precision(half: HPSv3, scored: HPSv3) -> None:
     torch.testing.assert_close(half(images, prompt), scored(images, prompt), atol=0.1, rtol=0.05)
 
 
+def test_a_picture_on_which_the_model_overflows_has_failed(scored: HPSv3) -> None:
+    """It is not one that the reward does not apply to."""
+    batch, numbers = (pictures(2, 56, 56), PROMPTS[:2]), iter([torch.nan, 1.0])
+    expected = scored(*batch).tolist()
+    hook = scored.model.rm_head.register_forward_pre_hook(lambda _, tokens: (tokens[0] * next(numbers),))
+    found = scored(*batch).tolist()
+    hook.remove()
+    assert found == [torch.inf, expected[1]]
+
+
 def test_the_question_is_the_published_one() -> None:
     """White space counts; the digest is that of the published text."""
     digest = "eec53640fa8b722d1bc98497f3697eb7d0ad13afc6ced5936ee3bafc38b6e7f8"

@@ -86,6 +86,14 @@ def test_the_head_keeps_its_precision(folder: Path) -> None:
     torch.testing.assert_close(found, expected, atol=0.1, rtol=0.05)
 
 
+def test_a_picture_on_which_the_model_overflows_has_failed(folder: Path) -> None:
+    """It is not one that the reward does not apply to."""
+    scored, images = ImageReward(str(folder)), pictures(4, 48, 56)
+    expected, factors = scored(images, PROMPTS).tolist(), torch.tensor([[torch.nan], [1], [1], [1]])
+    scored.model.head.register_forward_pre_hook(lambda _, tokens: (tokens[0] * factors,))
+    assert scored(images, PROMPTS).tolist() == [torch.inf, *expected[1:]]
+
+
 def test_scores_do_not_depend_on_the_batch(folder: Path) -> None:
     scored, images = ImageReward(str(folder)), pictures(4, 48, 56)
     alone = torch.cat([scored(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(4)])

@@ -27,7 +27,7 @@ def completion(text: str, tokens: Mapping[str, float] | None = None) -> tuple[in
 
 def test_soft_tifa_is_the_geometric_mean_of_the_right_answers_probabilities(server: "Server") -> None:
     tokens = {
-        "How many cows are in the image? Answer in one word.": {"three": 0.5, " Three": 0.1, "3": 0.2},
+        "How many cows are in the image? Answer in one word.": {"THREE": 0.5, " Three": 0.1, "3": 0.2},
         "Are the cows white? Answer in one word.": {"Yes": 0.25, " yes": 0.15, "No": 0.6, "yesterday": 0.1},
         "Is there a hat? Answer in one word.": {"Yes": 0.3, "No": 0.7},
     }  # fmt: skip
@@ -47,8 +47,11 @@ def test_soft_tifa_is_the_geometric_mean_of_the_right_answers_probabilities(serv
     )
 
 
-def test_soft_tifa_without_log_probabilities_fails(server: "Server") -> None:
-    server.reply = lambda body, _: completion("Yes")
+@pytest.mark.parametrize("tokens", [None, {}])
+def test_soft_tifa_without_log_probabilities_fails(
+    server: "Server", tokens: Mapping[str, float] | None
+) -> None:
+    server.reply = lambda body, _: completion("Yes", tokens)
     (score,) = SoftTifa(server.url)(BLACK[None], [""], [{"vqa_list": [["Is it black?", "Yes"]]}])
     assert "no log-probabilities" in str(score)
 
@@ -78,6 +81,26 @@ def test_dpg_is_the_share_of_yes(server: "Server") -> None:
     answers["Is it night?"] = "perhaps"
     (score,) = DpgBench(server.url)(BLACK[None], ["a red cat"], [ROW])
     assert "neither yes nor no: 'perhaps'" in str(score)
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "message"),
+    [
+        (SoftTifa, {"vqa_list": [["Is it?", "yes"]]}, {"vqa_list": []}, "vqa_list=[]: expected pairs"),
+        (SoftTifa, {"vqa_list": [["Is it?", "yes"]]}, {"vqa_list": [["Is it?"]]}, "[['Is it?']]: expected"),
+        (DpgBench, ROW, {key: [] for key in ROW}, "0 under dependency: expected one entry"),
+        (DpgBench, ROW, ROW | {"dependency": ["0"]}, "3 under proposition_id, 1 under dependency: expected"),
+        (DpgBench, ROW, ROW | {"dependency": ["0", "7", "0"]}, "dependency=['0', '7', '0']: expected"),
+    ],
+)
+def test_malformed_metadata_fails_its_picture_alone(
+    server: "Server", kind: Any, good: dict[str, Any], bad: dict[str, Any], message: str
+) -> None:
+    server.reply = lambda body, _: completion("yes", {"yes": 1.0})
+    first, second = kind(server.url)(torch.stack([BLACK, WHITE]), ["a hat", "a cat"], [bad, good])
+    assert str(first).startswith("metadata of the prompt 'a hat': ")
+    assert message in str(first)
+    assert second == 1.0
 
 
 def test_one_question_without_an_answer_fails_its_picture_alone(server: "Server") -> None:

@@ -135,6 +135,19 @@ def test_scores_do_not_depend_on_the_batch(folder: Path, monkeypatch: pytest.Mon
         torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
 
 
+def test_a_picture_on_which_the_model_overflows_has_failed(dinov2: Path) -> None:
+    """It is not one that the reward does not apply to."""
+    reward = Preservation(str(dinov2), side=42)
+    after, before = pictures(3), pictures(3, seed=1)
+    expected = reward(after, before).tolist()
+
+    def overflow(_: Any, __: Any, output: Any) -> None:
+        output.last_hidden_state[0, -1, 0] = torch.inf
+
+    reward.model.register_forward_hook(overflow)
+    assert reward(after, before).tolist() == [torch.inf, *expected[1:]]
+
+
 def test_equal_conditions_are_embedded_once(dinov2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, features = [], Preservation._features
     monkeypatch.setattr(

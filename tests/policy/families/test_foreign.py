@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from marble_cli.errors import CheckpointError
 from marble_cli.policy.foreign import convert_lora, fit_lora, lora_settings
 from tests.policy.families.cases import Case, load_plain
 from tests.policy.families.pipelines import ONE_PER_NETWORK
@@ -95,3 +96,29 @@ def test_kohyas_names_are_converted_as_diffusers_does(
     assert len(got) == parts
     for name, value in got.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "stem", "extra"),
+    [
+        ("sd3", "transformer.transformer_blocks.0.attn.to_q", "{stem}.dora_scale"),
+        ("flux_dev", "lora_unet_double_blocks_0_img_attn_proj", "{stem}.dora_scale"),
+        ("flux_dev", "lora_unet_double_blocks_0_img_attn_proj", "{stem}.diff_b"),
+        ("wan", "diffusion_model.blocks.0.self_attn.q", "diffusion_model.blocks.0.self_attn.norm_q.diff"),
+        ("wan", "diffusion_model.blocks.0.self_attn.q", "diffusion_model.blocks.0.diff_m"),
+    ],
+    indirect=["case"],
+)
+def test_what_a_loader_of_diffusers_would_drop_is_refused(case: Case, stem: str, extra: str) -> None:
+    """Unless it is zero, or of a text encoder that is left out anyway."""
+    extra, layer = extra.format(stem=stem), next(iter(case.policy.trained_state()))
+    width = case.policy.trained_state()[layer].shape[1]
+    shapes = {"down": (2, width), "up": (width, 2)}
+    tensors = {f"{stem}.lora_{part}.weight": torch.ones(shape) for part, shape in shapes.items()}
+    plain = convert_lora(tensors, {}, None, case.model, "file")
+    with pytest.raises(CheckpointError, match=rf"^file is no plain LoRA: {extra} \[4\] is neither"):
+        convert_lora(tensors | {extra: torch.tensor([0, 0, 0.5, 0])}, {}, None, case.model, "file")
+    left_out = {extra: torch.zeros(4)}
+    if case.name == "flux_dev":
+        left_out["text_encoders.t5xxl.transformer.encoder.block.0.diff_b"] = torch.ones(4)
+    assert convert_lora(tensors | left_out, {}, None, case.model, "file").keys() == plain.keys()

@@ -1,12 +1,14 @@
 """A distribution is installed into an isolated environment as it is installed here."""
 
 import json
+import re
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from marble_cli.errors import RequestError
 from marble_cli.rewards.elsewhere.environment import _same_distribution
 
 
@@ -17,19 +19,36 @@ from marble_cli.rewards.elsewhere.environment import _same_distribution
         ({"url": "file://{folder}", "dir_info": {"editable": True}}, ["--editable", "{folder}[serve]"]),
         ({"url": "file://{folder}", "dir_info": {}}, ["{folder}[serve]"]),
         ({"url": "file://{folder}/judges.whl", "archive_info": {}}, ["{folder}/judges.whl[serve]"]),
-        ({"url": "file:///no/longer/there", "dir_info": {"editable": True}}, ["judges[serve]==1.5"]),
+        (
+            {"url": "file://{folder}/judges.zip", "archive_info": {}, "subdirectory": "in"},
+            ["judges[serve] @ file://{quoted}/judges.zip#subdirectory=in"],
+        ),
+        (
+            {"url": "https://example.org/judges.whl", "archive_info": {"hash": "sha256=00"}},
+            ["judges[serve] @ https://example.org/judges.whl"],
+        ),
         (
             {"url": "https://example.org/judges", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
             ["judges[serve] @ git+https://example.org/judges@abc"],
         ),
+        (
+            {"url": "file://{folder}", "vcs_info": {"vcs": "git", "commit_id": "abc"}, "subdirectory": "in"},
+            ["judges[serve] @ git+file://{quoted}@abc#subdirectory=in"],
+        ),
+        (
+            {"url": "file:///no/longer/there", "dir_info": {"editable": True}},
+            "judges was installed here from /no/longer/there, which is gone. Say where it is: --from",
+        ),
     ],
 )
 def test_pip_installs_a_distribution_from_its_origin(
-    direct: dict[str, Any] | None, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    direct: dict[str, Any] | None, expected: list[str] | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "a source"
     folder.mkdir()
-    (folder / "judges.whl").touch()
+    quoted = str(folder).replace(" ", "%20")
+    for name in ("judges.whl", "judges.zip"):
+        (folder / name).touch()
     site, checkout = tmp_path / "site", tmp_path / "checkout"
     for path, info, file in (
         (site, "judges-1.5.dist-info", "METADATA"),
@@ -39,7 +58,11 @@ def test_pip_installs_a_distribution_from_its_origin(
         (path / info / file).write_text("Metadata-Version: 2.1\nName: judges\nVersion: 1.5\n")
         monkeypatch.syspath_prepend(str(path))
     if direct is not None:
-        url = direct["url"].format(folder=str(folder).replace(" ", "%20"))
+        url = direct["url"].format(folder=quoted)
         (site / "judges-1.5.dist-info" / "direct_url.json").write_text(json.dumps({**direct, "url": url}))
+    if isinstance(expected, str):
+        with pytest.raises(RequestError, match=re.escape(expected)):
+            _same_distribution(distribution("judges"), "[serve]")
+        return
     found = _same_distribution(distribution("judges"), "[serve]")
-    assert found == [word.format(folder=folder) for word in expected]
+    assert found == [word.format(folder=folder, quoted=quoted) for word in expected]

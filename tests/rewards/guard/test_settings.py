@@ -212,6 +212,16 @@ def test_the_run_goes_on_with_its_own_streams_and_a_reward_with_its_own(write: W
         assert len(set(draws)) == 3  # it does not draw the same again
 
 
+@pytest.mark.parametrize("count", [1, 2000])
+def test_an_import_may_draw(write: Write, caplog: pytest.LogCaptureFixture, count: int) -> None:
+    """As httpx's does, by rich, and from Python's stream."""
+    before = repr(np.random.get_state()), random.getstate()  # noqa: NPY002
+    name = write(imported=f"[(random.random(), np.random.rand()) for _ in range({count})]")
+    build(name, name, {}, "cpu")
+    assert (repr(np.random.get_state()), random.getstate()) == before  # noqa: NPY002
+    assert not caplog.records
+
+
 def test_a_network_may_be_built(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     name, before = write(built="self.network = torch.nn.Linear(4, 4)"), torch.get_rng_state()
     build(name, name, {}, "cpu")

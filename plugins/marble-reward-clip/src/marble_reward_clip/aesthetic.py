@@ -71,10 +71,10 @@ class Aesthetic:
                 says.
 
         Returns:
-            [B] float32 on the CPU.
+            [B] float32 on the CPU; infinite, as of a failure, where the model overflowed.
         """
         scores: Tensor = self.predictor(self.clip.images(images, self.preprocess))
-        return scores
+        return scores.masked_fill(scores.isnan(), torch.inf)
 
     @staticmethod
     def examples() -> list[Any]:

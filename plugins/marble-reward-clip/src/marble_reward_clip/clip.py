@@ -97,8 +97,13 @@ class Clip:
         return torch.cat([self._text(part) for part in parts])[[row[prompt] for prompt in prompts]]
 
     def cosines(self, images: Tensor, prompts: Sequence[str], preprocess: Preprocess) -> Tensor:
-        """Compute the cosine of each image with its prompt: [B] float32 on the CPU, in [-1, 1]."""
-        return (self.images(images, preprocess) * self.texts(prompts)).sum(dim=1).clamp(-1, 1)
+        """Compute the cosine of each image with its prompt.
+
+        Returns:
+            [B] float32 on the CPU, in [-1, 1]; infinite, as of a failure, where the model overflowed.
+        """
+        cosines = (self.images(images, preprocess) * self.texts(prompts)).sum(dim=1).clamp(-1, 1)
+        return cosines.masked_fill(cosines.isnan(), torch.inf)
 
     def _image(self, pixels: Tensor) -> Tensor:
         output = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype))

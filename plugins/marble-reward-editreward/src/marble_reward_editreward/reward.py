@@ -80,7 +80,8 @@ class EditReward:
             conditions: uint8 [B, 3, H, W], the pictures that they were edited from.
 
         Returns:
-            Means of the preference, averaged over both questions, [B] float32 on the CPU.
+            Means of the preference, averaged over both questions, [B] float32 on the CPU; infinite, as of a
+            failure, where the model overflowed.
 
         Raises:
             TypeError: the images are not uint8.
@@ -89,7 +90,8 @@ class EditReward:
         if images.dtype != torch.uint8:
             raise TypeError(f"images of type {images.dtype}; expected torch.uint8, 0 to 255")
         edits = zip(conditions, images, prompts, strict=True)
-        return torch.stack([self._score(*edit) for edit in edits]).cpu()
+        scores = torch.stack([self._score(*edit) for edit in edits]).cpu()
+        return scores.masked_fill(scores.isnan(), torch.inf)
 
     def _score(self, before: Tensor, after: Tensor, instruction: str) -> Tensor:
         """Score an edit by itself: without padding, neighbours cannot change a score."""

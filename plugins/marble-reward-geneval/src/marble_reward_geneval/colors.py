@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, CLIPModel
 from marble_cli.pretrained import TorchvisionCrop, load_model, loading, resolve_source
 from marble_cli.tokenizers import check_tokenizer
 from marble_reward_geneval.classes import COLORS
-from marble_reward_geneval.rules import Detection
+from marble_reward_geneval.rules import REMEDY, Detection
 
 BACKGROUND = 0x99  # the grey around an object that has a mask
 TEMPLATES = (
@@ -51,8 +51,15 @@ class ColorClassifier:
 
     @torch.no_grad()
     def __call__(self, image: Tensor, objects: Sequence[Detection], name: str) -> list[str]:
-        """Name the colour of each object of the class `name` in an image uint8 [3, H, W]."""
-        return [COLORS[place] for place in self.similarities(image, objects, name).argmax(1).tolist()]
+        """Name the colour of each object of the class `name` in an image uint8 [3, H, W].
+
+        Raises:
+            FloatingPointError: the model overflowed.
+        """
+        similarities = self.similarities(image, objects, name)
+        if similarities.isnan().any():
+            raise FloatingPointError(f"the CLIP model of colours overflowed in {self.model.dtype}. {REMEDY}")
+        return [COLORS[place] for place in similarities.argmax(1).tolist()]
 
     @torch.no_grad()
     def similarities(self, image: Tensor, objects: Sequence[Detection], name: str) -> Tensor:

@@ -17,10 +17,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 
 from marble_cli.pretrained import load_model, loading, resolve_source
 from marble_reward_geneval.classes import class_of
-from marble_reward_geneval.rules import Detection
+from marble_reward_geneval.rules import REMEDY, Detection
 
 SEGMENTERS = ("mask2former", "maskformer")
 MAX_CANDIDATES = 100  # per picture, as in mmdetection's Mask2Former
+Found = dict[str, list[Detection]] | FloatingPointError  # in a picture: objects by class, or an overflow
 EXPECTED = (
     "config.json of Mask2Former, MaskFormer or an object detector, model.safetensors, "
     "preprocessor_config.json"
@@ -67,8 +68,8 @@ class Detector:
             )
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, threshold: float) -> Iterator[dict[str, list[Detection]]]:
-        """Yield the objects of each picture by class, in the model's order.
+    def __call__(self, images: Tensor, threshold: float) -> Iterator[Found]:
+        """Yield the objects of each picture by class, in the model's order; an error where it overflowed.
 
         Pictures are processed a few at a time, because masks are as large as the picture. All pictures of a
         call have one size, so the processor pads none of them to the size of another.
@@ -85,26 +86,29 @@ class Detector:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
             yield from self.read(self.model(**inputs), (height, width), threshold)
 
-    def _read_masks(
-        self, outputs: Any, size: tuple[int, int], threshold: float
-    ) -> list[dict[str, list[Detection]]]:
-        pictures = []
+    def _read_masks(self, outputs: Any, size: tuple[int, int], threshold: float) -> list[Found]:
+        pictures: list[Found] = []
         for classes, masks in zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True):
-            scores, labels, shapes = instances(classes, masks, size, threshold)
+            try:
+                scores, labels, shapes = instances(classes, masks, size, threshold)
+            except FloatingPointError as error:
+                pictures.append(error)
+                continue
             boxes = [box_of(shape) for shape in shapes]
             pictures.append(self._by_class(scores, labels, boxes, list(shapes.numpy())))
         return pictures
 
-    def _read_boxes(
-        self, outputs: Any, size: tuple[int, int], threshold: float
-    ) -> list[dict[str, list[Detection]]]:
+    def _read_boxes(self, outputs: Any, size: tuple[int, int], threshold: float) -> list[Found]:
         outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()
         answers = self.processor.post_process_object_detection(
             outputs, threshold=threshold, target_sizes=[size] * len(outputs.logits)
         )
         bounds = torch.tensor([size[1], size[0]] * 2)
-        pictures = []
-        for answer in answers:
+        pictures: list[Found] = []
+        for answer, logits, corners in zip(answers, outputs.logits, outputs.pred_boxes, strict=True):
+            if not (logits.max() < torch.inf and corners.isfinite().all()):
+                pictures.append(_overflow(self.model.dtype))
+                continue
             boxes = torch.minimum(answer["boxes"].cpu().clamp(min=0), bounds).tolist()
             pictures.append(self._by_class(answer["scores"].cpu(), answer["labels"].cpu(), boxes, None))
         return pictures
@@ -138,8 +142,13 @@ def instances(
 
     Returns:
         Scores [n] float32, labels [n] int64 and masks [n, H, W] bool, on the CPU.
+
+    Raises:
+        FloatingPointError: the model overflowed.
     """
     probabilities = class_logits.float().softmax(-1)[:, :-1]
+    if probabilities.isnan().any():
+        raise _overflow(class_logits.dtype)
     best, place = probabilities.flatten().topk(min(MAX_CANDIDATES, probabilities.numel()))
     best, place = best[best > threshold], place[best > threshold]
     query, label = place // probabilities.shape[1], place % probabilities.shape[1]
@@ -148,7 +157,13 @@ def instances(
     logits = interpolate(mask_logits[query][None].float(), size, mode="bilinear", align_corners=False)[0]
     masks = logits > 0
     certainty = (logits.sigmoid() * masks).sum((1, 2)) / (masks.sum((1, 2)) + 1e-6)
+    if certainty.isnan().any():
+        raise _overflow(mask_logits.dtype)
     return (best * certainty).cpu(), label.cpu(), masks.cpu()
+
+
+def _overflow(dtype: torch.dtype) -> FloatingPointError:
+    return FloatingPointError(f"the detector overflowed in {dtype}. {REMEDY}")
 
 
 def box_of(mask: Tensor) -> tuple[float, float, float, float]:

@@ -9,9 +9,9 @@ from torch import Tensor
 from marble_cli.rewards.testing.pictures import photograph
 from marble_reward_geneval import rules
 from marble_reward_geneval.colors import ColorClassifier
-from marble_reward_geneval.detector import Detector
+from marble_reward_geneval.detector import Detector, Found
 from marble_reward_geneval.request import Request, read_request
-from marble_reward_geneval.rules import Detection, Verdict
+from marble_reward_geneval.rules import Verdict
 
 MODES = {"soft": rules.soft, "strict": rules.strict}
 
@@ -89,14 +89,14 @@ class GenEval:
 
         Returns:
             B scores of at most 1. A ValueError takes the place of a score if the metadata is malformed, or
-            has a requirement that cannot be judged.
+            has a requirement that cannot be judged, and a FloatingPointError if a model overflowed.
         """
         verdicts = self.verdicts(images, prompts, metadata)
         return [v.score if isinstance(v, Verdict) else v for v in verdicts]
 
     def verdicts(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
-    ) -> list[Verdict | ValueError]:
+    ) -> list[Verdict | Exception]:
         """Score a batch with reasons; arguments as in a call."""
         requests = [self._request(*row) for row in zip(prompts, metadata, strict=True)]
         found = self.detector(images, min(self.threshold, self.counting_threshold))
@@ -123,16 +123,19 @@ class GenEval:
         except ValueError as error:
             return error
 
-    def _verdict(
-        self, image: Tensor, request: Request | ValueError, found: Mapping[str, list[Detection]]
-    ) -> Verdict | ValueError:
+    def _verdict(self, image: Tensor, request: Request | ValueError, found: Found) -> Verdict | Exception:
         if isinstance(request, ValueError):
             return request
+        if isinstance(found, FloatingPointError):
+            return found
         threshold = self.counting_threshold if request.counting else self.threshold
         selected = {
             name: rules.select(things, threshold, self.max_objects, self.max_overlap)
             for name, things in found.items()
         }
-        return self.judge(
-            request, selected, lambda things, name: self.colors(image, things, name), self.margin
-        )
+        try:
+            return self.judge(
+                request, selected, lambda things, name: self.colors(image, things, name), self.margin
+            )
+        except FloatingPointError as error:  # of a colour
+            return error

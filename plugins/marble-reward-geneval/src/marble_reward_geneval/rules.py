@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from marble_reward_geneval.request import Request, Wanted
 
 Box = tuple[float, float, float, float]
+REMEDY = "Choose dtype=bfloat16 or float32"  # for a model that overflows
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,7 +71,8 @@ class HPSv3:
             prompts: B prompts.
 
         Returns:
-            Means of the preference, [B] float32 on the CPU.
+            Means of the preference, [B] float32 on the CPU; infinite, as of a failure, where the model
+            overflowed.
 
         Raises:
             TypeError: the images are not uint8.
@@ -79,7 +80,8 @@ class HPSv3:
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"images of type {images.dtype}; expected torch.uint8, 0 to 255")
-        return torch.stack([self._score(*pair) for pair in zip(images, prompts, strict=True)]).cpu()
+        scores = torch.stack([self._score(*pair) for pair in zip(images, prompts, strict=True)]).cpu()
+        return scores.masked_fill(scores.isnan(), torch.inf)
 
     def _score(self, image: Tensor, prompt: str) -> Tensor:
         """Score a picture by itself, some 800 tokens: without padding, neighbours cannot change a score."""

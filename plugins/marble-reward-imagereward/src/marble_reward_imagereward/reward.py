@@ -61,7 +61,7 @@ class ImageReward:
             prompts: B prompts; cut to 35 tokens.
 
         Returns:
-            [B] float32 on the CPU.
+            [B] float32 on the CPU; infinite, as of a failure, where the model overflowed.
 
         Raises:
             TypeError: the images are not uint8.
@@ -70,7 +70,8 @@ class ImageReward:
             raise TypeError(f"images of type {images.dtype}; expected torch.uint8, 0 to 255")
         starts = range(0, len(images), CHUNK)
         parts = [self._scores(images[i : i + CHUNK], list(prompts[i : i + CHUNK])) for i in starts]
-        return torch.cat(parts)
+        scores = torch.cat(parts)
+        return scores.masked_fill(scores.isnan(), torch.inf)
 
     def _scores(self, images: Tensor, prompts: list[str]) -> Tensor:
         pixels = torch.stack([preprocess(image, self.side) for image in images])

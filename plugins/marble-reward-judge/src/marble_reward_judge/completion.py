@@ -64,10 +64,10 @@ def read_completion(body: bytes) -> Answer:
 
 
 def _first_tokens(logprobs: Any) -> dict[str, float] | None:
-    """Return the log-probabilities of the likeliest first tokens, None if they were not asked for."""
+    """Return the log-probabilities of the likeliest first tokens, None if the server sent none."""
     try:
         tokens = logprobs["content"][0]["top_logprobs"]
-        return {str(token["token"]): float(token["logprob"]) for token in tokens}
+        return {str(token["token"]): float(token["logprob"]) for token in tokens} or None
     except (LookupError, TypeError, ValueError):
         return None
 

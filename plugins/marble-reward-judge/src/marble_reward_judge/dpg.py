@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from marble_cli.rewards.testing.pictures import draw_shape
 from marble_reward_judge.completion import Answer
 from marble_reward_judge.questions import Questions
@@ -25,37 +23,33 @@ class DpgBench(Questions):
     license = "Apache-2.0; the model under its own licence"
     citation = "DPG-Bench: ELLA, arXiv 2403.05135"
 
-    def __call__(
-        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
-    ) -> list[float | Exception]:
-        """Score a batch.
-
-        Args:
-            images: uint8 [B, 3, H, W]; sent at this size.
-            prompts: B prompts, which are not used.
-            metadata: B mappings with the columns of DPG-Bench's table as lists, one entry per question.
-
-        Returns:
-            B scores in [0, 1]; an error takes the place of a score that could not be had.
+    def questions(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the questions of the columns of DPG-Bench's table, which are lists, one entry per question.
 
         Raises:
-            ServerError: the server refuses the key, or knows no such model or address.
+            ValueError: they are empty, of different lengths, or depend on questions that are not there.
         """
-        questions = [
-            [f"{question} Answer yes or no." for question in row["question_natural_language"]]
-            for row in metadata
-        ]
-        scores: list[float | Exception] = []
-        for row, answers in zip(metadata, self.ask(images, questions), strict=True):
-            if isinstance(answers, Exception):
-                scores.append(answers)
-                continue
-            try:
-                shown = [is_yes(answer) for answer in answers]
-                scores.append(share(shown, row["proposition_id"], row["dependency"]))
-            except (UnreadableAnswerError, ValueError, KeyError) as error:
-                scores.append(error)
-        return scores
+        questions = row["question_natural_language"]
+        numbers, dependencies = row["proposition_id"], row["dependency"]
+        if not questions or not len(questions) == len(numbers) == len(dependencies):
+            lengths = ", ".join(f"{len(row[column])} under {column}" for column in self.requires)
+            raise ValueError(f"{lengths}: expected one entry per question, and at least one")
+        try:
+            share([True] * len(questions), numbers, dependencies)
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"proposition_id={numbers!r}, dependency={dependencies!r}: expected a number per question, "
+                'and those of the questions that it depends on, e.g. "1,2", or "0"'
+            ) from error
+        return [f"{question} Answer yes or no." for question in questions]
+
+    def score(self, row: Mapping[str, Any], answers: Sequence[Answer]) -> float:
+        """Return the share of questions that count as yes.
+
+        Raises:
+            UnreadableAnswerError: an answer is neither yes nor no.
+        """
+        return share([is_yes(answer) for answer in answers], row["proposition_id"], row["dependency"])
 
     @staticmethod
     def examples() -> list[Any]:

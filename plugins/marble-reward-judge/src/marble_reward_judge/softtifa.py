@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from marble_cli.rewards.testing.pictures import draw_shape
 from marble_reward_judge.completion import Answer
 from marble_reward_judge.questions import Questions
@@ -37,35 +35,26 @@ class SoftTifa(Questions):
         self.extra_body = {"logprobs": True, "top_logprobs": LIKELIEST, **(self.extra_body or {})}
         super().__post_init__()
 
-    def __call__(
-        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
-    ) -> list[float | Exception]:
-        """Score a batch.
-
-        Args:
-            images: uint8 [B, 3, H, W]; sent at this size.
-            prompts: B prompts, which are not used.
-            metadata: B mappings with `vqa_list`, pairs of a question and its answer in one word.
-
-        Returns:
-            B scores in [0, 1]; an error takes the place of a score that could not be had.
+    def questions(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the questions of `vqa_list`, pairs of a question and its answer in one word.
 
         Raises:
-            ServerError: the server refuses the key, or knows no such model or address.
+            ValueError: it is empty, or has anything else than pairs.
         """
-        pairs = [row["vqa_list"] for row in metadata]
-        questions = [[f"{question} Answer in one word." for question, _ in own] for own in pairs]
-        scores: list[float | Exception] = []
-        for own, answers in zip(pairs, self.ask(images, questions), strict=True):
-            if isinstance(answers, Exception):
-                scores.append(answers)
-                continue
-            try:
-                found = [probability(answer, right) for answer, (_, right) in zip(answers, own, strict=True)]
-                scores.append(math.prod(found) ** (1 / len(found)))
-            except UnreadableAnswerError as error:
-                scores.append(error)
-        return scores
+        pairs = row["vqa_list"]
+        if not pairs or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(f'vqa_list={pairs!r}: expected pairs [["What color is the shape?", "red"], ...]')
+        return [f"{question} Answer in one word." for question, _ in pairs]
+
+    def score(self, row: Mapping[str, Any], answers: Sequence[Answer]) -> float:
+        """Return the geometric mean of the probabilities of the right answers.
+
+        Raises:
+            UnreadableAnswerError: the server sent no log-probabilities.
+        """
+        pairs = zip(answers, row["vqa_list"], strict=True)
+        found = [probability(answer, right) for answer, (_, right) in pairs]
+        return math.prod(found) ** (1 / len(found))
 
     @staticmethod
     def examples() -> list[Any]:
@@ -91,6 +80,8 @@ def probability(answer: Answer, right: str) -> float:
             f"{LIKELIEST} (vllm serve ... --max-logprobs {LIKELIEST})"
         )
     word = right.strip().lower()
-    spellings = {word, word.capitalize()} | ({str(NUMBERS.index(word) + 1)} if word in NUMBERS else set())
-    found = [math.exp(log) for token, log in answer.first.items() if token.removeprefix(" ") in spellings]
+    spellings = {word} | ({str(NUMBERS.index(word) + 1)} if word in NUMBERS else set())
+    found = [
+        math.exp(log) for token, log in answer.first.items() if token.removeprefix(" ").lower() in spellings
+    ]
     return min(1.0, math.fsum(found))

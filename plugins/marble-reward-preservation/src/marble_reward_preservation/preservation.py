@@ -75,13 +75,14 @@ class Preservation:
 
         Returns:
             [B] float32 on the CPU: the mean cosine of an image's and its condition's patches at the same
-            place, over the patches whose cosines are highest; 1 for equal pictures.
+            place, over the patches whose cosines are highest; 1 for equal pictures, and infinite, as of a
+            failure, where the model overflowed.
         """
         distinct, rows = _distinct(conditions)
         parts = [slice(first, first + CHUNK) for first in range(0, len(images), CHUNK)]
         before = torch.cat([self._features(part) for part in distinct.split(CHUNK)])
-        scores = [self._compare(self._features(images[part]), before[rows[part]]) for part in parts]
-        return torch.cat(scores)
+        scores = torch.cat([self._compare(self._features(images[p]), before[rows[p]]) for p in parts])
+        return scores.masked_fill(scores.isnan(), torch.inf)
 
     @staticmethod
     def examples() -> list[tuple[Sample, Sample]]:
