@@ -14,6 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from marble_cli.balance.cache import DirectionCache
 from marble_cli.cli.app import main
 from marble_cli.config.compose import compose
 from marble_cli.plugins import installed
@@ -29,8 +30,7 @@ def test_run_folder_and_wandb_show_no_secret(
     given: list[Any] = []
     monkeypatch.setattr("marble_cli.run.recorder.Trackers", lambda *rest: given.append(rest) or Silent())
     config = compose([*secretive(), f"run.dir={tmp_path}"])
-    progress = Progress.__new__(Progress)
-    progress.step, progress.wandb_id = 0, None
+    progress = Progress(0, DirectionCache(), {}, {})
     shown = f"no {' '.join(HELD)} " + "x" * 70 + f" {SECRET}"
     with RunRecorder(config, tmp_path, progress, main=True) as recorder:
         recorder.message(shown)
