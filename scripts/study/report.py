@@ -190,8 +190,9 @@ def write_budget(results: BudgetResults, budget: str, output: Path) -> str:
 def write_judged(best: list[Summary], budget: str, output: Path) -> str:
     """Draw the figures of the judged cells and return their part of the page."""
     rows = [row for row in best if row.cell.method not in TUNED_AS]
-    on_all = [row for row in rows if row.cell.method not in SPECIALISTS]
-    draw_outcomes(on_all, output / f"outcomes-{budget}.png")
+    # Specialists, and merges of them, fall so far that the others would share a corner.
+    trained_on_all = [row for row in rows if row.cell.method not in (*SPECIALISTS, *MERGES)]
+    draw_outcomes(trained_on_all, output / f"outcomes-{budget}.png")
     draw_gains(rows, output / f"gains-{budget}.png")
     page = JUDGED_PAGE.substitute(budget=budget, outcomes=outcome_table(rows), gains=gain_table(rows))
     if guarded := beside_their_likes(best, GUARDED):
