@@ -18,3 +18,9 @@ def finished(run_config: RunConfigMaker, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert train(run_config("trainer.steps=4", f"run.dir={folder}", *SETTINGS), resume="auto") == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def plain(run_config: RunConfigMaker) -> RunConfig:
+    """The configuration of `run_config` as it is."""
+    return run_config()

@@ -22,6 +22,33 @@ SETTINGS = [
 ]
 
 
+# Settings that may change when a run is resumed.
+FREE = [
+    "trainer.steps=99",
+    "trainer.checkpoint_every=7",
+    "trainer.keep_last=1",
+    "trainer.eval_every=0",
+    "trainer.keep_every=5",
+    "trainer.best=reward/colorfulness/mean",
+    "trainer.eval_prompts=1",
+    "trainer.pending_batches=1",
+    "run.name=other",
+    "run.dir=elsewhere",
+    "trainer.micro_batch_size=3",
+    "trainer.encode_ahead=3",
+    "trainer.max_skipped=9",
+    "rollout.batch_size=3",
+    "model.embedding_cache=elsewhere",
+    "model.offload=blocks",
+    "model.gradient_checkpointing=true",
+    "model.compile=true",
+    "logging.images_every=9",
+    "logging.wandb.project=p",
+    "logging.trackers=[]",
+    "launcher.nproc=2",
+    "rewards.colorfulness.isolated=true",
+    "+rewards.colorfulness={url: 'http://far:8600', token_env: MINE}",
+]
 WEIGHTS = {
     "lora": ("lora/pytorch_lora_weights.safetensors", "ema/pytorch_lora_weights.safetensors"),
     "full": ("transformer/diffusion_pytorch_model.safetensors", "ema/diffusion_pytorch_model.safetensors"),
