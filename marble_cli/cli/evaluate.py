@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from marble_cli.cli.libraries import importing
 from marble_cli.cli.options import Overrides, Target, to_path
+
+if TYPE_CHECKING:
+    from marble_cli.evaluate.report import EvalReport
 
 EPILOG = (
     "Example:  marble eval runs/demo-0 --against base --output judged\n\n"
@@ -40,13 +43,16 @@ def evaluate(
     from marble_cli.output import answering
 
     out = ctx.with_resource(answering())
-    report = run(target, against or [], overrides or [], output)
-    if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=1), file=out)
-        return
     console = Console(file=out)
     console.width = max(console.width, 80)  # as in `marble explain`
-    for table in report.tables():
-        console.print(table, "")
-    if output is not None and (output / "images.png").is_file():
+
+    def present(report: "EvalReport") -> None:
+        if as_json:
+            typer.echo(json.dumps(report.to_json(), indent=1), file=out)
+            return
+        for table in report.tables():
+            console.print(table, "")
+
+    run(target, against or [], overrides or [], output, present)
+    if not as_json and output is not None and (output / "images.png").is_file():
         console.print(f"pictures: {output / 'images.png'}", soft_wrap=True, highlight=False, markup=False)

@@ -8,6 +8,7 @@ optional and imported only if a source needs them.
 import importlib
 import json
 import logging
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,20 @@ def hub_rows(name: str, source: SourceConfig, split: str) -> SourceRows:
 
 
 def _table_rows(where: str, table: Any, pictures: list[str]) -> SourceRows:
-    rows = table.drop_columns(pictures).to_pylist()
+    rows = [_without_decimals(row) for row in table.drop_columns(pictures).to_pylist()]
     for name in pictures:
         for row, cell in zip(rows, table.column(name), strict=True):
             row[name] = _read_cell(cell)
     return SourceRows(where, "row", "Expected text in every row.", rows, dict)
+
+
+def _without_decimals(value: Any) -> Any:
+    """Return a value with floats for its decimals, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _without_decimals(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_decimals(part) for part in value]
+    return float(value) if isinstance(value, Decimal) else value
 
 
 def _read_cell(cell: Any) -> Any:
@@ -172,7 +182,7 @@ def _is_plain(kind: Any) -> bool:
     if types.is_dictionary(kind):
         return _is_plain(kind.value_type)
     text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    number = types.is_integer(kind) or types.is_floating(kind)
+    number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
     return bool(text or number or types.is_boolean(kind) or types.is_null(kind))
 
 

@@ -1,7 +1,7 @@
 """`marble eval`: score a policy, alone or against others on the same prompts and the same initial noise."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from marble_cli.config.aspects import by_aspect, reward_keys
@@ -33,9 +33,15 @@ def held_out_prompts(config: RunConfig) -> list[Prompt]:
 
 
 def evaluate(
-    target: str, against: Sequence[str], overrides: Sequence[str], output: Path | None
+    target: str,
+    against: Sequence[str],
+    overrides: Sequence[str],
+    output: Path | None,
+    present: Callable[[EvalReport], None] = lambda _: None,
 ) -> EvalReport:
     """Evaluate `target`, against each other policy, and write report and images to `output` if given.
+
+    `present` is called with the report before files are written, so that a full disk loses no scores.
 
     Raises:
         RequestError: a target, override or reward is wrong.
@@ -70,6 +76,7 @@ def evaluate(
     ]
     alone, diversity = compare(one, None), compare_diversity(one, None)
     report = EvalReport(labels[0], len(prompts), settings, alone, diversity, comparisons)
+    present(report)
     if output is not None:
         _write(report, output, labels, evaluations)
     return report

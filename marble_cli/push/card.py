@@ -19,7 +19,7 @@ from marble_cli.errors import MarbleError
 from marble_cli.metrics.samples import KeptSample
 from marble_cli.plugins import installed
 from marble_cli.push.base_model import BaseModel
-from marble_cli.push.loading import loading_code
+from marble_cli.push.loading import EDITING, loading_code
 from marble_cli.report import outcome, settings
 from marble_cli.report.elements import MISSING, Table, without_runs
 from marble_cli.report.reading import Run
@@ -114,6 +114,8 @@ def plain(text: str) -> str:
 
 def _metadata(config: RunConfig, base: BaseModel, family: str, pictures: Sequence[Picture]) -> str:
     """Return what the hub reads, as YAML."""
+    task = "image-to-image" if family in EDITING else "text-to-image"
+    task = task if config.model.frames is None else "text-to-video"
     more: dict[str, Any] = dict(base.license)
     if base.id is not None:
         more |= {"base_model": base.id, "base_model_relation": "adapter"}
@@ -124,7 +126,6 @@ def _metadata(config: RunConfig, base: BaseModel, family: str, pictures: Sequenc
             {"text": picture.prompt, "output": {"url": f"images/{picture.after.file.name}"}}
             for picture in pictures
         ]
-    task = "text-to-image" if config.model.frames is None else "text-to-video"
     return ModelCardData(
         library_name="diffusers",
         pipeline_tag=task,

@@ -140,7 +140,15 @@ def restore(
     now, names = as_tree(config), list(by_aspect(config.rewards))
     if rewards is not None and rewards != names:
         log.warning("%s was trained on %s; the balance starts anew", checkpoint, ", ".join(rewards))
-        return Progress(progress.step, DirectionCache(), progress.ema, {}, best_metric=metric, basis=basis)
+        return Progress(
+            progress.step,
+            DirectionCache(),
+            progress.ema,
+            {},
+            best_metric=metric,
+            basis=basis,
+            merged=progress.merged,
+        )
     if stored.balance not in (None, balance_settings(now)):
         log.warning("%s was trained with another balance; this run's balance starts anew", checkpoint)
         progress.cache, progress.balance = DirectionCache(), None

@@ -36,6 +36,7 @@ class Progress:
         rollbacks: how often the run went back to its best checkpoint.
         kl_coef: the KL coefficient since the last rollback; None for the configured one.
         basis: what base scores depend on besides weights (`run.basis`); None from an older checkpoint.
+        merged: what `marble merge` made the weights of step 0 from; None if they were not merged.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Progress:
     rollbacks: int = 0
     kl_coef: float | None = None
     basis: dict[str, Any] | None = None
+    merged: dict[str, Any] | None = None
 
     def forget_run(self) -> None:
         """Drop what belongs to the run of the checkpoint if another run starts from it."""
@@ -84,6 +86,7 @@ def hold(policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress) -
         "wandb_id": progress.wandb_id,
         "rollbacks": progress.rollbacks,
         "kl_coef": progress.kl_coef,
+        "merged": progress.merged,
         "origin": provenance,
     }
     tensors = {"behaviour": behaviour, "optimizer": moments}
@@ -141,4 +144,5 @@ def unpack(
         rollbacks=info["rollbacks"],
         kl_coef=info["kl_coef"],
         basis=info["basis"],
+        merged=info["merged"],
     )

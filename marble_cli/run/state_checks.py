@@ -20,6 +20,7 @@ ADDED_LATER = {
     "rollbacks": 0,
     "kl_coef": None,
     "basis": None,
+    "merged": None,
 }
 WANDB_ID = re.compile(r"[\w-]{1,128}", re.ASCII)  # the id becomes part of a folder's name
 
@@ -78,6 +79,17 @@ def _are_scores(value: Any) -> bool:
     )
 
 
+def _is_merge(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("method"), str)
+        and isinstance(value.get("loras"), list)
+        and all(isinstance(name, str) for name in value["loras"])
+        and _are_numbers(value.get("weights"))
+        and len(value["loras"]) == len(value["weights"])
+    )
+
+
 EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cache": (_is_cache, "shares and norms of as many rewards"),
     "base_scores": (_are_scores, "numbers or null by reward"),
@@ -89,6 +101,10 @@ EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "wandb_id": (
         lambda value: value is None or (isinstance(value, str) and bool(WANDB_ID.fullmatch(value))),
         "up to 128 letters, digits, - and _, or null",
+    ),
+    "merged": (
+        lambda value: value is None or _is_merge(value),
+        "the method, LoRAs and weights of a merge, or null",
     ),
     "rollbacks": (lambda value: _is_integer(value, 0), "a number of rollbacks"),
     "kl_coef": (lambda value: value is None or (_is_number(value) and value > 0), "a number above 0 or null"),

@@ -5,6 +5,7 @@ import json
 import sys
 import tarfile
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,14 @@ def test_columns_of_every_plain_kind_are_metadata(tmp_path: Path, read: Reader) 
     }
     columns = {key: pyarrow.array([value]) for key, value in {"prompt": "a cup", **plain}.items()}
     columns["kind"] = pyarrow.array(["big"]).dictionary_encode()
+    columns["share"] = pyarrow.array([[Decimal("0.25")]], pyarrow.list_(pyarrow.decimal128(5, 2)))
     columns |= {
         key: pyarrow.array([value.as_py() if key == "when" else value])  # type: ignore[attr-defined]
         for key, value in other.items()
     }
     parquet.write_table(pyarrow.table(columns), tmp_path / "p.parquet")
-    assert read("p.parquet")[0].metadata == {**plain, "kind": "big"}
+    assert read("p.parquet")[0].metadata == {**plain, "kind": "big", "share": [0.25]}
+    json.dumps(read("p.parquet")[0].metadata)
 
 
 def test_bad_row_is_refused_with_its_number(tmp_path: Path, read: Reader) -> None:

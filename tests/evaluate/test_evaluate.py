@@ -10,8 +10,9 @@ import torch
 
 from marble_cli.checkpoint import store
 from marble_cli.config.schema import RunConfig
-from marble_cli.errors import CheckpointError, ConfigError
+from marble_cli.errors import CheckpointError, ConfigError, StorageError
 from marble_cli.evaluate.evaluate import evaluate
+from marble_cli.evaluate.report import EvalReport
 from marble_cli.evaluate.target import Target, resolve_target
 from marble_cli.evaluate.target import run_config as judging_config
 
@@ -80,6 +81,14 @@ def test_a_report_outlives_its_pictures(
     assert json.loads((tmp_path / "report.json").read_text()) == report.to_json()
     assert not (tmp_path / "images.png").exists()
     assert "images.png could not be drawn: ValueError: Expected end of text" in caplog.text
+
+
+def test_scores_are_presented_before_a_file_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    presented: list[EvalReport] = []
+    with pytest.raises(StorageError, match=r"report\.json"):
+        evaluate(str(run), [], [], tmp_path, presented.append)
+    assert presented[0].prompts > 0
 
 
 def test_judging_leaves_the_order_of_targets_without_effect(run: Path) -> None:

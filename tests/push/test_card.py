@@ -145,6 +145,19 @@ def test_code_for_a_model_that_edits_names_a_picture_of_the_runs_size() -> None:
     )
 
 
+def test_tags_name_what_the_model_makes(trained: Path) -> None:
+    run = read_run(trained, "r")
+    base = BaseModel("me/base", "base")
+    for model, family, task in (
+        ("flux_kontext", "FluxKontext", "image-to-image"),
+        ("wan", "Wan", "text-to-video"),
+    ):
+        config = compose(["~preset", f"model={model}", "data.root=.", "run.dir=unused"])
+        card = ModelCard(write_card("me/x", config, base, family, 1, run, [])).data
+        assert card.pipeline_tag == task
+        assert task in card.tags
+
+
 def test_code_for_a_model_of_videos_writes_one() -> None:
     config = compose(["~preset", "model=wan", "data.root=.", "run.dir=unused", "rollout.steps=20"])
     base = BaseModel("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan2.1-T2V-1.3B-Diffusers")

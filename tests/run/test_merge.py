@@ -36,7 +36,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, run_config: Callable[..., Run
     return folders
 
 
-def test_a_merged_run_is_judged_exported_and_resumed(runs: list[Path], tmp_path: Path) -> None:
+def test_a_merged_run_is_judged_exported_and_resumed(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "both"
     checkpoint = merge([str(run) for run in runs], output, [0.5, 0.5], MergeMethod.concat, 0.5)
     assert checkpoint == output / "checkpoints" / "step-00000000"
@@ -50,6 +52,10 @@ def test_a_merged_run_is_judged_exported_and_resumed(runs: list[Path], tmp_path:
     _, trained, _ = store.load(output / "checkpoints" / "step-00000001")
     _, merged, _ = store.load(checkpoint)
     assert any(not trained[key].equal(merged[key]) for key in merged)
+    monkeypatch.setattr("marble_cli.push.folder.render", lambda _: "")  # two seconds, and not looked at here
+    card = (write_folder(str(output), "me/both", tmp_path / "pushed") / "README.md").read_text()
+    assert "Trained for 1 step by marble" in card
+    assert f"with these weights:\n\n- 0.5 for {runs[0].name}/step-00000001\n- 0.5 for {runs[1].name}/" in card
 
 
 def test_a_weight_of_one_is_the_run_itself(
