@@ -17,7 +17,7 @@ from marble_cli.data.schedule import PromptSampler
 from marble_cli.distributed.layout import Layout
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shards import as_dtensor, local
-from marble_cli.errors import StorageError, TrainingError
+from marble_cli.errors import HackingError, StorageError, TrainingError
 from marble_cli.evaluate.score import Evaluation
 from marble_cli.interrupts import Interrupt
 from marble_cli.plan.checks import check_rewards
@@ -139,7 +139,7 @@ class Trainer:
             with bounded("while prompts were encoded", SMALLER_ENCODERS), self.ranks.raise_together():
                 self.evaluations.evaluator.encode_prompts()
         if self.evaluations.are_due():
-            self.checkpoints.note(self.evaluate())
+            self.make_good()
         while self.progress.step < settings.steps:
             self.checkpoints.check()
             step = self.progress.step + 1
@@ -163,6 +163,15 @@ class Trainer:
             self.checkpoints.save(False)
         self.checkpoints.wait()
         return 0
+
+    def make_good(self) -> None:
+        """Evaluate the step that the run resumes after, and note in its checkpoint that this is done."""
+        try:
+            best = self.evaluate()
+        except HackingError:
+            self.checkpoints.note(best=False)  # resumed once more, the run trains on
+            raise
+        self.checkpoints.note(best)
 
     def step(self, step: int) -> dict[str, Any]:
         """Compute one optimizer step: rollout, scores, signal, direction, update. Return its metrics."""

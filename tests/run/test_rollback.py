@@ -70,7 +70,7 @@ def test_run_that_goes_back_is_the_best_checkpoint_resumed_with_more_kl(
 def test_run_that_stops_keeps_the_step_and_the_best_before_it(
     hacked: None, run_config: RunConfigMaker, tmp_path: Path
 ) -> None:
-    """Resumed, it trains on."""
+    """Resumed, it trains on, also if it was killed in the evaluation, which then sounds the alarm first."""
     config = run_config(*SETTINGS, "trainer.on_hacking=stop", f"run.dir={tmp_path}")
     with pytest.raises(
         HackingError, match=r"stopped after step 3, .*other \(-2\) fell.*on_hacking=warn"
@@ -81,7 +81,11 @@ def test_run_that_stops_keeps_the_step_and_the_best_before_it(
         "step-00000003",
         "step-00000002",
     )
+    manifest.amend(tmp_path / "checkpoints" / "step-00000003", {"evaluated": 2})
+    with pytest.raises(HackingError, match="stopped after step 3"):
+        train(config, resume="auto")
     assert train(config, resume="auto") == 0
+    assert [row["step"] for row in read_history(tmp_path).held_out] == [0, 1, 2, 3, 4]
     state, _, _ = store.load(tmp_path / "checkpoints" / "step-00000004")
     assert (state.info["rollbacks"], state.info["kl_coef"]) == (0, None)
 
