@@ -252,14 +252,15 @@ class RewardWorker:
         self.pending_call = future
         if self.closing.is_set():
             raise self._closed_error()
+        limit = self.settings.timeout + self.reward.queue
         self.call_thread.call(copy_batch(batch), future)
         try:
-            answer = future.result(self.settings.timeout)
+            answer = future.result(limit)
         except TimeoutError:
             if future.done():  # the plugin raised it
                 raise
             self._rebuild("did not answer")
-            raise TimeoutError(f"no answer within {self.settings.timeout:g} s") from None
+            raise TimeoutError(f"no answer within {limit:g} s") from None
         except Exception:
             if not self.reward.alive():
                 self._rebuild("is gone")

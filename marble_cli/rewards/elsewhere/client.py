@@ -2,7 +2,9 @@
 
 import math
 import os
+import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -22,10 +24,16 @@ from marble_cli.suggest import nearest
 
 Scores = Tensor | list[float | Exception]
 HEALTH_TIMEOUT = 10.0  # seconds that a server has for sending the health document
+QUEUE = 10  # times the timeout that a call waits for those of other callers
+PAUSE = 0.5  # seconds before a call is made again for which the server had no place
 
 
 class RemoteError(Exception):
     """A call that the server refused or could not answer; the worker retries it."""
+
+
+class BusyError(RemoteError):
+    """A call for which the server has no place yet."""
 
 
 @dataclass(frozen=True)
@@ -158,17 +166,70 @@ def connect(key: str, name: str, at: Address, timeout: float) -> Reward:
         UnreachableError, ConfigError: as `examine`.
     """
     declaration = protocol.declaration_from_json(examine(key, name, at))
-    return bind(name, name, at, declaration, timeout)
+    return bind(key, name, name, at, declaration, timeout)
 
 
-def bind(name: str, served: str, at: Address, declaration: Declaration, timeout: float) -> Reward:
-    """Return a served reward as `connect` does, with a declaration that is known already."""
+def bind(key: str, name: str, served: str, at: Address, declaration: Declaration, timeout: float) -> Reward:
+    """Return a served reward as `connect` does, with a declaration that is known already.
+
+    A call raises TimeoutError if those of other callers have come first for `QUEUE` times `timeout`.
+    """
     client = at.client(timeout)
 
     def call(batch: Batch) -> Scores | dict[str, Scores]:
-        return _result(client.post(f"/score/{served}", content=protocol.pack_batch(batch)))
+        request = client.build_request(
+            "POST",
+            f"/score/{served}",
+            content=protocol.pack_batch(batch),
+            headers={"Accept": f"{protocol.TURNS}, */*"},
+        )
+        deadline = time.monotonic() + QUEUE * timeout
+        while True:
+            try:
+                return _result(_send(key, client, request, timeout, deadline))
+            except BusyError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(PAUSE)
 
     return Reward(name, declaration, call, Guard(name), client.close)
+
+
+def _send(
+    key: str, client: httpx.Client, request: httpx.Request, timeout: float, deadline: float
+) -> httpx.Response:
+    """Send a request for scores and return its answer, after the call's turn if the server tells that.
+
+    Raises:
+        TimeoutError: the call still waits for its turn at the deadline.
+        httpx.TransportError: the server did not answer.
+    """
+    server, in_turns = client.base_url, False
+    try:
+        answer = client.send(request, stream=True)
+        with closing(answer):
+            in_turns = answer.headers.get("Content-Type") == protocol.TURNS
+            if not in_turns:
+                answer.read()
+                return answer
+            body = b""
+            for piece in answer.iter_bytes():
+                body = body + piece if body else piece.lstrip(protocol.BEAT)
+                if not body and time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{server}: calls of other processes have come first for {QUEUE * timeout:g} s, "
+                        f"{QUEUE} times {key}.timeout. Raise it, or start more servers."
+                    )
+    except httpx.TimeoutException as error:
+        said = f" of the call's turn. If calls take that long, raise {key}.timeout."
+        if not in_turns:
+            said = (
+                f". If several processes ask a server of an older marble, each waits for the others: raise "
+                f"{key}.timeout, or start a server for each."
+            )
+        raise type(error)(f"{server}: no answer within {timeout:g} s{said}") from error
+    status, content = protocol.unpack_answer(body)
+    return httpx.Response(status, content=content, request=request)
 
 
 def _result(answer: httpx.Response) -> Scores | dict[str, Scores]:
@@ -181,6 +242,8 @@ def _result(answer: httpx.Response) -> Scores | dict[str, Scores]:
         kind, message = error["kind"], error["message"]
     except (ValueError, KeyError, TypeError):
         raise RemoteError(f"status {answer.status_code}: {answer.text[:200]}") from None
+    if answer.status_code == 503 and kind == protocol.REFUSED:
+        raise BusyError(message)
     if kind in (protocol.CONTRACT, protocol.TOO_LARGE):
         raise RewardError(f"{answer.url.copy_with(path='/')}: {message}")
     raise RemoteError(message)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from marble_cli.config import schema
@@ -64,13 +65,15 @@ def maker(
     _check_keys(key, settings.options)
     device = numbered(device)  # once, in the thread whose current device is the run's GPU
     if settings.url is not None:
-        from marble_cli.rewards.elsewhere.client import address, bind, examine
+        from marble_cli.rewards.elsewhere.client import QUEUE, address, bind, examine
         from marble_cli.rewards.elsewhere.protocol import declaration_from_json
 
         at, served = address(key, settings), settings.plugin
         declaration = declaration_from_json(examine(key, served, at))
         check_aspects(key, [*settings.aspects], declaration)
-        return lambda: bind(name, served, at, declaration, settings.timeout)
+        return lambda: replace(
+            bind(key, name, served, at, declaration, settings.timeout), queue=QUEUE * settings.timeout
+        )
     if settings.isolated and machine is not None:
         from marble_cli.rewards.elsewhere.shared import SharedServer
 

@@ -11,6 +11,11 @@
                           infinite where it failed; in that case perhaps `reason`, UTF-8. A reward with
                           aspects has these two for each of them, `scores.style` and `reason.style`
 
+If a request for scores accepts the media type `TURNS`, the answer to a batch that the server takes has that
+type and status 200, and begins at once: a line end now and then while the call waits for those of other
+callers, and one when its turn has come; then a line with the status, and the answer as above. Silence that is
+longer than the timeout is therefore the call's own, or the server hangs.
+
 If the server has a token, both require `Authorization: Bearer TOKEN`. A request that is refused or fails is
 answered with JSON, {"error": {"kind": ..., "message": ...}}, with one of the kinds below.
 """
@@ -30,6 +35,8 @@ from marble_cli.rewards.api import Batch, Declaration
 
 SERVICE = "marble-rewards"
 PROTOCOL = 1
+TURNS = "application/vnd.marble.turns"
+BEAT = b"\n"  # of a call that waits; no status begins with it
 TOKEN_VARIABLE = "MARBLE_REWARD_TOKEN"
 
 FAILURE = "failure"  # the plugin raised or did not answer: the worker retries
@@ -167,6 +174,21 @@ def unpack_scores(data: bytes) -> dict[str, Part]:
         }
     except Exception as error:  # foreign bytes may cause anything
         raise ValueError(f"the answer holds no scores: {type(error).__name__}: {error}") from error
+
+
+def pack_answer(status: int, body: bytes) -> bytes:
+    """Return the end of an answer of the type `TURNS`."""
+    return b"%d\n" % status + body
+
+
+def unpack_answer(data: bytes) -> tuple[int, bytes]:
+    """Restore what `pack_answer` packed.
+
+    Raises:
+        ValueError: the bytes hold no answer.
+    """
+    status, _, body = data.partition(b"\n")
+    return int(status), body
 
 
 def declaration_to_json(declaration: Declaration) -> dict[str, Any]:

@@ -4,12 +4,14 @@ import asyncio
 import hmac
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from marble_cli import __version__
 from marble_cli.errors import RewardError
@@ -24,16 +26,19 @@ NO_CONDITIONS = (
     "Expected `conditions` in it, which a marble of the server's version sends."
 )
 NO_FRAMES = "reward {name} scores videos, and the request has none. Expected `frames` in it."
+BEAT = 0.25  # seconds between two signs that a call still waits for its turn
 GONE = "the client has gone"  # for the log: no one reads the answer
+
+Beat = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a server: images and bytes per call, and calls that may wait for one reward."""
+    """The limits of a server: images and bytes per call, and calls of one reward, with the one under way."""
 
     images: int = 512
     bytes: int = 1 << 30
-    waiting: int = 16
+    waiting: int = 64
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,17 @@ def build_app(
     app = FastAPI(openapi_url=None, dependencies=[Depends(authorised)])
     working: Counter[str] = Counter()
 
+    @contextmanager
+    def counted(name: str) -> Iterator[None]:
+        working[name] += 1
+        try:
+            yield
+        finally:
+            working[name] -= 1
+
     @app.exception_handler(RefusedError)
     async def refuse(request: Request, error: RefusedError) -> Response:
-        return _json({"error": {"kind": error.kind, "message": redact(error.message)}}, error.status)
+        return _refusal(error)
 
     @app.get("/health")
     async def get_health() -> Response:
@@ -102,26 +115,61 @@ def build_app(
     async def score(name: str, request: Request) -> Response:
         if name not in workers:
             raise RefusedError(404, protocol.REFUSED, f"{name!r} is not served here; {', '.join(workers)} is")
+        worker = workers[name]
         busy = working[name] >= limits.waiting
-        working[name] += 1
         try:
-            batch = await _read(request, limits, busy)
-            if workers[name].reward.declaration.needs_conditions and batch.references is None:
-                raise RefusedError(422, protocol.CONTRACT, NO_CONDITIONS.format(name=name))
-            if workers[name].reward.declaration.needs_frames and batch.frames is None:
-                raise RefusedError(422, protocol.CONTRACT, NO_FRAMES.format(name=name))
-            answers = await _score(workers[name], batch, request)
+            with counted(name):
+                batch = await _read(request, limits, busy)
         except ClientDisconnect as error:
             raise RefusedError(499, protocol.REFUSED, GONE) from error
-        finally:
-            working[name] -= 1
-        parts = {
-            aspect: (scores, None if failure is None else redact(f"{type(failure).__name__}: {failure}"))
-            for aspect, (scores, failure) in zip(workers[name].aspects or ("",), answers, strict=True)
-        }
-        return Response(protocol.pack_scores(parts), media_type="application/octet-stream")
+        if worker.reward.declaration.needs_conditions and batch.references is None:
+            raise RefusedError(422, protocol.CONTRACT, NO_CONDITIONS.format(name=name))
+        if worker.reward.declaration.needs_frames and batch.frames is None:
+            raise RefusedError(422, protocol.CONTRACT, NO_FRAMES.format(name=name))
+
+        async def answer(beat: Beat) -> Response:
+            with counted(name):
+                return _scores(worker, await _score(worker, batch, request, beat))
+
+        if protocol.TURNS in request.headers.get("Accept", ""):
+            return TurnsResponse(answer)
+        return await answer(lambda: asyncio.sleep(0))  # the client knows of no turns
 
     return app
+
+
+class TurnsResponse(Response):
+    """An answer of the type `protocol.TURNS`: `answer` beats while its call waits, and returns the rest."""
+
+    def __init__(self, answer: Callable[[Beat], Awaitable[Response]]):
+        super().__init__(media_type=protocol.TURNS, headers={"X-Accel-Buffering": "no"})  # by nginx
+        del self.headers["Content-Length"]
+        self.answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
+
+        async def write(body: bytes, *, more: bool) -> None:
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            answer = await self.answer(lambda: write(protocol.BEAT, more=True))
+        except RefusedError as error:
+            answer = _refusal(error)
+        await write(protocol.pack_answer(answer.status_code, bytes(answer.body)), more=False)
+
+
+def _scores(worker: RewardWorker, answers: list[Parsed]) -> Response:
+    parts = {
+        aspect: (scores, None if failure is None else redact(f"{type(failure).__name__}: {failure}"))
+        for aspect, (scores, failure) in zip(worker.aspects or ("",), answers, strict=True)
+    }
+    return Response(protocol.pack_scores(parts), media_type="application/octet-stream")
+
+
+def _refusal(error: RefusedError) -> Response:
+    return _json({"error": {"kind": error.kind, "message": redact(error.message)}}, error.status)
 
 
 def _json(document: dict[str, Any], status: int = 200) -> Response:
@@ -160,19 +208,24 @@ async def _read(request: Request, limits: Limits, busy: bool) -> Batch:
     return batch
 
 
-async def _score(worker: RewardWorker, batch: Batch, request: Request) -> list[Parsed]:
+async def _score(worker: RewardWorker, batch: Batch, request: Request, beat: Beat) -> list[Parsed]:
     """Return the result of `RewardWorker.attempt` for a batch.
 
-    The call waits for its turn, and is dropped if the client disconnects before that.
+    The call waits for its turn, and is dropped if the client disconnects before that. `beat` is awaited every
+    `BEAT` seconds meanwhile, and at last when the turn has come.
     """
-    answer = asyncio.wrap_future(worker.executor.submit(worker.attempt, batch))
+    call = worker.executor.submit(worker.attempt, batch)
+    answer = asyncio.wrap_future(call)
+    begun = False
     # The body has been read, so this waits for a disconnection.
     gone = asyncio.ensure_future(request.receive())
     try:
         first: set[asyncio.Future[Any]] = {answer, gone}
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        while not (await asyncio.wait(first, timeout=BEAT, return_when=asyncio.FIRST_COMPLETED))[0]:
+            if not begun:
+                begun = call.running()
+                await beat()
         if not answer.done():
-            answer.cancel()
             raise RefusedError(499, protocol.REFUSED, GONE)
         return answer.result()
     except RewardError as error:
@@ -182,4 +235,5 @@ async def _score(worker: RewardWorker, batch: Batch, request: Request) -> list[P
     except Exception as error:  # whatever a plugin may raise
         raise RefusedError(500, protocol.FAILURE, f"{type(error).__name__}: {error}") from error
     finally:
+        answer.cancel()
         gone.cancel()

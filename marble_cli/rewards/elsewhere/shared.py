@@ -33,10 +33,10 @@ from urllib.parse import quote
 import httpx
 
 from marble_cli.config import schema
-from marble_cli.errors import RewardError
+from marble_cli.errors import RewardError, UnreachableError
 from marble_cli.interrupts import blocked_signals
 from marble_cli.rewards.api import Batch
-from marble_cli.rewards.elsewhere.client import Address, connect
+from marble_cli.rewards.elsewhere.client import Address, RemoteError, connect
 from marble_cli.rewards.elsewhere.isolated import (
     STOP,
     describe_end,
@@ -114,7 +114,7 @@ class SharedServer:
         raise RewardError(f"reward {self.name} was closed")
 
     def start(self) -> Reward:
-        """Connect to the server; start it first if there is none or the one that this rank knew has failed.
+        """Connect to the server; start it first if there is none, or if the latest has failed.
 
         Raises:
             ConfigError, RewardError: the reward cannot be built in its environment, or was closed.
@@ -122,10 +122,11 @@ class SharedServer:
         first = self.known == 0
         try:
             with nullcontext() if self.in_turn else self.turn():
-                serving = self._read()
-                if serving is None or serving.number == self.known:
-                    serving = self._replace(serving)
-                served = self._connect(serving)
+                serving, served = self._read(), None
+                if serving is not None and serving.number != self.known:
+                    with suppress(UnreachableError):  # this rank is the first to find out
+                        served = self._connect(serving)
+                served = served or self._connect(self._replace(serving))
         except BaseException:
             if first:
                 self._leave()
@@ -142,8 +143,10 @@ class SharedServer:
             if served is None or serving.number != self.known:
                 served = self._connect(serving)
             return served.call(batch)
-        except httpx.TransportError:  # a local process: it has died or hangs
+        except (httpx.TransportError, UnreachableError) as error:  # a local process: it has died or hangs
             self.lost.set()
+            if isinstance(error, UnreachableError):  # which stops a run
+                raise RemoteError("another process restarted its server, which is gone as well") from error
             raise
 
     def _connect(self, serving: Serving) -> Reward:
