@@ -119,9 +119,9 @@ class Reward:
 
     `name` is that of its key. `call` must be made under `guard`. `close` releases its resources.
     `alive` turns false when the process that serves it is gone. Calls are made inside `turn`, which waits
-    until other users of the same process have been served; a call may also wait for them for `queue` seconds,
-    beside its timeout. `plugin` is the class's instance or the function,
-    None if it is in another process.
+    until other users of the same process have been served; a call may also wait for them itself, for `queue`
+    seconds beside its timeout. `plugin` is the class's instance or the function, None if it is in another
+    process.
     """
 
     name: str

@@ -224,7 +224,7 @@ def _send(
         said = f" of the call's turn. If calls take that long, raise {key}.timeout."
         if not in_turns:
             said = (
-                f". If several processes ask a server of an older marble, each waits for the others: raise "
+                ". If several processes ask a server of an older marble, each waits for the others: raise "
                 f"{key}.timeout, or start a server for each."
             )
         raise type(error)(f"{server}: no answer within {timeout:g} s{said}") from error

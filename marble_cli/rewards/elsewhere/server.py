@@ -5,7 +5,7 @@ import hmac
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ NO_CONDITIONS = (
     "Expected `conditions` in it, which a marble of the server's version sends."
 )
 NO_FRAMES = "reward {name} scores videos, and the request has none. Expected `frames` in it."
-BEAT = 0.25  # seconds between two signs that a call still waits for its turn
+BEAT_EVERY = 0.25  # seconds between two signs that a call still waits for its turn
 GONE = "the client has gone"  # for the log: no one reads the answer
 
 Beat = Callable[[], Awaitable[None]]
@@ -118,7 +118,7 @@ def build_app(
         worker = workers[name]
         busy = working[name] >= limits.waiting
         try:
-            with counted(name):
+            with nullcontext() if busy else counted(name):
                 batch = await _read(request, limits, busy)
         except ClientDisconnect as error:
             raise RefusedError(499, protocol.REFUSED, GONE) from error
@@ -142,7 +142,8 @@ class TurnsResponse(Response):
     """An answer of the type `protocol.TURNS`: `answer` beats while its call waits, and returns the rest."""
 
     def __init__(self, answer: Callable[[Beat], Awaitable[Response]]):
-        super().__init__(media_type=protocol.TURNS, headers={"X-Accel-Buffering": "no"})  # by nginx
+        # nginx would hold the beats back otherwise.
+        super().__init__(media_type=protocol.TURNS, headers={"X-Accel-Buffering": "no"})
         del self.headers["Content-Length"]
         self.answer = answer
 
@@ -212,7 +213,7 @@ async def _score(worker: RewardWorker, batch: Batch, request: Request, beat: Bea
     """Return the result of `RewardWorker.attempt` for a batch.
 
     The call waits for its turn, and is dropped if the client disconnects before that. `beat` is awaited every
-    `BEAT` seconds meanwhile, and at last when the turn has come.
+    `BEAT_EVERY` seconds meanwhile, and at last when the turn has come.
     """
     call = worker.executor.submit(worker.attempt, batch)
     answer = asyncio.wrap_future(call)
@@ -221,7 +222,7 @@ async def _score(worker: RewardWorker, batch: Batch, request: Request, beat: Bea
     gone = asyncio.ensure_future(request.receive())
     try:
         first: set[asyncio.Future[Any]] = {answer, gone}
-        while not (await asyncio.wait(first, timeout=BEAT, return_when=asyncio.FIRST_COMPLETED))[0]:
+        while not (await asyncio.wait(first, timeout=BEAT_EVERY, return_when=asyncio.FIRST_COMPLETED))[0]:
             if not begun:
                 begun = call.running()
                 await beat()

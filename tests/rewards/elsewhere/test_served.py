@@ -1,5 +1,6 @@
 """A served reward scores, declares and fails as one in this process does."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -139,6 +140,9 @@ def test_a_server_that_does_not_answer_in_time_fails_the_batch(
     settings = at({"options": {"marker": str(marker)}}, timeout=0.3, retries=0)
     with open_scorer({"mine": settings}, "cpu") as scorer:
         assert submit(scorer, sample_batch(()).images, [""] * 6).failed.all()
+        assert re.search(
+            r"no answer within 0.3 s of the call's turn.*raise rewards.mine.timeout", scorer.workers[0].error
+        )
         marker.touch()
         assert submit(scorer, sample_batch(()).images, [""] * 6).applicable.all()
 

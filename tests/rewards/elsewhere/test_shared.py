@@ -1,5 +1,6 @@
 """The ranks of a machine share the server of an isolated reward; here every rank is an object."""
 
+import json
 import logging
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,25 @@ def test_ranks_share_a_server_that_is_replaced_once_and_ends_with_the_last(
     ranks[0].close()
     assert gone(second)
     assert not list(machine.folder.iterdir())
+
+
+def test_a_server_that_another_rank_restarted_and_that_died_is_restarted(
+    machine: Machine, serve: Callable[..., str], marble_logs: pytest.LogCaptureFixture
+) -> None:
+    server = SharedServer("mine", SETTINGS, machine, "rewards.mine")
+
+    def restarted(number: int, url: str) -> None:
+        nobody = 1 << 30  # no process has this id
+        serving = shared.Serving(number, nobody, url, "secret")
+        (server.folder / "server.json").write_text(json.dumps(asdict(serving)))
+
+    restarted(1, serve({"mine": RewardConfig(plugin="colorfulness")}, token="secret"))
+    rank = RewardWorker("mine", SETTINGS, server.start)
+    assert torch.allclose(rank.score(batch(0), [""] * 3, [True] * 3).values, expected(0))
+    restarted(2, "http://127.0.0.1:9")
+    assert torch.allclose(rank.score(batch(1), [""] * 3, [True] * 3).values, expected(1))
+    assert "reward mine: restart 2 of its server" in marble_logs.text
+    rank.close()
 
 
 def test_no_server_is_left_when_all_ranks_are_killed(
