@@ -9,6 +9,8 @@ from torch import Tensor
 
 from marble_cli.balance.base import Solution
 
+ROUNDING = 1e-9  # of a sum of shares
+
 
 @dataclass(frozen=True)
 class DirectionCache:
@@ -35,8 +37,12 @@ class DirectionCache:
 
         A reward that is not active keeps its norm. It also keeps its share, as long as all inactive rewards
         together hold no more than their number over K; the active rewards divide the rest. A refresh without
-        an active reward changes nothing. All this counts trained rewards. The shares of active guards shrink
-        as theirs do, and a guard that is not active keeps its share.
+        an active reward changes nothing. All this counts trained rewards; a guard that is not active keeps
+        its share.
+
+        Some shares hold a direction back from pushing a reward down: those of guards, and those of a balance
+        that adds up to more than 1, as the multipliers of `upgrad` do. Without every trained reward that ever
+        had a gradient, a refresh does not see what they protect, or protect from, so it raises them only.
 
         Args:
             solution: of this refresh.
@@ -58,6 +64,9 @@ class DirectionCache:
         inactive = inactive * (kept / held if held > 0.0 else held)
         inactive = torch.where(trained, inactive, self.alpha)
         target = torch.where(active, solution.alpha * (1.0 - kept), inactive)
+        if (trained & ~active & (self.norms > 0.0)).any():
+            protects = ~trained | (total > 1.0 + ROUNDING)
+            target = torch.where(protects, target.maximum(self.alpha), target)
         known = torch.where(self.norms > 0.0, self.norms, seen)
         return replace(
             self,

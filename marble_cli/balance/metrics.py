@@ -10,6 +10,8 @@ from marble_cli.balance.base import Solution, cosines
 from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.conflict import agreement, conflict_share, pairwise_cosines
 
+# Metrics of what a refresh caches; a skipped one caches nothing.
+OF_CACHE = ("balance/alpha_cached/", "balance/refresh_interval")
 ALONG = 1e-9  # cosine that is the rounding of 0
 
 

@@ -59,6 +59,7 @@ def build(
             rewards, weights that are unknown, negative or all zero, or a balance with a state where
             `balance.refresh_when=stale` needs one without.
     """
+    _check_solver(config.solver)
     if all(map(math.isnan, margins)):
         balance = _build(config, names, reward_weights)
     else:
@@ -75,7 +76,6 @@ def _build_guarded(
     config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float], guards: Guards
 ) -> Balance | ScalarisedReward:
     """Build the balance of the trained rewards, and put the guards around it."""
-    _check_solver(config.solver)
     trained = guards.trained.nonzero().flatten().tolist()
     inner = _build(config, [names[k] for k in trained], [reward_weights[k] for k in trained])
     if isinstance(inner, ScalarisedReward):
@@ -107,14 +107,12 @@ def _least_norm(unit: bool) -> Builder:
         groups = make_groups(config, names)
         entries = "entries (groups and single rewards)" if groups else "rewards"
         _check_floor(config.floor, len(groups) or len(names), entries)
-        _check_solver(config.solver)
         return LeastNorm(unit, config.floor, config.solver, groups, config.norm_priority)
 
     return builder
 
 
 def _upgrad(config: schema.BalanceConfig, names: Sequence[str], reward_weights: Sequence[float]) -> Balance:
-    _check_solver(config.solver)
     return ProjectedSum(_weights(config, names, reward_weights), config.solver)
 
 

@@ -122,7 +122,7 @@ def _name_key(path: tuple[str, ...]) -> str:
 def _may_change(path: tuple[str, ...]) -> bool:
     group, *rest = path
     if group in ("rewards", "eval_rewards"):
-        return len(rest) == 2 and rest[1] in REWARDS_MAY_CHANGE
+        return (len(rest) == 2 and rest[1] in REWARDS_MAY_CHANGE) or rest[1:] == ["options", "device"]
     keys = MAY_CHANGE.get(group, ())
     return keys is None or rest[0] in keys
 

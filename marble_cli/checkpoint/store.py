@@ -265,6 +265,11 @@ def resolve(spec: str) -> Path:
     if not parent.is_dir():
         if path.exists():
             refuse_pickled(path)
+        elif path.name == "best" and path.parent.name == "checkpoints" and path.parent.is_dir():
+            raise CheckpointError(
+                f"{spec}: no evaluation has exceeded the run's start yet. Expected latest in its place, or "
+                "a step."
+            )
         runs = sorted(found.parent.name for found in path.glob("*/checkpoints"))
         raise CheckpointError(
             f"{spec} is neither a checkpoint (a folder with state.json) nor a run (a folder with "

@@ -13,6 +13,7 @@ from marble_cli.config.resolution import read_resolution
 from marble_cli.config.schema import RunConfig
 from marble_cli.data.conditions import montage
 from marble_cli.data.prompts import Prompt
+from marble_cli.distributed.layout import Layout, Replicated
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.distributed.shares import Shares, share
 from marble_cli.evaluate.diversity import diversities
@@ -97,7 +98,11 @@ class Evaluator:
     scorer: Scorer
     prompts: list[Prompt]
     images_per_prompt: int = 1
-    ranks: Ranks = field(default_factory=Ranks.alone)
+    layout: Layout = field(default_factory=lambda: Replicated(Ranks.alone()))
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.layout.ranks
 
     @cached_property
     def shares(self) -> Shares:
@@ -129,7 +134,8 @@ class Evaluator:
             RewardError: a reward broke its contract, or failed on too many images.
         """
         size, places = self.images_per_prompt, self.shares.everywhere.flatten()
-        samples = self.draw(self.own, adapter, advance)
+        with self.layout.raise_together():
+            samples = self.draw(self.own, adapter, advance)
         images = places[:, None] * size + torch.arange(size)
         scores = samples.scores(self.ranks).of_images(images.where(places[:, None] >= 0, -1).flatten())
         self.scorer.check(scores)
@@ -180,7 +186,11 @@ class Evaluator:
 
 
 def make_evaluator(
-    config: RunConfig, policy: Policy, scorer: Scorer, prompts: list[Prompt], ranks: Ranks | None = None
+    config: RunConfig,
+    policy: Policy,
+    scorer: Scorer,
+    prompts: list[Prompt],
+    layout: Layout | None = None,
 ) -> Evaluator:
     """Make the evaluator of a run.
 
@@ -189,11 +199,12 @@ def make_evaluator(
         policy: the policy whose images are judged.
         scorer: scores them.
         prompts: the held-out prompts.
-        ranks: share the prompts; this process alone if None.
+        layout: of the ranks that share the prompts; this process alone if None.
 
     Raises:
         RequestError: `evaluation.resolution` does not fit the model.
     """
     settings = resolve_evaluation(config)
     rollout = evaluation_rollout(policy, config.rollout, settings)
-    return Evaluator(rollout, scorer, prompts, settings.images_per_prompt, ranks or Ranks.alone())
+    alone = Replicated(Ranks.alone())
+    return Evaluator(rollout, scorer, prompts, settings.images_per_prompt, layout or alone)

@@ -1,5 +1,6 @@
 """Judge an evaluation inside a run: gains over the start, and signs of reward hacking."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,10 @@ from marble_cli.evaluate.statistics import paired_interval, sign_flip_p_value
 
 @dataclass(frozen=True)
 class Verdict:
-    """Metrics of an evaluation, its composite gain, and its sign of reward hacking in words, if any."""
+    """Metrics of an evaluation, its composite gain, and its sign of reward hacking in words, if any.
+
+    The composite is NaN, and no metric, if no trained reward and no guard can be compared.
+    """
 
     metrics: dict[str, Any]
     composite: float
@@ -54,15 +58,7 @@ def judge(
         guards: names of the guards. The loss of one counts in the composite like that of a trained reward, a
             gain does not. One that falls is a sign of reward hacking, and joint improvement counts it.
     """
-    metrics: dict[str, Any] = {}
-    for name, (mean, std, count) in evaluation.summary().items():
-        metrics |= {
-            f"reward/{name}/mean": mean,
-            f"reward/{name}/std": std,
-            f"reward/{name}/applicable": count,
-        }
-    for name, failed in zip(evaluation.scores.names, evaluation.scores.failed, strict=True):
-        metrics[f"reward/{name}/failed"] = int(failed.sum())
+    metrics = _describe_scores(evaluation)
     scores = dict(zip(evaluation.scores.names, evaluation.scores.values, strict=True))
     gains, losses, rose, fell = [], [], [], []
     for name, before in start.items():
@@ -91,12 +87,25 @@ def judge(
         f"{', '.join(fell)} fell since the start while {', '.join(rose)} rose, each beyond its 95 % "
         "interval: a sign of reward hacking"
     )
-    composite = sum([*gains, *losses]) / max(1, len(gains))
-    metrics["eval/composite"] = composite
+    composite = math.nan
+    if gains or losses:
+        composite = metrics["eval/composite"] = sum([*gains, *losses]) / max(1, len(gains))
     if evaluation.diversity is not None:
         metrics["eval/diversity"] = evaluation.diversity.nanmean().item()
     metrics |= _joint_metrics(scores, start, [*trained, *guards])
     return Verdict(metrics, composite, hacking if fell and rose else None)
+
+
+def _describe_scores(evaluation: Evaluation) -> dict[str, Any]:
+    """Return each reward's numbers of scored and of failed images, and the scores' mean and deviation."""
+    metrics: dict[str, Any] = {}
+    scores = evaluation.scores
+    for name, applicable, failed in zip(scores.names, scores.applicable, scores.failed, strict=True):
+        metrics[f"reward/{name}/applicable"] = int(applicable.sum())
+        metrics[f"reward/{name}/failed"] = int(failed.sum())
+    for name, (mean, std, _) in evaluation.summary().items():
+        metrics |= {f"reward/{name}/mean": mean, f"reward/{name}/std": std}
+    return metrics
 
 
 def _gain(pairs: np.ndarray) -> float:

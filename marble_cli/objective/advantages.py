@@ -77,6 +77,8 @@ def weighted_sum(
 ) -> tuple[Tensor, Tensor]:
     """Scalarise raw rewards, the baseline: one reward from the weighted ones that apply to an image.
 
+    A reward of weight zero is left out, as if there were none.
+
     Args:
         rewards: [K, n]; the value is ignored where not applicable.
         applicable: [K, n] bool.
@@ -85,19 +87,17 @@ def weighted_sum(
             In a sum the missing score would act like a score of zero, and a mean without it has another
             scale.
         reduce: `sum` is sum_k w_k m_ki R_ki (arXiv 2605.06507); `mean` divides that by sum_k w_k m_ki, as the
-            code published with it does. An image whose applicable rewards all have weight zero has no mean.
+            code published with it does.
 
     Returns:
         [1, n] float64 rewards and the [1, n] bool mask of the images that have one.
     """
-    total = _weighted(rewards, applicable, weights)
-    if reduce is Reduce.sum:
-        scored = applicable.any(0, keepdim=True)
-    elif reduce is Reduce.mean:
+    applicable = _with_weight(applicable, weights)
+    total, scored = _weighted(rewards, applicable, weights), applicable.any(0, keepdim=True)
+    if reduce is Reduce.mean:
         weight = (applicable.double() * weights.to(total)[:, None]).sum(0, keepdim=True)
-        scored = weight > 0
         total = total / weight.where(scored, torch.ones_like(weight))
-    else:
+    elif reduce is not Reduce.sum:
         raise ValueError(f"reduce: expected a member of Reduce, got {reduce!r}")
     if groups is not None:
         group = torch.unique(groups, return_inverse=True)[1].to(rewards.device).expand_as(applicable)
@@ -110,6 +110,8 @@ def advantage_sum(
     advantage: Tensor, applicable: Tensor, weights: Tensor, *, epsilon: float = 1e-4
 ) -> tuple[Tensor, Tensor]:
     """Sum normalised rewards and normalise the sum over the step, so that its scale does not grow with K.
+
+    A reward of weight zero is left out, as if there were none.
 
     The sum has mean zero over each group as its terms have, so dividing by its deviation is all that is left.
 
@@ -124,6 +126,7 @@ def advantage_sum(
 
     Source: GDPO, arXiv 2601.05242.
     """
+    applicable = _with_weight(applicable, weights)
     total = _weighted(advantage, applicable, weights)
     scored = applicable.any(0, keepdim=True)
     deviation = _mean(total.square(), scored, torch.zeros_like(scored, dtype=torch.int64)).sqrt()
@@ -142,6 +145,11 @@ def effective_samples(advantage: Tensor) -> float:
     """
     square = advantage.square().sum()
     return float(advantage.abs().sum().square() / square) if square > 0 else 0.0
+
+
+def _with_weight(applicable: Tensor, weights: Tensor) -> Tensor:
+    """Return [K, n] bool, false also for rewards of weight zero."""
+    return applicable & (weights > 0.0).to(applicable.device)[:, None]
 
 
 def _weighted(values: Tensor, applicable: Tensor, weights: Tensor) -> Tensor:

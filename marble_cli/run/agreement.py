@@ -169,10 +169,11 @@ def read_settings(checkpoint: Path) -> dict[Any, Any] | None:
 
 
 def balance_settings(tree: dict[Any, Any]) -> dict[str, Any]:
-    """Return the `balance` group of a configuration's plain tree, and the margin of every guard."""
+    """Return the `balance` group of a configuration's plain tree, rewards' weights, and guards' margins."""
     rewards = plain_by_aspect(tree["rewards"]).items()  # files of older runs have no role
+    weights = {name: float(reward.get("weight", 1.0)) for name, reward in rewards}
     guards = {name: reward["margin"] for name, reward in rewards if reward.get("role") == Role.guard.value}
-    return {**tree["balance"], "guards": guards}
+    return {**tree["balance"], "reward_weights": weights, "guards": guards}
 
 
 def _digest(checkpoint: Path) -> str | None:

@@ -97,7 +97,7 @@ def build_trainer(
     evaluations = Evaluations(
         settings=config.trainer,
         policy=policy,
-        evaluator=make_evaluator(config, policy, eval_scorer, held_out, layout.ranks),
+        evaluator=make_evaluator(config, policy, eval_scorer, held_out, layout),
         trained=[name for name in names if name not in guards],
         guards=guards,
         watched=list(by_aspect(config.eval_rewards)),

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from marble_cli.balance.metrics import OF_CACHE
 from marble_cli.config.aspects import by_aspect
 from marble_cli.config.enums import DeadGroups
 from marble_cli.config.schema import RunConfig
@@ -203,6 +204,7 @@ class Trainer:
             metrics |= {"grad_norm": norm, "behaviour/eta": self.update(step, direction, norm)}
         else:
             self.skip(step, drawn, data, signal)
+            metrics = {key: value for key, value in metrics.items() if not key.startswith(OF_CACHE)}
             metrics["skipped"] = 1
         if self.progress.rollbacks:
             metrics["alarm/rollbacks"] = self.progress.rollbacks

@@ -87,7 +87,9 @@ class Balanced:
             BalanceError: no solution is good enough.
         """
         solution = solve_once(self.balance, gram, self.ranks)
-        updated = cache.update(solution, gram.diagonal().sqrt(), self.ema)
+        # Without a direction, as of rewards of weight 0 alone, amortised steps would have none either.
+        has_direction = bool(solution.weights.any())
+        updated = cache.update(solution, gram.diagonal().sqrt(), self.ema) if has_direction else cache
         guards = describe_guards(self.names, gram, solution)
         metrics = {"balance/failed": 0, **describe_solution(self.names, solution, updated), **guards}
         amortised = cache.direction_weights() if self.advantage_clip is None else None

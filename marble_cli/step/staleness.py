@@ -67,7 +67,8 @@ def measure_staleness(
 ) -> Staleness | None:
     """Compare the two halves of a refresh with the cache and with each other.
 
-    Returns None if nothing is cached, if only one half has a gradient of some reward, or if a QP fails.
+    Returns None if nothing is cached, if fewer than two rewards have a gradient, if only one half has one of
+    some reward, or if a QP fails.
 
     Args:
         balance: of the run; it must keep no state.
@@ -77,7 +78,9 @@ def measure_staleness(
     """
     count = len(halves) // 2
     both, active = (halves[:count, :count], halves[count:, count:]), active_rewards(fold(halves))
-    if cache.alpha is None or not all(active_rewards(half)[active].all() for half in both):
+    if cache.alpha is None or active.sum() < 2:  # the share of one is always 1
+        return None
+    if not all(active_rewards(half)[active].all() for half in both):
         return None
     try:
         one, other = (_normalised(solve_once(balance, half, ranks).alpha) for half in both)

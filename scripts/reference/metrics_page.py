@@ -19,10 +19,12 @@ class Metric:
 
 
 EVERY, BOTH = "every step", "every row"
+FINITE = "steps whose velocities are finite"
 SOLVED = (
     "every step that solves a balance: refreshes, and all steps with `balance.mode=full` or `output_space`"
 )
-MEASURED = "refreshes"
+MEASURED = "refreshes; with `output_space` the scheduled ones alone"
+COMPARED = "evaluations in which a trained reward or a guard scored an image that the first one scored too"
 GUARDED = "every step that solves a balance in which the guard is active"
 SECTIONS: dict[str, tuple[Metric, ...]] = {
     "Rows": (
@@ -119,7 +121,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "eval/composite",
             "Mean of `reward/<k>/gain` over the trained rewards. The loss of a guard is subtracted, a gain "
             "not counted. `trainer.best` selects by it.",
-            "every evaluation",
+            COMPARED,
             ("eval",),
         ),
         Metric(
@@ -133,14 +135,14 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "eval/joint_improvement",
             "Share of the held-out images that are at least as good as at the first evaluation in every "
             "applicable reward that is trained or a guard, and better in one.",
-            "every evaluation",
+            COMPARED,
             ("eval",),
         ),
         Metric(
             "eval/joint_decline",
             "Share of the held-out images that are worse than at the first evaluation in every applicable "
             "reward that is trained or a guard.",
-            "every evaluation",
+            COMPARED,
             ("eval",),
         ),
     ),
@@ -157,7 +159,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         ),
         Metric(
             "balance/weight/<k>",
-            "Factor of the reward's raw gradient in the direction.",
+            "Factor of the reward's raw gradient in the direction. With `balance.amortize=advantage` the "
+            "amortised steps mix advantages by `balance/alpha/<k>` and do not use it.",
             "steps with a balance in which the reward is active",
         ),
         Metric(
@@ -206,8 +209,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric("balance/grad_norm/<k>", "Norm of the reward's gradient.", MEASURED),
         Metric(
             "balance/cosine/<k>",
-            "Cosine of the applied direction with the reward's gradient. Below 0, the step pushes "
-            "the reward down.",
+            "Cosine of the weighted sum of the rewards' gradients, which the step follows beside the shared "
+            "term and the KL term, with the reward's gradient. Below 0, that sum pushes the reward down.",
             MEASURED,
         ),
         Metric("balance/pairwise_cosine/<k>/<l>", "Cosine between the gradients of two rewards.", MEASURED),
@@ -244,19 +247,19 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         ),
     ),
     "Loss and update": (
-        Metric("loss/policy", "The DiffusionNFT loss along the applied weights.", EVERY),
+        Metric("loss/policy", "The DiffusionNFT loss along the applied weights.", FINITE),
         Metric(
             "loss/kl",
             "The KL term, `loss/kl_coef * mean (v_theta - v_ref)^2`; 0 if the coefficient is 0. With "
             "`algorithm.kl_every` above 1 an unbiased estimate of it, from the micro-batches drawn.",
-            EVERY,
+            FINITE,
         ),
         Metric(
             "policy/deviation",
             "Mean `|v_theta - v_old|` over the samples trained on, relative to the mean `|v_old|`. Exactly 0 "
             "while the behaviour policy equals the trained one: at the first step, and after an update with "
             "`behaviour/eta` 0.",
-            "steps whose velocities are finite",
+            FINITE,
         ),
         Metric(
             "loss/kl_coef",

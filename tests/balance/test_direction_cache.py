@@ -3,12 +3,16 @@
 import json
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
 from marble_cli.balance import DirectionCache, Solution, gram
+from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import Fixed
+from marble_cli.balance.guards import Guards, guard
 from marble_cli.balance.marble import LeastNorm
+from marble_cli.balance.upgrad import ProjectedSum
 
 NONE = Solution(
     torch.zeros(3, dtype=torch.float64),
@@ -71,6 +75,49 @@ def test_a_silent_reward_keeps_its_norm_and_at_most_an_equal_share() -> None:
     weights = later.direction_weights()
     assert weights is not None
     assert weights.isfinite().all()
+
+
+def opposing(cosine: float) -> Tensor:
+    """Return unit gradients [2, 2] of that cosine."""
+    return torch.tensor([[1.0, 0.0], [cosine, (1 - cosine**2) ** 0.5]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("lengths", [(1.0, 1.0), (1.0, 10.0), (10.0, 1.0)])
+def test_protection_outlasts_refreshes_that_do_not_see_what_it_is_for(lengths: tuple[float, float]) -> None:
+    """UPGrad's multipliers stay while the other reward is silent, and are found anew when it is back."""
+    gradients = opposing(-0.8) * torch.tensor(lengths)[:, None]
+    silent = gradients.clone()
+    silent[1] = 0.0
+    balance = ProjectedSum((1.0, 1.0))
+    cache = DirectionCache().update(balance(gram(gradients)), gradients.norm(dim=1), 0.7)
+    for _ in range(20):
+        cache = cache.update(balance(gram(silent)), silent.norm(dim=1), 0.7)
+    weights = cache.direction_weights()
+    assert weights is not None
+    assert (gradients @ (weights @ gradients) > -1e-9).all()
+    aligned = opposing(0.5)
+    cache = cache.update(balance(gram(aligned)), aligned.norm(dim=1), 0.0)
+    assert cache.alpha is not None
+    torch.testing.assert_close(cache.alpha, torch.tensor([0.5, 0.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("inner", [LeastNorm(), Fixed((1.0, 1.0))])
+def test_a_guard_holds_while_the_reward_that_opposes_it_is_silent(inner: Balance) -> None:
+    """Two trained rewards; the guard is against the second, and has nothing against the first."""
+    gradients = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -0.8, 0.6]], dtype=torch.float64)
+    silent = gradients.clone()
+    silent[1] = 0.0
+    balance = guard(inner, Guards((torch.nan, torch.nan, 0.0)))
+    cache = DirectionCache().update(balance(gram(gradients)), gradients.norm(dim=1), 0.7)
+    for _ in range(20):
+        cache = cache.update(balance(gram(silent)), silent.norm(dim=1), 0.7)
+    weights = cache.direction_weights()
+    assert weights is not None
+    assert gradients[2] @ (weights @ gradients) > -1e-9
+    alone = torch.eye(3, dtype=torch.float64)
+    cache = cache.update(balance(gram(alone)), alone.norm(dim=1), 0.0)
+    assert cache.alpha is not None
+    assert cache.alpha[2] == 0.0, "nothing opposes the guard any more"
 
 
 def test_rewards_that_appear_late_are_not_shut_out() -> None:

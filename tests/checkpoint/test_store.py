@@ -181,6 +181,12 @@ def test_checkpoints_after_the_resumed_step_are_set_aside(tmp_path: Path) -> Non
     assert [path.name for path in step_folders.set_aside(tmp_path, 1)] == ["abandoned-step-00000002-2"]
 
 
+def test_run_without_a_best_says_so(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    with pytest.raises(CheckpointError, match=r"best: no evaluation has exceeded the run's start yet"):
+        store.resolve(str(folder.with_name("best")))
+
+
 def test_best_pointer_is_restored_after_going_back(tmp_path: Path) -> None:
     best = tmp_path / "checkpoints" / "best"
     for step in (1, 2, 3):

@@ -131,6 +131,8 @@ def test_rewards_list_and_show(marble: Callable) -> None:
     shown = marble("rewards", "show", "compressibility").out
     assert "option quality" in shown
     assert "arXiv 2305.13301" in shown
+    own = marble("rewards", "show", "compressibility", "rewards.compressibility.requires=[text]").out
+    assert "prompts with the metadata text" in own
 
 
 def test_rewards_check_passes_and_score_prints_json(marble: Callable, tmp_path: Path) -> None:

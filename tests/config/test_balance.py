@@ -1,5 +1,6 @@
 """Configuration of the balance: keys that take names, and keys that a balance cannot use."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from marble_cli.balance.registry import build
 from marble_cli.balance.registry import names as balances
 from marble_cli.config.compose import compose
-from marble_cli.config.enums import Reduce, RefreshWhen, Role
+from marble_cli.config.enums import BalanceMode, Reduce, RefreshWhen, Role
 from marble_cli.config.schema import RewardConfig
 from marble_cli.config.validate import validate
 from marble_cli.errors import ConfigError
@@ -63,10 +64,10 @@ def test_mean_of_other_balance_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["equal", "fixed", "upgrad", "weighted_sum", "advantage_sum", "torchjd:UPGrad"]
 )
-@pytest.mark.parametrize("key", ["groups.a=[colorfulness]", "priorities.colorfulness=2"])
+@pytest.mark.parametrize("key", ["groups.a=[colorfulness]", "priorities.colorfulness=2", "floor=0.1"])
 def test_groups_and_priorities_without_qp_are_refused(name: str, key: str) -> None:
     with pytest.raises(
-        ConfigError, match=rf"^balance\.{key.split('.')[0]}: balance={name} .*balance=marble, mgda"
+        ConfigError, match=rf"^balance\.{re.split('[.=]', key)[0]}\S*: balance={name} .*balance=marble, mgda"
     ):
         compose([BUILT_IN, f"balance={name}", f"balance.{key}"])
 
@@ -75,6 +76,12 @@ def test_groups_and_priorities_without_qp_are_refused(name: str, key: str) -> No
 def test_output_space_of_scalarised_rewards_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"balance={name} mixes the rewards before"):
         compose([BUILT_IN, f"balance={name}", "balance.mode=output_space"])
+
+
+def test_output_space_in_another_space_is_refused() -> None:
+    assert compose([BUILT_IN, "balance=output_space"]).balance.mode is BalanceMode.output_space
+    with pytest.raises(ConfigError, match=r"balance\.mode=full: balance=output_space .* is balance=marble\."):
+        compose([BUILT_IN, "balance=output_space", "balance.mode=full"])
 
 
 @pytest.mark.parametrize("setting", ["balance=weighted_sum", "balance.mode=full"])

@@ -1,6 +1,7 @@
 """How images are evaluated: size, images per prompt, prompts and seed; in a run and by `marble eval`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from marble_cli.config.compose import dump
 from marble_cli.config.evaluation import INHERITS, resolve_evaluation
 from marble_cli.config.schema import EvaluationConfig, RunConfig
+from marble_cli.distributed.layout import Replicated
+from marble_cli.distributed.ranks import Ranks
 from marble_cli.errors import ConfigError, RequestError
 from marble_cli.evaluate.evaluate import evaluate, held_out_prompts
 from marble_cli.evaluate.score import make_evaluator
@@ -19,6 +22,7 @@ from marble_cli.plan.groups import check_groups
 from marble_cli.policy.load import load_policy
 from marble_cli.rewards.api import Declaration
 from marble_cli.rewards.scorer import Scorer, open_scorer
+from marble_cli.rollout.collect import Rollout
 from marble_cli.run.train import train
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -48,6 +52,34 @@ def policy(run_config: RunConfigMaker, randomise: Callable[..., None]) -> Any:
 def judged(config: RunConfig, policy: Any) -> Any:
     with open_scorer(config.rewards, "cpu") as scorer:
         return make_evaluator(config, policy, scorer, held_out_prompts(config)).score("trained")
+
+
+def test_ranks_leave_an_evaluation_together(
+    run_config: RunConfigMaker, policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of one rank's drawing reaches the others, which would wait for its scores."""
+    told = []
+
+    class Telling(Replicated):
+        @contextmanager
+        def raise_together(self) -> Iterator[None]:
+            try:
+                yield
+            except Exception as error:
+                told.append(error)
+                raise
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Rollout, "collect", fail)
+    config = run_config()
+    evaluator = make_evaluator(
+        config, policy, Scorer([], 1), held_out_prompts(config), Telling(Ranks.alone())
+    )
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        evaluator.score("trained")
+    assert told == [raised.value]
 
 
 def test_images_are_judged_at_their_own_size(run_config: RunConfigMaker, policy: Any) -> None:

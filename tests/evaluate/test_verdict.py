@@ -1,5 +1,6 @@
 """Evaluations inside a run: gains in units of the start's deviation, and signs of reward hacking."""
 
+import math
 from typing import Any
 
 import pytest
@@ -137,8 +138,20 @@ def test_composite_counts_only_images_scored_in_both_evaluations() -> None:
 
 def test_evaluations_on_different_prompts_are_not_compared() -> None:
     fewer = evaluation(START[:, :30] + 1.0)
-    assert verdict(fewer).composite == 0.0
-    assert judge(evaluation(START), {}, ["trained"], ["watched"]).composite == 0.0
+    for result in (verdict(fewer), judge(evaluation(START), {}, ["trained"], ["watched"])):
+        assert math.isnan(result.composite)
+        assert not any(key.startswith("eval/") for key in result.metrics), "a missing figure is a missing key"
+
+
+def test_a_reward_that_scores_nothing_says_so() -> None:
+    values = START.clone()
+    values[1] = torch.nan
+    metrics = verdict(evaluation(values)).metrics
+    name = NAMES[1]
+    assert {key: metrics[key] for key in metrics if key.startswith(f"reward/{name}/")} == {
+        f"reward/{name}/applicable": 0,
+        f"reward/{name}/failed": 0,
+    }
 
 
 def test_joint_shares_count_images_over_trained_rewards_alone() -> None:

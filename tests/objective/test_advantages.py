@@ -134,6 +134,27 @@ def test_the_mean_is_over_the_weights_of_what_applies() -> None:
     assert scored.tolist() == [[True, True, False, False]]  # the third has no weight to divide by
 
 
+@pytest.mark.parametrize("reduce", Reduce)
+def test_a_reward_of_weight_zero_is_out_of_the_sum(reduce: Reduce) -> None:
+    """The second reward lacks an image of the first prompt, and scores all of the third prompt, alone."""
+    scores = torch.randn(2, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    groups, applicable = torch.arange(12) // 4, torch.ones(2, 12, dtype=torch.bool)
+    applicable[1, 0], applicable[0, 8:] = False, False
+    weights = torch.tensor([2.0, 0.0])
+    for one, both in (
+        (
+            weighted_sum(scores[:1], applicable[:1], weights[:1], groups, reduce=reduce),
+            weighted_sum(scores, applicable, weights, groups, reduce=reduce),
+        ),
+        (
+            advantage_sum(scores[:1], applicable[:1], weights[:1]),
+            advantage_sum(scores, applicable, weights),
+        ),
+    ):
+        assert all(mine.equal(other) for mine, other in zip(one, both, strict=True))
+        assert both[1].tolist() == [[True] * 8 + [False] * 4]
+
+
 SOURCES = {"general": 3, "text": 4, "compositional": 4}  # rewards that apply to its images
 
 
@@ -191,11 +212,11 @@ def test_summed_advantages_are_normalised_over_the_step() -> None:
     each = advantages(scores, applicable, groups, std=AdvantageStd.group)
     total, scored = advantage_sum(each, applicable, weights)
     raw = (each * weights[:, None].double()).sum(0)
-    values = [raw[i].item() for i in range(len(raw)) if applicable[:, i].any()]
+    values = [raw[i].item() for i in range(len(raw)) if applicable[:3, i].any()]
     deviation = math.sqrt(sum(x * x for x in values) / len(values))
     torch.testing.assert_close(total[0], raw / (deviation + 1e-4), rtol=1e-12, atol=1e-12)
     assert abs(sum(values)) < 1e-10
-    assert (scored[0] == applicable.any(0)).all()
+    assert (scored[0] == applicable[:3].any(0)).all()
 
 
 def test_summed_advantages_do_not_grow_with_the_number_of_rewards() -> None:

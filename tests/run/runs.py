@@ -47,6 +47,7 @@ FREE = [
     "logging.trackers=[]",
     "launcher.nproc=2",
     "rewards.colorfulness.isolated=true",
+    "+rewards.colorfulness.device=cpu",
     "+rewards.colorfulness={url: 'http://far:8600', token_env: MINE}",
 ]
 WEIGHTS = {

@@ -60,15 +60,22 @@ def test_non_finite_gradient_leaves_the_weights_unchanged(
         scale = torch.nan if step == 2 else 1.0
         return replace(direction, gradient=direction.gradient * scale, warnings=("as at every step",))
 
+    cached = "balance/alpha_cached/colorfulness"
+
     monkeypatch.setattr(Descent, "direct", spoilt)
     config = run_config(
-        f"run.dir={tmp_path}", "trainer.steps=3", "trainer.checkpoint_every=1", "trainer.keep_last=3"
+        f"run.dir={tmp_path}",
+        "trainer.steps=3",
+        "trainer.checkpoint_every=1",
+        "trainer.keep_last=3",
+        "balance.refresh_every=1",
     )
     with caplog.at_level(logging.WARNING, "marble"):
         assert train(config, resume="auto") == 0
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row.get("skipped") for row in rows] == [None, 1, None]
     assert "grad_norm" not in rows[1]
+    assert [cached in row for row in rows] == [True, False, True], "a skipped refresh caches nothing"
     assert all(row["optimizer/learning_rate"] == config.optimizer.lr for row in rows)
     log = (tmp_path / "log.txt").read_text()
     assert "step 2: the gradient is not finite" in log

@@ -175,6 +175,11 @@ def test_another_guard_is_another_balance(run_config: RunConfigMaker) -> None:
     ]
     plain, guarded = map(balance_settings, trees)  # type: ignore[arg-type]
     assert (plain.pop("guards"), guarded.pop("guards")) == ({}, {"compressibility": 0.0})
-    assert plain == guarded == trees[0]["balance"]  # type: ignore[index, call-overload]
+    weights = dict.fromkeys(trees[0]["rewards"], 1.0)  # type: ignore[index, call-overload]
+    assert plain == guarded == {**trees[0]["balance"], "reward_weights": weights}  # type: ignore[index, call-overload]
+    heavier = OmegaConf.to_container(
+        OmegaConf.structured(run_config("rewards.compressibility.weight=2")), enum_to_str=True
+    )
+    assert balance_settings(heavier)["reward_weights"] == {**weights, "compressibility": 2.0}  # type: ignore[arg-type]
     older = {**trees[0], "rewards": {"ocr": {"plugin": "ocr"}}}  # type: ignore[dict-item]
     assert balance_settings(older)["guards"] == {}

@@ -68,6 +68,18 @@ def test_without_any_score_only_the_kl_term_moves_the_weights(
     assert direction.metrics["loss/policy"] == 0.0
 
 
+def test_a_refresh_of_rewards_without_weight_caches_nothing(descent: DescentMaker, case: Any) -> None:
+    """The third reward alone has signal, and weight 0: cached zeros would leave amortised steps nothing."""
+    weights = "balance.weights={colorfulness: 1, compressibility: 1, third: 0, fourth: 1, nowhere: 1}"
+    signal = replace(case.signal, optimality=case.signal.optimality.clone())
+    signal.optimality[[0, 1, 3]] = 0.5
+    for cache in (DirectionCache(), CACHE):
+        made = descent("balance=fixed", weights, "balance.mode=full", INSIDE)
+        direction = direct(made, case, cache, signal)
+        assert direction.metrics["balance/weight/third"] == 0.0
+        assert direction.cache is cache
+
+
 def test_a_gradient_that_is_not_finite_leaves_the_balance(
     descent: DescentMaker, case: Any, reference: Any
 ) -> None:

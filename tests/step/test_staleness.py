@@ -125,3 +125,5 @@ def test_staleness_is_unknown_if_one_half_lacks_a_reward_or_nothing_is_cached() 
     assert measure_staleness(balance, gram(halves), cache, Ranks()) is not None
     halves[3] = 0.0
     assert measure_staleness(balance, gram(halves), cache, Ranks()) is None
+    halves[1] = 0.0  # the share of one reward is 1, whatever it is compared with
+    assert measure_staleness(balance, gram(halves), cache, Ranks()) is None

@@ -28,7 +28,7 @@ def show(ctx: typer.Context, name: Name, overrides: Overrides = None) -> None:
     settings = select_reward(name, overrides)
     with importing():  # the plugin
         declaration = _declaration(name, settings)
-    requires = ", ".join(declaration.requires)
+    requires = ", ".join(dict.fromkeys([*declaration.requires, *(settings.requires or ())]))
     before = f"the picture{'s' if declaration.takes_references else ''} before the edit"
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, value in (
