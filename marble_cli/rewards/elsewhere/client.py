@@ -224,8 +224,8 @@ def _send(
         said = f" of the call's turn. If calls take that long, raise {key}.timeout."
         if not in_turns:
             said = (
-                ". See to that server. If it is of an older marble and several processes ask it, each waits for "
-                f"the others: raise {key}.timeout, or start a server for each."
+                ". See to that server. If it is of an older marble and several processes ask it, each waits "
+                f"for the others: raise {key}.timeout, or start a server for each."
             )
         raise type(error)(f"{server}: no answer within {timeout:g} s{said}") from error
     status, content = protocol.unpack_answer(body)
