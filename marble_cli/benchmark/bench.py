@@ -190,8 +190,6 @@ class Session:
             total=images,
             completed=images * (len(starts) - len(missing)) // len(starts),
         )
-        if not missing:
-            return record
         config = replace(self.models.config, evaluation=protocol.evaluation())
         with ranks.raise_together():
             policy = self.models.hold(target)
@@ -201,6 +199,9 @@ class Session:
                     f"the base model of {target.label} has changed since {record.path} was begun. Expected "
                     "the same files, or another --output."
                 )
+        if not missing:
+            return record
+        with ranks.raise_together():
             scorer = self.scorer.only(list(names.values()))
             with _naming_keys(protocol):
                 evaluator = make_evaluator(config, policy, scorer, prompts.prompts)

@@ -34,7 +34,7 @@ EMPTY = "_benchmark"  # the name of the empty configuration that a protocol is a
 HIDDEN = "(a secret)"
 # Keys that say where things are, or how a server is asked. They change no score, so the name ignores them.
 PLACES = ("source.root", "batch_size")
-REWARD_PLACES = (HOST - {"plugin", "sources", "requires"}) | {
+REWARD_PLACES = (HOST - {"plugin", "sources", "requires", "frames"}) | {
     *("base_url", "api_key_env", "concurrency", "request_timeout", "attempts", "device"),
 }
 

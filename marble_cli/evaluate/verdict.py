@@ -12,6 +12,8 @@ from marble_cli.evaluate.joint import joint_change
 from marble_cli.evaluate.score import Evaluation
 from marble_cli.evaluate.statistics import paired_interval, sign_flip_p_value
 
+ROUNDING = 1e-6  # of a score in float32, relative
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -111,10 +113,11 @@ def _describe_scores(evaluation: Evaluation) -> dict[str, Any]:
 def _gain(pairs: np.ndarray) -> float:
     """Return the mean change of pairs (now, start) [m, 2] in standard deviations of the start.
 
-    If all scores of the start are equal, the unit is the deviation of all scores of both; 0 if nothing moved.
+    If all scores of the start are equal up to rounding in float32, the unit is the deviation of all scores of
+    both; 0 if nothing moved.
     """
     now, start = pairs.T
-    unit = (start if np.ptp(start) else pairs).std()
+    unit = (start if np.ptp(start) > ROUNDING * np.abs(start).max() else pairs).std()
     return float((now - start).mean() / unit) if np.ptp(pairs) else 0.0
 
 

@@ -191,7 +191,7 @@ def _reward(history: History, name: str) -> RewardSummary:
         return _values(history.train, f"{key}/{name}")
 
     fresh, cached = history.fresh_shares(name)[1], history.cached_shares(name)[1]
-    held_out = _values(history.held_out, f"reward/{name}/mean")
+    start, end = history.ends(name)
     return RewardSummary(
         name=name,
         alpha=_mean(figures("balance/alpha")),
@@ -203,8 +203,8 @@ def _reward(history: History, name: str) -> RewardSummary:
         cosine=cosines(figures("balance/cosine")),
         effective_samples=_median(_values(history.train, f"advantage/{name}/effective_samples")),
         applicable=_median(_values(history.train, f"reward/{name}/applicable")),
-        start=held_out[0] if held_out else None,
-        end=held_out[-1] if len(held_out) > 1 else None,
+        start=start,
+        end=end,
         guard=_guard(history, name),
     )
 

@@ -49,6 +49,13 @@ class History:
         """The rows of steps that computed the rewards' gradients separately or solved the balance."""
         return [row for row in self.train if row.get("balance/refresh") == 1]
 
+    def ends(self, name: str) -> tuple[float | None, float | None]:
+        """Return the first known mean of a reward, and that of the last evaluation if there are several."""
+        known, last = (
+            series(rows, f"reward/{name}/mean")[1] for rows in (self.held_out, self.held_out[1:][-1:])
+        )
+        return next(iter(known), None), next(iter(last), None)
+
     def last_gain(self, name: str) -> float | None:
         """Return the gain of a reward at the last evaluation, in standard deviations; None if unknown."""
         if len(self.held_out) < 2:

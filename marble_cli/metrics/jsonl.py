@@ -58,7 +58,7 @@ def read_checked_rows(path: Path) -> tuple[list[Row], bool]:
     lines = path.read_bytes().strip().splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=lambda _: None)  # NaN and infinities are no figures
         except ValueError:  # not JSON, or not even text
             row = None
             if number == len(lines):
@@ -68,7 +68,7 @@ def read_checked_rows(path: Path) -> tuple[list[Row], bool]:
                 f"{path}, line {number}: expected a JSON object with step and phase. Restore the file or "
                 "remove the line."
             )
-        rows.append(row)
+        rows.append({key: value for key, value in row.items() if value is not None})
     return rows, False
 
 

@@ -62,9 +62,9 @@ def last_changes(run: Run) -> dict[str, Change]:
     changes = {}
     for name in (*run.trained, *run.watched):
         change = Change(*(last.get(f"reward/{name}/{key}") for key in FIGURES))
-        means = series(run.history.held_out, f"reward/{name}/mean")[1]
-        if change.value is None and len(means) > 1:
-            change = change._replace(value=means[-1] - means[0])
+        start, end = run.history.ends(name)
+        if change.value is None and start is not None and end is not None:
+            change = change._replace(value=end - start)
         changes[name] = change
     return changes
 
@@ -77,18 +77,17 @@ def outcome_table(runs: Sequence[Run]) -> Table:
     said = {label: verdicts(found) for label, found in changes.items()}
     for name in reward_names(runs):
         for run in runs:
-            means = series(run.history.held_out, f"reward/{name}/mean")[1]
-            if not means:
+            start, end = run.history.ends(name)
+            if start is None:
                 continue
             change = changes[run.label].get(name, Change())
             verdict = said[run.label].get(name, MISSING)
             classes[len(rows), 2] = verdict
             role = "guard" if name in run.history.guards else "trained"
             role = "watched" if name in run.watched else role
-            end = means[-1] if len(means) > 1 else None
             known = [
                 f"{signed(change.value)} ({interval(change.low, change.high)})",
-                number(means[0]),
+                number(start),
                 number(end),
                 role,
             ]

@@ -48,8 +48,11 @@ class Run:
 
     @property
     def planned(self) -> int | None:
-        """The number of steps that the run is to take, if known; config.yaml has that of its first start."""
-        steps = (self.settings or {}).get("trainer.steps")
+        """The number of steps that the run is to take, if known.
+
+        The log has that of the last start; config.yaml, that of the first.
+        """
+        steps = self.journal.planned or (self.settings or {}).get("trainer.steps")
         return None if steps is None else max(int(steps), self.last_step)
 
     @property

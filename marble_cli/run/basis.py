@@ -50,7 +50,10 @@ def find_basis(config: RunConfig, held_out: Sequence[Prompt]) -> dict[str, Any]:
 
 
 def _deciding(keys: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in keys.items() if key in DECIDING}
+    kept = {key: value for key, value in keys.items() if key in DECIDING}
+    if "options" in kept:  # of which the device changes a score by rounding alone
+        kept["options"] = {key: value for key, value in kept["options"].items() if key != "device"}
+    return kept
 
 
 def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> str:

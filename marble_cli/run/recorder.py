@@ -76,7 +76,8 @@ class RunRecorder:
             self.logger.setLevel(logging.INFO)
             self.outer, self.logger.handlers = self.logger.handlers, self.handlers
             self.journal.handlers, self.journal.propagate = [file], False
-            self.journal.info("marble %s, after step %d", __version__, self.progress.step)
+            steps = self.config.trainer.steps
+            self.journal.info("marble %s, after step %d of %d", __version__, self.progress.step, steps)
             tree = without_secrets(self.config)
             run = TrackedRun(self.folder, self.config.run.name, tree, self.progress.step)
             ids = {"wandb": self.progress.wandb_id}

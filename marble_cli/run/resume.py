@@ -113,8 +113,8 @@ def restore(
 ) -> Progress:
     """Load a checkpoint into the policy, the optimizer and the balance; return its progress.
 
-    The state of the balance is dropped if the rewards or the balance have changed, scores of evaluations if
-    their basis has, and what belongs to its run alone if the checkpoint is another run's.
+    The state of the balance is dropped if the rewards or the balance have changed, and scores of evaluations
+    if their basis has. Of another run's checkpoint, all that belongs to that run alone is dropped.
 
     Args:
         stored: the checkpoint; None returns the progress of a new run.
@@ -154,10 +154,11 @@ def restore(
         progress.cache, progress.balance = DirectionCache(), None
     elif progress.step:
         restore_balance_state(balance, progress.balance, checkpoint)
-    own = checkpoint.parent.parent.resolve() == folder.resolve()
-    _check_basis(progress, stored, basis, own=own)
-    if not own:
+    if checkpoint.parent.parent.resolve() == folder.resolve():
+        _check_basis(progress, stored, basis)
+    else:
         progress.forget_run()
+        progress.basis = basis
     if progress.cache.alpha is not None and len(progress.cache.alpha) != len(names):
         raise CheckpointError(
             f"{checkpoint} is damaged: its balance has shares of {len(progress.cache.alpha)} rewards, and "
@@ -173,17 +174,16 @@ def restore(
     return progress
 
 
-def _check_basis(progress: Progress, stored: StoredCheckpoint, basis: dict[str, Any], *, own: bool) -> None:
+def _check_basis(progress: Progress, stored: StoredCheckpoint, basis: dict[str, Any]) -> None:
     """Drop the scores of evaluations if they had another basis; checkpoints of older releases name none.
 
     Args:
         progress: as restored.
-        stored: the checkpoint.
+        stored: the run's own checkpoint.
         basis: what the run's evaluations depend on.
-        own: whether the checkpoint is the run's own.
     """
     before = progress.basis or {**basis, "images": stored.evaluation or basis["images"]}
-    if own and stored.rewards is not None:  # compared by `find_checkpoint`, which knows paths that have moved
+    if stored.rewards is not None:  # compared by `find_checkpoint`, which knows paths that have moved
         before = {**before, "rewards": basis["rewards"]}
     changes = describe_changes(before, basis)
     if changes and progress.base_scores:

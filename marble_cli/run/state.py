@@ -55,7 +55,8 @@ class Progress:
     merged: dict[str, Any] | None = None
 
     def forget_run(self) -> None:
-        """Drop what belongs to the run of the checkpoint if another run starts from it."""
+        """Drop what belongs to the run of the checkpoint if another run starts from it, with a new start."""
+        self.base_scores, self.evaluated = {}, -1
         self.wandb_id = self.best = self.best_step = self.kl_coef = None
         self.rollbacks = 0
 

@@ -241,13 +241,16 @@ def test_a_damaged_record_is_refused(line: str, tmp_path: Path) -> None:
         Record(tmp_path, "tiny", key)
 
 
+@pytest.mark.parametrize("complete", [False, True])
 def test_a_base_model_that_changed_meanwhile_is_refused(
-    foreign: list[str], small: list[str], alone: Path, tmp_path: Path
+    foreign: list[str], small: list[str], alone: Path, tmp_path: Path, complete: bool
 ) -> None:
     shutil.copytree(alone, tmp_path, dirs_exist_ok=True)
     (file,) = (tmp_path / "scores").iterdir()
     lines = file.read_text().splitlines()
-    file.write_text("\n".join([json.dumps({"weights": "0" * 64}), *lines[1:-1]]) + "\n")
+    file.write_text(
+        "\n".join([json.dumps({"weights": "0" * 64}), *lines[1 : None if complete else -1]]) + "\n"
+    )
     with pytest.raises(CheckpointError, match="the base model of base has changed since"):
         call(["base"], [*foreign, *small], tmp_path)
 

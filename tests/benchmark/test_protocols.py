@@ -142,6 +142,12 @@ def test_secrets_and_places_are_not_recorded() -> None:
     assert protocol.rewards()["softtifa"].options["extra_body"] == {"api_key": "hunter2"}
 
 
+def test_the_frames_that_a_reward_is_asked_about_are_in_the_name() -> None:
+    (protocol,) = compose_protocols(["tiny"], ["benchmark.rewards.clipscore.frames=first"])
+    assert protocol.name == "tiny (changed: rewards.clipscore.frames=first)"
+    assert protocol.to_json()["rewards"]["clipscore"]["frames"] == "first"
+
+
 def test_paths_of_weights_are_recorded_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (protocol,) = compose_protocols(["hpdv2"])

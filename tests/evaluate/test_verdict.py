@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -77,6 +78,11 @@ def test_a_reward_that_is_equal_at_the_start_does_not_outweigh_the_others(scale:
     assert judge(evaluation(start, names), before, names, []).composite == 0.0
     raised = judge(evaluation(start + scale * START[0].std(correction=0), names), before, ["fine"], [])
     assert raised.composite == pytest.approx(1.0)
+    start[1, 0] = float(
+        np.nextafter(np.float32(0.1 * scale), np.float32(1))
+    )  # rounding, as of a model in float32
+    rounded = judge(evaluation(now, names), base_scores(evaluation(start, names)), names, [])
+    assert rounded.composite == pytest.approx(expected, rel=1e-3)
 
 
 def test_composite_is_zero_at_the_start() -> None:

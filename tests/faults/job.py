@@ -16,7 +16,7 @@ from marble_cli.metrics.jsonl import read_rows
 
 CLOCKS = ("time/", "throughput/", "balance/solve_seconds")
 IDENTICAL = "weights and metrics identical to the undisturbed run"
-STARTED = re.compile(r"INFO marble \S+, after step (\d+)$", re.MULTILINE)
+STARTED = re.compile(r"INFO marble \S+, after step (\d+) of \d+$", re.MULTILINE)
 NO_RESTARTS = ("launcher.max_restarts=0",)
 
 

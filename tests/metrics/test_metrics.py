@@ -11,7 +11,7 @@ from rich.console import Console
 
 from marble_cli.errors import RequestError
 from marble_cli.metrics.figures import curves, image_grid
-from marble_cli.metrics.jsonl import MetricsLog, read_rows, truncate_after
+from marble_cli.metrics.jsonl import MetricsLog, read_checked_rows, read_rows, truncate_after
 from marble_cli.metrics.terminal import TerminalView
 
 
@@ -31,6 +31,12 @@ def test_non_finite_value_is_left_out(tmp_path: Path) -> None:
     log.write({"step": 1, "a": float("nan"), "b": float("inf"), "c": 0.5})
     log.close()
     assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "c": 0.5}
+
+
+def test_rows_of_other_programs_lose_what_is_no_figure(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1, "phase": "train", "a": NaN, "b": -Infinity, "c": null, "d": 0.5}\n')
+    assert read_checked_rows(path) == ([{"step": 1, "phase": "train", "d": 0.5}], False)
 
 
 def test_truncate_after_drops_later_steps_and_a_truncated_line(tmp_path: Path) -> None:

@@ -209,6 +209,25 @@ def test_the_last_error_of_the_last_start_is_how_the_run_failed(make_run: Maker)
     assert facts["finished steps"] == "1 of 2"
 
 
+def test_a_run_that_was_lengthened_on_a_resume_has_the_length_of_its_last_start(make_run: Maker) -> None:
+    """config.yaml has two steps, as the run began."""
+    log = "".join(
+        f"2026-01-02 03:04:05,678 INFO marble 0.1.0, after step {step}\n" for step in ("0 of 2", "2 of 9")
+    )
+    run = make_run("longer", [training(1), training(2), training(3)], log=log)
+    facts: dict[str, Any] = {row[0]: row[1] for row in faults.fault_table(read_runs([run])).rows}
+    assert facts["finished steps"] == "3 of 9"
+    assert facts["ended by"] == "a stop, or it is still running"
+
+
+def test_a_reward_without_a_score_at_the_end_has_no_end(make_run: Maker) -> None:
+    last = {key: value for key, value in evaluation(2).items() if not key.startswith("reward/colorfulness/")}
+    (run,) = read_runs([make_run("lacking", [evaluation(0), training(1), evaluation(1), training(2), last])])
+    row = next(row for row in outcome.outcome_table([run]).rows if row[0] == "colorfulness")
+    assert [row[3], row[5]] == ["– (–)", "–"]
+    assert next(one for one in run.found.rewards if one.name == "colorfulness").end is None
+
+
 @pytest.mark.parametrize("z", [0.3, 1.96, 3.5, -2.7])
 def test_the_p_value_of_an_interval_is_that_of_a_normal_distribution(z: float) -> None:
     p = outcome.p_value(outcome.Change(z, z - outcome.NORMAL, z + outcome.NORMAL))

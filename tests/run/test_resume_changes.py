@@ -192,7 +192,11 @@ def test_named_checkpoint_is_used(
     last = tmp_path / "checkpoints" / "step-00000004"
     assert find_checkpoint(tmp_path, config, "auto") == last
     assert "anew" not in caplog.text
-    assert store.load(last)[0].info["best_step"] == 4  # the best of this run: the other's does not count
+    first, *_, end = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["phase"] == "eval"]
+    assert (first["step"], first["eval/start"], first["eval/composite"]) == (2, 1, 0.0), "a start of its own"
+    change = end["reward/colorfulness/mean"] - first["reward/colorfulness/mean"]
+    assert end["reward/colorfulness/change"] == pytest.approx(change)
+    assert store.load(last)[0].info["best_step"] == (4 if end["eval/composite"] > 0 else None)
 
 
 def test_named_checkpoint_in_the_folder_of_another_run_is_refused(
