@@ -51,7 +51,8 @@ def out_of_range(scores: Tensor) -> Tensor:
     return scores.abs() > torch.finfo(torch.float32).max
 
 
-Parsed = tuple[Tensor, BaseException | None]  # scores as of `parse_answer`, and why the first one failed
+# Scores as of `parse_answer`, and the exception in the place of the first that failed, if there is one.
+Parsed = tuple[Tensor, BaseException | None]
 
 
 def parse_aspects(
@@ -79,7 +80,7 @@ def parse_aspects(
                 f"reward {name} returned a mapping of {_listed(answer)}, and declares no aspects. Expected "
                 f"{count} numbers, or an attribute `aspects` with these names."
             )
-        return [(parse_answer(name, answer, count), first_failure(answer))]
+        return [_with_reason(parse_answer(name, answer, count), answer)]
     if not isinstance(answer, Mapping):
         raise RewardError(
             f"reward {name} returned {type(answer).__name__} and declares the aspects {_listed(declared)}. "
@@ -104,16 +105,23 @@ def _parse_aspect(name: str, answer: Any, count: int) -> Parsed:
     """Convert the scores of one aspect; an exception in their place fails it on all images."""
     if isinstance(answer, BaseException):
         return torch.full((count,), torch.inf, dtype=torch.float64), answer
-    return parse_answer(name, answer, count), first_failure(answer)
+    return _with_reason(parse_answer(name, answer, count), answer)
 
 
 def _listed(names: Collection[Any]) -> str:
     return ", ".join(map(str, names))
 
 
-def first_failure(answer: Any) -> BaseException | None:
-    """Return the first exception that stands in the place of a score in a plugin's answer."""
-    return next((score for score in _scores(answer) if isinstance(score, BaseException)), None)
+def first_failed(scores: Tensor) -> int | None:
+    """Return the place of the first score [B] that failed."""
+    return next(iter(out_of_range(scores).nonzero().flatten().tolist()), None)
+
+
+def _with_reason(scores: Tensor, answer: Any) -> Parsed:
+    first = first_failed(scores)
+    if first is None or not (given := _scores(answer)) or not isinstance(given[first], BaseException):
+        return scores, None
+    return scores, given[first]
 
 
 def _scores(answer: Any) -> list[Any]:

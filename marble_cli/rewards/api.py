@@ -130,10 +130,11 @@ class Declaration:
         return self.ranges.get(aspect, self.range)
 
 
+ANYTHING = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 FIELDS = (*Batch._fields, "conditions", "references", "frames")  # parameters that are passed by name
 
 
-def call_parameters(plugin: Callable[..., Any]) -> list[inspect.Parameter]:
+def call_parameters(plugin: Any) -> list[inspect.Parameter]:
     """Return the parameters with which a reward is called, without `*args`.
 
     Args:
@@ -142,11 +143,14 @@ def call_parameters(plugin: Callable[..., Any]) -> list[inspect.Parameter]:
     Raises:
         TypeError, ValueError: it has no signature.
     """
-    call = getattr(plugin, "forward", None)  # torch.nn.Module calls its forward
-    if inspect.isclass(plugin):
-        found = [*inspect.signature(call or plugin.__call__).parameters.values()][1:]
-    else:
-        found = [*inspect.signature(call or plugin).parameters.values()]
+    is_class = inspect.isclass(plugin)
+
+    def parameters(call: Callable[..., Any]) -> list[inspect.Parameter]:
+        return [*inspect.signature(call).parameters.values()][is_class:]
+
+    found, forward = parameters(plugin.__call__ if is_class else plugin), getattr(plugin, "forward", None)
+    if forward and {parameter.kind for parameter in found} == ANYTHING:  # torch.nn.Module calls its forward
+        found = parameters(forward)
     return [parameter for parameter in found if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
 
 
@@ -227,7 +231,8 @@ def declared_bounds(bounds: Any) -> Bounds:
         raise RewardError(
             f"`range` is {bounds!r}. Expected the lowest and the highest score, or None: (0.0, 1.0)."
         )
-    return bounds[0], bounds[1]
+    low, high = (bound if isinstance(bound, int | float | None) else float(bound) for bound in bounds)
+    return low, high
 
 
 def loaded_models(models: Any) -> dict[str, dict[str, int]] | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from marble_cli.config import schema
 from marble_cli.config.aspects import full_name, with_aspect
 from marble_cli.errors import ConfigError, RewardError
-from marble_cli.rewards.answers import Parsed, out_of_range, parse_aspects
+from marble_cli.rewards.answers import Parsed, first_failed, out_of_range, parse_aspects
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.applicability import fit_metadata
 from marble_cli.rewards.call_thread import CallThread, copy_batch, settle
@@ -142,9 +142,10 @@ class RewardWorker:
             scores[~concerned[a]] = torch.nan
             failed = out_of_range(scores)
             if failed.any():
-                first = int(failed.int().argmax())
-                text = _describe_error(reason) if reason else f"returned {scores[first].item()}"
-                prompt = repr(batch.prompts[first])
+                first = first_failed(answer)  # whose reason it is; another aspect may concern that image
+                assert first is not None
+                text = _describe_error(reason) if reason else f"returned {answer[first].item()}"
+                prompt = repr(batch.prompts[rows[first]])
                 text = text if prompt in text else f"{text} (prompt {prompt})"
                 self._record_failure(name, [name], int(failed.sum()), text)
             outcomes.failed[a] |= failed

@@ -51,12 +51,36 @@ class Network(torch.nn.Module):
         return images.float().mean(dim=(1, 2, 3)).numpy()[::-1][::-1]
 
 
+class OwnCall(torch.nn.Module):
+    """A module that prepares pictures in a `__call__` of its own; its forward takes something else."""
+
+    def __call__(self, images: Tensor, prompts: list[str]) -> Any:
+        return super().__call__(images.float() + len(prompts))
+
+    def forward(self, pixels: Tensor) -> Any:
+        return pixels.mean(dim=(1, 2, 3))
+
+
 def two_unknown(pictures: Tensor, texts: list[str]) -> Tensor:
     """Of no form that the host knows."""
     raise NotImplementedError
 
 
 not_callable = 3
+
+
+class Scripted:
+    """Stands for what is written in another language, such as a function of TorchScript."""
+
+    @property
+    def __signature__(self) -> Any:
+        raise ValueError("no signature found")
+
+    def __call__(self, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+
+scripted = Scripted()
 
 
 class Scaled:

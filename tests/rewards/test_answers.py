@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from marble_cli.errors import RewardError
-from marble_cli.rewards.answers import first_failure, parse_answer
+from marble_cli.rewards.answers import parse_answer, parse_aspects
 
 HALF = 0.5  # in every floating type
 
@@ -98,7 +98,6 @@ def test_bools_and_integers_are_scores() -> None:
 def test_an_exception_becomes_infinity() -> None:
     error = KeyboardInterrupt()
     assert parse_answer("mine", [1.0, ValueError("x"), error], 3).tolist() == [1.0, math.inf, math.inf]
-    assert first_failure([1.0, error]) is error
 
 
 @pytest.mark.parametrize(
@@ -141,3 +140,19 @@ def test_an_exception_becomes_infinity() -> None:
 def test_an_answer_without_numbers_breaks_the_contract(answer: Any, said: str) -> None:
     with pytest.raises(RewardError, match=f"reward mine .*{said}"):
         parse_answer("mine", answer, 2)
+
+
+def test_the_reason_is_that_of_the_first_score_that_failed() -> None:
+    """So it is never told of another image's prompt."""
+    broke = ValueError("broke")
+    for answer, reason in (
+        ([1.0, broke], broke),
+        ([broke, ValueError("later")], broke),
+        ([math.inf, broke], None),
+        ([math.nan, 1.0], None),
+    ):
+        ((scores, found),) = parse_aspects("mine", answer, 2, (), ())
+        assert found is reason
+        assert len(scores) == 2
+    ((_, found),) = parse_aspects("mine", {"style": broke}, 2, ("style",), ["style"])
+    assert found is broke

@@ -1,19 +1,23 @@
 """From entry points to rewards that can be called."""
 
+import json
 import math
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from marble_cli.errors import ConfigError, RewardError
 from marble_cli.plugins import installed
 from marble_cli.rewards.api import Batch, Declaration
+from marble_cli.rewards.elsewhere.protocol import declaration_to_json
 from marble_cli.rewards.registry import build, check_options, load_plugin
 
 Install = Callable[..., None]
@@ -47,6 +51,7 @@ def test_naming_plugins_imports_none_of_them() -> None:
         ("AnyOption", [2, 2, 2]),
         ("own_names", [9, 9, 9]),
         ("Network", [0, 1, 2]),
+        ("OwnCall", [3, 4, 5]),
     ],
 )
 def test_every_form_of_a_plugin_gets_the_parameters_it_takes(
@@ -88,6 +93,13 @@ def test_a_declaration_is_read_from_a_function_and_from_a_class(install: Install
     assert Declaration.of(load_plugin("scaled")).requires == ("text",)
     assert Declaration.of(load_plugin("groups")).groupwise
     assert Declaration.of(load_plugin("bare")) == Declaration()
+
+
+def test_bounds_of_any_number_are_plain_ones() -> None:
+    plugin = type(
+        "Plugin", (), {"range": (np.float32(0), Fraction(1, 2)), "__call__": lambda self, images: 0}
+    )
+    assert json.loads(json.dumps(declaration_to_json(Declaration.of(plugin))))["range"] == [0.0, 0.5]
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 0.5, 1.0), 1.0, ("0", 255), (1, 0), "01", {"light": 1.0}])
@@ -161,6 +173,7 @@ def test_a_constructor_may_take_any_option(install: Install) -> None:
     ("plugin", "message"),
     [
         ("two_unknown", r"reward mine has the parameters \(pictures, texts\)"),
+        ("scripted", r"reward mine has no signature that Python knows"),
         ("not_callable", r"reward mine \(.*:not_callable\) is of type int\. Expected a class or a function"),
     ],
 )

@@ -163,8 +163,11 @@ def test_percentages_need_a_scale_that_ends_at_a_hundred() -> None:
 
 def test_unifiedreward_refuses_a_score_on_another_scale() -> None:
     assert UNIFIED(Answer("**Final Score:** 4 / 5", False)) == 4
-    with pytest.raises(UnreadableAnswerError, match="has no score"):
-        UNIFIED(Answer("Final Score: 4/10", False))
+    assert UNIFIED(Answer("Final Score: 4 out of 5.", False)) == 4
+    assert UNIFIED(Answer("Final Score: 3.5. A good one", False)) == 3.5
+    for score in ("4/10", "4 out of 10", "4%", "2,5", "3-4", "3–4", "1e1"):
+        with pytest.raises(UnreadableAnswerError):
+            UNIFIED(Answer(f"Final Score: {score}", False))
 
 
 def completion(message: Any, **choice: Any) -> bytes:

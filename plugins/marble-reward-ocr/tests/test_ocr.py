@@ -59,6 +59,21 @@ def test_metadata_that_is_no_string_is_refused(reward: Ocr) -> None:
         reward(written("48", 64, 64, 30), ["a sign"], [{"text": 48}])
 
 
+@pytest.mark.parametrize("text", ["МЯЧ", "Open שלום", "열림", "मेला"])
+def test_text_that_the_reader_cannot_spell_fails_and_is_no_zero(reward: Ocr, text: str) -> None:
+    texts = [text, "Größe", "ΟΔΟΣ ΝΕΑ", "東京"]
+    images = written("Open", 64, 64, 20).expand(4, -1, -1, -1)
+    error, *others = reward(images, ["a sign"] * 4, [{"text": one} for one in texts])
+    assert isinstance(error, ValueError)
+    assert "Expected text in Latin" in str(error)
+    assert all(isinstance(score, float) for score in others)
+
+
+def test_lookalikes_are_read_as_the_letters_that_they_look_like() -> None:
+    (score,) = Ocr(fold="lookalike")(written("BOX", 64, 128, 40), ["a sign"], [{"text": "ВОХ"}])
+    assert score == 1.0
+
+
 def edit_distance(one: str, other: str) -> int:
     """Levenshtein's distance by its recursion."""
     row = list(range(len(other) + 1))

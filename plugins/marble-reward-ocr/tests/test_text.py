@@ -14,6 +14,8 @@ from marble_reward_ocr.reward import Ocr
 from marble_reward_ocr.text import FOLDS, INVISIBLE, canonical, compatible, lookalike
 
 EQUIVALENT = [
+    ("ΟΔΟΣ ΝΕΑ", "οδοςνεα"),  # a final sigma
+    ("ΟΔΟΣ", "οδοσ"),
     ("caf\u00e9", "cafe\u0301"),
     ("\u00c5ngstr\u00f6m", "A\u030angstro\u0308m"),
     ("\u212b", "\u00c5"),

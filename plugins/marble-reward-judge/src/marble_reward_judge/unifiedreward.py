@@ -19,7 +19,9 @@ QUESTION = (
     "aesthetic appeal.\nBased on the above criteria, assign a score from 1 to 5 after 'Final "
     "Score:'.\nYour task is provided as follows:\nText Caption: [{prompt}]"
 )
-PATTERN = r"Final Score:[\s*]*(\d+(?:\.\d+)?(?:\s*/\s*\d+)?)"  # "4/10" is on another scale, not 4
+# A score with all that belongs to it: "4/10" and "40%" are on other scales, "3-4" and "2,5" are no numbers.
+WHOLE = r"(\d+(?:[.,eE–-][+-]?\d+)*(?:\s*(?:/|out of)\s*\d+(?:\.\d+)?|\s*%)?)"
+PATTERN = rf"Final Score:[\s*]*{WHOLE}"
 LOW, HIGH = 1.0, 5.0
 
 

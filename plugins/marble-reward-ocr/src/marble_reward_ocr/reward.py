@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,7 +55,7 @@ class Ocr:
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
-    ) -> list[float]:
+    ) -> list[float | Exception]:
         """Score a batch.
 
         Both the required text w and the text in the picture are folded, in lower case and without white
@@ -67,16 +68,31 @@ class Ocr:
             metadata: B mappings.
 
         Returns:
-            B scores in [0, 1], NaN if no text is required.
+            B scores in [0, 1], NaN if no text is required, an error where the reader lacks a letter of it.
 
         Raises:
             ValueError: a `text` is no string.
         """
         wanted = [self.fold(required_text(*pair)) for pair in zip(prompts, metadata, strict=True)]
         return [
-            similarity(text, self.fold(self.read(image))) if text else math.nan
-            for image, text in zip(images, wanted, strict=True)
+            self._score(image, text) if text else math.nan for image, text in zip(images, wanted, strict=True)
         ]
+
+    def _score(self, image: Tensor, wanted: str) -> float | Exception:
+        lacking = sorted({letter for letter in wanted if letter.isalpha()} - self.alphabet)
+        if lacking:
+            return ValueError(
+                f"the reader knows no {', '.join(map(repr, lacking))}, so it cannot tell a right {wanted!r} "
+                "from a wrong one. Expected text in Latin, Greek, Chinese or Japanese letters"
+            )
+        return similarity(wanted, self.fold(self.read(image)))
+
+    @cached_property
+    def alphabet(self) -> frozenset[str]:
+        """The characters that the reader can answer with, folded."""
+        self.line(np.zeros((LINE[1], LINE[2], LINE[0]), dtype=np.uint8))  # loads the recogniser
+        assert self.line.text_rec is not None
+        return frozenset("".join(map(self.fold, self.line.text_rec.session.get_character_list())))
 
     @staticmethod
     def examples() -> list[Any]:

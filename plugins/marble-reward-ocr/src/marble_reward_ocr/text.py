@@ -30,9 +30,12 @@ ALIKE = str.maketrans(
 
 
 def canonical(text: str) -> str:
-    """Remove invisible characters, compose (NFC), turn to lower case and remove white space."""
+    """Remove invisible characters, compose (NFC), turn to lower case and remove white space.
+
+    A sigma is one letter wherever it stands: `lower` writes the last one of a word otherwise.
+    """
     composed = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
-    return unicodedata.normalize("NFC", "".join(composed.lower().split()))
+    return unicodedata.normalize("NFC", "".join(composed.lower().replace("ς", "σ").split()))
 
 
 def compatible(text: str) -> str:
