@@ -7,9 +7,9 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from marble_cli.checkpoint.resume import find_checkpoint
+from marble_cli.checkpoint.resume import describe_differences, differences, find_checkpoint
 from marble_cli.checkpoint.step_folders import step_of
-from marble_cli.config.compose import compose
+from marble_cli.config.compose import compose, load_resolved
 from marble_cli.config.overrides import parse
 from marble_cli.config.schema import RunConfig
 from marble_cli.config.sweep import Cell, digest, split_sweep
@@ -71,18 +71,23 @@ def plan_sweep(words: Sequence[str], config_name: str | None) -> PlannedSweep:
 
     Raises:
         RequestError: an override is wrong, which is said with the cell if it concerns one, or the folder
-            holds another sweep.
+            holds another sweep, or cells with other settings beside the swept ones.
     """
     fixed, cells = split_sweep(words)
     keys = tuple(cells[0].values)
     first = _compose(cells[0], fixed, config_name)
     folder, title = _folder(fixed, keys, config_name, first)
-    planned = []
-    for cell in cells:
+
+    def planned(cell: Cell) -> PlannedCell:
         own = {"run.name": f"{title}/{cell.name}", "run.dir": str(folder / cell.name)}
         last = [f"{key}={QuotedString(text, Quote.single).with_quotes()}" for key, text in own.items()]
-        planned.append(PlannedCell(cell, _compose(cell, [*fixed, *last], config_name)))
-    return PlannedSweep(tuple(planned), _recorded(folder, keys, cells))
+        return PlannedCell(cell, _compose(cell, [*fixed, *last], config_name))
+
+    listed = tuple(map(planned, cells))
+    sweep = _recorded(folder, keys, cells)
+    if others := [cell for cell in sweep.cells if cell not in cells and _settings(folder, cell).is_file()]:
+        _check_alike(folder, planned(others[0]))  # which was compared with the others when it was added
+    return PlannedSweep(listed, sweep)
 
 
 @contextmanager
@@ -113,6 +118,24 @@ def _folder(
     title = first.run.name if "run.name" in given else f"sweep-{','.join(keys)[:LONGEST_KEYS]}-{same}"
     folder = Path(first.run.dir) if "run.dir" in given else Path("runs", title).absolute()
     return folder, title if "run.name" in given else folder.name
+
+
+def _settings(folder: Path, cell: Cell) -> Path:
+    return folder / cell.name / "config.yaml"
+
+
+def _check_alike(folder: Path, cell: PlannedCell) -> None:
+    """Check that a cell of an earlier command would be the same run by this one: cells are compared.
+
+    Raises:
+        RequestError: it would not; the message lists the keys that differ.
+    """
+    found = differences(load_resolved(_settings(folder, cell.cell)), cell.config)
+    if not all(one.may_change for one in found):
+        raise RequestError(
+            f"{folder} holds the cell {cell.name} of the same sweep, whose other settings are not those of this "
+            f"command. {describe_differences(found)}\nChoose another folder with run.dir=..."
+        )
 
 
 def _recorded(folder: Path, keys: tuple[str, ...], cells: Sequence[Cell]) -> Sweep:

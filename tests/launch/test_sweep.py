@@ -121,6 +121,20 @@ def test_cells_that_cannot_run_are_named_before_any_is_started(tmp_path: Path) -
     assert not (tmp_path / "s").exists()
 
 
+def test_further_cells_have_the_settings_of_those_before(tmp_path: Path) -> None:
+    (one,) = seeds(3).cells
+    folder = Path(one.config.run.dir)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump(one.config))
+    seeds(3).sweep.write()
+    assert [cell.name for cell in seeds(4, more=("trainer.steps=9",)).sweep.cells] == [
+        "trainer.seed=3",
+        "trainer.seed=4",
+    ]
+    with pytest.raises(RequestError, match=r"the cell trainer\.seed=3 .*\n  optimizer\.lr: .*0\.5 now"):
+        seeds(4, more=("optimizer.lr=0.5",))
+
+
 def test_two_sweeps_in_one_folder_are_refused(tmp_path: Path) -> None:
     planned = seeds(3)
     planned.sweep.folder.mkdir()
