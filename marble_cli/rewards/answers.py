@@ -52,11 +52,12 @@ def out_of_range(scores: Tensor) -> Tensor:
 
 
 Parsed = tuple[Tensor, BaseException | None]  # scores as of `parse_answer`, and why the first one failed
+Explained = tuple[Tensor, dict[int, BaseException]]  # the same, and why images failed, by their index
 
 
 def parse_aspects(
     name: str, answer: Any, count: int, declared: Collection[str], chosen: Sequence[str]
-) -> list[Parsed]:
+) -> list[Explained]:
     """Convert an answer to the scores of each reward that it holds.
 
     Args:
@@ -79,7 +80,7 @@ def parse_aspects(
                 f"reward {name} returned a mapping of {_listed(answer)}, and declares no aspects. Expected "
                 f"{count} numbers, or an attribute `aspects` with these names."
             )
-        return [(parse_answer(name, answer, count), first_failure(answer))]
+        return [(parse_answer(name, answer, count), failures(answer))]
     if not isinstance(answer, Mapping):
         raise RewardError(
             f"reward {name} returned {type(answer).__name__} and declares the aspects {_listed(declared)}. "
@@ -100,20 +101,20 @@ def parse_aspects(
     return [_parse_aspect(f"{name}.{aspect}", answer[aspect], count) for aspect in chosen]
 
 
-def _parse_aspect(name: str, answer: Any, count: int) -> Parsed:
+def _parse_aspect(name: str, answer: Any, count: int) -> Explained:
     """Convert the scores of one aspect; an exception in their place fails it on all images."""
     if isinstance(answer, BaseException):
-        return torch.full((count,), torch.inf, dtype=torch.float64), answer
-    return parse_answer(name, answer, count), first_failure(answer)
+        return torch.full((count,), torch.inf, dtype=torch.float64), dict.fromkeys(range(count), answer)
+    return parse_answer(name, answer, count), failures(answer)
 
 
 def _listed(names: Collection[Any]) -> str:
     return ", ".join(map(str, names))
 
 
-def first_failure(answer: Any) -> BaseException | None:
-    """Return the first exception that stands in the place of a score in a plugin's answer."""
-    return next((score for score in _scores(answer) if isinstance(score, BaseException)), None)
+def failures(answer: Any) -> dict[int, BaseException]:
+    """Return the exceptions that stand in the place of scores in a plugin's answer, by index."""
+    return {i: score for i, score in enumerate(_scores(answer)) if isinstance(score, BaseException)}
 
 
 def _scores(answer: Any) -> list[Any]:

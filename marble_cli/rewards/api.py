@@ -131,6 +131,7 @@ class Declaration:
 
 
 FIELDS = (*Batch._fields, "conditions", "references", "frames")  # parameters that are passed by name
+ANYTHING = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
 
 
 def call_parameters(plugin: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -142,11 +143,12 @@ def call_parameters(plugin: Callable[..., Any]) -> list[inspect.Parameter]:
     Raises:
         TypeError, ValueError: it has no signature.
     """
-    call = getattr(plugin, "forward", None)  # torch.nn.Module calls its forward
-    if inspect.isclass(plugin):
-        found = [*inspect.signature(call or plugin.__call__).parameters.values()][1:]
-    else:
-        found = [*inspect.signature(call or plugin).parameters.values()]
+    call: Callable[..., Any] = plugin.__call__ if inspect.isclass(plugin) else plugin
+    start = 1 if inspect.isclass(plugin) else 0  # after `self`
+    found = [*inspect.signature(call).parameters.values()][start:]
+    # torch.nn.Module's own `__call__` takes anything and passes it to `forward`.
+    if hasattr(plugin, "forward") and [parameter.kind for parameter in found] == ANYTHING:
+        found = [*inspect.signature(plugin.forward).parameters.values()][start:]
     return [parameter for parameter in found if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
 
 
@@ -163,7 +165,7 @@ def _optional_parts(plugin: Any) -> dict[str, bool]:
     """Return what a plugin takes and needs of a batch's optional parts, by a declaration's names."""
     try:
         taken = call_parameters(plugin)
-    except (TypeError, ValueError):  # `bind` says what is wrong
+    except (TypeError, ValueError):  # `registry.bind` says what is wrong
         return {}
     names, needed = ({parameter.name for parameter in some} for some in (taken, without_default(taken)))
     whole, pictures = len(needed) == 1 and not needed & {*FIELDS}, {"conditions", "references"}
@@ -227,7 +229,13 @@ def declared_bounds(bounds: Any) -> Bounds:
         raise RewardError(
             f"`range` is {bounds!r}. Expected the lowest and the highest score, or None: (0.0, 1.0)."
         )
-    return bounds[0], bounds[1]
+    try:
+        low, high = (None if bound is None else float(bound) for bound in bounds)
+    except OverflowError as error:
+        raise RewardError(
+            f"`range` is {bounds!r}. Expected numbers that fit into a float, or None."
+        ) from error
+    return low, high
 
 
 def loaded_models(models: Any) -> dict[str, dict[str, int]] | None:

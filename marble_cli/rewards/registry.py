@@ -203,7 +203,13 @@ def bind(name: str, reward: Callable[..., Any]) -> Callable[[Batch], Any]:
     """
     if not callable(reward):
         raise RewardError(f"reward {name} is {reward!r}. Expected a class or a function.")
-    taken = call_parameters(reward)
+    try:
+        taken = call_parameters(reward)
+    except (TypeError, ValueError) as error:
+        raise RewardError(
+            f"reward {name}, a {type(reward).__name__}, does not tell its parameters ({error}). Let the "
+            "entry point name a function in Python that calls it, such as score(images, prompts)."
+        ) from error
     names, needed = {p.name for p in taken}, without_default(taken)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken)
     if all(p.name in FIELDS for p in needed) and (open_ended or names & set(FIELDS)):

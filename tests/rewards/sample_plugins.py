@@ -51,6 +51,28 @@ class Network(torch.nn.Module):
         return images.float().mean(dim=(1, 2, 3)).numpy()[::-1][::-1]
 
 
+class HelperForward:
+    """Has a helper of the name `forward`, which is not called with a batch."""
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str] | None = None, conditions: Any = None
+    ) -> Tensor:
+        return self.forward(images) + torch.tensor([len(prompt) for prompt in prompts or ()])
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return brightness(pixels)
+
+
+class Prepares(torch.nn.Module):
+    """A module that prepares the images for its network."""
+
+    def __call__(self, images: Tensor) -> Any:
+        return super().__call__(images.float() * 2)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.mean((1, 2, 3))
+
+
 def two_unknown(pictures: Tensor, texts: list[str]) -> Tensor:
     """Of no form that the host knows."""
     raise NotImplementedError

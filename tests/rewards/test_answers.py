@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from marble_cli.errors import RewardError
-from marble_cli.rewards.answers import first_failure, parse_answer
+from marble_cli.rewards.answers import failures, parse_answer
 
 HALF = 0.5  # in every floating type
 
@@ -98,7 +98,7 @@ def test_bools_and_integers_are_scores() -> None:
 def test_an_exception_becomes_infinity() -> None:
     error = KeyboardInterrupt()
     assert parse_answer("mine", [1.0, ValueError("x"), error], 3).tolist() == [1.0, math.inf, math.inf]
-    assert first_failure([1.0, error]) is error
+    assert failures([1.0, error]) == {1: error}
 
 
 @pytest.mark.parametrize(

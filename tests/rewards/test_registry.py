@@ -1,13 +1,16 @@
 """From entry points to rewards that can be called."""
 
+import json
 import math
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +50,8 @@ def test_naming_plugins_imports_none_of_them() -> None:
         ("AnyOption", [2, 2, 2]),
         ("own_names", [9, 9, 9]),
         ("Network", [0, 1, 2]),
+        ("HelperForward", [1, 3, 5]),
+        ("Prepares", [0, 2, 4]),
     ],
 )
 def test_every_form_of_a_plugin_gets_the_parameters_it_takes(
@@ -96,6 +101,23 @@ def test_malformed_bounds_are_named(bounds: Any) -> None:
     wrong = re.escape(repr(1.0 if isinstance(bounds, dict) else bounds))
     with pytest.raises(RewardError, match=rf"`range` is {wrong}. Expected the lowest and the highest"):
         Declaration.of(plugin)
+
+
+@pytest.mark.parametrize("kind", [int, np.float32, np.int64, Fraction])
+def test_bounds_of_any_kind_of_number_are_floats(kind: Any) -> None:
+    plugin = type("Plugin", (), {"range": (kind(0), kind(1)), "__call__": lambda self, images: 0})
+    assert json.dumps(Declaration.of(plugin).range) == "[0.0, 1.0]"
+
+
+def test_bounds_beyond_a_float_are_refused() -> None:
+    plugin = type("Plugin", (), {"range": (0, 10**400), "__call__": lambda self, images: 0})
+    with pytest.raises(RewardError, match=r"`range` is .*Expected numbers that fit into a float"):
+        Declaration.of(plugin)
+
+
+def test_only_the_signature_of_the_call_tells_what_a_reward_takes(install: Install) -> None:
+    install(mine="HelperForward")
+    assert Declaration.of(load_plugin("mine")).takes_conditions
 
 
 def test_an_unknown_reward_is_named_with_the_nearest_one(install: Install) -> None:
@@ -160,6 +182,10 @@ def test_a_constructor_may_take_any_option(install: Install) -> None:
 @pytest.mark.parametrize(
     ("plugin", "message"),
     [
+        (
+            "builtins:max",
+            r"reward mine, a builtin.*, does not tell its parameters .*function in Python that",
+        ),
         ("two_unknown", r"reward mine has the parameters \(pictures, texts\)"),
         ("not_callable", r"reward mine \(.*:not_callable\) is of type int\. Expected a class or a function"),
     ],

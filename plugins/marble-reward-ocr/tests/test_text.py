@@ -26,6 +26,10 @@ EQUIVALENT = [
     ("\u0130", "I\u0307"),
     ("\u1e9b\u0323", "\u017f\u0323\u0307"),
     ("\uf900", "\u8c48"),
+    (
+        "\u039f\u0394\u039f\u03a3 1",
+        "\u03bf\u03b4\u03bf\u03c31",
+    ),  # Python's lower case ends a word with a final sigma
 ]
 INVISIBLE_IN = [
     "\u00ad",

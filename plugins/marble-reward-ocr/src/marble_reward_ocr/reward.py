@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -51,10 +52,11 @@ class Ocr:
         self.detect, self.fold = detect, FOLDS[fold]
         self.line = _reader(use_det=False)
         self.page = _reader(use_det=True)
+        self.known = frozenset("".join(map(self.fold, _characters(self.line))))
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
-    ) -> list[float]:
+    ) -> list[float | Exception]:
         """Score a batch.
 
         Both the required text w and the text in the picture are folded, in lower case and without white
@@ -67,16 +69,27 @@ class Ocr:
             metadata: B mappings.
 
         Returns:
-            B scores in [0, 1], NaN if no text is required.
+            B scores in [0, 1], NaN if no text is required. A ValueError takes the place of a score if
+            the text has a letter that the reader cannot spell.
 
         Raises:
             ValueError: a `text` is no string.
         """
         wanted = [self.fold(required_text(*pair)) for pair in zip(prompts, metadata, strict=True)]
-        return [
-            similarity(text, self.fold(self.read(image))) if text else math.nan
-            for image, text in zip(images, wanted, strict=True)
-        ]
+        return [self._score(image, text) for image, text in zip(images, wanted, strict=True)]
+
+    def _score(self, image: Tensor, wanted: str) -> float | Exception:
+        """Score an image by a folded text."""
+        if not wanted:
+            return math.nan
+        if letter := unknown_letter(wanted, self.known):
+            name = unicodedata.name(letter, "a character without a name")
+            return ValueError(
+                f"the reader cannot spell {letter!r} ({name}) of the text {wanted!r}, so none can score 1. "
+                "Leave out such texts, or the reward on their source (rewards.<name>.sources); "
+                "fold=lookalike takes Cyrillic letters that look like Latin ones"
+            )
+        return similarity(wanted, self.fold(self.read(image)))
 
     @staticmethod
     def examples() -> list[Any]:
@@ -129,6 +142,23 @@ def _reader(*, use_det: bool) -> "rapidocr.RapidOCR":
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
     )
+
+
+def _characters(reader: "rapidocr.RapidOCR") -> list[str]:
+    """Return the characters that a reader can spell."""
+    reader(np.zeros(LINE[1:] + LINE[:1], np.uint8))  # its recogniser is loaded by the first picture
+    recogniser: Any = reader.text_rec
+    return list(recogniser.session.get_character_list())
+
+
+def unknown_letter(wanted: str, known: Container[str]) -> str | None:
+    """Return the first letter, mark or digit of a folded text that is not known, else None.
+
+    Punctuation and symbols that are not known count as wrong, unless the text has nothing else.
+    """
+    unknown = [character for character in wanted if character not in known]
+    letters = [character for character in unknown if unicodedata.category(character)[0] in "LMN"]
+    return letters[0] if letters else unknown[0] if len(unknown) == len(wanted) else None
 
 
 def required_text(prompt: str, metadata: Mapping[str, Any]) -> str:

@@ -30,9 +30,12 @@ ALIKE = str.maketrans(
 
 
 def canonical(text: str) -> str:
-    """Remove invisible characters, compose (NFC), turn to lower case and remove white space."""
+    """Remove invisible characters, compose (NFC), turn to lower case and remove white space.
+
+    A final sigma becomes a sigma: Python writes one where a word ends, before the white space is removed.
+    """
     composed = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
-    return unicodedata.normalize("NFC", "".join(composed.lower().split()))
+    return unicodedata.normalize("NFC", "".join(composed.lower().replace("\u03c2", "\u03c3").split()))
 
 
 def compatible(text: str) -> str:
