@@ -112,15 +112,20 @@ def write_whole(path: Path, text: str, remedy: str = FREE_SOME) -> None:
     Raises:
         StorageError: the file cannot be written; its message ends with `remedy`.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    beside = temporary(path)
     with writing(path, remedy, len(text.encode())):
         try:
-            temporary.write_text(text, encoding="utf-8")
-            fsync(temporary)
-            temporary.replace(path)
+            beside.write_text(text, encoding="utf-8")
+            fsync(beside)
+            beside.replace(path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             raise
+
+
+def temporary(path: Path) -> Path:
+    """Return the file that `write_whole` writes first, and that a kill leaves."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def remove(path: Path) -> None:

@@ -117,7 +117,7 @@ class RunLock:
         while self.descriptor < 0:
             ours = this_process()
             with writing(self.path, FREE_SOME):
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+                descriptor = self._open(os.O_CREAT)
             try:
                 before = self._examine(descriptor, ours)
                 if not self._is_linked(descriptor):  # another process released the lock meanwhile
@@ -137,6 +137,15 @@ class RunLock:
                 if self.descriptor < 0:
                     os.close(descriptor)
 
+    def _open(self, flags: int) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | flags, 0o666)
+        except PermissionError as error:
+            raise RequestError(
+                f"{self.path} cannot be opened: it or its folder belongs to another user, whose run may "
+                "train there. Ask them, or choose another folder with run.dir=..."
+            ) from error
+
     def _is_linked(self, descriptor: int) -> bool:
         """Tell whether the opened file is still the one at `path`."""
         with suppress(FileNotFoundError):
@@ -150,7 +159,7 @@ class RunLock:
             RequestError: another process holds the folder, or may hold it.
         """
         with suppress(FileNotFoundError):
-            descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
+            descriptor = self._open(0)
             try:
                 self._examine(descriptor, this_process())
             finally:

@@ -217,6 +217,21 @@ def test_damaged_lock_file_is_refused_by_name(text: str, tmp_path: Path) -> None
     assert (tmp_path / NAME).read_text() == text
 
 
+def test_lock_file_of_another_user_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests may run as root, who may open any file."""
+    (tmp_path / NAME).touch()
+
+    def refuse(path: Path, *rest: int) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(lock.os, "open", refuse)
+    for ask in (RunLock(tmp_path).check, RunLock(tmp_path).acquire):
+        with pytest.raises(RequestError, match=rf"{tmp_path / NAME} cannot be opened: .*another user"):
+            ask()
+
+
 def test_empty_lock_file_is_free(tmp_path: Path) -> None:
     (tmp_path / NAME).touch()
     take(tmp_path)

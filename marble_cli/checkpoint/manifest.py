@@ -15,7 +15,7 @@ from typing import Any
 
 from marble_cli.checkpoint.pickle_guard import is_pickled, refuse_pickled
 from marble_cli.errors import CheckpointError
-from marble_cli.files import fsync, write_whole
+from marble_cli.files import fsync, temporary, write_whole
 
 # 1 kept a LoRA's B as trained, with alpha in the header; 3 has groups of tensors in several files.
 FORMAT_VERSION = 3
@@ -170,6 +170,8 @@ def _parse_manifest(folder: Path, content: dict[str, Any]) -> Manifest:
 def check_files(folder: Path, manifest: Manifest, contents: Collection[str]) -> None:
     """Check that the folder holds exactly the files that its manifest lists, unchanged.
 
+    It may also hold what a kill in `amend` leaves.
+
     Args:
         folder: the step folder.
         manifest: the folder's manifest.
@@ -183,7 +185,7 @@ def check_files(folder: Path, manifest: Manifest, contents: Collection[str]) -> 
             if path.is_symlink():
                 raise CheckpointError(f"{path} is a link; a checkpoint must hold its files itself. {REMEDY}")
         for path in (Path(parent, name) for name in names):
-            if str(path.relative_to(folder)) not in (NAME, *manifest.files):
+            if str(path.relative_to(folder)) not in (NAME, temporary(Path(NAME)).name, *manifest.files):
                 if is_pickled(path):
                     refuse_pickled(path)
                 raise CheckpointError(

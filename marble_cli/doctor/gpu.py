@@ -176,7 +176,8 @@ def _run(device: torch.device) -> str:
             command = [sys.executable, "-m", "marble_cli", "train", *words, f"trainer.steps={steps}"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1])
+                said = (done.stderr or done.stdout).strip().splitlines()
+                raise RuntimeError((said or [f"exit code {done.returncode}"])[-1])
         rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3], "steps are missing from metrics.jsonl"
     return f"of three steps in {processes} process{'es' * (processes > 1)}, resumed after the second"

@@ -12,11 +12,13 @@ from string import Template
 from typing import Any
 
 from marble_cli import __version__
+from marble_cli.checkpoint.resume import find_checkpoint
 from marble_cli.config.compose import dump
 from marble_cli.config.schema import LauncherConfig, RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.files import check_inside, check_writable, write_whole
 from marble_cli.interrupts import EXIT_FILE
+from marble_cli.lock import RunLock
 
 SCRIPT, SETTINGS = "job.sbatch", "job.yaml"  # in a run's folder
 # Seconds that the other tasks get to end after the first has ended; --kill-on-bad-exit would give them none.
@@ -122,11 +124,14 @@ def submit(config: RunConfig, resume: str) -> str:
     """Write the job into the run's folder and submit it; return its id.
 
     Raises:
-        RequestError: the folder cannot be written, sbatch is not installed, or sbatch refuses the job.
+        RequestError: the folder cannot be written, is in use or holds another run, sbatch is not installed,
+            or sbatch refuses the job.
     """
     folder = Path(config.run.dir)
     check_writable(folder, "run.dir=")
     check_inside(folder, (SCRIPT, SETTINGS))
+    RunLock(folder).check()  # a job that is requeued reads the settings anew
+    find_checkpoint(folder, config, resume)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / SETTINGS, dump(config))
     return submit_script(folder, render_script(config, resume))

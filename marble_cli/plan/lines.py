@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from marble_cli.checkpoint.step_folders import step_of
+from marble_cli.checkpoint import manifest
 from marble_cli.config.aspects import by_aspect
 from marble_cli.config.counts import geometry, micro_batches, processes
 from marble_cli.config.enums import Parallel, RefreshWhen, Role, Train
@@ -58,7 +58,9 @@ def run_lines(config: RunConfig, found: Findings) -> list[Line]:
     """Describe where a run begins and what it is judged and trained on."""
     free = shutil.disk_usage(found.existing).free / 2**30
     begins = (
-        f"after step {step_of(found.checkpoint)}: {found.checkpoint}" if found.checkpoint else "at step 1"
+        f"after step {manifest.read(found.checkpoint).step}: {found.checkpoint}"
+        if found.checkpoint
+        else "at step 1"
     )
     rewards = by_aspect(config.rewards)
     guards = _guards(rewards)

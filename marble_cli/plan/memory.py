@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from marble_cli.config.aspects import by_aspect
+from marble_cli.config.checks.balance import MIXTURES
 from marble_cli.config.counts import geometry, per_process, processes
 from marble_cli.config.enums import (
     Offload,
@@ -89,8 +90,8 @@ def memory(
     Training float32 weights in half precision also keeps half-precision copies of them. With
     trainer.parallel=fsdp, a process holds its own shard and the blocks that it has gathered: two, or all of
     them if they are kept for the backward pass. A refresh keeps the rewards' gradients of a LoRA unsharded,
-    two for each with balance.refresh_when=stale. With model.offload=blocks, two of the transformer's blocks
-    are on the device, and all in the CPU's memory.
+    two for each with balance.refresh_when=stale, and that of a mixture. With model.offload=blocks, two of the
+    transformer's blocks are on the device, and all in the CPU's memory.
     """
     weights, average, moments = 2, 1, MOMENTS[config.optimizer.name] / FLOAT32
     model, full, fsdp = config.model, config.model.train is Train.full, config.trainer.fsdp
@@ -100,7 +101,7 @@ def memory(
         shards = processes(config.launcher) // fsdp.replicas
         gathered = min(2, size.blocks) * transformer // size.blocks if fsdp.reshard else transformer
     halves = 2 if config.balance.refresh_when is RefreshWhen.stale else 1
-    gradients = halves * len(by_aspect(config.rewards))
+    gradients = halves * len(by_aspect(config.rewards)) + (config.balance.name in MIXTURES)
     unsharded = 0 if full else gradients
     sharded = weights + moments + average + gradients + 2 - unsharded
     offloaded = 0

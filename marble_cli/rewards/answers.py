@@ -51,7 +51,7 @@ def out_of_range(scores: Tensor) -> Tensor:
     return scores.abs() > torch.finfo(torch.float32).max
 
 
-Parsed = tuple[Tensor, BaseException | None]  # scores as of `parse_answer`, and why the first one failed
+Parsed = tuple[Tensor, BaseException | None]  # scores as of `parse_answer`, why the first that failed did
 Explained = tuple[Tensor, dict[int, BaseException]]  # the same, and why images failed, by their index
 
 

@@ -130,11 +130,11 @@ class Declaration:
         return self.ranges.get(aspect, self.range)
 
 
+ANYTHING = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 FIELDS = (*Batch._fields, "conditions", "references", "frames")  # parameters that are passed by name
-ANYTHING = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
 
 
-def call_parameters(plugin: Callable[..., Any]) -> list[inspect.Parameter]:
+def call_parameters(plugin: Any) -> list[inspect.Parameter]:
     """Return the parameters with which a reward is called, without `*args`.
 
     Args:
@@ -143,12 +143,14 @@ def call_parameters(plugin: Callable[..., Any]) -> list[inspect.Parameter]:
     Raises:
         TypeError, ValueError: it has no signature.
     """
-    call: Callable[..., Any] = plugin.__call__ if inspect.isclass(plugin) else plugin
-    start = 1 if inspect.isclass(plugin) else 0  # after `self`
-    found = [*inspect.signature(call).parameters.values()][start:]
-    # torch.nn.Module's own `__call__` takes anything and passes it to `forward`.
-    if hasattr(plugin, "forward") and [parameter.kind for parameter in found] == ANYTHING:
-        found = [*inspect.signature(plugin.forward).parameters.values()][start:]
+    is_class = inspect.isclass(plugin)
+
+    def parameters(call: Callable[..., Any]) -> list[inspect.Parameter]:
+        return [*inspect.signature(call).parameters.values()][is_class:]
+
+    found, forward = parameters(plugin.__call__ if is_class else plugin), getattr(plugin, "forward", None)
+    if forward and {parameter.kind for parameter in found} == ANYTHING:  # torch.nn.Module calls its forward
+        found = parameters(forward)
     return [parameter for parameter in found if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
 
 
@@ -165,7 +167,7 @@ def _optional_parts(plugin: Any) -> dict[str, bool]:
     """Return what a plugin takes and needs of a batch's optional parts, by a declaration's names."""
     try:
         taken = call_parameters(plugin)
-    except (TypeError, ValueError):  # `registry.bind` says what is wrong
+    except (TypeError, ValueError):  # `bind` says what is wrong
         return {}
     names, needed = ({parameter.name for parameter in some} for some in (taken, without_default(taken)))
     whole, pictures = len(needed) == 1 and not needed & {*FIELDS}, {"conditions", "references"}

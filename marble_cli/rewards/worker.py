@@ -239,14 +239,17 @@ class RewardWorker:
 
         Returns:
             For each of the A rewards the answer as [B] float64 on the CPU, NaN where the reward does not
-            apply and infinite where it failed, and the first exception in the place of a score.
+            apply and infinite where it failed, and the reason of the first that failed, if it has one.
 
         Raises:
             RewardError: the plugin broke its contract.
             TimeoutError: it did not answer in time.
             Exception: whatever the plugin raised.
         """
-        return [(scores, next(iter(reasons.values()), None)) for scores, reasons in self._attempt(batch)]
+        return [
+            (scores, reasons.get(int(out_of_range(scores).int().argmax())))
+            for scores, reasons in self._attempt(batch)
+        ]
 
     def _attempt(self, batch: Batch) -> list[Explained]:
         with self.reward.turn():

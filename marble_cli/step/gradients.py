@@ -46,13 +46,12 @@ class Gradients:
         return Gradients(row[None], torch.stack([policy, self.losses[-1]]), self.velocities)
 
     def folded(self) -> "Gradients":
-        """Add up both halves of every reward's loss (`step.staleness.in_halves`)."""
+        """Add up both halves of every reward's loss (`step.staleness.in_halves`), in place."""
         count = (len(self.rows) - 1) // 2  # K rewards in halves, then the shared loss
-
-        def fold(values: Tensor) -> Tensor:
-            return torch.cat([values[:count] + values[count : 2 * count], values[2 * count :]])
-
-        return Gradients(fold(self.rows), fold(self.losses), self.velocities)
+        self.rows[:count].add_(self.rows[count : 2 * count])
+        self.rows[count].copy_(self.rows[-1])
+        losses = torch.cat([self.losses[:count] + self.losses[count : 2 * count], self.losses[2 * count :]])
+        return Gradients(self.rows[: count + 1], losses, self.velocities)
 
     def plus(self, other: "Gradients") -> "Gradients":
         """Add the gradients of other micro-batches."""

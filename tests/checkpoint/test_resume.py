@@ -1,6 +1,7 @@
 """A run that is started where another lies is told which keys differ, and which of them may."""
 
 import re
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -112,6 +113,9 @@ def test_dry_run_names_the_checkpoint_it_would_resume_from(
     assert train(run_config(run, "trainer.steps=1"), resume="auto") == 0
     capsys.readouterr()
     plan(run_config(run))
+    assert "after step 1: " in capsys.readouterr().out
+    copy = shutil.copytree(tmp_path / "checkpoints" / "step-00000001", tmp_path / "copied")
+    plan(run_config(f"run.dir={tmp_path / 'new'}"), str(copy))
     assert "after step 1: " in capsys.readouterr().out
     with pytest.raises(RequestError, match="--resume never"):
         plan(run_config(run), "never")

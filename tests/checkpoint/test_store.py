@@ -181,6 +181,15 @@ def test_checkpoints_after_the_resumed_step_are_set_aside(tmp_path: Path) -> Non
     assert [path.name for path in step_folders.set_aside(tmp_path, 1)] == ["abandoned-step-00000002-2"]
 
 
+def test_what_a_kill_leaves_while_figures_are_changed_does_no_harm(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    (folder / ".state.json.tmp").write_text("{")
+    assert store.newest_valid(tmp_path) == (folder, [])
+    manifest.amend(folder, {"best": 0.5})
+    assert store.load(folder)[0].info["best"] == 0.5
+    assert not (folder / ".state.json.tmp").exists()
+
+
 def test_run_without_a_best_says_so(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     with pytest.raises(CheckpointError, match=r"best: no evaluation has exceeded the run's start yet"):

@@ -15,7 +15,8 @@ from marble_cli.config.compose import dump, load_resolved
 from marble_cli.config.enums import LauncherName
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError, RequestError
-from marble_cli.launch.slurm import render_script, sbatch_options
+from marble_cli.launch.slurm import render_script, sbatch_options, submit
+from marble_cli.lock import RunLock
 from marble_cli.metrics.jsonl import read_rows
 from tests.distributed.processes import step
 from tests.launch.cluster import job, stopped_at_its_limit, submitted
@@ -153,6 +154,26 @@ def test_missing_sbatch_is_refused_after_the_job_is_written(
     refused = CliRunner().invoke(app, ["train", "--config-name", str(file), "launcher.nproc=7"])
     assert isinstance(refused.exception, ConfigError)
     assert "7 processes cannot share the 6 images" in str(refused.exception)
+
+
+def test_settings_of_a_job_that_trains_are_not_replaced(
+    cluster: Path, run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """It reads them again when it is requeued."""
+    run = tmp_path / "run"
+    words = ("launcher=slurm", f"run.dir={run}")
+    submit(run_config(*words), "auto")
+    before = (run / "job.yaml").read_text()
+    with RunLock(run) as held:
+        held.acquire()
+        with pytest.raises(RequestError, match="is in use"):
+            submit(run_config(*words), "auto")
+    (run / "config.yaml").write_text(before)
+    with pytest.raises(RequestError, match="another configuration"):
+        submit(run_config(*words, "trainer.seed=2"), "auto")
+    with pytest.raises(RequestError, match="--resume never"):
+        submit(run_config(*words), "never")
+    assert (run / "job.yaml").read_text() == before
 
 
 def test_refusal_by_sbatch_is_reported(

@@ -18,6 +18,7 @@ RunConfigMaker = Callable[..., RunConfig]
 def test_it_counts_adapters_moments_average_and_gradients(run_config: RunConfigMaker) -> None:
     assert memory(run_config(), SIZE).trained == 4 * 10_000 * (2 + 2 + 1 + 4)
     assert memory(run_config("+rewards.third={plugin: colorfulness}"), SIZE).trained == 4 * 10_000 * 10
+    assert memory(run_config("balance=weighted_sum"), SIZE).trained == 4 * 10_000 * 10, "the mixture's, too"
 
 
 def test_moments_of_8_bits_take_a_quarter(run_config: RunConfigMaker) -> None:

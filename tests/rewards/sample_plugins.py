@@ -54,23 +54,21 @@ class Network(torch.nn.Module):
 class HelperForward:
     """Has a helper of the name `forward`, which is not called with a batch."""
 
-    def __call__(
-        self, images: Tensor, prompts: Sequence[str] | None = None, conditions: Any = None
-    ) -> Tensor:
-        return self.forward(images) + torch.tensor([len(prompt) for prompt in prompts or ()])
+    def __call__(self, images: Tensor, prompts: Sequence[str] = (), conditions: Any = None) -> Tensor:
+        return self.forward(images) + torch.tensor([len(prompt) for prompt in prompts])
 
     def forward(self, pixels: Tensor) -> Tensor:
         return brightness(pixels)
 
 
-class Prepares(torch.nn.Module):
-    """A module that prepares the images for its network."""
+class OwnCall(torch.nn.Module):
+    """A module that prepares pictures in a `__call__` of its own; its forward takes something else."""
 
-    def __call__(self, images: Tensor) -> Any:
-        return super().__call__(images.float() * 2)
+    def __call__(self, images: Tensor, prompts: list[str]) -> Any:
+        return super().__call__(images.float() + len(prompts))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return pixels.mean((1, 2, 3))
+    def forward(self, pixels: Tensor) -> Any:
+        return pixels.mean(dim=(1, 2, 3))
 
 
 def two_unknown(pictures: Tensor, texts: list[str]) -> Tensor:
@@ -79,6 +77,20 @@ def two_unknown(pictures: Tensor, texts: list[str]) -> Tensor:
 
 
 not_callable = 3
+
+
+class Scripted:
+    """Stands for what is written in another language, such as a function of TorchScript."""
+
+    @property
+    def __signature__(self) -> Any:
+        raise ValueError("no signature found")
+
+    def __call__(self, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+
+scripted = Scripted()
 
 
 class Scaled:

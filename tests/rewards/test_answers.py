@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from marble_cli.errors import RewardError
-from marble_cli.rewards.answers import failures, parse_answer
+from marble_cli.rewards.answers import parse_answer, parse_aspects
 
 HALF = 0.5  # in every floating type
 
@@ -98,7 +98,6 @@ def test_bools_and_integers_are_scores() -> None:
 def test_an_exception_becomes_infinity() -> None:
     error = KeyboardInterrupt()
     assert parse_answer("mine", [1.0, ValueError("x"), error], 3).tolist() == [1.0, math.inf, math.inf]
-    assert failures([1.0, error]) == {1: error}
 
 
 @pytest.mark.parametrize(
@@ -141,3 +140,17 @@ def test_an_exception_becomes_infinity() -> None:
 def test_an_answer_without_numbers_breaks_the_contract(answer: Any, said: str) -> None:
     with pytest.raises(RewardError, match=f"reward mine .*{said}"):
         parse_answer("mine", answer, 2)
+
+
+def test_reasons_are_those_of_their_own_images() -> None:
+    broke, later = ValueError("broke"), ValueError("later")
+    for answer, reasons in (
+        ([1.0, broke], {1: broke}),
+        ([broke, later], {0: broke, 1: later}),
+        ([math.inf, broke], {1: broke}),
+        ([math.nan, 1.0], {}),
+    ):
+        ((_, found),) = parse_aspects("mine", answer, 2, (), ())
+        assert found == reasons
+    ((_, found),) = parse_aspects("mine", {"style": broke}, 2, ("style",), ["style"])
+    assert found == {0: broke, 1: broke}

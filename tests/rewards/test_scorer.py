@@ -9,6 +9,7 @@ import torch
 
 from marble_cli.config.schema import AspectConfig, RewardConfig
 from marble_cli.errors import RewardError
+from marble_cli.rewards.batch import Batch
 from marble_cli.rewards.scorer import Scores, open_scorer
 from tests.rewards.submission import pictures, submit
 
@@ -49,6 +50,9 @@ def test_a_failure_is_told_of_its_own_image(install: Install, caplog: pytest.Log
     install(partly="FailsInPart", two="TwoAspects")
     with open_scorer({"mine": RewardConfig(plugin="partly", max_failed=1)}, "cpu") as scorer:
         submit(scorer, ["inf", "dunno"])
+        batch = Batch(pictures(2), ["inf", "dunno"], [{}, {}])
+        ((_, reason),) = scorer.workers[0].attempt(batch)
+        assert reason is None  # a server sends one, which must not be told of the first
     assert "failed on 2 images: ValueError: could not convert string to float: 'dunno'" in caplog.text
     assert "(prompt" not in caplog.text  # the text has the prompt of its own image
     aspects = {"number": AspectConfig(sources=["b"]), "light": AspectConfig()}

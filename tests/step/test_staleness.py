@@ -15,6 +15,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.distributed.ranks import Ranks
 from marble_cli.objective.coefficients import Coefficients
 from marble_cli.step.direction import Alternating, Descent, Direction
+from marble_cli.step.gradients import Gradients
 from marble_cli.step.reward_signal import Signal, read_signal
 from marble_cli.step.staleness import Staleness, fold, in_halves, measure_staleness
 
@@ -35,6 +36,17 @@ def test_halves_of_a_loss_add_up_to_it_and_share_no_prompt() -> None:
 def test_the_gram_matrix_of_whole_gradients_follows_from_their_halves() -> None:
     halves = torch.randn(6, 40, dtype=torch.float64)
     torch.testing.assert_close(fold(gram(halves)), gram(halves[:3] + halves[3:]))
+
+
+def test_halves_are_added_up_in_the_memory_that_they_have() -> None:
+    """Copies would be the largest thing that training all weights ever holds."""
+    rows = torch.randn(7, 40, dtype=torch.float64)
+    losses = torch.arange(8, dtype=torch.float64)
+    expected = torch.cat([rows[:3] + rows[3:6], rows[6:]])
+    folded = Gradients(rows, losses, torch.zeros(2)).folded()
+    assert folded.rows.equal(expected)
+    assert folded.rows.data_ptr() == rows.data_ptr()
+    assert folded.losses.tolist() == [3.0, 5.0, 7.0, 6.0, 7.0]
 
 
 def direct(descent: Descent, case: Any, cache: DirectionCache, signal: Signal | None = None) -> Direction:

@@ -14,6 +14,8 @@ from marble_reward_ocr.reward import Ocr
 from marble_reward_ocr.text import FOLDS, INVISIBLE, canonical, compatible, lookalike
 
 EQUIVALENT = [
+    ("ΟΔΟΣ ΝΕΑ", "οδοςνεα"),  # a final sigma
+    ("ΟΔΟΣ", "οδοσ"),
     ("caf\u00e9", "cafe\u0301"),
     ("\u00c5ngstr\u00f6m", "A\u030angstro\u0308m"),
     ("\u212b", "\u00c5"),
@@ -26,10 +28,6 @@ EQUIVALENT = [
     ("\u0130", "I\u0307"),
     ("\u1e9b\u0323", "\u017f\u0323\u0307"),
     ("\uf900", "\u8c48"),
-    (
-        "\u039f\u0394\u039f\u03a3 1",
-        "\u03bf\u03b4\u03bf\u03c31",
-    ),  # Python's lower case ends a word with a final sigma
 ]
 INVISIBLE_IN = [
     "\u00ad",

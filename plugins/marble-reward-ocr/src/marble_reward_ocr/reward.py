@@ -3,7 +3,8 @@
 import math
 import re
 import unicodedata
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,7 +53,6 @@ class Ocr:
         self.detect, self.fold = detect, FOLDS[fold]
         self.line = _reader(use_det=False)
         self.page = _reader(use_det=True)
-        self.known = frozenset("".join(map(self.fold, _characters(self.line))))
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]
@@ -69,27 +69,34 @@ class Ocr:
             metadata: B mappings.
 
         Returns:
-            B scores in [0, 1], NaN if no text is required. A ValueError takes the place of a score if
-            the text has a letter that the reader cannot spell.
+            B scores in [0, 1], NaN if no text is required, an error where the reader lacks a letter of it.
 
         Raises:
             ValueError: a `text` is no string.
         """
         wanted = [self.fold(required_text(*pair)) for pair in zip(prompts, metadata, strict=True)]
-        return [self._score(image, text) for image, text in zip(images, wanted, strict=True)]
+        return [
+            self._score(image, text) if text else math.nan for image, text in zip(images, wanted, strict=True)
+        ]
 
     def _score(self, image: Tensor, wanted: str) -> float | Exception:
-        """Score an image by a folded text."""
-        if not wanted:
-            return math.nan
-        if letter := unknown_letter(wanted, self.known):
-            name = unicodedata.name(letter, "a character without a name")
+        lacking = sorted({*wanted} - self.alphabet)
+        # Punctuation and symbols that it lacks count as wrong, unless the text has nothing else.
+        letters = [letter for letter in lacking if unicodedata.category(letter)[0] in "LMN"]
+        if letters or len(lacking) == len({*wanted}):
             return ValueError(
-                f"the reader cannot spell {letter!r} ({name}) of the text {wanted!r}, so none can score 1. "
-                "Leave out such texts, or the reward on their source (rewards.<name>.sources); "
-                "fold=lookalike takes Cyrillic letters that look like Latin ones"
+                f"the reader knows no {', '.join(map(repr, letters or lacking))}, so it cannot tell a right "
+                f"{wanted!r} from a wrong one. Expected text in Latin, Greek, Chinese or Japanese letters: "
+                "leave out others, or the reward on their source (rewards.<name>.sources)"
             )
         return similarity(wanted, self.fold(self.read(image)))
+
+    @cached_property
+    def alphabet(self) -> frozenset[str]:
+        """The characters that the reader can answer with, folded."""
+        self.line(np.zeros((LINE[1], LINE[2], LINE[0]), dtype=np.uint8))  # loads the recogniser
+        assert self.line.text_rec is not None
+        return frozenset("".join(map(self.fold, self.line.text_rec.session.get_character_list())))
 
     @staticmethod
     def examples() -> list[Any]:
@@ -142,23 +149,6 @@ def _reader(*, use_det: bool) -> "rapidocr.RapidOCR":
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
         }
     )
-
-
-def _characters(reader: "rapidocr.RapidOCR") -> list[str]:
-    """Return the characters that a reader can spell."""
-    reader(np.zeros(LINE[1:] + LINE[:1], np.uint8))  # its recogniser is loaded by the first picture
-    recogniser: Any = reader.text_rec
-    return list(recogniser.session.get_character_list())
-
-
-def unknown_letter(wanted: str, known: Container[str]) -> str | None:
-    """Return the first letter, mark or digit of a folded text that is not known, else None.
-
-    Punctuation and symbols that are not known count as wrong, unless the text has nothing else.
-    """
-    unknown = [character for character in wanted if character not in known]
-    letters = [character for character in unknown if unicodedata.category(character)[0] in "LMN"]
-    return letters[0] if letters else unknown[0] if len(unknown) == len(wanted) else None
 
 
 def required_text(prompt: str, metadata: Mapping[str, Any]) -> str:

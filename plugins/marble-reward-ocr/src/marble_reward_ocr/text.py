@@ -32,10 +32,10 @@ ALIKE = str.maketrans(
 def canonical(text: str) -> str:
     """Remove invisible characters, compose (NFC), turn to lower case and remove white space.
 
-    A final sigma becomes a sigma: Python writes one where a word ends, before the white space is removed.
+    A sigma is one letter wherever it stands: `lower` writes the last one of a word otherwise.
     """
     composed = unicodedata.normalize("NFC", INVISIBLE.sub("", text))
-    return unicodedata.normalize("NFC", "".join(composed.lower().replace("\u03c2", "\u03c3").split()))
+    return unicodedata.normalize("NFC", "".join(composed.lower().replace("ς", "σ").split()))
 
 
 def compatible(text: str) -> str:
