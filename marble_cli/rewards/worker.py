@@ -247,7 +247,7 @@ class RewardWorker:
             Exception: whatever the plugin raised.
         """
         return [
-            (scores, reasons.get(int(out_of_range(scores).int().argmax())))
+            (scores, next((reasons.get(int(i)) for i in out_of_range(scores).nonzero()), None))
             for scores, reasons in self._attempt(batch)
         ]
 
