@@ -51,13 +51,13 @@ def out_of_range(scores: Tensor) -> Tensor:
     return scores.abs() > torch.finfo(torch.float32).max
 
 
-# Scores as of `parse_answer`, and the exception in the place of the first that failed, if there is one.
-Parsed = tuple[Tensor, BaseException | None]
+Parsed = tuple[Tensor, BaseException | None]  # scores as of `parse_answer`, why the first that failed did
+Explained = tuple[Tensor, dict[int, BaseException]]  # the same, and why images failed, by their index
 
 
 def parse_aspects(
     name: str, answer: Any, count: int, declared: Collection[str], chosen: Sequence[str]
-) -> list[Parsed]:
+) -> list[Explained]:
     """Convert an answer to the scores of each reward that it holds.
 
     Args:
@@ -80,7 +80,7 @@ def parse_aspects(
                 f"reward {name} returned a mapping of {_listed(answer)}, and declares no aspects. Expected "
                 f"{count} numbers, or an attribute `aspects` with these names."
             )
-        return [_with_reason(parse_answer(name, answer, count), answer)]
+        return [(parse_answer(name, answer, count), failures(answer))]
     if not isinstance(answer, Mapping):
         raise RewardError(
             f"reward {name} returned {type(answer).__name__} and declares the aspects {_listed(declared)}. "
@@ -101,27 +101,20 @@ def parse_aspects(
     return [_parse_aspect(f"{name}.{aspect}", answer[aspect], count) for aspect in chosen]
 
 
-def _parse_aspect(name: str, answer: Any, count: int) -> Parsed:
+def _parse_aspect(name: str, answer: Any, count: int) -> Explained:
     """Convert the scores of one aspect; an exception in their place fails it on all images."""
     if isinstance(answer, BaseException):
-        return torch.full((count,), torch.inf, dtype=torch.float64), answer
-    return _with_reason(parse_answer(name, answer, count), answer)
+        return torch.full((count,), torch.inf, dtype=torch.float64), dict.fromkeys(range(count), answer)
+    return parse_answer(name, answer, count), failures(answer)
 
 
 def _listed(names: Collection[Any]) -> str:
     return ", ".join(map(str, names))
 
 
-def first_failed(scores: Tensor) -> int | None:
-    """Return the place of the first score [B] that failed."""
-    return next(iter(out_of_range(scores).nonzero().flatten().tolist()), None)
-
-
-def _with_reason(scores: Tensor, answer: Any) -> Parsed:
-    first = first_failed(scores)
-    if first is None or not (given := _scores(answer)) or not isinstance(given[first], BaseException):
-        return scores, None
-    return scores, given[first]
+def failures(answer: Any) -> dict[int, BaseException]:
+    """Return the exceptions that stand in the place of scores in a plugin's answer, by index."""
+    return {i: score for i, score in enumerate(_scores(answer)) if isinstance(score, BaseException)}
 
 
 def _scores(answer: Any) -> list[Any]:

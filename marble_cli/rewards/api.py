@@ -231,7 +231,12 @@ def declared_bounds(bounds: Any) -> Bounds:
         raise RewardError(
             f"`range` is {bounds!r}. Expected the lowest and the highest score, or None: (0.0, 1.0)."
         )
-    low, high = (bound if isinstance(bound, int | float | None) else float(bound) for bound in bounds)
+    try:
+        low, high = (None if bound is None else float(bound) for bound in bounds)
+    except OverflowError as error:
+        raise RewardError(
+            f"`range` is {bounds!r}. Expected numbers that fit into a float, or None."
+        ) from error
     return low, high
 
 

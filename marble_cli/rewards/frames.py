@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from marble_cli.config.enums import FrameUse
-from marble_cli.rewards.answers import Parsed, out_of_range
+from marble_cli.rewards.answers import Explained, out_of_range
 from marble_cli.rewards.api import Batch
 
 
@@ -24,14 +24,14 @@ def single_frames(batch: Batch, use: FrameUse) -> Iterator[Batch]:
         yield batch._replace(images=frames, frames=None)
 
 
-def mean_over_frames(answers: Sequence[list[Parsed]]) -> list[Parsed]:
+def mean_over_frames(answers: Sequence[list[Explained]]) -> list[Explained]:
     """Return each video's mean score over the frames that its reward applies to, for each of A rewards.
 
     A reward that applies to no frame does not apply to the video, and one that failed on a frame failed on
     the video: a mean of the others would be a score of another video.
 
     Args:
-        answers: of F frames as `RewardWorker.attempt` returns them, A of [B] float64 each.
+        answers: of F frames as `parse_aspects` returns them, A of [B] float64 each.
     """
     if len(answers) == 1:
         return answers[0]
@@ -39,8 +39,7 @@ def mean_over_frames(answers: Sequence[list[Parsed]]) -> list[Parsed]:
     for parts in zip(*answers, strict=True):
         scores = torch.stack([score for score, _ in parts])  # [F, B]
         failed = out_of_range(scores).any(0)
-        # The reason of a part is that of the first image which failed there.
-        first = int(failed.int().argmax())
-        reason = next((why for score, why in parts if out_of_range(score[first])), None)
-        means.append((scores.nanmean(0).where(~failed, torch.inf), reason))
+        # The first frame that failed with a reason tells a video's.
+        reasons = {i: why for _, own in reversed(parts) for i, why in own.items()}
+        means.append((scores.nanmean(0).where(~failed, torch.inf), reasons))
     return means

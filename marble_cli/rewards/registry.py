@@ -207,8 +207,8 @@ def bind(name: str, reward: Callable[..., Any]) -> Callable[[Batch], Any]:
         taken = call_parameters(reward)
     except (TypeError, ValueError) as error:
         raise RewardError(
-            f"reward {name} has no signature that Python knows ({error}). Expected a class or a function in "
-            "Python, which may call it."
+            f"reward {name} has no signature that Python knows ({error}). Let its entry point name a "
+            "function in Python that calls it, such as score(images, prompts)."
         ) from error
     names, needed = {p.name for p in taken}, without_default(taken)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken)

@@ -19,7 +19,7 @@ from torch import Tensor
 from marble_cli.config import schema
 from marble_cli.config.aspects import full_name, with_aspect
 from marble_cli.errors import ConfigError, RewardError
-from marble_cli.rewards.answers import Parsed, first_failed, out_of_range, parse_aspects
+from marble_cli.rewards.answers import Explained, Parsed, out_of_range, parse_aspects
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.applicability import fit_metadata
 from marble_cli.rewards.call_thread import CallThread, copy_batch, settle
@@ -136,16 +136,17 @@ class RewardWorker:
             self._record_failure(self.name, list(self.rewards), len(rows), _describe_error(error))
             outcomes.failed[concerned] = True
             return outcomes
-        for a, (name, (answer, reason)) in enumerate(zip(self.rewards, answers, strict=True)):
+        for a, (name, (answer, reasons)) in enumerate(zip(self.rewards, answers, strict=True)):
             scores = torch.full((len(batch.images),), torch.nan, dtype=torch.float64)
             scores[rows] = answer
             scores[~concerned[a]] = torch.nan
             failed = out_of_range(scores)
             if failed.any():
-                first = first_failed(answer)  # whose reason it is; another aspect may concern that image
-                assert first is not None
-                text = _describe_error(reason) if reason else f"returned {answer[first].item()}"
-                prompt = repr(batch.prompts[rows[first]])
+                # The first image that failed with a reason says most.
+                why = {rows[i]: reason for i, reason in reasons.items() if failed[rows[i]]}
+                first = min(why, default=int(failed.int().argmax()))
+                text = _describe_error(why[first]) if why else f"returned {scores[first].item()}"
+                prompt = repr(batch.prompts[first])
                 text = text if prompt in text else f"{text} (prompt {prompt})"
                 self._record_failure(name, [name], int(failed.sum()), text)
             outcomes.failed[a] |= failed
@@ -153,15 +154,15 @@ class RewardWorker:
             outcomes.values[a] = torch.where(failed, torch.nan, scores)
         return outcomes
 
-    def _ask(self, batch: Batch) -> list[Parsed]:
+    def _ask(self, batch: Batch) -> list[Explained]:
         """Call the plugin, and again where it fails; a reward of pictures is asked about a video's frames.
 
         Raises as `attempt`.
         """
         if batch.frames is None or self.reward.declaration.takes_frames:
-            return self._retrying()(self.attempt, batch)
+            return self._retrying()(self._attempt, batch)
         parts = single_frames(batch, self.settings.frames)
-        return mean_over_frames([self._retrying()(self.attempt, part) for part in parts])
+        return mean_over_frames([self._retrying()(self._attempt, part) for part in parts])
 
     def _select(
         self, batch: Batch, sources: Sequence[str], drawn: Sequence[bool], failed: Tensor
@@ -238,17 +239,23 @@ class RewardWorker:
 
         Returns:
             For each of the A rewards the answer as [B] float64 on the CPU, NaN where the reward does not
-            apply and infinite where it failed, and the first exception in the place of a score.
+            apply and infinite where it failed, and the reason of the first that failed, if it has one.
 
         Raises:
             RewardError: the plugin broke its contract.
             TimeoutError: it did not answer in time.
             Exception: whatever the plugin raised.
         """
+        return [
+            (scores, next((reasons.get(int(i)) for i in out_of_range(scores).nonzero()), None))
+            for scores, reasons in self._attempt(batch)
+        ]
+
+    def _attempt(self, batch: Batch) -> list[Explained]:
         with self.reward.turn():
             return self._call(batch)
 
-    def _call(self, batch: Batch) -> list[Parsed]:
+    def _call(self, batch: Batch) -> list[Explained]:
         future: Future[Any] = Future()
         self.pending_call = future
         if self.closing.is_set():

@@ -142,17 +142,15 @@ def test_an_answer_without_numbers_breaks_the_contract(answer: Any, said: str) -
         parse_answer("mine", answer, 2)
 
 
-def test_the_reason_is_that_of_the_first_score_that_failed() -> None:
-    """So it is never told of another image's prompt."""
-    broke = ValueError("broke")
-    for answer, reason in (
-        ([1.0, broke], broke),
-        ([broke, ValueError("later")], broke),
-        ([math.inf, broke], None),
-        ([math.nan, 1.0], None),
+def test_reasons_are_those_of_their_own_images() -> None:
+    broke, later = ValueError("broke"), ValueError("later")
+    for answer, reasons in (
+        ([1.0, broke], {1: broke}),
+        ([broke, later], {0: broke, 1: later}),
+        ([math.inf, broke], {1: broke}),
+        ([math.nan, 1.0], {}),
     ):
-        ((scores, found),) = parse_aspects("mine", answer, 2, (), ())
-        assert found is reason
-        assert len(scores) == 2
+        ((_, found),) = parse_aspects("mine", answer, 2, (), ())
+        assert found == reasons
     ((_, found),) = parse_aspects("mine", {"style": broke}, 2, ("style",), ["style"])
-    assert found is broke
+    assert found == {0: broke, 1: broke}

@@ -113,7 +113,7 @@ def test_a_reward_with_aspects_passes_the_checks(calls: list[int], monkeypatch: 
     assert not failed
     monkeypatch.setattr(type(reward.plugin), "range", {"light": (0, 1)})
     checks = {check.name: check for check in run_checks(build("two", "two", {}, "cpu"), batch)}
-    assert "in light; declared range (0, 1)" in checks["within declared range"].detail
+    assert "in light; declared range (0.0, 1.0)" in checks["within declared range"].detail
 
 
 def test_conditions_mask_where_another_score_does_not_meet_them(calls: list[int]) -> None:

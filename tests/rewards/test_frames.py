@@ -65,7 +65,7 @@ def test_a_reward_of_pictures_is_asked_about_frames(
 def test_a_frame_beyond_float32_fails_the_video() -> None:
     """The mean with the other frames may be within it."""
     frames = [torch.tensor([score, 1.0], dtype=torch.float64) for score in (1e39, *[0.0] * 8)]
-    ((scores, _),) = mean_over_frames([[(scores, None)] for scores in frames])
+    ((scores, _),) = mean_over_frames([[(scores, {})] for scores in frames])
     assert scores.tolist() == [math.inf, 1.0]
 
 

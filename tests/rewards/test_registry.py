@@ -52,6 +52,7 @@ def test_naming_plugins_imports_none_of_them() -> None:
         ("own_names", [9, 9, 9]),
         ("Network", [0, 1, 2]),
         ("OwnCall", [3, 4, 5]),
+        ("HelperForward", [1, 3, 5]),
     ],
 )
 def test_every_form_of_a_plugin_gets_the_parameters_it_takes(
@@ -107,6 +108,12 @@ def test_malformed_bounds_are_named(bounds: Any) -> None:
     plugin = type("Plugin", (), {"range": bounds, "aspects": ("light",), "__call__": lambda self, images: 0})
     wrong = re.escape(repr(1.0 if isinstance(bounds, dict) else bounds))
     with pytest.raises(RewardError, match=rf"`range` is {wrong}. Expected the lowest and the highest"):
+        Declaration.of(plugin)
+
+
+def test_bounds_beyond_a_float_are_refused() -> None:
+    plugin = type("Plugin", (), {"range": (0, Fraction(10**400)), "__call__": lambda self, images: 0})
+    with pytest.raises(RewardError, match=r"`range` is .*Expected numbers that fit into a float"):
         Declaration.of(plugin)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from marble_cli.config.schema import RewardConfig
+from marble_cli.config.schema import AspectConfig, RewardConfig
 from marble_cli.errors import RewardError
+from marble_cli.rewards.batch import Batch
 from marble_cli.rewards.scorer import Scores, open_scorer
 from tests.rewards.submission import pictures, submit
 
@@ -42,6 +43,26 @@ def test_an_exception_in_the_answer_fails_its_image_alone(
         with pytest.raises(RewardError, match=f"mine failed on 1 of 3 images.*Last error: {reason}"):
             scorer.check(scores)
         assert submit(scorer, [""]).values.item() == 2.0  # the batch was not asked for again
+
+
+def test_a_failure_is_told_of_its_own_image(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither of one that failed without a reason, nor of one that the reward does not concern."""
+    install(partly="FailsInPart", two="TwoAspects")
+    with open_scorer({"mine": RewardConfig(plugin="partly", max_failed=1)}, "cpu") as scorer:
+        submit(scorer, ["inf", "dunno"])
+        batch = Batch(pictures(2), ["inf", "dunno"], [{}, {}])
+        ((_, reason),) = scorer.workers[0].attempt(batch)
+        assert reason is None  # a server sends one, which must not be told of the first
+    assert "failed on 2 images: ValueError: could not convert string to float: 'dunno'" in caplog.text
+    assert "(prompt" not in caplog.text  # the text has the prompt of its own image
+    aspects = {"number": AspectConfig(sources=["b"]), "light": AspectConfig()}
+    caplog.clear()
+    with open_scorer({"two": RewardConfig(plugin="two", aspects=aspects)}, "cpu") as scorer:
+        submit(scorer, ["first", "second"], sources=["a", "b"])
+    assert (
+        "two.number failed on 1 image: ValueError: could not convert string to float: 'second'" in caplog.text
+    )
+    assert "first" not in caplog.text
 
 
 def test_rewards_come_in_the_order_of_the_configuration(install: Install) -> None:

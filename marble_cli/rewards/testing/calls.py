@@ -42,8 +42,8 @@ def call_reward(reward: Reward, batch: Batch) -> Tensor:
     """
     count, aspects = len(batch.images), reward.declaration.aspects
     parts = parse_aspects(reward.name, reward.call(batch), count, aspects, aspects)
-    for _, reason in parts:
-        if reason:
+    for _, reasons in parts:
+        for reason in reasons.values():
             raise ContractError(f"it failed on an image: {describe_error(reason)}")
     scores = torch.stack([part for part, _ in parts], dim=1)
     return scores if aspects else scores[:, 0]

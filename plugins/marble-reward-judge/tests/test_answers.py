@@ -7,10 +7,19 @@ import pytest
 from marble_reward_judge.completion import Answer, CompletionError, read_completion
 from marble_reward_judge.score import ScoreReader, UnreadableAnswerError, conclusion
 from marble_reward_judge.unifiedreward import HIGH, LOW, PATTERN
+from marble_reward_judge.unifiedreward2 import PATTERN as SECOND
 
 BY_PATTERN = ScoreReader(r"Score:\s*(\S+)", None, 1, 5)
 BY_KEY = ScoreReader(None, "score", 1, 5)
 UNIFIED = ScoreReader(PATTERN, None, LOW, HIGH)
+UNIFIEDS = [
+    pytest.param(UNIFIED, "Final Score: {}", id="unifiedreward"),
+    pytest.param(
+        ScoreReader(SECOND.replace("{aspect}", "style"), None, LOW, HIGH),
+        "Style Score (1-5): {}",
+        id="unifiedreward2",
+    ),
+]
 READERS = [
     pytest.param(BY_PATTERN, "Score: {}", id="pattern"),
     pytest.param(BY_KEY, '{{"score": {}}}', id="key"),
@@ -161,13 +170,45 @@ def test_percentages_need_a_scale_that_ends_at_a_hundred() -> None:
     assert reader(Answer('{"score": "80/100"}', False)) == 80
 
 
-def test_unifiedreward_refuses_a_score_on_another_scale() -> None:
-    assert UNIFIED(Answer("**Final Score:** 4 / 5", False)) == 4
-    assert UNIFIED(Answer("Final Score: 4 out of 5.", False)) == 4
-    assert UNIFIED(Answer("Final Score: 3.5. A good one", False)) == 3.5
-    for score in ("4/10", "4 out of 10", "4%", "2,5", "3-4", "3–4", "1e1"):
-        with pytest.raises(UnreadableAnswerError):
-            UNIFIED(Answer(f"Final Score: {score}", False))
+@pytest.mark.parametrize(("reader", "form"), UNIFIEDS)
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("4/10", "4 / 10", "4 out of 10", "4 (out of 10)", "**4** / 10", "4 of 5", "4/", "4 out of ten"),
+        *("4%", "4 %", "2,5", "3-4", "3 - 4", "3\u20134", "3 to 4", "3:4", "1e1", "4th"),
+    ],
+)
+def test_unifiedreward_refuses_more_than_a_score_on_its_scale(
+    reader: ScoreReader, form: str, written: str
+) -> None:
+    with pytest.raises(UnreadableAnswerError, match="has no score|the score 10 is not on the scale"):
+        reader(Answer(form.format(written), False))
+
+
+@pytest.mark.parametrize(("reader", "form"), UNIFIEDS)
+@pytest.mark.parametrize(
+    "written",
+    [
+        "4",
+        "** 4**",
+        "4.",
+        "4, as",
+        "4 - good",
+        "4\n- 2 cubes",
+        "4/5",
+        "4 / 5.0",
+        "4 out of 5",
+        "4 (out of 5).",
+        "40e-1",
+    ],
+)
+def test_unifiedreward_reads_a_score_in_prose(reader: ScoreReader, form: str, written: str) -> None:
+    assert reader(Answer(form.format(written), False)) == 4
+
+
+def test_a_power_of_ten_is_read_alike_by_key_and_by_pattern() -> None:
+    for pattern, key, text in ((PATTERN, None, "Final Score: 1e1"), (None, "score", '{"score": "1e1"}')):
+        assert ScoreReader(pattern, key, 0, 10)(Answer(text, False)) == 10
 
 
 def completion(message: Any, **choice: Any) -> bytes:

@@ -59,9 +59,9 @@ def test_metadata_that_is_no_string_is_refused(reward: Ocr) -> None:
         reward(written("48", 64, 64, 30), ["a sign"], [{"text": 48}])
 
 
-@pytest.mark.parametrize("text", ["МЯЧ", "Open שלום", "열림", "मेला"])
+@pytest.mark.parametrize("text", ["МЯЧ", "Open שלום", "열림", "मेला", "Việt", "Νέα", "٤٧", "\U0001f970"])
 def test_text_that_the_reader_cannot_spell_fails_and_is_no_zero(reward: Ocr, text: str) -> None:
-    texts = [text, "Größe", "ΟΔΟΣ ΝΕΑ", "東京"]
+    texts = [text, "Größe", "ΟΔΟΣ ΝΕΑ", "¡東京"]
     images = written("Open", 64, 64, 20).expand(4, -1, -1, -1)
     error, *others = reward(images, ["a sign"] * 4, [{"text": one} for one in texts])
     assert isinstance(error, ValueError)

@@ -11,8 +11,15 @@ from marble_reward_judge.completion import Answer
 SHOWN = 120  # characters of an answer that a message quotes
 NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 SCORE = re.compile(
-    rf"(?P<score>[-+]?{NUMBER}(?:[eE][-+]?\d+)?)\s*(?:(?:/|out of)\s*(?P<end>{NUMBER})|(?P<percent>%))?",
+    rf"(?P<score>[-+]?{NUMBER}(?:[eE][-+]?\d+)?)\s*"
+    rf"(?:\(?(?:/|out of)\s*(?P<end>{NUMBER})\)?|(?P<percent>%))?",
     re.ASCII,
+)
+# A pattern's group for a number in prose, with all that changes it: 4/10, "4 out of 10", 4%, "2,5", 3-4, 1e1.
+# What is no score on the scale is then refused, not read as the digits that it begins with.
+WHOLE = (
+    r"\d(?:[\w.,:/%~+–—-]*[\w/%~+–—-])?"
+    r"(?:[ \t*]*(?:%|(?:[-–—]|of|to)[ \t*]*\d+(?:\.\d+)?|\(?(?:/|out of)[ \t*]*(?:\d+(?:\.\d+)?)?))?"
 )
 # Marks that models put around their thinking: opening and closing.
 THINKING = (

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_reward_judge.judge import Judge, Scores
+from marble_reward_judge.score import WHOLE
 from marble_reward_judge.settings import ServerSettings
 
 # The model was trained on this question; it is spelled exactly as in Flow-GRPO.
@@ -19,9 +20,7 @@ QUESTION = (
     "aesthetic appeal.\nBased on the above criteria, assign a score from 1 to 5 after 'Final "
     "Score:'.\nYour task is provided as follows:\nText Caption: [{prompt}]"
 )
-# A score with all that belongs to it: "4/10" and "40%" are on other scales, "3-4" and "2,5" are no numbers.
-WHOLE = r"(\d+(?:[.,eE–-][+-]?\d+)*(?:\s*(?:/|out of)\s*\d+(?:\.\d+)?|\s*%)?)"
-PATTERN = rf"Final Score:[\s*]*{WHOLE}"
+PATTERN = rf"Final Score:[\s*]*({WHOLE})"
 LOW, HIGH = 1.0, 5.0
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from marble_cli.rewards.testing.pictures import prompt_examples
 from marble_reward_judge.judge import Judge, Scores
+from marble_reward_judge.score import WHOLE
 from marble_reward_judge.settings import ServerSettings
-from marble_reward_judge.unifiedreward import HIGH, LOW, WHOLE, divided
+from marble_reward_judge.unifiedreward import HIGH, LOW, divided
 
 # The model was trained on this question (point_score_ACS_image_generation.py of CodeGoat24/UnifiedReward).
 QUESTION = (
@@ -24,7 +25,7 @@ QUESTION = (
     "Alignment Score (1-5): X\nCoherence Score (1-5): Y\nStyle Score (1-5): Z\n\n"
     "Your task is provided as follows:\nText Caption: [{prompt}]"
 )
-PATTERN = r"(?i){aspect} Score \(1-5\):[\s*]*" + WHOLE
+PATTERN = r"(?i){aspect} Score \(1-5\):[\s*]*(" + WHOLE + ")"
 
 
 @dataclass(repr=False, eq=False)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -79,11 +80,14 @@ class Ocr:
         ]
 
     def _score(self, image: Tensor, wanted: str) -> float | Exception:
-        lacking = sorted({letter for letter in wanted if letter.isalpha()} - self.alphabet)
-        if lacking:
+        lacking = sorted({*wanted} - self.alphabet)
+        # Punctuation and symbols that it lacks count as wrong, unless the text has nothing else.
+        letters = [letter for letter in lacking if unicodedata.category(letter)[0] in "LMN"]
+        if letters or len(lacking) == len({*wanted}):
             return ValueError(
-                f"the reader knows no {', '.join(map(repr, lacking))}, so it cannot tell a right {wanted!r} "
-                "from a wrong one. Expected text in Latin, Greek, Chinese or Japanese letters"
+                f"the reader knows no {', '.join(map(repr, letters or lacking))}, so it cannot tell a right "
+                f"{wanted!r} from a wrong one. Expected text in Latin, Greek, Chinese or Japanese letters: "
+                "leave out others, or the reward on their source (rewards.<name>.sources)"
             )
         return similarity(wanted, self.fold(self.read(image)))
 
