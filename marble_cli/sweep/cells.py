@@ -133,8 +133,8 @@ def _check_alike(folder: Path, cell: PlannedCell) -> None:
     found = differences(load_resolved(_settings(folder, cell.cell)), cell.config)
     if not all(one.may_change for one in found):
         raise RequestError(
-            f"{folder} holds the cell {cell.name} of the same sweep, whose other settings are not those of this "
-            f"command. {describe_differences(found)}\nChoose another folder with run.dir=..."
+            f"{folder} holds the cell {cell.name} of the same sweep, whose other settings are not those of "
+            f"this command. {describe_differences(found)}\nChoose another folder with run.dir=..."
         )
 
 
