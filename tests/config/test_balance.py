@@ -64,7 +64,7 @@ def test_mean_of_other_balance_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["equal", "fixed", "upgrad", "weighted_sum", "advantage_sum", "torchjd:UPGrad"]
 )
-@pytest.mark.parametrize("key", ["groups.a=[colorfulness]", "priorities.colorfulness=2", "floor=0.1"])
+@pytest.mark.parametrize("key", ["groups.a=[colorfulness]", "priorities.colorfulness=2"])
 def test_groups_and_priorities_without_qp_are_refused(name: str, key: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"^balance\.{re.split('[.=]', key)[0]}\S*: balance={name} .*balance=marble, mgda"

@@ -48,11 +48,6 @@ def check_balance(balance: BalanceConfig) -> None:
                 f"balance.{key}: balance={name} would ignore it. "
                 f"Expected none, or one of balance={', '.join(QP_BALANCES)}."
             )
-    if balance.floor > 0 and (name in (*MIXTURES, *WEIGHTED, "equal") or name.startswith("torchjd:")):
-        raise ConfigError(
-            f"balance.floor={balance.floor}: balance={name} would ignore it. "
-            f"Expected 0, or one of balance={', '.join(QP_BALANCES)}."
-        )
     if name == "output_space" and balance.mode is not BalanceMode.output_space:
         raise ConfigError(
             f"balance.mode={balance.mode.value}: balance=output_space solves the QP of the velocities, in "
