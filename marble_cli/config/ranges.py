@@ -78,4 +78,7 @@ def find_out_of_range(node: Any, prefix: str = "") -> Iterator[OutOfRange]:
             if is_dataclass(part):
                 yield from find_out_of_range(part, f"{place}.")
             elif values is not None and part is not None and not values.accepts(part):
-                yield OutOfRange(place, repr(part) if isinstance(part, str) else part, values.expected)
+                expected = values.expected
+                if isinstance(part, float) and not math.isfinite(part):
+                    expected = f"a finite number {expected.removeprefix('a number ')}"
+                yield OutOfRange(place, repr(part) if isinstance(part, str) else part, expected)

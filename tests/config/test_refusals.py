@@ -202,6 +202,8 @@ def test_mistake_is_refused_with_nearest_or_expected(override: str, said: str) -
         ("rollout.group_size=1", "at least 2"),
         ("rollout.guidance_scale=0.5", "0 or at least 1; both 0 and 1 mean no guidance"),
         ("rollout.guidance_scale=inf", "at least 1"),
+        ("algorithm.kl_coef=inf", "expected a finite number at least 0"),
+        ("optimizer.lr=nan", "expected a finite number above 0"),
         ("rollout.cfg_normalization=-1", "at least 0"),
         ("rollout.cfg_truncation=1.1", "[0, 1]"),
         ("model.resolution=7", "at least 8"),
