@@ -115,7 +115,9 @@ def read_metrics(run: Path) -> History:
     if not path.is_file():
         if (run / "config.yaml").is_file():
             return History([], [])
-        raise RequestError(f"{run} holds no metrics.jsonl. Expected a run's folder, e.g. runs/first.")
+        runs = sorted(file.parent for file in run.glob("*/metrics.jsonl"))
+        expected = f"one of the runs in it, such as {runs[0]}" if runs else "a run's folder, e.g. runs/first"
+        raise RequestError(f"{run} holds no metrics.jsonl. Expected {expected}.")
     rows, truncated = read_checked_rows(path)
     train, held_out = ([row for row in rows if row["phase"] == phase] for phase in ("train", "eval"))
     starts = [place for place, row in enumerate(held_out) if "eval/start" in row]

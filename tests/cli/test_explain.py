@@ -120,6 +120,7 @@ def test_damaged_metrics_are_refused(
 
 def test_a_folder_that_is_no_run_is_refused(marble: Callable, tmp_path: Path, run: Path) -> None:
     assert "nowhere is not a folder" in marble("explain", tmp_path / "nowhere").err
+    assert f"one of the runs in it, such as {run}." in " ".join(marble("explain", run.parent).err.split())
     shown = marble("explain", run, "--output", "/proc/x")
     assert shown.code == 2
     assert "--output /proc/x cannot be written" in shown.err
