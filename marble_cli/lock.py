@@ -107,6 +107,11 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         return self
 
+    @property
+    def is_held(self) -> bool:
+        """Tell whether this object holds the lock."""
+        return self.descriptor >= 0
+
     def acquire(self) -> None:
         """Lock the folder, unless this object holds it already.
 
@@ -114,7 +119,7 @@ class RunLock:
             RequestError: another process holds the folder, or may hold it.
             StorageError: the lock file does not fit on the disk.
         """
-        while self.descriptor < 0:
+        while not self.is_held:
             ours = this_process()
             with writing(self.path, FREE_SOME):
                 descriptor = self._open(os.O_CREAT)
@@ -134,7 +139,7 @@ class RunLock:
                     os.fsync(descriptor)  # so that other machines see the holder
                 self.descriptor = descriptor
             finally:
-                if self.descriptor < 0:
+                if not self.is_held:
                     os.close(descriptor)
 
     def _open(self, flags: int) -> int:
@@ -201,7 +206,7 @@ class RunLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.descriptor >= 0:
+        if self.is_held:
             with suppress(OSError):  # the folder was deleted or made read-only
                 self.path.unlink()
             os.close(self.descriptor)

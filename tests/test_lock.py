@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from marble_cli.config.schema import RunConfig
 from marble_cli.errors import RequestError
 from marble_cli.lock import NAME, Holder, RunLock, is_held, this_process
 from marble_cli.plan.plan import plan
+from marble_cli.run.inputs import Inputs, read_inputs
 from marble_cli.run.train import train
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -285,6 +287,23 @@ def test_run_holds_its_lock_from_start_to_end(
     with pytest.raises(RequestError, match="--resume never"):
         train(config, resume="never")
     assert not (tmp_path / "run" / NAME).exists()
+
+
+def test_run_that_finds_another_in_its_new_folder_changes_nothing(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began and ended while this one read its prompts."""
+    config, folder = run_config(f"run.dir={tmp_path / 'run'}", "trainer.steps=1"), tmp_path / "run"
+
+    def meanwhile(*arguments: Any, **named: Any) -> Inputs:
+        folder.mkdir()
+        (folder / "config.yaml").write_text("theirs")
+        return read_inputs(*arguments, **named)
+
+    monkeypatch.setattr("marble_cli.run.begin.read_inputs", meanwhile)
+    with pytest.raises(RequestError, match="has become the folder of another run meanwhile"):
+        train(config, resume="auto")
+    assert [(file.name, file.read_text()) for file in folder.iterdir()] == [("config.yaml", "theirs")]
 
 
 def test_lock_file_is_json_with_the_holder(tmp_path: Path) -> None:

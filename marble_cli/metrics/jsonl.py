@@ -75,8 +75,6 @@ def read_checked_rows(path: Path) -> tuple[list[Row], bool]:
 def truncate_after(path: Path, step: int, *, evaluated: bool = True) -> None:
     """Drop the rows after `step` atomically; a resumed run writes them again.
 
-    Resuming after step 0 starts over, so then no row is kept.
-
     Args:
         path: the metrics file.
         step: the step that the run resumes from.
@@ -87,7 +85,7 @@ def truncate_after(path: Path, step: int, *, evaluated: bool = True) -> None:
     """
     if not path.is_file():
         return
-    kept = [row for row in read_checked_rows(path)[0] if step > 0 and row["step"] <= step]
+    kept = [row for row in read_checked_rows(path)[0] if row["step"] <= step]
     if not evaluated:
         kept = [row for row in kept if row["step"] < step or row["phase"] != "eval"]
     write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -9,11 +9,12 @@ import torch
 from marble_cli.balance.base import Balance
 from marble_cli.balance.constant import ScalarisedReward
 from marble_cli.checkpoint.resume import find_checkpoint
-from marble_cli.checkpoint.step_folders import remove_leftovers
+from marble_cli.checkpoint.step_folders import remove_leftovers, steps
 from marble_cli.config.aspects import reward_keys
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.distributed.layout import Layout, choose_layout
 from marble_cli.distributed.ranks import Ranks
+from marble_cli.errors import RequestError
 from marble_cli.files import RUN_ENTRIES, check_inside, check_writable
 from marble_cli.lock import RunLock
 from marble_cli.plan.checks import (
@@ -83,12 +84,27 @@ def begin(
         inputs = read_inputs(config, declarations, device, ranks, resumed=checkpoint is not None)
     with ranks.raise_together():
         if ranks.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            run_lock.acquire()
+            _take(run_lock)
             remove_leftovers(folder)
     # Shards are gathered in the same order on all ranks only if all compute the same passes.
     checkpointing = replace(inputs.checkpointing, on=ranks.any(inputs.checkpointing.on))
     return Beginning(checkpoint, named, layout, balance, replace(inputs, checkpointing=checkpointing))
+
+
+def _take(run_lock: RunLock) -> None:
+    """Lock the run's folder, which is made if need be.
+
+    Raises:
+        RequestError: another run began in it after this one had looked for checkpoints.
+    """
+    folder, held = run_lock.folder, run_lock.is_held
+    folder.mkdir(parents=True, exist_ok=True)
+    run_lock.acquire()
+    if not held and ((folder / "config.yaml").is_file() or steps(folder)):
+        raise RequestError(
+            f"{folder} has become the folder of another run meanwhile. Nothing was changed. Start again "
+            "to resume that run, or choose another folder with run.dir=..."
+        )
 
 
 def _check(

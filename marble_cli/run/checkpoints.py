@@ -95,19 +95,32 @@ class Checkpoints:
         if not self.is_full:
             self.wait()
 
+    @property
+    def resumable(self) -> bool:
+        """Tell whether the run's folder holds the checkpoint of the last finished step; on all ranks."""
+        ranks, own = self.layout.ranks, step_folders.place(self.folder, self.progress.step)
+        return ranks.any(ranks.is_main and own.is_dir())
+
+    def adopt(self) -> None:
+        """Write the checkpoint of another run, from which this run begins, as a checkpoint of this one.
+
+        Resumed before its first checkpoint is due, the run would otherwise start over from the base model.
+        """
+        if not self.resumable:
+            self.save(False)
+            self.wait()
+
     def note(self, best: bool) -> None:
         """Note an evaluation in the checkpoint that the run resumed from, whose tensors are still the same.
 
-        A checkpoint of another run stays as it is; the best is then written into this run's folder.
+        A new run has none.
         """
-        ranks, step = self.layout.ranks, self.progress.step
-        own = step_folders.place(self.folder, step)
-        if not ranks.any(ranks.is_main and step > 0 and own.is_dir()):
-            if best:
-                self.save(best)
+        if not self.resumable:
             return
+        ranks, step = self.layout.ranks, self.progress.step
         with ranks.raise_together():
             if ranks.is_main:
+                own = step_folders.place(self.folder, step)
                 manifest.amend(own, hold(self.policy, self.optimizer, self.progress)[0].info)
                 if best:
                     step_folders.point_best(self.folder, step)

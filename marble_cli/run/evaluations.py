@@ -51,28 +51,28 @@ class Evaluations:
         return is_due(self.settings, self.progress)
 
     def score(self, advance: Callable[[int], None]) -> tuple[Evaluation, Verdict]:
-        """Score the moving average; the first evaluation provides the base scores of later ones.
+        """Score the moving average, and compare it with the first evaluation.
 
         Args:
             advance: called with the number of images that each batch made.
         """
         with self.policy.swapped(self.progress.ema):
             evaluation = self.evaluator.score("trained", advance)
-        if not self.progress.base_scores:
-            self.progress.base_scores = base_scores(evaluation)
-        base = self.progress.base_scores
+        base = self.progress.base_scores or base_scores(evaluation)
         return evaluation, judge(evaluation, base, self.trained, self.watched, self.guards)
 
-    def finish(self, verdict: Verdict, first: bool) -> bool:
+    def finish(self, evaluation: Evaluation, verdict: Verdict) -> bool:
         """Mark the last finished step as evaluated; tell whether it is the best so far in `trainer.best`.
 
-        The `first` evaluation is the value that later ones have to exceed; it is never the best itself.
+        The first evaluation provides the base scores of later ones and the value that they have to exceed; it
+        is never the best itself.
 
         Raises:
             HackingError: it shows reward hacking, and the run has to stop; on all ranks.
             RollBack: it shows reward hacking, and the run has to go back; on all ranks.
         """
-        progress, key = self.progress, self.settings.best
+        progress, key, first = self.progress, self.settings.best, not self.progress.base_scores
+        progress.base_scores = progress.base_scores or base_scores(evaluation)
         progress.evaluated = progress.step
         if verdict.hacking:
             log.warning("step %d: %s", progress.step, verdict.hacking)

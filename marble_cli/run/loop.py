@@ -308,4 +308,4 @@ class Trainer:
             start = {"eval/start": 1} if first else {}
             self.recorder.record({"step": step, "phase": "eval", **start, **verdict.metrics})
             self.recorder.pictures(step, evaluation, first=first)
-        return self.evaluations.finish(verdict, first)
+        return self.evaluations.finish(evaluation, verdict)

@@ -64,7 +64,8 @@ class RunRecorder:
     def __enter__(self) -> "RunRecorder":
         if self.main:
             metrics = self.folder / "metrics.jsonl"
-            due = is_due(self.config.trainer, self.progress)
+            new = self.progress.step == 0 and self.progress.evaluated < 0  # also if evaluations are off
+            due = new or is_due(self.config.trainer, self.progress)
             truncate_after(metrics, self.progress.step, evaluated=not due)
             self.metrics = MetricsLog(metrics)
             self.view = TerminalView(self.config.trainer.steps, self.progress.step)

@@ -36,8 +36,8 @@ from marble_cli.run.state import Progress, initial_progress, unpack
 log = logging.getLogger("marble.run")
 
 
-def prepare_folder(folder: Path, checkpoint: Path | None, progress: Progress, config: RunConfig) -> None:
-    """Restore the run's folder to its state at `checkpoint`, and write the configuration into it."""
+def prepare_folder(folder: Path, checkpoint: Path | None, progress: Progress) -> None:
+    """Restore the run's folder to its state at `checkpoint`."""
     if checkpoint is not None:
         of_run = checkpoint.resolve() == step_folders.place(folder, progress.step).resolve()
         for path in step_folders.set_aside(folder, progress.step if of_run else progress.step - 1):
@@ -45,7 +45,14 @@ def prepare_folder(folder: Path, checkpoint: Path | None, progress: Progress, co
     step_folders.point_best(folder, progress.best_step)
     if not (folder / "config.yaml").is_file():
         forget_identity(folder)
-    if checkpoint is None or not (folder / "config.yaml").is_file():
+
+
+def write_config(folder: Path, progress: Progress, config: RunConfig) -> None:
+    """Write the configuration that the run trains with from here on into its folder.
+
+    A run that begins from another run's checkpoint has adopted it by then, so `--resume auto` finds both.
+    """
+    if progress.step < config.trainer.steps or not (folder / "config.yaml").is_file():
         write_whole(folder / "config.yaml", dump(config))
 
 
@@ -90,6 +97,7 @@ def resume_from(
                 fault = error
         if not ranks.any(progress is None):
             assert progress is not None
+            _check_best(ranks, folder, progress)
             return checkpoint, progress
         older = None
         with ranks.raise_together():
@@ -149,8 +157,9 @@ def restore(
             basis=basis,
             merged=progress.merged,
         )
-    if stored.balance not in (None, balance_settings(now)):
-        log.warning("%s was trained with another balance; this run's balance starts anew", checkpoint)
+    if stored.balance != balance_settings(now):
+        reason = "was trained with another balance" if stored.balance else "has no config.yaml of its run"
+        log.warning("%s %s; this run's balance starts anew", checkpoint, reason)
         progress.cache, progress.balance = DirectionCache(), None
     elif progress.step:
         restore_balance_state(balance, progress.balance, checkpoint)
@@ -172,6 +181,17 @@ def restore(
         )
         progress.best, progress.best_step, progress.best_metric = None, None, metric
     return progress
+
+
+def _check_best(ranks: Ranks, folder: Path, progress: Progress) -> None:
+    """Forget the best checkpoint if the main rank's folder of the run holds it no more.
+
+    A run that resumes from before a later best may have deleted the one before.
+    """
+    best = progress.best_step
+    if best is not None and ranks.any(ranks.is_main and not step_folders.place(folder, best).is_dir()):
+        log.warning("the best checkpoint, of step %d, is gone; the best is determined anew", best)
+        progress.best = progress.best_step = None
 
 
 def _check_basis(progress: Progress, stored: StoredCheckpoint, basis: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from marble_cli.run.basis import find_basis
 from marble_cli.run.begin import Beginning, begin
 from marble_cli.run.build import build_balance, build_optimizer, build_trainer
 from marble_cli.run.recorder import RunRecorder
-from marble_cli.run.resume import prepare_folder, resume_from
+from marble_cli.run.resume import prepare_folder, resume_from, write_config
 from marble_cli.run.rollback import RollBack, go_back
 
 log = logging.getLogger("marble.run")
@@ -76,7 +76,7 @@ def _train(
         with ExitStack() as records:
             with ranks.raise_together():
                 if ranks.is_main:
-                    prepare_folder(folder, checkpoint, progress, config)
+                    prepare_folder(folder, checkpoint, progress)
                 recorder = RunRecorder(config, folder, progress, main=ranks.is_main)
                 records.enter_context(recorder)
             if policy.device.type == "cuda":
@@ -95,6 +95,11 @@ def _train(
                 recorder,
                 progress,
             )
+            if checkpoint is not None:
+                trainer.checkpoints.adopt()
+            with ranks.raise_together():
+                if ranks.is_main:
+                    write_config(folder, progress, config)
             interrupt.arm()  # again, because plugins and W&B may have set their own handlers
             try:
                 return trainer.run(interrupt)

@@ -54,6 +54,11 @@ def test_truncate_after_drops_later_steps_and_a_truncated_line(tmp_path: Path) -
     assert read_rows(path) == [row(1), row(2), evaluations[0], row(3)]
     truncate_after(path, 0)
     assert read_rows(path) == []
+    path.write_text("".join(json.dumps(line) + "\n" for line in [row(0) | {"phase": "eval"}, row(1)]))
+    truncate_after(path, 0)
+    assert read_rows(path) == [row(0) | {"phase": "eval"}], "of a run that failed in its first step"
+    truncate_after(path, 0, evaluated=False)
+    assert read_rows(path) == []
     path.write_text("oops\n" + json.dumps(row(1)) + "\n")
     with pytest.raises(RequestError, match="line 1"):
         truncate_after(path, 1)

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from marble_cli.checkpoint import step_folders, store
+from marble_cli.config.compose import compose
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import ConfigError
 from marble_cli.evaluate.score import Evaluation
 from marble_cli.evaluate.verdict import Verdict
 from marble_cli.metrics.jsonl import read_rows
 from marble_cli.run.evaluations import Evaluations
+from marble_cli.run.loop import Trainer
+from marble_cli.run.recorder import RunRecorder
 from marble_cli.run.train import train
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -84,6 +87,9 @@ def test_resume_with_another_best_metric_starts_the_best_anew(
         f"the best checkpoint was chosen by {FIGURES[1]} so far; from here on it is chosen by {FIGURES[2]}"
         in caplog.text
     )
+    assert compose([], str(tmp_path / "config.yaml")) == run_config(
+        *settings, f"trainer.steps={STEPS}", f"trainer.best={FIGURES[2]}", *more[2:], f"run.dir={tmp_path}"
+    )
     late = {step: value for step, value in judged(tmp_path, FIGURES[2]).items() if step > 2}
     assert best(tmp_path) == max(late, key=lambda step: late[step])
 
@@ -117,23 +123,30 @@ def test_resume_from_an_earlier_step_restores_the_best(
     assert best(tmp_path) == later
 
 
-def test_best_step_that_is_evaluated_after_a_resume_is_kept(
-    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run ends after the row of step 2, the best, before a checkpoint says that it was evaluated."""
-    score, finish, values = Evaluations.score, Evaluations.finish, [0.0, 0.1, 0.9, 0.5]
+def scored_as(values: list[float]) -> Callable[..., tuple[Evaluation, Verdict]]:
+    """Return an `Evaluations.score` that gives each step its composite."""
+    score = Evaluations.score
 
     def scored(self: Evaluations, advance: Callable[[int], None]) -> tuple[Evaluation, Verdict]:
         evaluation, verdict = score(self, advance)
         metrics = {**verdict.metrics, "eval/composite": values[self.progress.step]}
         return evaluation, replace(verdict, metrics=metrics)
 
-    def ended(self: Evaluations, verdict: Verdict, first: bool) -> bool:
+    return scored
+
+
+def test_best_step_that_is_evaluated_after_a_resume_is_kept(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends after the row of step 2, the best, before a checkpoint says that it was evaluated."""
+    finish = Evaluations.finish
+
+    def ended(self: Evaluations, evaluation: Evaluation, verdict: Verdict) -> bool:
         if self.progress.step == 2:
             raise OSError("a cable was pulled")
-        return finish(self, verdict, first)
+        return finish(self, evaluation, verdict)
 
-    monkeypatch.setattr(Evaluations, "score", scored)
+    monkeypatch.setattr(Evaluations, "score", scored_as([0.0, 0.1, 0.9, 0.5]))
     config = run_config("trainer.steps=3", *SETTINGS, f"run.dir={tmp_path}")
     with monkeypatch.context() as patched:
         patched.setattr(Evaluations, "finish", ended)
@@ -147,6 +160,58 @@ def test_best_step_that_is_evaluated_after_a_resume_is_kept(
     for step in (2, 3):
         info = store.load(step_folders.place(tmp_path, step))[0].info
         assert (info["best"], info["best_step"], info["evaluated"]) == (0.9, 2, step)
+
+
+def test_the_start_is_not_the_best_if_its_evaluation_was_interrupted(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config("trainer.steps=1", *SETTINGS, f"run.dir={tmp_path}")
+    with monkeypatch.context() as patched:
+        patched.setattr(RunRecorder, "pictures", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, resume="auto")
+    assert kept(tmp_path) == [0]
+    assert train(config, resume="auto") == 0
+    starts = [(row["step"], row.get("eval/start")) for row in read_rows(tmp_path / "metrics.jsonl")]
+    assert starts == [(0, 1), (1, None), (1, None)]
+    assert best(tmp_path) != 0
+
+
+def test_a_run_that_fails_in_its_first_step_keeps_its_start(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config("trainer.steps=1", *SETTINGS, f"run.dir={tmp_path}")
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "find_direction", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, resume="auto")
+    before = read_rows(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["eval/start"]) for row in before] == [(0, 1)]
+    assert train(config, resume="auto") == 0
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["phase"]) for row in rows] == [(0, "eval"), (1, "train"), (1, "eval")]
+    assert rows[0] == before[0]
+
+
+def interrupted(*arguments: object, **named: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_best_is_chosen_anew_if_its_checkpoint_is_gone(
+    run_config: RunConfigMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Step 4 took the place of step 1 as the best, and the run resumes from between both."""
+    monkeypatch.setattr(Evaluations, "score", scored_as([0.0, 0.8, 0.0, 0.0, 0.9, 0.5]))
+    settings = (*SETTINGS, "trainer.keep_last=2", f"run.dir={tmp_path}")
+    assert train(run_config("trainer.steps=4", *settings), resume="auto") == 0
+    assert (best(tmp_path), kept(tmp_path)) == (4, [3, 4])
+    config = run_config("trainer.steps=5", *settings, "trainer.eval_every=5")
+    assert train(config, resume=str(step_folders.place(tmp_path, 3))) == 0
+    assert "the best checkpoint, of step 1, is gone; the best is determined anew" in caplog.text
+    assert best(tmp_path) == 5
 
 
 @pytest.mark.parametrize("name", ["composite", "reward/colourfulness/mean", "reward/colorfulness/std"])

@@ -16,6 +16,8 @@ from marble_cli.config.enums import OdeSolver, RolloutTimes
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.metrics.jsonl import read_rows
+from marble_cli.run.checkpoints import Checkpoints
+from marble_cli.run.loop import Trainer
 from marble_cli.run.resume import prepare_folder
 from marble_cli.run.state import Progress
 from marble_cli.run.train import train
@@ -148,13 +150,11 @@ def test_damaged_configuration_beside_a_named_checkpoint_is_refused(
         train(run_config(*SETTINGS, f"run.dir={tmp_path / 'ours'}"), resume=str(named))
 
 
-def test_checkpoint_of_another_run_takes_the_place_of_ones_own(
-    run_config: RunConfigMaker, finished: Path, tmp_path: Path
-) -> None:
+def test_checkpoint_of_another_run_takes_the_place_of_ones_own(finished: Path, tmp_path: Path) -> None:
     own, progress = copied(finished, tmp_path), Progress(2, DirectionCache(), {}, {})
-    prepare_folder(own, own / "checkpoints" / "step-00000002", progress, run_config())
+    prepare_folder(own, own / "checkpoints" / "step-00000002", progress)
     assert [store.step_of(path) for path in store.steps(own)] == [2]
-    prepare_folder(own, finished / "checkpoints" / "step-00000002", progress, run_config())
+    prepare_folder(own, finished / "checkpoints" / "step-00000002", progress)
     assert store.steps(own) == []
     assert (own / "checkpoints" / "abandoned-step-00000002" / "state.json").is_file()
 
@@ -197,6 +197,40 @@ def test_named_checkpoint_is_used(
     change = end["reward/colorfulness/mean"] - first["reward/colorfulness/mean"]
     assert end["reward/colorfulness/change"] == pytest.approx(change)
     assert store.load(last)[0].info["best_step"] == (4 if end["eval/composite"] > 0 else None)
+
+
+@pytest.mark.parametrize("ending", ["error", "kill"])
+def test_run_that_began_from_another_run_never_starts_over(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """However early it ends, resumed it goes on after the checkpoint that it was given."""
+    named = finished / "checkpoints" / "step-00000002"
+    config = run_config("trainer.steps=3", f"run.dir={tmp_path}", *SETTINGS)
+
+    def ended(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "find_direction", ended)
+        if ending == "kill":
+            patched.setattr(Checkpoints, "_keep", ended)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, resume=str(named))
+    assert train(config, resume="auto") == 0
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["phase"]) for row in rows] == [(2, "eval"), (3, "train"), (3, "eval")]
+    assert [row.get("eval/start") for row in rows] == [1, None, None]
+
+
+def test_copied_checkpoint_without_a_configuration_gives_no_cache(
+    run_config: RunConfigMaker, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing says which rewards its shares belong to."""
+    copy = copied(finished / "checkpoints" / "step-00000002", tmp_path / "copy")
+    config = run_config("trainer.steps=3", f"run.dir={tmp_path / 'run'}", *SETTINGS)
+    assert train(config, resume=str(copy)) == 0
+    assert "has no config.yaml of its run; this run's balance starts anew" in caplog.text
+    assert read_rows(tmp_path / "run" / "metrics.jsonl")[1]["balance/refresh"] == 1
 
 
 def test_named_checkpoint_in_the_folder_of_another_run_is_refused(
