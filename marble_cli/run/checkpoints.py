@@ -95,8 +95,7 @@ class Checkpoints:
         if not self.is_full:
             self.wait()
 
-    @property
-    def resumable(self) -> bool:
+    def are_begun(self) -> bool:
         """Tell whether the run's folder holds the checkpoint of the last finished step; on all ranks."""
         ranks, own = self.layout.ranks, step_folders.place(self.folder, self.progress.step)
         return ranks.any(ranks.is_main and own.is_dir())
@@ -106,7 +105,7 @@ class Checkpoints:
 
         Resumed before its first checkpoint is due, the run would otherwise start over from the base model.
         """
-        if not self.resumable:
+        if not self.are_begun():
             self.save(False)
             self.wait()
 
@@ -115,7 +114,7 @@ class Checkpoints:
 
         A new run has none.
         """
-        if not self.resumable:
+        if not self.are_begun():
             return
         ranks, step = self.layout.ranks, self.progress.step
         with ranks.raise_together():
