@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,6 +36,7 @@ from marble_cli.redaction import RedactingFilter, redact_output
 from marble_cli.rewards.guard import is_plugin_at_work
 
 INTERRUPTED = 130
+GRACE = 10.0  # seconds that threads have to end in when the command ends
 
 app = typer.Typer(
     name="marble",
@@ -139,7 +142,30 @@ def _leave(code: str | int | None, *, follows: bool = False) -> NoReturn:
     if (distributed or is_plugin_at_work()) and not isinstance(code, str):
         if distributed and not follows:
             record_exit_code(code or 0)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code or 0)
+        _end(code or 0)
+    if _threads():
+        ending = threading.Event()
+        # Python waits for threads without limit, and says that it begins to only here.
+        threading._register_atexit(ending.set)  # type: ignore[attr-defined]
+        threading.Thread(target=_end_late, args=(ending, code), daemon=True).start()
     sys.exit(code)
+
+
+def _threads() -> list[threading.Thread]:
+    """Return the threads beside the main one that Python waits for at its end."""
+    main_thread = threading.main_thread()
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread is not main_thread]
+
+
+def _end_late(ending: threading.Event, code: str | int | None) -> None:
+    """End the process if threads, such as those that a plugin started, are alive long after `ending`."""
+    ending.wait()
+    time.sleep(GRACE)
+    if _threads():
+        _end(1 if isinstance(code, str) else code or 0)
+
+
+def _end(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

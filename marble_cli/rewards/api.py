@@ -19,11 +19,12 @@ apply. In a list, an exception in the place of a float says that the reward fail
 why; infinity also says that it failed, without a reason. If the reward raises, it has failed on the whole
 batch, and is called again. Parameters named `images`, `prompts`, `metadata`, `conditions`, `references` and
 `frames` are passed by name, in any selection and order. A callable with one parameter of another name is
-given the whole `Batch`. A reward whose parameter `conditions` or `references` has no default applies only to
-images that were edited from pictures, and one whose parameter `frames` has none only to videos. A reward that
-takes `conditions` and no `references` does not apply to images that were edited from several; to one that
-takes both, `conditions` is None where an image of the batch was. A reward without a parameter `frames` is one
-of pictures: it is asked about single frames of a video, by `rewards.<name>.frames`.
+given the whole `Batch`, and one with three of other names, in this order, the first three. A reward whose
+parameter `conditions` or `references` has no default applies only to images that were edited from pictures,
+and one whose parameter `frames` has none only to videos. A reward that takes `conditions` and no `references`
+does not apply to images that were edited from several; to one that takes both, `conditions` is None where an
+image of the batch was. A reward without a parameter `frames` is one of pictures: it is asked about single
+frames of a video, by `rewards.<name>.frames`.
 
 A reward may declare, as attributes of the class or function:
 
@@ -89,15 +90,24 @@ class Declaration:
     needs_frames: bool = False  # whether it applies only to videos
 
     @classmethod
-    def of(cls, plugin: Any) -> "Declaration":
-        """Read the attributes of a plugin's class or function.
+    def of(cls, plugin: Any, chosen: Sequence[str] = ()) -> "Declaration":
+        """Read the attributes of a plugin's class, instance or function.
+
+        Args:
+            plugin: the class, its instance or the function.
+            chosen: aspects that its constructor is given, which it has if it declares none.
 
         Raises:
-            RewardError: `requires`, `loads`, `aspects` or `range` is malformed.
+            RewardError: an attribute is malformed.
         """
-        requires, types = required_types(getattr(plugin, "requires", None))
-        aspects = declared_aspects(getattr(plugin, "aspects", None))
-        bounds = getattr(plugin, "range", None)
+
+        def attribute(name: str) -> Any:
+            value = getattr(plugin, name, None)
+            return None if inspect.isdatadescriptor(value) else value  # a class's slot or property
+
+        requires, types = required_types(attribute("requires"))
+        aspects = declared_aspects(attribute("aspects")) or tuple(chosen)
+        bounds = attribute("range")
         each = bounds if isinstance(bounds, Mapping) else {}
         ranges = {str(name): declared_bounds(own) for name, own in each.items()}
         if unknown := [name for name in ranges if name not in aspects]:
@@ -109,11 +119,11 @@ class Declaration:
             lines[0] if lines else "",
             requires,
             declared_bounds(None if each is bounds else bounds),
-            getattr(plugin, "license", ""),
-            getattr(plugin, "citation", ""),
-            bool(getattr(plugin, "groupwise", False)),
+            declared_text("license", attribute("license")),
+            declared_text("citation", attribute("citation")),
+            bool(attribute("groupwise")),
             types,
-            loaded_models(getattr(plugin, "loads", None)),
+            loaded_models(attribute("loads")),
             aspects,
             ranges,
             **_optional_parts(plugin),
@@ -135,7 +145,7 @@ FIELDS = (*Batch._fields, "conditions", "references", "frames")  # parameters th
 
 
 def call_parameters(plugin: Any) -> list[inspect.Parameter]:
-    """Return the parameters with which a reward is called, without `*args`.
+    """Return the parameters with which a reward is called.
 
     Args:
         plugin: a function, an instance or a class, whose instances are called.
@@ -151,16 +161,12 @@ def call_parameters(plugin: Any) -> list[inspect.Parameter]:
     found, forward = parameters(plugin.__call__ if is_class else plugin), getattr(plugin, "forward", None)
     if forward and {parameter.kind for parameter in found} == ANYTHING:  # torch.nn.Module calls its forward
         found = parameters(forward)
-    return [parameter for parameter in found if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
+    return found
 
 
 def without_default(parameters: Sequence[inspect.Parameter]) -> list[inspect.Parameter]:
     """Return the parameters that a call must give."""
-    return [
-        p
-        for p in parameters
-        if p.default is inspect.Parameter.empty and p.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
+    return [p for p in parameters if p.default is inspect.Parameter.empty and p.kind not in ANYTHING]
 
 
 def _optional_parts(plugin: Any) -> dict[str, bool]:
@@ -169,7 +175,8 @@ def _optional_parts(plugin: Any) -> dict[str, bool]:
         taken = call_parameters(plugin)
     except (TypeError, ValueError):  # `bind` says what is wrong
         return {}
-    names, needed = ({parameter.name for parameter in some} for some in (taken, without_default(taken)))
+    names = {parameter.name for parameter in taken if parameter.kind not in ANYTHING}
+    needed = {parameter.name for parameter in without_default(taken)}
     whole, pictures = len(needed) == 1 and not needed & {*FIELDS}, {"conditions", "references"}
     return {
         "takes_conditions": whole or bool(names & pictures),
@@ -216,6 +223,17 @@ def declared_aspects(aspects: Any) -> tuple[str, ...]:
     if not valid or len(set(names)) < len(names):
         raise RewardError(f'`aspects` is {aspects!r}. Expected different names: ("alignment", "style").')
     return names
+
+
+def declared_text(name: str, text: Any) -> str:
+    """Check the value of the attribute `name`; empty if the reward declares none.
+
+    Raises:
+        RewardError: it is no text.
+    """
+    if not isinstance(text, str | None):
+        raise RewardError(f"`{name}` is {text!r}. Expected text.")
+    return text or ""
 
 
 def declared_bounds(bounds: Any) -> Bounds:

@@ -1,7 +1,6 @@
 """Compare the aspects that a configuration names with those that a reward declares."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from marble_cli.config.schema import RewardConfig
 from marble_cli.errors import ConfigError
@@ -9,22 +8,17 @@ from marble_cli.rewards.api import Declaration
 from marble_cli.suggest import nearest
 
 
-def check_aspects(
-    key: str, chosen: Sequence[str], declaration: Declaration, *, any_name: bool = False
-) -> Declaration:
+def check_aspects(key: str, chosen: Sequence[str], declaration: Declaration) -> Declaration:
     """Check that a reward has the aspects that are `chosen`; return its declaration.
 
     Args:
         key: the reward's dotted key, such as `rewards.judge`.
         chosen: aspects that the configuration names.
         declaration: of the reward.
-        any_name: its constructor takes `aspects`; a reward that declares none then has those that are chosen.
 
     Raises:
         ConfigError: the reward has no such aspect, or gives a single score.
     """
-    if any_name and not declaration.aspects:
-        return replace(declaration, aspects=tuple(chosen))
     if chosen and not declaration.aspects:
         raise ConfigError(
             f"{key}.aspects=[{','.join(chosen)}]: the reward gives one score and declares no "

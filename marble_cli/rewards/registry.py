@@ -2,9 +2,10 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from marble_cli.config import schema
@@ -59,9 +60,10 @@ def load_plugin(plugin: str) -> Any:
 
 def parameters(plugin: Any) -> dict[str, inspect.Parameter]:
     """Return the parameters of a plugin's constructor; a function has none."""
-    if not inspect.isclass(plugin) or plugin.__init__ is object.__init__:
+    try:
+        return dict(inspect.signature(plugin).parameters) if inspect.isclass(plugin) else {}
+    except ValueError:  # it is a builtin's, such as that of dict
         return {}
-    return dict(inspect.signature(plugin).parameters)
 
 
 def check_options(
@@ -87,15 +89,23 @@ def check_options(
     Raises:
         ConfigError: an option is unknown, is a number where the constructor takes text, or is missing and has
             no default; or the reward has no such aspect.
+        RewardError: an attribute is malformed, or the constructor cannot do without a host key.
     """
     taken = parameters(plugin)
-    declaration = check_aspects(key, aspects, Declaration.of(plugin), any_name="aspects" in taken)
+    declaration = Declaration.of(plugin, aspects if "aspects" in taken else ())
+    check_aspects(key, aspects, declaration)
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
     named = {
         option: p
         for option, p in taken.items()
         if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     }
+    for option in named:
+        if option in schema.HOST - PASSED and named[option].default is inspect.Parameter.empty:
+            raise RewardError(
+                f"the constructor of {key} needs `{option}`, but {key}.{option} is a key of marble's own. "
+                "Rename the parameter."
+            )
     for option in options:
         if option not in named and not open_ended:
             hint = nearest(option, {*named, *schema.HOST} - PASSED)
@@ -172,7 +182,7 @@ def build(
     open_ended = inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
     place = {"device": device, "dtype": _dtype(path, options.get("dtype", dtype))}
     place = {key: value for key, value in place.items() if open_ended or key in taken}
-    if takes_aspects := "aspects" in taken and bool(aspects):
+    if "aspects" in taken and aspects:
         place["aspects"] = tuple(aspects)
     # A copy: the plugin may change it, and config.yaml is written later.
     given = {**copy.deepcopy(dict(options)), **place}
@@ -182,7 +192,7 @@ def build(
     except Exception as error:
         kind = ConfigError if isinstance(error, ValueError | OSError) else RewardError
         raise kind(f"reward {name} could not be built: {type(error).__name__}: {error}") from error
-    declaration = check_aspects(path, aspects, Declaration.of(instance), any_name=takes_aspects)
+    declaration = check_aspects(path, aspects, Declaration.of(instance, place.get("aspects", ())))
     return Reward(name, declaration, on(device, bind(name, instance)), guard, plugin=instance)
 
 
@@ -210,21 +220,31 @@ def bind(name: str, reward: Callable[..., Any]) -> Callable[[Batch], Any]:
             f"reward {name} has no signature that Python knows ({error}). Let its entry point name a "
             "function in Python that calls it, such as score(images, prompts)."
         ) from error
-    names, needed = {p.name for p in taken}, without_default(taken)
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken)
-    if all(p.name in FIELDS for p in needed) and (open_ended or names & set(FIELDS)):
-        # Conditions go only to those who name them.
-        fields = {f: f for f in FIELDS if f in names or (open_ended and f in Batch._fields)}
-        if "references" in fields and "conditions" in fields:
-            fields["conditions"] = "single"
-        return lambda batch: reward(**{field: getattr(batch, part) for field, part in fields.items()})
-    positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    if all(p.kind in positional for p in needed):
-        if len(needed) <= 1:
-            return reward
-        if len(needed) == len(Batch._fields):
-            return lambda batch: reward(*batch)
+    needed, kinds = without_default(taken), {p.kind for p in taken}
+    ahead = [p.name for p in takewhile(lambda p: p.kind is p.POSITIONAL_ONLY and p.name in FIELDS, taken)]
+    named = {
+        p.name for p in taken if p.name in FIELDS and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    open_ended = inspect.Parameter.VAR_KEYWORD in kinds
+    if all(p.name in FIELDS for p in needed) and (open_ended or ahead or named):
+        if open_ended:  # conditions go only to those who name them
+            named |= {*Batch._fields} - {*ahead}
+        return lambda batch: reward(*_parts(batch, ahead).values(), **_parts(batch, named))
+    if all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed):
+        if len(needed) <= 1 and kinds - {inspect.Parameter.KEYWORD_ONLY}:
+            return lambda batch: reward(batch, **_parts(batch, named))
+        if len(needed) == len(Batch._fields) and all(
+            p.name == field or p.name not in FIELDS for p, field in zip(needed, Batch._fields, strict=True)
+        ):
+            named -= {p.name for p in needed}
+            return lambda batch: reward(*batch, **_parts(batch, named))
     raise RewardError(
-        f"reward {name} has the parameters ({', '.join(p.name for p in needed)}). Expected some of "
-        f"{', '.join(FIELDS)}, the first three under other names, or one that takes the whole batch."
+        f"reward {name} has the parameters ({', '.join(p.name for p in taken)}). Expected some of "
+        f"{', '.join(FIELDS)}; the first three, in their order, under other names; or one that takes the "
+        "whole batch."
     )
+
+
+def _parts(batch: Batch, fields: Iterable[str]) -> dict[str, Any]:
+    """Return these parts of a batch by name; `conditions` are None if an image was edited from several."""
+    return {field: getattr(batch, "single" if field == "conditions" else field) for field in fields}

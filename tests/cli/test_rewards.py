@@ -144,6 +144,26 @@ def test_the_scores_of_all_aspects_are_shown(
     assert json.loads(shown.out) == [{"reward": "mine.level", "outcome": "score", "score": 7.0}]
 
 
+class Wide:
+    """Has parameters that are no options."""
+
+    def __init__(self, *rest: object, level: int = 7, margin: float = 0.5, device: str = "cpu") -> None:
+        raise NotImplementedError
+
+    def __call__(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def test_show_lists_the_options_that_a_configuration_can_set(
+    marble: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = {"mine": EntryPoint("mine", f"{__name__}:Wide", "marble.rewards")}
+    for module in ("plugins", "config.compose", "config.validate", "rewards.registry"):
+        monkeypatch.setattr(f"marble_cli.{module}.installed", lambda: mine)
+    shown = marble("rewards", "show", "mine").out.splitlines()
+    assert [line.split()[1:] for line in shown if line.startswith("option ")] == [["level", "7"]]
+
+
 def test_the_list_shows_aspects_below_their_reward(marble: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = {"mine": EntryPoint("mine", f"{__name__}:Light", "marble.rewards")}
     for module in ("plugins", "rewards.registry"):

@@ -63,6 +63,7 @@ def test_new_prints_next_steps_and_refuses_bad_names(
     for arguments, said in (
         (("blur_free",), "marble-reward-blur-free exists and is not overwritten"),
         (("Blur",), "cannot be a reward's name"),
+        (("blur_",), "cannot be a reward's name"),
         (("class",), "cannot be a reward's name, as it is a word of Python"),
         (("none",), "cannot be a reward's name, as it is a word of Python"),
         (("colorfulness",), "there is a reward 'colorfulness' already, of marble"),

@@ -25,6 +25,16 @@ def whole(batch: Any) -> Tensor:
     return maybe(images, batch.conditions)
 
 
+def whole_by_place(pictures: Tensor, texts: Any, facts: Any, conditions: Tensor | None = None) -> Tensor:
+    """As `maybe`, the parts that every batch has under other names."""
+    return maybe(pictures, conditions)
+
+
+def whole_and_named(batch: Any, conditions: Tensor | None = None) -> Tensor:
+    """As `maybe`, from the whole batch and the conditions by name."""
+    return maybe(batch.images, conditions)
+
+
 class Signs:
     """As `kept`, and minus that, for prompts with text."""
 

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +45,11 @@ def own_names(pictures: Tensor, texts: list[str], facts: Sequence[Mapping[str, A
     return [len(pictures) + len(texts) + len(facts)] * len(texts)
 
 
+def by_place(prompts: list[str], images: Tensor, /, metadata: Sequence[Mapping[str, Any]]) -> list[int]:
+    """As `whole_batch`, its first parameters without names that a call may give."""
+    return by_keyword(prompts=prompts, metadata=metadata)
+
+
 class Network(torch.nn.Module):
     """A module without a constructor of its own, called through forward."""
 
@@ -73,6 +79,16 @@ class OwnCall(torch.nn.Module):
 
 def two_unknown(pictures: Tensor, texts: list[str]) -> Tensor:
     """Of no form that the host knows."""
+    raise NotImplementedError
+
+
+def out_of_place(prompts: Tensor, texts: list[str], facts: Sequence[Mapping[str, Any]]) -> Tensor:
+    """The whole batch, the images under the prompts' name."""
+    raise NotImplementedError
+
+
+def no_parameters(*, level: float = 0.0) -> list[float]:
+    """Take nothing of a batch."""
     raise NotImplementedError
 
 
@@ -113,6 +129,22 @@ class AnyOption:
 
     def __call__(self, prompts: Sequence[str]) -> list[int]:
         return [len(self.options)] * len(prompts)
+
+
+class ByNew(NamedTuple):
+    """Takes an option, but not in `__init__`."""
+
+    level: int = 1
+
+    def __call__(self, prompts: Sequence[str]) -> list[int]:
+        return [self.level] * len(prompts)
+
+
+class Table(dict[str, float]):
+    """Has a constructor whose parameters Python does not know; its score is the number of options."""
+
+    def __call__(self, prompts: Sequence[str]) -> list[int]:
+        return [len(self)] * len(prompts)
 
 
 class Unbuildable:
@@ -264,6 +296,29 @@ def _read(prompt: str) -> float | Exception:
         return float(prompt or "nan") if len(prompt) < 99 else 0.0
     except ValueError as error:
         return error
+
+
+@dataclass(slots=True)
+class Slots:
+    """Whose class has slots where instances have attributes."""
+
+    aspects: Sequence[str] = ()
+    range: tuple[float, float] = (0.0, 1.0)
+    groupwise: bool = False
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        return {aspect: brightness(images) / 255 for aspect in self.aspects}
+
+
+class BoundedAspects:
+    """Keeps the aspects that it is given under another name, and gives each its bounds."""
+
+    def __init__(self, aspects: Sequence[str]) -> None:
+        self.chosen = aspects
+        self.range = dict.fromkeys(aspects, (0.0, 255.0))
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        return {aspect: brightness(images) for aspect in self.chosen}
 
 
 class ChosenAspects:

@@ -74,6 +74,17 @@ def test_a_failed_aspect_leaves_the_others(calls: list[int]) -> None:
             scorer.check(scores)
 
 
+def test_the_aspects_that_a_constructor_is_given_are_the_rewards(install: Install) -> None:
+    install(slots="Slots", bounded="BoundedAspects")
+    slots, bounded = (
+        build("mine", name, {}, "cpu", aspects=["a"]).declaration for name in ("slots", "bounded")
+    )
+    assert slots.aspects == bounded.aspects == ("a",)
+    assert (slots.bounds("a"), slots.groupwise) == ((0, 1), False)
+    assert bounded.bounds("a") == (0, 255)
+    assert not declare("mine", RewardConfig(plugin="slots", aspects={"a": AspectConfig()})).groupwise
+
+
 @pytest.mark.parametrize(
     ("plugin", "chosen", "answer", "said"),
     [

@@ -36,6 +36,7 @@ METADATA: list[dict[str, Any]] = [{}, {"text": "a"}, {}, {"text": "b"}]
 @pytest.fixture
 def plugins(install: Install) -> None:
     names = ("kept", "maybe", "whole", "spoils", "of_one_size", "areas", "either")
+    names += ("whole_by_place", "whole_and_named")
     install(
         brightness="brightness",
         everything="everything",
@@ -80,7 +81,7 @@ def test_the_parameters_say_what_a_reward_does_with_conditions(
     assert (declaration.takes_conditions, declaration.needs_conditions) == (takes, needs)
 
 
-@pytest.mark.parametrize("plugin", ["kept", "maybe", "whole"])
+@pytest.mark.parametrize("plugin", ["kept", "maybe", "whole", "whole_by_place", "whole_and_named"])
 def test_conditions_reach_those_who_ask(plugins: None, plugin: str) -> None:
     scores = scored(RewardConfig(plugin=plugin), ONE_EACH)
     torch.testing.assert_close(scores.values[0], KEPT)

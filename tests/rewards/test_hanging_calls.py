@@ -97,6 +97,24 @@ app.main()
     assert "no answer within 0.2 s" in done.stderr
 
 
+@pytest.mark.parametrize("start", ["threading.Thread(target=wait).start()", "pool.submit(wait)"])
+def test_a_command_ends_while_a_thread_that_a_plugin_started_goes_on(start: str) -> None:
+    code = f"""
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from marble_cli.cli import app
+pool, wait = ThreadPoolExecutor(1), threading.Event().wait
+def command():
+    {start}
+    print("answer")
+    raise SystemExit(3)
+app.app, app.GRACE = command, 0.1
+app.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (3, "answer\n"), done.stderr
+
+
 def test_submit_waits_while_pending_batches_are_unfinished(install: Install, tmp_path: Path) -> None:
     install(waits="Waits", brightness="brightness")
     marker = tmp_path / "marker"

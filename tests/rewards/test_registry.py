@@ -50,6 +50,9 @@ def test_naming_plugins_imports_none_of_them() -> None:
         ("everything", [3, 3, 3]),
         ("AnyOption", [2, 2, 2]),
         ("own_names", [9, 9, 9]),
+        ("by_place", [1, 3, 5]),
+        ("ByNew", [1, 1, 1]),
+        ("Table", [0, 0, 0]),
         ("Network", [0, 1, 2]),
         ("OwnCall", [3, 4, 5]),
         ("HelperForward", [1, 3, 5]),
@@ -117,6 +120,13 @@ def test_bounds_beyond_a_float_are_refused() -> None:
         Declaration.of(plugin)
 
 
+@pytest.mark.parametrize("name", ["license", "citation"])
+def test_what_is_shown_as_text_must_be_text(name: str) -> None:
+    plugin = type("Plugin", (), {name: ("Apache-2.0", "MIT"), "__call__": lambda self, images: 0})
+    with pytest.raises(RewardError, match=rf"`{name}` is \('Apache-2.0', 'MIT'\)\. Expected text"):
+        Declaration.of(plugin)
+
+
 def test_an_unknown_reward_is_named_with_the_nearest_one(install: Install) -> None:
     install(brightness="brightness", scaled="Scaled")
     with pytest.raises(ConfigError, match=r"no reward 'britness'.*did you mean 'brightness'.*scaled"):
@@ -170,6 +180,22 @@ def test_a_function_takes_no_options(install: Install) -> None:
         build("mine", "brightness", {"scale": 1}, "cpu")
 
 
+def test_an_option_may_be_one_of_new(install: Install) -> None:
+    install(new="ByNew")
+    assert build("mine", "new", {"level": 3}, "cpu").call(batch()) == [3, 3, 3]
+    with pytest.raises(ConfigError, match=r"rewards.mine.levle: no such option; did you mean 'level'"):
+        build("mine", "new", {"levle": 3}, "cpu")
+
+
+def test_a_host_key_that_the_constructor_needs_is_named() -> None:
+    class Slow:
+        def __init__(self, timeout: float, margin: float = 0.5) -> None:
+            raise NotImplementedError
+
+    with pytest.raises(RewardError, match=r"rewards.mine needs `timeout`, .* key of marble's own. Rename"):
+        check_options("rewards.mine", Slow, {})
+
+
 def test_a_constructor_may_take_any_option(install: Install) -> None:
     install(any="AnyOption")
     check_options("rewards.mine", load_plugin("any"), {"whatever": 1})
@@ -180,6 +206,11 @@ def test_a_constructor_may_take_any_option(install: Install) -> None:
     ("plugin", "message"),
     [
         ("two_unknown", r"reward mine has the parameters \(pictures, texts\)"),
+        (
+            "out_of_place",
+            r"reward mine has the parameters \(prompts, texts, facts\).*first three, in their order",
+        ),
+        ("no_parameters", r"reward mine has the parameters \(level\)"),
         ("scripted", r"reward mine has no signature that Python knows"),
         ("not_callable", r"reward mine \(.*:not_callable\) is of type int\. Expected a class or a function"),
     ],

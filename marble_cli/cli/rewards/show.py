@@ -97,13 +97,15 @@ def _location_rows(settings: "RewardConfig") -> list[tuple[str, str]]:
 
 def _option_rows(settings: "RewardConfig") -> list[tuple[str, str]]:
     """List the constructor's options, or those that are set where the constructor is in another process."""
+    from marble_cli.config.schema import HOST
+    from marble_cli.rewards.api import ANYTHING
     from marble_cli.rewards.registry import PASSED, load_plugin, parameters
 
     if settings.url is not None or settings.isolated:
         return [(f"option {key}", _shown(key, value)) for key, value in settings.options.items()]
     rows = []
     for key, parameter in parameters(load_plugin(settings.plugin)).items():
-        if key not in PASSED and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+        if key not in HOST | PASSED and parameter.kind not in ANYTHING:
             value = settings.options.get(key, parameter.default)
             shown = "required" if value is inspect.Parameter.empty else _shown(key, value)
             rows.append((f"option {key}", shown))

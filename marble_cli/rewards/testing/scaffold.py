@@ -13,7 +13,7 @@ from marble_cli.files import check_writable
 from marble_cli.plugins import installed
 from marble_cli.rewards.registry import origin
 
-NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
+NAME = re.compile(r"[a-z](?:[a-z0-9_]{0,48}[a-z0-9])?")
 SUFFIX = ".template"
 
 
@@ -36,7 +36,7 @@ def write_plugin(name: str, output: Path | None) -> Path:
         why = ", as it is a word of Python" if reserved else ""
         raise RequestError(
             f"{name!r} cannot be a reward's name{why}. Expected a lower-case letter, then lower-case "
-            "letters, digits and underscores, 50 characters at most, e.g. sharpness."
+            "letters and digits, also underscores between them, 50 characters at most, e.g. sharpness."
         )
     if name in installed():
         raise RequestError(f"there is a reward {name!r} already, of {origin(name)}. Choose another name.")
