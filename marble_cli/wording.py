@@ -1,4 +1,4 @@
-"""Word numbers and lists for tables and sentences."""
+"""Word numbers, lists and exceptions for tables and sentences."""
 
 from collections.abc import Sequence
 
@@ -16,3 +16,12 @@ def count(number: int, noun: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Join names: `a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def described(error: BaseException) -> str:
+    """Describe an exception of foreign code, which may fail to say its text: `ValueError: no such file`."""
+    try:
+        text = str(error)
+    except Exception as fault:
+        text = f"its text cannot be had ({type(fault).__name__})"
+    return f"{type(error).__name__}: {text}"

@@ -51,8 +51,7 @@ def out_of_range(scores: Tensor) -> Tensor:
     return scores.abs() > torch.finfo(torch.float32).max
 
 
-Parsed = tuple[Tensor, BaseException | None]  # scores as of `parse_answer`, why the first that failed did
-Explained = tuple[Tensor, dict[int, BaseException]]  # the same, and why images failed, by their index
+Explained = tuple[Tensor, dict[int, BaseException]]  # scores of `parse_answer`; why images failed, by index
 
 
 def parse_aspects(

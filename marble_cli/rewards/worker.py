@@ -19,14 +19,14 @@ from torch import Tensor
 from marble_cli.config import schema
 from marble_cli.config.aspects import full_name, with_aspect
 from marble_cli.errors import ConfigError, RewardError
-from marble_cli.rewards.answers import Explained, Parsed, out_of_range, parse_aspects
+from marble_cli.rewards.answers import Explained, out_of_range, parse_aspects
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.applicability import fit_metadata
 from marble_cli.rewards.call_thread import CallThread, copy_batch, settle
 from marble_cli.rewards.frames import mean_over_frames, single_frames
 from marble_cli.rewards.kinds import MetadataError
 from marble_cli.rewards.registry import Reward
-from marble_cli.wording import count
+from marble_cli.wording import count, described
 
 log = logging.getLogger("marble")
 
@@ -133,7 +133,7 @@ class RewardWorker:
         except RewardError:
             raise
         except Exception as error:  # a plugin may raise anything
-            self._record_failure(self.name, list(self.rewards), len(rows), _describe_error(error))
+            self._record_failure(self.name, list(self.rewards), len(rows), describe_failure(error))
             outcomes.failed[concerned] = True
             return outcomes
         for a, (name, (answer, reasons)) in enumerate(zip(self.rewards, answers, strict=True)):
@@ -145,7 +145,7 @@ class RewardWorker:
                 # The first image that failed with a reason says most.
                 why = {rows[i]: reason for i, reason in reasons.items() if failed[rows[i]]}
                 first = min(why, default=int(failed.int().argmax()))
-                text = _describe_error(why[first]) if why else f"returned {scores[first].item()}"
+                text = describe_failure(why[first]) if why else f"returned {scores[first].item()}"
                 prompt = repr(batch.prompts[first])
                 text = text if prompt in text else f"{text} (prompt {prompt})"
                 self._record_failure(name, [name], int(failed.sum()), text)
@@ -224,7 +224,7 @@ class RewardWorker:
 
     def _record_retry(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        reason = "" if error is None else f": {_describe_error(error)}"
+        reason = "" if error is None else f": {describe_failure(error)}"
         log.info(
             "reward %s, retry %d of %d%s", self.name, state.attempt_number, self.settings.retries, reason
         )
@@ -232,38 +232,48 @@ class RewardWorker:
     def _closed_error(self) -> RewardError:
         return RewardError(f"reward {self.name} was closed before it answered")
 
-    def attempt(self, batch: Batch) -> list[Parsed]:
+    def attempt(self, batch: Batch, timeout: float = 0.0) -> dict[str, Explained]:
         """Call the plugin once, on a copy of the batch and of its metadata, which the plugin may change.
 
         The timeout begins with this reward's turn.
 
+        Args:
+            batch: of B images.
+            timeout: seconds that the caller waits; the reward's own count if they are more.
+
         Returns:
-            For each of the A rewards the answer as [B] float64 on the CPU, NaN where the reward does not
-            apply and infinite where it failed, and the reason of the first that failed, if it has one.
+            For each aspect, or under "", the answer as [B] float64 on the CPU, NaN where the reward does not
+            apply and infinite where it failed, and the reasons. An aspect that the configuration does not
+            choose may be missing.
 
         Raises:
             RewardError: the plugin broke its contract.
             TimeoutError: it did not answer in time.
             Exception: whatever the plugin raised.
         """
-        return [
-            (scores, next((reasons.get(int(i)) for i in out_of_range(scores).nonzero()), None))
-            for scores, reasons in self._attempt(batch)
-        ]
+        answer = self._call(batch, timeout)
+        answered = [name for name in self.aspects if isinstance(answer, Mapping) and name in answer]
+        chosen = [*self.settings.aspects] or answered or self.aspects
+        return dict(zip(chosen or [""], self._parse(answer, batch, chosen), strict=True))
 
     def _attempt(self, batch: Batch) -> list[Explained]:
-        with self.reward.turn():
-            return self._call(batch)
+        return self._parse(self._call(batch), batch, self.aspects)
 
-    def _call(self, batch: Batch) -> list[Explained]:
+    def _parse(self, answer: Any, batch: Batch, chosen: Sequence[str]) -> list[Explained]:
+        return parse_aspects(self.name, answer, len(batch.images), self.reward.declaration.aspects, chosen)
+
+    def _call(self, batch: Batch, timeout: float = 0.0) -> Any:
+        with self.reward.turn():
+            return self._call_in_turn(batch, max(timeout, self.settings.timeout) + self.reward.queue)
+
+    def _call_in_turn(self, batch: Batch, limit: float) -> Any:
         future: Future[Any] = Future()
         self.pending_call = future
         if self.closing.is_set():
             raise self._closed_error()
-        limit = self.settings.timeout + self.reward.queue
         self.call_thread.call(copy_batch(batch), future)
         try:
-            answer = future.result(limit)
+            return future.result(limit)
         except TimeoutError:
             if future.done():  # the plugin raised it
                 raise
@@ -273,8 +283,6 @@ class RewardWorker:
             if not self.reward.alive():
                 self._rebuild("is gone")
             raise
-        declared = self.reward.declaration.aspects
-        return parse_aspects(self.name, answer, len(batch.images), declared, self.aspects)
 
     def _rebuild(self, why: str) -> None:
         log.warning("reward %s %s; building it anew", self.name, why)
@@ -286,15 +294,9 @@ class RewardWorker:
         self.call_thread = CallThread(self.reward)
 
 
-def _describe_error(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}{thread_hint(error)}"
-
-
-def thread_hint(error: BaseException) -> str:
-    """Explain which threads build and call a reward, if an error mentions threads.
-
-    Errors of signals, event loops and sqlite3 do. For other errors the explanation is empty.
-    """
-    if not re.search(r"\bthreads?\b", str(error), re.IGNORECASE):
-        return ""
-    return ". (A run builds a reward in its main thread, and calls it in another, always the same.)"
+def describe_failure(error: BaseException) -> str:
+    """Describe an exception of a plugin; errors of signals, event loops and sqlite3 may mention threads."""
+    text = described(error)
+    if re.search(r"\bthreads?\b", text, re.IGNORECASE):
+        text += ". (A run builds a reward in its main thread, and calls it in another, always the same.)"
+    return text

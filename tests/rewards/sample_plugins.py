@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -195,6 +196,22 @@ def exits(prompts: Sequence[str]) -> list[float]:
     raise SystemExit(3)
 
 
+class BadExceptionError(Exception):
+    """Cannot say its text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def raises_oddly(prompts: Sequence[str]) -> list[float]:
+    """Raises what asyncio and connections may stumble over; the first prompt says which."""
+    if prompts[0] == "StopIteration":
+        next(iter(()))
+    if prompts[0] == "surrogate":
+        return [ValueError("no file caf\udce9.png")] * len(prompts)  # type: ignore[list-item]
+    raise {"CancelledError": CancelledError, "BadExceptionError": BadExceptionError}[prompts[0]]()
+
+
 class Answers:
     """Answers with the prompts read as numbers, whatever they are."""
 
@@ -249,6 +266,17 @@ class Waits:
         return [1.0] * len(prompts)
 
 
+class Slow:
+    """Answers after some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, prompts: Sequence[str]) -> list[float]:
+        time.sleep(self.seconds)
+        return [1.0] * len(prompts)
+
+
 class FailsInPart:
     """A prompt is its score; where it is none, the reason stands in the score's place."""
 
@@ -289,6 +317,15 @@ class TwoAspects:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Any]:
         self.calls.append(len(images))
         return {"light": brightness(images), "number": [_read(prompt) for prompt in prompts]}
+
+
+class LacksAnAspect:
+    """Brightness, without the other aspect that it declares."""
+
+    aspects = ("light", "number")
+
+    def __call__(self, images: Tensor) -> dict[str, Any]:
+        return {"light": brightness(images)}
 
 
 def _read(prompt: str) -> float | Exception:

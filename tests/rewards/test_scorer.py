@@ -51,8 +51,8 @@ def test_a_failure_is_told_of_its_own_image(install: Install, caplog: pytest.Log
     with open_scorer({"mine": RewardConfig(plugin="partly", max_failed=1)}, "cpu") as scorer:
         submit(scorer, ["inf", "dunno"])
         batch = Batch(pictures(2), ["inf", "dunno"], [{}, {}])
-        ((_, reason),) = scorer.workers[0].attempt(batch)
-        assert reason is None  # a server sends one, which must not be told of the first
+        ((_, reasons),) = scorer.workers[0].attempt(batch).values()
+        assert [*reasons] == [1]
     assert "failed on 2 images: ValueError: could not convert string to float: 'dunno'" in caplog.text
     assert "(prompt" not in caplog.text  # the text has the prompt of its own image
     aspects = {"number": AspectConfig(sources=["b"]), "light": AspectConfig()}

@@ -1,6 +1,5 @@
 """Call a reward on a server, as a run calls any other reward."""
 
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -181,7 +180,7 @@ def bind(key: str, name: str, served: str, at: Address, declaration: Declaration
             "POST",
             f"/score/{served}",
             content=protocol.pack_batch(batch),
-            headers={"Accept": f"{protocol.TURNS}, */*"},
+            headers={"Accept": f"{protocol.TURNS}, */*", protocol.TIMEOUT: str(timeout)},
         )
         deadline = time.monotonic() + QUEUE * timeout
         while True:
@@ -249,10 +248,10 @@ def _result(answer: httpx.Response) -> Scores | dict[str, Scores]:
     raise RemoteError(message)
 
 
-def _scores(scores: Tensor, reason: str | None) -> Scores:
-    if reason is None:
+def _scores(scores: Tensor, reasons: Mapping[int, str]) -> Scores:
+    if not reasons:
         return scores
-    return [RemoteError(reason) if math.isinf(score) else score for score in scores.tolist()]
+    return [RemoteError(reasons[i]) if i in reasons else score for i, score in enumerate(scores.tolist())]
 
 
 def _reason(error: Exception) -> str:

@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from typing import IO, Any
 
 import httpx
+import yaml
 
 from marble_cli.config import schema
 from marble_cli.errors import ConfigError, RewardError
@@ -157,9 +158,13 @@ def serve_command(plugin: str) -> list[str]:
 
 
 def request_line(name: str, settings: schema.RewardConfig, device: str, token: str | None, key: str) -> str:
-    """Return the line that `marble rewards serve --stdin` reads; its timeout is longer than the run's own."""
+    """Return the line that `marble rewards serve --stdin` reads; its timeout is longer than the run's own.
+
+    Options travel as YAML: JSON would make texts of keys that are numbers.
+    """
     row = {key: value for key, value in asdict(settings).items() if key not in OF_THE_RUN}
     row |= {"isolated": False, "aspects": [*settings.aspects], "timeout": 2 * settings.timeout}
+    row["options"] = yaml.safe_dump(row["options"], sort_keys=False)
     return json.dumps({"rewards": {name: row}, "device": device, "token": token, "keys": {name: key}}) + "\n"
 
 

@@ -8,13 +8,17 @@
                           [3, h, w], image after image. The JSON then has "references": [[[h, w], ...], ...].
                           And `frames` uint8 [B, F, 3, H, W] if they are of videos and the reward takes these
                           answer, safetensors: `scores` float64 [B], NaN where the reward does not apply and
-                          infinite where it failed; in that case perhaps `reason`, UTF-8. A reward with
-                          aspects has these two for each of them, `scores.style` and `reason.style`
+                          infinite where it failed; in that case perhaps `reason`, UTF-8, and `reason_of`
+                          int64 [1], the image that failed for it. A reward with aspects has these for each of
+                          them, such as `scores.style` and `reason.style`
 
 If a request for scores accepts the media type `TURNS`, the answer to a batch that the server takes has that
 type and status 200, and begins at once: a line end now and then while the call waits for those of other
 callers, and one when its turn has come; then a line with the status, and the answer as above. Silence that is
 longer than the timeout is therefore the call's own, or the server hangs.
+
+A request for scores may say in the header `TIMEOUT` how many seconds the call may take, from its turn on. The
+server gives it up after them, or after its own timeout if that is longer.
 
 If the server has a token, both require `Authorization: Bearer TOKEN`. A request that is refused or fails is
 answered with JSON, {"error": {"kind": ..., "message": ...}}, with one of the kinds below.
@@ -36,6 +40,7 @@ from marble_cli.rewards.api import Batch, Declaration
 SERVICE = "marble-rewards"
 PROTOCOL = 1
 TURNS = "application/vnd.marble.turns"
+TIMEOUT = "Marble-Timeout"
 BEAT = b"\n"  # of a call that waits; no status begins with it
 TOKEN_VARIABLE = "MARBLE_REWARD_TOKEN"
 
@@ -141,16 +146,20 @@ def _unpack_references(
     return rows
 
 
-Part = tuple[Tensor, str | None]  # scores float64 [B], with NaN and infinity, and the reason why some failed
+Part = tuple[Tensor, dict[int, str]]  # scores float64 [B], with NaN and infinity; why images failed, by index
 
 
 def pack_scores(parts: Mapping[str, Part]) -> bytes:
-    """Serialise the scores of each aspect; the empty name is the single score of a reward without aspects."""
+    """Serialise the scores of each aspect, and the reason of the first image that failed with one.
+
+    The empty name is the single score of a reward without aspects.
+    """
     tensors = {}
-    for aspect, (scores, reason) in parts.items():
+    for aspect, (scores, reasons) in parts.items():
         tensors[full_name("scores", aspect)] = scores
-        if reason:
-            tensors[full_name("reason", aspect)] = _bytes(reason)
+        if reasons:
+            tensors[full_name("reason", aspect)] = _bytes(reasons[min(reasons)])
+            tensors[full_name("reason_of", aspect)] = torch.tensor([min(reasons)])
     return save(tensors)
 
 
@@ -162,18 +171,24 @@ def unpack_scores(data: bytes) -> dict[str, Part]:
     """
     try:
         tensors = load(data)
-        reasons = {
-            name: value.numpy().tobytes().decode() for name, value in tensors.items() if _is(name, "reason")
-        }
-        names = [name.partition(".")[2] for name in tensors if _is(name, "scores")]
-        if not names:
+        aspects = [name.partition(".")[2] for name in tensors if name.partition(".")[0] == "scores"]
+        if not aspects:
             raise KeyError("scores")
         return {
-            aspect: (tensors[full_name("scores", aspect)], reasons.get(full_name("reason", aspect)))
-            for aspect in names
+            aspect: (scores := tensors[full_name("scores", aspect)], _unpack_reason(tensors, aspect, scores))
+            for aspect in aspects
         }
     except Exception as error:  # foreign bytes may cause anything
         raise ValueError(f"the answer holds no scores: {type(error).__name__}: {error}") from error
+
+
+def _unpack_reason(tensors: Mapping[str, Tensor], aspect: str, scores: Tensor) -> dict[int, str]:
+    reason = tensors.get(full_name("reason", aspect))
+    if reason is None:
+        return {}
+    # A server of marble 0.1.0 does not say of which image it is.
+    images = tensors.get(full_name("reason_of", aspect), scores.isinf().nonzero())
+    return dict.fromkeys(images.flatten().tolist(), reason.numpy().tobytes().decode())
 
 
 def pack_answer(status: int, body: bytes) -> bytes:
@@ -206,10 +221,5 @@ def declaration_from_json(row: Mapping[str, Any]) -> Declaration:
     return Declaration(**known, range=(low, high), ranges=ranges)
 
 
-def _is(name: str, kind: str) -> bool:
-    """Tell whether a tensor is `kind`, or that of an aspect."""
-    return name.partition(".")[0] == kind
-
-
 def _bytes(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(text.encode(errors="backslashreplace")), dtype=torch.uint8)

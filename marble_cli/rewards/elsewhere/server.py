@@ -7,19 +7,20 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Header, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from marble_cli import __version__
 from marble_cli.errors import RewardError
 from marble_cli.redaction import redact
-from marble_cli.rewards.answers import Parsed
+from marble_cli.rewards.answers import Explained
 from marble_cli.rewards.api import Batch, Declaration
 from marble_cli.rewards.elsewhere import protocol
 from marble_cli.rewards.worker import RewardWorker
+from marble_cli.wording import described
 
 NO_CONDITIONS = (
     "reward {name} compares an image with the picture that it was edited from, and the request has none. "
@@ -112,7 +113,9 @@ def build_app(
         return _json(health(served, limits))
 
     @app.post("/score/{name}")
-    async def score(name: str, request: Request) -> Response:
+    async def score(
+        name: str, request: Request, timeout: Annotated[float, Header(alias=protocol.TIMEOUT)] = 0.0
+    ) -> Response:
         if name not in workers:
             raise RefusedError(404, protocol.REFUSED, f"{name!r} is not served here; {', '.join(workers)} is")
         worker = workers[name]
@@ -129,7 +132,7 @@ def build_app(
 
         async def answer(beat: Beat) -> Response:
             with counted(name):
-                return _scores(worker, await _score(worker, batch, request, beat))
+                return _scores(await _score(worker, batch, timeout, request, beat))
 
         if protocol.TURNS in request.headers.get("Accept", ""):
             return TurnsResponse(answer)
@@ -161,10 +164,10 @@ class TurnsResponse(Response):
         await write(protocol.pack_answer(answer.status_code, bytes(answer.body)), more=False)
 
 
-def _scores(worker: RewardWorker, answers: list[Parsed]) -> Response:
+def _scores(answers: Mapping[str, Explained]) -> Response:
     parts = {
-        aspect: (scores, None if failure is None else redact(f"{type(failure).__name__}: {failure}"))
-        for aspect, (scores, failure) in zip(worker.aspects or ("",), answers, strict=True)
+        aspect: (scores, {i: redact(described(reasons[i])) for i in sorted(reasons)[:1]})
+        for aspect, (scores, reasons) in answers.items()
     }
     return Response(protocol.pack_scores(parts), media_type="application/octet-stream")
 
@@ -209,13 +212,26 @@ async def _read(request: Request, limits: Limits, busy: bool) -> Batch:
     return batch
 
 
-async def _score(worker: RewardWorker, batch: Batch, request: Request, beat: Beat) -> list[Parsed]:
+def _attempt(worker: RewardWorker, batch: Batch, timeout: float) -> dict[str, Explained] | Exception:
+    """Return what `RewardWorker.attempt` returns or raises.
+
+    A future of asyncio can hold neither StopIteration nor another future's CancelledError as an exception.
+    """
+    try:
+        return worker.attempt(batch, timeout)
+    except Exception as error:
+        return error
+
+
+async def _score(
+    worker: RewardWorker, batch: Batch, timeout: float, request: Request, beat: Beat
+) -> dict[str, Explained]:
     """Return the result of `RewardWorker.attempt` for a batch.
 
     The call waits for its turn, and is dropped if the client disconnects before that. `beat` is awaited every
     `BEAT_EVERY` seconds meanwhile, and at last when the turn has come.
     """
-    call = worker.executor.submit(worker.attempt, batch)
+    call = worker.executor.submit(_attempt, worker, batch, timeout)
     answer = asyncio.wrap_future(call)
     begun = False
     # The body has been read, so this waits for a disconnection.
@@ -228,13 +244,16 @@ async def _score(worker: RewardWorker, batch: Batch, request: Request, beat: Bea
                 await beat()
         if not answer.done():
             raise RefusedError(499, protocol.REFUSED, GONE)
-        return answer.result()
+        result = answer.result()
+        if isinstance(result, Exception):
+            raise result
+        return result
     except RewardError as error:
         raise RefusedError(422, protocol.CONTRACT, str(error)) from error
     except RefusedError:
         raise
     except Exception as error:  # whatever a plugin may raise
-        raise RefusedError(500, protocol.FAILURE, f"{type(error).__name__}: {error}") from error
+        raise RefusedError(500, protocol.FAILURE, described(error)) from error
     finally:
         answer.cancel()
         gone.cancel()

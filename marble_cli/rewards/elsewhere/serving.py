@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from typing import Any
 
 import uvicorn
+import yaml
 
 from marble_cli.config.schema import AspectConfig, RewardConfig
 from marble_cli.errors import RequestError
@@ -31,10 +32,10 @@ GRACE = 2.0  # seconds that a server has for stopping once standard input is clo
 def read_request() -> tuple[dict[str, RewardConfig], dict[str, str], str, str | None]:
     """Read rewards, their dotted keys, device and token from standard input, where a run writes a line."""
     request = json.loads(sys.stdin.buffer.readline())
-    rewards = {
-        name: RewardConfig(**{**row, "aspects": {aspect: AspectConfig() for aspect in row["aspects"]}})
-        for name, row in request["rewards"].items()
-    }
+    rewards = {}
+    for name, row in request["rewards"].items():
+        aspects = {aspect: AspectConfig() for aspect in row["aspects"]}
+        rewards[name] = RewardConfig(**{**row, "aspects": aspects, "options": yaml.safe_load(row["options"])})
     return rewards, request["keys"], request["device"], request["token"]
 
 

@@ -8,7 +8,7 @@ from marble_cli.rewards.answers import parse_aspects
 from marble_cli.rewards.api import Batch
 from marble_cli.rewards.call_thread import copy_batch
 from marble_cli.rewards.registry import Reward
-from marble_cli.rewards.worker import thread_hint
+from marble_cli.rewards.worker import describe_failure
 
 MANY = 24  # images in a large batch
 
@@ -25,7 +25,7 @@ def describe_error(error: BaseException) -> str:
     """Return the message of an error, with its type if the plugin raised it."""
     if isinstance(error, ContractError | RewardError):
         return str(error)
-    return f"{type(error).__name__}: {error}{thread_hint(error)}"
+    return describe_failure(error)
 
 
 def score_copy(reward: Reward, batch: Batch) -> Tensor:

@@ -1,5 +1,6 @@
 """Scores: found by pattern or key, checked against the scale, and mapped to [0, 1]."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,7 @@ def test_scores_are_mapped_to_one_unless_raw(server: "Server", judge: Callable[.
     assert judge(low=2, high=10)(pictures(1), ["p"]) == [0.25]
     assert judge(low=2, high=10, raw=True)(pictures(1), ["p"]) == [4.0]
     assert judge(low=None, high=None, raw=True)(pictures(1), ["p"]) == [4.0]
+    assert judge(low=0, high=math.inf, raw=True)(pictures(1), ["p"]) == [4.0]
     assert judge(low=2, high=10, raw=True).range == (2, 10)
     assert judge().range == (0, 1)
 
@@ -113,6 +115,14 @@ def test_scores_are_mapped_to_one_unless_raw(server: "Server", judge: Callable[.
         ({"pattern": r"\d"}, "has 0 groups: expected one"),
         ({"low": None}, "give low and high, the judge's scale, or raw=true"),
         ({"low": 5, "high": 5}, "expected low < high"),
+        ({"high": math.inf}, "give low and high"),
+        ({"low": -math.inf}, "give low and high"),
+        ({"low": "0"}, "low='0': expected a number"),
+        ({"raw": "no"}, "raw='no': expected true or false"),
+        ({"concurrency": "16"}, "concurrency='16': expected a whole number"),
+        ({"concurrency": True}, "concurrency=True: expected a whole number"),
+        ({"attempts": 2.5}, "attempts=2.5: expected a whole number"),
+        ({"extra_body": "x"}, "extra_body='x': expected a mapping"),
         ({"concurrency": 0}, "concurrency=0: expected a whole number from 1 on"),
         ({"attempts": 0}, "attempts=0"),
     ],

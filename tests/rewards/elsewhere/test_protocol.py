@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from marble_cli.config.schema import AspectConfig, RewardConfig
 from marble_cli.errors import ConfigError
@@ -41,8 +41,8 @@ def test_scores_survive_the_wire_to_the_last_bit() -> None:
     bits = np.random.default_rng(0).integers(0, 2**64, 4096, dtype=np.uint64)  # NaNs with payloads among them
     special = [0.0, -0.0, np.nan, np.inf, -np.inf, 5e-324, 0.1, 1 / 3, np.nextafter(1, 2)]
     bits = np.concatenate([bits, np.array(special).view(np.uint64)])
-    arrived, reason = unpack_scores(pack_scores({"": (torch.from_numpy(bits.view(np.float64)), None)}))[""]
-    assert reason is None
+    arrived, reasons = unpack_scores(pack_scores({"": (torch.from_numpy(bits.view(np.float64)), {})}))[""]
+    assert not reasons
     assert arrived.dtype is torch.float64
     assert (arrived.numpy().view(np.uint64) == bits).all()
 
@@ -88,20 +88,21 @@ def test_foreign_bytes_are_refused(data: bytes, said: str) -> None:
 
 
 def test_the_reason_of_a_failure_survives_the_wire() -> None:
-    sent = {"style": (torch.tensor([1.0, torch.inf]), "ValueError: „warum“"), "a": (torch.ones(2), None)}
+    scores = torch.tensor([torch.inf, 1.0, torch.inf])
+    sent = {"style": (scores, {2: "ValueError: „warum“ \udce9"}), "a": (torch.ones(2), {})}
     arrived = unpack_scores(pack_scores(sent))
     assert arrived.keys() == {"style", "a"}
-    assert arrived["style"][0].tolist() == [1.0, float("inf")]
-    assert arrived["style"][1] == "ValueError: „warum“"
-    assert arrived["a"][1] is None
+    assert arrived["style"][0].tolist() == scores.tolist()
+    assert arrived["style"][1] == {2: "ValueError: „warum“ \\udce9"}
+    assert arrived["a"][1] == {}
 
 
 def test_a_single_score_travels_as_in_versions_without_aspects() -> None:
-    old = save(
-        {"scores": torch.ones(2, dtype=torch.float64), "reason": torch.tensor([119], dtype=torch.uint8)}
-    )
-    assert pack_scores({"": (torch.ones(2, dtype=torch.float64), "w")}) == old
-    assert unpack_scores(old)[""][1] == "w"
+    scores = torch.tensor([1.0, torch.inf, torch.inf], dtype=torch.float64)
+    old = {"scores": scores, "reason": torch.tensor([119], dtype=torch.uint8)}
+    new = load(pack_scores({"": (scores, {1: "w"})}))
+    assert all(torch.equal(new[name], tensor) for name, tensor in old.items())
+    assert unpack_scores(save(old))[""][1] == {1: "w", 2: "w"}  # it does not say of which image
     assert declaration_from_json({"summary": "old", "range": [0, 1]}).aspects == ()
 
 
@@ -124,11 +125,14 @@ def test_a_token_that_no_header_can_hold_is_refused() -> None:
             authorization(token)
 
 
-def test_the_request_to_an_isolated_server_names_the_aspects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_request_to_an_isolated_server_keeps_aspects_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"levels": {2: 0.5, 1.5: [None, True, -1e-7], "2": "1e5\ntrue", True: {}}, "b": 1e300, "a": "é"}
     aspects = {"style": AspectConfig(weight=2.0, sources=["text"], only_if="x > 1"), "light": AspectConfig()}
-    line = request_line("mine", RewardConfig("mine", aspects=aspects, only_if="y > 1"), "cpu", None, "x.mine")
+    settings = RewardConfig("mine", aspects=aspects, only_if="y > 1", options=options)
+    line = request_line("mine", settings, "cpu", None, "x.mine")
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(line.encode())))
     rewards, keys, _, _ = read_request()
     assert keys == {"mine": "x.mine"}
     bare = {"style": AspectConfig(), "light": AspectConfig()}
-    assert rewards["mine"] == RewardConfig("mine", aspects=bare, timeout=120.0)
+    assert rewards["mine"] == RewardConfig("mine", aspects=bare, timeout=120.0, options=options)
+    assert [*rewards["mine"].options] == [*options]

@@ -69,6 +69,16 @@ def test_an_exception_in_the_answer_keeps_its_reason(install: Install, at: At) -
             scorer.check(scores)
 
 
+def test_a_reason_is_told_of_its_own_image(install: Install, at: At) -> None:
+    install(mine="FailsInPart")
+    with open_scorer({"mine": at()}, "cpu") as scorer:
+        assert submit(scorer, sample_batch(()).images[:3], ["inf", "dunno", "1"]).failed[0, :2].all()
+        said = (
+            "RemoteError: ValueError: could not convert string to float: 'dunno'"  # its prompt, and no other
+        )
+        assert scorer.workers[0].error == said
+
+
 def test_the_declaration_comes_from_the_server(install: Install, at: At) -> None:
     install(mine="Scaled")
     settings = at({"options": {"scale": 2.0}})
@@ -118,6 +128,27 @@ def test_a_plugin_that_exits_does_not_end_the_server(install: Install, at: At) -
 
 
 @pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ("StopIteration", "StopIteration: "),
+        ("CancelledError", "CancelledError: "),
+        ("BadExceptionError", "BadExceptionError: its text cannot be had (RuntimeError)"),
+        ("surrogate", "ValueError: no file caf\\udce9.png (prompt 'surrogate')"),
+    ],
+)
+def test_odd_exceptions_fail_the_images_and_keep_the_connection(
+    install: Install, at: At, odd: str, said: str
+) -> None:
+    install(mine="raises_oddly")
+    for settings in (at(retries=0), RewardConfig(plugin="mine", retries=0)):
+        with open_scorer({"mine": settings}, "cpu") as scorer:
+            assert submit(scorer, sample_batch(()).images, [odd] * 6).failed.all()
+            error = scorer.workers[0].error
+            assert error is not None
+            assert error.removeprefix("RemoteError: ").replace("\udce9", "\\udce9") == said
+
+
+@pytest.mark.parametrize(
     ("kind", "said"), [("short", r"shape \[5\] for 6 images"), ("words", "instead of 6 numbers")]
 )
 def test_a_broken_contract_stops_the_run(install: Install, at: At, kind: str, said: str) -> None:
@@ -128,8 +159,18 @@ def test_a_broken_contract_stops_the_run(install: Install, at: At, kind: str, sa
 
 def test_a_call_that_hangs_on_the_server_is_retried(install: Install, at: At, tmp_path: Path) -> None:
     install(mine="Hangs")
-    settings = at({"options": {"marker": str(tmp_path / "marker")}, "timeout": 0.3}, timeout=5.0)
+    settings = at({"options": {"marker": str(tmp_path / "marker")}, "timeout": 0.3}, timeout=1.0)
     assert score(settings, sample_batch(()).images, [""] * 6).applicable.all()
+
+
+def test_the_longer_timeout_of_run_and_server_counts_on_the_server(install: Install, serve: Serve) -> None:
+    install(mine="Slow")
+    url = serve({"mine": RewardConfig(plugin="mine", options={"seconds": 1.0}, timeout=0.3)})
+    settings = RewardConfig(plugin="mine", url=url, timeout=30.0, retries=0)
+    assert score(settings, sample_batch(()).images, [""] * 6).applicable.all()
+    # A marble that does not tell its timeout.
+    answer = httpx.post(f"{url}/score/mine", content=protocol.pack_batch(sample_batch(())), timeout=30)
+    assert answer.json()["error"]["message"] == "TimeoutError: no answer within 0.3 s"
 
 
 def test_a_server_that_does_not_answer_in_time_fails_the_batch(
@@ -202,3 +243,11 @@ def test_served_aspects_equal_local_ones_and_are_asked_for_once(install: Install
     served = at({"aspects": {"light": AspectConfig()}}, aspects={"number": AspectConfig()})
     with pytest.raises(ConfigError, match="no aspect 'number'"):
         declare("mine", served)
+
+
+def test_an_aspect_that_the_run_does_not_choose_may_be_missing(install: Install, at: At) -> None:
+    install(mine="LacksAnAspect")
+    images = sample_batch(()).images
+    assert score(at(aspects={"light": AspectConfig()}), images, [""] * 6).applicable.all()
+    with pytest.raises(RewardError, match="returned no aspect 'number', only light"):
+        score(at(aspects={"number": AspectConfig()}), images, [""] * 6)

@@ -110,7 +110,7 @@ def test_ranks_share_a_server_that_is_replaced_once_and_ends_with_the_last(
     first = pid(machine)
 
     def scores(rank: RewardWorker, seed: int) -> bool:
-        return torch.allclose(rank.attempt(batch(seed))[0][0], expected(seed))
+        return torch.allclose(rank.attempt(batch(seed))[""][0], expected(seed))
 
     with ThreadPoolExecutor(3) as pool:  # calls at once: every rank gets the scores of its own images
         assert all(pool.map(scores, ranks * 5, range(15)))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 from torch import Tensor
 
@@ -56,6 +57,7 @@ class Questioner(ServerSettings):
         Raises:
             ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
+        super().__post_init__()
         self.aspects = tuple(self.aspects)
         aspects, low, high = self.aspects, self.low, self.high
         named = aspects if self.answers or self.pattern is None else ()
@@ -73,7 +75,7 @@ class Questioner(ServerSettings):
             self.read = [ScoreReader(None, key, low, high) for key in aspects or (self.json_key,)]
         self.offset, self.scale = 0.0, 1.0
         if not self.raw:
-            if low is None or high is None:
+            if low is None or high is None or not isfinite(high - low):
                 raise ValueError("give low and high, the judge's scale, or raw=true")
             self.offset, self.scale = low, high - low
         self.range = (low, high) if self.raw else (0.0, 1.0)

@@ -30,11 +30,12 @@ class ExpectedValue:
             ValueError: there are fewer than two answers, a value is not finite, all are equal, or a first
                 token cannot tell two answers apart.
         """
-        self.values = {str(answer).strip().lower(): float(value) for answer, value in answers.items()}
-        if len(self.values) < 2 or len(self.values) < len(answers):
+        self.values = {str(answer).strip().lower(): value for answer, value in answers.items()}
+        values = self.values.values()
+        if len(values) < 2 or len(values) < len(answers):
             raise ValueError(f"answers={dict(answers)}: expected at least two different answers")
-        if not all(map(math.isfinite, self.values.values())) or len(set(self.values.values())) == 1:
-            raise ValueError(f"answers={dict(answers)}: expected finite values, not all of them equal")
+        if not all(isinstance(v, int | float) and math.isfinite(v) for v in values) or len(set(values)) == 1:
+            raise ValueError(f"answers={dict(answers)}: expected finite numbers, not all of them equal")
         for one in self.values:
             for other in self.values:
                 if one != other and other.startswith(one):

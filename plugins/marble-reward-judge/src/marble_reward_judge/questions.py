@@ -26,6 +26,7 @@ class Questions(ServerSettings, ABC):
         Raises:
             ValueError: an option is invalid, or the variable with the key is not set or holds no key.
         """
+        super().__post_init__()
         self.server = ChatServer(self)
 
     def __call__(

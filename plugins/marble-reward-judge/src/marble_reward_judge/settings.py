@@ -1,8 +1,18 @@
 """The settings of a server, which are options of every reward that asks one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+KINDS: dict[Any, tuple[Any, str]] = {  # by the type of an option: what it may be, and the words for it
+    str: (str, "text"),
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    Mapping: (Mapping, "a mapping"),
+    Sequence: (Sequence, "a list"),
+}
 
 
 @dataclass(repr=False, eq=False)  # base_url may hold a password
@@ -32,6 +42,21 @@ class ServerSettings:
     request_timeout: float = 60.0
     attempts: int = 4
     extra_body: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the options have their types.
+
+        Raises:
+            ValueError: an option has another.
+        """
+        for option in fields(self):
+            value = getattr(self, option.name)
+            kinds = get_args(option.type) if isinstance(option.type, UnionType) else (option.type,)
+            accepted, words = KINDS[get_origin(kinds[0]) or kinds[0]]
+            if value is None and len(kinds) > 1:
+                continue
+            if not isinstance(value, accepted) or isinstance(value, bool) != (accepted is bool):
+                raise ValueError(f"{option.name}={value!r}: expected {words}")
 
     def server_options(self) -> dict[str, Any]:
         """Return these settings as keyword arguments."""
