@@ -122,21 +122,20 @@ def _split_cells(text: str, separator: str) -> list[list[str]]:
         RowError: a cell's quotes are not closed, or a cell is too long.
     """
     lines, fault = [*io.StringIO(text, newline="")], ""
-    quotings = (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if separator == "\t" else (csv.QUOTE_MINIMAL,)
-    for quoting in quotings:
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if separator == "\t" else (csv.QUOTE_MINIMAL,):
         table = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
         try:
             rows = [(cells, table.line_num) for cells in table]
         except csv.Error as error:
             fault = f"{error} in line {table.line_num}"
             continue
-        if quoting == quotings[-1] or not _joins_rows(lines, [end for _, end in rows]):
+        if separator != "\t" or not _joins_rows(lines, [end for _, end in rows]):
             return [cells for cells, _ in rows]
     raise RowError(fault)
 
 
 def _joins_rows(lines: list[str], ends: list[int]) -> bool:
-    """Whether a quoted row of several lines begins and ends with a line that would be a whole row.
+    """Whether a row of several lines begins and ends with a line that would be a whole row.
 
     A cell of several lines leaves one of the two without all its tabs, unless it holds tabs or is alone in
     its row: a lone column is not told apart. A line that begins with a tab counts as indented text.
