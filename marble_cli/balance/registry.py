@@ -153,6 +153,11 @@ def _weights(
         raise ConfigError(
             f"reward weights: all {len(names)} are zero, so nothing would be learned. Set one above 0"
         )
+    if sum(weights) == math.inf:
+        raise ConfigError(
+            "reward weights: they add up to more than a float holds, so nothing would be learned. Divide all "
+            f"by the largest, {max(weights)}"
+        )
     return weights
 
 

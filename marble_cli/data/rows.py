@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,19 +116,40 @@ def _split_cells(text: str, separator: str) -> list[list[str]]:
     """Split a table into rows of cells, without the double quotes around a cell.
 
     Tables with tabs are also published without such quotes: one where a quote begins a cell and does not
-    enclose it, as in PartiPrompts, is taken as it stands.
+    enclose it, as in PartiPrompts, or runs on into another row, is taken as it stands.
 
     Raises:
         RowError: a cell's quotes are not closed, or a cell is too long.
     """
-    fault = ""
+    lines, fault = [*io.StringIO(text, newline="")], ""
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if separator == "\t" else (csv.QUOTE_MINIMAL,):
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
+        table = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
         try:
-            return [*rows]
+            rows = [(cells, table.line_num) for cells in table]
         except csv.Error as error:
-            fault = f"{error} in line {rows.line_num}"
+            fault = f"{error} in line {table.line_num}"
+            continue
+        if separator != "\t" or not _joins_rows(lines, [end for _, end in rows]):
+            return [cells for cells, _ in rows]
     raise RowError(fault)
+
+
+def _joins_rows(lines: list[str], ends: list[int]) -> bool:
+    """Whether a row of several lines begins and ends with a line that would be a whole row.
+
+    A cell of several lines leaves one of the two without all its tabs, unless it holds tabs or is alone in
+    its row: a lone column is not told apart. A line that begins with a tab counts as indented text.
+
+    Args:
+        lines: of the table, with the headings first.
+        ends: number of lines up to the end of each row.
+    """
+
+    def whole(line: str) -> bool:
+        return line.count("\t") == lines[0].count("\t") > 0 and line[0] != "\t"
+
+    rows = pairwise([0, *ends])
+    return any(last - first > 1 and whole(lines[first]) and whole(lines[last - 1]) for first, last in rows)
 
 
 def _read_lines(path: Path) -> list[bytes]:

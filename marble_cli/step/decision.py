@@ -180,7 +180,9 @@ class GuardedScalarised(OnlyScalarised):
             solution,
             **{key: getattr(solution, key)[:count] for key in ("alpha", "weights", "active", "margins")},
         )
-        updated = cache.update(rewards, gram.diagonal().sqrt()[:count], self.ema)
+        # Without the mixture's gradient there is nothing to guard, which tells nothing of other steps.
+        has_direction = bool(solution.weights.any())
+        updated = cache.update(rewards, gram.diagonal().sqrt()[:count], self.ema) if has_direction else cache
         guards = describe_guards(self.names, gram, solution)
         metrics = {"balance/failed": 0, **describe_certificate(solution), **guards}
         warnings = warn_left_out(self.names, gram, rewards) + warn_violated(guards)

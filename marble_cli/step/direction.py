@@ -51,7 +51,7 @@ from marble_cli.step.passes import Objective, Step, make_objective
 from marble_cli.step.reward_signal import Signal
 from marble_cli.step.schedule import Pace, Schedule
 from marble_cli.step.staleness import fold, in_halves
-from marble_cli.step.step_gram import all_chunks, choose_chunks, step_gram, velocity_gram
+from marble_cli.step.step_gram import all_chunks, choose_chunks, images_of, step_gram, velocity_gram
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,13 @@ class Refresh:
     def __call__(
         self, step: Step, signal: Signal, coefficients: RewardCoefficients, cache: DirectionCache
     ) -> Direction:
-        chosen, others = choose_chunks(step, signal, self.fraction)
         losses = self.combination.refresh_losses(signal, coefficients)
+        images = images_of(losses, signal)
+        chosen, others = choose_chunks(step, images, self.fraction)
         if self.pace:
             losses = in_halves(losses, signal.groups)
         gradients = reward_gradients(step, chosen, losses, coefficients.shared)
-        halves = matrix = step_gram(step, chosen, signal, gradients)
+        halves = matrix = step_gram(step, chosen, images, gradients)
         if self.pace:
             gradients, matrix = gradients.folded(), fold(halves)
         decision = self.combination.decide(matrix, cache)
@@ -176,7 +177,7 @@ class OutputSpace:
         metrics: dict[str, float] = {"balance/refresh": 1}
         if self.schedule.refreshes(step.number, cache):
             gradients = reward_gradients(step, parts, coefficients.rewards, coefficients.shared)
-            matrix = step_gram(step, parts, signal, gradients)
+            matrix = step_gram(step, parts, signal.applicable, gradients)
             metrics |= describe_gradients(self.names, matrix, solution.weights, None)
             combined = gradients.combined(solution.weights)
         else:

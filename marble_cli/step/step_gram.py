@@ -1,9 +1,8 @@
 """Compute the step's Gram matrix, of the rewards' gradients in the weights or in the velocities.
 
 That in the weights is estimated from a share of the micro-batches. Only this share takes the rewards'
-gradients separately (`balance.refresh_fraction`). A reward's row is scaled up by its applicable samples in
-training over those in the share, so that rewards which the share happens to hold more or less of are compared
-alike.
+gradients separately (`balance.refresh_fraction`). A loss's row is scaled up by its samples in training over
+those in the share, so that losses which the share happens to hold more or less of are compared alike.
 """
 
 import torch
@@ -26,39 +25,44 @@ def all_chunks(step: Step) -> list[Chunk]:
     return draw_kl(parts, objective.kl_every, objective.seed, step.number)
 
 
-def choose_chunks(step: Step, signal: Signal, fraction: float) -> tuple[list[Chunk], list[Chunk]]:
+def images_of(losses: Coefficients, signal: Signal) -> Tensor:
+    """Return [R, n] bool, the images of R losses: those of the K rewards, then those of mixtures of rewards.
+
+    A mixture may leave out images that a reward applies to. Its shared term is inside, and tells the others.
+    """
+    mixtures = (losses.p + losses.q > 0.0)[len(signal.applicable) :]
+    return torch.cat([signal.applicable, mixtures])
+
+
+def choose_chunks(step: Step, images: Tensor, fraction: float) -> tuple[list[Chunk], list[Chunk]]:
     """Choose the micro-batches that take the rewards' gradients separately; return them and the others.
 
-    All are chosen if the share has no sample of a reward that applies to an image in training.
+    All are chosen if the share has no sample of a loss whose `images` [R, n] are in training.
     """
     parts = all_chunks(step)
     chosen, others = split(parts, fraction)
-    seen, every = (_applicable_samples(step, some, signal.applicable) for some in (chosen, parts))
+    seen, every = (_count_samples(step, some, images) for some in (chosen, parts))
     missed = (every > 0) & (seen == 0)
     return (parts, []) if missed.any() else (chosen, others)
 
 
-def step_gram(step: Step, chosen: list[Chunk], signal: Signal, gradients: Gradients) -> Tensor:
+def step_gram(step: Step, chosen: list[Chunk], images: Tensor, gradients: Gradients) -> Tensor:
     """Return the main rank's estimate of the step's Gram matrix, on all ranks.
 
     Args:
         step: data and layout.
         chosen: the micro-batches that were gone through.
-        signal: of the step.
-        gradients: of R losses over `chosen`, and in a last row of the shared loss. The R losses are of the K
-            rewards and then any others, or of the rewards in halves (`step.staleness.in_halves`).
+        images: [R, n] bool, of R losses.
+        gradients: of these losses over `chosen`, and in a last row of the shared loss. With the losses in
+            halves (`step.staleness.in_halves`) there are 2 R.
 
     Returns:
-        [R, R] float64, without the last row.
+        [R, R] float64, or [2 R, 2 R] in halves, without the last row.
     """
     matrix = step.layout.sum_over_shards(gram(gradients.rows[:-1]))
     if len(chosen) < len(all_chunks(step)):
-        # A row beyond the rewards' is of a mixture, of images that some reward applies to.
-        applicable = torch.cat([signal.applicable, signal.applicable.any(0, keepdim=True)])
-        seen, every = (_applicable_samples(step, some, applicable) for some in (chosen, all_chunks(step)))
-        scale = torch.where(seen > 0, every / seen, 0.0)
-        count = len(signal.applicable)
-        scale = scale[:count].repeat(2) if len(matrix) == 2 * count else scale[: len(matrix)]
+        seen, every = (_count_samples(step, some, images) for some in (chosen, all_chunks(step)))
+        scale = torch.where(seen > 0, every / seen, 0.0).repeat(len(matrix) // len(images))
         matrix = matrix * scale[:, None] * scale
     return step.layout.ranks.broadcast(matrix)
 
@@ -91,6 +95,6 @@ def velocity_gram(step: Step, parts: list[Chunk], rewards: Coefficients) -> Tens
         return total.cpu()
 
 
-def _applicable_samples(step: Step, parts: list[Chunk], applicable: Tensor) -> Tensor:
-    """Count [K] samples that are `applicable` [K, n] in micro-batches whose rows all ranks share."""
-    return applicable[:, step.data.images(torch.cat([part.rows for part in parts]))].sum(1)
+def _count_samples(step: Step, parts: list[Chunk], images: Tensor) -> Tensor:
+    """Count [R] samples of `images` [R, n] in micro-batches whose rows all ranks share."""
+    return images[:, step.data.images(torch.cat([part.rows for part in parts]))].sum(1)

@@ -201,7 +201,8 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "balance/guard/<k>/cosine_before",
             "Cosine of the trained rewards' direction with the guard's gradient. `balance/cosine/<k>` has "
-            "that of the applied one.",
+            "that of the applied one; with `output_space` it is of the weights, and the guard's figures are "
+            "of the velocities.",
             GUARDED,
         ),
     ),

@@ -98,6 +98,7 @@ def test_options_reach_the_qp() -> None:
         ({"name": "fixed", "weights": {"orc": 1.0}}, r"balance\.weights.*'orc'.*did you mean 'ocr'"),
         ({"name": "fixed", "weights": {"ocr": -1.0}}, r"ocr=-1\.0"),
         ({"name": "weighted_sum", "weights": dict.fromkeys(REWARDS, 0.0)}, "all 3 are zero"),
+        ({"name": "fixed", "weights": dict.fromkeys(REWARDS, 1e308)}, r"add up to more .* largest, 1e\+308"),
         ({"groups": {"a": ["orc"]}}, r"balance\.groups\.a.*'orc'.*did you mean 'ocr'"),
         ({"groups": {"a": ["ocr"], "b": ["objects", "ocr"]}}, r"balance\.groups\.b: ocr is in a"),
         ({"groups": {"a": ["ocr", "ocr"]}}, r"balance\.groups\.a: ocr is in a"),

@@ -72,6 +72,22 @@ def test_tables_have_a_line_of_headings(tmp_path: Path, read: Reader) -> None:
         read("twice.csv")
 
 
+def test_a_quote_that_another_row_closes_is_part_of_its_cell(tmp_path: Path, read: Reader) -> None:
+    texts = ['"Stop, said the owl', "a red bus", 'a record of 12"', "a cat"]
+    kinds = ["birds", "buses", '12"', "cats"]
+    (tmp_path / "p.tsv").write_text(
+        "prompt\tkind\n" + "\n".join(map("\t".join, zip(texts, kinds, strict=True)))
+    )
+    assert [(p.text, p.metadata["kind"]) for p in read("p.tsv")] == [*zip(texts, kinds, strict=True)]
+    cell = '"two\n\tlines"'
+    for table in (
+        f"prompt\tkind\n{cell}\tsigns\n{cell}\t{cell}\na cat\t{cell}\n",
+        f"prompt\n{cell}\n{cell}\na cat\n",
+    ):
+        (tmp_path / "p.tsv").write_text(table)
+        assert [p.text for p in read("p.tsv")] == ["two\n\tlines", "two\n\tlines", "a cat"]
+
+
 def test_a_list_in_json_holds_prompts_or_rows(tmp_path: Path, read: Reader) -> None:
     for before in ("", "\ufeff", " \n\n", "\ufeff\r\n"):
         (tmp_path / "p.json").write_text(before + '[\n "a cup",\n {"prompt": "a bowl", "text": "47"}\n]')

@@ -12,7 +12,16 @@ from marble_cli.balance.cache import DirectionCache
 from marble_cli.balance.gram import gram
 from marble_cli.balance.marble import LeastNorm
 from marble_cli.errors import BalanceError
-from tests.step.directions import CACHE, INSIDE, DescentMaker, direct, distance, rewards_gradients, silent
+from tests.step.directions import (
+    CACHE,
+    INSIDE,
+    DescentMaker,
+    direct,
+    distance,
+    only_lora,
+    rewards_gradients,
+    silent,
+)
 
 
 @pytest.mark.parametrize("shared_term", ["inside", "outside"])
@@ -76,6 +85,24 @@ def test_a_refresh_of_rewards_without_weight_caches_nothing(descent: DescentMake
     for cache in (DirectionCache(), CACHE):
         made = descent("balance=fixed", weights, "balance.mode=full", INSIDE)
         direction = direct(made, case, cache, signal)
+        assert direction.metrics["balance/weight/third"] == 0.0
+        assert direction.cache is cache
+
+
+@only_lora
+def test_a_refresh_of_a_sum_without_signal_leaves_the_guards_as_cached(
+    descent: DescentMaker, case: Any
+) -> None:
+    """Of the trained rewards the second alone has signal, and weight 0: there is nothing to guard."""
+    words = ("rewards.compressibility.weight=0", "rewards.third.role=guard", "rewards.third.margin=0.99")
+    made = descent("balance=advantage_sum", "balance.mode=full", *words)
+    guarding = direct(made, case, DirectionCache()).cache
+    assert guarding.alpha is not None
+    assert guarding.alpha[2] > 0.0
+    silenced = case.signal.applicable.clone()
+    silenced[[0, 3]] = False
+    for cache in (DirectionCache(), guarding):
+        direction = direct(made, case, cache, replace(case.signal, applicable=silenced))
         assert direction.metrics["balance/weight/third"] == 0.0
         assert direction.cache is cache
 
