@@ -135,7 +135,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
             "eval/joint_improvement",
             "Share of the held-out images that are at least as good as at the first evaluation in every "
             "applicable reward that is trained or a guard, and better in one. Scores that differ by at most "
-            "1e-5 of the larger count as equal.",
+            "1e-4 of the larger count as equal.",
             COMPARED,
             ("eval",),
         ),
