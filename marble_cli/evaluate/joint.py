@@ -13,6 +13,7 @@ import numpy as np
 from marble_cli.evaluate.statistics import paired_interval
 
 Interval = tuple[float, float]
+ROUNDING = 1e-4  # of the larger of two scores: float32 images drawn in other batches differed by up to 1.2e-5
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def joint_change(
 ) -> JointChange | None:
     """Compare two policies image by image, over all rewards; None if no reward scored any image under both.
 
+    Scores that differ by `ROUNDING` or less count as equal.
+
     Args:
         now: scores [K, n] of the policy in question.
         before: scores [K, n] of the reference, on the same prompts and noise.
@@ -89,7 +92,9 @@ def joint_change(
     judged: np.ndarray = np.asarray(applicable.any(axis=0))
     if not judged.any():
         return None
-    difference = np.where(applicable, now, 0) - np.where(applicable, before, 0)
+    now, before = np.where(applicable, now, 0), np.where(applicable, before, 0)
+    difference = now - before
+    difference[np.abs(difference) <= ROUNDING * np.maximum(np.abs(now), np.abs(before))] = 0
     improved, declined = (image[judged].astype(float) for image in changed_jointly(difference, applicable))
     of = None if prompts is None else prompts[judged]
     return JointChange(

@@ -101,8 +101,8 @@ def _comparison_table(title: str, comparison: Comparison) -> Group:
         color = COLORS[result.verdict]
         end = (f"{result.win_rate:.0%}", f"[{color}]{result.verdict}[/]")
         table.add_row(escape(result.name), *_cells(result, color), *end)
-    if comparison.diversity is not None:
-        table.add_row("diversity", *_cells(comparison.diversity, _color(comparison.diversity)))
+    if (figures := comparison.diversity) is not None:
+        table.add_row("diversity", *(_cells(figures, _color(figures)) if figures.n else ["0"]))
     joint = comparison.joint.describe() if comparison.joint else None
     return _titled(title, table, _failures(comparison.rewards), joint)
 

@@ -51,7 +51,7 @@ class RewardSummary:
     """Summary of one reward over the run; a figure is None if the run did not record it.
 
     Attributes:
-        alpha: mean share over the steps.
+        alpha: mean share over the steps that have shares; 0 in those whose balance left the reward out.
         alpha_cached: the last share after smoothing.
         alpha_lowest: the lowest share that a refresh solved for.
         at_lowest: share of the refreshes that solved for it.
@@ -191,10 +191,11 @@ def _reward(history: History, name: str) -> RewardSummary:
         return _values(history.train, f"{key}/{name}")
 
     fresh, cached = history.fresh_shares(name)[1], history.cached_shares(name)[1]
-    start, end = history.ends(name)
+    shares, start, end = figures("balance/alpha"), *history.ends(name)
+    balanced = sum(any(f"balance/alpha/{other}" in row for other in history.rewards) for row in history.train)
     return RewardSummary(
         name=name,
-        alpha=_mean(figures("balance/alpha")),
+        alpha=sum(shares) / balanced if shares else None,
         alpha_cached=cached[-1] if cached else None,
         alpha_lowest=min(fresh, default=None),
         at_lowest=_mean([share <= min(fresh) + SAME for share in fresh]),

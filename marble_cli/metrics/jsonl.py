@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 class MetricsLog:
-    """Append rows to `path`, leaving out values that are not finite.
+    """Append rows to `path`.
 
     Raises:
         StorageError: a row does not fit on the disk; no part of the row stays in the file.
@@ -23,15 +23,15 @@ class MetricsLog:
         self._file = AppendedFile(path)
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        row = {key: value for key, value in metrics.items() if not _is_not_finite(value)}
-        self._file.append(json.dumps(row) + "\n")
+        self._file.append(json.dumps(metrics) + "\n")
 
     def close(self) -> None:
         self._file.close()
 
 
-def _is_not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def finite(metrics: Mapping[str, Any]) -> Row:
+    """Return a row without the values that are not finite: a missing figure is a missing key."""
+    return {k: value for k, value in metrics.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def read_rows(path: Path) -> list[Row]:

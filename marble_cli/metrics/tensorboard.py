@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from marble_cli.metrics.jsonl import read_rows
 from marble_cli.metrics.tracker import TrackedRun, named_by_phase
 
 
@@ -14,11 +15,13 @@ class TensorBoard:
     """One start of a run in `<folder>/tensorboard`; all starts together are one run of TensorBoard."""
 
     def __init__(self, run: TrackedRun) -> None:
-        # TensorBoard drops what earlier files hold from this step on: the run writes these rows again.
-        first = run.step + 1 if run.step else 0
-        self.writer: Any = SummaryWriter(str(run.folder / "tensorboard"), purge_step=first)
+        # TensorBoard drops what earlier files hold from this step on: these rows are written again.
+        self.writer: Any = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.first)
         settings = json.dumps(run.config, indent=1, default=str)
         self.writer.add_text("config", "\t" + settings.replace("\n", "\n\t"), run.step)
+        for row in read_rows(run.folder / "metrics.jsonl"):
+            if row["step"] >= run.first:  # the training of a step whose evaluation is void
+                self.write(row)
         self.writer.flush()
 
     def write(self, metrics: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ class TrackedRun:
         config: the resolved configuration as plain JSON values, with references in place of secrets.
         step: the last finished step. Above 0, the run resumes: rows of later steps are void and come again.
         id: the id that the run's checkpoint keeps of this tracker; so far of W&B's run alone.
+        evaluated: whether the evaluation of `step` stays. Else it is void, if there was one, and comes now.
     """
 
     folder: Path
@@ -38,6 +39,12 @@ class TrackedRun:
     config: dict[str, Any]
     step: int
     id: str | None = None
+    evaluated: bool = True
+
+    @property
+    def first(self) -> int:
+        """The first step with a row that is void or yet to come."""
+        return self.step + self.evaluated if self.step else 0
 
 
 class Tracker(Protocol):

@@ -45,20 +45,27 @@ def track(run: TrackedRun) -> "WandbRun":
     """Start the tracker `wandb` by the run's `logging.wandb`."""
     settings = run.config["logging"]["wandb"]
     wandb = WandbConfig(WandbMode[settings["mode"]], settings["project"], settings["entity"])
-    return WandbRun(wandb, run.folder, run.name, run.config, run.id)
+    return WandbRun(wandb, run.folder, run.name, run.config, run.id, run.first)
 
 
 class WandbRun:
     """One start of the run at W&B; data that cannot be sent stays in `<folder>/wandb` for `marble sync`.
 
-    All starts in one folder have the same id: `run_id`, else the id of the previous start.
+    All starts in one folder have the same id: `run_id`, else the id of the previous start. W&B takes no rows
+    of steps that it has: if the first step of this start, `first`, is one of them, `marble sync` is due too.
     """
 
     def __init__(
-        self, settings: WandbConfig, folder: Path, name: str, config: dict[str, Any], run_id: str | None
+        self,
+        settings: WandbConfig,
+        folder: Path,
+        name: str,
+        config: dict[str, Any],
+        run_id: str | None,
+        first: int,
     ) -> None:
         self.run: Any = None
-        self.folder, self.online = folder, False
+        self.folder, self.online, self.repeats = folder, False, False
         where = resolve_destination(settings)
         for message in where.ignored:
             log.warning("%s", message)
@@ -97,7 +104,13 @@ class WandbRun:
                 self.run = start("offline", known_id)
             identity = history.RunIdentity(self.run.id, name, where.project, where.entity, config)
             identity.write(folder)
-            if self.online and any(map(history.is_unsent, before)):
+            self.repeats = first < self.run.starting_step
+            if self.repeats:
+                log.warning(
+                    "W&B takes no figures of steps that it has; when the run has ended: marble sync %s",
+                    folder,
+                )
+            elif self.online and any(map(history.is_unsent, before)):
                 log.warning("W&B lacks earlier steps of this run; when it has ended: marble sync %s", folder)
 
     @property
@@ -148,5 +161,5 @@ class WandbRun:
             if self.run is not None:
                 start = Path(self.run.dir).parent
                 self.run.finish()
-                if self.online:
+                if self.online and not self.repeats:
                     history.mark_sent(start)

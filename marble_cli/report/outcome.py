@@ -129,15 +129,16 @@ def _evaluation_table(caption: str, results: dict[str, dict[str, Any]]) -> Table
 
 
 def joint_sentences(runs: Sequence[Run]) -> list[str]:
-    """Say for each run what happened to its images in all trained rewards at once."""
+    """Say for each run what happened to its images in all trained rewards and guards at once."""
     sentences = []
     for run in runs:
         last = run.history.held_out[-1] if len(run.history.held_out) > 1 else {}
         up, down = last.get("eval/joint_improvement"), last.get("eval/joint_decline")
         if up is not None and down is not None:
+            counted = "trained reward or guard" if run.history.guards else "trained reward"
             sentences.append(
-                f"{run.label}: {percent(up)} of the held-out images improved jointly (one trained reward "
-                f"rose and none fell), {percent(down)} declined in all of them."
+                f"{run.label}: {percent(up)} of the held-out images improved jointly (one {counted} rose "
+                f"and none fell), {percent(down)} declined in all of them."
             )
     return sentences
 

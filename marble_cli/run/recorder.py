@@ -17,7 +17,7 @@ from marble_cli.errors import StorageError
 from marble_cli.evaluate.score import Evaluation, shown
 from marble_cli.evaluate.verdict import base_scores
 from marble_cli.files import AppendedFile
-from marble_cli.metrics.jsonl import MetricsLog, truncate_after
+from marble_cli.metrics.jsonl import MetricsLog, finite, truncate_after
 from marble_cli.metrics.samples import INDEX, Sample, folder_of, keep_samples, mp4_of
 from marble_cli.metrics.terminal import TerminalView
 from marble_cli.metrics.tracker import TrackedRun, Trackers
@@ -80,7 +80,7 @@ class RunRecorder:
             steps = self.config.trainer.steps
             self.journal.info("marble %s, after step %d of %d", __version__, self.progress.step, steps)
             tree = without_secrets(self.config)
-            run = TrackedRun(self.folder, self.config.run.name, tree, self.progress.step)
+            run = TrackedRun(self.folder, self.config.run.name, tree, self.progress.step, evaluated=not due)
             ids = {"wandb": self.progress.wandb_id}
             self.trackers = Trackers(self.config.logging.trackers, run, ids)
             self.progress.wandb_id = self.trackers.id("wandb")
@@ -114,6 +114,7 @@ class RunRecorder:
 
     def record(self, metrics: dict[str, Any]) -> None:
         if self.main:
+            metrics = finite(metrics)
             for sink in (self.metrics, self.trackers, self.view):
                 sink.write(metrics)
             self.journal.info(self.view.line(metrics))

@@ -20,7 +20,8 @@ class Result:
         name: of the cell.
         steps: the last finished step; 0 before the first.
         joint_improvement: share of the held-out images at the last evaluation, None without two.
-        worst: the trained reward that gained least, and its change since the start in standard deviations.
+        worst: the trained reward or guard that gained least, and its change since the start in standard
+            deviations.
         failure: why the cell failed when it last ran.
     """
 
@@ -56,7 +57,7 @@ def _result(sweep: Sweep, name: str) -> Result:
 
 
 def worst_reward(history: History) -> tuple[str, float] | None:
-    """Return the trained reward with the least change since the start, in standard deviations of the start.
+    """Return the trained reward or guard with the least change, in standard deviations of the start.
 
     None without two evaluations, or if no reward has a gain.
     """

@@ -134,14 +134,15 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "eval/joint_improvement",
             "Share of the held-out images that are at least as good as at the first evaluation in every "
-            "applicable reward that is trained or a guard, and better in one.",
+            "applicable reward that is trained or a guard, and better in one. Scores that differ by at most "
+            "1e-4 of the larger count as equal.",
             COMPARED,
             ("eval",),
         ),
         Metric(
             "eval/joint_decline",
             "Share of the held-out images that are worse than at the first evaluation in every applicable "
-            "reward that is trained or a guard.",
+            "reward that is trained or a guard, beyond the same rounding.",
             COMPARED,
             ("eval",),
         ),

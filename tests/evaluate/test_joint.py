@@ -22,6 +22,14 @@ def test_joint_shares_equal_a_count_by_hand() -> None:
     assert 0 <= low <= 0.4 <= high <= 1
 
 
+def test_a_difference_of_rounding_counts_as_none() -> None:
+    before = np.array([[0.6, 0.6, -600.0, 0.0, 0.6], [1.0, 1.0, 1.0, 1.0, 1.0]])
+    now = before + np.array([[2e-5, 2e-4, -2e-2, 2e-6, 2e-5], [0.0, 0.0, -2e-5, 0.0, 0.1]])
+    change = joint_change(now, before, np.ones_like(now, dtype=bool))
+    assert change is not None
+    assert (change.improvement, change.decline) == (3 / 5, 0), "the second, fourth and last image"
+
+
 def test_all_images_of_a_prompt_are_resampled_together() -> None:
     """Four equal images per prompt are no more evidence than one; as images of their own they would be."""
     now = np.sign(np.random.default_rng(0).normal(0.2, 1, size=(2, 25)))

@@ -120,6 +120,15 @@ def test_json_keeps_what_programs_read(report: EvalReport) -> None:
     assert alone["rewards"]["clipscore"].keys() == {"n", "failed", "mean", "sources"}
 
 
+def test_a_diversity_without_finite_images_is_shown_without_figures(report: EvalReport) -> None:
+    broken = replace(ONE, diversity=torch.full((PROMPTS,), torch.nan))
+    comparison = replace(report.comparisons[0], diversity=compare_diversity(broken, OTHER))
+    out = io.StringIO()
+    for table in replace(report, comparisons=[comparison]).tables():
+        Console(file=out, width=80).print(table)
+    assert ["diversity", "0"] in [line.split() for line in out.getvalue().splitlines()]
+
+
 @pytest.mark.parametrize("compared", [True, False])
 def test_tables_fit_80_columns_and_lose_no_figure(report: EvalReport, compared: bool) -> None:
     report = report if compared else replace(report, comparisons=[])

@@ -85,6 +85,13 @@ def test_a_reward_s_figures() -> None:
     assert (ocr.cosine.mean, ocr.cosine.lowest, ocr.cosine.negative) == (pytest.approx(0.0), -0.2, 0.5)
 
 
+def test_a_reward_has_no_share_of_steps_whose_balance_left_it_out() -> None:
+    apart = refresh(2, balance__alpha__clipscore=1.0, balance__alpha__ocr=None, balance__alpha__objects=None)
+    unbalanced = {"step": 3, "phase": "train", "balance/refresh": 0, "reward/ocr/applicable": 24}
+    shares = [reward.alpha for reward in explain(history(refresh(1), apart, unbalanced)).rewards]
+    assert shares == pytest.approx([0.75, 0.15, 0.1])
+
+
 def test_steps_that_push_some_reward_down_count_once() -> None:
     both_down = refresh(1, balance__cosine__ocr=-0.3, balance__cosine__objects=-0.1)
     found = explain(history(both_down, refresh(2), amortised(3), refresh(4), refresh(5)))

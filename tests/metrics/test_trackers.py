@@ -1,6 +1,7 @@
 """Trackers get every record of a run, continue when it resumes, and never stop it."""
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from marble_cli.metrics.jsonl import read_rows
 from marble_cli.metrics.tensorboard import TensorBoard
 from marble_cli.metrics.tracker import TrackedRun, Trackers, load_tracker, named_by_phase
 from marble_cli.plugins import trackers
+from marble_cli.run.recorder import RunRecorder
 from marble_cli.run.train import train
 
 RunConfigMaker = Callable[..., RunConfig]
@@ -82,12 +84,15 @@ def test_tensorboard_shows_every_step_once_however_a_run_was_resumed(
     assert scalars(tmp_path)["loss"] == list(curve.items())
 
 
+@pytest.mark.parametrize("prompts", [2, 1])
 def test_a_resumed_run_has_the_figures_of_metrics_jsonl_in_tensorboard(
-    run_config: RunConfigMaker, tmp_path: Path
+    run_config: RunConfigMaker, tmp_path: Path, prompts: int
 ) -> None:
+    """With other held-out prompts, the step that it resumes after is evaluated anew."""
     more = (f"run.dir={tmp_path}", "logging.trackers=[tensorboard]", "trainer.eval_every=1")
-    for steps in (1, 2):
-        config = run_config(*more, f"trainer.steps={steps}", "logging.images_every=1")
+    for steps, held_out in ((1, 2), (2, prompts)):
+        drawn = (f"trainer.steps={steps}", f"trainer.eval_prompts={held_out}", "logging.images_every=1")
+        config = run_config(*more, *drawn)
         assert train(config, resume="auto") == 0
         began = int(time.time())
         while int(time.time()) == began:
@@ -97,6 +102,21 @@ def test_a_resumed_run_has_the_figures_of_metrics_jsonl_in_tensorboard(
     assert {step for step, _ in scalars(tmp_path)["eval/eval/composite"]} == {0, 1, 2}
     assert [event.step for event in found.Images("samples/00")] == [0, 1, 2]
     assert "wandb" not in {path.name for path in tmp_path.iterdir()}
+
+
+def test_trackers_get_the_rows_of_metrics_jsonl(
+    run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = RunRecorder.record
+
+    def record(self: RunRecorder, metrics: dict[str, Any]) -> None:
+        original(self, metrics | {"grad_norm": math.nan})
+
+    monkeypatch.setattr(RunRecorder, "record", record)
+    config = run_config(f"run.dir={tmp_path}", "logging.trackers=[tensorboard]", "trainer.steps=1")
+    assert train(config, resume="auto") == 0
+    assert scalars(tmp_path) == expected(tmp_path)
+    assert "grad_norm" not in expected(tmp_path)
 
 
 class Faulty:

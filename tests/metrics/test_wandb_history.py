@@ -74,7 +74,7 @@ def start(folder: Path, mode: str, first: int, last: int, run_id: str | None = I
     )
     truncate_after(folder / "metrics.jsonl", first - 1)
     metrics = MetricsLog(folder / "metrics.jsonl")
-    run = WandbRun(WandbConfig(WandbMode[mode], "p", None), folder, "n", {"a": 1}, run_id)
+    run = WandbRun(WandbConfig(WandbMode[mode], "p", None), folder, "n", {"a": 1}, run_id, first)
     for step in range(first, last + 1):
         rows = [{"step": step, "phase": "train", "loss": 0.5 * step, "start": first}]
         rows += [{"step": step, "phase": "eval", "reward/ocr/mean": 2.0 * step}] if step % 2 == 0 else []
@@ -103,6 +103,9 @@ SEQUENCES = [
     [("online", 1, 5), ("offline", 6, 8)],
     [("online", 1, 5), ("offline", 4, 8), ("offline", 9, 9)],
     [("offline", 1, 5), ("online", 6, 8)],
+    # Steps repeated that W&B has: after a rollback, or a resume from an earlier step.
+    [("online", 1, 5), ("online", 3, 7)],
+    [("online", 1, 5), ("online", 3, 4), ("online", 5, 6)],
     [("offline", 1, 4), ("disabled", 5, 6), ("offline", 7, 8)],  # two steps were never logged to W&B
 ]
 
@@ -188,7 +191,7 @@ def test_start_of_a_running_process_stays_unsent(service: Service, tmp_path: Pat
     last = list_starts(run)[-1]
     # W&B's folder names have a resolution of one second.
     last.rename(last.with_name(f"offline-run-20200101_000000-{ID}"))
-    going = WandbRun(WandbConfig(WandbMode.online, "p", None), run, "n", {}, ID)
+    going = WandbRun(WandbConfig(WandbMode.online, "p", None), run, "n", {}, ID, 7)
     with pytest.raises(RequestError, match="still sending its metrics itself"):
         upload_history(run, running=True)
     going.close()
@@ -245,6 +248,21 @@ def test_online_start_warns_about_unsent_steps(
     assert f"W&B lacks earlier steps of this run; when it has ended: marble sync {tmp_path}" in caplog.text
 
 
+def test_online_start_that_continues_is_sent_and_one_that_repeats_steps_waits(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(tmp_path, "online", 1, 3)
+    start(tmp_path, "online", 4, 5)
+    assert service.values(ID, "start") == [1, 1, 1, 4, 4]
+    assert (list_unsent_starts(tmp_path), caplog.text) == ([], "")
+    start(tmp_path, "online", 4, 6)
+    assert service.values(ID, "start") == [1, 1, 1, 4, 4, 4], "W&B keeps steps 4 and 5"
+    assert list_unsent_starts(tmp_path) == list_starts(tmp_path)[-1:]
+    assert f"W&B takes no figures of steps that it has; when the run has ended: marble sync {tmp_path}" in (
+        caplog.text
+    )
+
+
 def test_offline_start_logs_its_own_steps(tmp_path: Path) -> None:
     start(tmp_path, "offline", 1, 2)
     start(tmp_path, "offline", 3, 3)
@@ -260,10 +278,10 @@ def test_run_follows_wandb_variables_and_reports_ignored_ones(
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     end_service()
-    WandbRun(WandbConfig(WandbMode.auto, None, None), made(tmp_path / "one"), "n", {}, ID).close()
+    WandbRun(WandbConfig(WandbMode.auto, None, None), made(tmp_path / "one"), "n", {}, ID, 0).close()
     assert "not followed" not in caplog.text
     monkeypatch.setenv("WANDB_MODE", "online")
-    WandbRun(WandbConfig(WandbMode.offline, "ours", None), made(tmp_path / "other"), "n", {}, ID).close()
+    WandbRun(WandbConfig(WandbMode.offline, "ours", None), made(tmp_path / "other"), "n", {}, ID, 0).close()
     for words in (
         "mode=offline is set, so WANDB_MODE=online",
         "project=ours is set, so WANDB_PROJECT=theirs",
@@ -274,12 +292,12 @@ def test_run_follows_wandb_variables_and_reports_ignored_ones(
         assert [start.name.startswith("offline-") for start in list_starts(tmp_path / name)] == [True]
     monkeypatch.setenv("WANDB_MODE", "onlin")
     with pytest.raises(ConfigError, match="WANDB_MODE='onlin' is no mode"):
-        WandbRun(WandbConfig(WandbMode.auto, None, None), tmp_path / "third", "n", {}, ID)
+        WandbRun(WandbConfig(WandbMode.auto, None, None), tmp_path / "third", "n", {}, ID, 0)
     end_service()
 
 
 def test_disabled_wandb_writes_nothing(tmp_path: Path) -> None:
-    run = WandbRun(WandbConfig(WandbMode.disabled, "p", None), tmp_path, "n", {}, None)
+    run = WandbRun(WandbConfig(WandbMode.disabled, "p", None), tmp_path, "n", {}, None, 0)
     run.write({"step": 1, "phase": "train", "x": 1.0})
     run.images(1, torch.zeros(1, 3, 4, 4, dtype=torch.uint8), ["a cup"])
     run.close()

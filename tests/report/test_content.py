@@ -98,6 +98,14 @@ def test_balance_and_pareto(run: Path) -> None:
     assert moves.summary == "moves that improved: 0 both, 1 one, 0 none"
 
 
+@pytest.mark.parametrize(("guard", "counted"), [(False, "trained reward"), (True, "trained reward or guard")])
+def test_joint_improvement_says_which_rewards_it_counts(make_run: Maker, guard: bool, counted: str) -> None:
+    row = training(1) | ({"balance/guard/compressibility/multiplier": 0.5} if guard else {})
+    run = make_run("first", [evaluation(0), row, evaluation(1)])
+    (said,) = outcome.joint_sentences(read_runs([run]))
+    assert f"25 % of the held-out images improved jointly (one {counted} rose and none fell)" in said
+
+
 def test_a_guard_of_one_run_hides_no_share_of_another(make_run: Maker) -> None:
     guarded = training(1) | {"balance/guard/compressibility/multiplier": 0.5}
     del guarded["balance/alpha/compressibility"]
