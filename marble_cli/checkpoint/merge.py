@@ -61,8 +61,8 @@ def merge_loras(
         density: share of values that `ties` and `dare` keep, above 0 and below 1.
 
     Raises:
-        RequestError: a weight is missing, 0 or not finite; the LoRAs adapt different layers; or their ranks
-            differ and the method needs equal ones.
+        RequestError: a weight is missing, 0, not finite or so large that the merged LoRA is not; the LoRAs
+            adapt different layers; or their ranks differ and the method needs equal ones.
     """
     _check(loras, weights, method, density)
     states = list(loras.values())
@@ -80,7 +80,12 @@ def merge_loras(
             combination_type=COMBINATIONS[method],
             **kept,
         )
-    return _taken(host, "merged", prefix(states[0]))
+    merged = _taken(host, "merged", prefix(states[0]))
+    if not all(value.isfinite().all() for value in merged.values()):
+        raise RequestError(
+            f"--weights {_listed(weights)}: the merged LoRA is not finite. Expected smaller ones."
+        )
+    return merged
 
 
 def _check(
@@ -88,8 +93,8 @@ def _check(
 ) -> None:
     if len(weights) != len(loras) or not all(math.isfinite(weight) and weight for weight in weights):
         raise RequestError(
-            f"--weights {','.join(f'{weight:g}' for weight in weights)}: expected one finite number "
-            f"other than 0 per LoRA, {len(loras)} in all."
+            f"--weights {_listed(weights)}: expected one finite number other than 0 per LoRA, "
+            f"{len(loras)} in all."
         )
     if density != DENSITY and method in (MergeMethod.concat, MergeMethod.average):
         raise RequestError(
@@ -110,6 +115,10 @@ def _check(
         raise RequestError(
             f"--method {method.value}: ranks differ ({said}). Expected equal ranks, or --method concat."
         )
+
+
+def _listed(weights: Sequence[float]) -> str:
+    return ",".join(f"{weight:g}" for weight in weights)
 
 
 def _rank(state: Mapping[str, Tensor]) -> int:

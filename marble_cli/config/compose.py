@@ -1,5 +1,6 @@
 """Compose overrides into a typed configuration, by Hydra, and dump a file that repeats the run."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from marble_cli.config.aspects import check_lists
-from marble_cli.config.keys import unknown_key
+from marble_cli.config.keys import unknown_key, wrong_container
 from marble_cli.config.messages import describe_error
 from marble_cli.config.overrides import parse
 from marble_cli.config.references import without_secrets
@@ -32,6 +33,7 @@ GROUPS = (
     *("preset", "model", "data", "rewards", "algorithm", "balance", "optimizer"),
     *("rollout", "evaluation", "trainer", "logging", "launcher"),
 )
+NAMES_PLUGIN = re.compile(r"((?:eval_)?rewards\.[^.]+)\.plugin")
 # Name under which a resolved file is composed.
 REPLAY = "replay"
 
@@ -49,7 +51,7 @@ def compose(overrides: Sequence[str] = (), config_name: str | None = None) -> Ru
         ConfigError: a key, choice, type or combination is wrong; the message names this and the nearest right
             one.
     """
-    parsed = parse(overrides)
+    parsed = _with_required(parse(overrides))
     with initialize_config_module(MODULE, version_base=None):
         _register_plugins(parsed)
         if config_name is not None and (config_name.endswith((".yaml", ".yml")) or "/" in config_name):
@@ -82,6 +84,12 @@ def load_resolved(path: Path) -> RunConfig:
 def dump(config: RunConfig) -> str:
     """Return YAML that `compose([], path)` turns into the same configuration, with references for secrets."""
     return write_yaml(without_secrets(config))
+
+
+def _with_required(overrides: list[Override]) -> list[Override]:
+    """Require every plugin that an override names, unless another override says that it is optional."""
+    named = [NAMES_PLUGIN.fullmatch(o.key_or_group) for o in overrides if not o.is_delete()]
+    return parse([f"++{found[1]}.optional=false" for found in named if found]) + overrides
 
 
 def _root(config_name: str | None) -> str:
@@ -125,12 +133,14 @@ def _check(overrides: list[Override]) -> None:
     for override in overrides:
         key = override.key_or_group
         if key in GROUPS:
-            if override.is_delete() and override.value() is None:
-                continue
             value = override.value()
-            if isinstance(value, dict):
+            if isinstance(value, dict) or (override.is_delete() and value is None):
                 continue
             known = options_of(key)
+            if key != "rewards" and (isinstance(value, list) or override.is_add()):
+                raise ConfigError(
+                    f"override {override.input_line!r}: expected one choice, such as {key}={known[0]}."
+                )
             for choice in value if isinstance(value, list) else [value]:
                 if str(choice) not in known:
                     raise ConfigError(f"{key}={choice}: there is no such choice{nearest(str(choice), known)}")
@@ -139,7 +149,7 @@ def _check(overrides: list[Override]) -> None:
                 f"override {override.input_line!r}: expected keys per reward. To watch rewards by "
                 "their names: '+rewards@eval_rewards=[NAME,...]'"
             )
-        elif reason := unknown_key(key):
+        elif reason := unknown_key(key) or wrong_container(key, override.value()):
             raise ConfigError(f"override {override.input_line!r}: {reason}")
 
 
@@ -209,7 +219,10 @@ def read_tree(path: Path) -> DictConfig:
 
 
 def _replay(path: Path, overrides: list[Override]) -> DictConfig:
-    """Apply overrides to a resolved file: a choice replaces the file's whole group, a value a value."""
+    """Apply overrides to a resolved file.
+
+    A choice replaces the file's whole group, without a preset's values; `+rewards` adds to it.
+    """
     written = read_tree(path)
     if not overrides:
         return completed(written)
@@ -218,15 +231,16 @@ def _replay(path: Path, overrides: list[Override]) -> DictConfig:
     chosen = [
         o
         for o in overrides
-        if o.key_or_group in GROUPS and not isinstance(o.value(), dict) and not o.is_delete()
+        if o.key_or_group in GROUPS
+        and not (isinstance(o.value(), dict) or o.is_delete() or (o.is_add() and o.key_or_group == "rewards"))
     ]
     for override in chosen:
         if override.key_or_group == "preset":
             raise ConfigError(f"{override.input_line}: {path} is resolved, and a preset would undo it.")
     if chosen:
-        fresh = _compose(ROOT, chosen)
+        fresh = _compose(ROOT, [*parse(["~preset"]), *chosen])
         for override in chosen:
-            tree[override.key_or_group] = fresh[override.key_or_group]
+            tree[override.key_or_group] = fresh.get(override.key_or_group, {})
     for override in overrides:
         if override.key_or_group.endswith(".aspects") and isinstance(override.value(), list):
             OmegaConf.update(tree, override.key_or_group, [], merge=False)  # a list replaces a mapping

@@ -38,6 +38,12 @@ def is_refresh(step: int, every: int, warmup: int) -> bool:
     return step <= warmup or (step - 1) % every == 0
 
 
+def refreshes(steps: int, every: int, warmup: int) -> int:
+    """Return how many of the first `steps` steps refresh, as `is_refresh` tells."""
+    warmup = min(warmup, steps)
+    return warmup + -(-steps // every) - -(-warmup // every)
+
+
 def processes(launcher: LauncherConfig) -> int:
     """Return the number of processes of the whole job."""
     return launcher.nodes * launcher.nproc
@@ -61,7 +67,7 @@ def geometry(config: RunConfig) -> Geometry:
     balance = config.balance
     regular = balance.mode is BalanceMode.amortized and balance.refresh_when is RefreshWhen.scheduled
     every = balance.refresh_every if regular else 1
-    refresh = sum(is_refresh(step, every, balance.warmup) for step in range(1, trainer.steps + 1))
+    refresh = refreshes(trainer.steps, every, balance.warmup)
     images = config.rollout.groups * config.rollout.group_size
     return Geometry(images, times, refresh, trained_images(config, images))
 

@@ -110,6 +110,22 @@ def wrong_shape(tree: DictConfig, root: typing.Any = RunConfig, path: str = "") 
     return None
 
 
+def wrong_container(key: str, value: typing.Any) -> str | None:
+    """Say why a list cannot be the value of a key that holds keys, or a mapping that of a list's.
+
+    Args:
+        key: a dotted key of `RunConfig`; `aspects` takes both.
+        value: of the key, as an override gives it.
+    """
+    kind = required_kind(kind_of(key))
+    if isinstance(value, dict) and typing.get_origin(kind) is list:
+        return "expected a list, such as [a,b]."
+    holds_keys = dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict
+    if isinstance(value, list) and holds_keys and not key.endswith(".aspects"):
+        return "expected keys, such as {NAME: VALUE}."
+    return None
+
+
 def unknown_key(key: str, root: typing.Any = RunConfig) -> str | None:
     """Say why a dotted key does not exist, with the nearest one that does; return None if it exists.
 

@@ -26,6 +26,9 @@ class OutOfRange:
 
 
 POSITIVE = Range(lambda value: 0.0 < value < math.inf, "a number above 0")
+SECONDS = Range(  # sockets count milliseconds in 32 bits
+    lambda value: 0.0 < value <= 2_000_000, "a number above 0 and at most 2000000, which is 23 days"
+)
 SHARE = Range(lambda value: 0.0 <= value <= 1.0, "a number in [0, 1]")
 BELOW_1 = Range(lambda value: 0.0 <= value < 1.0, "a number in [0, 1)")
 ABOVE_1 = Range(lambda value: 1.0 < value < math.inf, "a number above 1")

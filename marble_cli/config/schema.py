@@ -37,6 +37,7 @@ from marble_cli.config.ranges import (
     BELOW_1,
     GUIDANCE,
     POSITIVE,
+    SECONDS,
     SEED,
     SHARE,
     Range,
@@ -151,7 +152,7 @@ class RewardConfig:
     aspects: dict[str, AspectConfig] = field(default_factory=dict)
     only_if: str | None = None
     frames: FrameUse = FrameUse.mean
-    timeout: float = ranged(60.0, POSITIVE)
+    timeout: float = ranged(60.0, SECONDS)
     retries: int = ranged(2, at_least(0))
     max_failed: float = ranged(0.5, SHARE)
     optional: bool = False
@@ -259,7 +260,7 @@ class LauncherConfig:
     nodes: int = ranged(1, at_least(1))
     nproc: int = ranged(MISSING, at_least(1))
     max_restarts: int = ranged(3, at_least(0))
-    grace: float = ranged(600.0, POSITIVE)
+    grace: float = ranged(600.0, SECONDS)
     time: str | None = None
     partition: str | None = None
     account: str | None = None

@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, ValueType
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep, ValueType
 
 from marble_cli.config.compose import GROUPS, choices
 from marble_cli.config.overrides import parse, parse_sweep
@@ -52,16 +53,21 @@ def split_sweep(words: Sequence[str]) -> tuple[list[str], list[Cell]]:
             "--multirun: no override gives several values. Expected e.g. balance.floor=0,0.1,0.2 or "
             "'trainer.seed=range(0,3)'."
         )
-    keys = [override.key_or_group for override in (*given, *sweeps.values())]
+    keys = [_key(override) for override in (*given, *sweeps.values())]
     for word, override in sweeps.items():
         if override.key_or_group in OWN:
             raise ConfigError(f"{word}: every cell has a name and a folder of its own. Expected one value.")
-        if keys.count(override.key_or_group) > 1:
-            raise ConfigError(f"{word}: {override.key_or_group} is given twice. Expected it once.")
+        if keys.count(key := _key(override)) > 1:
+            raise ConfigError(f"{word}: {key} is given twice. Expected it once.")
     listed = [_listed(word, override) for word, override in sweeps.items()]
     (combinations,) = BasicSweeper.split_arguments(listed, None)
     cells = [_cell(combination) for combination in combinations]
     return fixed, list({cell.name: cell for cell in cells}.values())
+
+
+def _key(override: Override) -> str:
+    """Return what an override sets, such as `rewards` or `rewards@eval_rewards`."""
+    return override.get_key_element().lstrip("+~")
 
 
 def plain(value: Any) -> str:
@@ -77,10 +83,12 @@ def _listed(word: str, override: Override) -> Override:
     """Return a sweep whose values Hydra can list: a glob becomes the choices that it matches.
 
     Raises:
-        ConfigError: the sweep is continuous, or a glob matches nothing.
+        ConfigError: the sweep is continuous, a range has no values or no end, or a glob matches nothing.
     """
     if not override.is_discrete_sweep():
         raise ConfigError(f"{word}: an interval has no list of values. Expected e.g. a,b or range(0,3).")
+    if isinstance(override._value, RangeSweep):
+        _check_range(word, override._value)
     if not isinstance(override._value, Glob):
         return override
     group = override.key_or_group
@@ -95,11 +103,17 @@ def _listed(word: str, override: Override) -> Override:
     return dataclasses.replace(override, value_type=ValueType.CHOICE_SWEEP, _value=ChoiceSweep(list=[*found]))
 
 
+def _check_range(word: str, sweep: RangeSweep) -> None:
+    """Refuse a range without values, or without an end."""
+    assert sweep.start is not None
+    assert sweep.stop is not None
+    finite = all(-math.inf < bound < math.inf for bound in (sweep.start, sweep.stop, sweep.step))
+    if not finite or not sweep.step or next(iter(sweep.range()), None) is None:
+        raise ConfigError(f"{word}: this range has no values, or no end. Expected e.g. range(0,3).")
+
+
 def _cell(overrides: Sequence[str]) -> Cell:
-    values = {
-        override.key_or_group: override.value()
-        for override in sorted(parse(overrides), key=lambda override: override.key_or_group)
-    }
+    values = {_key(override): override.value() for override in sorted(parse(overrides), key=_key)}
     exact = ",".join(f"{key}={plain(value)}" for key, value in values.items())
     name = re.sub(r"[^\w.=,+-]", "-", exact, flags=re.ASCII)
     if name != exact or len(name) > LONGEST_NAME:  # other values may lead to the same characters

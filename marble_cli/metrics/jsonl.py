@@ -63,10 +63,10 @@ def read_checked_rows(path: Path) -> tuple[list[Row], bool]:
             row = None
             if number == len(lines):
                 return rows, True
-        if not isinstance(row, dict) or not {"step", "phase"} <= row.keys():
+        if not isinstance(row, dict) or type(row.get("step")) is not int or row.get("phase") is None:
             raise RequestError(
-                f"{path}, line {number}: expected a JSON object with step and phase. Restore the file or "
-                "remove the line."
+                f"{path}, line {number}: expected a JSON object with step, a whole number, and phase. "
+                "Restore the file or remove the line."
             )
         rows.append({key: value for key, value in row.items() if value is not None})
     return rows, False

@@ -61,7 +61,8 @@ def merge(
         check_provenance(but_free, first.provenance, spec)
     config = _merge_configs(targets[0], list(loras.values()))
     states = {spec: _fold(target) for spec, target in loras.items()}
-    weights = weights or [1 / len(states)] * len(states)
+    if weights is None:
+        weights = [1 / len(states)] * len(states)
     merged = merge_loras(states, weights, method, density)
     labels = [target.label for target in loras.values()]
     made = {"method": method.value, "loras": labels, "weights": list(weights)}

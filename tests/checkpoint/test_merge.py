@@ -89,6 +89,14 @@ def test_dare_is_the_same_each_time_and_leaves_the_global_generator_alone() -> N
         (lora(1, 3), [1.0], MergeMethod.concat, 0.5, "--weights 1: .*2 in all"),
         (lora(1, 3), [1.0, float("nan")], MergeMethod.concat, 0.5, "--weights 1,nan"),
         (lora(1, 3), [1.0, 0.0], MergeMethod.concat, 0.5, "--weights 1,0"),
+        (lora(1, 3), [], MergeMethod.concat, 0.5, "--weights : .*2 in all"),
+        (
+            lora(1, 3),
+            [1e39, 1.0],
+            MergeMethod.concat,
+            0.5,
+            r"--weights 1e\+39,1: the merged LoRA is not finite",
+        ),
         (
             lora(1, 2),
             [0.5, 0.5],

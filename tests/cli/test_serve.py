@@ -59,6 +59,9 @@ def test_new_prints_next_steps_and_refuses_bad_names(
     shown = marble("rewards", "new", "blur_free")
     assert shown.code == 0
     assert "marble rewards check blur_free" in shown.out
+    shown = marble("rewards", "new", "sharp", "--output", "my plugin")
+    assert "pip install -e 'my plugin'\n" in shown.out
+    assert "python -m pytest 'my plugin'\n" in shown.out
     before = sorted(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     for arguments, said in (
         (("blur_free",), "marble-reward-blur-free exists and is not overwritten"),

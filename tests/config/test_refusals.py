@@ -73,6 +73,11 @@ RunConfigMaker = Callable[..., RunConfig]
             "+eval_rewards.colorfulness={plugin: colorfulness}",
             "eval_rewards.colorfulness: rewards.colorfulness has the same name",
         ),
+        ("balance=[marble,mgda]", "override 'balance=[marble,mgda]': expected one choice, such as balance="),
+        ("+balance=mgda", "override '+balance=mgda': expected one choice"),
+        ("balance.weights=[]", "override 'balance.weights=[]': expected keys, such as {NAME: VALUE}."),
+        ("model.lora=[1]", "expected keys, such as {NAME: VALUE}."),
+        ("logging.trackers={}", "override 'logging.trackers={}': expected a list, such as [a,b]."),
         ("rewards.colorfulness.sources=[txt]", "there is no source 'txt'; did you mean 'text'"),
         ("rewards=[]", "rewards is empty"),
         ("eval_rewards=[ocr]", "To watch rewards by their names: '+rewards@eval_rewards=[NAME,...]'"),
@@ -177,9 +182,13 @@ def test_mistake_is_refused_with_nearest_or_expected(override: str, said: str) -
                 "optimizer.epsilon",
                 "optimizer.clip_norm",
                 "model.lora.alpha",
-                "rewards.colorfulness.timeout",
                 "balance.priorities.colorfulness",
             )
+        ),
+        *(
+            (f"{key}={value}", "above 0 and at most 2000000")
+            for key in ("rewards.colorfulness.timeout", "launcher.grace")
+            for value in ("0", "2000001", "inf")
         ),
         *(
             (f"{key}={value}", "[0, 1")

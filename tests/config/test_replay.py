@@ -55,9 +55,33 @@ def test_resolved_file_takes_overrides(tmp_path: Path) -> None:
 def test_choice_replaces_whole_group_of_resolved_file(tmp_path: Path) -> None:
     config, file = written(tmp_path, *MANY)
     again = compose(["balance=mgda", "balance.floor=0.1", "rewards=[colorfulness]"], file)
-    assert again.balance == compose(["balance=mgda", "balance.floor=0.1", BUILT_IN]).balance
+    assert again.balance == compose(["~preset", "balance=mgda", "balance.floor=0.1"]).balance
     assert again.rewards == {"colorfulness": RewardConfig("colorfulness")}
     assert again.model == config.model
+
+
+@pytest.mark.parametrize("choice", ["optimizer=adamw8bit", "algorithm=nft", "trainer=default"])
+def test_choice_on_resolved_file_brings_no_value_of_the_roots_preset(tmp_path: Path, choice: str) -> None:
+    config, file = written(tmp_path, "~preset", BUILT_IN, "run.name=x")
+    assert compose([choice], file) == compose(["~preset", BUILT_IN, "run.name=x", choice])
+    group = choice.partition("=")[0]
+    assert getattr(config, group) != getattr(compose([BUILT_IN]), group), "the preset would show"
+
+
+def test_chosen_reward_of_resolved_file_takes_the_files_values(tmp_path: Path) -> None:
+    _, file = written(tmp_path, *MANY, "model.clip=mine")
+    assert compose(["rewards=[clipscore]"], file).rewards["clipscore"].options["model"] == "mine"
+
+
+def test_plus_adds_rewards_to_those_of_resolved_file(tmp_path: Path) -> None:
+    config, file = written(tmp_path, *MANY, "model.clip=mine")
+    again = compose(["+rewards@eval_rewards=[keeping,clipscore]"], file)
+    assert list(again.eval_rewards) == ["watch", "keeping", "clipscore"]
+    assert again.eval_rewards["clipscore"].options["model"] == "mine"
+    assert dataclasses.replace(again, eval_rewards=config.eval_rewards) == config
+    again = compose(["rewards=[compressibility]", "+rewards=[keeping]"], file)
+    assert list(again.rewards) == ["compressibility", "keeping"]
+    assert again.eval_rewards == config.eval_rewards
 
 
 def test_preset_on_resolved_file_is_refused(tmp_path: Path) -> None:
@@ -71,6 +95,9 @@ def test_mistake_on_resolved_file_names_nearest(tmp_path: Path) -> None:
     for override, said in (
         ("trainer.step=3", "did you mean 'trainer.steps'"),
         ("balance=mdga", "did you mean 'mgda'"),
+        ("rewards=[]", "rewards is empty"),
+        ("balance=[marble,mgda]", "expected one choice"),
+        ("+rewards@eval_rewards=[kepeing]", "did you mean 'keeping'"),
         ("~rewards.min", "did you mean 'mine'"),
         ("trainer.steps=x", "trainer.steps"),
     ):

@@ -8,6 +8,7 @@ from marble_cli.config.compose import compose
 from marble_cli.config.schema import (
     RewardConfig,
 )
+from marble_cli.errors import ConfigError
 from tests.config.composing import BUILT_IN
 
 
@@ -57,6 +58,15 @@ def test_optional_reward_not_installed_is_left_out_with_warning(
         config = compose([BUILT_IN, "+rewards.more={plugin: nowhere, optional: true}"])
     assert list(config.rewards) == ["colorfulness", "compressibility"]
     assert "reward more is not installed; the run leaves it out" in caplog.text
+
+
+def test_plugin_that_an_override_names_is_required() -> None:
+    typo = ["rewards=[ocr,compressibility]", "rewards.ocr.plugin=orc"]
+    with pytest.raises(
+        ConfigError, match="rewards.ocr.plugin=orc: no such reward is installed; did you mean 'o"
+    ):
+        compose(typo)
+    assert list(compose([*typo, "rewards.ocr.optional=true"]).rewards) == ["compressibility"]
 
 
 @pytest.mark.parametrize("place", ["url: 'http://far:8600'", "isolated: true"])

@@ -37,6 +37,14 @@ def test_rows_of_other_programs_lose_what_is_no_figure(tmp_path: Path) -> None:
     assert read_checked_rows(path) == ([{"step": 1, "phase": "train", "d": 0.5}], False)
 
 
+@pytest.mark.parametrize("step", ["NaN", "null", '"1"', "1.5", "true", "[1]"])
+def test_a_row_whose_step_is_no_number_is_refused(tmp_path: Path, step: str) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(f'{{"step": 1, "phase": "train"}}\n{{"step": {step}, "phase": "train"}}\n')
+    with pytest.raises(RequestError, match="line 2: expected a JSON object with step, a whole number, and"):
+        read_checked_rows(path)
+
+
 def test_truncate_after_drops_later_steps_and_a_truncated_line(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps(row(step)) + "\n" for step in range(1, 5)) + '{"step": 5, "pha')

@@ -91,6 +91,8 @@ def test_targets_that_cannot_be_merged_are_refused(runs: list[Path], tmp_path: P
             merge([first, again], output, None, MergeMethod.concat, 0.5)
     with pytest.raises(CheckpointError, match="nowhere"):
         merge([first, "nowhere"], output, None, MergeMethod.concat, 0.5)
+    with pytest.raises(RequestError, match="--weights : expected one finite number other than 0 per LoRA"):
+        merge([first, second], output, [], MergeMethod.concat, 0.5)
     with pytest.raises(RequestError, match="exists and is not overwritten"):
         merge([first, second], runs[0], None, MergeMethod.concat, 0.5)
     assert not output.exists()

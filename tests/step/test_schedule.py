@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from marble_cli.balance.cache import DirectionCache
-from marble_cli.config.counts import geometry
+from marble_cli.config.counts import geometry, is_refresh, refreshes
 from marble_cli.config.schema import RunConfig
 from marble_cli.step.direction import Alternating, Descent, Refresh
 from tests.step.directions import CACHE, DescentMaker
@@ -56,3 +56,12 @@ def test_refreshes_are_as_many_as_the_descent_makes(
     if isinstance(strategy, Alternating):
         expected = sum(strategy.schedule.refreshes(step, known) for step in range(1, 21))
     assert geometry(run_config("trainer.steps=20", *overrides)).refresh_steps == expected
+
+
+@pytest.mark.parametrize("steps", [0, 1, 6, 7, 8])
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("warmup", [0, 1, 2, 3, 7, 20])
+def test_refreshes_are_counted_without_visiting_the_steps(steps: int, every: int, warmup: int) -> None:
+    visited = sum(is_refresh(step, every, warmup) for step in range(1, steps + 1))
+    assert refreshes(steps, every, warmup) == visited
+    assert refreshes(10**18, every, 0) == -(-(10**18) // every)

@@ -71,6 +71,13 @@ def test_a_cell_is_named_by_its_values(words: list[str], name: str) -> None:
     assert split_sweep(words)[1][0].name == name
 
 
+def test_trained_and_watched_rewards_may_both_be_swept() -> None:
+    words = ["rewards=[a],[b]", "+rewards@eval_rewards=[c],[d]"]
+    assert [tuple(cell.values.items()) for cell in split_sweep(words)[1]] == [
+        (("rewards", [trained]), ("rewards@eval_rewards", [watched])) for trained in "ab" for watched in "cd"
+    ]
+
+
 def test_values_that_no_folder_can_be_named_by_have_names_of_their_own() -> None:
     written = ["a/b", "a-b", "a b", "../x", "ü", "x" * 300, "x" * 299, "a\nb"]
     cells = split_sweep(["model.revision=" + ",".join(f"'{value}'" for value in written)])[1]
@@ -93,6 +100,10 @@ def test_values_that_no_folder_can_be_named_by_have_names_of_their_own() -> None
         (["trainer.seed=1", "trainer.seed=1,2"], "trainer.seed is given twice"),
         (["trainer.seed=1,2", "trainer.seed=3,4"], "trainer.seed is given twice"),
         (["balance.floor=interval(0,1)"], "an interval has no list of values"),
+        *(
+            ([f"trainer.seed=range({bounds})"], f"trainer.seed=range({bounds}): this range has no values")
+            for bounds in ("3,0", "0,0", "0,3,-1", "0,3,0", "0,1,0.0", "0,nan", "0,1,nan", "0,inf", "-inf,0")
+        ),
         (["trainer.seed=glob(*)"], "glob chooses among the files of a group"),
         (["balance=glob(z*)"], "no choice of balance matches"),
         (["balance.floor=0,0.1", "trainer.steps=(3"], "trainer.steps=(3: expected a whole number"),

@@ -1,6 +1,7 @@
 """`marble rewards new`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -24,7 +25,7 @@ def new(
 
     folder = write_plugin(name, output)
     typer.echo(f"{folder} holds the reward {name}. Next steps:")
-    typer.echo(f"  pip install -e {folder}")
+    typer.echo(f"  pip install -e {quote(str(folder))}")
     typer.echo(f"  marble rewards check {name}")
-    typer.echo(f"  python -m pytest {folder}")
+    typer.echo(f"  python -m pytest {quote(str(folder))}")
     typer.echo(f"  marble train preset=tiny 'rewards=[{name},compressibility]'")

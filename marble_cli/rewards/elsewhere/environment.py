@@ -9,8 +9,10 @@ ${MARBLE_HOME:-~/.local/share/marble}/rewards/NAME/
 import json
 import os
 import re
+import shutil
 import subprocess
 import venv
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
@@ -81,7 +83,7 @@ def find(plugin: str) -> Environment:
 
 
 def install(name: str, source: str | None) -> Environment:
-    """Create the isolated environment `name`, or repair and upgrade it.
+    """Create the isolated environment `name`, of which nothing stays if that fails, or repair and upgrade it.
 
     Args:
         name: a reward, or a distribution of rewards.
@@ -100,19 +102,23 @@ def install(name: str, source: str | None) -> Environment:
     marble_arguments = _same_distribution(distribution(DISTRIBUTION), "[serve]")
     folder = root() / name
     (folder / RECORD).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    python = _ensure_venv(folder / "venv")
-    pip = [python, "-P", "-m", "pip", "install", "--upgrade", "--disable-pip-version-check"]
-    command = [*pip, *marble_arguments, *plugin_arguments]
-    # pip writes to standard error: standard output is for the command's answer.
-    done = subprocess.run(command, env=clean_environ(), stdout=2, check=False)
-    if done.returncode:
-        raise RewardError(
-            f"pip could not install {' '.join(plugin_arguments)} into {folder} "
-            f"(exit code {done.returncode}); see its messages above. "
-            "pip follows its variables, such as PIP_INDEX_URL and PIP_CONSTRAINT."
-        )
-    environment = Environment(folder, *_check_offer(python, name, source))
+    with ExitStack() as begun:
+        if not folder.exists():
+            begun.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        python = _ensure_venv(folder / "venv")
+        pip = [python, "-P", "-m", "pip", "install", "--upgrade", "--disable-pip-version-check"]
+        command = [*pip, *marble_arguments, *plugin_arguments]
+        # pip writes to standard error: standard output is for the command's answer.
+        done = subprocess.run(command, env=clean_environ(), stdout=2, check=False)
+        if done.returncode:
+            raise RewardError(
+                f"pip could not install {' '.join(plugin_arguments)} into {folder} "
+                f"(exit code {done.returncode}); see its messages above. "
+                "pip follows its variables, such as PIP_INDEX_URL and PIP_CONSTRAINT."
+            )
+        environment = Environment(folder, *_check_offer(python, name, source))
+        begun.pop_all()
     record = {**asdict(environment), "folder": str(folder)}
     temporary = folder / f"{RECORD}.new"
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from marble_cli.errors import RequestError
-from marble_cli.rewards.elsewhere.environment import _same_distribution
+from marble_cli.errors import RequestError, RewardError
+from marble_cli.rewards.elsewhere.environment import _same_distribution, install
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,21 @@ def test_pip_installs_a_distribution_from_its_origin(
         return
     found = _same_distribution(distribution("judges"), "[serve]")
     assert found == [word.format(folder=folder, quoted=quoted) for word in expected]
+
+
+def test_nothing_stays_of_an_environment_that_could_not_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ensure_venv(folder: Path) -> str:
+        folder.mkdir(exist_ok=True)
+        return "false"  # pip fails
+
+    monkeypatch.setenv("MARBLE_HOME", str(tmp_path))
+    monkeypatch.setattr("marble_cli.rewards.elsewhere.environment._ensure_venv", ensure_venv)
+    with pytest.raises(RewardError, match="pip could not install"):
+        install("judge", str(tmp_path))
+    assert list((tmp_path / "rewards").iterdir()) == []
+    (venv := tmp_path / "rewards" / "judge" / "venv").mkdir(parents=True)
+    with pytest.raises(RewardError, match="pip could not install"):
+        install("judge", str(tmp_path))
+    assert venv.is_dir(), "one that was there is left to be repaired"
