@@ -51,13 +51,14 @@ def compose(overrides: Sequence[str] = (), config_name: str | None = None) -> Ru
         ConfigError: a key, choice, type or combination is wrong; the message names this and the nearest right
             one.
     """
-    parsed = _with_required(parse(overrides))
+    parsed = parse(overrides)
     with initialize_config_module(MODULE, version_base=None):
         _register_plugins(parsed)
         if config_name is not None and (config_name.endswith((".yaml", ".yml")) or "/" in config_name):
             tree = _replay(expand("--config-name ", config_name), parsed)
         else:
             tree = _compose(_root(config_name), parsed)
+    _require_named(tree, parsed)
     return typed(tree)
 
 
@@ -86,10 +87,12 @@ def dump(config: RunConfig) -> str:
     return write_yaml(without_secrets(config))
 
 
-def _with_required(overrides: list[Override]) -> list[Override]:
-    """Require every plugin that an override names, unless another override says that it is optional."""
-    named = [NAMES_PLUGIN.fullmatch(o.key_or_group) for o in overrides if not o.is_delete()]
-    return parse([f"++{found[1]}.optional=false" for found in named if found]) + overrides
+def _require_named(tree: DictConfig, overrides: list[Override]) -> None:
+    """Require every plugin that an override names, unless another override says whether it is optional."""
+    given = {override.key_or_group for override in overrides}
+    for found in filter(None, map(NAMES_PLUGIN.fullmatch, given)):
+        if (key := f"{found[1]}.optional") not in given:
+            OmegaConf.update(tree, key, False, force_add=True)
 
 
 def _root(config_name: str | None) -> str:
