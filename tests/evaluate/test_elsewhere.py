@@ -11,7 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -230,10 +230,17 @@ def test_a_whole_transformer_is_drawn_as_plain_diffusers_does(
     for place in ("own", "own/transformer"):
         (file,) = generate(str(tmp_path / place), ["a red cup"], tmp_path / "drawn", 7, overrides)
         assert (pixels(file) - plain(pipeline)).abs().max() <= 0.51
-    other = SD3Transformer2DModel.from_config({**pipeline.transformer.config, "num_layers": 3})
-    other.save_pretrained(tmp_path / "larger")
-    with pytest.raises(CheckpointError, match=r"transformer_blocks\.\S+ .* unknown to the model"):
-        generate(str(tmp_path / "larger"), ["a red cup"], tmp_path / "drawn", 7, overrides)
+    file = tmp_path / "own" / "transformer" / "config.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps(written | {"sample_size": 4, "dual_attention_layers": None}))
+    generate(str(tmp_path / "own"), ["a red cup"], tmp_path / "drawn", 7, overrides)
+    heads, width = "num_attention_heads", "attention_head_dim"  # of the same product
+    for other in ({heads: written[width], width: written[heads]}, {"num_layers": 3}):
+        file.write_text(json.dumps(written | other))
+        with pytest.raises(
+            CheckpointError, match=rf"config.json has ({'|'.join(other)})=\d+, and the model's has"
+        ):
+            generate(str(tmp_path / "own"), ["a red cup"], tmp_path / "drawn", 7, overrides)
 
 
 LAYER = "transformer.transformer_blocks.0.attn.to_q"
