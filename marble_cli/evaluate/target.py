@@ -3,6 +3,8 @@
 A target is a checkpoint, a run, the base model, or a LoRA or whole transformer that another program wrote.
 """
 
+import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +17,10 @@ from marble_cli.checkpoint.elsewhere import find_weights, read_weights
 from marble_cli.config.compose import compose
 from marble_cli.config.enums import Train
 from marble_cli.config.schema import ModelConfig, RunConfig
+from marble_cli.errors import CheckpointError
 from marble_cli.paths import expand, labels
 from marble_cli.policy.base import Adapter
+from marble_cli.policy.diffusers_types import Network
 from marble_cli.policy.foreign import convert_lora, fit_lora, lora_settings
 from marble_cli.policy.load import load_policy
 from marble_cli.policy.pipeline import PipelinePolicy
@@ -71,7 +75,8 @@ class Target:
 
     def _read(self, path: Path, model: ModelConfig) -> "Target":
         given = read_weights(path)
-        found = replace(self, weights=given.tensors, provenance={"train": given.train})
+        provenance = {"train": given.train, "transformer": given.config}
+        found = replace(self, weights=given.tensors, provenance=provenance)
         if given.train == "full":
             return replace(found, model=replace(model, train=Train.full))
         state = convert_lora(given.tensors, given.header, given.config, model, self.label)
@@ -92,7 +97,25 @@ class Target:
         if self.elsewhere is not None and self.provenance["train"] == "lora":
             shapes = {name: value.shape for name, value in policy.parameters("trained").items()}
             weights = fit_lora(weights, policy.model, shapes, self.label, seed=0)
+        elif self.elsewhere is not None:
+            _check_settings(self.provenance["transformer"], policy.network, self.label)
         policy.load_trained(weights)
+
+
+def _check_settings(config: Mapping[str, Any], network: Network, label: str) -> None:
+    """Check that a transformer's config.json sets what the model's own does, which no shape may show."""
+    for key, parameter in inspect.signature(type(network).__init__).parameters.items():
+        if parameter.default is parameter.empty or key not in network.config:
+            continue
+        if key == "sample_size" and not network.config.get("interpolation_scale"):
+            continue  # the size that pictures have by default
+        given = config.get(key, parameter.default), network.config[key]
+        theirs, ours = json.loads(json.dumps(given))  # without tuples
+        if (theirs or None) != (ours or None):
+            raise CheckpointError(
+                f"{label} does not fit: its config.json has {key}={theirs}, and the model's has {ours}. "
+                "Expected a transformer or unet with the settings of the model's own."
+            )
 
 
 def resolve_target(spec: str) -> Target:

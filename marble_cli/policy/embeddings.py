@@ -6,7 +6,7 @@ SD3.5's T5 alone has 4.7 billion parameters, which training never changes.
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from torch import Tensor
 from marble_cli.errors import RequestError
 from marble_cli.files import writing
 from marble_cli.policy.base import PromptEmbeddings, count_tokens
-from marble_cli.policy.diffusers_types import TextEncoder
+from marble_cli.policy.diffusers_types import Autoencoder, TextEncoder
 from marble_cli.policy.provenance import digest_tensors
 
 if TYPE_CHECKING:
@@ -102,12 +102,15 @@ class EmbeddingCache:
 
 
 def fingerprint(
-    encoders: Sequence[TextEncoder], tokenizers: "Sequence[PreTrainedTokenizerBase]", *settings: object
+    networks: Sequence[TextEncoder | Autoencoder],
+    tokenizers: "Sequence[PreTrainedTokenizerBase]",
+    *settings: object,
 ) -> str:
-    """Return a SHA-256 of everything that embeddings depend on, wherever the encoders were loaded from.
+    """Return a SHA-256 of everything that embeddings depend on, wherever the networks were loaded from.
 
     It covers `settings`, the versions of the libraries that hold templates and instructions, the tokenizers,
-    and the configuration and some values of every weight of the text encoders.
+    and the configuration and some values of every weight and buffer of `networks`: the text encoders, and
+    the VAE if it encodes pictures.
     """
     libraries = [version(library) for library in ("diffusers", "transformers")]
     digest = hashlib.sha256(repr((libraries, *settings)).encode())
@@ -115,8 +118,9 @@ def fingerprint(
         vocabulary = sorted(tokenizer.get_vocab().items())
         manner = (tokenizer.padding_side, tokenizer.model_max_length, tokenizer.chat_template)
         digest.update(repr((vocabulary, sorted(tokenizer.special_tokens_map.items()), manner)).encode())
-    for encoder in encoders:
-        config = {key: value for key, value in encoder.config.to_dict().items() if key != "_name_or_path"}
-        digest.update(repr(sorted(config.items())).encode())
-        digest_tensors(digest, encoder.state_dict().items())
+    for network in networks:
+        config = network.config if isinstance(network.config, Mapping) else network.config.to_dict()
+        stated = {key: value for key, value in config.items() if not key.startswith("_")}
+        digest.update(repr(sorted(stated.items())).encode())
+        digest_tensors(digest, network.state_dict().items())
     return digest.hexdigest()

@@ -1,14 +1,15 @@
 """Convert a LoRA of another program to the model's own layers, at scale 1.
 
-Names that are not the model's own are converted by diffusers' loader of the family. peft then builds the
-adapter on a skeleton of the network, so that rank and alpha mean what they mean to peft, wherever they
-are stated: in the file's header, in its tensors or in adapter_config.json.
+An alpha in a tensor is multiplied into its layer's B, as kohya means it. Names that are not the model's own
+are converted by diffusers' loader of the family. Rank and alpha in the file's header or adapter_config.json
+mean what they mean to peft, which builds the adapter on a skeleton of the network.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,10 +33,11 @@ A, B = ".lora_A.weight", ".lora_B.weight"
 PARTS = {
     re.compile(r"\.(lora_A|lora_down|lora\.down)(\.\w+)?\.weight$"): A,
     re.compile(r"\.(lora_B|lora_up|lora\.up)(\.\w+)?\.weight$"): B,
-    re.compile(r"\.alpha$"): ".alpha",
 }
-# Magnitudes of a DoRA and changes of biases and norms, which diffusers' loaders of most families drop.
-DROPPED = re.compile(r"^(?!lora_te|text_encoder).*\.(dora_scale|diff(_\w+)?)$")
+ALPHA = ".alpha"
+# With these values of its setting, peft first changes the weights that it adds the LoRA to.
+BEGUN = "init_lora_weights"
+SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 CHANGED = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError, IndexError)
 
 
@@ -61,31 +63,27 @@ def convert_lora(
     """
     pipeline, name, network = network_skeleton(model)
     layers = {layer: part for layer, part in network.named_modules() if isinstance(part, nn.Linear)}
-    own, strange = _own_names(tensors, layers)
+    with _explaining(file):
+        tensors, alphas = _without_alphas(tensors, file)
+        state, strange = _own_names(tensors, layers)
+        if strange:
+            convert = partial(_converted, pipeline, name, network)
+            lost = _lost({**strange, **tensors}, alphas, convert)
+            state, strange = _own_names(convert({**tensors, **alphas}), layers)
+            strange = {**lost, **strange}
     for key, value in strange.items():
-        if DROPPED.search(key) and value.float().any():
-            raise CheckpointError(
-                f"{file} is no plain LoRA: {key} {list(value.shape)} is neither a matrix of a linear layer "
-                f"nor its alpha. Expected a LoRA of this model's {name}, without DoRA, biases and norms."
-            )
-    if strange:
-        with _explaining(file):
-            own, still = _own_names(_converted(pipeline, name, network, tensors), layers)
-        if still:
-            first, value = next(iter(still.items()))
-            raise CheckpointError(
-                f"{file} does not fit {model.path}: {first} {list(value.shape)} belongs to no linear layer "
-                f"of its {name}. Expected a LoRA of this model's {name}, without text encoders."
-            )
-    state = {key: value for key, value in own.items() if not key.endswith(".alpha")}
+        raise CheckpointError(
+            f"{file} does not fit {model.path}: {key} {list(value.shape)} belongs to no linear layer of its "
+            f"{name}. Expected a LoRA of this model's {name}, without text encoders, DoRA, biases and norms."
+        )
     _check_shapes(state, layers, file, model.path)
+    stated = _stated(header, config, state, name, file)
+    if alphas or stated is None:
+        return {f"{name}.{key}": value.float() for key, value in state.items()}
     with _explaining(file):  # the skeleton has no storage, and neither has the adapter: only scales are read
-        alphas = {f"{name}.{key}": own[key].item() for key in own.keys() - state.keys()}
-        stated = None if alphas else _stated(header, config, state, name)
         network.load_lora_adapter(
             {f"{name}.{key}": value for key, value in state.items()},
             prefix=name,
-            network_alphas=alphas or None,
             metadata=stated,
             adapter_name=NAME,
             low_cpu_mem_usage=True,
@@ -93,10 +91,28 @@ def convert_lora(
         return _folded(state, network, name)
 
 
+def _without_alphas(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the matrices, at scale 1 where there are alphas, and the alphas of that scale: the ranks."""
+    named = {pattern.sub(part, key): key for key in tensors for pattern, part in PARTS.items()}
+    matrices = {key: value for key, value in tensors.items() if not key.endswith(ALPHA)}
+    alphas = {}
+    for key in (key for key in tensors if key not in matrices):
+        a, b = (named.get(key.removesuffix(ALPHA) + part) for part in (A, B))
+        if a is None or b is None:
+            raise CheckpointError(
+                f"{file} has {key} {list(tensors[key].shape)} and lacks the two matrices of its layer. "
+                "Expected a LoRA, without LoHa and LoKr."
+            )
+        rank = len(tensors[a])
+        matrices[b] = (tensors[b].double() * tensors[key].item() / rank).float()
+        alphas[key] = torch.tensor(float(rank))
+    return matrices, alphas
+
+
 def _own_names(
     tensors: Mapping[str, Tensor], layers: Mapping[str, nn.Module]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return tensors as LAYER.lora_A.weight, LAYER.lora_B.weight and LAYER.alpha, and those of no layer.
+    """Return tensors as LAYER.lora_A.weight and LAYER.lora_B.weight, and those of no layer.
 
     kohya writes a layer's name with `_` for every dot.
     """
@@ -115,16 +131,27 @@ def _own_names(
 
 def _converted(
     pipeline: type, name: str, network: Network, tensors: Mapping[str, Tensor]
-) -> Mapping[str, Tensor]:
-    """Convert names by the loader that diffusers has for the family."""
+) -> dict[str, Tensor]:
+    """Convert names by the loader that diffusers has for the family, and leave alphas out."""
     # Kohya numbers the blocks of SDXL's UNet through.
-    known = {"unet_config": network.config} if name == "unet" else {"return_alphas": True}
-    answer = pipeline.lora_state_dict(dict(tensors), **known)  # type: ignore[attr-defined]
-    state, alphas = answer if isinstance(answer, tuple) else (answer, {})
-    if name == "unet":  # whose layers have names there from before peft
-        state, alphas = (convert_unet_state_dict_to_peft(part) for part in (state, alphas or {}))
-        alphas = {key.replace(f"{A}.alpha", ".alpha"): torch.tensor(value) for key, value in alphas.items()}
-    return {**state, **(alphas or {})}
+    known = {"unet_config": network.config} if name == "unet" else {}
+    state = pipeline.lora_state_dict(dict(tensors), **known)  # type: ignore[attr-defined]
+    if name == "unet":  # whose layers have names there from before peft; alphas come apart
+        state = convert_unet_state_dict_to_peft(state[0])
+    return {key: value for key, value in state.items() if not key.endswith(ALPHA)}
+
+
+def _lost(
+    tensors: Mapping[str, Tensor],
+    alphas: Mapping[str, Tensor],
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Return the tensors that `convert` drops, unless they are zero: no part of them is in its answer."""
+    tags = dict(enumerate(tensors, start=1))
+    tagged = {key: torch.full_like(tensors[key], tag, dtype=torch.float) for tag, key in tags.items()}
+    left = convert({**tagged, **alphas}).values()
+    kept = {value.flatten()[0].item() for value in left if value.numel()}
+    return {key: tensors[key] for tag, key in tags.items() if tag not in kept and tensors[key].float().any()}
 
 
 def _check_shapes(state: Mapping[str, Tensor], layers: Mapping[str, nn.Linear], file: str, path: str) -> None:
@@ -137,7 +164,7 @@ def _check_shapes(state: Mapping[str, Tensor], layers: Mapping[str, nn.Linear], 
         if other not in state:
             raise CheckpointError(f"{file} has {key} and lacks {other}. Copy or fetch it again.")
         of, first = layers[layer], part == "lora_A"
-        rank = state[other].shape[-1 if first else 0] if state[other].dim() == 2 else "rank"
+        rank = (state[other].shape[-1 if first else 0] if state[other].dim() == 2 else 0) or "rank"
         expected = [rank, of.in_features] if first else [of.out_features, rank]
         if list(value.shape) != expected:
             raise CheckpointError(
@@ -147,15 +174,24 @@ def _check_shapes(state: Mapping[str, Tensor], layers: Mapping[str, nn.Linear], 
 
 
 def _stated(
-    header: Mapping[str, str], config: Mapping[str, Any] | None, state: Mapping[str, Tensor], name: str
+    header: Mapping[str, str],
+    config: Mapping[str, Any] | None,
+    state: Mapping[str, Tensor],
+    name: str,
+    file: str,
 ) -> dict[str, Any] | None:
     """Return rank and alpha as adapter_config.json or the header states them, with diffusers' prefix."""
     try:
         entries = json.loads(header.get(HEADER, "{}")) if config is None else config
-        found = {key: entries.get(f"{name}.{key}", entries.get(key)) for key in STATED}
+        found = {key: entries.get(f"{name}.{key}", entries.get(key)) for key in (*STATED, BEGUN)}
     except (ValueError, AttributeError, RecursionError):
         return None
-    given = {f"{name}.{key}": value for key, value in found.items() if value is not None}
+    if str(found[BEGUN]).lower().startswith(SUBTRACTED):
+        raise CheckpointError(
+            f"{file} is no plain LoRA: {BEGUN}={found[BEGUN]} changed the weights that it is added to. "
+            "Expected one that peft saved with `path_initial_model_for_weight_conversion`."
+        )
+    given = {f"{name}.{key}": found[key] for key in STATED if found[key] is not None}
     if f"{name}.r" not in given or f"{name}.lora_alpha" not in given:
         return None
     return given | {f"{name}.target_modules": [key.removesuffix(A) for key in state if key.endswith(A)]}

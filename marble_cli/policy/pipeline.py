@@ -20,7 +20,7 @@ from marble_cli.policy.attention import avoid_cudnn_attention, fastest_attention
 from marble_cli.policy.base import Adapter, Family, Pictures, PromptEmbeddings, Trainable
 from marble_cli.policy.compilation import choose_compilation
 from marble_cli.policy.decoding import decode_in_parts, decoded_at_once
-from marble_cli.policy.diffusers_types import Network, Pipeline
+from marble_cli.policy.diffusers_types import Autoencoder, Network, Pipeline, TextEncoder
 from marble_cli.policy.editing import as_editing
 from marble_cli.policy.embeddings import EmbeddingCache, fingerprint
 from marble_cli.policy.offload import offload_blocks
@@ -122,10 +122,12 @@ class PipelinePolicy:
         named = [part for name, part in parts.items() if name.startswith(("tokenizer", "processor"))]
         for processor in (part for part in named if hasattr(part, "image_processor")):
             settings += [processor.chat_template, str(processor.image_processor.to_dict())]
+        networks: list[TextEncoder | Autoencoder] = [*self.family.encoders]
         if self.family.conditions:
-            settings += [weights_digest(self.pipeline.vae), version("pillow")]
+            networks.append(self.pipeline.vae)
+            settings.append(version("pillow"))
         tokenizers = [own_tokenizer(part) for part in named]
-        identity = fingerprint(self.family.encoders, tokenizers, *settings)
+        identity = fingerprint(networks, tokenizers, *settings)
         return EmbeddingCache(Path(self.model.embedding_cache), identity)
 
     def prepare(

@@ -19,7 +19,7 @@ from marble_cli.errors import MarbleError
 from marble_cli.metrics.samples import KeptSample
 from marble_cli.plugins import installed
 from marble_cli.push.base_model import BaseModel
-from marble_cli.push.loading import EDITING, loading_code
+from marble_cli.push.loading import EDITING, loading_code, missing_bounds
 from marble_cli.report import outcome, settings
 from marble_cli.report.elements import MISSING, Table, without_runs
 from marble_cli.report.reading import Run
@@ -81,7 +81,8 @@ def write_card(
         version=__version__,
         balance=config.balance.name,
         paper=PAPERS.get(config.balance.name),
-        code=loading_code(config.model, evaluation, family, base, repo, prompt),
+        code=loading_code(config, family, base, repo, prompt),
+        bounds=missing_bounds(config, family),
         evaluation=evaluation,
         buckets=config.data.aspect_ratio_buckets,
         outcome=without_runs(outcome.outcome_table([run])) if last else Table("", [], []),

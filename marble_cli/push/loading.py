@@ -5,9 +5,9 @@ from typing import Any
 
 from marble_cli.config.embedded import WORLDS
 from marble_cli.config.enums import OdeSolver, Precision
-from marble_cli.config.evaluation import EvaluationSettings
+from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.config.resolution import read_resolution
-from marble_cli.config.schema import ModelConfig
+from marble_cli.config.schema import RunConfig
 from marble_cli.push.base_model import BaseModel
 
 DTYPES = {Precision.bf16: "torch.bfloat16", Precision.fp16: "torch.float16"}
@@ -17,22 +17,22 @@ TRUE_CFG = ("Flux", "FluxKontext", "QwenImage", "QwenImageEdit", "QwenImageEditP
 CLIP_ALONE = ("SDXL", "SD15")
 # Families whose pipelines need a picture to start from, by the same.
 EDITING = ("FluxKontext", "QwenImageEdit", "QwenImageEditPlus")
+# What limits guidance, with the values that do not; Z-Image's pipeline alone has these arguments.
+BOUNDS = {"cfg_normalization": 0.0, "cfg_truncation": 1.0}
 SOLVERS = {OdeSolver.euler: "EulerDiscreteScheduler", OdeSolver.dpm2: "DPMSolverMultistepScheduler"}
 
 
-def loading_code(
-    model: ModelConfig, evaluation: EvaluationSettings, family: str, base: BaseModel, repo: str, prompt: str
-) -> str:
+def loading_code(config: RunConfig, family: str, base: BaseModel, repo: str, prompt: str) -> str:
     """Return the imports, and a line each: the pipeline, its solver if need be, the LoRA, a picture or video.
 
     Args:
-        model: the run's model.
-        evaluation: how the run's evaluations draw.
+        config: of the run.
         family: the class in `policy.families` of the model.
         base: the model, as published.
         repo: the hub id of the LoRA.
         prompt: of the picture or video.
     """
+    model = config.model
     imports = ["from diffusers import DiffusionPipeline"]
     place = _quoted(base.id or f"path/to/{base.name}")
     if model.path in WORLDS:
@@ -46,9 +46,9 @@ def loading_code(
         loaded["torch_dtype"] = DTYPES[model.precision]
     if family == "SD3" and model.max_sequence_length == 0:
         loaded |= {"text_encoder_3": None, "tokenizer_3": None}
-    drawn, solver = call_arguments(model, evaluation, family), []
+    drawn, solver = call_arguments(config, family), []
     if family in CLIP_ALONE:  # published pipelines have one of many solvers
-        name = SOLVERS[evaluation.solver]
+        name = SOLVERS[resolve_evaluation(config).solver]
         imports[-1] += f", {name}"
         solver = [f"pipeline.scheduler = {name}.from_config(pipeline.scheduler.config)"]
     given = _quoted(prompt)
@@ -71,8 +71,9 @@ def loading_code(
     ])  # fmt: skip
 
 
-def call_arguments(model: ModelConfig, evaluation: EvaluationSettings, family: str) -> dict[str, Any]:
+def call_arguments(config: RunConfig, family: str) -> dict[str, Any]:
     """Return the arguments of the family's pipeline that draw as evaluations do, by its own scheduler."""
+    model, evaluation = config.model, resolve_evaluation(config)
     size = read_resolution(evaluation.resolution)
     arguments: dict[str, Any] = {"num_inference_steps": evaluation.steps}
     arguments |= {"height": size.height, "width": size.width}
@@ -87,11 +88,21 @@ def call_arguments(model: ModelConfig, evaluation: EvaluationSettings, family: s
     else:
         off = 0.0 if family == "ZImage" else 1.0
         arguments["guidance_scale"] = evaluation.guidance_scale if guided else off
+    if family == "ZImage" and guided:
+        arguments |= {key: getattr(config.rollout, key) for key in BOUNDS}
     if family == "Sana":
         arguments["use_resolution_binning"] = False
     if family == "FluxKontext":
         arguments |= {"max_area": size.pixels, "_auto_resize": False}
     return arguments | ({} if family in CLIP_ALONE else {"max_sequence_length": model.max_sequence_length})
+
+
+def missing_bounds(config: RunConfig, family: str) -> dict[str, float]:
+    """Return the bounds of guidance that evaluations draw with, and the family's pipeline cannot."""
+    if family == "ZImage" or resolve_evaluation(config).guidance_scale <= 1:
+        return {}
+    found = {key: getattr(config.rollout, key) for key in BOUNDS}
+    return {key: value for key, value in found.items() if value != BOUNDS[key]}
 
 
 def _listed(first: str, named: dict[str, Any]) -> str:

@@ -103,6 +103,7 @@ def _write(
 ) -> Path:
     rank = lora.settings(merged)["r"]
     config.model.lora.rank = config.model.lora.alpha = rank
+    config.model.lora.init = None  # the merged LoRA is the start of what follows
     config.run.dir, config.run.name = str(output.absolute()), output.name
     info = {
         "cache": DirectionCache().state_dict(),

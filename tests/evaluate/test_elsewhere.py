@@ -11,7 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -103,7 +103,7 @@ def add_lora(transformer: Any, config: peft.LoraConfig) -> Any:
 def as_diffusers(model: Any, folder: Path) -> None:
     """With alpha in the file's header."""
     settings = model.peft_config["default"].to_dict()
-    stated = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+    stated = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "init_lora_weights")
     header = {f"transformer.{key}": settings[key] for key in stated}
     header["transformer.target_modules"] = sorted(settings["target_modules"])
     entries = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(header)}
@@ -199,6 +199,17 @@ def test_an_export_of_a_foreign_lora_adds_the_same_to_every_layer(
         torch.testing.assert_close(pair["B"] @ pair["A"], added[layer], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("write", [as_diffusers, as_peft])
+def test_a_lora_that_changed_its_base_is_refused(
+    pipeline_folder: Path, base_overrides: list[str], tmp_path: Path, write: Callable[[Any, Path], None]
+) -> None:
+    """PiSSA subtracts its start from the model's weights."""
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=TARGETS, init_lora_weights="pissa")
+    write(add_lora(load_plain(pipeline_folder).transformer, config), tmp_path)
+    with pytest.raises(CheckpointError, match="is no plain LoRA: init_lora_weights=pissa changed"):
+        generate(str(tmp_path), ["a red cup"], tmp_path / "drawn", 7, base_overrides)
+
+
 def test_an_export_refuses_what_it_would_ignore(run: Path, pipeline_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="states its own model. Expected overrides only for a LoRA"):
         export_target(str(run), tmp_path / "out", ExportFormat.diffusers, ["model=sd3"])
@@ -219,10 +230,17 @@ def test_a_whole_transformer_is_drawn_as_plain_diffusers_does(
     for place in ("own", "own/transformer"):
         (file,) = generate(str(tmp_path / place), ["a red cup"], tmp_path / "drawn", 7, overrides)
         assert (pixels(file) - plain(pipeline)).abs().max() <= 0.51
-    other = SD3Transformer2DModel.from_config({**pipeline.transformer.config, "num_layers": 3})
-    other.save_pretrained(tmp_path / "larger")
-    with pytest.raises(CheckpointError, match=r"transformer_blocks\.\S+ .* unknown to the model"):
-        generate(str(tmp_path / "larger"), ["a red cup"], tmp_path / "drawn", 7, overrides)
+    file = tmp_path / "own" / "transformer" / "config.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps(written | {"sample_size": 4, "dual_attention_layers": None}))
+    generate(str(tmp_path / "own"), ["a red cup"], tmp_path / "drawn", 7, overrides)
+    heads, width = "num_attention_heads", "attention_head_dim"  # of the same product
+    for other in ({heads: written[width], width: written[heads]}, {"num_layers": 3}):
+        file.write_text(json.dumps(written | other))
+        with pytest.raises(
+            CheckpointError, match=rf"config.json has ({'|'.join(other)})=\d+, and the model's has"
+        ):
+            generate(str(tmp_path / "own"), ["a red cup"], tmp_path / "drawn", 7, overrides)
 
 
 LAYER = "transformer.transformer_blocks.0.attn.to_q"
@@ -240,6 +258,7 @@ FITS = {f"{LAYER}.lora_A.weight": torch.ones(2, 16), f"{LAYER}.lora_B.weight": t
         ({f"{LAYER}.lora_B.weight": None}, r"has .*lora_A.weight and lacks .*lora_B.weight"),
         (dict.fromkeys(FITS), "holds no LoRA"),
         ({f"{LAYER}.alpha": torch.ones(2)}, "cannot be read as a LoRA of this model"),
+        ({"other.alpha": torch.ones(())}, r"has other.alpha \[\] and lacks the two matrices"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_by_its_first_tensor(

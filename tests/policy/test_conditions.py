@@ -1,5 +1,7 @@
 """A policy gives its family the pictures of prompts, and caches the embeddings of each pair once."""
 
+import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from marble_cli.config.schema import ModelConfig
 from marble_cli.policy import source
+from marble_cli.policy.embeddings import fingerprint
 from marble_cli.policy.load import load_policy
 
 PROMPTS = ["make it red", "make it red", "make it blue", "make it red"]
@@ -61,6 +64,22 @@ def test_each_pair_of_prompt_and_picture_is_encoded_once(
     alone = editing.encode(PROMPTS, PICTURES, negative=negative)
     for key, tensor in encoded.tensors.items():
         torch.testing.assert_close(tensor, alone.tensors[key], rtol=1e-5, atol=1e-6)
+
+
+def test_the_cache_depends_on_the_settings_and_buffers_of_the_vae(
+    editing: Any, pipeline_folder: Path, tmp_path: Path
+) -> None:
+    """Latents are scaled by both."""
+    shutil.copytree(pipeline_folder, tmp_path / "copy")
+    model = replace(editing.model, path=str(tmp_path / "copy"))
+    assert load_policy(model, seed=0).cache.identity == editing.cache.identity
+    file = tmp_path / "copy" / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"scaling_factor": 3.0}))
+    assert load_policy(model, seed=0).cache.identity != editing.cache.identity
+    vae = editing.pipeline.vae
+    before = fingerprint([vae], [])
+    vae.register_buffer("mean", torch.ones(2))
+    assert fingerprint([vae], []) != before
 
 
 def test_pictures_have_the_size_that_is_drawn(editing: Any) -> None:

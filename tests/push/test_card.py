@@ -10,7 +10,6 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from marble_cli.config.compose import compose
-from marble_cli.config.evaluation import resolve_evaluation
 from marble_cli.push.base_model import BaseModel, describe_base
 from marble_cli.push.card import plain, write_card
 from marble_cli.push.folder import write_folder
@@ -106,7 +105,7 @@ def test_code_of_any_prompt_stays_in_its_block_and_quotes_the_prompt() -> None:
     config = compose(["~preset", "run.dir=unused"])
     prompt = EVIL + '```\n</code>"'
     base = describe_base(config.model)
-    code = loading_code(config.model, resolve_evaluation(config), "SD3", base, "me/x", prompt)
+    code = loading_code(config, "SD3", base, "me/x", prompt)
     names: dict[str, Any] = {}
     line = code.splitlines()[-1].removeprefix("image = pipeline(").partition(", num_inference_steps")[0]
     exec(f"prompt = {line}", names)
@@ -120,7 +119,7 @@ def test_code_for_a_model_of_the_hub_is_three_lines() -> None:
         ["~preset", "model=flux", "data.root=.", "run.dir=unused", "model.revision=abc", "rollout.steps=20"]
     )
     base = BaseModel("black-forest-labs/FLUX.1-dev", "FLUX.1-dev")
-    code = loading_code(config.model, resolve_evaluation(config), "Flux", base, "me/x", "a cup")
+    code = loading_code(config, "Flux", base, "me/x", "a cup")
     assert code.splitlines() == [
         "import torch",
         "from diffusers import DiffusionPipeline",
@@ -136,7 +135,7 @@ def test_code_for_a_model_of_the_hub_is_three_lines() -> None:
 def test_code_for_a_model_that_edits_names_a_picture_of_the_runs_size() -> None:
     config = compose(["~preset", "model=flux_kontext", "data.root=.", "run.dir=unused", "rollout.steps=20"])
     base = BaseModel("black-forest-labs/FLUX.1-Kontext-dev", "FLUX.1-Kontext-dev")
-    code = loading_code(config.model, resolve_evaluation(config), "FluxKontext", base, "me/x", "make it blue")
+    code = loading_code(config, "FluxKontext", base, "me/x", "make it blue")
     assert "from diffusers.utils import load_image" in code.splitlines()
     assert code.splitlines()[-1] == (
         'image = pipeline(prompt="make it blue", image=load_image("picture.png"), num_inference_steps=20, '
@@ -161,7 +160,7 @@ def test_tags_name_what_the_model_makes(trained: Path) -> None:
 def test_code_for_a_model_of_videos_writes_one() -> None:
     config = compose(["~preset", "model=wan", "data.root=.", "run.dir=unused", "rollout.steps=20"])
     base = BaseModel("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan2.1-T2V-1.3B-Diffusers")
-    code = loading_code(config.model, resolve_evaluation(config), "Wan", base, "me/x", "a boat")
+    code = loading_code(config, "Wan", base, "me/x", "a boat")
     assert "from diffusers.utils import export_to_video" in code.splitlines()
     assert code.splitlines()[-2:] == [
         'frames = pipeline("a boat", num_inference_steps=20, height=480, width=832, num_frames=81, '

@@ -12,7 +12,7 @@ from marble_cli.checkpoint import store
 from marble_cli.checkpoint.export import export
 from marble_cli.checkpoint.merge import MergeMethod
 from marble_cli.cli.merge import split_words
-from marble_cli.config.compose import compose
+from marble_cli.config.compose import compose, load_resolved
 from marble_cli.config.schema import RunConfig
 from marble_cli.errors import CheckpointError, RequestError
 from marble_cli.evaluate.evaluate import evaluate
@@ -24,12 +24,13 @@ from marble_cli.run.train import train
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, run_config: Callable[..., RunConfig]) -> list[Path]:
-    """Two short runs of other ranks and seeds."""
+    """Two short runs of other ranks and seeds; the second starts from the first."""
     folders = []
     for seed, rank in ((0, 2), (1, 3)):
         folder = tmp_path_factory.mktemp(f"seed-{seed}")
+        start = f"model.lora.init={folders[0]}" if folders else "model.lora.init=null"
         config = run_config(
-            f"run.dir={folder}", f"trainer.seed={seed}", f"model.lora.rank={rank}", "trainer.steps=1"
+            f"run.dir={folder}", f"trainer.seed={seed}", f"model.lora.rank={rank}", "trainer.steps=1", start
         )
         assert train(config, resume="never") == 0
         folders.append(folder)
@@ -77,6 +78,12 @@ def test_a_weight_of_one_is_the_run_itself(
             torch.testing.assert_close(
                 whole[up].double() @ whole[key].double(), expected, rtol=1e-6, atol=1e-9
             )
+
+
+def test_a_merged_run_does_not_say_that_it_starts_from_another(runs: list[Path], tmp_path: Path) -> None:
+    merge([str(run) for run in reversed(runs)], tmp_path / "both", None, MergeMethod.concat, 0.5)
+    assert load_resolved(runs[1] / "config.yaml").model.lora.init == str(runs[0])
+    assert load_resolved(tmp_path / "both" / "config.yaml").model.lora.init is None
 
 
 def test_targets_that_cannot_be_merged_are_refused(runs: list[Path], tmp_path: Path) -> None:

@@ -98,6 +98,41 @@ def test_kohyas_names_are_converted_as_diffusers_does(
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("case", ["flux_dev"], indirect=True)
+@pytest.mark.parametrize(
+    "stems",
+    [
+        (
+            "transformer.single_transformer_blocks.0.proj_out",
+            "proj_out",
+            "transformer_blocks.0.attn.to_out.0",
+        ),
+        (
+            "lora_unet_single_blocks_0_linear2",
+            "lora_unet_final_layer_linear",
+            "lora_unet_double_blocks_0_img_attn_proj",
+        ),
+    ],
+    ids=["diffusers", "kohya"],
+)
+def test_an_alpha_scales_its_own_layer_alone(case: Case, stems: tuple[str, ...]) -> None:
+    """Also where another layer's name ends alike, and where diffusers drops it, at the last layer."""
+    layers = ("single_transformer_blocks.0.proj_out", "proj_out", "transformer_blocks.0.attn.to_out.0")
+    tensors, expected, draw = dict[str, Tensor](), dict[str, Tensor](), torch.Generator().manual_seed(0)
+    for stem, layer, alpha in zip(stems, layers, (3.0, 1.0, None), strict=True):
+        linear = case.plain.transformer.get_submodule(layer)
+        down = torch.randn(2, linear.in_features, generator=draw)
+        up = torch.randn(linear.out_features, 2, generator=draw)
+        tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+        tensors |= {} if alpha is None else {f"{stem}.alpha": torch.tensor(alpha)}
+        expected[f"transformer.{layer}"] = up.double() @ down.double() * (1 if alpha is None else alpha / 2)
+    got = added(convert_lora(tensors, {}, None, case.model, "file"))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+T5 = "lora_te3_encoder_block_0"
+
+
 @pytest.mark.parametrize(
     ("case", "stem", "extra"),
     [
@@ -106,19 +141,32 @@ def test_kohyas_names_are_converted_as_diffusers_does(
         ("flux_dev", "lora_unet_double_blocks_0_img_attn_proj", "{stem}.diff_b"),
         ("wan", "diffusion_model.blocks.0.self_attn.q", "diffusion_model.blocks.0.self_attn.norm_q.diff"),
         ("wan", "diffusion_model.blocks.0.self_attn.q", "diffusion_model.blocks.0.diff_m"),
+        (
+            "flux_dev",
+            "lora_unet_double_blocks_0_img_attn_proj",
+            f"{T5}_layer_0_SelfAttention_q.lora_up.weight",
+        ),
+        ("flux_dev", "lora_unet_double_blocks_0_img_attn_proj", f"{T5}.diff_b"),
+        (
+            "flux_dev",
+            "lora_unet_double_blocks_0_img_attn_proj",
+            "double_blocks.0.txt_attn.proj.lora_up.weight",
+        ),
+        ("flux_dev", "transformer.transformer_blocks.0.attn.to_q", "text_encoder.x.lora_down.weight"),
+        ("flux2", "lora_unet_double_blocks_0_img_attn_proj", "lora_unet_guidance_in_in_layer.lora_up.weight"),
+        ("flux2", "lora_unet_double_blocks_0_img_attn_proj", "lora_te_x.lora_down.weight"),
+        ("flux2", "lora_unet_double_blocks_0_img_attn_proj", "{stem}.hada_w1_a"),
     ],
     indirect=["case"],
 )
 def test_what_a_loader_of_diffusers_would_drop_is_refused(case: Case, stem: str, extra: str) -> None:
-    """Unless it is zero, or of a text encoder that is left out anyway."""
+    """Unless it is zero."""
     extra, layer = extra.format(stem=stem), next(iter(case.policy.trained_state()))
     width = case.policy.trained_state()[layer].shape[1]
     shapes = {"down": (2, width), "up": (width, 2)}
     tensors = {f"{stem}.lora_{part}.weight": torch.ones(shape) for part, shape in shapes.items()}
     plain = convert_lora(tensors, {}, None, case.model, "file")
-    with pytest.raises(CheckpointError, match=rf"^file is no plain LoRA: {extra} \[4\] is neither"):
+    with pytest.raises(CheckpointError, match=rf"^file does not fit .*: {extra} \[4\] belongs to no"):
         convert_lora(tensors | {extra: torch.tensor([0, 0, 0.5, 0])}, {}, None, case.model, "file")
     left_out = {extra: torch.zeros(4)}
-    if case.name == "flux_dev":
-        left_out["text_encoders.t5xxl.transformer.encoder.block.0.diff_b"] = torch.ones(4)
     assert convert_lora(tensors | left_out, {}, None, case.model, "file").keys() == plain.keys()
