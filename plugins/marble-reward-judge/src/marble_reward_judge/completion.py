@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Finish reasons of incomplete answers: their length, the content filter, and an aborted request.
-CUT = ("length", "max_tokens", "max_output_tokens", "model_length", "content_filter", "abort")
+# Finish reasons of complete answers; servers have many for others, such as length and content_filter.
+ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete", "completed", "tool_calls", "", "none")
 DEFAULT_STATUS = 500  # of an error inside a successful answer that names no status
 
 
@@ -20,13 +20,13 @@ class CompletionError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """The text of an answer; `cut` tells whether the model had no room to end it.
+    """The text of an answer; `cut` is the finish reason if that says that the answer is not complete, else "".
 
     `first` has the log-probabilities of the likeliest first tokens, by text; None if the server sent none.
     """
 
     text: str
-    cut: bool
+    cut: str
     first: Mapping[str, float] | None = None
 
 
@@ -55,7 +55,8 @@ def read_completion(body: bytes) -> Answer:
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise CompletionError("which is no chat completion")
     _check_error(choice)
-    cut = str(choice.get("finish_reason")).lower() in CUT
+    reason = str(choice.get("finish_reason"))
+    cut = "" if reason.lower() in ENDED else reason
     text = _text(message.get("content"))
     if text is None and not cut:
         refused = message.get("refusal")
