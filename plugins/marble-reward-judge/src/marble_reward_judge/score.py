@@ -22,11 +22,11 @@ WHOLE = (
     r"(?:[ \t*]*(?:%|(?:[-–—]|of|to)[ \t*]*\d+(?:\.\d+)?|\(?(?:/|out of)[ \t*]*(?:\d+(?:\.\d+)?)?))?"
 )
 # Marks that models put around their thinking: opening and closing.
-NAMES = r"(?:[\w.-]+[:_])?(?:think(?:ing)?|thoughts?|reasoning|analysis|scratchpad|reflection)"
+NAMES = r"(?!(?:begin|start|end)_)(?:[\w.-]+[:_])?(?:think(?:ing)?|thoughts?|reasoning|analysis|scratchpad|reflection)"
 THINKING = (
-    (rf"<\|?{NAMES}(?:\s[^<>]*)?\|?>", rf"<\|?/{NAMES}\s*\|?>"),
+    (rf"<\|?{NAMES}(?:\s[^<>]*)?(?<!/)\|?>", rf"<\|?/{NAMES}\s*\|?>"),
     (r"<\|start_thinking\|>", r"<\|end_thinking\|>"),
-    (r"<\|?channel\|?>\s*(?!final)\w+", r"<channel\|>|<\|?channel\|?>\s*final\s*(?:<\|message\|>)?"),
+    (r"<\|channel\|?>\s*(?!final)\w+", r"(?:<channel\|>|<\|channel\|>\s*final\s*<\|message\|>)"),
     (r"\[think\]", r"\[/think\]"),
     ("◁think▷", "◁/think▷"),
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
@@ -76,7 +76,7 @@ class ScoreReader:
         if answer.cut:
             # The last score counts, and a complete answer might have had a later one.
             raise UnreadableAnswerError(
-                f"the answer was cut ({answer.cut}) before it had a score that counts: {end!r}. "
+                f"the answer was cut ({answer.reason}) before it had a score that counts: {end!r}. "
                 "Raise max_tokens if it was too long"
             )
         try:
