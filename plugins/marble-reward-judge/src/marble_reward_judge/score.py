@@ -21,8 +21,11 @@ WHOLE = (
     r"\d(?:[\w.,:/%~+–—-]*[\w/%~+–—-])?"
     r"(?:[ \t*]*(?:%|(?:[-–—]|of|to)[ \t*]*\d+(?:\.\d+)?|\(?(?:/|out of)[ \t*]*(?:\d+(?:\.\d+)?)?))?"
 )
+NAMES = (
+    r"(?!(?:begin|start|end)_)(?:[\w.-]+[:_])?"
+    r"(?:think(?:ing)?|thoughts?|reasoning|analysis|scratchpad|reflection)"
+)
 # Marks that models put around their thinking: opening and closing.
-NAMES = r"(?!(?:begin|start|end)_)(?:[\w.-]+[:_])?(?:think(?:ing)?|thoughts?|reasoning|analysis|scratchpad|reflection)"
 THINKING = (
     (rf"<\|?{NAMES}(?:\s[^<>]*)?(?<!/)\|?>", rf"<\|?/{NAMES}\s*\|?>"),
     (r"<\|start_thinking\|>", r"<\|end_thinking\|>"),
