@@ -29,6 +29,9 @@ NAME = rf"""(?:\w+[_-])?
     (?: api[_-]?key | (?:access|secret|private|auth|encryption|signing)[_-]?key | secret | credentials?
       | pass(?:word|wd|phrase)? | (?:proxy[_-])?authorization | {NOT_AFTER}token )"""
 KEY = re.compile(NAME, re.VERBOSE | re.IGNORECASE)
+UNREAD = re.compile(
+    rf"""(?<![\w-]) {NAME} ['"]? \s* [:=] (?P<value>.*)""", re.VERBOSE | re.IGNORECASE | re.DOTALL
+)
 VARIABLE = re.compile(r"(.*_)?(API_?KEY|KEY|TOKEN|SECRET|PASS(WORD|WD|PHRASE)?|PWD)", re.IGNORECASE)
 SHAPES = [
     re.compile(pattern, re.VERBOSE)
@@ -63,6 +66,7 @@ def learn(secret: str | None) -> None:
         raw = form.encode("utf-8", "surrogateescape")
         forms |= {
             repr(form)[1:-1],
+            repr(f'{form}"')[1:-2],  # beside double quotes, apostrophes are escaped
             ascii(form)[1:-1],
             repr(raw)[2:-1],
             json.dumps(form)[1:-1],
@@ -116,30 +120,44 @@ def learn_url(url: str) -> None:
 
 def learn_options(options: Mapping[str, Any]) -> None:
     """Learn the secrets in a reward's options: `api_key` and the like, and variables named by `..._env`."""
-    for path, value in _strings(options):
+    for path, value in _texts(options):
         if path[-1].endswith("_env"):
             learn(os.environ.get(value))
-        elif KEY.fullmatch(path[-1]):
+        elif any(map(KEY.fullmatch, path)):
             learn(value)
         elif "://" in value:
             learn_url(value)
 
 
-def _strings(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield every string in nested mappings and lists, with its path of keys."""
-    if isinstance(tree, str):
-        yield path, tree
+def _texts(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield every string and number in nested mappings and lists as text, with its path of keys."""
+    if isinstance(tree, str | int | float) and not isinstance(tree, bool):
+        yield path, str(tree)
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from _strings(value, (*path, str(key)))
+            yield from _texts(value, (*path, str(key)))
     elif isinstance(tree, list | tuple):
         for index, value in enumerate(tree):
-            yield from _strings(value, (*path, str(index)))
+            yield from _texts(value, (*path, str(index)))
 
 
-def is_secret(key: str, value: Any) -> bool:
-    """Tell whether the value of a configuration key is or contains a secret."""
-    return isinstance(value, str) and value != "" and (bool(KEY.fullmatch(key)) or redact(value) != value)
+def learn_unread(word: str) -> None:
+    """Learn all that follows the name of a secret in a word of the command line that cannot be read."""
+    if found := UNREAD.search(word):
+        for part in (found["value"], *re.split(r"""['"\\]+""", found["value"])):  # messages escape these
+            learn(part)
+
+
+def is_secret(key: str, value: Any, *, below: bool = False) -> bool:
+    """Tell whether the value of a configuration key is or contains a secret.
+
+    A number is one only `below` the name of a secret, and as `learn` has it: short ones are ordinary.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return below and len(str(value)) >= SHORTEST
+    if not isinstance(value, str) or value == "":
+        return False
+    return below or bool(KEY.fullmatch(key)) or redact(value) != value
 
 
 def redact(text: str) -> str:

@@ -4,6 +4,7 @@ transformers creates an empty tokenizer, without an error, from a folder that ha
 plugins may import this module, as the rewards that ship with marble do.
 """
 
+import json
 from typing import Any
 
 UNLIMITED = 10**9  # transformers uses 1e30 where no greatest length is given
@@ -21,8 +22,9 @@ def check_tokenizer(tokenizer: Any, vocabulary: int, where: str, positions: int 
             `model_max_length` must not exceed it.
 
     Raises:
-        ValueError: the tokenizer has no words, or far fewer than the encoder; or its greatest length is
-            missing, or exceeds the encoder's. The message names `where` and the missing files.
+        ValueError: the tokenizer has no words, or far fewer than the encoder; or far fewer merges than words;
+            or its greatest length is missing, or exceeds the encoder's. The message names `where` and the
+            missing files.
     """
     files = sorted(set(tokenizer.vocab_files_names.values()))
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
@@ -37,6 +39,12 @@ def check_tokenizer(tokenizer: Any, vocabulary: int, where: str, positions: int 
             f"the tokenizer of {where} knows {size:,} tokens, and its text encoder {vocabulary:,}: it "
             f"belongs to another model, or its vocabulary ({', '.join(files)}) is cut short"
         )
+    merges = _count_merges(tokenizer)
+    if merges is not None and merges < (len(words) - SMALL) / 2:
+        raise ValueError(
+            f"the tokenizer of {where} has {merges:,} merges for {len(words):,} words, which it would read "
+            f"as single letters: {' or '.join(files)} is cut short there"
+        )
     longest = tokenizer.model_max_length
     if longest > UNLIMITED and "model_max_length" not in tokenizer.init_kwargs:
         raise ValueError(
@@ -48,3 +56,10 @@ def check_tokenizer(tokenizer: Any, vocabulary: int, where: str, positions: int 
             f"the tokenizer of {where} has model_max_length={longest}, and its text encoder positions for "
             f"{positions} tokens. Set that in its tokenizer_config.json"
         )
+
+
+def _count_merges(tokenizer: Any) -> int | None:
+    """Return the number of merges by which a tokenizer builds words (BPE), None for other kinds."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    model = json.loads(backend.to_str())["model"] if backend is not None else {}
+    return len(model["merges"]) if model.get("type") == "BPE" else None

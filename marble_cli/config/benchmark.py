@@ -1,7 +1,7 @@
 """Compose the protocol of a benchmark: a file of conf/benchmark, with overrides that its name then admits."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -20,13 +20,13 @@ from marble_cli.config.messages import describe_error, describe_value
 from marble_cli.config.overrides import parse
 from marble_cli.config.paths import settle_rewards
 from marble_cli.config.ranges import GUIDANCE, POSITIVE, SEED, at_least, find_out_of_range, ranged
+from marble_cli.config.references import as_tree, secrets
 from marble_cli.config.resolution import RESOLUTION
 from marble_cli.config.schema import HOST, EvaluationConfig, RewardConfig
 from marble_cli.config.typed import split_reward
 from marble_cli.errors import ConfigError
 from marble_cli.paths import absolute
 from marble_cli.plugins import installed
-from marble_cli.redaction import is_secret
 from marble_cli.suggest import nearest
 
 GROUP = "benchmark"
@@ -267,13 +267,9 @@ def _is_place(change: str) -> bool:
 
 def _plain(config: ProtocolConfig) -> dict[str, Any]:
     """Return the protocol as a plain tree without secrets."""
-
-    def plain(key: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(name, part) for name, part in value.items()}
-        return HIDDEN if is_secret(key, value) else value.value if isinstance(value, Enum) else value
-
-    tree: dict[str, Any] = plain("", asdict(config))
+    tree = as_tree(config)
+    for node, key, _ in list(secrets(tree)):
+        node[key] = HIDDEN
     return tree
 
 

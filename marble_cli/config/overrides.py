@@ -34,6 +34,7 @@ from omegaconf.grammar_parser import parse as parse_interpolation
 from marble_cli.config.keys import fields, kind_of, required_kind, unknown_key
 from marble_cli.config.schema import RewardConfig, RunConfig
 from marble_cli.errors import ConfigError
+from marble_cli.redaction import learn_options, learn_unread
 
 ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<name>[\w.$-]+))=(?P<value>.*)", re.DOTALL | re.ASCII)
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -70,7 +71,13 @@ def parse(words: Sequence[str], root: Any = RunConfig) -> list[Override]:
     Raises:
         ConfigError: an override cannot be read, or gives several values.
     """
-    return [_parse(word, root) for word in words]
+    overrides = []
+    for word in words:
+        override = _parse(word, root)
+        if "${" not in word:  # a reference is no secret
+            learn_options(_nested(override))
+        overrides.append(override)
+    return overrides
 
 
 def parse_sweep(word: str) -> Override | None:
@@ -106,8 +113,10 @@ def _parse(word: str, root: Any) -> Override:
         _check_interpolation(assignment["name"], text)
         return _assign(assignment, text)
     if override is None:
+        learn_unread(word)
         raise ConfigError(_unreadable(word, assignment, kind, root))
     if override.is_sweep_override():
+        learn_unread(word)
         raise ConfigError(
             f"override {word!r} asks for several values. Expected one; --multirun starts a run for each."
         )
@@ -115,6 +124,14 @@ def _parse(word: str, root: Any) -> Override:
     if assignment and _is_container(kind, value):
         return _assign(assignment, _settle(value, kind))
     return dataclasses.replace(override, _value=_settle(value, Any), input_line=word)
+
+
+def _nested(override: Override) -> dict[str, Any]:
+    """Return what an override sets, in mappings by the parts of its key below `rewards.NAME`."""
+    value = override.value()
+    for part in reversed(override.key_or_group.split(".")[2:]):
+        value = {part: value}
+    return value if isinstance(value, dict) else {}
 
 
 def _is_home(value: str, kind: Any) -> bool:

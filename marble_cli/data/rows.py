@@ -24,10 +24,12 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 BYTE_ORDER_MARK = "\ufeff"
-# Characters without width. They are removed only around a text: two of them join letters within a word.
-INVISIBLE = "\u00ad\u180e\u200b\u200c\u200d\u2060\ufeff"
+# Characters without width, and blank letters. They are removed only around a text: two of them join letters
+# within a word.
+INVISIBLE = "\u00ad\u115f\u1160\u180e\u200b\u200c\u200d\u2060\u2800\u3164\ufeff\uffa0"
 EDGES = re.compile(rf"\A[\s{INVISIBLE}]+|[\s{INVISIBLE}]+\Z")
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")  # except tabs and line ends
+# Except tabs and line ends. U+FFFE is a byte-order mark read in the wrong order.
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]|\r(?!\n)")
 NO_LETTERS = ("Cf", "Mn", "Me")  # Unicode categories: format characters and combining marks
 
 
@@ -97,6 +99,7 @@ def separated_rows(path: Path, separator: str) -> SourceRows:
             f"{path} cannot be read as a table: {error}. Expected a cell that begins with a double quote to "
             'end with one, and those within it doubled: """47"" in red".'
         ) from None
+    headings = [strip_edges(heading) for heading in headings]
     if twice := [name for name in dict.fromkeys(headings) if name and headings.count(name) > 1]:
         raise DataError(
             f"{path}: several columns have the heading {twice[0]!r}. Expected different headings."
@@ -107,6 +110,8 @@ def separated_rows(path: Path, separator: str) -> SourceRows:
             return None
         if len(cells) != len(headings):
             raise RowError(f"{len(cells)} cells under {len(headings)} headings")
+        if [strip_edges(cell) for cell in cells] == headings:
+            raise RowError("the headings again, as where two tables were joined")
         return {heading: cell or None for heading, cell in zip(headings, cells, strict=True)}
 
     return SourceRows(str(path), "row", expected, rows, parse)
@@ -178,6 +183,11 @@ def _read_lines(path: Path) -> list[bytes]:
     return content.split(b"\n")
 
 
+def strip_edges(text: str) -> str:
+    """Strip white space, invisible characters and byte-order marks."""
+    return EDGES.sub("", text)
+
+
 def clean_text(text: str) -> str:
     """Strip white space, invisible characters and byte-order marks; return "" if no letter remains.
 
@@ -186,7 +196,7 @@ def clean_text(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text.strip()
-    text = EDGES.sub("", text)
+    text = strip_edges(text)
     return "" if all(unicodedata.category(letter) in NO_LETTERS for letter in text) else strip_marks(text)
 
 
@@ -213,7 +223,7 @@ def _decode(line: bytes) -> str:
 
 
 def _parse_json(line: bytes) -> Row | None:
-    text = EDGES.sub("", _decode(line))
+    text = strip_edges(_decode(line))
     if not text:
         return None
     try:
@@ -230,9 +240,9 @@ def _parse_json(line: bytes) -> Row | None:
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> Row:
-    row = dict(pairs)
+    keys = [strip_edges(key) for key, _ in pairs]
+    row = dict(zip(keys, (value for _, value in pairs), strict=True))
     if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
         raise RowError(f'the key "{next(key for key in keys if keys.count(key) > 1)}" appears twice')
     return row
 

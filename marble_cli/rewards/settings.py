@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.deterministic
 
 RUN_VARIABLES = (  # prefixes of environment variables that concern the run
     *("MARBLE_", "WANDB_", "SLURM_", "MASTER_", "TORCHELASTIC_"),
@@ -111,6 +112,15 @@ PROCESS = (
         "cuDNN's settings",
         *_attributes(torch.backends.cudnn, "enabled", "benchmark", "deterministic", "benchmark_limit"),
     ),
+    Setting("oneDNN's settings", *_attributes(torch.backends.mkldnn, "enabled", "deterministic")),
+    Setting(
+        "the fast path of attention",
+        torch.backends.mha.get_fastpath_enabled,
+        torch.backends.mha.set_fastpath_enabled,
+    ),
+    Setting(
+        "the filling of new memory", *_attributes(torch.utils.deterministic, "fill_uninitialized_memory")
+    ),
     Setting("the precision of float32 products", _read_precision, _write_precision),
     Setting(
         "the precision of sums in half precision",
@@ -158,6 +168,11 @@ def _read_gpu() -> int | None:
     return torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
 
+def _leave_modes(count: int) -> None:
+    while torch._C._len_torch_function_stack() > count:
+        torch._C._pop_torch_function_stack()
+
+
 def _flushes_denormals() -> bool:
     smallest = sys.float_info.min
     return smallest / 2 == 0.0
@@ -169,11 +184,14 @@ THREAD = (
     # The guard's context ends it.
     Setting("inference mode", torch.is_inference_mode_enabled, lambda mode: None),
     Setting("autocast", _read_autocast, _write_autocast),
+    Setting("autocast's cache", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
     Setting(
         "the default device",
         _read_device,
         lambda device: torch.set_default_device(None if device == torch.device("cpu") else device),
     ),
+    # After the default device, which is such a mode too.
+    Setting("the modes of torch's functions", torch._C._len_torch_function_stack, _leave_modes),
     Setting("the current GPU", _read_gpu, torch.cuda.set_device, lambda before, now: before in (None, now)),
     Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
     Setting("the flushing of denormal numbers", _flushes_denormals, torch.set_flush_denormal),

@@ -27,6 +27,8 @@ CONTROLS = [
     "\x85",
     "\x9f",
     "\r",
+    "\ufffe",
+    "\uffff",
 ]
 BLANK = [
     "\ufeff",
@@ -50,6 +52,11 @@ BLANK = [
     "\ufe0f",
     "\u0301",
     "\ufeff\ufeff",
+    "\u115f",
+    "\u1160",
+    "\u2800",
+    "\u3164",
+    "\uffa0",
 ]
 ENDINGS = [".txt", ".jsonl", ".parquet"]
 
@@ -178,6 +185,25 @@ def test_joined_files_lose_their_inner_marks(tmp_path: Path, read: Reader) -> No
         '\ufeff{"prompt": "a"}\n\ufeff{"prompt": "\ufeffb"}\n\ufeff\n'.encode()
     )
     assert [p.text for p in read("p.jsonl")] == ["a", "b"]
+
+
+def test_joined_files_of_two_byte_orders_or_two_headings_are_refused(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.txt").write_bytes("\ufeffa\n".encode("utf-16-le") + "\ufeffb\n".encode("utf-16-be"))
+    with pytest.raises(DataError, match=r"line 2: .*U\+FFFE"):
+        read("p.txt")
+    (tmp_path / "p.csv").write_text("\ufeffprompt,text\na,x\n\ufeffprompt,text\nb,y\n", "utf-8")
+    with pytest.raises(DataError, match="row 2: the headings again"):
+        read("p.csv")
+
+
+def test_names_of_columns_and_keys_lose_marks_and_white_space(tmp_path: Path, read: Reader) -> None:
+    (tmp_path / "p.csv").write_text("\u200bprompt, text\na,x\n", "utf-8")
+    (tmp_path / "p.jsonl").write_text('{"\ufeffprompt": "a", " text\u200b": "x"}\n', "utf-8")
+    for name in ("p.csv", "p.jsonl"):
+        assert read(name) == [Prompt("a", {"text": "x"}, "signs")]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "text": "x", " text": "y"}\n', "utf-8")
+    with pytest.raises(DataError, match='the key "text" appears twice'):
+        read("p.jsonl")
 
 
 def test_lone_carriage_return_within_a_line_is_refused(tmp_path: Path, read: Reader) -> None:

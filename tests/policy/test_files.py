@@ -3,11 +3,16 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from marble_cli.config.compose import compose
 from marble_cli.config.enums import Precision
@@ -176,6 +181,18 @@ def test_padded_vocabularies_and_added_tokens_are_sound(words: int, added: int, 
 def test_vocabulary_that_is_far_too_small_is_refused(words: int, added: int, vocabulary: int) -> None:
     with pytest.raises(ValueError, match=r"^the tokenizer of here (has no vocabulary|knows)"):
         check_tokenizer(Words(words, added), vocabulary, "here")
+
+
+@pytest.mark.parametrize(("merges", "sound"), [(2000, True), (400, False), (0, False)])
+def test_merges_that_are_cut_are_refused(merges: int, sound: bool) -> None:
+    letters = [chr(0x4E00 + place) for place in range(50)]
+    pairs = list(product(letters, letters))[:2000]
+    words = {word: place for place, word in enumerate([*letters, *map("".join, pairs)])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(BPE(vocab=words, merges=pairs[:merges])), model_max_length=77
+    )
+    with nullcontext() if sound else pytest.raises(ValueError, match=f"{merges} merges for 2,050 words"):
+        check_tokenizer(tokenizer, len(words), "here")
 
 
 def test_tokenizer_must_state_its_length() -> None:

@@ -9,6 +9,7 @@ from marble_cli.checkpoint.resume import differences
 from marble_cli.config import references
 from marble_cli.config.compose import compose, dump, load_resolved
 from marble_cli.errors import ConfigError
+from marble_cli.redaction import redact
 from tests.redaction.samples import HELD, SECRET, secretive
 
 
@@ -21,6 +22,29 @@ def test_config_yaml_has_references_and_repeats_the_run(tmp_path: Path) -> None:
     assert load_resolved(file) == config == compose([], str(file))
     assert differences(load_resolved(file), config) == []
     assert dump(load_resolved(file)) == text
+
+
+def test_all_below_the_name_of_a_secret_is_written_as_references(tmp_path: Path) -> None:
+    token = "{main: alphabravo1, key_env: HOME, spare: [charlie-22,314159.5,7,true,null]}"
+    mine = f"+rewards.mine={{plugin: colorfulness, api_key: 123456789012, token: {token}}}"
+    config = compose(["preset=tiny", "rewards=[colorfulness]", mine])
+    options = config.rewards["mine"].options
+    text = dump(config)
+    assert not any(secret in text for secret in ("123456789012", "alphabravo1", "charlie-22", "314159.5"))
+    assert redact("123456789012 [alphabravo1] 314159.5 7") == "*** [***] *** 7"
+    assert "key_env: HOME" in text
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_resolved(tmp_path / "config.yaml") == config
+    assert options["api_key"] == 123456789012
+    assert options["token"]["spare"] == ["charlie-22", 314159.5, 7, True, None]
+
+
+def test_rewards_may_be_called_like_secrets() -> None:
+    settings = "+rewards.secret={plugin: colorfulness, weight: 1.125, level: 4096}"
+    config = compose(
+        ["preset=tiny", "balance=fixed", "rewards=[]", settings, "balance.weights={secret: 1.125}"]
+    )
+    assert "oc." not in dump(config)
 
 
 def test_reference_names_the_users_own_variable() -> None:

@@ -119,6 +119,19 @@ def test_plugin_output_and_errors_show_no_secret(run: Callable[..., str], tmp_pa
         ("train", f"+rewards.mine={{plugin: mine, api_key: '{SECRET}'}}", "trainer.steps=x"),
         ("train", f"+rewards.mine={{plugin: mine, api_key: '{SECRET}'}}", "run.dir=/proc/no"),
         ("train", "+rewards.mine={plugin: mine, url: 'http://me:zyxw-98.76@far:80'}"),
+        ("train", '+rewards.mine={plugin: mine, api_key: "zyxw horse: battery staple}'),
+        ("train", "+rewards.mine={plugin: mine, api_key: zyxw horse (battery) staple}"),
+        ("train", "+rewards.mine={plugin: \"mine\", 'api_key': zyxw's horse (battery) staple}"),
+        ("train", "+rewards.mine.plugin=mine", "rewards.mine.api_key=zyxw horse (battery) staple"),
+        ("train", "+rewards.mine.plugin=mine", 'rewards.mine.api_key=it\'s zyxw ("horse") staple'),
+        ("train", "+rewards.mine.plugin=mine", 'rewards.mine.api_key="zyxw horse",staple'),
+        ("train", 'rewrds.mine.api_key="zyxw it\'s a horse"'),
+        (
+            "train",
+            "+rewards.mine={plugin: mine, api_key: [zyxw1,zyxw2], token: {main: zyxw3}}",
+            "trainer.steps=x",
+        ),
+        ("train", "+rewards.mine={plugin: mine, api_key: [zyxw1,zyxw2]}", "--print-config"),
         (
             "rewards",
             "show",
@@ -133,7 +146,7 @@ def test_commands_show_no_secret_that_they_were_given(
 ) -> None:
     said = run(*arguments).replace("\n", "")
     assert said
-    assert "zyxw" not in said
+    assert not any(part in said for part in ("zyxw", "horse", "staple"))
 
 
 def test_standard_streams_hide_secrets_of_all_writers() -> None:

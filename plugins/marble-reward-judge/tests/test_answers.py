@@ -35,6 +35,22 @@ TAGS = [
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|thinking|>", "<|/thinking|>"),
+    ("<think >", "</think >"),
+    ("<think lang='en'>", "</think>"),
+    ("<thoughts>", "</thoughts>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("<analysis>", "</analysis>"),
+    ("<scratchpad>", "</scratchpad>"),
+    ("<reflection>", "</reflection>"),
+    ("<|channel>thought\n", "<channel|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    (
+        "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>commentary<|message|>",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
+    ),
 ]
 
 
@@ -54,14 +70,16 @@ def test_a_score_inside_the_thinking_does_not_count(
     assert reader(Answer(f"{final}\n{opening}{draft}{closing}", False)) == 4
 
 
+def test_an_empty_thought_is_none() -> None:
+    assert BY_PATTERN(Answer("<think/>\n<think />Score: 4", False)) == 4
+
+
 @pytest.mark.parametrize(("reader", "form"), READERS)
 @pytest.mark.parametrize(
     "text", ["{}", "{}. But wait, the han", "<think>hm</think>{}", "<think>{}</think>", "{}</thi"]
 )
 def test_a_score_in_a_cut_answer_does_not_count(reader: ScoreReader, form: str, text: str) -> None:
-    with pytest.raises(
-        UnreadableAnswerError, match="was cut at max_tokens before it had a score that counts"
-    ):
+    with pytest.raises(UnreadableAnswerError, match=r"was cut \(length\) before it had a score that counts"):
         reader(Answer(text.format(form.format(1)), True))
 
 
@@ -238,12 +256,33 @@ def test_every_dialect_of_content_is_read(message: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", ["length", "LENGTH", "max_tokens", "MAX_TOKENS", "model_length", "content_filter", "abort"]
+    "reason",
+    [
+        "length",
+        "LENGTH",
+        "max_tokens",
+        "MAX_TOKENS",
+        "model_length",
+        "content_filter",
+        "abort",
+        "SAFETY",
+        "refusal",
+        "sensitive",
+        "x",
+    ],
 )
 @pytest.mark.parametrize("content", ["Score: 3", None, []])
 def test_finish_reasons_of_cut_answers(reason: str, content: Any) -> None:
     answer = read_completion(completion({"content": content}, finish_reason=reason))
     assert answer == Answer(content or "", True)
+    assert answer.reason == reason
+
+
+@pytest.mark.parametrize(
+    "reason", ["stop", "STOP", "eos_token", "end_turn", "COMPLETE", "tool_calls", "", None]
+)
+def test_finish_reasons_of_complete_answers(reason: str | None) -> None:
+    assert not read_completion(completion({"content": "Score: 3"}, finish_reason=reason)).cut
 
 
 @pytest.mark.parametrize(
@@ -272,6 +311,7 @@ def test_finish_reasons_of_cut_answers(reason: str, content: Any) -> None:
         (b'{"object": "error", "message": "too long", "code": 40303}', "an error", 500),
         (completion({"content": "Score: 3"}, error={"code": 502}), "an error", 502),
         (completion({"content": "Score: 3"}, finish_reason="error"), "an error", 500),
+        (completion({"content": "Score: 3"}, finish_reason="network_error"), "an error", 500),
     ],
 )
 def test_a_body_without_an_answer_is_an_error(body: bytes, message: str, status: int | None) -> None:

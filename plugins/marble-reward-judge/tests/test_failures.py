@@ -72,6 +72,16 @@ def test_a_refusal_ends_the_whole_batch_at_once(
     assert len(server.bodies) == 1
 
 
+@pytest.mark.parametrize(("place", "text"), [(0, "the input was flagged"), (1, "no")])
+def test_a_picture_that_moderation_refuses_fails_alone(
+    server: "Server", judge: Callable[..., Judge], place: int, text: str
+) -> None:
+    answer = server.reply
+    server.reply = lambda body, number: (403, {}, text) if number == place else answer(body, number)
+    scores = judge(concurrency=1)(pictures(3), ["p"] * 3)
+    assert [isinstance(score, ServerError) for score in scores] == [number == place for number in range(3)]
+
+
 def test_a_refusal_inside_a_success_ends_the_whole_batch(
     judge: Callable[..., Judge], server: "Server"
 ) -> None:

@@ -51,7 +51,7 @@ def test_reads_a_score_by_key(text: str, score: float) -> None:
     ("reader", "answer", "message"),
     [
         ((PATTERN, None), Answer("nothing", False), "the answer has no score: 'nothing'"),
-        ((PATTERN, None), Answer("Well, let me", True), "was cut at max_tokens before it had a score"),
+        ((PATTERN, None), Answer("Well, let me", True), r"was cut \(length\) before it had a score"),
         ((PATTERN, None), Answer("Score: 7", False), "the score 7 is not on the scale from 1 to 5"),
         ((PATTERN, None), Answer("Score: -3", False), "the score -3 is not on the scale"),
         ((None, "score"), Answer("nothing", False), "has no score"),

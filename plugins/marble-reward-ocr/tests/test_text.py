@@ -178,3 +178,16 @@ def test_scores_follow_the_fold(
     monkeypatch.setattr(reward, "read", lambda image: wanted)
     if not math.isnan(score):
         assert np.isclose(reward(images, ["a sign"], [{"text": read}])[0] == 1.0, score == 1.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("12\u2033 record", '12" record'),
+        ("don\u00b4t", "don't"),
+        ("a\u02dcb", "a~b"),
+        ("\u0451lka", "\u00eblka"),
+    ],
+)
+def test_lookalikes_that_nfkc_takes_apart_are_alike(one: str, other: str) -> None:
+    assert lookalike(one) == lookalike(other)

@@ -63,6 +63,32 @@ EVERYWHERE: list[tuple[str, Callable[[], Any], str]] = [
         "cuDNN's settings",
     ),
     ("torch.backends.cudnn.enabled = False", lambda: torch.backends.cudnn.enabled, "cuDNN's settings"),
+    ("torch.backends.mkldnn.set_flags(False)", lambda: torch.backends.mkldnn.enabled, "oneDNN's settings"),
+    (
+        "torch.backends.mkldnn.deterministic = True",
+        lambda: torch.backends.mkldnn.deterministic,
+        "oneDNN's settings",
+    ),
+    (
+        "torch.backends.mha.set_fastpath_enabled(False)",
+        torch.backends.mha.get_fastpath_enabled,
+        "the fast path of attention",
+    ),
+    (
+        "torch.utils.deterministic.fill_uninitialized_memory = False",
+        lambda: torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        "the filling of new memory",
+    ),
+    (
+        "torch.set_autocast_cache_enabled(False)",
+        torch.is_autocast_cache_enabled,
+        "autocast's cache (True -> False)",
+    ),
+    (
+        "torch.overrides.TorchFunctionMode().__enter__()",
+        torch._C._len_torch_function_stack,
+        "the modes of torch's functions",
+    ),
     (
         "torch.set_float32_matmul_precision('medium')",
         torch.get_float32_matmul_precision,

@@ -1,6 +1,7 @@
 """Ask an OpenAI-compatible server about pictures, with bounded concurrency and retries."""
 
 import asyncio
+import re
 import ssl
 from base64 import b64encode
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ FATAL = {
     403: "it refuses the key. Set api_key_env to the name of an environment variable that holds a valid one",
     404: "it knows no such address or model. Check base_url, which usually ends in /v1, and model",
 }
+# The text of a 403 that concerns one question, not the key.
+MODERATED = re.compile("moderat|flagged", re.IGNORECASE)
 
 
 class ServerError(Exception):
@@ -70,6 +73,7 @@ class ChatServer:
         self.settings = {"model": settings.model, **sent, **extras(settings.extra_body or {})}
         self.concurrency, self.timeout = settings.concurrency, settings.request_timeout
         self.attempts = settings.attempts
+        self.accepted = False  # whether the server has answered a question, with this key
 
     def ask(self, pictures: Sequence[Pictures], questions: Sequence[str]) -> list[Answer | ServerError]:
         """Ask questions, each about one or several pictures.
@@ -160,31 +164,32 @@ class ChatServer:
 
     def _read(self, response: httpx.Response) -> Answer:
         message = f"{self.url} answered {response.status_code}: {response.text[:200]!r}"
-        retry_after = response.headers.get("Retry-After")
         if response.is_redirect:
             location = response.headers.get("Location")
             message += f", which leads to {location!r}. Set base_url to where it leads"
         if response.status_code != 200:
-            _raise_for_status(response.status_code, message, retry_after)
+            self._raise_for_status(response.status_code, response, message)
         try:
-            return read_completion(response.content)
+            answer = read_completion(response.content)
         except CompletionError as error:
             if error.status is not None:
-                _raise_for_status(error.status, message, retry_after)
+                self._raise_for_status(error.status, response, message)
             raise _QuestionError(f"{message}, {error}") from error
+        self.accepted = True
+        return answer
 
+    def _raise_for_status(self, status: int, response: httpx.Response, message: str) -> NoReturn:
+        """Raise the error that an unsuccessful status means.
 
-def _raise_for_status(status: int, message: str, retry_after: str | None) -> NoReturn:
-    """Raise the error that an unsuccessful status means.
-
-    Raises:
-        ServerError: always; of a kind that says whether another attempt or another question may succeed.
-    """
-    if status in FATAL:
-        raise ServerError(f"{message}. {FATAL[status]}.")
-    if status in TEMPORARY or status >= 500:
-        raise _TemporaryError(message, _parse_retry_after(retry_after))
-    raise _QuestionError(message)
+        Raises:
+            ServerError: always; of a kind that says whether another attempt or another question may succeed.
+        """
+        moderated = status == 403 and (self.accepted or MODERATED.search(response.text))
+        if status in FATAL and not moderated:
+            raise ServerError(f"{message}. {FATAL[status]}.")
+        if status in TEMPORARY or status >= 500:
+            raise _TemporaryError(message, _parse_retry_after(response.headers.get("Retry-After")))
+        raise _QuestionError(message)
 
 
 def _is_distrusted(error: BaseException | None) -> bool:

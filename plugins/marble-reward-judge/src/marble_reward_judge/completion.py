@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-# Finish reasons of incomplete answers: their length, the content filter, and an aborted request.
-CUT = ("length", "max_tokens", "max_output_tokens", "model_length", "content_filter", "abort")
+# Finish reasons of complete answers; servers have many for others, such as length and content_filter.
+ENDED = (
+    *("stop", "stop_sequence", "end_turn", "eos", "eos_token", "complete", "completed"),
+    *("tool_calls", "function_call", "", "none"),
+)
+FAILED = ("error", "network_error", "insufficient_system_resource")  # worth another attempt
 DEFAULT_STATUS = 500  # of an error inside a successful answer that names no status
 
 
@@ -20,7 +24,7 @@ class CompletionError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """The text of an answer; `cut` tells whether the model had no room to end it.
+    """The text of an answer; `cut` tells whether the model did not end it, for the finish reason `reason`.
 
     `first` has the log-probabilities of the likeliest first tokens, by text; None if the server sent none.
     """
@@ -28,6 +32,7 @@ class Answer:
     text: str
     cut: bool
     first: Mapping[str, float] | None = None
+    reason: str = field(default="length", compare=False)
 
 
 def read_completion(body: bytes) -> Answer:
@@ -55,12 +60,13 @@ def read_completion(body: bytes) -> Answer:
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise CompletionError("which is no chat completion")
     _check_error(choice)
-    cut = str(choice.get("finish_reason")).lower() in CUT
+    reason = str(choice.get("finish_reason"))
+    cut = reason.lower() not in ENDED
     text = _text(message.get("content"))
     if text is None and not cut:
         refused = message.get("refusal")
         raise CompletionError(f"which refuses: {refused!r}" if refused else "which has no text")
-    return Answer(text or "", cut, _first_tokens(choice.get("logprobs")))
+    return Answer(text or "", cut, _first_tokens(choice.get("logprobs")), reason)
 
 
 def _first_tokens(logprobs: Any) -> dict[str, float] | None:
@@ -77,7 +83,7 @@ def _check_error(part: dict[str, Any]) -> None:
     error = part.get("error")
     if part.get("object") == "error":
         error = part
-    if not error and part.get("finish_reason") != "error":
+    if not error and part.get("finish_reason") not in FAILED:
         return
     code = error.get("code") or error.get("status") if isinstance(error, dict) else None
     known = str(code).isascii() and str(code).isdigit() and 400 <= int(str(code)) < 600

@@ -21,10 +21,15 @@ WHOLE = (
     r"\d(?:[\w.,:/%~+–—-]*[\w/%~+–—-])?"
     r"(?:[ \t*]*(?:%|(?:[-–—]|of|to)[ \t*]*\d+(?:\.\d+)?|\(?(?:/|out of)[ \t*]*(?:\d+(?:\.\d+)?)?))?"
 )
+NAMES = (
+    r"(?!(?:begin|start|end)_)(?:[\w.-]+[:_])?"
+    r"(?:think(?:ing)?|thoughts?|reasoning|analysis|scratchpad|reflection)"
+)
 # Marks that models put around their thinking: opening and closing.
 THINKING = (
-    (r"<(?:seed:)?think(?:ing)?>", r"</(?:seed:)?think(?:ing)?>"),
-    (r"<(?:thought|reasoning)>", r"</(?:thought|reasoning)>"),
+    (rf"<\|?{NAMES}(?:\s[^<>]*)?(?<!/)\|?>", rf"<\|?/{NAMES}\s*\|?>"),
+    (r"<\|start_thinking\|>", r"<\|end_thinking\|>"),
+    (r"<\|channel\|?>\s*(?!final)\w+", r"(?:<channel\|>|<\|channel\|>\s*final\s*<\|message\|>)"),
     (r"\[think\]", r"\[/think\]"),
     ("◁think▷", "◁/think▷"),
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
@@ -74,8 +79,8 @@ class ScoreReader:
         if answer.cut:
             # The last score counts, and a complete answer might have had a later one.
             raise UnreadableAnswerError(
-                f"the answer was cut at max_tokens before it had a score that counts: {end!r}. "
-                "Raise max_tokens"
+                f"the answer was cut ({answer.reason}) before it had a score that counts: {end!r}. "
+                "Raise max_tokens if it was too long"
             )
         try:
             score = self._number(self.find(conclusion(answer.text)))

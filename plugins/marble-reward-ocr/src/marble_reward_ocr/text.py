@@ -46,8 +46,12 @@ def compatible(text: str) -> str:
 
 
 def lookalike(text: str) -> str:
-    """Fold like `compatible`, and also map quotes, dashes, Greek and Cyrillic letters to Latin lookalikes."""
-    return canonical(compatible(text).translate(ALIKE))
+    """Fold like `compatible`, and also map quotes, dashes, Greek and Cyrillic letters to Latin lookalikes.
+
+    Quotes before NFKC, which takes some apart; letters without their accents.
+    """
+    folded = compatible(text.translate(ALIKE))
+    return canonical(unicodedata.normalize("NFD", folded).translate(ALIKE))
 
 
 FOLDS: dict[str, Callable[[str], str]] = {
