@@ -28,6 +28,7 @@ from _pytest.logging import catching_logs
 from torch import Tensor
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
+from marble_cli import redaction
 from marble_cli.config.compose import compose
 from marble_cli.config.schema import ModelConfig, RunConfig
 from marble_cli.paths import NO_HOME
@@ -146,6 +147,13 @@ def nobody_at_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with own.lock:
         if own.working:
             own.working.append(("an ended test", guard.Stage.BUILD))  # until that ends, nothing is put back
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start every test without learned secrets, which would hide words of what later ones show."""
+    monkeypatch.setattr(redaction, "_learned", {})
+    monkeypatch.setattr(redaction, "_values", None)
 
 
 # Rooms of ten seconds and more begin, in this order.

@@ -1,15 +1,11 @@
-"""Every test of redaction starts without learned secrets."""
+"""Every test of redaction leaves the environment as it was."""
 
 import os
 
 import pytest
 
-from marble_cli import redaction
-
 
 @pytest.fixture(autouse=True)
-def _unlearned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clear the learned secrets, and restore the environment after every test."""
-    monkeypatch.setattr(redaction, "_learned", {})
-    monkeypatch.setattr(redaction, "_values", None)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore the environment after every test."""
     monkeypatch.setattr(os, "environ", os.environ.copy())
