@@ -19,9 +19,12 @@ def listed(names: Sequence[str]) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Describe an exception of foreign code, which may fail to say its text: `ValueError: no such file`."""
+    """Describe an exception of foreign code: `ValueError: no such file`.
+
+    It may fail to say its text. Names of files that are not in UTF-8, which no log takes, are escaped.
+    """
     try:
-        text = str(error)
+        text = str(error).encode(errors="backslashreplace").decode()
     except Exception as fault:
         text = f"its text cannot be had ({type(fault).__name__})"
     return f"{type(error).__name__}: {text}"

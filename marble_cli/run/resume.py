@@ -52,8 +52,10 @@ def write_config(folder: Path, progress: Progress, config: RunConfig) -> None:
 
     A run that begins from another run's checkpoint has adopted it by then, so `--resume auto` finds both.
     """
-    if progress.step < config.trainer.steps or not (folder / "config.yaml").is_file():
-        write_whole(folder / "config.yaml", dump(config))
+    written, text = folder / "config.yaml", dump(config)
+    before = written.read_text(encoding="utf-8") if written.is_file() else None
+    if before is None or (progress.step < config.trainer.steps and before != text):
+        write_whole(written, text)
 
 
 def resume_from(
