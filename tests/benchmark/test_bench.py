@@ -82,9 +82,9 @@ def test_a_run_scores_as_its_exported_loras_and_as_marble_eval(
     report = call([run, *exported, "base"], small, tmp_path)
     own, *same, base = (scores(report, place) for place in range(5))
     assert own.shape == (2, 6, 2)
-    for other in same:
-        assert torch.allclose(other, own, rtol=0, atol=1e-6)
-    assert (base - own).abs().max() > 1e-3
+    for other in same:  # up to pixels that rounding puts on either side of a level
+        assert torch.allclose(other, own, rtol=0, atol=1e-2)
+    assert (base - own).abs().max() > 1
     drawn = ("steps=3", "solver=euler", "times=euler", "images_per_prompt=2", "seed=0", "guidance_scale=1")
     judged = evaluate(str(run), [], [f"evaluation.{word}" for word in drawn], None)
     means = {reward.name: reward.mean for reward in judged.rewards}

@@ -25,14 +25,14 @@ def test_config_yaml_has_references_and_repeats_the_run(tmp_path: Path) -> None:
 
 
 def test_all_below_the_name_of_a_secret_is_written_as_references(tmp_path: Path) -> None:
-    token = "{main: alphabravo1, key_env: HOME, spare: [charlie-22,314159.5,7,true,null]}"
+    token = "{main: alphabravo1, key_env: NOWHERE, spare: [charlie-22,314159.5,7,true,null]}"
     mine = f"+rewards.mine={{plugin: colorfulness, api_key: 123456789012, token: {token}}}"
     config = compose(["preset=tiny", "rewards=[colorfulness]", mine])
     options = config.rewards["mine"].options
     text = dump(config)
     assert not any(secret in text for secret in ("123456789012", "alphabravo1", "charlie-22", "314159.5"))
     assert redact("123456789012 [alphabravo1] 314159.5 7") == "*** [***] *** 7"
-    assert "key_env: HOME" in text
+    assert "key_env: NOWHERE" in text
     (tmp_path / "config.yaml").write_text(text)
     assert load_resolved(tmp_path / "config.yaml") == config
     assert options["api_key"] == 123456789012
