@@ -162,14 +162,23 @@ def test_best_step_that_is_evaluated_after_a_resume_is_kept(
         assert (info["best"], info["best_step"], info["evaluated"]) == (0.9, 2, step)
 
 
+def interrupt(config: RunConfig, part: type, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until a method of one of the run's parts is called, and end there as by a second Ctrl+C."""
+
+    def interrupted(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(part, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, resume="auto")
+
+
 def test_the_start_is_not_the_best_if_its_evaluation_was_interrupted(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config("trainer.steps=1", *SETTINGS, f"run.dir={tmp_path}")
-    with monkeypatch.context() as patched:
-        patched.setattr(RunRecorder, "pictures", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, resume="auto")
+    interrupt(config, RunRecorder, "pictures", monkeypatch)
     assert kept(tmp_path) == [0]
     assert train(config, resume="auto") == 0
     starts = [(row["step"], row.get("eval/start")) for row in read_rows(tmp_path / "metrics.jsonl")]
@@ -181,20 +190,13 @@ def test_a_run_that_fails_in_its_first_step_keeps_its_start(
     run_config: RunConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_config("trainer.steps=1", *SETTINGS, f"run.dir={tmp_path}")
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "find_direction", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, resume="auto")
+    interrupt(config, Trainer, "find_direction", monkeypatch)
     before = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["eval/start"]) for row in before] == [(0, 1)]
     assert train(config, resume="auto") == 0
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["phase"]) for row in rows] == [(0, "eval"), (1, "train"), (1, "eval")]
     assert rows[0] == before[0]
-
-
-def interrupted(*arguments: object, **named: object) -> None:
-    raise KeyboardInterrupt
 
 
 def test_the_best_is_chosen_anew_if_its_checkpoint_is_gone(
